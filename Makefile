@@ -1,0 +1,55 @@
+# Every target works in a clean clone: what it needs is installed into .venv first, once.
+# Recipes use relative paths only, so that a clone in a folder with spaces works too.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+PY := .venv/bin/python
+ROOMS := fl privacy models experiments tests
+
+# Written last by .ci/install, with the folder it was made for: an interrupted install leaves no stamp, and a
+# clone that was moved (scripts in .venv/bin name the old folder) is installed afresh.
+STAMP := .venv/.complete
+ifneq ("$(shell cat $(STAMP) 2>/dev/null)","$(CURDIR)")
+.PHONY: $(STAMP)
+endif
+
+.PHONY: help demo test test-slow check format docs lock clean
+
+help:  ## Show this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null || grep -h '##' Makefile
+
+$(STAMP): requirements.lock pyproject.toml
+	@.ci/install "$(CURDIR)"
+
+demo: $(STAMP)  ## Train, report, export and generate on Shakespeare's plays, into runs/demo
+	@$(PY) -m experiments demo
+
+test: $(STAMP)  ## Run the tests
+	@$(PY) -m pytest
+
+test-slow: $(STAMP)  ## Run the tests that take long
+	@$(PY) -m pytest -m slow
+
+check: $(STAMP)  ## All that must pass before a change goes in: format, lint, types, tests, docs
+	@$(PY) -m ruff format --check .
+	@$(PY) -m ruff check .
+	@$(PY) -m mypy
+	@$(PY) -m pytest
+	@$(MAKE) docs
+
+format: $(STAMP)  ## Rewrite the sources in the house format
+	@$(PY) -m ruff format .
+	@$(PY) -m ruff check --fix .
+
+docs: $(STAMP)  ## Build the docs into site/; a warning is an error
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+	@echo "docs: site/index.html"
+
+lock: $(STAMP)  ## Renew requirements.lock from pyproject.toml
+	@.ci/lock
+
+clean:  ## Remove all that make has made, except runs/
+	@rm -rf .venv .cache site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find $(ROOMS) -name __pycache__ -type d -prune -exec rm -rf {} +
