@@ -1,0 +1,186 @@
+"""The CIFG recurrence (an LSTM whose input gate is one minus its forget gate) and its scale-invariant variant.
+
+    f = s(W_f x + U_f r + b_f)    o = s(W_o x + U_o r + b_o)    g = t(W_g x + U_g r + b_g)
+    c' = f * c + (1 - f) * g      h = o * t(c')                 r' = W_p h  (h itself without a projection)
+
+with s, t = sigmoid, tanh (CIFG: Greff et al. 2015, https://arxiv.org/abs/1503.04069) or the scale-invariant pair of
+`models.activations` (SI-CIFG: Ro et al. 2024, https://arxiv.org/abs/2403.08100). The SI cell does not change when the
+three weights of any one gate (its blocks of W, U and b together) are multiplied by a positive number.
+
+Weights, a mapping: "input_kernel" `[E, 3H]`, "recurrent_kernel" `[R, 3H]`, "bias" `[3H]` and, for a projection,
+"projection" `[H, R]` (without it R = H). The gates stand in the order f, o, g along the last axis.
+Every weight may carry one leading *user* axis U; then inputs, states and masks carry it too, and each user's rows meet
+that user's weights only.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from models.activations import scale_invariant_sigmoid, scale_invariant_tanh
+
+Activation = Callable[[tf.Tensor], tf.Tensor]
+ACTIVATIONS: dict[str, tuple[Activation, Activation]] = {
+    "cifg": (tf.sigmoid, tf.tanh),
+    "si-cifg": (scale_invariant_sigmoid, scale_invariant_tanh),
+}
+# Longer sequences run in a while loop: an unrolled graph is faster but takes time to build, about 20 ops a step.
+LONGEST_UNROLLED = 64
+_LAYER_NORM_EPSILON = 1e-6
+
+
+class CIFGState(NamedTuple):
+    """What the cell carries: output r `[(U,) B, R]` and cell c `[(U,) B, H]`, or the same with a time axis."""
+
+    output: tf.Tensor
+    cell: tf.Tensor
+
+
+def matmul_rows(inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+    """`[(U,) T, B, D] x [(U,) D, K] -> [(U,) T, B, K]` as one product (one a user), not one a time step."""
+    shape = _shape(inputs)
+    flat = tf.reshape(inputs, [*shape[:-3], -1, shape[-1]])
+    return tf.reshape(tf.matmul(flat, kernel), [*shape[:-1], kernel.shape[-1]])
+
+
+@dataclass(frozen=True)
+class Recurrence:
+    """Pure functions of one cell.
+
+    Attributes:
+      kind: "cifg" or "si-cifg".
+      layer_norm: whether h is normalised (no scale, no offset) before the projection.
+    """
+
+    kind: str
+    layer_norm: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind not in ACTIVATIONS:
+            raise ValueError(f"cell: {self.kind!r} is not one of {', '.join(map(repr, sorted(ACTIVATIONS)))}")
+
+    def project_inputs(self, weights: Mapping[str, Any], inputs: tf.Tensor) -> tf.Tensor:
+        """W x + b of all gates and time steps: `[(U,) T, B, E] -> [(U,) T, B, 3H]`."""
+        bias = tf.convert_to_tensor(weights["bias"])
+        if bias.shape.rank == 2:
+            bias = bias[:, tf.newaxis, tf.newaxis, :]
+        return matmul_rows(inputs, tf.convert_to_tensor(weights["input_kernel"])) + bias
+
+    def step(self, weights: Mapping[str, Any], projected: tf.Tensor, state: CIFGState) -> CIFGState:
+        """One time step from projected inputs `[(U,) B, 3H]` and the state before it."""
+        gate, squash = ACTIVATIONS[self.kind]
+        gates = projected + tf.matmul(state.output, weights["recurrent_kernel"])
+        forget, out, update = tf.split(gates, 3, axis=-1)
+        forget, out, update = gate(forget), gate(out), squash(update)
+        cell = forget * state.cell + (1 - forget) * update
+        hidden = out * squash(cell)
+        if self.layer_norm:
+            hidden -= tf.reduce_mean(hidden, axis=-1, keepdims=True)
+            variance = tf.reduce_mean(tf.square(hidden), axis=-1, keepdims=True)
+            hidden *= tf.math.rsqrt(variance + _LAYER_NORM_EPSILON)
+        output = tf.matmul(hidden, weights["projection"]) if "projection" in weights else hidden
+        return CIFGState(output, cell)
+
+    def zero_state(self, weights: Mapping[str, Any], projected: tf.Tensor) -> CIFGState:
+        """The state before any token, for projected inputs `[(U,) T, B, 3H]`."""
+        lead = _shape(projected)[:-3] + _shape(projected)[-2:-1]
+        kernel = weights["recurrent_kernel"]
+        output, units = kernel.shape[-2], kernel.shape[-1] // 3
+        return CIFGState(
+            tf.zeros([*lead, output], projected.dtype), tf.zeros([*lead, units], projected.dtype)
+        )
+
+    def states(
+        self,
+        weights: Mapping[str, Any],
+        inputs: tf.Tensor,
+        state: CIFGState | None = None,
+        mask: tf.Tensor | None = None,
+    ) -> CIFGState:
+        """The states after each time step.
+
+        Args:
+          weights: as in the module's docstring.
+          inputs: `[(U,) T, B, E]`.
+          state: before the first step; zeros if None.
+          mask: bool `[(U,) T, B]`; a step that is False leaves its row's state as it was.
+
+        Returns:
+          A state with time axis: output `[(U,) T, B, R]`, cell `[(U,) T, B, H]`.
+        """
+        projected = self.project_inputs(weights, inputs)
+        state = self.zero_state(weights, projected) if state is None else state
+        time_axis = projected.shape.rank - 3
+        if projected.shape[-3] is None or projected.shape[-3] > LONGEST_UNROLLED:
+            return self._loop_states(weights, projected, state, mask, time_axis)
+        masks = None if mask is None else tf.unstack(mask, axis=time_axis)
+        trail = []
+        for t, projected_t in enumerate(tf.unstack(projected, axis=time_axis)):
+            new = self.step(weights, projected_t, state)
+            state = new if masks is None else _where(masks[t], new, state)
+            trail.append(state)
+        return CIFGState(
+            tf.stack([s.output for s in trail], time_axis), tf.stack([s.cell for s in trail], time_axis)
+        )
+
+    def _loop_states(
+        self,
+        weights: Mapping[str, Any],
+        projected: tf.Tensor,
+        state: CIFGState,
+        mask: tf.Tensor | None,
+        time_axis: int,
+    ) -> CIFGState:
+        projected, mask = (
+            _to_front(projected, time_axis),
+            None if mask is None else _to_front(mask, time_axis),
+        )
+        steps = projected.shape[0] or tf.shape(projected)[0]
+        arrays = CIFGState(*(tf.TensorArray(s.dtype, steps, element_shape=s.shape) for s in state))
+
+        def body(t: tf.Tensor, state: CIFGState, arrays: CIFGState) -> tuple[tf.Tensor, CIFGState, CIFGState]:
+            new = self.step(weights, tf.gather(projected, t), state)
+            new = new if mask is None else _where(tf.gather(mask, t), new, state)
+            return t + 1, new, CIFGState(*(a.write(t, s) for a, s in zip(arrays, new, strict=True)))
+
+        *_, arrays = tf.while_loop(
+            lambda t, *_: t < steps, body, (tf.constant(0), state, arrays), maximum_iterations=steps
+        )
+        return CIFGState(*(_from_front(a.stack(), time_axis) for a in arrays))
+
+    def last_state(self, weights: Mapping[str, Any], inputs: tf.Tensor, lengths: tf.Tensor) -> CIFGState:
+        """The state of each row after its own number of steps, from zeros; keeps no other state in memory.
+
+        Args:
+          weights: as in the module's docstring, without a user axis.
+          inputs: `[T, B, E]`.
+          lengths: int32 `[B]`, 0 to T.
+        """
+        projected = self.project_inputs(weights, inputs)
+
+        def body(t: tf.Tensor, state: CIFGState) -> tuple[tf.Tensor, CIFGState]:
+            new = self.step(weights, tf.gather(projected, t), state)
+            return t + 1, _where(t < lengths, new, state)
+
+        start = (tf.constant(0), self.zero_state(weights, projected))
+        return tf.while_loop(lambda t, _: t < tf.reduce_max(lengths), body, start)[1]
+
+
+def _shape(x: tf.Tensor) -> list[Any]:
+    """Static sizes where they are known, scalar tensors elsewhere."""
+    dynamic = None if x.shape.is_fully_defined() else tf.shape(x)
+    return [dynamic[i] if size is None else size for i, size in enumerate(x.shape)]
+
+
+def _where(mask: tf.Tensor, new: CIFGState, old: CIFGState) -> CIFGState:
+    return CIFGState(*(tf.where(mask[..., tf.newaxis], n, o) for n, o in zip(new, old, strict=True)))
+
+
+def _to_front(x: tf.Tensor, axis: int) -> tf.Tensor:
+    return x if axis == 0 else tf.transpose(x, [axis, *(i for i in range(x.shape.rank) if i != axis)])
+
+
+def _from_front(x: tf.Tensor, axis: int) -> tf.Tensor:
+    return x if axis == 0 else tf.transpose(x, [*range(1, axis + 1), 0, *range(axis + 1, x.shape.rank)])
