@@ -9,6 +9,6 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
-# The same examples on every machine, and no time limit on one example: the first may trace a TensorFlow function.
+# The same examples on every machine, and no time limit on one: the first may trace a TensorFlow function.
 settings.register_profile("house", derandomize=True, deadline=None, database=None)
 settings.load_profile("house")

