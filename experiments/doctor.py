@@ -39,7 +39,7 @@ GIB = 2**30
 
 
 class Check(NamedTuple):
-    """One finding: what was looked at, how it stands, what was seen, how to mend it ("" if nothing is to do)."""
+    """One finding: what was looked at, how it stands, what was seen, how to mend it ("" if all is well)."""
 
     name: str
     status: Status
@@ -216,7 +216,7 @@ def _socket(facts: Facts) -> Check:
         "warn",
         "OPEN: TFF's worker listens on every network interface, without a password, and runs whatever graph "
         "it is sent; closing it needs a C compiler, and none works here",
-        "install a C compiler (Debian, Ubuntu: apt install gcc libc6-dev), or keep the machine off the network",
+        "install a C compiler (Debian: apt install gcc libc6-dev), or keep the machine off the network",
     )
 
 

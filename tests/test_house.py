@@ -1,0 +1,283 @@
+"""The rules of the house: who may import whom, what loads in a blink, that the lock fits pyproject.toml."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("fl", "privacy", "models", "experiments")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+NUMERIC = frozenset({"numpy", "scipy"})
+TFF = frozenset({"tensorflow_federated", "tensorflow_privacy", "grpc", "portpicker"})
+# Path prefix → what the modules below it may import besides the standard library; the longest prefix counts.
+# A dotted name allows what is below it and nothing above it. None: anything.
+MAY_IMPORT: dict[str, frozenset[str] | None] = {
+    "privacy": NUMERIC | {"privacy", "dp_accounting", "jinja2", "matplotlib"},
+    "models": NUMERIC | {"models", "tensorflow", "keras", "ai_edge_litert"},
+    "models/vocabulary.py": frozenset({"models.vocabulary", "numpy", "sentencepiece"}),
+    "models/device.py": frozenset(
+        {"models.device", "models.vocabulary", "numpy", "ai_edge_litert", "tensorflow"}
+    ),
+    "models/decoding": frozenset({"models.decoding", "numpy", "tensorflow"}),
+    "models/alignment": NUMERIC | {"models.alignment"},
+    "fl": NUMERIC | TFF | {"fl", "privacy", "tensorflow", "keras", "tensorboard"},
+    "experiments": None,
+}
+
+
+def imports(path: PurePosixPath, source: str) -> list[tuple[int, str]]:
+    """Line and full dotted name of every import, those inside functions and `import_module("…")` included."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = [node.module] if node.module else []
+            if node.level:
+                base = [*path.parts[: len(path.parts) - node.level], *base]
+            found += [(node.lineno, ".".join([*base, alias.name])) for alias in node.names]
+        elif isinstance(node, ast.Call) and node.args:
+            called = ast.unparse(node.func).rpartition(".")[2]
+            name = node.args[0]
+            if called in ("import_module", "__import__") and isinstance(name, ast.Constant):
+                found.append((node.lineno, str(name.value)))
+    return found
+
+
+def violations(path: PurePosixPath, source: str) -> list[str]:
+    """One line for every import in `source`, the module at `path`, that the rules forbid."""
+    prefixes = [prefix for prefix in MAY_IMPORT if path.is_relative_to(prefix)]
+    allowed = MAY_IMPORT[max(prefixes, key=len)]
+    if allowed is None:
+        return []
+    return [
+        f"{path}:{line} imports {name}"
+        for line, name in imports(path, source)
+        if name.partition(".")[0] not in sys.stdlib_module_names
+        and not name.startswith(".")
+        and not any(name == owner or name.startswith(f"{owner}.") for owner in allowed)
+    ]
+
+
+def modules() -> list[Path]:
+    return [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+
+
+def test_imports_follow_the_rules():
+    found = []
+    for path in modules():
+        found += violations(PurePosixPath(path.relative_to(ROOT)), path.read_text())
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("path", "source", "name"),
+    [
+        ("privacy/plan.py", "def f():\n    import tensorflow as tf", "tensorflow"),
+        ("privacy/plan.py", "from fl.clients import TokenStore", "fl.clients.TokenStore"),
+        ("privacy/dpsgd.py", "import models.cifg", "models.cifg"),
+        ("models/cifg.py", "from privacy import plan", "privacy.plan"),
+        ("models/cifg.py", "if TYPE_CHECKING:\n    import fl", "fl"),
+        ("models/cifg.py", "importlib.import_module('tensorflow_federated')", "tensorflow_federated"),
+        ("models/vocabulary.py", "import tensorflow", "tensorflow"),
+        ("models/device.py", "from models import language_model", "models.language_model"),
+        ("models/decoding/prng.py", "import keras", "keras"),
+        ("models/decoding/prng.py", "from ..cifg import cell", "models.cifg.cell"),
+        ("models/decoding/prng.py", "from models import presets", "models.presets"),
+        ("models/alignment/tilt.py", "import tensorflow", "tensorflow"),
+        ("fl/rounds.py", "from models.presets import preset", "models.presets.preset"),
+        ("fl/engines/cohort.py", "from experiments import config", "experiments.config"),
+    ],
+)
+def test_a_planted_import_is_found(path: str, source: str, name: str):
+    found = violations(PurePosixPath(path), source)
+    assert [line.rpartition(" ")[2] for line in found] == [name]
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("privacy/plan.py", "import math\nfrom privacy.sampling import Poisson\nfrom . import ledger"),
+        (
+            "models/decoding/prng.py",
+            "import tensorflow as tf\nfrom models.decoding import processing\nfrom . import x",
+        ),
+        (
+            "models/device.py",
+            "from models import vocabulary\nfrom ai_edge_litert.interpreter import Interpreter",
+        ),
+        ("fl/rounds.py", "from privacy import plan\nimport tensorflow_federated as tff"),
+        ("experiments/train.py", "import fl, models, privacy, rich"),
+    ],
+)
+def test_a_lawful_import_is_not(path: str, source: str):
+    assert violations(PurePosixPath(path), source) == []
+
+
+def test_packages_and_help_load_no_tensorflow_and_answer_at_once():
+    script = """
+import sys, time
+def clean(stage):
+    heavy = {"tensorflow", "tensorflow_federated", "keras", "jax", "dp_accounting", "scipy", "matplotlib"}
+    assert not heavy & set(sys.modules), (stage, heavy & set(sys.modules))
+    print(stage, time.process_time())
+import privacy, privacy.plan
+clean("privacy")
+import models, models.vocabulary
+clean("models")
+import fl
+clean("fl")
+from experiments.cli import main
+sys.argv = ["fedspeak", "--help"]
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+clean("help")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    seconds = {
+        stage: float(time) for stage, time in re.findall(r"^(\w+) ([\d.]+)$", done.stdout, re.MULTILINE)
+    }
+    # Processor seconds since the interpreter started: what else the machine does counts for nothing.
+    assert seconds["privacy"] < 0.5
+    assert seconds["help"] < 1.0
+
+
+class Pin(NamedTuple):
+    version: str
+    hashes: int
+
+
+def pins(lock: str) -> dict[str, Pin]:
+    """The pins of a lock; ValueError at anything in it that is neither a pin nor a hash of one."""
+    found = {}
+    for entry in lock.replace("\\\n", " ").splitlines():
+        match = re.fullmatch(r"([\w.-]+)==(\S+)((?: +--hash=sha256:[0-9a-f]{64})*) *", entry)
+        if not match:
+            raise ValueError(f"requirements.lock: not an exact pin: {entry[:80]!r}")
+        found[canonicalize_name(match[1])] = Pin(match[2], match[3].count("--hash="))
+    return found
+
+
+LOCK = pins((ROOT / "requirements.lock").read_text())
+
+
+def requirements(group: list[str]) -> list[Requirement]:
+    return [Requirement(line) for line in group if not line.startswith(PROJECT["project"]["name"])]
+
+
+def overrides() -> dict[str, Requirement]:
+    lines = PROJECT["tool"]["uv"]["override-dependencies"]
+    return {canonicalize_name(wanted.name): wanted for wanted in map(Requirement, lines)}
+
+
+def roots() -> list[Requirement]:
+    """All that pyproject.toml asks for: the base, every extra, the developers' group, the build backend."""
+    project = PROJECT["project"]
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    return requirements(
+        sum([*groups, PROJECT["dependency-groups"]["dev"], PROJECT["build-system"]["requires"]], [])
+    )
+
+
+def unmet(wanted: list[Requirement], locked: dict[str, Pin]) -> list[str]:
+    """The requirements that the pins do not satisfy."""
+
+    def met(requirement: Requirement) -> bool:
+        pin = locked.get(canonicalize_name(requirement.name))
+        return pin is not None and pin.version in requirement.specifier
+
+    return [str(requirement) for requirement in wanted if not met(requirement)]
+
+
+def test_every_pin_has_a_hash():
+    assert not [name for name, pin in LOCK.items() if not pin.hashes]
+
+
+def test_lock_satisfies_pyproject_and_the_overrides():
+    assert unmet(roots() + list(overrides().values()), LOCK) == []
+
+
+def test_a_lock_out_of_step_is_found():
+    older = {**LOCK, "tensorflow": Pin("2.13.0", 1)}
+    del older["rich"]
+    assert unmet(roots(), older) == ["rich>=13", "tensorflow>=2.14.1", "tensorflow==2.14.1"]
+    for foreign in ("--index-url somewhere", "# a comment", "numpy>=1.25", "numpy @ file:///numpy.whl"):
+        with pytest.raises(ValueError, match="not an exact pin"):
+            pins(f"{foreign}\n")
+
+
+def test_lock_is_closed_and_holds_nothing_else():
+    """Installed with --no-deps, the lock itself must hold all that its packages ask for, and no more."""
+    reached: dict[str, set[str]] = {}
+    waiting = roots()
+    replaced = overrides()
+    while waiting:
+        wanted = waiting.pop()
+        name = canonicalize_name(wanted.name)
+        wanted = replaced.get(name, wanted)
+        assert unmet([wanted], LOCK) == []
+        extras = wanted.extras | {""}
+        if extras <= reached.setdefault(name, set()) and reached[name]:
+            continue
+        reached[name] |= extras
+        for below in map(Requirement, metadata.requires(name) or []):
+            if below.marker is None or any(below.marker.evaluate({"extra": extra}) for extra in extras):
+                waiting.append(below)
+    assert set(LOCK) - set(reached) == set()
+
+
+def tracked() -> list[Path]:
+    """The files under version control; outside a clone (an unpacked archive), those of the rooms and docs."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode == 0:
+        return [path for name in listed.stdout.split("\0") if name and (path := ROOT / name).is_file()]
+    return [
+        path for room in (*PACKAGES, "tests", "docs") for path in (ROOT / room).rglob("*") if path.is_file()
+    ]
+
+
+# Where a machine keeps its users' things, and where packages come from. (In pieces, so as not to find itself.)
+LEAKS = re.compile(
+    "|".join(["/" + "(?:home|Users|root|work)/" + r"\w", "python" + "hosted", r"pypi\.org" + "/simple"])
+)
+
+
+def test_no_machine_path_and_no_registry_address():
+    assert LEAKS.search("see " + "/" + "home/ada/notes")
+    found = []
+    for path in tracked():
+        content = path.read_bytes()
+        if b"\0" not in content[:1000]:  # text
+            text = content.decode("utf-8", errors="ignore")
+            found += [f"{path.relative_to(ROOT)}: {match[0]}" for match in LEAKS.finditer(text)]
+    assert not found, "\n".join(found)
+
+
+def test_one_console_script():
+    assert list(PROJECT["project"]["scripts"]) == ["fedspeak"]
+
+
+def test_packages_are_typed():
+    assert [package for package in PACKAGES if not (ROOT / package / "py.typed").is_file()] == []
+
+
+def test_files_stay_small():
+    lengths = {
+        path: len(path.read_text().splitlines()) for path in [*modules(), *(ROOT / "tests").rglob("*.py")]
+    }
+    assert not {str(path.relative_to(ROOT)): length for path, length in lengths.items() if length >= 400}
