@@ -1,0 +1,221 @@
+"""Clients' text as tokens in one memory-mapped file.
+
+It is built once, checked at every opening, and re-used while nothing changed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl import token_file
+from fl.sources.base import Source
+from fl.token_file import BOS, EOS, PAD, BuildStatistics, Encoder
+
+__all__ = ["BOS", "EOS", "PAD", "BuildStatistics", "Encoder", "TokenStore", "sequences"]
+
+
+@dataclass(frozen=True)
+class TokenStore:
+    """Clients' tokens, read-only. Made by `TokenStore.open` and `TokenStore.build`.
+
+    Attributes:
+      clients: client ids, sorted.
+      num_tokens: int64 [clients], tokens of each client.
+      digest: SHA-256 (hex) of clients, tokens, vocabulary, options and the source's description.
+      vocabulary_digest: digest of the vocabulary that the tokens are of.
+      statistics: of the build.
+    """
+
+    clients: tuple[str, ...]
+    num_tokens: NDArray[np.int64]
+    digest: str
+    vocabulary_digest: str
+    statistics: BuildStatistics
+    _inputs: str = field(repr=False)
+    _offsets: NDArray[np.int64] = field(repr=False)
+    _tokens: NDArray[Any] = field(repr=False)
+
+    def tokens(self, client: int) -> NDArray[Any]:
+        """Read-only view, uint16 or int32 [num_tokens[client]]: `bos s1 eos s2 eos …`.
+
+        Raises:
+          IndexError: `client` is outside [0, number of clients).
+        """
+        if not 0 <= client < len(self.clients):
+            raise IndexError(f"client {client} is outside the store's {len(self.clients)}")
+        return self._tokens[self._offsets[client] : self._offsets[client + 1]]
+
+    def index(self, client_id: str) -> int:
+        """Position of a client in stored order.
+
+        Raises:
+          ValueError: the store has no such client.
+        """
+        position = self._positions.get(client_id)
+        if position is None:
+            raise ValueError(f"no client {client_id!r} in the token store")
+        return position
+
+    @cached_property
+    def _positions(self) -> dict[str, int]:
+        return {client: position for position, client in enumerate(self.clients)}
+
+    @staticmethod
+    def open(path: str | os.PathLike[str]) -> TokenStore:
+        """Maps a store into memory, after reading all of it once to check its SHA-256.
+
+        Raises:
+          OSError: `path` cannot be read.
+          ValueError: `path` is no token store, or it is damaged or cut short.
+        """
+        return _open(Path(path))
+
+    @staticmethod
+    def build(
+        path: str | os.PathLike[str], source: Source, vocabulary: Encoder, *, min_tokens: int = 2
+    ) -> TokenStore:
+        """Encodes `source` into the store at `path`, unless one is there that was built from the same inputs.
+
+        The inputs are the source's fingerprint, the vocabulary's digest and the options; a damaged store is
+        built anew. A second process that builds the same store at the same time waits for the first and takes
+        its result; if anything fails, the disk full for instance, the old store stays as it was. Tokens go to
+        disk as they come: memory holds the client ids and 20 bytes a piece of the source (a piece is a row of
+        a table, or a whole file).
+
+        Args:
+          path: file to write; its folder is made if needed.
+          source: clients' text.
+          vocabulary: how to encode it.
+          min_tokens: clients with fewer tokens (begin and ends included) are left out, and counted.
+
+        Raises:
+          OSError: something cannot be read or written.
+          ValueError: a bad option, a bad row of a strict source, or no client left.
+        """
+        if not min_tokens >= 2:
+            raise ValueError(f"min_tokens is {min_tokens}; a client needs at least 2 tokens to have a target")
+        target = Path(path)
+        options = {"min_tokens": min_tokens, "vocabulary": vocabulary.digest, "size": vocabulary.size}
+        inputs = _sha256_json({**options, "source": source.fingerprint()})
+        if store := _reusable(target, inputs):
+            return store
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(target.parent):
+            if store := _reusable(target, inputs):
+                return store
+            # The lock is ours, so whoever left these is gone.
+            for stale in target.parent.glob(f".{_escape(target.name)}.*.building"):
+                shutil.rmtree(stale, ignore_errors=True)
+            folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".building", dir=target.parent))
+            try:
+                token_file.write(folder, source, vocabulary, min_tokens, inputs)
+                os.replace(folder / "store", target)
+            except OSError as error:
+                # A write that fails (disk full) does not say to which file.
+                if error.filename is not None:
+                    raise
+                raise OSError(
+                    error.errno, f"{error.strerror} (writing the token store)", str(target)
+                ) from None
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+            _sync_folder(target.parent)
+        return _open(target)
+
+
+def sequences(tokens: NDArray[Any], length: int, limit: int | None = None) -> NDArray[np.int32]:
+    """Training windows: each target (every token but the first) stands in exactly one row.
+
+    Args:
+      tokens: int [n], a client's tokens.
+      length: targets a row, at least 1.
+      limit: most rows, the first ones; all if None.
+
+    Returns:
+      int32 [rows, length + 1] at stride `length`, the last row filled up with padding (0); no row if n < 2.
+
+    Raises:
+      ValueError: `length` < 1, `limit` < 0, or `tokens` is not one-dimensional.
+    """
+    if not length >= 1:
+        raise ValueError(f"sequence length {length} is below 1")
+    if limit is not None and not limit >= 0:
+        raise ValueError(f"sequence limit {limit} is below 0")
+    if tokens.ndim != 1:
+        raise ValueError(f"tokens have shape {tokens.shape}, not one dimension")
+    rows = max(-(-(len(tokens) - 1) // length), 0)
+    if limit is not None:
+        rows = min(rows, limit)
+    if rows == 0:
+        return np.zeros((0, length + 1), np.int32)
+    padded = np.zeros(rows * length + 1, np.int32)
+    used = tokens[: len(padded)]
+    padded[: len(used)] = used
+    return np.lib.stride_tricks.sliding_window_view(padded, length + 1)[::length].copy()
+
+
+def _open(path: Path) -> TokenStore:
+    header, offsets, tokens = token_file.read(path)
+    names = ("clients", "description", "min_tokens", "tokens", "vocabulary")
+    described = {name: header[name] for name in names}
+    statistics = header["statistics"]
+    return TokenStore(
+        clients=tuple(header["clients"]),
+        num_tokens=np.diff(offsets),
+        digest=_sha256_json({**described, "offsets": offsets.tolist()}),
+        vocabulary_digest=header["vocabulary"],
+        statistics=BuildStatistics(**{**statistics, "examples": tuple(statistics["examples"])}),
+        _inputs=header["inputs"],
+        _offsets=offsets,
+        _tokens=tokens,
+    )
+
+
+def _reusable(path: Path, inputs: str) -> TokenStore | None:
+    """The store at `path` if it is whole and built from `inputs`."""
+    try:
+        store = _open(path)
+    except (FileNotFoundError, ValueError):
+        return None
+    return store if store._inputs == inputs else None
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Holds the folder's lock: one builder at a time. The kernel frees it when its holder dies."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _escape(name: str) -> str:
+    return "".join(f"[{character}]" if character in "*?[" else character for character in name)
+
+
+def _sha256_json(content: dict[str, object]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

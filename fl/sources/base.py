@@ -1,0 +1,123 @@
+"""What a source of clients' text is, and how it records the rows that it cannot use."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+LONGEST_LINE = 1 << 26
+"""Longest line, in bytes, that a source reads; a longer one is a bad row."""
+
+_KEPT = 1000
+
+
+class BadRow(NamedTuple):
+    """A row that could not be used. `line` counts from 1; 0 stands for the file as a whole."""
+
+    file: str
+    line: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.reason}" if self.line else f"{self.file}: {self.reason}"
+
+
+class BadRows(list[BadRow]):
+    """The first thousand bad rows, and the count of all."""
+
+    def __init__(self, strict: bool) -> None:
+        super().__init__()
+        self.strict = strict
+        self.total = 0
+
+    def restart(self) -> None:
+        """Forgets all rows: a new iteration begins."""
+        self.clear()
+        self.total = 0
+
+    def add(self, file: Path | str, line: int, reason: str) -> None:
+        """Records a bad row.
+
+        Raises:
+          ValueError: the source is strict; the message names file and line.
+        """
+        row = BadRow(str(file), line, reason)
+        if self.strict:
+            raise ValueError(str(row))
+        self.total += 1
+        if len(self) < _KEPT:
+            self.append(row)
+
+
+class Source(Protocol):
+    """Clients' text: pairs of a client id and some sentences of it.
+
+    A client may come in several pieces, not next to one another: its sentences are those of all pieces in
+    order. An iteration begins with an empty `bad_rows` and fills it.
+    """
+
+    @property
+    def description(self) -> str:
+        """One line for people: what this is and with which options it was read. Names no absolute path."""
+
+    @property
+    def bad_rows(self) -> BadRows:
+        """Rows of the last iteration that could not be used."""
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) that changes whenever the clients or their sentences may have changed."""
+
+    def __iter__(self) -> Iterator[tuple[str, list[str]]]: ...
+
+
+def fingerprint(options: str, files: Iterable[Path]) -> str:
+    """SHA-256 (hex) of the options, and of the name and content of every file in order.
+
+    Raises:
+      OSError: a file cannot be read.
+    """
+    total = hashlib.sha256(options.encode())
+    for path in files:
+        with open(path, "rb") as file:
+            content = hashlib.file_digest(file, "sha256").digest()
+        total.update(len(path.name.encode()).to_bytes(4, "big") + path.name.encode() + content)
+    return total.hexdigest()
+
+
+def require_file(path: Path) -> None:
+    """Checks that `path` is a file with something in it.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it is no regular file, or it is empty.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file")
+    if not path.is_file():
+        raise ValueError(f"{path}: not a file")
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path}: the file is empty")
+
+
+def text_lines(path: Path, bad_rows: BadRows) -> Iterator[tuple[int, str]]:
+    """Numbered lines of a UTF-8 file, without their ends; a line too long or not UTF-8 is a bad row.
+
+    A byte-order mark at the start is dropped. Memory is bounded by `LONGEST_LINE`.
+    """
+    with open(path, "rb") as file:
+        number = 0
+        while line := file.readline(LONGEST_LINE + 1):
+            number += 1
+            if len(line) > LONGEST_LINE and not line.endswith(b"\n"):
+                while (rest := file.readline(LONGEST_LINE)) and not rest.endswith(b"\n"):
+                    pass
+                bad_rows.add(path, number, f"line is longer than {LONGEST_LINE} bytes")
+                continue
+            if number == 1:
+                line = line.removeprefix(b"\xef\xbb\xbf")
+            try:
+                yield number, line.rstrip(b"\r\n").decode()
+            except UnicodeDecodeError as error:
+                bad_rows.add(path, number, f"not UTF-8 at byte {error.start} of the line")
