@@ -23,7 +23,7 @@ _HOME = {
     "scale_invariant_tanh": "models.activations",
     "to_keras": "models.keras_model",
 }
-__all__ = sorted(_HOME)  # noqa: PLE0605
+__all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:

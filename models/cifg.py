@@ -1,16 +1,17 @@
-"""The CIFG recurrence (an LSTM whose input gate is one minus its forget gate) and its scale-invariant variant.
+"""The CIFG recurrence (an LSTM whose input gate is one minus its forget gate) and its scale-invariant kin.
 
     f = s(W_f x + U_f r + b_f)    o = s(W_o x + U_o r + b_o)    g = t(W_g x + U_g r + b_g)
     c' = f * c + (1 - f) * g      h = o * t(c')                 r' = W_p h  (h itself without a projection)
 
-with s, t = sigmoid, tanh (CIFG: Greff et al. 2015, https://arxiv.org/abs/1503.04069) or the scale-invariant pair of
-`models.activations` (SI-CIFG: Ro et al. 2024, https://arxiv.org/abs/2403.08100). The SI cell does not change when the
-three weights of any one gate (its blocks of W, U and b together) are multiplied by a positive number.
+with s, t = sigmoid, tanh (CIFG: Greff et al. 2015, https://arxiv.org/abs/1503.04069) or the scale-invariant
+pair of `models.activations` (SI-CIFG: Ro et al. 2024, https://arxiv.org/abs/2403.08100). The SI cell does not
+change when the three weights of any one gate (its blocks of W, U and b together) are multiplied by a positive
+number.
 
-Weights, a mapping: "input_kernel" `[E, 3H]`, "recurrent_kernel" `[R, 3H]`, "bias" `[3H]` and, for a projection,
-"projection" `[H, R]` (without it R = H). The gates stand in the order f, o, g along the last axis.
-Every weight may carry one leading *user* axis U; then inputs, states and masks carry it too, and each user's rows meet
-that user's weights only.
+Weights, a mapping: "input_kernel" `[E, 3H]`, "recurrent_kernel" `[R, 3H]`, "bias" `[3H]` and, for a
+projection, "projection" `[H, R]` (without it R = H). The gates stand in the order f, o, g on the last axis.
+Every weight may carry one leading *user* axis U; then inputs, states and masks carry it too, and each user's
+rows meet that user's weights only.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,13 +27,13 @@ ACTIVATIONS: dict[str, tuple[Activation, Activation]] = {
     "cifg": (tf.sigmoid, tf.tanh),
     "si-cifg": (scale_invariant_sigmoid, scale_invariant_tanh),
 }
-# Longer sequences run in a while loop: an unrolled graph is faster but takes time to build, about 20 ops a step.
+# Longer sequences run in a while loop: an unrolled graph is faster but takes time to build, 20 ops a step.
 LONGEST_UNROLLED = 64
 _LAYER_NORM_EPSILON = 1e-6
 
 
 class CIFGState(NamedTuple):
-    """What the cell carries: output r `[(U,) B, R]` and cell c `[(U,) B, H]`, or the same with a time axis."""
+    """What the cell carries: output r `[(U,) B, R]` and cell c `[(U,) B, H]`; or many, with a time axis."""
 
     output: tf.Tensor
     cell: tf.Tensor
@@ -170,7 +171,7 @@ class Recurrence:
 
 def _shape(x: tf.Tensor) -> list[Any]:
     """Static sizes where they are known, scalar tensors elsewhere."""
-    dynamic = None if x.shape.is_fully_defined() else tf.shape(x)
+    dynamic: Any = None if x.shape.is_fully_defined() else tf.shape(x)
     return [dynamic[i] if size is None else size for i, size in enumerate(x.shape)]
 
 

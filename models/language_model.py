@@ -1,4 +1,4 @@
-"""The one protocol that every language model of the project answers, with its weights as an explicit argument."""
+"""The one protocol that every language model answers, with its weights as an explicit argument."""
 
 from typing import Any, Protocol
 
@@ -9,10 +9,9 @@ Weights = dict[str, Array]  # keys in sorted order
 
 
 class LanguageModel(Protocol):
-    """Pure functions of (weights, inputs). B is the batch, T and G are numbers of tokens, V is the vocabulary size.
+    """Pure functions of (weights, inputs). B is the batch, T and G count tokens, V is the vocabulary size.
 
-    Shapes are static where a comment says so; every function works in eager mode, `tf.function`, XLA and (all but
-    `token_losses`) TFLite with builtin ops.
+    All work in eager mode, `tf.function` and XLA, and all but `token_losses` in TFLite with builtin ops.
     """
 
     @property
@@ -24,12 +23,13 @@ class LanguageModel(Protocol):
     def token_losses(self, weights: Weights, tokens: Array) -> Array:
         """Negative log-probability in nats of each token after the first, given those before it in its row.
 
-        tokens int32 `[B, T+1]` gives float32 `[B, T]`; with one leading *user* axis on every weight and on tokens,
-        `[U, B, T+1]` gives `[U, B, T]`. The state starts at zero in every row. Differentiable in the weights.
+        tokens int32 `[B, T+1]` gives float32 `[B, T]`; with one leading *user* axis on every weight and on
+        tokens, `[U, B, T+1]` gives `[U, B, T]`. The state starts at zero in every row. Differentiable in the
+        weights.
         """
 
     def prefill(self, weights: Weights, tokens: Array, lengths: Array) -> tuple[Array, State]:
-        """Reads prompts: tokens int32 `[B, T]`, of which the first lengths int32 `[B]` (1 to T) of each row are real.
+        """Reads prompts: tokens int32 `[B, T]`, of which the first lengths int32 `[B]` (1 to T) are real.
 
         Returns the logits `[B, V]` after the last real token of each row, and the state after it.
         """

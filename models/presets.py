@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from models.recurrent_lm import RecurrentLanguageModel
 
 _DEFAULT_VOCABULARY_SIZE = 4000
-# (cell, embedding E, units H). Parameters: V·E + 3(2E+1)H + H·E; with V = 4000 the sizes that the names tell, those of
-# the CIFG models of Ro et al. (https://arxiv.org/abs/2204.09715).
+# (cell, embedding E, units H). Parameters: V·E + 3(2E+1)H + H·E; with V = 4000 the sizes that the names tell,
+# as in Ro et al. 2022 (https://arxiv.org/abs/2204.09715).
 _SIZES = {
     "tiny": ("si-cifg", 96, 192),
     "cifg-4.7m": ("cifg", 256, 2048),

@@ -1,7 +1,7 @@
 """A one-layer recurrent language model with tied embedding: logits = r · embeddingᵀ (+ output bias).
 
-The recurrence is `models.cifg`; the projection always leads back to the embedding size, so that one matrix serves as
-input and output embedding (Press & Wolf 2017, https://arxiv.org/abs/1608.05859).
+The recurrence is `models.cifg`; the projection always leads back to the embedding size, so that one matrix
+serves as input and output embedding (Press & Wolf 2017, https://arxiv.org/abs/1608.05859).
 """
 
 from dataclasses import asdict, dataclass
@@ -18,8 +18,8 @@ from models.language_model import Array, Weights
 class RecurrentLanguageModel:
     """A `models.language_model.LanguageModel` over a CIFG or SI-CIFG cell.
 
-    Weights, float32: "bias" `[3H]`, "embedding" `[V, E]`, "input_kernel" `[E, 3H]`, "output_bias" `[V]` (if asked
-    for), "projection" `[H, E]`, "recurrent_kernel" `[E, 3H]`.
+    Weights, float32: "bias" `[3H]`, "embedding" `[V, E]`, "input_kernel" `[E, 3H]`, "output_bias" `[V]` (if
+    asked for), "projection" `[H, E]`, "recurrent_kernel" `[E, 3H]`.
 
     Attributes:
       cell: "cifg" or "si-cifg".
@@ -63,7 +63,10 @@ class RecurrentLanguageModel:
         return shapes
 
     def init(self, seed: int) -> Weights:
-        """Normal with variance 1 / fan-in (1 / E for the embedding), biases zero: plain SGD trains both cells from here."""
+        """Normal with variance 1 / fan-in (1 / E for the embedding), biases zero.
+
+        Plain SGD trains both cells from here.
+        """
         rng = np.random.default_rng(seed)
         weights: Weights = {}
         for name, shape in self.shapes().items():
@@ -92,7 +95,8 @@ class RecurrentLanguageModel:
     def extend(self, weights: Weights, tokens: Array, state: CIFGState) -> tuple[tf.Tensor, CIFGState]:
         """int32 `[B, G]` -> logits `[B, G, V]` and the trail; see `LanguageModel.extend`.
 
-        The trail is a state with time axis: output `[B, G+1, E]`, cell `[B, G+1, H]`; entry 0 is the state before.
+        The trail is a state with time axis, entry 0 the state before: output `[B, G+1, E]` and cell
+        `[B, G+1, H]`.
         """
         weights = _tensors(weights)
         inputs = self._embed(weights, _time_major(tf.convert_to_tensor(tokens)))
@@ -120,8 +124,8 @@ class RecurrentLanguageModel:
         """`[(U,) T, B] -> [(U,) T, B, E]`."""
         if weights["embedding"].shape.rank == 3:
             ids += self.vocabulary_size * tf.range(tf.shape(ids)[0])[:, tf.newaxis, tf.newaxis]
-        # The reshape, also where it changes nothing, turns the gather's sparse gradient into a dense one, which the
-        # output embedding's gradient is anyway.
+        # The reshape, also where it changes nothing, turns the gather's sparse gradient into a dense one, as
+        # the output embedding's gradient is anyway.
         return tf.gather(tf.reshape(weights["embedding"], [-1, self.embedding]), ids)
 
     def _logits(self, weights: Weights, outputs: tf.Tensor) -> tf.Tensor:

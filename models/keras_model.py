@@ -1,0 +1,119 @@
+"""The recurrent language model as a Keras model, and its weights to and from the plain dict, by name."""
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from models.keras_layers import CIFG, SICIFG, as_compute, fan_in_normal
+from models.language_model import Weights
+from models.recurrent_lm import RecurrentLanguageModel
+
+_LAYERS = {"cifg": CIFG, "si-cifg": SICIFG}
+
+
+@keras.saving.register_keras_serializable(package="fedspeak")
+class TiedEmbedding(keras.layers.Layer):
+    """One matrix as input and output embedding (Press & Wolf 2017, https://arxiv.org/abs/1608.05859).
+
+    `layer(ids)` maps int32 `[...]` to vectors `[..., E]`; `layer(vectors, reverse=True)` maps `[..., E]` to
+    logits `[..., V]`.
+
+    Args:
+      vocabulary_size: V.
+      embedding: E.
+      output_bias: whether the logits have a bias.
+    """
+
+    def __init__(
+        self, vocabulary_size: int, embedding: int, output_bias: bool = False, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.vocabulary_size = vocabulary_size
+        self.embedding_size = embedding
+        self.has_output_bias = output_bias
+
+    def build(self, input_shape: Any = None) -> None:
+        self.embedding = self.add_weight(
+            name="embedding",
+            shape=(self.vocabulary_size, self.embedding_size),
+            initializer=fan_in_normal(self.embedding_size),
+        )
+        if self.has_output_bias:
+            self.output_bias = self.add_weight(
+                name="output_bias", shape=(self.vocabulary_size,), initializer=keras.initializers.Zeros()
+            )
+        self.built = True
+
+    def call(self, inputs: tf.Tensor, reverse: bool = False) -> tf.Tensor:
+        """See the class."""
+        embedding = as_compute(self, self.embedding)
+        if not reverse:
+            return tf.gather(embedding, tf.cast(inputs, tf.int32))
+        logits = tf.tensordot(inputs, embedding, [[inputs.shape.rank - 1], [1]])
+        return logits + as_compute(self, self.output_bias) if self.has_output_bias else logits
+
+    def get_config(self) -> dict[str, Any]:
+        own = {
+            "vocabulary_size": self.vocabulary_size,
+            "embedding": self.embedding_size,
+            "output_bias": self.has_output_bias,
+        }
+        return {**super().get_config(), **own}
+
+
+def to_keras(model: RecurrentLanguageModel, weights: Weights | None = None) -> keras.Model:
+    """The language model as a functional Keras model: tokens int32 `[B, T]` -> logits `[B, T, V]`.
+
+    Logits t are for token t + 1. Train it with `SparseCategoricalCrossentropy(from_logits=True)`, or give it
+    to `tff.learning.models.from_keras_model`.
+
+    Args:
+      model: what to build.
+      weights: as of `model.init`; if None, Keras draws new ones from the same law.
+    """
+    tokens = keras.Input((None,), dtype="int32", name="tokens")
+    embedding = TiedEmbedding(
+        model.vocabulary_size, model.embedding, output_bias=model.output_bias, name="embedding"
+    )
+    recurrence = _LAYERS[model.cell](
+        model.units, model.embedding, model.layer_norm, return_sequences=True, name="recurrence"
+    )
+    logits = embedding(recurrence(embedding(tokens)), reverse=True)
+    keras_model = keras.Model(tokens, logits, name="recurrent_language_model")
+    if weights is not None:
+        load_into_keras(keras_model, weights)
+    return keras_model
+
+
+def from_keras(keras_model: keras.Model) -> Weights:
+    """The weights of a model that `to_keras` made, as NumPy arrays for the pure functions."""
+    return {
+        name: tf.convert_to_tensor(variable).numpy() for name, variable in _variables(keras_model).items()
+    }
+
+
+def load_into_keras(keras_model: keras.Model, weights: Weights) -> None:
+    """Assigns weights, by name, to a model that `to_keras` made.
+
+    Raises:
+      ValueError: a name is missing or unknown, or a shape differs.
+    """
+    variables = _variables(keras_model)
+    if set(weights) != set(variables):
+        raise ValueError(f"weights: names {sorted(weights)} are not the model's, {sorted(variables)}")
+    for name, variable in variables.items():
+        if tuple(weights[name].shape) != tuple(variable.shape):
+            raise ValueError(
+                f"weights: {name} has shape {tuple(weights[name].shape)}, the model's {tuple(variable.shape)}"
+            )
+    for name, variable in variables.items():
+        variable.assign(weights[name])
+
+
+def _variables(keras_model: keras.Model) -> dict[str, Any]:
+    embedding = keras_model.get_layer("embedding")
+    named = {"embedding": embedding.embedding, **keras_model.get_layer("recurrence").cell.variables_by_name()}
+    if embedding.has_output_bias:
+        named["output_bias"] = embedding.output_bias
+    return dict(sorted(named.items()))
