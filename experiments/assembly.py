@@ -1,0 +1,120 @@
+"""From a config to the parts of a run: model, plan, local training, aggregator, server optimizer, federation."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from experiments.config import Config
+from experiments.data import Data
+from fl.aggregation import Aggregator, DPMean, ExampleWeightedMean, UniformMean
+from fl.local_training import LocalSGD
+from fl.rounds import Federation
+from models.presets import preset
+from privacy import accounting
+from privacy.keys import RunKeys
+from privacy.plan import AdaptiveClip, FixedClip, PrivacyPlan
+from privacy.sampling import Cyclic, FixedSize, Poisson, Sampling
+
+
+def model(config: Config, vocabulary_size: int) -> Any:
+    """The language model: the preset with the config's changes, its vocabulary that of the run."""
+    wanted = config.model
+    changes = {
+        name: getattr(wanted, name)
+        for name in ("cell", "embedding", "units", "layer_norm", "output_bias")
+        if getattr(wanted, name) is not None
+    }
+    return dataclasses.replace(preset(wanted.preset, vocabulary_size), **changes)
+
+
+def local_sgd(config: Config) -> LocalSGD:
+    return LocalSGD(**dataclasses.asdict(config.clients))
+
+
+def sampling(config: Config) -> Sampling:
+    match config.cohort.sampler:
+        case "poisson":
+            return Poisson(config.cohort.rate)
+        case "fixed-size":
+            return FixedSize(config.cohort.size)
+        case "cyclic":
+            return Cyclic(config.cohort.cohorts)
+
+
+def plan(config: Config, population: int, public: tuple[str, ...]) -> PrivacyPlan:
+    """The run's promise. With `privacy.epsilon` the noise is calibrated to it.
+
+    Raises:
+      ValueError: contradictory or impossible settings, named.
+    """
+    wanted = config.privacy
+    if wanted.epsilon is not None and wanted.noise_multiplier is not None:
+        raise ValueError("privacy.epsilon and privacy.noise_multiplier are both set: one follows from the other, drop one")
+    private = wanted.epsilon is not None or (wanted.noise_multiplier or 0) > 0
+    if private and config.server.weighting != "uniform":
+        raise ValueError(
+            'server.weighting is "examples" in a private run: a client with much text would move the mean by more than the '
+            'noise covers; use "uniform"'
+        )
+    clip: FixedClip | AdaptiveClip | None = None
+    if wanted.clip is not None:
+        clip = FixedClip(wanted.clip)
+        if wanted.clip_quantile is not None:
+            clip = AdaptiveClip(wanted.clip, wanted.clip_quantile, wanted.clip_learning_rate, wanted.count_stddev)
+    elif wanted.clip_quantile is not None:
+        raise ValueError("privacy.clip_quantile needs privacy.clip, the clip norm of the first round: set it")
+    elif private:
+        raise ValueError("privacy.clip is missing: without a clip norm no noise protects a client")
+    promised = PrivacyPlan(
+        sampling=sampling(config),
+        population=population,
+        rounds=config.run.rounds,
+        noise_multiplier=wanted.noise_multiplier or 0.0,
+        clip=clip,
+        delta=wanted.delta,
+        public=public,
+    )
+    return promised if wanted.epsilon is None else accounting.calibrate_noise(promised, wanted.epsilon)
+
+
+def aggregator(config: Config, promised: PrivacyPlan) -> Aggregator:
+    if promised.clip is not None:
+        return DPMean(promised)
+    return UniformMean() if config.server.weighting == "uniform" else ExampleWeightedMean()
+
+
+def server_optimizer(config: Config) -> Any:
+    """The server's optimizer, of `tff.learning.optimizers`."""
+    import tensorflow_federated as tff
+
+    wanted, kinds = config.server, tff.learning.optimizers
+    if not wanted.learning_rate > 0:
+        raise ValueError(f"server.learning_rate is {wanted.learning_rate}: a positive number is needed")
+    match wanted.optimizer:
+        case "momentum":
+            return kinds.build_sgdm(wanted.learning_rate, wanted.momentum)
+        case "adam":
+            return kinds.build_adam(wanted.learning_rate, epsilon=wanted.epsilon)
+        case "yogi":
+            return kinds.build_yogi(wanted.learning_rate, epsilon=wanted.epsilon)
+        case "adagrad":
+            return kinds.build_adagrad(wanted.learning_rate, epsilon=wanted.epsilon)
+
+
+def keys(config: Config, path: Path) -> RunKeys:
+    """The operator's secrets: drawn once from the operating system, then read back."""
+    if config.run.fixed_key is not None:
+        return RunKeys.fixed(config.run.fixed_key)
+    return RunKeys.load(path) if path.exists() else RunKeys.create(path)
+
+
+def federation(config: Config, data: Data, weights: dict[str, Any], promised: PrivacyPlan, secrets: RunKeys) -> Federation:
+    """The run's rounds, from given initial weights."""
+    from fl.engines.per_client import build_process
+
+    language_model, local = model(config, data.vocabulary.size), local_sgd(config)
+    process = build_process(
+        language_model.token_losses, weights, local, aggregator(config, promised), server_optimizer(config)
+    )
+    clients = data.splits.train
+    return Federation(process, promised, secrets, clients, lambda client: data.training(clients[client]), local)

@@ -1,0 +1,234 @@
+"""A run is one TOML file: sections of typed keys. What is unknown or ill-typed is an error that names the nearest key."""
+
+import dataclasses
+import difflib
+import json
+import math
+import tomllib
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+CONFIGS = Path(__file__).parent / "configs"
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Whose text, and which part of it is for what."""
+
+    source: Literal["shakespeare", "folder", "jsonl", "csv", "sqlite"] = "shakespeare"
+    path: str = ""  # of the last four
+    user_column: str = "user"  # of jsonl and csv
+    text_column: str = "text"  # of jsonl, csv and sqlite
+    public: tuple[str, ...] = ("histories",)  # shakespeare: genres or plays; otherwise text files. No client has them
+    strict: bool = False  # refuse bad rows instead of counting them
+    min_tokens: int = 41  # clients with fewer tokens are left out (and counted)
+    validation: float = 0.1  # share of clients on which all choices are made
+    test: float = 0.1  # share of clients on which figures are reported
+    held_out: float = 0.1  # share at the end of each training client's text that is never trained on
+    split_seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class VocabularyConfig:
+    size: int = 1024  # learned from the public text only
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    preset: str = "tiny"
+    cell: Literal["cifg", "si-cifg"] | None = None  # left out: the preset's, as the next two
+    embedding: int | None = None
+    units: int | None = None
+    layer_norm: bool = False
+    output_bias: bool = False
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class WarmStartConfig:
+    """Centralised training on the public text before the first round."""
+
+    epochs: int = 0  # 0: start from random weights
+    learning_rate: float = 0.002  # of Adam
+    batch_size: int = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class ClientConfig:
+    """Local training of a client: plain SGD."""
+
+    learning_rate: float = 1.0
+    batch_size: int = 16
+    epochs: int = 1
+    sequence_length: int = 20  # tokens; sentences are packed back to back
+    max_sequences: int = 64  # most sequences a client trains on in a round
+
+
+@dataclasses.dataclass(frozen=True)
+class ServerConfig:
+    optimizer: Literal["momentum", "adam", "yogi", "adagrad"] = "momentum"
+    learning_rate: float = 1.0
+    momentum: float = 0.9  # of momentum
+    epsilon: float = 0.001  # of adam, yogi and adagrad
+    weighting: Literal["uniform", "examples"] = "uniform"  # a private run is always uniform
+
+
+@dataclasses.dataclass(frozen=True)
+class CohortConfig:
+    sampler: Literal["poisson", "fixed-size", "cyclic"] = "poisson"
+    rate: float = 0.1  # poisson: chance of each client in each round
+    size: int = 50  # fixed-size: clients a round
+    cohorts: int = 10  # cyclic: a client's rounds are this far apart
+
+
+@dataclasses.dataclass(frozen=True)
+class PrivacyConfig:
+    """What is promised to a client. Neither noise_multiplier nor epsilon: NOT PRIVATE."""
+
+    noise_multiplier: float | None = None  # noise standard deviation / clip norm
+    epsilon: float | None = None  # instead: the least noise that keeps this epsilon
+    delta: float | None = None  # left out: population**-1.1
+    clip: float | None = None  # clip norm of a client's update (with a quantile: of the first round)
+    clip_quantile: float | None = None  # the clip norm follows this quantile of the update norms, privately
+    clip_learning_rate: float = 0.2  # of that
+    count_stddev: float | None = None  # noise of its count; left out: a twentieth of the expected cohort
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    rounds: int = 20
+    evaluate_every: int = 5
+    keep_checkpoints: int = 3
+    shards: int = 2  # client computations at once: the number of cores
+    fixed_key: int | None = None  # for tests only: the report says that epsilon does not hold
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    data: DataConfig = DataConfig()
+    vocabulary: VocabularyConfig = VocabularyConfig()
+    model: ModelConfig = ModelConfig()
+    warm_start: WarmStartConfig = WarmStartConfig()
+    clients: ClientConfig = ClientConfig()
+    server: ServerConfig = ServerConfig()
+    cohort: CohortConfig = CohortConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
+    run: RunConfig = RunConfig()
+
+
+def load(path: Path | str, overrides: Sequence[str] = ()) -> Config:
+    """Reads a config file, or one of the shipped ones by name (`demo`), with `section.key=value` overrides on top.
+
+    Raises:
+      FileNotFoundError, ValueError: one line that names the key, the value and the mend.
+    """
+    file = Path(path)
+    if not file.exists() and (CONFIGS / f"{path}.toml").exists():
+        file = CONFIGS / f"{path}.toml"
+    try:
+        text = file.read_text()
+    except FileNotFoundError:
+        shipped = ", ".join(sorted(config.stem for config in CONFIGS.glob("*.toml")))
+        raise FileNotFoundError(f"config {path} does not exist: give a TOML file, or one of {shipped}") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"config {file} is not UTF-8 text: give a TOML file") from None
+    return parse(text, str(file), overrides)
+
+
+def parse(text: str, name: str, overrides: Sequence[str] = ()) -> Config:
+    """A config from TOML text; `name` stands in the messages. Raises ValueError as `load` does."""
+    try:
+        tree: dict[str, Any] = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"config {name} is not TOML: {error}") from None
+    for override in overrides:
+        section, _, rest = override.partition(".")
+        key, equals, value = rest.partition("=")
+        if not (section and key and equals):
+            raise ValueError(f"--set {override}: write section.key=value")
+        table = tree.setdefault(section.strip(), {})
+        if not isinstance(table, dict):
+            raise ValueError(f"config {name}: {section} is a section, not a value: write [{section}]")
+        table[key.strip()] = _toml_value(value)
+    sections = {field.name: field for field in dataclasses.fields(Config)}
+    values = {}
+    for section, table in tree.items():
+        if section not in sections:
+            raise ValueError(f"config {name}: unknown section [{section}]{_nearest(section, sections)}")
+        if not isinstance(table, dict):
+            raise ValueError(f"config {name}: {section} is a section, not a value: write [{section}]")
+        values[section] = _section(sections[section].type, section, table, name)
+    return Config(**values)
+
+
+def dump(config: Config) -> str:
+    """The config as TOML, every key that is set written out; `parse` gives it back."""
+    lines = []
+    for section in dataclasses.fields(config):
+        lines.append(f"[{section.name}]")
+        table = getattr(config, section.name)
+        values = {field.name: getattr(table, field.name) for field in dataclasses.fields(table)}
+        lines += [f"{key} = {_literal(value)}" for key, value in values.items() if value is not None]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _section(kind: Any, section: str, table: dict[str, Any], name: str) -> Any:
+    hints = typing.get_type_hints(kind)
+    values = {}
+    for key, value in table.items():
+        if key not in hints:
+            raise ValueError(f"config {name}: unknown key {section}.{key}{_nearest(key, hints)}")
+        try:
+            values[key] = _typed(hints[key], value)
+        except TypeError as error:
+            raise ValueError(f"config {name}: {section}.{key} is {value!r}: {error}") from None
+    return kind(**values)
+
+
+def _typed(hint: Any, value: Any) -> Any:
+    if type(None) in typing.get_args(hint):
+        hint = typing.get_args(hint)[0]
+    if typing.get_origin(hint) is Literal:
+        choices = typing.get_args(hint)
+        if value in choices and isinstance(value, str):
+            return value
+        raise TypeError(f"one of {', '.join(map(repr, choices))} is needed")
+    if typing.get_origin(hint) is tuple:
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            return tuple(value)
+        raise TypeError('a list of texts is needed, as in ["a", "b"]')
+    if hint is float and type(value) in (int, float):
+        if not math.isfinite(value):
+            raise TypeError("a finite number is needed")
+        return float(value)
+    if type(value) is hint:
+        return value
+    words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text in quotes"}
+    raise TypeError(f"{words[hint]} is needed")
+
+
+def _toml_value(text: str) -> Any:
+    """The value as TOML reads it; a bare word is a text, so that --set model.preset=tiny needs no quotes."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _literal(value: Any) -> str:
+    match value:
+        case bool():
+            return str(value).lower()
+        case str():
+            return json.dumps(value, ensure_ascii=False)
+        case tuple():
+            return f"[{', '.join(_literal(item) for item in value)}]"
+    return repr(value)
+
+
+def _nearest(word: str, known: Any) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.4)
+    return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(known)}"

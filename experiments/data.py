@@ -1,0 +1,140 @@
+"""From a config to data: public text, vocabulary, token store, three disjoint sets of clients."""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from experiments.config import Config
+from fl import clients, splits
+from fl.clients import TokenStore
+from fl.sources import csv_rows, folder, jsonl, shakespeare, sqlite
+from fl.sources.base import Source
+from models import vocabulary
+from models.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class Data:
+    """A config's data, ready to train on.
+
+    Attributes:
+      vocabulary: learned from the public text alone.
+      store: every client's tokens (no client has public text).
+      splits: training, validation and test clients.
+      public: int32 [n, T+1], the public text as sequences.
+      declared_public: what was declared public, in words, for the plan.
+    """
+
+    vocabulary: Vocabulary
+    store: TokenStore
+    splits: splits.Splits
+    public: np.ndarray
+    declared_public: tuple[str, ...]
+    sequence_length: int
+    held_out_share: float
+
+    def training(self, client_id: str) -> np.ndarray:
+        """int32 [n, T+1], the sequences a training client trains on (its held-out text left out)."""
+        return self._sequences(splits.hold_out(self._tokens(client_id), self.held_out_share)[0])
+
+    def held_out(self, client_id: str) -> np.ndarray:
+        """int32 [n, T+1], the held-out text of a training client; n may be 0."""
+        return self._sequences(splits.hold_out(self._tokens(client_id), self.held_out_share)[1])
+
+    def whole(self, client_id: str) -> np.ndarray:
+        """int32 [n, T+1], all text of a client (validation and test clients)."""
+        return self._sequences(self._tokens(client_id))
+
+    def _tokens(self, client_id: str) -> np.ndarray:
+        return self.store.tokens(self.store.index(client_id))
+
+    def _sequences(self, tokens: np.ndarray) -> np.ndarray:
+        return clients.sequences(tokens, self.sequence_length)
+
+
+def prepare(config: Config, stores: Path, vocabulary_path: Path) -> Data:
+    """Builds what is missing and re-uses the rest.
+
+    Args:
+      config: the run's.
+      stores: folder of token stores, shared by runs.
+      vocabulary_path: where the run keeps its vocabulary; learned and written if it is not there.
+
+    Raises:
+      OSError, ValueError: one line that names the file, row or option.
+    """
+    source, public, declared = sources(config)
+    if vocabulary_path.exists():
+        words = Vocabulary.load(vocabulary_path)
+    else:
+        words = vocabulary.learn(public, config.vocabulary.size)
+        vocabulary_path.parent.mkdir(parents=True, exist_ok=True)
+        words.save(vocabulary_path)
+    name = hashlib.sha256(f"{config.data} {words.digest}".encode()).hexdigest()[:16]
+    store = TokenStore.build(stores / f"{name}.tokens", source, words, min_tokens=config.data.min_tokens)
+    sets = splits.split_clients(store.clients, config.data.validation, config.data.test, config.data.split_seed)
+    for set_name, ids in zip(sets._fields, sets, strict=True):
+        if not ids:
+            raise ValueError(
+                f"data.{set_name}: no client of {len(store.clients)} fell into this set: enlarge its share, or bring more clients"
+            )
+    length = config.clients.sequence_length
+    tokens = np.array([clients.BOS, *(t for line in public for t in [*words.encode(line), clients.EOS])], np.int32)
+    return Data(
+        words, store, sets, clients.sequences(tokens, length), declared, length, config.data.held_out
+    )
+
+
+def sources(config: Config) -> tuple[Source, Iterable[str], tuple[str, ...]]:
+    """(the clients' source, the public sentences, what was declared public in words)."""
+    data = config.data
+    if data.source == "shakespeare":
+        if data.path:
+            raise ValueError("data.path is for other sources: leave it out for shakespeare")
+        public, private = shakespeare.load(strict=data.strict).divide(data.public)
+        if not public.files:
+            raise ValueError('data.public is empty: name genres or plays to learn the vocabulary from, as in ["histories"]')
+        return private, _Sentences(public), (f"plays by {', '.join(data.public)} ({', '.join(public.genres)})",)
+    if not data.path:
+        raise ValueError(f"data.path is missing: give the path of the {data.source} source")
+    if not data.public:
+        raise ValueError("data.public is empty: give text files that may be made public, the vocabulary is learned from them")
+    files = tuple(Path(name) for name in data.public)
+    declared = tuple(f"text file {path.name}" for path in files)
+    path = Path(data.path)
+    match data.source:
+        case "folder":
+            source: Source = folder.load(path, strict=data.strict)
+        case "jsonl":
+            source = jsonl.load(path, data.user_column, data.text_column, strict=data.strict)
+        case "csv":
+            source = csv_rows.load(path, data.user_column, data.text_column, strict=data.strict)
+        case "sqlite":
+            source = sqlite.load(path, data.text_column, strict=data.strict)
+    return source, _Lines(files), declared
+
+
+@dataclass(frozen=True)
+class _Sentences(Iterable[str]):
+    source: shakespeare.Shakespeare
+
+    def __iter__(self) -> Iterator[str]:
+        return self.source.sentences()
+
+
+@dataclass(frozen=True)
+class _Lines(Iterable[str]):
+    files: tuple[Path, ...]
+
+    def __iter__(self) -> Iterator[str]:
+        for path in self.files:
+            try:
+                text = path.read_text(encoding="utf-8")
+            except FileNotFoundError:
+                raise FileNotFoundError(f"public text {path} does not exist: correct data.public") from None
+            except UnicodeDecodeError as error:
+                raise ValueError(f"public text {path} is not UTF-8 at byte {error.start}: convert it") from None
+            yield from (line for line in text.splitlines() if line.strip())

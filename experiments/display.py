@@ -1,0 +1,53 @@
+"""How a run's course is shown: a progress bar with ETA on a terminal, plain lines elsewhere."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+LABELS = {
+    "loss": "train loss*",
+    "validation_loss": "val loss",
+    "validation_accuracy": "val acc",
+    "held_out_loss": "held-out loss*",
+    "epsilon": "ε",
+}
+FOOTNOTE = "* read without noise in a simulation: operator only, outside ε"
+
+
+class ConsoleDisplay:
+    """Shows notes and tasks on standard error, so that standard output stays for results."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True, highlight=False)
+
+    def note(self, text: str) -> None:
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    @contextmanager
+    def task(self, name: str, total: int) -> Iterator[Callable[[int, dict[str, float]], None]]:
+        """Yields `advance(done, values)`; the newest of each value stays on show."""
+        latest: dict[str, float] = {}
+        columns = [
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[values]}", markup=False),
+        ]
+        with Progress(*columns, console=self.console, disable=not self.console.is_terminal) as progress:
+            handle = progress.add_task(name, total=total, values="")
+
+            def advance(done: int, values: dict[str, float]) -> None:
+                latest.update(values)
+                text = "  ".join(f"{LABELS.get(key, key)} {value:.3f}" for key, value in latest.items())
+                progress.update(handle, completed=done, values=text)
+                if not self.console.is_terminal:
+                    self.note(f"{name} {done}/{total}  {text}")
+
+            yield advance
+        if "loss" in latest:
+            self.note(FOOTNOTE)

@@ -1,0 +1,118 @@
+"""The folder of a run: what lies where, and how a trained model is read back."""
+
+import hashlib
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments import config as configs
+from experiments.config import Config
+from fl.checkpoints import write_atomically
+
+_WANTED = "train one with fedspeak train, or give the folder of a run"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths inside a run's folder.
+
+    `keys.json` is the operator's secret (mode 0600), `ledger.jsonl` and `metrics.jsonl` are the operator's; `report-release.*`
+    and `model.tflite` are made to be given away.
+    """
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.toml"
+
+    @property
+    def config_digest(self) -> Path:
+        return self.path / "config.sha256"
+
+    @property
+    def vocabulary(self) -> Path:
+        return self.path / "vocabulary.json"
+
+    @property
+    def keys(self) -> Path:
+        return self.path / "keys.json"
+
+    @property
+    def public_weights(self) -> Path:
+        return self.path / "public.npz"
+
+    @property
+    def weights(self) -> Path:
+        return self.path / "weights.npz"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model.json"
+
+    @property
+    def facts(self) -> Path:
+        """What the report says beside the ledger: data, evaluation, versions, command."""
+        return self.path / "facts.json"
+
+    def create(self, config: Config) -> None:
+        """Makes the folder and writes the resolved config. Raises FileExistsError if a run is there already."""
+        if self.config.exists():
+            raise FileExistsError(f"{self.path} holds a run: resume it with --resume {self.path}, or choose another folder")
+        self.path.mkdir(parents=True, exist_ok=True)
+        text = configs.dump(config).encode()
+        write_atomically(self.config_digest, hashlib.sha256(text).hexdigest().encode())
+        write_atomically(self.config, text)
+
+    def read_config(self) -> Config:
+        """The resolved config the run was started with.
+
+        Raises:
+          FileNotFoundError: there is no run here.
+          ValueError: the config was changed since: its rounds are under the old one.
+        """
+        if not self.config.is_file():
+            raise FileNotFoundError(f"{self.path} holds no run (no config.toml): {_WANTED}")
+        text = self.config.read_bytes()
+        if not self.config_digest.exists() or hashlib.sha256(text).hexdigest() != self.config_digest.read_text().strip():
+            raise ValueError(
+                f"{self.config} was changed after the run began: its rounds were made under another config; undo the "
+                "change, or start a new run with it"
+            )
+        return configs.parse(text.decode(), str(self.config))
+
+
+def save_weights(path: Path, weights: dict[str, Any]) -> None:
+    """Named arrays as one `.npz`, atomically."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **{name: np.asarray(value) for name, value in weights.items()})
+    write_atomically(path, buffer.getvalue())
+
+
+def load_weights(path: Path) -> dict[str, np.ndarray]:
+    """Inverse of `save_weights`. Raises FileNotFoundError or ValueError in one line."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: {_WANTED}")
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in sorted(arrays.files)}
+    except Exception as error:  # zipfile, zlib and NumPy each have their own
+        raise ValueError(f"{path} is damaged ({error}): delete it and resume the run") from None
+
+
+def load_trained(folder: Path | str) -> tuple[Any, dict[str, np.ndarray], Any]:
+    """(model, weights, vocabulary) of a finished run. Raises FileNotFoundError if it is not there or not finished."""
+    from models.presets import from_config
+    from models.vocabulary import Vocabulary
+
+    run = RunFolder(Path(folder))
+    if not run.path.is_dir():
+        raise FileNotFoundError(f"{run.path} does not exist: {_WANTED}")
+    if not run.weights.exists():
+        raise FileNotFoundError(f"{run.path} holds no trained model: finish it with fedspeak train --resume {run.path}")
+    model = from_config(json.loads(run.model.read_text()))
+    return model, load_weights(run.weights), Vocabulary.load(run.vocabulary)

@@ -1,0 +1,1 @@
+"""Federated training: clients and their data, cohorts, local SGD, aggregation, the round loop, TFF runtime."""

@@ -1,0 +1,115 @@
+"""Checkpoints of a run: one file a checkpoint, written atomically, checked when read.
+
+A file is a NumPy `.npz` archive of the process state plus one JSON document, followed by the SHA-256 of all before it.
+"""
+
+import hashlib
+import io
+import json
+import os
+import zipfile
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+_DOCUMENT = "document.json"
+_DIGEST_BYTES = 32
+
+
+class Checkpoint(NamedTuple):
+    """The state of a run before round `round`."""
+
+    round: int
+    state: Any  # nested mappings of NumPy arrays, as a TFF process returns them
+    document: dict[str, Any]  # JSON: what else must survive
+
+
+def path_of(folder: Path, round_number: int) -> Path:
+    return folder / f"round-{round_number:06d}.ckpt"
+
+
+def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
+    """Writes a checkpoint and deletes all but the `keep` newest. The file is whole or absent, whatever happens."""
+    folder.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()
+    np.savez(buffer, **dict(_flatten(checkpoint.state)))
+    with zipfile.ZipFile(buffer, "a") as archive:
+        archive.writestr(zipfile.ZipInfo(_DOCUMENT), json.dumps(checkpoint.document, sort_keys=True))
+    content = buffer.getvalue()
+    path = path_of(folder, checkpoint.round)
+    write_atomically(path, content + hashlib.sha256(content).digest())
+    for old in list_files(folder)[:-keep]:
+        old.unlink()
+    return path
+
+
+def list_files(folder: Path) -> list[Path]:
+    """Checkpoint files, oldest first."""
+    return sorted(folder.glob("round-*.ckpt"))
+
+
+def load(path: Path, template: Any) -> Checkpoint:
+    """Reads a checkpoint whose state has the structure, shapes and dtypes of `template`.
+
+    Raises:
+      ValueError: the file is truncated, damaged, or of another model or optimizer.
+    """
+    raw = path.read_bytes()
+    content, digest = raw[:-_DIGEST_BYTES], raw[-_DIGEST_BYTES:]
+    if hashlib.sha256(content).digest() != digest:
+        raise ValueError(
+            f"checkpoint {path} is truncated or damaged: delete it to resume from the one before (rounds are replayed "
+            "with the same cohorts and noise)"
+        )
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        document = json.loads(archive.read(_DOCUMENT))
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        state = _restore(template, {name: arrays[name] for name in arrays.files if name != _DOCUMENT}, path)
+    return Checkpoint(int(path.stem.removeprefix("round-")), state, document)
+
+
+def load_latest(folder: Path, template: Any) -> Checkpoint | None:
+    """The newest checkpoint, or None if there is none. Raises ValueError as `load` does."""
+    files = list_files(folder)
+    return load(files[-1], template) if files else None
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replaces `path` by `content`, durably: after a crash the file is the old one or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _flatten(state: Any, prefix: str = "") -> list[tuple[str, np.ndarray]]:
+    if not isinstance(state, Mapping):
+        return [(prefix, np.asarray(state))]
+    return [pair for name, value in state.items() for pair in _flatten(value, f"{prefix}/{name}" if prefix else name)]
+
+
+def _restore(template: Any, arrays: Mapping[str, np.ndarray], path: Path, prefix: str = "") -> Any:
+    if isinstance(template, Mapping):
+        names = [(name, f"{prefix}/{name}" if prefix else name) for name in template]
+        return OrderedDict((name, _restore(template[name], arrays, path, full)) for name, full in names)
+    wanted, found = np.asarray(template), arrays.get(prefix)
+    if found is None or (found.shape, found.dtype) != (wanted.shape, wanted.dtype):
+        got = "absent" if found is None else f"{found.dtype} {found.shape}"
+        raise ValueError(
+            f"checkpoint {path} does not fit this run: {prefix} is {got}, wanted {wanted.dtype} {wanted.shape}"
+        )
+    return found

@@ -1,0 +1,1 @@
+"""Engines: how a round of local training is carried out on TFF."""

@@ -1,0 +1,179 @@
+"""The round loop: draw a cohort, write it to the ledger, train, save the state, then show the metrics. In that order.
+
+The order is the privacy contract. The ledger line stands on disk before anything of the round is released; the state is
+saved before its metrics; cohort and noise follow from (secret key, round) alone. So a run killed at any moment and
+resumed gives the same weights, ledger and metrics, bit for bit, and no round's noise is ever drawn twice with different
+values.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fl import checkpoints
+from fl.cohorts import draw_cohort
+from fl.local_training import LocalSGD
+from privacy.keys import RunKeys
+from privacy.plan import PrivacyPlan
+
+log = logging.getLogger(__name__)
+
+_CLIENT_VALUES = 32
+"""Client values come in multiples of this, the last ones empty: TFF keeps an executor for every number it has met."""
+
+
+@dataclass(frozen=True)
+class Federation:
+    """All that a run's rounds depend on.
+
+    Attributes:
+      process: a TFF iterative process of `fl.engines`.
+      plan: the promise; its sampling draws the cohorts, its noise and clip are what the process was built with.
+      keys: the operator's secrets.
+      clients: ids of the population, in a fixed order.
+      sequences: int32 [n, T+1], all training sequences of the client with that index.
+      local: the local training that `process` was built with.
+    """
+
+    process: Any
+    plan: PrivacyPlan
+    keys: RunKeys
+    clients: Sequence[str]
+    sequences: Callable[[int], np.ndarray]
+    local: LocalSGD
+
+    def __post_init__(self) -> None:
+        if len(self.clients) != self.plan.population:
+            raise ValueError(
+                f"the plan promises a population of {self.plan.population} clients and there are {len(self.clients)}: "
+                "make the plan from the clients at hand"
+            )
+
+    def client_values(self, cohort: np.ndarray, round_number: int) -> list[np.ndarray]:
+        """The cohort's batches, followed by empty values up to a multiple of 32 (they contribute nothing)."""
+        seed = self.keys.sampler_seed(round_number)
+        values = [self.local.batches(self.sequences(int(client)), seed, int(client)) for client in cohort]
+        empty = np.zeros((0, self.local.batch_size, self.local.sequence_length + 1), np.int32)
+        return values + [empty] * (-len(values) % _CLIENT_VALUES)
+
+
+@dataclass(frozen=True)
+class RoundLog:
+    """Where a run keeps its state: `ledger.jsonl`, `metrics.jsonl` and `checkpoints/` in one folder."""
+
+    folder: Path
+    keep_checkpoints: int = 3
+
+    @property
+    def ledger(self) -> Path:
+        return self.folder / "ledger.jsonl"
+
+    @property
+    def metrics(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+
+def run_rounds(
+    federation: Federation,
+    run: RoundLog,
+    evaluate: Callable[[int, Any], dict[str, float]],
+) -> Iterator[dict[str, Any]]:
+    """Runs (or resumes) all rounds of the plan; needs a TFF runtime (`fl.runtime.local_runtime`).
+
+    Args:
+      federation: what to run.
+      run: where its state is; an existing state is resumed.
+      evaluate: (rounds done, weights) -> what to add to that round's metrics; {} on rounds without evaluation. Must
+        depend on nothing else.
+
+    Yields:
+      One row of metrics for every round from the resumed one on, after it is safely on disk: `round` (from 1: rounds
+      done), `released`, `operator` (exact, for the operator's eyes only) and `evaluation`.
+
+    Raises:
+      ValueError: a damaged or foreign checkpoint, a ledger that does not fit, or weights that are not finite.
+      OSError: the disk is full or read-only; the run can be resumed once that is mended.
+    """
+    plan, keys = federation.plan, federation.keys
+    run.folder.mkdir(parents=True, exist_ok=True)
+    with plan.recording(run.ledger) as ledger:
+        state = federation.process.initialize()
+        saved = checkpoints.load_latest(run.checkpoints, state)
+        start, rows = 0, []
+        if saved is not None:
+            start, state, rows = saved.round, saved.state, [saved.document["metrics"]]
+            if len(ledger.rounds) < start:
+                raise ValueError(
+                    f"ledger {run.ledger} holds {len(ledger.rounds)} rounds and the checkpoint is of round {start}: "
+                    "restore the ledger, epsilon cannot be computed without it"
+                )
+        elif len(ledger.rounds):
+            log.info("replaying %d rounds of the ledger: there is no checkpoint yet", len(ledger.rounds))
+        _restore_metrics(run.metrics, start, rows)
+        for number in range(start, plan.rounds):
+            cohort = draw_cohort(plan.sampling, plan.population, number, keys.sampler_seed)
+            clip = float(state["aggregator"]["clip"]) if plan.clip is not None else None
+            ledger.record(
+                round=number,
+                cohort=[federation.clients[client] for client in cohort],
+                noise_id=keys.noise_id(number),
+                noise_stddev=plan.value_noise_multiplier * clip if clip is not None else 0.0,
+                clip=clip,
+            )
+            values = federation.client_values(cohort, number)
+            state, measured = federation.process.next(state, values, keys.noise_seed(number))
+            if not measured["released"]["finite"]:
+                raise ValueError(
+                    f"the model's weights are not finite after round {number + 1}: the server learning rate is too "
+                    "large for this model; start a new run with a smaller one"
+                )
+            done = number + 1
+            row = {"round": done, **_plain(measured), "evaluation": _plain(evaluate(done, state["weights"]))}
+            checkpoint = checkpoints.Checkpoint(done, state, {"metrics": row})
+            checkpoints.save(run.checkpoints, checkpoint, keep=run.keep_checkpoints)
+            with run.metrics.open("ab") as file:
+                file.write(_line(row))
+            yield row
+
+
+def final_state(federation: Federation, run: RoundLog) -> Any:
+    """The process state of the newest checkpoint. Raises FileNotFoundError if there is none."""
+    saved = checkpoints.load_latest(run.checkpoints, federation.process.initialize())
+    if saved is None:
+        raise FileNotFoundError(f"no checkpoint in {run.checkpoints}: train the run first")
+    return saved.state
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Rows of `metrics.jsonl`; an unfinished last line (a kill in the middle of a write) is left out."""
+    if not path.exists():
+        return []
+    content = path.read_bytes()
+    return [json.loads(line) for line in content[: content.rfind(b"\n") + 1].splitlines()]
+
+
+def _restore_metrics(path: Path, rounds: int, last_rows: Sequence[dict[str, Any]]) -> None:
+    """Leaves exactly the rows of rounds 1..rounds: later ones will come again, the checkpoint holds the newest."""
+    newest = {row["round"]: row for row in [*read_metrics(path), *last_rows] if row["round"] <= rounds}
+    lines = [_line(newest[number]) for number in sorted(newest)]
+    checkpoints.write_atomically(path, b"".join(lines))
+
+
+def _line(row: dict[str, Any]) -> bytes:
+    return json.dumps(row, sort_keys=True).encode() + b"\n"
+
+
+def _plain(values: Any) -> Any:
+    """NumPy scalars in nested mappings as Python numbers."""
+    if hasattr(values, "items"):
+        return {name: _plain(value) for name, value in values.items()}
+    return values.item() if hasattr(values, "item") else values
