@@ -1,0 +1,27 @@
+"""Decoding: keyed randomness, processing of logits, exact sampling.
+
+`models.decoding.host` is NumPy alone, for devices; the other modules give the same bits from TensorFlow ops.
+Importing this package loads neither.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_HOME = {
+    "Stream": "models.decoding.host",
+    "process": "models.decoding.processing",
+    "random_words": "models.decoding.prng",
+    "sample": "models.decoding.sampling",
+    "uniforms": "models.decoding.prng",
+}
+__all__ = sorted(_HOME)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'models.decoding' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

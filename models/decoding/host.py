@@ -1,0 +1,147 @@
+"""NumPy alone: the keyed randomness, the processing of logits and the sampler, bit for bit those of the TensorFlow ops.
+
+Every step is either integer arithmetic or one IEEE-754 float32 operation whose result no compiler may change (no product
+feeds a sum unless it is exact, so that fusing the two alters nothing; no `exp`, no `log`). Equal logits therefore give
+the same token in NumPy, eager TensorFlow, `tf.function`, XLA and TFLite, whatever the kernels.
+"""
+
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Words = tuple[NDArray[np.int32], NDArray[np.int32]]
+
+
+class Stream(IntEnum):
+    """What a random number is for: numbers of different streams have nothing in common."""
+
+    SAMPLE = 0
+    DRAFT = 1
+    ACCEPT = 2
+    RESIDUAL = 3
+    BONUS = 4
+
+
+# Threefry-2x32 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3").
+ROTATIONS = (13, 15, 26, 6, 17, 29, 16, 24)
+PARITY = 0x1BD11BDA
+ROUNDS = 20
+
+# Sampling weights are whole numbers, 2**44 for the likeliest token, so that a sum over 2**18 tokens stays below 2**62.
+WEIGHT_BITS = 44
+LARGEST_VOCABULARY = 1 << 18
+BLOCK = 64
+# exp is a table of this many entries a nat, and a rational function between them.
+ENTRIES_A_NAT = 128
+LOWEST = 30.5  # nats below the likeliest token from which a weight is zero: exp(-30.5) < 2**-44
+LEAST_TEMPERATURE = 1e-6
+
+
+def _table() -> NDArray[np.int32]:
+    entries = np.exp(-np.arange(int(LOWEST * ENTRIES_A_NAT) + 1) / ENTRIES_A_NAT) * 2.0**WEIGHT_BITS
+    entries[-1] = 0
+    return entries.astype(np.float32).view(np.int32)
+
+
+# float32 values as bits: a converter that shrinks float constants to 16 or 8 bits leaves whole numbers alone.
+TABLE_BITS = _table()
+
+
+def seed_words(seed: int) -> NDArray[np.int32]:
+    """int32 `[2]` for a seed from 0 to 2**64 - 1, low word first.
+
+    Raises:
+      ValueError: the seed is outside that range.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 1 << 64:
+        raise ValueError(f"seed: {seed!r} is not a whole number from 0 to 2**64 - 1")
+    return np.array([seed & 0xFFFFFFFF, seed >> 32], np.uint32).view(np.int32)
+
+
+def check_processing(temperature: float, top_k: int) -> None:
+    """Raises ValueError unless `temperature` is 0 or a finite number from 1e-6 up, and `top_k` is 0 (all) or more."""
+    if not (temperature == 0 or LEAST_TEMPERATURE <= temperature < np.inf):
+        raise ValueError(f"temperature: {temperature!r} is neither 0 (greedy) nor a finite number from 1e-6 up")
+    if isinstance(top_k, bool) or not isinstance(top_k, int | np.integer) or not 0 <= top_k < 1 << 31:
+        raise ValueError(f"top_k: {top_k!r} is not a whole number from 0 (all tokens) up")
+
+
+def threefry_2x32(
+    key: tuple[NDArray[np.uint32], NDArray[np.uint32]], counter: tuple[NDArray[np.uint32], NDArray[np.uint32]]
+) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+    """Twenty rounds of Threefry-2x32 on uint32 arrays that broadcast."""
+    schedule = (key[0], key[1], key[0] ^ key[1] ^ np.uint32(PARITY))
+    x0, x1 = counter[0] + schedule[0], counter[1] + schedule[1]
+    for i in range(ROUNDS):
+        rotation = ROTATIONS[i % 8]
+        x0 = x0 + x1
+        x1 = ((x1 << np.uint32(rotation)) | (x1 >> np.uint32(32 - rotation))) ^ x0
+        if i % 4 == 3:
+            step = i // 4 + 1
+            x0 = x0 + schedule[step % 3]
+            x1 = x1 + schedule[(step + 1) % 3] + np.uint32(step)
+    return x0, x1
+
+
+def random_words(
+    seed: ArrayLike, stream: Stream, request: ArrayLike, positions: ArrayLike, tokens: ArrayLike | None = None
+) -> Words:
+    """See `models.decoding.prng.random_words`."""
+    seed, request, positions = _unsigned(seed), _unsigned(request), _unsigned(positions)
+    key = threefry_2x32((seed[:1], seed[1:]), (_unsigned([stream]), request))
+    ids = _unsigned([0]) if tokens is None else _unsigned(tokens) + np.uint32(1)
+    first, second = threefry_2x32(key, (positions, ids))
+    shape = np.broadcast_shapes(*(np.shape(x) for x in (request, positions, 0 if tokens is None else tokens)))
+    return first.view(np.int32).reshape(shape), second.view(np.int32).reshape(shape)
+
+
+def uniforms(word: NDArray[np.int32]) -> NDArray[np.float32]:
+    """See `models.decoding.prng.uniforms`."""
+    bits = np.asarray(word, np.int32).view(np.uint32)
+    high = (bits >> np.uint32(16)).astype(np.float32) * np.float32(2.0**-16)
+    low = ((bits & np.uint32(0xFFFF)).astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-32)
+    return np.minimum(high + low, np.float32(1 - 2.0**-24))
+
+
+def process(logits: NDArray[np.float32], temperature: float, top_k: int) -> NDArray[np.float32]:
+    """See `models.decoding.processing.process`."""
+    logits = np.asarray(logits, np.float32)
+    largest = logits.max(axis=-1, keepdims=True)
+    size = logits.shape[-1]
+    if not temperature > 0:
+        kept = np.arange(size) == logits.argmax(axis=-1)[..., np.newaxis]
+    elif 0 < top_k < size:
+        kept = logits >= np.partition(logits, size - top_k, axis=-1)[..., size - top_k, np.newaxis]
+    else:
+        kept = np.ones_like(logits, bool)
+    sharpness = np.float32(1) / np.float32(max(temperature, LEAST_TEMPERATURE) if temperature > 0 else 1)
+    return np.where(kept, (logits - largest) * sharpness, np.float32(-np.inf))
+
+
+def weights(processed: NDArray[np.float32]) -> NDArray[np.int64]:
+    """See `models.decoding.sampling.weights`."""
+    below = np.minimum(-processed, np.float32(LOWEST))
+    entry = (below * np.float32(ENTRIES_A_NAT)).astype(np.int32)
+    half = (below - entry.astype(np.float32) * np.float32(1 / ENTRIES_A_NAT)) * np.float32(0.5)
+    ratio = (np.float32(1) - half) / (np.float32(1) + half)
+    return (TABLE_BITS[entry].view(np.float32) * ratio).astype(np.int64)
+
+
+def sample(processed: NDArray[np.float32], words: Words) -> NDArray[np.int32]:
+    """See `models.decoding.sampling.sample`."""
+    sums = np.cumsum(weights(processed), axis=-1)
+    fraction = [(np.asarray(word).view(np.uint32) >> np.uint32(1)).astype(np.int64) for word in words]
+    threshold = scale(sums[..., -1], fraction[0], fraction[1])
+    return np.sum(sums <= threshold[..., np.newaxis], axis=-1).astype(np.int32)
+
+
+def scale(total: NDArray[np.int64], high: NDArray[np.int64], low: NDArray[np.int64]) -> NDArray[np.int64]:
+    """floor(total * (high * 2**31 + low) / 2**62), exactly, for total < 2**62 and high, low < 2**31."""
+    total_high, total_low = total >> 31, total & 0x7FFFFFFF
+    return total_high * high + ((total_high * low + total_low * high + ((total_low * low) >> 31)) >> 31)
+
+
+def _unsigned(x: ArrayLike) -> NDArray[np.uint32]:
+    """At least one axis: NumPy warns of overflow in scalars, and wrapping is the point."""
+    return np.atleast_1d(np.asarray(x).astype(np.int64).astype(np.uint32))

@@ -1,0 +1,79 @@
+"""Sampling by inverse CDF in whole numbers, so that equal logits give equal tokens in every backend."""
+
+import numpy as np
+import tensorflow as tf
+
+from models.decoding.host import BLOCK, ENTRIES_A_NAT, LARGEST_VOCABULARY, LOWEST, TABLE_BITS
+from models.decoding.prng import Words
+
+
+def weights(processed: tf.Tensor) -> tf.Tensor:
+    """Whole numbers in proportion to exp(processed): what `sample` samples from, exactly.
+
+    float32 `[..., V]`, at most 0 -> int64 `[..., V]`: exp(x) * 2**44 with a relative error below 2**-21, rounded down;
+    so 2**44 for a likeliest token, and 0 for one less than exp(-30.5) as likely. See `models.decoding.host` on why it
+    does not call `exp`.
+    """
+    below = tf.minimum(-processed, LOWEST)
+    entry = tf.cast(below * ENTRIES_A_NAT, tf.int32)
+    half = (below - tf.cast(entry, tf.float32) * (1 / ENTRIES_A_NAT)) * 0.5
+    # exp(-2h) is (1 - h) / (1 + h) up to 2h**3/3, which is below 4e-8 here.
+    ratio = (1 - half) / (1 + half)
+    return tf.cast(tf.bitcast(tf.gather(tf.constant(TABLE_BITS), entry), tf.float32) * ratio, tf.int64)
+
+
+def sample(processed: tf.Tensor, words: Words) -> tf.Tensor:
+    """One token from each row's law.
+
+    The law is weights / total, and the probability of each token is met to 2**-62: the 62 highest bits of the two
+    words, as a fraction of the total, are compared with running sums of whole numbers. A token of weight 0 is never
+    drawn.
+
+    Args:
+      processed: float32 `[..., V]` with static V, from `models.decoding.processing.process`.
+      words: two int32 `[...]`, from `models.decoding.prng.random_words`.
+
+    Returns:
+      int32 `[...]`.
+
+    Raises:
+      ValueError: V is above 2**18.
+    """
+    size = processed.shape[-1]
+    if size > LARGEST_VOCABULARY:
+        raise ValueError(f"vocabulary of {size} tokens is larger than {LARGEST_VOCABULARY}: sums would overflow")
+    lead = processed.shape[:-1]
+    whole = tf.reshape(weights(processed), [-1, size])
+    # Two levels, block then token: under XLA on CPU the time of a running sum grows as the square of its length.
+    blocks = tf.reshape(tf.pad(whole, [[0, 0], [0, -size % BLOCK]]), [-1, -(-size // BLOCK), BLOCK])
+    block_sums = tf.cumsum(tf.reduce_sum(blocks, axis=-1), axis=-1)
+    threshold = _scale(block_sums[:, -1], *(tf.reshape(word, [-1]) for word in words))[:, tf.newaxis]
+    block = tf.reduce_sum(tf.cast(block_sums <= threshold, tf.int32), axis=-1)
+    before = tf.gather(tf.pad(block_sums, [[0, 0], [1, 0]]), block, axis=1, batch_dims=1)
+    sums = tf.cumsum(tf.gather(blocks, block, axis=1, batch_dims=1), axis=-1) + before[:, tf.newaxis]
+    within = tf.reduce_sum(tf.cast(sums <= threshold, tf.int32), axis=-1)
+    return tf.reshape(block * BLOCK + within, lead)
+
+
+def _scale(total: tf.Tensor, first: tf.Tensor, second: tf.Tensor) -> tf.Tensor:
+    """floor(total * u / 2**62), u being the upper 31 bits of each word; `models.decoding.host.scale` in builtin ops."""
+    high, low = _upper_31(first), _upper_31(second)
+    total_high, total_low = _split_31(total)
+    carry, _ = _split_31(total_low * low)
+    carry, _ = _split_31(total_high * low + total_low * high + carry)
+    return total_high * high + carry
+
+
+def _split_31(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """x = high * 2**31 + low for int64 x from 0 up. TFLite has neither shifts nor division of int64."""
+    low, high = tf.unstack(tf.bitcast(x, tf.int32), axis=-1)
+    sign = tf.bitwise.right_shift(low, 31)
+    return tf.cast(high, tf.int64) * 2 - tf.cast(sign, tf.int64), tf.cast(low + sign * _TOP_BIT, tf.int64)
+
+
+def _upper_31(word: tf.Tensor) -> tf.Tensor:
+    """The 31 upper bits, int64."""
+    return tf.cast(tf.bitwise.right_shift(word, 1) - tf.bitwise.right_shift(word, 31) * _TOP_BIT, tf.int64)
+
+
+_TOP_BIT = np.int32(-(1 << 31))
