@@ -44,7 +44,7 @@ format: $(STAMP)  ## Rewrite the sources in the house format
 	@$(PY) -m ruff check --fix .
 
 docs: $(STAMP)  ## Build the docs into site/; a warning is an error
-	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 	@echo "docs: site/index.html"
 
 lock: $(STAMP)  ## Renew requirements.lock from pyproject.toml

@@ -251,7 +251,7 @@ def tracked() -> list[Path]:
     ]
 
 
-# Where a machine keeps its users' things, and where packages come from. (In pieces, so as not to find itself.)
+# Where a machine keeps its users' things, and where packages come from; in pieces, so as not to find itself.
 LEAKS = re.compile(
     "|".join(["/" + "(?:home|Users|root|work)/" + r"\w", "python" + "hosted", r"pypi\.org" + "/simple"])
 )
