@@ -97,7 +97,8 @@ def commands() -> list[tuple[str, list[str], list[str]]]:
     """Page, words and options of every command line in the docs: ("guide.md", ["train"], ["--resume"])."""
     found = []
     for page in PAGES:
-        for line in re.findall(r"(?:^|`)fedspeak ([^`\n#]+)", page.read_text(), re.MULTILINE):
+        code = re.findall(r"```sh\n.*?```|`[^`\n]+`", page.read_text(), re.DOTALL)
+        for line in re.findall(r"^`?fedspeak ([^`\n#]+)", "\n".join(code), re.MULTILINE):
             words = re.match(r"(?:[a-z]+ ?)*", line)
             assert words
             found.append((page.name, words[0].split(), re.findall(r"--[a-z-]+", line)))

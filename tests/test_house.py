@@ -25,10 +25,14 @@ MAY_IMPORT: dict[str, frozenset[str] | None] = {
     "privacy": NUMERIC | {"privacy", "dp_accounting", "jinja2", "matplotlib"},
     "models": NUMERIC | {"models", "tensorflow", "keras", "ai_edge_litert"},
     "models/vocabulary.py": frozenset({"models.vocabulary", "numpy", "sentencepiece"}),
+    # What goes on the device beside the model: NumPy and the LiteRT runtime, or TensorFlow's in its place.
     "models/device.py": frozenset(
-        {"models.device", "models.vocabulary", "numpy", "ai_edge_litert", "tensorflow"}
+        {"models.device", "models.vocabulary", "models.tflite_file", "models.decoding.host"}
+        | {"numpy", "ai_edge_litert", "tensorflow"}
     ),
+    "models/tflite_file.py": frozenset({"models.vocabulary", "numpy"}),
     "models/decoding": frozenset({"models.decoding", "numpy", "tensorflow"}),
+    "models/decoding/host.py": frozenset({"numpy"}),
     "models/alignment": NUMERIC | {"models.alignment"},
     "fl": NUMERIC | TFF | {"fl", "privacy", "tensorflow", "keras", "tensorboard"},
     "experiments": None,
@@ -91,6 +95,7 @@ def test_imports_follow_the_rules():
         ("models/cifg.py", "importlib.import_module('tensorflow_federated')", "tensorflow_federated"),
         ("models/vocabulary.py", "import tensorflow", "tensorflow"),
         ("models/device.py", "from models import language_model", "models.language_model"),
+        ("models/decoding/host.py", "import tensorflow", "tensorflow"),
         ("models/decoding/prng.py", "import keras", "keras"),
         ("models/decoding/prng.py", "from ..cifg import cell", "models.cifg.cell"),
         ("models/decoding/prng.py", "from models import presets", "models.presets"),
