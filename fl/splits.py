@@ -15,7 +15,7 @@ from fl.clients import EOS
 class Splits(NamedTuple):
     """Three disjoint sets of client ids, each in the order given.
 
-    Every choice (hyper-parameters, early stopping) is made on `validation`; every reported figure is of `test`.
+    Every choice (hyper-parameters, early stopping) is made on `validation`; every figure is of `test`.
     """
 
     train: tuple[str, ...]

@@ -101,10 +101,10 @@ def require_file(path: Path) -> None:
         raise ValueError(f"{path}: the file is empty")
 
 
-def text_lines(path: Path, bad_rows: BadRows) -> Iterator[tuple[int, str]]:
-    """Numbered lines of a UTF-8 file, without their ends; a line too long or not UTF-8 is a bad row.
+def byte_lines(path: Path, bad_rows: BadRows) -> Iterator[tuple[int, bytes]]:
+    """Numbered lines of a file with their ends, without a byte-order mark; a line too long is a bad row.
 
-    A byte-order mark at the start is dropped. Memory is bounded by `LONGEST_LINE`.
+    Memory is bounded by `LONGEST_LINE`.
     """
     with open(path, "rb") as file:
         number = 0
@@ -115,9 +115,22 @@ def text_lines(path: Path, bad_rows: BadRows) -> Iterator[tuple[int, str]]:
                     pass
                 bad_rows.add(path, number, f"line is longer than {LONGEST_LINE} bytes")
                 continue
-            if number == 1:
-                line = line.removeprefix(b"\xef\xbb\xbf")
-            try:
-                yield number, line.rstrip(b"\r\n").decode()
-            except UnicodeDecodeError as error:
-                bad_rows.add(path, number, f"not UTF-8 at byte {error.start} of the line")
+            yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+
+
+def text_lines(path: Path, bad_rows: BadRows) -> Iterator[tuple[int, str]]:
+    """Numbered lines of a UTF-8 file, without their ends; a line too long or not UTF-8 is a bad row."""
+    for number, line in byte_lines(path, bad_rows):
+        try:
+            yield number, line.rstrip(b"\r\n").decode()
+        except UnicodeDecodeError as error:
+            bad_rows.add(path, number, f"not UTF-8 at byte {error.start} of the line")
+
+
+def is_unicode(text: str) -> bool:
+    """Whether `text` has a UTF-8 form, that is, holds no lone surrogate (what undecodable bytes become)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

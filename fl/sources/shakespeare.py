@@ -12,7 +12,8 @@ import difflib
 import importlib.util
 import re
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from fl.sources.base import BadRows, fingerprint, text_lines
@@ -40,10 +41,11 @@ class Shakespeare:
 
     files: tuple[Path, ...]
     strict: bool = False
-    bad_rows: BadRows = field(init=False, repr=False, compare=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "bad_rows", BadRows(self.strict))
+    @cached_property
+    def bad_rows(self) -> BadRows:
+        """Rows of the last iteration that could not be used."""
+        return BadRows(self.strict)
 
     @property
     def genres(self) -> dict[str, str]:
@@ -95,7 +97,7 @@ class Shakespeare:
                 yield f"{path.stem}/{speaker}", lines
 
 
-def load(root: Path | None = None, strict: bool = False) -> Shakespeare:
+def load(root: Path | None = None, *, strict: bool = False) -> Shakespeare:
     """All the plays, by genre and name.
 
     Args:

@@ -1,0 +1,130 @@
+"""TFF's client data in SQLite: what `tff.simulation.datasets` downloads for Stack Overflow and Shakespeare.
+
+The schema is that of `tff.simulation.datasets.SqlClientData`: a table `examples` (client_id, split_name,
+serialized_example_proto) and a table `client_metadata` (client_id, split_name, num_examples). It is read in
+one pass, with parameters and never by pasting text into SQL, and without TensorFlow.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from urllib.parse import quote
+
+from fl.sources.base import BadRows, fingerprint, require_file
+from fl.sources.example_proto import bytes_feature
+
+_NEEDED = {
+    "examples": ("client_id", "split_name", "serialized_example_proto"),
+    "client_metadata": ("client_id", "split_name"),
+}
+_ROWS = """
+    SELECT client_id, serialized_example_proto FROM examples
+    WHERE (?1 IS NULL OR split_name = ?1)
+      AND client_id IN (SELECT client_id FROM client_metadata WHERE ?1 IS NULL OR split_name = ?1)
+"""
+
+
+@dataclass(frozen=True)
+class SqliteClients:
+    """Source of an SQLite file of client data; a value of the text feature is one sentence.
+
+    A client that stands in `examples` alone, not in `client_metadata`, is no client: as in TFF. The line of a
+    bad row is its place among the rows of the split.
+
+    Attributes:
+      path: the file; it is opened read-only.
+      feature: the text feature of the examples: "tokens" for Stack Overflow, "snippets" for Shakespeare.
+      split: "train", "test" or another split of the file; all of them if None.
+      strict: whether the first bad row raises ValueError.
+    """
+
+    path: Path
+    feature: str
+    split: str | None = None
+    strict: bool = False
+
+    @property
+    def description(self) -> str:
+        """The file's name, split and feature."""
+        split = "all splits" if self.split is None else f"split {self.split!r}"
+        return f"{self.path.name}, {split}, text in feature {self.feature!r}"
+
+    @cached_property
+    def bad_rows(self) -> BadRows:
+        """Rows of the last iteration that could not be used."""
+        return BadRows(self.strict)
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the file's name and content, the split and the feature."""
+        return fingerprint(json.dumps(["sqlite 1", self.split, self.feature]), [self.path])
+
+    def __iter__(self) -> Iterator[tuple[str, list[str]]]:
+        self.bad_rows.restart()
+        try:
+            with closing(_connect(self.path)) as connection:
+                for number, (client, example) in enumerate(connection.execute(_ROWS, (self.split,)), 1):
+                    try:
+                        row = self._row(client, example)
+                    except ValueError as error:
+                        self.bad_rows.add(self.path, number, str(error))
+                    else:
+                        yield row
+        except sqlite3.Error as error:
+            raise ValueError(f"{self.path}: {error}") from None
+
+    def _row(self, client: object, example: object) -> tuple[str, list[str]]:
+        if not isinstance(client, bytes) or not client:
+            raise ValueError("client_id is empty or not text")
+        if not isinstance(example, bytes):
+            raise ValueError("serialized_example_proto is not a blob")
+        try:
+            name = client.decode()
+            sentences = [value.decode() for value in bytes_feature(example, self.feature)]
+        except UnicodeDecodeError:
+            raise ValueError("not UTF-8") from None
+        sentences = [sentence for sentence in sentences if sentence.strip()]
+        if not sentences:
+            raise ValueError(f"feature {self.feature!r} is empty")
+        return name, sentences
+
+
+def load(path: Path, feature: str, *, split: str | None = None, strict: bool = False) -> SqliteClients:
+    """Clients of an SQLite file; the arguments are the attributes of `SqliteClients`.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it is no SQLite file of this schema, or has no such split.
+    """
+    require_file(path)
+    try:
+        with closing(_connect(path)) as connection:
+            _check(path, split, connection)
+    except sqlite3.Error as error:
+        raise ValueError(f"{path}: {error}") from None
+    return SqliteClients(path, feature, split, strict)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=ro", uri=True)
+    # Text as bytes, so that one name that is not UTF-8 is one bad row and not the end of the reading.
+    connection.text_factory = bytes
+    return connection
+
+
+def _check(path: Path, split: str | None, connection: sqlite3.Connection) -> None:
+    for table, needed in _NEEDED.items():
+        rows = connection.execute("SELECT name FROM pragma_table_info(?)", (table,))
+        found = {row[0].decode() for row in rows}
+        missing = [column for column in needed if column not in found]
+        if missing:
+            raise ValueError(f"{path}: not TFF client data: table {table!r} lacks {', '.join(missing)}")
+    splits = [row[0] for row in connection.execute("SELECT DISTINCT split_name FROM client_metadata")]
+    names = sorted(split.decode(errors="replace") for split in splits if isinstance(split, bytes))
+    if split is not None and split not in names:
+        raise ValueError(f"{path}: no split {split!r}; it has {', '.join(map(repr, names)) or 'none'}")
