@@ -1,0 +1,14 @@
+"""Differential privacy for federated training: the plan, the ledger, the accounting and the report.
+
+plan = PrivacyPlan(sampling=Poisson(0.01), population=10_000, rounds=200, noise_multiplier=1.0,
+clip=FixedClip(0.5)) with plan.recording("ledger.jsonl") as ledger:
+    ...                                    # the loop records each round before it releases anything
+report.build(plan, ledger, {}).write("run")
+"""
+
+from privacy.keys import RunKeys
+from privacy.ledger import Ledger
+from privacy.plan import AdaptiveClip, FixedClip, PrivacyPlan
+from privacy.sampling import Cyclic, FixedSize, Poisson
+
+__all__ = ["AdaptiveClip", "Cyclic", "FixedClip", "FixedSize", "Ledger", "Poisson", "PrivacyPlan", "RunKeys"]

@@ -1,0 +1,50 @@
+"""Validators that NaN cannot pass: each compares with `not value > bound`, because `nan <= bound` is false
+too.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+
+
+def positive(name: str, value: float, mend: str) -> float:
+    """Returns `value` as a float; raises ValueError unless it is a finite number above zero."""
+    number = _number(name, value, mend)
+    if not number > 0 or math.isinf(number):
+        raise ValueError(f"{name} must be a finite number above 0, got {value!r}: {mend}")
+    return number
+
+
+def non_negative(name: str, value: float, mend: str) -> float:
+    """Returns `value` as a float; raises ValueError unless it is finite and at least zero."""
+    number = _number(name, value, mend)
+    if not number >= 0 or math.isinf(number):
+        raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}: {mend}")
+    return number
+
+
+def between(
+    name: str, value: float, low: float, high: float, mend: str, *, closed_high: bool = False
+) -> float:
+    """Returns `value` as a float; raises ValueError unless low < value < high (or <= high if
+    `closed_high`).
+    """
+    number = _number(name, value, mend)
+    if not (number > low and (number < high or (closed_high and number == high))):
+        bracket = "]" if closed_high else ")"
+        raise ValueError(f"{name} must lie in ({low:g}, {high:g}{bracket}, got {value!r}: {mend}")
+    return number
+
+
+def whole(name: str, value: int, low: int, mend: str) -> int:
+    """Returns `value` as an int; raises ValueError unless it is an integer of at least `low`."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not value >= low:
+        raise ValueError(f"{name} must be a whole number of at least {low}, got {value!r}: {mend}")
+    return int(value)
+
+
+def _number(name: str, value: float, mend: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise ValueError(f"{name} must be a number, got {value!r}: {mend}")
+    return float(value)

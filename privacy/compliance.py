@@ -1,0 +1,122 @@
+"""Does a round keep the plan's promise? One place that knows, for recording and for reading a ledger
+alike.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from privacy.plan import FixedClip, PrivacyPlan
+from privacy.sampling import FixedSize
+
+# Noise and clip are recorded as 64-bit floats of what the loop used, which may have passed through 32 bits.
+TOLERANCE = 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class Round:
+    """One recorded round.
+
+    Attributes:
+      round: index from 0.
+      cohort: sorted ids of the clients whose updates are in the sum.
+      noise_id: name of the noise.
+      noise_stddev: its standard deviation on each coordinate of the sum.
+      clip: clip norm in force; None where the plan does not clip.
+      facts: further JSON-able facts, the operator's only.
+    """
+
+    round: int
+    cohort: tuple[str, ...]
+    noise_id: str
+    noise_stddev: float
+    clip: float | None
+    facts: Mapping[str, Any]
+
+
+@dataclasses.dataclass
+class History:
+    """What earlier rounds left to remember: rounds recorded, each client's count and last round, each
+    noise's round.
+    """
+
+    rounds: int = 0
+    participations: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    last_seen: dict[str, int] = dataclasses.field(default_factory=dict)
+    noise_ids: dict[str, int] = dataclasses.field(default_factory=dict)
+
+    def add(self, entry: Round) -> None:
+        """Takes in one round that was checked."""
+        self.rounds += 1
+        self.noise_ids[entry.noise_id] = entry.round
+        self.participations.update(entry.cohort)
+        self.last_seen.update(dict.fromkeys(entry.cohort, entry.round))
+
+
+def check(plan: PrivacyPlan, history: History, entry: Round) -> None:
+    """Raises ValueError, one line naming round, value and mend, unless `entry` may follow `history` under
+    `plan`.
+    """
+    for breach in _order(plan, history, entry):
+        raise ValueError(f"round {entry.round}: {breach}")
+    for breach in _cohort(plan, history, entry):
+        raise ValueError(f"round {entry.round}: {breach}")
+    for breach in _noise(plan, history, entry):
+        raise ValueError(f"round {entry.round}: {breach}")
+
+
+def _order(plan: PrivacyPlan, history: History, entry: Round) -> Iterator[str]:
+    if history.rounds >= plan.rounds:
+        yield f"the plan has {plan.rounds} rounds and all are recorded: plan more rounds in a new run"
+    if isinstance(entry.round, bool) or not isinstance(entry.round, int) or entry.round != history.rounds:
+        yield f"out of order, round {history.rounds} comes next: record rounds one by one from 0"
+
+
+def _cohort(plan: PrivacyPlan, history: History, entry: Round) -> Iterator[str]:
+    repeated = [client for client, count in collections.Counter(entry.cohort).items() if count > 1]
+    if repeated:
+        yield f"client {repeated[0]!r} is in the cohort twice: a cohort is a set of clients"
+    size = len(entry.cohort)
+    if isinstance(plan.sampling, FixedSize) and size != plan.sampling.size:
+        yield f"cohort of {size}, the plan's fixed size is {plan.sampling.size}: draw that many"
+    separation = plan.sampling.min_separation
+    for client in entry.cohort:
+        last = history.last_seen.get(client, entry.round - separation)
+        if entry.round - last < separation:
+            yield (
+                f"client {client!r} took part in round {last}, the plan's separation allows it again from round "
+                f"{last + separation}: cohorts must take turns"
+            )
+        if history.participations[client] >= plan.max_participations:
+            yield (
+                f"client {client!r} took part in {history.participations[client]} rounds, the most the plan allows: "
+                "cohorts must take turns"
+            )
+    new = sum(client not in history.last_seen for client in entry.cohort)
+    seen = len(history.last_seen) + new
+    if seen > plan.population:
+        yield f"{seen} different clients seen, the plan's population is {plan.population}: count it again"
+
+
+def _noise(plan: PrivacyPlan, history: History, entry: Round) -> Iterator[str]:
+    if plan.clip is None:
+        if entry.clip is not None or entry.noise_stddev != 0:
+            yield "the plan neither clips nor adds noise: record clip None and noise 0"
+        return
+    if entry.clip is None or not entry.clip > 0 or math.isinf(entry.clip):
+        yield f"clip must be a finite number above 0, got {entry.clip}: record the norm in force"
+        return
+    if isinstance(plan.clip, FixedClip) and not math.isclose(entry.clip, plan.clip.norm, rel_tol=TOLERANCE):
+        yield f"clip {entry.clip:g} is not the plan's {plan.clip.norm:g}: clip as planned"
+    promised = plan.value_noise_multiplier * entry.clip
+    if not math.isclose(entry.noise_stddev, promised, rel_tol=TOLERANCE):
+        yield (
+            f"noise stddev {entry.noise_stddev:g} is not the plan's {plan.value_noise_multiplier:g} * clip "
+            f"{entry.clip:g} = {promised:g}: add the noise planned"
+        )
+    if plan.is_private and entry.noise_id in history.noise_ids:
+        yield f"noise {entry.noise_id!r} was used in round {history.noise_ids[entry.noise_id]}: draw it afresh"

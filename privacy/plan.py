@@ -1,0 +1,251 @@
+"""The privacy plan: the promise of a run, from which sampler, noise, ledger, accounting and report all
+follow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import pathlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from privacy import checks
+from privacy import sampling as samplers
+from privacy.sampling import Relation, Sampling
+
+if TYPE_CHECKING:
+    import dp_accounting
+
+    from privacy.ledger import Ledger
+
+DELTA_EXPONENT = -1.1
+COUNT_STDDEV_FRACTION = 0.05
+
+
+@dataclasses.dataclass(frozen=True)
+class FixedClip:
+    """Each client's update is scaled down to L2 norm at most `norm`.
+
+    Attributes:
+      norm: clip norm C, above 0.
+    """
+
+    norm: float
+    kind: ClassVar[str] = "fixed"
+
+    def __post_init__(self) -> None:
+        checks.positive("clip norm", self.norm, "give the largest L2 norm an update may keep")
+
+
+@dataclasses.dataclass(frozen=True)
+class AdaptiveClip:
+    """The clip norm follows a quantile of the update norms, learned privately from one noised bit a client.
+
+    Geometric update of Andrew et al. 2021, "Differentially private learning with adaptive clipping"
+    (arXiv:1905.03871): the bit b = [norm <= C] is centred to b - 1/2, so that the count has sensitivity
+    1/2, and noised with `count_stddev`.
+
+    Attributes:
+      initial: first clip norm, above 0.
+      quantile: target quantile of the update norms, in (0, 1).
+      learning_rate: geometric step, above 0.
+      count_stddev: standard deviation s_b of the noise on the count, above 0; None takes a twentieth of the
+        expected cohort as that paper recommends.
+    """
+
+    initial: float
+    quantile: float = 0.5
+    learning_rate: float = 0.2
+    count_stddev: float | None = None
+    kind: ClassVar[str] = "adaptive"
+
+    def __post_init__(self) -> None:
+        checks.positive("initial clip norm", self.initial, "give a first guess of the update norms")
+        checks.between("clip quantile", self.quantile, 0, 1, "0.5 follows the median update norm")
+        checks.positive("clip learning rate", self.learning_rate, "0.2 is customary")
+        if self.count_stddev is not None:
+            checks.positive(
+                "clip count stddev", self.count_stddev, "leave it out for a twentieth of the cohort"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class PrivacyPlan:
+    """What a training run promises before it starts.
+
+    The mechanism is the Gaussian sum of clipped updates: each round releases sum of clipped updates + N(0,
+    (z_v C)^2 I), divided by the fixed `expected_cohort` (never by the realised size), and with adaptive
+    clipping also the noised count.
+
+    Attributes:
+      sampling: how cohorts are chosen; it determines `relation`.
+      population: number N of clients who could take part, at least 2. Public.
+      rounds: number T of rounds planned, at least 1.
+      noise_multiplier: total z = noise standard deviation / clip norm, at least 0; 0 gives no privacy. With
+        adaptive clipping it covers the update and the count together, and the noise on the update is
+        `value_noise_multiplier`.
+      clip: fixed or adaptive; None (no clipping) only together with noise_multiplier 0.
+      delta: in (0, 1); None takes population**-1.1 and is replaced by that number.
+      public: what was declared public and is outside the accounting, for instance the text a vocabulary was
+        learned from.
+      relation: the neighbouring relation; None takes the sampler's. Any other value is refused, never
+        converted.
+      unit: whose data is protected.
+    """
+
+    sampling: Sampling
+    population: int
+    rounds: int
+    noise_multiplier: float
+    clip: FixedClip | AdaptiveClip | None
+    delta: float | None = None
+    public: tuple[str, ...] = ()
+    relation: Relation | None = None
+    unit: Literal["client"] = "client"
+
+    def __post_init__(self) -> None:
+        checks.whole("population", self.population, 2, "count the clients who could take part")
+        checks.whole("rounds", self.rounds, 1, "plan at least one round")
+        checks.non_negative(
+            "noise multiplier", self.noise_multiplier, "0 switches privacy off, 1 is a usual start"
+        )
+        if self.unit != "client":
+            raise ValueError(f"unit must be 'client', got {self.unit!r}: cohorts here are made of clients")
+        if self.relation not in (None, self.sampling.relation):
+            raise ValueError(
+                f"relation {self.relation!r} has no accounting under {self.sampling.kind} sampling: "
+                f"leave it out for {self.sampling.relation!r}"
+            )
+        self.sampling.check(self.population)
+        object.__setattr__(self, "relation", self.sampling.relation)
+        object.__setattr__(self, "public", tuple(self.public))
+        if self.delta is None:
+            object.__setattr__(self, "delta", self.population**DELTA_EXPONENT)
+        checks.between("delta", self.target_delta, 0, 1, f"leave it out for population**{DELTA_EXPONENT}")
+        if self.clip is None and self.noise_multiplier > 0:
+            raise ValueError("clip must be given with noise: without a clip norm no noise protects a client")
+        if (
+            isinstance(self.clip, AdaptiveClip)
+            and self.is_private
+            and not 2 * self.count_stddev > self.noise_multiplier
+        ):
+            raise ValueError(
+                f"clip count stddev {self.count_stddev:g} leaves no noise for the update: it must exceed half the noise "
+                f"multiplier, {self.noise_multiplier / 2:g}"
+            )
+
+    @property
+    def is_private(self) -> bool:
+        """False exactly when the plan adds no noise."""
+        return self.noise_multiplier > 0
+
+    @property
+    def target_delta(self) -> float:
+        """`delta` as the number in force."""
+        assert self.delta is not None
+        return self.delta
+
+    @property
+    def delta_rule(self) -> str:
+        """How delta came about, for printing beside it."""
+        by_rule = self.target_delta == self.population**DELTA_EXPONENT
+        return f"population^{DELTA_EXPONENT}" if by_rule else "given"
+
+    @property
+    def expected_cohort(self) -> float:
+        """The public, fixed denominator of every round's mean."""
+        return self.sampling.expected_cohort(self.population)
+
+    @property
+    def max_participations(self) -> int:
+        """Most rounds one client can be in over the whole plan."""
+        return self.sampling.max_participations(self.rounds)
+
+    @property
+    def count_stddev(self) -> float:
+        """Noise standard deviation s_b on the count of adaptive clipping; 0 with a fixed clip or without
+        privacy.
+        """
+        if not isinstance(self.clip, AdaptiveClip) or not self.is_private:
+            return 0.0
+        given = self.clip.count_stddev
+        return COUNT_STDDEV_FRACTION * self.expected_cohort if given is None else given
+
+    @property
+    def value_noise_multiplier(self) -> float:
+        """Noise standard deviation on the update / clip norm: (z^-2 - (2 s_b)^-2)^-1/2, which is z with a
+        fixed clip.
+
+        Both noises together then cost exactly one Gaussian of multiplier z (arXiv:1905.03871, theorem 1).
+        """
+        if not isinstance(self.clip, AdaptiveClip) or not self.is_private:
+            return float(self.noise_multiplier)
+        return (self.noise_multiplier**-2 - (2 * self.count_stddev) ** -2) ** -0.5
+
+    def dp_event(self, rounds: int | None = None) -> dp_accounting.DpEvent:
+        """The run as a `dp_accounting` event for `rounds` rounds (default: all).
+
+        Noise multipliers in the event are relative to the sensitivity under the plan's relation. Replacing
+        a client moves the sum by up to 2C where adding one moves it by C, hence the halved multiplier for
+        fixed-size sampling. Feed it to an accountant of that relation; `privacy.accounting.epsilon` does.
+        """
+        import dp_accounting as dp
+
+        count = self.rounds if rounds is None else checks.whole("rounds", rounds, 0, "count those that ran")
+        if count == 0:
+            return dp.NoOpDpEvent()
+        if not self.is_private:
+            return dp.NonPrivateDpEvent()
+        one = self.sampling.dp_event(self.population, self.noise_multiplier)
+        return dp.SelfComposedDpEvent(one, self.sampling.repetitions(count))
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able form; `from_dict` gives the plan back."""
+        clip = None if self.clip is None else {"kind": self.clip.kind, **dataclasses.asdict(self.clip)}
+        return {
+            "unit": self.unit,
+            "relation": self.relation,
+            "sampling": samplers.to_dict(self.sampling),
+            "population": self.population,
+            "rounds": self.rounds,
+            "noise_multiplier": self.noise_multiplier,
+            "clip": clip,
+            "delta": self.delta,
+            "public": list(self.public),
+        }
+
+    @staticmethod
+    def from_dict(data: dict[str, Any]) -> PrivacyPlan:
+        """Inverse of `to_dict`; raises ValueError naming what is missing, unknown or out of range."""
+        fields = dict(data)
+        names = {f.name for f in dataclasses.fields(PrivacyPlan)}
+        if set(fields) != names:
+            raise ValueError(
+                f"privacy plan fields differ at {sorted(set(fields) ^ names)}: take the plan of this version"
+            )
+        clip = fields.pop("clip")
+        if clip is not None:
+            clip = dict(clip)
+            kinds: dict[Any, Any] = {FixedClip.kind: FixedClip, AdaptiveClip.kind: AdaptiveClip}
+            kind = clip.pop("kind", None)
+            if kind not in kinds:
+                raise ValueError(f"clip kind {kind!r} is unknown: use one of {', '.join(kinds)}")
+            try:
+                clip = kinds[kind](**clip)
+            except TypeError:
+                raise ValueError(
+                    f"clip fields {sorted(clip)} do not fit kind {kind!r}: see privacy.plan"
+                ) from None
+        sampling = samplers.from_dict(fields.pop("sampling"))
+        return PrivacyPlan(sampling=sampling, clip=clip, **{**fields, "public": tuple(fields["public"])})
+
+    @contextlib.contextmanager
+    def recording(self, path: str | pathlib.Path) -> Iterator[Ledger]:
+        """Opens (or resumes) the ledger of a run at `path` for the length of a `with` block; one writer at
+        a time.
+        """
+        from privacy.ledger import Ledger
+
+        with Ledger.open(path, self) as ledger:
+            yield ledger
