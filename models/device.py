@@ -1,4 +1,5 @@
-"""Text from an exported model on a device: NumPy, a LiteRT runtime and this package's vocabulary, no TensorFlow.
+"""Text from an exported model on a device: NumPy, a LiteRT runtime and this package's vocabulary, no
+TensorFlow.
 
     from models import device
     model = device.load("model.tflite")
@@ -10,8 +11,8 @@ The runtime is `ai-edge-litert`; where that is not installed, TensorFlow's own i
 
 import codecs
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -19,47 +20,8 @@ from numpy.typing import NDArray
 
 from models import tflite_file
 from models.decoding import host
+from models.decoding.host import Choices
 from models.vocabulary import BOS, EOS, Vocabulary
-
-NO_TOKEN = -1
-_UNBOUNDED = (1 << 31) - 1
-
-
-@dataclass(frozen=True)
-class Choices:
-    """How to draw tokens.
-
-    Attributes:
-      max_tokens: most tokens to draw.
-      temperature: 0 is greedy.
-      top_k: draw from the k likeliest tokens only; 0 is all.
-      seed: 0 to 2**64 - 1; equal seeds and requests, equal text.
-      request: 0 to 2**31 - 1; other requests of one seed are independent.
-      stop_at_eos: end with the sentence; otherwise go on, with a line break for the end of a sentence.
-
-    Raises:
-      ValueError: a value outside its range.
-    """
-
-    max_tokens: int = 64
-    temperature: float = 1.0
-    top_k: int = 0
-    seed: int = 0
-    request: int = 0
-    stop_at_eos: bool = True
-
-    def __post_init__(self) -> None:
-        for name, least in (("max_tokens", 1), ("request", 0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= _UNBOUNDED:
-                raise ValueError(f"{name}: {value!r} is not a whole number from {least} to {_UNBOUNDED}")
-        host.check_processing(self.temperature, self.top_k)
-        host.seed_words(self.seed)
-
-    @property
-    def stop(self) -> int:
-        """The token to end after, or -1."""
-        return EOS if self.stop_at_eos else NO_TOKEN
 
 
 class DeviceModel:
@@ -70,57 +32,70 @@ class DeviceModel:
         self.facts, self.vocabulary = tflite_file.read(path)
         try:
             interpreter = _interpreter_class()(model_path=self.path, num_threads=threads)
-            # TensorFlow 2.14's interpreter leaves its fast kernels (XNNPACK) off in signatures without this call.
+            # TensorFlow 2.14's interpreter leaves its fast kernels (XNNPACK) off in signatures without this
+            # call.
             interpreter.allocate_tensors()
             self._prefill = interpreter.get_signature_runner("prefill")
             self._decode = interpreter.get_signature_runner("decode")
             self._generate = interpreter.get_signature_runner("generate")
         except (ValueError, RuntimeError) as error:
-            raise ValueError(f"{self.path}: the runtime cannot load it: {str(error).splitlines()[0]}") from None
+            raise ValueError(
+                f"{self.path}: the runtime cannot load it: {str(error).splitlines()[0]}"
+            ) from None
 
-    def stream(self, prompt: str = "", **choices: Any) -> Iterator[str]:
-        """The continuation of `prompt`, piece by piece as it is drawn; `choices` are those of `Choices`.
+    def stream(self, prompt: str = "", *, stop_at_eos: bool = True, **choices: Any) -> Iterator[str]:
+        """The continuation of `prompt`, piece by piece as it is drawn, in whole characters.
 
-        A prompt may have any length: what the signature `prefill` does not take, `decode` reads token by token. A piece
-        ends at a character's end, so tokens that hold parts of characters wait for the rest.
+        Args:
+          prompt: of any length: what the signature `prefill` does not take, `decode` reads token by token.
+          stop_at_eos: end with the sentence; otherwise go on, with a line break between sentences.
+          **choices: fields of `Choices`.
 
         Raises:
-          ValueError: a choice outside its range, a prompt that is no Unicode text, or logits that are not finite.
+          ValueError: a choice outside its range, a prompt that is no Unicode text, or logits that are not
+          finite.
         """
-        return self._pieces(self.draw(self._encode(prompt), Choices(**choices)))
+        return decode_stream(self.vocabulary, self.draw(self.encode(prompt), _choices(stop_at_eos, choices)))
 
-    def text(self, prompt: str = "", **choices: Any) -> str:
-        """The continuation of `prompt` at once, from the loop inside the graph: the same text as `stream`, faster.
+    def text(self, prompt: str = "", *, stop_at_eos: bool = True, **choices: Any) -> str:
+        """The continuation of `prompt` at once, by the loop inside the graph: the same text as `stream`,
+        faster.
 
         Raises:
           ValueError: as `stream`, or prompt or `max_tokens` are longer than this file was exported for.
         """
-        return "".join(self._pieces(iter(self.draw_in_graph(self._encode(prompt), Choices(**choices)))))
+        drawn = self.draw_in_graph(self.encode(prompt), _choices(stop_at_eos, choices))["tokens"]
+        return "".join(decode_stream(self.vocabulary, drawn.tolist()))
+
+    def encode(self, prompt: str) -> list[int]:
+        """The begin token and the tokens of `prompt`."""
+        return [BOS, *self.vocabulary.encode(prompt)]
 
     def draw(self, prompt: Sequence[int], choices: Choices) -> Iterator[int]:
-        """Token ids, drawn here from the logits of `decode`; `prompt` begins with the begin token."""
-        head, rest = prompt[: self.facts.max_prompt], prompt[self.facts.max_prompt :]
-        outputs = self._prefill(**self._padded(head))
-        for token in rest:
-            outputs = self._next(token, outputs)
-        seed = host.seed_words(choices.seed)
-        for position in range(len(prompt), len(prompt) + choices.max_tokens):
-            logits = outputs["logits"]
-            if not np.isfinite(logits).all():
-                raise ValueError(f"{self.path}: its logits are not finite; the model did not train well")
-            words = host.random_words(seed, host.Stream.SAMPLE, choices.request, [position])
-            token = int(host.sample(host.process(logits, choices.temperature, choices.top_k), words)[0])
-            yield token
-            if token == choices.stop:
-                return
-            outputs = self._next(token, outputs)
+        """Token ids, drawn here from the logits of `decode`. `prompt` begins with the begin token."""
+        *_, (logits, state) = self.read(prompt)
+        return host.draw(self._next, logits, state, len(prompt), choices)
 
-    def draw_in_graph(self, prompt: Sequence[int], choices: Choices) -> list[int]:
-        """Token ids from the signature `generate`; the same as those of `draw`."""
-        return self.run_generate(prompt, choices)["tokens"].tolist()
+    def read(
+        self, tokens: Sequence[int], by_prefill: int | None = None
+    ) -> Iterator[tuple[NDArray[np.float32], Any]]:
+        """Logits `[V]` and state after the first `by_prefill` tokens, read at once, and after each one that
+        follows.
 
-    def run_generate(self, prompt: Sequence[int], choices: Choices) -> dict[str, NDArray[Any]]:
-        """What `generate` returns: "tokens" `[n]`, n the number drawn, and the words "word_0", "word_1" `[max_tokens]`.
+        Args:
+          tokens: at least one.
+          by_prefill: 1 to `facts.max_prompt`; as many as possible if None.
+        """
+        head = min(len(tokens), by_prefill or self.facts.max_prompt)
+        logits, state = _split(self._prefill(**self._padded(tokens[:head])))
+        yield logits, state
+        for token in tokens[head:]:
+            logits, state = self._next(token, state)
+            yield logits, state
+
+    def draw_in_graph(self, prompt: Sequence[int], choices: Choices) -> dict[str, NDArray[Any]]:
+        """What `generate` gives: "tokens" `[n]`, the same as `draw`, and the random words "word_0", "word_1"
+        `[max_tokens]`.
 
         Raises:
           ValueError: prompt or `max_tokens` are longer than this file was exported for.
@@ -147,29 +122,13 @@ class DeviceModel:
         drawn = {name: value[0] for name, value in outputs.items()}
         return {**drawn, "tokens": drawn["tokens"][: drawn["lengths"]]}
 
-    def logits(self, tokens: Sequence[int], prompt_length: int) -> NDArray[np.float32]:
-        """`[len(tokens) - prompt_length + 1, V]`: after the prompt, read by `prefill`, and each token that follows."""
-        outputs = self._prefill(**self._padded(tokens[:prompt_length]))
-        rows = [outputs["logits"][0]]
-        for token in tokens[prompt_length:]:
-            outputs = self._next(token, outputs)
-            rows.append(outputs["logits"][0])
-        return np.stack(rows)
-
-    def _next(self, token: int, outputs: dict[str, Any]) -> dict[str, Any]:
-        state = {name: value for name, value in outputs.items() if name != "logits"}
-        return self._decode(token=np.array([token], np.int32), **state)
+    def _next(self, token: int, state: Any) -> tuple[NDArray[np.float32], Any]:
+        return _split(self._decode(token=np.array([token], np.int32), **state))
 
     def _padded(self, prompt: Sequence[int]) -> dict[str, NDArray[np.int32]]:
         tokens = np.zeros([1, self.facts.max_prompt], np.int32)
         tokens[0, : len(prompt)] = prompt
         return {"tokens": tokens, "length": np.array(len(prompt), np.int32)}
-
-    def _encode(self, prompt: str) -> list[int]:
-        return [BOS, *self.vocabulary.encode(prompt)]
-
-    def _pieces(self, tokens: Iterator[int]) -> Iterator[str]:
-        return decode_stream(self.vocabulary, tokens)
 
 
 def load(path: str | os.PathLike[str], threads: int = 1) -> DeviceModel:
@@ -182,8 +141,15 @@ def load(path: str | os.PathLike[str], threads: int = 1) -> DeviceModel:
     return DeviceModel(path, threads)
 
 
-def decode_stream(vocabulary: Vocabulary, tokens: Iterator[int]) -> Iterator[str]:
-    """Text as the tokens come, in whole characters; the end of a sentence is a line break unless it is the last token."""
+def runtime() -> str:
+    """Name and version of the runtime in use."""
+    package = _interpreter_class().__module__.split(".")[0].replace("_", "-")
+    return f"{package} {metadata.version(package)}"
+
+
+def decode_stream(vocabulary: Vocabulary, tokens: Iterable[int]) -> Iterator[str]:
+    """Text as the tokens come, in whole characters; the end of a sentence is a line break unless it is the
+    last token."""
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     ended = False
     for token in tokens:
@@ -196,6 +162,14 @@ def decode_stream(vocabulary: Vocabulary, tokens: Iterator[int]) -> Iterator[str
     rest = decoder.decode(b"", final=True)
     if rest:
         yield rest
+
+
+def _choices(stop_at_eos: bool, choices: dict[str, Any]) -> Choices:
+    return Choices(stop=EOS if stop_at_eos else -1, **choices)
+
+
+def _split(outputs: dict[str, NDArray[Any]]) -> tuple[NDArray[np.float32], dict[str, NDArray[Any]]]:
+    return outputs["logits"][0], {name: value for name, value in outputs.items() if name != "logits"}
 
 
 def _interpreter_class() -> Any:

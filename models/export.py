@@ -2,17 +2,19 @@
 
 Signatures (batch 1, L = max_prompt, N = max_tokens, V = vocabulary size; integers are int32):
 
-* `prefill`: tokens `[1, L]`, length `[]` (1 to L, of which the first is the begin token) -> logits `[1, V]`, state_0, state_1, ...
+* `prefill`: tokens `[1, L]`, length `[]` (1 to L, of which the first is the begin token) -> logits `[1, V]`,
+  state_0, state_1, ...
 * `decode`: token `[1]`, state_0, state_1, ... -> logits `[1, V]`, state_0, state_1, ...
-* `generate`: tokens `[1, L]`, length `[]`, seed `[2]`, request `[]`, temperature `[]` (float32; 0 is greedy), top_k `[]`
-  (0 is all), max_new `[]`, stop `[]` (a token id, or -1) -> tokens `[1, N]`, lengths `[1]`, and the random words
-  word_0, word_1 `[1, N]` that drew them.
+* `generate`: tokens `[1, L]`, length `[]`, seed `[2]`, request `[]`, temperature `[]` (float32; 0 is greedy),
+  top_k `[]` (0 is all), max_new `[]`, stop `[]` (a token id, or -1) -> tokens `[1, N]`, lengths `[1]`, and
+  the random words word_0, word_1 `[1, N]` that drew them.
 """
 
 import os
 import tempfile
 from collections import Counter
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,13 +45,14 @@ def export(
       weights: without a user axis.
       vocabulary: the one that the model was trained with.
       path: of the file to write.
-      precision: of the weights: "float32", "float16" (half the size; computes in float32) or "int8" (a quarter;
-        dynamic range: activations are quantised as they come).
+      precision: of the weights: "float32", "float16" (half the size; computes in float32) or "int8" (a
+        quarter; dynamic range: activations are quantised as they come).
       max_prompt: tokens of a prompt that `prefill` and `generate` take, the begin token included.
       max_tokens: tokens that `generate` gives.
 
     Raises:
-      ValueError: unknown precision, a length below 1, a vocabulary of another size, weights that are not finite or not
+      ValueError: unknown precision, a length below 1, a vocabulary of another size, weights that are not
+      finite or not
         those of the model, or a model that needs other ops than TFLite's own.
       OSError: `path` cannot be written.
     """
@@ -65,6 +68,9 @@ def export(
     for name, value in weights.items():
         if not np.isfinite(value).all():
             raise ValueError(f"weight {name!r} is not finite: there is nothing to export")
+    folder = Path(path).parent
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder: make it first")
     flatbuffer = convert(Decoder(model, weights, max_prompt, max_tokens), precision)
     foreign = sorted(name for name in ops(flatbuffer) if name.startswith(("CUSTOM", "Flex")))
     if foreign:
@@ -82,8 +88,8 @@ def export(
 
 
 class Decoder(tf.Module):
-    """A model with its weights, and the three signatures as TensorFlow functions: what is exported, and what the
-    exported file is compared with."""
+    """A model with its weights, and the three signatures as TensorFlow functions: what is exported, and what
+    the exported file is compared with."""
 
     def __init__(self, model: LanguageModel, weights: Weights, max_prompt: int, max_tokens: int) -> None:
         super().__init__()
@@ -94,7 +100,8 @@ class Decoder(tf.Module):
         self.max_tokens = max_tokens
         prompt = (_spec("tokens", [1, max_prompt]), _spec("length"))
         states = [
-            _spec(f"state_{i}", state.shape, state.dtype) for i, state in enumerate(tf.nest.flatten(self.state))
+            _spec(f"state_{i}", state.shape, state.dtype)
+            for i, state in enumerate(tf.nest.flatten(self.state))
         ]
         choices = (
             _spec("seed", [2]),

@@ -1,7 +1,8 @@
-"""The file that goes to a device: a TFLite flatbuffer with a zip of the vocabulary and the facts about it appended.
+"""The file that goes to a device: a TFLite flatbuffer with a zip of the vocabulary and the facts about it
+appended.
 
-TFLite runtimes read the front and ignore what follows; `zipfile` reads the back (`unzip -l model.tflite` lists it).
-Standard library only.
+TFLite runtimes read the front and ignore what follows; `zipfile` reads the back (`unzip -l model.tflite`
+lists it). Standard library only.
 """
 
 import hashlib
@@ -61,7 +62,11 @@ def write(path: str | os.PathLike[str], flatbuffer: bytes, vocabulary: Vocabular
         with os.fdopen(handle, "w+b") as file:
             file.write(flatbuffer)
             with zipfile.ZipFile(file, "a", zipfile.ZIP_DEFLATED) as archive:
-                _add(archive, _FACTS, json.dumps({"format": _FORMAT, **asdict(facts)}, sort_keys=True, indent=1))
+                _add(
+                    archive,
+                    _FACTS,
+                    json.dumps({"format": _FORMAT, **asdict(facts)}, sort_keys=True, indent=1),
+                )
                 _add(archive, _VOCABULARY, vocabulary.to_json())
             file.flush()
             os.fsync(file.fileno())
@@ -91,7 +96,7 @@ def read(path: str | os.PathLike[str]) -> tuple[Facts, Vocabulary]:
             facts = Facts(**described)
         except (zipfile.BadZipFile, KeyError, TypeError, AttributeError, ValueError):
             raise ValueError(
-                f"{path}: a TFLite file without fedspeak's vocabulary, or cut short; `fedspeak export` writes whole ones"
+                f"{path}: cut short, or not from `fedspeak export` (no vocabulary found in it)"
             ) from None
         file.seek(0)
         if checksum(file.read(facts.flatbuffer_bytes)) != facts.flatbuffer_sha256:

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from models.decoding.processing import process
 from models.decoding.prng import Words
+from models.decoding.processing import process
 from models.decoding.sampling import sample
 
 Step = Callable[[tf.Tensor, Any], tuple[tf.Tensor, Any]]
@@ -49,7 +49,10 @@ def generate(
     def body(
         i: tf.Tensor, done: tf.Tensor, tokens: tf.Tensor, lengths: tf.Tensor, logits: tf.Tensor, state: Any
     ) -> tuple[Any, ...]:
-        drawn = sample(process(logits, temperature, top_k), (tf.gather(words[0], i, axis=1), tf.gather(words[1], i, axis=1)))
+        drawn = sample(
+            process(logits, temperature, top_k),
+            (tf.gather(words[0], i, axis=1), tf.gather(words[1], i, axis=1)),
+        )
         drawn = tf.where(done, 0, drawn)
         tokens = tf.where(tf.range(longest) == i, drawn[:, tf.newaxis], tokens)
         lengths += tf.cast(~done, tf.int32)

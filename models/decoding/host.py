@@ -1,11 +1,16 @@
-"""NumPy alone: the keyed randomness, the processing of logits and the sampler, bit for bit those of the TensorFlow ops.
+"""NumPy alone: the keyed randomness, the processing of logits and the sampler, bit for bit those of the
+TensorFlow ops.
 
-Every step is either integer arithmetic or one IEEE-754 float32 operation whose result no compiler may change (no product
-feeds a sum unless it is exact, so that fusing the two alters nothing; no `exp`, no `log`). Equal logits therefore give
-the same token in NumPy, eager TensorFlow, `tf.function`, XLA and TFLite, whatever the kernels.
+Every step is either integer arithmetic or one IEEE-754 float32 operation whose result no compiler may change
+(no product feeds a sum unless it is exact, so that fusing the two alters nothing; no `exp`, no `log`). Equal
+logits therefore give the same token in NumPy, eager TensorFlow, `tf.function`, XLA and TFLite, whatever the
+kernels.
 """
 
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -28,14 +33,15 @@ ROTATIONS = (13, 15, 26, 6, 17, 29, 16, 24)
 PARITY = 0x1BD11BDA
 ROUNDS = 20
 
-# Sampling weights are whole numbers, 2**44 for the likeliest token, so that a sum over 2**18 tokens stays below 2**62.
+# Sampling weights are whole numbers, 2**44 for the likeliest token, so that a sum over 2**18 tokens stays
+# below 2**62.
 WEIGHT_BITS = 44
 LARGEST_VOCABULARY = 1 << 18
 BLOCK = 64
 # exp is a table of this many entries a nat, and a rational function between them.
 ENTRIES_A_NAT = 128
 LOWEST = 30.5  # nats below the likeliest token from which a weight is zero: exp(-30.5) < 2**-44
-LEAST_TEMPERATURE = 1e-6
+LEAST_TEMPERATURE, MOST_TEMPERATURE = 1e-6, 1e6
 
 
 def _table() -> NDArray[np.int32]:
@@ -48,23 +54,52 @@ def _table() -> NDArray[np.int32]:
 TABLE_BITS = _table()
 
 
-def seed_words(seed: int) -> NDArray[np.int32]:
-    """int32 `[2]` for a seed from 0 to 2**64 - 1, low word first.
+@dataclass(frozen=True)
+class Choices:
+    """How to draw tokens.
+
+    Attributes:
+      max_tokens: most tokens to draw, 1 to 2**31 - 1.
+      temperature: 0 (greedy), or 1e-6 and more.
+      top_k: draw from the k likeliest tokens only; 0 is all.
+      seed: 0 to 2**64 - 1; equal seeds and requests, equal draws.
+      request: 0 to 2**31 - 1; the requests of one seed are independent.
+      stop: the token after which to end (it is drawn), or -1 for none.
 
     Raises:
-      ValueError: the seed is outside that range.
+      ValueError: a value outside its range.
     """
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 1 << 64:
-        raise ValueError(f"seed: {seed!r} is not a whole number from 0 to 2**64 - 1")
+
+    max_tokens: int = 64
+    temperature: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+    request: int = 0
+    stop: int = -1
+
+    def __post_init__(self) -> None:
+        ranges = (
+            ("max_tokens", 1, 31),
+            ("top_k", 0, 31),
+            ("seed", 0, 64),
+            ("request", 0, 31),
+            ("stop", -1, 31),
+        )
+        for name, least, bits in ranges:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 1 << bits:
+                raise ValueError(f"{name}: {value!r} is not a whole number from {least} to 2**{bits} - 1")
+        # The comparison is False for NaN.
+        if not (self.temperature == 0 or LEAST_TEMPERATURE <= self.temperature <= MOST_TEMPERATURE):
+            raise ValueError(
+                f"temperature: {self.temperature!r} is neither 0 (greedy) nor a number from "
+                f"{LEAST_TEMPERATURE:g} to {MOST_TEMPERATURE:g}"
+            )
+
+
+def seed_words(seed: int) -> NDArray[np.int32]:
+    """int32 `[2]` for a seed from 0 to 2**64 - 1, low word first."""
     return np.array([seed & 0xFFFFFFFF, seed >> 32], np.uint32).view(np.int32)
-
-
-def check_processing(temperature: float, top_k: int) -> None:
-    """Raises ValueError unless `temperature` is 0 or a finite number from 1e-6 up, and `top_k` is 0 (all) or more."""
-    if not (temperature == 0 or LEAST_TEMPERATURE <= temperature < np.inf):
-        raise ValueError(f"temperature: {temperature!r} is neither 0 (greedy) nor a finite number from 1e-6 up")
-    if isinstance(top_k, bool) or not isinstance(top_k, int | np.integer) or not 0 <= top_k < 1 << 31:
-        raise ValueError(f"top_k: {top_k!r} is not a whole number from 0 (all tokens) up")
 
 
 def threefry_2x32(
@@ -134,6 +169,39 @@ def sample(processed: NDArray[np.float32], words: Words) -> NDArray[np.int32]:
     fraction = [(np.asarray(word).view(np.uint32) >> np.uint32(1)).astype(np.int64) for word in words]
     threshold = scale(sums[..., -1], fraction[0], fraction[1])
     return np.sum(sums <= threshold[..., np.newaxis], axis=-1).astype(np.int32)
+
+
+def draw(
+    step: Callable[[int, Any], tuple[NDArray[np.float32], Any]],
+    logits: NDArray[np.float32],
+    state: Any,
+    position: int,
+    choices: Choices,
+) -> Iterator[int]:
+    """Token after token, as `models.decoding.generate.generate` draws them in one graph.
+
+    Args:
+      step: (token, state) -> (logits `[V]`, new state).
+      logits: `[V]` after the prompt.
+      state: after the prompt.
+      position: number of tokens in the prompt, the begin token included.
+      choices: how.
+
+    Raises:
+      ValueError: the logits are not finite.
+    """
+    seed = seed_words(choices.seed)
+    for i in range(choices.max_tokens):
+        if not np.isfinite(logits).all():
+            raise ValueError(
+                f"logits at position {position + i} are not finite: the model is damaged or diverged"
+            )
+        words = random_words(seed, Stream.SAMPLE, choices.request, position + i)
+        token = int(sample(process(logits, choices.temperature, choices.top_k), words))
+        yield token
+        if token == choices.stop:
+            return
+        logits, state = step(token, state)
 
 
 def scale(total: NDArray[np.int64], high: NDArray[np.int64], low: NDArray[np.int64]) -> NDArray[np.int64]:

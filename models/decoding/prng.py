@@ -1,8 +1,9 @@
 """Counter-based randomness from int32 TensorFlow ops: Threefry-2x32 with twenty rounds (Salmon et al. 2011).
 
-A random number is a pure function of (seed, stream, request, position[, token id]); nothing is carried, so it does not
-depend on the batch, on what was drawn before, or on the backend: eager mode, `tf.function`, XLA and TFLite (builtin ops
-only, which rules out `tf.random.stateless_*`, AND, OR and left shifts) and `models.decoding.host` give the same bits.
+A random number is a pure function of (seed, stream, request, position[, token id]); nothing is carried, so it
+does not depend on the batch, on what was drawn before, or on the backend: eager mode, `tf.function`, XLA and
+TFLite (builtin ops only, which rules out `tf.random.stateless_*`, AND, OR and left shifts) and
+`models.decoding.host` give the same bits.
 """
 
 from typing import Any
@@ -17,8 +18,8 @@ Words = tuple[tf.Tensor, tf.Tensor]
 def random_words(seed: Any, stream: Stream, request: Any, positions: Any, tokens: Any = None) -> Words:
     """64 random bits, as two int32 tensors, for every combination of the arguments (which broadcast).
 
-    The key of (seed, stream, request) is Threefry of the counter (stream, request) under the seed; the words are
-    Threefry of the counter (position, 0) or, with token ids, (position, token id + 1) under that key.
+    The key of (seed, stream, request) is Threefry of the counter (stream, request) under the seed; the words
+    are Threefry of the counter (position, 0) or, with token ids, (position, token id + 1) under that key.
 
     Args:
       seed: int32 `[2]`, any bits.
@@ -39,10 +40,11 @@ def random_words(seed: Any, stream: Stream, request: Any, positions: Any, tokens
 
 
 def uniforms(word: tf.Tensor) -> tf.Tensor:
-    """float32 in (0, 1) from the 32 bits k of each int32: (k + 1/2) / 2**32, rounded to float32, at most 1 - 2**-24.
+    """float32 in (0, 1) from the 32 bits k of each int32: (k + 1/2) / 2**32, rounded to float32, at most 1 -
+    2**-24.
 
-    So that P(u < x) is right to 2**-33 for small x (what an acceptance test with a rare token needs) and to 2**-25
-    near 1, and u is never 0 or 1.
+    So that P(u < x) is right to 2**-33 for small x (what an acceptance test with a rare token needs) and to
+    2**-25 near 1, and u is never 0 or 1.
     """
     high = tf.cast(_shift_right(word, 16), tf.float32) * 2.0**-16
     # Both products are exact: fused into the sum or not, the sum rounds once.

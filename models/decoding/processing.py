@@ -8,17 +8,18 @@ from models.decoding.host import LEAST_TEMPERATURE
 
 
 def process(logits: tf.Tensor, temperature: Any, top_k: Any) -> tf.Tensor:
-    """Logits of the processed law, minus their largest: 0 for the likeliest token, -inf for a token that is left out.
+    """Logits of the processed law, minus their largest: 0 for the likeliest token, -inf for a token that is
+    left out.
 
     Temperature and top-k may be tensors, so that one graph serves every request. Check them on the host with
-    `models.decoding.host.check_processing`; a graph cannot refuse.
+    `models.decoding.host.Choices`; a graph cannot refuse.
 
     Args:
       logits: finite float32 `[..., V]`.
-      temperature: float32 scalar. Logits are divided by it; 0 (or less, or NaN) is the limit, all mass on the likeliest
-        token, on the first of them if there are several.
-      top_k: int32 scalar. Tokens less likely than the k-th likeliest are left out (so ties with it stay); 0, or V and
-        more, keeps all.
+      temperature: float32 scalar. Logits are divided by it; 0 (or less, or NaN) is the limit, all mass on the
+        likeliest token, on the first of them if there are several.
+      top_k: int32 scalar. Tokens less likely than the k-th likeliest are left out (so ties with it stay); 0,
+        or V and more, keeps all.
 
     Returns:
       float32 `[..., V]`; softmax of it is the law.
@@ -30,8 +31,8 @@ def process(logits: tf.Tensor, temperature: Any, top_k: Any) -> tf.Tensor:
     sampled = logits >= _kth_largest(logits, largest, tf.convert_to_tensor(top_k, tf.int32))
     hot = temperature > 0
     kept = tf.where(hot, sampled, greedy)
-    # A product with 1/T rather than a quotient: compilers turn the latter into the former when T is a constant, and
-    # then the last bit differs between a graph with T inside and one with T as input.
+    # A product with 1/T rather than a quotient: compilers turn the latter into the former when T is a
+    # constant, and then the last bit differs between a graph with T inside and one with T as input.
     sharpness = 1 / tf.where(hot, tf.maximum(temperature, LEAST_TEMPERATURE), 1.0)
     return tf.where(kept, (logits - largest) * sharpness, -float("inf"))
 
@@ -39,8 +40,8 @@ def process(logits: tf.Tensor, temperature: Any, top_k: Any) -> tf.Tensor:
 def _kth_largest(logits: tf.Tensor, largest: tf.Tensor, k: tf.Tensor) -> tf.Tensor:
     """`[..., 1]`: a bound that exactly the k largest logits, and ties with the k-th, reach.
 
-    By bisection, since k is a run-time value: XLA wants a constant k for `tf.math.top_k`, and a full sort costs more
-    than a small model's step. Ends when every row has its k, or the bounds are neighbours.
+    By bisection, since k is a run-time value: XLA wants a constant k for `tf.math.top_k`, and a full sort
+    costs more than a small model's step. Ends when every row has its k, or the bounds are neighbours.
     """
 
     def count(bound: tf.Tensor) -> tf.Tensor:
@@ -57,10 +58,14 @@ def _kth_largest(logits: tf.Tensor, largest: tf.Tensor, k: tf.Tensor) -> tf.Tens
         between = middle(low, high)
         at_least = count(between)
         enough = at_least >= k
-        return tf.where(enough, between, low), tf.where(enough, high, between), tf.where(enough, at_least, reached)
+        return (
+            tf.where(enough, between, low),
+            tf.where(enough, high, between),
+            tf.where(enough, at_least, reached),
+        )
 
-    # All along, k or more logits reach `low`, and fewer reach `high` or the bounds are equal: a finished row stays right
-    # while others go on. With k = 0 (all tokens) nothing is to be found: the loop must not start.
+    # All along, k or more logits reach `low`, and fewer reach `high` or the bounds are equal: a finished row
+    # stays right while others go on. With k = 0 (all tokens) nothing is to be found: the loop must not start.
     low = tf.where((k > 0) & (count(largest) >= k), largest, tf.reduce_min(logits, axis=-1, keepdims=True))
     reached = tf.where(k > 0, count(low), 0)
     return tf.while_loop(unfinished, halve, (low, largest, reached))[0]

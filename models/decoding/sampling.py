@@ -10,9 +10,9 @@ from models.decoding.prng import Words
 def weights(processed: tf.Tensor) -> tf.Tensor:
     """Whole numbers in proportion to exp(processed): what `sample` samples from, exactly.
 
-    float32 `[..., V]`, at most 0 -> int64 `[..., V]`: exp(x) * 2**44 with a relative error below 2**-21, rounded down;
-    so 2**44 for a likeliest token, and 0 for one less than exp(-30.5) as likely. See `models.decoding.host` on why it
-    does not call `exp`.
+    float32 `[..., V]`, at most 0 -> int64 `[..., V]`: exp(x) * 2**44 with a relative error below 2**-21,
+    rounded down; so 2**44 for a likeliest token, and 0 for one less than exp(-30.5) as likely. See
+    `models.decoding.host` on why it does not call `exp`.
     """
     below = tf.minimum(-processed, LOWEST)
     entry = tf.cast(below * ENTRIES_A_NAT, tf.int32)
@@ -25,9 +25,9 @@ def weights(processed: tf.Tensor) -> tf.Tensor:
 def sample(processed: tf.Tensor, words: Words) -> tf.Tensor:
     """One token from each row's law.
 
-    The law is weights / total, and the probability of each token is met to 2**-62: the 62 highest bits of the two
-    words, as a fraction of the total, are compared with running sums of whole numbers. A token of weight 0 is never
-    drawn.
+    The law is weights / total, and the probability of each token is met to 2**-62: the 62 highest bits of the
+    two words, as a fraction of the total, are compared with running sums of whole numbers. A token of weight
+    0 is never drawn.
 
     Args:
       processed: float32 `[..., V]` with static V, from `models.decoding.processing.process`.
@@ -41,10 +41,13 @@ def sample(processed: tf.Tensor, words: Words) -> tf.Tensor:
     """
     size = processed.shape[-1]
     if size > LARGEST_VOCABULARY:
-        raise ValueError(f"vocabulary of {size} tokens is larger than {LARGEST_VOCABULARY}: sums would overflow")
+        raise ValueError(
+            f"vocabulary of {size} tokens is larger than {LARGEST_VOCABULARY}: sums would overflow"
+        )
     lead = processed.shape[:-1]
     whole = tf.reshape(weights(processed), [-1, size])
-    # Two levels, block then token: under XLA on CPU the time of a running sum grows as the square of its length.
+    # Two levels, block then token: under XLA on CPU the time of a running sum grows as the square of its
+    # length.
     blocks = tf.reshape(tf.pad(whole, [[0, 0], [0, -size % BLOCK]]), [-1, -(-size // BLOCK), BLOCK])
     block_sums = tf.cumsum(tf.reduce_sum(blocks, axis=-1), axis=-1)
     threshold = _scale(block_sums[:, -1], *(tf.reshape(word, [-1]) for word in words))[:, tf.newaxis]
@@ -56,7 +59,8 @@ def sample(processed: tf.Tensor, words: Words) -> tf.Tensor:
 
 
 def _scale(total: tf.Tensor, first: tf.Tensor, second: tf.Tensor) -> tf.Tensor:
-    """floor(total * u / 2**62), u being the upper 31 bits of each word; `models.decoding.host.scale` in builtin ops."""
+    """floor(total * u / 2**62), u being the upper 31 bits of each word; `models.decoding.host.scale` in
+    builtin ops."""
     high, low = _upper_31(first), _upper_31(second)
     total_high, total_low = _split_31(total)
     carry, _ = _split_31(total_low * low)
@@ -65,7 +69,7 @@ def _scale(total: tf.Tensor, first: tf.Tensor, second: tf.Tensor) -> tf.Tensor:
 
 
 def _split_31(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """x = high * 2**31 + low for int64 x from 0 up. TFLite has neither shifts nor division of int64."""
+    """X = high * 2**31 + low for int64 x from 0 up. TFLite has neither shifts nor division of int64."""
     low, high = tf.unstack(tf.bitcast(x, tf.int32), axis=-1)
     sign = tf.bitwise.right_shift(low, 31)
     return tf.cast(high, tf.int64) * 2 - tf.cast(sign, tf.int64), tf.cast(low + sign * _TOP_BIT, tf.int64)

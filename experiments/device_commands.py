@@ -1,0 +1,163 @@
+"""Commands on exported models: export, generate."""
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from models.parity import Parity
+
+_PRECISIONS = ("float32", "float16", "int8")
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--precision",
+    type=click.Choice([*_PRECISIONS, "all"]),
+    default="all",
+    show_default=True,
+    help="Of the weights; int8 is dynamic-range quantisation.",
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    help="File to write, by default RUN/model.tflite. With several precisions, float16 and int8 are named after it: "
+    "model-int8.tflite.",
+)
+def export(run: Path, precision: str, output: Path | None) -> None:
+    """Write the trained model of a run as .tflite files, and check each against the model.
+
+    Ends with an error if a file does not do what the model does.
+    """
+    from experiments.runs import load_trained
+
+    model, weights, vocabulary = load_trained(run)
+    if precision == "all":
+        paths = {name: _named(output or run / "model.tflite", name) for name in _PRECISIONS}
+    else:
+        paths = {precision: output or _named(run / "model.tflite", precision)}
+    export_and_check(model, weights, vocabulary, paths)
+
+
+def export_and_check(model: Any, weights: Any, vocabulary: Any, paths: dict[str, Path]) -> "list[Parity]":
+    """Exports to one path a precision, compares each file with the model, and prints the comparison.
+
+    Raises:
+      click.ClickException: a file does not do what the model does.
+    """
+    from models.export import export
+    from models.parity import check_parity
+
+    for precision, path in paths.items():
+        export(model, weights, vocabulary, path, precision)
+    with _no_notices():
+        results = check_parity(model, weights, list(paths.values()))
+    _print_table(results)
+    failed = [result.path for result in results if not result.passed]
+    if failed:
+        raise click.ClickException(
+            f"{', '.join(failed)}: not the trained model (see the table); do not ship it"
+        )
+    return results
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--prompt", default="", help="Text to go on from; empty for the beginning of a text.")
+@click.option("--max-tokens", default=64, show_default=True, help="Most tokens to draw.")
+@click.option("--temperature", default=1.0, show_default=True, help="0 always takes the likeliest token.")
+@click.option(
+    "--top-k", default=0, show_default=True, help="Draw from the k likeliest tokens only; 0: from all."
+)
+@click.option("--seed", default=0, show_default=True, help="Equal seeds give equal text.")
+@click.option(
+    "--count", default=1, show_default=True, help="How many independent texts, one after the other."
+)
+def generate(
+    model: Path, prompt: str, max_tokens: int, temperature: float, top_k: int, seed: int, count: int
+) -> None:
+    """Generate text from an exported model, up to the end of the sentence.
+
+    Prompt and continuation go to standard output as they come. Needs NumPy and the LiteRT runtime only.
+    """
+    if count < 1:
+        raise click.BadParameter(f"{count} is not 1 or more", param_hint="--count")
+    from models import device
+
+    with _no_notices():
+        loaded = device.load(model)
+        streams = [
+            loaded.stream(
+                prompt,
+                max_tokens=max_tokens,
+                temperature=temperature,
+                top_k=top_k,
+                seed=seed,
+                request=request,
+            )
+            for request in range(count)
+        ]
+    for stream in streams:
+        _write(prompt)
+        for piece in stream:
+            _write(piece)
+        _write("\n")
+
+
+def _named(path: Path, precision: str) -> Path:
+    return path if precision == "float32" else path.with_name(f"{path.stem}-{precision}{path.suffix}")
+
+
+def _write(text: str) -> None:
+    if sys.stdout.isatty():
+        # A model may say any byte; a terminal obeys some of them.
+        text = "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _print_table(results: "Sequence[Parity]") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from models.device import runtime
+
+    table = Table(title=f"Exported files against the trained model ({runtime()}, 1 thread)")
+    for heading in ("weights", "size", "logit error", "random bits", "same tokens", "tokens/s", ""):
+        table.add_column(heading, no_wrap=True)
+    for result in results:
+        low, high = result.tokens_per_second_range
+        table.add_row(
+            result.precision,
+            f"{result.bytes / 1e6:.2f} MB",
+            f"{result.max_logit_error:.0e} of {result.logit_spread:.0f}",
+            "equal" if result.random_bits_equal else "DIFFER",
+            f"{result.equal_to_model}/{result.sequences}",
+            f"{result.tokens_per_second:,.0f} ({low:,.0f}-{high:,.0f})",
+            "ok" if result.passed else "FAILED",
+        )
+    console = Console(highlight=False)
+    console.print(table)
+    for result in results:
+        console.print(f"wrote {result.path}", markup=False, soft_wrap=True)
+
+
+@contextmanager
+def _no_notices() -> Iterator[None]:
+    """Keeps the runtime's notice that it uses its fast kernels, which no setting turns off, from standard
+    error."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
