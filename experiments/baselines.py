@@ -38,7 +38,7 @@ class Unigram:
         return cls(np.log(counts / counts.sum()))
 
     def token_losses(self, tokens: NDArray[Any]) -> NDArray[np.float64]:
-        """Losses in nats, float64 [..., T], of the targets tokens[..., 1:] of int [..., T+1]; 0 for padding."""
+        """Nats, float64 [..., T], of the targets tokens[..., 1:] of int [..., T+1]; 0 for padding."""
         tokens = _checked(tokens, len(self.log_probabilities))
         return _unpadded(tokens, -self.log_probabilities[tokens[..., 1:]])
 
@@ -88,7 +88,7 @@ class KneserNeyBigram:
         return cls(unigram, backoff, pairs, higher.counts / totals[before])
 
     def token_losses(self, tokens: NDArray[Any]) -> NDArray[np.float64]:
-        """Losses in nats, float64 [..., T], of the targets tokens[..., 1:] of int [..., T+1]; 0 for padding."""
+        """Nats, float64 [..., T], of the targets tokens[..., 1:] of int [..., T+1]; 0 for padding."""
         size = len(self.unigram)
         tokens = _checked(tokens, size)
         contexts, targets = tokens[..., :-1], tokens[..., 1:]
@@ -145,7 +145,7 @@ def _checked(tokens: NDArray[Any], vocabulary_size: int) -> NDArray[np.int64]:
     tokens = np.asarray(tokens, np.int64)
     if tokens.size and not (tokens.min() >= 0 and tokens.max() < vocabulary_size):
         raise ValueError(
-            f"tokens {tokens.min()} to {tokens.max()} are outside the vocabulary of {vocabulary_size}"
+            f"tokens from {tokens.min()} to {tokens.max()} are not all in the vocabulary of {vocabulary_size}"
         )
     return tokens
 

@@ -71,6 +71,10 @@ class Vocabulary:
         if len(set(merged)) != len(merged):
             raise ValueError("vocabulary holds the same merged piece twice")
 
+    def __reduce__(self) -> tuple[type[Vocabulary], tuple[tuple[bytes, ...]]]:
+        # The caches stay behind: they cannot be pickled.
+        return Vocabulary, (self.pieces,)
+
     @property
     def size(self) -> int:
         """Number of ids, the specials included."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -75,14 +76,17 @@ class Source(Protocol):
 def fingerprint(options: str, files: Iterable[Path]) -> str:
     """SHA-256 (hex) of the options, and of the name and content of every file in order.
 
-    Raises:
-      OSError: a file cannot be read.
+    A file that cannot be read counts as such: to say so is for the reading itself.
     """
     total = hashlib.sha256(options.encode())
     for path in files:
-        with open(path, "rb") as file:
-            content = hashlib.file_digest(file, "sha256").digest()
-        total.update(len(path.name.encode()).to_bytes(4, "big") + path.name.encode() + content)
+        try:
+            with open(path, "rb") as file:
+                content = hashlib.file_digest(file, "sha256").digest()
+        except OSError:
+            content = b"unreadable"
+        name = os.fsencode(path.name)
+        total.update(len(name).to_bytes(4, "big") + name + content)
     return total.hexdigest()
 
 

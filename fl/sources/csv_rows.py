@@ -55,8 +55,8 @@ def load(path: Path, user_column: str, text_column: str, *, strict: bool = False
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: it is no regular file, it is empty, the two columns are one, or the header does not have each
-        of them once.
+      ValueError: it is no regular file, it is empty, the two columns are one, or the header does not have
+        each of them once.
     """
     table.check(path, user_column, text_column)
     source = Csv(path, user_column, text_column, strict)

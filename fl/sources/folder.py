@@ -48,9 +48,13 @@ class Folder:
                 self.bad_rows.add(repr(str(path)), 0, "the name of the file is not UTF-8")
                 continue
             before = self.bad_rows.total
-            sentences = [
-                sentence for _, line in text_lines(path, self.bad_rows) if (sentence := line.strip())
-            ]
+            sentences: list[str] = []
+            try:
+                for _, line in text_lines(path, self.bad_rows):
+                    if sentence := line.strip():
+                        sentences.append(sentence)
+            except OSError as error:
+                self.bad_rows.add(path, 0, f"cannot be read: {error.strerror}")
             if sentences:
                 yield path.stem, sentences
             elif self.bad_rows.total == before:

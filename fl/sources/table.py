@@ -15,8 +15,8 @@ class Table:
     """A file with a user and a text in every row; a row's text is one sentence.
 
     Rows are read one at a time and a user's rows may stand anywhere: the token store gathers them on disk. So
-    a file may be larger than memory, as long as a row fits (a line has at most 64 MiB). Blank lines are passed
-    over.
+    a file may be larger than memory, as long as a row fits (a line has at most 64 MiB). Blank lines are
+    passed over.
 
     Attributes:
       path: the file, in UTF-8.

@@ -1,0 +1,133 @@
+"""Against TensorFlow and TFF themselves: their clients, and the SQLite files that they write."""
+
+import collections
+
+import numpy as np
+import pytest
+
+from fl.clients import TokenStore
+from fl.sources import client_data, sqlite
+from fl.sources.example_proto import bytes_feature
+from models.vocabulary import SMALLEST, learn
+
+
+@pytest.fixture(scope="module")
+def tff():
+    return pytest.importorskip("tensorflow_federated")
+
+
+@pytest.fixture
+def plays(tff):
+    return tff.simulation.datasets.shakespeare.get_synthetic()
+
+
+def test_clients_of_tff_are_read(plays):
+    source = client_data.load(plays, "snippets", name="plays")
+    found = dict(source)
+    assert sorted(found) == sorted(plays.client_ids)
+    assert found["THE_TAMING_OF_THE_SHREW_CUPID"] == ["Hail to thee, worthy Timon, and to all"]
+    assert found["MUCH_ADO_ABOUT_NOTHING_EMILIA"][1] == "But now, my lord."
+    assert not source.bad_rows
+    assert source.description == "plays, text in feature 'snippets'"
+    assert source.fingerprint() == client_data.load(plays, "snippets").fingerprint()
+
+
+def test_what_tff_writes_to_sqlite_is_read_as_tff_reads_it(tff, plays, tmp_path):
+    path = tmp_path / "plays.sqlite"
+    tff.simulation.datasets.save_to_sql_client_data(
+        plays.client_ids, plays.create_tf_dataset_for_client, str(path), allow_overwrite=False
+    )
+    theirs = tff.simulation.datasets.load_and_parse_sql_client_data(str(path), plays.element_type_structure)
+    wanted = dict(client_data.load(theirs, "snippets"))
+    found: dict[str, list[str]] = collections.defaultdict(list)
+    for client, sentences in sqlite.load(path, "snippets"):
+        found[client] += sentences
+    assert found == wanted
+    words = learn([], SMALLEST)
+    ours = TokenStore.build(tmp_path / "ours", sqlite.load(path, "snippets"), words)
+    same = TokenStore.build(tmp_path / "same", client_data.load(theirs, "snippets"), words)
+    assert ours.clients == same.clients
+    assert all((ours.tokens(client) == same.tokens(client)).all() for client in range(len(ours.clients)))
+
+
+def test_serialised_examples_are_read_as_tensorflow_reads_them(tff):
+    import tensorflow as tf
+
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        texts = [rng.bytes(int(size)) for size in rng.integers(0, 400, rng.integers(0, 5))]
+        example = tf.train.Example()
+        for name in rng.permutation(["aaa", "text", "zzz", "numbers", "floats"]):
+            feature = example.features.feature[name]
+            if name == "numbers":
+                feature.int64_list.value.extend(rng.integers(-(2**62), 2**62, 5).tolist())
+            elif name == "floats":
+                feature.float_list.value.extend(rng.normal(size=3).tolist())
+            else:
+                feature.bytes_list.value.extend(texts if name == "text" else [name.encode()])
+        assert bytes_feature(example.SerializeToString(), "text") == texts
+
+
+class Fake:
+    """Clients whose examples are given; no TensorFlow needed."""
+
+    def __init__(self, examples):
+        self.examples = examples
+        self.client_ids = list(examples)
+
+    def create_tf_dataset_for_client(self, client_id):
+        examples = self.examples[client_id]
+
+        class Dataset:
+            def as_numpy_iterator(self):
+                return iter(examples)
+
+        return Dataset()
+
+
+def test_examples_may_be_strings_or_arrays_of_strings():
+    assert list(client_data.load(Fake({"a": [b"one", b"two"]}), None)) == [("a", ["one", "two"])]
+    array = np.array([b"one", b"", b"two"], object)
+    assert list(client_data.load(Fake({"a": [{"t": array}]}), "t")) == [("a", ["one", "two"])]
+
+
+def test_bad_examples_are_recorded_and_strict_refuses_the_first():
+    clients = Fake(
+        {
+            "a": [{"t": b"fine"}, {"t": b"\xff"}, {"u": b"x"}, {"t": np.int64(3)}, {"t": b" "}, b"bare"],
+            "b": [],
+            "c": [{"t": b""}],
+        }
+    )
+    source = client_data.load(clients, "t")
+    assert list(source) == [("a", ["fine"])]
+    assert [str(row) for row in source.bad_rows] == [
+        "a:2: not UTF-8",
+        "a:3: no feature 't'; the example has 'u'",
+        "a:4: not text",
+        "a:5: no text",
+        "a:6: no feature 't'; the example has no names",
+        "b: no example",
+        "c:1: no text",
+    ]
+    with pytest.raises(ValueError, match="^a:2: not UTF-8$"):
+        list(client_data.load(clients, "t", strict=True))
+
+
+def test_no_client_is_refused():
+    with pytest.raises(ValueError, match="nobody: there is no client"):
+        client_data.load(Fake({}), "t", name="nobody")
+
+
+def test_the_fingerprint_follows_the_text():
+    prints = {
+        client_data.load(Fake(examples), None).fingerprint()
+        for examples in (
+            {"a": [b"bc"]},
+            {"ab": [b"c"]},
+            {"a": [b"b", b"c"]},
+            {"a": [b"bd"]},
+            {"a": [b"bc"], "d": [b"e"]},
+        )
+    }
+    assert len(prints) == 5

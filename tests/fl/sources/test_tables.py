@@ -1,0 +1,218 @@
+import csv
+import json
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fl.clients import TokenStore
+from fl.sources import base, csv_rows, jsonl
+from models.vocabulary import SMALLEST, learn
+
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\r"), min_size=1, max_size=20).filter(
+    str.strip
+)
+USER = st.text(st.characters(codec="utf-8", exclude_characters="\r"), min_size=1, max_size=6)
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(content, name="data"):
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+
+    return write
+
+
+def read(module, path, **options):
+    source = module.load(path, "user", "text", **options)
+    return list(source), [(row.line, row.reason) for row in source.bad_rows]
+
+
+@given(rows=st.lists(st.tuples(USER, TEXT), min_size=1, max_size=8))
+def test_both_read_what_was_written(tmp_path_factory, rows):
+    folder = tmp_path_factory.mktemp("rows")
+    wanted = [(user, [text]) for user, text in rows]
+    lines = [json.dumps({"text": text, "other": [1, {"user": "no"}], "user": user}) for user, text in rows]
+    (folder / "rows.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    assert read(jsonl, folder / "rows.jsonl") == (wanted, [])
+    with open(folder / "rows.csv", "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "text", "user"])
+        writer.writerows([number, text, user] for number, (user, text) in enumerate(rows))
+    assert read(csv_rows, folder / "rows.csv") == (wanted, [])
+
+
+def test_bad_json_rows_are_recorded_with_their_line(write):
+    good = b'{"user": "a", "text": "fine"}\n'
+    bad = {
+        2: (b'{"user": "a", "text": "cut\n', "not JSON: Invalid control character at at character 27"),
+        4: (b"\xff\n", "not UTF-8 at byte 0 of the line"),
+        5: (b"[1]\n", "not a JSON object"),
+        6: (b'{"text": "b"}\n', "no column 'user'"),
+        7: (b'{"user": "b"}\n', "no column 'text'"),
+        8: (b'{"user": "b", "text": 3}\n', "column 'text' is not a string"),
+        9: (b'{"user": null, "text": "b"}\n', "column 'user' is not a string"),
+        10: (b'{"user": true, "text": "b"}\n', "column 'user' is not a string"),
+        11: (b'{"user": "", "text": "b"}\n', "column 'user' is empty"),
+        12: (b'{"user": "b", "text": " "}\n', "column 'text' is empty"),
+        13: (b'{"user": "b", "text": "\\ud800"}\n', "not UTF-8 (or a lone surrogate)"),
+        14: (b"[" * 100_000 + b"\n", "not JSON that can be read (nested too deep, or a number too long)"),
+        15: (
+            b'{"user": ' + b"9" * 5000 + b', "text": "b"}\n',
+            "not JSON that can be read (nested too deep, or a number too long)",
+        ),
+    }
+    content = b"".join(bad[number][0] if number in bad else good for number in range(1, 17))
+    path = write(b"\xef\xbb\xbf" + content.replace(good, b"\n" + good, 0))
+    source = jsonl.load(path, "user", "text")
+    assert list(source) == [("a", ["fine"])] * 3
+    found = {row.line: row.reason for row in source.bad_rows}
+    assert set(found) == set(bad)
+    for line, (_, reason) in bad.items():
+        assert (
+            found[line] == reason or reason.startswith("not JSON: ") and found[line].startswith("not JSON: ")
+        )
+    assert {row.file for row in source.bad_rows} == {str(path)}
+
+
+def test_json_blank_lines_numbers_as_users_and_line_ends(write):
+    path = write('\n{"user": 12, "text": "a"}\r\n  \n{"user": "12", "text": "b\\nc"}')
+    assert read(jsonl, path) == ([("12", ["a"]), ("12", ["b\nc"])], [])
+
+
+def test_bad_csv_rows_are_recorded_with_their_first_line(write):
+    path = write(
+        b"user,text\n"
+        b"a,fine\n"
+        b'a,"two\nlines, ""quoted"""\n'
+        b"a\n"
+        b"a,too,many\n"
+        b"\n"
+        b"b,\xff\n"
+        b",no user\n"
+        b"b, \n"
+        b'b,"x"y\n'
+        b'"b","two\nli\xffnes"\n'
+        b"b,last\n"
+        b'b,"never closed\nand on\n'
+    )
+    rows, bad = read(csv_rows, path)
+    assert rows == [("a", ["fine"]), ("a", ['two\nlines, "quoted"']), ("b", ["last"])]
+    assert bad == [
+        (5, "1 fields, but the header has 2"),
+        (6, "3 fields, but the header has 2"),
+        (8, "not UTF-8 (or a lone surrogate)"),
+        (9, "column 'user' is empty"),
+        (10, "column 'text' is empty"),
+        (11, "not CSV: ',' expected after '\"'"),
+        (12, "not UTF-8 (or a lone surrogate)"),
+        (15, "not CSV: unexpected end of data"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("module", "content", "line"),
+    [
+        (jsonl, '{"user": "a", "text": "b"}\n{"user": 1.5, "text": "b"}\n', 2),
+        (csv_rows, 'user,text\na,"b\nc"\n,d\n', 4),
+    ],
+)
+def test_strict_refuses_the_first_bad_row_with_file_and_line(write, module, content, line):
+    path = write(content)
+    with pytest.raises(ValueError, match=f"^{path}:{line}: column 'user' is") as caught:
+        read(module, path, strict=True)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("module", [jsonl, csv_rows])
+def test_bad_files_are_refused_in_one_line(write, tmp_path, module):
+    with pytest.raises(FileNotFoundError, match="nowhere: no such file$"):
+        read(module, tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="the file is empty$"):
+        read(module, write(""))
+    with pytest.raises(ValueError, match="not a file$"):
+        read(module, tmp_path)
+    with pytest.raises(ValueError, match="are the same, 'text'$"):
+        module.load(write("user,text\n"), "text", "text")
+
+
+@pytest.mark.parametrize(
+    ("header", "reason"),
+    [
+        ("name,text\n", "no column 'user'; the header has 'name', 'text'"),
+        ("user,text,user\n", "more than one column 'user'"),
+        ("\n\n", "no column 'user'; the header has "),
+        ('user,"text\n', "data:1: not CSV: unexpected end of data"),
+    ],
+)
+def test_a_bad_csv_header_is_refused(write, header, reason):
+    with pytest.raises(ValueError, match=reason) as caught:
+        csv_rows.load(write(header), "user", "text")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_header_alone_gives_no_client_and_the_store_says_so(write, tmp_path):
+    path = write("user,text\na,\n", "data.csv")
+    with pytest.raises(
+        ValueError,
+        match=r"data\.csv, users in 'user', .*no client with text \(1 bad rows, the first: .*data\.csv:2",
+    ):
+        TokenStore.build(tmp_path / "store", csv_rows.load(path, "user", "text"), learn([], SMALLEST))
+
+
+@pytest.mark.parametrize("module", [jsonl, csv_rows])
+def test_a_huge_line_is_read_and_a_longer_one_recorded(write, monkeypatch, module):
+    huge = "x" * 1_000_000
+    rows = ["a", huge], ["b", "after"]
+    if module is jsonl:
+        content = "".join(json.dumps({"user": user, "text": text}) + "\n" for user, text in rows)
+        wanted_line = 1
+    else:
+        content = "user,text\n" + "".join(f"{user},{text}\n" for user, text in rows)
+        wanted_line = 2
+    path = write(content)
+    assert read(module, path)[0] == [("a", [huge]), ("b", ["after"])]
+    monkeypatch.setattr(base, "LONGEST_LINE", 999)
+    found, bad = read(module, path)
+    assert found == [("b", ["after"])]
+    assert bad == [(wanted_line, "line is longer than 999 bytes")]
+
+
+@pytest.mark.parametrize("size", [997, 998, 999, 1000, 1001])
+def test_the_longest_line_is_counted_without_its_end(write, monkeypatch, size):
+    monkeypatch.setattr(base, "LONGEST_LINE", 999)
+    path = write(b"y" * size + b"\n" + b"z" * size)
+    found = [len(line) for _, line in base.text_lines(path, base.BadRows(strict=False))]
+    assert found == ([size, size] if size <= 999 else [])
+
+
+def test_the_first_thousand_bad_rows_are_kept_and_all_counted(write):
+    source = jsonl.load(write("broken\n" * 2500 + '{"user": "a", "text": "b"}\n'), "user", "text")
+    assert len(list(source)) == 1
+    assert (len(source.bad_rows), source.bad_rows.total) == (1000, 2500)
+    assert source.bad_rows[-1].line == 1000
+
+
+def test_rows_of_a_user_may_stand_anywhere(write, tmp_path):
+    rows = [(f"u{number % 7}", f"text {number}") for number in range(100)]
+    random.Random(0).shuffle(rows)
+    path = write("".join(json.dumps({"user": user, "text": text}) + "\n" for user, text in rows))
+    words = learn([], SMALLEST)
+    store = TokenStore.build(tmp_path / "store", jsonl.load(path, "user", "text"), words)
+    for client, name in enumerate(store.clients):
+        assert words.decode(store.tokens(client).tolist()) == "".join(
+            text for user, text in rows if user == name
+        )
+
+
+@pytest.mark.parametrize("module", [jsonl, csv_rows])
+def test_the_fingerprint_follows_content_and_columns(write, module):
+    path = write('user,text,other\n"a","b","c"\n')
+    first = module.load(path, "user", "text").fingerprint()
+    assert module.load(path, "user", "text").fingerprint() == first
+    assert module.load(path, "user", "other").fingerprint() != first
+    path.write_text('user,text,other\n"a","d","c"\n')
+    assert module.load(path, "user", "text").fingerprint() != first

@@ -1,0 +1,124 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fl.clients import sequences
+from fl.splits import hold_out, split_clients
+
+IDS = st.lists(st.text(st.characters(codec="utf-8"), max_size=8), unique=True, max_size=40)
+SEED = st.integers(-(2**127), 2**127 - 1)
+SHARES = st.tuples(st.floats(0, 1), st.floats(0, 1)).filter(lambda shares: sum(shares) <= 1)
+
+
+@given(ids=IDS, shares=SHARES, seed=SEED)
+def test_the_three_sets_are_disjoint_and_hold_every_client_once(ids, shares, seed):
+    splits = split_clients(ids, shares[0], shares[1], seed)
+    assert sorted([*splits.train, *splits.validation, *splits.test]) == sorted(ids)
+
+
+@given(
+    ids=IDS, new=st.text("abc", min_size=9, max_size=9), place=st.integers(0, 40), shares=SHARES, seed=SEED
+)
+def test_adding_a_client_moves_no_other(ids, new, place, shares, seed):
+    before = split_clients(ids, shares[0], shares[1], seed)
+    after = split_clients([*ids[:place], new, *ids[place:]], shares[0], shares[1], seed)
+    for old, grown in zip(before, after, strict=True):
+        assert [client for client in grown if client != new] == list(old)
+
+
+@given(ids=IDS, shares=SHARES, seed=SEED, order=st.randoms())
+def test_order_of_the_clients_does_not_matter(ids, shares, seed, order):
+    shuffled = order.sample(ids, len(ids))
+    for left, right in zip(
+        split_clients(ids, shares[0], shares[1], seed),
+        split_clients(shuffled, shares[0], shares[1], seed),
+        strict=True,
+    ):
+        assert set(left) == set(right)
+
+
+def test_shares_and_seeds_are_kept():
+    ids = [f"client {number}" for number in range(20_000)]
+    splits = split_clients(ids, 0.1, 0.3, seed=0)
+    # Binomial: five standard deviations, an error probability below 1e-6 for each.
+    for part, share in ((splits.validation, 0.1), (splits.test, 0.3)):
+        assert abs(len(part) - share * 20_000) < 5 * math.sqrt(20_000 * share * (1 - share))
+    other = split_clients(ids, 0.1, 0.3, seed=1)
+    # Independent of the first: of its test clients, three in ten are test clients again.
+    both = len(set(splits.test) & set(other.test))
+    assert abs(both - 0.09 * 20_000) < 5 * math.sqrt(20_000 * 0.09 * 0.91)
+
+
+def test_a_larger_test_share_keeps_the_test_clients():
+    ids = [f"client {number}" for number in range(500)]
+    assert set(split_clients(ids, 0.1, 0.1, 7).test) < set(split_clients(ids, 0.1, 0.2, 7).test)
+
+
+def test_all_or_nothing():
+    ids = ["a", "b", "c"]
+    assert split_clients(ids, 0, 0, 0) == (("a", "b", "c"), (), ())
+    assert split_clients(ids, 0, 1, 0) == ((), (), ("a", "b", "c"))
+    assert split_clients([], 0.5, 0.5, 0) == ((), (), ())
+
+
+@pytest.mark.parametrize(
+    ("validation", "test", "seed", "reason"),
+    [
+        (-0.1, 0.1, 0, "validation share -0.1"),
+        (0.1, 1.1, 0, "test share 1.1"),
+        (math.nan, 0.1, 0, "validation share nan"),
+        (0.1, math.nan, 0, "test share nan"),
+        (0.6, 0.6, 0, "sum to more than 1"),
+        (0.1, 0.1, 2**127, "does not fit 128 bits"),
+    ],
+)
+def test_bad_arguments_are_refused(validation, test, seed, reason):
+    with pytest.raises(ValueError, match=reason):
+        split_clients(["a"], validation, test, seed)
+
+
+def test_a_client_that_stands_twice_is_refused():
+    with pytest.raises(ValueError, match="'a' stands twice"):
+        split_clients(["a", "b", "a"], 0.1, 0.1, 0)
+
+
+@st.composite
+def client_tokens(draw):
+    sentences = draw(st.lists(st.lists(st.integers(3, 50), max_size=6), max_size=8))
+    return np.array([1, *(token for sentence in sentences for token in [*sentence, 2])], np.uint16)
+
+
+@given(tokens=client_tokens(), fraction=st.floats(0, 1, exclude_max=True))
+def test_targets_of_the_two_parts_are_those_of_the_whole(tokens, fraction):
+    train, held = hold_out(tokens, fraction)
+    assert np.concatenate([train[1:], held[1:]]).tolist() == tokens[1:].tolist()
+    assert held[0] == train[-1]
+    assert len(held) - 1 <= fraction * (len(tokens) - 1)
+    # Whole sentences, as many as fit.
+    assert train[-1] == 2 or len(tokens) == 1 or len(train) == 1
+    ends = [place for place, token in enumerate(tokens) if token == 2 and place < len(train) - 1]
+    assert not ends or len(tokens) - 1 - ends[-1] > fraction * (len(tokens) - 1)
+
+
+def test_hold_out_by_hand():
+    tokens = np.array([1, 10, 11, 2, 12, 2, 13, 2])
+    train, held = hold_out(tokens, 0.3)
+    assert train.tolist() == [1, 10, 11, 2, 12, 2]
+    assert held.tolist() == [2, 13, 2]
+    assert hold_out(tokens, 0.6)[1].tolist() == [2, 12, 2, 13, 2]
+    assert len(sequences(hold_out(tokens, 0.1)[1], 4)) == 0
+    assert np.shares_memory(train, tokens)
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1.0, math.nan])
+def test_a_bad_fraction_is_refused(fraction):
+    with pytest.raises(ValueError, match="outside"):
+        hold_out(np.array([1, 5, 2]), fraction)
+
+
+def test_tokens_of_another_shape_are_refused():
+    with pytest.raises(ValueError, match="one dimension"):
+        hold_out(np.ones((2, 3), np.int32), 0.1)

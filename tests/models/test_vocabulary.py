@@ -1,0 +1,282 @@
+import json
+import pickle
+import random
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models import vocabulary
+from models.vocabulary import BOS, EOS, PAD, Vocabulary
+from tests.oracles import bpe
+
+TEXT = [
+    "the quick brown fox jumps over the lazy dog",
+    "the other brother gathers the feathers, they're there together",
+    "Größe, façade, naïve — 日本語 日本 日本語のテキスト 😀😀 😀",
+    "tabs\tand\nnew lines  and   runs    of spaces",
+    "counting 10 100 1000 10000 and 1000000 aaaa aaaaaaaa aaaaaa",
+] * 3
+
+# Letters that the learned merges are about, with the characters that have undone other tokenisers.
+HARD = st.text(
+    st.sampled_from("theorgas  \u2581\x00\n\t'😀é日本語\u0301\ufeff\ufffd\U0010ffff")
+    | st.characters(codec="utf-8"),
+    max_size=60,
+)
+
+
+@pytest.fixture(scope="module")
+def words():
+    return vocabulary.learn(TEXT, 340)
+
+
+@given(text=HARD)
+def test_every_text_comes_back(words, text):
+    ids = words.encode(text)
+    assert words.decode(ids) == text
+    assert all(3 <= token < words.size for token in ids)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "\u2581",
+        "\u2581\u2581 \u2581",
+        "\x00",
+        "\r\n\n",
+        " ",
+        "    ",
+        "a  b ",
+        " lead",
+        "👩‍👩‍👧‍👦",
+        "<s></s><unk>",
+        "\u202e\ufffe",
+    ],
+)
+def test_texts_that_have_undone_other_tokenisers_come_back(words, text):
+    assert words.decode(words.encode(text)) == text
+
+
+@given(text=HARD)
+def test_encoding_is_that_of_the_definition(words, text):
+    assert words.encode(text) == bpe.encode(words.pieces, text)
+
+
+@given(
+    pieces=st.lists(st.text("ab ", min_size=2, max_size=5), unique=True, max_size=12),
+    text=st.text("ab ", max_size=40),
+)
+def test_encoding_is_that_of_the_definition_for_any_pieces(pieces, text):
+    # A space only ever leads a piece: so sentencepiece learns them, and so the text is cut.
+    merged = [piece.encode() for piece in pieces if " " not in piece[1:]]
+    words = Vocabulary(vocabulary.learn(["x"], vocabulary.SMALLEST).pieces + tuple(merged))
+    assert words.encode(text) == bpe.encode(words.pieces, text)
+
+
+@pytest.fixture(scope="module")
+def peer(words):
+    sentencepiece = pytest.importorskip("sentencepiece")
+    model = vocabulary.train_sentencepiece(TEXT, words.size - vocabulary.SMALLEST)
+    return sentencepiece.SentencePieceProcessor(model_proto=model)
+
+
+@given(text=HARD)
+def test_encoding_is_that_of_sentencepiece_on_the_mapped_text(words, peer, text):
+    theirs = [
+        piece.replace("\u2581", " ")
+        for piece in peer.encode_as_pieces(vocabulary.to_printable(text.encode()))
+    ]
+    assert [vocabulary.to_printable(words.pieces[token]) for token in words.encode(text)] == theirs
+
+
+def test_ids_are_specials_then_bytes_then_merges(words):
+    assert (PAD, BOS, EOS) == (0, 1, 2)
+    assert words.size == len(words.pieces) == 340
+    assert words.pieces[:3] == (b"", b"", b"")
+    assert words.pieces[3:259] == tuple(bytes([byte]) for byte in range(256))
+    # By hand: "th" and "he" are the most frequent pairs of the text, so each " the" becomes one token.
+    assert len(words.encode(" the the")) == 2
+
+
+def test_learning_twice_gives_the_same(words):
+    again = vocabulary.learn(iter(TEXT), 340)
+    assert again == words
+    assert again.digest == words.digest
+    assert vocabulary.learn(TEXT, 339).digest != words.digest
+
+
+def test_specials_decode_to_nothing(words):
+    assert words.decode([BOS, *words.encode("the end"), EOS, PAD, PAD]) == "the end"
+
+
+def test_half_a_character_decodes_to_the_replacement(words):
+    assert words.decode([3 + 0xF0, 3 + 0x9F]) == "\ufffd"
+    assert words.decode_bytes([3 + 0xF0, 3 + 0x9F]) == b"\xf0\x9f"
+
+
+@pytest.mark.parametrize("token", [-1, 340])
+def test_an_id_outside_is_refused(words, token):
+    with pytest.raises(ValueError, match=f"{token} is outside the vocabulary of 340"):
+        words.decode([token])
+
+
+@given(text=HARD)
+def test_characters_sum_to_the_length_of_the_text(words, text):
+    assert words.characters.dtype == np.int32
+    assert words.characters[words.encode(text)].sum() == len(text)
+    assert words.characters[[PAD, BOS, EOS]].tolist() == [0, 0, 1]
+
+
+def test_a_lone_surrogate_is_refused_in_one_line(words):
+    with pytest.raises(ValueError, match=r"lone surrogate '\\ud800' at 2$"):
+        words.encode("ab\ud800")
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["e" * 1_000_000, "the" * 333_333, "é" * 500_000, " " * 1_000_000],
+    ids=["one letter", "one word", "accents", "spaces"],
+)
+def test_a_huge_line_encodes_in_seconds(words, line):
+    begin = time.process_time()
+    ids = words.encode(line)
+    assert time.process_time() - begin < 30  # a quadratic encoder would take hours
+    assert words.decode(ids) == line
+
+
+def test_work_grows_as_n_log_n_on_one_long_word(words):
+    def seconds(size):
+        line = "".join(random.Random(0).choices("theorgas", k=size))
+        return min(_timed(words, line) for _ in range(3))
+
+    # n log n: 8.9 times; n squared: 64 times.
+    assert seconds(160_000) < 25 * seconds(20_000)
+
+
+def _timed(words, line):
+    begin = time.process_time()
+    words._encode_chunk(line.encode())
+    return time.process_time() - begin
+
+
+def test_words_longer_than_sentencepiece_can_bear_are_learned_from():
+    words = vocabulary.learn(["xy" * 100_000, "日本" * 50_000, "xyxy"], 264)
+    assert b"xy" in words.pieces
+
+
+@given(text=HARD)
+def test_a_saved_vocabulary_is_the_same(words, tmp_path_factory, text):
+    path = tmp_path_factory.mktemp("vocabulary") / "words.json"
+    words.save(path)
+    loaded = Vocabulary.load(path)
+    assert loaded == words
+    assert loaded.digest == words.digest
+    assert loaded.encode(text) == words.encode(text)
+
+
+def test_it_can_be_pickled_after_use(words):
+    words.encode("the")
+    assert pickle.loads(pickle.dumps(words)).encode("the other") == words.encode("the other")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "not JSON"),
+        (b"{", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b"\xff\xfe\x00", "not UTF-8"),
+        (b"[]", "no field 'format'"),
+        (b'{"format": "another"}', "no field 'format'"),
+        (b'{"format": "fedspeak vocabulary 1"}', "'merged' is not a list of strings"),
+        (b'{"format": "fedspeak vocabulary 1", "merged": [3]}', "'merged' is not a list of strings"),
+        ('{"format": "fedspeak vocabulary 1", "merged": ["日本"]}'.encode(), "'日' stands for no byte"),
+        (b'{"format": "fedspeak vocabulary 1", "merged": ["a"]}', "fewer than two bytes"),
+        (b'{"format": "fedspeak vocabulary 1", "merged": ["ab", "ab"]}', "twice"),
+    ],
+)
+def test_a_wrong_file_is_refused_in_one_line(tmp_path, content, reason):
+    path = tmp_path / "words.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=reason) as caught:
+        Vocabulary.load(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="words.json"):
+        Vocabulary.load(tmp_path / "words.json")
+
+
+def test_a_failed_save_leaves_the_old_file(words, tmp_path, monkeypatch):
+    path = tmp_path / "words.json"
+    words.save(path)
+    before = path.read_bytes()
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(vocabulary.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        vocabulary.learn(TEXT, 300).save(path)
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["words.json"]
+
+
+def test_the_bare_bytes_need_no_learning():
+    assert vocabulary.learn([], 259).encode("é") == [3 + 0xC3, 3 + 0xA9]
+
+
+@pytest.mark.parametrize(
+    ("sentences", "size", "reason"),
+    [
+        (TEXT, 258, "size 258 is below 259"),
+        ([], 300, "no text"),
+        (["", ""], 300, "no text"),
+        (["abc"], 300, "size 300 is more than the text yields; at most"),
+        (["a\udc80"], 300, "lone surrogate"),
+    ],
+)
+def test_bad_learning_is_refused_in_one_line(sentences, size, reason):
+    with pytest.raises(ValueError, match=reason) as caught:
+        vocabulary.learn(sentences, size)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_largest_size_that_an_error_names_can_be_learned():
+    with pytest.raises(ValueError, match="at most") as caught:
+        vocabulary.learn(TEXT[:2], 5000)
+    largest = int(str(caught.value).rsplit(" ", 1)[1])
+    assert vocabulary.learn(TEXT[:2], largest).size == largest
+
+
+def test_an_error_of_the_text_itself_comes_through():
+    def broken():
+        yield "abc"
+        raise FileNotFoundError("no such play")
+
+    with pytest.raises(FileNotFoundError, match="no such play"):
+        vocabulary.learn(broken(), 300)
+
+
+def test_json_is_canonical(words):
+    assert json.loads(words.to_json())["format"] == "fedspeak vocabulary 1"
+    assert Vocabulary.from_json(words.to_json()).to_json() == words.to_json()
+
+
+def test_encoding_loads_neither_tensorflow_nor_sentencepiece(words, tmp_path):
+    words.save(tmp_path / "words.json")
+    code = (
+        "import sys; from models.vocabulary import Vocabulary;"
+        f"Vocabulary.load({str(tmp_path / 'words.json')!r}).encode('the');"
+        "print(sorted({'tensorflow', 'keras', 'sentencepiece'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
