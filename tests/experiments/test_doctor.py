@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from experiments import doctor
+from experiments import doctor, machine
 
 LOCK = Path("requirements.lock")
 LOCKED = {
@@ -24,7 +24,7 @@ LOCKED = {
     "jaxlib": "0.4.18",
     "ai-edge-litert": "2.3.0",
 }
-HEALTHY = doctor.Facts(
+HEALTHY = machine.Facts(
     python=(3, 11, 7),
     machine="x86_64",
     versions=LOCKED,
@@ -41,7 +41,7 @@ def without(*names: str) -> dict[str, str]:
     return {name: version for name, version in LOCKED.items() if name not in names}
 
 
-def found(facts: doctor.Facts, name: str) -> doctor.Check:
+def found(facts: machine.Facts, name: str) -> doctor.Check:
     checks = [check for check in doctor.run_checks(facts) if check.name == name]
     assert len(checks) == 1
     return checks[0]
@@ -85,9 +85,9 @@ def test_what_is_wrong_is_said(change: dict, name: str, status: str, message: st
 
 
 def test_orphan_is_a_worker_whose_parent_is_no_python():
-    ours = doctor.Process(100, "worker_binary", "/clone/.venv/bin/python -m experiments train")
-    adopted = doctor.Process(200, "worker_binary", "/sbin/init")
-    parentless = doctor.Process(300, "worker_binary", "")
+    ours = machine.Process(100, "worker_binary", "/clone/.venv/bin/python -m experiments train")
+    adopted = machine.Process(200, "worker_binary", "/sbin/init")
+    parentless = machine.Process(300, "worker_binary", "")
     checks = doctor.run_checks(replace(HEALTHY, processes=(ours, adopted, parentless)))
     orphans = [check for check in checks if check.name == "orphan workers"]
     assert [check.mend for check in orphans] == ["kill 200", "kill 300"]
@@ -99,25 +99,25 @@ def test_finds_a_worker_that_runs_here(tmp_path):
     worker.symlink_to("/bin/sleep")
     with subprocess.Popen([str(worker), "60"]) as process:
         try:
-            seen = {worker.pid: worker for worker in doctor.gather().processes}
+            seen = {worker.pid: worker for worker in machine.gather([]).processes}
         finally:
             process.kill()
     assert "python" in seen[process.pid].parent or "pytest" in seen[process.pid].parent
 
 
 def test_reads_the_projects_own_lock():
-    pins = doctor.read_lock(LOCK)
+    pins = machine.read_lock(LOCK)
     assert pins is not None
     assert pins["tensorflow-federated"] == "0.87.0"
     assert len(pins) == LOCK.read_text().count("==")
-    assert doctor.read_lock(LOCK.with_name("missing.lock")) is None
+    assert machine.read_lock(LOCK.with_name("missing.lock")) is None
 
 
 @pytest.mark.parametrize(
     ("facts", "code"), [(HEALTHY, 0), (replace(HEALTHY, cores=1), 0), (replace(HEALTHY, disk=0), 1)]
 )
-def test_command_prints_each_check_and_fails_only_on_a_failure(monkeypatch, facts: doctor.Facts, code: int):
-    monkeypatch.setattr(doctor, "gather", lambda: facts)
+def test_command_prints_each_check_and_fails_only_on_a_failure(monkeypatch, facts: machine.Facts, code: int):
+    monkeypatch.setattr(doctor, "gather", lambda packages: facts)
     result = CliRunner().invoke(doctor.doctor)
     assert result.exit_code == code
     for check in doctor.run_checks(facts):
