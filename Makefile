@@ -18,7 +18,7 @@ endif
 .PHONY: help demo test test-slow check format docs lock clean
 
 help:  ## Show this list
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null || grep -h '##' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 19
 
 $(STAMP): requirements.lock pyproject.toml
 	@.ci/install "$(CURDIR)"

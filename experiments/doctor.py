@@ -170,12 +170,12 @@ def _socket(facts: Facts) -> Check:
 
 def _orphans(facts: Facts) -> Iterable[Check]:
     # A worker of a run that lives has a Python above it; of one that died, init or whatever adopts orphans.
-    orphans = [process for process in facts.processes if not re.search(r"python|fedspeak", process.parent)]
+    orphans = [worker for worker in facts.workers if not re.search(r"python|fedspeak", worker.parent)]
     if not orphans:
-        yield Check("orphan workers", "ok", f"none ({len(facts.processes)} at work)")
-    for process in orphans:
-        message = f"process {process.pid} ({process.command}) outlived its run and holds some 800 MB"
-        yield Check("orphan workers", "warn", message, f"kill {process.pid}")
+        yield Check("orphan workers", "ok", f"none ({len(facts.workers)} at work)")
+    for worker in orphans:
+        message = f"process {worker.pid} (worker_binary) outlived its run and holds some 800 MB"
+        yield Check("orphan workers", "warn", message, f"kill {worker.pid}")
 
 
 def _memory(facts: Facts) -> Check:

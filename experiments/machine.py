@@ -15,11 +15,11 @@ from typing import NamedTuple
 from fl import runtime
 
 
-class Process(NamedTuple):
-    """A running process: its id, its command line, its parent's command line ("" if the parent is gone)."""
+class Worker(NamedTuple):
+    """A running TFF worker: its process id, its parent's, the parent's command line ("" if that is gone)."""
 
     pid: int
-    command: str
+    parent_pid: int
     parent: str
 
 
@@ -36,7 +36,7 @@ class Facts:
     memory: int | None  # bytes that a new process can still have
     disk: int  # free bytes where runs are written
     loopback_shim: bool
-    processes: tuple[Process, ...] = field(default=())
+    workers: tuple[Worker, ...] = field(default=())
 
 
 def gather(packages: Iterable[str]) -> Facts:
@@ -53,7 +53,7 @@ def gather(packages: Iterable[str]) -> Facts:
         memory=_memory_left(),
         disk=shutil.disk_usage(Path.cwd()).free,
         loopback_shim=shim,
-        processes=tuple(_workers()),
+        workers=tuple(workers()),
     )
 
 
@@ -97,8 +97,8 @@ def _memory_left() -> int | None:
     return min(free, limit - used)
 
 
-def _workers() -> Iterable[Process]:
-    """TFF's worker processes that this user can see."""
+def workers() -> Iterable[Worker]:
+    """TFF's worker processes that this user can see, whoever started them."""
     for folder in Path("/proc").glob("[0-9]*"):
         command = _command(folder)
         if os.path.basename(command.partition(" ")[0]) == "worker_binary":
@@ -106,7 +106,7 @@ def _workers() -> Iterable[Process]:
                 parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
             except OSError:  # ended while we looked
                 continue
-            yield Process(int(folder.name), "worker_binary", _command(Path("/proc") / parent))
+            yield Worker(int(folder.name), int(parent), _command(Path("/proc") / parent))
 
 
 def _command(folder: Path) -> str:

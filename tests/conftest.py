@@ -1,8 +1,13 @@
 """What every test run shares: quiet, single-purpose TensorFlow and reproducible property tests."""
 
 import os
+import signal
+from collections.abc import Iterator
 
+import pytest
 from hypothesis import settings
+
+from experiments import machine
 
 # Set before any test imports TensorFlow; worker processes that a test starts inherit them.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -12,3 +17,13 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 # The same examples on every machine, and no time limit on one: the first may trace a TensorFlow function.
 settings.register_profile("house", derandomize=True, deadline=None, database=None)
 settings.load_profile("house")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_worker_is_left() -> Iterator[None]:
+    """Set up first, so torn down last: a worker of this process that still runs then was forgotten by a test."""
+    yield
+    left = [worker.pid for worker in machine.workers() if worker.parent_pid == os.getpid()]
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left, "a test left TFF's worker behind: run what computes with TFF in fl.runtime.local_runtime"

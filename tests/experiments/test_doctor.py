@@ -1,3 +1,4 @@
+import os
 import re
 import subprocess
 import sys
@@ -85,13 +86,13 @@ def test_what_is_wrong_is_said(change: dict, name: str, status: str, message: st
 
 
 def test_orphan_is_a_worker_whose_parent_is_no_python():
-    ours = machine.Process(100, "worker_binary", "/clone/.venv/bin/python -m experiments train")
-    adopted = machine.Process(200, "worker_binary", "/sbin/init")
-    parentless = machine.Process(300, "worker_binary", "")
-    checks = doctor.run_checks(replace(HEALTHY, processes=(ours, adopted, parentless)))
+    ours = machine.Worker(100, 99, "/clone/.venv/bin/python -m experiments train")
+    adopted = machine.Worker(200, 1, "/sbin/init")
+    parentless = machine.Worker(300, 299, "")
+    checks = doctor.run_checks(replace(HEALTHY, workers=(ours, adopted, parentless)))
     orphans = [check for check in checks if check.name == "orphan workers"]
     assert [check.mend for check in orphans] == ["kill 200", "kill 300"]
-    assert found(replace(HEALTHY, processes=(ours,)), "orphan workers").status == "ok"
+    assert found(replace(HEALTHY, workers=(ours,)), "orphan workers").status == "ok"
 
 
 def test_finds_a_worker_that_runs_here(tmp_path):
@@ -99,10 +100,10 @@ def test_finds_a_worker_that_runs_here(tmp_path):
     worker.symlink_to("/bin/sleep")
     with subprocess.Popen([str(worker), "60"]) as process:
         try:
-            seen = {worker.pid: worker for worker in machine.gather([]).processes}
+            seen = {worker.pid: worker for worker in machine.gather([]).workers}
         finally:
             process.kill()
-    assert "python" in seen[process.pid].parent or "pytest" in seen[process.pid].parent
+    assert seen[process.pid].parent_pid == os.getpid()
 
 
 def test_reads_the_projects_own_lock():
