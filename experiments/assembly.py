@@ -49,7 +49,9 @@ def plan(config: Config, population: int, public: tuple[str, ...]) -> PrivacyPla
     """
     wanted = config.privacy
     if wanted.epsilon is not None and wanted.noise_multiplier is not None:
-        raise ValueError("privacy.epsilon and privacy.noise_multiplier are both set: one follows from the other, drop one")
+        raise ValueError(
+            "privacy.epsilon and privacy.noise_multiplier are both set: one follows from the other, drop one"
+        )
     private = wanted.epsilon is not None or (wanted.noise_multiplier or 0) > 0
     if private and config.server.weighting != "uniform":
         raise ValueError(
@@ -60,7 +62,9 @@ def plan(config: Config, population: int, public: tuple[str, ...]) -> PrivacyPla
     if wanted.clip is not None:
         clip = FixedClip(wanted.clip)
         if wanted.clip_quantile is not None:
-            clip = AdaptiveClip(wanted.clip, wanted.clip_quantile, wanted.clip_learning_rate, wanted.count_stddev)
+            clip = AdaptiveClip(
+                wanted.clip, wanted.clip_quantile, wanted.clip_learning_rate, wanted.count_stddev
+            )
     elif wanted.clip_quantile is not None:
         raise ValueError("privacy.clip_quantile needs privacy.clip, the clip norm of the first round: set it")
     elif private:
@@ -108,7 +112,9 @@ def keys(config: Config, path: Path) -> RunKeys:
     return RunKeys.load(path) if path.exists() else RunKeys.create(path)
 
 
-def federation(config: Config, data: Data, weights: dict[str, Any], promised: PrivacyPlan, secrets: RunKeys) -> Federation:
+def federation(
+    config: Config, data: Data, weights: dict[str, Any], promised: PrivacyPlan, secrets: RunKeys
+) -> Federation:
     """The run's rounds, from given initial weights."""
     from fl.engines.per_client import build_process
 
@@ -117,4 +123,6 @@ def federation(config: Config, data: Data, weights: dict[str, Any], promised: Pr
         language_model.token_losses, weights, local, aggregator(config, promised), server_optimizer(config)
     )
     clients = data.splits.train
-    return Federation(process, promised, secrets, clients, lambda client: data.training(clients[client]), local)
+    return Federation(
+        process, promised, secrets, clients, lambda client: data.training(clients[client]), local
+    )

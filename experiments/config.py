@@ -21,7 +21,9 @@ class DataConfig:
     path: str = ""  # of the last four
     user_column: str = "user"  # of jsonl and csv
     text_column: str = "text"  # of jsonl, csv and sqlite
-    public: tuple[str, ...] = ("histories",)  # shakespeare: genres or plays; otherwise text files. No client has them
+    public: tuple[str, ...] = (
+        "histories",
+    )  # shakespeare: genres or plays; otherwise text files. No client has them
     strict: bool = False  # refuse bad rows instead of counting them
     min_tokens: int = 41  # clients with fewer tokens are left out (and counted)
     validation: float = 0.1  # share of clients on which all choices are made
@@ -131,7 +133,9 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> Config:
         text = file.read_text()
     except FileNotFoundError:
         shipped = ", ".join(sorted(config.stem for config in CONFIGS.glob("*.toml")))
-        raise FileNotFoundError(f"config {path} does not exist: give a TOML file, or one of {shipped}") from None
+        raise FileNotFoundError(
+            f"config {path} does not exist: give a TOML file, or one of {shipped}"
+        ) from None
     except UnicodeDecodeError:
         raise ValueError(f"config {file} is not UTF-8 text: give a TOML file") from None
     return parse(text, str(file), overrides)
@@ -223,7 +227,7 @@ def _literal(value: Any) -> str:
         case bool():
             return str(value).lower()
         case str():
-            return json.dumps(value, ensure_ascii=False)
+            return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # TOML refuses a bare DEL
         case tuple():
             return f"[{', '.join(_literal(item) for item in value)}]"
     return repr(value)

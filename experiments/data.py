@@ -9,7 +9,7 @@ import numpy as np
 
 from experiments.config import Config
 from fl import clients, splits
-from fl.clients import TokenStore
+from fl.clients import BuildStatistics, TokenStore
 from fl.sources import csv_rows, folder, jsonl, shakespeare, sqlite
 from fl.sources.base import Source
 from models import vocabulary
@@ -55,37 +55,65 @@ class Data:
         return clients.sequences(tokens, self.sequence_length)
 
 
-def prepare(config: Config, stores: Path, vocabulary_path: Path) -> Data:
+def prepare(config: Config, stores: Path, vocabulary_path: Path | None) -> Data:
     """Builds what is missing and re-uses the rest.
 
     Args:
       config: the run's.
       stores: folder of token stores, shared by runs.
-      vocabulary_path: where the run keeps its vocabulary; learned and written if it is not there.
+      vocabulary_path: where the run keeps its vocabulary; learned and written if it is not there. None: learned.
 
     Raises:
       OSError, ValueError: one line that names the file, row or option.
     """
     source, public, declared = sources(config)
-    if vocabulary_path.exists():
+    if vocabulary_path is not None and vocabulary_path.exists():
         words = Vocabulary.load(vocabulary_path)
     else:
         words = vocabulary.learn(public, config.vocabulary.size)
-        vocabulary_path.parent.mkdir(parents=True, exist_ok=True)
-        words.save(vocabulary_path)
+        if vocabulary_path is not None:
+            words.save(vocabulary_path)
     name = hashlib.sha256(f"{config.data} {words.digest}".encode()).hexdigest()[:16]
     store = TokenStore.build(stores / f"{name}.tokens", source, words, min_tokens=config.data.min_tokens)
-    sets = splits.split_clients(store.clients, config.data.validation, config.data.test, config.data.split_seed)
+    sets = splits.split_clients(
+        store.clients, config.data.validation, config.data.test, config.data.split_seed
+    )
     for set_name, ids in zip(sets._fields, sets, strict=True):
         if not ids:
             raise ValueError(
                 f"data.{set_name}: no client of {len(store.clients)} fell into this set: enlarge its share, or bring more clients"
             )
     length = config.clients.sequence_length
-    tokens = np.array([clients.BOS, *(t for line in public for t in [*words.encode(line), clients.EOS])], np.int32)
-    return Data(
-        words, store, sets, clients.sequences(tokens, length), declared, length, config.data.held_out
+    tokens = np.array(
+        [clients.BOS, *(t for line in public for t in [*words.encode(line), clients.EOS])], np.int32
     )
+    return Data(words, store, sets, clients.sequences(tokens, length), declared, length, config.data.held_out)
+
+
+def describe(data: Data) -> str:
+    """What is in the data, for people: counts of clients, tokens and rows left out."""
+    tokens = data.store.num_tokens
+    lines = [
+        f"public: {'; '.join(data.declared_public)}",
+        f"vocabulary: {data.vocabulary.size} sub-words ({data.vocabulary.digest[:12]})",
+        f"clients: {len(data.splits.train)} train, {len(data.splits.validation)} validation, {len(data.splits.test)} test",
+        f"tokens a client: median {np.median(tokens):.0f}, mean {tokens.mean():.0f}, most {tokens.max()}",
+        *_left_out(data.store.statistics),
+    ]
+    return "\n".join(lines)
+
+
+def _left_out(statistics: BuildStatistics) -> list[str]:
+    """Lines on what did not come into the store; none if all did."""
+    lines = []
+    if statistics.dropped_clients:
+        lines.append(
+            f"left out: {statistics.dropped_clients} clients below min_tokens ({statistics.dropped_tokens} tokens)"
+        )
+    if statistics.bad_rows:
+        lines.append(f"left out: {statistics.bad_rows} bad rows, the first ones:")
+        lines += [f"  {example}" for example in statistics.examples[:5]]
+    return lines
 
 
 def sources(config: Config) -> tuple[Source, Iterable[str], tuple[str, ...]]:
@@ -96,12 +124,20 @@ def sources(config: Config) -> tuple[Source, Iterable[str], tuple[str, ...]]:
             raise ValueError("data.path is for other sources: leave it out for shakespeare")
         public, private = shakespeare.load(strict=data.strict).divide(data.public)
         if not public.files:
-            raise ValueError('data.public is empty: name genres or plays to learn the vocabulary from, as in ["histories"]')
-        return private, _Sentences(public), (f"plays by {', '.join(data.public)} ({', '.join(public.genres)})",)
+            raise ValueError(
+                'data.public is empty: name genres or plays to learn the vocabulary from, as in ["histories"]'
+            )
+        return (
+            private,
+            _Sentences(public),
+            (f"plays by {', '.join(data.public)} ({', '.join(public.genres)})",),
+        )
     if not data.path:
         raise ValueError(f"data.path is missing: give the path of the {data.source} source")
     if not data.public:
-        raise ValueError("data.public is empty: give text files that may be made public, the vocabulary is learned from them")
+        raise ValueError(
+            "data.public is empty: give text files that may be made public, the vocabulary is learned from them"
+        )
     files = tuple(Path(name) for name in data.public)
     declared = tuple(f"text file {path.name}" for path in files)
     path = Path(data.path)
@@ -136,5 +172,7 @@ class _Lines(Iterable[str]):
             except FileNotFoundError:
                 raise FileNotFoundError(f"public text {path} does not exist: correct data.public") from None
             except UnicodeDecodeError as error:
-                raise ValueError(f"public text {path} is not UTF-8 at byte {error.start}: convert it") from None
+                raise ValueError(
+                    f"public text {path} is not UTF-8 at byte {error.start}: convert it"
+                ) from None
             yield from (line for line in text.splitlines() if line.strip())

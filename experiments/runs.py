@@ -12,6 +12,7 @@ import numpy as np
 from experiments import config as configs
 from experiments.config import Config
 from fl.checkpoints import write_atomically
+from fl.rounds import RoundLog
 
 _WANTED = "train one with fedspeak train, or give the folder of a run"
 
@@ -55,14 +56,33 @@ class RunFolder:
         return self.path / "model.json"
 
     @property
+    def ledger(self) -> Path:
+        return RoundLog(self.path).ledger
+
+    @property
+    def metrics(self) -> Path:
+        return RoundLog(self.path).metrics
+
+    @property
+    def evaluation(self) -> Path:
+        """Losses on the test clients."""
+        return self.path / "evaluation.json"
+
+    @property
+    def table(self) -> Path:
+        return self.path / "evaluation.md"
+
+    @property
     def facts(self) -> Path:
-        """What the report says beside the ledger: data, evaluation, versions, command."""
+        """What the report says beside ledger and evaluation: the command, the data, whether the key is fixed."""
         return self.path / "facts.json"
 
     def create(self, config: Config) -> None:
         """Makes the folder and writes the resolved config. Raises FileExistsError if a run is there already."""
         if self.config.exists():
-            raise FileExistsError(f"{self.path} holds a run: resume it with --resume {self.path}, or choose another folder")
+            raise FileExistsError(
+                f"{self.path} holds a run: resume it with --resume {self.path}, or choose another folder"
+            )
         self.path.mkdir(parents=True, exist_ok=True)
         text = configs.dump(config).encode()
         write_atomically(self.config_digest, hashlib.sha256(text).hexdigest().encode())
@@ -78,12 +98,20 @@ class RunFolder:
         if not self.config.is_file():
             raise FileNotFoundError(f"{self.path} holds no run (no config.toml): {_WANTED}")
         text = self.config.read_bytes()
-        if not self.config_digest.exists() or hashlib.sha256(text).hexdigest() != self.config_digest.read_text().strip():
+        if (
+            not self.config_digest.exists()
+            or hashlib.sha256(text).hexdigest() != self.config_digest.read_text().strip()
+        ):
             raise ValueError(
                 f"{self.config} was changed after the run began: its rounds were made under another config; undo the "
                 "change, or start a new run with it"
             )
         return configs.parse(text.decode(), str(self.config))
+
+
+def write_json(path: Path, content: Any) -> None:
+    """JSON for people and programs, atomically."""
+    write_atomically(path, json.dumps(content, indent=2, sort_keys=True).encode() + b"\n")
 
 
 def save_weights(path: Path, weights: dict[str, Any]) -> None:
@@ -113,6 +141,8 @@ def load_trained(folder: Path | str) -> tuple[Any, dict[str, np.ndarray], Any]:
     if not run.path.is_dir():
         raise FileNotFoundError(f"{run.path} does not exist: {_WANTED}")
     if not run.weights.exists():
-        raise FileNotFoundError(f"{run.path} holds no trained model: finish it with fedspeak train --resume {run.path}")
+        raise FileNotFoundError(
+            f"{run.path} holds no trained model: finish it with fedspeak train --resume {run.path}"
+        )
     model = from_config(json.loads(run.model.read_text()))
     return model, load_weights(run.weights), Vocabulary.load(run.vocabulary)

@@ -1,94 +1,66 @@
 """One run, from its config to a trained model in its folder; resumable at any point."""
 
-import json
-import platform
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
+
+import numpy as np
 
 from experiments import assembly, data, warm_start
 from experiments.config import Config
-from experiments.runs import RunFolder, load_weights, save_weights
-from fl.checkpoints import write_atomically
+from experiments.display import ConsoleDisplay
+from experiments.runs import RunFolder, load_weights, save_weights, write_json
+from privacy import accounting
 from privacy.plan import PrivacyPlan
 
 
-class Display(Protocol):
-    """Who shows a run's course (`experiments.display`)."""
-
-    def note(self, text: str) -> None: ...
-
-    def task(self, name: str, total: int) -> Any: ...
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What a finished run hands on."""
-
-    config: Config
-    data: data.Data
-    model: Any
-    plan: PrivacyPlan
-    public_weights: dict[str, Any]
-    weights: dict[str, Any]
-
-
-def train(run: RunFolder, command: str, show: Display) -> Trained:
+def train(run: RunFolder, command: str, show: ConsoleDisplay) -> None:
     """Carries a run (begun or not) to its end. The folder must hold its config (`RunFolder.create`).
+
+    Args:
+      run: where everything is read from and written to.
+      command: the command line, for the report.
+      show: who shows the run's course.
 
     Raises:
       OSError, ValueError: one line; the run can be resumed once the cause is mended.
     """
     config = run.read_config()
     prepared = data.prepare(config, run.path.parent / "data", run.vocabulary)
-    statistics = prepared.store.statistics
-    show.note(
-        f"clients: {len(prepared.splits.train)} train, {len(prepared.splits.validation)} validation, "
-        f"{len(prepared.splits.test)} test; {statistics.summary()}"
-    )
-    show.note(f"public: {'; '.join(prepared.declared_public)} (vocabulary of {prepared.vocabulary.size} sub-words)")
-    language_model = assembly.model(config, prepared.vocabulary.size)
-    declared = [f"vocabulary learned from {source}" for source in prepared.declared_public]
-    if config.warm_start.epochs:
-        declared += [f"initial model trained on {source}" for source in prepared.declared_public]
-    plan = assembly.plan(config, len(prepared.splits.train), tuple(declared))
-    assembly.local_sgd(config)  # bad settings are told before the long imports
+    show.note(data.describe(prepared))
+    model = assembly.model(config, prepared.vocabulary.size)
+    plan = assembly.plan(config, len(prepared.splits.train), _declared(config, prepared))
+    assembly.local_sgd(config)  # a bad setting is told before the long imports
     show.note(_promise(plan))
+    write_json(run.facts, {"command": command, "data": data.describe(prepared).splitlines()})
 
     show.note("loading TensorFlow Federated …")
-    with _quiet_tensorflow():
-        import tensorflow_federated as tff  # noqa: F401
-
-    if run.public_weights.exists():
-        public_weights = load_weights(run.public_weights)
-    else:
-        with show.task("public model", config.warm_start.epochs) as advance:
-            public_weights = warm_start.train_on_public_text(
-                language_model,
-                prepared.public,
-                config.warm_start,
-                config.model.seed,
-                lambda epoch, loss: advance(epoch, {"public loss": loss}),
-            )
-        save_weights(run.public_weights, public_weights)
-    weights = _federated(run, config, prepared, plan, language_model, public_weights, show)
-    _write_json(run.model, language_model.config())
+    public_weights = _public_weights(run, config, prepared, model, show)
+    weights = _federated(run, config, prepared, plan, model, public_weights, show)
+    write_json(run.model, model.config())
     save_weights(run.weights, weights)
-    return Trained(config, prepared, language_model, plan, public_weights, weights)
 
 
-def versions() -> dict[str, str]:
-    """What a reader needs to repeat a run: interpreter and key packages."""
-    found = {"python": platform.python_version()}
-    for package in ("fedspeak", "tensorflow", "tensorflow-federated", "tensorflow-privacy", "dp-accounting", "numpy"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+def _declared(config: Config, prepared: data.Data) -> tuple[str, ...]:
+    """What the plan declares public."""
+    uses = ["vocabulary learned from", *(["initial model trained on"] if config.warm_start.epochs else [])]
+    return tuple(f"{use} {source}" for use in uses for source in prepared.declared_public)
+
+
+def _public_weights(
+    run: RunFolder, config: Config, prepared: data.Data, model: Any, show: ConsoleDisplay
+) -> dict[str, Any]:
+    """The weights before the first round: trained once, then read back."""
+    if run.public_weights.exists():
+        return load_weights(run.public_weights)
+    with show.task("public model", config.warm_start.epochs) as advance:
+        weights = warm_start.train_on_public_text(
+            model,
+            prepared.public,
+            config.warm_start,
+            config.model.seed,
+            lambda epoch, loss: advance(epoch, {"public_loss": loss}),
+        )
+    save_weights(run.public_weights, weights)
+    return weights
 
 
 def _federated(
@@ -96,9 +68,9 @@ def _federated(
     config: Config,
     prepared: data.Data,
     plan: PrivacyPlan,
-    language_model: Any,
+    model: Any,
     public_weights: dict[str, Any],
-    show: Display,
+    show: ConsoleDisplay,
 ) -> dict[str, Any]:
     """Runs the rounds that are left; returns the final weights."""
     import tensorflow as tf
@@ -106,12 +78,11 @@ def _federated(
     from fl.evaluation import Evaluator
     from fl.rounds import RoundLog, final_state, run_rounds
     from fl.runtime import local_runtime
-    from privacy import accounting
 
     secrets = assembly.keys(config, run.keys)
-    validation = Evaluator(language_model, [prepared.whole(client) for client in prepared.splits.validation])
+    validation = Evaluator(model, [prepared.whole(client) for client in prepared.splits.validation])
     held_out_sequences = [prepared.held_out(client) for client in prepared.splits.train]
-    held_out = Evaluator(language_model, held_out_sequences) if any(map(len, held_out_sequences)) else None
+    held_out = Evaluator(model, held_out_sequences) if any(map(len, held_out_sequences)) else None
 
     def evaluate(done: int, weights: Any) -> dict[str, float]:
         if done % config.run.evaluate_every and done != plan.rounds:
@@ -127,12 +98,12 @@ def _federated(
         federation = assembly.federation(config, prepared, public_weights, plan, secrets)
         log = RoundLog(run.path, config.run.keep_checkpoints)
         board = tf.summary.create_file_writer(str(run.path / "tensorboard"))
-        spent = accounting.epsilon_curve(plan, range(1, plan.rounds + 1)) if plan.is_private else None
+        spent = _epsilon_by_round(plan)
         with show.task("rounds", plan.rounds) as advance, board.as_default():
             for row in run_rounds(federation, log, evaluate):
                 shown = {"loss": row["operator"]["loss"], **row["evaluation"]}
                 if spent is not None:
-                    shown["epsilon"] = float(spent[row["round"] - 1])
+                    shown["epsilon"] = spent[row["round"] - 1]
                 for name, value in shown.items():
                     tf.summary.scalar(name, value, step=row["round"])
                 advance(row["round"], shown)
@@ -140,9 +111,16 @@ def _federated(
     return dict(state["weights"])
 
 
-def _promise(plan: PrivacyPlan) -> str:
-    from privacy import accounting
+def _epsilon_by_round(plan: PrivacyPlan) -> list[float] | None:
+    """Epsilon after each round, for show; in a long run that of the next of 100 rounds, an upper bound."""
+    if not plan.is_private:
+        return None
+    stride = -(-plan.rounds // 100)
+    ends = [min(end, plan.rounds) for end in range(stride, plan.rounds + stride, stride)]
+    return [float(value) for value in np.repeat(accounting.epsilon_curve(plan, ends), stride)[: plan.rounds]]
 
+
+def _promise(plan: PrivacyPlan) -> str:
     if not plan.is_private:
         return "privacy: NOT PRIVATE (no noise)"
     figure = accounting.epsilon(plan)
@@ -150,19 +128,3 @@ def _promise(plan: PrivacyPlan) -> str:
         f"privacy: epsilon {figure.value:.2f} at delta {plan.target_delta:.3g} ({plan.delta_rule}), unit {plan.unit}, "
         f"{plan.relation}, {plan.sampling.describe()}, {plan.rounds} rounds, noise multiplier {plan.noise_multiplier:.4g}"
     )
-
-
-@contextmanager
-def _quiet_tensorflow() -> Iterator[None]:
-    """TensorFlow's C++ start-up remarks (missing GPU, CPU flags) are no news to anybody."""
-    import os
-
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    yield
-
-
-def _write_json(path: Path, content: Any) -> None:
-    write_atomically(path, json.dumps(content, indent=2, sort_keys=True).encode() + b"\n")
-
-
-Advance = Callable[[int, dict[str, float]], None]

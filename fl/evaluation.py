@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from fl.local_training import PAD, Weights
+from fl.clients import PAD
+from fl.local_training import Weights
 
 _ROWS = 128  # sequences a call; the last call is padded, so that one graph serves all
 
@@ -45,7 +46,9 @@ class Evaluator:
 
         rows = np.concatenate(sequences) if sequences else np.zeros((0, 2), np.int32)
         if not len(rows):
-            raise ValueError("no sequence to evaluate on: the clients of this set have no text, enlarge the set")
+            raise ValueError(
+                "no sequence to evaluate on: the clients of this set have no text, enlarge the set"
+            )
         self._owners = np.repeat(np.arange(len(sequences)), [len(s) for s in sequences])
         self._clients = len(sequences)
         padding = -len(rows) % _ROWS

@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-PAD = 0
-"""Token id of padding; a padded target has no loss."""
+from fl.clients import PAD
 
 Weights = dict[str, Any]
 """Named tensors, keys in sorted order."""
@@ -76,7 +75,9 @@ class ClientUpdate(NamedTuple):
     loss: Any  # float32 scalar: sum over those tokens of the loss in nats, each before the step that used it
 
 
-def client_update(token_losses: TokenLosses, weights: Weights, batches: Any, learning_rate: float) -> ClientUpdate:
+def client_update(
+    token_losses: TokenLosses, weights: Weights, batches: Any, learning_rate: float
+) -> ClientUpdate:
     """Trains one client: a TensorFlow graph function of (weights, batches).
 
     Args:
@@ -98,7 +99,10 @@ def client_update(token_losses: TokenLosses, weights: Weights, batches: Any, lea
             total = tf.reduce_sum(token_losses(dict(zip(names, values, strict=True)), batch) * real)
             mean = total / tf.maximum(count, 1.0)
         gradients = tape.gradient(mean, values, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-        updated = [value - learning_rate * tf.convert_to_tensor(g) for value, g in zip(values, gradients, strict=True)]
+        updated = [
+            value - learning_rate * tf.convert_to_tensor(g)
+            for value, g in zip(values, gradients, strict=True)
+        ]
         examples += tf.reduce_sum(tf.reduce_max(real, axis=1))
         return (index + 1, examples, tokens + count, loss + total, *updated)
 

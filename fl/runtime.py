@@ -62,7 +62,9 @@ def build_loopback_shim(folder: Path) -> Path | None:
     library = folder / "loopback.so"
     source = Path(__file__).with_name("loopback.c")
     done = subprocess.run(
-        [compiler, "-shared", "-fPIC", "-O1", "-o", str(library), str(source), "-ldl"], capture_output=True, check=False
+        [compiler, "-shared", "-fPIC", "-O1", "-o", str(library), str(source), "-ldl"],
+        capture_output=True,
+        check=False,
     )
     return library if done.returncode == 0 else None
 
@@ -88,7 +90,9 @@ def is_loopback(address: str) -> bool:
     """True if a kernel-printed address is 127.0.0.0/8, ::1 or an IPv4-mapped 127.0.0.0/8."""
     if len(address) == 8:
         return address.endswith("7F")
-    return address == "0" * 24 + "01000000" or (address.startswith("0" * 16 + "FFFF0000") and address.endswith("7F"))
+    return address == "0" * 24 + "01000000" or (
+        address.startswith("0" * 16 + "FFFF0000") and address.endswith("7F")
+    )
 
 
 class Worker:
@@ -124,7 +128,9 @@ class Worker:
     def check_alive(self) -> None:
         """Raises RuntimeError if the worker has ended."""
         if (code := self._process.poll()) is not None:
-            raise RuntimeError(f"TFF's worker process {self.pid} ended with code {code}: {self.output().strip()}")
+            raise RuntimeError(
+                f"TFF's worker process {self.pid} ended with code {code}: {self.output().strip()}"
+            )
 
     def stop(self) -> None:
         atexit.unregister(self.stop)
@@ -160,7 +166,10 @@ def local_runtime(concurrent_calls: int = 2, threads_per_call: int = 1) -> Itera
     try:
         channel = grpc.insecure_channel(
             f"127.0.0.1:{worker.port}",
-            [("grpc.max_receive_message_length", _MESSAGE_BYTES), ("grpc.max_send_message_length", _MESSAGE_BYTES)],
+            [
+                ("grpc.max_receive_message_length", _MESSAGE_BYTES),
+                ("grpc.max_send_message_length", _MESSAGE_BYTES),
+            ],
         )
         stub = tff.framework.RemoteExecutorGrpcStub(channel)
         deadline = time.monotonic() + _START_TIMEOUT_SECONDS
@@ -194,10 +203,14 @@ def local_runtime(concurrent_calls: int = 2, threads_per_call: int = 1) -> Itera
 def _compile(computation: "tff.framework.ConcreteComputation") -> object:
     """TFF's own compiler (`desugar_and_transform_to_native`) without its Grappler pass, see the module's docstring."""
     import tensorflow_federated as tff
-    from tensorflow_federated.python.core.environments.tensorflow_backend import tensorflow_tree_transformations
+    from tensorflow_federated.python.core.environments.tensorflow_backend import (
+        tensorflow_tree_transformations,
+    )
     from tensorflow_federated.python.core.impl.computation import computation_impl
 
-    desugared, _ = tensorflow_tree_transformations.replace_intrinsics_with_bodies(computation.to_building_block())
+    desugared, _ = tensorflow_tree_transformations.replace_intrinsics_with_bodies(
+        computation.to_building_block()
+    )
     concrete = computation_impl.ConcreteComputation(
         computation_proto=desugared.proto, context_stack=tff.framework.get_context_stack()
     )

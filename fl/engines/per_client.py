@@ -35,7 +35,9 @@ def build_process(
       server_optimizer: of `tff.learning.optimizers`; sees minus the mean update as the gradient.
     """
     weights_type = tff.types.to_type(
-        OrderedDict((name, tff.TensorType(np.float32, value.shape)) for name, value in sorted(initial_weights.items()))
+        OrderedDict(
+            (name, tff.TensorType(np.float32, value.shape)) for name, value in sorted(initial_weights.items())
+        )
     )
     batches_type = tff.TensorType(np.int32, (None, local.batch_size, local.sequence_length + 1))
     specs = OrderedDict(
@@ -45,7 +47,9 @@ def build_process(
     @tff.tensorflow.computation
     def initial_state() -> Any:
         return OrderedDict(
-            weights=OrderedDict((name, tf.constant(value)) for name, value in sorted(initial_weights.items())),
+            weights=OrderedDict(
+                (name, tf.constant(value)) for name, value in sorted(initial_weights.items())
+            ),
             optimizer=server_optimizer.initialize(specs),
             aggregator=OrderedDict(
                 (name, tf.constant(value, tf.float32)) for name, value in aggregator.initial_state().items()
@@ -72,8 +76,12 @@ def build_process(
         mean = aggregator.server(dict(state["aggregator"]), summed, noise_seed)
         gradient = OrderedDict((name, -mean.update[name]) for name in sorted(mean.update))
         optimizer, weights = server_optimizer.next(state["optimizer"], state["weights"], gradient)
-        finite_weights = tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for value in weights.values()])
-        new_state = OrderedDict(weights=weights, optimizer=optimizer, aggregator=OrderedDict(sorted(mean.state.items())))
+        finite_weights = tf.reduce_all(
+            [tf.reduce_all(tf.math.is_finite(value)) for value in weights.values()]
+        )
+        new_state = OrderedDict(
+            weights=weights, optimizer=optimizer, aggregator=OrderedDict(sorted(mean.state.items()))
+        )
         released = OrderedDict(sorted(mean.released.items()), finite=finite_weights)
         operator = OrderedDict(
             loss=tf.math.divide_no_nan(summed.loss, summed.tokens),

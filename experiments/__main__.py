@@ -1,0 +1,5 @@
+"""`python -m experiments …` is `fedspeak …`."""
+
+from experiments.cli import main
+
+main()

@@ -1,0 +1,110 @@
+"""The command line. Heavy imports stay inside the command that needs them: help and argument errors answer at once."""
+
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import click
+
+# command → (module, name of its click command, help line): a module is imported when its command is called.
+_COMMANDS = {
+    "demo": (
+        "experiments.demo",
+        "demo",
+        "Train, report, export and generate on Shakespeare's plays, into runs/demo.",
+    ),
+    "train": (
+        "experiments.run_commands",
+        "train",
+        "Train a model on clients' text: a TOML file, or --resume RUN.",
+    ),
+    "evaluate": ("experiments.run_commands", "evaluate", "Evaluate a trained run on its test clients."),
+    "report": ("experiments.run_commands", "report", "Write the privacy report of a run from its ledger."),
+    "export": (
+        "experiments.device_commands",
+        "export",
+        "Write the trained model of a run as one .tflite file.",
+    ),
+    "generate": ("experiments.device_commands", "generate", "Generate text from an exported model."),
+    "privacy": (
+        "experiments.privacy_commands",
+        "privacy",
+        "Epsilon, noise or rounds, any one from the others.",
+    ),
+    "data": ("experiments.run_commands", "data", "Build the token store of a config and say what is in it."),
+    "doctor": ("experiments.doctor", "doctor", "Say in plain words what is missing or mismatched here."),
+}
+
+
+class _Commands(click.Group):
+    """Commands whose modules are imported only when called."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name not in _COMMANDS:
+            return None
+        module, attribute, _ = _COMMANDS[name]
+        command = getattr(import_module(module), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, _, line) in _COMMANDS.items()])
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="fedspeak")
+def cli() -> None:
+    """Train language models on people's devices, account for privacy, decode on the device."""
+
+
+def command_line() -> str:
+    """The command as typed, for reports."""
+    return shlex.join(["fedspeak", *sys.argv[1:]])
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command line and exits: 0 done, 2 bad input (one line on standard error), 130 interrupted."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    signal.signal(signal.SIGTERM, _terminate)
+    sys.exit(_guarded(lambda: cli.main(arguments, prog_name="fedspeak", standalone_mode=False)))
+
+
+def _guarded(run: Callable[[], Any]) -> int:
+    try:
+        run()
+        return 0
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except (KeyboardInterrupt, click.Abort):
+        print(
+            "fedspeak: interrupted; a training run is resumable with fedspeak train --resume", file=sys.stderr
+        )
+        return 130
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        if os.environ.get("FEDSPEAK_TRACEBACK"):
+            raise
+        print(f"fedspeak: error: {_one_line(error)}", file=sys.stderr)
+        return 2
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split())
+
+
+def _terminate(signal_number: int, frame: Any) -> None:
+    # As Ctrl-C does: every `with` block gives back what it holds.
+    raise KeyboardInterrupt

@@ -1,0 +1,63 @@
+"""The demo: from public plays to a private keyboard model on a device, in one command."""
+
+from pathlib import Path
+
+import click
+
+from experiments import cli, config as configs
+from experiments.display import ConsoleDisplay
+from experiments.runs import RunFolder, load_trained
+
+_PROMPTS = ("I will ", "My lord, ", "What is ", "O, ")
+_SAMPLES_A_PROMPT = 3
+
+
+@click.command()
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("runs") / "demo",
+    show_default=True,
+    help="Folder of the run; an interrupted demo goes on where it stopped.",
+)
+def demo(output: Path) -> None:
+    """Train, report, export and generate on Shakespeare's plays."""
+    from experiments import results, training
+    from experiments.device_commands import export_and_check
+
+    show, run = ConsoleDisplay(), RunFolder(output)
+    if not run.config.exists():
+        run.create(configs.load("demo"))
+    elif run.weights.exists():
+        show.note(f"{output} holds a finished demo: only its results are made anew (delete it to train again)")
+    if not run.weights.exists():
+        training.train(run, cli.command_line(), show)
+
+    show.note("evaluating on the test clients …")
+    table = results.evaluate(run, show)
+    reports = results.write_reports(run)
+    model, weights, vocabulary = load_trained(output)
+    show.note("exporting and checking …")
+    paths = {"float32": output / "model.tflite", "int8": output / "model-int8.tflite"}
+    export_and_check(model, weights, vocabulary, paths)
+    samples = _samples(output / "model.tflite")
+    (output / "samples.txt").write_text(samples)
+
+    click.echo(table)
+    click.echo("The exported model goes on from:\n")
+    click.echo(samples)
+    for path in [*reports, output / "samples.txt"]:
+        click.echo(str(path))
+
+
+def _samples(path: Path) -> str:
+    """What the exported model says, by the LiteRT runtime."""
+    from models import device
+
+    loaded = device.load(path)
+    lines = [
+        prompt + loaded.text(prompt, max_tokens=40, temperature=0.8, seed=1, request=number)
+        for prompt in _PROMPTS
+        for number in range(_SAMPLES_A_PROMPT)
+    ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,42 @@
+"""Your own TFF script: a fedspeak model in stock federated averaging with DP, watched by a privacy plan."""
+
+import random
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+import tensorflow_federated as tff
+
+from fl.runtime import local_runtime
+from models import preset, to_keras
+from privacy import FixedClip, Poisson, PrivacyPlan, report
+
+folder, rounds = Path(sys.argv[1]), int(sys.argv[2])
+folder.mkdir(parents=True, exist_ok=True)
+texts = {f"user-{i}": np.random.default_rng(i).integers(3, 259, (8, 21)).astype(np.int32) for i in range(60)}
+plan = PrivacyPlan(Poisson(0.2), population=len(texts), rounds=rounds, noise_multiplier=1.0, clip=FixedClip(0.5))
+tokens = tf.TensorSpec([None, 20], tf.int32)
+
+
+def model_fn() -> tff.learning.models.VariableModel:
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    return tff.learning.models.from_keras_model(to_keras(preset("tiny", 259)), loss, (tokens, tokens))
+
+
+process = tff.learning.algorithms.build_unweighted_fed_avg(
+    model_fn,
+    client_optimizer_fn=tff.learning.optimizers.build_sgdm(0.5),
+    model_aggregator=tff.aggregators.DifferentiallyPrivateFactory.gaussian_fixed(
+        plan.noise_multiplier, plan.expected_cohort, plan.clip.norm
+    ),
+)
+with local_runtime(), plan.recording(folder / "ledger.jsonl") as ledger:
+    state = process.initialize()
+    for number in range(rounds):
+        cohort = [user for user in texts if random.SystemRandom().random() < plan.sampling.rate]
+        ledger.record(round=number, cohort=cohort, noise_id=f"stock-{number}", noise_stddev=0.5, clip=0.5)
+        data = [tf.data.Dataset.from_tensor_slices((texts[u][:, :-1], texts[u][:, 1:])).batch(4) for u in cohort]
+        state = process.next(state, data).state
+    print("\n".join(map(str, report.build(plan, ledger, {}).write(folder))))

@@ -1,0 +1,119 @@
+"""What a trained run is worth: test clients' losses beside baselines, with intervals over clients; and its reports."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments import assembly, data
+from experiments.baselines import KneserNeyBigram, Unigram
+from experiments.display import ConsoleDisplay
+from experiments.intervals import Interval, bits_per_character, mean_interval, paired_interval
+from experiments.runs import RunFolder, load_trained, load_weights, write_json
+from experiments.versions import versions
+from fl.rounds import read_metrics
+from privacy import report
+from privacy.ledger import Ledger
+
+PUBLIC = "public model"
+TRAINED = "after federated training"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One predictor on the test clients.
+
+    Attributes:
+      nats: nats a token, with a 95 % bootstrap interval over clients.
+      bits: bits a character (the end of a sentence counts as one).
+      gain: this minus the trained model in nats a token, paired over clients; None for the trained model itself.
+    """
+
+    name: str
+    nats: Interval
+    bits: float
+    gain: Interval | None
+
+
+def evaluate(run: RunFolder, show: ConsoleDisplay) -> str:
+    """Evaluates a finished run on its test clients; returns the table as Markdown and keeps it in the run's folder."""
+    config = run.read_config()
+    model, weights, _ = load_trained(run.path)
+    prepared = data.prepare(config, run.path.parent / "data", run.vocabulary)
+    neural = {TRAINED: weights}
+    if config.warm_start.epochs:
+        neural = {PUBLIC: load_weights(run.public_weights), **neural}
+    rows = _test_rows(prepared, model, neural)
+    write_json(run.evaluation, {"clients": len(prepared.splits.test), "rows": [asdict(row) for row in rows]})
+    text = table(rows, len(prepared.splits.test))
+    run.table.write_text(text)
+    return text
+
+
+def table(rows: list[Row], clients: int) -> str:
+    """The rows as Markdown."""
+    lines = [
+        f"Test clients ({clients}); 95 % bootstrap intervals over clients.",
+        "",
+        "| | nats a token | bits a character | worse than the trained model by (nats a token, paired) |",
+        "|---|---|---|---|",
+    ]
+    for row in rows:
+        gain = (
+            "" if row.gain is None else f"{row.gain.estimate:.3f} [{row.gain.low:.3f}, {row.gain.high:.3f}]"
+        )
+        nats = f"{row.nats.estimate:.3f} [{row.nats.low:.3f}, {row.nats.high:.3f}]"
+        lines.append(f"| {row.name} | {nats} | {row.bits:.3f} | {gain} |")
+    return "\n".join(lines) + "\n"
+
+
+def write_reports(run: RunFolder) -> list[Path]:
+    """The operator's report and the one for release, each as HTML, Markdown and JSON, computed from the ledger."""
+    run.read_config()
+    ledger = Ledger.read(run.ledger)
+    facts = _facts(run)
+    written = report.build(ledger.plan, ledger, facts).write(run.path, "report")
+    return [
+        *written,
+        *report.build(ledger.plan, ledger, facts, release=True).write(run.path, "report-release"),
+    ]
+
+
+def _test_rows(prepared: data.Data, model: Any, neural: dict[str, dict[str, np.ndarray]]) -> list[Row]:
+    from fl.evaluation import Evaluator
+
+    sequences = [prepared.whole(client) for client in prepared.splits.test]
+    training = [prepared.training(client) for client in prepared.splits.train]
+    size = prepared.vocabulary.size
+    tokens = np.array([np.count_nonzero(rows[:, 1:]) for rows in sequences])
+    characters = float(sum(prepared.vocabulary.characters[rows[:, 1:]].sum() for rows in sequences))
+    losses = {}
+    for name, baseline in (
+        ("unigram of the training clients", Unigram.fit(training, size)),
+        ("Kneser-Ney bigram of the training clients", KneserNeyBigram.fit(training, size)),
+    ):
+        losses[name] = np.array([baseline.token_losses(rows).sum() for rows in sequences])
+    evaluate_model = Evaluator(model, sequences)
+    losses |= {name: evaluate_model(weights).loss for name, weights in neural.items()}
+    return [
+        Row(
+            name,
+            mean_interval(loss, tokens),
+            bits_per_character(float(loss.sum()), characters),
+            None if name == TRAINED else paired_interval(loss, losses[TRAINED], tokens),
+        )
+        for name, loss in losses.items()
+    ]
+
+
+def _facts(run: RunFolder) -> dict[str, Any]:
+    """What the report says beside the ledger."""
+    metrics = read_metrics(run.metrics)
+    facts: dict[str, Any] = {"versions": versions(), "run": run.path.name}
+    facts |= json.loads(run.facts.read_text()) if run.facts.exists() else {}
+    facts["non_finite"] = int(sum(row["operator"]["non_finite"] for row in metrics))
+    if run.evaluation.exists():
+        facts["evaluation"] = json.loads(run.evaluation.read_text())
+    return facts

@@ -1,0 +1,272 @@
+"""The train command as a user runs it: to its end, killed and resumed, and with bad input."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments.cli import main
+
+CONFIG = """
+[data]
+source = "jsonl"
+path = "{folder}/users.jsonl"
+public = ["{folder}/public.txt"]
+min_tokens = 10
+validation = 0.2
+test = 0.2
+
+[vocabulary]
+size = 300
+
+[model]
+embedding = 8
+units = 12
+
+[warm_start]
+epochs = 1
+
+[clients]
+learning_rate = 0.5
+batch_size = 4
+sequence_length = 8
+max_sequences = 8
+
+[cohort]
+rate = 0.4
+
+[privacy]
+noise_multiplier = 1.0
+clip = 0.5
+clip_quantile = 0.5
+count_stddev = 5.0
+
+[run]
+rounds = 5
+evaluate_every = 2
+fixed_key = 1
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("train")
+    words = "the king shall speak and all men hear him well when night is dark".split()
+    generator = np.random.default_rng(0)
+
+    def sentence() -> str:
+        return " ".join(generator.choice(words, 8))
+
+    rows = [json.dumps({"user": f"u{i}", "text": sentence()}) for i in range(40) for _ in range(6)]
+    rows.insert(7, '{"user": "u1"}')
+    (folder / "users.jsonl").write_text("\n".join(rows) + "\n")
+    (folder / "public.txt").write_text("\n".join(sentence() for _ in range(100)) + "\n")
+    (folder / "config.toml").write_text(CONFIG.format(folder=folder))
+    return folder
+
+
+def start(*arguments: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "experiments", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def finish(process: subprocess.Popen) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def wait_for_rounds(run: Path, process: subprocess.Popen, rounds: int) -> None:
+    while process.poll() is None:
+        if (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").read_text().count("\n") >= rounds:
+            return
+        time.sleep(0.01)
+    pytest.fail(f"ended too early: {finish(process)}")
+
+
+def worker_of(err: str) -> int:
+    found = re.search(r"TFF worker: process (\d+)", err)
+    assert found, err
+    return int(found[1])
+
+
+def ended(pid: int) -> bool:
+    for _ in range(100):
+        if not Path(f"/proc/{pid}").exists():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.fixture(scope="module")
+def whole(folder) -> tuple[Path, str, str]:
+    """A run that nothing disturbed, and what it printed."""
+    run = folder / "whole"
+    code, out, err = finish(start("train", str(folder / "config.toml"), "--output", str(run)))
+    assert code == 0, err
+    return run, out, err
+
+
+def outcome(run: Path) -> tuple:
+    with np.load(run / "weights.npz") as arrays:
+        weights = {name: arrays[name].tobytes() for name in arrays.files}
+    return weights, (run / "ledger.jsonl").read_bytes(), (run / "metrics.jsonl").read_bytes()
+
+
+def test_a_run_leaves_all_that_was_promised(whole):
+    run, out, err = whole
+    for name in (
+        "config.toml", "vocabulary.json", "keys.json", "ledger.jsonl", "metrics.jsonl", "weights.npz", "model.json",
+        "evaluation.json", "report.html", "report.md", "report.json", "report-release.html",
+    ):  # fmt: skip
+        assert (run / name).exists() or name == "keys.json", name
+    assert "| after federated training |" in out
+    assert "left out: 1 bad rows" in err and "users.jsonl:8" in err
+    assert "operator only, outside ε" in err
+    assert ended(worker_of(err))
+    assert list((run / "tensorboard").iterdir())
+
+
+def test_no_warning_reaches_the_screen(whole):
+    _, _, err = whole
+    assert not re.search(r"warning|deprecat|traceback|cuda|tensorrt", err, re.IGNORECASE)
+
+
+def test_terminated_killed_and_resumed_equals_undisturbed(folder, whole):
+    run = folder / "disturbed"
+    process = start("train", str(folder / "config.toml"), "--output", str(run))
+    wait_for_rounds(run, process, 1)
+    process.send_signal(signal.SIGTERM)
+    code, _, err = finish(process)
+    assert code == 130 and "resumable" in err
+    assert ended(worker_of(err))
+
+    process = start("train", "--resume", str(run))
+    wait_for_rounds(run, process, 3)
+    process.send_signal(signal.SIGKILL)
+    code, _, err = finish(process)
+    assert code == -signal.SIGKILL
+    assert ended(worker_of(err))
+
+    code, _, err = finish(start("train", "--resume", str(run)))
+    assert code == 0, err
+    assert outcome(run) == outcome(whole[0])
+
+
+def test_resuming_with_a_changed_config_is_refused(folder, whole, capsys):
+    run = folder / "changed"
+    run.mkdir()
+    for name in ("config.toml", "config.sha256"):
+        (run / name).write_bytes((whole[0] / name).read_bytes())
+    text = (run / "config.toml").read_text()
+    (run / "config.toml").write_text(text.replace("rounds = 5", "rounds = 6"))
+    assert refused("train", "--resume", str(run)).endswith("start a new run with it")
+
+
+@pytest.fixture
+def refuse(capsys, folder):
+    def check(*arguments: str) -> str:
+        with pytest.raises(SystemExit) as stop:
+            main(list(arguments))
+        err = capsys.readouterr().err
+        assert stop.value.code == 2, err
+        message = err.strip().splitlines()[-1]
+        assert message.startswith(("fedspeak: error: ", "Error: ")), err
+        return message
+
+    return check
+
+
+def refused(*arguments: str) -> str:
+    code, _, err = finish(start(*arguments))
+    assert code == 2, err
+    assert "Traceback" not in err
+    return err.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("clients.learning_rate=nan", "clients.learning_rate is nan: a finite number is needed"),
+        ("clients.learning_rate=0", "learning_rate is 0.0: a positive number is needed"),
+        ("server.learning_rate=-1", "server.learning_rate is -1.0: a positive number is needed"),
+        ("privacy.clip=0", "clip norm"),
+        ("privacy.clip=-1", "clip norm"),
+        ("privacy.noise_multiplier=-1", "noise multiplier"),
+        ("privacy.delta=1", "delta"),
+        ("privacy.epsilon=2", "privacy.epsilon and privacy.noise_multiplier are both set"),
+        ("server.weighting=examples", "use \"uniform\""),
+        ("cohort.rate=1.5", "sampling rate"),
+        ("data.path=none.jsonl", "none.jsonl"),
+        ("data.public=[]", "data.public is empty"),
+        ("data.public=[\"none.txt\"]", "public text none.txt does not exist"),
+        ("data.strict=true", "users.jsonl:8"),
+        ("vocabulary.size=100", "vocabulary"),
+        ("model.preset=huge", "preset: 'huge' is not one of tiny"),
+        ("run.rounds=0", "rounds"),
+        ("run.evaluate_every=0", "run.evaluate_every"),
+        ("run.keep_checkpoints=0", "run.keep_checkpoints"),
+        ("run.shards=0", "run.shards"),
+        ("warm_start.epochs=-1", "warm_start.epochs"),
+        ("warm_start.batch_size=0", "warm_start.batch_size"),
+        ("data.validation=0.9", "share"),
+        ("data.min_tokens=1", "min_tokens"),
+        ("data.min_tokens=1000000", "no client"),
+    ],
+)  # fmt: skip
+def test_bad_settings_are_answered_in_one_line(folder, tmp_path, refuse, setting, message):
+    assert message in refuse("train", str(folder / "config.toml"), "--output", str(tmp_path / "run"), "--set", setting)
+
+
+def test_a_fixed_size_cohort_larger_than_the_population(folder, tmp_path, refuse):
+    settings = ["--set", "cohort.sampler=fixed-size", "--set", "cohort.size=1000"]
+    message = refuse("train", str(folder / "config.toml"), "--output", str(tmp_path / "run"), *settings)
+    assert "cohort size 1000 is larger than the population" in message
+
+
+def test_an_empty_file(folder, tmp_path, refuse):
+    (tmp_path / "empty.jsonl").touch()
+    setting = f"data.path={tmp_path}/empty.jsonl"
+    message = refuse("train", str(folder / "config.toml"), "--output", str(tmp_path / "run"), "--set", setting)
+    assert "empty.jsonl: the file is empty" in message
+
+
+def test_wrong_uses_of_the_command(folder, whole, tmp_path, refuse):
+    config = str(folder / "config.toml")
+    assert "give a config" in refuse("train")
+    assert "give a config" in refuse("train", config, "--resume", str(whole[0]))
+    assert "drop --set" in refuse("train", "--resume", str(whole[0]), "--set", "run.rounds=7")
+    assert "holds no run" in refuse("train", "--resume", str(tmp_path))
+    assert "holds a run: resume it" in refuse("train", config, "--output", str(whole[0]))
+    assert "does not exist" in refuse("train", "none")
+    assert "holds no run" in refuse("report", str(tmp_path))
+    assert "holds no run" in refuse("evaluate", str(tmp_path))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_folder(folder, tmp_path, refuse):
+    tmp_path.chmod(0o500)
+    message = refuse("train", str(folder / "config.toml"), "--output", str(tmp_path / "run"))
+    assert "Permission denied" in message
+
+
+def test_the_keys_stay_in_their_file(folder):
+    run = folder / "secret"
+    settings = ["--set", "run.rounds=1"]
+    text = (folder / "config.toml").read_text().replace("fixed_key = 1\n", "")
+    (folder / "own-key.toml").write_text(text)
+    code, out, err = finish(start("train", str(folder / "own-key.toml"), "--output", str(run), *settings))
+    assert code == 0, err
+    keys = run / "keys.json"
+    assert keys.stat().st_mode & 0o777 == 0o600
+    secret = max(re.findall(r"[0-9a-f]{32,}", keys.read_text()), key=len)
+    everything = [path for path in run.rglob("*") if path.is_file() and path != keys]
+    assert everything
+    assert not any(secret.encode() in path.read_bytes() for path in everything) and secret not in out + err

@@ -1,0 +1,78 @@
+import errno
+import os
+from collections import OrderedDict
+from unittest import mock
+
+import numpy as np
+import pytest
+
+from fl import checkpoints
+from fl.checkpoints import Checkpoint
+
+
+def state(value: float = 1.0) -> OrderedDict:
+    return OrderedDict(
+        weights=OrderedDict(b=np.full((2, 3), value, np.float32), a=np.arange(3, dtype=np.float32)),
+        optimizer=OrderedDict(
+            learning_rate=np.float32(0.5), accumulator=OrderedDict(a=np.zeros(3, np.float32))
+        ),
+        aggregator=OrderedDict(),
+    )
+
+
+def same(one, other) -> bool:
+    if isinstance(one, dict):
+        return list(one) == list(other) and all(same(one[name], other[name]) for name in one)
+    return np.asarray(one).dtype == other.dtype and np.array_equal(one, other)
+
+
+def test_a_checkpoint_comes_back_as_it_was(tmp_path):
+    checkpoints.save(tmp_path, Checkpoint(7, state(), {"metrics": {"loss": 0.1}}), keep=2)
+    found = checkpoints.load_latest(tmp_path, state(0.0))
+    assert found is not None and found.round == 7 and found.document == {"metrics": {"loss": 0.1}}
+    assert same(state(), found.state)
+
+
+def test_only_the_newest_are_kept(tmp_path):
+    for number in range(1, 12):
+        checkpoints.save(tmp_path, Checkpoint(number, state(number), {}), keep=3)
+    assert [path.name for path in checkpoints.list_files(tmp_path)] == [
+        f"round-{n:06d}.ckpt" for n in (9, 10, 11)
+    ]
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_there_may_be_none(tmp_path):
+    assert checkpoints.load_latest(tmp_path / "nothing", state()) is None
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty"])
+def test_damage_is_found_and_named(tmp_path, damage):
+    path = checkpoints.save(tmp_path, Checkpoint(1, state(), {}), keep=3)
+    content = bytearray(path.read_bytes())
+    if damage == "truncated":
+        content = content[:-1]
+    elif damage == "flipped":
+        content[len(content) // 2] ^= 1
+    else:
+        content = bytearray()
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"checkpoint {path} is truncated or damaged: delete it"):
+        checkpoints.load_latest(tmp_path, state())
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    checkpoints.save(tmp_path, Checkpoint(1, state(), {}), keep=3)
+    other = state()
+    other["weights"]["b"] = np.zeros((2, 4), np.float32)
+    with pytest.raises(ValueError, match=r"weights/b is float32 \(2, 3\), wanted float32 \(2, 4\)"):
+        checkpoints.load_latest(tmp_path, other)
+
+
+def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path):
+    path = tmp_path / "file"
+    checkpoints.write_atomically(path, b"old")
+    with mock.patch.object(os, "fsync", side_effect=OSError(errno.ENOSPC, "No space left on device")):
+        with pytest.raises(OSError, match="No space left"):
+            checkpoints.write_atomically(path, b"new")
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,236 @@
+"""The loop under kills at every write, with a process of a few lines of NumPy in TFF's place."""
+
+import errno
+import hashlib
+import json
+import os
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fl import checkpoints, rounds
+from fl.local_training import LocalSGD
+from fl.rounds import Federation, RoundLog, final_state, read_metrics, run_rounds
+from privacy.keys import RunKeys
+from privacy.ledger import Ledger
+from privacy.plan import AdaptiveClip, PrivacyPlan
+from privacy.sampling import Poisson
+
+CLIENTS = tuple(f"client-{i}" for i in range(40))
+LOCAL = LocalSGD(0.1, 2, 1, 3, 4)
+PLAN = PrivacyPlan(Poisson(0.3), len(CLIENTS), 4, 1.0, AdaptiveClip(1.0, count_stddev=5.0))
+
+
+class FakeProcess:
+    """State and metrics depend on all that a round is given, to the bit; remembers what each round was given."""
+
+    def __init__(self, finite: bool = True) -> None:
+        self.given: dict[float, set[str]] = {}
+        self.finite = finite
+
+    def initialize(self):
+        return OrderedDict(
+            weights=OrderedDict(w=np.zeros(3, np.float32)), aggregator=OrderedDict(clip=np.float32(1))
+        )
+
+    def next(self, state, values, noise_seed):
+        digest = hashlib.sha256(state["weights"]["w"].tobytes())
+        for part in (*values, noise_seed):
+            digest.update(np.ascontiguousarray(part).tobytes())
+        draw = np.frombuffer(digest.digest()[:12], np.uint32).astype(np.float32) / np.float32(2**32)
+        key = hashlib.sha256(state["weights"]["w"].tobytes()).hexdigest()
+        self.given.setdefault(key, set()).add(digest.hexdigest())
+        clients = sum(bool(len(value)) for value in values)
+        new = OrderedDict(weights=OrderedDict(w=draw), aggregator=OrderedDict(clip=np.float32(1 + draw[0])))
+        return new, {
+            "released": {"clip": np.float32(draw[0]), "finite": np.bool_(self.finite)},
+            "operator": {"loss": np.float32(draw[1]), "clients": np.float32(clients)},
+        }
+
+
+def sequences(client: int) -> np.ndarray:
+    return np.random.default_rng(client).integers(1, 9, (1 + client % 7, 4)).astype(np.int32)
+
+
+def federation(process=None, plan=PLAN, key=5) -> Federation:
+    return Federation(process or FakeProcess(), plan, RunKeys.fixed(key), CLIENTS, sequences, LOCAL)
+
+
+def evaluate(done, weights):
+    return {"loss": float(weights["w"].sum())} if done % 2 == 0 else {}
+
+
+def run(folder: Path, process=None, **settings) -> list:
+    return list(run_rounds(federation(process, **settings), RoundLog(folder, keep_checkpoints=2), evaluate))
+
+
+def outcome(folder: Path) -> tuple:
+    state = final_state(federation(), RoundLog(folder))
+    return (
+        (folder / "ledger.jsonl").read_bytes(),
+        (folder / "metrics.jsonl").read_bytes(),
+        state["weights"]["w"].tobytes(),
+    )
+
+
+class Kill(BaseException):
+    """Stands for kill -9: nothing of ours may handle it."""
+
+
+class Disk:
+    """Counts what reaches the disk and kills the run at the n-th operation, before or half-way through it."""
+
+    def __init__(self, monkeypatch, kill_at: int, half: bool, error: BaseException | None = None) -> None:
+        self.count, self.kill_at, self.half, self.error = 0, kill_at, half, error or Kill()
+        monkeypatch.setattr(
+            os, "pwrite", self.wrap(os.pwrite, lambda fd, data, at: (fd, data[: len(data) // 2], at))
+        )
+        monkeypatch.setattr(os, "fsync", self.wrap(os.fsync, lambda fd: (fd,)))
+        monkeypatch.setattr(Path, "replace", self.wrap(Path.replace, lambda path, target: (path, target)))
+        monkeypatch.setattr(Path, "unlink", self.wrap(Path.unlink, lambda path, **options: (path,)))
+        monkeypatch.setattr(rounds, "_line", self.wrap(rounds._line, lambda row: (row,)))
+
+    def wrap(self, operation, halved):
+        def wrapped(*arguments, **options):
+            self.count += 1
+            if self.count == self.kill_at:
+                if self.half:
+                    operation(*halved(*arguments, **options))
+                raise self.error
+            return operation(*arguments, **options)
+
+        return wrapped
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    rows = run(folder)
+    return rows, outcome(folder)
+
+
+def test_rows_are_what_the_file_holds(tmp_path, undisturbed):
+    rows, (_, metrics, _) = undisturbed
+    assert [json.loads(line) for line in metrics.splitlines()] == rows
+    assert [row["round"] for row in rows] == [1, 2, 3, 4]
+    assert [bool(row["evaluation"]) for row in rows] == [False, True, False, True]
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("kill_at", range(1, 34))
+def test_killed_anywhere_and_resumed_equals_never_killed(tmp_path, undisturbed, kill_at, half):
+    process = FakeProcess()
+    with pytest.MonkeyPatch.context() as patch:
+        disk = Disk(patch, kill_at, half)
+        try:
+            run(tmp_path, process)
+        except Kill:
+            pass
+        else:
+            assert disk.count < kill_at  # past the last operation: nothing to kill
+    # A second kill while resuming, then the end.
+    with pytest.MonkeyPatch.context() as patch:
+        Disk(patch, 3 + kill_at % 5, half)
+        try:
+            run(tmp_path, process)
+        except Kill:
+            pass
+    run(tmp_path, process)
+    assert outcome(tmp_path) == undisturbed[1]
+    # No state ever met two different cohorts or noises.
+    assert all(len(given) == 1 for given in process.given.values())
+
+
+def test_the_kills_reach_every_kind_of_operation(tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        disk = Disk(patch, 10**9, False)
+        run(tmp_path)
+    assert 30 <= disk.count <= 33
+
+
+def test_the_kill_test_rejects_noise_drawn_afresh_on_resume(tmp_path, undisturbed):
+    with pytest.MonkeyPatch.context() as patch:
+        Disk(patch, 20, False)
+        with pytest.raises(Kill):
+            run(tmp_path)
+    with pytest.raises(ValueError, match="with other content"):
+        run(tmp_path, key=6)
+
+
+def test_a_full_disk_is_an_error_and_the_run_resumes(tmp_path, undisturbed):
+    with pytest.MonkeyPatch.context() as patch:
+        Disk(patch, 18, True, OSError(errno.ENOSPC, "No space left on device"))
+        with pytest.raises(OSError, match="No space left"):
+            run(tmp_path)
+    run(tmp_path)
+    assert outcome(tmp_path) == undisturbed[1]
+
+
+def test_a_finished_run_stays_as_it_is(tmp_path, undisturbed):
+    run(tmp_path)
+    assert run(tmp_path) == []
+    assert outcome(tmp_path) == undisturbed[1]
+
+
+def test_the_ledger_is_written_before_the_round_runs(tmp_path):
+    class Checking(FakeProcess):
+        def next(self, state, values, noise_seed):
+            recorded = Ledger.read(tmp_path / "ledger.jsonl").rounds
+            assert len(recorded) == len(self.given) + 1
+            assert len(recorded[-1].cohort) == sum(bool(len(value)) for value in values)
+            return super().next(state, values, noise_seed)
+
+    run(tmp_path, Checking())
+
+
+def test_the_ledger_holds_cohort_clip_and_noise(tmp_path, undisturbed):
+    rows, _ = undisturbed
+    run(tmp_path)
+    recorded = Ledger.read(tmp_path / "ledger.jsonl").rounds
+    clips = [1.0] + [1 + row["released"]["clip"] for row in rows[:-1]]
+    assert [r.clip for r in recorded] == pytest.approx(clips)
+    assert [r.noise_stddev for r in recorded] == pytest.approx(
+        [PLAN.value_noise_multiplier * c for c in clips]
+    )
+    assert [len(r.cohort) for r in recorded] == [row["operator"]["clients"] for row in rows]
+
+
+def test_a_lost_ledger_stops_the_run(tmp_path):
+    run(tmp_path)
+    (tmp_path / "ledger.jsonl").unlink()
+    with pytest.raises(ValueError, match="restore the ledger"):
+        run(tmp_path)
+
+
+def test_a_damaged_checkpoint_stops_the_run_and_the_one_before_resumes_it(tmp_path, undisturbed):
+    run(tmp_path)
+    newest = checkpoints.list_files(tmp_path / "checkpoints")[-1]
+    newest.write_bytes(newest.read_bytes()[:-5])
+    with pytest.raises(ValueError, match="delete it to resume from the one before"):
+        run(tmp_path)
+    newest.unlink()
+    run(tmp_path)
+    assert outcome(tmp_path) == undisturbed[1]
+
+
+def test_weights_that_are_not_finite_stop_the_run(tmp_path):
+    with pytest.raises(ValueError, match="not finite after round 1: the server learning rate"):
+        run(tmp_path, FakeProcess(finite=False))
+
+
+def test_the_population_must_be_the_plans():
+    with pytest.raises(ValueError, match="population of 41 clients and there are 40"):
+        federation(plan=PrivacyPlan(Poisson(0.3), 41, 4, 1.0, AdaptiveClip(1.0, count_stddev=5.0)))
+
+
+def test_client_values_come_in_multiples_of_32():
+    values = federation().client_values(np.arange(33), 0)
+    assert len(values) == 64 and all(len(value) for value in values[:33]) and not any(map(len, values[33:]))
+    assert federation().client_values(np.arange(0), 0) == []
+
+
+def test_metrics_with_an_unfinished_line_are_read_without_it(tmp_path):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"round": 1}\n{"roun')
+    assert read_metrics(tmp_path / "metrics.jsonl") == [{"round": 1}]

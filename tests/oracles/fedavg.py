@@ -1,0 +1,75 @@
+"""Federated averaging in plain float64 NumPy loops, for a model small enough to differentiate by hand.
+
+The model is a table of bigram scores: logits of the token after `c` are row c of `table` [V, V].
+"""
+
+import numpy as np
+
+PAD = 0
+
+
+def losses(table: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """[B, T+1] tokens -> [B, T] nats."""
+    rows = table[tokens[:, :-1]]
+    log_norm = np.log(np.exp(rows - rows.max(-1, keepdims=True)).sum(-1)) + rows.max(-1)
+    return log_norm - np.take_along_axis(rows, tokens[:, 1:, None], -1)[..., 0]
+
+
+def sgd_step(table: np.ndarray, batch: np.ndarray, learning_rate: float) -> np.ndarray:
+    """One step on the mean loss over real tokens, token by token."""
+    gradient = np.zeros_like(table)
+    count = 0
+    for row in batch:
+        for context, target in zip(row[:-1], row[1:], strict=True):
+            if target == PAD:
+                continue
+            probabilities = np.exp(table[context] - table[context].max())
+            probabilities /= probabilities.sum()
+            probabilities[target] -= 1
+            gradient[context] += probabilities
+            count += 1
+    return table - learning_rate * gradient / max(count, 1)
+
+
+def client_delta(table: np.ndarray, batches: np.ndarray, learning_rate: float) -> np.ndarray:
+    trained = table.copy()
+    for batch in batches:
+        trained = sgd_step(trained, batch, learning_rate)
+    return trained - table
+
+
+def clipped(delta: np.ndarray, clip: float) -> np.ndarray:
+    norm = np.sqrt((delta**2).sum())
+    return delta if norm <= clip else delta * (clip / norm)
+
+
+def examples(batches: np.ndarray) -> int:
+    return int((batches[:, :, 1:] != PAD).any(-1).sum())
+
+
+def rounds(
+    table: np.ndarray,
+    cohorts: list[list[np.ndarray]],
+    learning_rate: float,
+    server_learning_rate: float,
+    momentum: float,
+    weighting: str = "uniform",
+    clip: float | None = None,
+    denominator: float | None = None,
+) -> np.ndarray:
+    """Rounds of federated averaging without noise; `cohorts` holds each round's clients' batches."""
+    velocity = np.zeros_like(table)
+    for cohort in cohorts:
+        total, weight = np.zeros_like(table), 0.0
+        for batches in cohort:
+            delta = client_delta(table, batches, learning_rate)
+            if clip is not None:
+                total += clipped(delta, clip)
+            else:
+                share = examples(batches) if weighting == "examples" else 1.0
+                total += share * delta
+                weight += share
+        mean = total / (denominator if denominator is not None else max(weight, 1e-30))
+        velocity = momentum * velocity + mean
+        table = table + server_learning_rate * velocity
+    return table
