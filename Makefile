@@ -47,7 +47,7 @@ docs: $(STAMP)  ## Build the docs into site/; a warning is an error
 	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 	@echo "docs: site/index.html"
 
-lock: $(STAMP)  ## Renew requirements.lock from pyproject.toml
+lock:  ## Renew requirements.lock from pyproject.toml
 	@.ci/lock
 
 clean:  ## Remove all that make has made, except runs/

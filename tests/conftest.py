@@ -21,7 +21,7 @@ settings.load_profile("house")
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_worker_is_left() -> Iterator[None]:
-    """Set up first, so torn down last: a worker of this process that still runs then was forgotten by a test."""
+    """Set up first, so torn down last: a worker of ours that still runs then was forgotten."""
     yield
     left = [worker.pid for worker in machine.workers() if worker.parent_pid == os.getpid()]
     for pid in left:
