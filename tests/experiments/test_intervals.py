@@ -11,6 +11,8 @@ def test_the_estimate_is_the_mean_over_tokens_not_over_clients():
     assert found.estimate == pytest.approx(1.3)
     # Resamples of two clients: (a, a) 3, (a, b) 1.3 twice, (b, b) 10/9. The outer 2.5 % are the two ends.
     assert (found.low, found.high) == pytest.approx((10 / 9, 3))
+    inner = mean_interval(np.array([3.0, 10.0]), np.array([1, 9]), confidence=0.4)
+    assert (inner.low, inner.high) == pytest.approx((1.3, 1.3))
 
 
 def draw(rng, clients=40):
@@ -32,8 +34,8 @@ def coverage(interval, trials=300):
 
 
 def test_it_covers_the_truth_as_often_as_it_says():
-    # A percentile bootstrap over 40 clients covers a little less than 95 %. 300 trials have a standard error of
-    # 1.3 %: a law with coverage 93 % leaves this range with probability below 1e-3.
+    # A percentile bootstrap over 40 clients covers a little less than 95 %. 300 trials have a standard error
+    # of 1.3 %: a law with coverage 93 % leaves this range with probability below 1e-3.
     assert 0.88 <= coverage(lambda a, b, n: paired_interval(a, b, n)[1:]) <= 0.98
 
 

@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models import vocabulary
@@ -21,6 +21,8 @@ TEXT = [
     "tabs\tand\nnew lines  and   runs    of spaces",
     "counting 10 100 1000 10000 and 1000000 aaaa aaaaaaaa aaaaaa",
 ] * 3
+
+BYTES = vocabulary.learn([], vocabulary.SMALLEST)
 
 # Letters that the learned merges are about, with the characters that have undone other tokenisers.
 HARD = st.text(
@@ -68,14 +70,18 @@ def test_encoding_is_that_of_the_definition(words, text):
     assert words.encode(text) == bpe.encode(words.pieces, text)
 
 
+# A space only ever leads a piece: so sentencepiece learns them, and so the text is cut into chunks.
+PIECE = st.builds(str.__add__, st.sampled_from(["", "", " "]), st.text("abc", min_size=2, max_size=4))
+
+
+@settings(max_examples=400)
 @given(
-    pieces=st.lists(st.text("ab ", min_size=2, max_size=5), unique=True, max_size=12),
-    text=st.text("ab ", max_size=40),
+    pieces=st.lists(PIECE, unique=True, min_size=4, max_size=16),
+    text=st.text("abc ", min_size=3, max_size=40),
 )
 def test_encoding_is_that_of_the_definition_for_any_pieces(pieces, text):
-    # A space only ever leads a piece: so sentencepiece learns them, and so the text is cut.
-    merged = [piece.encode() for piece in pieces if " " not in piece[1:]]
-    words = Vocabulary(vocabulary.learn(["x"], vocabulary.SMALLEST).pieces + tuple(merged))
+    # With overlapping pieces, a pair that waits for its turn often has lost one of its sides meanwhile.
+    words = Vocabulary(BYTES.pieces + tuple(piece.encode() for piece in pieces))
     assert words.encode(text) == bpe.encode(words.pieces, text)
 
 
