@@ -24,8 +24,8 @@ import numpy.typing as npt
 from privacy import checks, composition, sampling
 from privacy.plan import PrivacyPlan
 
-MOST_ROUNDS = 10_000_000
-LEAST_NOISE, MOST_NOISE = 1e-2, 1e6
+MOST_ROUNDS = 1_000_000
+LEAST_NOISE, MOST_NOISE = 1e-2, 1e7
 
 
 class Epsilon(NamedTuple):
@@ -94,7 +94,7 @@ def epsilon_curve(plan: PrivacyPlan, rounds: Sequence[int]) -> npt.NDArray[np.fl
 
 
 def calibrate_noise(plan: PrivacyPlan, target: float) -> PrivacyPlan:
-    """The plan with the least noise multiplier (5 figures, rounded up) whose ε is at most `target`.
+    """The plan with the least noise multiplier, to about 1%, whose ε is at most `target`.
 
     The noise multiplier of `plan` itself is ignored.
 
@@ -111,13 +111,11 @@ def calibrate_noise(plan: PrivacyPlan, target: float) -> PrivacyPlan:
 
     low = high = 0.0
     while excess(high) > 0:
-        high += 1.0
+        high = 2 * high + 1
         if high > math.log(MOST_NOISE):
-            raise ValueError(
-                f"epsilon {target:g} is out of reach at delta {plan.target_delta:g}: take a larger one"
-            )
+            raise ValueError(f"epsilon {target:g} is out of reach: take a larger one")
     while excess(low) <= 0:
-        low -= 1.0
+        low = low - 1
         if low < math.log(LEAST_NOISE):
             raise ValueError(f"epsilon {target:g} asks for hardly any noise: take a smaller one")
     z = _round_up(math.exp(brentq(excess, low, high, xtol=1e-5)))
@@ -127,7 +125,7 @@ def calibrate_noise(plan: PrivacyPlan, target: float) -> PrivacyPlan:
 
 
 def calibrate_rounds(plan: PrivacyPlan, target: float) -> PrivacyPlan:
-    """The plan with the most rounds (at most 10,000,000) whose ε is at most `target`; its own number is
+    """The plan with the most rounds (at most 1,000,000) whose ε is at most `target`; its own number is
     ignored.
 
     Raises:
@@ -144,6 +142,7 @@ def calibrate_rounds(plan: PrivacyPlan, target: float) -> PrivacyPlan:
         lambda n: composition.rdp_epsilon(plan.sampling, plan.population, z, n, delta)[0] <= target, 1
     )
     rounds = _most(lambda n: _coarse(plan, n) <= target, rounds)
+    rounds = _most(lambda n: epsilon(plan, n).value <= target, rounds)
     return dataclasses.replace(plan, rounds=rounds)
 
 

@@ -38,6 +38,6 @@ def parse(raw: bytes, previous: str, number: int, path: pathlib.Path) -> tuple[d
             raise ValueError
     except (ValueError, KeyError, AttributeError, TypeError):
         raise ValueError(
-            f"ledger {path} line {number} is damaged or out of place: restore the file, without it no ε can be vouched for"
+            f"ledger {path} line {number} is damaged or out of place: restore the file, no ε holds without it"
         ) from None
     return line, claimed

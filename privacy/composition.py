@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from privacy.sampling import FixedSize, Poisson, Sampling
 
@@ -25,10 +25,13 @@ COMPOSED_POINTS = 200_000
 # Convolution by fast Fourier transform leaves errors of about 1e-15 in probabilities: a smaller δ cannot be
 # read off.
 SMALLEST_DELTA = 1e-12
-# The default of dp_accounting 0.4.3, written out so that no figure moves with its version.
-ORDERS = tuple(
-    [1 + x / 10 for x in range(1, 100)] + [float(x) for x in range(11, 64)] + [128.0, 256.0, 512.0, 1024.0]
-)
+# An interval above this overflows e^interval in the library, and no ε it could give would be a guarantee.
+WIDEST_INTERVAL = 64.0
+# The Rényi orders of dp_accounting 0.4.3, written out so that no figure moves with its version. Sparse ones
+# are tried first, then those beside the best: the bound has one valley in the order, and fractional orders
+# are slow.
+SPARSE_ORDERS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 50, 63, 128, 512, 1024)
+ORDERS = (*(1 + x / 10 for x in range(1, 100)), *range(11, 64), 128, 256, 512, 1024)
 
 
 def gaussian_epsilon(noise_multiplier: float, delta: float) -> float:
@@ -61,9 +64,19 @@ def rdp_epsilon(
     """(ε, order) by Rényi DP under the sampler's own relation; `z` is noise / clip norm."""
     from dp_accounting.rdp import rdp_privacy_accountant as library
 
-    values = sampling.repetitions(rounds) * _one_round_rdp(sampling, population, z)
-    eps, order = library.compute_epsilon(ORDERS, values, delta)
-    return float(eps), float(order)
+    count = sampling.repetitions(rounds)
+
+    def best(orders: Sequence[float]) -> tuple[float, float]:
+        values = [count * _one_round_rdp(sampling, population, z, order) for order in orders]
+        eps, order = library.compute_epsilon(orders, values, delta)
+        return float(eps), float(order)
+
+    eps, order = best(SPARSE_ORDERS)
+    place = SPARSE_ORDERS.index(order)
+    low, high = SPARSE_ORDERS[max(place - 1, 0)], SPARSE_ORDERS[min(place + 1, len(SPARSE_ORDERS) - 1)]
+    whole = [o for o in ORDERS if low <= o <= high and o == int(o)] or [order]
+    eps, order = min((eps, order), best(whole))
+    return min((eps, order), best([o for o in ORDERS if order - 1 < o < order + 1]))
 
 
 def pld_epsilon(sampling: Sampling, z: float, rounds: int, delta: float, points: int = FINE) -> float | None:
@@ -79,7 +92,10 @@ def pld_epsilon(sampling: Sampling, z: float, rounds: int, delta: float, points:
         case Poisson(rate=rate) if rate < 1:
             if delta < SMALLEST_DELTA:
                 return None
-            one = _one_round_pld(rate, z, _interval(sampling, z, rounds, points))
+            interval = _interval(sampling, z, rounds, points)
+            if interval > WIDEST_INTERVAL:
+                return math.inf
+            one = _one_round_pld(rate, z, interval)
             return float(one.self_compose(rounds).get_epsilon_for_delta(delta))
         case _:
             return gaussian_epsilon(z / math.sqrt(sampling.repetitions(rounds)), delta)
@@ -98,13 +114,14 @@ def _interval(sampling: Poisson, z: float, rounds: int, points: int) -> float:
 
     A power of two, so that neighbouring questions share one analysis.
     """
-    # The library cuts the noise at 10 standard deviations (e^-50); a sampled loss there is log(1 - q + q e^L).
+    # The library cuts the noise at 10 standard deviations (e^-50); a sampled loss there is log(1 - q + q
+    # e^L).
     highest = (1 + 20 * z) / (2 * z * z)
     one_round = np.logaddexp(math.log1p(-sampling.rate), math.log(sampling.rate) + highest)
-    # It keeps a composed loss out to tails of 1e-15, whose place the Rényi tail bound gives (arXiv:1702.07476, prop. 3).
-    renyi = rounds * _one_round_rdp(sampling, 0, z)
-    composed = 2 * np.min(renyi + math.log(1e15) / (np.array(ORDERS) - 1))
-    return float(2.0 ** math.ceil(math.log2(max(one_round / points, composed / COMPOSED_POINTS))))
+    # It keeps a composed loss out to tails of 1e-15; where they lie follows from Rényi DP
+    # (arXiv:1702.07476, prop. 3).
+    bounds = [rounds * _one_round_rdp(sampling, 0, z, o) + math.log(1e15) / (o - 1) for o in SPARSE_ORDERS]
+    return float(2.0 ** math.ceil(math.log2(max(one_round / points, 2 * min(bounds) / COMPOSED_POINTS))))
 
 
 @functools.lru_cache(maxsize=64)
@@ -114,16 +131,14 @@ def _one_round_pld(rate: float, z: float, interval: float) -> Any:
     return library.from_gaussian_mechanism(z, value_discretization_interval=interval, sampling_prob=rate)
 
 
-@functools.lru_cache(maxsize=256)
-def _one_round_rdp(sampling: Sampling, population: int, z: float) -> npt.NDArray[np.float64]:
-    """Rényi DP of one round (one participation where the sampler is cyclic) at `ORDERS`, float64
-    [len(ORDERS)].
-    """
+@functools.lru_cache(maxsize=4096)
+def _one_round_rdp(sampling: Sampling, population: int, z: float, order: float) -> float:
+    """Rényi DP of one round (one participation where the sampler is cyclic) at `order`."""
     import dp_accounting as dp
 
     relation = dp.NeighboringRelation.ADD_OR_REMOVE_ONE
     if isinstance(sampling, FixedSize):
         relation = dp.NeighboringRelation.REPLACE_ONE
-    accountant = dp.rdp.RdpAccountant(ORDERS, relation)
+    accountant = dp.rdp.RdpAccountant([order], relation)
     accountant.compose(sampling.dp_event(population, z))
-    return np.asarray(accountant.rdp)
+    return float(accountant.rdp[0])
