@@ -111,11 +111,11 @@ class TokenStore:
         target = Path(path)
         options = {"min_tokens": min_tokens, "vocabulary": vocabulary.digest, "size": vocabulary.size}
         inputs = _sha256_json({**options, "source": source.fingerprint()})
-        if store := _reusable(target, inputs):
+        if store := _reusable(target, inputs, source.bad_rows.strict):
             return store
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(target.parent):
-            if store := _reusable(target, inputs):
+        with _locked(target.with_name(f".{target.name}.lock")):
+            if store := _reusable(target, inputs, source.bad_rows.strict):
                 return store
             # The lock is ours, so whoever left these is gone.
             for stale in target.parent.glob(f".{_escape(target.name)}.*.building"):
@@ -185,24 +185,41 @@ def _open(path: Path) -> TokenStore:
     )
 
 
-def _reusable(path: Path, inputs: str) -> TokenStore | None:
-    """The store at `path` if it is whole and built from `inputs`."""
+def _reusable(path: Path, inputs: str, strict: bool) -> TokenStore | None:
+    """The store at `path` if it is whole, built from `inputs`, and good enough for a strict source."""
     try:
         store = _open(path)
     except (FileNotFoundError, ValueError):
         return None
-    return store if store._inputs == inputs else None
+    # Built before without `strict`: reading anew raises at the first bad row.
+    usable = store._inputs == inputs and not (strict and store.statistics.bad_rows)
+    return store if usable else None
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Holds the folder's lock: one builder at a time. The kernel frees it when its holder dies."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def _locked(path: Path) -> Iterator[None]:
+    """Holds the lock file `path`: one builder at a time. The kernel frees it when its holder dies."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            # Its last holder has deleted the file that we waited for: take the one that stands there now.
+            if not _is_at(descriptor, path):
+                continue
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+        finally:
+            os.close(descriptor)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _sync_folder(folder: Path) -> None:
