@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -117,10 +116,10 @@ class TokenStore:
         with _locked(target.with_name(f".{target.name}.lock")):
             if store := _reusable(target, inputs, source.bad_rows.strict):
                 return store
-            # The lock is ours, so whoever left these is gone.
-            for stale in target.parent.glob(f".{_escape(target.name)}.*.building"):
-                shutil.rmtree(stale, ignore_errors=True)
-            folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".building", dir=target.parent))
+            folder = target.with_name(f".{target.name}.building")
+            # The lock is ours, so whoever left this is gone.
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
             try:
                 token_file.write(folder, source, vocabulary, min_tokens, inputs)
                 os.replace(folder / "store", target)
@@ -228,10 +227,6 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _escape(name: str) -> str:
-    return "".join(f"[{character}]" if character in "*?[" else character for character in name)
 
 
 def _sha256_json(content: dict[str, object]) -> str:
