@@ -179,9 +179,7 @@ def _notes(plan: PrivacyPlan) -> tuple[str, ...]:
         case sampling.Poisson():
             notes.append("holds if cohorts were drawn by Poisson sampling and stay secret")
             if plan.target_delta < composition.SMALLEST_DELTA and plan.sampling.rate < 1:
-                notes.append(
-                    f"PLD not available below delta {composition.SMALLEST_DELTA:g} (rounding of the convolution)"
-                )
+                notes.append(f"PLD not available below delta {composition.SMALLEST_DELTA:g} (rounding)")
         case sampling.FixedSize():
             notes.append(
                 "PLD not available for fixed-size sampling under replace-one; the figure is the RDP bound"
@@ -190,7 +188,7 @@ def _notes(plan: PrivacyPlan) -> tuple[str, ...]:
         case sampling.Cyclic():
             most = plan.sampling.max_participations(plan.rounds)
             notes.append(
-                f"no amplification by sampling; one client takes part in at most {most} of {plan.rounds} rounds"
+                f"no amplification by sampling; a client is in at most {most} of {plan.rounds} rounds"
             )
             notes.append(
                 "zero-out: a client's data replaced by none, the fixed partition of all others unchanged"

@@ -88,12 +88,12 @@ def _cohort(plan: PrivacyPlan, history: History, entry: Round) -> Iterator[str]:
         last = history.last_seen.get(client, entry.round - separation)
         if entry.round - last < separation:
             yield (
-                f"client {client!r} took part in round {last}, the plan's separation allows it again from round "
+                f"client {client!r} took part in round {last}, the plan allows it again from round "
                 f"{last + separation}: cohorts must take turns"
             )
         if history.participations[client] >= plan.max_participations:
             yield (
-                f"client {client!r} took part in {history.participations[client]} rounds, the most the plan allows: "
+                f"client {client!r} took part in {history.participations[client]} rounds, the plan's most: "
                 "cohorts must take turns"
             )
     new = sum(client not in history.last_seen for client in entry.cohort)
@@ -119,4 +119,5 @@ def _noise(plan: PrivacyPlan, history: History, entry: Round) -> Iterator[str]:
             f"{entry.clip:g} = {promised:g}: add the noise planned"
         )
     if plan.is_private and entry.noise_id in history.noise_ids:
-        yield f"noise {entry.noise_id!r} was used in round {history.noise_ids[entry.noise_id]}: draw it afresh"
+        used = history.noise_ids[entry.noise_id]
+        yield f"noise {entry.noise_id!r} was used in round {used}: draw it afresh"

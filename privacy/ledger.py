@@ -171,7 +171,7 @@ class Ledger:
         if isinstance(round, int) and 0 <= round < len(self.rounds):
             if chain.digest(self._digests[round + 1], line) != self._digests[round + 2]:
                 raise ValueError(
-                    f"round {round} is in the ledger with other content: a replay must repeat cohort, noise and facts"
+                    f"round {round} is in the ledger with other content: a replay must repeat all of it"
                 )
             return
         compliance.check(self.plan, self._history, entry)

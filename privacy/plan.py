@@ -131,8 +131,8 @@ class PrivacyPlan:
             and not 2 * self.count_stddev > self.noise_multiplier
         ):
             raise ValueError(
-                f"clip count stddev {self.count_stddev:g} leaves no noise for the update: it must exceed half the noise "
-                f"multiplier, {self.noise_multiplier / 2:g}"
+                f"clip count stddev {self.count_stddev:g} leaves the update no noise: take more than "
+                f"{self.noise_multiplier / 2:g}, half the noise multiplier"
             )
 
     @property

@@ -1,4 +1,6 @@
-"""The report's plots as inline SVG: no colour scheme of their own, so that they read on a light and a dark page."""
+"""The report's plots as inline SVG: no colour scheme of their own, so that they read on a light and a dark
+page.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ ACCENT = "#2f7de1"
 
 
 def draw(data: dict[str, Any]) -> dict[str, str]:
-    """SVG by name for whatever `data` (see `privacy.statement`) holds: epsilon, clip, participations, cohorts."""
+    """SVG by name for whatever `data` (see `privacy.statement`) holds: epsilon, clip, participations,
+    cohorts.
+    """
     plots = {}
     if len(data["epsilon_by_round"]) > 1:
         rounds, eps = zip(*data["epsilon_by_round"], strict=True)

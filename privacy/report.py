@@ -1,8 +1,8 @@
 """The privacy report: what was promised, what happened and what it cost, computed from the ledger.
 
-Two variants. The operator's names cohort sizes, participations and rejected updates. The one for release leaves out all
-that is only safe with the operator, because amplification by sampling holds only while cohorts are secret, and lists
-what it leaves out. Neither holds a client id or a key.
+Two variants. The operator's names cohort sizes, participations and rejected updates. The one for release
+leaves out all that is only safe with the operator, because amplification by sampling holds only while
+cohorts are secret, and lists what it leaves out. Neither holds a client id or a key.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ class Report:
         return _environment(html=True).get_template("report.html.jinja").render(self.data, plots=drawn)
 
     def write(self, folder: str | pathlib.Path, stem: str = "report") -> list[pathlib.Path]:
-        """Writes `stem`.html, .md and .json into `folder` (made if missing), each whole or not at all; returns them."""
+        """Writes `stem`.html, .md and .json into `folder` (made if missing), each whole or not at all;
+        returns them.
+        """
         folder = pathlib.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         paths = []
@@ -78,9 +80,10 @@ def build(plan: PrivacyPlan, ledger: Ledger, facts: Mapping[str, Any], release: 
       facts: what the ledger cannot know; all optional:
         run: str, the run's name.
         fixed_key: bool, whether keys came from a typed number (`RunKeys.is_fixed`).
-        non_finite: int, updates zeroed; the operator's. Without it the ledger's `non_finite` facts are summed.
-        evaluation: {"clients": int, "rows": [{"name", "nats": {"estimate", "low", "high"}, "bits", "gain": same or
-          None}]}, losses on clients who are in no training cohort.
+        non_finite: int, updates zeroed; the operator's. Without it the ledger's `non_finite` facts are
+          summed.
+        evaluation: {"clients": int, "rows": [{"name", "nats": {"estimate", "low", "high"}, "bits", "gain":
+          same or None}]}, losses on clients who are in no training cohort.
         versions: dict of package versions.
       release: leave out what is only safe with the operator.
 
@@ -106,6 +109,7 @@ def _environment(*, html: bool) -> Any:
         "eps": _eps,
         "num": _num,
         "md": _markdown,
+        "delta": lambda value: f"{value:.2e}",
         "count": lambda value: f"{value:,.10g}",
     }
     return environment

@@ -1,4 +1,6 @@
-"""The contents of a privacy report as one JSON-able dict, computed from plan and ledger; `privacy.report` renders it."""
+"""The contents of a privacy report as one JSON-able dict, computed from plan and ledger; `privacy.report`
+renders it.
+"""
 
 from __future__ import annotations
 
@@ -21,14 +23,14 @@ WHAT_IF_COHORTS = (1, 10, 100)
 RELATIONS = {
     "add-or-remove-one": "two data sets that differ by adding or removing all of one client's text",
     "replace-one": "two data sets that differ by replacing all of one client's text by another's",
-    "zero-out": "two data sets that differ by emptying one client's text, every other client's place unchanged",
+    "zero-out": "two data sets that differ by emptying one client's text, every other place unchanged",
 }
 NOT_COVERED = (
-    "The search for hyper-parameters is not accounted for: each further run on the same clients costs its own ε.",
-    "Training noise is floating-point Gaussian from a counter-based generator. It is not hardened against attacks on "
-    "the low-order bits of its output or on timing.",
-    "The figures hold against whoever sees every released model, but not the cohorts, the keys or the ledger, and "
-    "who relies on the server to clip, to add the noise and to forget the updates.",
+    "Hyper-parameter search is not accounted for: each further run on the same clients costs its own ε.",
+    "Training noise is floating-point Gaussian, not hardened: attacks on the low-order bits of its output or on "
+    "timing are not covered.",
+    "The figures hold against whoever sees every released model but neither the cohorts, the keys nor the ledger, "
+    "and who relies on the server to clip, to add the noise and to forget the updates.",
 )
 OMITTED = (
     "cohort sizes and how many rounds were empty",
@@ -37,7 +39,6 @@ OMITTED = (
     "digest of the ledger, the ledger itself and the keys",
     "training-side loss and accuracy, which are read without noise",
 )
-OPERATOR_FACTS = frozenset({"non_finite"})
 
 
 def compose(plan: PrivacyPlan, ledger: Ledger, facts: Mapping[str, Any], *, release: bool) -> dict[str, Any]:
@@ -146,7 +147,9 @@ def _curve(plan: PrivacyPlan, rounds: int) -> list[list[float]]:
 
 
 def _adaptive(plan: PrivacyPlan, ledger: Ledger, spent: Epsilon) -> dict[str, Any] | None:
-    """What learning the clip norm cost: the same noise on the update with a fixed clip would have spent less."""
+    """What learning the clip norm cost: the same noise on the update with a fixed clip would have spent
+    less.
+    """
     if not isinstance(plan.clip, AdaptiveClip):
         return None
     fixed = dataclasses.replace(
@@ -166,8 +169,8 @@ def _adaptive(plan: PrivacyPlan, ledger: Ledger, spent: Epsilon) -> dict[str, An
 def _what_if(plan: PrivacyPlan) -> list[dict[str, Any]]:
     """Hypothetical runs with the same noise on each coordinate of the mean, z C / cohort, at other scales.
 
-    The noise multiplier then grows with the cohort, as in McMahan et al. 2018 (arXiv:1710.06963) and Kairouz et al.
-    2021 (arXiv:2103.00039), who train small cohorts and report what large ones would cost.
+    The noise multiplier then grows with the cohort, as in McMahan et al. 2018 (arXiv:1710.06963) and
+    Kairouz et al. 2021 (arXiv:2103.00039), who train small cohorts and report what large ones would cost.
     """
     if not plan.is_private:
         return []
@@ -229,7 +232,8 @@ def _warnings(plan: PrivacyPlan, ledger: Ledger, facts: Mapping[str, Any]) -> li
 def _looks_poisson(plan: PrivacyPlan, ledger: Ledger) -> bool:
     """False where sizes would arise under Poisson sampling with probability below about 1e-6.
 
-    Two signs: a total far from rounds * N * q, and sizes far too equal over 30 rounds or more (a fixed-size loop).
+    Two signs: a total far from rounds * N * q, and sizes far too equal over 30 rounds or more (a fixed-size
+    loop).
     """
     from scipy.stats import binom
 

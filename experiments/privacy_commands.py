@@ -1,0 +1,202 @@
+"""`fedspeak privacy epsilon|noise|rounds`: any one of ε, noise and rounds from the others, without a run."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from privacy import PrivacyPlan
+
+
+@click.group()
+def privacy() -> None:
+    """What a training run costs in privacy: epsilon, noise or rounds, any one from the others."""
+
+
+def _described(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that all three commands share."""
+    options = [
+        click.option("--clients", type=int, required=True, metavar="N", help="Clients who could take part."),
+        click.option(
+            "--cohort", type=float, metavar="K", help="Clients in a round (poisson: expected number)."
+        ),
+        click.option("--rate", type=float, metavar="Q", help="Sampling rate instead of --cohort (poisson)."),
+        click.option(
+            "--cohorts", type=int, metavar="B", help="Cohorts that take turns, instead of --cohort (cyclic)."
+        ),
+        click.option(
+            "--sampler",
+            type=click.Choice(["poisson", "fixed-size", "cyclic"]),
+            default="poisson",
+            show_default=True,
+            help="How cohorts are drawn.",
+        ),
+        click.option("--delta", type=float, help="Default: clients^-1.1."),
+        click.option(
+            "--clip-count-stddev",
+            type=float,
+            metavar="S",
+            help="Adaptive clipping with this noise on its count: shows the split of the total noise.",
+        ),
+        click.option("--json", "as_json", is_flag=True, help="Print JSON."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+_ROUNDS = click.option("--rounds", type=int, required=True, metavar="T", help="Rounds of training.")
+_NOISE = click.option(
+    "--noise", type=float, required=True, metavar="Z", help="Noise standard deviation / clip norm."
+)
+_EPSILON = click.option("--epsilon", "target", type=float, required=True, metavar="E", help="Budget to keep.")
+
+
+@privacy.command()
+@_described
+@_ROUNDS
+@_NOISE
+def epsilon(rounds: int, noise: float, as_json: bool, **setting: Any) -> None:
+    """Epsilon of a run with this noise and these rounds."""
+    _print(_plan(rounds=rounds, noise=noise, **setting), as_json)
+
+
+@privacy.command()
+@_described
+@_ROUNDS
+@_EPSILON
+def noise(rounds: int, target: float, as_json: bool, **setting: Any) -> None:
+    """Least noise multiplier that keeps epsilon over these rounds."""
+    from privacy import accounting
+
+    _print(accounting.calibrate_noise(_plan(rounds=rounds, noise=0.0, **setting), target), as_json)
+
+
+@privacy.command()
+@_described
+@_EPSILON
+@_NOISE
+def rounds(target: float, noise: float, as_json: bool, **setting: Any) -> None:
+    """Most rounds (up to 1,000,000) that keep epsilon at this noise."""
+    from privacy import accounting
+
+    _print(accounting.calibrate_rounds(_plan(rounds=1, noise=noise, **setting), target), as_json)
+
+
+def _plan(
+    *,
+    clients: int,
+    cohort: float | None,
+    rate: float | None,
+    cohorts: int | None,
+    sampler: str,
+    delta: float | None,
+    clip_count_stddev: float | None,
+    rounds: int,
+    noise: float,
+) -> PrivacyPlan:
+    from privacy import AdaptiveClip, Cyclic, FixedClip, FixedSize, Poisson, PrivacyPlan, checks
+    from privacy.sampling import Sampling
+
+    checks.whole("--clients", clients, 2, "count the clients who could take part")
+    sizes = {"--cohort": cohort, "--rate": rate, "--cohorts": cohorts}
+    allowed = {
+        "poisson": ("--cohort", "--rate"),
+        "fixed-size": ("--cohort",),
+        "cyclic": ("--cohort", "--cohorts"),
+    }[sampler]
+    given = [name for name, value in sizes.items() if value is not None]
+    if len(given) != 1 or given[0] not in allowed:
+        raise ValueError(
+            f"{' and '.join(given) or 'no cohort'} given: {sampler} takes one of {' or '.join(allowed)}"
+        )
+    if cohort is not None:
+        checks.positive("--cohort", cohort, "give the number of clients in a round")
+        if cohort > clients:
+            raise ValueError(
+                f"--cohort {cohort:g} is larger than the population, --clients {clients}: take a smaller one"
+            )
+        if sampler == "fixed-size" and cohort != int(cohort):
+            raise ValueError(f"--cohort {cohort:g} is no whole number: fixed-size cohorts are")
+        # For turns, rounding down makes cohorts larger and a client's turn come sooner: the cautious side.
+        rate, cohorts = cohort / clients, int(clients // cohort)
+    sampling: Sampling
+    if sampler == "poisson":
+        assert rate is not None
+        sampling = Poisson(rate)
+    elif sampler == "fixed-size":
+        assert cohort is not None
+        sampling = FixedSize(int(cohort))
+    else:
+        assert cohorts is not None
+        sampling = Cyclic(cohorts)
+    clip: FixedClip | AdaptiveClip = FixedClip(1.0)
+    if clip_count_stddev is not None:
+        clip = AdaptiveClip(1.0, count_stddev=clip_count_stddev)
+    return PrivacyPlan(sampling, clients, rounds, noise, clip, delta)
+
+
+def _print(plan: PrivacyPlan, as_json: bool) -> None:
+    from privacy import accounting
+
+    spent = accounting.epsilon(plan)
+    if as_json:
+        click.echo(json.dumps(_facts(plan, spent), indent=2))
+        return
+    pld = "not available" if spent.pld is None else f"{_round_up(spent.pld)}  (the figure)"
+    rdp = f"{_round_up(spent.rdp)}  ({'the figure' if spent.pld is None else 'cross-check, an upper bound'})"
+    rows = [
+        (
+            "epsilon",
+            _round_up(spent.value) if plan.is_private else "NOT PRIVATE: infinite, there is no noise",
+        ),
+        ("  by PLD", pld),
+        ("  by RDP", f"{rdp}, order {spent.rdp_order:g}"),
+        ("delta", f"{spent.delta:.3g}  ({plan.delta_rule})"),
+        ("unit", f"one {plan.unit} of {plan.population:,}, with all its text"),
+        ("relation", spent.relation),
+        ("sampler", plan.sampling.describe()),
+        ("participations", f"at most {plan.max_participations:,} of {plan.rounds:,} rounds a client"),
+        ("rounds", f"{plan.rounds:,}"),
+        ("noise multiplier", f"{plan.noise_multiplier:g}"),
+    ]
+    if plan.value_noise_multiplier != plan.noise_multiplier:
+        split = f"{plan.value_noise_multiplier:.6g} on the update, {plan.count_stddev:g} on the clip's count"
+        rows.append(("  split", split))
+    for name, value in rows:
+        click.echo(f"{name:<18}{value}")
+    for note in spent.notes:
+        click.echo(f"note: {note}")
+
+
+def _facts(plan: PrivacyPlan, spent: Any) -> dict[str, Any]:
+    def finite(value: float | None) -> float | None:
+        return value if value is not None and math.isfinite(value) else None
+
+    return {
+        "private": plan.is_private,
+        "epsilon": finite(spent.value),
+        "epsilon_pld": finite(spent.pld),
+        "epsilon_rdp": finite(spent.rdp),
+        "rdp_order": spent.rdp_order,
+        "delta_rule": plan.delta_rule,
+        "max_participations": plan.max_participations,
+        "expected_cohort": plan.expected_cohort,
+        "value_noise_multiplier": plan.value_noise_multiplier,
+        "count_stddev": plan.count_stddev,
+        "plan": plan.to_dict(),
+        "notes": list(spent.notes),
+    }
+
+
+def _round_up(value: float) -> str:
+    """ε for people, 4 figures rounded up: what is printed must hold."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    scale = 10.0 ** (3 - math.floor(math.log10(value)))
+    return f"{math.ceil(value * scale - 1e-9) / scale:.6g}"
