@@ -62,7 +62,9 @@ class TiedEmbedding(keras.layers.Layer):
         return {**super().get_config(), **own}
 
 
-def to_keras(model: RecurrentLanguageModel, weights: Weights | None = None) -> keras.Model:
+def to_keras(
+    model: RecurrentLanguageModel, weights: Weights | None = None, length: int | None = None
+) -> keras.Model:
     """The language model as a functional Keras model: tokens int32 `[B, T]` -> logits `[B, T, V]`.
 
     Logits t are for token t + 1. Train it with `SparseCategoricalCrossentropy(from_logits=True)`, or give it
@@ -71,8 +73,10 @@ def to_keras(model: RecurrentLanguageModel, weights: Weights | None = None) -> k
     Args:
       model: what to build.
       weights: as of `model.init`; if None, Keras draws new ones from the same law.
+      length: T if it is known: then (up to 64) no loop is needed. `functional_model_from_keras` of TFF 0.87 needs
+        it; without it, TFF fails with "must feed a value for placeholder", as it does for any Keras RNN.
     """
-    tokens = keras.Input((None,), dtype="int32", name="tokens")
+    tokens = keras.Input((length,), dtype="int32", name="tokens")
     embedding = TiedEmbedding(
         model.vocabulary_size, model.embedding, output_bias=model.output_bias, name="embedding"
     )

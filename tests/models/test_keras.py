@@ -1,0 +1,235 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from models.keras_layers import CIFG, SICIFG, CIFGCell, SICIFGCell
+from models.keras_model import from_keras, load_into_keras, to_keras
+from models.recurrent_lm import RecurrentLanguageModel
+from tests.oracles import cifg as oracle
+
+# Raised by Keras 3 itself, where it saves a variable under NumPy 2.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+B, T, E, H, R = 3, 6, 4, 7, 5
+PAIRS = pytest.mark.parametrize(
+    ("cell_type", "layer_type"), [(CIFGCell, CIFG), (SICIFGCell, SICIFG)], ids=["cifg", "si-cifg"]
+)
+CELLS = pytest.mark.parametrize("cell", ["cifg", "si-cifg"])
+
+
+def make_inputs(steps=T):
+    return np.random.default_rng(0).normal(size=(B, steps, E)).astype(np.float32)
+
+
+def make_pair(cell_type, layer_type, projection=R, layer_norm=False, **rnn_options):
+    """RNN(cell) and the fused layer with the same weights, none of them zero."""
+    rnn = keras.layers.RNN(
+        cell_type(H, projection=projection, layer_norm=layer_norm),
+        return_sequences=True,
+        return_state=True,
+        **rnn_options,
+    )
+    fused = layer_type(H, projection, layer_norm, return_sequences=True, return_state=True)
+    rnn(make_inputs())
+    fused(make_inputs())
+    rng = np.random.default_rng(1)
+    weights = [rng.normal(size=w.shape).astype(np.float32) / 2 for w in rnn.get_weights()]
+    rnn.set_weights(weights)
+    fused.set_weights(weights)
+    return rnn, fused
+
+
+def assert_close(actual, expected, atol=1e-6):
+    for a, b in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=atol)
+
+
+@pytest.mark.parametrize("unroll", [False, True], ids=["loop", "unrolled"])
+@pytest.mark.parametrize("layer_norm", [False, True])
+@pytest.mark.parametrize("projection", [None, R])
+@PAIRS
+def test_the_fused_layer_equals_rnn_of_the_cell(cell_type, layer_type, projection, layer_norm, unroll):
+    rnn, fused = make_pair(cell_type, layer_type, projection, layer_norm, unroll=unroll)
+    rng = np.random.default_rng(2)
+    inputs = tf.constant(make_inputs())
+    mask = rng.random((B, T)) < 0.6
+    mask[0, :2] = False  # a row that begins with padding
+    start = [tf.constant(rng.normal(size=(B, n)).astype(np.float32)) for n in (projection or H, H)]
+    for masked in ({}, {"mask": tf.constant(mask)}):
+        for started in ({}, {"initial_state": start}):
+            assert_close(fused(inputs, **masked, **started), rnn(inputs, **masked, **started))
+
+
+@PAIRS
+def test_the_fused_layer_has_the_gradients_of_rnn_of_the_cell(cell_type, layer_type):
+    gradients = []
+    for layer in make_pair(cell_type, layer_type):
+        with tf.GradientTape() as tape:
+            outputs, _, cell = layer(make_inputs())
+            loss = tf.reduce_sum(tf.cos(outputs)) + tf.reduce_sum(cell**2)
+        gradients.append(tape.gradient(loss, layer.trainable_weights))
+    assert_close(*gradients, atol=1e-4)
+
+
+@PAIRS
+def test_the_fused_layer_equals_the_oracle(cell_type, layer_type):
+    _, fused = make_pair(cell_type, layer_type)
+    weights = {n: np.asarray(v, np.float64) for n, v in fused.cell.compute_weights().items()}
+    outputs, _, cell = fused(make_inputs())
+    for row, inputs in enumerate(make_inputs()):
+        expected, cells = oracle.states(cell_type.kind, weights, inputs)
+        np.testing.assert_allclose(outputs[row], expected, atol=1e-5)
+        np.testing.assert_allclose(cell[row], cells[-1], atol=1e-5)
+
+
+@PAIRS
+def test_return_switches_and_a_mask_from_an_embedding(cell_type, layer_type):
+    ids = np.array([[1, 2, 3, 0, 0], [4, 0, 0, 0, 0]])
+    embedding = keras.layers.Embedding(6, E, mask_zero=True)
+    rnn, fused = keras.layers.RNN(cell_type(H)), layer_type(H)
+    assert rnn(embedding(ids)).shape == fused(embedding(ids)).shape == (2, H)
+    fused.set_weights(rnn.get_weights())
+    np.testing.assert_allclose(fused(embedding(ids)), rnn(embedding(ids)), atol=1e-6)
+    unpadded = fused(embedding(ids[1:, :1]))
+    np.testing.assert_allclose(fused(embedding(ids))[1:], unpadded, atol=1e-6)
+
+
+@PAIRS
+def test_cells_stack_as_any_keras_cell(cell_type, layer_type):
+    stacked = keras.layers.RNN([cell_type(H, projection=R), cell_type(3)], return_sequences=True)
+    first, second = layer_type(H, R, return_sequences=True), layer_type(3, return_sequences=True)
+    expected = stacked(make_inputs())
+    second(first(make_inputs()))
+    weights = stacked.get_weights()
+    first.set_weights(weights[:4])
+    second.set_weights(weights[4:])
+    np.testing.assert_allclose(second(first(make_inputs())), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("policy", ["float16", "bfloat16", "mixed_float16", "mixed_bfloat16", "float64"])
+@PAIRS
+def test_dtype_policies(cell_type, layer_type, policy):
+    compute = policy.removeprefix("mixed_")
+    variable = "float32" if policy.startswith("mixed_") else compute
+    rnn = keras.layers.RNN(cell_type(H, R, dtype=policy), dtype=policy)
+    fused = layer_type(H, R, dtype=policy)
+    for layer in (rnn, fused):
+        output = layer(tf.cast(make_inputs(), compute))
+        assert output.dtype == compute
+        assert np.all(np.isfinite(tf.cast(output, tf.float32)))
+        assert {tf.as_dtype(w.dtype).name for w in layer.weights} == {variable}
+
+
+@PAIRS
+def test_layers_survive_their_config_and_a_file(cell_type, layer_type, tmp_path):
+    inputs = keras.Input((None, E))
+    hidden = keras.layers.RNN(cell_type(H, projection=R, layer_norm=True), return_sequences=True)(inputs)
+    outputs = layer_type(H, R, layer_norm=True, return_state=True)(hidden)
+    model = keras.Model(inputs, outputs)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert_close(loaded(make_inputs()), model(make_inputs()), atol=0)
+    for layer in (cell_type(H, R, True), layer_type(H, R, True, return_sequences=True)):
+        assert type(layer).from_config(layer.get_config()).get_config() == layer.get_config()
+
+
+@pytest.mark.parametrize("arguments", [{"units": 0}, {"units": 3, "projection": -1}, {"units": 2.5}])
+@PAIRS
+def test_wrong_sizes_are_refused_by_name(cell_type, layer_type, arguments):
+    for build in (cell_type, layer_type):
+        with pytest.raises(ValueError, match=f"{list(arguments)[-1]} .* is not a positive integer"):
+            build(**arguments)
+
+
+def make_language_model(cell, **options):
+    model = RecurrentLanguageModel(cell, 11, 4, 6, **options)
+    rng = np.random.default_rng(3)
+    weights = {n: rng.normal(size=s).astype(np.float32) for n, s in model.shapes().items()}
+    return model, weights, rng.integers(0, 11, (5, 9)).astype(np.int32)
+
+
+def make_loss():
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+@pytest.mark.parametrize("options", [{}, {"layer_norm": True, "output_bias": True}])
+@pytest.mark.parametrize("length", [None, 8])
+@CELLS
+def test_the_keras_model_is_the_language_model(cell, options, length):
+    model, weights, tokens = make_language_model(cell, **options)
+    logits = to_keras(model, weights, length)(tokens[:, :-1])
+    assert logits.shape == (5, 8, 11)
+    laws = tf.nn.log_softmax(logits).numpy()
+    losses = -np.take_along_axis(laws, tokens[:, 1:, np.newaxis], -1)[..., 0]
+    np.testing.assert_allclose(losses, model.token_losses(weights, tokens), atol=1e-5)
+
+
+@CELLS
+def test_weights_go_to_keras_and_back_by_name(cell):
+    model, weights, _ = make_language_model(cell, output_bias=True)
+    keras_model = to_keras(model)
+    load_into_keras(keras_model, weights)
+    back = from_keras(keras_model)
+    assert list(back) == sorted(weights)
+    for name, weight in weights.items():
+        np.testing.assert_array_equal(back[name], weight)
+
+
+def test_new_keras_weights_have_the_law_of_init():
+    model = RecurrentLanguageModel("si-cifg", 300, 40, 90, output_bias=True)
+    drawn, expected = from_keras(to_keras(model)), model.init(0)
+    assert {n: w.shape for n, w in drawn.items()} == {n: w.shape for n, w in expected.items()}
+    for name, weight in expected.items():
+        # Both deviations are of the same law: 5 sigma of their difference, error below 1e-5 for all.
+        np.testing.assert_allclose(drawn[name].std(), weight.std(), rtol=5 / np.sqrt(weight.size))
+
+
+def test_weights_of_another_model_are_refused_by_name():
+    model, weights, _ = make_language_model("cifg")
+    keras_model = to_keras(model)
+    with pytest.raises(ValueError, match="bias has shape"):
+        load_into_keras(keras_model, {**weights, "bias": weights["bias"][1:]})
+    with pytest.raises(ValueError, match="output_bias"):
+        load_into_keras(keras_model, {**weights, "output_bias": np.zeros(11)})
+
+
+@CELLS
+def test_the_summary_counts_the_tied_embedding_once(cell):
+    lines = []
+    model = RecurrentLanguageModel(cell, 4000, 96, 192)
+    to_keras(model).summary(print_fn=lambda line, **_: lines.append(line))
+    expected = 4000 * 96 + 3 * (96 + 96 + 1) * 192 + 192 * 96
+    assert any("Total params" in line for line in "\n".join(lines).splitlines())
+    assert str(expected) in "\n".join(lines).replace(",", "")
+
+
+@CELLS
+def test_the_keras_model_trains_saves_and_loads(cell, tmp_path):
+    model, _, tokens = make_language_model(cell)
+    keras_model = to_keras(model, model.init(0))
+    keras_model.compile(keras.optimizers.SGD(0.5), loss=make_loss())
+    history = keras_model.fit(tokens[:, :-1], tokens[:, 1:], epochs=3, batch_size=5, verbose=0).history[
+        "loss"
+    ]
+    assert history[-1] < history[0]
+    keras_model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(loaded(tokens), keras_model(tokens))
+    for name, weight in from_keras(loaded).items():
+        np.testing.assert_array_equal(weight, from_keras(keras_model)[name])
+
+
+@CELLS
+def test_one_keras_step_is_one_step_of_the_pure_functions(cell):
+    model, weights, tokens = make_language_model(cell)
+    keras_model = to_keras(model, weights)
+    keras_model.compile(keras.optimizers.SGD(0.1), loss=make_loss())
+    keras_model.fit(tokens[:, :-1], tokens[:, 1:], batch_size=5, verbose=0)
+    tensors = {n: tf.constant(w) for n, w in weights.items()}
+    with tf.GradientTape() as tape:
+        tape.watch(tensors)
+        loss = tf.reduce_mean(model.token_losses(tensors, tokens))
+    gradient = tape.gradient(loss, tensors)
+    for name, weight in from_keras(keras_model).items():
+        np.testing.assert_allclose(weight, tensors[name] - 0.1 * gradient[name], atol=1e-5)
