@@ -27,8 +27,8 @@ _PRECISIONS = ("float32", "float16", "int8")
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
-    help="File to write, by default RUN/model.tflite. With several precisions, float16 and int8 are named after it: "
-    "model-int8.tflite.",
+    help="File to write, by default RUN/model.tflite. With --precision all, float16 and int8 are named "
+    "after it: model-int8.tflite.",
 )
 def export(run: Path, precision: str, output: Path | None) -> None:
     """Write the trained model of a run as .tflite files, and check each against the model.
@@ -123,14 +123,16 @@ def _write(text: str) -> None:
 
 
 def _print_table(results: "Sequence[Parity]") -> None:
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
     from models.device import runtime
 
-    table = Table(title=f"Exported files against the trained model ({runtime()}, 1 thread)")
-    for heading in ("weights", "size", "logit error", "random bits", "same tokens", "tokens/s", ""):
-        table.add_column(heading, no_wrap=True)
+    title = f"Exported files against the trained model ({runtime()}, 1 thread)"
+    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("weights", "size", "logit\nerror", "random\nbits", "same\ntexts", "tokens/s", ""):
+        table.add_column(heading, no_wrap=heading != "tokens/s")
     for result in results:
         low, high = result.tokens_per_second_range
         table.add_row(

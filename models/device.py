@@ -107,8 +107,8 @@ class DeviceModel:
             )
         if choices.max_tokens > self.facts.max_tokens:
             raise ValueError(
-                f"max_tokens: {choices.max_tokens}, but {self.path} was exported for {self.facts.max_tokens}; "
-                "ask for fewer, stream them, or export with a larger max_tokens"
+                f"max_tokens: {choices.max_tokens}, but {self.path} was exported for "
+                f"{self.facts.max_tokens}; ask for fewer, stream them, or export with a larger max_tokens"
             )
         outputs = self._generate(
             **self._padded(prompt),

@@ -123,11 +123,13 @@ def random_words(
     seed: ArrayLike, stream: Stream, request: ArrayLike, positions: ArrayLike, tokens: ArrayLike | None = None
 ) -> Words:
     """See `models.decoding.prng.random_words`."""
-    seed, request, positions = _unsigned(seed), _unsigned(request), _unsigned(positions)
-    key = threefry_2x32((seed[:1], seed[1:]), (_unsigned([stream]), request))
+    shape = np.broadcast_shapes(
+        np.shape(request), np.shape(positions), np.shape(0 if tokens is None else tokens)
+    )
+    seed = _unsigned(seed)
+    key = threefry_2x32((seed[:1], seed[1:]), (_unsigned([stream]), _unsigned(request)))
     ids = _unsigned([0]) if tokens is None else _unsigned(tokens) + np.uint32(1)
-    first, second = threefry_2x32(key, (positions, ids))
-    shape = np.broadcast_shapes(*(np.shape(x) for x in (request, positions, 0 if tokens is None else tokens)))
+    first, second = threefry_2x32(key, (_unsigned(positions), ids))
     return first.view(np.int32).reshape(shape), second.view(np.int32).reshape(shape)
 
 

@@ -1,0 +1,114 @@
+import pytest
+
+from experiments.cli import main
+from models.export import export
+from tests.models import exported
+
+MODEL = exported.model()
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("commands") / "model.tflite"
+    export(MODEL, exported.weights(MODEL), exported.vocabulary(), path, max_prompt=8, max_tokens=16)
+    return path
+
+
+def run(capfd, *arguments):
+    """(exit code, standard output, standard error)."""
+    with pytest.raises(SystemExit) as caught:
+        main([str(argument) for argument in arguments])
+    captured = capfd.readouterr()
+    return caught.value.code, captured.out, captured.err
+
+
+def test_generate(path, capfd):
+    code, out, err = run(
+        capfd, "generate", path, "--prompt", "the", "--max-tokens", 10, "--count", 2, "--seed", 3
+    )
+    assert (code, err) == (0, "")
+    assert out.endswith("\n") and out.startswith("the") and "\nthe" in out
+    assert (
+        run(capfd, "generate", path, "--prompt", "the", "--max-tokens", 10, "--count", 2, "--seed", 3)[1]
+        == out
+    )
+    assert (
+        run(capfd, "generate", path, "--prompt", "the", "--max-tokens", 10, "--count", 2, "--seed", 4)[1]
+        != out
+    )
+    assert run(capfd, "generate", path)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--temperature", "nan"], "temperature: nan"),
+        (["--temperature", "-1"], "temperature: -1.0"),
+        (["--top-k", "-1"], "top_k: -1"),
+        (["--max-tokens", "0"], "max_tokens: 0"),
+        (["--seed", "-1"], "seed: -1"),
+        (["--prompt", "\udcff"], "lone surrogate"),
+    ],
+)
+def test_generate_refuses_bad_options_in_one_line(path, capfd, options, message):
+    code, out, err = run(capfd, "generate", path, *options)
+    assert (code, out) == (2, "")
+    assert message in err and err.count("\n") == 1
+
+
+def test_generate_refuses_other_files_in_one_line(tmp_path, capfd):
+    (tmp_path / "text.tflite").write_text("hello")
+    for name, message in (
+        ("text.tflite", "not a TFLite file"),
+        ("none.tflite", "No such file"),
+        ("", "Is a directory"),
+    ):
+        code, out, err = run(capfd, "generate", tmp_path / name)
+        assert (code, out) == (2, "")
+        assert message in err and err.count("\n") == 1
+
+
+def test_export_of_no_run(tmp_path, capfd):
+    code, _, err = run(capfd, "export", tmp_path / "none")
+    assert code == 2 and "does not exist" in err and err.count("\n") == 1
+
+
+def test_export_writes_all_precisions_and_prints_the_comparison(tmp_path, capfd, monkeypatch):
+    weights = exported.weights(MODEL)
+    monkeypatch.setattr("experiments.runs.load_trained", lambda run: (MODEL, weights, exported.vocabulary()))
+    code, out, _ = run(capfd, "export", tmp_path)
+    assert code == 0
+    names = {"model.tflite", "model-float16.tflite", "model-int8.tflite"}
+    assert {file.name for file in tmp_path.iterdir()} == names
+    for word in ("float32", "float16", "int8", "equal", "50/50", "MB", "ok", *names):
+        assert word in out
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--precision", "float32"], {"float32": "run/model.tflite"}),
+        (["--precision", "int8"], {"int8": "run/model-int8.tflite"}),
+        (["--precision", "int8", "--output", "small.tflite"], {"int8": "small.tflite"}),
+        (
+            ["--output", "a/b.tflite"],
+            {"float32": "a/b.tflite", "float16": "a/b-float16.tflite", "int8": "a/b-int8.tflite"},
+        ),
+    ],
+)
+def test_names_of_exported_files(capfd, monkeypatch, options, expected):
+    asked = []
+    monkeypatch.setattr("experiments.runs.load_trained", lambda run: (None, None, None))
+    monkeypatch.setattr(
+        "experiments.device_commands.export_and_check", lambda *values: asked.append(values[-1])
+    )
+    assert run(capfd, "export", "run", *options)[0] == 0
+    assert [{precision: str(path) for precision, path in paths.items()} for paths in asked] == [expected]
+
+
+def test_a_file_that_differs_is_an_error(path, capfd, monkeypatch):
+    other = exported.weights(MODEL, seed=1)
+    monkeypatch.setattr("experiments.runs.load_trained", lambda run: (MODEL, other, exported.vocabulary()))
+    monkeypatch.setattr("models.export.export", lambda *arguments: None)
+    code, out, err = run(capfd, "export", "run", "--precision", "float32", "--output", path)
+    assert code == 2 and "FAILED" in out and "not the trained model" in err

@@ -1,0 +1,110 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models.decoding import host
+from models.decoding.host import Choices
+from models.decoding.processing import process
+from tests.oracles import sampling as oracle
+from tests.oracles.backends import run_everywhere
+
+CASES = [(1.0, 0), (0.7, 10), (0.0, 0), (0.0, 3), (3.0, 1), (1e-6, 5), (1e6, 50), (1.0, 300), (1.0, 1000)]
+
+
+def tensors(logits, temperature, top_k):
+    """As in a graph: temperature and top-k are inputs, not constants."""
+    return process(
+        tf.constant(logits), tf.constant(temperature, tf.float32), tf.constant(top_k, tf.int32)
+    ).numpy()
+
+
+def probabilities(processed):
+    masses = np.exp(processed.astype(np.float64))
+    return masses / masses.sum(axis=-1, keepdims=True)
+
+
+@given(
+    st.lists(
+        st.sampled_from([-2.0, -0.5, 0.0, 0.25, 1.0, 3.0])
+        | st.floats(-20, 20, width=32, allow_subnormal=False),
+        min_size=1,
+        max_size=12,
+    ),
+    st.sampled_from([0.0, 0.5, 1.0, 2.0]),
+    st.integers(0, 14),
+)
+def test_the_law_is_that_of_the_oracle(logits, temperature, top_k):
+    expected = oracle.law(logits, temperature, top_k)
+    processed = host.process(np.array(logits, np.float32), temperature, top_k)
+    assert processed.max() == 0
+    np.testing.assert_array_equal(np.isfinite(processed), np.array(expected) > 0)
+    np.testing.assert_allclose(probabilities(processed), expected, rtol=1e-5, atol=1e-12)
+
+
+def test_every_backend_gives_the_bits_of_numpy():
+    rng = np.random.default_rng(0)
+    logits = (3 * rng.standard_normal([6, 300])).astype(np.float32)
+    logits[1] = np.round(logits[1])  # many ties
+    logits[2] = 0
+    logits[3, :150] = np.nextafter(
+        np.float32(1), np.float32(2)
+    )  # neighbours: the bisection must tell them apart
+    logits[3, 150:] = 1
+    logits[4] *= 1e-30
+
+    def all_cases(logits, temperatures, top_ks):
+        return {str(i): process(logits, temperatures[i], top_ks[i]) for i in range(len(CASES))}
+
+    outputs = run_everywhere(
+        all_cases,
+        logits=logits,
+        temperatures=np.array([t for t, _ in CASES], np.float32),
+        top_ks=np.array([k for _, k in CASES], np.int32),
+    )
+    for i, (temperature, top_k) in enumerate(CASES):
+        expected = host.process(logits, temperature, top_k)
+        for output in outputs.values():
+            np.testing.assert_array_equal(output[str(i)], expected)
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 150, 151, 299])
+def test_top_k_keeps_k_and_ties(top_k):
+    rng = np.random.default_rng(top_k)
+    distinct = rng.permutation(300).astype(np.float32)
+    assert np.isfinite(tensors(distinct, 1.0, top_k)).sum() == top_k
+    neighbours = np.where(np.arange(300) < 150, np.nextafter(np.float32(1), np.float32(2)), np.float32(1))
+    assert np.isfinite(tensors(neighbours, 1.0, top_k)).sum() == (150 if top_k <= 150 else 300)
+
+
+def test_greedy_takes_the_first_of_the_likeliest_and_is_what_nonsense_in_a_graph_becomes():
+    logits = np.array([1.0, 4.0, 4.0, -1.0], np.float32)
+    for temperature in (0.0, -1.0, float("nan")):
+        np.testing.assert_array_equal(
+            tensors(logits, temperature, 0), np.array([-np.inf, 0, -np.inf, -np.inf])
+        )
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("temperature", float("nan")),
+        ("temperature", -0.1),
+        ("temperature", float("inf")),
+        ("temperature", 1e-9),
+        ("top_k", -1),
+        ("top_k", 2.0),
+        ("top_k", True),
+        ("max_tokens", 0),
+        ("max_tokens", 2**31),
+        ("seed", -1),
+        ("seed", 2**64),
+        ("request", 2**31),
+        ("stop", -2),
+    ],
+)
+def test_choices_refuse_what_is_out_of_range(field, value):
+    with pytest.raises(ValueError, match=f"^{field}: {value!r} ") as caught:
+        Choices(**{field: value})
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,170 @@
+import itertools
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+
+from models import device, tflite_file
+from models.decoding.host import Choices
+from models.export import export
+from models.vocabulary import BOS, EOS, FIRST_BYTE
+from tests.models import exported
+
+MODEL = exported.model()
+VOCABULARY = exported.vocabulary()
+
+
+@pytest.fixture(scope="module", params=["float32", "int8"])
+def path(request, tmp_path_factory):
+    path = tmp_path_factory.mktemp("device") / f"{request.param}.tflite"
+    export(MODEL, exported.weights(MODEL), VOCABULARY, path, request.param, max_prompt=8, max_tokens=40)
+    return path
+
+
+@pytest.fixture(scope="module")
+def loaded(path):
+    return device.load(path)
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [{}, {"temperature": 0.0}, {"temperature": 0.6, "top_k": 5}, {"seed": 2**64 - 1, "request": 3}],
+)
+def test_stream_gives_what_the_graph_gives(loaded, choices):
+    for seed, prompt in enumerate(["", "the", "é"]):
+        arguments = {"max_tokens": 40, "stop_at_eos": False, "seed": seed, **choices}
+        assert "".join(loaded.stream(prompt, **arguments)) == loaded.text(prompt, **arguments)
+
+
+def test_a_stream_can_be_continued(loaded):
+    prompt = [BOS, *VOCABULARY.encode("the")]
+    whole = list(loaded.draw(prompt, Choices(max_tokens=30, seed=4)))
+    rest = list(loaded.draw([*prompt, *whole[:2]], Choices(max_tokens=28, seed=4)))
+    assert rest == whole[2:]
+
+
+def test_long_prompts_are_read_to_the_end(loaded):
+    """By `prefill` and then by `decode`: the same logits as by `decode` from the first token on."""
+    prompt = [BOS, *VOCABULARY.encode("and the other and another")]
+    assert len(prompt) > loaded.facts.max_prompt
+    *_, (logits, _) = loaded.read(prompt)
+    *_, (stepwise, _) = loaded.read(prompt, by_prefill=1)
+    np.testing.assert_allclose(logits, stepwise, atol=1e-4)
+    *_, (shortened, _) = loaded.read(prompt[:-1])
+    assert np.abs(logits - shortened).max() > 0.1
+    with pytest.raises(ValueError, match="prompt: 14 tokens, but .* was exported for 8"):
+        loaded.text("and the other and another", max_tokens=3)
+
+
+def test_seeds_and_requests_differ(loaded):
+    texts = {
+        loaded.text("the", seed=seed, request=request, max_tokens=30, stop_at_eos=False)
+        for seed, request in itertools.product(range(3), range(3))
+    }
+    assert len(texts) == 9
+
+
+def test_the_end_of_a_sentence_ends_the_text(loaded):
+    for seed in range(40):
+        tokens = list(loaded.draw([BOS], Choices(max_tokens=40, seed=seed, temperature=3.0, stop=EOS)))
+        assert EOS not in tokens[:-1] and (tokens[-1] == EOS or len(tokens) == 40)
+
+
+def test_bad_choices_are_refused_before_the_first_piece(loaded):
+    for function in (loaded.stream, loaded.text):
+        with pytest.raises(ValueError, match="temperature: nan"):
+            function("", temperature=float("nan"))
+        with pytest.raises(ValueError, match="lone surrogate"):
+            function("\udcff")
+    with pytest.raises(ValueError, match="max_tokens: 41, but .* was exported for 40"):
+        loaded.text("", max_tokens=41)
+
+
+def byte_tokens(text):
+    return [FIRST_BYTE + byte for byte in text.encode()]
+
+
+def test_characters_cut_across_tokens_come_whole():
+    text = "né 😀 ok"
+    pieces = list(device.decode_stream(VOCABULARY, byte_tokens(text)))
+    assert pieces == list(text)
+    half = [VOCABULARY.pieces.index("😀".encode()[:2]), *byte_tokens("😀")[2:]]
+    assert list(device.decode_stream(VOCABULARY, half)) == ["😀"]
+
+
+def test_characters_that_never_end():
+    begun = byte_tokens("😀")[:2]
+    assert "".join(device.decode_stream(VOCABULARY, begun)) == "�"
+    assert "".join(device.decode_stream(VOCABULARY, [*begun, *byte_tokens("x")])) == "�x"
+    # A sentence's end also ends a character: its line break must not be eaten.
+    assert "".join(device.decode_stream(VOCABULARY, [*begun, EOS, *byte_tokens("x")])) == "�\nx"
+
+
+def test_sentences_are_lines_and_the_last_has_no_break():
+    tokens = [*byte_tokens("a"), EOS, *byte_tokens("b"), EOS]
+    assert "".join(device.decode_stream(VOCABULARY, tokens)) == "a\nb"
+    assert "".join(device.decode_stream(VOCABULARY, [EOS, EOS])) == "\n"
+
+
+def test_any_tokens_stream_as_they_decode():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        tokens = [int(token) for token in rng.integers(3, VOCABULARY.size, 30)]
+        assert "".join(device.decode_stream(VOCABULARY, tokens)) == VOCABULARY.decode(tokens)
+
+
+def refusal(path):
+    with pytest.raises(ValueError) as caught:
+        device.load(path)
+    message = str(caught.value)
+    assert "\n" not in message and message.startswith(f"{path}: ")
+    return message
+
+
+def test_other_files_are_refused(path, tmp_path):
+    wrong = tmp_path / "model.tflite"
+    with pytest.raises(FileNotFoundError):
+        device.load(wrong)
+    for content in (b"", b"hello", zip_of_text(tmp_path)):
+        wrong.write_bytes(content)
+        assert "not a TFLite file" in refusal(wrong)
+    whole = path.read_bytes()
+    facts, _ = tflite_file.read(path)
+    wrong.write_bytes(whole[: facts.flatbuffer_bytes])
+    assert "no vocabulary found" in refusal(wrong)
+    for cut in (len(whole) - 1, len(whole) - 100, facts.flatbuffer_bytes + 10, facts.flatbuffer_bytes // 2):
+        wrong.write_bytes(whole[:cut])
+        assert "cut short" in refusal(wrong)
+    for place in (100, facts.flatbuffer_bytes // 2, facts.flatbuffer_bytes - 1):
+        wrong.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        assert "damaged" in refusal(wrong)
+
+
+def zip_of_text(folder):
+    with zipfile.ZipFile(folder / "text.zip", "w") as archive:
+        archive.writestr("model.json", "{}")
+    return (folder / "text.zip").read_bytes()
+
+
+def test_what_the_runtime_cannot_load(path, tmp_path):
+    """A file with a right checksum over a wrong flatbuffer."""
+    facts, vocabulary = tflite_file.read(path)
+    content = b"\0\0\0\0TFL3" + b"\0" * 100
+    broken = tflite_file.Facts(
+        facts.precision, facts.config, 8, 40, [], len(content), tflite_file.checksum(content)
+    )
+    tflite_file.write(tmp_path / "m.tflite", content, vocabulary, broken)
+    assert "the runtime cannot load it" in refusal(tmp_path / "m.tflite")
+
+
+def test_neither_tensorflow_nor_tff_is_imported(path):
+    code = f"""
+import sys
+from models import device
+assert "".join(device.load({str(path)!r}).stream("the", max_tokens=5))
+heavy = {{"tensorflow", "tensorflow_federated", "keras", "sentencepiece", "scipy"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

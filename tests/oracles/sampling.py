@@ -1,0 +1,54 @@
+"""Temperature, top-k, sampling and the decoding loop, one number at a time."""
+
+import math
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+
+from tests.oracles import threefry
+
+
+def law(logits: Sequence[float], temperature: float, top_k: int) -> list[float]:
+    """Probabilities after temperature and top-k; ties with the k-th stay."""
+    if temperature == 0:
+        best = max(range(len(logits)), key=lambda token: (logits[token], -token))
+        return [float(token == best) for token in range(len(logits))]
+    bound = sorted(logits, reverse=True)[top_k - 1] if 0 < top_k < len(logits) else -math.inf
+    largest = max(logits)
+    masses = [math.exp((x - largest) / temperature) if x >= bound else 0.0 for x in logits]
+    return [mass / math.fsum(masses) for mass in masses]
+
+
+def invert(probabilities: Sequence[float], words: tuple[int, int]) -> tuple[int, float]:
+    """The token whose share of [0, 1) holds the number 0.w0w1 (31 bits of each word), and how far the number
+    is from the ends of that share."""
+    number = Fraction((words[0] >> 1) * 2**31 + (words[1] >> 1), 2**62)
+    total = sum(map(Fraction, probabilities), Fraction(0))
+    upper = Fraction(0)
+    for token, probability in enumerate(probabilities):
+        lower, upper = upper, upper + Fraction(probability) / total
+        if number < upper:
+            return token, float(min(number - lower, upper - number))
+    raise AssertionError("the shares fill [0, 1)")
+
+
+def generate(
+    next_logits: Callable[[list[int]], Sequence[float]],
+    prompt: Sequence[int],
+    seed: int,
+    request: int,
+    temperature: float,
+    top_k: int,
+    max_new: int,
+    stop: int,
+) -> tuple[list[int], float]:
+    """The tokens after `prompt`, each from the whole text before it, and the least distance of a draw from
+    the end of a share (draws nearer than rounding errors may differ)."""
+    text, least = list(prompt), 1.0
+    while len(text) < len(prompt) + max_new:
+        words = threefry.words(seed, 0, request, len(text))
+        token, distance = invert(law(next_logits(text), temperature, top_k), words)
+        least = min(least, distance)
+        text.append(token)
+        if token == stop:
+            break
+    return text[len(prompt) :], least
