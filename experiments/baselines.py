@@ -98,22 +98,6 @@ class KneserNeyBigram:
         return _unpadded(tokens, -np.log(seen + self.backoff[contexts] * self.unigram[targets]))
 
 
-def losses_by_client(
-    model: Unigram | KneserNeyBigram, rows: Iterable[NDArray[Any]]
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Each client's sum of losses in nats, float64 [clients], and its number of targets, int64 [clients].
-
-    Args:
-      model: a baseline.
-      rows: of each client, its tokens or windows of them, int [..., T+1].
-    """
-    sums, targets = [], []
-    for tokens in rows:
-        sums.append(model.token_losses(tokens).sum())
-        targets.append(np.count_nonzero(tokens[..., 1:] != PAD))
-    return np.array(sums, np.float64), np.array(targets, np.int64)
-
-
 class _Discounted(NamedTuple):
     """Positive counts less a discount, and the discount."""
 

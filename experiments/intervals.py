@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -89,16 +88,6 @@ def paired_interval(
     if np.shape(a_loss) != np.shape(b_loss):
         raise ValueError(f"losses of shape {np.shape(a_loss)} and {np.shape(b_loss)}: not the same clients")
     return mean_interval(np.subtract(a_loss, b_loss), units, confidence=confidence, seed=seed)
-
-
-def characters_by_client(rows: Iterable[NDArray[Any]], characters: NDArray[np.int32]) -> NDArray[np.int64]:
-    """Characters in each client's targets, int64 [clients]: the units of a loss a character.
-
-    Args:
-      rows: of each client, its tokens or windows of them, int [..., T+1]; padding has no character.
-      characters: int32 [vocabulary size], as `models.vocabulary.Vocabulary.characters`.
-    """
-    return np.array([characters[tokens[..., 1:]].sum() for tokens in rows], np.int64)
 
 
 def bits_per_character(nats: float, characters: float) -> float:

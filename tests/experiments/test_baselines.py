@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.baselines import KneserNeyBigram, Unigram, losses_by_client
+from experiments.baselines import KneserNeyBigram, Unigram
 from fl.clients import sequences
 from tests.oracles import ngram
 
@@ -90,16 +90,6 @@ def test_windows_and_padding_change_nothing(client, length):
         assert parts.shape == (len(windows), length)
         np.testing.assert_allclose(parts[windows[:, 1:] != 0], whole, rtol=1e-12)
         assert (parts[windows[:, 1:] == 0] == 0).all()
-        (one,), (count,) = losses_by_client(model, [windows])
-        assert one == pytest.approx(whole.sum(), rel=1e-12)
-        assert count == len(tokens) - 1
-
-
-def test_losses_by_client_takes_clients_without_a_target():
-    model = Unigram.fit([np.array([1, 2, 3])], SIZE)
-    losses, counts = losses_by_client(model, [np.array([1]), np.zeros((0, 5), np.int32), np.array([1, 2])])
-    assert losses[:2].tolist() == [0, 0]
-    assert counts.tolist() == [0, 0, 1]
 
 
 def test_the_bigram_finds_order_that_the_unigram_cannot():

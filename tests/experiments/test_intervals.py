@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from experiments.intervals import bits_per_character, characters_by_client, mean_interval, paired_interval
+from experiments.intervals import bits_per_character, mean_interval, paired_interval
 
 
 def test_the_estimate_is_the_mean_over_tokens_not_over_clients():
@@ -113,12 +113,6 @@ def test_bad_losses_are_refused(loss, units, confidence, reason):
 def test_models_on_different_clients_do_not_pair():
     with pytest.raises(ValueError, match="not the same clients"):
         paired_interval(np.ones(2), np.ones(3), np.ones(3))
-
-
-def test_characters_are_those_of_the_targets():
-    characters = np.array([0, 0, 1, 2, 5], np.int32)
-    rows = [np.array([[1, 3, 2], [2, 4, 0]]), np.zeros((0, 4), np.int32), np.array([1, 4], np.uint16)]
-    assert characters_by_client(rows, characters).tolist() == [8, 0, 5]
 
 
 def test_bits_per_character():
