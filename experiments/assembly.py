@@ -28,10 +28,12 @@ def model(config: Config, vocabulary_size: int) -> Any:
 
 
 def local_sgd(config: Config) -> LocalSGD:
+    """What a client does."""
     return LocalSGD(**dataclasses.asdict(config.clients))
 
 
 def sampling(config: Config) -> Sampling:
+    """How cohorts are drawn."""
     match config.cohort.sampler:
         case "poisson":
             return Poisson(config.cohort.rate)
@@ -82,9 +84,12 @@ def plan(config: Config, population: int, public: tuple[str, ...]) -> PrivacyPla
 
 
 def aggregator(config: Config, promised: PrivacyPlan) -> Aggregator:
+    """Clipped and noised as promised; without a clip norm a plain mean."""
     if promised.clip is not None:
         return DPMean(promised)
-    return UniformMean() if config.server.weighting == "uniform" else ExampleWeightedMean()
+    if config.server.weighting == "examples":
+        return ExampleWeightedMean()
+    return UniformMean()
 
 
 def server_optimizer(config: Config) -> Any:
@@ -92,8 +97,6 @@ def server_optimizer(config: Config) -> Any:
     import tensorflow_federated as tff
 
     wanted, kinds = config.server, tff.learning.optimizers
-    if not wanted.learning_rate > 0:
-        raise ValueError(f"server.learning_rate is {wanted.learning_rate}: a positive number is needed")
     match wanted.optimizer:
         case "momentum":
             return kinds.build_sgdm(wanted.learning_rate, wanted.momentum)

@@ -1,4 +1,4 @@
-"""A run is one TOML file: sections of typed keys. What is unknown or ill-typed is an error that names the nearest key."""
+"""A run is one TOML file of typed keys in sections. A key that is unknown or ill-typed is an error that names the mend."""
 
 import dataclasses
 import difflib
@@ -13,6 +13,11 @@ from typing import Any, Literal
 CONFIGS = Path(__file__).parent / "configs"
 
 
+def _at_least(key: str, value: int, least: int) -> None:
+    if value < least:
+        raise ValueError(f"{key} is {value}: at least {least} is needed")
+
+
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     """Whose text, and which part of it is for what."""
@@ -20,7 +25,8 @@ class DataConfig:
     source: Literal["shakespeare", "folder", "jsonl", "csv", "sqlite"] = "shakespeare"
     path: str = ""  # of the last four
     user_column: str = "user"  # of jsonl and csv
-    text_column: str = "text"  # of jsonl, csv and sqlite
+    text_column: str = "text"  # of jsonl and csv; of sqlite the feature of the examples
+    split: str | None = None  # of sqlite: "train", "test", …; left out: all splits of a client together
     public: tuple[str, ...] = (
         "histories",
     )  # shakespeare: genres or plays; otherwise text files. No client has them
@@ -34,11 +40,15 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class VocabularyConfig:
+    """The sub-words."""
+
     size: int = 1024  # learned from the public text only
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
+    """A preset of `models.presets`, with changes."""
+
     preset: str = "tiny"
     cell: Literal["cifg", "si-cifg"] | None = None  # left out: the preset's, as the next two
     embedding: int | None = None
@@ -56,6 +66,12 @@ class WarmStartConfig:
     learning_rate: float = 0.002  # of Adam
     batch_size: int = 32
 
+    def __post_init__(self) -> None:
+        _at_least("warm_start.epochs", self.epochs, 0)
+        _at_least("warm_start.batch_size", self.batch_size, 1)
+        if not self.learning_rate > 0:
+            raise ValueError(f"warm_start.learning_rate is {self.learning_rate}: a positive number is needed")
+
 
 @dataclasses.dataclass(frozen=True)
 class ClientConfig:
@@ -70,15 +86,25 @@ class ClientConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ServerConfig:
+    """What the server makes of the clients' updates."""
+
     optimizer: Literal["momentum", "adam", "yogi", "adagrad"] = "momentum"
     learning_rate: float = 1.0
     momentum: float = 0.9  # of momentum
     epsilon: float = 0.001  # of adam, yogi and adagrad
     weighting: Literal["uniform", "examples"] = "uniform"  # a private run is always uniform
 
+    def __post_init__(self) -> None:
+        if not self.learning_rate > 0:
+            raise ValueError(f"server.learning_rate is {self.learning_rate}: a positive number is needed")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"server.momentum is {self.momentum}: a number from 0 to below 1 is needed")
+
 
 @dataclasses.dataclass(frozen=True)
 class CohortConfig:
+    """Who takes part in a round."""
+
     sampler: Literal["poisson", "fixed-size", "cyclic"] = "poisson"
     rate: float = 0.1  # poisson: chance of each client in each round
     size: int = 50  # fixed-size: clients a round
@@ -100,15 +126,24 @@ class PrivacyConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
+    """The course of the run."""
+
     rounds: int = 20
     evaluate_every: int = 5
     keep_checkpoints: int = 3
     shards: int = 2  # client computations at once: the number of cores
     fixed_key: int | None = None  # for tests only: the report says that epsilon does not hold
 
+    def __post_init__(self) -> None:
+        _at_least("run.evaluate_every", self.evaluate_every, 1)
+        _at_least("run.keep_checkpoints", self.keep_checkpoints, 1)
+        _at_least("run.shards", self.shards, 1)
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
+    """A run. Every section may be left out."""
+
     data: DataConfig = DataConfig()
     vocabulary: VocabularyConfig = VocabularyConfig()
     model: ModelConfig = ModelConfig()

@@ -149,7 +149,7 @@ def sources(config: Config) -> tuple[Source, Iterable[str], tuple[str, ...]]:
         case "csv":
             source = csv_rows.load(path, data.user_column, data.text_column, strict=data.strict)
         case "sqlite":
-            source = sqlite.load(path, data.text_column, strict=data.strict)
+            source = sqlite.load(path, data.text_column, split=data.split, strict=data.strict)
     return source, _Lines(files), declared
 
 

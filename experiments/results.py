@@ -1,7 +1,7 @@
 """What a trained run is worth: test clients' losses beside baselines, with intervals over clients; and its reports."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,11 @@ class Row:
     bits: float
     gain: Interval | None
 
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able form, as `privacy.report` takes it."""
+        gain = None if self.gain is None else self.gain._asdict()
+        return {"name": self.name, "nats": self.nats._asdict(), "bits": self.bits, "gain": gain}
+
 
 def evaluate(run: RunFolder, show: ConsoleDisplay) -> str:
     """Evaluates a finished run on its test clients; returns the table as Markdown and keeps it in the run's folder."""
@@ -46,7 +51,7 @@ def evaluate(run: RunFolder, show: ConsoleDisplay) -> str:
     if config.warm_start.epochs:
         neural = {PUBLIC: load_weights(run.public_weights), **neural}
     rows = _test_rows(prepared, model, neural)
-    write_json(run.evaluation, {"clients": len(prepared.splits.test), "rows": [asdict(row) for row in rows]})
+    write_json(run.evaluation, {"clients": len(prepared.splits.test), "rows": [row.to_dict() for row in rows]})
     text = table(rows, len(prepared.splits.test))
     run.table.write_text(text)
     return text
@@ -89,12 +94,14 @@ def _test_rows(prepared: data.Data, model: Any, neural: dict[str, dict[str, np.n
     size = prepared.vocabulary.size
     tokens = np.array([np.count_nonzero(rows[:, 1:]) for rows in sequences])
     characters = float(sum(prepared.vocabulary.characters[rows[:, 1:]].sum() for rows in sequences))
-    losses = {}
-    for name, baseline in (
-        ("unigram of the training clients", Unigram.fit(training, size)),
-        ("Kneser-Ney bigram of the training clients", KneserNeyBigram.fit(training, size)),
-    ):
-        losses[name] = np.array([baseline.token_losses(rows).sum() for rows in sequences])
+    baselines: dict[str, Unigram | KneserNeyBigram] = {
+        "unigram of the training clients": Unigram.fit(training, size),
+        "Kneser-Ney bigram of the training clients": KneserNeyBigram.fit(training, size),
+    }
+    losses = {
+        name: np.array([baseline.token_losses(rows).sum() for rows in sequences])
+        for name, baseline in baselines.items()
+    }
     evaluate_model = Evaluator(model, sequences)
     losses |= {name: evaluate_model(weights).loss for name, weights in neural.items()}
     return [
@@ -113,6 +120,7 @@ def _facts(run: RunFolder) -> dict[str, Any]:
     metrics = read_metrics(run.metrics)
     facts: dict[str, Any] = {"versions": versions(), "run": run.path.name}
     facts |= json.loads(run.facts.read_text()) if run.facts.exists() else {}
+    facts["fixed_key"] = run.read_config().run.fixed_key is not None
     facts["non_finite"] = int(sum(row["operator"]["non_finite"] for row in metrics))
     if run.evaluation.exists():
         facts["evaluation"] = json.loads(run.evaluation.read_text())

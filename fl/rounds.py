@@ -8,6 +8,7 @@ values.
 
 import json
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +21,9 @@ from fl.cohorts import draw_cohort
 from fl.local_training import LocalSGD
 from privacy.keys import RunKeys
 from privacy.plan import PrivacyPlan
+from privacy.sampling import Poisson
 
 log = logging.getLogger(__name__)
-
-_CLIENT_VALUES = 32
-"""Client values come in multiples of this, the last ones empty: TFF keeps an executor for every number it has met."""
-
 
 @dataclass(frozen=True)
 class Federation:
@@ -55,11 +53,23 @@ class Federation:
             )
 
     def client_values(self, cohort: np.ndarray, round_number: int) -> list[np.ndarray]:
-        """The cohort's batches, followed by empty values up to a multiple of 32 (they contribute nothing)."""
+        """The cohort's batches, followed by empty values, which contribute nothing.
+
+        They fill Poisson cohorts up to one number, a little above nearly all of them: TFF keeps an executor for every
+        number of client values that it has met.
+        """
         seed = self.keys.sampler_seed(round_number)
         values = [self.local.batches(self.sequences(int(client)), seed, int(client)) for client in cohort]
         empty = np.zeros((0, self.local.batch_size, self.local.sequence_length + 1), np.int32)
-        return values + [empty] * (-len(values) % _CLIENT_VALUES)
+        return values + [empty] * (-len(values) % _usual_most(self.plan))
+
+
+def _usual_most(plan: PrivacyPlan) -> int:
+    """Four standard deviations above the mean cohort size under Poisson sampling, at most the population; else 1."""
+    if not isinstance(plan.sampling, Poisson):
+        return 1
+    mean = plan.expected_cohort
+    return min(math.ceil(mean + 4 * math.sqrt(mean * (1 - plan.sampling.rate))), plan.population)
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from fl.local_training import LocalSGD
 from fl.rounds import Federation, RoundLog, final_state, read_metrics, run_rounds
 from privacy.keys import RunKeys
 from privacy.ledger import Ledger
-from privacy.plan import AdaptiveClip, PrivacyPlan
-from privacy.sampling import Poisson
+from privacy.plan import AdaptiveClip, FixedClip, PrivacyPlan
+from privacy.sampling import FixedSize, Poisson
 
 CLIENTS = tuple(f"client-{i}" for i in range(40))
 LOCAL = LocalSGD(0.1, 2, 1, 3, 4)
@@ -225,10 +225,15 @@ def test_the_population_must_be_the_plans():
         federation(plan=PrivacyPlan(Poisson(0.3), 41, 4, 1.0, AdaptiveClip(1.0, count_stddev=5.0)))
 
 
-def test_client_values_come_in_multiples_of_32():
-    values = federation().client_values(np.arange(33), 0)
-    assert len(values) == 64 and all(len(value) for value in values[:33]) and not any(map(len, values[33:]))
-    assert federation().client_values(np.arange(0), 0) == []
+def test_poisson_cohorts_are_filled_up_to_one_number_of_client_values():
+    # 40 clients at rate 0.3: mean 12, standard deviation 2.9, so 24.
+    for count, wanted in ((0, 0), (1, 24), (24, 24), (25, 48)):
+        values = federation().client_values(np.arange(count), 0)
+        assert len(values) == wanted and sum(bool(len(value)) for value in values) == count
+    whole = federation(plan=PrivacyPlan(Poisson(1.0), 40, 4, 1.0, FixedClip(1.0)))
+    assert len(whole.client_values(np.arange(40), 0)) == 40
+    fixed = federation(plan=PrivacyPlan(FixedSize(7), 40, 4, 1.0, FixedClip(1.0)))
+    assert len(fixed.client_values(np.arange(7), 0)) == 7
 
 
 def test_metrics_with_an_unfinished_line_are_read_without_it(tmp_path):

@@ -1,0 +1,55 @@
+import subprocess
+import sys
+
+import pytest
+
+from experiments import cli
+
+
+def test_every_command_loads_and_has_help(capsys):
+    for name in cli._COMMANDS:
+        with pytest.raises(SystemExit) as stop:
+            cli.main([name, "--help"])
+        assert stop.value.code == 0
+        assert capsys.readouterr().out.startswith(f"Usage: fedspeak {name}")
+
+
+def test_an_unknown_command_is_bad_input(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["trian"])
+    assert stop.value.code == 2 and "No such command 'trian'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (ValueError("two\nlines"), 2, "fedspeak: error: two lines\n"),
+        (FileNotFoundError(2, "No such file or directory", "x"), 2, "fedspeak: error: x: No such file or directory\n"),
+        (OSError("no name"), 2, "fedspeak: error: no name\n"),
+        (ModuleNotFoundError("install it"), 2, "fedspeak: error: install it\n"),
+        (KeyboardInterrupt(), 130, "fedspeak: interrupted"),
+    ],
+)
+def test_errors_are_one_line(error, code, message, capsys):
+    def fail() -> None:
+        raise error
+
+    assert cli._guarded(fail) == code
+    assert capsys.readouterr().err.startswith(message)
+
+
+def test_a_mistake_of_ours_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        cli._guarded(lambda: 1 / 0)
+
+
+def test_help_and_argument_errors_load_nothing_heavy():
+    script = (
+        "import sys; from experiments import cli\n"
+        "for arguments in (['--help'], ['train', '--help'], ['train'], ['train', 'none'], ['privacy', '--help']):\n"
+        "    try: cli.main(arguments)\n"
+        "    except SystemExit: pass\n"
+        "heavy = {'tensorflow', 'tensorflow_federated', 'keras', 'matplotlib', 'jax'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)

@@ -1,0 +1,46 @@
+import numpy as np
+import pytest
+
+from experiments.config import WarmStartConfig
+from experiments.warm_start import train_on_public_text
+from fl.evaluation import Evaluator
+from models.recurrent_lm import RecurrentLanguageModel
+
+MODEL = RecurrentLanguageModel("si-cifg", 12, 6, 9)
+
+
+def sequences() -> np.ndarray:
+    """A cycle with some noise: the next token is the one after."""
+    generator = np.random.default_rng(0)
+    start = generator.integers(0, 11, (200, 1))
+    return ((start + np.arange(9)) % 11 + 1).astype(np.int32)
+
+
+def test_it_learns_and_returns_the_best_epoch_and_is_repeatable():
+    seen = []
+    config = WarmStartConfig(epochs=6, learning_rate=0.02, batch_size=10)
+    weights = train_on_public_text(MODEL, sequences(), config, 3, lambda epoch, loss: seen.append((epoch, loss)))
+    aside = sequences()[::20]
+    assert [epoch for epoch, _ in seen] == list(range(1, len(seen) + 1))
+    assert Evaluator(MODEL, [aside])(weights).loss_per_token == pytest.approx(min(loss for _, loss in seen), rel=1e-6)
+    assert min(loss for _, loss in seen) < 0.5 < Evaluator(MODEL, [aside])(MODEL.init(3)).loss_per_token
+    again = train_on_public_text(MODEL, sequences(), config, 3)
+    assert all(np.array_equal(weights[name], again[name]) for name in weights)
+
+
+def test_without_epochs_the_weights_are_the_initial_ones():
+    weights = train_on_public_text(MODEL, sequences(), WarmStartConfig(epochs=0), 3)
+    assert all(np.array_equal(weights[name], value) for name, value in MODEL.init(3).items())
+
+
+def test_it_stops_when_the_text_set_aside_is_predicted_worse():
+    noise = np.random.default_rng(1).integers(1, 12, (100, 9)).astype(np.int32)
+    seen = []
+    config = WarmStartConfig(epochs=50, learning_rate=0.05, batch_size=10)
+    train_on_public_text(MODEL, noise, config, 0, lambda epoch, loss: seen.append(loss))
+    assert len(seen) < 50 and min(seen) == min(seen[:-2])
+
+
+def test_too_little_public_text_is_an_error():
+    with pytest.raises(ValueError, match="has 39 sequences: 40 are needed"):
+        train_on_public_text(MODEL, sequences()[:39], WarmStartConfig(epochs=1), 0)

@@ -1,0 +1,43 @@
+import numpy as np
+import pytest
+
+from fl.evaluation import Evaluator
+from models.recurrent_lm import RecurrentLanguageModel
+
+MODEL = RecurrentLanguageModel("si-cifg", 50, 6, 9)
+
+
+def sequences() -> list[np.ndarray]:
+    generator = np.random.default_rng(0)
+    clients = [generator.integers(1, 50, (rows, 8)).astype(np.int32) for rows in (3, 0, 140, 1)]
+    clients[0][-1, 5:] = 0
+    return clients
+
+
+def test_sums_by_client_equal_the_models_own_losses():
+    weights = MODEL.init(1)
+    found = Evaluator(MODEL, sequences())(weights)
+    for client, rows in enumerate(sequences()):
+        real = rows[:, 1:] != 0
+        losses = MODEL.token_losses(weights, rows).numpy() if len(rows) else np.zeros((0, 7))
+        assert found.loss[client] == pytest.approx((losses * real).sum(), rel=1e-5)
+        assert found.tokens[client] == real.sum()
+    assert found.loss_per_token == pytest.approx(found.loss.sum() / found.tokens.sum())
+
+
+def test_accuracy_counts_the_most_likely_token():
+    weights = MODEL.init(2)
+    rows = sequences()[2]
+    logits, _ = MODEL.extend(weights, rows[:, :-1], MODEL.initial_state(len(rows)))
+    likeliest = np.argmax(logits, -1)
+    assert Evaluator(MODEL, [rows])(weights).correct[0] == (likeliest == rows[:, 1:]).sum()
+    rows[:, 1] = likeliest[:, 0]  # the first prediction is now right everywhere
+    found = Evaluator(MODEL, [rows])(weights)
+    assert found.correct[0] >= len(rows) and 1 / 7 <= found.accuracy < 0.5
+
+
+def test_nothing_to_evaluate_is_an_error():
+    with pytest.raises(ValueError, match="no sequence to evaluate on"):
+        Evaluator(MODEL, [np.zeros((0, 8), np.int32)])
+    with pytest.raises(ValueError, match="no sequence to evaluate on"):
+        Evaluator(MODEL, [])
