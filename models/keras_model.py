@@ -73,8 +73,8 @@ def to_keras(
     Args:
       model: what to build.
       weights: as of `model.init`; if None, Keras draws new ones from the same law.
-      length: T if it is known: then (up to 64) no loop is needed. `functional_model_from_keras` of TFF 0.87 needs
-        it; without it, TFF fails with "must feed a value for placeholder", as it does for any Keras RNN.
+      length: T, if it is known: then (up to 64) no loop is needed. `functional_model_from_keras` of TFF 0.87
+        needs it; without it, TFF fails with "must feed a value for placeholder", as with any Keras RNN.
     """
     tokens = keras.Input((length,), dtype="int32", name="tokens")
     embedding = TiedEmbedding(

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -192,7 +193,8 @@ def test_eager_graph_and_xla_agree(cell, compiled):
         more, trail = model.extend(weights, tokens[:, :3], state)
         return logits, state, more, trail, model.rewind(trail, kept)
 
-    for function, arguments in ((train, (tokens,)), (decode, (tokens[:, :8], lengths, kept))):
+    cases: list[tuple[Callable, tuple]] = [(train, (tokens,)), (decode, (tokens[:, :8], lengths, kept))]
+    for function, arguments in cases:
         expected = function(weights, *arguments)
         actual = tf.function(function, jit_compile=compiled)(weights, *map(tf.constant, arguments))
         tf.nest.map_structure(
