@@ -136,7 +136,7 @@ def test_prefill_gives_the_logits_and_state_after_each_rows_last_token(cell):
 
 @CELLS
 @given(data=st.data())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_any_split_into_prefill_extend_and_rewind_tells_the_same_story(cell, data):
     """Law: however rows are cut, logits are those of the whole row, and states those of what was kept."""
     model = make_model(cell)
@@ -179,7 +179,7 @@ def test_eager_graph_and_xla_agree(cell, compiled):
     model = make_model(cell, layer_norm=True, output_bias=True)
     # In float64, where a difference beyond rounding stands out.
     weights = {n: tf.constant(w) for n, w in make_weights(model).items()}
-    tokens, lengths, kept = make_tokens(3, 9), tf.constant([1, 4, 8]), tf.constant([0, 1, 3])
+    tokens, lengths, kept = make_tokens(3, 5), tf.constant([1, 2, 4]), tf.constant([0, 1, 2])
 
     def train(weights, tokens):
         with tf.GradientTape() as tape:
@@ -190,10 +190,10 @@ def test_eager_graph_and_xla_agree(cell, compiled):
 
     def decode(weights, tokens, lengths, kept):
         logits, state = model.prefill(weights, tokens, lengths)
-        more, trail = model.extend(weights, tokens[:, :3], state)
+        more, trail = model.extend(weights, tokens[:, :2], state)
         return logits, state, more, trail, model.rewind(trail, kept)
 
-    cases: list[tuple[Callable, tuple]] = [(train, (tokens,)), (decode, (tokens[:, :8], lengths, kept))]
+    cases: list[tuple[Callable, tuple]] = [(train, (tokens,)), (decode, (tokens[:, :4], lengths, kept))]
     for function, arguments in cases:
         expected = function(weights, *arguments)
         actual = tf.function(function, jit_compile=compiled)(weights, *map(tf.constant, arguments))
