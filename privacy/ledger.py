@@ -23,6 +23,7 @@ from privacy.compliance import Round
 from privacy.plan import PrivacyPlan
 
 FORMAT = 1
+_HEADER_START = b'{"format": '  # sorted first: a header torn by a kill still shows what it was to be
 
 
 class Ledger:
@@ -75,6 +76,8 @@ class Ledger:
             with os.fdopen(os.dup(descriptor), "rb") as file:
                 content = file.read()
             ledger._size = content.rfind(b"\n") + 1
+            if not ledger._size and not _HEADER_START.startswith(content[: len(_HEADER_START)]):
+                raise ValueError(f"ledger {path} line 1 is damaged or no ledger: choose another file")
             if len(content) > ledger._size:
                 os.ftruncate(descriptor, ledger._size)
                 os.fsync(descriptor)

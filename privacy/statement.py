@@ -26,11 +26,11 @@ RELATIONS = {
     "zero-out": "two data sets that differ by emptying one client's text, every other place unchanged",
 }
 NOT_COVERED = (
-    "Hyper-parameter search is not accounted for: each further run on the same clients costs its own ε.",
-    "Training noise is floating-point Gaussian, not hardened: attacks on the low-order bits of its output or on "
-    "timing are not covered.",
-    "The figures hold against whoever sees every released model but neither the cohorts, the keys nor the ledger, "
-    "and who relies on the server to clip, to add the noise and to forget the updates.",
+    "Hyper-parameter search is not accounted for: each further run on the same clients costs ε of its own.",
+    "Training noise is floating-point Gaussian, not hardened: attacks on the low-order bits of its output "
+    "or on timing are not covered.",
+    "The figures hold against whoever sees every released model but neither the cohorts, the keys nor the "
+    "ledger, and who relies on the server to clip, to add the noise and to forget the updates.",
 )
 OMITTED = (
     "cohort sizes and how many rounds were empty",

@@ -1,0 +1,124 @@
+"""`fedspeak privacy`: the figures, the refusals, the speed."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+from click.testing import CliRunner
+
+from experiments.privacy_commands import privacy
+
+pytestmark = pytest.mark.filterwarnings("ignore:np.find_common_type is deprecated:DeprecationWarning")
+STACK_OVERFLOW = ["--clients", "342477", "--cohort", "100", "--delta", "1e-6"]
+
+
+def call(*arguments):
+    done = CliRunner().invoke(privacy, [str(a) for a in arguments], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def facts(*arguments):
+    return json.loads(call(*arguments, "--json"))
+
+
+def test_epsilon_prints_both_figures_and_every_assumption():
+    text = call(
+        "epsilon", "--clients", 1000, "--cohort", 50, "--rounds", 200, "--noise", 2.0, "--delta", 1e-5
+    )
+    for words in (
+        "1.561",
+        "1.722",
+        "by PLD",
+        "by RDP",
+        "given",
+        "one client of 1,000",
+        "add-or-remove-one",
+        "Poisson",
+    ):
+        assert words in text
+    assert "200 of 200 rounds a client" in text
+
+
+def test_any_one_follows_from_the_others():
+    forward = facts("epsilon", *STACK_OVERFLOW, "--rounds", 1600, "--noise", 0.5)
+    assert forward["epsilon"] == pytest.approx(2.630036, abs=2e-4)
+    noise = facts("noise", *STACK_OVERFLOW, "--rounds", 1600, "--epsilon", forward["epsilon"])
+    assert noise["plan"]["noise_multiplier"] == pytest.approx(0.5, rel=1e-3)
+    rounds = facts("rounds", *STACK_OVERFLOW, "--noise", 0.5, "--epsilon", forward["epsilon"])
+    assert rounds["plan"]["rounds"] == pytest.approx(1600, abs=1)
+
+
+def test_each_sampler_brings_its_relation():
+    fixed = facts("epsilon", *STACK_OVERFLOW, "--rounds", 1600, "--noise", 4, "--sampler", "fixed-size")
+    assert (fixed["plan"]["relation"], fixed["epsilon_pld"]) == ("replace-one", None)
+    assert fixed["epsilon"] == pytest.approx(0.144934, abs=1e-6)
+    cyclic = facts(
+        "epsilon", "--clients", 342_477, "--delta", 1e-6, "--cohorts", 400, "--rounds", 1600, "--noise", 4,
+        "--sampler", "cyclic",
+    )  # fmt: skip
+    assert (cyclic["plan"]["relation"], cyclic["max_participations"]) == ("zero-out", 4)
+    assert cyclic["epsilon"] == pytest.approx(2.254085, abs=1e-6)
+
+
+def test_no_noise_is_not_private():
+    assert "NOT PRIVATE" in call("epsilon", "--clients", 100, "--rate", 0.1, "--rounds", 5, "--noise", 0)
+
+
+def test_adaptive_clipping_shows_its_split():
+    text = call("epsilon", *STACK_OVERFLOW, "--rounds", 10, "--noise", 4, "--clip-count-stddev", 5)
+    assert "4.36436 on the update, 5 on the clip's count" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--noise", "nan"], "noise multiplier must be a finite number of at least 0, got nan"),
+        (["--noise", "-1"], "noise multiplier"),
+        (["--rounds", "0"], "rounds must be a whole number of at least 1, got 0"),
+        (["--delta", "1"], "delta must lie in"),
+        (["--cohort", "200"], "--cohort 200 is larger than the population, --clients 100"),
+        (["--cohort", "nan"], "--cohort must be a finite number above 0"),
+        (["--rate", "0.1"], "--cohort and --rate given: poisson takes one of"),
+        (["--cohorts", "5"], "--cohort and --cohorts given"),
+        (["--clients", "1"], "--clients must be"),
+        (["--cohort", "2.5", "--sampler", "fixed-size"], "--cohort 2.5 is no whole number"),
+        (["--clip-count-stddev", "0.1"], "clip count stddev 0.1"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(arguments, message):
+    base = ["epsilon", "--clients", "100", "--cohort", "10", "--rounds", "5", "--noise", "1"]
+    command = [sys.executable, "-m", "experiments", "privacy", *base, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+
+
+# Cold processes; each takes about 1-3 s alone, the limit is the promise.
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["epsilon", "--clients", "10000000", "--rate", "1e-6", "--rounds", "1000", "--noise", "0.5"],
+        ["noise", "--clients", "60000", "--rate", "0.5", "--rounds", "2344", "--epsilon", "0.01"],
+        ["rounds", "--clients", "60000", "--rate", "0.0043", "--noise", "0.4", "--epsilon", "300"],
+    ],
+)
+def test_worst_cases_answer_in_time(arguments):
+    start = time.monotonic()
+    subprocess.run(
+        [sys.executable, "-m", "experiments", "privacy", *arguments], check=True, capture_output=True
+    )
+    assert time.monotonic() - start < 10
+
+
+def test_help_loads_nothing_heavy():
+    code = (
+        "import sys; from experiments.privacy_commands import privacy\n"
+        "privacy(['epsilon', '--help'], standalone_mode=False)\n"
+        "assert not {'dp_accounting', 'numpy', 'scipy', 'tensorflow'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -1,0 +1,280 @@
+"""The ledger keeps what happened, refuses what breaks the plan, and names what was damaged."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from privacy import AdaptiveClip, Cyclic, FixedClip, FixedSize, Ledger, Poisson, PrivacyPlan
+
+PLAN = PrivacyPlan(Poisson(0.4), population=10, rounds=6, noise_multiplier=1.5, clip=FixedClip(0.5))
+COHORTS = [["b", "a"], [], ["c", "a"], ["d"], ["a", "b", "c"], ["e"]]
+
+
+def write(path, plan=PLAN, cohorts=COHORTS, start=0):
+    with plan.recording(path) as ledger:
+        for number, cohort in enumerate(cohorts[start:], start):
+            ledger.record(**round_of(number, cohort, plan))
+
+
+def round_of(number, cohort, plan=PLAN, clip=0.5):
+    stddev = plan.value_noise_multiplier * clip
+    return {
+        "round": number,
+        "cohort": cohort,
+        "noise_id": f"noise{number}",
+        "noise_stddev": stddev,
+        "clip": clip,
+    }
+
+
+def test_rounds_come_back_as_recorded(tmp_path):
+    write(tmp_path / "ledger")
+    read = Ledger.read(tmp_path / "ledger")
+    assert read.plan == PLAN
+    assert [list(entry.cohort) for entry in read.rounds] == [sorted(cohort) for cohort in COHORTS]
+    assert read.participations() == {"a": 3, "b": 2, "c": 2, "d": 1, "e": 1}
+    assert oct((tmp_path / "ledger").stat().st_mode & 0o777) == "0o600"
+
+
+@pytest.mark.parametrize("stop", range(len(COHORTS)))
+def test_a_resumed_ledger_is_the_uninterrupted_one_to_the_byte(tmp_path, stop):
+    write(tmp_path / "whole")
+    write(tmp_path / "resumed", cohorts=COHORTS[:stop])
+    # The checkpoint is two rounds behind: those rounds are recorded again, identically.
+    write(tmp_path / "resumed", start=max(0, stop - 2))
+    assert (tmp_path / "resumed").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+def test_every_torn_tail_is_dropped_and_nothing_else(tmp_path):
+    write(tmp_path / "ledger", cohorts=COHORTS[:3])
+    whole = (tmp_path / "ledger").read_bytes()
+    write(tmp_path / "longer", cohorts=COHORTS[:4])
+    longer = (tmp_path / "longer").read_bytes()
+    for size in range(len(whole) + 1, len(longer), 17):
+        (tmp_path / "torn").write_bytes(longer[:size])
+        assert len(Ledger.read(tmp_path / "torn").rounds) == 3
+        with PLAN.recording(tmp_path / "torn") as ledger:
+            assert len(ledger.rounds) == 3
+        assert (tmp_path / "torn").read_bytes() == whole
+    (tmp_path / "torn").write_bytes(whole[:20])  # killed while the header was written
+    write(tmp_path / "torn", cohorts=COHORTS[:3])
+    assert (tmp_path / "torn").read_bytes() == whole
+
+
+def test_facts_are_kept_and_part_of_what_a_replay_must_repeat(tmp_path):
+    with PLAN.recording(tmp_path / "ledger") as ledger:
+        ledger.record(**round_of(0, ["a"]), non_finite=1)
+        ledger.record(**round_of(0, ["a"]), non_finite=1)
+        with pytest.raises(ValueError, match="round 0 is in the ledger with other content"):
+            ledger.record(**round_of(0, ["a"]), non_finite=2)
+        assert len(ledger.rounds) == 1
+    assert Ledger.read(tmp_path / "ledger").rounds[0].facts["non_finite"] == 1
+
+
+def test_every_changed_byte_of_a_line_is_found_and_the_line_named(tmp_path):
+    write(tmp_path / "ledger", cohorts=COHORTS[:3])
+    lines = (tmp_path / "ledger").read_bytes().splitlines(keepends=True)
+    for number, line in enumerate(lines, 1):
+        for place in range(0, len(line) - 1, 7):
+            changed = bytearray(line)
+            changed[place] ^= 1
+            if changed[place] in b"\n":
+                continue
+            (tmp_path / "bad").write_bytes(b"".join([*lines[: number - 1], bytes(changed), *lines[number:]]))
+            with pytest.raises(ValueError, match=f"line {number} is damaged"):
+                Ledger.read(tmp_path / "bad")
+            with pytest.raises(ValueError, match=f"line {number} is damaged"):
+                Ledger.open(tmp_path / "bad", PLAN)
+
+
+def test_removed_and_swapped_lines_are_found(tmp_path):
+    write(tmp_path / "ledger", cohorts=COHORTS[:4])
+    lines = (tmp_path / "ledger").read_bytes().splitlines(keepends=True)
+    for changed, number in (
+        (lines[:2] + lines[3:], 3),
+        ([lines[0], lines[2], lines[1], *lines[3:]], 2),
+        ([*lines[:2], b"\n", *lines[2:]], 3),
+        (lines[1:], 1),
+    ):
+        (tmp_path / "bad").write_bytes(b"".join(changed))
+        with pytest.raises(ValueError, match=f"line {number} is damaged"):
+            Ledger.read(tmp_path / "bad")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"round": 2}, "round 2: out of order, round 1 comes next"),
+        ({"round": -1}, "round -1: out of order"),
+        ({"round": True}, "out of order|other content"),
+        ({"cohort": ["a", "b", "a"]}, "client 'a' is in the cohort twice"),
+        ({"cohort": list("bcdefghijkl")}, "12 different clients seen, the plan's population is 10"),
+        ({"noise_stddev": 0.7}, "noise stddev 0.7 is not the plan's 1.5 [*] clip 0.5 = 0.75"),
+        ({"noise_stddev": 0.75 * (1 - 1e-5)}, "noise stddev"),
+        ({"noise_stddev": float("nan")}, "cannot be recorded|noise stddev nan"),
+        ({"clip": 0.6, "noise_stddev": 0.9}, "clip 0.6 is not the plan's 0.5"),
+        ({"clip": float("inf")}, "clip must be a finite number|cannot be recorded"),
+        ({"clip": None}, "clip must be a finite number"),
+        ({"noise_id": "noise0"}, "noise 'noise0' was used in round 0"),
+        ({"loss": float("nan")}, "cannot be recorded"),
+        ({"what": object()}, "cannot be recorded"),
+    ],
+)
+def test_a_round_that_breaks_the_plan_is_refused_and_leaves_no_trace(tmp_path, change, message):
+    with PLAN.recording(tmp_path / "ledger") as ledger:
+        ledger.record(**round_of(0, ["a"]))
+        before = (tmp_path / "ledger").read_bytes()
+        with pytest.raises(ValueError, match=message) as caught:
+            ledger.record(**{**round_of(1, ["b"]), **change})
+        assert "\n" not in str(caught.value)
+        assert (tmp_path / "ledger").read_bytes() == before
+        ledger.record(**round_of(1, ["b"]))
+
+
+def test_noise_through_32_bits_is_the_noise_planned(tmp_path):
+    import numpy as np
+
+    with PLAN.recording(tmp_path / "ledger") as ledger:
+        entry = round_of(0, ["a"])
+        ledger.record(**{**entry, "noise_stddev": float(np.float32(1.5) * np.float32(0.5000000001))})
+
+
+def test_more_rounds_than_planned_are_refused(tmp_path):
+    write(tmp_path / "ledger")
+    with (
+        PLAN.recording(tmp_path / "ledger") as ledger,
+        pytest.raises(ValueError, match="the plan has 6 rounds"),
+    ):
+        ledger.record(**round_of(6, ["a"]))
+
+
+def test_fixed_size_cohorts_have_that_size(tmp_path):
+    plan = PrivacyPlan(FixedSize(2), 10, 6, 1.5, FixedClip(0.5))
+    with plan.recording(tmp_path / "ledger") as ledger:
+        ledger.record(**round_of(0, ["a", "b"], plan))
+        with pytest.raises(ValueError, match="cohort of 1, the plan's fixed size is 2"):
+            ledger.record(**round_of(1, ["a"], plan))
+
+
+def test_cyclic_clients_keep_their_distance(tmp_path):
+    plan = PrivacyPlan(Cyclic(3), 10, 7, 1.5, FixedClip(0.5))
+    with plan.recording(tmp_path / "ledger") as ledger:
+        for number, cohort in enumerate((["a"], ["b"])):
+            ledger.record(**round_of(number, cohort, plan))
+        with pytest.raises(
+            ValueError, match="client 'a' took part in round 0, the plan allows it again from round 3"
+        ):
+            ledger.record(**round_of(2, ["a"], plan))
+        for number, cohort in enumerate((["c"], ["a"], ["b"], ["c"], ["a"]), 2):
+            ledger.record(**round_of(number, cohort, plan))
+        assert ledger.participations()["a"] == plan.max_participations == 3
+
+
+def test_adaptive_clip_varies_and_is_recorded(tmp_path):
+    plan = PrivacyPlan(Poisson(0.5), 10, 6, 1.5, AdaptiveClip(0.5, count_stddev=2.0))
+    with plan.recording(tmp_path / "ledger") as ledger:
+        ledger.record(**round_of(0, ["a"], plan, clip=0.5))
+        ledger.record(**round_of(1, ["a"], plan, clip=0.4))
+        with pytest.raises(ValueError, match="noise stddev"):  # total z on the update would be too little
+            ledger.record(**{**round_of(2, ["a"], plan, clip=0.4), "noise_stddev": 1.5 * 0.4})
+    assert [entry.clip for entry in Ledger.read(tmp_path / "ledger").rounds] == [0.5, 0.4]
+
+
+def test_a_run_without_privacy_is_recorded_too(tmp_path):
+    plan = PrivacyPlan(Poisson(0.5), 10, 6, 0.0, None)
+    with plan.recording(tmp_path / "ledger") as ledger:
+        ledger.record(round=0, cohort=["a"], noise_id="", noise_stddev=0.0, clip=None)
+        ledger.record(round=1, cohort=["a"], noise_id="", noise_stddev=0.0, clip=None)
+        with pytest.raises(ValueError, match="neither clips nor adds noise"):
+            ledger.record(round=2, cohort=["a"], noise_id="", noise_stddev=1.0, clip=None)
+
+
+def test_another_plan_cannot_resume(tmp_path):
+    write(tmp_path / "ledger", cohorts=COHORTS[:2])
+    other = PrivacyPlan(Poisson(0.4), population=10, rounds=9, noise_multiplier=1.0, clip=FixedClip(0.5))
+    with pytest.raises(ValueError, match="another plan [(]differs in rounds, noise_multiplier[)]"):
+        Ledger.open(tmp_path / "ledger", other)
+
+
+def test_a_forged_round_with_a_valid_chain_still_has_to_keep_the_plan(tmp_path):
+    from privacy import chain
+
+    write(tmp_path / "ledger", cohorts=COHORTS[:1])
+    raw = (tmp_path / "ledger").read_bytes()
+    head = json.loads(raw.splitlines()[-1])["sha256"]
+    line = {"kind": "round", **round_of(1, ["a"]), "noise_stddev": 0.0, "facts": {}}
+    (tmp_path / "ledger").write_bytes(raw + chain.encode(line, chain.digest(head, line)))
+    with pytest.raises(ValueError, match="line 3 breaks its own plan: round 1: noise stddev 0"):
+        Ledger.read(tmp_path / "ledger")
+
+
+def test_two_writers_at_once_are_refused_and_the_lock_ends_with_its_process(tmp_path):
+    path = tmp_path / "ledger"
+    write(path, cohorts=COHORTS[:1])
+    code = (
+        "import sys; from privacy import Ledger; plan = Ledger.read(sys.argv[1]).plan\n"
+        "held = Ledger.open(sys.argv[1], plan); print('held', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(OSError, match="being written by another process"):
+            Ledger.open(path, PLAN)
+        other.kill()
+    Ledger.open(path, PLAN).close()
+
+
+def test_a_full_disk_leaves_the_ledger_as_it_was(tmp_path, monkeypatch):
+    real = os.pwrite
+    with PLAN.recording(tmp_path / "ledger") as ledger:
+        ledger.record(**round_of(0, ["a"]))
+        before = (tmp_path / "ledger").read_bytes()
+
+        def full(descriptor, data, offset):
+            if len(data) > 10:
+                return real(descriptor, data[:10], offset)
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(os, "pwrite", full)
+        with pytest.raises(OSError, match="could not be written [(]No space left on device[)]"):
+            ledger.record(**round_of(1, ["b"] * 1))
+        monkeypatch.undo()
+        assert (tmp_path / "ledger").read_bytes() == before
+        ledger.record(**round_of(1, ["b"]))
+    assert len(Ledger.read(tmp_path / "ledger").rounds) == 2
+
+
+def test_a_closed_or_missing_ledger_is_named(tmp_path):
+    with PLAN.recording(tmp_path / "ledger") as ledger:
+        pass
+    with pytest.raises(ValueError, match="is closed"):
+        ledger.record(**round_of(0, ["a"]))
+    with pytest.raises(FileNotFoundError, match="is missing"):
+        Ledger.read(tmp_path / "none")
+    (tmp_path / "empty").touch()
+    with pytest.raises(ValueError, match="is empty"):
+        Ledger.read(tmp_path / "empty")
+    with pytest.raises(OSError, match="missing"):
+        Ledger.open(tmp_path / "missing" / "ledger", PLAN)
+
+
+def test_a_wrong_file_is_no_ledger(tmp_path):
+    for text in ("# Notes\nnothing\n", "no newline at all"):
+        (tmp_path / "other").write_text(text)
+        with pytest.raises(ValueError, match="line 1 is damaged"):
+            Ledger.open(tmp_path / "other", PLAN)
+        assert (tmp_path / "other").read_text() == text
+
+
+def test_each_round_is_on_the_disk_before_record_returns(tmp_path, monkeypatch):
+    synced = []
+    real = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (synced.append(descriptor), real(descriptor)))
+    with PLAN.recording(tmp_path / "ledger") as ledger:
+        before = len(synced)
+        ledger.record(**round_of(0, ["a"]))
+        assert len(synced) == before + 1

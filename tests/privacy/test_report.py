@@ -1,0 +1,268 @@
+"""Reports say what the ledger says, and the one for release says nothing that endangers it."""
+
+import json
+import re
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from privacy import AdaptiveClip, Cyclic, FixedClip, FixedSize, Poisson, PrivacyPlan, accounting, report
+
+pytestmark = pytest.mark.filterwarnings("ignore:np.find_common_type is deprecated:DeprecationWarning")
+
+N = 200
+EVIL = "<script>alert('x')</script>|`*"
+EVALUATION = {
+    "clients": 12,
+    "rows": [
+        {
+            "name": EVIL,
+            "nats": {"estimate": 3.9, "low": 3.8, "high": 4.0},
+            "bits": 1.7,
+            "gain": {"estimate": 0.1, "low": 0.05, "high": 0.15},
+        },
+        {"name": "trained", "nats": {"estimate": 3.8, "low": 3.7, "high": 3.9}, "bits": 1.6, "gain": None},
+    ],
+}
+FACTS = {"run": f"run {EVIL}", "non_finite": 3, "evaluation": EVALUATION, "versions": {"numpy": "1.25.2"}}
+OPERATOR_WORDS = ("Ledger digest", "For the operator", "took part;", "Updates zeroed", "took part in |")
+    "Ledger digest",
+    "For the operator",
+    "clients took part",
+    "rounds were empty",
+    "zeroed because",
+)
+
+
+def run(folder, sampling=None, z=1.0, clip=None, rounds=12, done=None, public=(f"vocabulary of {EVIL}",)):
+    plan = PrivacyPlan(sampling or Poisson(0.1), N, rounds, z, clip or FixedClip(0.5), public=public)
+    generator = np.random.default_rng(4)
+    norm = 0.5
+    with plan.recording(folder / "ledger.jsonl") as ledger:
+        for number in range(rounds if done is None else done):
+            match plan.sampling:
+                case Poisson(rate=rate):
+                    cohort = np.flatnonzero(generator.random(N) < rate)
+                case FixedSize(size=size):
+                    cohort = generator.choice(N, size, replace=False)
+                case _:
+                    cohort = np.arange(number % plan.sampling.cohorts, N, plan.sampling.cohorts)
+            ledger.record(
+                round=number,
+                cohort=[f"secret-client-{client}" for client in cohort],
+                noise_id=f"secret-noise-{number}",
+                noise_stddev=plan.value_noise_multiplier * norm,
+                clip=norm,
+                non_finite=number % 2,
+            )
+            norm *= 0.9 if isinstance(plan.clip, AdaptiveClip) else 1.0
+    return plan, ledger
+
+
+def matches(value, schema, where="$"):
+    """The small part of JSON Schema that the report's uses."""
+    kinds = {
+        "string": str,
+        "number": (int, float),
+        "integer": int,
+        "boolean": bool,
+        "array": list,
+        "object": dict,
+    }
+    kinds["null"] = type(None)
+    if "type" in schema:
+        names = [schema["type"]] if isinstance(schema["type"], str) else schema["type"]
+        allowed = [
+            n
+            for n in names
+            if isinstance(value, kinds[n]) and not (n != "boolean" and isinstance(value, bool))
+        ]
+        assert allowed, f"{where}: {value!r} is no {names}"
+    assert "const" not in schema or value == schema["const"], where
+    assert "enum" not in schema or value in schema["enum"], where
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        assert value >= schema.get("minimum", value), where
+        assert value > schema.get("exclusiveMinimum", value - 1), where
+        assert value < schema.get("exclusiveMaximum", value + 1), where
+    if isinstance(value, dict):
+        assert set(schema.get("required", ())) <= set(value), (where, set(schema["required"]) - set(value))
+        known = schema.get("properties", {})
+        assert schema.get("additionalProperties", True) or set(value) <= set(known), (
+            where,
+            set(value) - set(known),
+        )
+        for name in set(value) & set(known):
+            matches(value[name], known[name], f"{where}.{name}")
+    if isinstance(value, list) and "items" in schema:
+        for place, item in enumerate(value):
+            matches(item, schema["items"], f"{where}[{place}]")
+
+
+class Page(HTMLParser):
+    """Tags and attributes of a page; the tags must nest."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.seen, self.attributes = [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.seen.append(tag)
+        self.attributes += attributes
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_startendtag(self, tag, attributes):
+        self.attributes += attributes
+
+
+SETTINGS = {
+    "poisson": {},
+    "adaptive": {"clip": AdaptiveClip(0.5)},
+    "fixed size": {"sampling": FixedSize(20)},
+    "cyclic": {"sampling": Cyclic(5)},
+    "not private": {"z": 0.0},
+    "unfinished": {"done": 3},
+    "not begun": {"done": 0},
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("release", [False, True])
+def test_every_form_of_every_run(tmp_path, name, release):
+    plan, ledger = run(tmp_path, **SETTINGS[name])
+    built = report.build(plan, ledger, FACTS, release=release)
+    matches(json.loads(built.to_json()), json.loads(report.SCHEMA_FILE.read_text()))
+    assert built.data["guarantee"]["rounds"] == len(ledger.rounds)
+    figure = accounting.epsilon(plan, len(ledger.rounds)).value
+    assert built.data["guarantee"]["epsilon"] == (None if figure == float("inf") else figure)
+
+    page, html = Page(), built.to_html()
+    page.feed(html)
+    assert not page.open
+    assert not {"script", "img", "link", "iframe", "object", "base", "form"} & set(page.seen)
+    for key, value in page.attributes:
+        assert not key.startswith("on"), key
+        if key in ("src", "href", "xlink:href", "action", "style"):
+            assert "//" not in (value or ""), value
+    assert "@import" not in html
+    assert "url(http" not in html
+    for svg in re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL):
+        ElementTree.fromstring(svg)
+
+    for text in (html, built.to_markdown(), built.to_json()):
+        assert "secret-client" not in text
+        assert "secret-noise" not in text
+        assert "<script>" not in text or text.startswith("{")
+        assert (ledger.head in text) is not release
+        assert any(word in text for word in OPERATOR_WORDS) is (not release and not text.startswith("{"))
+    assert "operator" not in built.data if release else "operator" in built.data
+    assert bool(built.data["omitted"]) is release
+
+
+def test_the_operators_numbers_are_the_ledgers(tmp_path):
+    plan, ledger = run(tmp_path)
+    operator = report.build(plan, ledger, {}).data["operator"]
+    sizes = [len(entry.cohort) for entry in ledger.rounds]
+    assert operator["cohort_sizes"] == sizes
+    assert sum(operator["participations"].values()) == N
+    assert sum(int(count) * clients for count, clients in operator["participations"].items()) == sum(sizes)
+    assert operator["non_finite_updates"] == 6
+
+
+def test_without_noise_every_form_says_not_private(tmp_path):
+    built = report.build(*run(tmp_path, z=0.0), {})
+    for text in (built.to_html(), built.to_markdown(), built.to_json()):
+        assert "NOT PRIVATE" in text
+        assert "differentially private, per" not in text
+
+
+def test_a_fixed_key_voids_epsilon_in_every_form(tmp_path):
+    built = report.build(*run(tmp_path), {"fixed_key": True})
+    assert built.data["status"] == "fixed key"
+    for text in (built.to_html(), built.to_markdown(), built.to_json()):
+        assert "The key is fixed" in text
+
+
+def test_pld_and_rdp_are_both_shown_and_a_missing_pld_is_said(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    poisson = report.build(*run(tmp_path / "a"), {})
+    fixed = report.build(*run(tmp_path / "b", sampling=FixedSize(20)), {})
+    assert poisson.data["guarantee"]["epsilon"] == poisson.data["guarantee"]["epsilon_pld"]
+    assert poisson.data["guarantee"]["epsilon_rdp"] > poisson.data["guarantee"]["epsilon_pld"]
+    assert fixed.data["guarantee"]["figure"] == "RDP"
+    assert fixed.data["guarantee"]["epsilon_pld"] is None
+    for text in (fixed.to_html(), fixed.to_markdown()):
+        assert "not available" in text
+        assert "replace-one" in text
+
+
+def test_what_adaptive_clipping_cost_is_the_same_update_noise_under_a_fixed_clip(tmp_path):
+    plan, ledger = run(tmp_path, clip=AdaptiveClip(0.5, count_stddev=2.0))
+    cost = report.build(plan, ledger, {}).data["adaptive_clipping"]
+    fixed = PrivacyPlan(plan.sampling, N, plan.rounds, plan.value_noise_multiplier, FixedClip(1.0))
+    assert cost["epsilon_without"] == accounting.epsilon(fixed).value < cost["epsilon_with"]
+    assert cost["clip_by_round"] == pytest.approx([0.5 * 0.9**number for number in range(12)])
+
+
+def test_what_if_keeps_the_noise_of_the_mean_and_follows_the_delta_rule(tmp_path):
+    plan, ledger = run(tmp_path)
+    rows = report.build(plan, ledger, {}).data["what_if"]
+    assert {row["population"] for row in rows} == {10**5, 10**6, 10**7}
+    for row in rows:
+        assert row["noise_multiplier"] / row["cohort"] == pytest.approx(
+            plan.noise_multiplier / plan.expected_cohort
+        )
+        assert row["delta"] == pytest.approx(row["population"] ** -1.1)
+        hypothetical = PrivacyPlan(
+            Poisson(row["cohort"] / row["population"]),
+            row["population"],
+            12,
+            row["noise_multiplier"],
+            FixedClip(1.0),
+        )
+        assert row["epsilon"] == pytest.approx(accounting.epsilon(hypothetical).value, rel=0.05)
+
+
+def test_cohorts_of_one_size_under_a_poisson_plan_are_called_out(tmp_path):
+    plan = PrivacyPlan(Poisson(0.1), N, 40, 1.0, FixedClip(0.5))
+    with plan.recording(tmp_path / "ledger") as ledger:
+        for number in range(40):
+            names = [f"c{(number * 20 + i) % N}" for i in range(20)]
+            ledger.record(round=number, cohort=names, noise_id=str(number), noise_stddev=0.5, clip=0.5)
+    assert any("do not look like Poisson" in line for line in report.build(plan, ledger, {}).data["warnings"])
+    (tmp_path / "honest").mkdir()
+    assert not any(
+        "look like" in line
+        for line in report.build(*run(tmp_path / "honest", rounds=40), {}).data["warnings"]
+    )
+
+
+def test_another_plan_is_refused(tmp_path):
+    plan, ledger = run(tmp_path)
+    other = PrivacyPlan(Poisson(0.1), N, 12, 2.0, FixedClip(0.5))
+    with pytest.raises(ValueError, match="the plan is not the one in ledger"):
+        report.build(other, ledger, {})
+
+
+def test_writing_leaves_three_whole_files_and_is_repeatable(tmp_path):
+    plan, ledger = run(tmp_path)
+    first = report.build(plan, ledger, FACTS).write(tmp_path / "new", "r")
+    assert [path.name for path in first] == ["r.html", "r.md", "r.json"]
+    before = [path.read_bytes() for path in first]
+    report.build(plan, ledger, FACTS).write(tmp_path / "new", "r")
+    assert [path.read_bytes() for path in first] == before
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["r.html", "r.json", "r.md"]
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(None, "∞"), (0, "0"), (5.4011, "5.41"), (5.4, "5.40"), (0.03011, "0.0302"), (123.0, "123.00")],
+)
+def test_epsilon_is_printed_rounded_up(value, shown):
+    assert report._eps(value) == shown

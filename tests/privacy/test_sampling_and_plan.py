@@ -1,0 +1,181 @@
+"""The promise: its validation, its derived numbers, its event."""
+
+import dataclasses
+import math
+import subprocess
+import sys
+
+import dp_accounting as dp
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from privacy import AdaptiveClip, Cyclic, FixedClip, FixedSize, Poisson, PrivacyPlan
+
+GOOD = {
+    "sampling": Poisson(0.1),
+    "population": 1000,
+    "rounds": 20,
+    "noise_multiplier": 1.0,
+    "clip": FixedClip(0.5),
+}
+CLIPS = [FixedClip(0.5), AdaptiveClip(0.5), AdaptiveClip(0.3, 0.4, 0.1, 2.5)]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("population", 1, "population must be a whole number of at least 2, got 1"),
+        ("population", 10.5, "population must be a whole number"),
+        ("rounds", 0, "rounds must be a whole number of at least 1, got 0"),
+        ("rounds", True, "rounds must be a whole number"),
+        ("noise_multiplier", math.nan, "noise multiplier must be a finite number of at least 0, got nan"),
+        ("noise_multiplier", math.inf, "noise multiplier must be"),
+        ("noise_multiplier", -1.0, "noise multiplier must be"),
+        ("noise_multiplier", "1", "noise multiplier must be a number"),
+        ("delta", 0.0, r"delta must lie in \(0, 1\), got 0.0"),
+        ("delta", 1.0, "delta must lie in"),
+        ("delta", math.nan, "delta must lie in"),
+        ("relation", "replace-one", "relation 'replace-one' has no accounting under poisson"),
+        ("unit", "example", "unit must be 'client'"),
+        ("sampling", FixedSize(1001), "cohort size 1001 is larger than the population 1000"),
+        ("sampling", Cyclic(1001), "cyclic cohorts 1001 are more than the population 1000"),
+        ("clip", None, "clip must be given with noise"),
+        ("clip", AdaptiveClip(0.5, count_stddev=0.5), "clip count stddev 0.5 leaves the update no noise"),
+    ],
+)
+def test_a_bad_field_is_named_with_its_value_and_the_mend(field, value, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        PrivacyPlan(**{**GOOD, field: value})
+    assert "\n" not in str(caught.value)
+    assert ": " in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Poisson(0.0),
+        lambda: Poisson(1.5),
+        lambda: Poisson(math.nan),
+        lambda: FixedSize(0),
+        lambda: FixedSize(2.5),
+        lambda: Cyclic(0),
+        lambda: Cyclic.by_rounds_between(-1),
+        lambda: FixedClip(0.0),
+        lambda: FixedClip(-1.0),
+        lambda: FixedClip(math.nan),
+        lambda: FixedClip(math.inf),
+        lambda: AdaptiveClip(0.0),
+        lambda: AdaptiveClip(1.0, quantile=1.0),
+        lambda: AdaptiveClip(1.0, learning_rate=math.nan),
+        lambda: AdaptiveClip(1.0, count_stddev=0.0),
+    ],
+)
+def test_bad_parts_are_refused_in_one_line(make):
+    with pytest.raises(ValueError, match=": ") as caught:
+        make()
+    assert "\n" not in str(caught.value)
+
+
+def test_delta_follows_the_rule_unless_given():
+    plan = PrivacyPlan(**GOOD)
+    # δ = N^-1.1 (arXiv:1710.06963, section 1): 10^-3.3 for a thousand.
+    assert plan.delta == pytest.approx(5.01187e-4, rel=1e-5)
+    assert plan.delta_rule == "population^-1.1"
+    given_delta = PrivacyPlan(**GOOD, delta=1e-6)
+    assert given_delta.target_delta == 1e-6
+    assert given_delta.delta_rule == "given"
+
+
+@pytest.mark.parametrize(
+    ("z", "count_stddev", "value"), [(1.0, 5.0, 1.0050378), (0.7, 2.5, 0.7069625), (4.0, 5.0, 4.3643578)]
+)
+def test_adaptive_split_goldens(z, count_stddev, value):
+    # tensorflow-privacy 0.9's QuantileAdaptiveClipSumQuery arithmetic, computed apart.
+    clip = AdaptiveClip(1.0, count_stddev=count_stddev)
+    plan = PrivacyPlan(**{**GOOD, "clip": clip, "noise_multiplier": z})
+    assert plan.value_noise_multiplier == pytest.approx(value, abs=1e-7)
+    assert plan.count_stddev == count_stddev
+    # Both Gaussians together are one of multiplier z: precisions relative to sensitivity (1 and 1/2) add up.
+    assert plan.value_noise_multiplier**-2 + (2 * count_stddev) ** -2 == pytest.approx(z**-2)
+
+
+def test_adaptive_count_noise_defaults_to_a_twentieth_of_the_cohort():
+    assert PrivacyPlan(**{**GOOD, "clip": AdaptiveClip(1.0)}).count_stddev == pytest.approx(5.0)
+
+
+def test_without_noise_nothing_is_private_and_no_clip_is_needed():
+    plan = PrivacyPlan(**{**GOOD, "noise_multiplier": 0.0, "clip": None})
+    assert not plan.is_private
+    assert plan.dp_event() == dp.NonPrivateDpEvent()
+    adaptive = PrivacyPlan(**{**GOOD, "noise_multiplier": 0.0, "clip": AdaptiveClip(1.0)})
+    assert adaptive.value_noise_multiplier == adaptive.count_stddev == 0
+
+
+@pytest.mark.parametrize(
+    ("sampling", "event"),
+    [
+        (Poisson(0.1), dp.SelfComposedDpEvent(dp.PoissonSampledDpEvent(0.1, dp.GaussianDpEvent(1.0)), 20)),
+        (
+            FixedSize(50),
+            dp.SelfComposedDpEvent(
+                dp.SampledWithoutReplacementDpEvent(1000, 50, dp.GaussianDpEvent(0.5)), 20
+            ),
+        ),
+        (Cyclic(7), dp.SelfComposedDpEvent(dp.GaussianDpEvent(1.0), 3)),
+    ],
+)
+def test_events(sampling, event):
+    plan = PrivacyPlan(**{**GOOD, "sampling": sampling})
+    assert plan.dp_event() == event
+    assert plan.dp_event(0) == dp.NoOpDpEvent()
+
+
+def test_the_two_separations_of_the_literature_are_one_apart():
+    assert Cyclic.by_round_distance(313) == Cyclic(313)
+    assert Cyclic.by_rounds_between(312) == Cyclic(313)
+    assert Cyclic(313).min_separation == 313
+
+
+@given(st.integers(1, 30), st.integers(1, 200))
+def test_separation_alone_bounds_participations(cohorts, rounds):
+    assert len(range(0, rounds, cohorts)) == Cyclic(cohorts).max_participations(rounds)
+
+
+@pytest.mark.parametrize("sampling", [Poisson(0.1), FixedSize(50), Cyclic(7)])
+@pytest.mark.parametrize("clip", CLIPS)
+def test_plans_survive_json(sampling, clip):
+    plan = PrivacyPlan(**{**GOOD, "sampling": sampling, "clip": clip, "public": ("a vocabulary",)})
+    assert PrivacyPlan.from_dict(plan.to_dict()) == plan
+
+
+def test_foreign_json_is_refused():
+    data = PrivacyPlan(**GOOD).to_dict()
+    for change in (
+        {"new": 1},
+        {"clip": {"kind": "odd"}},
+        {"clip": {"kind": "fixed", "nrm": 1}},
+        {"sampling": {"kind": "odd"}},
+    ):
+        with pytest.raises(ValueError, match=": "):
+            PrivacyPlan.from_dict({**data, **change})
+    with pytest.raises(ValueError, match="do not fit kind"):
+        PrivacyPlan.from_dict({**data, "sampling": {"kind": "poisson", "size": 3}})
+
+
+def test_expected_cohort_is_the_public_denominator():
+    for sampling, cohort in ((Poisson(0.1), 100.0), (FixedSize(50), 50.0), (Cyclic(7), 1000 / 7)):
+        assert (
+            dataclasses.replace(PrivacyPlan(**GOOD), sampling=sampling, relation=None).expected_cohort
+            == cohort
+        )
+
+
+def test_importing_privacy_loads_nothing_heavy():
+    code = (
+        "import sys, privacy, privacy.accounting, privacy.report\n"
+        "heavy = ('dp_accounting', 'scipy', 'matplotlib', 'jinja2', 'tensorflow')\n"
+        "print([name for name in heavy if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
