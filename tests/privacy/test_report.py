@@ -27,13 +27,7 @@ EVALUATION = {
     ],
 }
 FACTS = {"run": f"run {EVIL}", "non_finite": 3, "evaluation": EVALUATION, "versions": {"numpy": "1.25.2"}}
-OPERATOR_WORDS = ("Ledger digest", "For the operator", "took part;", "Updates zeroed", "took part in |")
-    "Ledger digest",
-    "For the operator",
-    "clients took part",
-    "rounds were empty",
-    "zeroed because",
-)
+OPERATOR_WORDS = ("Ledger digest", "For the operator", "took part;", "Updates zeroed")
 
 
 def run(folder, sampling=None, z=1.0, clip=None, rounds=12, done=None, public=(f"vocabulary of {EVIL}",)):
