@@ -136,12 +136,23 @@ class Decoder(tf.Module):
         max_new: tf.Tensor,
         stop: tf.Tensor,
     ) -> dict[str, tf.Tensor]:
-        logits, state = self.model.prefill(self.parameters, tokens, length[tf.newaxis])
+        logits, state = self._prefill_in_loop(tokens, length)
         # All words in one call: two hundred tiny ops once, not once a token.
         positions = (length + tf.range(self.max_tokens))[tf.newaxis]
         words = random_words(seed, Stream.SAMPLE, request, positions)
         drawn = generate(self._step, logits, state, words, temperature, top_k, max_new, stop)
         return {"tokens": drawn.tokens, "lengths": drawn.lengths, "word_0": words[0], "word_1": words[1]}
+
+    def _prefill_in_loop(self, tokens: tf.Tensor, length: tf.Tensor) -> tuple[tf.Tensor, Any]:
+        """In a loop of one turn. A weight that stands both in a loop and around it would, in float16, be
+        unpacked around it and handed in; products with weights that are inputs are slower, and round
+        otherwise."""
+
+        def body(i: tf.Tensor, *_: Any) -> tuple[tf.Tensor, tf.Tensor, Any]:
+            return i + 1, *self.model.prefill(self.parameters, tokens, length[tf.newaxis])
+
+        logits = tf.zeros([1, self.model.vocabulary_size])
+        return tf.while_loop(lambda i, *_: i < 1, body, (tf.constant(0), logits, self.state))[1:]
 
     def _step(self, token: tf.Tensor, state: Any) -> tuple[tf.Tensor, Any]:
         logits, trail = self.model.extend(self.parameters, token[:, tf.newaxis], state)

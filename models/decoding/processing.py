@@ -15,8 +15,8 @@ def process(logits: tf.Tensor, temperature: Any, top_k: Any) -> tf.Tensor:
     `models.decoding.host.Choices`; a graph cannot refuse.
 
     Args:
-      logits: finite float32 `[..., V]`. Some kernels take numbers below 1e-38 for 0, so backends agree on the bits
-        unless two logits differ by less than that.
+      logits: finite float32 `[..., V]`. Some kernels take numbers below 1e-38 for 0, so backends agree on the
+        bits unless two logits differ by less than that.
       temperature: float32 scalar. Logits are divided by it; 0 (or less, or NaN) is the limit, all mass on the
         likeliest token, on the first of them if there are several.
       top_k: int32 scalar. Tokens less likely than the k-th likeliest are left out (so ties with it stay); 0,

@@ -24,8 +24,11 @@ def signed(words):
 @pytest.mark.parametrize(("key", "counter", "words"), KNOWN_ANSWERS)
 def test_known_answers(key, counter, words):
     assert threefry.threefry(key, counter) == words
-    pairs = [tuple(np.array([word], np.uint32) for word in pair) for pair in (key, counter)]
-    assert tuple(int(word[0]) for word in host.threefry_2x32(*pairs)) == words
+    arrays = [np.array([word], np.uint32) for word in (*key, *counter)]
+    assert (
+        tuple(int(word[0]) for word in host.threefry_2x32((arrays[0], arrays[1]), (arrays[2], arrays[3])))
+        == words
+    )
     drawn = prng.threefry_2x32(signed(key), signed(counter))
     assert tuple(int(word.numpy().view(np.uint32)) for word in drawn) == words
 
