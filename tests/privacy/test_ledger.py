@@ -221,6 +221,7 @@ def test_two_writers_at_once_are_refused_and_the_lock_ends_with_its_process(tmp_
     )
     command = [sys.executable, "-c", code, str(path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
         with pytest.raises(OSError, match="being written by another process"):
             Ledger.open(path, PLAN)
@@ -273,7 +274,12 @@ def test_a_wrong_file_is_no_ledger(tmp_path):
 def test_each_round_is_on_the_disk_before_record_returns(tmp_path, monkeypatch):
     synced = []
     real = os.fsync
-    monkeypatch.setattr(os, "fsync", lambda descriptor: (synced.append(descriptor), real(descriptor)))
+
+    def counted(descriptor):
+        synced.append(descriptor)
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", counted)
     with PLAN.recording(tmp_path / "ledger") as ledger:
         before = len(synced)
         ledger.record(**round_of(0, ["a"]))

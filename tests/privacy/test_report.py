@@ -4,6 +4,7 @@ import json
 import re
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,6 +54,11 @@ def run(folder, sampling=None, z=1.0, clip=None, rounds=12, done=None, public=(f
             )
             norm *= 0.9 if isinstance(plan.clip, AdaptiveClip) else 1.0
     return plan, ledger
+
+
+def reported(facts, folder, **settings):
+    plan, ledger = run(folder, **settings)
+    return report.build(plan, ledger, facts)
 
 
 def matches(value, schema, where="$"):
@@ -114,7 +120,7 @@ class Page(HTMLParser):
         self.attributes += attributes
 
 
-SETTINGS = {
+SETTINGS: dict[str, dict[str, Any]] = {
     "poisson": {},
     "adaptive": {"clip": AdaptiveClip(0.5)},
     "fixed size": {"sampling": FixedSize(20)},
@@ -169,14 +175,14 @@ def test_the_operators_numbers_are_the_ledgers(tmp_path):
 
 
 def test_without_noise_every_form_says_not_private(tmp_path):
-    built = report.build(*run(tmp_path, z=0.0), {})
+    built = reported({}, tmp_path, z=0.0)
     for text in (built.to_html(), built.to_markdown(), built.to_json()):
         assert "NOT PRIVATE" in text
         assert "differentially private, per" not in text
 
 
 def test_a_fixed_key_voids_epsilon_in_every_form(tmp_path):
-    built = report.build(*run(tmp_path), {"fixed_key": True})
+    built = reported({"fixed_key": True}, tmp_path)
     assert built.data["status"] == "fixed key"
     for text in (built.to_html(), built.to_markdown(), built.to_json()):
         assert "The key is fixed" in text
@@ -185,8 +191,8 @@ def test_a_fixed_key_voids_epsilon_in_every_form(tmp_path):
 def test_pld_and_rdp_are_both_shown_and_a_missing_pld_is_said(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    poisson = report.build(*run(tmp_path / "a"), {})
-    fixed = report.build(*run(tmp_path / "b", sampling=FixedSize(20)), {})
+    poisson = reported({}, tmp_path / "a")
+    fixed = reported({}, tmp_path / "b", sampling=FixedSize(20))
     assert poisson.data["guarantee"]["epsilon"] == poisson.data["guarantee"]["epsilon_pld"]
     assert poisson.data["guarantee"]["epsilon_rdp"] > poisson.data["guarantee"]["epsilon_pld"]
     assert fixed.data["guarantee"]["figure"] == "RDP"
@@ -232,8 +238,7 @@ def test_cohorts_of_one_size_under_a_poisson_plan_are_called_out(tmp_path):
     assert any("do not look like Poisson" in line for line in report.build(plan, ledger, {}).data["warnings"])
     (tmp_path / "honest").mkdir()
     assert not any(
-        "look like" in line
-        for line in report.build(*run(tmp_path / "honest", rounds=40), {}).data["warnings"]
+        "look like" in line for line in reported({}, tmp_path / "honest", rounds=40).data["warnings"]
     )
 
 

@@ -1,9 +1,9 @@
 """The promise: its validation, its derived numbers, its event."""
 
-import dataclasses
 import math
 import subprocess
 import sys
+from typing import Any
 
 import dp_accounting as dp
 import pytest
@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 
 from privacy import AdaptiveClip, Cyclic, FixedClip, FixedSize, Poisson, PrivacyPlan
 
-GOOD = {
+GOOD: dict[str, Any] = {
     "sampling": Poisson(0.1),
     "population": 1000,
     "rounds": 20,
     "noise_multiplier": 1.0,
     "clip": FixedClip(0.5),
 }
-CLIPS = [FixedClip(0.5), AdaptiveClip(0.5), AdaptiveClip(0.3, 0.4, 0.1, 2.5)]
+CLIPS: list[FixedClip | AdaptiveClip] = [FixedClip(0.5), AdaptiveClip(0.5), AdaptiveClip(0.3, 0.4, 0.1, 2.5)]
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_a_bad_field_is_named_with_its_value_and_the_mend(field, value, message)
         lambda: Poisson(1.5),
         lambda: Poisson(math.nan),
         lambda: FixedSize(0),
-        lambda: FixedSize(2.5),
+        lambda: FixedSize(2.5),  # type: ignore[arg-type]
         lambda: Cyclic(0),
         lambda: Cyclic.by_rounds_between(-1),
         lambda: FixedClip(0.0),
@@ -151,12 +151,13 @@ def test_plans_survive_json(sampling, clip):
 
 def test_foreign_json_is_refused():
     data = PrivacyPlan(**GOOD).to_dict()
-    for change in (
+    changes: tuple[dict[str, Any], ...] = (
         {"new": 1},
         {"clip": {"kind": "odd"}},
         {"clip": {"kind": "fixed", "nrm": 1}},
         {"sampling": {"kind": "odd"}},
-    ):
+    )
+    for change in changes:
         with pytest.raises(ValueError, match=": "):
             PrivacyPlan.from_dict({**data, **change})
     with pytest.raises(ValueError, match="do not fit kind"):
