@@ -87,15 +87,18 @@ def test_every_backend_and_numpy_draw_the_tokens_of_the_oracle():
             np.testing.assert_array_equal(output["tokens"][0], padded)
 
 
-compiled = tf.function(run)
+@pytest.fixture(scope="module")
+def in_graph():
+    compiled = tf.function(run)
+
+    def draw(prompt, choices):
+        output = compiled(**{name: tf.constant(value) for name, value in arguments(prompt, choices).items()})
+        return output["tokens"][0, : int(output["lengths"][0])].numpy().tolist()
+
+    return draw
 
 
-def in_graph(prompt, choices):
-    output = compiled(**{name: tf.constant(value) for name, value in arguments(prompt, choices).items()})
-    return output["tokens"][0, : int(output["lengths"][0])].numpy().tolist()
-
-
-def test_ends_after_the_stop_token_only():
+def test_ends_after_the_stop_token_only(in_graph):
     texts = [
         in_graph([3, 1], Choices(max_tokens=20, seed=seed, temperature=2.0, stop=4)) for seed in range(30)
     ]
@@ -115,7 +118,7 @@ def continues(function, seeds=20):
     return True
 
 
-def test_a_text_can_be_continued():
+def test_a_text_can_be_continued(in_graph):
     assert continues(in_graph) and continues(by_numpy)
 
     def off_by_one(prompt, choices):
@@ -137,7 +140,7 @@ def test_a_text_can_be_continued():
     assert not continues(off_by_one) and not continues(stale_state)
 
 
-def test_longer_than_the_noise_is_cut():
+def test_longer_than_the_noise_is_cut(in_graph):
     assert len(in_graph([3, 1], Choices(max_tokens=1000, seed=0))) == LONGEST
 
 
