@@ -109,7 +109,7 @@ def _environment(*, html: bool) -> Any:
         "eps": _eps,
         "num": _num,
         "md": _markdown,
-        "delta": lambda value: f"{value:.2e}",
+        "delta": _delta,
         "count": lambda value: f"{value:,.10g}",
     }
     return environment
@@ -123,6 +123,11 @@ def _eps(value: float | None) -> str:
         return "0"
     digits = max(2, 2 - math.floor(math.log10(value)) if value < 1 else 2)
     return f"{math.ceil(value * 10**digits - 1e-9) / 10**digits:.{digits}f}"
+
+
+def _delta(value: float) -> str:
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return f"{mantissa} · 10{str(int(exponent)).translate(str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹'))}"
 
 
 def _num(value: float | None) -> str:

@@ -63,7 +63,7 @@ def reported(facts, folder, **settings):
 
 def matches(value, schema, where="$"):
     """The small part of JSON Schema that the report's uses."""
-    kinds = {
+    kinds: dict[str, Any] = {
         "string": str,
         "number": (int, float),
         "integer": int,
