@@ -61,9 +61,7 @@ def export_and_check(model: Any, weights: Any, vocabulary: Any, paths: dict[str,
     _print_table(results)
     failed = [result.path for result in results if not result.passed]
     if failed:
-        raise click.ClickException(
-            f"{', '.join(failed)}: not the trained model (see the table); do not ship it"
-        )
+        raise click.ClickException(f"{', '.join(failed)}: not the trained model (see the table); do not ship it")
     return results
 
 
@@ -72,16 +70,10 @@ def export_and_check(model: Any, weights: Any, vocabulary: Any, paths: dict[str,
 @click.option("--prompt", default="", help="Text to go on from; empty for the beginning of a text.")
 @click.option("--max-tokens", default=64, show_default=True, help="Most tokens to draw.")
 @click.option("--temperature", default=1.0, show_default=True, help="0 always takes the likeliest token.")
-@click.option(
-    "--top-k", default=0, show_default=True, help="Draw from the k likeliest tokens only; 0: from all."
-)
+@click.option("--top-k", default=0, show_default=True, help="Draw from the k likeliest tokens only; 0: from all.")
 @click.option("--seed", default=0, show_default=True, help="Equal seeds give equal text.")
-@click.option(
-    "--count", default=1, show_default=True, help="How many independent texts, one after the other."
-)
-def generate(
-    model: Path, prompt: str, max_tokens: int, temperature: float, top_k: int, seed: int, count: int
-) -> None:
+@click.option("--count", default=1, show_default=True, help="How many independent texts, one after the other.")
+def generate(model: Path, prompt: str, max_tokens: int, temperature: float, top_k: int, seed: int, count: int) -> None:
     """Generate text from an exported model, up to the end of the sentence.
 
     Prompt and continuation go to standard output as they come. Needs NumPy and the LiteRT runtime only.

@@ -39,9 +39,7 @@ class DeviceModel:
             self._decode = interpreter.get_signature_runner("decode")
             self._generate = interpreter.get_signature_runner("generate")
         except (ValueError, RuntimeError) as error:
-            raise ValueError(
-                f"{self.path}: the runtime cannot load it: {str(error).splitlines()[0]}"
-            ) from None
+            raise ValueError(f"{self.path}: the runtime cannot load it: {str(error).splitlines()[0]}") from None
 
     def stream(self, prompt: str = "", *, stop_at_eos: bool = True, **choices: Any) -> Iterator[str]:
         """The continuation of `prompt`, piece by piece as it is drawn, in whole characters.
@@ -76,9 +74,7 @@ class DeviceModel:
         *_, (logits, state) = self.read(prompt)
         return host.draw(self._next, logits, state, len(prompt), choices)
 
-    def read(
-        self, tokens: Sequence[int], by_prefill: int | None = None
-    ) -> Iterator[tuple[NDArray[np.float32], Any]]:
+    def read(self, tokens: Sequence[int], by_prefill: int | None = None) -> Iterator[tuple[NDArray[np.float32], Any]]:
         """Logits `[V]` and state after the first `by_prefill` tokens, read at once, and after each one that
         follows.
 

@@ -62,9 +62,7 @@ def export(
         if isinstance(value, bool) or not isinstance(value, int) or not value >= 1:
             raise ValueError(f"{name}: {value!r} is not a positive whole number")
     if model.vocabulary_size != vocabulary.size:
-        raise ValueError(
-            f"vocabulary of {vocabulary.size} tokens, but the model was built for {model.vocabulary_size}"
-        )
+        raise ValueError(f"vocabulary of {vocabulary.size} tokens, but the model was built for {model.vocabulary_size}")
     for name, value in weights.items():
         if not np.isfinite(value).all():
             raise ValueError(f"weight {name!r} is not finite: there is nothing to export")
@@ -99,10 +97,7 @@ class Decoder(tf.Module):
         self.state = model.initial_state(1)
         self.max_tokens = max_tokens
         prompt = (_spec("tokens", [1, max_prompt]), _spec("length"))
-        states = [
-            _spec(f"state_{i}", state.shape, state.dtype)
-            for i, state in enumerate(tf.nest.flatten(self.state))
-        ]
+        states = [_spec(f"state_{i}", state.shape, state.dtype) for i, state in enumerate(tf.nest.flatten(self.state))]
         choices = (
             _spec("seed", [2]),
             _spec("request"),

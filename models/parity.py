@@ -24,7 +24,9 @@ _TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "int8": 0.25}
 # Rounding moves a draw across a boundary once in ten thousand tokens or so: see docs/export.md.
 _LEAST_EQUAL = 0.9
 _LENGTH = 32
-_COMPARED = 8
+# Logits are compared over short contexts: an untrained recurrence of some size is chaotic, and doubles the
+# rounding of its weights every few tokens, in a file that is all right.
+_COMPARED, _CONTEXT = 16, 8
 _TIMINGS = 7
 
 
@@ -36,7 +38,8 @@ class Parity:
       path: of the file.
       precision: of its weights.
       bytes: its size.
-      max_logit_error: largest difference of a logit, over contexts read by `prefill` and by `decode`.
+      max_logit_error: largest difference of a logit, over contexts of up to 8 tokens, their first tokens read
+        by `prefill` and the others by `decode`.
       logit_spread: largest minus smallest logit of the trained model over the same contexts.
       random_bits_equal: whether the random words inside the graph are those of NumPy.
       sequences: how many seeds were tried, with several prompts, temperatures and top-k.
@@ -93,9 +96,10 @@ def check_parity(
         choices = Choices(max_tokens=length, temperature=temperature, top_k=top_k, seed=i, request=i % 2)
         requests.append((prompt, choices))
         drawn.append(list(reference.draw(prompt, choices)))
-    texts = [(len(prompt), [*prompt, *tokens]) for (prompt, _), tokens in zip(requests, drawn, strict=True)][
-        :_COMPARED
-    ]
+    texts = [
+        (min(1 + i % _CONTEXT, prompt_limit), [*prompt, *tokens][:_CONTEXT])
+        for i, ((prompt, _), tokens) in enumerate(zip(requests, drawn, strict=True))
+    ][:_COMPARED]
     logits = [reference.logits(text)[by_prefill - 1 :] for by_prefill, text in texts]
     return [_compare(file, requests, drawn, texts, logits) for file in files]
 
@@ -148,8 +152,7 @@ def _compare(
         list(file.draw(prompt, choices)) == a for (prompt, choices), a in zip(requests, tokens, strict=True)
     )
     bits_equal = all(
-        _bits_equal(output, len(prompt), choices)
-        for output, (prompt, choices) in zip(outputs, requests, strict=True)
+        _bits_equal(output, len(prompt), choices) for output, (prompt, choices) in zip(outputs, requests, strict=True)
     )
     error = max(
         float(np.abs(np.stack([row for row, _ in file.read(text, by_prefill)]) - expected).max())
@@ -188,7 +191,9 @@ def _tokens_per_second(file: device.DeviceModel) -> list[float]:
     longest = file.facts.max_tokens
     if longest == 1:
         return [1 / _seconds(file, 1) for _ in range(_TIMINGS)]
-    return [(longest - 1) / max(_seconds(file, longest) - _seconds(file, 1), 1e-9) for _ in range(_TIMINGS)]
+    # The least, so that a pause of the machine while the short run is timed cannot flatter the long one.
+    one = min(_seconds(file, 1) for _ in range(_TIMINGS))
+    return [(longest - 1) / max(_seconds(file, longest) - one, 1e-9) for _ in range(_TIMINGS)]
 
 
 def _seconds(file: device.DeviceModel, tokens: int) -> float:

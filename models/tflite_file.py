@@ -95,9 +95,7 @@ def read(path: str | os.PathLike[str]) -> tuple[Facts, Vocabulary]:
                 raise ValueError("unknown format")
             facts = Facts(**described)
         except (zipfile.BadZipFile, KeyError, TypeError, AttributeError, ValueError):
-            raise ValueError(
-                f"{path}: cut short, or not from `fedspeak export` (no vocabulary found in it)"
-            ) from None
+            raise ValueError(f"{path}: cut short, or not from `fedspeak export` (no vocabulary found in it)") from None
         file.seek(0)
         if checksum(file.read(facts.flatbuffer_bytes)) != facts.flatbuffer_sha256:
             raise ValueError(f"{path}: damaged, the model's checksum differs; export or copy it again")

@@ -41,6 +41,8 @@ BLOCK = 64
 # exp is a table of this many entries a nat, and a rational function between them.
 ENTRIES_A_NAT = 128
 LOWEST = 30.5  # nats below the likeliest token from which a weight is zero: exp(-30.5) < 2**-44
+# Of a token that is left out. Not -inf, which newer TFLite converters replace by this.
+LEFT_OUT = float(np.finfo(np.float32).min)
 LEAST_TEMPERATURE, MOST_TEMPERATURE = 1e-6, 1e6
 
 
@@ -123,9 +125,7 @@ def random_words(
     seed: ArrayLike, stream: Stream, request: ArrayLike, positions: ArrayLike, tokens: ArrayLike | None = None
 ) -> Words:
     """See `models.decoding.prng.random_words`."""
-    shape = np.broadcast_shapes(
-        np.shape(request), np.shape(positions), np.shape(0 if tokens is None else tokens)
-    )
+    shape = np.broadcast_shapes(np.shape(request), np.shape(positions), np.shape(0 if tokens is None else tokens))
     seed = _unsigned(seed)
     key = threefry_2x32((seed[:1], seed[1:]), (_unsigned([stream]), _unsigned(request)))
     ids = _unsigned([0]) if tokens is None else _unsigned(tokens) + np.uint32(1)
@@ -153,7 +153,7 @@ def process(logits: NDArray[np.float32], temperature: float, top_k: int) -> NDAr
     else:
         kept = np.ones_like(logits, bool)
     sharpness = np.float32(1) / np.float32(max(temperature, LEAST_TEMPERATURE) if temperature > 0 else 1)
-    return np.where(kept, (logits - largest) * sharpness, np.float32(-np.inf))
+    return np.where(kept, (logits - largest) * sharpness, np.float32(LEFT_OUT))
 
 
 def weights(processed: NDArray[np.float32]) -> NDArray[np.int64]:
@@ -195,9 +195,7 @@ def draw(
     seed = seed_words(choices.seed)
     for i in range(choices.max_tokens):
         if not np.isfinite(logits).all():
-            raise ValueError(
-                f"logits at position {position + i} are not finite: the model is damaged or diverged"
-            )
+            raise ValueError(f"logits at position {position + i} are not finite: the model is damaged or diverged")
         words = random_words(seed, Stream.SAMPLE, choices.request, position + i)
         token = int(sample(process(logits, choices.temperature, choices.top_k), words))
         yield token

@@ -4,12 +4,12 @@ from typing import Any
 
 import tensorflow as tf
 
-from models.decoding.host import LEAST_TEMPERATURE
+from models.decoding.host import LEAST_TEMPERATURE, LEFT_OUT
 
 
 def process(logits: tf.Tensor, temperature: Any, top_k: Any) -> tf.Tensor:
-    """Logits of the processed law, minus their largest: 0 for the likeliest token, -inf for a token that is
-    left out.
+    """Logits of the processed law, minus their largest: 0 for the likeliest token, `LEFT_OUT` (the lowest
+    float32) for a token that is left out.
 
     Temperature and top-k may be tensors, so that one graph serves every request. Check them on the host with
     `models.decoding.host.Choices`; a graph cannot refuse.
@@ -35,7 +35,7 @@ def process(logits: tf.Tensor, temperature: Any, top_k: Any) -> tf.Tensor:
     # A product with 1/T rather than a quotient: compilers turn the latter into the former when T is a
     # constant, and then the last bit differs between a graph with T inside and one with T as input.
     sharpness = 1 / tf.where(hot, tf.maximum(temperature, LEAST_TEMPERATURE), 1.0)
-    return tf.where(kept, (logits - largest) * sharpness, -float("inf"))
+    return tf.where(kept, (logits - largest) * sharpness, LEFT_OUT)
 
 
 def _kth_largest(logits: tf.Tensor, largest: tf.Tensor, k: tf.Tensor) -> tf.Tensor:

@@ -41,9 +41,7 @@ def sample(processed: tf.Tensor, words: Words) -> tf.Tensor:
     """
     size = processed.shape[-1]
     if size > LARGEST_VOCABULARY:
-        raise ValueError(
-            f"vocabulary of {size} tokens is larger than {LARGEST_VOCABULARY}: sums would overflow"
-        )
+        raise ValueError(f"vocabulary of {size} tokens is larger than {LARGEST_VOCABULARY}: sums would overflow")
     lead = processed.shape[:-1]
     whole = tf.reshape(weights(processed), [-1, size])
     # Two levels, block then token: under XLA on CPU the time of a running sum grows as the square of its

@@ -23,19 +23,11 @@ def run(capfd, *arguments):
 
 
 def test_generate(path, capfd):
-    code, out, err = run(
-        capfd, "generate", path, "--prompt", "the", "--max-tokens", 10, "--count", 2, "--seed", 3
-    )
+    code, out, err = run(capfd, "generate", path, "--prompt", "the", "--max-tokens", 10, "--count", 2, "--seed", 3)
     assert (code, err) == (0, "")
     assert out.endswith("\n") and out.startswith("the") and "\nthe" in out
-    assert (
-        run(capfd, "generate", path, "--prompt", "the", "--max-tokens", 10, "--count", 2, "--seed", 3)[1]
-        == out
-    )
-    assert (
-        run(capfd, "generate", path, "--prompt", "the", "--max-tokens", 10, "--count", 2, "--seed", 4)[1]
-        != out
-    )
+    assert run(capfd, "generate", path, "--prompt", "the", "--max-tokens", 10, "--count", 2, "--seed", 3)[1] == out
+    assert run(capfd, "generate", path, "--prompt", "the", "--max-tokens", 10, "--count", 2, "--seed", 4)[1] != out
     assert run(capfd, "generate", path)[0] == 0
 
 
@@ -99,9 +91,7 @@ def test_export_writes_all_precisions_and_prints_the_comparison(tmp_path, capfd,
 def test_names_of_exported_files(capfd, monkeypatch, options, expected):
     asked = []
     monkeypatch.setattr("experiments.runs.load_trained", lambda run: (None, None, None))
-    monkeypatch.setattr(
-        "experiments.device_commands.export_and_check", lambda *values: asked.append(values[-1])
-    )
+    monkeypatch.setattr("experiments.device_commands.export_and_check", lambda *values: asked.append(values[-1]))
     assert run(capfd, "export", "run", *options)[0] == 0
     assert [{precision: str(path) for precision, path in paths.items()} for paths in asked] == [expected]
 

@@ -152,9 +152,7 @@ def test_what_the_runtime_cannot_load(path, tmp_path):
     """A file with a right checksum over a wrong flatbuffer."""
     facts, vocabulary = tflite_file.read(path)
     content = b"\0\0\0\0TFL3" + b"\0" * 100
-    broken = tflite_file.Facts(
-        facts.precision, facts.config, 8, 40, [], len(content), tflite_file.checksum(content)
-    )
+    broken = tflite_file.Facts(facts.precision, facts.config, 8, 40, [], len(content), tflite_file.checksum(content))
     tflite_file.write(tmp_path / "m.tflite", content, vocabulary, broken)
     assert "the runtime cannot load it" in refusal(tmp_path / "m.tflite")
 

@@ -99,9 +99,7 @@ def in_graph():
 
 
 def test_ends_after_the_stop_token_only(in_graph):
-    texts = [
-        in_graph([3, 1], Choices(max_tokens=20, seed=seed, temperature=2.0, stop=4)) for seed in range(30)
-    ]
+    texts = [in_graph([3, 1], Choices(max_tokens=20, seed=seed, temperature=2.0, stop=4)) for seed in range(30)]
     assert any(len(text) < 20 for text in texts)
     for text in texts:
         assert 4 not in text[:-1]
@@ -133,9 +131,7 @@ def test_a_text_can_be_continued(in_graph):
     def stale_state(prompt, choices):
         """Planted: the state of the prompt is used for every token."""
         logits = TABLE[prompt[-2], prompt[-1]]
-        return list(
-            host.draw(lambda token, s: (TABLE[s, token], s), logits, prompt[-1], len(prompt), choices)
-        )
+        return list(host.draw(lambda token, s: (TABLE[s, token], s), logits, prompt[-1], len(prompt), choices))
 
     assert not continues(off_by_one) and not continues(stale_state)
 

@@ -25,10 +25,7 @@ def signed(words):
 def test_known_answers(key, counter, words):
     assert threefry.threefry(key, counter) == words
     arrays = [np.array([word], np.uint32) for word in (*key, *counter)]
-    assert (
-        tuple(int(word[0]) for word in host.threefry_2x32((arrays[0], arrays[1]), (arrays[2], arrays[3])))
-        == words
-    )
+    assert tuple(int(word[0]) for word in host.threefry_2x32((arrays[0], arrays[1]), (arrays[2], arrays[3]))) == words
     drawn = prng.threefry_2x32(signed(key), signed(counter))
     assert tuple(int(word.numpy().view(np.uint32)) for word in drawn) == words
 
@@ -54,9 +51,7 @@ def test_every_backend_gives_the_bits_of_numpy(with_tokens):
     tokens = rng.integers(0, 2**18, [5, 200], np.int32)
 
     def words(seed, request, positions, tokens):
-        first, second = prng.random_words(
-            seed, Stream.DRAFT, request, positions, tokens if with_tokens else None
-        )
+        first, second = prng.random_words(seed, Stream.DRAFT, request, positions, tokens if with_tokens else None)
         return {"first": first, "second": second, "uniforms": prng.uniforms(first)}
 
     first, second = host.random_words(seed, Stream.DRAFT, request, positions, tokens if with_tokens else None)
