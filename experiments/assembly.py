@@ -57,16 +57,14 @@ def plan(config: Config, population: int, public: tuple[str, ...]) -> PrivacyPla
     private = wanted.epsilon is not None or (wanted.noise_multiplier or 0) > 0
     if private and config.server.weighting != "uniform":
         raise ValueError(
-            'server.weighting is "examples" in a private run: a client with much text would move the mean by more than the '
-            'noise covers; use "uniform"'
+            'server.weighting is "examples" in a private run: a client with much text would move the mean by more than '
+            'the noise covers; use "uniform"'
         )
     clip: FixedClip | AdaptiveClip | None = None
     if wanted.clip is not None:
         clip = FixedClip(wanted.clip)
         if wanted.clip_quantile is not None:
-            clip = AdaptiveClip(
-                wanted.clip, wanted.clip_quantile, wanted.clip_learning_rate, wanted.count_stddev
-            )
+            clip = AdaptiveClip(wanted.clip, wanted.clip_quantile, wanted.clip_learning_rate, wanted.count_stddev)
     elif wanted.clip_quantile is not None:
         raise ValueError("privacy.clip_quantile needs privacy.clip, the clip norm of the first round: set it")
     elif private:
@@ -123,9 +121,12 @@ def federation(
 
     language_model, local = model(config, data.vocabulary.size), local_sgd(config)
     process = build_process(
-        language_model.token_losses, weights, local, aggregator(config, promised), server_optimizer(config)
+        language_model.token_losses,
+        weights,
+        local,
+        aggregator(config, promised),
+        server_optimizer(config),
+        config.server.average_decay,
     )
     clients = data.splits.train
-    return Federation(
-        process, promised, secrets, clients, lambda client: data.training(clients[client]), local
-    )
+    return Federation(process, promised, secrets, clients, lambda client: data.training(clients[client]), local)

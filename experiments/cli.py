@@ -6,7 +6,6 @@ import signal
 import sys
 from collections.abc import Callable
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import click
@@ -37,6 +36,7 @@ _COMMANDS = {
         "Epsilon, noise or rounds, any one from the others.",
     ),
     "data": ("experiments.run_commands", "data", "Build the token store of a config and say what is in it."),
+    "reproduce": ("experiments.reproduce", "reproduce", "Repeat a study and write its table and plot."),
     "doctor": ("experiments.doctor", "doctor", "Say in plain words what is missing or mismatched here."),
 }
 
@@ -88,9 +88,7 @@ def _guarded(run: Callable[[], Any]) -> int:
         error.show()
         return 2
     except (KeyboardInterrupt, click.Abort):
-        print(
-            "fedspeak: interrupted; a training run is resumable with fedspeak train --resume", file=sys.stderr
-        )
+        print("fedspeak: interrupted; a training run is resumable with fedspeak train --resume", file=sys.stderr)
         return 130
     except (ValueError, OSError, ModuleNotFoundError) as error:
         if os.environ.get("FEDSPEAK_TRACEBACK"):

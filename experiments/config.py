@@ -1,4 +1,4 @@
-"""A run is one TOML file of typed keys in sections. A key that is unknown or ill-typed is an error that names the mend."""
+"""A run is one TOML file of typed keys in sections. An unknown or ill-typed key is an error that names the mend."""
 
 import dataclasses
 import difflib
@@ -27,9 +27,7 @@ class DataConfig:
     user_column: str = "user"  # of jsonl and csv
     text_column: str = "text"  # of jsonl and csv; of sqlite the feature of the examples
     split: str | None = None  # of sqlite: "train", "test", …; left out: all splits of a client together
-    public: tuple[str, ...] = (
-        "histories",
-    )  # shakespeare: genres or plays; otherwise text files. No client has them
+    public: tuple[str, ...] = ("histories",)  # shakespeare: genres or plays; otherwise text files. No client has them
     strict: bool = False  # refuse bad rows instead of counting them
     min_tokens: int = 41  # clients with fewer tokens are left out (and counted)
     validation: float = 0.1  # share of clients on which all choices are made
@@ -92,13 +90,15 @@ class ServerConfig:
     learning_rate: float = 1.0
     momentum: float = 0.9  # of momentum
     epsilon: float = 0.001  # of adam, yogi and adagrad
+    average_decay: float = 0.0  # the trained model is this running average of the rounds' weights; 0: the last weights
     weighting: Literal["uniform", "examples"] = "uniform"  # a private run is always uniform
 
     def __post_init__(self) -> None:
         if not self.learning_rate > 0:
             raise ValueError(f"server.learning_rate is {self.learning_rate}: a positive number is needed")
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"server.momentum is {self.momentum}: a number from 0 to below 1 is needed")
+        for name in ("momentum", "average_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"server.{name} is {getattr(self, name)}: a number from 0 to below 1 is needed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,9 +168,7 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> Config:
         text = file.read_text()
     except FileNotFoundError:
         shipped = ", ".join(sorted(config.stem for config in CONFIGS.glob("*.toml")))
-        raise FileNotFoundError(
-            f"config {path} does not exist: give a TOML file, or one of {shipped}"
-        ) from None
+        raise FileNotFoundError(f"config {path} does not exist: give a TOML file, or one of {shipped}") from None
     except UnicodeDecodeError:
         raise ValueError(f"config {file} is not UTF-8 text: give a TOML file") from None
     return parse(text, str(file), overrides)

@@ -75,28 +75,25 @@ def prepare(config: Config, stores: Path, vocabulary_path: Path | None) -> Data:
             words.save(vocabulary_path)
     name = hashlib.sha256(f"{config.data} {words.digest}".encode()).hexdigest()[:16]
     store = TokenStore.build(stores / f"{name}.tokens", source, words, min_tokens=config.data.min_tokens)
-    sets = splits.split_clients(
-        store.clients, config.data.validation, config.data.test, config.data.split_seed
-    )
+    sets = splits.split_clients(store.clients, config.data.validation, config.data.test, config.data.split_seed)
     for set_name, ids in zip(sets._fields, sets, strict=True):
         if not ids:
             raise ValueError(
-                f"data.{set_name}: no client of {len(store.clients)} fell into this set: enlarge its share, or bring more clients"
+                f"data.{set_name}: no client of {len(store.clients)} fell into this set: enlarge its share, or bring "
+                "more clients"
             )
     length = config.clients.sequence_length
-    tokens = np.array(
-        [clients.BOS, *(t for line in public for t in [*words.encode(line), clients.EOS])], np.int32
-    )
+    tokens = np.array([clients.BOS, *(t for line in public for t in [*words.encode(line), clients.EOS])], np.int32)
     return Data(words, store, sets, clients.sequences(tokens, length), declared, length, config.data.held_out)
 
 
 def describe(data: Data) -> str:
     """What is in the data, for people: counts of clients, tokens and rows left out."""
-    tokens = data.store.num_tokens
+    tokens, sets = data.store.num_tokens, data.splits
     lines = [
         f"public: {'; '.join(data.declared_public)}",
         f"vocabulary: {data.vocabulary.size} sub-words ({data.vocabulary.digest[:12]})",
-        f"clients: {len(data.splits.train)} train, {len(data.splits.validation)} validation, {len(data.splits.test)} test",
+        f"clients: {len(sets.train)} train, {len(sets.validation)} validation, {len(sets.test)} test",
         f"tokens a client: median {np.median(tokens):.0f}, mean {tokens.mean():.0f}, most {tokens.max()}",
         *_left_out(data.store.statistics),
     ]
@@ -172,7 +169,5 @@ class _Lines(Iterable[str]):
             except FileNotFoundError:
                 raise FileNotFoundError(f"public text {path} does not exist: correct data.public") from None
             except UnicodeDecodeError as error:
-                raise ValueError(
-                    f"public text {path} is not UTF-8 at byte {error.start}: convert it"
-                ) from None
+                raise ValueError(f"public text {path} is not UTF-8 at byte {error.start}: convert it") from None
             yield from (line for line in text.splitlines() if line.strip())

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import click
 
-from experiments import cli, config as configs
+from experiments import cli
+from experiments import config as configs
 from experiments.display import ConsoleDisplay
 from experiments.runs import RunFolder, load_trained
 
@@ -34,7 +35,7 @@ def demo(output: Path) -> None:
         training.train(run, cli.command_line(), show)
 
     show.note("evaluating on the test clients …")
-    table = results.evaluate(run, show)
+    table = results.evaluate(run)
     reports = results.write_reports(run)
     model, weights, vocabulary = load_trained(output)
     show.note("exporting and checking …")

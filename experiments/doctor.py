@@ -86,24 +86,18 @@ def _python(facts: Facts) -> Check:
     version = ".".join(map(str, facts.python))
     if facts.python[:2] == (3, 11):
         return Check("Python", "ok", version)
-    return Check(
-        "Python", "fail", f"{version}; TFF 0.87 needs 3.11", "install Python 3.11, then `make clean test`"
-    )
+    return Check("Python", "fail", f"{version}; TFF 0.87 needs 3.11", "install Python 3.11, then `make clean test`")
 
 
 def _processor(facts: Facts) -> Check:
     if facts.machine not in ("x86_64", "AMD64"):
         message = f"{facts.machine}: TFF's worker is published for x86_64 only"
-        return Check(
-            "processor", "fail", message, "`fedspeak privacy` and `fedspeak generate` work here all the same"
-        )
+        return Check("processor", "fail", message, "`fedspeak privacy` and `fedspeak generate` work here all the same")
     if facts.cpu_flags is None:
         return Check("processor", "warn", "cannot tell whether it has AVX, which TensorFlow's wheels need")
     if "avx" not in facts.cpu_flags:
         message = "no AVX: TensorFlow's wheels end with 'Illegal instruction' here"
-        return Check(
-            "processor", "fail", message, "use a processor (or a virtual machine's CPU type) with AVX"
-        )
+        return Check("processor", "fail", message, "use a processor (or a virtual machine's CPU type) with AVX")
     best = next(name for name in ("avx512f", "avx2", "avx") if name in facts.cpu_flags)
     return Check("processor", "ok", f"{facts.machine} with {best}")
 
@@ -138,9 +132,7 @@ def _jaxlib(facts: Facts) -> Check:
         message = f"{hole}; {missing} is not installed, so TFF cannot be imported"
         return Check("jaxlib", "fail", message, REINSTALL if facts.locked else COMPLETE)
     if (jax, jaxlib) == ("0.4.18", "0.4.18"):
-        return Check(
-            "jaxlib", "ok", f"{hole}; 0.4.18 stands in and is tested. `pip check` complains: expected"
-        )
+        return Check("jaxlib", "ok", f"{hole}; 0.4.18 stands in and is tested. `pip check` complains: expected")
     message = f"{hole}; tested is 0.4.18, here are jax {jax} and jaxlib {jaxlib}"
     return Check("jaxlib", "warn", message, REINSTALL if facts.locked else COMPLETE)
 
@@ -156,9 +148,7 @@ def _litert(facts: Facts) -> Check:
 
 def _socket(facts: Facts) -> Check:
     if facts.loopback_shim:
-        return Check(
-            "executor socket", "ok", "closed: TFF's worker will listen on this machine's loopback only"
-        )
+        return Check("executor socket", "ok", "closed: TFF's worker will listen on this machine's loopback only")
     return Check(
         "executor socket",
         "warn",

@@ -20,9 +20,7 @@ class Interval(NamedTuple):
     high: float
 
 
-def mean_interval(
-    loss: NDArray[Any], units: NDArray[Any], *, confidence: float = 0.95, seed: int = 0
-) -> Interval:
+def mean_interval(loss: NDArray[Any], units: NDArray[Any], *, confidence: float = 0.95, seed: int = 0) -> Interval:
     """Mean loss a unit with a bootstrap interval over clients.
 
     Args:
@@ -42,9 +40,7 @@ def mean_interval(
         raise ValueError(f"confidence {confidence} is outside (0, 1)")
     loss, units = np.asarray(loss, np.float64), np.asarray(units, np.float64)
     if loss.ndim != 1 or loss.shape != units.shape:
-        raise ValueError(
-            f"losses of shape {loss.shape} and units of shape {units.shape}: not one of each a client"
-        )
+        raise ValueError(f"losses of shape {loss.shape} and units of shape {units.shape}: not one of each a client")
     # A client without a unit changes no sum; without it, no resample is empty.
     loss, units = loss[units > 0], units[units > 0]
     if not len(units):

@@ -22,13 +22,9 @@ def _described(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that all three commands share."""
     options = [
         click.option("--clients", type=int, required=True, metavar="N", help="Clients who could take part."),
-        click.option(
-            "--cohort", type=float, metavar="K", help="Clients in a round (poisson: expected number)."
-        ),
+        click.option("--cohort", type=float, metavar="K", help="Clients in a round (poisson: expected number)."),
         click.option("--rate", type=float, metavar="Q", help="Sampling rate instead of --cohort (poisson)."),
-        click.option(
-            "--cohorts", type=int, metavar="B", help="Cohorts that take turns, instead of --cohort (cyclic)."
-        ),
+        click.option("--cohorts", type=int, metavar="B", help="Cohorts that take turns, instead of --cohort (cyclic)."),
         click.option(
             "--sampler",
             type=click.Choice(["poisson", "fixed-size", "cyclic"]),
@@ -51,9 +47,7 @@ def _described(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _ROUNDS = click.option("--rounds", type=int, required=True, metavar="T", help="Rounds of training.")
-_NOISE = click.option(
-    "--noise", type=float, required=True, metavar="Z", help="Noise standard deviation / clip norm."
-)
+_NOISE = click.option("--noise", type=float, required=True, metavar="Z", help="Noise standard deviation / clip norm.")
 _EPSILON = click.option("--epsilon", "target", type=float, required=True, metavar="E", help="Budget to keep.")
 
 
@@ -112,9 +106,7 @@ def _plan(
     }[sampler]
     given = [name for name, value in sizes.items() if value is not None]
     if len(given) != 1 or given[0] not in allowed:
-        raise ValueError(
-            f"{' and '.join(given) or 'no cohort'} given: {sampler} takes one of {' or '.join(allowed)}"
-        )
+        raise ValueError(f"{' and '.join(given) or 'no cohort'} given: {sampler} takes one of {' or '.join(allowed)}")
     if cohort is not None:
         checks.positive("--cohort", cohort, "give the number of clients in a round")
         if cohort > clients:

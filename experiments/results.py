@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments import assembly, data
+from experiments import data, plots
 from experiments.baselines import KneserNeyBigram, Unigram
-from experiments.display import ConsoleDisplay
 from experiments.intervals import Interval, bits_per_character, mean_interval, paired_interval
 from experiments.runs import RunFolder, load_trained, load_weights, write_json
 from experiments.versions import versions
@@ -17,6 +16,8 @@ from fl.rounds import read_metrics
 from privacy import report
 from privacy.ledger import Ledger
 
+UNIGRAM = "unigram of the training clients"
+BIGRAM = "Kneser-Ney bigram of the training clients"
 PUBLIC = "public model"
 TRAINED = "after federated training"
 
@@ -42,18 +43,14 @@ class Row:
         return {"name": self.name, "nats": self.nats._asdict(), "bits": self.bits, "gain": gain}
 
 
-def evaluate(run: RunFolder, show: ConsoleDisplay) -> str:
+def evaluate(run: RunFolder) -> str:
     """Evaluates a finished run on its test clients; returns the table as Markdown and keeps it in the run's folder."""
-    config = run.read_config()
-    model, weights, _ = load_trained(run.path)
-    prepared = data.prepare(config, run.path.parent / "data", run.vocabulary)
-    neural = {TRAINED: weights}
-    if config.warm_start.epochs:
-        neural = {PUBLIC: load_weights(run.public_weights), **neural}
-    rows = _test_rows(prepared, model, neural)
+    prepared = data.prepare(run.read_config(), run.path.parent / "data", run.vocabulary)
+    rows = test_rows(run, prepared)
     write_json(run.evaluation, {"clients": len(prepared.splits.test), "rows": [row.to_dict() for row in rows]})
     text = table(rows, len(prepared.splits.test))
     run.table.write_text(text)
+    plots.loss_curve(run.path / "curve", read_metrics(run.metrics), _validation_lines(run, prepared))
     return text
 
 
@@ -66,9 +63,7 @@ def table(rows: list[Row], clients: int) -> str:
         "|---|---|---|---|",
     ]
     for row in rows:
-        gain = (
-            "" if row.gain is None else f"{row.gain.estimate:.3f} [{row.gain.low:.3f}, {row.gain.high:.3f}]"
-        )
+        gain = "" if row.gain is None else f"{row.gain.estimate:.3f} [{row.gain.low:.3f}, {row.gain.high:.3f}]"
         nats = f"{row.nats.estimate:.3f} [{row.nats.low:.3f}, {row.nats.high:.3f}]"
         lines.append(f"| {row.name} | {nats} | {row.bits:.3f} | {gain} |")
     return "\n".join(lines) + "\n"
@@ -86,17 +81,22 @@ def write_reports(run: RunFolder) -> list[Path]:
     ]
 
 
-def _test_rows(prepared: data.Data, model: Any, neural: dict[str, dict[str, np.ndarray]]) -> list[Row]:
+def test_rows(run: RunFolder, prepared: data.Data) -> list[Row]:
+    """A finished run and its baselines on the test clients."""
     from fl.evaluation import Evaluator
 
+    model, weights, _ = load_trained(run.path)
+    neural = {TRAINED: weights}
+    if run.read_config().warm_start.epochs:
+        neural = {PUBLIC: load_weights(run.public_weights), **neural}
     sequences = [prepared.whole(client) for client in prepared.splits.test]
     training = [prepared.training(client) for client in prepared.splits.train]
     size = prepared.vocabulary.size
     tokens = np.array([np.count_nonzero(rows[:, 1:]) for rows in sequences])
     characters = float(sum(prepared.vocabulary.characters[rows[:, 1:]].sum() for rows in sequences))
     baselines: dict[str, Unigram | KneserNeyBigram] = {
-        "unigram of the training clients": Unigram.fit(training, size),
-        "Kneser-Ney bigram of the training clients": KneserNeyBigram.fit(training, size),
+        UNIGRAM: Unigram.fit(training, size),
+        BIGRAM: KneserNeyBigram.fit(training, size),
     }
     losses = {
         name: np.array([baseline.token_losses(rows).sum() for rows in sequences])
@@ -113,6 +113,39 @@ def _test_rows(prepared: data.Data, model: Any, neural: dict[str, dict[str, np.n
         )
         for name, loss in losses.items()
     ]
+
+
+def _validation_lines(run: RunFolder, prepared: data.Data) -> dict[str, float]:
+    """What the curve of validation losses is compared with."""
+    from fl.evaluation import Evaluator
+
+    sequences = [prepared.whole(client) for client in prepared.splits.validation]
+    training = [prepared.training(client) for client in prepared.splits.train]
+    bigram = KneserNeyBigram.fit(training, prepared.vocabulary.size)
+    loss = sum(bigram.token_losses(rows).sum() for rows in sequences)
+    lines = {BIGRAM: float(loss) / sum(np.count_nonzero(rows[:, 1:]) for rows in sequences)}
+    if run.read_config().warm_start.epochs:
+        model, _, _ = load_trained(run.path)
+        lines[PUBLIC] = Evaluator(model, sequences)(load_weights(run.public_weights)).loss_per_token
+    return lines
+
+
+def seeds_table(evaluations: list[list[Row]]) -> str:
+    """Repetitions of one run as Markdown: each repetition, then mean and standard deviation over them."""
+    compared = [row.name for row in evaluations[0] if row.gain is not None]
+    header = ["repetition", "nats a token", "bits a character", *(f"{name} worse by" for name in compared)]
+    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    columns = []
+    for number, rows in enumerate(evaluations, 1):
+        by_name = {row.name: row for row in rows}
+        gains = [by_name[name].gain for name in compared]
+        trained = by_name[TRAINED]
+        columns.append([trained.nats.estimate, trained.bits, *(gain.estimate for gain in gains if gain)])
+        shown = "".join(f" {g.estimate:.3f} [{g.low:.3f}, {g.high:.3f}] |" for g in gains if g)
+        lines.append(f"| {number} | {trained.nats.estimate:.3f} | {trained.bits:.3f} |{shown}")
+    mean, deviation = np.mean(columns, 0), np.std(columns, 0, ddof=1)
+    summary = "".join(f" {m:.3f} ± {d:.3f} |" for m, d in zip(mean, deviation, strict=True))
+    return "\n".join([*lines, f"| mean ± standard deviation |{summary}"]) + "\n"
 
 
 def _facts(run: RunFolder) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import click
 
-from experiments import cli, config as configs
+from experiments import cli
+from experiments import config as configs
 from experiments.display import ConsoleDisplay
 from experiments.runs import RunFolder
 
@@ -21,12 +22,8 @@ _SETTINGS = click.option(
 @click.command()
 @click.argument("config", required=False)
 @_SETTINGS
-@click.option(
-    "--output", type=click.Path(path_type=Path), help="Folder of the run; by default runs/CONFIG-DATE."
-)
-@click.option(
-    "--resume", type=click.Path(path_type=Path), metavar="RUN", help="Go on with an interrupted run."
-)
+@click.option("--output", type=click.Path(path_type=Path), help="Folder of the run; by default runs/CONFIG-DATE.")
+@click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Go on with an interrupted run.")
 def train(config: str | None, overrides: tuple[str, ...], output: Path | None, resume: Path | None) -> None:
     """Train a model on clients' text.
 
@@ -51,7 +48,7 @@ def train(config: str | None, overrides: tuple[str, ...], output: Path | None, r
     from experiments import results, training
 
     training.train(run, cli.command_line(), show)
-    click.echo(results.evaluate(run, show))
+    click.echo(results.evaluate(run))
     for path in results.write_reports(run):
         click.echo(str(path))
 
@@ -62,7 +59,7 @@ def evaluate(run: Path) -> None:
     """Evaluate a trained run on its test clients, beside the baselines."""
     from experiments import results
 
-    click.echo(results.evaluate(RunFolder(run), ConsoleDisplay()))
+    click.echo(results.evaluate(RunFolder(run)))
 
 
 @click.command()

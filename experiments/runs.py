@@ -21,8 +21,8 @@ _WANTED = "train one with fedspeak train, or give the folder of a run"
 class RunFolder:
     """Paths inside a run's folder.
 
-    `keys.json` is the operator's secret (mode 0600), `ledger.jsonl` and `metrics.jsonl` are the operator's; `report-release.*`
-    and `model.tflite` are made to be given away.
+    `keys.json` is the operator's secret (mode 0600), `ledger.jsonl` and `metrics.jsonl` are the operator's;
+    `report-release.*` and `model.tflite` are made to be given away.
     """
 
     path: Path
@@ -141,8 +141,6 @@ def load_trained(folder: Path | str) -> tuple[Any, dict[str, np.ndarray], Any]:
     if not run.path.is_dir():
         raise FileNotFoundError(f"{run.path} does not exist: {_WANTED}")
     if not run.weights.exists():
-        raise FileNotFoundError(
-            f"{run.path} holds no trained model: finish it with fedspeak train --resume {run.path}"
-        )
+        raise FileNotFoundError(f"{run.path} holds no trained model: finish it with fedspeak train --resume {run.path}")
     model = from_config(json.loads(run.model.read_text()))
     return model, load_weights(run.weights), Vocabulary.load(run.vocabulary)

@@ -108,7 +108,7 @@ def _federated(
                     tf.summary.scalar(name, value, step=row["round"])
                 advance(row["round"], shown)
         state = final_state(federation, log)
-    return dict(state["weights"])
+    return dict(state["average"])
 
 
 def _epsilon_by_round(plan: PrivacyPlan) -> list[float] | None:
@@ -126,5 +126,6 @@ def _promise(plan: PrivacyPlan) -> str:
     figure = accounting.epsilon(plan)
     return (
         f"privacy: epsilon {figure.value:.2f} at delta {plan.target_delta:.3g} ({plan.delta_rule}), unit {plan.unit}, "
-        f"{plan.relation}, {plan.sampling.describe()}, {plan.rounds} rounds, noise multiplier {plan.noise_multiplier:.4g}"
+        f"{plan.relation}, {plan.sampling.describe()}, {plan.rounds} rounds, "
+        f"noise multiplier {plan.noise_multiplier:.4g}"
     )

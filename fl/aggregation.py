@@ -22,9 +22,7 @@ class Contribution(NamedTuple):
 
     update: Weights  # weighted (or clipped) change of the model
     weight: Any  # float32: what `update` was multiplied by
-    within_clip: (
-        Any  # float32: 1/2 if the update's norm is at most the clip norm, else -1/2 (0 without clipping)
-    )
+    within_clip: Any  # float32: 1/2 if the update's norm is at most the clip norm, else -1/2 (0 without clipping)
     clients: Any  # float32: 1, or 0 for a client without any sequence, which contributes nothing at all
     non_finite: Any  # float32: 1 if the update was not finite and was replaced by zero
     examples: Any  # float32: sequences trained on
@@ -126,8 +124,7 @@ class DPMean:
         noise = tf.random.stateless_normal([sum(sizes) + 1], noise_seed, alg="philox")
         parts = dict(zip(names, tf.split(noise[:-1], sizes), strict=True))
         update = {
-            name: (total.update[name] + noise_stddev * tf.reshape(parts[name], total.update[name].shape))
-            / cohort
+            name: (total.update[name] + noise_stddev * tf.reshape(parts[name], total.update[name].shape)) / cohort
             for name in names
         }
         released = {"clip": clip, "noise_stddev": noise_stddev}
@@ -143,9 +140,7 @@ def _contribution(update: ClientUpdate, weight: Any) -> Contribution:
     """The update times `weight`; zero unless all its entries and its loss are finite."""
     import tensorflow as tf
 
-    finite = tf.reduce_all(
-        [tf.reduce_all(tf.math.is_finite(value)) for value in (*update.delta.values(), update.loss)]
-    )
+    finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for value in (*update.delta.values(), update.loss)])
     present = tf.cast(update.examples > 0, tf.float32)
     counted = tf.cast(finite, tf.float32) * present
     return Contribution(
@@ -163,6 +158,4 @@ def _contribution(update: ClientUpdate, weight: Any) -> Contribution:
 def _weighted_mean(state: State, total: Contribution) -> Mean:
     import tensorflow as tf
 
-    return Mean(
-        {name: tf.math.divide_no_nan(value, total.weight) for name, value in total.update.items()}, state, {}
-    )
+    return Mean({name: tf.math.divide_no_nan(value, total.weight) for name, value in total.update.items()}, state, {})

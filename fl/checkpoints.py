@@ -28,6 +28,7 @@ class Checkpoint(NamedTuple):
 
 
 def path_of(folder: Path, round_number: int) -> Path:
+    """File of the checkpoint before that round."""
     return folder / f"round-{round_number:06d}.ckpt"
 
 
@@ -99,11 +100,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 def _flatten(state: Any, prefix: str = "") -> list[tuple[str, np.ndarray]]:
     if not isinstance(state, Mapping):
         return [(prefix, np.asarray(state))]
-    return [
-        pair
-        for name, value in state.items()
-        for pair in _flatten(value, f"{prefix}/{name}" if prefix else name)
-    ]
+    return [pair for name, value in state.items() for pair in _flatten(value, f"{prefix}/{name}" if prefix else name)]
 
 
 def _restore(template: Any, arrays: Mapping[str, np.ndarray], path: Path, prefix: str = "") -> Any:

@@ -84,9 +84,7 @@ class TokenStore:
         return _open(Path(path))
 
     @staticmethod
-    def build(
-        path: str | os.PathLike[str], source: Source, vocabulary: Encoder, *, min_tokens: int = 2
-    ) -> TokenStore:
+    def build(path: str | os.PathLike[str], source: Source, vocabulary: Encoder, *, min_tokens: int = 2) -> TokenStore:
         """Encodes `source` into the store at `path`, unless one is there that was built from the same inputs.
 
         The inputs are the source's fingerprint, the vocabulary's digest and the options; a damaged store is
@@ -127,9 +125,7 @@ class TokenStore:
                 # A write that fails (disk full) does not say to which file.
                 if error.filename is not None:
                     raise
-                raise OSError(
-                    error.errno, f"{error.strerror} (writing the token store)", str(target)
-                ) from None
+                raise OSError(error.errno, f"{error.strerror} (writing the token store)", str(target)) from None
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
             _sync_folder(target.parent)

@@ -14,9 +14,7 @@ SeedOfRound = Callable[[int], int]
 """128-bit seed of a round, for instance `privacy.keys.RunKeys.sampler_seed`."""
 
 
-def draw_cohort(
-    sampling: Sampling, population: int, round_number: int, seed_of_round: SeedOfRound
-) -> np.ndarray:
+def draw_cohort(sampling: Sampling, population: int, round_number: int, seed_of_round: SeedOfRound) -> np.ndarray:
     """Indices of the clients of one round.
 
     Args:
@@ -42,15 +40,11 @@ def draw_cohort(
             return np.flatnonzero(_generator(seed_of_round(round_number)).random(population) < rate)
         case FixedSize(size=size):
             if size > population:
-                raise ValueError(
-                    f"cohort size {size} is larger than the population of {population} clients: lower it"
-                )
+                raise ValueError(f"cohort size {size} is larger than the population of {population} clients: lower it")
             return np.sort(_generator(seed_of_round(round_number)).choice(population, size, replace=False))
         case Cyclic(cohorts=cohorts):
             if cohorts > population:
-                raise ValueError(
-                    f"{cohorts} cyclic cohorts for {population} clients: use at most one cohort a client"
-                )
+                raise ValueError(f"{cohorts} cyclic cohorts for {population} clients: use at most one cohort a client")
             order = _generator(seed_of_round(0)).permutation(population)  # one partition for the whole run
             return np.sort(order[round_number % cohorts :: cohorts])
     raise ValueError(f"unknown sampling {sampling!r}: use Poisson, FixedSize or Cyclic")

@@ -46,9 +46,7 @@ class Evaluator:
 
         rows = np.concatenate(sequences) if sequences else np.zeros((0, 2), np.int32)
         if not len(rows):
-            raise ValueError(
-                "no sequence to evaluate on: the clients of this set have no text, enlarge the set"
-            )
+            raise ValueError("no sequence to evaluate on: the clients of this set have no text, enlarge the set")
         self._owners = np.repeat(np.arange(len(sequences)), [len(s) for s in sequences])
         self._clients = len(sequences)
         padding = -len(rows) % _ROWS

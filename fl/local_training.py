@@ -5,7 +5,7 @@ TensorFlow part (`client_update`) sees one dense tensor: no `tf.data` inside a T
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from fl.clients import PAD
 Weights = dict[str, Any]
 """Named tensors, keys in sorted order."""
 
-TokenLosses = Callable[[Mapping[str, Any], Any], Any]
+TokenLosses = Callable[[Weights, Any], Any]
 """(weights, tokens int32 [B, T+1]) -> float32 [B, T]: nats lost on predicting tokens[:, 1:]."""
 
 
@@ -75,9 +75,7 @@ class ClientUpdate(NamedTuple):
     loss: Any  # float32 scalar: sum over those tokens of the loss in nats, each before the step that used it
 
 
-def client_update(
-    token_losses: TokenLosses, weights: Weights, batches: Any, learning_rate: float
-) -> ClientUpdate:
+def client_update(token_losses: TokenLosses, weights: Weights, batches: Any, learning_rate: float) -> ClientUpdate:
     """Trains one client: a TensorFlow graph function of (weights, batches).
 
     Args:
@@ -99,10 +97,7 @@ def client_update(
             total = tf.reduce_sum(token_losses(dict(zip(names, values, strict=True)), batch) * real)
             mean = total / tf.maximum(count, 1.0)
         gradients = tape.gradient(mean, values, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-        updated = [
-            value - learning_rate * tf.convert_to_tensor(g)
-            for value, g in zip(values, gradients, strict=True)
-        ]
+        updated = [value - learning_rate * tf.convert_to_tensor(g) for value, g in zip(values, gradients, strict=True)]
         examples += tf.reduce_sum(tf.reduce_max(real, axis=1))
         return (index + 1, examples, tokens + count, loss + total, *updated)
 

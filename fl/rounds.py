@@ -25,6 +25,7 @@ from privacy.sampling import Poisson
 
 log = logging.getLogger(__name__)
 
+
 @dataclass(frozen=True)
 class Federation:
     """All that a run's rounds depend on.
@@ -102,8 +103,8 @@ def run_rounds(
     Args:
       federation: what to run.
       run: where its state is; an existing state is resumed.
-      evaluate: (rounds done, weights) -> what to add to that round's metrics; {} on rounds without evaluation. Must
-        depend on nothing else.
+      evaluate: (rounds done, averaged weights) -> what to add to that round's metrics; {} on rounds without
+        evaluation. Must depend on nothing else.
 
     Yields:
       One row of metrics for every round from the resumed one on, after it is safely on disk: `round` (from 1: rounds
@@ -147,7 +148,7 @@ def run_rounds(
                     "large for this model; start a new run with a smaller one"
                 )
             done = number + 1
-            row = {"round": done, **_plain(measured), "evaluation": _plain(evaluate(done, state["weights"]))}
+            row = {"round": done, **_plain(measured), "evaluation": _plain(evaluate(done, state["average"]))}
             checkpoint = checkpoints.Checkpoint(done, state, {"metrics": row})
             checkpoints.save(run.checkpoints, checkpoint, keep=run.keep_checkpoints)
             with run.metrics.open("ab") as file:

@@ -90,9 +90,7 @@ def is_loopback(address: str) -> bool:
     """True if a kernel-printed address is 127.0.0.0/8, ::1 or an IPv4-mapped 127.0.0.0/8."""
     if len(address) == 8:
         return address.endswith("7F")
-    return address == "0" * 24 + "01000000" or (
-        address.startswith("0" * 16 + "FFFF0000") and address.endswith("7F")
-    )
+    return address == "0" * 24 + "01000000" or (address.startswith("0" * 16 + "FFFF0000") and address.endswith("7F"))
 
 
 class Worker:
@@ -128,9 +126,7 @@ class Worker:
     def check_alive(self) -> None:
         """Raises RuntimeError if the worker has ended."""
         if (code := self._process.poll()) is not None:
-            raise RuntimeError(
-                f"TFF's worker process {self.pid} ended with code {code}: {self.output().strip()}"
-            )
+            raise RuntimeError(f"TFF's worker process {self.pid} ended with code {code}: {self.output().strip()}")
 
     def stop(self) -> None:
         atexit.unregister(self.stop)
@@ -208,9 +204,7 @@ def _compile(computation: "tff.framework.ConcreteComputation") -> object:
     )
     from tensorflow_federated.python.core.impl.computation import computation_impl
 
-    desugared, _ = tensorflow_tree_transformations.replace_intrinsics_with_bodies(
-        computation.to_building_block()
-    )
+    desugared, _ = tensorflow_tree_transformations.replace_intrinsics_with_bodies(computation.to_building_block())
     concrete = computation_impl.ConcreteComputation(
         computation_proto=desugared.proto, context_stack=tff.framework.get_context_stack()
     )

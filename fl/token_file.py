@@ -114,8 +114,7 @@ def write(folder: Path, source: Source, vocabulary: Encoder, min_tokens: int, in
     kept = sorted((number for number in range(len(ids)) if total[number] >= min_tokens), key=ids.__getitem__)
     if not kept:
         raise ValueError(
-            f"{source.description}: all {len(ids)} clients have fewer than {min_tokens} tokens; lower"
-            " min_tokens"
+            f"{source.description}: all {len(ids)} clients have fewer than {min_tokens} tokens; lower min_tokens"
         )
     statistics = BuildStatistics(
         clients=len(kept),
@@ -201,9 +200,7 @@ def read(path: Path) -> Content:
     for begin in range(0, len(body), _COPIED):
         digest.update(body[begin : begin + _COPIED].data)
     if digest.digest() != mapped[-trailer:].tobytes():
-        raise ValueError(
-            f"{path}: the token store is damaged or cut short (its SHA-256 differs); build it anew"
-        )
+        raise ValueError(f"{path}: the token store is damaged or cut short (its SHA-256 differs); build it anew")
 
     # All that follows is as it was written: the checksum holds.
     begin = len(_MAGIC) + 8

@@ -89,9 +89,7 @@ class Recurrence:
         lead = _shape(projected)[:-3] + _shape(projected)[-2:-1]
         kernel = weights["recurrent_kernel"]
         output, units = kernel.shape[-2], kernel.shape[-1] // 3
-        return CIFGState(
-            tf.zeros([*lead, output], projected.dtype), tf.zeros([*lead, units], projected.dtype)
-        )
+        return CIFGState(tf.zeros([*lead, output], projected.dtype), tf.zeros([*lead, units], projected.dtype))
 
     def states(
         self,
@@ -122,9 +120,7 @@ class Recurrence:
             new = self.step(weights, projected_t, state)
             state = new if masks is None else _where(masks[t], new, state)
             trail.append(state)
-        return CIFGState(
-            tf.stack([s.output for s in trail], time_axis), tf.stack([s.cell for s in trail], time_axis)
-        )
+        return CIFGState(tf.stack([s.output for s in trail], time_axis), tf.stack([s.cell for s in trail], time_axis))
 
     def _loop_states(
         self,

@@ -20,9 +20,7 @@ class _Cell(keras.layers.Layer):
 
     kind: ClassVar[str]
 
-    def __init__(
-        self, units: int, projection: int | None = None, layer_norm: bool = False, **kwargs: Any
-    ) -> None:
+    def __init__(self, units: int, projection: int | None = None, layer_norm: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         for name, value in (("units", units), ("projection", projection)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
@@ -59,9 +57,7 @@ class _Cell(keras.layers.Layer):
         """The weights in the compute dtype of the layer's dtype policy."""
         return {name: as_compute(self, weight) for name, weight in self.variables_by_name().items()}
 
-    def call(
-        self, inputs: tf.Tensor, states: Any, training: bool | None = None
-    ) -> tuple[tf.Tensor, list[tf.Tensor]]:
+    def call(self, inputs: tf.Tensor, states: Any, training: bool | None = None) -> tuple[tf.Tensor, list[tf.Tensor]]:
         """One time step: inputs `[B, E]`, states (output `[B, R]`, cell `[B, H]`) -> output, new states."""
         del training  # there is no dropout
         weights = self.compute_weights()

@@ -25,9 +25,7 @@ class TiedEmbedding(keras.layers.Layer):
       output_bias: whether the logits have a bias.
     """
 
-    def __init__(
-        self, vocabulary_size: int, embedding: int, output_bias: bool = False, **kwargs: Any
-    ) -> None:
+    def __init__(self, vocabulary_size: int, embedding: int, output_bias: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.vocabulary_size = vocabulary_size
         self.embedding_size = embedding
@@ -62,9 +60,7 @@ class TiedEmbedding(keras.layers.Layer):
         return {**super().get_config(), **own}
 
 
-def to_keras(
-    model: RecurrentLanguageModel, weights: Weights | None = None, length: int | None = None
-) -> keras.Model:
+def to_keras(model: RecurrentLanguageModel, weights: Weights | None = None, length: int | None = None) -> keras.Model:
     """The language model as a functional Keras model: tokens int32 `[B, T]` -> logits `[B, T, V]`.
 
     Logits t are for token t + 1. Train it with `SparseCategoricalCrossentropy(from_logits=True)`, or give it
@@ -77,9 +73,7 @@ def to_keras(
         needs it; without it, TFF fails with "must feed a value for placeholder", as with any Keras RNN.
     """
     tokens = keras.Input((length,), dtype="int32", name="tokens")
-    embedding = TiedEmbedding(
-        model.vocabulary_size, model.embedding, output_bias=model.output_bias, name="embedding"
-    )
+    embedding = TiedEmbedding(model.vocabulary_size, model.embedding, output_bias=model.output_bias, name="embedding")
     recurrence = _LAYERS[model.cell](
         model.units, model.embedding, model.layer_norm, return_sequences=True, name="recurrence"
     )
@@ -92,9 +86,7 @@ def to_keras(
 
 def from_keras(keras_model: keras.Model) -> Weights:
     """The weights of a model that `to_keras` made, as NumPy arrays for the pure functions."""
-    return {
-        name: tf.convert_to_tensor(variable).numpy() for name, variable in _variables(keras_model).items()
-    }
+    return {name: tf.convert_to_tensor(variable).numpy() for name, variable in _variables(keras_model).items()}
 
 
 def load_into_keras(keras_model: keras.Model, weights: Weights) -> None:

@@ -102,10 +102,7 @@ class RecurrentLanguageModel:
         inputs = self._embed(weights, _time_major(tf.convert_to_tensor(tokens)))
         after = self._recurrence().states(weights, inputs, state)
         logits = tf.transpose(self._logits(weights, after.output), [1, 0, 2])
-        trail = (
-            tf.transpose(tf.concat([s[tf.newaxis], a], 0), [1, 0, 2])
-            for s, a in zip(state, after, strict=True)
-        )
+        trail = (tf.transpose(tf.concat([s[tf.newaxis], a], 0), [1, 0, 2]) for s, a in zip(state, after, strict=True))
         return logits, CIFGState(*trail)
 
     def rewind(self, trail: CIFGState, kept: Array) -> CIFGState:

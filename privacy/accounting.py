@@ -138,9 +138,7 @@ def calibrate_rounds(plan: PrivacyPlan, target: float) -> PrivacyPlan:
     if not _coarse(plan, 1) <= target:
         raise ValueError(f"epsilon {target:g} does not allow one round at noise multiplier {z:g}: add noise")
     # The Rényi bound costs nothing and is never below the figure, so it is a place to start from.
-    rounds = _most(
-        lambda n: composition.rdp_epsilon(plan.sampling, plan.population, z, n, delta)[0] <= target, 1
-    )
+    rounds = _most(lambda n: composition.rdp_epsilon(plan.sampling, plan.population, z, n, delta)[0] <= target, 1)
     rounds = _most(lambda n: _coarse(plan, n) <= target, rounds)
     rounds = _most(lambda n: epsilon(plan, n).value <= target, rounds)
     return dataclasses.replace(plan, rounds=rounds)
@@ -181,20 +179,12 @@ def _notes(plan: PrivacyPlan) -> tuple[str, ...]:
             if plan.target_delta < composition.SMALLEST_DELTA and plan.sampling.rate < 1:
                 notes.append(f"PLD not available below delta {composition.SMALLEST_DELTA:g} (rounding)")
         case sampling.FixedSize():
-            notes.append(
-                "PLD not available for fixed-size sampling under replace-one; the figure is the RDP bound"
-            )
+            notes.append("PLD not available for fixed-size sampling under replace-one; the figure is the RDP bound")
             notes.append("replacing a client moves the sum by 2 clips, so the noise multiplier counts half")
         case sampling.Cyclic():
             most = plan.sampling.max_participations(plan.rounds)
-            notes.append(
-                f"no amplification by sampling; a client is in at most {most} of {plan.rounds} rounds"
-            )
-            notes.append(
-                "zero-out: a client's data replaced by none, the fixed partition of all others unchanged"
-            )
+            notes.append(f"no amplification by sampling; a client is in at most {most} of {plan.rounds} rounds")
+            notes.append("zero-out: a client's data replaced by none, the fixed partition of all others unchanged")
     if plan.target_delta > 1 / plan.population:
-        notes.append(
-            f"delta {plan.target_delta:g} is above 1/population: it would allow giving one client away"
-        )
+        notes.append(f"delta {plan.target_delta:g} is above 1/population: it would allow giving one client away")
     return tuple(notes)

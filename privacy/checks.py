@@ -24,9 +24,7 @@ def non_negative(name: str, value: float, mend: str) -> float:
     return number
 
 
-def between(
-    name: str, value: float, low: float, high: float, mend: str, *, closed_high: bool = False
-) -> float:
+def between(name: str, value: float, low: float, high: float, mend: str, *, closed_high: bool = False) -> float:
     """Returns `value` as a float; raises ValueError unless low < value < high (or <= high if
     `closed_high`).
     """

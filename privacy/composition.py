@@ -58,9 +58,7 @@ def gaussian_epsilon(noise_multiplier: float, delta: float) -> float:
     return float(brentq(excess, 0.0, high, xtol=1e-12, rtol=1e-12))
 
 
-def rdp_epsilon(
-    sampling: Sampling, population: int, z: float, rounds: int, delta: float
-) -> tuple[float, float]:
+def rdp_epsilon(sampling: Sampling, population: int, z: float, rounds: int, delta: float) -> tuple[float, float]:
     """(ε, order) by Rényi DP under the sampler's own relation; `z` is noise / clip norm."""
     from dp_accounting.rdp import rdp_privacy_accountant as library
 
@@ -101,9 +99,7 @@ def pld_epsilon(sampling: Sampling, z: float, rounds: int, delta: float, points:
             return gaussian_epsilon(z / math.sqrt(sampling.repetitions(rounds)), delta)
 
 
-def figure(
-    sampling: Sampling, population: int, z: float, rounds: int, delta: float, points: int = FINE
-) -> float:
+def figure(sampling: Sampling, population: int, z: float, rounds: int, delta: float, points: int = FINE) -> float:
     """The PLD's ε where there is one, else the Rényi one."""
     pld = pld_epsilon(sampling, z, rounds, delta, points)
     return rdp_epsilon(sampling, population, z, rounds, delta)[0] if pld is None else pld

@@ -52,9 +52,7 @@ class RunKeys:
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         except FileExistsError:
-            raise FileExistsError(
-                f"key file {path} exists already: resume its run or choose another folder"
-            ) from None
+            raise FileExistsError(f"key file {path} exists already: resume its run or choose another folder") from None
         with open(descriptor, "w") as file:
             json.dump({"format": 1, "secret": keys._secret.hex()}, file)
             file.flush()
@@ -79,9 +77,7 @@ class RunKeys:
         try:
             mode = stat.S_IMODE(os.stat(path).st_mode)
         except FileNotFoundError:
-            raise FileNotFoundError(
-                f"key file {path} is missing: without it the run cannot be resumed"
-            ) from None
+            raise FileNotFoundError(f"key file {path} is missing: without it the run cannot be resumed") from None
         if mode & 0o077:
             raise PermissionError(f"key file {path} has mode {mode:04o}, open to others: chmod 600 {path}")
         try:
@@ -90,9 +86,7 @@ class RunKeys:
             if content["format"] != 1 or len(secret) != _SECRET_BYTES:
                 raise ValueError
         except (ValueError, KeyError, TypeError):
-            raise ValueError(
-                f"key file {path} is damaged or not a key file: restore it from a backup"
-            ) from None
+            raise ValueError(f"key file {path} is damaged or not a key file: restore it from a backup") from None
         return RunKeys(secret, is_fixed=False)
 
     def noise_seed(self, round: int) -> npt.NDArray[np.int64]:

@@ -70,9 +70,7 @@ class Ledger:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise BlockingIOError(
-                    f"ledger {path} is being written by another process: let it end first"
-                ) from None
+                raise BlockingIOError(f"ledger {path} is being written by another process: let it end first") from None
             with os.fdopen(os.dup(descriptor), "rb") as file:
                 content = file.read()
             ledger._size = content.rfind(b"\n") + 1
@@ -91,9 +89,7 @@ class Ledger:
                     )
             else:
                 ledger.version = _version()
-                ledger._append(
-                    {"kind": "header", "format": FORMAT, "version": ledger.version, "plan": plan.to_dict()}
-                )
+                ledger._append({"kind": "header", "format": FORMAT, "version": ledger.version, "plan": plan.to_dict()})
                 _fsync_folder(ledger.path.parent)
         except BaseException:
             ledger.close()
@@ -173,9 +169,7 @@ class Ledger:
         line = _as_line(entry)
         if isinstance(round, int) and 0 <= round < len(self.rounds):
             if chain.digest(self._digests[round + 1], line) != self._digests[round + 2]:
-                raise ValueError(
-                    f"round {round} is in the ledger with other content: a replay must repeat all of it"
-                )
+                raise ValueError(f"round {round} is in the ledger with other content: a replay must repeat all of it")
             return
         compliance.check(self.plan, self._history, entry)
         self._append(line)
@@ -240,9 +234,7 @@ def _from_line(line: dict[str, Any]) -> Round:
 
 def _plan_of(header: dict[str, Any], path: pathlib.Path) -> PrivacyPlan:
     if header.get("kind") != "header" or header.get("format") != FORMAT:
-        raise ValueError(
-            f"ledger {path} line 1 is no header of format {FORMAT}: use the version that wrote it"
-        )
+        raise ValueError(f"ledger {path} line 1 is no header of format {FORMAT}: use the version that wrote it")
     try:
         return PrivacyPlan.from_dict(header["plan"])
     except (KeyError, TypeError, ValueError) as error:

@@ -65,9 +65,7 @@ class AdaptiveClip:
         checks.between("clip quantile", self.quantile, 0, 1, "0.5 follows the median update norm")
         checks.positive("clip learning rate", self.learning_rate, "0.2 is customary")
         if self.count_stddev is not None:
-            checks.positive(
-                "clip count stddev", self.count_stddev, "leave it out for a twentieth of the cohort"
-            )
+            checks.positive("clip count stddev", self.count_stddev, "leave it out for a twentieth of the cohort")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,9 +105,7 @@ class PrivacyPlan:
     def __post_init__(self) -> None:
         checks.whole("population", self.population, 2, "count the clients who could take part")
         checks.whole("rounds", self.rounds, 1, "plan at least one round")
-        checks.non_negative(
-            "noise multiplier", self.noise_multiplier, "0 switches privacy off, 1 is a usual start"
-        )
+        checks.non_negative("noise multiplier", self.noise_multiplier, "0 switches privacy off, 1 is a usual start")
         if self.unit != "client":
             raise ValueError(f"unit must be 'client', got {self.unit!r}: cohorts here are made of clients")
         if self.relation not in (None, self.sampling.relation):
@@ -234,9 +230,7 @@ class PrivacyPlan:
             try:
                 clip = kinds[kind](**clip)
             except TypeError:
-                raise ValueError(
-                    f"clip fields {sorted(clip)} do not fit kind {kind!r}: see privacy.plan"
-                ) from None
+                raise ValueError(f"clip fields {sorted(clip)} do not fit kind {kind!r}: see privacy.plan") from None
         sampling = samplers.from_dict(fields.pop("sampling"))
         return PrivacyPlan(sampling=sampling, clip=clip, **{**fields, "public": tuple(fields["public"])})
 

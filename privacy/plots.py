@@ -52,9 +52,7 @@ def draw(data: dict[str, Any]) -> dict[str, str]:
     return plots
 
 
-def _svg(
-    paint: Callable[[Any], Any], across: str, up: str, *, zero: bool = False, whole: bool = False
-) -> str:
+def _svg(paint: Callable[[Any], Any], across: str, up: str, *, zero: bool = False, whole: bool = False) -> str:
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure

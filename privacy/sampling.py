@@ -86,9 +86,7 @@ class FixedSize:
     def check(self, population: int) -> None:
         """Raises ValueError for a cohort larger than the population."""
         if self.size > population:
-            raise ValueError(
-                f"cohort size {self.size} is larger than the population {population}: take a smaller one"
-            )
+            raise ValueError(f"cohort size {self.size} is larger than the population {population}: take a smaller one")
 
     def max_participations(self, rounds: int) -> int:
         """Most rounds one client can be in."""
@@ -136,9 +134,7 @@ class Cyclic:
         """Separation as |i - j| >= distance (jax-privacy's `min_sep`; Choquette-Choo et al. 2022,
         arXiv:2211.06530).
         """
-        return cls(
-            checks.whole("round distance", distance, 1, "two rounds of one client differ by at least 1")
-        )
+        return cls(checks.whole("round distance", distance, 1, "two rounds of one client differ by at least 1"))
 
     @classmethod
     def by_rounds_between(cls, between: int) -> Cyclic:
@@ -157,9 +153,7 @@ class Cyclic:
     def check(self, population: int) -> None:
         """Raises ValueError for more cohorts than clients."""
         if self.cohorts > population:
-            raise ValueError(
-                f"cyclic cohorts {self.cohorts} are more than the population {population}: take fewer"
-            )
+            raise ValueError(f"cyclic cohorts {self.cohorts} are more than the population {population}: take fewer")
 
     def max_participations(self, rounds: int) -> int:
         """Most rounds one client can be in: ceil(rounds / cohorts), which the separation implies."""
@@ -200,6 +194,4 @@ def from_dict(data: dict[str, Any]) -> Sampling:
     try:
         return _KINDS[kind](**fields)
     except TypeError:
-        raise ValueError(
-            f"sampling fields {sorted(fields)} do not fit kind {kind!r}: see privacy.sampling"
-        ) from None
+        raise ValueError(f"sampling fields {sorted(fields)} do not fit kind {kind!r}: see privacy.sampling") from None

@@ -96,9 +96,7 @@ def _planned(plan: PrivacyPlan) -> dict[str, Any]:
     promised = accounting.epsilon(plan)
     return {
         **{
-            name: value
-            for name, value in plan.to_dict().items()
-            if name not in ("unit", "relation", "delta", "public")
+            name: value for name, value in plan.to_dict().items() if name not in ("unit", "relation", "delta", "public")
         },
         "sampling_in_words": plan.sampling.describe(),
         "expected_cohort": plan.expected_cohort,
@@ -141,9 +139,7 @@ def _curve(plan: PrivacyPlan, rounds: int) -> list[list[float]]:
         return []
     places = sorted({round(1 + i * (rounds - 1) / (CURVE_POINTS - 1)) for i in range(CURVE_POINTS)})
     values = accounting.epsilon_curve(plan, places)
-    return [
-        [place, float(value)] for place, value in zip(places, values, strict=True) if math.isfinite(value)
-    ]
+    return [[place, float(value)] for place, value in zip(places, values, strict=True) if math.isfinite(value)]
 
 
 def _adaptive(plan: PrivacyPlan, ledger: Ledger, spent: Epsilon) -> dict[str, Any] | None:
@@ -152,9 +148,7 @@ def _adaptive(plan: PrivacyPlan, ledger: Ledger, spent: Epsilon) -> dict[str, An
     """
     if not isinstance(plan.clip, AdaptiveClip):
         return None
-    fixed = dataclasses.replace(
-        plan, clip=FixedClip(plan.clip.initial), noise_multiplier=plan.value_noise_multiplier
-    )
+    fixed = dataclasses.replace(plan, clip=FixedClip(plan.clip.initial), noise_multiplier=plan.value_noise_multiplier)
     without = accounting.epsilon(fixed, len(ledger.rounds))
     return {
         "noise_multiplier": plan.noise_multiplier,
@@ -217,15 +211,11 @@ def _warnings(plan: PrivacyPlan, ledger: Ledger, facts: Mapping[str, Any]) -> li
     if plan.target_delta > 1 / plan.population:
         found.append("δ is above 1 / population: a mechanism that gives one client away would satisfy it.")
     if len(ledger.rounds) < plan.rounds:
-        found.append(
-            f"The run stands at round {len(ledger.rounds)} of {plan.rounds}: ε is what was spent so far."
-        )
+        found.append(f"The run stands at round {len(ledger.rounds)} of {plan.rounds}: ε is what was spent so far.")
     if isinstance(plan.sampling, Poisson) and not _looks_poisson(plan, ledger):
         found.append("The cohort sizes do not look like Poisson sampling: if they are not, ε does not hold.")
     if not plan.public:
-        found.append(
-            "Nothing was declared public: a vocabulary or warm start from clients' text would cost privacy."
-        )
+        found.append("Nothing was declared public: a vocabulary or warm start from clients' text would cost privacy.")
     return found
 
 

@@ -72,9 +72,7 @@ def test_every_dotted_name_exists():
     assert sorted((page, name) for page, name in named if not exists(name) and name not in defaults()) == []
 
 
-@pytest.mark.parametrize(
-    "name", ["privacy.plan.PrivacyPlan", "privacy.plan.PrivacyPlan.recording", "models.preset"]
-)
+@pytest.mark.parametrize("name", ["privacy.plan.PrivacyPlan", "privacy.plan.PrivacyPlan.recording", "models.preset"])
 def test_a_name_that_exists_is_found(name: str):
     assert exists(name)
 
@@ -120,11 +118,7 @@ def test_every_command_and_option_exists():
 
 def test_every_make_target_exists():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = {
-        name
-        for page in PAGES
-        for name in re.findall(r"(?:^|`)make ([a-z-]+)", page.read_text(), re.MULTILINE)
-    }
+    named = {name for page in PAGES for name in re.findall(r"(?:^|`)make ([a-z-]+)", page.read_text(), re.MULTILINE)}
     assert {"demo", "test"} <= named <= targets
 
 

@@ -150,13 +150,9 @@ except SystemExit as end:
     assert not end.code, end.code
 clean("help")
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
-    seconds = {
-        stage: float(time) for stage, time in re.findall(r"^(\w+) ([\d.]+)$", done.stdout, re.MULTILINE)
-    }
+    seconds = {stage: float(time) for stage, time in re.findall(r"^(\w+) ([\d.]+)$", done.stdout, re.MULTILINE)}
     # Processor seconds since the interpreter started: what else the machine does counts for nothing.
     assert seconds["privacy"] < 0.5
     assert seconds["help"] < 1.0
@@ -194,9 +190,7 @@ def roots() -> list[Requirement]:
     """All that pyproject.toml asks for: the base, every extra, the developers' group, the build backend."""
     project = PROJECT["project"]
     groups = [project["dependencies"], *project["optional-dependencies"].values()]
-    return requirements(
-        sum([*groups, PROJECT["dependency-groups"]["dev"], PROJECT["build-system"]["requires"]], [])
-    )
+    return requirements(sum([*groups, PROJECT["dependency-groups"]["dev"], PROJECT["build-system"]["requires"]], []))
 
 
 def unmet(wanted: list[Requirement], locked: dict[str, Pin]) -> list[str]:
@@ -251,15 +245,11 @@ def tracked() -> list[Path]:
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
     if listed.returncode == 0:
         return [path for name in listed.stdout.split("\0") if name and (path := ROOT / name).is_file()]
-    return [
-        path for room in (*PACKAGES, "tests", "docs") for path in (ROOT / room).rglob("*") if path.is_file()
-    ]
+    return [path for room in (*PACKAGES, "tests", "docs") for path in (ROOT / room).rglob("*") if path.is_file()]
 
 
 # Where a machine keeps its users' things, and where packages come from; in pieces, so as not to find itself.
-LEAKS = re.compile(
-    "|".join(["/" + "(?:home|Users|root|work)/" + r"\w", "python" + "hosted", r"pypi\.org" + "/simple"])
-)
+LEAKS = re.compile("|".join(["/" + "(?:home|Users|root|work)/" + r"\w", "python" + "hosted", r"pypi\.org" + "/simple"]))
 
 
 def test_no_machine_path_and_no_registry_address():
@@ -282,7 +272,5 @@ def test_packages_are_typed():
 
 
 def test_files_stay_small():
-    lengths = {
-        path: len(path.read_text().splitlines()) for path in [*modules(), *(ROOT / "tests").rglob("*.py")]
-    }
+    lengths = {path: len(path.read_text().splitlines()) for path in [*modules(), *(ROOT / "tests").rglob("*.py")]}
     assert not {str(path.relative_to(ROOT)): length for path, length in lengths.items() if length >= 400}

@@ -16,27 +16,25 @@ from privacy import FixedClip, Poisson, PrivacyPlan, report
 folder, rounds = Path(sys.argv[1]), int(sys.argv[2])
 folder.mkdir(parents=True, exist_ok=True)
 texts = {f"user-{i}": np.random.default_rng(i).integers(3, 259, (8, 21)).astype(np.int32) for i in range(60)}
-plan = PrivacyPlan(Poisson(0.2), population=len(texts), rounds=rounds, noise_multiplier=1.0, clip=FixedClip(0.5))
+rate, clip, noise = 0.2, 0.5, 1.0
+plan = PrivacyPlan(Poisson(rate), len(texts), rounds, noise, FixedClip(clip))
 tokens = tf.TensorSpec([None, 20], tf.int32)
 
 
 def model_fn() -> tff.learning.models.VariableModel:
+    """A fresh model: TFF calls this in a graph of its own."""
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     return tff.learning.models.from_keras_model(to_keras(preset("tiny", 259)), loss, (tokens, tokens))
 
 
-process = tff.learning.algorithms.build_unweighted_fed_avg(
-    model_fn,
-    client_optimizer_fn=tff.learning.optimizers.build_sgdm(0.5),
-    model_aggregator=tff.aggregators.DifferentiallyPrivateFactory.gaussian_fixed(
-        plan.noise_multiplier, plan.expected_cohort, plan.clip.norm
-    ),
-)
+dp = tff.aggregators.DifferentiallyPrivateFactory.gaussian_fixed(noise, plan.expected_cohort, clip)
+sgd = tff.learning.optimizers.build_sgdm(0.5)
+process = tff.learning.algorithms.build_unweighted_fed_avg(model_fn, sgd, model_aggregator=dp)
 with local_runtime(), plan.recording(folder / "ledger.jsonl") as ledger:
     state = process.initialize()
     for number in range(rounds):
-        cohort = [user for user in texts if random.SystemRandom().random() < plan.sampling.rate]
-        ledger.record(round=number, cohort=cohort, noise_id=f"stock-{number}", noise_stddev=0.5, clip=0.5)
+        cohort = [user for user in texts if random.SystemRandom().random() < rate]
+        ledger.record(round=number, cohort=cohort, noise_id=f"{number}", noise_stddev=noise * clip, clip=clip)
         data = [tf.data.Dataset.from_tensor_slices((texts[u][:, :-1], texts[u][:, 1:])).batch(4) for u in cohort]
         state = process.next(state, data).state
     print("\n".join(map(str, report.build(plan, ledger, {}).write(folder))))

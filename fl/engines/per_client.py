@@ -20,12 +20,15 @@ def build_process(
     local: LocalSGD,
     aggregator: Aggregator,
     server_optimizer: tff.learning.optimizers.Optimizer,
+    average_decay: float = 0.0,
 ) -> tff.templates.IterativeProcess:
     """Federated averaging with SGD clients as a TFF iterative process.
 
-    `initialize`: `( -> S@SERVER)`, `next`: `(<S@SERVER, {int32[?, B, T+1]}@CLIENTS, int64[2]@SERVER> -> <S@SERVER, M@SERVER>)`
-    where S = <weights, optimizer, aggregator> and M = <released, operator>: `released` is differentially private where
-    the aggregator is, `operator` (loss, tokens, clients, non-finite updates) is exact and for the operator's eyes only.
+    `initialize`: `( -> S@SERVER)`,
+    `next`: `(<S@SERVER, {int32[?, B, T+1]}@CLIENTS, int64[2]@SERVER> -> <S@SERVER, M@SERVER>)`
+    where S = <weights, average, optimizer, aggregator> and M = <released, operator>: `released` is differentially
+    private where the aggregator is, `operator` (loss, tokens, clients, non-finite updates) is exact and for the
+    operator's eyes only. The int64[2] seeds the round's noise (`privacy.keys.RunKeys.noise_seed`).
 
     Args:
       token_losses: the model's loss, see `fl.local_training.TokenLosses`.
@@ -33,11 +36,17 @@ def build_process(
       local: what a client does; its batches have shape [steps, B, T+1] (`LocalSGD.batches`).
       aggregator: of `fl.aggregation`.
       server_optimizer: of `tff.learning.optimizers`; sees minus the mean update as the gradient.
+      average_decay: in [0, 1). The model to use is `average`, average_decay * average + (1 - average_decay) * weights
+        after each round (Polyak and Juditsky 1992): noise of single rounds cancels, at no cost in privacy. 0: the
+        weights.
+
+    Raises:
+      ValueError: average_decay is out of range.
     """
+    if not 0 <= average_decay < 1:
+        raise ValueError(f"average_decay is {average_decay}: a number from 0 to below 1 is needed")
     weights_type = tff.types.to_type(
-        OrderedDict(
-            (name, tff.TensorType(np.float32, value.shape)) for name, value in sorted(initial_weights.items())
-        )
+        OrderedDict((name, tff.TensorType(np.float32, value.shape)) for name, value in sorted(initial_weights.items()))
     )
     batches_type = tff.TensorType(np.int32, (None, local.batch_size, local.sequence_length + 1))
     specs = OrderedDict(
@@ -46,10 +55,10 @@ def build_process(
 
     @tff.tensorflow.computation
     def initial_state() -> Any:
+        weights = OrderedDict((name, tf.constant(value)) for name, value in sorted(initial_weights.items()))
         return OrderedDict(
-            weights=OrderedDict(
-                (name, tf.constant(value)) for name, value in sorted(initial_weights.items())
-            ),
+            weights=weights,
+            average=weights,
             optimizer=server_optimizer.initialize(specs),
             aggregator=OrderedDict(
                 (name, tf.constant(value, tf.float32)) for name, value in aggregator.initial_state().items()
@@ -76,11 +85,16 @@ def build_process(
         mean = aggregator.server(dict(state["aggregator"]), summed, noise_seed)
         gradient = OrderedDict((name, -mean.update[name]) for name in sorted(mean.update))
         optimizer, weights = server_optimizer.next(state["optimizer"], state["weights"], gradient)
-        finite_weights = tf.reduce_all(
-            [tf.reduce_all(tf.math.is_finite(value)) for value in weights.values()]
+        finite_weights = tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for value in weights.values()])
+        average = OrderedDict(
+            (name, average_decay * state["average"][name] + (1 - average_decay) * value)
+            for name, value in weights.items()
         )
         new_state = OrderedDict(
-            weights=weights, optimizer=optimizer, aggregator=OrderedDict(sorted(mean.state.items()))
+            weights=weights,
+            average=average,
+            optimizer=optimizer,
+            aggregator=OrderedDict(sorted(mean.state.items())),
         )
         released = OrderedDict(sorted(mean.released.items()), finite=finite_weights)
         operator = OrderedDict(

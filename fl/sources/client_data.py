@@ -47,9 +47,7 @@ class FromClientData:
     @property
     def description(self) -> str:
         """The name and the feature."""
-        return (
-            f"{self.name}, text in {'the example' if self.feature is None else f'feature {self.feature!r}'}"
-        )
+        return f"{self.name}, text in {'the example' if self.feature is None else f'feature {self.feature!r}'}"
 
     @cached_property
     def bad_rows(self) -> BadRows:

@@ -12,9 +12,7 @@ from tests.oracles import ngram
 
 SIZE = 7
 CLIENT = st.lists(st.integers(1, SIZE - 1), min_size=1, max_size=12)
-CLIENTS = st.lists(CLIENT, min_size=1, max_size=4).filter(
-    lambda clients: any(len(client) > 1 for client in clients)
-)
+CLIENTS = st.lists(CLIENT, min_size=1, max_size=4).filter(lambda clients: any(len(client) > 1 for client in clients))
 
 
 def arrays(clients):
@@ -103,9 +101,7 @@ def test_the_bigram_finds_order_that_the_unigram_cannot():
     bigram = KneserNeyBigram.fit([train], SIZE).token_losses(test)
     unigram = Unigram.fit([train], SIZE).token_losses(test)
     assert bigram.mean() == pytest.approx(math.log(2), abs=5 * bigram.std() / math.sqrt(len(bigram)) + 0.005)
-    assert unigram.mean() == pytest.approx(
-        math.log(5), abs=5 * unigram.std() / math.sqrt(len(unigram)) + 0.005
-    )
+    assert unigram.mean() == pytest.approx(math.log(5), abs=5 * unigram.std() / math.sqrt(len(unigram)) + 0.005)
 
 
 @pytest.mark.parametrize("kind", [Unigram, KneserNeyBigram])

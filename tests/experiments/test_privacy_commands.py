@@ -25,9 +25,7 @@ def facts(*arguments):
 
 
 def test_epsilon_prints_both_figures_and_every_assumption():
-    text = call(
-        "epsilon", "--clients", 1000, "--cohort", 50, "--rounds", 200, "--noise", 2.0, "--delta", 1e-5
-    )
+    text = call("epsilon", "--clients", 1000, "--cohort", 50, "--rounds", 200, "--noise", 2.0, "--delta", 1e-5)
     for words in (
         "1.561",
         "1.722",
@@ -109,9 +107,7 @@ def test_bad_input_is_one_line_and_exit_2(arguments, message):
 )
 def test_worst_cases_answer_in_time(arguments):
     start = time.monotonic()
-    subprocess.run(
-        [sys.executable, "-m", "experiments", "privacy", *arguments], check=True, capture_output=True
-    )
+    subprocess.run([sys.executable, "-m", "experiments", "privacy", *arguments], check=True, capture_output=True)
     assert time.monotonic() - start < 10
 
 

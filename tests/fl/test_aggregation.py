@@ -44,9 +44,7 @@ def test_uniform_mean():
 
 
 def test_example_weighted_mean():
-    mean = run(
-        ExampleWeightedMean(), [update([1, 2, 3, 4], examples=1.0), update([3, 2, 1, 0], examples=3.0)]
-    )
+    mean = run(ExampleWeightedMean(), [update([1, 2, 3, 4], examples=1.0), update([3, 2, 1, 0], examples=3.0)])
     np.testing.assert_allclose(flat(mean.update), [2.5, 2, 1.5, 1])
 
 

@@ -13,9 +13,7 @@ from fl.checkpoints import Checkpoint
 def state(value: float = 1.0) -> OrderedDict:
     return OrderedDict(
         weights=OrderedDict(b=np.full((2, 3), value, np.float32), a=np.arange(3, dtype=np.float32)),
-        optimizer=OrderedDict(
-            learning_rate=np.float32(0.5), accumulator=OrderedDict(a=np.zeros(3, np.float32))
-        ),
+        optimizer=OrderedDict(learning_rate=np.float32(0.5), accumulator=OrderedDict(a=np.zeros(3, np.float32))),
         aggregator=OrderedDict(),
     )
 
@@ -36,9 +34,7 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path):
 def test_only_the_newest_are_kept(tmp_path):
     for number in range(1, 12):
         checkpoints.save(tmp_path, Checkpoint(number, state(number), {}), keep=3)
-    assert [path.name for path in checkpoints.list_files(tmp_path)] == [
-        f"round-{n:06d}.ckpt" for n in (9, 10, 11)
-    ]
+    assert [path.name for path in checkpoints.list_files(tmp_path)] == [f"round-{n:06d}.ckpt" for n in (9, 10, 11)]
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 

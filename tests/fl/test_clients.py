@@ -74,9 +74,7 @@ def test_short_clients_are_left_out_and_counted(tmp_path_factory, pieces, min_to
     kept = {client: tokens for client, tokens in wanted.items() if len(tokens) >= min_tokens}
     path = tmp_path_factory.mktemp("store") / "s"
     if not kept:
-        with pytest.raises(
-            ValueError, match=f"all {len(wanted)} clients have fewer than {min_tokens} tokens"
-        ):
+        with pytest.raises(ValueError, match=f"all {len(wanted)} clients have fewer than {min_tokens} tokens"):
             TokenStore.build(path, Rows(pieces), WORDS, min_tokens=min_tokens)
         return
     store = TokenStore.build(path, Rows(pieces), WORDS, min_tokens=min_tokens)
@@ -244,9 +242,7 @@ path = {{path!r}}
 
 def run(code, path):
     program = PREAMBLE.format(path=str(path)) + code
-    return subprocess.Popen(
-        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    return subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def test_a_full_disk_leaves_the_old_store(tmp_path):

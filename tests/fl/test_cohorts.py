@@ -2,7 +2,8 @@ import hashlib
 
 import numpy as np
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fl.cohorts import draw_cohort
 from privacy.sampling import Cyclic, FixedSize, Poisson

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fl.local_training import LocalSGD, client_update
 from tests.fl import bigram
@@ -44,9 +45,7 @@ def test_every_sequence_is_chosen_equally_often():
     # 3,000 draws of 8 of 30: each row's count is binomial(3000, 8/30), sd 24; beyond 5.5 sd with probability < 1e-5.
     local = LocalSGD(0.1, 8, 1, LENGTH, 8)
     sequences = np.repeat(np.arange(1, 31, dtype=np.int32)[:, None], LENGTH + 1, 1)
-    counts = sum(
-        np.bincount(local.batches(sequences, r, 0)[:, :, 0].ravel(), minlength=31)[1:] for r in range(3000)
-    )
+    counts = sum(np.bincount(local.batches(sequences, r, 0)[:, :, 0].ravel(), minlength=31)[1:] for r in range(3000))
     assert np.max(np.abs(counts - 800)) < 5.5 * np.sqrt(3000 * 8 / 30 * 22 / 30)
 
 

@@ -27,13 +27,11 @@ class FakeProcess:
     """State and metrics depend on all that a round is given, to the bit; remembers what each round was given."""
 
     def __init__(self, finite: bool = True) -> None:
-        self.given: dict[float, set[str]] = {}
+        self.given: dict[str, set[str]] = {}
         self.finite = finite
 
     def initialize(self):
-        return OrderedDict(
-            weights=OrderedDict(w=np.zeros(3, np.float32)), aggregator=OrderedDict(clip=np.float32(1))
-        )
+        return OrderedDict(weights=OrderedDict(w=np.zeros(3, np.float32)), aggregator=OrderedDict(clip=np.float32(1)))
 
     def next(self, state, values, noise_seed):
         digest = hashlib.sha256(state["weights"]["w"].tobytes())
@@ -43,7 +41,8 @@ class FakeProcess:
         key = hashlib.sha256(state["weights"]["w"].tobytes()).hexdigest()
         self.given.setdefault(key, set()).add(digest.hexdigest())
         clients = sum(bool(len(value)) for value in values)
-        new = OrderedDict(weights=OrderedDict(w=draw), aggregator=OrderedDict(clip=np.float32(1 + draw[0])))
+        clip = OrderedDict(clip=np.float32(1 + draw[0]))
+        new = OrderedDict(weights=OrderedDict(w=draw), average=OrderedDict(w=draw / 2), aggregator=clip)
         return new, {
             "released": {"clip": np.float32(draw[0]), "finite": np.bool_(self.finite)},
             "operator": {"loss": np.float32(draw[1]), "clients": np.float32(clients)},
@@ -84,9 +83,7 @@ class Disk:
 
     def __init__(self, monkeypatch, kill_at: int, half: bool, error: BaseException | None = None) -> None:
         self.count, self.kill_at, self.half, self.error = 0, kill_at, half, error or Kill()
-        monkeypatch.setattr(
-            os, "pwrite", self.wrap(os.pwrite, lambda fd, data, at: (fd, data[: len(data) // 2], at))
-        )
+        monkeypatch.setattr(os, "pwrite", self.wrap(os.pwrite, lambda fd, data, at: (fd, data[: len(data) // 2], at)))
         monkeypatch.setattr(os, "fsync", self.wrap(os.fsync, lambda fd: (fd,)))
         monkeypatch.setattr(Path, "replace", self.wrap(Path.replace, lambda path, target: (path, target)))
         monkeypatch.setattr(Path, "unlink", self.wrap(Path.unlink, lambda path, **options: (path,)))
@@ -191,9 +188,7 @@ def test_the_ledger_holds_cohort_clip_and_noise(tmp_path, undisturbed):
     recorded = Ledger.read(tmp_path / "ledger.jsonl").rounds
     clips = [1.0] + [1 + row["released"]["clip"] for row in rows[:-1]]
     assert [r.clip for r in recorded] == pytest.approx(clips)
-    assert [r.noise_stddev for r in recorded] == pytest.approx(
-        [PLAN.value_noise_multiplier * c for c in clips]
-    )
+    assert [r.noise_stddev for r in recorded] == pytest.approx([PLAN.value_noise_multiplier * c for c in clips])
     assert [len(r.cohort) for r in recorded] == [row["operator"]["clients"] for row in rows]
 
 

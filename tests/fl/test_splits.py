@@ -19,9 +19,7 @@ def test_the_three_sets_are_disjoint_and_hold_every_client_once(ids, shares, see
     assert sorted([*splits.train, *splits.validation, *splits.test]) == sorted(ids)
 
 
-@given(
-    ids=IDS, new=st.text("abc", min_size=9, max_size=9), place=st.integers(0, 40), shares=SHARES, seed=SEED
-)
+@given(ids=IDS, new=st.text("abc", min_size=9, max_size=9), place=st.integers(0, 40), shares=SHARES, seed=SEED)
 def test_adding_a_client_moves_no_other(ids, new, place, shares, seed):
     before = split_clients(ids, shares[0], shares[1], seed)
     after = split_clients([*ids[:place], new, *ids[place:]], shares[0], shares[1], seed)

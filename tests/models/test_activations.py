@@ -42,9 +42,7 @@ def test_equals_the_oracle(activation, reference, x):
 @given(x=ROWS, scale=st.floats(1e-100, 1e100))
 @settings(max_examples=50, deadline=None)
 def test_any_positive_scale_leaves_the_value(activation, x, scale):
-    np.testing.assert_allclose(
-        activation(tf.constant(scale * x)), activation(tf.constant(x)), rtol=1e-12, atol=1e-15
-    )
+    np.testing.assert_allclose(activation(tf.constant(scale * x)), activation(tf.constant(x)), rtol=1e-12, atol=1e-15)
 
 
 @BOTH
@@ -89,9 +87,7 @@ def test_a_gate_with_only_negative_inputs_is_closed():
 @BOTH
 def test_tiny_inputs_are_scaled_like_any_other(activation):
     x = np.array([[3.0, -1.0, 2.0]], np.float32)
-    np.testing.assert_allclose(
-        activation(tf.constant(x * np.float32(1e-30))), activation(tf.constant(x)), rtol=1e-6
-    )
+    np.testing.assert_allclose(activation(tf.constant(x * np.float32(1e-30))), activation(tf.constant(x)), rtol=1e-6)
 
 
 def test_the_ranges_and_the_largest_entry():

@@ -209,9 +209,7 @@ def test_the_keras_model_trains_saves_and_loads(cell, tmp_path):
     model, _, tokens = make_language_model(cell)
     keras_model = to_keras(model, model.init(0))
     keras_model.compile(keras.optimizers.SGD(0.5), loss=make_loss())
-    history = keras_model.fit(tokens[:, :-1], tokens[:, 1:], epochs=3, batch_size=5, verbose=0).history[
-        "loss"
-    ]
+    history = keras_model.fit(tokens[:, :-1], tokens[:, 1:], epochs=3, batch_size=5, verbose=0).history["loss"]
     assert history[-1] < history[0]
     keras_model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")

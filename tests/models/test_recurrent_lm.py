@@ -197,9 +197,7 @@ def test_eager_graph_and_xla_agree(cell, compiled):
     for function, arguments in cases:
         expected = function(weights, *arguments)
         actual = tf.function(function, jit_compile=compiled)(weights, *map(tf.constant, arguments))
-        tf.nest.map_structure(
-            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-10, rtol=1e-8), actual, expected
-        )
+        tf.nest.map_structure(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-10, rtol=1e-8), actual, expected)
 
 
 @CELLS

@@ -26,8 +26,7 @@ BYTES = vocabulary.learn([], vocabulary.SMALLEST)
 
 # Letters that the learned merges are about, with the characters that have undone other tokenisers.
 HARD = st.text(
-    st.sampled_from("theorgas  \u2581\x00\n\t'😀é日本語\u0301\ufeff\ufffd\U0010ffff")
-    | st.characters(codec="utf-8"),
+    st.sampled_from("theorgas  \u2581\x00\n\t'😀é日本語\u0301\ufeff\ufffd\U0010ffff") | st.characters(codec="utf-8"),
     max_size=60,
 )
 
@@ -94,10 +93,7 @@ def peer(words):
 
 @given(text=HARD)
 def test_encoding_is_that_of_sentencepiece_on_the_mapped_text(words, peer, text):
-    theirs = [
-        piece.replace("\u2581", " ")
-        for piece in peer.encode_as_pieces(vocabulary.to_printable(text.encode()))
-    ]
+    theirs = [piece.replace("\u2581", " ") for piece in peer.encode_as_pieces(vocabulary.to_printable(text.encode()))]
     assert [vocabulary.to_printable(words.pieces[token]) for token in words.encode(text)] == theirs
 
 

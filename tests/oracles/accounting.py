@@ -119,8 +119,6 @@ def tree_sensitivity_squared(steps: int, participations: int, separation: int) -
             for begin, top in trees:
                 inside = [r - begin for r in rounds if begin <= r < begin + (1 << top)]
                 for level in range(top + 1):
-                    total += (
-                        int(sum(n * n for n in np.bincount([r >> level for r in inside]))) if inside else 0
-                    )
+                    total += int(sum(n * n for n in np.bincount([r >> level for r in inside]))) if inside else 0
             best = max(best, total)
     return best

@@ -47,6 +47,5 @@ class KneserNeyBigram:
 
     def loss(self, sentence):
         return [
-            -math.log(self.probability(context, token))
-            for context, token in zip(sentence, sentence[1:], strict=False)
+            -math.log(self.probability(context, token)) for context, token in zip(sentence, sentence[1:], strict=False)
         ]

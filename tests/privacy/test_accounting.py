@@ -43,9 +43,7 @@ def test_poisson_goldens(rate, z, rounds, delta, pld, tolerance, rdp, order):
     assert spent.relation == "add-or-remove-one"
 
 
-@pytest.mark.parametrize(
-    ("z", "rdp", "order"), [(4.0, 0.144934, 63), (7.0, 0.065728, 128), (1.0, 4.107795, 4)]
-)
+@pytest.mark.parametrize(("z", "rdp", "order"), [(4.0, 0.144934, 63), (7.0, 0.065728, 128), (1.0, 4.107795, 4)])
 def test_fixed_size_goldens_are_under_replace_one_with_half_the_noise(z, rdp, order):
     # dp_accounting 0.4.3's RdpAccountant(REPLACE_ONE) fed z / 2; fed z it says 0.033079 and 0.019582 for
     # the first two.
@@ -94,9 +92,7 @@ def test_published_dpsgd_noise_gives_the_published_epsilons():
     # Same docstring: DP-SGD of batch 500 of 50,000 clients' examples, 2,000 steps, δ = 1e-5, RDP, "about"
     # these.
     for z, eps in ((1.16, 2.17), (0.807, 4.75), (0.715, 6.64), (0.61, 10.8), (0.559, 14.2)):
-        assert composition.rdp_epsilon(Poisson(0.01), 50_000, z, 2000, 1e-5)[0] == pytest.approx(
-            eps, rel=6e-3
-        )
+        assert composition.rdp_epsilon(Poisson(0.01), 50_000, z, 2000, 1e-5)[0] == pytest.approx(eps, rel=6e-3)
 
 
 def test_zcdp_of_a_production_tree_run_converts_to_its_published_epsilon():
@@ -217,8 +213,7 @@ def test_curve_is_monotone_bounds_each_round_and_ends_at_the_figure(sampling):
 
 def test_adaptive_clipping_costs_its_total_noise_and_nothing_else():
     fixed, adaptive = (
-        plan(Poisson(0.05), 1.0, 100, 1e-5, clip=clip)
-        for clip in (FixedClip(1.0), AdaptiveClip(1.0, count_stddev=5.0))
+        plan(Poisson(0.05), 1.0, 100, 1e-5, clip=clip) for clip in (FixedClip(1.0), AdaptiveClip(1.0, count_stddev=5.0))
     )
     assert accounting.epsilon(fixed) == accounting.epsilon(adaptive)
 

@@ -165,9 +165,7 @@ def test_cyclic_clients_keep_their_distance(tmp_path):
     with plan.recording(tmp_path / "ledger") as ledger:
         for number, cohort in enumerate((["a"], ["b"])):
             ledger.record(**round_of(number, cohort, plan))
-        with pytest.raises(
-            ValueError, match="client 'a' took part in round 0, the plan allows it again from round 3"
-        ):
+        with pytest.raises(ValueError, match="client 'a' took part in round 0, the plan allows it again from round 3"):
             ledger.record(**round_of(2, ["a"], plan))
         for number, cohort in enumerate((["c"], ["a"], ["b"], ["c"], ["a"]), 2):
             ledger.record(**round_of(number, cohort, plan))

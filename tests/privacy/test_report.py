@@ -74,11 +74,7 @@ def matches(value, schema, where="$"):
     kinds["null"] = type(None)
     if "type" in schema:
         names = [schema["type"]] if isinstance(schema["type"], str) else schema["type"]
-        allowed = [
-            n
-            for n in names
-            if isinstance(value, kinds[n]) and not (n != "boolean" and isinstance(value, bool))
-        ]
+        allowed = [n for n in names if isinstance(value, kinds[n]) and not (n != "boolean" and isinstance(value, bool))]
         assert allowed, f"{where}: {value!r} is no {names}"
     assert "const" not in schema or value == schema["const"], where
     assert "enum" not in schema or value in schema["enum"], where
@@ -215,9 +211,7 @@ def test_what_if_keeps_the_noise_of_the_mean_and_follows_the_delta_rule(tmp_path
     rows = report.build(plan, ledger, {}).data["what_if"]
     assert {row["population"] for row in rows} == {10**5, 10**6, 10**7}
     for row in rows:
-        assert row["noise_multiplier"] / row["cohort"] == pytest.approx(
-            plan.noise_multiplier / plan.expected_cohort
-        )
+        assert row["noise_multiplier"] / row["cohort"] == pytest.approx(plan.noise_multiplier / plan.expected_cohort)
         assert row["delta"] == pytest.approx(row["population"] ** -1.1)
         hypothetical = PrivacyPlan(
             Poisson(row["cohort"] / row["population"]),
@@ -237,9 +231,7 @@ def test_cohorts_of_one_size_under_a_poisson_plan_are_called_out(tmp_path):
             ledger.record(round=number, cohort=names, noise_id=str(number), noise_stddev=0.5, clip=0.5)
     assert any("do not look like Poisson" in line for line in report.build(plan, ledger, {}).data["warnings"])
     (tmp_path / "honest").mkdir()
-    assert not any(
-        "look like" in line for line in reported({}, tmp_path / "honest", rounds=40).data["warnings"]
-    )
+    assert not any("look like" in line for line in reported({}, tmp_path / "honest", rounds=40).data["warnings"])
 
 
 def test_another_plan_is_refused(tmp_path):

@@ -118,9 +118,7 @@ def test_without_noise_nothing_is_private_and_no_clip_is_needed():
         (Poisson(0.1), dp.SelfComposedDpEvent(dp.PoissonSampledDpEvent(0.1, dp.GaussianDpEvent(1.0)), 20)),
         (
             FixedSize(50),
-            dp.SelfComposedDpEvent(
-                dp.SampledWithoutReplacementDpEvent(1000, 50, dp.GaussianDpEvent(0.5)), 20
-            ),
+            dp.SelfComposedDpEvent(dp.SampledWithoutReplacementDpEvent(1000, 50, dp.GaussianDpEvent(0.5)), 20),
         ),
         (Cyclic(7), dp.SelfComposedDpEvent(dp.GaussianDpEvent(1.0), 3)),
     ],

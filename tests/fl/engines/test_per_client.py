@@ -83,9 +83,7 @@ def stock_model():
 @pytest.mark.parametrize("weighted", [False, True])
 def test_rounds_equal_stock_federated_averaging(weighted):
     build = (
-        tff.learning.algorithms.build_weighted_fed_avg
-        if weighted
-        else tff.learning.algorithms.build_unweighted_fed_avg
+        tff.learning.algorithms.build_weighted_fed_avg if weighted else tff.learning.algorithms.build_unweighted_fed_avg
     )
     stock = build(
         stock_model,
@@ -148,6 +146,21 @@ def test_what_is_measured():
     assert measured["operator"]["examples"] == sum(map(fedavg.examples, batches))
     assert 0 < measured["operator"]["loss"] < 10
     assert measured["released"]["finite"]
+
+
+def test_the_average_is_a_running_mean_of_the_rounds_weights():
+    optimizer = tff.learning.optimizers.build_sgdm(0.9, 0.5)
+    built = build_process(bigram.token_losses, bigram.initial_weights(), LOCAL, UniformMean(), optimizer, 0.75)
+    state = built.initialize()
+    want = bigram.initial_weights()["table"]
+    for cohort in cohorts():
+        state, _ = built.next(state, cohort, NOISE_SEED)
+        want = 0.75 * want + 0.25 * state["weights"]["table"]
+        np.testing.assert_allclose(state["average"]["table"], want, atol=1e-6)
+    plain, _ = train(process(UniformMean()), cohorts())
+    np.testing.assert_array_equal(plain["average"]["table"], plain["weights"]["table"])
+    with pytest.raises(ValueError, match="average_decay is 1.0"):
+        build_process(bigram.token_losses, bigram.initial_weights(), LOCAL, UniformMean(), optimizer, 1.0)
 
 
 def test_the_same_round_twice_is_the_same_to_the_bit():

@@ -54,9 +54,7 @@ def test_a_file_that_cannot_be_opened_is_recorded(root):
     (root / "carl.txt").symlink_to(root / "nowhere")
     source = folder.load(root)
     assert [client for client, _ in source] == ["anna", "ben"]
-    assert [str(row) for row in source.bad_rows] == [
-        f"{root}/carl.txt: cannot be read: No such file or directory"
-    ]
+    assert [str(row) for row in source.bad_rows] == [f"{root}/carl.txt: cannot be read: No such file or directory"]
     assert source.fingerprint()
 
 

@@ -41,9 +41,7 @@ def write(path, rows, metadata=None, schema=""):
         connection.execute(
             schema or "CREATE TABLE examples (split_name TEXT, client_id TEXT, serialized_example_proto BLOB)"
         )
-        connection.execute(
-            "CREATE TABLE client_metadata (client_id TEXT, split_name TEXT, num_examples INTEGER)"
-        )
+        connection.execute("CREATE TABLE client_metadata (client_id TEXT, split_name TEXT, num_examples INTEGER)")
         if not schema:
             connection.executemany("INSERT INTO examples VALUES (?, ?, ?)", rows)
         known = {(client, split) for split, client, _ in rows} if metadata is None else metadata
@@ -146,9 +144,7 @@ def test_the_file_is_opened_read_only(path):
 def test_names_with_characters_of_addresses_are_opened(tmp_path):
     folder = tmp_path / "a?mode=rwc#b %41"
     folder.mkdir()
-    assert gathered(sqlite.load(write(folder / "c.sqlite", ROWS), "tokens", split="test")) == {
-        "anna": ["held out"]
-    }
+    assert gathered(sqlite.load(write(folder / "c.sqlite", ROWS), "tokens", split="test")) == {"anna": ["held out"]}
 
 
 def test_bad_files_are_refused_in_one_line(tmp_path, path):
@@ -168,9 +164,7 @@ def test_bad_files_are_refused_in_one_line(tmp_path, path):
 
 
 def test_a_file_cut_short_is_refused_in_one_line(tmp_path):
-    path = write(
-        tmp_path / "c.sqlite", [("train", f"user {n}", example(tokens=[b"x" * 500])) for n in range(300)]
-    )
+    path = write(tmp_path / "c.sqlite", [("train", f"user {n}", example(tokens=[b"x" * 500])) for n in range(300)])
     source = sqlite.load(path, "tokens", split="train")
     path.write_bytes(path.read_bytes()[:20_000])
     with pytest.raises(ValueError, match=r"c\.sqlite: .*malformed") as caught:

@@ -10,9 +10,7 @@ from fl.clients import TokenStore
 from fl.sources import base, csv_rows, jsonl
 from models.vocabulary import SMALLEST, learn
 
-TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\r"), min_size=1, max_size=20).filter(
-    str.strip
-)
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\r"), min_size=1, max_size=20).filter(str.strip)
 USER = st.text(st.characters(codec="utf-8", exclude_characters="\r"), min_size=1, max_size=6)
 
 
@@ -72,9 +70,7 @@ def test_bad_json_rows_are_recorded_with_their_line(write):
     found = {row.line: row.reason for row in source.bad_rows}
     assert set(found) == set(bad)
     for line, (_, reason) in bad.items():
-        assert (
-            found[line] == reason or reason.startswith("not JSON: ") and found[line].startswith("not JSON: ")
-        )
+        assert found[line] == reason or reason.startswith("not JSON: ") and found[line].startswith("not JSON: ")
     assert {row.file for row in source.bad_rows} == {str(path)}
 
 
@@ -203,9 +199,7 @@ def test_rows_of_a_user_may_stand_anywhere(write, tmp_path):
     words = learn([], SMALLEST)
     store = TokenStore.build(tmp_path / "store", jsonl.load(path, "user", "text"), words)
     for client, name in enumerate(store.clients):
-        assert words.decode(store.tokens(client).tolist()) == "".join(
-            text for user, text in rows if user == name
-        )
+        assert words.decode(store.tokens(client).tolist()) == "".join(text for user, text in rows if user == name)
 
 
 @pytest.mark.parametrize("module", [jsonl, csv_rows])

@@ -1,0 +1,59 @@
+"""Plots of runs and studies, each as PNG and SVG."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.intervals import Interval
+
+
+def loss_curve(path: Path, metrics: Sequence[Mapping[str, Any]], lines: Mapping[str, float]) -> list[Path]:
+    """Validation loss by round, with horizontal lines to compare with.
+
+    Args:
+      path: without suffix.
+      metrics: rows of `metrics.jsonl`; those without an evaluation are left out.
+      lines: name → nats a token.
+    """
+    rows = [row for row in metrics if "validation_loss" in row["evaluation"]]
+    figure, axes = _figure()
+    rounds, losses = [row["round"] for row in rows], [row["evaluation"]["validation_loss"] for row in rows]
+    axes.plot(rounds, losses, marker="o", markersize=3, label="federated model")
+    for number, (name, value) in enumerate(lines.items(), 1):
+        axes.axhline(value, linestyle="--", color=f"C{number}", label=name)
+    axes.set_xlabel("round")
+    axes.set_ylabel("nats a token, validation clients")
+    axes.legend()
+    return _save(figure, path)
+
+
+def repetitions(path: Path, name: str, values: Sequence[Interval]) -> list[Path]:
+    """One figure of each repetition with its interval over clients; the line is the mean."""
+    figure, axes = _figure()
+    numbers = np.arange(1, len(values) + 1)
+    estimates = np.array([value.estimate for value in values])
+    spread = np.abs(np.array([[value.low, value.high] for value in values]).T - estimates)
+    axes.errorbar(numbers, estimates, yerr=spread, fmt="o", capsize=3)
+    axes.axhline(estimates.mean(), linestyle="--", color="C1", label=f"mean {estimates.mean():.3f}")
+    axes.axhline(0, color="grey", linewidth=0.8)
+    axes.set_xticks(numbers)
+    axes.set_xlabel("repetition")
+    axes.set_ylabel(name)
+    axes.legend()
+    return _save(figure, path)
+
+
+def _figure() -> Any:
+    from matplotlib.figure import Figure  # not pyplot: no window system, no global state
+
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _save(figure: Any, path: Path) -> list[Path]:
+    paths = [path.with_suffix(".png"), path.with_suffix(".svg")]
+    for file in paths:
+        figure.savefig(file, dpi=150)
+    return paths
