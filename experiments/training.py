@@ -41,7 +41,11 @@ def train(run: RunFolder, command: str, show: ConsoleDisplay) -> None:
 
 def _declared(config: Config, prepared: data.Data) -> tuple[str, ...]:
     """What the plan declares public."""
-    uses = ["vocabulary learned from", *(["initial model trained on"] if config.warm_start.epochs else [])]
+    uses = ["vocabulary learned from"]
+    if config.warm_start.epochs:
+        uses.append("initial model trained on")
+    elif config.model.output_bias:
+        uses.append("initial output bias from")
     return tuple(f"{use} {source}" for use in uses for source in prepared.declared_public)
 
 

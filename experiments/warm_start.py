@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from experiments.config import WarmStartConfig
+from fl.clients import PAD
 
 _VALIDATION_STRIDE = 20  # every 20th sequence of the public text is for early stopping
 _PATIENCE = 2  # epochs without a better validation loss
@@ -24,14 +25,20 @@ def train_on_public_text(
 ) -> dict[str, np.ndarray]:
     """Adam on the public sequences; the weights of the epoch with the least loss on the part kept aside.
 
+    A model with an output bias starts with the public text's log frequencies in it, also without any epoch.
+
     Args:
       model: answers `models.language_model.LanguageModel`.
       sequences: int32 [n, T+1], at least 40 of them.
-      config: epochs (0 returns the random initial weights), learning rate, batch size.
+      config: epochs (0 returns the initial weights), learning rate, batch size.
       seed: of the initial weights and of the shuffles.
       on_epoch: called with (epochs done, validation loss in nats a token).
     """
     weights = model.init(seed)
+    if "output_bias" in weights:
+        targets = sequences[:, 1:]
+        counts = np.bincount(targets[targets != PAD], minlength=model.vocabulary_size) + 0.5
+        weights["output_bias"] = np.log(counts / counts.sum()).astype(np.float32)
     if config.epochs == 0:
         return weights
     if len(sequences) < 2 * _VALIDATION_STRIDE:
@@ -52,7 +59,7 @@ def train_on_public_text(
 
     @tf.function(reduce_retracing=True)
     def step(state: Any, values: Any, batch: Any) -> Any:
-        real = tf.cast(tf.not_equal(batch[:, 1:], 0), tf.float32)
+        real = tf.cast(tf.not_equal(batch[:, 1:], PAD), tf.float32)
         with tf.GradientTape() as tape:
             tape.watch(values)
             loss = tf.reduce_sum(model.token_losses(values, batch) * real) / tf.reduce_sum(real)

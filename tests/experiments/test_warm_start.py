@@ -33,6 +33,16 @@ def test_without_epochs_the_weights_are_the_initial_ones():
     assert all(np.array_equal(weights[name], value) for name, value in MODEL.init(3).items())
 
 
+def test_an_output_bias_starts_at_the_public_log_frequencies():
+    model = RecurrentLanguageModel("si-cifg", 12, 6, 9, output_bias=True)
+    rows = np.array([[1, 2, 2, 0], [3, 2, 5, 0]], np.int32)
+    bias = train_on_public_text(model, rows, WarmStartConfig(epochs=0), 3)["output_bias"]
+    counts = np.full(12, 0.5)
+    for token in (2, 2, 2, 5):
+        counts[token] += 1
+    np.testing.assert_allclose(bias, np.log(counts / counts.sum()), rtol=1e-6)
+
+
 def test_it_stops_when_the_text_set_aside_is_predicted_worse():
     noise = np.random.default_rng(1).integers(1, 12, (100, 9)).astype(np.int32)
     seen = []
