@@ -127,6 +127,8 @@ def run_rounds(
                     f"ledger {run.ledger} holds {len(ledger.rounds)} rounds and the checkpoint is of round {start}: "
                     "restore the ledger, epsilon cannot be computed without it"
                 )
+            if ledger.head_after(start) != saved.document["ledger_head"]:
+                raise ValueError(f"ledger {run.ledger} is not the one of this run's checkpoints: restore the run's own")
         elif len(ledger.rounds):
             log.info("replaying %d rounds of the ledger: there is no checkpoint yet", len(ledger.rounds))
         _restore_metrics(run.metrics, start, rows)
@@ -149,7 +151,8 @@ def run_rounds(
                 )
             done = number + 1
             row = {"round": done, **_plain(measured), "evaluation": _plain(evaluate(done, state["average"]))}
-            checkpoint = checkpoints.Checkpoint(done, state, {"metrics": row})
+            document = {"metrics": row, "ledger_head": ledger.head_after(done)}
+            checkpoint = checkpoints.Checkpoint(done, state, document)
             checkpoints.save(run.checkpoints, checkpoint, keep=run.keep_checkpoints)
             with run.metrics.open("ab") as file:
                 file.write(_line(row))

@@ -46,6 +46,10 @@ class Ledger:
         self._descriptor: int | None = None
         self._size = 0
 
+    def head_after(self, rounds: int) -> str:
+        """SHA-256 of the line of round `rounds - 1` (of the header for 0). Raises IndexError if it is not recorded."""
+        return self._digests[rounds + 1]
+
     @property
     def head(self) -> str:
         """SHA-256 of the last line, for a checkpoint to remember."""

@@ -199,6 +199,14 @@ def test_a_lost_ledger_stops_the_run(tmp_path):
         run(tmp_path)
 
 
+def test_the_ledger_of_another_run_is_refused(tmp_path):
+    run(tmp_path / "one")
+    run(tmp_path / "two", key=6)
+    (tmp_path / "one" / "ledger.jsonl").write_bytes((tmp_path / "two" / "ledger.jsonl").read_bytes())
+    with pytest.raises(ValueError, match="is not the one of this run's checkpoints"):
+        run(tmp_path / "one")
+
+
 def test_a_damaged_checkpoint_stops_the_run_and_the_one_before_resumes_it(tmp_path, undisturbed):
     run(tmp_path)
     newest = checkpoints.list_files(tmp_path / "checkpoints")[-1]
