@@ -24,7 +24,7 @@ _SAMPLES_A_PROMPT = 3
 def demo(output: Path) -> None:
     """Train, report, export and generate on Shakespeare's plays."""
     from experiments import results, training
-    from experiments.device_commands import export_and_check
+    from experiments.device_commands import all_precisions, export_and_check
 
     show, run = ConsoleDisplay(), RunFolder(output)
     if not run.config.exists():
@@ -39,8 +39,7 @@ def demo(output: Path) -> None:
     reports = results.write_reports(run)
     model, weights, vocabulary = load_trained(output)
     show.note("exporting and checking …")
-    paths = {"float32": output / "model.tflite", "int8": output / "model-int8.tflite"}
-    export_and_check(model, weights, vocabulary, paths)
+    export_and_check(model, weights, vocabulary, all_precisions(output / "model.tflite"))
     samples = _samples(output / "model.tflite")
     (output / "samples.txt").write_text(samples)
 

@@ -39,7 +39,7 @@ def export(run: Path, precision: str, output: Path | None) -> None:
 
     model, weights, vocabulary = load_trained(run)
     if precision == "all":
-        paths = {name: _named(output or run / "model.tflite", name) for name in _PRECISIONS}
+        paths = all_precisions(output or run / "model.tflite")
     else:
         paths = {precision: output or _named(run / "model.tflite", precision)}
     export_and_check(model, weights, vocabulary, paths)
@@ -100,6 +100,11 @@ def generate(model: Path, prompt: str, max_tokens: int, temperature: float, top_
         for piece in stream:
             _write(piece)
         _write("\n")
+
+
+def all_precisions(path: Path) -> dict[str, Path]:
+    """One file a precision: `path` itself for float32, the others named after it."""
+    return {name: _named(path, name) for name in _PRECISIONS}
 
 
 def _named(path: Path, precision: str) -> Path:
