@@ -9,7 +9,7 @@ from experiments import config as configs
 from experiments.display import ConsoleDisplay
 from experiments.runs import RunFolder, load_trained
 
-_PROMPTS = ("I will ", "My lord, ", "What is ", "O, ")
+_PROMPTS = ("I will", "My lord,", "What is", "O,")
 _SAMPLES_A_PROMPT = 3
 
 
