@@ -34,13 +34,18 @@ def local_sgd(config: Config) -> LocalSGD:
 
 def sampling(config: Config) -> Sampling:
     """How cohorts are drawn."""
-    match config.cohort.sampler:
+    wanted = config.cohort
+    match wanted.sampler:
         case "poisson":
-            return Poisson(config.cohort.rate)
+            return Poisson(0.1 if wanted.rate is None else wanted.rate)
         case "fixed-size":
-            return FixedSize(config.cohort.size)
+            if wanted.size is None:
+                raise ValueError('cohort.size is missing: cohort.sampler = "fixed-size" needs it')
+            return FixedSize(wanted.size)
         case "cyclic":
-            return Cyclic(config.cohort.cohorts)
+            if wanted.cohorts is None:
+                raise ValueError('cohort.cohorts is missing: cohort.sampler = "cyclic" needs it')
+            return Cyclic(wanted.cohorts)
 
 
 def plan(config: Config, population: int, public: tuple[str, ...]) -> PrivacyPlan:
@@ -55,10 +60,10 @@ def plan(config: Config, population: int, public: tuple[str, ...]) -> PrivacyPla
             "privacy.epsilon and privacy.noise_multiplier are both set: one follows from the other, drop one"
         )
     private = wanted.epsilon is not None or (wanted.noise_multiplier or 0) > 0
-    if private and config.server.weighting != "uniform":
+    if (private or wanted.clip is not None) and config.server.weighting != "uniform":
         raise ValueError(
-            'server.weighting is "examples" in a private run: a client with much text would move the mean by more than '
-            'the noise covers; use "uniform"'
+            'server.weighting is "examples" with privacy: a client with much text would move the mean by more than '
+            'clip and noise cover; use "uniform"'
         )
     clip: FixedClip | AdaptiveClip | None = None
     if wanted.clip is not None:
@@ -95,15 +100,16 @@ def server_optimizer(config: Config) -> Any:
     import tensorflow_federated as tff
 
     wanted, kinds = config.server, tff.learning.optimizers
+    epsilon = 0.001 if wanted.epsilon is None else wanted.epsilon
     match wanted.optimizer:
         case "momentum":
-            return kinds.build_sgdm(wanted.learning_rate, wanted.momentum)
+            return kinds.build_sgdm(wanted.learning_rate, 0.9 if wanted.momentum is None else wanted.momentum)
         case "adam":
-            return kinds.build_adam(wanted.learning_rate, epsilon=wanted.epsilon)
+            return kinds.build_adam(wanted.learning_rate, epsilon=epsilon)
         case "yogi":
-            return kinds.build_yogi(wanted.learning_rate, epsilon=wanted.epsilon)
+            return kinds.build_yogi(wanted.learning_rate, epsilon=epsilon)
         case "adagrad":
-            return kinds.build_adagrad(wanted.learning_rate, epsilon=wanted.epsilon)
+            return kinds.build_adagrad(wanted.learning_rate, epsilon=epsilon)
 
 
 def keys(config: Config, path: Path) -> RunKeys:

@@ -85,22 +85,26 @@ def _guarded(run: Callable[[], Any]) -> int:
     except click.exceptions.Exit as error:
         return error.exit_code
     except click.ClickException as error:
-        error.show()
+        print(f"fedspeak: error: {_one_line(error.format_message())}", file=sys.stderr)
         return 2
     except (KeyboardInterrupt, click.Abort):
-        print("fedspeak: interrupted; a training run is resumable with fedspeak train --resume", file=sys.stderr)
+        print("fedspeak: interrupted", file=sys.stderr)
         return 130
     except (ValueError, OSError, ModuleNotFoundError) as error:
         if os.environ.get("FEDSPEAK_TRACEBACK"):
             raise
-        print(f"fedspeak: error: {_one_line(error)}", file=sys.stderr)
+        print(f"fedspeak: error: {_one_line(_message(error))}", file=sys.stderr)
         return 2
 
 
-def _one_line(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split())
+def _message(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _terminate(signal_number: int, frame: Any) -> None:

@@ -18,14 +18,31 @@ def _at_least(key: str, value: int, least: int) -> None:
         raise ValueError(f"{key} is {value}: at least {least} is needed")
 
 
+def _positive(key: str, value: float) -> None:
+    if not value > 0:
+        raise ValueError(f"{key} is {value}: a positive number is needed")
+
+
+def _share(key: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise ValueError(f"{key} is {value}: a number from 0 to below 1 is needed")
+
+
+def _only_for(key: str, value: object, kind: str, kinds: Sequence[str]) -> None:
+    if value is not None and kind not in kinds:
+        raise ValueError(
+            f'{key} is {value!r} and has no effect with "{kind}", only with {", ".join(kinds)}: leave it out'
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     """Whose text, and which part of it is for what."""
 
     source: Literal["shakespeare", "folder", "jsonl", "csv", "sqlite"] = "shakespeare"
     path: str = ""  # of the last four
-    user_column: str = "user"  # of jsonl and csv
-    text_column: str = "text"  # of jsonl and csv; of sqlite the feature of the examples
+    user_column: str | None = None  # of jsonl and csv; left out: "user"
+    text_column: str | None = None  # of jsonl and csv, of sqlite the feature of the examples; left out: "text"
     split: str | None = None  # of sqlite: "train", "test", …; left out: all splits of a client together
     public: tuple[str, ...] = ("histories",)  # shakespeare: genres or plays; otherwise text files. No client has them
     strict: bool = False  # refuse bad rows instead of counting them
@@ -34,6 +51,15 @@ class DataConfig:
     test: float = 0.1  # share of clients on which figures are reported
     held_out: float = 0.1  # share at the end of each training client's text that is never trained on
     split_seed: int = 0
+
+    def __post_init__(self) -> None:
+        tables = ("jsonl", "csv")
+        _only_for("data.user_column", self.user_column, self.source, tables)
+        _only_for("data.text_column", self.text_column, self.source, (*tables, "sqlite"))
+        _only_for("data.split", self.split, self.source, ("sqlite",))
+        _at_least("data.min_tokens", self.min_tokens, 2)
+        for name in ("validation", "test", "held_out"):
+            _share(f"data.{name}", getattr(self, name))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +81,12 @@ class ModelConfig:
     output_bias: bool = False
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        _at_least("model.seed", self.seed, 0)
+        for name in ("embedding", "units"):
+            if getattr(self, name) is not None:
+                _at_least(f"model.{name}", getattr(self, name), 1)
+
 
 @dataclasses.dataclass(frozen=True)
 class WarmStartConfig:
@@ -67,8 +99,7 @@ class WarmStartConfig:
     def __post_init__(self) -> None:
         _at_least("warm_start.epochs", self.epochs, 0)
         _at_least("warm_start.batch_size", self.batch_size, 1)
-        if not self.learning_rate > 0:
-            raise ValueError(f"warm_start.learning_rate is {self.learning_rate}: a positive number is needed")
+        _positive("warm_start.learning_rate", self.learning_rate)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +112,11 @@ class ClientConfig:
     sequence_length: int = 20  # tokens; sentences are packed back to back
     max_sequences: int = 64  # most sequences a client trains on in a round
 
+    def __post_init__(self) -> None:
+        _positive("clients.learning_rate", self.learning_rate)
+        for name in ("batch_size", "epochs", "sequence_length", "max_sequences"):
+            _at_least(f"clients.{name}", getattr(self, name), 1)
+
 
 @dataclasses.dataclass(frozen=True)
 class ServerConfig:
@@ -88,17 +124,20 @@ class ServerConfig:
 
     optimizer: Literal["momentum", "adam", "yogi", "adagrad"] = "momentum"
     learning_rate: float = 1.0
-    momentum: float = 0.9  # of momentum
-    epsilon: float = 0.001  # of adam, yogi and adagrad
+    momentum: float | None = None  # of momentum; left out: 0.9
+    epsilon: float | None = None  # of adam, yogi and adagrad; left out: 0.001
     average_decay: float = 0.0  # the trained model is this running average of the rounds' weights; 0: the last weights
     weighting: Literal["uniform", "examples"] = "uniform"  # a private run is always uniform
 
     def __post_init__(self) -> None:
-        if not self.learning_rate > 0:
-            raise ValueError(f"server.learning_rate is {self.learning_rate}: a positive number is needed")
-        for name in ("momentum", "average_decay"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"server.{name} is {getattr(self, name)}: a number from 0 to below 1 is needed")
+        _only_for("server.momentum", self.momentum, self.optimizer, ("momentum",))
+        _only_for("server.epsilon", self.epsilon, self.optimizer, ("adam", "yogi", "adagrad"))
+        _positive("server.learning_rate", self.learning_rate)
+        _share("server.average_decay", self.average_decay)
+        if self.momentum is not None:
+            _share("server.momentum", self.momentum)
+        if self.epsilon is not None:
+            _positive("server.epsilon", self.epsilon)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,9 +145,14 @@ class CohortConfig:
     """Who takes part in a round."""
 
     sampler: Literal["poisson", "fixed-size", "cyclic"] = "poisson"
-    rate: float = 0.1  # poisson: chance of each client in each round
-    size: int = 50  # fixed-size: clients a round
-    cohorts: int = 10  # cyclic: a client's rounds are this far apart
+    rate: float | None = None  # poisson: chance of each client in each round; left out: 0.1
+    size: int | None = None  # fixed-size: clients a round
+    cohorts: int | None = None  # cyclic: cohorts that take turns; a client's rounds are this far apart
+
+    def __post_init__(self) -> None:
+        _only_for("cohort.rate", self.rate, self.sampler, ("poisson",))
+        _only_for("cohort.size", self.size, self.sampler, ("fixed-size",))
+        _only_for("cohort.cohorts", self.cohorts, self.sampler, ("cyclic",))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +182,9 @@ class RunConfig:
         _at_least("run.evaluate_every", self.evaluate_every, 1)
         _at_least("run.keep_checkpoints", self.keep_checkpoints, 1)
         _at_least("run.shards", self.shards, 1)
+        _at_least("run.rounds", self.rounds, 1)
+        if self.fixed_key is not None:
+            _at_least("run.fixed_key", self.fixed_key, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,11 +205,13 @@ class Config:
 def load(path: Path | str, overrides: Sequence[str] = ()) -> Config:
     """Reads a config file, or one of the shipped ones by name (`demo`), with `section.key=value` overrides on top.
 
+    `section.key=none` takes a key out.
+
     Raises:
       FileNotFoundError, ValueError: one line that names the key, the value and the mend.
     """
     file = Path(path)
-    if not file.exists() and (CONFIGS / f"{path}.toml").exists():
+    if not file.is_file() and (CONFIGS / f"{path}.toml").exists():
         file = CONFIGS / f"{path}.toml"
     try:
         text = file.read_text()
@@ -188,7 +237,10 @@ def parse(text: str, name: str, overrides: Sequence[str] = ()) -> Config:
         table = tree.setdefault(section.strip(), {})
         if not isinstance(table, dict):
             raise ValueError(f"config {name}: {section} is a section, not a value: write [{section}]")
-        table[key.strip()] = _toml_value(value)
+        if value.strip() == "none":
+            table.pop(key.strip(), None)
+        else:
+            table[key.strip()] = _toml_value(value)
     sections = {field.name: field for field in dataclasses.fields(Config)}
     values = {}
     for section, table in tree.items():
@@ -267,5 +319,5 @@ def _literal(value: Any) -> str:
 
 
 def _nearest(word: str, known: Any) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.4)
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(known)}"

@@ -1,5 +1,6 @@
 """From a config to data: public text, vocabulary, token store, three disjoint sets of clients."""
 
+import dataclasses
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -55,12 +56,15 @@ class Data:
         return clients.sequences(tokens, self.sequence_length)
 
 
-def prepare(config: Config, stores: Path, vocabulary_path: Path | None) -> Data:
+STORES = Path("runs") / "data"
+"""Token stores, shared by all runs of a working folder; a store can always be built anew."""
+
+
+def prepare(config: Config, vocabulary_path: Path | None) -> Data:
     """Builds what is missing and re-uses the rest.
 
     Args:
       config: the run's.
-      stores: folder of token stores, shared by runs.
       vocabulary_path: where the run keeps its vocabulary; learned and written if it is not there. None: learned.
 
     Raises:
@@ -74,7 +78,7 @@ def prepare(config: Config, stores: Path, vocabulary_path: Path | None) -> Data:
         if vocabulary_path is not None:
             words.save(vocabulary_path)
     name = hashlib.sha256(f"{config.data} {words.digest}".encode()).hexdigest()[:16]
-    store = TokenStore.build(stores / f"{name}.tokens", source, words, min_tokens=config.data.min_tokens)
+    store = TokenStore.build(STORES / f"{name}.tokens", source, words, min_tokens=config.data.min_tokens)
     sets = splits.split_clients(store.clients, config.data.validation, config.data.test, config.data.split_seed)
     for set_name, ids in zip(sets._fields, sets, strict=True):
         if not ids:
@@ -113,6 +117,16 @@ def _left_out(statistics: BuildStatistics) -> list[str]:
     return lines
 
 
+def absolute(config: Config) -> Config:
+    """The config with its paths made absolute, so that a run can be resumed from any folder."""
+    data = config.data
+    if data.source == "shakespeare":
+        return config
+    public = tuple(str(Path(name).absolute()) for name in data.public)
+    path = str(Path(data.path).absolute()) if data.path else ""
+    return dataclasses.replace(config, data=dataclasses.replace(data, path=path, public=public))
+
+
 def sources(config: Config) -> tuple[Source, Iterable[str], tuple[str, ...]]:
     """(the clients' source, the public sentences, what was declared public in words)."""
     data = config.data
@@ -127,7 +141,7 @@ def sources(config: Config) -> tuple[Source, Iterable[str], tuple[str, ...]]:
         return (
             private,
             _Sentences(public),
-            (f"plays by {', '.join(data.public)} ({', '.join(public.genres)})",),
+            (f"Shakespeare's {', '.join(data.public)} ({', '.join(public.genres)})",),
         )
     if not data.path:
         raise ValueError(f"data.path is missing: give the path of the {data.source} source")
@@ -136,17 +150,21 @@ def sources(config: Config) -> tuple[Source, Iterable[str], tuple[str, ...]]:
             "data.public is empty: give text files that may be made public, the vocabulary is learned from them"
         )
     files = tuple(Path(name) for name in data.public)
-    declared = tuple(f"text file {path.name}" for path in files)
     path = Path(data.path)
+    for file in files:
+        if path.resolve() in (file.resolve(), *file.resolve().parents):
+            raise ValueError(f"data.public names {file}, which is clients' text (data.path is {path}): keep them apart")
+    declared = tuple(f"text file {file.name}" for file in files)
+    user, text = data.user_column or "user", data.text_column or "text"
     match data.source:
         case "folder":
             source: Source = folder.load(path, strict=data.strict)
         case "jsonl":
-            source = jsonl.load(path, data.user_column, data.text_column, strict=data.strict)
+            source = jsonl.load(path, user, text, strict=data.strict)
         case "csv":
-            source = csv_rows.load(path, data.user_column, data.text_column, strict=data.strict)
+            source = csv_rows.load(path, user, text, strict=data.strict)
         case "sqlite":
-            source = sqlite.load(path, data.text_column, split=data.split, strict=data.strict)
+            source = sqlite.load(path, text, split=data.split, strict=data.strict)
     return source, _Lines(files), declared
 
 

@@ -1,5 +1,6 @@
 """How a run's course is shown: a progress bar with ETA on a terminal, plain lines elsewhere."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -21,7 +22,17 @@ LABELS = {
     "held_out_loss": "held-out loss*",
     "epsilon": "ε",
 }
+OPERATOR_ONLY = ("loss", "held_out_loss")  # read from training clients
 FOOTNOTE = "* read without noise in a simulation: operator only, outside ε"
+
+
+def rounded_up(epsilon: float) -> str:
+    """Epsilon with three decimals, never less than it is: what is printed must hold."""
+    return f"{math.ceil(epsilon * 1000 - 1e-9) / 1000:.3f}" if math.isfinite(epsilon) else "inf"
+
+
+def _shown(key: str, value: float) -> str:
+    return rounded_up(value) if key == "epsilon" else f"{value:.3f}"
 
 
 class ConsoleDisplay:
@@ -51,7 +62,7 @@ class ConsoleDisplay:
 
             def advance(done: int, values: dict[str, float]) -> None:
                 latest.update(values)
-                text = "  ".join(f"{LABELS.get(key, key)} {value:.3f}" for key, value in latest.items())
+                text = "  ".join(f"{LABELS.get(key, key)} {_shown(key, value)}" for key, value in latest.items())
                 progress.update(handle, completed=done, values=text)
                 if not self.console.is_terminal:
                     self.note(f"{name} {done}/{total}  {text}")

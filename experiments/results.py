@@ -45,9 +45,10 @@ class Row:
 
 def evaluate(run: RunFolder) -> str:
     """Evaluates a finished run on its test clients; returns the table as Markdown and keeps it in the run's folder."""
-    prepared = data.prepare(run.read_config(), run.path.parent / "data", run.vocabulary)
+    prepared = data.prepare(run.read_config(), run.vocabulary)
     rows = test_rows(run, prepared)
-    write_json(run.evaluation, {"clients": len(prepared.splits.test), "rows": [row.to_dict() for row in rows]})
+    found = {"clients": len(prepared.splits.test), "rows": [row.to_dict() for row in rows], "versions": versions()}
+    write_json(run.evaluation, found)
     text = table(rows, len(prepared.splits.test))
     run.table.write_text(text)
     plots.loss_curve(run.path / "curve", read_metrics(run.metrics), _validation_lines(run, prepared))
@@ -75,6 +76,10 @@ def write_reports(run: RunFolder) -> list[Path]:
     ledger = Ledger.read(run.ledger)
     facts = _facts(run)
     written = report.build(ledger.plan, ledger, facts).write(run.path, "report")
+    if "evaluation" in facts:
+        # The n-gram models are exact functions of the training clients' text: nothing of them may be released.
+        rows = [row for row in facts["evaluation"]["rows"] if row["name"] in (PUBLIC, TRAINED)]
+        facts["evaluation"] = {**facts["evaluation"], "rows": rows}
     return [
         *written,
         *report.build(ledger.plan, ledger, facts, release=True).write(run.path, "report-release"),
@@ -151,8 +156,7 @@ def seeds_table(evaluations: list[list[Row]]) -> str:
 def _facts(run: RunFolder) -> dict[str, Any]:
     """What the report says beside the ledger."""
     metrics = read_metrics(run.metrics)
-    facts: dict[str, Any] = {"versions": versions(), "run": run.path.name}
-    facts |= json.loads(run.facts.read_text()) if run.facts.exists() else {}
+    facts: dict[str, Any] = {"versions": versions(), "run": run.path.resolve().name}
     facts["fixed_key"] = run.read_config().run.fixed_key is not None
     facts["non_finite"] = int(sum(row["operator"]["non_finite"] for row in metrics))
     if run.evaluation.exists():

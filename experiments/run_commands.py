@@ -10,21 +10,25 @@ from experiments import config as configs
 from experiments.display import ConsoleDisplay
 from experiments.runs import RunFolder
 
+_STRICT = click.option("--strict", is_flag=True, help="Refuse the first bad row of the data (data.strict=true).")
 _SETTINGS = click.option(
     "--set",
     "overrides",
     multiple=True,
     metavar="SECTION.KEY=VALUE",
-    help="Change a key of the config; repeatable.",
+    help="Change a key of the config (VALUE none takes it out); repeatable.",
 )
 
 
 @click.command()
 @click.argument("config", required=False)
 @_SETTINGS
+@_STRICT
 @click.option("--output", type=click.Path(path_type=Path), help="Folder of the run; by default runs/CONFIG-DATE.")
 @click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Go on with an interrupted run.")
-def train(config: str | None, overrides: tuple[str, ...], output: Path | None, resume: Path | None) -> None:
+def train(
+    config: str | None, overrides: tuple[str, ...], strict: bool, output: Path | None, resume: Path | None
+) -> None:
     """Train a model on clients' text.
 
     CONFIG is a TOML file, or the name of a shipped one (demo, scratch, long).
@@ -33,24 +37,38 @@ def train(config: str | None, overrides: tuple[str, ...], output: Path | None, r
         raise click.UsageError("give a config to start a run, or --resume RUN to go on with one")
     show = ConsoleDisplay()
     if resume is not None:
-        if overrides or output:
+        if overrides or strict or output:
             raise click.UsageError(
-                "--resume goes on with the run's own config in its own folder: drop --set and --output"
+                "--resume goes on with the run's own config in its folder: drop --set, --strict, --output"
             )
         run = RunFolder(resume)
         run.read_config()
     else:
+        from experiments.data import absolute
+
         assert config is not None
-        settings = configs.load(config, overrides)
-        name = f"{Path(config).stem}-{datetime.now():%Y%m%d-%H%M%S}"
-        run = RunFolder(output or Path("runs") / name)
+        settings = absolute(configs.load(config, _with_strict(overrides, strict)))
+        run = RunFolder(output or Path("runs") / f"{Path(config).stem}-{datetime.now():%Y%m%d-%H%M%S}")
         run.create(settings)
     from experiments import results, training
 
-    training.train(run, cli.command_line(), show)
+    try:
+        training.train(run, cli.command_line(), show)
+    except KeyboardInterrupt:
+        show.note(f"go on with: fedspeak train --resume {run.path}")
+        raise
+    except (ValueError, OSError):
+        if resume is None:
+            run.discard()  # a setting to correct, not a run to resume
+        raise
+    show.note("evaluating on the test clients and writing the reports …")
     click.echo(results.evaluate(run))
     for path in results.write_reports(run):
         click.echo(str(path))
+
+
+def _with_strict(overrides: tuple[str, ...], strict: bool) -> tuple[str, ...]:
+    return (*overrides, "data.strict=true") if strict else overrides
 
 
 @click.command()
@@ -75,9 +93,10 @@ def report(run: Path) -> None:
 @click.command()
 @click.argument("config")
 @_SETTINGS
-def data(config: str, overrides: tuple[str, ...]) -> None:
+@_STRICT
+def data(config: str, overrides: tuple[str, ...], strict: bool) -> None:
     """Build the token store of a config (re-used by its runs) and say what is in it."""
     from experiments.data import describe, prepare
 
-    settings = configs.load(config, overrides)
-    click.echo(describe(prepare(settings, Path("runs") / "data", None)))
+    settings = configs.load(config, _with_strict(overrides, strict))
+    click.echo(describe(prepare(settings, None)))

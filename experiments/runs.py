@@ -74,7 +74,7 @@ class RunFolder:
 
     @property
     def facts(self) -> Path:
-        """What the report says beside ledger and evaluation: the command, the data, whether the key is fixed."""
+        """How the run began: the command, the versions, what is in the data."""
         return self.path / "facts.json"
 
     def create(self, config: Config) -> None:
@@ -87,6 +87,16 @@ class RunFolder:
         text = configs.dump(config).encode()
         write_atomically(self.config_digest, hashlib.sha256(text).hexdigest().encode())
         write_atomically(self.config, text)
+
+    def discard(self) -> bool:
+        """Takes back a run in which nothing has been trained yet; True if it did. Files of others stay."""
+        if any(path.exists() for path in (self.public_weights, self.ledger, self.keys)):
+            return False
+        for path in (self.config, self.config_digest, self.vocabulary, self.facts):
+            path.unlink(missing_ok=True)
+        if not any(self.path.iterdir()):
+            self.path.rmdir()
+        return True
 
     def read_config(self) -> Config:
         """The resolved config the run was started with.

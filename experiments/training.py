@@ -6,8 +6,9 @@ import numpy as np
 
 from experiments import assembly, data, warm_start
 from experiments.config import Config
-from experiments.display import ConsoleDisplay
+from experiments.display import OPERATOR_ONLY, ConsoleDisplay, rounded_up
 from experiments.runs import RunFolder, load_weights, save_weights, write_json
+from experiments.versions import versions
 from privacy import accounting
 from privacy.plan import PrivacyPlan
 
@@ -17,20 +18,27 @@ def train(run: RunFolder, command: str, show: ConsoleDisplay) -> None:
 
     Args:
       run: where everything is read from and written to.
-      command: the command line, for the report.
+      command: the command line, for the run's `facts.json`.
       show: who shows the run's course.
 
     Raises:
       OSError, ValueError: one line; the run can be resumed once the cause is mended.
     """
     config = run.read_config()
-    prepared = data.prepare(config, run.path.parent / "data", run.vocabulary)
+    if run.weights.exists():
+        show.note(f"{run.path} is trained already")
+        return
+    show.note(f"run: {run.path}")
+    prepared = data.prepare(config, run.vocabulary)
     show.note(data.describe(prepared))
     model = assembly.model(config, prepared.vocabulary.size)
     plan = assembly.plan(config, len(prepared.splits.train), _declared(config, prepared))
     assembly.local_sgd(config)  # a bad setting is told before the long imports
     show.note(_promise(plan))
-    write_json(run.facts, {"command": command, "data": data.describe(prepared).splitlines()})
+    if not run.facts.exists():
+        write_json(
+            run.facts, {"command": command, "versions": versions(), "data": data.describe(prepared).splitlines()}
+        )
 
     show.note("loading TensorFlow Federated …")
     public_weights = _public_weights(run, config, prepared, model, show)
@@ -80,7 +88,7 @@ def _federated(
     import tensorflow as tf
 
     from fl.evaluation import Evaluator
-    from fl.rounds import RoundLog, final_state, run_rounds
+    from fl.rounds import Evaluated, RoundLog, final_state, run_rounds
     from fl.runtime import local_runtime
 
     secrets = assembly.keys(config, run.keys)
@@ -88,14 +96,12 @@ def _federated(
     held_out_sequences = [prepared.held_out(client) for client in prepared.splits.train]
     held_out = Evaluator(model, held_out_sequences) if any(map(len, held_out_sequences)) else None
 
-    def evaluate(done: int, weights: Any) -> dict[str, float]:
+    def evaluate(done: int, weights: Any) -> Evaluated:
         if done % config.run.evaluate_every and done != plan.rounds:
-            return {}
+            return {}, {}
         found = validation(weights)
-        row = {"validation_loss": found.loss_per_token, "validation_accuracy": found.accuracy}
-        if held_out is not None:
-            row["held_out_loss"] = held_out(weights).loss_per_token
-        return row
+        operator = {} if held_out is None else {"held_out_loss": held_out(weights).loss_per_token}
+        return {"validation_loss": found.loss_per_token, "validation_accuracy": found.accuracy}, operator
 
     with local_runtime(concurrent_calls=config.run.shards) as worker:
         show.note(f"TFF worker: process {worker.pid}, port {worker.port} on loopback")
@@ -105,12 +111,13 @@ def _federated(
         spent = _epsilon_by_round(plan)
         with show.task("rounds", plan.rounds) as advance, board.as_default():
             for row in run_rounds(federation, log, evaluate):
-                shown = {"loss": row["operator"]["loss"], **row["evaluation"]}
+                operator = {name: row["operator"][name] for name in OPERATOR_ONLY if name in row["operator"]}
+                shown = dict(row["evaluation"])
                 if spent is not None:
                     shown["epsilon"] = spent[row["round"] - 1]
-                for name, value in shown.items():
+                for name, value in {**shown, **{f"operator/{name}": value for name, value in operator.items()}}.items():
                     tf.summary.scalar(name, value, step=row["round"])
-                advance(row["round"], shown)
+                advance(row["round"], {**operator, **shown})
         state = final_state(federation, log)
     return dict(state["average"])
 
@@ -129,7 +136,7 @@ def _promise(plan: PrivacyPlan) -> str:
         return "privacy: NOT PRIVATE (no noise)"
     figure = accounting.epsilon(plan)
     return (
-        f"privacy: epsilon {figure.value:.2f} at delta {plan.target_delta:.3g} ({plan.delta_rule}), unit {plan.unit}, "
-        f"{plan.relation}, {plan.sampling.describe()}, {plan.rounds} rounds, "
+        f"privacy: epsilon {rounded_up(figure.value)} at delta {plan.target_delta:.3g} ({plan.delta_rule}), "
+        f"unit {plan.unit}, {plan.relation}, {plan.sampling.describe()}, {plan.rounds} rounds, "
         f"noise multiplier {plan.noise_multiplier:.4g}"
     )

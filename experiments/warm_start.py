@@ -46,14 +46,19 @@ def train_on_public_text(
             f"the public text has {len(sequences)} sequences: {2 * _VALIDATION_STRIDE} are needed to train on it; "
             "declare more text public or set warm_start.epochs=0"
         )
+    aside = np.arange(len(sequences)) % _VALIDATION_STRIDE == 0
+    rows = sequences[~aside]
+    if config.batch_size > len(rows):
+        raise ValueError(
+            f"warm_start.batch_size is {config.batch_size} and the public text has {len(rows)} sequences to train on: "
+            "lower it"
+        )
     import tensorflow as tf
     import tensorflow_federated as tff
 
     from fl.evaluation import Evaluator
 
-    aside = np.arange(len(sequences)) % _VALIDATION_STRIDE == 0
     evaluate = Evaluator(model, [sequences[aside]])
-    rows = sequences[~aside]
     optimizer = tff.learning.optimizers.build_adam(config.learning_rate)
     specs = {name: tf.TensorSpec(value.shape, tf.float32) for name, value in weights.items()}
 

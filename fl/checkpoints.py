@@ -87,14 +87,23 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise not_written(path, error) from None
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def not_written(path: Path, error: OSError) -> OSError:
+    """The error of a write that failed, in one line that names file, reason and mend."""
+    return OSError(
+        error.errno, f"{path} could not be written ({error.strerror}): make room or give rights, then resume"
+    )
 
 
 def _flatten(state: Any, prefix: str = "") -> list[tuple[str, np.ndarray]]:

@@ -25,6 +25,9 @@ from privacy.sampling import Poisson
 
 log = logging.getLogger(__name__)
 
+Evaluated = tuple[dict[str, float], dict[str, float]]
+"""Losses on clients outside training, and values read from training clients, which are for the operator's eyes only."""
+
 
 @dataclass(frozen=True)
 class Federation:
@@ -96,15 +99,15 @@ class RoundLog:
 def run_rounds(
     federation: Federation,
     run: RoundLog,
-    evaluate: Callable[[int, Any], dict[str, float]],
+    evaluate: Callable[[int, Any], Evaluated],
 ) -> Iterator[dict[str, Any]]:
     """Runs (or resumes) all rounds of the plan; needs a TFF runtime (`fl.runtime.local_runtime`).
 
     Args:
       federation: what to run.
       run: where its state is; an existing state is resumed.
-      evaluate: (rounds done, averaged weights) -> what to add to that round's metrics; {} on rounds without
-        evaluation. Must depend on nothing else.
+      evaluate: (rounds done, averaged weights) -> what to add to that round's metrics: (evaluation, operator), both
+        {} on rounds without evaluation. Must depend on nothing else.
 
     Yields:
       One row of metrics for every round from the resumed one on, after it is safely on disk: `round` (from 1: rounds
@@ -150,12 +153,17 @@ def run_rounds(
                     "large for this model; start a new run with a smaller one"
                 )
             done = number + 1
-            row = {"round": done, **_plain(measured), "evaluation": _plain(evaluate(done, state["average"]))}
+            evaluation, operator = evaluate(done, state["average"])
+            row = {"round": done, **_plain(measured), "evaluation": evaluation}
+            row["operator"] |= operator
             document = {"metrics": row, "ledger_head": ledger.head_after(done)}
             checkpoint = checkpoints.Checkpoint(done, state, document)
             checkpoints.save(run.checkpoints, checkpoint, keep=run.keep_checkpoints)
-            with run.metrics.open("ab") as file:
-                file.write(_line(row))
+            try:
+                with run.metrics.open("ab") as file:
+                    file.write(_line(row))
+            except OSError as error:
+                raise checkpoints.not_written(run.metrics, error) from None
             yield row
 
 

@@ -26,7 +26,7 @@ def noise_seeds(run: Path, seeds: int, output: Path | None) -> None:
     source, folder, show = RunFolder(run), output or run.with_name(f"{run.name}-noise-seeds"), ConsoleDisplay()
     config = source.read_config()
     folder.mkdir(parents=True, exist_ok=True)
-    prepared = data.prepare(config, run.parent / "data", source.vocabulary)
+    prepared = data.prepare(config, source.vocabulary)
     evaluations = []
     for seed in range(1, seeds + 1):
         repeated = RunFolder(folder / f"seed-{seed}")

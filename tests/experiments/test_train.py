@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -81,6 +82,7 @@ def start(*arguments: str) -> subprocess.Popen:
         stderr=subprocess.PIPE,
         text=True,
         env=environment,
+        cwd=tempfile.gettempdir(),  # token stores go to runs/data of the working folder
     )
 
 
@@ -151,7 +153,7 @@ def test_terminated_killed_and_resumed_equals_undisturbed(folder, whole):
     wait_for_rounds(run, process, 1)
     process.send_signal(signal.SIGTERM)
     code, _, err = finish(process)
-    assert code == 130 and "resumable" in err
+    assert code == 130 and f"go on with: fedspeak train --resume {run}" in err
     assert ended(worker_of(err))
 
     process = start("train", "--resume", str(run))
@@ -177,14 +179,16 @@ def test_resuming_with_a_changed_config_is_refused(folder, whole, capsys):
 
 
 @pytest.fixture
-def refuse(capsys, folder):
+def refuse(capsys, folder, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+
     def check(*arguments: str) -> str:
         with pytest.raises(SystemExit) as stop:
             main(list(arguments))
         err = capsys.readouterr().err
         assert stop.value.code == 2, err
         message = err.strip().splitlines()[-1]
-        assert message.startswith(("fedspeak: error: ", "Error: ")), err
+        assert message.startswith("fedspeak: error: ") and "Traceback" not in err, err
         return message
 
     return check
@@ -201,7 +205,7 @@ def refused(*arguments: str) -> str:
     ("setting", "message"),
     [
         ("clients.learning_rate=nan", "clients.learning_rate is nan: a finite number is needed"),
-        ("clients.learning_rate=0", "learning_rate is 0.0: a positive number is needed"),
+        ("clients.learning_rate=0", "clients.learning_rate is 0.0: a positive number is needed"),
         ("server.learning_rate=-1", "server.learning_rate is -1.0: a positive number is needed"),
         ("privacy.clip=0", "clip norm"),
         ("privacy.clip=-1", "clip norm"),
@@ -210,6 +214,16 @@ def refused(*arguments: str) -> str:
         ("privacy.epsilon=2", "privacy.epsilon and privacy.noise_multiplier are both set"),
         ("server.weighting=examples", "use \"uniform\""),
         ("cohort.rate=1.5", "sampling rate"),
+        ("server.epsilon=0.1", "server.epsilon is 0.1 and has no effect"),
+        ("server.momentum=1", "server.momentum is 1.0"),
+        ("cohort.size=3", 'cohort.size is 3 and has no effect with "poisson"'),
+        ("cohort.sampler=cyclic", "cohort.rate is 0.4 and has no effect"),
+        ("data.split=train", "data.split is"),
+        ("data.held_out=1", "data.held_out is 1.0"),
+        ('data.public=["{folder}/users.jsonl"]', "which is clients' text"),
+        ("model.seed=-1", "model.seed is -1"),
+        ("model.units=0", "model.units is 0"),
+        ("run.fixed_key=-1", "run.fixed_key is -1"),
         ("data.path=none.jsonl", "none.jsonl"),
         ("data.public=[]", "data.public is empty"),
         ("data.public=[\"none.txt\"]", "public text none.txt does not exist"),
@@ -228,11 +242,36 @@ def refused(*arguments: str) -> str:
     ],
 )  # fmt: skip
 def test_bad_settings_are_answered_in_one_line(folder, tmp_path, refuse, setting, message):
-    assert message in refuse("train", str(folder / "config.toml"), "--output", str(tmp_path / "run"), "--set", setting)
+    config, run = str(folder / "config.toml"), tmp_path / "run"
+    assert message in refuse("train", config, "--output", str(run), "--set", setting.format(folder=folder))
+    assert not run.exists()  # corrected, the same command works
+
+
+def test_strict_refuses_the_first_bad_row(folder, tmp_path, refuse):
+    for command in (["train", "--output", str(tmp_path / "run")], ["data"]):
+        assert "users.jsonl:8" in refuse(*command, str(folder / "config.toml"), "--strict")
+
+
+def test_a_full_disk_is_named_and_leaves_a_resumable_run(folder, whole, tmp_path):
+    """The run begins on a small file system, which its files fill."""
+    small = ["mount", "-t", "tmpfs", "-o", "size=1500k", "none", str(tmp_path)]
+    if os.geteuid() != 0 or subprocess.run(small, check=False).returncode:
+        pytest.skip("needs the right to mount a small file system")
+    run = tmp_path / "run"
+    try:
+        (tmp_path / "filler").write_bytes(bytes(1_380_000))
+        code, _, err = finish(start("train", str(folder / "config.toml"), "--output", str(run)))
+        assert code == 2 and "could not be written" in err and "make room" in err and "Traceback" not in err, err
+        (tmp_path / "filler").unlink()
+        code, _, err = finish(start("train", "--resume", str(run)))
+        assert code == 0, err
+        assert outcome(run) == outcome(whole[0])
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
 
 
 def test_a_fixed_size_cohort_larger_than_the_population(folder, tmp_path, refuse):
-    settings = ["--set", "cohort.sampler=fixed-size", "--set", "cohort.size=1000"]
+    settings = ["--set", "cohort.sampler=fixed-size", "--set", "cohort.size=1000", "--set", "cohort.rate=none"]
     message = refuse("train", str(folder / "config.toml"), "--output", str(tmp_path / "run"), *settings)
     assert "cohort size 1000 is larger than the population" in message
 

@@ -35,7 +35,7 @@ def test_memory_of_the_process_tree_grows_by_less_than_a_tenth_of_a_megabyte_a_r
     federation = Federation(process, plan, RunKeys.fixed(1), clients, data.__getitem__, local)
     memory = [
         resident_megabytes(os.getpid()) + resident_megabytes(worker.pid)
-        for _ in run_rounds(federation, RoundLog(tmp_path), lambda done, weights: {})
+        for _ in run_rounds(federation, RoundLog(tmp_path), lambda done, weights: ({}, {}))
     ]
     slope = np.polyfit(np.arange(50, 250), memory[50:], 1)[0]
     print(f"memory {memory[50]:.0f} MB at round 50, {memory[-1]:.0f} MB at 250, slope {slope:.4f} MB a round")

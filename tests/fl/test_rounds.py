@@ -58,7 +58,9 @@ def federation(process=None, plan=PLAN, key=5) -> Federation:
 
 
 def evaluate(done, weights):
-    return {"loss": float(weights["w"].sum())} if done % 2 == 0 else {}
+    if done % 2:
+        return {}, {}
+    return {"loss": float(weights["w"].sum())}, {"held_out_loss": float(weights["w"][0])}
 
 
 def run(folder: Path, process=None, **settings) -> list:
@@ -113,6 +115,7 @@ def test_rows_are_what_the_file_holds(tmp_path, undisturbed):
     assert [json.loads(line) for line in metrics.splitlines()] == rows
     assert [row["round"] for row in rows] == [1, 2, 3, 4]
     assert [bool(row["evaluation"]) for row in rows] == [False, True, False, True]
+    assert ["held_out_loss" in row["operator"] for row in rows] == [False, True, False, True]
 
 
 @pytest.mark.parametrize("half", [False, True])
