@@ -1,8 +1,11 @@
 """From a config to the parts of a run: model, plan, local training, aggregator, server optimizer, federation."""
 
 import dataclasses
+import hashlib
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from experiments.config import Config
 from experiments.data import Data
@@ -69,7 +72,8 @@ def plan(config: Config, population: int, public: tuple[str, ...]) -> PrivacyPla
     if wanted.clip is not None:
         clip = FixedClip(wanted.clip)
         if wanted.clip_quantile is not None:
-            clip = AdaptiveClip(wanted.clip, wanted.clip_quantile, wanted.clip_learning_rate, wanted.count_stddev)
+            rate = 0.2 if wanted.clip_learning_rate is None else wanted.clip_learning_rate
+            clip = AdaptiveClip(wanted.clip, wanted.clip_quantile, rate, wanted.count_stddev)
     elif wanted.clip_quantile is not None:
         raise ValueError("privacy.clip_quantile needs privacy.clip, the clip norm of the first round: set it")
     elif private:
@@ -83,6 +87,8 @@ def plan(config: Config, population: int, public: tuple[str, ...]) -> PrivacyPla
         delta=wanted.delta,
         public=public,
     )
+    if promised.expected_cohort < 1:
+        raise ValueError(f"cohort.rate gives {promised.expected_cohort:.3g} clients a round on average: raise it")
     return promised if wanted.epsilon is None else accounting.calibrate_noise(promised, wanted.epsilon)
 
 
@@ -112,11 +118,15 @@ def server_optimizer(config: Config) -> Any:
             return kinds.build_adagrad(wanted.learning_rate, epsilon=epsilon)
 
 
-def keys(config: Config, path: Path) -> RunKeys:
-    """The operator's secrets: drawn once from the operating system, then read back."""
+def keys(config: Config, path: Path, begun: bool) -> RunKeys:
+    """The operator's secrets: drawn once from the operating system, read back ever after.
+
+    Raises:
+      FileNotFoundError: the run has begun and its key file is gone.
+    """
     if config.run.fixed_key is not None:
         return RunKeys.fixed(config.run.fixed_key)
-    return RunKeys.load(path) if path.exists() else RunKeys.create(path)
+    return RunKeys.load(path) if begun or path.exists() else RunKeys.create(path)
 
 
 def federation(
@@ -135,4 +145,20 @@ def federation(
         config.server.average_decay,
     )
     clients = data.splits.train
-    return Federation(process, promised, secrets, clients, lambda client: data.training(clients[client]), local)
+    return Federation(
+        process,
+        promised,
+        secrets,
+        clients,
+        lambda client: data.training(clients[client]),
+        local,
+        _inputs_digest(config, data, weights),
+    )
+
+
+def _inputs_digest(config: Config, data: Data, weights: dict[str, Any]) -> str:
+    """SHA-256 of all that a round's result follows from, besides plan and keys."""
+    digest = hashlib.sha256(f"{config.data} {config.clients} {config.server} {data.store.digest}".encode())
+    for name in sorted(weights):
+        digest.update(name.encode() + np.ascontiguousarray(weights[name]).tobytes())
+    return digest.hexdigest()

@@ -2,13 +2,14 @@
 
 import os
 import shlex
-import signal
 import sys
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
 import click
+
+from experiments import interrupt
 
 # command → (module, name of its click command, help line): a module is imported when its command is called.
 _COMMANDS = {
@@ -74,7 +75,7 @@ def command_line() -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line and exits: 0 done, 2 bad input (one line on standard error), 130 interrupted."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    signal.signal(signal.SIGTERM, _terminate)
+    interrupt.install()
     sys.exit(_guarded(lambda: cli.main(arguments, prog_name="fedspeak", standalone_mode=False)))
 
 
@@ -105,8 +106,3 @@ def _message(error: BaseException) -> str:
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
-
-
-def _terminate(signal_number: int, frame: Any) -> None:
-    # As Ctrl-C does: every `with` block gives back what it holds.
-    raise KeyboardInterrupt

@@ -164,8 +164,13 @@ class PrivacyConfig:
     delta: float | None = None  # left out: population**-1.1
     clip: float | None = None  # clip norm of a client's update (with a quantile: of the first round)
     clip_quantile: float | None = None  # the clip norm follows this quantile of the update norms, privately
-    clip_learning_rate: float = 0.2  # of that
+    clip_learning_rate: float | None = None  # of that; left out: 0.2
     count_stddev: float | None = None  # noise of its count; left out: a twentieth of the expected cohort
+
+    def __post_init__(self) -> None:
+        for name in ("clip_learning_rate", "count_stddev"):
+            if getattr(self, name) is not None and self.clip_quantile is None:
+                raise ValueError(f"privacy.{name} has no effect without privacy.clip_quantile: leave it out")
 
 
 @dataclasses.dataclass(frozen=True)

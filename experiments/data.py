@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.config import Config
+from experiments.runs import make_private_folder
 from fl import clients, splits
 from fl.clients import BuildStatistics, TokenStore
 from fl.sources import csv_rows, folder, jsonl, shakespeare, sqlite
@@ -78,6 +79,7 @@ def prepare(config: Config, vocabulary_path: Path | None) -> Data:
         if vocabulary_path is not None:
             words.save(vocabulary_path)
     name = hashlib.sha256(f"{config.data} {words.digest}".encode()).hexdigest()[:16]
+    make_private_folder(STORES)
     store = TokenStore.build(STORES / f"{name}.tokens", source, words, min_tokens=config.data.min_tokens)
     sets = splits.split_clients(store.clients, config.data.validation, config.data.test, config.data.split_seed)
     for set_name, ids in zip(sets._fields, sets, strict=True):

@@ -14,6 +14,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from experiments import interrupt
+
 LABELS = {
     "public_loss": "loss on public text set aside",
     "loss": "train loss*",
@@ -42,6 +44,8 @@ class ConsoleDisplay:
         self.console = Console(stderr=True, highlight=False)
 
     def note(self, text: str) -> None:
+        """One line; a wish to stop ends the command here."""
+        interrupt.check()
         self.console.print(text, markup=False, soft_wrap=True)
 
     @contextmanager
@@ -61,6 +65,7 @@ class ConsoleDisplay:
             handle = progress.add_task(name, total=total, values="")
 
             def advance(done: int, values: dict[str, float]) -> None:
+                interrupt.check()
                 latest.update(values)
                 text = "  ".join(f"{LABELS.get(key, key)} {_shown(key, value)}" for key, value in latest.items())
                 progress.update(handle, completed=done, values=text)

@@ -12,7 +12,8 @@ from experiments.baselines import KneserNeyBigram, Unigram
 from experiments.intervals import Interval, bits_per_character, mean_interval, paired_interval
 from experiments.runs import RunFolder, load_trained, load_weights, write_json
 from experiments.versions import versions
-from fl.rounds import read_metrics
+from fl import checkpoints
+from fl.rounds import RoundLog, read_metrics
 from privacy import report
 from privacy.ledger import Ledger
 
@@ -74,6 +75,14 @@ def write_reports(run: RunFolder) -> list[Path]:
     """The operator's report and the one for release, each as HTML, Markdown and JSON, computed from the ledger."""
     run.read_config()
     ledger = Ledger.read(run.ledger)
+    newest = checkpoints.latest_document(RoundLog(run.path).checkpoints)
+    if newest is not None:
+        rounds, document = newest
+        if len(ledger.rounds) < rounds or ledger.head_after(rounds) != document["ledger_head"]:
+            raise ValueError(
+                f"ledger {run.ledger} lacks rounds that this run has made ({rounds}), or is another run's: restore it, "
+                "epsilon cannot be computed without it"
+            )
     facts = _facts(run)
     written = report.build(ledger.plan, ledger, facts).write(run.path, "report")
     if "evaluation" in facts:
@@ -157,7 +166,6 @@ def _facts(run: RunFolder) -> dict[str, Any]:
     """What the report says beside the ledger."""
     metrics = read_metrics(run.metrics)
     facts: dict[str, Any] = {"versions": versions(), "run": run.path.resolve().name}
-    facts["fixed_key"] = run.read_config().run.fixed_key is not None
     facts["non_finite"] = int(sum(row["operator"]["non_finite"] for row in metrics))
     if run.evaluation.exists():
         facts["evaluation"] = json.loads(run.evaluation.read_text())

@@ -79,11 +79,11 @@ class RunFolder:
 
     def create(self, config: Config) -> None:
         """Makes the folder and writes the resolved config. Raises FileExistsError if a run is there already."""
-        if self.config.exists():
+        if any(path.exists() for path in (self.config, self.ledger, self.keys, self.public_weights)):
             raise FileExistsError(
                 f"{self.path} holds a run: resume it with --resume {self.path}, or choose another folder"
             )
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_private_folder(self.path)
         text = configs.dump(config).encode()
         write_atomically(self.config_digest, hashlib.sha256(text).hexdigest().encode())
         write_atomically(self.config, text)
@@ -117,6 +117,12 @@ class RunFolder:
                 "change, or start a new run with it"
             )
         return configs.parse(text.decode(), str(self.config))
+
+
+def make_private_folder(path: Path) -> None:
+    """A folder (0700 if it is new) for what only the operator may read: keys, cohorts, exact figures, text."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.mkdir(mode=0o700, exist_ok=True)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -91,7 +91,7 @@ def _federated(
     from fl.rounds import Evaluated, RoundLog, final_state, run_rounds
     from fl.runtime import local_runtime
 
-    secrets = assembly.keys(config, run.keys)
+    secrets = assembly.keys(config, run.keys, begun=run.ledger.exists())
     validation = Evaluator(model, [prepared.whole(client) for client in prepared.splits.validation])
     held_out_sequences = [prepared.held_out(client) for client in prepared.splits.train]
     held_out = Evaluator(model, held_out_sequences) if any(map(len, held_out_sequences)) else None

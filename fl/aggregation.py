@@ -104,8 +104,7 @@ class DPMean:
         import tensorflow as tf
 
         plain = _contribution(update, weight=1.0)
-        norm = tf.linalg.global_norm(list(plain.update.values()))
-        clip = state["clip"]
+        norm, clip = _norm(plain.update), state["clip"]
         # A norm that overflows gives the factor 0; below the clip norm the factor is exactly 1.
         factor = tf.where(norm > clip, clip / tf.maximum(norm, clip), 1.0)
         return plain._replace(
@@ -153,6 +152,15 @@ def _contribution(update: ClientUpdate, weight: Any) -> Contribution:
         tokens=update.tokens * counted,
         loss=tf.where(finite, update.loss, 0.0),
     )
+
+
+def _norm(update: Weights) -> Any:
+    """L2 norm over all tensors, scaled by the largest entry first: squares of tiny or huge entries are not lost."""
+    import tensorflow as tf
+
+    largest = tf.reduce_max([tf.reduce_max(tf.abs(value)) for value in update.values()])
+    scaled = [tf.math.divide_no_nan(value, largest) for value in update.values()]
+    return largest * tf.linalg.global_norm(scaled)
 
 
 def _weighted_mean(state: State, total: Contribution) -> Mean:

@@ -58,6 +58,19 @@ def load(path: Path, template: Any) -> Checkpoint:
     Raises:
       ValueError: the file is truncated, damaged, or of another model or optimizer.
     """
+    content = _content(path)
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        document = json.loads(archive.read(_DOCUMENT))
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        state = _restore(template, {name: arrays[name] for name in arrays.files if name != _DOCUMENT}, path)
+    return Checkpoint(_round_of(path), state, document)
+
+
+def _round_of(path: Path) -> int:
+    return int(path.stem.removeprefix("round-"))
+
+
+def _content(path: Path) -> bytes:
     raw = path.read_bytes()
     content, digest = raw[:-_DIGEST_BYTES], raw[-_DIGEST_BYTES:]
     if hashlib.sha256(content).digest() != digest:
@@ -65,11 +78,16 @@ def load(path: Path, template: Any) -> Checkpoint:
             f"checkpoint {path} is truncated or damaged: delete it to resume from the one before (rounds are replayed "
             "with the same cohorts and noise)"
         )
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        document = json.loads(archive.read(_DOCUMENT))
-    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-        state = _restore(template, {name: arrays[name] for name in arrays.files if name != _DOCUMENT}, path)
-    return Checkpoint(int(path.stem.removeprefix("round-")), state, document)
+    return content
+
+
+def latest_document(folder: Path) -> tuple[int, dict[str, Any]] | None:
+    """(round, document) of the newest checkpoint, or None if there is none."""
+    files = list_files(folder)
+    if not files:
+        return None
+    with zipfile.ZipFile(io.BytesIO(_content(files[-1]))) as archive:
+        return _round_of(files[-1]), json.loads(archive.read(_DOCUMENT))
 
 
 def load_latest(folder: Path, template: Any) -> Checkpoint | None:
@@ -80,7 +98,7 @@ def load_latest(folder: Path, template: Any) -> Checkpoint | None:
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Replaces `path` by `content`, durably: after a crash the file is the old one or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(content)

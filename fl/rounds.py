@@ -40,6 +40,9 @@ class Federation:
       clients: ids of the population, in a fixed order.
       sequences: int32 [n, T+1], all training sequences of the client with that index.
       local: the local training that `process` was built with.
+      inputs: names all that a round's result follows from besides plan and keys (data, starting weights, settings), for
+        instance a digest. It stands in the ledger: a run does not go on with other inputs, since the same noise on two
+        different updates would show their difference.
     """
 
     process: Any
@@ -48,6 +51,7 @@ class Federation:
     clients: Sequence[str]
     sequences: Callable[[int], np.ndarray]
     local: LocalSGD
+    inputs: str
 
     def __post_init__(self) -> None:
         if len(self.clients) != self.plan.population:
@@ -119,6 +123,8 @@ def run_rounds(
     """
     plan, keys = federation.plan, federation.keys
     run.folder.mkdir(parents=True, exist_ok=True)
+    if checkpoints.list_files(run.checkpoints) and not run.ledger.exists():
+        raise FileNotFoundError(f"ledger {run.ledger} is missing: restore it, epsilon cannot be computed without it")
     with plan.recording(run.ledger) as ledger:
         state = federation.process.initialize()
         saved = checkpoints.load_latest(run.checkpoints, state)
@@ -132,7 +138,12 @@ def run_rounds(
                 )
             if ledger.head_after(start) != saved.document["ledger_head"]:
                 raise ValueError(f"ledger {run.ledger} is not the one of this run's checkpoints: restore the run's own")
-        elif len(ledger.rounds):
+        if ledger.rounds and ledger.rounds[-1].facts.get("inputs") != federation.inputs:
+            raise ValueError(
+                f"data, starting weights or settings are not those of the rounds in {run.ledger}: bring them back, or "
+                "start a new run"
+            )
+        if saved is None and ledger.rounds:
             log.info("replaying %d rounds of the ledger: there is no checkpoint yet", len(ledger.rounds))
         _restore_metrics(run.metrics, start, rows)
         for number in range(start, plan.rounds):
@@ -144,9 +155,12 @@ def run_rounds(
                 noise_id=keys.noise_id(number),
                 noise_stddev=plan.value_noise_multiplier * clip if clip is not None else 0.0,
                 clip=clip,
+                inputs=federation.inputs,
             )
             values = federation.client_values(cohort, number)
             state, measured = federation.process.next(state, values, keys.noise_seed(number))
+            if clip is not None:
+                _check_noise(measured["released"], clip, plan.value_noise_multiplier * clip)
             if not measured["released"]["finite"]:
                 raise ValueError(
                     f"the model's weights are not finite after round {number + 1}: the server learning rate is too "
@@ -165,6 +179,16 @@ def run_rounds(
             except OSError as error:
                 raise checkpoints.not_written(run.metrics, error) from None
             yield row
+
+
+def _check_noise(released: Any, clip: float, noise_stddev: float) -> None:
+    """The process must have used the clip norm and the noise that are in the ledger."""
+    used = {"clip": float(released["clip"]), "noise_stddev": float(released["noise_stddev"])}
+    for name, promised in (("clip", clip), ("noise_stddev", noise_stddev)):
+        if not math.isclose(used[name], promised, rel_tol=1e-5):
+            raise ValueError(
+                f"the process used {name} {used[name]:g} and the plan promises {promised:g}: build it from the plan"
+            )
 
 
 def final_state(federation: Federation, run: RoundLog) -> Any:

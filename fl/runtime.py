@@ -40,6 +40,10 @@ os.execv(sys.argv[2], sys.argv[2:])
 log = logging.getLogger(__name__)
 
 
+class WorkerLostError(OSError):
+    """TFF's worker process ended by itself, for instance for want of memory; the run can be resumed."""
+
+
 class OpenExecutorWarning(UserWarning):
     """TFF's worker listens on every interface without authentication."""
 
@@ -124,9 +128,12 @@ class Worker:
         return (self._folder / "worker.log").read_text(errors="replace")[-2000:]
 
     def check_alive(self) -> None:
-        """Raises RuntimeError if the worker has ended."""
+        """Raises WorkerLostError if the worker has ended."""
         if (code := self._process.poll()) is not None:
-            raise RuntimeError(f"TFF's worker process {self.pid} ended with code {code}: {self.output().strip()}")
+            said = self.output().strip()
+            raise WorkerLostError(
+                f"TFF's worker process {self.pid} ended with code {code} (memory?): resume the run. {said}".rstrip()
+            )
 
     def stop(self) -> None:
         atexit.unregister(self.stop)
@@ -153,7 +160,7 @@ def local_runtime(concurrent_calls: int = 2, threads_per_call: int = 1) -> Itera
       The `Worker`; its `pid` is for logs and monitoring.
 
     Raises:
-      RuntimeError: the worker did not start, or ended.
+      WorkerLostError: the worker did not start, or ended.
     """
     import grpc
     import tensorflow_federated as tff
@@ -172,7 +179,7 @@ def local_runtime(concurrent_calls: int = 2, threads_per_call: int = 1) -> Itera
         while not stub.is_ready:
             worker.check_alive()
             if time.monotonic() > deadline:
-                raise RuntimeError(f"TFF's worker process did not answer in {_START_TIMEOUT_SECONDS:.0f} s")
+                raise WorkerLostError(f"TFF's worker process did not answer in {_START_TIMEOUT_SECONDS:.0f} s")
             time.sleep(0.05)
         _warn_if_open(worker)
 
@@ -190,7 +197,11 @@ def local_runtime(concurrent_calls: int = 2, threads_per_call: int = 1) -> Itera
             transform_result=tff.tensorflow.transform_result,
         )
         with tff.framework.get_context_stack().install(context):
-            yield worker
+            try:
+                yield worker
+            except Exception:
+                worker.check_alive()  # a call that failed because its worker is gone says just that
+                raise
         channel.close()
     finally:
         worker.stop()

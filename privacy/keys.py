@@ -22,6 +22,7 @@ import numpy.typing as npt
 from privacy import checks
 
 _SECRET_BYTES = 32
+FIXED_PREFIX = "fixed-"
 
 
 class RunKeys:
@@ -48,15 +49,20 @@ class RunKeys:
         Raises:
           FileExistsError: there is a file already (its noise must never be forgotten or drawn anew).
         """
-        keys = RunKeys(secrets.token_bytes(_SECRET_BYTES), is_fixed=False)
+        keys, target = RunKeys(secrets.token_bytes(_SECRET_BYTES), is_fixed=False), pathlib.Path(path)
+        # Written whole under another name and then linked: a kill leaves a whole key file or none.
+        draft = target.with_name(f".{target.name}.{os.getpid()}.draft")
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            with open(descriptor, "w") as file:
+                json.dump({"format": 1, "secret": keys._secret.hex()}, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.link(draft, target)
         except FileExistsError:
             raise FileExistsError(f"key file {path} exists already: resume its run or choose another folder") from None
-        with open(descriptor, "w") as file:
-            json.dump({"format": 1, "secret": keys._secret.hex()}, file)
-            file.flush()
-            os.fsync(file.fileno())
+        finally:
+            draft.unlink()
         return keys
 
     @staticmethod
@@ -100,8 +106,10 @@ class RunKeys:
         return int.from_bytes(self._digest("sampler seed", round)[:16], "little")
 
     def noise_id(self, round: int) -> str:
-        """16 hex digits that name round `round`'s noise in the ledger and tell nothing about it."""
-        return self._digest("noise id", round)[:8].hex()
+        """Names round `round`'s noise in the ledger and tells nothing about it: 16 hex digits, after `FIXED_PREFIX` if
+        the key is fixed, so that a report on the ledger says so whoever asks for it.
+        """
+        return (FIXED_PREFIX if self.is_fixed else "") + self._digest("noise id", round)[:8].hex()
 
     def _digest(self, purpose: str, round: int) -> bytes:
         checks.whole("round", round, 0, "rounds count from 0")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import operator
 import os
 import pathlib
 import sys
@@ -162,6 +163,8 @@ class Ledger:
         """
         if self._descriptor is None:
             raise ValueError(f"ledger {self.path} is closed: record inside `with plan.recording(...)`")
+        if hasattr(round, "__index__") and not isinstance(round, bool):
+            round = operator.index(round)  # a NumPy integer counts too
         entry = Round(
             round,
             tuple(sorted(cohort)),

@@ -79,7 +79,6 @@ def build(plan: PrivacyPlan, ledger: Ledger, facts: Mapping[str, Any], release: 
       ledger: what happened, open or read.
       facts: what the ledger cannot know; all optional:
         run: str, the run's name.
-        fixed_key: bool, whether keys came from a typed number (`RunKeys.is_fixed`).
         non_finite: int, updates zeroed; the operator's. Without it the ledger's `non_finite` facts are
           summed.
         evaluation: {"clients": int, "rows": [{"name", "nats": {"estimate", "low", "high"}, "bits", "gain":

@@ -12,6 +12,7 @@ from typing import Any
 
 from privacy import accounting, composition
 from privacy.accounting import Epsilon
+from privacy.keys import FIXED_PREFIX
 from privacy.ledger import Ledger
 from privacy.plan import AdaptiveClip, FixedClip, PrivacyPlan
 from privacy.sampling import Cyclic, FixedSize, Poisson, Sampling
@@ -29,6 +30,7 @@ NOT_COVERED = (
     "Hyper-parameter search is not accounted for: each further run on the same clients costs ε of its own.",
     "Training noise is floating-point Gaussian, not hardened: attacks on the low-order bits of its output "
     "or on timing are not covered.",
+    "Losses on validation and test clients are exact: what they tell of those clients' text is outside ε.",
     "The figures hold against whoever sees every released model but neither the cohorts, the keys nor the "
     "ledger, and who relies on the server to clip, to add the noise and to forget the updates.",
 )
@@ -38,6 +40,7 @@ OMITTED = (
     "updates zeroed because they were not finite",
     "digest of the ledger, the ledger itself and the keys",
     "training-side loss and accuracy, which are read without noise",
+    "the losses of models fitted to the training clients' text without noise (n-grams)",
 )
 
 
@@ -49,7 +52,7 @@ def compose(plan: PrivacyPlan, ledger: Ledger, facts: Mapping[str, Any], *, rele
         "schema": SCHEMA,
         "release": release,
         "run": facts.get("run"),
-        "status": _status(plan, facts),
+        "status": _status(plan, ledger),
         "guarantee": _guarantee(plan, spent),
         "planned": _planned(plan),
         "happened": _happened(ledger),
@@ -57,7 +60,7 @@ def compose(plan: PrivacyPlan, ledger: Ledger, facts: Mapping[str, Any], *, rele
         "adaptive_clipping": _adaptive(plan, ledger, spent),
         "what_if": _what_if(plan),
         "public": list(plan.public),
-        "warnings": _warnings(plan, ledger, facts),
+        "warnings": _warnings(plan, ledger),
         "not_covered": list(NOT_COVERED),
         "evaluation": facts.get("evaluation"),
         "versions": dict(facts.get("versions", {})),
@@ -69,10 +72,14 @@ def compose(plan: PrivacyPlan, ledger: Ledger, facts: Mapping[str, Any], *, rele
     return data
 
 
-def _status(plan: PrivacyPlan, facts: Mapping[str, Any]) -> str:
+def _status(plan: PrivacyPlan, ledger: Ledger) -> str:
     if not plan.is_private:
         return "not private"
-    return "fixed key" if facts.get("fixed_key") else "private"
+    return "fixed key" if _has_fixed_key(ledger) else "private"
+
+
+def _has_fixed_key(ledger: Ledger) -> bool:
+    return any(entry.noise_id.startswith(FIXED_PREFIX) for entry in ledger.rounds)
 
 
 def _guarantee(plan: PrivacyPlan, spent: Epsilon) -> dict[str, Any]:
@@ -199,11 +206,11 @@ def _rescaled(sampling: Sampling, cohort: float, population: int) -> Sampling:
             return Cyclic(max(1, int(population / cohort)))
 
 
-def _warnings(plan: PrivacyPlan, ledger: Ledger, facts: Mapping[str, Any]) -> list[str]:
+def _warnings(plan: PrivacyPlan, ledger: Ledger) -> list[str]:
     found = []
     if not plan.is_private:
         found.append("NOT PRIVATE: no noise was added, the released model may give away any client's text.")
-    if facts.get("fixed_key"):
+    if _has_fixed_key(ledger):
         found.append(
             "The key is fixed: whoever knows it can redraw the noise and the cohorts, so ε does not hold. "
             "Fixed keys are for tests."

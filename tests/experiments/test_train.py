@@ -1,8 +1,10 @@
 """The train command as a user runs it: to its end, killed and resumed, and with bad input."""
 
+import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -168,6 +170,56 @@ def test_terminated_killed_and_resumed_equals_undisturbed(folder, whole):
     assert outcome(run) == outcome(whole[0])
 
 
+def test_a_lost_worker_is_one_line_and_the_run_resumes(folder, whole):
+    run = folder / "lost-worker"
+    process = start("train", str(folder / "config.toml"), "--output", str(run))
+    wait_for_rounds(run, process, 1)
+    children = subprocess.run(["pgrep", "-P", str(process.pid), "-f", "worker_binary"], capture_output=True, text=True)
+    os.kill(int(children.stdout.split()[0]), signal.SIGKILL)
+    code, _, err = finish(process)
+    assert code == 2 and "ended with code -9" in err and "Traceback" not in err, err
+    code, _, err = finish(start("train", "--resume", str(run)))
+    assert code == 0, err
+    assert outcome(run) == outcome(whole[0])
+
+
+def test_a_report_on_a_cut_ledger_is_refused(whole, tmp_path, refuse):
+    run = tmp_path / "cut"
+    shutil.copytree(whole[0], run)
+    lines = (run / "ledger.jsonl").read_bytes().splitlines(keepends=True)
+    (run / "ledger.jsonl").write_bytes(b"".join(lines[:3]))
+    assert "lacks rounds that this run has made (5)" in refuse("report", str(run))
+
+
+def test_the_figures_are_of_the_test_clients(folder, whole, tmp_path, monkeypatch):
+    from experiments import data
+    from experiments.runs import RunFolder, load_trained
+    from fl.evaluation import Evaluator
+
+    monkeypatch.chdir(tmp_path)
+    run = RunFolder(whole[0])
+    prepared = data.prepare(run.read_config(), run.vocabulary)
+    model, weights, _ = load_trained(run.path)
+    found = json.loads(run.evaluation.read_text())
+    assert found["clients"] == len(prepared.splits.test) != len(prepared.splits.validation)
+    mine = Evaluator(model, [prepared.whole(client) for client in prepared.splits.test])(weights).loss_per_token
+    rows = {row["name"]: row["nats"]["estimate"] for row in found["rows"]}
+    assert rows["after federated training"] == pytest.approx(mine, rel=1e-6)
+    released = json.loads((run.path / "report-release.json").read_text())["evaluation"]["rows"]
+    assert [row["name"] for row in released] == ["public model", "after federated training"]
+
+
+def test_a_lost_key_file_is_not_replaced(folder, whole, tmp_path, refuse):
+    run = tmp_path / "lost-key"
+    shutil.copytree(whole[0], run)
+    (run / "weights.npz").unlink()
+    text = (run / "config.toml").read_text().replace("fixed_key = 1\n", "")
+    (run / "config.toml").write_text(text)
+    (run / "config.sha256").write_text(hashlib.sha256(text.encode()).hexdigest())
+    assert "keys.json is missing: without it the run cannot be resumed" in refuse("train", "--resume", str(run))
+    assert not (run / "keys.json").exists()
+
+
 def test_resuming_with_a_changed_config_is_refused(folder, whole, capsys):
     run = folder / "changed"
     run.mkdir()
@@ -226,7 +278,7 @@ def refused(*arguments: str) -> str:
         ("run.fixed_key=-1", "run.fixed_key is -1"),
         ("data.path=none.jsonl", "none.jsonl"),
         ("data.public=[]", "data.public is empty"),
-        ("data.public=[\"none.txt\"]", "public text none.txt does not exist"),
+        ("data.public=[\"none.txt\"]", "none.txt does not exist: correct data.public"),
         ("data.strict=true", "users.jsonl:8"),
         ("vocabulary.size=100", "vocabulary"),
         ("model.preset=huge", "preset: 'huge' is not one of tiny"),

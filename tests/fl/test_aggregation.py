@@ -72,6 +72,14 @@ def test_a_non_finite_loss_counts_as_a_non_finite_update():
     assert float(contribution.non_finite) == 1 and float(contribution.loss) == 0
 
 
+def test_a_tiny_clip_norm_holds_where_squares_underflow():
+    aggregator = DPMean(plan(clip=FixedClip(1e-24)))
+    values = np.full(1000, 9e-21, np.float32)
+    contribution = aggregator.client(state_of(aggregator), update(values))
+    largest = float(np.abs(flat(contribution.update)).max())
+    assert largest * np.sqrt(1000) <= 1e-24 * (1 + 1e-5) and float(contribution.within_clip) == -0.5
+
+
 @pytest.mark.parametrize("scale", [1e-30, 1e-3, 0.5, 0.50001, 1.0, 1e3, 1e18, 3e19, 1e38])
 def test_a_client_moves_the_sum_by_at_most_the_clip_norm(scale):
     aggregator = DPMean(plan())
@@ -81,9 +89,9 @@ def test_a_client_moves_the_sum_by_at_most_the_clip_norm(scale):
     assert norm <= 1 + 1e-6
     if scale <= 0.5:  # within the clip norm: untouched, to the bit
         np.testing.assert_array_equal(contribution, np.float32(scale) * direction)
-    elif scale < 1e18:
+    elif scale < 1e37:
         assert norm == pytest.approx(1, abs=1e-6)
-    else:  # the squared norm overflows: nothing rather than too much
+    else:  # the factor is below the smallest normal float32: nothing rather than too much
         assert norm <= 1
 
 

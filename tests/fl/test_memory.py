@@ -32,7 +32,7 @@ def test_memory_of_the_process_tree_grows_by_less_than_a_tenth_of_a_megabyte_a_r
         model.token_losses, model.init(0), local, DPMean(plan), tff.learning.optimizers.build_sgdm(1.0, 0.9)
     )
     clients = [f"client-{i}" for i in range(plan.population)]
-    federation = Federation(process, plan, RunKeys.fixed(1), clients, data.__getitem__, local)
+    federation = Federation(process, plan, RunKeys.fixed(1), clients, data.__getitem__, local, "test")
     memory = [
         resident_megabytes(os.getpid()) + resident_megabytes(worker.pid)
         for _ in run_rounds(federation, RoundLog(tmp_path), lambda done, weights: ({}, {}))

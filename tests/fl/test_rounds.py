@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from fl import checkpoints, rounds
+from fl.cohorts import draw_cohort
 from fl.local_training import LocalSGD
 from fl.rounds import Federation, RoundLog, final_state, read_metrics, run_rounds
 from privacy.keys import RunKeys
@@ -26,14 +27,17 @@ PLAN = PrivacyPlan(Poisson(0.3), len(CLIENTS), 4, 1.0, AdaptiveClip(1.0, count_s
 class FakeProcess:
     """State and metrics depend on all that a round is given, to the bit; remembers what each round was given."""
 
-    def __init__(self, finite: bool = True) -> None:
+    def __init__(self, plan=PLAN, finite: bool = True, noise: float | None = None) -> None:
         self.given: dict[str, set[str]] = {}
+        self.rounds: list[tuple[list[np.ndarray], np.ndarray]] = []
         self.finite = finite
+        self.noise = plan.value_noise_multiplier if noise is None else noise
 
     def initialize(self):
         return OrderedDict(weights=OrderedDict(w=np.zeros(3, np.float32)), aggregator=OrderedDict(clip=np.float32(1)))
 
     def next(self, state, values, noise_seed):
+        self.rounds.append((values, noise_seed))
         digest = hashlib.sha256(state["weights"]["w"].tobytes())
         for part in (*values, noise_seed):
             digest.update(np.ascontiguousarray(part).tobytes())
@@ -44,7 +48,11 @@ class FakeProcess:
         clip = OrderedDict(clip=np.float32(1 + draw[0]))
         new = OrderedDict(weights=OrderedDict(w=draw), average=OrderedDict(w=draw / 2), aggregator=clip)
         return new, {
-            "released": {"clip": np.float32(draw[0]), "finite": np.bool_(self.finite)},
+            "released": {
+                "clip": state["aggregator"]["clip"],
+                "noise_stddev": np.float32(self.noise * state["aggregator"]["clip"]),
+                "finite": np.bool_(self.finite),
+            },
             "operator": {"loss": np.float32(draw[1]), "clients": np.float32(clients)},
         }
 
@@ -53,8 +61,8 @@ def sequences(client: int) -> np.ndarray:
     return np.random.default_rng(client).integers(1, 9, (1 + client % 7, 4)).astype(np.int32)
 
 
-def federation(process=None, plan=PLAN, key=5) -> Federation:
-    return Federation(process or FakeProcess(), plan, RunKeys.fixed(key), CLIENTS, sequences, LOCAL)
+def federation(process=None, plan=PLAN, key=5, inputs="data") -> Federation:
+    return Federation(process or FakeProcess(plan), plan, RunKeys.fixed(key), CLIENTS, sequences, LOCAL, inputs)
 
 
 def evaluate(done, weights):
@@ -189,16 +197,69 @@ def test_the_ledger_holds_cohort_clip_and_noise(tmp_path, undisturbed):
     rows, _ = undisturbed
     run(tmp_path)
     recorded = Ledger.read(tmp_path / "ledger.jsonl").rounds
-    clips = [1.0] + [1 + row["released"]["clip"] for row in rows[:-1]]
+    clips = [row["released"]["clip"] for row in rows]
+    assert clips[0] == 1.0 and len(set(clips)) == 4
     assert [r.clip for r in recorded] == pytest.approx(clips)
     assert [r.noise_stddev for r in recorded] == pytest.approx([PLAN.value_noise_multiplier * c for c in clips])
     assert [len(r.cohort) for r in recorded] == [row["operator"]["clients"] for row in rows]
 
 
+def test_every_round_has_its_own_cohort_noise_and_batches(tmp_path):
+    """Kills loops that seed every round alike, which resume to the same bits all the same."""
+    process, keys = FakeProcess(), RunKeys.fixed(5)
+    run(tmp_path, process)
+    recorded = Ledger.read(tmp_path / "ledger.jsonl").rounds
+    for number, (values, noise_seed) in enumerate(process.rounds):
+        cohort = draw_cohort(PLAN.sampling, PLAN.population, number, keys.sampler_seed)
+        assert recorded[number].cohort == tuple(sorted(CLIENTS[client] for client in cohort))
+        np.testing.assert_array_equal(noise_seed, keys.noise_seed(number))
+        for value, client in zip(values, cohort, strict=False):
+            wanted = LOCAL.batches(sequences(client), keys.sampler_seed(number), int(client))
+            np.testing.assert_array_equal(value, wanted)
+    assert len({seed.tobytes() for _, seed in process.rounds}) == 4
+    assert len({entry.cohort for entry in recorded}) == 4
+
+
+def test_a_process_that_adds_other_noise_than_the_ledger_says_is_stopped(tmp_path):
+    with pytest.raises(ValueError, match="used noise_stddev 0.1 and the plan promises"):
+        run(tmp_path, FakeProcess(noise=0.1))
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_run_does_not_go_on_with_other_inputs(tmp_path):
+    run(tmp_path)
+    checkpoints.list_files(tmp_path / "checkpoints")[-1].unlink()
+    with pytest.raises(ValueError, match="data, starting weights or settings are not those of the rounds"):
+        run(tmp_path, inputs="other data")
+
+
+def test_metrics_never_show_a_round_whose_state_is_not_saved(tmp_path):
+    def rows() -> int:
+        return len(read_metrics(tmp_path / "metrics.jsonl"))
+
+    for row in run_rounds(federation(), RoundLog(tmp_path), evaluate):
+        newest = checkpoints.latest_document(tmp_path / "checkpoints")
+        assert newest is not None and rows() == row["round"] == newest[0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoints, "save", lambda *_, **__: (_ for _ in ()).throw(Kill()))
+        with pytest.raises(Kill):
+            list(run_rounds(federation(), RoundLog(tmp_path / "second"), evaluate))
+    assert read_metrics(tmp_path / "second" / "metrics.jsonl") == []
+
+
 def test_a_lost_ledger_stops_the_run(tmp_path):
     run(tmp_path)
     (tmp_path / "ledger.jsonl").unlink()
-    with pytest.raises(ValueError, match="restore the ledger"):
+    with pytest.raises(FileNotFoundError, match="ledger.jsonl is missing: restore it"):
+        run(tmp_path)
+    assert not (tmp_path / "ledger.jsonl").exists()
+
+
+def test_a_cut_ledger_stops_the_run(tmp_path):
+    run(tmp_path)
+    lines = (tmp_path / "ledger.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "ledger.jsonl").write_bytes(b"".join(lines[:2]))
+    with pytest.raises(ValueError, match="holds 1 rounds and the checkpoint is of round 4"):
         run(tmp_path)
 
 

@@ -12,7 +12,7 @@ import pytest
 import tensorflow_federated as tff
 
 from fl import runtime
-from fl.runtime import OpenExecutorWarning, Worker, is_loopback, listening_addresses, local_runtime
+from fl.runtime import OpenExecutorWarning, Worker, WorkerLostError, is_loopback, listening_addresses, local_runtime
 
 
 def test_the_worker_listens_on_loopback_only(worker):
@@ -72,7 +72,7 @@ def test_a_dead_worker_is_an_error_that_says_so():
     started = Worker(concurrent_calls=1, threads_per_call=1)
     os.kill(started.pid, signal.SIGKILL)
     started._process.wait()
-    with pytest.raises(RuntimeError, match=f"worker process {started.pid} ended with code -9"):
+    with pytest.raises(WorkerLostError, match=f"worker process {started.pid} ended with code -9.*resume the run"):
         started.check_alive()
     started.stop()
 

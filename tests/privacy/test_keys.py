@@ -32,7 +32,7 @@ def test_values_differ_by_round_and_purpose_and_have_their_shapes():
     assert keys.noise_seed(0).shape == (2,)
     assert keys.noise_seed(0).dtype == np.int64
     assert max(keys.sampler_seed(r) for r in range(200)).bit_length() > 120
-    assert len(keys.noise_id(5)) == 16
+    assert keys.noise_id(5).startswith("fixed-") and len(keys.noise_id(5)) == 22
     assert keys.noise_id(5) not in f"{keys.noise_seed(5).tobytes().hex()} {keys.sampler_seed(5):x}"
     assert RunKeys.fixed(7).noise_id(5) == keys.noise_id(5) != RunKeys.fixed(8).noise_id(5)
 

@@ -31,7 +31,16 @@ FACTS = {"run": f"run {EVIL}", "non_finite": 3, "evaluation": EVALUATION, "versi
 OPERATOR_WORDS = ("Ledger digest", "For the operator", "took part;", "Updates zeroed")
 
 
-def run(folder, sampling=None, z=1.0, clip=None, rounds=12, done=None, public=(f"vocabulary of {EVIL}",)):
+def run(
+    folder,
+    sampling=None,
+    z=1.0,
+    clip=None,
+    rounds=12,
+    done=None,
+    public=(f"vocabulary of {EVIL}",),
+    noise="secret-noise",
+):
     plan = PrivacyPlan(sampling or Poisson(0.1), N, rounds, z, clip or FixedClip(0.5), public=public)
     generator = np.random.default_rng(4)
     norm = 0.5
@@ -47,7 +56,7 @@ def run(folder, sampling=None, z=1.0, clip=None, rounds=12, done=None, public=(f
             ledger.record(
                 round=number,
                 cohort=[f"secret-client-{client}" for client in cohort],
-                noise_id=f"secret-noise-{number}",
+                noise_id=f"{noise}-{number}",
                 noise_stddev=plan.value_noise_multiplier * norm,
                 clip=norm,
                 non_finite=number % 2,
@@ -178,7 +187,7 @@ def test_without_noise_every_form_says_not_private(tmp_path):
 
 
 def test_a_fixed_key_voids_epsilon_in_every_form(tmp_path):
-    built = reported({"fixed_key": True}, tmp_path)
+    built = reported({}, tmp_path, noise="fixed-noise")
     assert built.data["status"] == "fixed key"
     for text in (built.to_html(), built.to_markdown(), built.to_json()):
         assert "The key is fixed" in text
