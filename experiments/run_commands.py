@@ -55,7 +55,7 @@ def train(
     try:
         training.train(run, cli.command_line(), show)
     except KeyboardInterrupt:
-        show.note(f"go on with: fedspeak train --resume {run.path}")
+        click.echo(f"go on with: fedspeak train --resume {run.path}", err=True)
         raise
     except (ValueError, OSError):
         if resume is None:
