@@ -47,6 +47,7 @@ class Row:
 def evaluate(run: RunFolder) -> str:
     """Evaluates a finished run on its test clients; returns the table as Markdown and keeps it in the run's folder."""
     prepared = data.prepare(run.read_config(), run.vocabulary)
+    run.check_data(prepared.store.digest)
     rows = test_rows(run, prepared)
     found = {"clients": len(prepared.splits.test), "rows": [row.to_dict() for row in rows], "versions": versions()}
     write_json(run.evaluation, found)
@@ -75,6 +76,12 @@ def write_reports(run: RunFolder) -> list[Path]:
     """The operator's report and the one for release, each as HTML, Markdown and JSON, computed from the ledger."""
     run.read_config()
     ledger = Ledger.read(run.ledger)
+    made = ledger.plan.rounds if run.weights.exists() else len(read_metrics(run.metrics))
+    if len(ledger.rounds) < made:
+        raise ValueError(
+            f"ledger {run.ledger} holds {len(ledger.rounds)} of the {made} rounds that this run has made: restore it, "
+            "epsilon cannot be computed without it"
+        )
     newest = checkpoints.latest_document(RoundLog(run.path).checkpoints)
     if newest is not None:
         rounds, document = newest

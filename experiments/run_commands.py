@@ -1,5 +1,6 @@
 """Commands on runs: train, evaluate, report, data."""
 
+import errno
 from datetime import datetime
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def train(
     """
     if (config is None) == (resume is None):
         raise click.UsageError("give a config to start a run, or --resume RUN to go on with one")
-    show = ConsoleDisplay()
+    show, is_new_folder = ConsoleDisplay(), False
     if resume is not None:
         if overrides or strict or output:
             raise click.UsageError(
@@ -49,7 +50,7 @@ def train(
         assert config is not None
         settings = absolute(configs.load(config, _with_strict(overrides, strict)))
         run = RunFolder(output or Path("runs") / f"{Path(config).stem}-{datetime.now():%Y%m%d-%H%M%S}")
-        run.create(settings)
+        is_new_folder = run.create(settings)
     from experiments import results, training
 
     try:
@@ -57,9 +58,10 @@ def train(
     except KeyboardInterrupt:
         click.echo(f"go on with: fedspeak train --resume {run.path}", err=True)
         raise
-    except (ValueError, OSError):
-        if resume is None:
-            run.discard()  # a setting to correct, not a run to resume
+    except (ValueError, OSError) as error:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if resume is None and not full:
+            run.discard(is_new_folder)  # a setting to correct, not a run to resume
         raise
     show.note("evaluating on the test clients and writing the reports …")
     click.echo(results.evaluate(run))

@@ -77,26 +77,48 @@ class RunFolder:
         """How the run began: the command, the versions, what is in the data."""
         return self.path / "facts.json"
 
-    def create(self, config: Config) -> None:
-        """Makes the folder and writes the resolved config. Raises FileExistsError if a run is there already."""
-        if any(path.exists() for path in (self.config, self.ledger, self.keys, self.public_weights)):
+    def create(self, config: Config) -> bool:
+        """Writes the resolved config into the folder; True if the folder was made for it.
+
+        Raises:
+          FileExistsError: there is something of a run already.
+        """
+        if any(path.exists() for path in (*self._set_up, *self._made)):
             raise FileExistsError(
                 f"{self.path} holds a run: resume it with --resume {self.path}, or choose another folder"
             )
+        is_new = not self.path.exists()
         make_private_folder(self.path)
         text = configs.dump(config).encode()
         write_atomically(self.config_digest, hashlib.sha256(text).hexdigest().encode())
         write_atomically(self.config, text)
+        return is_new
 
-    def discard(self) -> bool:
-        """Takes back a run in which nothing has been trained yet; True if it did. Files of others stay."""
-        if any(path.exists() for path in (self.public_weights, self.ledger, self.keys)):
-            return False
-        for path in (self.config, self.config_digest, self.vocabulary, self.facts):
+    def discard(self, with_folder: bool) -> None:
+        """Takes back what `create` and the setting up wrote, unless something has been made with it since."""
+        if any(path.exists() for path in self._made):
+            return
+        for path in self._set_up:
             path.unlink(missing_ok=True)
-        if not any(self.path.iterdir()):
+        if with_folder and not any(self.path.iterdir()):
             self.path.rmdir()
-        return True
+
+    @property
+    def _set_up(self) -> tuple[Path, ...]:
+        return self.config, self.config_digest, self.vocabulary, self.facts
+
+    @property
+    def _made(self) -> tuple[Path, ...]:
+        log = RoundLog(self.path)
+        return self.public_weights, self.keys, log.ledger, log.metrics, log.checkpoints, self.weights, self.model
+
+    def check_data(self, store_digest: str) -> None:
+        """Raises ValueError if the clients' tokens or the vocabulary are not those that the run began with."""
+        if self.facts.exists() and json.loads(self.facts.read_text())["store"] != store_digest:
+            raise ValueError(
+                f"the data is not what {self.path} began with (clients, texts or vocabulary.json differ): bring it "
+                "back, or start a new run"
+            )
 
     def read_config(self) -> Config:
         """The resolved config the run was started with.

@@ -30,15 +30,16 @@ def train(run: RunFolder, command: str, show: ConsoleDisplay) -> None:
         return
     show.note(f"run: {run.path}")
     prepared = data.prepare(config, run.vocabulary)
+    run.check_data(prepared.store.digest)
     show.note(data.describe(prepared))
     model = assembly.model(config, prepared.vocabulary.size)
     plan = assembly.plan(config, len(prepared.splits.train), _declared(config, prepared))
     assembly.local_sgd(config)  # a bad setting is told before the long imports
     show.note(_promise(plan))
     if not run.facts.exists():
-        write_json(
-            run.facts, {"command": command, "versions": versions(), "data": data.describe(prepared).splitlines()}
-        )
+        described = data.describe(prepared).splitlines()
+        began = {"command": command, "versions": versions(), "data": described, "store": prepared.store.digest}
+        write_json(run.facts, began)
 
     show.note("loading TensorFlow Federated …")
     public_weights = _public_weights(run, config, prepared, model, show)
@@ -88,9 +89,10 @@ def _federated(
     import tensorflow as tf
 
     from fl.evaluation import Evaluator
-    from fl.rounds import Evaluated, RoundLog, final_state, run_rounds
+    from fl.rounds import Evaluated, RoundLog, final_state, require_ledger, run_rounds
     from fl.runtime import local_runtime
 
+    require_ledger(RoundLog(run.path))
     secrets = assembly.keys(config, run.keys, begun=run.ledger.exists())
     validation = Evaluator(model, [prepared.whole(client) for client in prepared.splits.validation])
     held_out_sequences = [prepared.held_out(client) for client in prepared.splits.train]

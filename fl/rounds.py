@@ -123,8 +123,7 @@ def run_rounds(
     """
     plan, keys = federation.plan, federation.keys
     run.folder.mkdir(parents=True, exist_ok=True)
-    if checkpoints.list_files(run.checkpoints) and not run.ledger.exists():
-        raise FileNotFoundError(f"ledger {run.ledger} is missing: restore it, epsilon cannot be computed without it")
+    require_ledger(run)
     with plan.recording(run.ledger) as ledger:
         state = federation.process.initialize()
         saved = checkpoints.load_latest(run.checkpoints, state)
@@ -179,6 +178,12 @@ def run_rounds(
             except OSError as error:
                 raise checkpoints.not_written(run.metrics, error) from None
             yield row
+
+
+def require_ledger(run: RoundLog) -> None:
+    """Raises FileNotFoundError if rounds were made here and their ledger is gone."""
+    if not run.ledger.exists() and (checkpoints.list_files(run.checkpoints) or run.metrics.exists()):
+        raise FileNotFoundError(f"ledger {run.ledger} is missing: restore it, epsilon cannot be computed without it")
 
 
 def _check_noise(released: Any, clip: float, noise_stddev: float) -> None:

@@ -188,7 +188,7 @@ def test_a_report_on_a_cut_ledger_is_refused(whole, tmp_path, refuse):
     shutil.copytree(whole[0], run)
     lines = (run / "ledger.jsonl").read_bytes().splitlines(keepends=True)
     (run / "ledger.jsonl").write_bytes(b"".join(lines[:3]))
-    assert "lacks rounds that this run has made (5)" in refuse("report", str(run))
+    assert "holds 2 of the 5 rounds that this run has made" in refuse("report", str(run))
 
 
 def test_the_figures_are_of_the_test_clients(folder, whole, tmp_path, monkeypatch):
@@ -207,6 +207,38 @@ def test_the_figures_are_of_the_test_clients(folder, whole, tmp_path, monkeypatc
     assert rows["after federated training"] == pytest.approx(mine, rel=1e-6)
     released = json.loads((run.path / "report-release.json").read_text())["evaluation"]["rows"]
     assert [row["name"] for row in released] == ["public model", "after federated training"]
+
+
+def test_a_report_without_checkpoints_still_knows_the_rounds(whole, tmp_path, refuse):
+    run = tmp_path / "no-checkpoints"
+    shutil.copytree(whole[0], run)
+    shutil.rmtree(run / "checkpoints")
+    lines = (run / "ledger.jsonl").read_bytes().splitlines(keepends=True)
+    (run / "ledger.jsonl").write_bytes(b"".join(lines[:3]))
+    assert "holds 2 of the 5 rounds" in refuse("report", str(run))
+
+
+def test_a_finished_run_is_not_evaluated_on_other_data(whole, tmp_path, refuse):
+    run = tmp_path / "other-data"
+    shutil.copytree(whole[0], run)
+    (run / "vocabulary.json").unlink()
+    (run / "vocabulary.json").write_text((whole[0] / "vocabulary.json").read_text())
+    facts = json.loads((run / "facts.json").read_text())
+    (run / "facts.json").write_text(json.dumps({**facts, "store": "0" * 64}))
+    assert "the data is not what" in refuse("evaluate", str(run))
+
+
+def test_a_mistake_deletes_nothing_of_the_users(folder, tmp_path, refuse):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "note.txt").write_text("keep")
+    config = str(folder / "config.toml")
+    assert "sampling rate" in refuse("train", config, "--output", str(mine), "--set", "cohort.rate=2")
+    assert [path.name for path in mine.iterdir()] == ["note.txt"]
+    for name in ("vocabulary.json", "weights.npz", "checkpoints"):
+        (mine / name).touch()
+        assert "holds a run" in refuse("train", config, "--output", str(mine))
+        (mine / name).unlink()
 
 
 def test_a_lost_key_file_is_not_replaced(folder, whole, tmp_path, refuse):

@@ -156,6 +156,13 @@ def test_the_adaptive_clip_moves_towards_the_quantile():
     assert float(run(adaptive(), small[:10] + large[:10]).state["clip"]) == pytest.approx(1.0, rel=1e-6)
 
 
+@pytest.mark.parametrize("quantile", [0.1, 0.9])
+def test_the_adaptive_clip_follows_the_plans_quantile(quantile):
+    aggregator = DPMean(plan(clip=AdaptiveClip(1.0, quantile, 0.2)))
+    half = [update([0.0, 0, 0, 0.01])] * 10 + [update([0.0, 0, 0, 100.0])] * 10
+    assert float(run(aggregator, half).state["clip"]) == pytest.approx(math.exp(-0.2 * (0.5 - quantile)), rel=1e-6)
+
+
 def test_the_adaptive_count_has_sensitivity_one_half_and_its_own_noise():
     aggregator = adaptive(noise=1.0, count_stddev=3.0)
     state = state_of(aggregator)

@@ -226,6 +226,27 @@ def test_a_process_that_adds_other_noise_than_the_ledger_says_is_stopped(tmp_pat
     assert not (tmp_path / "checkpoints").exists()
 
 
+@pytest.mark.parametrize(("name", "factor"), [("clip", 2.0), ("noise_stddev", 2.0), ("noise_stddev", 0.5)])
+def test_neither_more_nor_less_clip_or_noise_than_recorded_is_let_through(tmp_path, name, factor):
+    class Other(FakeProcess):
+        def next(self, state, values, noise_seed):
+            state, measured = super().next(state, values, noise_seed)
+            measured["released"][name] = np.float32(factor * measured["released"][name])
+            return state, measured
+
+    with pytest.raises(ValueError, match=f"the process used {name}"):
+        run(tmp_path, Other())
+
+
+def test_ledger_and_checkpoints_lost_is_no_fresh_start(tmp_path):
+    run(tmp_path)
+    (tmp_path / "ledger.jsonl").unlink()
+    for path in checkpoints.list_files(tmp_path / "checkpoints"):
+        path.unlink()
+    with pytest.raises(FileNotFoundError, match="is missing: restore it"):
+        run(tmp_path)
+
+
 def test_a_run_does_not_go_on_with_other_inputs(tmp_path):
     run(tmp_path)
     checkpoints.list_files(tmp_path / "checkpoints")[-1].unlink()
