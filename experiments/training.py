@@ -31,15 +31,16 @@ def train(run: RunFolder, command: str, show: ConsoleDisplay) -> None:
     show.note(f"run: {run.path}")
     prepared = data.prepare(config, run.vocabulary)
     run.check_data(prepared.store.digest)
-    show.note(data.describe(prepared))
+    described = data.describe(prepared)
+    show.note(described)
     model = assembly.model(config, prepared.vocabulary.size)
     plan = assembly.plan(config, len(prepared.splits.train), _declared(config, prepared))
-    assembly.local_sgd(config)  # a bad setting is told before the long imports
     show.note(_promise(plan))
     if not run.facts.exists():
-        described = data.describe(prepared).splitlines()
-        began = {"command": command, "versions": versions(), "data": described, "store": prepared.store.digest}
-        write_json(run.facts, began)
+        lines = described.splitlines()
+        write_json(
+            run.facts, {"command": command, "versions": versions(), "data": lines, "store": prepared.store.digest}
+        )
 
     show.note("loading TensorFlow Federated …")
     public_weights = _public_weights(run, config, prepared, model, show)
