@@ -80,8 +80,14 @@ def prepare(config: Config, vocabulary_path: Path | None) -> Data:
             words.save(vocabulary_path)
     name = hashlib.sha256(f"{config.data} {words.digest}".encode()).hexdigest()[:16]
     make_private_folder(STORES)
-    store = TokenStore.build(STORES / f"{name}.tokens", source, words, min_tokens=config.data.min_tokens)
-    sets = splits.split_clients(store.clients, config.data.validation, config.data.test, config.data.split_seed)
+    store = TokenStore.build(
+        STORES / f"{name}.tokens",
+        source,
+        words,
+        min_tokens=config.data.min_tokens,
+        split_seed=config.data.split_seed,
+    )
+    sets = splits.split_store(store, config.data.validation, config.data.test)
     for set_name, ids in zip(sets._fields, sets, strict=True):
         if not ids:
             raise ValueError(

@@ -1,6 +1,6 @@
-"""Clients' text as tokens in one memory-mapped file.
+"""Clients' text as tokens in one file that stays on the disk.
 
-It is built once, checked at every opening, and re-used while nothing changed.
+It is built once, re-used while nothing changed, and checked: its index at every opening, tokens at every reading.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl import token_file
+from fl.client_ids import ClientIds
 from fl.sources.base import Source
 from fl.token_file import BOS, EOS, PAD, BuildStatistics, Encoder
 
@@ -33,30 +33,34 @@ class TokenStore:
 
     Attributes:
       clients: client ids, sorted.
+      places: float64 [clients], the keyed hash of each id that splits the clients (`fl.client_ids.places`).
       num_tokens: int64 [clients], tokens of each client.
       digest: SHA-256 (hex) of clients, tokens, vocabulary, options and the source's description.
       vocabulary_digest: digest of the vocabulary that the tokens are of.
       statistics: of the build.
     """
 
-    clients: tuple[str, ...]
+    clients: ClientIds
+    places: NDArray[np.float64]
     num_tokens: NDArray[np.int64]
     digest: str
     vocabulary_digest: str
     statistics: BuildStatistics
     _inputs: str = field(repr=False)
     _offsets: NDArray[np.int64] = field(repr=False)
-    _tokens: NDArray[Any] = field(repr=False)
+    _tokens: token_file.Tokens = field(repr=False)
 
     def tokens(self, client: int) -> NDArray[Any]:
-        """Read-only view, uint16 or int32 [num_tokens[client]]: `bos s1 eos s2 eos …`.
+        """Read-only, uint16 or int32 [num_tokens[client]]: `bos s1 eos s2 eos …`. Read from the disk at every call.
 
         Raises:
           IndexError: `client` is outside [0, number of clients).
+          OSError: the file cannot be read.
+          ValueError: the file was damaged there.
         """
         if not 0 <= client < len(self.clients):
             raise IndexError(f"client {client} is outside the store's {len(self.clients)}")
-        return self._tokens[self._offsets[client] : self._offsets[client + 1]]
+        return self._tokens.read(int(self._offsets[client]), int(self._offsets[client + 1]))
 
     def index(self, client_id: str) -> int:
         """Position of a client in stored order.
@@ -64,33 +68,36 @@ class TokenStore:
         Raises:
           ValueError: the store has no such client.
         """
-        position = self._positions.get(client_id)
+        position = self.clients.find(client_id)
         if position is None:
             raise ValueError(f"no client {client_id!r} in the token store")
         return position
 
-    @cached_property
-    def _positions(self) -> dict[str, int]:
-        return {client: position for position, client in enumerate(self.clients)}
-
     @staticmethod
     def open(path: str | os.PathLike[str]) -> TokenStore:
-        """Maps a store into memory, after reading all of it once to check its SHA-256.
+        """Opens a store: reads and checks its index, some 30 bytes a client and 1/128 of the tokens.
 
         Raises:
           OSError: `path` cannot be read.
-          ValueError: `path` is no token store, or it is damaged or cut short.
+          ValueError: `path` is no token store, or its index is damaged, or it is cut short.
         """
         return _open(Path(path))
 
     @staticmethod
-    def build(path: str | os.PathLike[str], source: Source, vocabulary: Encoder, *, min_tokens: int = 2) -> TokenStore:
+    def build(
+        path: str | os.PathLike[str],
+        source: Source,
+        vocabulary: Encoder,
+        *,
+        min_tokens: int = 2,
+        split_seed: int = 0,
+    ) -> TokenStore:
         """Encodes `source` into the store at `path`, unless one is there that was built from the same inputs.
 
-        The inputs are the source's fingerprint, the vocabulary's digest and the options; a damaged store is
-        built anew. A second process that builds the same store at the same time waits for the first and takes
+        The inputs are the source's fingerprint, the vocabulary's digest and the options; a store with a damaged
+        index is built anew. A second process that builds the same store at the same time waits for the first and takes
         its result; if anything fails, the disk full for instance, the old store stays as it was. Tokens go to
-        disk as they come: memory holds the client ids and 20 bytes a piece of the source (a piece is a row of
+        disk as they come: memory holds the client ids and 50 bytes a piece of the source (a piece is a row of
         a table, or a whole file).
 
         Args:
@@ -98,6 +105,7 @@ class TokenStore:
           source: clients' text.
           vocabulary: how to encode it.
           min_tokens: clients with fewer tokens (begin and ends included) are left out, and counted.
+          split_seed: key of `places`, any integer of at most 128 bits.
 
         Raises:
           OSError: something cannot be read or written.
@@ -106,7 +114,12 @@ class TokenStore:
         if not min_tokens >= 2:
             raise ValueError(f"min_tokens is {min_tokens}; a client needs at least 2 tokens to have a target")
         target = Path(path)
-        options = {"min_tokens": min_tokens, "vocabulary": vocabulary.digest, "size": vocabulary.size}
+        options = {
+            "min_tokens": min_tokens,
+            "split_seed": split_seed,
+            "vocabulary": vocabulary.digest,
+            "size": vocabulary.size,
+        }
         inputs = _sha256_json({**options, "source": source.fingerprint()})
         if store := _reusable(target, inputs, source.bad_rows.strict):
             return store
@@ -119,7 +132,7 @@ class TokenStore:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
             try:
-                token_file.write(folder, source, vocabulary, min_tokens, inputs)
+                token_file.write(folder, source, vocabulary, min_tokens, split_seed, inputs)
                 os.replace(folder / "store", target)
             except OSError as error:
                 # A write that fails (disk full) does not say to which file.
@@ -164,19 +177,18 @@ def sequences(tokens: NDArray[Any], length: int, limit: int | None = None) -> ND
 
 
 def _open(path: Path) -> TokenStore:
-    header, offsets, tokens = token_file.read(path)
-    names = ("clients", "description", "min_tokens", "tokens", "vocabulary")
-    described = {name: header[name] for name in names}
-    statistics = header["statistics"]
+    content = token_file.read(path)
+    header, statistics = content.header, content.header["statistics"]
     return TokenStore(
-        clients=tuple(header["clients"]),
-        num_tokens=np.diff(offsets),
-        digest=_sha256_json({**described, "offsets": offsets.tolist()}),
+        clients=content.clients,
+        places=content.places,
+        num_tokens=np.diff(content.offsets),
+        digest=header["digest"],
         vocabulary_digest=header["vocabulary"],
         statistics=BuildStatistics(**{**statistics, "examples": tuple(statistics["examples"])}),
         _inputs=header["inputs"],
-        _offsets=offsets,
-        _tokens=tokens,
+        _offsets=content.offsets,
+        _tokens=content.tokens,
     )
 
 

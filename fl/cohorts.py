@@ -4,6 +4,7 @@ The *promise* (which scheme, which rate) is data of the privacy plan (`privacy.s
 Amplification by sampling holds only while the realised cohorts are secret, so the seeds come from `privacy.keys`.
 """
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -37,17 +38,29 @@ def draw_cohort(sampling: Sampling, population: int, round_number: int, seed_of_
         raise ValueError(f"round is {round_number}: rounds count from 0")
     match sampling:
         case Poisson(rate=rate):
-            return np.flatnonzero(_generator(seed_of_round(round_number)).random(population) < rate)
+            return _coins(_generator(seed_of_round(round_number)), rate, population)
         case FixedSize(size=size):
             if size > population:
                 raise ValueError(f"cohort size {size} is larger than the population of {population} clients: lower it")
-            return np.sort(_generator(seed_of_round(round_number)).choice(population, size, replace=False))
+            return np.sort(
+                _generator(seed_of_round(round_number)).choice(population, size, replace=False, shuffle=False)
+            )
         case Cyclic(cohorts=cohorts):
             if cohorts > population:
                 raise ValueError(f"{cohorts} cyclic cohorts for {population} clients: use at most one cohort a client")
             order = _generator(seed_of_round(0)).permutation(population)  # one partition for the whole run
             return np.sort(order[round_number % cohorts :: cohorts])
     raise ValueError(f"unknown sampling {sampling!r}: use Poisson, FixedSize or Cyclic")
+
+
+def _coins(generator: np.random.Generator, rate: float, population: int) -> np.ndarray:
+    """Numbers below `population`, each with probability `rate` on its own."""
+    if rate > 0.5:
+        return np.flatnonzero(generator.random(population) < rate)
+    # Events of a Poisson process spread over the clients: each gets a Poisson number of them, independent of the
+    # others', and none with probability 1 - rate. Unlike geometric gaps, it needs no care at tiny rates.
+    events = generator.poisson(-math.log1p(-rate) * population)
+    return np.unique(generator.integers(population, size=events))
 
 
 def _generator(seed: int) -> np.random.Generator:

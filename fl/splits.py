@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fl.clients import EOS
+from fl.client_ids import places
+from fl.clients import EOS, TokenStore
 
 
 class Splits(NamedTuple):
@@ -18,9 +19,9 @@ class Splits(NamedTuple):
     Every choice (hyper-parameters, early stopping) is made on `validation`; every figure is of `test`.
     """
 
-    train: tuple[str, ...]
-    validation: tuple[str, ...]
-    test: tuple[str, ...]
+    train: Sequence[str]
+    validation: Sequence[str]
+    test: Sequence[str]
 
 
 def split_clients(ids: Iterable[str], validation: float, test: float, seed: int) -> Splits:
@@ -36,24 +37,21 @@ def split_clients(ids: Iterable[str], validation: float, test: float, seed: int)
     Raises:
       ValueError: a share out of range, or a client id that stands twice.
     """
-    for name, share in (("validation", validation), ("test", test)):
-        if not 0 <= share <= 1:
-            raise ValueError(f"{name} share {share} is outside [0, 1]")
-    if not validation + test <= 1:
-        raise ValueError(f"validation share {validation} and test share {test} sum to more than 1")
-    key = seed.to_bytes(16, "big", signed=True) if -(1 << 127) <= seed < 1 << 127 else None
-    if key is None:
-        raise ValueError(f"split seed {seed} does not fit 128 bits")
+    ids = tuple(ids)
+    twice = next((client for client, count in Counter(ids).items() if count > 1), None)
+    if twice is not None:
+        raise ValueError(f"client id {twice!r} stands twice")
+    numbers = _split(places(ids, seed), validation, test)
+    return Splits(*(tuple(ids[number] for number in part) for part in numbers))
 
-    parts: tuple[list[str], list[str], list[str]] = ([], [], [])
-    seen = set()
-    for client in ids:
-        if client in seen:
-            raise ValueError(f"client id {client!r} stands twice")
-        seen.add(client)
-        position = _uniform(client, key)
-        parts[2 if position < test else 1 if position < test + validation else 0].append(client)
-    return Splits(*map(tuple, parts))
+
+def split_store(store: TokenStore, validation: float, test: float) -> Splits:
+    """As `split_clients` with the seed that the store was built with, but without hashing or copying an id.
+
+    Raises:
+      ValueError: a share out of range.
+    """
+    return Splits(*map(store.clients.take, _split(store.places, validation, test)))
 
 
 def hold_out(tokens: NDArray[Any], fraction: float) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -84,7 +82,12 @@ def hold_out(tokens: NDArray[Any], fraction: float) -> tuple[NDArray[Any], NDArr
     return tokens[: last + 1], tokens[last:]
 
 
-def _uniform(client: str, key: bytes) -> float:
-    """A number in [0, 1) with 53 bits."""
-    digest = hashlib.blake2b(client.encode(), key=key, digest_size=8, person=b"fedspeak split").digest()
-    return (int.from_bytes(digest, "big") >> 11) * 2.0**-53
+def _split(placed: NDArray[np.float64], validation: float, test: float) -> tuple[NDArray[np.int64], ...]:
+    """Numbers of the training, validation and test clients."""
+    for name, share in (("validation", validation), ("test", test)):
+        if not 0 <= share <= 1:
+            raise ValueError(f"{name} share {share} is outside [0, 1]")
+    if not validation + test <= 1:
+        raise ValueError(f"validation share {validation} and test share {test} sum to more than 1")
+    part = np.where(placed < test, 2, np.where(placed < test + validation, 1, 0))
+    return tuple(np.flatnonzero(part == number) for number in range(3))

@@ -1,35 +1,42 @@
-"""The file of a token store: how it is written, and how it is mapped back.
+"""The file of a token store: how it is written, and how it is read back.
 
-It holds, in order: a magic line; the length of the header; the header (JSON: clients, statistics, digests);
-the offset of each client's tokens; the tokens; and the SHA-256 of all that. It is one file because replacing
-a file is atomic and replacing a folder is not: a reader sees the old store or the new one, and keeps what it
-has mapped.
+It holds, in order: a magic line; the tokens; the index; the header; and a footer. The index has the offset of each
+client's tokens, where each client's id stands, the place of each id (`fl.client_ids.places`), the SHA-256 of each
+block of tokens, and the ids. The header is JSON: counts, options, statistics, the digest. The footer has the lengths
+of index and header, and the SHA-256 of all that. Index and header are read and checked at the opening, a block of
+tokens whenever it is read: cost and memory of a round follow from the cohort and not from the size of the file.
+
+It is one file because replacing a file is atomic and replacing a folder is not: a reader sees the old store or the
+new one, and keeps what it has open.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import mmap
 import os
+import struct
+import weakref
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
+from fl.client_ids import ClientIds, places
 from fl.sources.base import Source
 
 PAD = 0
 BOS = 1
 EOS = 2
 
-_MAGIC = b"fedspeak tokens 1\n"
-_ALIGNMENT = 64
-_COPIED = 1 << 20
+_MAGIC = b"fedspeak tokens 2\n".ljust(64, b"\0")
+_BLOCK = 1 << 12
+_WRITTEN = 1 << 20
+_FOOTER = struct.Struct("<QQ32s")  # length of the index, length of the header, SHA-256 of these and of both
 
 
 class Encoder(Protocol):
@@ -71,14 +78,42 @@ class BuildStatistics:
 
 
 class Content(NamedTuple):
-    """A mapped file: header, int64 [clients + 1] offsets, and all tokens, uint16 or int32 [sum]."""
+    """An open file: header, int64 [clients + 1] offsets, ids, float64 [clients] places, and all tokens."""
 
     header: dict[str, Any]
     offsets: NDArray[np.int64]
-    tokens: NDArray[Any]
+    clients: ClientIds
+    places: NDArray[np.float64]
+    tokens: Tokens
 
 
-def write(folder: Path, source: Source, vocabulary: Encoder, min_tokens: int, inputs: str) -> None:
+class Tokens:
+    """The tokens of an open file. Nothing stays in memory; a block's SHA-256 is checked at every reading."""
+
+    def __init__(self, path: Path, descriptor: int, dtype: np.dtype[Any], count: int, digests: bytes) -> None:
+        self._path, self._descriptor, self._dtype, self._digests = path, descriptor, dtype, digests
+        self._bytes = count * dtype.itemsize
+        weakref.finalize(self, os.close, descriptor)
+
+    def read(self, begin: int, end: int) -> NDArray[Any]:
+        """Tokens [begin, end), uint16 or int32, read-only.
+
+        Raises:
+          OSError: the file cannot be read.
+          ValueError: it was damaged there.
+        """
+        begin, end = begin * self._dtype.itemsize, end * self._dtype.itemsize
+        first, last = begin // _BLOCK, -(-end // _BLOCK)
+        start, size = first * _BLOCK, min(last * _BLOCK, self._bytes) - first * _BLOCK
+        blocks = os.pread(self._descriptor, size, len(_MAGIC) + start)
+        if _block_digests(blocks) != self._digests[32 * first : 32 * last]:
+            raise ValueError(
+                f"{self._path}: the token store is damaged (a SHA-256 differs); delete it to build it anew"
+            )
+        return np.frombuffer(blocks, self._dtype, (end - begin) // self._dtype.itemsize, begin - start)
+
+
+def write(folder: Path, source: Source, vocabulary: Encoder, min_tokens: int, split_seed: int, inputs: str) -> None:
     """Writes the file `store` in `folder`: first all pieces as they come, then gathered by client.
 
     Raises:
@@ -106,10 +141,9 @@ def write(folder: Path, source: Source, vocabulary: Encoder, min_tokens: int, in
         first = f", the first: {bad_rows[0]}" if bad_rows else ""
         raise ValueError(f"{source.description}: no client with text ({bad_rows.total} bad rows{first})")
 
-    owner = np.array(piece_clients, np.int64)
-    size = np.array(piece_sizes, np.int64)
+    owner, size = np.frombuffer(piece_clients, np.intc), np.frombuffer(piece_sizes, np.int64)
     total = np.bincount(owner, size, len(numbers)).astype(np.int64) + 1
-    sentences_of = np.bincount(owner, piece_sentences, len(numbers)).astype(np.int64)
+    sentences_of = np.bincount(owner, np.frombuffer(piece_sentences, np.intc), len(numbers)).astype(np.int64)
     ids = list(numbers)
     kept = sorted((number for number in range(len(ids)) if total[number] >= min_tokens), key=ids.__getitem__)
     if not kept:
@@ -126,65 +160,92 @@ def write(folder: Path, source: Source, vocabulary: Encoder, min_tokens: int, in
         examples=tuple(str(row) for row in bad_rows[:20]),
     )
 
-    begins = np.concatenate([[0], np.cumsum(size)[:-1]])
+    ends = np.cumsum(size)
     by_client = np.argsort(owner, kind="stable")
-    bounds = np.searchsorted(owner[by_client], np.arange(len(ids) + 1))
-    pieces = np.memmap(spool, dtype, "r")
+    bounds = _offsets(np.bincount(owner, minlength=len(ids)))
 
-    def gathered() -> Iterator[bytes]:
+    def gathered(pieces: BinaryIO) -> Iterator[bytes]:
         for number in kept:
             yield np.array([BOS], dtype).tobytes()
             for piece in by_client[bounds[number] : bounds[number + 1]]:
-                yield pieces[begins[piece] : begins[piece] + size[piece]].tobytes()
+                pieces.seek(int(ends[piece] - size[piece]) * dtype.itemsize)
+                yield pieces.read(int(size[piece]) * dtype.itemsize)
 
-    clients = [ids[number] for number in kept]
-    content = hashlib.sha256()
-    for part in gathered():
-        content.update(part)
-    header = {
-        "clients": clients,
-        "description": source.description,
-        "dtype": dtype.str,
-        "inputs": inputs,
-        "min_tokens": min_tokens,
-        "statistics": asdict(statistics),
-        "tokens": content.hexdigest(),
-        "vocabulary": vocabulary.digest,
-    }
-    offsets = np.concatenate([[0], np.cumsum(total[kept])]).astype("<i8")
-    with open(folder / "store", "wb") as file:
-        output = _Hashing(file)
-        text = json.dumps(header, sort_keys=True).encode()
-        output.write(_MAGIC + len(text).to_bytes(8, "little") + text)
-        output.write(b"\0" * (-output.position % _ALIGNMENT))
-        output.write(offsets.tobytes())
-        for part in gathered():
-            output.write(part)
-        file.write(output.digest.digest())
+    with open(spool, "rb", buffering=0) as pieces, open(folder / "store", "wb") as file:
+        file.write(_MAGIC)
+        digests = _write_blocks(file, gathered(pieces))
+        described = {
+            "clients": len(kept),
+            "description": source.description,
+            "dtype": dtype.str,
+            "min_tokens": min_tokens,
+            "vocabulary": vocabulary.digest,
+        }
+        others = {"inputs": inputs, "statistics": asdict(statistics)}
+        index, header = _index([ids[number] for number in kept], total[kept], split_seed, digests, described, others)
+        file.write(index)
+        file.write(header)
+        file.write(_footer(index, header))
         file.flush()
         os.fsync(file.fileno())
 
 
-class _Hashing:
-    """Writes to a file and keeps the position and the SHA-256 of what was written."""
+def _index(
+    ids: list[str],
+    sizes: NDArray[np.int64],
+    split_seed: int,
+    digests: bytes,
+    described: dict[str, Any],
+    others: dict[str, Any],
+) -> tuple[bytes, bytes]:
+    """The index and its header. The store's digest is of tokens, ids and what is `described`, of nothing else."""
+    encoded = [client.encode() for client in ids]
+    parts = [_offsets(sizes).tobytes(), _offsets(list(map(len, encoded))).tobytes(), digests, b"".join(encoded)]
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
+    for part in parts:
+        digest.update(part)
+    parts.insert(2, places(ids, split_seed).tobytes())
+    header = json.dumps({**described, **others, "digest": digest.hexdigest()}, sort_keys=True)
+    return b"".join(parts), header.encode()
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.position = 0
-        self.digest = hashlib.sha256()
 
-    def write(self, data: bytes) -> None:
-        self._file.write(data)
-        self.position += len(data)
-        self.digest.update(data)
+def _footer(index: bytes, header: bytes) -> bytes:
+    lengths = struct.pack("<QQ", len(index), len(header))
+    digest = hashlib.sha256(lengths)
+    digest.update(index)
+    digest.update(header)
+    return lengths + digest.digest()
+
+
+def _offsets(sizes: ArrayLike) -> NDArray[np.int64]:
+    """Where things of these sizes begin that lie one after another, and where the last one ends."""
+    return np.concatenate([[0], np.cumsum(sizes)]).astype("<i8")
+
+
+def _write_blocks(file: BinaryIO, parts: Iterable[bytes]) -> bytes:
+    """Writes all parts; returns the SHA-256 of each block."""
+    digests, rest = bytearray(), bytearray()
+    for part in parts:
+        rest += part
+        if len(rest) >= _WRITTEN:
+            whole = bytes(rest[: len(rest) - len(rest) % _BLOCK])
+            digests += _block_digests(whole)
+            file.write(whole)
+            del rest[: len(whole)]
+    file.write(rest)
+    return bytes(digests + _block_digests(bytes(rest)))
+
+
+def _block_digests(blocks: bytes) -> bytes:
+    return b"".join(hashlib.sha256(blocks[begin : begin + _BLOCK]).digest() for begin in range(0, len(blocks), _BLOCK))
 
 
 def read(path: Path) -> Content:
-    """Maps the file at `path` after checking its SHA-256, which reads all of it once.
+    """Opens the file at `path`: reads its index, of some 30 bytes a client and 1/128 of the tokens, and checks it.
 
     Raises:
       OSError: it cannot be read.
-      ValueError: it is no token store, or it is damaged or cut short.
+      ValueError: it is no token store, or its index is damaged, or it is cut short.
     """
     try:
         file = open(path, "rb")
@@ -193,19 +254,35 @@ def read(path: Path) -> Content:
     with file:
         if file.read(len(_MAGIC)) != _MAGIC:
             raise ValueError(f"{path}: not a token store of this version")
-        mapped = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
-    trailer = hashlib.sha256().digest_size
-    body = mapped[:-trailer]
-    digest = hashlib.sha256()
-    for begin in range(0, len(body), _COPIED):
-        digest.update(body[begin : begin + _COPIED].data)
-    if digest.digest() != mapped[-trailer:].tobytes():
-        raise ValueError(f"{path}: the token store is damaged or cut short (its SHA-256 differs); build it anew")
+        damaged = f"{path}: the token store is damaged or cut short; build it anew"
+        end = os.fstat(file.fileno()).st_size - _FOOTER.size
+        if end < len(_MAGIC):
+            raise ValueError(damaged)
+        file.seek(end)
+        footer = file.read()
+        length, header_length, _ = _FOOTER.unpack(footer)
+        begin = end - header_length - length
+        if begin < len(_MAGIC):
+            raise ValueError(damaged)
+        file.seek(begin)
+        index, header = file.read(length), file.read(header_length)
+        if _footer(index, header) != footer:
+            raise ValueError(damaged)
 
-    # All that follows is as it was written: the checksum holds.
-    begin = len(_MAGIC) + 8
-    end = begin + int.from_bytes(body[len(_MAGIC) : begin].tobytes(), "little")
-    header = json.loads(body[begin:end].tobytes())
-    begin = end + -end % _ALIGNMENT
-    end = begin + 8 * (len(header["clients"]) + 1)
-    return Content(header, body[begin:end].view("<i8"), body[end:].view(header["dtype"]))
+        # All that follows is as it was written: the checksum holds.
+        facts = json.loads(header)
+        clients, dtype = facts["clients"], np.dtype(facts["dtype"])
+        numbers = np.frombuffer(index, "<i8", 2 * (clients + 1))
+        offsets, bounds = numbers[: clients + 1], numbers[clients + 1 :]
+        placed = np.frombuffer(index, "<f8", clients, numbers.nbytes)
+        ids = length - int(bounds[-1])
+        tokens = int(offsets[-1])
+        if begin != len(_MAGIC) + tokens * dtype.itemsize:
+            raise ValueError(damaged)
+        return Content(
+            facts,
+            offsets,
+            ClientIds(bounds[:-1], bounds[1:], index[ids:]),
+            placed,
+            Tokens(path, os.dup(file.fileno()), dtype, tokens, index[numbers.nbytes + placed.nbytes : ids]),
+        )

@@ -1,12 +1,17 @@
 import hashlib
+import time
+from collections import Counter
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from fl.cohorts import draw_cohort
 from privacy.sampling import Cyclic, FixedSize, Poisson
+from tests.oracles import cohorts as oracle
 
 
 def seed_of_round(round_number: int) -> int:
@@ -71,6 +76,96 @@ def test_poisson_cohorts_are_independent_coins():
 
 def test_the_coin_test_rejects_a_key_that_repeats():
     assert _worst_deviation(membership(lambda r: seed_of_round(r % 20)), 0.3) > LIMIT
+
+
+def fit(draw: Callable[[int], np.ndarray], law: oracle.Law, rounds: int = 20_000) -> float:
+    """The chance of cohorts as far from `law` as those of `draw`, by chi-square over all subsets.
+
+    Subsets expected less than 10 times are counted together.
+    """
+    found = Counter(tuple(draw(r).tolist()) for r in range(rounds))
+    assert found.keys() <= law.keys()
+    cells: dict[tuple[int, ...] | None, np.ndarray] = {}
+    for cohort, probability in law.items():
+        cell = cohort if probability * rounds >= 10 else None
+        cells[cell] = cells.get(cell, np.zeros(2)) + (found[cohort], float(probability) * rounds)
+    # A remainder that is expected less than once in a thousand such tests must not come at all.
+    if (rest := cells.get(None)) is not None and rest[1] < 1e-3:
+        assert rest[0] == 0
+        del cells[None]
+    table = np.array(list(cells.values()))
+    return float(stats.chi2.sf(((table[:, 0] - table[:, 1]) ** 2 / table[:, 1]).sum(), max(len(table) - 1, 1)))
+
+
+POISSON = [(1, 0.3), (2, 0.5), (3, 0.9), (5, 0.2), (6, 0.1), (6, 0.5), (6, 0.51), (6, 1 - 1e-3), (6, 1.0), (4, 1e-9)]
+FIXED = [(1, 1), (6, 1), (5, 2), (6, 3), (6, 6)]
+CHANCE = 1e-6  # of a false alarm in each of the fifteen tests below
+
+
+@pytest.mark.parametrize(("population", "rate"), POISSON)
+def test_poisson_cohorts_have_their_law(population, rate):
+    law = oracle.poisson(rate, population)
+    assert fit(lambda r: draw_cohort(Poisson(rate), population, r, seed_of_round), law) > CHANCE
+
+
+@pytest.mark.parametrize(("population", "size"), FIXED)
+def test_fixed_size_cohorts_have_their_law(population, size):
+    law = oracle.fixed_size(size, population)
+    assert fit(lambda r: draw_cohort(FixedSize(size), population, r, seed_of_round), law) > CHANCE
+
+
+WRONG: dict[str, Callable[[np.random.Generator], np.ndarray]] = {
+    "rate in place of intensity": lambda g: np.unique(g.integers(6, size=g.poisson(0.3 * 6))),
+    "the first client never": lambda g: np.unique(g.integers(1, 6, size=g.poisson(-np.log1p(-0.3) * 6))),
+    "the last client never": lambda g: np.unique(g.integers(5, size=g.poisson(-np.log1p(-0.3) * 6))),
+    "a fixed number": lambda g: np.sort(g.choice(6, round(0.3 * 6), replace=False)),
+    "binomial number with replacement": lambda g: np.unique(g.integers(6, size=g.binomial(6, 0.3))),
+    "a gap too long": lambda g: (gaps := np.cumsum(g.geometric(0.3, 6)))[gaps < 6],
+    "two clients, one coin": lambda g: np.flatnonzero(np.repeat(g.random(3) < 0.3, 2)),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_the_test_of_the_poisson_law_rejects(name):
+    assert fit(lambda r: WRONG[name](np.random.default_rng(r)), oracle.poisson(0.3, 6)) < CHANCE / 1e6
+
+
+def test_the_test_of_the_fixed_size_law_rejects_a_favourite():
+    def draw(r: int) -> np.ndarray:
+        order = np.random.default_rng(r).random(6) * [0.9, 1, 1, 1, 1, 1]
+        return np.sort(np.argsort(order)[:3])
+
+    assert fit(draw, oracle.fixed_size(3, 6)) < CHANCE / 1e6
+
+
+@pytest.mark.parametrize(("population", "rate"), [(10**8, 1e-6), (2 * 10**18, 1e-18), (10**6, 1e-9), (10**6, 1e-3)])
+def test_poisson_cohorts_of_large_populations_have_their_law_at_the_cost_of_a_cohort(population, rate):
+    begin = time.process_time()
+    drawn = [draw_cohort(Poisson(rate), population, r, seed_of_round) for r in range(2000)]
+    assert time.process_time() - begin < 2  # 0.15 s here; coins for all of 10^8 clients take an hour
+    # The size: binomial, whose distance from a Poisson law is below the rate where that is small.
+    size = stats.binom(population, rate) if rate > 1e-12 else stats.poisson(population * rate)
+    quantiles = np.unique(size.ppf(np.linspace(0.05, 0.95, 19)))
+    expected = np.diff(np.concatenate([[0], size.cdf(quantiles), [1]])) * 2000
+    found = np.bincount(np.searchsorted(quantiles, [len(cohort) for cohort in drawn]), minlength=len(expected))
+    wanted = expected > 5
+    assert found[~wanted].sum() < 30
+    chi_square = ((found - expected)[wanted] ** 2 / expected[wanted]).sum()
+    assert stats.chi2.sf(chi_square, wanted.sum()) > CHANCE
+    # Who: all alike. A twentieth of the clients each, the first and the last among them.
+    members = np.concatenate(drawn)
+    if len(members) > 1000:
+        counts = np.bincount((members / population * 20).astype(int), minlength=20)
+        chi_square = ((counts - len(members) / 20) ** 2 / (len(members) / 20)).sum()
+        assert stats.chi2.sf(chi_square, 19) > CHANCE
+
+
+def test_fixed_size_cohorts_of_large_populations_cost_a_cohort():
+    begin = time.process_time()
+    for r in range(1000):
+        cohort = draw_cohort(FixedSize(1000), 10**9, r, seed_of_round)
+        assert len(cohort) == 1000 and np.all(np.diff(cohort) > 0)
+    assert time.process_time() - begin < 2
 
 
 def test_poisson_cohorts_may_be_empty():

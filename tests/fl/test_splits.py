@@ -1,3 +1,4 @@
+import json
 import math
 
 import numpy as np
@@ -5,8 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl.clients import sequences
-from fl.splits import hold_out, split_clients
+from fl.clients import TokenStore, sequences
+from fl.sources import jsonl
+from fl.splits import hold_out, split_clients, split_store
+from models.vocabulary import SMALLEST, learn
 
 IDS = st.lists(st.text(st.characters(codec="utf-8"), max_size=8), unique=True, max_size=40)
 SEED = st.integers(-(2**127), 2**127 - 1)
@@ -53,6 +56,23 @@ def test_shares_and_seeds_are_kept():
 def test_a_larger_test_share_keeps_the_test_clients():
     ids = [f"client {number}" for number in range(500)]
     assert set(split_clients(ids, 0.1, 0.1, 7).test) < set(split_clients(ids, 0.1, 0.2, 7).test)
+
+
+def test_a_store_is_split_as_its_ids_are(tmp_path):
+    ids = sorted(f"client {number} é" for number in range(300))
+    (tmp_path / "rows").write_text("".join(json.dumps({"user": name, "text": "a"}) + "\n" for name in ids))
+    source, words = jsonl.load(tmp_path / "rows", "user", "text"), learn([], SMALLEST)
+    for seed in (0, 7):
+        store = TokenStore.build(tmp_path / "store", source, words, split_seed=seed)
+        assert split_store(store, 0.2, 0.3) == split_clients(ids, 0.2, 0.3, seed)
+    with pytest.raises(ValueError, match="test share 2 is outside"):
+        split_store(store, 0.2, 2)
+
+
+def test_a_split_is_that_of_earlier_versions():
+    # A split that changed would turn test clients of finished runs into training clients.
+    earlier = (("0", "1", "5", "11"), ("2", "3", "7", "8"), ("4", "6", "9", "10"))
+    assert split_clients(map(str, range(12)), 0.3, 0.3, 5) == earlier
 
 
 def test_all_or_nothing():

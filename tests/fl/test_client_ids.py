@@ -1,0 +1,62 @@
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fl.client_ids import ClientIds, places
+
+
+def kept(ids) -> ClientIds:
+    encoded = [client.encode() for client in ids]
+    bounds = np.concatenate([[0], np.cumsum([*map(len, encoded)])]).astype(np.int64)
+    return ClientIds(bounds[:-1], bounds[1:], b"".join(encoded))
+
+
+IDS = st.lists(st.text(st.characters(codec="utf-8"), max_size=4), unique=True, max_size=30).map(sorted)
+
+
+@given(ids=IDS, chosen=st.sets(st.integers(0, 29)), other=st.text(max_size=4))
+def test_ids_are_a_sequence_of_the_same_strings(ids, chosen, other):
+    numbers = np.array(sorted(number for number in chosen if number < len(ids)), np.int64)
+    subset = [ids[number] for number in numbers]
+    for found, wanted in ((kept(ids), ids), (kept(ids).take(numbers), subset)):
+        assert len(found) == len(wanted)
+        assert list(found) == wanted and found == wanted and found == tuple(wanted)
+        assert [found[place] for place in range(-len(wanted), len(wanted))] == wanted + wanted
+        assert found[1:4] == tuple(wanted[1:4])
+        assert [found.find(client) for client in wanted] == list(range(len(wanted)))
+        assert [client in found for client in [*ids, other, 3]] == [client in wanted for client in [*ids, other, 3]]
+        assert found != [*wanted, "more"] and (not wanted or found != ["\x00 other", *wanted[1:]])
+        with pytest.raises(IndexError):
+            found[len(wanted)]
+
+
+def test_an_id_that_has_no_utf8_is_not_found():
+    assert kept(["a", "é"]).find("\ud800") is None
+
+
+def test_one_of_a_million_ids_is_found_at_once():
+    bounds = np.arange(0, 7_000_001, 7)
+    ids = ClientIds(bounds[:-1], bounds[1:], b"".join(b"%07d" % number for number in range(1_000_000)))
+    begin = time.process_time()
+    assert [ids.find(ids[number]) for number in range(0, 1_000_000, 1000)] == list(range(0, 1_000_000, 1000))
+    assert time.process_time() - begin < 0.5  # 0.02 s here; a walk along the ids takes minutes
+
+
+def test_places_are_uniform_and_keyed():
+    ids = [f"client {number}" for number in range(20_000)]
+    first, second = places(ids, 0), places(ids, 1)
+    for found in (first, second, (first - second) % 1):
+        assert found.dtype == np.float64 and found.min() >= 0 and found.max() < 1
+        counts = np.histogram(found, 50, (0, 1))[0]
+        # Chi-square of 49 degrees of freedom: beyond 110 with probability 2e-6.
+        assert ((counts - 400) ** 2 / 400).sum() < 110
+    assert places(ids[5:6], 0) == first[5]
+
+
+@pytest.mark.parametrize("seed", [2**127, -(2**127) - 1])
+def test_a_seed_of_more_than_128_bits_is_refused(seed):
+    with pytest.raises(ValueError, match=f"split seed {seed} does not fit 128 bits"):
+        places(["a"], seed)
