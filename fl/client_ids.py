@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import operator
+import sys
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from typing import overload
@@ -32,7 +33,10 @@ class ClientIds(Sequence[str]):
     def __getitem__(self, number: slice) -> tuple[str, ...]: ...
     def __getitem__(self, number: int | slice) -> str | tuple[str, ...]:
         chosen = range(len(self))[number]
-        return self._encoded(chosen).decode() if isinstance(chosen, int) else tuple(self[place] for place in chosen)
+        if isinstance(chosen, range):
+            return tuple(self[place] for place in chosen)
+        # A ledger keeps the ids of all its rounds: one copy of each.
+        return sys.intern(self._encoded(chosen).decode())
 
     def __contains__(self, client: object) -> bool:
         return isinstance(client, str) and self.find(client) is not None

@@ -33,6 +33,11 @@ def test_ids_are_a_sequence_of_the_same_strings(ids, chosen, other):
             found[len(wanted)]
 
 
+def test_an_id_that_is_read_again_takes_no_memory_again():
+    ids = kept(["a", "client 7"])
+    assert ids[1] is ids[1]
+
+
 def test_an_id_that_has_no_utf8_is_not_found():
     assert kept(["a", "é"]).find("\ud800") is None
 
