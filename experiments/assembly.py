@@ -130,23 +130,32 @@ def keys(config: Config, path: Path, begun: bool) -> RunKeys:
 
 
 def federation(
-    config: Config, data: Data, weights: dict[str, Any], promised: PrivacyPlan, secrets: RunKeys
+    config: Config,
+    data: Data,
+    weights: dict[str, Any],
+    promised: PrivacyPlan,
+    secrets: RunKeys,
+    users_at_once: int,
 ) -> Federation:
     """The run's rounds, from given initial weights."""
-    from fl.engines.per_client import build_process
+    from fl.engines import cohort
+    from fl.local_training import LanguageModelling
 
     language_model, local = model(config, data.vocabulary.size), local_sgd(config)
-    process = build_process(
-        language_model.token_losses,
+    engine = cohort.build(
+        LanguageModelling(language_model.token_losses, local.sequence_length),
         weights,
         local,
         aggregator(config, promised),
         server_optimizer(config),
         config.server.average_decay,
+        shards=config.run.shards,
+        users_at_once=users_at_once,
     )
     clients = data.splits.train
     return Federation(
-        process,
+        engine.process,
+        engine.client_values,
         promised,
         secrets,
         clients,

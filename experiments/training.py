@@ -108,7 +108,7 @@ def _federated(
 
     with local_runtime(concurrent_calls=config.run.shards) as worker:
         show.note(f"TFF worker: process {worker.pid}, port {worker.port} on loopback")
-        federation = assembly.federation(config, prepared, public_weights, plan, secrets)
+        federation = assembly.federation(config, prepared, public_weights, plan, secrets, users_at_once=1)
         log = RoundLog(run.path, config.run.keep_checkpoints)
         board = tf.summary.create_file_writer(str(run.path / "tensorboard"))
         spent = _epsilon_by_round(plan)

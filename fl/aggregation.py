@@ -7,6 +7,7 @@ private mean cannot be built by accident.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -16,16 +17,19 @@ from privacy.plan import AdaptiveClip, FixedClip, PrivacyPlan
 State = dict[str, Any]
 """Named float32 scalars kept by the server between rounds."""
 
+_SMALLEST_SQUARES = 1e-20
+"""From this sum of squares on, those that underflow (each below 1e-38) do not matter in float32."""
+
 
 class Contribution(NamedTuple):
-    """What leaves a client; summed over the cohort."""
+    """What leaves a client, or several clients together; summed over the cohort."""
 
     update: Weights  # weighted (or clipped) change of the model
     weight: Any  # float32: what `update` was multiplied by
     within_clip: Any  # float32: 1/2 if the update's norm is at most the clip norm, else -1/2 (0 without clipping)
-    clients: Any  # float32: 1, or 0 for a client without any sequence, which contributes nothing at all
+    clients: Any  # float32: 1, or 0 for a client without any example, which contributes nothing at all
     non_finite: Any  # float32: 1 if the update was not finite and was replaced by zero
-    examples: Any  # float32: sequences trained on
+    examples: Any  # float32: examples trained on
     tokens: Any  # float32: target tokens trained on
     loss: Any  # float32: sum of their losses in nats
 
@@ -43,7 +47,8 @@ class Aggregator(Protocol):
 
     def initial_state(self) -> State: ...
 
-    def client(self, state: State, update: ClientUpdate) -> Contribution: ...
+    def client(self, state: State, update: ClientUpdate) -> Contribution:
+        """Of one client; with a leading user axis on `update`, the sum over its clients, each treated alone."""
 
     def server(self, state: State, total: Contribution, noise_seed: Any) -> Mean: ...
 
@@ -56,7 +61,7 @@ class UniformMean:
         return {}
 
     def client(self, state: State, update: ClientUpdate) -> Contribution:
-        return _contribution(update, weight=1.0)
+        return _contribution(update, lambda norm: (1.0, 0.0))
 
     def server(self, state: State, total: Contribution, noise_seed: Any) -> Mean:
         return _weighted_mean(state, total)
@@ -70,7 +75,7 @@ class ExampleWeightedMean:
         return {}
 
     def client(self, state: State, update: ClientUpdate) -> Contribution:
-        return _contribution(update, weight=update.examples)
+        return _contribution(update, lambda norm: (update.examples, 0.0))
 
     def server(self, state: State, total: Contribution, noise_seed: Any) -> Mean:
         return _weighted_mean(state, total)
@@ -103,14 +108,13 @@ class DPMean:
     def client(self, state: State, update: ClientUpdate) -> Contribution:
         import tensorflow as tf
 
-        plain = _contribution(update, weight=1.0)
-        norm, clip = _norm(plain.update), state["clip"]
-        # A norm that overflows gives the factor 0; below the clip norm the factor is exactly 1.
-        factor = tf.where(norm > clip, clip / tf.maximum(norm, clip), 1.0)
-        return plain._replace(
-            update={name: factor * value for name, value in plain.update.items()},
-            within_clip=tf.where(norm <= clip, 0.5, -0.5) * plain.clients,
-        )
+        def clipped(norm: Any) -> tuple[Any, Any]:
+            clip = state["clip"]
+            # A norm that overflows gives the factor 0; below the clip norm the factor is exactly 1.
+            factor = tf.where(norm > clip, clip / tf.maximum(norm, clip), 1.0)
+            return factor, tf.where(norm <= clip, 0.5, -0.5)
+
+        return _contribution(update, clipped)
 
     def server(self, state: State, total: Contribution, noise_seed: Any) -> Mean:
         import tensorflow as tf
@@ -135,32 +139,80 @@ class DPMean:
         return Mean(update, {"clip": clip}, released)
 
 
-def _contribution(update: ClientUpdate, weight: Any) -> Contribution:
-    """The update times `weight`; zero unless all its entries and its loss are finite."""
+def _contribution(update: ClientUpdate, weigh: Callable[[Any], tuple[Any, Any]]) -> Contribution:
+    """The sum over users of their updates, each times its own factor; zero for one with an entry or a loss not finite.
+
+    `weigh` gives (factor, within_clip) from the norms, float32 of the shape of `update.examples`: [] or [U].
+    """
     import tensorflow as tf
 
-    finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for value in (*update.delta.values(), update.loss)])
+    names = sorted(update.delta)
+    axes = {name: list(range(update.examples.shape.rank, update.delta[name].shape.rank)) for name in names}
+    squares = tf.add_n([tf.reduce_sum(tf.square(update.delta[name]), axes[name]) for name in names])
     present = tf.cast(update.examples > 0, tf.float32)
-    counted = tf.cast(finite, tf.float32) * present
+
+    def plainly() -> tuple[Any, ...]:
+        # One look at the entries: where the sum of squares is finite, so are they.
+        return summed(update.delta, tf.sqrt(squares), present)
+
+    def carefully() -> tuple[Any, ...]:
+        finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(update.delta[name]), axes[name]) for name in names], 0)
+        counted = present * tf.cast(finite & tf.math.is_finite(update.loss), tf.float32)
+        sound = {
+            name: tf.where(_column(counted, value) > 0, value, tf.zeros_like(value))
+            for name, value in update.delta.items()
+        }
+        return summed(sound, _scaled_norm(sound, axes), counted)
+
+    def summed(delta: Weights, norm: Any, counted: Any) -> tuple[Any, ...]:
+        factor, within_clip = weigh(norm)
+        factor *= counted
+        return _weighted_sum(delta, factor), factor, within_clip * present, counted
+
+    usual = (squares > _SMALLEST_SQUARES) & tf.math.is_finite(squares) & tf.math.is_finite(update.loss)
+    moved, weight, within_clip, counted = tf.cond(tf.reduce_all(usual | tf.equal(present, 0.0)), plainly, carefully)
     return Contribution(
-        update={name: tf.where(finite, weight * value, 0.0) for name, value in update.delta.items()},
-        weight=weight * counted,
-        within_clip=tf.constant(0.0),
-        clients=present,
-        non_finite=present - counted,
-        examples=update.examples,
-        tokens=update.tokens * counted,
-        loss=tf.where(finite, update.loss, 0.0),
+        update=moved,
+        weight=tf.reduce_sum(weight),
+        within_clip=tf.reduce_sum(within_clip),
+        clients=tf.reduce_sum(present),
+        non_finite=tf.reduce_sum(present - counted),
+        examples=tf.reduce_sum(update.examples),
+        tokens=tf.reduce_sum(update.tokens * counted),
+        loss=tf.reduce_sum(tf.where(counted > 0, update.loss, 0.0)),
     )
 
 
-def _norm(update: Weights) -> Any:
+def _weighted_sum(delta: Weights, factor: Any) -> Weights:
+    """Factor [] or [U] times delta [...] or [U, ...], summed over users."""
+    import tensorflow as tf
+
+    if factor.shape.rank == 0:
+        return {name: factor * value for name, value in delta.items()}
+    rows = tf.shape(factor)[0]
+    return {
+        name: tf.reshape(tf.matmul(factor[tf.newaxis], tf.reshape(value, [rows, -1])), value.shape[1:])
+        for name, value in delta.items()
+    }
+
+
+def _scaled_norm(delta: Weights, axes: dict[str, list[int]]) -> Any:
     """L2 norm over all tensors, scaled by the largest entry first: squares of tiny or huge entries are not lost."""
     import tensorflow as tf
 
-    largest = tf.reduce_max([tf.reduce_max(tf.abs(value)) for value in update.values()])
-    scaled = [tf.math.divide_no_nan(value, largest) for value in update.values()]
-    return largest * tf.linalg.global_norm(scaled)
+    largest = tf.reduce_max([tf.reduce_max(tf.abs(value), axes[name]) for name, value in delta.items()], 0)
+    scaled = [
+        tf.reduce_sum(tf.square(tf.math.divide_no_nan(value, _column(largest, value))), axes[name])
+        for name, value in delta.items()
+    ]
+    return largest * tf.sqrt(tf.add_n(scaled))
+
+
+def _column(per_user: Any, value: Any) -> Any:
+    """[] or [U], shaped to be multiplied with `value` [...] or [U, ...]."""
+    import tensorflow as tf
+
+    return tf.reshape(per_user, [-1] + [1] * (value.shape.rank - 1)) if per_user.shape.rank else per_user
 
 
 def _weighted_mean(state: State, total: Contribution) -> Mean:

@@ -1,13 +1,13 @@
 """Local training: what one client does with the model it receives.
 
-Plain SGD on the client's own sequences. Sequences and their order are chosen on the host (`LocalSGD.batches`), so the
-TensorFlow part (`client_update`) sees one dense tensor: no `tf.data` inside a TFF computation.
+Plain SGD on the client's own examples. Examples and their order are chosen on the host (`LocalSGD.batches`), so the
+TensorFlow part (`client_update`) sees dense tensors: no `tf.data` inside a TFF computation.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -17,7 +17,15 @@ Weights = dict[str, Any]
 """Named tensors, keys in sorted order."""
 
 TokenLosses = Callable[[Weights, Any], Any]
-"""(weights, tokens int32 [B, T+1]) -> float32 [B, T]: nats lost on predicting tokens[:, 1:]."""
+"""(weights, tokens int32 [B, T+1]) -> float32 [B, T]: nats lost on predicting tokens[:, 1:]. A leading user axis that
+stands on every weight and on tokens stands on the losses too."""
+
+
+class Batches(NamedTuple):
+    """A client's batches in the order of training."""
+
+    examples: Any  # an array [steps, B, ...], or a tuple of such; rows after the real ones are zeros
+    rows: np.ndarray  # int32 [steps]: real rows of each batch, the first ones, 1 to B
 
 
 @dataclass(frozen=True)
@@ -45,68 +53,163 @@ class LocalSGD:
             if not getattr(self, name) >= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: at least 1 is needed")
 
-    def batches(self, sequences: np.ndarray, seed: int, client: int) -> np.ndarray:
+    def batches(self, examples: Any, seed: int, client: int) -> Batches:
         """The batches of one client in one round, shuffled anew for every epoch.
 
         Args:
-          sequences: int32 [n, T+1], all sequences of the client.
+          examples: all examples of the client: sequences, int32 [n, T+1], or a tuple of arrays [n, ...].
           seed: 128-bit seed of the round.
           client: index of the client; each draws from its own stream, whoever else takes part.
 
         Returns:
-          int32 [steps, batch_size, T+1], the last batch of an epoch padded with PAD rows; steps = 0 without data.
+          The last batch of an epoch padded with rows of zeros; no step without data.
         """
         generator = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 1, client]))
-        chosen = min(len(sequences), self.max_sequences)
+        arrays = examples if isinstance(examples, tuple) else (examples,)
+        count = len(arrays[0])
+        chosen = min(count, self.max_sequences)
         steps = -(-chosen // self.batch_size)
-        out = np.full((self.epochs, steps * self.batch_size, self.sequence_length + 1), PAD, np.int32)
-        rows = generator.permutation(len(sequences))[:chosen]
-        for epoch in range(self.epochs):
-            out[epoch, :chosen] = sequences[rows if epoch == 0 else generator.permutation(rows)]
-        return out.reshape(self.epochs * steps, self.batch_size, self.sequence_length + 1)
+        rows = generator.permutation(count)[:chosen]
+        order = [rows if epoch == 0 else generator.permutation(rows) for epoch in range(self.epochs)]
+        padded = []
+        for array in arrays:
+            out = np.zeros((self.epochs, steps * self.batch_size, *array.shape[1:]), array.dtype)
+            for epoch, positions in enumerate(order):
+                out[epoch, :chosen] = array[positions]
+            padded.append(out.reshape(self.epochs * steps, self.batch_size, *array.shape[1:]))
+        of_an_epoch = np.full(steps, self.batch_size, np.int32)
+        of_an_epoch[steps - 1 :] -= steps * self.batch_size - chosen
+        return Batches(tuple(padded) if isinstance(examples, tuple) else padded[0], np.tile(of_an_epoch, self.epochs))
+
+
+class Loss(NamedTuple):
+    """Of one batch, or [U] of one batch a user."""
+
+    total: Any  # float32: sum of the losses
+    count: Any  # float32: predictions summed over; SGD follows the gradient of total / count
+
+
+class Task(Protocol):
+    """What is learned: a loss, and the form of one example."""
+
+    @property
+    def example(self) -> Any:
+        """`tf.TensorSpec`s of one example, without batch axis, nested as `Batches.examples` is."""
+
+    @property
+    def stacks(self) -> bool:
+        """Whether `loss` takes a leading user axis."""
+
+    def loss(self, weights: Weights, batch: Any, rows: Any) -> Loss:
+        """The loss of a batch `[b, ...]` of which the first `rows` int32 [] rows are real.
+
+        Without a user axis all rows are real. With it, weights, batch and rows [U] all have it.
+        """
+
+
+@dataclass(frozen=True)
+class LanguageModelling:
+    """Next-token prediction by a model of the kit, or by any function of this form.
+
+    Attributes:
+      token_losses: of the model, see `TokenLosses`.
+      sequence_length: predicted tokens T of a sequence.
+      stacks: whether `token_losses` takes a user axis, as those of `models` do.
+    """
+
+    token_losses: TokenLosses
+    sequence_length: int
+    stacks: bool = True
+
+    @property
+    def example(self) -> Any:
+        """int32 [T+1]."""
+        import tensorflow as tf
+
+        return tf.TensorSpec([self.sequence_length + 1], tf.int32)
+
+    def loss(self, weights: Weights, batch: Any, rows: Any) -> Loss:
+        """Sum over the tokens that are not padding."""
+        import tensorflow as tf
+
+        real = tf.cast(tf.not_equal(batch[..., 1:], PAD), tf.float32)
+        losses = self.token_losses(weights, batch) * real
+        return Loss(tf.reduce_sum(losses, [-2, -1]), tf.reduce_sum(real, [-2, -1]))
 
 
 class ClientUpdate(NamedTuple):
-    """What local training gives: the model's change and what the client saw on the way (before any clipping)."""
+    """What local training gives: the model's change and what the client saw on the way (before any clipping).
+
+    Of one client, or of U clients with a leading user axis on everything.
+    """
 
     delta: Weights  # trained weights minus received weights
-    examples: Any  # float32 scalar: sequences trained on, counted once an epoch
-    tokens: Any  # float32 scalar: real target tokens of all steps
-    loss: Any  # float32 scalar: sum over those tokens of the loss in nats, each before the step that used it
+    examples: Any  # float32 []: examples trained on, counted once an epoch
+    tokens: Any  # float32 []: predictions (real target tokens) of all steps
+    loss: Any  # float32 []: sum over those of the loss in nats, each before the step that used it
 
 
-def client_update(token_losses: TokenLosses, weights: Weights, batches: Any, learning_rate: float) -> ClientUpdate:
-    """Trains one client: a TensorFlow graph function of (weights, batches).
+def client_update(
+    task: Task, weights: Weights, batches: Batches, learning_rate: float, steps: tuple[Any, Any] | None = None
+) -> ClientUpdate:
+    """Trains one client, or U clients at once: a TensorFlow graph function of (weights, batches).
 
     Args:
-      token_losses: loss of the model, see `TokenLosses`.
-      weights: the model as received.
-      batches: int32 [steps, B, T+1]; steps may be 0 and unknown when the graph is made.
+      task: what is learned.
+      weights: the model as received, without a user axis.
+      batches: examples [steps, B, ...] and rows int32 [steps], or [steps, U, B, ...] and [steps, U] for a task that
+        stacks. There may be no step; their number need not be known when the graph is made.
       learning_rate: of SGD.
+      steps: int32 scalars (first, last + 1): only these steps of `batches`. All if None.
     """
     import tensorflow as tf
 
     names = sorted(weights)
+    examples, rows = tf.nest.map_structure(tf.convert_to_tensor, (batches.examples, batches.rows))
+    users = rows.shape[1:]  # [] or [U]
+    first, end = (0, tf.shape(rows)[0]) if steps is None else steps
+    start = [tf.convert_to_tensor(weights[name]) for name in names]
+    if users.rank:
+        start = [tf.repeat(value[tf.newaxis], users[0], axis=0) for value in start]
 
-    def step(index: Any, examples: Any, tokens: Any, loss: Any, *values: Any) -> tuple[Any, ...]:
-        batch = batches[index]
-        real = tf.cast(tf.not_equal(batch[:, 1:], PAD), tf.float32)
-        count = tf.reduce_sum(real)
+    def step(index: Any, examples_seen: Any, tokens: Any, total: Any, *values: Any) -> tuple[Any, ...]:
+        real = rows[index]
+        # Only as many rows as the fullest batch has: padding costs nothing.
+        most = tf.reduce_max(real)
+        batch = tf.nest.map_structure(
+            lambda array: array[index, :, :most] if users.rank else array[index, :most], examples
+        )
         with tf.GradientTape() as tape:
             tape.watch(values)
-            total = tf.reduce_sum(token_losses(dict(zip(names, values, strict=True)), batch) * real)
-            mean = total / tf.maximum(count, 1.0)
-        gradients = tape.gradient(mean, values, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-        updated = [value - learning_rate * tf.convert_to_tensor(g) for value, g in zip(values, gradients, strict=True)]
-        examples += tf.reduce_sum(tf.reduce_max(real, axis=1))
-        return (index + 1, examples, tokens + count, loss + total, *updated)
+            loss = task.loss(dict(zip(names, values, strict=True)), batch, real)
+            # Users do not see each other's weights: the gradient of the sum holds each one's own. Scaled here, where it
+            # is one number, and not in the gradients.
+            mean = tf.reduce_sum(learning_rate * loss.total / tf.maximum(loss.count, 1.0))
+        steps_down = tape.gradient(mean, values, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        updated = [_descend(value, down) for value, down in zip(values, steps_down, strict=True)]
+        return (
+            index + 1,
+            examples_seen + tf.cast(real, tf.float32),
+            tokens + loss.count,
+            total + loss.total,
+            *updated,
+        )
 
-    start = [tf.convert_to_tensor(weights[name]) for name in names]
-    _, examples, tokens, loss, *trained = tf.while_loop(
-        lambda index, *_: index < tf.shape(batches)[0],
+    zeros = [tf.zeros(users)] * 3
+    _, examples_seen, tokens, total, *trained = tf.while_loop(
+        lambda index, *_: index < end,
         step,
-        [tf.constant(0), tf.constant(0.0), tf.constant(0.0), tf.constant(0.0), *start],
+        [tf.convert_to_tensor(first, tf.int32), *zeros, *start],
         parallel_iterations=1,
     )
     delta = {name: after - before for name, after, before in zip(names, trained, start, strict=True)}
-    return ClientUpdate(delta, examples, tokens, loss)
+    return ClientUpdate(delta, examples_seen, tokens, total)
+
+
+def _descend(value: Any, down: Any) -> Any:
+    """Value - down; only the rows that were looked up change where `down` is sparse."""
+    import tensorflow as tf
+
+    if isinstance(down, tf.IndexedSlices):
+        return tf.tensor_scatter_nd_sub(value, down.indices[:, tf.newaxis], down.values)
+    return value - down

@@ -18,10 +18,9 @@ import numpy as np
 
 from fl import checkpoints
 from fl.cohorts import draw_cohort
-from fl.local_training import LocalSGD
+from fl.local_training import Batches, LocalSGD
 from privacy.keys import RunKeys
 from privacy.plan import PrivacyPlan
-from privacy.sampling import Poisson
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +33,8 @@ class Federation:
     """All that a run's rounds depend on.
 
     Attributes:
-      process: a TFF iterative process of `fl.engines`.
+      process: a TFF iterative process of `fl.engines`, or what answers `initialize` and `next` as it does.
+      client_values: the engine's: client values from the batches of a cohort.
       plan: the promise; its sampling draws the cohorts, its noise and clip are what the process was built with.
       keys: the operator's secrets.
       clients: ids of the population, in a fixed order.
@@ -46,6 +46,7 @@ class Federation:
     """
 
     process: Any
+    client_values: Callable[[Sequence[Batches]], list[Any]]
     plan: PrivacyPlan
     keys: RunKeys
     clients: Sequence[str]
@@ -60,24 +61,10 @@ class Federation:
                 "make the plan from the clients at hand"
             )
 
-    def client_values(self, cohort: np.ndarray, round_number: int) -> list[np.ndarray]:
-        """The cohort's batches, followed by empty values, which contribute nothing.
-
-        They fill Poisson cohorts up to one number, a little above nearly all of them: TFF keeps an executor for every
-        number of client values that it has met.
-        """
+    def batches(self, cohort: np.ndarray, round_number: int) -> list[Batches]:
+        """The cohort's batches, client by client."""
         seed = self.keys.sampler_seed(round_number)
-        values = [self.local.batches(self.sequences(int(client)), seed, int(client)) for client in cohort]
-        empty = np.zeros((0, self.local.batch_size, self.local.sequence_length + 1), np.int32)
-        return values + [empty] * (-len(values) % _usual_most(self.plan))
-
-
-def _usual_most(plan: PrivacyPlan) -> int:
-    """Four standard deviations above the mean cohort size under Poisson sampling, at most the population; else 1."""
-    if not isinstance(plan.sampling, Poisson):
-        return 1
-    mean = plan.expected_cohort
-    return min(math.ceil(mean + 4 * math.sqrt(mean * (1 - plan.sampling.rate))), plan.population)
+        return [self.local.batches(self.sequences(int(client)), seed, int(client)) for client in cohort]
 
 
 @dataclass(frozen=True)
@@ -156,7 +143,7 @@ def run_rounds(
                 clip=clip,
                 inputs=federation.inputs,
             )
-            values = federation.client_values(cohort, number)
+            values = federation.client_values(federation.batches(cohort, number))
             state, measured = federation.process.next(state, values, keys.noise_seed(number))
             if clip is not None:
                 _check_noise(measured["released"], clip, plan.value_noise_multiplier * clip)

@@ -20,7 +20,9 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from models.activations import scale_invariant_sigmoid, scale_invariant_tanh
+from models import cifg_gradient
+from models.activations import DIFFERENTIABLE, scale_invariant_sigmoid, scale_invariant_tanh
+from models.cifg_gradient import LAYER_NORM_EPSILON
 
 Activation = Callable[[tf.Tensor], tf.Tensor]
 ACTIVATIONS: dict[str, tuple[Activation, Activation]] = {
@@ -29,7 +31,6 @@ ACTIVATIONS: dict[str, tuple[Activation, Activation]] = {
 }
 # Longer sequences run in a while loop: an unrolled graph is faster but takes time to build, 20 ops a step.
 LONGEST_UNROLLED = 64
-_LAYER_NORM_EPSILON = 1e-6
 
 
 class CIFGState(NamedTuple):
@@ -80,7 +81,7 @@ class Recurrence:
         if self.layer_norm:
             hidden -= tf.reduce_mean(hidden, axis=-1, keepdims=True)
             variance = tf.reduce_mean(tf.square(hidden), axis=-1, keepdims=True)
-            hidden *= tf.math.rsqrt(variance + _LAYER_NORM_EPSILON)
+            hidden *= tf.math.rsqrt(variance + LAYER_NORM_EPSILON)
         output = tf.matmul(hidden, weights["projection"]) if "projection" in weights else hidden
         return CIFGState(output, cell)
 
@@ -90,6 +91,18 @@ class Recurrence:
         kernel = weights["recurrent_kernel"]
         output, units = kernel.shape[-2], kernel.shape[-1] // 3
         return CIFGState(tf.zeros([*lead, output], projected.dtype), tf.zeros([*lead, units], projected.dtype))
+
+    def outputs(self, weights: Mapping[str, Any], inputs: tf.Tensor) -> tf.Tensor:
+        """The outputs of `states` from the zero state, made for training: `[(U,) T, B, E] -> [(U,) T, B, R]`."""
+        if inputs.shape[-3] is None or inputs.shape[-3] > LONGEST_UNROLLED:
+            return self.states(weights, inputs).output
+        return cifg_gradient.outputs(
+            DIFFERENTIABLE[self.kind],
+            self.layer_norm,
+            self.project_inputs(weights, inputs),
+            tf.convert_to_tensor(weights["recurrent_kernel"]),
+            tf.convert_to_tensor(weights["projection"]) if "projection" in weights else None,
+        )
 
     def states(
         self,

@@ -24,8 +24,8 @@ class LanguageModel(Protocol):
         """Negative log-probability in nats of each token after the first, given those before it in its row.
 
         tokens int32 `[B, T+1]` gives float32 `[B, T]`; with one leading *user* axis on every weight and on
-        tokens, `[U, B, T+1]` gives `[U, B, T]`. The state starts at zero in every row. Differentiable in the
-        weights.
+        tokens, `[U, B, T+1]` gives `[U, B, T]`. The state starts at zero in every row. Where the target is padding
+        (id 0) the loss is 0. Differentiable in the weights, once.
         """
 
     def prefill(self, weights: Weights, tokens: Array, lengths: Array) -> tuple[Array, State]:

@@ -8,8 +8,8 @@ import tensorflow_federated as tff
 
 from fl.aggregation import DPMean
 from fl.cohorts import draw_cohort
-from fl.engines.per_client import build_process
-from fl.local_training import LocalSGD
+from fl.engines import cohort as cohort_engine
+from fl.local_training import LanguageModelling, LocalSGD
 from fl.runtime import local_runtime
 from models import preset
 from privacy import FixedClip, Poisson, PrivacyPlan, RunKeys, report
@@ -22,17 +22,18 @@ local = LocalSGD(learning_rate=0.5, batch_size=4, sequence_length=20)
 plan = PrivacyPlan(Poisson(0.2), population=len(texts), rounds=rounds, noise_multiplier=1.0, clip=FixedClip(0.5))
 keys = RunKeys.create(folder / "keys.json")
 optimizer = tff.learning.optimizers.build_sgdm(1.0, momentum=0.9)
-process = build_process(model.token_losses, model.init(seed=0), local, DPMean(plan), optimizer)
+task = LanguageModelling(model.token_losses, local.sequence_length)
+engine = cohort_engine.build(task, model.init(seed=0), local, DPMean(plan), optimizer)
 
-print(process.next.type_signature.compact_representation())
+print(engine.process.next.type_signature.compact_representation())
 with local_runtime(), plan.recording(folder / "ledger.jsonl") as ledger:
-    state = process.initialize()
+    state = engine.process.initialize()
     for number in range(rounds):
         seed = keys.sampler_seed(number)
         cohort = draw_cohort(plan.sampling, plan.population, number, keys.sampler_seed)
         names = [f"user-{client}" for client in cohort]
         ledger.record(round=number, cohort=names, noise_id=keys.noise_id(number), noise_stddev=0.5, clip=0.5)
         batches = [local.batches(texts[client], seed, int(client)) for client in cohort]
-        state, metrics = process.next(state, batches, keys.noise_seed(number))
+        state, metrics = engine.process.next(state, engine.client_values(batches), keys.noise_seed(number))
         print(number, metrics["released"])
     print("\n".join(map(str, report.build(plan, ledger, {}).write(folder))))

@@ -9,8 +9,9 @@ VOCABULARY = 7
 
 
 def token_losses(weights: Any, tokens: Any) -> Any:
-    logits = tf.gather(weights["table"], tokens[:, :-1])
-    return tf.nn.sparse_softmax_cross_entropy_with_logits(tokens[:, 1:], logits)
+    users = tokens.shape.rank - 2  # 1 with a leading user axis
+    logits = tf.gather(weights["table"], tokens[..., :-1], axis=users, batch_dims=users)
+    return tf.nn.sparse_softmax_cross_entropy_with_logits(tokens[..., 1:], logits)
 
 
 def initial_weights(seed: int = 0) -> dict[str, np.ndarray]:

@@ -3,11 +3,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl.local_training import LocalSGD, client_update
+from fl.local_training import Batches, LanguageModelling, LocalSGD, client_update
 from tests.fl import bigram
 from tests.oracles import fedavg
 
 LENGTH = 5
+TASK = LanguageModelling(bigram.token_losses, LENGTH)
 
 
 @given(
@@ -21,8 +22,9 @@ LENGTH = 5
 def test_batches_hold_each_chosen_sequence_once_an_epoch(rows, batch_size, epochs, most, seed, client):
     local = LocalSGD(0.1, batch_size, epochs, LENGTH, most)
     sequences = np.arange(1, rows * (LENGTH + 1) + 1, dtype=np.int32).reshape(rows, LENGTH + 1)
-    batches = local.batches(sequences, seed, client)
+    batches, real_rows = local.batches(sequences, seed, client)
     chosen = min(rows, most)
+    np.testing.assert_array_equal(real_rows, batches.any(-1).sum(-1))
     assert batches.shape == (epochs * -(-chosen // batch_size), batch_size, LENGTH + 1)
     per_epoch = batches.reshape(epochs, -1, LENGTH + 1)
     for epoch in per_epoch:
@@ -30,22 +32,23 @@ def test_batches_hold_each_chosen_sequence_once_an_epoch(rows, batch_size, epoch
         assert len(set(real)) == len(real) == chosen
         assert set(real) == {tuple(row) for row in per_epoch[0] if row.any()}
         assert set(real) <= {tuple(row) for row in sequences}
-    np.testing.assert_array_equal(batches, local.batches(sequences, seed, client))
+    np.testing.assert_array_equal(batches, local.batches(sequences, seed, client).examples)
 
 
 def test_a_clients_batches_depend_on_round_and_client():
     local = LocalSGD(0.1, 4, 1, LENGTH, 8)
     sequences = bigram.random_sequences(np.random.default_rng(0), 30, LENGTH)
-    first = local.batches(sequences, 1, 2)
-    assert not np.array_equal(first, local.batches(sequences, 2, 2))
-    assert not np.array_equal(first, local.batches(sequences, 1, 3))
+    first = local.batches(sequences, 1, 2).examples
+    assert not np.array_equal(first, local.batches(sequences, 2, 2).examples)
+    assert not np.array_equal(first, local.batches(sequences, 1, 3).examples)
 
 
 def test_every_sequence_is_chosen_equally_often():
     # 3,000 draws of 8 of 30: each row's count is binomial(3000, 8/30), sd 24; beyond 5.5 sd with probability < 1e-5.
     local = LocalSGD(0.1, 8, 1, LENGTH, 8)
     sequences = np.repeat(np.arange(1, 31, dtype=np.int32)[:, None], LENGTH + 1, 1)
-    counts = sum(np.bincount(local.batches(sequences, r, 0)[:, :, 0].ravel(), minlength=31)[1:] for r in range(3000))
+    drawn = (local.batches(sequences, r, 0).examples[:, :, 0].ravel() for r in range(3000))
+    counts = sum(np.bincount(rows, minlength=31)[1:] for rows in drawn)
     assert np.max(np.abs(counts - 800)) < 5.5 * np.sqrt(3000 * 8 / 30 * 22 / 30)
 
 
@@ -54,11 +57,11 @@ def test_client_update_equals_the_plain_loop(rows, epochs):
     local = LocalSGD(0.7, 3, epochs, LENGTH, 64)
     batches = local.batches(bigram.random_sequences(np.random.default_rng(rows), rows, LENGTH), 1, 1)
     weights = bigram.initial_weights()
-    update = client_update(bigram.token_losses, weights, batches, 0.7)
-    want = fedavg.client_delta(weights["table"].astype(np.float64), batches, 0.7)
+    update = client_update(TASK, weights, batches, 0.7)
+    want = fedavg.client_delta(weights["table"].astype(np.float64), batches.examples, 0.7)
     np.testing.assert_allclose(update.delta["table"], want, atol=2e-6)
-    assert float(update.examples) == epochs * rows == fedavg.examples(batches)
-    assert float(update.tokens) == np.count_nonzero(batches[:, :, 1:])
+    assert float(update.examples) == epochs * rows == fedavg.examples(batches.examples)
+    assert float(update.tokens) == np.count_nonzero(batches.examples[:, :, 1:])
 
 
 def test_loss_is_taken_before_each_step():
@@ -66,11 +69,45 @@ def test_loss_is_taken_before_each_step():
     batches = local.batches(bigram.random_sequences(np.random.default_rng(5), 5, LENGTH), 1, 1)
     table = bigram.initial_weights()["table"].astype(np.float64)
     want = 0.0
-    for batch in batches:
+    for batch in batches.examples:
         want += (fedavg.losses(table, batch) * (batch[:, 1:] != 0)).sum()
         table = fedavg.sgd_step(table, batch, 0.7)
-    update = client_update(bigram.token_losses, bigram.initial_weights(), batches, 0.7)
+    update = client_update(TASK, bigram.initial_weights(), batches, 0.7)
     assert float(update.loss) == pytest.approx(want, rel=1e-5)
+
+
+@pytest.mark.parametrize("rows", [[4, 1, 7], [3, 3, 3], [0, 5, 2]])
+def test_users_trained_at_once_equal_users_trained_alone(rows):
+    local = LocalSGD(0.7, 3, 2, LENGTH, 64)
+    generator = np.random.default_rng(1)
+    users = [local.batches(bigram.random_sequences(generator, n, LENGTH), 1, i) for i, n in enumerate(rows)]
+    steps = max(len(user.rows) for user in users)
+    stacked = Batches(
+        np.stack([np.pad(u.examples, ((0, steps - len(u.rows)), (0, 0), (0, 0))) for u in users], 1),
+        np.stack([np.pad(u.rows, (0, steps - len(u.rows))) for u in users], 1),
+    )
+    together = client_update(TASK, bigram.initial_weights(), stacked, 0.7)
+    for index, user in enumerate(users):
+        alone = client_update(TASK, bigram.initial_weights(), user, 0.7)
+        np.testing.assert_allclose(together.delta["table"][index], alone.delta["table"], atol=1e-6)
+        for name in ("examples", "tokens", "loss"):
+            assert float(getattr(together, name)[index]) == pytest.approx(float(getattr(alone, name)), rel=1e-6)
+
+
+def test_a_range_of_steps_is_those_steps_alone():
+    local = LocalSGD(0.7, 2, 1, LENGTH, 64)
+    batches = local.batches(bigram.random_sequences(np.random.default_rng(5), 9, LENGTH), 1, 1)
+    part = client_update(TASK, bigram.initial_weights(), batches, 0.7, steps=(1, 4))
+    alone = client_update(TASK, bigram.initial_weights(), Batches(batches.examples[1:4], batches.rows[1:4]), 0.7)
+    np.testing.assert_array_equal(part.delta["table"], alone.delta["table"])
+
+
+def test_batches_of_a_tuple_of_arrays_keep_them_together():
+    local = LocalSGD(0.1, 4, 2, LENGTH, 6)
+    x, y = np.arange(1, 10, dtype=np.float32)[:, None] * np.ones([1, 3], np.float32), np.arange(1, 10, dtype=np.int32)
+    (bx, by), rows = local.batches((x, y), 1, 2)
+    assert bx.shape == (4, 4, 3) and by.shape == (4, 4) and rows.tolist() == [4, 2, 4, 2]
+    np.testing.assert_array_equal(bx[..., 0], by)
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import pytest
 import tensorflow_federated as tff
 
 from fl.aggregation import DPMean
-from fl.engines.per_client import build_process
-from fl.local_training import LocalSGD
+from fl.engines import cohort
+from fl.local_training import LanguageModelling, LocalSGD
 from fl.rounds import Federation, RoundLog, run_rounds
 from models.recurrent_lm import RecurrentLanguageModel
 from privacy.keys import RunKeys
@@ -28,11 +28,15 @@ def test_memory_of_the_process_tree_grows_by_less_than_a_tenth_of_a_megabyte_a_r
     plan = PrivacyPlan(Poisson(0.4), 120, 250, 1.0, FixedClip(0.5))
     generator = np.random.default_rng(0)
     data = [generator.integers(1, 256, (1 + i % 9, 9)).astype(np.int32) for i in range(plan.population)]
-    process = build_process(
-        model.token_losses, model.init(0), local, DPMean(plan), tff.learning.optimizers.build_sgdm(1.0, 0.9)
+    engine = cohort.build(
+        LanguageModelling(model.token_losses, 8),
+        model.init(0),
+        local,
+        DPMean(plan),
+        tff.learning.optimizers.build_sgdm(1.0, 0.9),
     )
     clients = [f"client-{i}" for i in range(plan.population)]
-    federation = Federation(process, plan, RunKeys.fixed(1), clients, data.__getitem__, local, "test")
+    federation = Federation(*engine[::3], plan, RunKeys.fixed(1), clients, data.__getitem__, local, "test")
     memory = [
         resident_megabytes(os.getpid()) + resident_megabytes(worker.pid)
         for _ in run_rounds(federation, RoundLog(tmp_path), lambda done, weights: ({}, {}))

@@ -16,8 +16,8 @@ from fl.local_training import LocalSGD
 from fl.rounds import Federation, RoundLog, final_state, read_metrics, run_rounds
 from privacy.keys import RunKeys
 from privacy.ledger import Ledger
-from privacy.plan import AdaptiveClip, FixedClip, PrivacyPlan
-from privacy.sampling import FixedSize, Poisson
+from privacy.plan import AdaptiveClip, PrivacyPlan
+from privacy.sampling import Poisson
 
 CLIENTS = tuple(f"client-{i}" for i in range(40))
 LOCAL = LocalSGD(0.1, 2, 1, 3, 4)
@@ -39,12 +39,12 @@ class FakeProcess:
     def next(self, state, values, noise_seed):
         self.rounds.append((values, noise_seed))
         digest = hashlib.sha256(state["weights"]["w"].tobytes())
-        for part in (*values, noise_seed):
+        for part in (*(value.examples for value in values), noise_seed):
             digest.update(np.ascontiguousarray(part).tobytes())
         draw = np.frombuffer(digest.digest()[:12], np.uint32).astype(np.float32) / np.float32(2**32)
         key = hashlib.sha256(state["weights"]["w"].tobytes()).hexdigest()
         self.given.setdefault(key, set()).add(digest.hexdigest())
-        clients = sum(bool(len(value)) for value in values)
+        clients = sum(bool(len(value.rows)) for value in values)
         clip = OrderedDict(clip=np.float32(1 + draw[0]))
         new = OrderedDict(weights=OrderedDict(w=draw), average=OrderedDict(w=draw / 2), aggregator=clip)
         return new, {
@@ -62,7 +62,7 @@ def sequences(client: int) -> np.ndarray:
 
 
 def federation(process=None, plan=PLAN, key=5, inputs="data") -> Federation:
-    return Federation(process or FakeProcess(plan), plan, RunKeys.fixed(key), CLIENTS, sequences, LOCAL, inputs)
+    return Federation(process or FakeProcess(plan), list, plan, RunKeys.fixed(key), CLIENTS, sequences, LOCAL, inputs)
 
 
 def evaluate(done, weights):
@@ -213,9 +213,10 @@ def test_every_round_has_its_own_cohort_noise_and_batches(tmp_path):
         cohort = draw_cohort(PLAN.sampling, PLAN.population, number, keys.sampler_seed)
         assert recorded[number].cohort == tuple(sorted(CLIENTS[client] for client in cohort))
         np.testing.assert_array_equal(noise_seed, keys.noise_seed(number))
-        for value, client in zip(values, cohort, strict=False):
+        for value, client in zip(values, cohort, strict=True):
             wanted = LOCAL.batches(sequences(client), keys.sampler_seed(number), int(client))
-            np.testing.assert_array_equal(value, wanted)
+            np.testing.assert_array_equal(value.examples, wanted.examples)
+            np.testing.assert_array_equal(value.rows, wanted.rows)
     assert len({seed.tobytes() for _, seed in process.rounds}) == 4
     assert len({entry.cohort for entry in recorded}) == 4
 
@@ -311,17 +312,6 @@ def test_weights_that_are_not_finite_stop_the_run(tmp_path):
 def test_the_population_must_be_the_plans():
     with pytest.raises(ValueError, match="population of 41 clients and there are 40"):
         federation(plan=PrivacyPlan(Poisson(0.3), 41, 4, 1.0, AdaptiveClip(1.0, count_stddev=5.0)))
-
-
-def test_poisson_cohorts_are_filled_up_to_one_number_of_client_values():
-    # 40 clients at rate 0.3: mean 12, standard deviation 2.9, so 24.
-    for count, wanted in ((0, 0), (1, 24), (24, 24), (25, 48)):
-        values = federation().client_values(np.arange(count), 0)
-        assert len(values) == wanted and sum(bool(len(value)) for value in values) == count
-    whole = federation(plan=PrivacyPlan(Poisson(1.0), 40, 4, 1.0, FixedClip(1.0)))
-    assert len(whole.client_values(np.arange(40), 0)) == 40
-    fixed = federation(plan=PrivacyPlan(FixedSize(7), 40, 4, 1.0, FixedClip(1.0)))
-    assert len(fixed.client_values(np.arange(7), 0)) == 7
 
 
 def test_metrics_with_an_unfinished_line_are_read_without_it(tmp_path):

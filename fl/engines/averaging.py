@@ -1,0 +1,167 @@
+"""Federated averaging in TFF around any client work: the state, the sum over clients, the server's step.
+
+An engine says what one TFF client value is and what is done with it; everything else is here, once.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_federated as tff
+
+from fl.aggregation import Aggregator, Contribution
+from fl.local_training import Batches, Task, Weights
+
+
+class Engine(NamedTuple):
+    """A way to run rounds of federated averaging.
+
+    With the state S = <weights, average, optimizer, aggregator>, one client value V of the engine, and the metrics
+    M = <released, operator>, of which `released` is differentially private where the aggregator is and `operator`
+    (loss, tokens, clients, non-finite updates) is exact and for the operator's eyes only:
+
+    Attributes:
+      process: `initialize`: `( -> S@SERVER)` and `next`: `(<S@SERVER, {V}@CLIENTS, int64[2]@SERVER> -> <S@SERVER,
+        M@SERVER>)`. The int64[2] seeds the round's noise (`privacy.keys.RunKeys.noise_seed`).
+      client_sum: the first half of `next`: `(<S.weights@SERVER, S.aggregator@SERVER, {V}@CLIENTS> -> C@SERVER)`, a sum
+        of `fl.aggregation.Contribution`s, which may be added to those of other clients.
+      server_step: the second half: `(<S@SERVER, C@SERVER, int64[2]@SERVER> -> <S@SERVER, M@SERVER>)`.
+      client_values: client values from the batches of a round's clients.
+    """
+
+    process: tff.templates.IterativeProcess
+    client_sum: tff.Computation
+    server_step: tff.Computation
+    client_values: Callable[[Sequence[Batches]], list[Any]]
+
+
+def build(
+    client_work: Callable[[Weights, dict[str, Any], Any], Contribution],
+    value_type: Any,
+    client_values: Callable[[Sequence[Batches]], list[Any]],
+    initial_weights: Weights,
+    aggregator: Aggregator,
+    server_optimizer: tff.learning.optimizers.Optimizer,
+    average_decay: float,
+) -> Engine:
+    """Builds an engine's computations.
+
+    Args:
+      client_work: a TensorFlow graph function (weights, aggregator state, client value) -> contribution.
+      value_type: TFF type of a client value.
+      client_values: see `Engine`.
+      initial_weights: named float32 arrays.
+      aggregator: of `fl.aggregation`.
+      server_optimizer: of `tff.learning.optimizers`; sees minus the mean update as the gradient.
+      average_decay: in [0, 1). The model to use is `average`, average_decay * average + (1 - average_decay) * weights
+        after each round (Polyak and Juditsky 1992): noise of single rounds cancels, at no cost in privacy. 0: the
+        weights.
+
+    Raises:
+      ValueError: average_decay is out of range.
+    """
+    if not 0 <= average_decay < 1:
+        raise ValueError(f"average_decay is {average_decay}: a number from 0 to below 1 is needed")
+    named = sorted(initial_weights.items())
+    weights_type = tff.types.to_type(OrderedDict((name, tff.TensorType(np.float32, v.shape)) for name, v in named))
+    specs = OrderedDict((name, tf.TensorSpec(value.shape, tf.float32)) for name, value in named)
+    seed_type = tff.TensorType(np.int64, (2,))
+
+    @tff.tensorflow.computation
+    def initial_state() -> Any:
+        weights = OrderedDict((name, tf.constant(value)) for name, value in named)
+        start = sorted(aggregator.initial_state().items())
+        return OrderedDict(
+            weights=weights,
+            average=weights,
+            optimizer=server_optimizer.initialize(specs),
+            aggregator=OrderedDict((name, tf.constant(value, tf.float32)) for name, value in start),
+        )
+
+    state_type = initial_state.type_signature.result
+
+    @tff.tensorflow.computation(weights_type, state_type["aggregator"], value_type)
+    def work(weights: Any, state: Any, value: Any) -> Any:
+        @tf.function(autograph=False)  # keeps the training graph out of the computation's top level
+        def train(weights: Any, state: Any, value: Any) -> Contribution:
+            return _ordered(client_work(dict(weights), dict(state), value))
+
+        return train(weights, state, value)
+
+    contribution_type = work.type_signature.result
+
+    @tff.tensorflow.computation(state_type, contribution_type, seed_type)
+    def step(state: Any, total: Any, noise_seed: Any) -> Any:
+        summed = Contribution(**{**total, "update": dict(total["update"])})
+        mean = aggregator.server(dict(state["aggregator"]), summed, noise_seed)
+        gradient = OrderedDict((name, -mean.update[name]) for name in sorted(mean.update))
+        optimizer, weights = server_optimizer.next(state["optimizer"], state["weights"], gradient)
+        finite_weights = tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for value in weights.values()])
+        average = OrderedDict(
+            (name, average_decay * state["average"][name] + (1 - average_decay) * value)
+            for name, value in weights.items()
+        )
+        new_state = OrderedDict(
+            weights=weights,
+            average=average,
+            optimizer=optimizer,
+            aggregator=OrderedDict(sorted(mean.state.items())),
+        )
+        released = OrderedDict(sorted(mean.released.items()), finite=finite_weights)
+        operator = OrderedDict(
+            loss=tf.math.divide_no_nan(summed.loss, summed.tokens),
+            tokens=summed.tokens,
+            examples=summed.examples,
+            clients=summed.clients,
+            non_finite=summed.non_finite,
+            within_clip=tf.math.divide_no_nan(summed.within_clip, summed.clients) + 0.5,
+        )
+        return new_state, OrderedDict(released=released, operator=operator)
+
+    @tff.federated_computation
+    def initialize() -> Any:
+        return tff.federated_eval(initial_state, tff.SERVER)
+
+    @tff.federated_computation(
+        tff.FederatedType(weights_type, tff.SERVER),
+        tff.FederatedType(state_type["aggregator"], tff.SERVER),
+        tff.FederatedType(value_type, tff.CLIENTS),
+    )
+    def client_sum(weights: Any, state: Any, values: Any) -> Any:
+        sent = tff.federated_broadcast(weights), tff.federated_broadcast(state)
+        return tff.federated_sum(tff.federated_map(work, (*sent, values)))
+
+    @tff.federated_computation(
+        tff.FederatedType(state_type, tff.SERVER),
+        tff.FederatedType(contribution_type, tff.SERVER),
+        tff.FederatedType(seed_type, tff.SERVER),
+    )
+    def server_step(state: Any, total: Any, noise_seed: Any) -> Any:
+        result = tff.federated_map(step, (state, total, noise_seed))
+        return result[0], result[1]
+
+    @tff.federated_computation(
+        initialize.type_signature.result,
+        tff.FederatedType(value_type, tff.CLIENTS),
+        tff.FederatedType(seed_type, tff.SERVER),
+    )
+    def next_round(state: Any, values: Any, noise_seed: Any) -> Any:
+        total = client_sum(state["weights"], state["aggregator"], values)
+        return server_step(state, total, noise_seed)
+
+    return Engine(tff.templates.IterativeProcess(initialize, next_round), client_sum, server_step, client_values)
+
+
+def batches_type(task: Task, batch_size: int, users: tuple[int, ...]) -> Any:
+    """TFF type of `Batches` of any number of steps; `users` is () or (U,)."""
+    examples = tf.nest.map_structure(
+        lambda spec: tff.TensorType(spec.dtype.as_numpy_dtype, (None, *users, batch_size, *spec.shape)), task.example
+    )
+    return tff.types.to_type(OrderedDict(examples=examples, rows=tff.TensorType(np.int32, (None, *users))))
+
+
+def _ordered(contribution: Contribution) -> Any:
+    update = OrderedDict((name, contribution.update[name]) for name in sorted(contribution.update))
+    return OrderedDict(contribution._asdict(), update=update)

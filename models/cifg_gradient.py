@@ -1,0 +1,131 @@
+"""The CIFG recurrence over whole sequences, with its gradient written by hand.
+
+Autodiff multiplies out every weight's gradient once a time step. Here only what depends on the step after stays in the
+time loop; each weight's gradient is one product over all steps. The law is `models.cifg.Recurrence.states`, with which
+the tests compare.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from models.activations import Differentiable
+
+LAYER_NORM_EPSILON = 1e-6
+
+
+class _Step(NamedTuple):
+    """What the way back needs of a step; an activation's (value, scale) is as it gave them."""
+
+    forget: tuple[Any, Any]
+    out: tuple[Any, Any]
+    update: tuple[Any, Any]
+    cell: Any
+    squashed: tuple[Any, Any]  # of the cell
+    hidden: Any  # after the layer norm
+    norm_scale: Any  # 1 / standard deviation, [(U,) B, 1]; None without layer norm
+    output: Any
+
+
+@dataclass(frozen=True)
+class _Cell:
+    gate: Differentiable
+    squash: Differentiable
+    layer_norm: bool
+    recurrent_kernel: tf.Tensor
+    projection: tf.Tensor | None
+
+    def forward(self, inputs: tf.Tensor, before: _Step | None) -> _Step:
+        """One step from projected inputs `[(U,) B, 3H]`."""
+        z = inputs if before is None else inputs + tf.matmul(before.output, self.recurrent_kernel)
+        z_forget, z_out, z_update = tf.split(z, 3, -1)
+        forget, out, update = self.gate.value(z_forget), self.gate.value(z_out), self.squash.value(z_update)
+        cell = update[0] - forget[0] * (update[0] if before is None else update[0] - before.cell)
+        squashed = self.squash.value(cell)
+        hidden, norm_scale = out[0] * squashed[0], None
+        if self.layer_norm:
+            hidden -= tf.reduce_mean(hidden, axis=-1, keepdims=True)
+            norm_scale = tf.math.rsqrt(tf.reduce_mean(tf.square(hidden), axis=-1, keepdims=True) + LAYER_NORM_EPSILON)
+            hidden *= norm_scale
+        output = hidden if self.projection is None else tf.matmul(hidden, self.projection)
+        return _Step(forget, out, update, cell, squashed, hidden, norm_scale, output)
+
+    def backward(self, steps: list[_Step], upstream: list[Any]) -> tuple[list[Any], list[Any]]:
+        """Gradients of each step's z `[(U,) B, 3H]` and of its output, from those of the outputs alone."""
+        back_kernel = tf.linalg.matrix_transpose(self.recurrent_kernel)
+        back_projection = None if self.projection is None else tf.linalg.matrix_transpose(self.projection)
+        d_z: list[Any] = [None] * len(steps)
+        d_outputs = list(upstream)
+        d_cell_after: Any = None
+        for t in reversed(range(len(steps))):
+            step = steps[t]
+            d_hidden = d_outputs[t] if back_projection is None else tf.matmul(d_outputs[t], back_projection)
+            if step.norm_scale is not None:
+                centred = d_hidden - tf.reduce_mean(d_hidden, axis=-1, keepdims=True)
+                along = step.hidden * tf.reduce_mean(d_hidden * step.hidden, axis=-1, keepdims=True)
+                d_hidden = step.norm_scale * (centred - along)
+            d_cell = self.squash.gradient(d_hidden * step.out[0], *step.squashed)
+            if d_cell_after is not None:
+                d_cell += d_cell_after
+            d_cell_after = d_cell * step.forget[0]
+            d_forget = d_cell * (steps[t - 1].cell - step.update[0] if t else -step.update[0])
+            d_z[t] = tf.concat(
+                [
+                    self.gate.gradient(d_forget, *step.forget),
+                    self.gate.gradient(d_hidden * step.squashed[0], *step.out),
+                    self.squash.gradient(d_cell - d_cell_after, *step.update),
+                ],
+                -1,
+            )
+            if t:
+                d_outputs[t - 1] += tf.matmul(d_z[t], back_kernel)
+        return d_z, d_outputs
+
+
+def outputs(
+    activations: tuple[Differentiable, Differentiable],
+    layer_norm: bool,
+    projected: tf.Tensor,
+    recurrent_kernel: tf.Tensor,
+    projection: tf.Tensor | None,
+) -> tf.Tensor:
+    """The outputs of all time steps from the zero state, unrolled; differentiable once.
+
+    Args:
+      activations: of the gates, and of update and cell state.
+      layer_norm: whether the hidden state is normalised before the projection.
+      projected: W x + b, `[(U,) T, B, 3H]` with T known.
+      recurrent_kernel: `[(U,) R, 3H]`.
+      projection: `[(U,) H, R]`; None: R = H.
+
+    Returns:
+      `[(U,) T, B, R]`.
+    """
+    time_axis = projected.shape.rank - 3
+
+    @tf.custom_gradient
+    def run(projected: tf.Tensor, recurrent_kernel: tf.Tensor, *projection: tf.Tensor) -> Any:
+        cell = _Cell(*activations, layer_norm, recurrent_kernel, *(projection or [None]))
+        steps: list[_Step] = []
+        for inputs in tf.unstack(projected, axis=time_axis):
+            steps.append(cell.forward(inputs, steps[-1] if steps else None))
+
+        def gradient(upstream: tf.Tensor) -> Any:
+            d_z, d_outputs = cell.backward(steps, tf.unstack(upstream, num=len(steps), axis=time_axis))
+            # The state before the first step is zero, so that its kernel has no gradient from there.
+            d_kernel = _sum_of_products([step.output for step in steps[:-1]], d_z[1:], recurrent_kernel)
+            hidden = [step.hidden for step in steps]
+            return tf.stack(d_z, time_axis), d_kernel, *(_sum_of_products(hidden, d_outputs, p) for p in projection)
+
+        return tf.stack([step.output for step in steps], time_axis), gradient
+
+    result: tf.Tensor = run(projected, recurrent_kernel, *([] if projection is None else [projection]))
+    return result
+
+
+def _sum_of_products(left: list[Any], right: list[Any], like: tf.Tensor) -> tf.Tensor:
+    """Sum over steps of left_t' right_t, as one product; zero without steps."""
+    if not left:
+        return tf.zeros_like(like)
+    return tf.matmul(tf.concat(left, -2), tf.concat(right, -2), transpose_a=True)

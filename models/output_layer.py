@@ -1,0 +1,100 @@
+"""The output layer of a language model, made for training: only the rows that have a target are computed."""
+
+from typing import Any
+
+import tensorflow as tf
+
+PAD = 0
+
+
+def tied(embedding: tf.Tensor, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Looks up rows of an embedding that is also the output layer.
+
+    Args:
+      embedding: `[(U,) V, E]`.
+      ids: int32 `[(U,) ...]`.
+
+    Returns:
+      (rows `[(U,) ..., E]`, the embedding to use as output layer). The gradient is one dense tensor, that of the output
+      layer, to which the rows' are added in place.
+    """
+
+    @tf.custom_gradient
+    def run(embedding: tf.Tensor) -> Any:
+        size = embedding.shape[-1]
+        flat, positions = tf.reshape(embedding, [-1, size]), ids
+        if embedding.shape.rank == 3:
+            users = tf.range(tf.shape(ids)[0]) * embedding.shape[-2]
+            positions += tf.reshape(users, [-1] + [1] * (ids.shape.rank - 1))
+
+        def gradient(d_rows: tf.Tensor, d_table: tf.Tensor) -> tf.Tensor:
+            added = tf.tensor_scatter_nd_add(
+                tf.reshape(d_table, [-1, size]), tf.reshape(positions, [-1, 1]), tf.reshape(d_rows, [-1, size])
+            )
+            return tf.reshape(added, tf.shape(embedding))
+
+        return (tf.gather(flat, positions), tf.identity(embedding)), gradient
+
+    rows, table = run(embedding)
+    return rows, table
+
+
+def cross_entropy(outputs: tf.Tensor, table: tf.Tensor, bias: tf.Tensor | None, targets: tf.Tensor) -> tf.Tensor:
+    """Negative log-softmax of each target, in nats, of the logits outputs · tableᵀ + bias; 0 where the target is PAD.
+
+    Args:
+      outputs: float `[(U,) ..., E]`.
+      table: `[(U,) V, E]`.
+      bias: `[(U,) V]`, or None.
+      targets: int32 `[(U,) ...]`.
+
+    Returns:
+      `[(U,) ...]`, the shape of targets.
+    """
+    size, form = outputs.shape[-1], tf.shape(targets)
+    if table.shape.rank == 3:
+        users = tf.shape(table)[0]
+        flat = tf.reshape(targets, [users, -1])
+        losses = _losses(tf.reshape(outputs, [users, -1, size]), table, bias, flat)
+        return tf.reshape(losses * tf.cast(tf.not_equal(flat, PAD), losses.dtype), form)
+    flat = tf.reshape(targets, [-1])
+    real = tf.where(tf.not_equal(flat, PAD))
+    kept = tf.gather_nd(flat, real)
+    losses = _losses(tf.gather_nd(tf.reshape(outputs, [-1, size]), real), table, bias, kept)
+    return tf.reshape(tf.scatter_nd(real, losses, tf.shape(flat, tf.int64)), form)
+
+
+def _losses(outputs: tf.Tensor, table: tf.Tensor, bias: tf.Tensor | None, targets: tf.Tensor) -> tf.Tensor:
+    """Outputs `[(U,) N, E]`, targets `[(U,) N]` -> `[(U,) N]`.
+
+    Written out because TensorFlow's own op takes 2.5 times as long on CPU, and because the logits' gradient is scaled
+    by row in the small factors of its products, never in itself.
+    """
+
+    @tf.custom_gradient
+    def run(outputs: tf.Tensor, table: tf.Tensor, *bias: tf.Tensor) -> Any:
+        logits = tf.matmul(outputs, table, transpose_b=True)
+        if bias:
+            logits += bias[0][..., tf.newaxis, :]
+        vocabulary = logits.shape[-1]
+        rows = tf.reshape(targets, [-1])
+        positions = tf.stack([tf.range(tf.size(rows)), rows], axis=1)
+        softmax = tf.nn.softmax(logits)
+        # log of the sum of exponentials, from the largest entry's own share of it
+        largest = tf.reduce_max(logits, axis=-1) - tf.math.log(tf.reduce_max(softmax, axis=-1))
+        chosen = tf.reshape(tf.gather_nd(tf.reshape(logits, [-1, vocabulary]), positions), tf.shape(targets))
+
+        def gradient(upstream: tf.Tensor) -> Any:
+            one = tf.ones_like(rows, logits.dtype)
+            error = tf.tensor_scatter_nd_sub(tf.reshape(softmax, [-1, vocabulary]), positions, one)
+            error = tf.reshape(error, tf.shape(logits))
+            weight = upstream[..., tf.newaxis]
+            d_outputs = weight * tf.matmul(error, table)
+            d_table = tf.matmul(error, weight * outputs, transpose_a=True)
+            d_bias = [tf.matmul(error, weight, transpose_a=True)[..., 0] for _ in bias]
+            return d_outputs, d_table, *d_bias
+
+        return largest - chosen, gradient
+
+    result: tf.Tensor = run(outputs, table, *([] if bias is None else [bias]))
+    return result

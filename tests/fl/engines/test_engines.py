@@ -1,0 +1,249 @@
+"""Every engine against the NumPy loops of `tests.oracles.fedavg` and against stock `tff.learning`."""
+
+import dataclasses
+from collections import OrderedDict
+from functools import partial
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_federated as tff
+
+from fl.aggregation import DPMean, ExampleWeightedMean, UniformMean
+from fl.engines import cohort, per_client
+from fl.engines.averaging import Engine
+from fl.local_training import Batches, LanguageModelling, LocalSGD, client_update
+from privacy.plan import FixedClip, PrivacyPlan
+from privacy.sampling import Poisson
+from tests.fl import bigram
+from tests.oracles import fedavg
+
+LOCAL = LocalSGD(learning_rate=0.8, batch_size=3, epochs=2, sequence_length=5, max_sequences=8)
+NOISE_SEED = np.array([1, 2], np.int64)
+PLAN = PrivacyPlan(Poisson(0.5), 12, 5, 0.0, FixedClip(0.7))
+
+TASK = LanguageModelling(bigram.token_losses, 5)
+ENGINES = {
+    "per client": per_client.build,
+    "one after another": partial(cohort.build, shards=2),
+    "three at once": partial(cohort.build, shards=2, users_at_once=3),
+    "all in one": partial(cohort.build, shards=1, users_at_once=8),
+}
+
+pytestmark = pytest.mark.usefixtures("worker")
+
+
+@pytest.fixture(params=ENGINES)
+def build(request):
+    return ENGINES[request.param]
+
+
+def cohorts(rounds: int = 3) -> list[list[Batches]]:
+    generator = np.random.default_rng(11)
+    sizes = [[4, 1, 7], [9, 3, 2, 5], [1], [6, 6]][:rounds]
+    return [
+        [LOCAL.batches(bigram.random_sequences(generator, rows, 5), r, i) for i, rows in enumerate(counts)]
+        for r, counts in enumerate(sizes)
+    ]
+
+
+def make(build, aggregator, optimizer=None) -> Engine:
+    optimizer = optimizer or tff.learning.optimizers.build_sgdm(0.9, 0.5)
+    return build(TASK, bigram.initial_weights(), LOCAL, aggregator, optimizer)
+
+
+def train(engine, rounds):
+    state = engine.process.initialize()
+    measured = None
+    for clients in rounds:
+        state, measured = engine.process.next(state, engine.client_values(clients), NOISE_SEED)
+    return state, measured
+
+
+def arrays(rounds: list[list[Batches]]) -> list[list[np.ndarray]]:
+    return [[client.examples for client in clients] for clients in rounds]
+
+
+@pytest.mark.parametrize(
+    ("aggregator", "settings"),
+    [
+        (UniformMean(), {}),
+        (ExampleWeightedMean(), {"weighting": "examples"}),
+        (DPMean(PLAN), {"clip": 0.7, "denominator": 6.0}),
+    ],
+    ids=["uniform", "examples", "clipped"],
+)
+def test_rounds_equal_the_plain_loops(build, aggregator, settings):
+    state, _ = train(make(build, aggregator), cohorts())
+    table = bigram.initial_weights()["table"].astype(np.float64)
+    want = fedavg.rounds(table, arrays(cohorts()), 0.8, 0.9, 0.5, **settings)
+    np.testing.assert_allclose(state["weights"]["table"], want, atol=3e-6)
+    assert np.abs(want - table).max() > 0.1
+
+
+class _Bigram(tf.keras.layers.Layer):
+    """The test's model for stock `tff.learning`."""
+
+    def __init__(self):
+        super().__init__()
+        initial = tf.keras.initializers.Constant(bigram.initial_weights()["table"])
+        self.table = self.add_weight(name="table", shape=(bigram.VOCABULARY,) * 2, initializer=initial)
+
+    def call(self, tokens):
+        return tf.gather(self.table, tokens)
+
+
+def stock_model():
+    tokens = tf.keras.Input([5], dtype=tf.int32)
+    loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=0)
+    spec = (tf.TensorSpec([None, 5], tf.int32), tf.TensorSpec([None, 5], tf.int32))
+    return tff.learning.models.from_keras_model(tf.keras.Model(tokens, _Bigram()(tokens)), loss, spec)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_rounds_equal_stock_federated_averaging(build, weighted):
+    build_stock = (
+        tff.learning.algorithms.build_weighted_fed_avg if weighted else tff.learning.algorithms.build_unweighted_fed_avg
+    )
+    stock = build_stock(
+        stock_model,
+        client_optimizer_fn=tff.learning.optimizers.build_sgdm(0.8),
+        server_optimizer_fn=tff.learning.optimizers.build_sgdm(0.9, 0.5),
+    )
+    # Whole batches without padding: stock Keras losses average over padded positions in their own way.
+    generator = np.random.default_rng(3)
+    rounds = [
+        [generator.integers(1, bigram.VOCABULARY, (steps, 3, 6)).astype(np.int32) for steps in clients]
+        for clients in ([2, 1, 3], [1, 4])
+    ]
+    stock_state = stock.initialize()
+    for clients in rounds:
+        datasets = [tf.data.Dataset.from_tensor_slices((b[:, :, :-1], b[:, :, 1:])) for b in clients]
+        stock_state = stock.next(stock_state, datasets).state
+    batches = [[Batches(b, np.full(len(b), 3, np.int32)) for b in clients] for clients in rounds]
+    ours, _ = train(make(build, ExampleWeightedMean() if weighted else UniformMean()), batches)
+    trained = stock.get_model_weights(stock_state).trainable[0]
+    np.testing.assert_allclose(ours["weights"]["table"], trained, atol=1e-6)
+    assert np.abs(trained - bigram.initial_weights()["table"]).max() > 0.1
+
+
+@pytest.mark.parametrize("name", ["sgdm", "adam", "yogi", "adagrad"])
+def test_the_server_optimizer_sees_minus_the_mean_update(build, name):
+    optimizer = getattr(tff.learning.optimizers, f"build_{name}")(0.1)
+    state, _ = train(make(build, UniformMean(), optimizer), cohorts(1))
+    plain, _ = train(make(build, UniformMean(), tff.learning.optimizers.build_sgdm(1.0)), cohorts(1))
+    start = bigram.initial_weights()["table"]
+    gradient = OrderedDict(table=start - plain["weights"]["table"])
+    slots = optimizer.initialize(OrderedDict(table=tf.TensorSpec(start.shape, tf.float32)))
+    _, want = optimizer.next(slots, OrderedDict(table=tf.constant(start)), gradient)
+    np.testing.assert_allclose(state["weights"]["table"], want["table"], atol=2e-5)
+
+
+def test_an_empty_round_is_a_noise_only_round(build):
+    plan = PrivacyPlan(Poisson(0.5), 12, 5, 2.0, FixedClip(0.7))
+    built = make(build, DPMean(plan), tff.learning.optimizers.build_sgdm(1.0))
+    state, measured = train(built, [[]])
+    moved = (state["weights"]["table"] - bigram.initial_weights()["table"]) * 6.0
+    # 49 draws of N(0, 1.4^2): the standard deviation is within 1.4 * (1 +- 4 / sqrt(98)) with probability > 0.9999.
+    assert 1.4 * 0.6 < moved.std() < 1.4 * 1.4
+    assert measured["operator"]["clients"] == 0 and measured["operator"]["loss"] == 0
+    again, _ = train(built, [[]])
+    np.testing.assert_array_equal(state["weights"]["table"], again["weights"]["table"])
+
+
+def test_clients_without_data_change_nothing(build):
+    empty = LOCAL.batches(np.zeros((0, 6), np.int32), 0, 0)
+    alone, seen = train(make(build, UniformMean()), cohorts(2))
+    padded, seen_padded = train(make(build, UniformMean()), [clients + [empty] * 3 for clients in cohorts(2)])
+    np.testing.assert_array_equal(alone["weights"]["table"], padded["weights"]["table"])
+    assert seen["operator"] == seen_padded["operator"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Exploding(LanguageModelling):
+    """The bigram's loss, multiplied for batches that begin with some token."""
+
+    factors: tuple[tuple[int, float], ...] = ()
+
+    def loss(self, weights, batch, rows):
+        plain = super().loss(weights, batch, rows)
+        factor = tf.ones_like(plain.total)
+        for token, value in self.factors:
+            # Not ==, which compares Python objects inside TFF.
+            factor = tf.where(tf.equal(batch[..., 0, 0], token), value, factor)
+        return plain._replace(total=factor * plain.total)
+
+
+def test_removing_any_one_client_changes_the_sum_by_at_most_the_clip_norm(build):
+    """One client has an update of a thousand clip norms, another one that is not a number."""
+    generator = np.random.default_rng(4)
+    clients = [
+        LOCAL.batches(bigram.random_sequences(generator, rows, 5), 0, i) for i, rows in enumerate([4, 6, 3, 5, 2])
+    ]
+    huge, bad = (LOCAL.batches(np.full((3, 6), token, np.int32), 0, 9) for token in (1, 2))
+    others = [
+        Batches(np.where(c.examples > 2, c.examples, 3 * (c.examples > 0)).astype(np.int32), c.rows) for c in clients
+    ]
+    clients = [others[0], huge, others[1], bad, *others[2:]]
+    task = Exploding(bigram.token_losses, 5, factors=((1, 1e4), (2, float("nan"))))
+    weights = bigram.initial_weights()
+    engine = build(task, weights, LOCAL, DPMean(PLAN), tff.learning.optimizers.build_sgdm(1.0))
+    far = client_update(task, weights, huge, LOCAL.learning_rate).delta["table"]
+    assert np.linalg.norm(far) > 1000 * 0.7
+
+    def total(clients: list[Batches]) -> np.ndarray:
+        state, measured = train(engine, [clients])
+        assert measured["released"]["finite"]
+        return (state["weights"]["table"] - weights["table"]).astype(np.float64) * 6.0
+
+    everybody = total(clients)
+    moved = [np.linalg.norm(everybody - total(clients[:i] + clients[i + 1 :])) for i in range(len(clients))]
+    assert max(moved) <= 0.7 * (1 + 1e-5)
+    assert moved[1] == pytest.approx(0.7, rel=1e-4) and moved[3] < 2e-6
+    _, measured = train(engine, [clients])
+    assert measured["operator"]["non_finite"] == 1 and measured["operator"]["clients"] == len(clients)
+
+
+def test_what_is_measured(build):
+    _, measured = train(make(build, UniformMean()), cohorts(1))
+    batches = cohorts(1)[0]
+    assert measured["operator"]["clients"] == 3
+    assert measured["operator"]["tokens"] == sum(np.count_nonzero(b.examples[:, :, 1:]) for b in batches)
+    assert measured["operator"]["examples"] == sum(fedavg.examples(b.examples) for b in batches)
+    assert 0 < measured["operator"]["loss"] < 10
+    assert measured["released"]["finite"]
+
+
+def test_the_average_is_a_running_mean_of_the_rounds_weights(build):
+    optimizer = tff.learning.optimizers.build_sgdm(0.9, 0.5)
+    engine = build(TASK, bigram.initial_weights(), LOCAL, UniformMean(), optimizer, 0.75)
+    state = engine.process.initialize()
+    want = bigram.initial_weights()["table"]
+    for clients in cohorts():
+        state, _ = engine.process.next(state, engine.client_values(clients), NOISE_SEED)
+        want = 0.75 * want + 0.25 * state["weights"]["table"]
+        np.testing.assert_allclose(state["average"]["table"], want, atol=1e-6)
+    plain, _ = train(make(build, UniformMean()), cohorts())
+    np.testing.assert_array_equal(plain["average"]["table"], plain["weights"]["table"])
+    with pytest.raises(ValueError, match="average_decay is 1.0"):
+        build(TASK, bigram.initial_weights(), LOCAL, UniformMean(), optimizer, 1.0)
+
+
+def test_the_same_round_twice_is_the_same_to_the_bit(build):
+    plan = PrivacyPlan(Poisson(0.5), 12, 5, 1.0, FixedClip(0.7))
+    built = make(build, DPMean(plan))
+    many = [cohorts(2)[0] * 8]
+    first, _ = train(built, many)
+    for _ in range(3):
+        np.testing.assert_array_equal(first["weights"]["table"], train(built, many)[0]["weights"]["table"])
+
+
+def test_the_two_halves_of_a_round_make_the_round(build):
+    engine = make(build, DPMean(PrivacyPlan(Poisson(0.5), 12, 5, 1.0, FixedClip(0.7))))
+    state = engine.process.initialize()
+    whole, _ = engine.process.next(state, engine.client_values(cohorts(1)[0]), NOISE_SEED)
+    values = engine.client_values(cohorts(1)[0])
+    totals = [engine.client_sum(state["weights"], state["aggregator"], [value]) for value in values]
+    total = tf.nest.map_structure(lambda first, *rest: sum(rest, first), *totals)
+    halves, _ = engine.server_step(state, total, NOISE_SEED)
+    np.testing.assert_allclose(halves["weights"]["table"], whole["weights"]["table"], atol=1e-6)
