@@ -10,7 +10,7 @@ import numpy as np
 from experiments.config import Config
 from experiments.data import Data
 from fl.aggregation import Aggregator, DPMean, ExampleWeightedMean, UniformMean
-from fl.local_training import LocalSGD
+from fl.local_training import LanguageModelling, LocalSGD
 from fl.rounds import Federation
 from models.presets import preset
 from privacy import accounting
@@ -129,38 +129,42 @@ def keys(config: Config, path: Path, begun: bool) -> RunKeys:
     return RunKeys.load(path) if begun or path.exists() else RunKeys.create(path)
 
 
-def federation(
-    config: Config,
-    data: Data,
-    weights: dict[str, Any],
-    promised: PrivacyPlan,
-    secrets: RunKeys,
-    users_at_once: int,
-) -> Federation:
-    """The run's rounds, from given initial weights."""
-    from fl.engines import cohort
-    from fl.local_training import LanguageModelling
+def task(config: Config, vocabulary_size: int) -> LanguageModelling:
+    """What the clients' training is for."""
+    return LanguageModelling(model(config, vocabulary_size).token_losses, config.clients.sequence_length)
 
-    language_model, local = model(config, data.vocabulary.size), local_sgd(config)
-    engine = cohort.build(
-        LanguageModelling(language_model.token_losses, local.sequence_length),
+
+def engine(
+    config: Config, vocabulary_size: int, weights: dict[str, Any], promised: PrivacyPlan, users_at_once: int
+) -> Any:
+    """The `fl.engines.averaging.Engine` that runs the rounds, from given initial weights."""
+    from fl.engines import cohort
+
+    return cohort.build(
+        task(config, vocabulary_size),
         weights,
-        local,
+        local_sgd(config),
         aggregator(config, promised),
         server_optimizer(config),
         config.server.average_decay,
         shards=config.run.shards,
         users_at_once=users_at_once,
     )
+
+
+def federation(
+    config: Config, data: Data, weights: dict[str, Any], promised: PrivacyPlan, secrets: RunKeys, built: Any
+) -> Federation:
+    """The run's rounds on an engine, made from the same config and initial weights."""
     clients = data.splits.train
     return Federation(
-        engine.process,
-        engine.client_values,
+        built.process,
+        built.client_values,
         promised,
         secrets,
         clients,
         lambda client: data.training(clients[client]),
-        local,
+        local_sgd(config),
         _inputs_digest(config, data, weights),
     )
 

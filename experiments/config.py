@@ -181,12 +181,15 @@ class RunConfig:
     evaluate_every: int = 5
     keep_checkpoints: int = 3
     shards: int = 2  # client computations at once: the number of cores
+    users_at_once: int | None = None  # clients of a shard trained together; left out: measured when the run begins
     fixed_key: int | None = None  # for tests only: the report says that epsilon does not hold
 
     def __post_init__(self) -> None:
         _at_least("run.evaluate_every", self.evaluate_every, 1)
         _at_least("run.keep_checkpoints", self.keep_checkpoints, 1)
         _at_least("run.shards", self.shards, 1)
+        if self.users_at_once is not None:
+            _at_least("run.users_at_once", self.users_at_once, 1)
         _at_least("run.rounds", self.rounds, 1)
         if self.fixed_key is not None:
             _at_least("run.fixed_key", self.fixed_key, 0)

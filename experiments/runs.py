@@ -77,6 +77,11 @@ class RunFolder:
         """How the run began: the command, the versions, what is in the data."""
         return self.path / "facts.json"
 
+    @property
+    def engine(self) -> Path:
+        """How many clients are trained at once, measured when the run began: another number rounds otherwise."""
+        return self.path / "engine.json"
+
     def create(self, config: Config) -> bool:
         """Writes the resolved config into the folder; True if the folder was made for it.
 
@@ -110,7 +115,16 @@ class RunFolder:
     @property
     def _made(self) -> tuple[Path, ...]:
         log = RoundLog(self.path)
-        return self.public_weights, self.keys, log.ledger, log.metrics, log.checkpoints, self.weights, self.model
+        return (
+            self.public_weights,
+            self.engine,
+            self.keys,
+            log.ledger,
+            log.metrics,
+            log.checkpoints,
+            self.weights,
+            self.model,
+        )
 
     def check_data(self, store_digest: str) -> None:
         """Raises ValueError if the clients' tokens or the vocabulary are not those that the run began with."""

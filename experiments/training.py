@@ -1,5 +1,6 @@
 """One run, from its config to a trained model in its folder; resumable at any point."""
 
+import json
 from typing import Any
 
 import numpy as np
@@ -108,7 +109,9 @@ def _federated(
 
     with local_runtime(concurrent_calls=config.run.shards) as worker:
         show.note(f"TFF worker: process {worker.pid}, port {worker.port} on loopback")
-        federation = assembly.federation(config, prepared, public_weights, plan, secrets, users_at_once=1)
+        users_at_once = _users_at_once(run, config, prepared.vocabulary.size, plan, public_weights, show)
+        engine = assembly.engine(config, prepared.vocabulary.size, public_weights, plan, users_at_once)
+        federation = assembly.federation(config, prepared, public_weights, plan, secrets, engine)
         log = RoundLog(run.path, config.run.keep_checkpoints)
         board = tf.summary.create_file_writer(str(run.path / "tensorboard"))
         spent = _epsilon_by_round(plan)
@@ -123,6 +126,35 @@ def _federated(
                 advance(row["round"], {**operator, **shown})
         state = final_state(federation, log)
     return dict(state["average"])
+
+
+def _users_at_once(
+    run: RunFolder,
+    config: Config,
+    vocabulary_size: int,
+    plan: PrivacyPlan,
+    weights: dict[str, Any],
+    show: ConsoleDisplay,
+) -> int:
+    """Clients of a shard trained together: what the config says, else what was measured when the run began."""
+    from fl.engines.calibration import calibrate
+
+    if config.run.users_at_once is not None:
+        return config.run.users_at_once
+    if run.engine.exists():
+        return int(json.loads(run.engine.read_text())["users_at_once"])
+    seconds = calibrate(
+        lambda users: assembly.engine(config, vocabulary_size, weights, plan, users),
+        assembly.task(config, vocabulary_size),
+        weights,
+        assembly.local_sgd(config),
+        config.run.shards,
+    )
+    chosen = min(seconds, key=seconds.__getitem__)
+    write_json(run.engine, {"users_at_once": chosen, "seconds": {str(users): s for users, s in seconds.items()}})
+    measured = ", ".join(f"{users} at once {s:.2f} s" for users, s in seconds.items())
+    show.note(f"clients of a shard trained at once: {chosen} ({measured}; fix it with run.users_at_once)")
+    return chosen
 
 
 def _epsilon_by_round(plan: PrivacyPlan) -> list[float] | None:

@@ -32,6 +32,7 @@ class Contribution(NamedTuple):
     examples: Any  # float32: examples trained on
     tokens: Any  # float32: target tokens trained on
     loss: Any  # float32: sum of their losses in nats
+    computed: Any  # float32: rows that were computed for them, padding among them
 
 
 class Mean(NamedTuple):
@@ -180,6 +181,7 @@ def _contribution(update: ClientUpdate, weigh: Callable[[Any], tuple[Any, Any]])
         examples=tf.reduce_sum(update.examples),
         tokens=tf.reduce_sum(update.tokens * counted),
         loss=tf.reduce_sum(tf.where(counted > 0, update.loss, 0.0)),
+        computed=tf.reduce_sum(update.computed),
     )
 
 

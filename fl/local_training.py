@@ -147,6 +147,7 @@ class ClientUpdate(NamedTuple):
     examples: Any  # float32 []: examples trained on, counted once an epoch
     tokens: Any  # float32 []: predictions (real target tokens) of all steps
     loss: Any  # float32 []: sum over those of the loss in nats, each before the step that used it
+    computed: Any  # float32 []: rows computed, the padding of users trained together among them
 
 
 def client_update(
@@ -172,7 +173,7 @@ def client_update(
     if users.rank:
         start = [tf.repeat(value[tf.newaxis], users[0], axis=0) for value in start]
 
-    def step(index: Any, examples_seen: Any, tokens: Any, total: Any, *values: Any) -> tuple[Any, ...]:
+    def step(index: Any, examples_seen: Any, tokens: Any, total: Any, computed: Any, *values: Any) -> tuple[Any, ...]:
         real = rows[index]
         # Only as many rows as the fullest batch has: padding costs nothing.
         most = tf.reduce_max(real)
@@ -192,18 +193,19 @@ def client_update(
             examples_seen + tf.cast(real, tf.float32),
             tokens + loss.count,
             total + loss.total,
+            computed + tf.cast(most, tf.float32),
             *updated,
         )
 
-    zeros = [tf.zeros(users)] * 3
-    _, examples_seen, tokens, total, *trained = tf.while_loop(
+    zeros = [tf.zeros(users)] * 4
+    _, examples_seen, tokens, total, computed, *trained = tf.while_loop(
         lambda index, *_: index < end,
         step,
         [tf.convert_to_tensor(first, tf.int32), *zeros, *start],
         parallel_iterations=1,
     )
     delta = {name: after - before for name, after, before in zip(names, trained, start, strict=True)}
-    return ClientUpdate(delta, examples_seen, tokens, total)
+    return ClientUpdate(delta, examples_seen, tokens, total, computed)
 
 
 def _descend(value: Any, down: Any) -> Any:

@@ -20,7 +20,7 @@ class Engine(NamedTuple):
 
     With the state S = <weights, average, optimizer, aggregator>, one client value V of the engine, and the metrics
     M = <released, operator>, of which `released` is differentially private where the aggregator is and `operator`
-    (loss, tokens, clients, non-finite updates) is exact and for the operator's eyes only:
+    (loss, tokens, clients, non-finite updates, share of padding) is exact and for the operator's eyes only:
 
     Attributes:
       process: `initialize`: `( -> S@SERVER)` and `next`: `(<S@SERVER, {V}@CLIENTS, int64[2]@SERVER> -> <S@SERVER,
@@ -116,6 +116,7 @@ def build(
             examples=summed.examples,
             clients=summed.clients,
             non_finite=summed.non_finite,
+            padding=tf.math.divide_no_nan(summed.computed - summed.examples, summed.computed),
             within_clip=tf.math.divide_no_nan(summed.within_clip, summed.clients) + 0.5,
         )
         return new_state, OrderedDict(released=released, operator=operator)

@@ -18,7 +18,7 @@ import tensorflow_federated as tff
 from fl.aggregation import Aggregator, Contribution
 from fl.engines import averaging
 from fl.engines.averaging import Engine
-from fl.local_training import Batches, LocalSGD, Task, Weights, client_update
+from fl.local_training import Batches, ClientUpdate, LocalSGD, Task, Weights, client_update
 
 
 def build(
@@ -116,19 +116,6 @@ def deal(batches: Sequence[Batches], shards: int, users_at_once: int) -> list[li
     return dealt
 
 
-def padding_share(batches: Sequence[Batches], shards: int, users_at_once: int) -> float:
-    """Share of the rows that the engine computes which are padding, in [0, 1); 0 without clients."""
-    computed = real = 0
-    for clients in deal(batches, shards, users_at_once):
-        for begin in range(0, len(clients), users_at_once):
-            group = [batches[index].rows for index in clients[begin : begin + users_at_once]]
-            steps = max(map(len, group))
-            most = np.max([np.pad(rows, (0, steps - len(rows))) for rows in group], axis=0)
-            computed += users_at_once * int(most.sum())
-            real += sum(int(rows.sum()) for rows in group)
-    return 1 - real / computed if computed else 0.0
-
-
 def _shard(clients: list[Batches], users_at_once: int, empty: Batches) -> Any:
     if users_at_once == 1:
         groups = clients
@@ -165,7 +152,5 @@ def _empty_batches(task: Task, batch_size: int) -> Batches:
 
 def _no_update(weights: Weights) -> Any:
     """The update of no client, for the form of a contribution."""
-    from fl.local_training import ClientUpdate
-
     zero = tf.constant(0.0)
-    return ClientUpdate({name: tf.zeros_like(value) for name, value in weights.items()}, zero, zero, zero)
+    return ClientUpdate({name: tf.zeros_like(value) for name, value in weights.items()}, zero, zero, zero, zero)

@@ -12,7 +12,7 @@ import pytest
 
 from fl import checkpoints, rounds
 from fl.cohorts import draw_cohort
-from fl.local_training import LocalSGD
+from fl.local_training import Batches, LocalSGD
 from fl.rounds import Federation, RoundLog, final_state, read_metrics, run_rounds
 from privacy.keys import RunKeys
 from privacy.ledger import Ledger
@@ -29,7 +29,7 @@ class FakeProcess:
 
     def __init__(self, plan=PLAN, finite: bool = True, noise: float | None = None) -> None:
         self.given: dict[str, set[str]] = {}
-        self.rounds: list[tuple[list[np.ndarray], np.ndarray]] = []
+        self.rounds: list[tuple[list[Batches], np.ndarray]] = []
         self.finite = finite
         self.noise = plan.value_noise_multiplier if noise is None else noise
 

@@ -31,13 +31,6 @@ def test_every_client_with_data_is_dealt_once_and_shards_are_balanced(counts, sh
     assert dealt == cohort.deal(clients, shards, at_once)
 
 
-def test_padding_is_counted():
-    assert cohort.padding_share([], 2, 4) == 0
-    assert cohort.padding_share(batches([3, 9, 1]), 2, 1) == 0
-    # One group of 4: steps of 4, 4 and 1 rows by the longest, of 4 users.
-    assert cohort.padding_share(batches([9, 9, 5, 1]), 1, 4) == pytest.approx(1 - 24 / 36)
-
-
 def test_like_lengths_stand_together():
     dealt = cohort.deal(batches([1, 40, 2, 39, 3, 38]), 1, 3)
     assert [sorted(dealt[0][:3]), sorted(dealt[0][3:])] == [[1, 3, 5], [0, 2, 4]]

@@ -247,3 +247,14 @@ def test_the_two_halves_of_a_round_make_the_round(build):
     total = tf.nest.map_structure(lambda first, *rest: sum(rest, first), *totals)
     halves, _ = engine.server_step(state, total, NOISE_SEED)
     np.testing.assert_allclose(halves["weights"]["table"], whole["weights"]["table"], atol=1e-6)
+
+
+@pytest.mark.parametrize(("at_once", "padding"), [(1, 0.0), (4, 1 - 24 / 36)])
+def test_padding_is_counted(at_once, padding):
+    """One group of four: steps of 4, 4 and 1 rows by the longest, of four users."""
+    local = LocalSGD(0.1, 4, 1, 5, 64)
+    clients = [local.batches(np.full((count, 6), 1, np.int32), 0, 0) for count in (9, 9, 5, 1)]
+    optimizer = tff.learning.optimizers.build_sgdm(1.0)
+    settings = {"shards": 1, "users_at_once": at_once}
+    engine = cohort.build(TASK, bigram.initial_weights(), local, UniformMean(), optimizer, **settings)
+    assert train(engine, [clients])[1]["operator"]["padding"] == pytest.approx(padding)
