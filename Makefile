@@ -15,7 +15,7 @@ ifneq ("$(shell cat $(STAMP) 2>/dev/null)","$(CURDIR)")
 .PHONY: $(STAMP)
 endif
 
-.PHONY: help demo test test-slow check format docs lock clean
+.PHONY: help demo test test-slow check format docs lock bench-peers clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 19
@@ -50,6 +50,9 @@ docs: $(STAMP)  ## Build the docs into site/; a warning is an error
 lock:  ## Renew requirements.lock from pyproject.toml
 	@.ci/lock
 
+bench-peers:  ## Make the other frameworks' environments for `fedspeak bench`, into .venv-bench (3 GB)
+	@.ci/bench
+
 clean:  ## Remove all that make has made, except runs/
-	@rm -rf .venv .cache site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf .venv .venv-bench .cache site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find $(ROOMS) -name __pycache__ -type d -prune -exec rm -rf {} +

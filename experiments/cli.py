@@ -38,6 +38,7 @@ _COMMANDS = {
     ),
     "data": ("experiments.run_commands", "data", "Build the token store of a config and say what is in it."),
     "reproduce": ("experiments.reproduce", "reproduce", "Repeat a study and write its table and plot."),
+    "bench": ("experiments.bench.command", "bench", "Time this kit beside other frameworks, and on big populations."),
     "doctor": ("experiments.doctor", "doctor", "Say in plain words what is missing or mismatched here."),
 }
 

@@ -1,0 +1,148 @@
+"""This kit's engine."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_federated as tff
+
+from experiments.bench.peers.common import Client, Recorder, Request, Workload, run
+from fl.aggregation import Aggregator, DPMean, ExampleWeightedMean
+from fl.engines import cohort as cohort_engine
+from fl.local_training import Batches, LanguageModelling, LocalSGD, Loss, Task
+from fl.runtime import local_runtime
+from models.recurrent_lm import RecurrentLanguageModel
+from privacy import FixedClip, FixedSize, PrivacyPlan
+
+# Clients trained together: many where a step is bound by the dispatch of small operations, else one.
+_USERS_AT_ONCE = {"logistic": 50}
+
+
+@dataclass(frozen=True)
+class Classification:
+    """Softmax classification of vectors or images.
+
+    Attributes:
+      shape: of one x.
+      logits: (weights, x) -> [..., classes].
+      stacks: whether `logits` takes a user axis.
+    """
+
+    shape: tuple[int, ...]
+    logits: Callable[[Any, Any], Any]
+    stacks: bool
+
+    @property
+    def example(self) -> Any:
+        """One x float32, one y int32."""
+        return tf.TensorSpec(self.shape, tf.float32), tf.TensorSpec([], tf.int32)
+
+    def loss(self, weights: Any, batch: Any, rows: Any) -> Loss:
+        """Sum over the real rows."""
+        x, y = batch
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(y, self.logits(weights, x))
+        real = tf.sequence_mask(rows, tf.shape(y)[-1], tf.float32)
+        return Loss(tf.reduce_sum(losses * real, -1), tf.reduce_sum(real, -1))
+
+
+def _task(workload: Workload) -> Task:
+    model, weights = workload.settings.model, workload.weights
+    shape = workload.clients[0].x.shape[1:]
+    if model == "lstm":
+        return LanguageModelling(_lstm_losses, shape[0], stacks=False)
+    if model == "si-cifg":
+        vocabulary, embedding = weights["embedding"].shape
+        lm = RecurrentLanguageModel("si-cifg", vocabulary, embedding, weights["projection"].shape[0])
+        return LanguageModelling(lm.token_losses, shape[0])
+    if model == "cnn":
+        return Classification(shape, _cnn_logits, stacks=False)
+    return Classification(shape, _logistic_logits, stacks=True)
+
+
+def _logistic_logits(weights: Any, x: Any) -> Any:
+    return x @ weights["kernel"] + weights["bias"][..., tf.newaxis, :]
+
+
+def _cnn_logits(weights: Any, x: Any) -> Any:
+    for layer in ("first", "second"):
+        x = tf.nn.conv2d(x, weights[f"{layer}_kernel"], 1, "SAME")
+        x = tf.nn.max_pool2d(tf.nn.relu(x + weights[f"{layer}_bias"]), 2, 2, "VALID")
+    return tf.reshape(x, [tf.shape(x)[0], -1]) @ weights["output_kernel"] + weights["output_bias"]
+
+
+def _lstm_losses(weights: Any, tokens: Any) -> Any:
+    inputs, targets = tf.transpose(tokens)[:-1], tf.transpose(tokens)[1:]
+    projected = tf.gather(weights["embedding"], inputs) @ weights["kernel"] + weights["bias"]
+    output = cell = tf.zeros([tf.shape(tokens)[0], weights["recurrent_kernel"].shape[0]])
+    outputs = []
+    for step in tf.unstack(projected):
+        i, f, g, o = tf.split(step + output @ weights["recurrent_kernel"], 4, axis=1)
+        cell = tf.sigmoid(f) * cell + tf.sigmoid(i) * tf.tanh(g)
+        output = tf.sigmoid(o) * tf.tanh(cell)
+        outputs.append(output)
+    hidden = tf.stack(outputs) @ weights["projection_kernel"] + weights["projection_bias"]
+    logits = hidden @ weights["output_kernel"] + weights["output_bias"]
+    return tf.transpose(tf.nn.sparse_softmax_cross_entropy_with_logits(targets, logits))
+
+
+def _aggregator(asked: Request, workload: Workload) -> Aggregator:
+    if asked.noise_multiplier is None:
+        return ExampleWeightedMean()
+    plan = PrivacyPlan(
+        FixedSize(workload.cohorts.shape[1]),
+        population=len(workload.clients),
+        rounds=asked.rounds,
+        noise_multiplier=asked.noise_multiplier,
+        clip=FixedClip(workload.settings.clip),
+    )
+    return DPMean(plan)
+
+
+def _batches(client: Client, workload: Workload) -> Batches:
+    """The client's batches in order, the last one padded with zeros."""
+    size = workload.settings.batch_size
+    steps = -(-len(client.x) // size)
+
+    def padded(rows: np.ndarray) -> np.ndarray:
+        out = np.zeros((steps * size, *rows.shape[1:]), rows.dtype)
+        out[: len(rows)] = rows
+        return out.reshape(steps, size, *rows.shape[1:])
+
+    rows = np.full(steps, size, np.int32)
+    rows[-1] -= steps * size - len(client.x)
+    if workload.is_text:
+        return Batches(padded(np.concatenate([client.x, client.y[:, -1:]], axis=1)), rows)
+    return Batches((padded(client.x), padded(client.y)), rows)
+
+
+def peer(asked: Request, workload: Workload, recorder: Recorder) -> None:
+    """The rounds of `fedspeak train`, without its bookkeeping."""
+    settings = workload.settings
+    engine = cohort_engine.build(
+        _task(workload),
+        workload.weights,
+        LocalSGD(settings.learning_rate, settings.batch_size),
+        _aggregator(asked, workload),
+        tff.learning.optimizers.build_sgdm(1.0),
+        users_at_once=_USERS_AT_ONCE.get(settings.model, 1),
+    )
+    batches = [_batches(client, workload) for client in workload.clients]
+    with local_runtime():
+        state = engine.process.initialize()
+
+        def weights() -> dict[str, Any]:
+            return dict(state["weights"])
+
+        recorder.start()
+        for number in range(asked.rounds):
+            values = engine.client_values([batches[client] for client in workload.cohorts[number]])
+            state, _ = engine.process.next(state, values, np.array([0, number], np.int64))
+            recorder.round_done(weights)
+    recorder.write("fedspeak", version("fedspeak"))
+
+
+if __name__ == "__main__":
+    run(peer)

@@ -1,0 +1,172 @@
+"""The workloads' models in PyTorch, as its users would write them, and their weights to and from the workload's names.
+
+Each module has `loss(x, y)`: the mean loss of a batch.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from experiments.bench.peers.common import Settings
+
+
+class Model(nn.Module):
+    """A model with a loss, and a way to and from NumPy weights."""
+
+    def loss(self, x: Tensor, y: Tensor) -> Tensor:
+        """Mean cross-entropy; targets that are 0 are padding in text (int64 `[B, T]`) and count nothing."""
+        logits = self(x)
+        if y.ndim == 2:
+            return functional.cross_entropy(logits.flatten(0, 1), y.flatten(), ignore_index=0)
+        return functional.cross_entropy(logits, y)
+
+    def pairs(self) -> Iterator[tuple[str, Tensor, tuple[int, ...] | None]]:
+        """The workload's name, the parameter, and the axes that lead from the workload's layout to PyTorch's."""
+        raise NotImplementedError
+
+    def load(self, weights: dict[str, np.ndarray]) -> None:
+        """Takes the workload's weights."""
+        with torch.no_grad():
+            for name, parameter, axes in self.pairs():
+                value = weights[name] if axes is None else weights[name].transpose(axes)
+                parameter.copy_(torch.from_numpy(np.ascontiguousarray(value)))
+
+    def dump(self) -> dict[str, np.ndarray]:
+        """The weights by the workload's names, copies."""
+        named = {}
+        for name, parameter, axes in self.pairs():
+            value = parameter.detach().numpy()
+            named[name] = (value if axes is None else value.transpose(np.argsort(axes))).copy()
+        return named
+
+
+class LSTM(Model):
+    """Embedding, LSTM, linear projection, linear output. The gates' order, i f g o, is the workload's."""
+
+    def __init__(self, weights: dict[str, np.ndarray]) -> None:
+        super().__init__()
+        vocabulary, embedding = weights["embedding"].shape
+        units = weights["recurrent_kernel"].shape[0]
+        projection = weights["projection_kernel"].shape[1]
+        self.embedding = nn.Embedding(vocabulary, embedding)
+        self.lstm = nn.LSTM(embedding, units, batch_first=True)
+        # PyTorch adds two biases; with both trained, their sum would learn at twice the rate.
+        nn.init.zeros_(self.lstm.bias_hh_l0)
+        self.lstm.bias_hh_l0.requires_grad_(False)
+        self.projection = nn.Linear(units, projection)
+        self.output = nn.Linear(projection, vocabulary)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.output(self.projection(self.lstm(self.embedding(x))[0]))
+
+    def pairs(self) -> Iterator[tuple[str, Tensor, tuple[int, ...] | None]]:
+        yield "embedding", self.embedding.weight, None
+        yield "kernel", self.lstm.weight_ih_l0, (1, 0)
+        yield "recurrent_kernel", self.lstm.weight_hh_l0, (1, 0)
+        yield "bias", self.lstm.bias_ih_l0, None
+        yield "projection_kernel", self.projection.weight, (1, 0)
+        yield "projection_bias", self.projection.bias, None
+        yield "output_kernel", self.output.weight, (1, 0)
+        yield "output_bias", self.output.bias, None
+
+
+class SICIFG(Model):
+    """The kit's SI-CIFG language model (`models.cifg`), with its input projection as one product."""
+
+    def __init__(self, weights: dict[str, np.ndarray]) -> None:
+        super().__init__()
+        self.embedding = nn.Parameter(torch.from_numpy(weights["embedding"].copy()))
+        self.input_kernel = nn.Parameter(torch.from_numpy(weights["input_kernel"].copy()))
+        self.recurrent_kernel = nn.Parameter(torch.from_numpy(weights["recurrent_kernel"].copy()))
+        self.bias = nn.Parameter(torch.from_numpy(weights["bias"].copy()))
+        self.projection = nn.Parameter(torch.from_numpy(weights["projection"].copy()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, units = x.shape[0], self.projection.shape[0]
+        output = self.projection.new_zeros(batch, self.projection.shape[1])
+        cell = self.projection.new_zeros(batch, units)
+        projected = functional.embedding(x.t(), self.embedding) @ self.input_kernel + self.bias
+        outputs = []
+        for step in projected:
+            forget, out, update = (step + output @ self.recurrent_kernel).chunk(3, dim=1)
+            forget, out, update = _sigmoid(forget), _sigmoid(out), _tanh(update)
+            cell = forget * cell + (1 - forget) * update
+            output = (out * _tanh(cell)) @ self.projection
+            outputs.append(output)
+        return torch.stack(outputs, dim=1) @ self.embedding.t()
+
+    def pairs(self) -> Iterator[tuple[str, Tensor, tuple[int, ...] | None]]:
+        for name in ("embedding", "input_kernel", "recurrent_kernel", "bias", "projection"):
+            yield name, getattr(self, name), None
+
+
+def _sigmoid(x: Tensor) -> Tensor:
+    positive = torch.relu(x)
+    return _divide(positive, positive.amax(dim=1, keepdim=True))
+
+
+def _tanh(x: Tensor) -> Tensor:
+    return _divide(x, x.abs().amax(dim=1, keepdim=True))
+
+
+def _divide(x: Tensor, largest: Tensor) -> Tensor:
+    # A row of zeros stays zero, also in the gradient.
+    return x / torch.where(largest > 0, largest, 1.0)
+
+
+class CNN(Model):
+    """Two 5 × 5 convolutions with ReLU and pooling, one linear layer. Images come and go as `[B, 28, 28, 1]`."""
+
+    def __init__(self, weights: dict[str, np.ndarray]) -> None:
+        super().__init__()
+        first, second = weights["first_bias"].size, weights["second_bias"].size
+        self.first = nn.Conv2d(1, first, 5, padding=2)
+        self.second = nn.Conv2d(first, second, 5, padding=2)
+        self.output = nn.Linear(*weights["output_kernel"].shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.max_pool2d(torch.relu(self.first(x.permute(0, 3, 1, 2))), 2)
+        x = functional.max_pool2d(torch.relu(self.second(x)), 2)
+        return self.output(x.permute(0, 2, 3, 1).flatten(1))
+
+    def pairs(self) -> Iterator[tuple[str, Tensor, tuple[int, ...] | None]]:
+        yield "first_kernel", self.first.weight, (3, 2, 0, 1)
+        yield "first_bias", self.first.bias, None
+        yield "second_kernel", self.second.weight, (3, 2, 0, 1)
+        yield "second_bias", self.second.bias, None
+        yield "output_kernel", self.output.weight, (1, 0)
+        yield "output_bias", self.output.bias, None
+
+
+class Logistic(Model):
+    """Softmax regression."""
+
+    def __init__(self, weights: dict[str, np.ndarray]) -> None:
+        super().__init__()
+        self.output = nn.Linear(*weights["kernel"].shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.output(x)
+
+    def pairs(self) -> Iterator[tuple[str, Tensor, tuple[int, ...] | None]]:
+        yield "kernel", self.output.weight, (1, 0)
+        yield "bias", self.output.bias, None
+
+
+_MODELS = {"lstm": LSTM, "si-cifg": SICIFG, "cnn": CNN, "logistic": Logistic}
+
+
+def build(settings: Settings, weights: dict[str, np.ndarray]) -> Model:
+    """The workload's model with the given weights."""
+    model = _MODELS[settings.model](weights)
+    model.load(weights)
+    return model
+
+
+def tensors(x: np.ndarray, y: np.ndarray) -> tuple[Tensor, Tensor]:
+    """A client's examples as tensors; integers as PyTorch wants indices."""
+    inputs = torch.from_numpy(x)
+    return (inputs if inputs.is_floating_point() else inputs.long()), torch.from_numpy(y).long()
