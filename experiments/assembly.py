@@ -131,7 +131,10 @@ def keys(config: Config, path: Path, begun: bool) -> RunKeys:
 
 def task(config: Config, vocabulary_size: int) -> LanguageModelling:
     """What the clients' training is for."""
-    return LanguageModelling(model(config, vocabulary_size).token_losses, config.clients.sequence_length)
+    learner = model(config, vocabulary_size)
+    return LanguageModelling(
+        learner.token_losses, config.clients.sequence_length, stacks=True, loss_sum=learner.loss_sum
+    )
 
 
 def engine(

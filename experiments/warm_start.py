@@ -67,7 +67,7 @@ def train_on_public_text(
         real = tf.cast(tf.not_equal(batch[:, 1:], PAD), tf.float32)
         with tf.GradientTape() as tape:
             tape.watch(values)
-            loss = tf.reduce_sum(model.token_losses(values, batch) * real) / tf.reduce_sum(real)
+            loss = model.loss_sum(values, batch) / tf.reduce_sum(real)
         return optimizer.next(state, values, tape.gradient(loss, values))
 
     generator = np.random.default_rng(seed)

@@ -115,11 +115,13 @@ class LanguageModelling:
       token_losses: of the model, see `TokenLosses`.
       sequence_length: predicted tokens T of a sequence.
       stacks: whether `token_losses` takes a user axis, as those of `models` do.
+      loss_sum: the sum of `token_losses` over the targets that are not padding, where the model has a faster way to it.
     """
 
     token_losses: TokenLosses
     sequence_length: int
     stacks: bool = True
+    loss_sum: Callable[[Weights, Any], Any] | None = None
 
     @property
     def example(self) -> Any:
@@ -133,8 +135,10 @@ class LanguageModelling:
         import tensorflow as tf
 
         real = tf.cast(tf.not_equal(batch[..., 1:], PAD), tf.float32)
-        losses = self.token_losses(weights, batch) * real
-        return Loss(tf.reduce_sum(losses, [-2, -1]), tf.reduce_sum(real, [-2, -1]))
+        count = tf.reduce_sum(real, [-2, -1])
+        if self.loss_sum is not None:
+            return Loss(self.loss_sum(weights, batch), count)
+        return Loss(tf.reduce_sum(self.token_losses(weights, batch) * real, [-2, -1]), count)
 
 
 class ClientUpdate(NamedTuple):

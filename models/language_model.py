@@ -11,7 +11,7 @@ Weights = dict[str, Array]  # keys in sorted order
 class LanguageModel(Protocol):
     """Pure functions of (weights, inputs). B is the batch, T and G count tokens, V is the vocabulary size.
 
-    All work in eager mode, `tf.function` and XLA, and all but `token_losses` in TFLite with builtin ops.
+    All work in eager mode and `tf.function`, all but `loss_sum` in XLA, all but the losses in TFLite with builtin ops.
     """
 
     @property
@@ -24,8 +24,14 @@ class LanguageModel(Protocol):
         """Negative log-probability in nats of each token after the first, given those before it in its row.
 
         tokens int32 `[B, T+1]` gives float32 `[B, T]`; with one leading *user* axis on every weight and on
-        tokens, `[U, B, T+1]` gives `[U, B, T]`. The state starts at zero in every row. Where the target is padding
-        (id 0) the loss is 0. Differentiable in the weights, once.
+        tokens, `[U, B, T+1]` gives `[U, B, T]`. The state starts at zero in every row. Differentiable in the
+        weights, once.
+        """
+
+    def loss_sum(self, weights: Weights, tokens: Array) -> Array:
+        """The sum of `token_losses` where the target is not padding (id 0), float32 [] (or `[U]`): for training.
+
+        It skips what padding would cost, so that it is not for XLA.
         """
 
     def prefill(self, weights: Weights, tokens: Array, lengths: Array) -> tuple[Array, State]:

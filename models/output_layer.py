@@ -1,4 +1,4 @@
-"""The output layer of a language model, made for training: only the rows that have a target are computed."""
+"""The tied embedding and the output layer of a language model, made for training."""
 
 from typing import Any
 
@@ -39,8 +39,21 @@ def tied(embedding: tf.Tensor, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     return rows, table
 
 
+def loss_sum(outputs: tf.Tensor, table: tf.Tensor, bias: tf.Tensor | None, targets: tf.Tensor) -> tf.Tensor:
+    """The sum of `cross_entropy` over the targets that are not PAD: float [], or [U].
+
+    Rows without a target are left out before the product with the table (with a user axis only of the sum). Not for
+    XLA: their number is that of the data.
+    """
+    if table.shape.rank == 3:
+        real = tf.cast(tf.not_equal(targets, PAD), outputs.dtype)
+        return tf.reduce_sum(cross_entropy(outputs, table, bias, targets) * real, axis=[*range(1, targets.shape.rank)])
+    real = tf.where(tf.not_equal(targets, PAD))
+    return tf.reduce_sum(cross_entropy(tf.gather_nd(outputs, real), table, bias, tf.gather_nd(targets, real)))
+
+
 def cross_entropy(outputs: tf.Tensor, table: tf.Tensor, bias: tf.Tensor | None, targets: tf.Tensor) -> tf.Tensor:
-    """Negative log-softmax of each target, in nats, of the logits outputs · tableᵀ + bias; 0 where the target is PAD.
+    """Negative log-softmax of each target, in nats, of the logits outputs · tableᵀ + bias.
 
     Args:
       outputs: float `[(U,) ..., E]`.
@@ -51,17 +64,9 @@ def cross_entropy(outputs: tf.Tensor, table: tf.Tensor, bias: tf.Tensor | None, 
     Returns:
       `[(U,) ...]`, the shape of targets.
     """
-    size, form = outputs.shape[-1], tf.shape(targets)
-    if table.shape.rank == 3:
-        users = tf.shape(table)[0]
-        flat = tf.reshape(targets, [users, -1])
-        losses = _losses(tf.reshape(outputs, [users, -1, size]), table, bias, flat)
-        return tf.reshape(losses * tf.cast(tf.not_equal(flat, PAD), losses.dtype), form)
-    flat = tf.reshape(targets, [-1])
-    real = tf.where(tf.not_equal(flat, PAD))
-    kept = tf.gather_nd(flat, real)
-    losses = _losses(tf.gather_nd(tf.reshape(outputs, [-1, size]), real), table, bias, kept)
-    return tf.reshape(tf.scatter_nd(real, losses, tf.shape(flat, tf.int64)), form)
+    lead = [tf.shape(table)[0]] if table.shape.rank == 3 else []
+    rows = tf.reshape(outputs, [*lead, -1, outputs.shape[-1]])
+    return tf.reshape(_losses(rows, table, bias, tf.reshape(targets, [*lead, -1])), tf.shape(targets))
 
 
 def _losses(outputs: tf.Tensor, table: tf.Tensor, bias: tf.Tensor | None, targets: tf.Tensor) -> tf.Tensor:
@@ -80,8 +85,8 @@ def _losses(outputs: tf.Tensor, table: tf.Tensor, bias: tf.Tensor | None, target
         rows = tf.reshape(targets, [-1])
         positions = tf.stack([tf.range(tf.size(rows)), rows], axis=1)
         softmax = tf.nn.softmax(logits)
-        # log of the sum of exponentials, from the largest entry's own share of it
-        largest = tf.reduce_max(logits, axis=-1) - tf.math.log(tf.reduce_max(softmax, axis=-1))
+        # The largest entry's own share tells the sum of exponentials; that of a rare target would have too few digits.
+        log_sum = tf.reduce_max(logits, axis=-1) - tf.math.log(tf.reduce_max(softmax, axis=-1))
         chosen = tf.reshape(tf.gather_nd(tf.reshape(logits, [-1, vocabulary]), positions), tf.shape(targets))
 
         def gradient(upstream: tf.Tensor) -> Any:
@@ -94,7 +99,7 @@ def _losses(outputs: tf.Tensor, table: tf.Tensor, bias: tf.Tensor | None, target
             d_bias = [tf.matmul(error, weight, transpose_a=True)[..., 0] for _ in bias]
             return d_outputs, d_table, *d_bias
 
-        return largest - chosen, gradient
+        return log_sum - chosen, gradient
 
     result: tf.Tensor = run(outputs, table, *([] if bias is None else [bias]))
     return result

@@ -80,12 +80,20 @@ class RecurrentLanguageModel:
 
     def token_losses(self, weights: Weights, tokens: Array) -> tf.Tensor:
         """int32 `[(U,) B, T+1]` -> `[(U,) B, T]`, nats; see `LanguageModel.token_losses`."""
+        outputs, table, bias, targets = self._outputs(weights, tokens)
+        return _time_major(output_layer.cross_entropy(outputs, table, bias, targets))
+
+    def loss_sum(self, weights: Weights, tokens: Array) -> tf.Tensor:
+        """int32 `[(U,) B, T+1]` -> float32 [] or `[U]`, nats; see `LanguageModel.loss_sum`."""
+        return output_layer.loss_sum(*self._outputs(weights, tokens))
+
+    def _outputs(self, weights: Weights, tokens: Array) -> tuple[Any, Any, Any, Any]:
+        """(recurrent outputs `[(U,) T, B, E]`, output table, output bias, targets `[(U,) T, B]`), for training."""
         weights = _tensors(weights)
         tokens = _time_major(tf.convert_to_tensor(tokens))
-        inputs, targets = tokens[..., :-1, :], tokens[..., 1:, :]
-        rows, table = output_layer.tied(weights["embedding"], inputs)
+        rows, table = output_layer.tied(weights["embedding"], tokens[..., :-1, :])
         outputs = self._recurrence().outputs(weights, rows)
-        return _time_major(output_layer.cross_entropy(outputs, table, weights.get("output_bias"), targets))
+        return outputs, table, weights.get("output_bias"), tokens[..., 1:, :]
 
     def prefill(self, weights: Weights, tokens: Array, lengths: Array) -> tuple[tf.Tensor, CIFGState]:
         """int32 `[B, T]`, int32 `[B]` -> logits `[B, V]` and state; see `LanguageModel.prefill`."""

@@ -22,7 +22,7 @@ local = LocalSGD(learning_rate=0.5, batch_size=4, sequence_length=20)
 plan = PrivacyPlan(Poisson(0.2), population=len(texts), rounds=rounds, noise_multiplier=1.0, clip=FixedClip(0.5))
 keys = RunKeys.create(folder / "keys.json")
 optimizer = tff.learning.optimizers.build_sgdm(1.0, momentum=0.9)
-task = LanguageModelling(model.token_losses, local.sequence_length)
+task = LanguageModelling(model.token_losses, local.sequence_length, loss_sum=model.loss_sum)
 engine = cohort_engine.build(task, model.init(seed=0), local, DPMean(plan), optimizer)
 
 print(engine.process.next.type_signature.compact_representation())
