@@ -1,0 +1,74 @@
+"""The LSTM recurrence over whole sequences, with its gradient written by hand as in `models.cifg_gradient`.
+
+    i, f, o = sigmoid(...)   g = tanh(...)   c' = f * c + i * g   h = o * tanh(c')
+
+The gates stand in the order i, f, g, o on the last axis, as in Keras, whose layer runs a loop over time with the input
+products inside; weights go over unchanged. It is for the baselines of the literature (Hochreiter and Schmidhuber 1997).
+"""
+
+from typing import Any
+
+import tensorflow as tf
+
+
+def outputs(projected: tf.Tensor, recurrent_kernel: tf.Tensor) -> tf.Tensor:
+    """The outputs h of all time steps from the zero state, unrolled; differentiable once.
+
+    Args:
+      projected: W x + b, `[(U,) T, B, 4H]` with T known; a leading user axis U stands on both arguments or on none.
+      recurrent_kernel: `[(U,) H, 4H]`.
+
+    Returns:
+      `[(U,) T, B, H]`.
+    """
+    time_axis = projected.shape.rank - 3
+
+    @tf.custom_gradient
+    def run(projected: tf.Tensor, recurrent_kernel: tf.Tensor) -> Any:
+        gates: list[Any] = []
+        cells: list[Any] = []
+        squashed: list[Any] = []
+        trail: list[Any] = []
+        for z in tf.unstack(projected, axis=time_axis):
+            if trail:
+                z += tf.matmul(trail[-1], recurrent_kernel)
+            i, f, g, o = tf.split(z, 4, axis=-1)
+            i, f, g, o = tf.sigmoid(i), tf.sigmoid(f), tf.tanh(g), tf.sigmoid(o)
+            cells.append(f * cells[-1] + i * g if cells else i * g)
+            gates.append((i, f, g, o))
+            squashed.append(tf.tanh(cells[-1]))
+            trail.append(o * squashed[-1])
+
+        def gradient(upstream: tf.Tensor) -> Any:
+            d_outputs = tf.unstack(upstream, num=len(trail), axis=time_axis)
+            back_kernel = tf.linalg.matrix_transpose(recurrent_kernel)
+            d_z: list[Any] = [None] * len(trail)
+            d_cell_after: Any = None
+            for t in reversed(range(len(trail))):
+                i, f, g, o = gates[t]
+                d_cell = tf.raw_ops.TanhGrad(y=squashed[t], dy=d_outputs[t] * o)
+                if d_cell_after is not None:
+                    d_cell += d_cell_after
+                d_cell_after = d_cell * f
+                d_z[t] = tf.concat(
+                    [
+                        tf.raw_ops.SigmoidGrad(y=i, dy=d_cell * g),
+                        tf.raw_ops.SigmoidGrad(y=f, dy=d_cell * cells[t - 1]) if t else tf.zeros_like(f),
+                        tf.raw_ops.TanhGrad(y=g, dy=d_cell * i),
+                        tf.raw_ops.SigmoidGrad(y=o, dy=d_outputs[t] * squashed[t]),
+                    ],
+                    -1,
+                )
+                if t:
+                    d_outputs[t - 1] += tf.matmul(d_z[t], back_kernel)
+            d_kernel = (
+                tf.matmul(tf.concat(trail[:-1], -2), tf.concat(d_z[1:], -2), transpose_a=True)
+                if len(trail) > 1
+                else tf.zeros_like(recurrent_kernel)
+            )
+            return tf.stack(d_z, time_axis), d_kernel
+
+        return tf.stack(trail, time_axis), gradient
+
+    result: tf.Tensor = run(projected, recurrent_kernel)
+    return result
