@@ -5,6 +5,8 @@ from typing import Any
 import tensorflow as tf
 
 PAD = 0
+_SMALLEST_PROBABILITY = 1e-30
+"""From here on a float32 has all its digits, so that its logarithm is the loss."""
 
 
 def tied(embedding: tf.Tensor, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -85,13 +87,20 @@ def _losses(outputs: tf.Tensor, table: tf.Tensor, bias: tf.Tensor | None, target
         rows = tf.reshape(targets, [-1])
         positions = tf.stack([tf.range(tf.size(rows)), rows], axis=1)
         softmax = tf.nn.softmax(logits)
-        # The largest entry's own share tells the sum of exponentials; that of a rare target would have too few digits.
-        log_sum = tf.reduce_max(logits, axis=-1) - tf.math.log(tf.reduce_max(softmax, axis=-1))
-        chosen = tf.reshape(tf.gather_nd(tf.reshape(logits, [-1, vocabulary]), positions), tf.shape(targets))
+
+        def at_targets(values: tf.Tensor) -> tf.Tensor:
+            return tf.reshape(tf.gather_nd(tf.reshape(values, [-1, vocabulary]), positions), tf.shape(targets))
+
+        probability = at_targets(softmax)
+        losses = tf.cond(
+            tf.reduce_all(probability > _SMALLEST_PROBABILITY),
+            lambda: -tf.math.log(probability),
+            lambda: tf.reduce_logsumexp(logits, axis=-1) - at_targets(logits),
+        )
 
         def gradient(upstream: tf.Tensor) -> Any:
-            one = tf.ones_like(rows, logits.dtype)
-            error = tf.tensor_scatter_nd_sub(tf.reshape(softmax, [-1, vocabulary]), positions, one)
+            flat = tf.reshape(softmax, [-1, vocabulary])
+            error = tf.tensor_scatter_nd_sub(flat, positions, tf.ones_like(rows, logits.dtype))
             error = tf.reshape(error, tf.shape(logits))
             weight = upstream[..., tf.newaxis]
             d_outputs = weight * tf.matmul(error, table)
@@ -99,7 +108,7 @@ def _losses(outputs: tf.Tensor, table: tf.Tensor, bias: tf.Tensor | None, target
             d_bias = [tf.matmul(error, weight, transpose_a=True)[..., 0] for _ in bias]
             return d_outputs, d_table, *d_bias
 
-        return log_sum - chosen, gradient
+        return losses, gradient
 
     result: tf.Tensor = run(outputs, table, *([] if bias is None else [bias]))
     return result

@@ -162,7 +162,9 @@ def test_the_keras_model_is_the_language_model(cell, options, length):
     assert logits.shape == (5, 8, 11)
     laws = tf.nn.log_softmax(logits).numpy()
     losses = -np.take_along_axis(laws, tokens[:, 1:, np.newaxis], -1)[..., 0]
-    np.testing.assert_allclose(losses, model.token_losses(weights, tokens), atol=1e-5)
+    # Layer normalisation of six nearly equal units enlarges rounding.
+    atol = 1e-4 if model.layer_norm else 1e-5
+    np.testing.assert_allclose(losses, model.token_losses(weights, tokens), atol=atol)
 
 
 @CELLS
