@@ -37,6 +37,12 @@ _COMMANDS = {
         "Epsilon, noise or rounds, any one from the others.",
     ),
     "data": ("experiments.run_commands", "data", "Build the token store of a config and say what is in it."),
+    "worker": ("experiments.worker_commands", "worker", "Compute for another host's train --workers."),
+    "certificates": (
+        "experiments.worker_commands",
+        "certificates",
+        "Make the certificates with which a driver and its workers know each other.",
+    ),
     "reproduce": ("experiments.reproduce", "reproduce", "Repeat a study and write its table and plot."),
     "bench": ("experiments.bench.command", "bench", "Time this kit beside other frameworks, and on big populations."),
     "doctor": ("experiments.doctor", "doctor", "Say in plain words what is missing or mismatched here."),

@@ -182,6 +182,7 @@ class RunConfig:
     keep_checkpoints: int = 3
     shards: int = 2  # client computations at once: the number of cores
     users_at_once: int | None = None  # clients of a shard trained together; left out: measured when the run begins
+    recycle_worker: int | None = None  # rounds after which TFF's worker process is replaced; left out: never
     fixed_key: int | None = None  # for tests only: the report says that epsilon does not hold
 
     def __post_init__(self) -> None:
@@ -190,6 +191,8 @@ class RunConfig:
         _at_least("run.shards", self.shards, 1)
         if self.users_at_once is not None:
             _at_least("run.users_at_once", self.users_at_once, 1)
+        if self.recycle_worker is not None:
+            _at_least("run.recycle_worker", self.recycle_worker, 1)
         _at_least("run.rounds", self.rounds, 1)
         if self.fixed_key is not None:
             _at_least("run.fixed_key", self.fixed_key, 0)

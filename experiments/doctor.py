@@ -51,6 +51,7 @@ def run_checks(facts: Facts | None = None) -> list[Check]:
         _jaxlib(seen),
         _litert(seen),
         _socket(seen),
+        _tunnel(seen),
         *_orphans(seen),
         _memory(seen),
         _disk(seen),
@@ -156,6 +157,12 @@ def _socket(facts: Facts) -> Check:
         "it is sent; closing it needs a C compiler, and none works here",
         "install a C compiler (Debian: apt install gcc libc6-dev), or keep the machine off the network",
     )
+
+
+def _tunnel(facts: Facts) -> Check:
+    if facts.stunnel:
+        return Check("stunnel", "ok", "joins several machines (`fedspeak worker --certificates`)")
+    return Check("stunnel", "ok", "not installed (Debian: apt install stunnel4); only several machines need it, or ssh")
 
 
 def _orphans(facts: Facts) -> Iterable[Check]:

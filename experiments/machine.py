@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
-from fl import runtime
+from fl.worker import build_loopback_shim
 
 
 class Worker(NamedTuple):
@@ -36,13 +36,14 @@ class Facts:
     memory: int | None  # bytes that a new process can still have
     disk: int  # free bytes where runs are written
     loopback_shim: bool
+    stunnel: bool
     workers: tuple[Worker, ...] = field(default=())
 
 
 def gather(packages: Iterable[str]) -> Facts:
     """Reads this machine, and the versions of those of `packages` that are installed."""
     with tempfile.TemporaryDirectory() as folder:
-        shim = runtime.build_loopback_shim(Path(folder)) is not None
+        shim = build_loopback_shim(Path(folder)) is not None
     return Facts(
         python=sys.version_info[:3],
         machine=platform.machine(),
@@ -53,6 +54,7 @@ def gather(packages: Iterable[str]) -> Facts:
         memory=_memory_left(),
         disk=shutil.disk_usage(Path.cwd()).free,
         loopback_shim=shim,
+        stunnel=shutil.which("stunnel") is not None,
         workers=tuple(workers()),
     )
 

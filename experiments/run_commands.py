@@ -1,8 +1,10 @@
 """Commands on runs: train, evaluate, report, data."""
 
+import contextlib
 import errno
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -27,8 +29,23 @@ _SETTINGS = click.option(
 @_STRICT
 @click.option("--output", type=click.Path(path_type=Path), help="Folder of the run; by default runs/CONFIG-DATE.")
 @click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Go on with an interrupted run.")
+@click.option("--workers", metavar="HOST:PORT,…", help="Train the clients on other hosts, which run fedspeak worker.")
+@click.option(
+    "--certificates",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="With --workers: the driver's half of what fedspeak certificates made.",
+)
+@click.option("--insecure-network", is_flag=True, help="With --workers: dial them WITHOUT authentication.")
 def train(
-    config: str | None, overrides: tuple[str, ...], strict: bool, output: Path | None, resume: Path | None
+    config: str | None,
+    overrides: tuple[str, ...],
+    strict: bool,
+    output: Path | None,
+    resume: Path | None,
+    workers: str | None,
+    certificates: Path | None,
+    insecure_network: bool,
 ) -> None:
     """Train a model on clients' text.
 
@@ -37,6 +54,7 @@ def train(
     if (config is None) == (resume is None):
         raise click.UsageError("give a config to start a run, or --resume RUN to go on with one")
     show, is_new_folder = ConsoleDisplay(), False
+    place = _place(workers, certificates, insecure_network)
     if resume is not None:
         if overrides or strict or output:
             raise click.UsageError(
@@ -54,7 +72,12 @@ def train(
     from experiments import results, training
 
     try:
-        training.train(run, cli.command_line(), show)
+        with contextlib.ExitStack() as stack:
+            hosts = None
+            if place is not None:
+                show.note(f"connecting to {len(place.addresses)} workers …")
+                hosts = stack.enter_context(place.connected())
+            training.train(run, cli.command_line(), show, hosts)
     except KeyboardInterrupt:
         click.echo(f"go on with: fedspeak train --resume {run.path}", err=True)
         raise
@@ -67,6 +90,21 @@ def train(
     click.echo(results.evaluate(run))
     for path in results.write_reports(run):
         click.echo(str(path))
+
+
+def _place(workers: str | None, certificates: Path | None, insecure_network: bool) -> Any:
+    """The `fl.hosts.Workers` of the options; None: this machine alone."""
+    if workers is None:
+        if certificates is not None or insecure_network:
+            raise click.UsageError("--certificates and --insecure-network belong to --workers: give it, or drop them")
+        return None
+    if certificates is not None and insecure_network:
+        raise click.UsageError("--certificates and --insecure-network contradict each other: drop one")
+    from fl.hosts import Workers
+
+    if insecure_network:
+        click.echo("WARNING: clients' text goes to the workers unencrypted, and to whoever answers there", err=True)
+    return Workers.parse(workers, certificates, insecure_network)
 
 
 def _with_strict(overrides: tuple[str, ...], strict: bool) -> tuple[str, ...]:

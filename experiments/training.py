@@ -1,5 +1,6 @@
 """One run, from its config to a trained model in its folder; resumable at any point."""
 
+import dataclasses
 import json
 from typing import Any
 
@@ -14,13 +15,14 @@ from privacy import accounting
 from privacy.plan import PrivacyPlan
 
 
-def train(run: RunFolder, command: str, show: ConsoleDisplay) -> None:
+def train(run: RunFolder, command: str, show: ConsoleDisplay, hosts: Any = None) -> None:
     """Carries a run (begun or not) to its end. The folder must hold its config (`RunFolder.create`).
 
     Args:
       run: where everything is read from and written to.
       command: the command line, for the run's `facts.json`.
       show: who shows the run's course.
+      hosts: connected `fl.hosts.Hosts` that train the clients; None: this machine.
 
     Raises:
       OSError, ValueError: one line; the run can be resumed once the cause is mended.
@@ -45,7 +47,7 @@ def train(run: RunFolder, command: str, show: ConsoleDisplay) -> None:
 
     show.note("loading TensorFlow Federated …")
     public_weights = _public_weights(run, config, prepared, model, show)
-    weights = _federated(run, config, prepared, plan, model, public_weights, show)
+    weights = _federated(run, config, prepared, plan, model, public_weights, show, hosts)
     write_json(run.model, model.config())
     save_weights(run.weights, weights)
 
@@ -86,6 +88,7 @@ def _federated(
     model: Any,
     public_weights: dict[str, Any],
     show: ConsoleDisplay,
+    hosts: Any,
 ) -> dict[str, Any]:
     """Runs the rounds that are left; returns the final weights."""
     import tensorflow as tf
@@ -107,10 +110,14 @@ def _federated(
         operator = {} if held_out is None else {"held_out_loss": held_out(weights).loss_per_token}
         return {"validation_loss": found.loss_per_token, "validation_accuracy": found.accuracy}, operator
 
-    with local_runtime(concurrent_calls=config.run.shards) as worker:
-        show.note(f"TFF worker: process {worker.pid}, port {worker.port} on loopback")
+    with local_runtime(concurrent_calls=config.run.shards) as runtime:
+        show.note(f"TFF worker: process {runtime.worker.pid}, port {runtime.worker.port} on loopback")
         users_at_once = _users_at_once(run, config, prepared.vocabulary.size, plan, public_weights, show)
-        engine = assembly.engine(config, prepared.vocabulary.size, public_weights, plan, users_at_once)
+        shards = config.run.shards * (1 if hosts is None else len(hosts))
+        spread = dataclasses.replace(config, run=dataclasses.replace(config.run, shards=shards))
+        engine = assembly.engine(spread, prepared.vocabulary.size, public_weights, plan, users_at_once)
+        if hosts is not None:
+            engine = hosts.spread(engine)
         federation = assembly.federation(config, prepared, public_weights, plan, secrets, engine)
         log = RoundLog(run.path, config.run.keep_checkpoints)
         board = tf.summary.create_file_writer(str(run.path / "tensorboard"))
@@ -124,6 +131,8 @@ def _federated(
                 for name, value in {**shown, **{f"operator/{name}": value for name, value in operator.items()}}.items():
                     tf.summary.scalar(name, value, step=row["round"])
                 advance(row["round"], {**operator, **shown})
+                if config.run.recycle_worker and row["round"] % config.run.recycle_worker == 0:
+                    runtime.recycle()
         state = final_state(federation, log)
     return dict(state["average"])
 

@@ -35,6 +35,7 @@ HEALTHY = machine.Facts(
     memory=8 * doctor.GIB,
     disk=50 * doctor.GIB,
     loopback_shim=True,
+    stunnel=True,
 )
 
 
@@ -72,6 +73,7 @@ def test_healthy_machine_has_nothing_to_mend():
         ({"versions": without("ai-edge-litert", "tensorflow")}, "LiteRT", "fail", "no runtime"),
         ({"versions": {"numpy": "1.26.4"}, "locked": None}, "LiteRT", "warn", "no runtime"),
         ({"loopback_shim": False}, "executor socket", "warn", "OPEN: .*C compiler"),
+        ({"stunnel": False}, "stunnel", "ok", "not installed .*stunnel4.*several machines"),
         ({"memory": 3 * doctor.GIB}, "memory", "warn", "3.0 GiB free"),
         ({"memory": None}, "memory", "warn", "cannot tell"),
         ({"disk": doctor.GIB // 2}, "disk", "warn", "0.5 GiB free"),

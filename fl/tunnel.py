@@ -1,0 +1,127 @@
+"""The way between machines: TLS tunnels (Debian's stunnel) in which each end knows the other's certificate.
+
+TFF's workers speak plain gRPC, so they listen on loopback only. In front of a worker stands a tunnel's far end, on the
+driver its near end; either accepts exactly one certificate, that in its folder's `peer.pem`. No authority is involved.
+"""
+
+import logging
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from fl.owned_process import OwnedProcess, require_free_port
+
+KEY, CERTIFICATE, PEER = "key.pem", "certificate.pem", "peer.pem"
+SIDES = ("driver", "worker")
+_DAYS = 3650
+
+log = logging.getLogger(__name__)
+
+
+def make_certificates(folder: Path) -> tuple[Path, Path]:
+    """Makes `folder`/driver and `folder`/worker, one for either end, each with a key of its own (mode 0600).
+
+    The second is to be copied to the workers' hosts; it does not hold the driver's key.
+
+    Raises:
+      FileExistsError: there are certificates already.
+      FileNotFoundError: openssl is not installed.
+      OSError: it failed.
+    """
+    if shutil.which("openssl") is None:
+        raise FileNotFoundError("openssl is not installed (Debian: apt install openssl): certificates need it")
+    driver, worker = (folder / side for side in SIDES)
+    for made in (driver, worker):
+        if made.exists():
+            raise FileExistsError(f"{made} exists: choose another folder, or delete the old certificates")
+    for made in (driver, worker):
+        made.mkdir(mode=0o700, parents=True)
+        curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+        name = ["-subj", f"/CN=fedspeak {made.name}", "-days", str(_DAYS)]
+        files = ["-keyout", str(made / KEY), "-out", str(made / CERTIFICATE)]
+        done = subprocess.run(
+            ["openssl", "req", "-x509", *curve, *name, *files], capture_output=True, text=True, check=False, umask=0o077
+        )
+        if done.returncode:
+            raise OSError(f"openssl made no certificate in {made}: {done.stderr.strip()[-300:]}")
+    shutil.copy(worker / CERTIFICATE, driver / PEER)
+    shutil.copy(driver / CERTIFICATE, worker / PEER)
+    return driver, worker
+
+
+def check_certificates(folder: Path) -> None:
+    """Raises OSError or ValueError, in one line, if `folder` is not one end's certificates, or stunnel is missing."""
+    for name in (KEY, CERTIFICATE, PEER):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(
+                f"{folder} holds no {name}: give the folder driver or worker of those that fedspeak certificates made"
+            )
+    if (mode := (folder / KEY).stat().st_mode & 0o777) & 0o077:
+        raise ValueError(
+            f"{folder / KEY} can be read by others (mode {mode:o}): chmod 600 it, or make new certificates"
+        )
+    if (folder / CERTIFICATE).read_bytes() == (folder / PEER).read_bytes():
+        raise ValueError(f"{folder}: both ends have the same certificate: make new ones with fedspeak certificates")
+    if shutil.which("stunnel") is None:
+        raise FileNotFoundError(
+            "stunnel is not installed (Debian: apt install stunnel4): install it, or join the hosts by ssh -L"
+        )
+
+
+class Tunnel(OwnedProcess):
+    """One end of a tunnel: a running stunnel process. See `to_worker` and `before_worker`."""
+
+    def __init__(self, accept: str, connect: str, certificates: Path, is_client: bool) -> None:
+        check_certificates(certificates)
+        super().__init__("stunnel")
+        files = certificates.resolve()
+        lines = [
+            "foreground = yes",
+            "pid =",
+            "syslog = no",
+            "debug = warning",
+            "[worker]",
+            f"client = {'yes' if is_client else 'no'}",
+            f"accept = {accept}",
+            f"connect = {connect}",
+            f"cert = {files / CERTIFICATE}",
+            f"key = {files / KEY}",
+            f"CAfile = {files / PEER}",
+            "verifyPeer = yes",
+            "sslVersionMin = TLSv1.3",
+            "TIMEOUTconnect = 10",
+            # A call that computes for long says nothing meanwhile: routers must not forget its connection.
+            *(f"socket = {end}:{option}" for end in "lr" for option in ("SO_KEEPALIVE=1", "TCP_KEEPIDLE=60")),
+        ]
+        config = self._folder / "stunnel.conf"
+        config.write_text("\n".join(lines) + "\n")
+        self._launch([str(shutil.which("stunnel")), str(config)], os.environ)
+        try:
+            self.wait_until_it_listens()
+        except BaseException:
+            self.stop()
+            raise
+        log.info("stunnel started: pid %d, from %s to %s", self.pid, accept, connect)
+
+
+def to_worker(host: str, port: int, certificates: Path) -> tuple[Tunnel, int]:
+    """The driver's end of the tunnel to a host's worker, and its port on loopback here.
+
+    Raises:
+      OSError, ValueError: stunnel is not installed or did not start, or the certificates are not in order.
+    """
+    import portpicker
+
+    here: int = portpicker.pick_unused_port()
+    return Tunnel(f"127.0.0.1:{here}", f"{host.strip('[]')}:{port}", certificates, is_client=True), here
+
+
+def before_worker(port: int, worker_port: int, certificates: Path) -> Tunnel:
+    """The worker's end: listens on `port` of all interfaces; lets the driver, and nobody else, to the worker.
+
+    Raises:
+      OSError, ValueError: as `to_worker`, or the port is taken.
+    """
+    require_free_port(port)
+    return Tunnel(f":::{port}", f"127.0.0.1:{worker_port}", certificates, is_client=False)

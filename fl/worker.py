@@ -1,0 +1,92 @@
+"""TFF's worker process, owned: on loopback only, ended on every exit path.
+
+Stock TFF 0.87 starts `worker_binary` by itself: it listens without authentication on all interfaces, and is left
+behind as an orphan when Python ends abnormally.
+"""
+
+import logging
+import os
+import shutil
+import subprocess
+import warnings
+from importlib.util import find_spec
+from pathlib import Path
+
+from fl.owned_process import OwnedProcess, is_loopback, listening_addresses, require_free_port
+
+log = logging.getLogger(__name__)
+
+
+class OpenExecutorWarning(UserWarning):
+    """TFF's worker listens on every interface without authentication."""
+
+
+def worker_binary() -> Path:
+    """Path of TFF's executor binary. Raises ModuleNotFoundError if TFF is not installed."""
+    spec = find_spec("tensorflow_federated")
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(
+            "tensorflow_federated is not installed: install the locked stack (make demo does), see README"
+        )
+    return Path(spec.origin).parent / "data" / "worker_binary"
+
+
+def build_loopback_shim(folder: Path) -> Path | None:
+    """Compiles the bind() shim into `folder`; None where there is no C compiler (or it fails)."""
+    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        return None
+    library = folder / "loopback.so"
+    source = Path(__file__).with_name("loopback.c")
+    done = subprocess.run(
+        [compiler, "-shared", "-fPIC", "-O1", "-o", str(library), str(source), "-ldl"],
+        capture_output=True,
+        check=False,
+    )
+    return library if done.returncode == 0 else None
+
+
+class Worker(OwnedProcess):
+    """One running TFF worker process.
+
+    Args:
+      concurrent_calls: client computations that run at once; give it the number of cores.
+      threads_per_call: TensorFlow intra-op threads for each of them.
+      port: where it listens; left out: a free one.
+      all_interfaces: listen not on loopback but to the whole network, without authentication.
+
+    Raises:
+      OSError: the port is taken.
+    """
+
+    def __init__(
+        self, concurrent_calls: int, threads_per_call: int, port: int | None = None, all_interfaces: bool = False
+    ) -> None:
+        import portpicker
+
+        if port is not None:
+            require_free_port(port)
+        super().__init__("TFF's worker")
+        shim = None if all_interfaces else build_loopback_shim(self._folder)
+        environment = dict(os.environ, TF_NUM_INTRAOP_THREADS=str(threads_per_call), TF_CPP_MIN_LOG_LEVEL="2")
+        if shim is not None:
+            environment["LD_PRELOAD"] = str(shim)
+        self.port: int = portpicker.pick_unused_port() if port is None else port
+        arguments = [f"--port={self.port}", f"--max_concurrent_computation_calls={concurrent_calls}"]
+        self._launch([str(worker_binary()), *arguments], environment)
+        log.info("TFF worker started: pid %d, port %d", self.pid, self.port)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it listens on anything but loopback. Only once it listens."""
+        return not all(map(is_loopback, listening_addresses(self.pid)))
+
+
+def warn_of_open(worker: Worker, mend: str) -> None:
+    """The loud warning that belongs to an open worker; `mend` says how to close it."""
+    warnings.warn(
+        f"TFF's worker (port {worker.port}) accepts connections from ANY host without authentication, and runs "
+        f"whatever they send: {mend}, or close the port in a firewall",
+        OpenExecutorWarning,
+        stacklevel=3,
+    )

@@ -1,0 +1,113 @@
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from fl.owned_process import OwnedProcess, WorkerLostError, is_loopback, listening_addresses, require_free_port
+
+SLEEP = ["/bin/sleep", "60"]
+
+
+def started(command=SLEEP) -> OwnedProcess:
+    process = OwnedProcess("the sleeper's")
+    process._launch(command, os.environ)
+    return process
+
+
+@pytest.mark.parametrize(
+    ("address", "loopback"),
+    [
+        ("0100007F", True),  # 127.0.0.1
+        ("0200007F", True),  # 127.0.0.2
+        ("00000000", False),  # 0.0.0.0
+        ("0101A8C0", False),  # 192.168.1.1
+        ("7F00A8C0", False),  # 192.168.0.127
+        ("00000000000000000000000001000000", True),  # ::1
+        ("0000000000000000FFFF00000100007F", True),  # ::ffff:127.0.0.1
+        ("00000000000000000000000000000000", False),  # ::
+        ("0000000000000000FFFF00000101A8C0", False),
+    ],
+)
+def test_addresses_as_the_kernel_prints_them(address, loopback):
+    assert is_loopback(address) is loopback
+
+
+def test_it_is_ended_and_its_folder_removed():
+    process = started()
+    folder = process._folder
+    assert folder.exists()
+    process.check_alive()
+    process.stop()
+    process.stop()
+    assert not folder.exists() and not Path(f"/proc/{process.pid}").exists()
+
+
+def test_a_dead_one_is_an_error_that_says_so():
+    process = started()
+    os.kill(process.pid, signal.SIGKILL)
+    process._process.wait()
+    with pytest.raises(WorkerLostError, match=f"sleeper's process {process.pid} ended with code -9.*: wake it"):
+        process.check_alive("wake it")
+    process.stop()
+
+
+def test_one_that_ends_instead_of_listening_says_why():
+    process = started(["/bin/sh", "-c", "echo no such port; exit 3"])
+    with pytest.raises(WorkerLostError, match="ended with code 3 .*no such port"):
+        process.wait_until_it_listens()
+    process.stop()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "0.0.0.0"])
+def test_a_port_that_is_taken_is_refused(address):
+    with socket.create_server((address, 0), reuse_port=True) as server:
+        port = server.getsockname()[1]
+        assert listening_addresses(os.getpid())
+        with pytest.raises(OSError, match=f"port {port} cannot be had .*in use.*choose another"):
+            require_free_port(port)
+    require_free_port(port)
+
+
+# `ignored`: started as under nohup or `&`, with Ctrl-C ignored by the parent.
+@pytest.mark.parametrize("ending", ["success", "error", "SIGINT", "SIGTERM", "SIGKILL", "ignored"])
+def test_none_is_left_behind(ending, tmp_path):
+    script = textwrap.dedent(
+        """
+        import sys, time
+        from fl.owned_process import OwnedProcess
+        process = OwnedProcess("a")
+        process._launch(["/bin/sleep", "60"], {})
+        print(process.pid, flush=True)
+        if sys.argv[1] == "error":
+            raise RuntimeError("on purpose")
+        if sys.argv[1] not in ("success", "ignored"):
+            time.sleep(20)
+        """
+    )
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN if ending == "ignored" else signal.SIG_DFL)
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-c", script, ending],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    assert process.stdout is not None
+    pid = int(process.stdout.readline())
+    if ending.startswith("SIG"):
+        process.send_signal(getattr(signal, ending))
+    process.wait(timeout=30)
+    process.stdout.close()
+    for _ in range(100):
+        if not Path(f"/proc/{pid}").exists():
+            return
+        time.sleep(0.05)
+    pytest.fail(f"process {pid} is still there after {ending}")
