@@ -231,7 +231,7 @@ class Hosts:
                 results[host] = future.result()
             except WorkerLostError as error:
                 host.abandon(host.lost or str(error))
-                log.warning("worker %s is lost (%s): its share is done again by others", host.address, host.lost)
+                log.warning("worker %s is lost (%s): its share goes to the others", host.address, host.lost)
         return results
 
 

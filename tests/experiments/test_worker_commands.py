@@ -1,0 +1,174 @@
+"""`fedspeak worker`, `certificates` and `train --workers` as a user runs them."""
+
+import os
+import re
+import signal
+import subprocess
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import portpicker
+import pytest
+
+from experiments.cli import main
+from fl import tunnel
+from fl.owned_process import is_loopback, listening_addresses
+from tests.experiments.test_train import ended, finish, folder, start, wait_for_rounds  # noqa: F401
+from tests.fl.namespaces import needs_stunnel
+
+
+def children(pid: int) -> list[int]:
+    found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False)
+    return [int(child) for child in found.stdout.split()]
+
+
+def start_worker(*options: str) -> tuple[subprocess.Popen, int, str]:
+    """The process, its port, its first line."""
+    port = portpicker.pick_unused_port()
+    process = start("worker", "--port", str(port), "--cores", "1", *options)
+    assert process.stdout is not None
+    return process, port, process.stdout.readline()
+
+
+@pytest.fixture
+def own_temporary_folder(tmp_path, monkeypatch):
+    made = tmp_path / "temporary"
+    made.mkdir()
+    monkeypatch.setenv("TMPDIR", str(made))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    return made
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_worker_listens_on_loopback_and_leaves_nothing_behind(number, own_temporary_folder):
+    process, port, line = start_worker()
+    assert line == f"worker: 1 cores; listens on loopback, port {port}; Ctrl-C ends it\n"
+    running = children(process.pid)
+    assert len(running) == 1
+    addresses = listening_addresses(running[0])
+    assert addresses and all(map(is_loopback, addresses))
+    process.send_signal(number)
+    code, out, err = finish(process)
+    assert (code, out, err) == (0, "worker: ended\n", "")
+    assert ended(running[0]) and not list(own_temporary_folder.iterdir())
+
+
+@needs_stunnel
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_worker_behind_a_tunnel_ends_with_it(number, tmp_path, own_temporary_folder):
+    _, theirs = tunnel.make_certificates(tmp_path / "certificates")
+    process, port, line = start_worker("--certificates", str(theirs))
+    assert f"listens on all interfaces, port {port}, for the driver whose certificate is {theirs}/peer.pem" in line
+    running = children(process.pid)
+    assert len(running) == 2
+    names = {Path(f"/proc/{pid}/comm").read_text().strip(): pid for pid in running}
+    assert all(map(is_loopback, listening_addresses(names["worker_binary"])))
+    process.send_signal(number)
+    code, _, _ = finish(process)
+    assert code == (0 if number == signal.SIGTERM else -number)
+    assert all(map(ended, running))
+    assert number == signal.SIGKILL or not list(own_temporary_folder.iterdir())
+
+
+def test_an_open_worker_warns():
+    process, port, line = start_worker("--insecure-network")
+    assert f"ALL INTERFACES, port {port}, WITHOUT AUTHENTICATION" in line
+    assert not all(map(is_loopback, listening_addresses(children(process.pid)[0])))
+    process.terminate()
+    code, _, err = finish(process)
+    assert code == 0 and "accepts connections from ANY host without authentication" in err
+
+
+def test_a_worker_process_that_dies_ends_the_command():
+    process, _, _ = start_worker()
+    os.kill(children(process.pid)[0], signal.SIGKILL)
+    code, _, err = finish(process)
+    assert code == 2
+    assert re.fullmatch(
+        r"fedspeak: error: TFF's worker process \d+ ended with code -9 .*: start the worker again.\n", err
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["worker"], "Missing option '--port'"),
+        (["worker", "--port", "70000"], "70000 is not in the range"),
+        (["worker", "--port", "7000", "--certificates", "x", "--insecure-network"], "contradict each other"),
+        (["worker", "--port", "7000", "--certificates", "none"], "none holds no key.pem"),
+        (["train", "demo", "--workers", "10.0.0.2:7000"], "would get the clients' text unencrypted"),
+        (["train", "demo", "--workers", "nonsense"], "'nonsense' is not host:port"),
+        (["train", "demo", "--workers", "a:1", "--certificates", "none"], "none holds no key.pem"),
+        (["train", "demo", "--workers", "a:1", "--certificates", "x", "--insecure-network"], "contradict each other"),
+        (["train", "demo", "--certificates", "x"], "belong to --workers"),
+        (["train", "demo", "--insecure-network"], "belong to --workers"),
+        (["train", "demo", "--set", "run.recycle_worker=0"], "run.recycle_worker is 0: at least 1 is needed"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and message in err and len(err.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+@needs_stunnel
+def test_certificates_says_which_half_goes_where(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["certificates", str(tmp_path / "made")])
+    assert stop.value.code == 0
+    driver, worker = capsys.readouterr().out.splitlines()
+    assert driver.startswith(f"{tmp_path}/made/driver: stays here") and worker.startswith(
+        f"{tmp_path}/made/worker: copy"
+    )
+
+
+@needs_stunnel
+@pytest.mark.slow
+def test_training_on_workers_equals_training_here(request, tmp_path):
+    """One worker is killed, then the other; resumed with a new one, then without any, recycling all the while."""
+    config = str(request.getfixturevalue("folder") / "config.toml")
+    driver, theirs = tunnel.make_certificates(tmp_path / "certificates")
+    settings = ["--set", "run.users_at_once=1"]
+    here, there = tmp_path / "here", tmp_path / "there"
+    code, _, err = finish(start("train", config, "--output", str(here), *settings))
+    assert code == 0, err
+
+    workers = []
+
+    def options(count: int) -> list[str]:
+        new = [start_worker("--certificates", str(theirs)) for _ in range(count)]
+        workers.extend(process for process, _, _ in new)
+        addresses = ",".join(f"localhost:{port}" for _, port, _ in new)
+        return ["--workers", addresses, "--certificates", str(driver)]
+
+    try:
+        recycled = ["--set", "run.recycle_worker=1", "--set", "run.evaluate_every=1"]
+        driving = start("train", config, "--output", str(there), *settings, *recycled, *options(2))
+        wait_for_rounds(there, driving, 1)
+        workers[0].kill()
+        wait_for_rounds(there, driving, 2)
+        workers[1].kill()
+        code, _, err = finish(driving)
+        assert code == 2 and "no worker is left" in err and "resume the run" in err and "Traceback" not in err, err
+        assert "is lost" in err
+
+        driving = start("train", "--resume", str(there), *options(1))
+        wait_for_rounds(there, driving, 3)
+        driving.send_signal(signal.SIGINT)
+        code, _, err = finish(driving)
+        assert code == 130 and "go on with: fedspeak train --resume" in err, err
+
+        code, _, err = finish(start("train", "--resume", str(there)))
+        assert code == 0, err
+    finally:
+        for process in workers:
+            process.terminate()
+            finish(process)
+    with np.load(here / "weights.npz") as alone, np.load(there / "weights.npz") as spread:
+        assert all(np.abs(alone[name] - spread[name]).max() < 1e-6 for name in alone.files)
+    assert len((there / "ledger.jsonl").read_bytes().splitlines()) == 6  # the plan and five rounds
+    assert (here / "ledger.jsonl").read_bytes().splitlines()[1] in (there / "ledger.jsonl").read_bytes()

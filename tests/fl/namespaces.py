@@ -1,0 +1,72 @@
+"""Hosts made on one machine: network namespaces, each joined to the test's own by a veth pair."""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import pytest
+
+needs_stunnel = pytest.mark.skipif(
+    not (shutil.which("stunnel") and shutil.which("openssl")),
+    reason="stunnel or openssl is not installed (Debian: apt install stunnel4 openssl)",
+)
+
+
+@dataclass(frozen=True)
+class Namespace:
+    """One host: its namespace's name, its address, and the test's end of the link to it."""
+
+    name: str
+    address: str
+    link: str
+
+    def start(self, arguments: Sequence[str]) -> subprocess.Popen:
+        """`fedspeak ARGUMENTS` on that host; has said its first line when this returns."""
+        process = subprocess.Popen(
+            ["ip", "netns", "exec", self.name, sys.executable, "-m", "experiments", *arguments],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("worker: "), "it did not start"
+        return process
+
+    def cut(self) -> None:
+        """Nothing goes over the link any more, and nobody is told."""
+        _ip("link", "set", self.link, "down")
+
+
+@contextlib.contextmanager
+def namespaces(count: int) -> Iterator[list[Namespace]]:
+    """Hosts with addresses in 10.0.0.0/8, for the `with` block; skips the test where they cannot be made."""
+    if shutil.which("ip") is None:
+        pytest.skip("iproute2 is not installed (Debian: apt install iproute2)")
+    if os.geteuid() != 0:
+        pytest.skip("network namespaces need root")
+    net, made = 64 + os.getpid() % 190, []
+    with contextlib.ExitStack() as stack:
+        for index in range(count):
+            name = f"fedspeak{os.getpid()}n{index}"
+            link, there = f"fs{os.getpid()}h{index}", f"fs{os.getpid()}w{index}"
+            try:
+                _ip("netns", "add", name)
+                stack.callback(_ip, "netns", "del", name)
+                _ip("link", "add", link, "type", "veth", "peer", "name", there, "netns", name)
+                stack.callback(_ip, "link", "del", link)
+            except subprocess.CalledProcessError as error:
+                pytest.skip(f"network namespaces are not allowed here: {error.stderr.strip()}")
+            _ip("addr", "add", f"10.{net}.{index}.1/30", "dev", link)
+            _ip("link", "set", link, "up")
+            _ip("-n", name, "addr", "add", f"10.{net}.{index}.2/30", "dev", there)
+            _ip("-n", name, "link", "set", there, "up")
+            _ip("-n", name, "link", "set", "lo", "up")
+            made.append(Namespace(name, f"10.{net}.{index}.2", link))
+        yield made
+
+
+def _ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)

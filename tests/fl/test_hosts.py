@@ -1,0 +1,275 @@
+"""Rounds on several hosts: equal to one machine's, whatever happens to the hosts."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_federated as tff
+
+from fl import hosts, tunnel
+from fl.aggregation import DPMean
+from fl.engines import cohort
+from fl.hosts import Workers
+from fl.local_training import LanguageModelling, LocalSGD
+from fl.owned_process import WorkerLostError
+from fl.rounds import Federation, RoundLog, final_state, run_rounds
+from fl.worker import Worker
+from privacy.keys import RunKeys
+from privacy.ledger import Ledger
+from privacy.plan import FixedClip, PrivacyPlan
+from privacy.sampling import FixedSize
+from tests.fl import bigram
+from tests.fl.namespaces import namespaces, needs_stunnel
+
+CLIENTS = tuple(f"client-{i}" for i in range(12))
+PLAN = PrivacyPlan(FixedSize(6), len(CLIENTS), 4, 1.0, FixedClip(0.7))
+KEYS = RunKeys.fixed(3)
+BEAT = 0.4
+
+pytestmark = pytest.mark.usefixtures("worker")
+
+
+def local_sgd(epochs: int) -> LocalSGD:
+    return LocalSGD(learning_rate=0.1, batch_size=3, epochs=epochs, sequence_length=5, max_sequences=8)
+
+
+def build(local: LocalSGD) -> cohort.Engine:
+    task = LanguageModelling(bigram.token_losses, 5)
+    optimizer = tff.learning.optimizers.build_sgdm(0.9, 0.5)
+    return cohort.build(task, bigram.initial_weights(), local, DPMean(PLAN), optimizer, shards=6)
+
+
+@pytest.fixture(scope="module")
+def quick():
+    """Rounds of milliseconds."""
+    return build(local_sgd(2)), local_sgd(2)
+
+
+@pytest.fixture(scope="module")
+def slow():
+    """Rounds of seconds, in which there is time for a mishap."""
+    return build(local_sgd(700)), local_sgd(700)
+
+
+def sequences(client: int) -> np.ndarray:
+    return bigram.random_sequences(np.random.default_rng(client), 2 + client % 7, 5)
+
+
+def values(engine, local, number: int):
+    clients = [local.batches(sequences(client), KEYS.sampler_seed(number), client) for client in range(6)]
+    return engine.client_values(clients)
+
+
+def run(folder: Path, engine, local) -> list[np.ndarray]:
+    """All rounds of the plan; what the state ends with."""
+    federation = Federation(engine.process, engine.client_values, PLAN, KEYS, CLIENTS, sequences, local, "data")
+    for _ in run_rounds(federation, RoundLog(folder), lambda done, weights: ({}, {})):
+        pass
+    return [np.asarray(part) for part in tf.nest.flatten(final_state(federation, RoundLog(folder)))]
+
+
+def difference(one, other) -> float:
+    return max(float(np.abs(a - b).max()) for a, b in zip(one, other, strict=True))
+
+
+@pytest.fixture
+def two(monkeypatch):
+    """Two workers that are reached on loopback, and the connected hosts."""
+    monkeypatch.setattr(hosts, "_BEAT_SECONDS", BEAT)
+    workers = [Worker(concurrent_calls=1, threads_per_call=1) for _ in range(2)]
+    try:
+        for one in workers:
+            one.wait_until_it_listens()
+        with Workers.parse(",".join(f"localhost:{one.port}" for one in workers), None, False).connected() as connected:
+            yield workers, connected
+    finally:
+        for one in workers:
+            if one._process.poll() is None:
+                one._process.send_signal(signal.SIGCONT)
+            one.stop()
+
+
+def test_rounds_equal_one_machines(quick, two, tmp_path):
+    engine, local = quick
+    alone = run(tmp_path / "alone", engine, local)
+    spread = run(tmp_path / "spread", two[1].spread(engine), local)
+    assert difference(alone, spread) < 1e-6
+    assert difference(alone, [np.zeros_like(part) for part in alone]) > 0.1
+    assert (tmp_path / "alone/ledger.jsonl").read_bytes() == (tmp_path / "spread/ledger.jsonl").read_bytes()
+
+
+def test_a_share_that_is_not_counted_is_seen(quick, two, tmp_path):
+    """The check of equality can fail: a planted bug leaves out the second host's part."""
+    engine, local = quick
+    alone = run(tmp_path / "alone", engine, local)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hosts, "_added", lambda sums: sums[0])
+        assert difference(alone, run(tmp_path / "spread", two[1].spread(engine), local)) > 1e-3
+
+
+def test_an_empty_round_is_noise_alone(quick, two):
+    engine, _ = quick
+    state, seed = engine.process.initialize(), KEYS.noise_seed(0)
+    alone, measured = engine.process.next(state, engine.client_values([]), seed)
+    spread, _ = two[1].spread(engine).process.next(state, engine.client_values([]), seed)
+    assert difference(tf.nest.flatten(alone["weights"]), tf.nest.flatten(spread["weights"])) == 0
+    assert measured["operator"]["clients"] == 0
+
+
+def test_a_hung_worker_is_given_up_and_its_share_done_again(slow, two, caplog):
+    engine, local = slow
+    workers, connected = two
+    state, seed = engine.process.initialize(), KEYS.noise_seed(0)
+    alone, _ = engine.process.next(state, values(engine, local, 0), seed)
+    spread = connected.spread(engine).process
+    threading.Timer(0.5, os.kill, (workers[0].pid, signal.SIGSTOP)).start()
+    after, _ = spread.next(state, values(engine, local, 0), seed)
+    assert difference(tf.nest.flatten(alone), tf.nest.flatten(after)) < 1e-6
+    assert f"localhost:{workers[0].port} is lost (3 heartbeats" in caplog.text
+    # It is not asked again, though it would answer now.
+    os.kill(workers[0].pid, signal.SIGCONT)
+    spread.next(state, values(engine, local, 0), seed)
+    assert caplog.text.count("is lost") == 1
+
+
+def test_a_living_worker_that_computes_for_long_is_not_given_up(slow, two, caplog):
+    engine, local = slow
+    begin = time.monotonic()
+    two[1].spread(engine).process.next(engine.process.initialize(), values(engine, local, 0) * 2, KEYS.noise_seed(0))
+    assert time.monotonic() - begin > 3 * BEAT
+    assert "lost" not in caplog.text
+
+
+def test_without_a_worker_left_the_run_stops_and_can_be_resumed(quick, two, tmp_path):
+    engine, local = quick
+    alone = run(tmp_path / "alone", engine, local)
+    workers, connected = two
+    federation = Federation(
+        connected.spread(engine).process, engine.client_values, PLAN, KEYS, CLIENTS, sequences, local, "data"
+    )
+    rounds = run_rounds(federation, RoundLog(tmp_path / "spread"), lambda done, weights: ({}, {}))
+    assert next(rounds)["round"] == 1
+    for one in workers:
+        os.kill(one.pid, signal.SIGKILL)
+    with pytest.raises(
+        WorkerLostError, match=r"no worker is left \(localhost:.*; localhost:.*resume the run"
+    ) as caught:
+        next(rounds)
+    assert "\n" not in str(caught.value)
+    assert difference(alone, run(tmp_path / "spread", engine, local)) < 1e-6
+    assert (tmp_path / "alone/ledger.jsonl").read_bytes() == (tmp_path / "spread/ledger.jsonl").read_bytes()
+
+
+def test_an_error_of_the_computation_is_not_taken_for_a_loss(two):
+    @tff.tensorflow.computation(np.int32)
+    def fails(x):
+        with tf.control_dependencies([tf.debugging.assert_positive(x)]):
+            return tf.identity(x)
+
+    @tff.federated_computation(
+        tff.FederatedType(np.int32, tff.SERVER),
+        tff.FederatedType(np.int32, tff.SERVER),
+        tff.FederatedType(np.int32, tff.CLIENTS),
+    )
+    def client_sum(weights, state, given):
+        return tff.federated_sum(tff.federated_map(fails, given))
+
+    assert two[1].sum(client_sum, 0, 0, [1, 2, 3, 4]) == 10
+    with pytest.raises(grpc.RpcError, match="assertion failed|Condition x > 0"):
+        two[1].sum(client_sum, 0, 0, [1, 2, 3, -4])
+    assert two[1].sum(client_sum, 0, 0, [1, 2]) == 3
+
+
+def test_ctrl_c_ends_a_round_at_once_even_if_a_worker_hangs(quick, two):
+    engine, local = quick
+    os.kill(two[0][1].pid, signal.SIGSTOP)
+    begin = time.monotonic()
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        two[1].spread(engine).process.next(engine.process.initialize(), values(engine, local, 0), KEYS.noise_seed(0))
+    assert time.monotonic() - begin < 3
+
+
+def test_a_worker_that_is_not_there_is_one_line(monkeypatch):
+    monkeypatch.setattr(hosts, "_START_SECONDS", 0.3)
+    with pytest.raises(WorkerLostError, match="^worker 127.0.0.1:9 does not answer: is fedspeak worker running there"):
+        with Workers.parse("127.0.0.1:9", None, False).connected():
+            pass
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("10.0.0.2", "'10.0.0.2' is not host:port"),
+        ("10.0.0.2:7000,", "'' is not host:port"),
+        ("a:0", "'a:0' is not host:port"),
+        ("a:70000", "'a:70000' is not host:port"),
+        ("a b:7", "is not host:port"),
+        ("localhost:7000, localhost:7000", "an address is named twice"),
+        ("10.0.0.2:7000", "on the network and would get the clients' text unencrypted: give --certificates"),
+        ("localhost:7000,worker.example:7000", "worker.example:7000 is on the network"),
+        ("127.0.0.1.evil.example:7000", "is on the network"),
+    ],
+)
+def test_addresses_that_are_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        Workers.parse(text, None, False)
+
+
+def test_addresses_that_are_taken():
+    assert Workers.parse("localhost:1,127.0.0.2:2, [::1]:3", None, False).addresses[2] == ("[::1]", 3)
+    assert Workers.parse("10.0.0.2:7000", None, insecure_network=True).addresses == (("10.0.0.2", 7000),)
+
+
+@needs_stunnel
+def test_hosts_behind_tunnels_one_killed_one_cut_off(slow, tmp_path, monkeypatch, caplog):
+    """Three network namespaces; in the second round one is killed, in the third one is cut off."""
+    monkeypatch.setattr(hosts, "_BEAT_SECONDS", BEAT)
+    engine, local = slow
+    alone = run(tmp_path / "alone", engine, local)
+    driver, theirs = tunnel.make_certificates(tmp_path / "certificates")
+    foreign, _ = tunnel.make_certificates(tmp_path / "foreign")
+    (foreign / "peer.pem").write_bytes((driver / "peer.pem").read_bytes())
+    running = []
+    with namespaces(3) as made:
+        try:
+            arguments = ["worker", "--port", "7000", "--cores", "1", "--certificates", str(theirs)]
+            running = [host.start(arguments) for host in made]
+            addresses = ",".join(f"{host.address}:7000" for host in made)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(hosts, "_START_SECONDS", 0.5)
+                for name, certificates in (("without one", None), ("a foreign one", foreign)):
+                    with pytest.raises(WorkerLostError, match="does not answer"):
+                        with Workers.parse(addresses, certificates, certificates is None).connected():
+                            pytest.fail(f"connected with {name}")
+            with Workers.parse(addresses, driver, False).connected() as connected:
+                spread = connected.spread(engine)
+                mishaps = [lambda: None, running[0].kill, made[1].cut, lambda: None]
+                federation = Federation(
+                    spread.process, engine.client_values, PLAN, KEYS, CLIENTS, sequences, local, "data"
+                )
+                rounds = run_rounds(federation, RoundLog(tmp_path / "spread"), lambda done, weights: ({}, {}))
+                for number, mishap in enumerate(mishaps):
+                    timer = threading.Timer(0.4, mishap)
+                    timer.start()
+                    next(rounds)
+                    assert timer.finished.is_set()
+                    assert caplog.text.count("is lost") == min(number, 2)
+                assert next(rounds, None) is None
+        finally:
+            for process in running:
+                process.terminate()
+                process.wait(timeout=20)
+                process.stdout.close()
+    state = final_state(federation, RoundLog(tmp_path / "spread"))
+    assert difference(alone, [np.asarray(part) for part in tf.nest.flatten(state)]) < 1e-6
+    assert (tmp_path / "alone/ledger.jsonl").read_bytes() == (tmp_path / "spread/ledger.jsonl").read_bytes()
+    assert len(Ledger.read(tmp_path / "spread/ledger.jsonl").rounds) == PLAN.rounds
+    assert f"{made[0].address}:7000 is lost" in caplog.text
+    assert f"{made[1].address}:7000 is lost (3 heartbeats" in caplog.text

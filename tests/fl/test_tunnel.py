@@ -1,0 +1,157 @@
+import shutil
+import socket
+import ssl
+import stat
+import threading
+from pathlib import Path
+from unittest import mock
+
+import portpicker
+import pytest
+
+from fl import tunnel
+from tests.fl.namespaces import needs_stunnel
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory) -> tuple[Path, Path]:
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed (Debian: apt install openssl)")
+    return tunnel.make_certificates(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture(scope="module")
+def echo():
+    """What stands behind the tunnel: says "echo" and what it was told. Its port, and how often it was reached."""
+    reached = []
+
+    def serve():
+        while True:
+            try:
+                connection, _ = server.accept()
+            except OSError:  # closed
+                return
+            with connection:
+                reached.append(1)
+                connection.sendall(b"echo " + connection.recv(100))
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield server.getsockname()[1], reached
+        server.shutdown(socket.SHUT_RDWR)
+    thread.join()
+
+
+@pytest.fixture(scope="module")
+def far_end(certificates, echo):
+    port = portpicker.pick_unused_port()
+    running = tunnel.before_worker(port, echo[0], certificates[1])
+    yield port
+    running.stop()
+
+
+def ask(port: int) -> bytes:
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+        connection.sendall(b"hello")
+        return connection.recv(100)
+
+
+def through_tunnel(port: int, folder: Path) -> bytes:
+    near_end, here = tunnel.to_worker("localhost", port, folder)
+    try:
+        return ask(here)
+    finally:
+        near_end.stop()
+
+
+def refused(call, *arguments) -> bool:
+    try:
+        return call(*arguments) == b""
+    except (ConnectionError, ssl.SSLError):
+        return True
+
+
+def test_each_side_has_its_own_key_that_only_its_owner_reads(certificates):
+    driver, worker = certificates
+    assert sorted(path.name for path in worker.iterdir()) == ["certificate.pem", "key.pem", "peer.pem"]
+    assert (driver / "key.pem").read_bytes() != (worker / "key.pem").read_bytes()
+    assert (driver / "peer.pem").read_bytes() == (worker / "certificate.pem").read_bytes()
+    assert (worker / "peer.pem").read_bytes() == (driver / "certificate.pem").read_bytes()
+    for folder in certificates:
+        assert stat.S_IMODE((folder / "key.pem").stat().st_mode) == 0o600
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    secret = (driver / "key.pem").read_bytes()
+    assert not [path for path in worker.iterdir() if secret in path.read_bytes()]
+    with pytest.raises(FileExistsError, match="driver exists: choose another"):
+        tunnel.make_certificates(driver.parent)
+
+
+@needs_stunnel
+def test_the_right_certificate_is_let_through(certificates, far_end):
+    assert through_tunnel(far_end, certificates[0]) == b"echo hello"
+
+
+@needs_stunnel
+def test_without_the_drivers_certificate_nobody_reaches_the_worker(certificates, far_end, echo, tmp_path):
+    driver, worker = certificates
+    foreign, _ = tunnel.make_certificates(tmp_path / "foreign")
+    shutil.copy(driver / "peer.pem", foreign / "peer.pem")  # it knows the worker, and the worker does not know it
+    as_worker = tmp_path / "as-worker"
+    shutil.copytree(worker, as_worker)
+    shutil.copy(foreign / "peer.pem", as_worker / "peer.pem")
+    (as_worker / "certificate.pem").write_bytes((worker / "certificate.pem").read_bytes() + b"\n")
+
+    def without_certificate() -> bytes:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        with (
+            socket.create_connection(("127.0.0.1", far_end), timeout=5) as plain,
+            context.wrap_socket(plain) as connection,
+        ):
+            connection.sendall(b"hello")
+            return connection.recv(100)
+
+    before = len(echo[1])
+    assert refused(ask, far_end)  # no TLS at all
+    assert refused(without_certificate)
+    assert refused(through_tunnel, far_end, foreign)
+    assert refused(through_tunnel, far_end, as_worker)  # one worker's host is no driver of the others
+    assert len(echo[1]) == before
+    assert through_tunnel(far_end, driver) == b"echo hello" and len(echo[1]) == before + 1
+
+
+@needs_stunnel
+def test_the_driver_sends_nothing_to_a_foreign_worker(certificates, echo, tmp_path):
+    driver, _ = certificates
+    _, foreign = tunnel.make_certificates(tmp_path / "foreign")
+    shutil.copy(driver / "certificate.pem", foreign / "peer.pem")
+    port = portpicker.pick_unused_port()
+    impostor = tunnel.before_worker(port, echo[0], foreign)
+    try:
+        before = len(echo[1])
+        assert refused(through_tunnel, port, driver)
+        assert len(echo[1]) == before
+    finally:
+        impostor.stop()
+
+
+@needs_stunnel
+def test_certificates_that_are_not_in_order_are_refused(certificates, tmp_path):
+    driver, worker = certificates
+    with pytest.raises(FileNotFoundError, match="holds no key.pem: give the folder driver or worker"):
+        tunnel.check_certificates(driver.parent)
+    loose = tmp_path / "loose"
+    shutil.copytree(driver, loose)
+    (loose / "key.pem").chmod(0o644)
+    with pytest.raises(ValueError, match="can be read by others .mode 644"):
+        tunnel.check_certificates(loose)
+    shutil.copytree(driver, tmp_path / "same")
+    shutil.copy(driver / "certificate.pem", tmp_path / "same" / "peer.pem")
+    with pytest.raises(ValueError, match="both ends have the same certificate"):
+        tunnel.check_certificates(tmp_path / "same")
+    with mock.patch("fl.tunnel.shutil.which", return_value=None):
+        with pytest.raises(FileNotFoundError, match="stunnel is not installed .*apt install stunnel4"):
+            tunnel.check_certificates(worker)
+        with pytest.raises(FileNotFoundError, match="openssl is not installed"):
+            tunnel.make_certificates(tmp_path / "new")
