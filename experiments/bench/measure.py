@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from experiments.bench.peers.common import ROUNDS_BEFORE_WEIGHTS
 from experiments.bench.processes import watch
 from experiments.bench.workloads import RECIPES, Weights
 
@@ -59,7 +58,7 @@ class Run:
       first_round: seconds from the start of the process to the end of its first round.
       memory: peak resident memory of the process tree, bytes.
       others: cores that everything else on the machine used meanwhile: a quiet machine has next to none.
-      difference: of the weights after round 3 from the reference's, over the distance moved; None if not compared.
+      difference: of the compared weights from the reference's, over the distance moved; None if not compared.
     """
 
     peer: str
@@ -167,7 +166,7 @@ def measure(
         for peer in waiting[turn:] + waiting[:turn]:
             if peer.name in case.missing or case.problem(peer.name):
                 continue
-            length = ROUNDS_BEFORE_WEIGHTS if repetition < 0 else rounds
+            length = RECIPES[workload].settings.compared_after if repetition < 0 else rounds
             run, weights = _run(peer, case.name, repetition, file, length, noise, folder, timeout)
             if run.problem is None and compared and weights is not None:
                 if reference is None:
@@ -199,9 +198,9 @@ def _distance(one: Weights, other: Weights) -> float:
 
 
 def _least_noise(workload: str, initial: Weights) -> float:
-    """Half the expected length of the noise that three private rounds add: a peer that forgets it stays below."""
+    """Half the expected length of the noise in the weights that are compared: a peer that forgets it stays below."""
     recipe = RECIPES[workload]
-    numbers = ROUNDS_BEFORE_WEIGHTS * sum(value.size for value in initial.values())
+    numbers = recipe.settings.compared_after * sum(value.size for value in initial.values())
     return 0.5 * NOISE_MULTIPLIER * recipe.settings.clip / recipe.cohort * math.sqrt(numbers)
 
 
@@ -247,6 +246,7 @@ def _run(
 def _told(run: Run) -> str:
     if run.problem is not None:
         return f"{run.peer}: {run.problem}"
-    what = "weights compared" if run.repetition < 0 else f"run {run.repetition + 1}"
-    rounds = run.seconds[1:]
+    if run.repetition < 0:
+        return f"{run.peer}: weights compared"
+    what, rounds = f"run {run.repetition + 1}", run.seconds[1:]
     return f"{run.peer}, {what}: {sum(rounds) / len(rounds):.3f} s a round, {run.memory / 2**20:.0f} MB"

@@ -21,8 +21,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-ROUNDS_BEFORE_WEIGHTS = 3  # the weights after that many rounds are written, to be compared
-
 
 class Unsupported(Exception):
     """This framework does not do that workload; the message says why."""
@@ -37,12 +35,14 @@ class Settings:
       batch_size: examples a step of local SGD; batches are taken in order, the last one may be smaller.
       learning_rate: of local SGD, on the gradient of the mean loss over a batch's examples (text: real tokens).
       clip: L2 norm to which a client's change of the model is clipped in private runs.
+      compared_after: rounds, at most 3, after which the weights are written, to be compared.
     """
 
     model: str
     batch_size: int
     learning_rate: float
     clip: float
+    compared_after: int
 
 
 class Client(NamedTuple):
@@ -126,8 +126,9 @@ def request() -> Request:
 class Recorder:
     """Times rounds and writes what the harness reads."""
 
-    def __init__(self, out: str) -> None:
+    def __init__(self, out: str, compared_after: int) -> None:
         self.out = out
+        self.compared_after = compared_after
         self.seconds: list[float] = []
         self.first_round_end = 0.0
         self._last = 0.0
@@ -137,11 +138,12 @@ class Recorder:
         self._last = time.perf_counter()
 
     def round_done(self, weights: Callable[[], dict[str, Any]]) -> None:
-        """A round has ended; `weights` gives the model by the workload's names (called once, after round 3)."""
+        """A round has ended; `weights` gives the model by the workload's names (called once, in the round after which
+        weights are compared)."""
         self.seconds.append(time.perf_counter() - self._last)
         if len(self.seconds) == 1:
             self.first_round_end = time.time()
-        if len(self.seconds) == ROUNDS_BEFORE_WEIGHTS:
+        if len(self.seconds) == self.compared_after:
             named = {name: np.asarray(value, np.float32) for name, value in weights().items()}
             np.savez(self.out + ".npz", **named)  # type: ignore[arg-type]
         self._last = time.perf_counter()
@@ -154,7 +156,6 @@ class Recorder:
                 "version": version,
                 "seconds": self.seconds,
                 "first_round_end": self.first_round_end,
-                "weights": self.out + ".npz" if len(self.seconds) >= ROUNDS_BEFORE_WEIGHTS else None,
             }
         )
 
@@ -170,8 +171,9 @@ class Recorder:
 def run(peer: Callable[[Request, Workload, Recorder], None]) -> None:
     """A peer's main: reads the workload, runs it, and says so if it cannot be expressed."""
     asked = request()
-    recorder = Recorder(asked.out)
+    workload = load(asked.workload)
+    recorder = Recorder(asked.out, workload.settings.compared_after)
     try:
-        peer(asked, load(asked.workload), recorder)
+        peer(asked, workload, recorder)
     except Unsupported as error:
         recorder.write_unsupported(str(error))
