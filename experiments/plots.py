@@ -45,6 +45,20 @@ def repetitions(path: Path, name: str, values: Sequence[Interval]) -> list[Path]
     return _save(figure, path)
 
 
+def round_cost(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
+    """Seconds of a round's parts by clients in it, both logarithmic."""
+    figure, axes = _figure()
+    clients = [row["clients"] for row in rows]
+    for part in ("reading", "packing", "training"):
+        axes.plot(clients, [row[f"{part}_seconds"] for row in rows], marker="o", label=part)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("clients in the round")
+    axes.set_ylabel("seconds")
+    axes.legend()
+    return _save(figure, path)
+
+
 def _figure() -> Any:
     from matplotlib.figure import Figure  # not pyplot: no window system, no global state
 

@@ -111,21 +111,29 @@ def outputs(
         for inputs in tf.unstack(projected, axis=time_axis):
             steps.append(cell.forward(inputs, steps[-1] if steps else None))
 
-        def gradient(upstream: tf.Tensor) -> Any:
-            d_z, d_outputs = cell.backward(steps, tf.unstack(upstream, num=len(steps), axis=time_axis))
-            # The state before the first step is zero, so that its kernel has no gradient from there.
-            d_kernel = _sum_of_products([step.output for step in steps[:-1]], d_z[1:], recurrent_kernel)
-            hidden = [step.hidden for step in steps]
-            return tf.stack(d_z, time_axis), d_kernel, *(_sum_of_products(hidden, d_outputs, p) for p in projection)
+        trail = tf.stack([step.output for step in steps], time_axis)
 
-        return tf.stack([step.output for step in steps], time_axis), gradient
+        def gradient(upstream: tf.Tensor) -> Any:
+            each_d_z, each_d_output = cell.backward(steps, tf.unstack(upstream, num=len(steps), axis=time_axis))
+            d_z = tf.stack(each_d_z, time_axis)
+            # The state before the first step is zero, so that its kernel has no gradient from there.
+            d_kernel = sum_of_products(trail, d_z, lag=1)
+            if not projection:
+                return d_z, d_kernel
+            hidden = tf.stack([step.hidden for step in steps], time_axis)
+            return d_z, d_kernel, sum_of_products(hidden, tf.stack(each_d_output, time_axis), lag=0)
+
+        return trail, gradient
 
     result: tf.Tensor = run(projected, recurrent_kernel, *([] if projection is None else [projection]))
     return result
 
 
-def _sum_of_products(left: list[Any], right: list[Any], like: tf.Tensor) -> tf.Tensor:
-    """Sum over steps of left_t' right_t, as one product; zero without steps."""
-    if not left:
-        return tf.zeros_like(like)
-    return tf.matmul(tf.concat(left, -2), tf.concat(right, -2), transpose_a=True)
+def sum_of_products(left: tf.Tensor, right: tf.Tensor, lag: int) -> tf.Tensor:
+    """Sum over steps t of left_(t - lag)ᵀ right_t, as one product: `[(U,) T, B, M], [(U,) T, B, N] -> [(U,) M, N]`."""
+    steps = left.shape[-3] - lag
+    left, right = left[..., :steps, :, :], right[..., lag:, :, :]
+    users = [] if left.shape.rank == 3 else [tf.shape(left)[0]]
+    flat = [tf.reshape(each, [*users, -1, each.shape[-1]]) for each in (left, right)]
+    product: tf.Tensor = tf.matmul(*flat, transpose_a=True)
+    return product

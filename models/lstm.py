@@ -10,6 +10,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from models.cifg_gradient import sum_of_products
+
 
 def outputs(projected: tf.Tensor, recurrent_kernel: tf.Tensor) -> tf.Tensor:
     """The outputs h of all time steps from the zero state, unrolled; differentiable once.
@@ -39,6 +41,8 @@ def outputs(projected: tf.Tensor, recurrent_kernel: tf.Tensor) -> tf.Tensor:
             squashed.append(tf.tanh(cells[-1]))
             trail.append(o * squashed[-1])
 
+        stacked = tf.stack(trail, time_axis)
+
         def gradient(upstream: tf.Tensor) -> Any:
             d_outputs = tf.unstack(upstream, num=len(trail), axis=time_axis)
             back_kernel = tf.linalg.matrix_transpose(recurrent_kernel)
@@ -61,14 +65,10 @@ def outputs(projected: tf.Tensor, recurrent_kernel: tf.Tensor) -> tf.Tensor:
                 )
                 if t:
                     d_outputs[t - 1] += tf.matmul(d_z[t], back_kernel)
-            d_kernel = (
-                tf.matmul(tf.concat(trail[:-1], -2), tf.concat(d_z[1:], -2), transpose_a=True)
-                if len(trail) > 1
-                else tf.zeros_like(recurrent_kernel)
-            )
-            return tf.stack(d_z, time_axis), d_kernel
+            d_projected = tf.stack(d_z, time_axis)
+            return d_projected, sum_of_products(stacked, d_projected, lag=1)
 
-        return tf.stack(trail, time_axis), gradient
+        return stacked, gradient
 
     result: tf.Tensor = run(projected, recurrent_kernel)
     return result

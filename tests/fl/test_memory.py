@@ -9,7 +9,7 @@ from fl.aggregation import DPMean
 from fl.engines import cohort
 from fl.local_training import LanguageModelling, LocalSGD
 from fl.rounds import Federation, RoundLog, run_rounds
-from models.recurrent_lm import RecurrentLanguageModel
+from models.presets import preset
 from privacy.keys import RunKeys
 from privacy.plan import FixedClip, PrivacyPlan
 from privacy.sampling import Poisson
@@ -21,26 +21,37 @@ def resident_megabytes(pid: int) -> float:
 
 
 @pytest.mark.slow
-def test_memory_of_the_process_tree_grows_by_less_than_a_tenth_of_a_megabyte_a_round(worker, tmp_path):
-    """Poisson cohorts of changing size, rounds 50 to 250."""
-    model = RecurrentLanguageModel("si-cifg", 256, 16, 32)
+@pytest.mark.parametrize("users_at_once", [1, 8])
+def test_a_long_run_neither_leaks_nor_traces_again(worker, tmp_path, users_at_once):
+    """The tiny preset, 300 rounds of Poisson cohorts of changing size; memory of the process tree from round 50 on."""
+    model = preset("tiny", 256)
     local = LocalSGD(0.5, 4, 1, 8, 8)
-    plan = PrivacyPlan(Poisson(0.4), 120, 250, 1.0, FixedClip(0.5))
+    plan = PrivacyPlan(Poisson(0.4), 120, 300, 1.0, FixedClip(0.5))
     generator = np.random.default_rng(0)
     data = [generator.integers(1, 256, (1 + i % 9, 9)).astype(np.int32) for i in range(plan.population)]
+    traced = 0
+
+    def token_losses(weights, tokens):
+        nonlocal traced
+        traced += 1
+        return model.token_losses(weights, tokens)
+
     engine = cohort.build(
-        LanguageModelling(model.token_losses, 8),
+        LanguageModelling(token_losses, 8),
         model.init(0),
         local,
         DPMean(plan),
         tff.learning.optimizers.build_sgdm(1.0, 0.9),
+        users_at_once=users_at_once,
     )
+    traced_at_first = traced
     clients = [f"client-{i}" for i in range(plan.population)]
     federation = Federation(*engine[::3], plan, RunKeys.fixed(1), clients, data.__getitem__, local, "test")
     memory = [
         resident_megabytes(os.getpid()) + resident_megabytes(worker.pid)
         for _ in run_rounds(federation, RoundLog(tmp_path), lambda done, weights: ({}, {}))
     ]
-    slope = np.polyfit(np.arange(50, 250), memory[50:], 1)[0]
-    print(f"memory {memory[50]:.0f} MB at round 50, {memory[-1]:.0f} MB at 250, slope {slope:.4f} MB a round")
+    slope = np.polyfit(np.arange(50, 300), memory[50:], 1)[0]
+    print(f"memory {memory[50]:.0f} MB at round 50, {memory[-1]:.0f} MB at 300, slope {slope:.4f} MB a round")
     assert slope < 0.1
+    assert traced == traced_at_first > 0
