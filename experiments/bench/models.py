@@ -1,4 +1,4 @@
-"""The LSTM language model of the bench: embedding, LSTM, linear projection, output layer; with the kernels of `models`."""
+"""The language model of the bench: embedding, LSTM, linear projection, output layer; on the kernels of `models`."""
 
 from typing import Any
 
@@ -32,11 +32,10 @@ def lstm_loss_sum(weights: dict[str, Any], tokens: Any) -> Any:
     inputs, targets = ids[:-1], ids[1:]
     projected = matmul_rows(tf.gather(weights["embedding"], inputs), weights["kernel"]) + weights["bias"]
     hidden = lstm.outputs(projected, weights["recurrent_kernel"])
-    # Only what has a target is projected: see models.output_layer.loss_sum.
+    # Only what has a target is projected, as in models.output_layer.loss_sum.
     real = tf.where(tf.not_equal(targets, 0))
     outputs = tf.gather_nd(hidden, real) @ weights["projection_kernel"] + weights["projection_bias"]
-    return tf.reduce_sum(
-        output_layer.cross_entropy(
-            outputs, weights["output_table"], weights["output_bias"], tf.gather_nd(targets, real)
-        )
+    losses = output_layer.cross_entropy(
+        outputs, weights["output_table"], weights["output_bias"], tf.gather_nd(targets, real)
     )
+    return tf.reduce_sum(losses)

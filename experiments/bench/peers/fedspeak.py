@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
+from experiments.bench.models import lstm_loss_sum
 from experiments.bench.peers.common import Client, Recorder, Request, Workload, run
 from fl.aggregation import Aggregator, DPMean, ExampleWeightedMean
 from fl.engines import cohort as cohort_engine
@@ -48,15 +49,33 @@ class Classification:
         return Loss(tf.reduce_sum(losses * real, -1), tf.reduce_sum(real, -1))
 
 
+@dataclass(frozen=True)
+class Lstm:
+    """Next-word prediction by the bench's LSTM, on lines of `length` words."""
+
+    length: int
+    stacks: bool = False
+
+    @property
+    def example(self) -> Any:
+        """int32 [length + 1]."""
+        return tf.TensorSpec([self.length + 1], tf.int32)
+
+    def loss(self, weights: Any, batch: Any, rows: Any) -> Loss:
+        """Sum over the words that are not padding."""
+        count = tf.math.count_nonzero(batch[:, 1:], dtype=tf.float32)
+        return Loss(lstm_loss_sum(weights, batch), count)
+
+
 def _task(workload: Workload) -> Task:
     model, weights = workload.settings.model, workload.weights
     shape = workload.clients[0].x.shape[1:]
     if model == "lstm":
-        return LanguageModelling(_lstm_losses, shape[0], stacks=False)
+        return Lstm(shape[0])
     if model == "si-cifg":
         vocabulary, embedding = weights["embedding"].shape
         lm = RecurrentLanguageModel("si-cifg", vocabulary, embedding, weights["projection"].shape[0])
-        return LanguageModelling(lm.token_losses, shape[0])
+        return LanguageModelling(lm.token_losses, shape[0], loss_sum=lm.loss_sum)
     if model == "cnn":
         return Classification(shape, _cnn_logits, stacks=False)
     return Classification(shape, _logistic_logits, stacks=True)
@@ -73,19 +92,15 @@ def _cnn_logits(weights: Any, x: Any) -> Any:
     return tf.reshape(x, [tf.shape(x)[0], -1]) @ weights["output_kernel"] + weights["output_bias"]
 
 
-def _lstm_losses(weights: Any, tokens: Any) -> Any:
-    inputs, targets = tf.transpose(tokens)[:-1], tf.transpose(tokens)[1:]
-    projected = tf.gather(weights["embedding"], inputs) @ weights["kernel"] + weights["bias"]
-    output = cell = tf.zeros([tf.shape(tokens)[0], weights["recurrent_kernel"].shape[0]])
-    outputs = []
-    for step in tf.unstack(projected):
-        i, f, g, o = tf.split(step + output @ weights["recurrent_kernel"], 4, axis=1)
-        cell = tf.sigmoid(f) * cell + tf.sigmoid(i) * tf.tanh(g)
-        output = tf.sigmoid(o) * tf.tanh(cell)
-        outputs.append(output)
-    hidden = tf.stack(outputs) @ weights["projection_kernel"] + weights["projection_bias"]
-    logits = hidden @ weights["output_kernel"] + weights["output_bias"]
-    return tf.transpose(tf.nn.sparse_softmax_cross_entropy_with_logits(targets, logits))
+def _turned(weights: dict[str, Any]) -> dict[str, Any]:
+    """The output layer's kernel as the table that the kit's kernels want, [V, E], or back; the rest as it is."""
+    other = {"output_kernel": "output_table", "output_table": "output_kernel"}
+    text = "embedding" in weights
+    turned = {
+        other[name] if text and name in other else name: np.asarray(value).T if text and name in other else value
+        for name, value in weights.items()
+    }
+    return {name: np.ascontiguousarray(turned[name]) for name in sorted(turned)}
 
 
 def _aggregator(asked: Request, workload: Workload) -> Aggregator:
@@ -123,7 +138,7 @@ def peer(asked: Request, workload: Workload, recorder: Recorder) -> None:
     settings = workload.settings
     engine = cohort_engine.build(
         _task(workload),
-        workload.weights,
+        _turned(workload.weights),
         LocalSGD(settings.learning_rate, settings.batch_size),
         _aggregator(asked, workload),
         tff.learning.optimizers.build_sgdm(1.0),
@@ -134,7 +149,7 @@ def peer(asked: Request, workload: Workload, recorder: Recorder) -> None:
         state = engine.process.initialize()
 
         def weights() -> dict[str, Any]:
-            return dict(state["weights"])
+            return _turned(dict(state["weights"]))
 
         recorder.start()
         for number in range(asked.rounds):
