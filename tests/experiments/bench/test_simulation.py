@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -57,7 +58,7 @@ run(peer)
 class Fake(Peer):
     """A peer whose interpreter is the script above."""
 
-    script = None
+    script: Path
 
     @property
     def python(self):
@@ -71,7 +72,7 @@ def run_fakes(tmp_path):
     Fake.script.chmod(0o755)
 
     def run(*names, private=False, repetitions=1, timeout=60.0):
-        notes = []
+        notes: list[str] = []
         peers = [Fake(name, name, None) for name in names]
         case = measure.measure(
             "logistic",
