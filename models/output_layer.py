@@ -92,10 +92,11 @@ def _losses(outputs: tf.Tensor, table: tf.Tensor, bias: tf.Tensor | None, target
             return tf.reshape(tf.gather_nd(tf.reshape(values, [-1, vocabulary]), positions), tf.shape(targets))
 
         probability = at_targets(softmax)
+        losses, exact = -tf.math.log(probability), probability > _SMALLEST_PROBABILITY
         losses = tf.cond(
-            tf.reduce_all(probability > _SMALLEST_PROBABILITY),
-            lambda: -tf.math.log(probability),
-            lambda: tf.reduce_logsumexp(logits, axis=-1) - at_targets(logits),
+            tf.reduce_all(exact),
+            lambda: losses,
+            lambda: tf.where(exact, losses, tf.reduce_logsumexp(logits, axis=-1) - at_targets(logits)),
         )
 
         def gradient(upstream: tf.Tensor) -> Any:

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from models.activations import scale_invariant_sigmoid, scale_invariant_tanh
+from models.activations import DIFFERENTIABLE, scale_invariant_sigmoid, scale_invariant_tanh
 from tests.oracles import cifg as oracle
 
 BOTH = pytest.mark.parametrize("activation", [scale_invariant_sigmoid, scale_invariant_tanh])
@@ -107,3 +107,59 @@ def test_no_example_depends_on_another(activation):
     np.testing.assert_array_equal(
         activation(tf.constant(x)).numpy()[[0, 2]], activation(tf.constant(changed)).numpy()[[0, 2]]
     )
+
+
+KINDS = {"cifg": (tf.sigmoid, tf.tanh), "si-cifg": (scale_invariant_sigmoid, scale_invariant_tanh)}
+WRITTEN_OUT = pytest.mark.parametrize(
+    ("written", "activation"),
+    [(DIFFERENTIABLE[kind][i], KINDS[kind][i]) for kind in KINDS for i in (0, 1)],
+    ids=[f"{kind}-{name}" for kind in KINDS for name in ("gate", "squash")],
+)
+
+
+def by_hand(written, x, upstream):
+    y, scale = written.value(tf.constant(x))
+    return y.numpy(), written.gradient(tf.constant(upstream), y, scale).numpy()
+
+
+@WRITTEN_OUT
+@given(x=ROWS, data=st.data())
+@settings(max_examples=50, deadline=None)
+def test_the_gradient_by_hand_equals_autodiff(written, activation, x, data):
+    upstream = data.draw(hnp.arrays(np.float64, x.shape, elements=st.floats(-1, 1)))
+    value, slope = by_hand(written, x, upstream)
+    np.testing.assert_array_equal(value, activation(tf.constant(x)))
+    # Terms of the size of upstream / scale cancel in both, in a row of one entry down to nothing.
+    scale = written.value(tf.constant(x))[1]
+    size = np.abs(upstream).sum(-1, keepdims=True) / (1.0 if scale is None else np.where(scale > 0, scale, np.inf))
+    assert np.all(np.abs(slope - gradient(activation, x, upstream)) <= 1e-10 * size)
+
+
+@WRITTEN_OUT
+@pytest.mark.parametrize(
+    "row",
+    [[2.0, 2.0, -1.0], [-2.0, 2.0, 1.0], [-2.0, -2.0, -2.0], [3.0, 3.0, 3.0], [0.0, 0.0, 0.0], [-1.0, 0.0, -0.5]],
+    ids=["tie", "tie of signs", "all equal, below", "all equal", "zeros", "none above zero"],
+)
+def test_the_gradient_by_hand_shares_ties_as_autodiff_does(written, activation, row):
+    x, upstream = np.array([row]), np.array([[0.3, -0.7, 0.11]])
+    np.testing.assert_allclose(by_hand(written, x, upstream)[1], gradient(activation, x, upstream), atol=1e-12)
+
+
+@WRITTEN_OUT
+def test_a_planted_wrong_gradient_differs(written, activation):
+    x, upstream = np.array([[2.0, 1.0, -1.5]]), np.array([[0.3, -0.7, 0.11]])
+    y, scale = written.value(tf.constant(x))
+    want = gradient(activation, x, upstream)
+    assert np.abs(written.gradient(-upstream, y, scale) - want).max() > 1e-2
+    assert np.abs(written.gradient(upstream, 0.9 * y, scale) - want).max() > 1e-3
+
+
+def test_an_entry_of_full_size_is_exactly_one():
+    """The gradient by hand finds the largest entries by that: x / x is 1 in every floating-point type."""
+    x = np.random.default_rng(2).normal(size=(2000, 3)) * 10.0 ** np.random.default_rng(3).uniform(-30, 30, (2000, 1))
+    for written in DIFFERENTIABLE["si-cifg"]:
+        for dtype in (np.float32, np.float64):
+            y, _ = written.value(tf.constant(x.astype(dtype)))
+            largest = np.abs(y).max(-1)
+            assert np.all((largest == 1) | (largest == 0))
