@@ -138,7 +138,8 @@ class LanguageModelling:
         count = tf.reduce_sum(real, [-2, -1])
         if self.loss_sum is not None:
             return Loss(self.loss_sum(weights, batch), count)
-        return Loss(tf.reduce_sum(self.token_losses(weights, batch) * real, [-2, -1]), count)
+        losses = tf.where(real > 0, self.token_losses(weights, batch), 0.0)
+        return Loss(tf.reduce_sum(losses, [-2, -1]), count)
 
 
 class ClientUpdate(NamedTuple):
@@ -192,6 +193,15 @@ def client_update(
             mean = tf.reduce_sum(learning_rate * loss.total / tf.maximum(loss.count, 1.0))
         steps_down = tape.gradient(mean, values, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         updated = [_descend(value, down) for value, down in zip(values, steps_down, strict=True)]
+        if users.rank:
+            # A user that has no rows left stands still, whatever its weights make of padding: what it contributes may
+            # not depend on how long the others go on.
+            left = real > 0
+            updated = [
+                tf.where(tf.reshape(left, [-1] + [1] * (value.shape.rank - 1)), after, value)
+                for after, value in zip(updated, values, strict=True)
+            ]
+            loss = Loss(*(tf.where(left, part, 0.0) for part in loss))
         return (
             index + 1,
             examples_seen + tf.cast(real, tf.float32),

@@ -48,8 +48,12 @@ def loss_sum(outputs: tf.Tensor, table: tf.Tensor, bias: tf.Tensor | None, targe
     XLA: their number is that of the data.
     """
     if table.shape.rank == 3:
-        real = tf.cast(tf.not_equal(targets, PAD), outputs.dtype)
-        return tf.reduce_sum(cross_entropy(outputs, table, bias, targets) * real, axis=[*range(1, targets.shape.rank)])
+        real = tf.not_equal(targets, PAD)
+        # Not times 0: what a diverged user's padding gives may be no number.
+        outputs = tf.where(real[..., tf.newaxis], outputs, tf.zeros([], outputs.dtype))
+        losses = cross_entropy(outputs, table, bias, targets)
+        losses = tf.where(real, losses, tf.zeros([], losses.dtype))
+        return tf.reduce_sum(losses, axis=[*range(1, targets.shape.rank)])
     real = tf.where(tf.not_equal(targets, PAD))
     return tf.reduce_sum(cross_entropy(tf.gather_nd(outputs, real), table, bias, tf.gather_nd(targets, real)))
 

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -92,6 +93,30 @@ def test_users_trained_at_once_equal_users_trained_alone(rows):
         np.testing.assert_allclose(together.delta["table"][index], alone.delta["table"], atol=1e-6)
         for name in ("examples", "tokens", "loss"):
             assert float(getattr(together, name)[index]) == pytest.approx(float(getattr(alone, name)), rel=1e-6)
+
+
+class NoNumberOnPadding(LanguageModelling):
+    """As a model whose weights have diverged may have it."""
+
+    def loss(self, weights, batch, rows):
+        plain = super().loss(weights, batch, rows)
+        padded = tf.equal(batch[..., 0, 0], 0)
+        return plain._replace(total=plain.total * tf.where(padded, float("nan"), 1.0))
+
+
+def test_a_user_is_the_same_however_long_the_others_go_on():
+    task = NoNumberOnPadding(bigram.token_losses, LENGTH)
+    local, generator = LocalSGD(0.7, 3, 1, LENGTH, 64), np.random.default_rng(1)
+    short, long = (local.batches(bigram.random_sequences(generator, rows, LENGTH), 1, rows) for rows in (3, 9))
+    stacked = Batches(
+        np.stack([np.pad(short.examples, ((0, 2), (0, 0), (0, 0))), long.examples], 1),
+        np.stack([np.pad(short.rows, (0, 2)), long.rows], 1),
+    )
+    together = client_update(task, bigram.initial_weights(), stacked, 0.7)
+    for index, user in enumerate((short, long)):
+        alone = client_update(task, bigram.initial_weights(), user, 0.7)
+        np.testing.assert_allclose(together.delta["table"][index], alone.delta["table"], atol=1e-6)
+        assert float(together.loss[index]) == pytest.approx(float(alone.loss), rel=1e-6)
 
 
 def test_a_range_of_steps_is_those_steps_alone():

@@ -121,6 +121,17 @@ def test_a_loss_that_is_not_finite_stays_with_its_user():
         assert list(finite) == [True, False, True]
 
 
+@pytest.mark.parametrize("users", [(), (2,)], ids=["one", "users"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e300])
+def test_what_padding_gives_does_not_count_even_if_it_is_no_number(bad, users):
+    data = problem(users=users)
+    want = with_gradients(loss_sum, *data[:4], 1.0)
+    data[0][data[3] == PAD] = bad
+    got = with_gradients(loss_sum, *data[:4], 1.0)
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_certain_target_costs_nothing_and_an_impossible_one_its_distance(dtype):
     """The loss is never negative, and small ones keep their digits as far as the logits have them."""
@@ -137,7 +148,7 @@ def test_a_certain_target_costs_nothing_and_an_impossible_one_its_distance(dtype
         )
         want = np.logaddexp(0, -sign * gaps)
         # log of the largest share, as log(1 - x), loses what is below the type's epsilon.
-        np.testing.assert_allclose(losses[:, 0], want, rtol=1e-6, atol=2 * np.finfo(dtype).eps)
+        np.testing.assert_allclose(losses[:, 0], want, rtol=1e-6, atol=2 * float(np.finfo(dtype).eps))
         assert np.all(losses >= 0)
 
 
