@@ -179,6 +179,7 @@ class RunConfig:
 
     rounds: int = 20
     evaluate_every: int = 5
+    evaluate_clients: int = 1000  # most validation clients, and most training clients' held-out texts, looked at then
     keep_checkpoints: int = 3
     shards: int = 2  # client computations at once: the number of cores
     users_at_once: int | None = None  # clients of a shard trained together; left out: measured when the run begins
@@ -187,6 +188,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         _at_least("run.evaluate_every", self.evaluate_every, 1)
+        _at_least("run.evaluate_clients", self.evaluate_clients, 1)
         _at_least("run.keep_checkpoints", self.keep_checkpoints, 1)
         _at_least("run.shards", self.shards, 1)
         if self.users_at_once is not None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -99,8 +100,9 @@ def _federated(
 
     require_ledger(RoundLog(run.path))
     secrets = assembly.keys(config, run.keys, begun=run.ledger.exists())
-    validation = Evaluator(model, [prepared.whole(client) for client in prepared.splits.validation])
-    held_out_sequences = [prepared.held_out(client) for client in prepared.splits.train]
+    most = config.run.evaluate_clients
+    validation = Evaluator(model, [prepared.whole(client) for client in _some(prepared.splits.validation, most)])
+    held_out_sequences = [prepared.held_out(client) for client in _some(prepared.splits.train, most)]
     held_out = Evaluator(model, held_out_sequences) if any(map(len, held_out_sequences)) else None
 
     def evaluate(done: int, weights: Any) -> Evaluated:
@@ -135,6 +137,13 @@ def _federated(
                     runtime.recycle()
         state = final_state(federation, log)
     return dict(state["average"])
+
+
+def _some(clients: Sequence[str], most: int) -> list[str]:
+    """At most that many of them, the same ones every time."""
+    if len(clients) <= most:
+        return list(clients)
+    return [clients[int(i)] for i in np.sort(np.random.default_rng(0).choice(len(clients), most, replace=False))]
 
 
 def _users_at_once(

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from experiments.bench.cohort_size import cohort_size
+from experiments.bench.kernels import kernels
 from experiments.bench.population import population
 from experiments.display import ConsoleDisplay
 
@@ -27,10 +29,11 @@ CASES = tuple(workload + suffix for workload in _WORKLOADS for suffix in ("", "-
 
 @click.group()
 def bench() -> None:
-    """Time this kit beside other frameworks, and on big populations."""
+    """Time this kit beside other frameworks, its kernels beside their floor, and rounds of big populations."""
 
 
-bench.add_command(population)
+for command in (population, cohort_size, kernels):
+    bench.add_command(command)
 
 
 @bench.command()
