@@ -61,7 +61,8 @@ class Connection:
         if cardinalities not in self._cardinalities:
             self._cardinalities.append(dict(cardinalities))
         cardinalities.setdefault(tff.CLIENTS, 0)
-        remote = tff.framework.RemoteExecutor(self.stub)
+        # Values are freed one by one: in TFF's batches of 20 the worker holds those of the last rounds all at once.
+        remote = tff.framework.RemoteExecutor(self.stub, dispose_batch_size=1)
         remote.set_cardinalities(cardinalities)
         return remote
 
