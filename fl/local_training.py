@@ -194,13 +194,8 @@ def client_update(
         steps_down = tape.gradient(mean, values, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         updated = [_descend(value, down) for value, down in zip(values, steps_down, strict=True)]
         if users.rank:
-            # A user that has no rows left stands still, whatever its weights make of padding: what it contributes may
-            # not depend on how long the others go on.
             left = real > 0
-            updated = [
-                tf.where(tf.reshape(left, [-1] + [1] * (value.shape.rank - 1)), after, value)
-                for after, value in zip(updated, values, strict=True)
-            ]
+            updated = _only(left, updated, values)
             loss = Loss(*(tf.where(left, part, 0.0) for part in loss))
         return (
             index + 1,
@@ -220,6 +215,21 @@ def client_update(
     )
     delta = {name: after - before for name, after, before in zip(names, trained, start, strict=True)}
     return ClientUpdate(delta, examples_seen, tokens, total, computed)
+
+
+def _only(left: Any, updated: Any, values: Any) -> Any:
+    """Updated for the users that have rows left, bool [U]; the others stand still.
+
+    Whatever their weights make of padding (it may be no number): what a user contributes may not depend on how long
+    others go on.
+    """
+    import tensorflow as tf
+
+    def chosen() -> list[Any]:
+        columns = [tf.reshape(left, [-1] + [1] * (value.shape.rank - 1)) for value in values]
+        return [tf.where(*of_all) for of_all in zip(columns, updated, values, strict=True)]
+
+    return tf.cond(tf.reduce_all(left), lambda: updated, chosen)
 
 
 def _descend(value: Any, down: Any) -> Any:
