@@ -9,7 +9,7 @@ from privacy.ledger import Ledger
 EXAMPLES = Path(__file__).parents[2] / "experiments" / "examples"
 
 
-@pytest.mark.parametrize("name", ["own_loop", "stock_tff"])
+@pytest.mark.parametrize("name", ["own_keras_model", "own_loop", "stock_tff"])
 def test_an_example_runs_and_reports(name, tmp_path):
     script = EXAMPLES / f"{name}.py"
     assert len(script.read_text().splitlines()) <= 40

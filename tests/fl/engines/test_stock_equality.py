@@ -1,0 +1,183 @@
+"""The release gate: rounds of the engines equal stock `tff.learning`, for every model, clip, weighting and sampler.
+
+A quick subset spans the four; the whole product is slow. Errors are distances between weights over the distance moved.
+"""
+
+import itertools
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_federated as tff
+
+from fl.aggregation import Contribution, DPMean, ExampleWeightedMean, UniformMean
+from fl.cohorts import draw_cohort
+from fl.engines import cohort, per_client
+from fl.local_training import Batches, ClientUpdate
+from privacy.plan import AdaptiveClip, FixedClip, PrivacyPlan
+from privacy.sampling import Cyclic, FixedSize, Poisson, Sampling
+from tests.fl import stock
+from tests.fl.stock import Net, Stock
+
+pytestmark = pytest.mark.usefixtures("worker")
+
+POPULATION = 12
+SAMPLERS: dict[str, Sampling] = {"poisson": Poisson(0.15), "fixed size": FixedSize(3), "cyclic": Cyclic(3)}
+AGGREGATIONS = ("uniform", "examples", "fixed clip", "adaptive clip")
+ENGINES = {
+    "per client": per_client.build,
+    "one after another": partial(cohort.build, shards=2),
+    "three at once": partial(cohort.build, shards=2, users_at_once=3),
+}
+NETS: dict[str, Callable[[], Net]] = {
+    "dense": lambda: stock.of_keras(stock.DENSE),
+    "cnn": lambda: stock.of_keras(stock.CNN),
+    **{
+        f"{cell}{' norm' * norm}{' bias' * bias}": partial(stock.recurrent, cell, norm, bias)
+        for cell in ("cifg", "si-cifg")
+        for norm in (False, True)
+        for bias in (False, True)
+    },
+}
+SPANNING = [
+    ("dense", "fixed clip", "poisson"),
+    ("cnn", "examples", "cyclic"),
+    ("si-cifg", "adaptive clip", "fixed size"),
+]
+OPTIMIZER = tff.learning.optimizers.build_sgdm(0.9, 0.5)
+
+
+def rounds(net: Net, sampling: Sampling) -> list[list[Batches]]:
+    """Batches of the cohorts that the sampler draws; of Poisson's rounds one of three, an empty one, one of one."""
+    generator = np.random.default_rng(5)
+    # 4 to 11 examples a client, at most 8 of them used, 3 a batch: with ragged last batches and without.
+    data = [net.examples(generator, int(count)) for count in generator.permutation(np.arange(POPULATION) % 8 + 4)]
+
+    def drawn(number: int) -> np.ndarray:
+        return draw_cohort(sampling, POPULATION, number, lambda round_number: 1000 + round_number)
+
+    if isinstance(sampling, Poisson):
+        numbers = [next(r for r in itertools.count() if len(drawn(r)) == size) for size in (3, 0, 1)]
+    else:
+        numbers = [0, 1, 2]
+    return [[net.local.batches(data[i], 7 + number, int(i)) for i in drawn(number)] for number in numbers]
+
+
+def pair(net: Net, aggregation: str, sampling: Sampling) -> tuple[Any, Any]:
+    """The same aggregation of ours and of stock."""
+    cohort_size = PrivacyPlan(sampling, POPULATION, 3, 0.0, None).expected_cohort
+    dp = tff.aggregators.DifferentiallyPrivateFactory
+    match aggregation:
+        case "uniform":
+            return UniformMean(), tff.aggregators.MeanFactory(no_nan_division=True)
+        case "examples":
+            return ExampleWeightedMean(), tff.aggregators.MeanFactory(no_nan_division=True)
+        case "fixed clip":
+            plan = PrivacyPlan(sampling, POPULATION, 3, 0.0, FixedClip(net.clip))
+            return DPMean(plan), dp.gaussian_fixed(0.0, cohort_size, net.clip)
+    plan = PrivacyPlan(sampling, POPULATION, 3, 0.0, AdaptiveClip(net.clip, 0.4, 0.5))
+    return DPMean(plan), dp.gaussian_adaptive(0.0, cohort_size, net.clip, 0.4, 0.5)
+
+
+def train(build: Any, net: Net, aggregator: Any, clients: list[list[Batches]]) -> tuple[dict[str, Any], list[float]]:
+    """The weights, and the share of each round's clients that the clip left alone."""
+    engine = build(net.task, net.weights, net.local, aggregator, OPTIMIZER)
+    state, within = engine.process.initialize(), []
+    for of_round in clients:
+        state, measured = engine.process.next(state, engine.client_values(of_round), np.array([1, 2], np.int64))
+        within.append(float(measured["operator"]["within_clip"]))
+    return state["weights"], within
+
+
+def distance(a: dict[str, Any], b: dict[str, Any]) -> float:
+    return float(np.sqrt(sum(np.sum(np.square(np.float64(a[name]) - b[name])) for name in a)))
+
+
+@cache
+def stock_weights(name: str, aggregation: str, sampler: str) -> dict[str, np.ndarray]:
+    """Once for all engines, the wrong ones among them."""
+    net = NETS[name]()
+    _, theirs = pair(net, aggregation, SAMPLERS[sampler])
+    return Stock(net, OPTIMIZER, theirs, weighted=aggregation == "examples").train(rounds(net, SAMPLERS[sampler]))
+
+
+def check(name: str, aggregation: str, sampler: str) -> None:
+    net, sampling = NETS[name](), SAMPLERS[sampler]
+    clients = rounds(net, sampling)
+    ours, _ = pair(net, aggregation, sampling)
+    want = stock_weights(name, aggregation, sampler)
+    moved = distance(want, net.weights)
+    assert moved > 0.05
+    for engine, build in ENGINES.items():
+        if engine == "three at once" and not net.task.stacks:
+            continue
+        got, within = train(build, net, ours, clients)
+        error = distance(got, want) / moved
+        assert error <= net.tolerance, (engine, error)
+        if "clip" in aggregation:
+            assert any(0 < share < 1 for share in within), (engine, within)  # some are clipped and some are not
+
+
+@pytest.mark.parametrize(("net", "aggregation", "sampler"), SPANNING)
+def test_rounds_equal_stock(net, aggregation, sampler):
+    check(net, aggregation, sampler)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+@pytest.mark.parametrize("net", NETS)
+def test_rounds_equal_stock_in_every_combination(net, aggregation, sampler):
+    check(net, aggregation, sampler)
+
+
+class ClipsTheSum(DPMean):
+    """Planted bug: the clip is applied to what is summed over users, not to each."""
+
+    def client(self, state: dict[str, Any], update: ClientUpdate) -> Contribution:
+        if update.examples.shape.rank:
+            update = ClientUpdate(*(tf.nest.map_structure(lambda x: tf.reduce_sum(x, 0), part) for part in update))
+        return super().client(state, update)
+
+
+class DividesByTheCohortThatCame(DPMean):
+    """Planted bug: the denominator is the realised cohort."""
+
+    def server(self, state: dict[str, Any], total: Contribution, noise_seed: Any) -> Any:
+        mean = super().server(state, total, noise_seed)
+        scale = self.plan.expected_cohort / tf.maximum(total.clients, 1.0)
+        return mean._replace(update={name: scale * value for name, value in mean.update.items()})
+
+
+class ForgetsTheBias(DPMean):
+    """Planted bug: one tensor is left out of the norm."""
+
+    def client(self, state: dict[str, Any], update: ClientUpdate) -> Contribution:
+        name = min(update.delta, key=lambda name: update.delta[name].shape.rank)
+        without = {**update.delta, name: tf.zeros_like(update.delta[name])}
+        found = super().client(state, update._replace(delta=without))
+        return found._replace(update={**found.update, name: super().client(state, update).update[name]})
+
+
+@pytest.mark.parametrize("wrong", [ClipsTheSum, DividesByTheCohortThatCame, ForgetsTheBias])
+def test_a_planted_bug_is_rejected(wrong):
+    net, sampling = NETS["dense"](), SAMPLERS["poisson"]
+    clients = rounds(net, sampling)
+    ours, _ = pair(net, "fixed clip", sampling)
+    want = stock_weights("dense", "fixed clip", "poisson")
+    got, _ = train(ENGINES["three at once"], net, wrong(ours.plan), clients)
+    assert distance(got, want) / distance(want, net.weights) > 1000 * net.tolerance
+
+
+def test_a_client_that_loses_its_last_example_is_noticed():
+    net, sampling = NETS["dense"](), SAMPLERS["cyclic"]
+    clients = rounds(net, sampling)
+    ours, _ = pair(net, "uniform", sampling)
+    whole, _ = train(ENGINES["one after another"], net, ours, clients)
+    first = clients[0][0]
+    clients[0][0] = first._replace(rows=np.append(first.rows[:-1], first.rows[-1] - 1).astype(np.int32))
+    less, _ = train(ENGINES["one after another"], net, ours, clients)
+    assert distance(whole, less) / distance(whole, net.weights) > 1000 * net.tolerance

@@ -1,0 +1,172 @@
+"""The same small models for the engines and for stock `tff.learning`, and rounds of the latter."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+import tensorflow_federated as tff
+
+from fl import keras_models
+from fl.local_training import Batches, LanguageModelling, LocalSGD, Task
+from models import from_keras, to_keras
+from models.recurrent_lm import RecurrentLanguageModel
+
+LENGTH, VOCABULARY, CLASSES = 5, 11, 6
+
+
+class Net(NamedTuple):
+    """A model twice: as a task of the engines and as a Keras model for stock TFF."""
+
+    task: Task
+    weights: dict[str, np.ndarray]  # where both begin
+    keras_model: Callable[[], keras.Model]
+    loss: Callable[[], keras.losses.Loss]
+    spec: tuple[tf.TensorSpec, tf.TensorSpec]  # of a batch (x, y)
+    examples: Callable[[np.random.Generator, int], Any]  # a client's, as `LocalSGD.batches` takes them
+    split: Callable[[Any], tuple[np.ndarray, np.ndarray]]  # the (x, y) of a batch
+    local: LocalSGD
+    named: Callable[[list[np.ndarray]], dict[str, np.ndarray]]  # from stock's trained weights, in its order
+    clip: float  # about the median norm of a client's update
+    tolerance: float = 2e-6  # of the distance moved: 1e-6 of float32's rounding on each side
+
+
+def cross_entropy() -> keras.losses.Loss:
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def recurrent(cell: str, layer_norm: bool = False, output_bias: bool = False) -> Net:
+    """A language model of the kit.
+
+    Its sequences hold no padding: stock Keras losses count padded positions among those that they average over.
+
+    The scale-invariant cell's gradient jumps where another entry becomes the largest, so rounding becomes a jump where
+    two entries come close, and layer normalisation of a state with few entries that are not zero makes more of it. Two
+    exact gradients in float32 then differ by 1e-5 (with layer normalisation: now and then by 1e-3) of a client's
+    update: the formulas are compared in float64, in tests/models/test_cifg_gradient.py.
+    """
+    model = RecurrentLanguageModel(cell, VOCABULARY, 12, 16, layer_norm, output_bias)
+    invariant = cell == "si-cifg"
+    tokens = tf.TensorSpec([None, LENGTH], tf.int32)
+
+    def named(trained: list[np.ndarray]) -> dict[str, np.ndarray]:
+        keras_model = to_keras(model)
+        for variable, value in zip(keras_model.trainable_variables, trained, strict=True):
+            variable.assign(value)
+        return from_keras(keras_model)
+
+    return Net(
+        task=LanguageModelling(model.token_losses, LENGTH, loss_sum=model.loss_sum),
+        weights=model.init(1),
+        keras_model=lambda: to_keras(model),
+        loss=cross_entropy,
+        spec=(tokens, tokens),
+        examples=lambda g, rows: g.integers(1, VOCABULARY, (rows, LENGTH + 1)).astype(np.int32),
+        split=lambda tokens: (tokens[:, :-1], tokens[:, 1:]),
+        local=LocalSGD(0.02 if invariant and layer_norm else 0.3, 3, 2, LENGTH, 8),
+        named=named,
+        clip=1.7 if layer_norm and not invariant else 0.5 if invariant else 0.16,
+        tolerance={False: 2e-6, True: 2e-3 if layer_norm else 5e-5}[invariant],
+    )
+
+
+def layers(*layers: Callable[[], keras.layers.Layer], shape: tuple[int, ...]) -> Callable[[], keras.Model]:
+    return lambda: keras.Sequential([keras.Input(shape), *(layer() for layer in layers)])
+
+
+DENSE = layers(
+    lambda: keras.layers.Dense(8, activation="tanh"),
+    lambda: keras.layers.Dense(CLASSES),
+    shape=(4,),
+)
+CNN = layers(
+    lambda: keras.layers.Conv2D(4, 3, activation="relu"),
+    lambda: keras.layers.MaxPool2D(),
+    lambda: keras.layers.Conv2D(5, 2, activation="relu"),
+    lambda: keras.layers.Flatten(),
+    lambda: keras.layers.Dense(CLASSES),
+    shape=(8, 8, 1),
+)
+
+
+def of_keras(make: Callable[[], keras.Model], loss: Callable[[], keras.losses.Loss] = cross_entropy) -> Net:
+    """Any Keras classifier."""
+    model, generator = make(), np.random.default_rng(3)
+    shape = model.input_shape[1:]
+    for variable in model.trainable_variables:
+        fan_in = np.prod(variable.shape[:-1])
+        variable.assign(generator.normal(size=variable.shape) / np.sqrt(fan_in))
+    weights = keras_models.initial_weights(model)
+    return Net(
+        task=keras_models.KerasTask(model, loss(), tf.TensorSpec([], tf.int32)),
+        weights=weights,
+        keras_model=make,
+        loss=loss,
+        spec=(tf.TensorSpec([None, *shape], tf.float32), tf.TensorSpec([None], tf.int32)),
+        examples=lambda g, rows: (
+            g.normal(size=(rows, *shape)).astype(np.float32),
+            g.integers(0, CLASSES, rows).astype(np.int32),
+        ),
+        split=lambda pair: pair,
+        local=LocalSGD(0.3, 3, 2, max_sequences=8),
+        named=lambda trained: dict(zip(weights, trained, strict=True)),
+        clip=1.4,
+    )
+
+
+def datasets(net: Net, clients: list[Batches]) -> list[tf.data.Dataset]:
+    """Each client's batches, their real rows only."""
+    found = []
+    for client in clients:
+        steps = []
+        for step, rows in enumerate(client.rows):
+            batch = tf.nest.map_structure(lambda array, step=step, rows=rows: array[step, :rows], client.examples)
+            steps.append(tf.data.Dataset.from_tensors(net.split(batch)))
+        joined = steps[0]
+        for more in steps[1:]:
+            joined = joined.concatenate(more)
+        found.append(joined)
+    return found
+
+
+class Stock:
+    """Stock federated averaging from `net.weights`: plain SGD clients."""
+
+    def __init__(self, net: Net, server_optimizer: Any, aggregator: Any, weighted: bool = False) -> None:
+        """`aggregator`: of `tff.aggregators`, None for the usual one; where it takes weights, examples or 1 each."""
+        arguments = {
+            "client_optimizer_fn": tff.learning.optimizers.build_sgdm(net.local.learning_rate),
+            "server_optimizer_fn": server_optimizer,
+            "model_aggregator": aggregator,
+        }
+        algorithms, weighting = tff.learning.algorithms, tff.learning.ClientWeighting
+
+        def model_fn() -> tff.learning.models.VariableModel:
+            return tff.learning.models.from_keras_model(net.keras_model(), net.loss(), net.spec)
+
+        if isinstance(aggregator, tff.aggregators.WeightedAggregationFactory):
+            by = weighting.NUM_EXAMPLES if weighted else weighting.UNIFORM
+            self._process = algorithms.build_weighted_fed_avg(model_fn, client_weighting=by, **arguments)
+        else:
+            self._process = algorithms.build_unweighted_fed_avg(model_fn, **arguments)
+        self._net = net
+
+    def train(self, rounds: list[list[Batches]]) -> dict[str, np.ndarray]:
+        """The weights after the rounds."""
+        state = self._process.initialize()
+        start = self._process.get_model_weights(state)
+        keras_model = self._net.keras_model()
+        # In stock's order: that of the variables of the Keras model.
+        ordered = _in_order_of(self._net, keras_model)
+        state = self._process.set_model_weights(state, tff.learning.models.ModelWeights(ordered, start.non_trainable))
+        for clients in rounds:
+            state = self._process.next(state, datasets(self._net, clients)).state
+        return self._net.named(list(self._process.get_model_weights(state).trainable))
+
+
+def _in_order_of(net: Net, keras_model: keras.Model) -> list[np.ndarray]:
+    """`net.weights` in the order of the Keras model's variables: found from numbered weights put through `named`."""
+    numbered = [np.full(v.shape, i, np.float32) for i, v in enumerate(keras_model.trainable_variables)]
+    number_of = {name: int(value.flat[0]) for name, value in net.named(numbered).items()}
+    return [net.weights[name] for name in sorted(number_of, key=number_of.__getitem__)]

@@ -1,0 +1,303 @@
+"""Keras models in the engines; whole rounds beside stock TFF are in tests/fl/engines/test_stock_equality.py."""
+
+import logging
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_federated as tff
+
+from fl import keras_models
+from fl.aggregation import UniformMean
+from fl.engines import cohort
+from fl.keras_models import KerasTask, assign, initial_weights, language_modelling
+from fl.local_training import LanguageModelling, LocalSGD
+from tests.fl import stock
+from tests.fl.stock import Stock
+
+L = keras.layers
+SCALAR = tf.TensorSpec([], tf.int32)
+CROSS_ENTROPY = stock.cross_entropy()
+
+
+def sequential(*layers, shape=(4,), dtype=None):
+    return keras.Sequential([keras.Input(shape, dtype=dtype), *layers])
+
+
+def two_branches():
+    """Variables are not made in the order of the model's list, and one layer is used twice."""
+    inputs = keras.Input((4,))
+    late, shared = L.Dense(3, name="late"), L.Dense(4, activation="tanh", name="shared")
+    once = shared(L.Dense(4, name="early")(inputs))
+    return keras.Model(inputs, late(L.Add()([shared(once), L.LayerNormalization()(inputs)])))
+
+
+def penalised():
+    return sequential(L.Dense(5, activation="tanh", kernel_regularizer=keras.regularizers.L1(0.3)), L.Dense(3))
+
+
+def data(model, rows, seed=0):
+    generator = np.random.default_rng(seed)
+    return generator.normal(size=(rows, *model.input_shape[1:])).astype(np.float32), generator.integers(0, 3, rows)
+
+
+def tensors(weights):
+    return {name: tf.constant(value) for name, value in weights.items()}
+
+
+@pytest.mark.parametrize("graph", [False, True], ids=["eager", "graph"])
+@pytest.mark.parametrize("make", [stock.DENSE, stock.CNN, two_branches, penalised])
+def test_loss_and_gradient_are_those_of_the_keras_model(make, graph):
+    model = make()
+    task, weights = KerasTask(model, CROSS_ENTROPY, SCALAR), tensors(initial_weights(model))
+    x, y = data(model, 5)
+
+    def ours(weights):
+        with tf.GradientTape() as tape:
+            tape.watch(weights)
+            loss = task.loss(weights, (x, y), tf.constant(5))
+        return loss, tape.gradient(loss.total, weights)
+
+    loss, gradient = (tf.function(ours, autograph=False) if graph else ours)(weights)
+    with tf.GradientTape() as tape:
+        want = tf.add_n([CROSS_ENTROPY(y, model(x, training=True)), *model.losses])
+    assert float(loss.count) == 5
+    np.testing.assert_allclose(loss.total / loss.count, want, rtol=1e-6)
+    for name, part in zip(gradient, tape.gradient(want, model.trainable_variables), strict=True):
+        np.testing.assert_allclose(gradient[name] / 5, part, atol=1e-6)
+
+
+@pytest.mark.parametrize("make", [stock.DENSE, two_branches, penalised])
+def test_stacked_users_are_those_users_alone(make):
+    model = make()
+    task, weights = KerasTask(model, CROSS_ENTROPY, SCALAR), initial_weights(model)
+    assert task.stacks
+    generator = np.random.default_rng(1)
+    users = [
+        {n: v + 0.1 * generator.normal(size=v.shape).astype(np.float32) for n, v in weights.items()} for _ in "abc"
+    ]
+    x, y = data(model, 3 * 4)
+    x, y, rows = x.reshape(3, 4, -1), y.reshape(3, 4), np.array([4, 2, 0], np.int32)
+    x[1, 2:], y[1, 2:], x[2], y[2] = 0, 0, 0, 0
+    stacked = {name: tf.stack([user[name] for user in users]) for name in weights}
+    with tf.GradientTape() as tape:
+        tape.watch(stacked)
+        together = task.loss(stacked, (x, y), tf.constant(rows))
+    gradient = tape.gradient(together.total, stacked)
+    np.testing.assert_array_equal(together.count, rows)
+    for user, real in enumerate(rows[:2]):
+        own = tensors(users[user])
+        with tf.GradientTape() as tape:
+            tape.watch(own)
+            alone = task.loss(own, (x[user, :real], y[user, :real]), tf.constant(real))
+        np.testing.assert_allclose(together.total[user], alone.total, rtol=1e-5)
+        for name, part in tape.gradient(alone.total, own).items():
+            np.testing.assert_allclose(gradient[name][user], part, atol=2e-6)
+
+
+def test_rows_of_zeros_without_a_finite_gradient_do_not_count():
+    """Padding is a copy of the user's own row: x / |x| of zeros has none."""
+    model = sequential(L.Lambda(lambda x: x / tf.norm(x, axis=-1, keepdims=True)), L.Dense(3))
+    task, weights = KerasTask(model, CROSS_ENTROPY, SCALAR), initial_weights(model)
+    x, y = data(model, 3)
+    x[2] = 0
+    stacked = {name: tf.constant(value[np.newaxis]) for name, value in weights.items()}
+    loss = task.loss(stacked, (x[np.newaxis], y[np.newaxis]), tf.constant([2]))
+    np.testing.assert_allclose(loss.total[0], 2 * CROSS_ENTROPY(y[:2], model(x[:2])), rtol=1e-5)
+
+
+def batch_mean(x):
+    return x - tf.reduce_mean(x, axis=0)
+
+
+@pytest.mark.parametrize(
+    ("layer", "loss", "reason"),
+    [
+        (L.Dense(3), {"reduction": "sum"}, "reduction is 'sum'"),
+        (L.Dense(3), {"ignore_class": 255}, "ignore_class"),
+        (L.Lambda(batch_mean), {}, "padded to the length of others"),
+        (L.Dense(3, activity_regularizer="l1"), {}, "padded to the length of others"),
+        (L.Reshape((2, 2, 1)), {}, "Conv2D"),
+    ],
+    ids=["sum", "ignored class", "rows mixed", "activities", "not vectorised"],
+)
+def test_what_does_not_stack_is_said_in_one_line(layer, loss, reason, caplog):
+    more = [L.Conv2D(2, 2), L.Flatten()] if isinstance(layer, L.Reshape) else []
+    model = sequential(L.Dense(4), layer, *more, L.Dense(3))
+    task = KerasTask(model, keras.losses.SparseCategoricalCrossentropy(from_logits=True, **loss), SCALAR)
+    with caplog.at_level(logging.WARNING):
+        assert not task.stacks
+        assert not task.stacks
+    said = [record.getMessage() for record in caplog.records if record.name == "fl.keras_models"]
+    assert len(said) == 1 and reason in said[0] and "\n" not in said[0]
+    with pytest.raises(ValueError, match="takes no user axis"):
+        cohort.build(
+            task,
+            initial_weights(model),
+            LocalSGD(0.1),
+            UniformMean(),
+            tff.learning.optimizers.build_sgdm(),
+            users_at_once=2,
+        )
+
+
+@pytest.mark.parametrize("reduction", ["auto", "sum_over_batch_size", "sum"])
+def test_the_loss_is_keras_own_whatever_its_reduction(reduction):
+    model = sequential(L.Dense(2))
+    task = KerasTask(model, keras.losses.MeanSquaredError(reduction=reduction), tf.TensorSpec([2], tf.float32))
+    x, _ = data(model, 3)
+    y = np.ones([3, 2], np.float32)
+    loss = task.loss(tensors(initial_weights(model)), (x, y), tf.constant(3))
+    squares = np.square(model(x) - y).mean(-1)
+    np.testing.assert_allclose(
+        loss.total / loss.count, squares.sum() if reduction == "sum" else squares.mean(), rtol=1e-6
+    )
+
+
+def recurrent(length=5, masked=False):
+    layers = [L.Embedding(11, 6, mask_zero=masked), L.SimpleRNN(7, return_sequences=True, unroll=True), L.Dense(11)]
+    return sequential(*layers, shape=(length,), dtype="int32")
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_language_model_counts_no_padding(masked):
+    model = recurrent(masked=masked)
+    task, weights = language_modelling(model), tensors(initial_weights(model))
+    assert isinstance(task, LanguageModelling) and task.sequence_length == 5
+    assert task.stacks
+    tokens = np.array([[1, 2, 3, 4, 5, 6], [7, 8, 9, 0, 0, 0]], np.int32)
+    logits = np.float64(model(tokens[:, :-1]))
+    losses = np.log(np.exp(logits).sum(-1)) - np.take_along_axis(logits, tokens[:, 1:, None], -1)[..., 0]
+    want = losses[tokens[:, 1:] != 0].sum()
+    loss = task.loss(weights, tokens, tf.constant(2))
+    assert float(loss.count) == 7
+    np.testing.assert_allclose(loss.total, want, rtol=1e-5)
+    stacked = {name: tf.stack([value, value]) for name, value in weights.items()}
+    both = task.loss(stacked, np.stack([tokens, np.zeros_like(tokens)]), tf.constant([2, 0]))
+    np.testing.assert_allclose(both.total, [want, 0], rtol=1e-5)
+
+
+def test_a_mask_of_keras_reaches_the_loss_as_little_as_in_stock():
+    model = recurrent(masked=True)
+    task = KerasTask(model, CROSS_ENTROPY, tf.TensorSpec([5], tf.int32))
+    x, y = np.array([[1, 2, 0, 0, 0]], np.int32), np.array([[2, 3, 1, 1, 1]], np.int32)
+    loss = task.loss(tensors(initial_weights(model)), (x, y), tf.constant(1))
+    np.testing.assert_allclose(loss.total, CROSS_ENTROPY(y, tf.identity(model(x))), rtol=1e-6)
+    assert abs(float(loss.total) - float(CROSS_ENTROPY(y, model(x)))) > 1e-3
+
+
+def test_trained_weights_go_back_into_the_model():
+    model, other = two_branches(), two_branches()
+    weights = initial_weights(model)
+    # Whatever numbers Keras gives to the layers of a process: a checkpoint fits the model of the next.
+    assert list(weights) == sorted(weights) == list(initial_weights(other))
+    assert "000_early/kernel" in weights
+    assert list(initial_weights(stock.DENSE()))[0] == "000_dense/kernel" == list(initial_weights(stock.DENSE()))[0]
+    assign(other, weights)
+    x, _ = data(model, 3)
+    np.testing.assert_array_equal(model(x), other(x))
+    with pytest.raises(ValueError, match="names .* are not the model's"):
+        assign(other, {"000_early/kernel": weights["000_early/kernel"]})
+    with pytest.raises(ValueError, match=r"000_early/kernel has shape \(2,\)"):
+        assign(other, {**weights, "000_early/kernel": np.zeros(2)})
+
+
+class NoConfig(keras.layers.Layer):
+    def __init__(self, units):
+        super().__init__()
+        self.units = units()
+
+    def build(self, shape):
+        self.kernel = self.add_weight(name="kernel", shape=(shape[-1], self.units))
+
+    def call(self, inputs):
+        return inputs @ self.kernel
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.dense = L.Dense(3)
+
+    def call(self, inputs):
+        return self.dense(inputs)
+
+
+def built(model):
+    model(tf.zeros([1, 4]))
+    return model
+
+
+def frozen():
+    model = sequential(L.Dense(3), L.Dense(2))
+    model.layers[0].trainable = False
+    return model
+
+
+def two_outputs():
+    inputs = keras.Input((4,))
+    return keras.Model(inputs, [L.Dense(2)(inputs), L.Dense(2)(inputs)])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: "model", "give a keras.Model"),
+        (lambda: keras.Sequential([L.Dense(3)]), "is not built: begin it with a keras.Input"),
+        (lambda: built(Subclassed()), "is subclassed: make it with keras.Sequential or from a keras.Input"),
+        (two_outputs, "1 inputs and 2 outputs"),
+        (
+            lambda: sequential(L.Embedding(5, 3), shape=(None,)),
+            r"input shape \(None, None\): give keras.Input every size",
+        ),
+        (lambda: sequential(L.Dense(3), L.BatchNormalization()), "not trained .*moving_mean.*use group"),
+        (frozen, "weights that are not trained .*freeze no layer"),
+        (lambda: sequential(L.Flatten()), "has no weights"),
+        (lambda: sequential(L.Dense(3, dtype="float64")), "not float32 .*dtype='float32'"),
+        (lambda: sequential(L.Dense(3), L.Dropout(0.5)), "draws random numbers .*take dropout and noise out"),
+        (lambda: sequential(L.GaussianNoise(0.5), L.Dense(3)), "draws random numbers"),
+        (lambda: sequential(NoConfig(lambda: 3)), "cannot be cloned: give its layers a get_config"),
+    ],
+)
+def test_a_model_that_cannot_be_trained_is_refused_with_the_mend(make, message):
+    model = make()
+    for use in (initial_weights, language_modelling, lambda model: KerasTask(model, CROSS_ENTROPY, SCALAR)):
+        with pytest.raises(ValueError, match=message) as refused:
+            use(model)
+        assert "\n" not in str(refused.value)
+
+
+def test_other_errors():
+    model = sequential(L.Dense(3))
+    with pytest.raises(ValueError, match="reduction 'none'"):
+        KerasTask(model, keras.losses.MeanSquaredError(reduction="none"), SCALAR)
+    with pytest.raises(ValueError, match="give an object of keras.losses"):
+        KerasTask(model, keras.losses.mean_squared_error, SCALAR)
+    with pytest.raises(ValueError, match="tokens .* -> logits"):
+        language_modelling(model)
+
+
+def test_dropout_of_rate_zero_draws_nothing():
+    assert list(initial_weights(sequential(L.Dense(3), L.Dropout(0.0)))) == ["000_dense/kernel", "001_dense/bias"]
+
+
+@pytest.mark.usefixtures("worker")
+def test_the_usual_stock_process_gives_the_same_rounds():
+    """Built as its documentation does, without an aggregator."""
+    net, optimizer = stock.of_keras(stock.DENSE), tff.learning.optimizers.build_sgdm(1.0)
+    generator = np.random.default_rng(2)
+    rounds = [
+        [net.local.batches(net.examples(generator, rows), number, i) for i, rows in enumerate(cohort_rows)]
+        for number, cohort_rows in enumerate(([5, 3], [8, 1, 4], [2]))
+    ]
+    want = Stock(net, optimizer, None).train(rounds)
+    engine = cohort.build(net.task, net.weights, net.local, UniformMean(), optimizer, users_at_once=2)
+    state = engine.process.initialize()
+    for clients in rounds:
+        state, _ = engine.process.next(state, engine.client_values(clients), np.array([0, 0], np.int64))
+    model = net.keras_model()
+    keras_models.assign(model, state["weights"])
+    for name, value in want.items():
+        np.testing.assert_allclose(initial_weights(model)[name], value, atol=1e-6)
+        assert np.abs(value - net.weights[name]).max() > 0.1
