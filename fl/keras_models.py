@@ -107,7 +107,7 @@ class KerasTask:
         with contextlib.suppress(NotImplementedError):
             if self.loss_function.get_config().get("ignore_class") is not None:
                 return "the loss has an ignore_class"
-        return _trial(self, initial_weights(self.model))
+        return _trial(self, self._function)
 
     def loss(self, weights: Weights, batch: Any, rows: Any) -> Loss:
         """Rows times the batch's loss, and rows; see `fl.local_training.Task.loss`."""
@@ -147,7 +147,7 @@ def language_modelling(model: keras.Model) -> LanguageModelling:
             f"model {model.name} maps {shapes}: tokens [batch, T] -> logits [batch, T, vocabulary] are needed"
         )
     task = LanguageModelling(_token_losses(function), model.input_shape[1])
-    reason = _trial(task, initial_weights(model))
+    reason = _trial(task, function)
     return LanguageModelling(task.token_losses, task.sequence_length, stacks=_said(model, reason))
 
 
@@ -192,7 +192,14 @@ class _Function:
         specs = {name: tf.TensorSpec(variable.shape, variable.dtype) for name, variable in self.variables.items()}
         x = tf.TensorSpec(model.input_shape, model.inputs[0].dtype)
         self._traced = tf.function(call, autograph=False).get_concrete_function(specs, x)
-        _check_draws_nothing(model, self._traced.graph.as_graph_def())
+        traced = self._traced.graph.as_graph_def()
+        nodes = list(chain(traced.node, *(inner.node_def for inner in traced.library.function)))
+        self.loops = any(node.op in ("While", "StatelessWhile") for node in nodes)
+        if draws := [node.name for node in nodes if re.search("Random|Rng|Multinomial", node.op)]:
+            raise ValueError(
+                f"model {model.name} draws random numbers while it trains ({draws[0]}), so that a repeated round would "
+                "differ: take dropout and noise out of it"
+            )
 
     def __call__(self, weights: Weights, x: Any) -> tuple[tf.Tensor, list[tf.Tensor]]:
         """The model's output on the tensors `weights`, and its regularisation losses."""
@@ -255,24 +262,18 @@ def _check(model: keras.Model) -> None:
         raise ValueError(f"model {model.name} {fault}")
 
 
-def _check_draws_nothing(model: keras.Model, traced: tf.compat.v1.GraphDef) -> None:
-    nodes = chain(traced.node, *(inner.node_def for inner in traced.library.function))
-    if draws := [node.name for node in nodes if re.search("Random|Rng|Multinomial", node.op)]:
-        raise ValueError(
-            f"model {model.name} draws random numbers while it trains ({draws[0]}), so that a repeated round would "
-            "differ: take dropout and noise out of it"
-        )
-
-
 def _said(model: keras.Model, reason: str | None) -> bool:
     if reason:
         log.warning("model %s: clients are trained one after another, not stacked: %s", model.name, reason)
     return reason is None
 
 
-def _trial(task: Task, weights: Weights) -> str | None:
+def _trial(task: Task, function: _Function) -> str | None:
     """Why stacked users are not what they are one by one (losses and gradients on made-up data), or None."""
+    if function.loops:  # vectorised, the worker fails on them
+        return "its layers loop over time: give keras.layers.LSTM and the like unroll=True"
     generator = np.random.default_rng(0)
+    weights = {name: variable.numpy() for name, variable in function.variables.items()}
     names, size, real = list(weights), 3, np.array([3, 2, 0], np.int32)
 
     def made_up(spec: tf.TensorSpec) -> np.ndarray:
@@ -321,5 +322,6 @@ def _quiet() -> Iterator[None]:
 
 def _short(error: Exception) -> str:
     """Of TensorFlow's pages about what cannot be vectorised, the operation."""
-    found = re.search(r"No pfor vectorization defined for (\w+)", str(error))
-    return f"operation {found[1]} cannot be vectorised" if found else str(error).strip().splitlines()[-1]
+    if found := re.search(r"No pfor vectorization defined for (\w+)", str(error)):
+        return f"operation {found[1]} cannot be vectorised"
+    return str(error).strip().splitlines()[-1].strip().removeprefix("ValueError: ")

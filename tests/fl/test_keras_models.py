@@ -178,6 +178,12 @@ def test_a_language_model_counts_no_padding(masked):
     np.testing.assert_allclose(both.total, [want, 0], rtol=1e-5)
 
 
+def test_layers_that_loop_over_time_are_not_stacked(caplog):
+    model = sequential(L.Embedding(11, 6), L.GRU(7, return_sequences=True), L.Dense(11), shape=(5,), dtype="int32")
+    assert not language_modelling(model).stacks
+    assert "unroll=True" in caplog.text
+
+
 def test_a_mask_of_keras_reaches_the_loss_as_little_as_in_stock():
     model = recurrent(masked=True)
     task = KerasTask(model, CROSS_ENTROPY, tf.TensorSpec([5], tf.int32))
