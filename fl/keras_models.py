@@ -12,7 +12,7 @@ so that a round that is repeated after a crash would release another result unde
 import contextlib
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -22,11 +22,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from fl.local_training import LanguageModelling, Loss, Task, TokenLosses, Weights
+from fl.local_training import LanguageModelling, Loss, TokenLosses, Weights
+from fl.stacking import why_not_stacked
 
 log = logging.getLogger(__name__)
-
-_TRIAL_TOLERANCE = 1e-3  # of the largest entry: a wrong rule is off by much more, float32 by much less
 
 
 def initial_weights(model: keras.Model) -> Weights:
@@ -107,7 +106,7 @@ class KerasTask:
         with contextlib.suppress(NotImplementedError):
             if self.loss_function.get_config().get("ignore_class") is not None:
                 return "the loss has an ignore_class"
-        return _trial(self, self._function)
+        return self._function.loops_over_time() or why_not_stacked(self, initial_weights(self.model))
 
     def loss(self, weights: Weights, batch: Any, rows: Any) -> Loss:
         """Rows times the batch's loss, and rows; see `fl.local_training.Task.loss`."""
@@ -147,7 +146,7 @@ def language_modelling(model: keras.Model) -> LanguageModelling:
             f"model {model.name} maps {shapes}: tokens [batch, T] -> logits [batch, T, vocabulary] are needed"
         )
     task = LanguageModelling(_token_losses(function), model.input_shape[1])
-    reason = _trial(task, function)
+    reason = function.loops_over_time() or why_not_stacked(task, initial_weights(model))
     return LanguageModelling(task.token_losses, task.sequence_length, stacks=_said(model, reason))
 
 
@@ -194,7 +193,7 @@ class _Function:
         self._traced = tf.function(call, autograph=False).get_concrete_function(specs, x)
         traced = self._traced.graph.as_graph_def()
         nodes = list(chain(traced.node, *(inner.node_def for inner in traced.library.function)))
-        self.loops = any(node.op in ("While", "StatelessWhile") for node in nodes)
+        self._loops = any(node.op in ("While", "StatelessWhile") for node in nodes)
         if draws := [node.name for node in nodes if re.search("Random|Rng|Multinomial", node.op)]:
             raise ValueError(
                 f"model {model.name} draws random numbers while it trains ({draws[0]}), so that a repeated round would "
@@ -205,6 +204,10 @@ class _Function:
         """The model's output on the tensors `weights`, and its regularisation losses."""
         predictions, penalties = self._traced(dict(weights), x)
         return predictions, penalties
+
+    def loops_over_time(self) -> str | None:
+        """Why that speaks against stacking; None if it does not loop. Vectorised, TFF's worker fails on such loops."""
+        return "its layers loop over time: give keras.layers.LSTM and the like unroll=True" if self._loops else None
 
 
 def _named(model: keras.Model) -> dict[str, tf.Variable]:
@@ -266,62 +269,3 @@ def _said(model: keras.Model, reason: str | None) -> bool:
     if reason:
         log.warning("model %s: clients are trained one after another, not stacked: %s", model.name, reason)
     return reason is None
-
-
-def _trial(task: Task, function: _Function) -> str | None:
-    """Why stacked users are not what they are one by one (losses and gradients on made-up data), or None."""
-    if function.loops:  # vectorised, the worker fails on them
-        return "its layers loop over time: give keras.layers.LSTM and the like unroll=True"
-    generator = np.random.default_rng(0)
-    weights = {name: variable.numpy() for name, variable in function.variables.items()}
-    names, size, real = list(weights), 3, np.array([3, 2, 0], np.int32)
-
-    def made_up(spec: tf.TensorSpec) -> np.ndarray:
-        shape = (len(real), size, *spec.shape)
-        values = generator.integers(0, 2, shape) if spec.dtype.is_integer else generator.normal(size=shape)
-        padding = np.arange(size) >= real.reshape(-1, 1)
-        values[padding] = 0
-        return values.astype(spec.dtype.as_numpy_dtype)
-
-    batch = tf.nest.map_structure(made_up, task.example)
-
-    @tf.function(autograph=False)
-    def trained(values: list[Any], batch: Any, rows: Any) -> list[Any]:
-        with tf.GradientTape() as tape:
-            tape.watch(values)
-            total = task.loss(dict(zip(names, values, strict=True)), batch, rows).total
-        gradients = tape.gradient(total, values, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-        return [total, *map(tf.convert_to_tensor, gradients)]
-
-    with _quiet():
-        try:
-            together = trained([np.repeat(weights[name][np.newaxis], len(real), 0) for name in names], batch, real)
-        except (ValueError, TypeError, NotImplementedError, tf.errors.OpError) as error:
-            return _short(error)
-        for user, rows in enumerate(real):
-            own = tf.nest.map_structure(lambda array, user=user, rows=rows: array[user, :rows], batch)
-            values = [weights[name] for name in names]
-            alone = trained(values, own, rows) if rows else [np.float32(0), *map(np.zeros_like, values)]
-            for one, many in zip(alone, together, strict=True):
-                if not np.max(np.abs(many[user] - one)) <= _TRIAL_TOLERANCE * np.max(np.abs(one)):
-                    return "padded to the length of others, a client's loss or gradient is another"
-    return None
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the pages that TensorFlow logs of an operation that it cannot vectorise."""
-    logger = tf.get_logger()
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-def _short(error: Exception) -> str:
-    """Of TensorFlow's pages about what cannot be vectorised, the operation."""
-    if found := re.search(r"No pfor vectorization defined for (\w+)", str(error)):
-        return f"operation {found[1]} cannot be vectorised"
-    return str(error).strip().splitlines()[-1].strip().removeprefix("ValueError: ")
