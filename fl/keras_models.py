@@ -145,6 +145,8 @@ def language_modelling(model: keras.Model) -> LanguageModelling:
         raise ValueError(
             f"model {model.name} maps {shapes}: tokens [batch, T] -> logits [batch, T, vocabulary] are needed"
         )
+    if function.penalties:
+        raise ValueError(f"model {model.name} has regularisation losses, which are no token's: take them out of it")
     task = LanguageModelling(_token_losses(function), model.input_shape[1])
     reason = function.loops_over_time() or why_not_stacked(task, initial_weights(model))
     return LanguageModelling(task.token_losses, task.sequence_length, stacks=_said(model, reason))
@@ -193,6 +195,7 @@ class _Function:
         self._traced = tf.function(call, autograph=False).get_concrete_function(specs, x)
         traced = self._traced.graph.as_graph_def()
         nodes = list(chain(traced.node, *(inner.node_def for inner in traced.library.function)))
+        self.penalties = len(self._traced.structured_outputs[1])
         self._loops = any(node.op in ("While", "StatelessWhile") for node in nodes)
         if draws := [node.name for node in nodes if re.search("Random|Rng|Multinomial", node.op)]:
             raise ValueError(

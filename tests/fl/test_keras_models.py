@@ -282,6 +282,9 @@ def test_other_errors():
         KerasTask(model, keras.losses.mean_squared_error, SCALAR)
     with pytest.raises(ValueError, match="tokens .* -> logits"):
         language_modelling(model)
+    penalised_rows = L.Embedding(11, 11, embeddings_regularizer="l2")
+    with pytest.raises(ValueError, match="has regularisation losses, which are no token's"):
+        language_modelling(sequential(penalised_rows, shape=(5,), dtype="int32"))
 
 
 def test_dropout_of_rate_zero_draws_nothing():
