@@ -20,7 +20,7 @@ import numpy as np
 
 from fl import tunnel
 from fl.owned_process import WorkerLostError
-from fl.runtime import Connection, open_channel
+from fl.runtime import Connection, open_channel, stub
 
 if TYPE_CHECKING:
     import grpc
@@ -105,8 +105,6 @@ class Host:
     """
 
     def __init__(self, host: str, port: int, certificates: Path | None) -> None:
-        import tensorflow_federated as tff
-
         self.address = f"{host}:{port}"
         self.lost: str | None = None
         self._tunnel = None
@@ -117,7 +115,7 @@ class Host:
         self._channel, self._beats = open_channel(target), open_channel(target)
         # Any method that the worker does not have: a living one says so at once, however busy it is.
         self._beat = self._beats.unary_unary("/fedspeak/Heartbeat")
-        self._connection = Connection(_Stub(tff.framework.RemoteExecutorGrpcStub(self._channel)), lambda: None)
+        self._connection = Connection(_Stub(stub(self._channel)), lambda: None)
 
     def beat(self) -> "grpc.Future":
         """Asks for a sign of life, without waiting for it."""
@@ -253,8 +251,8 @@ class _SpreadProcess:
 class _Stub:
     """A stub whose calls fail with WorkerLostError where TFF's context would try again for ever."""
 
-    def __init__(self, stub: Any) -> None:
-        self._stub = stub
+    def __init__(self, plain: Any) -> None:
+        self._plain = plain
 
     def __getattr__(self, name: str) -> Callable[[Any], Any]:
         import grpc
@@ -262,7 +260,7 @@ class _Stub:
 
         def call(request: Any) -> Any:
             try:
-                return getattr(self._stub, name)(request)
+                return getattr(self._plain, name)(request)
             except (tff.framework.RetryableError, grpc.RpcError, ValueError) as error:
                 if name.startswith("dispose"):
                     return None  # gone is gone

@@ -118,7 +118,8 @@ def is_loopback(address: str) -> bool:
 
 def require_free_port(port: int) -> None:
     """Raises OSError if `port` is taken or forbidden: gRPC would let two workers share one, unnoticed."""
-    for family, address in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
+    everywhere = [(socket.AF_INET, "0.0.0.0")] + [(socket.AF_INET6, "::")] * socket.has_dualstack_ipv6()
+    for family, address in everywhere:
         with contextlib.closing(socket.socket(family)) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that linger do not count
             try:

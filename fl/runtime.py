@@ -31,6 +31,23 @@ def open_channel(target: str) -> "grpc.Channel":
     )
 
 
+def stub(channel: "grpc.Channel") -> Any:
+    """TFF's stub on a channel that may be closed at any time."""
+    import tensorflow_federated as tff
+
+    return tff.framework.RemoteExecutorGrpcStub(_Unwatched(channel))
+
+
+class _Unwatched:
+    """A channel whose state nobody watches: the thread with which TFF's stub does so trips over a closed channel."""
+
+    def __init__(self, channel: "grpc.Channel") -> None:
+        self.unary_unary = channel.unary_unary
+
+    def subscribe(self, callback: Callable[..., None], try_to_connect: bool) -> None:
+        """Forgets it."""
+
+
 class Connection:
     """A TFF context that computes on the worker behind a stub.
 
@@ -84,7 +101,7 @@ class LocalRuntime:
     def __init__(self, concurrent_calls: int, threads_per_call: int) -> None:
         self._settings = concurrent_calls, threads_per_call
         self._start()
-        self.connection = Connection(self._stub(), lambda: self.worker.check_alive())
+        self.connection = Connection(stub(self._channel), lambda: self.worker.check_alive())
 
     def recycle(self) -> None:
         """Replaces the worker by a new process, between two computations. Results are the same to the bit.
@@ -94,7 +111,7 @@ class LocalRuntime:
         self.connection.disconnect()
         self.stop()
         self._start()
-        self.connection.stub = self._stub()
+        self.connection.stub = stub(self._channel)
 
     def stop(self) -> None:
         """Ends the worker."""
@@ -109,11 +126,6 @@ class LocalRuntime:
             self.worker.stop()
             raise
         self._channel = open_channel(f"127.0.0.1:{self.worker.port}")
-
-    def _stub(self) -> Any:
-        import tensorflow_federated as tff
-
-        return tff.framework.RemoteExecutorGrpcStub(self._channel)
 
 
 @contextlib.contextmanager

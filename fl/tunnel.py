@@ -7,6 +7,7 @@ driver its near end; either accepts exactly one certificate, that in its folder'
 import logging
 import os
 import shutil
+import socket
 import subprocess
 from pathlib import Path
 
@@ -124,4 +125,5 @@ def before_worker(port: int, worker_port: int, certificates: Path) -> Tunnel:
       OSError, ValueError: as `to_worker`, or the port is taken.
     """
     require_free_port(port)
-    return Tunnel(f":::{port}", f"127.0.0.1:{worker_port}", certificates, is_client=False)
+    everywhere = "::" if socket.has_dualstack_ipv6() else "0.0.0.0"
+    return Tunnel(f"{everywhere}:{port}", f"127.0.0.1:{worker_port}", certificates, is_client=False)

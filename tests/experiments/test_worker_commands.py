@@ -137,7 +137,7 @@ def test_training_on_workers_equals_training_here(request, tmp_path):
     code, _, err = finish(start("train", config, "--output", str(here), *settings))
     assert code == 0, err
 
-    workers = []
+    workers: list[subprocess.Popen] = []
 
     def options(count: int) -> list[str]:
         new = [start_worker("--certificates", str(theirs)) for _ in range(count)]

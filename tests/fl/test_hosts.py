@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -78,6 +79,25 @@ def difference(one, other) -> float:
     return max(float(np.abs(a - b).max()) for a, b in zip(one, other, strict=True))
 
 
+def once_busy(pid: int, mishap) -> threading.Thread:
+    """Does it in the middle of a round: when process `pid` has computed for some time from now on."""
+
+    def ticks() -> int:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return int(fields[11]) + int(fields[12])  # of user and system, 10 ms each
+
+    begin = ticks()
+
+    def watch() -> None:
+        while ticks() < begin + 10:
+            time.sleep(0.005)
+        mishap()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    return thread
+
+
 @pytest.fixture
 def two(monkeypatch):
     """Two workers that are reached on loopback, and the connected hosts."""
@@ -128,7 +148,7 @@ def test_a_hung_worker_is_given_up_and_its_share_done_again(slow, two, caplog):
     state, seed = engine.process.initialize(), KEYS.noise_seed(0)
     alone, _ = engine.process.next(state, values(engine, local, 0), seed)
     spread = connected.spread(engine).process
-    threading.Timer(0.5, os.kill, (workers[0].pid, signal.SIGSTOP)).start()
+    once_busy(workers[0].pid, lambda: os.kill(workers[0].pid, signal.SIGSTOP))
     after, _ = spread.next(state, values(engine, local, 0), seed)
     assert difference(tf.nest.flatten(alone), tf.nest.flatten(after)) < 1e-6
     assert f"localhost:{workers[0].port} is lost (3 heartbeats" in caplog.text
@@ -141,7 +161,7 @@ def test_a_hung_worker_is_given_up_and_its_share_done_again(slow, two, caplog):
 def test_a_living_worker_that_computes_for_long_is_not_given_up(slow, two, caplog):
     engine, local = slow
     begin = time.monotonic()
-    two[1].spread(engine).process.next(engine.process.initialize(), values(engine, local, 0) * 2, KEYS.noise_seed(0))
+    two[1].spread(engine).process.next(engine.process.initialize(), values(engine, local, 0) * 5, KEYS.noise_seed(0))
     assert time.monotonic() - begin > 3 * BEAT
     assert "lost" not in caplog.text
 
@@ -227,6 +247,12 @@ def test_addresses_that_are_taken():
     assert Workers.parse("10.0.0.2:7000", None, insecure_network=True).addresses == (("10.0.0.2", 7000),)
 
 
+def worker_of(process: subprocess.Popen) -> int:
+    """TFF's worker below a `fedspeak worker`."""
+    found = subprocess.run(["pgrep", "-P", str(process.pid), "worker_binary"], capture_output=True, check=True)
+    return int(found.stdout)
+
+
 @needs_stunnel
 def test_hosts_behind_tunnels_one_killed_one_cut_off(slow, tmp_path, monkeypatch, caplog):
     """Three network namespaces; in the second round one is killed, in the third one is cut off."""
@@ -250,22 +276,23 @@ def test_hosts_behind_tunnels_one_killed_one_cut_off(slow, tmp_path, monkeypatch
                             pytest.fail(f"connected with {name}")
             with Workers.parse(addresses, driver, False).connected() as connected:
                 spread = connected.spread(engine)
-                mishaps = [lambda: None, running[0].kill, made[1].cut, lambda: None]
                 federation = Federation(
                     spread.process, engine.client_values, PLAN, KEYS, CLIENTS, sequences, local, "data"
                 )
                 rounds = run_rounds(federation, RoundLog(tmp_path / "spread"), lambda done, weights: ({}, {}))
-                for number, mishap in enumerate(mishaps):
-                    timer = threading.Timer(0.4, mishap)
-                    timer.start()
+                next(rounds)
+                assert "is lost" not in caplog.text
+                for number, mishap in enumerate([running[0].kill, made[1].cut]):
+                    thread = once_busy(worker_of(running[number]), mishap)
                     next(rounds)
-                    assert timer.finished.is_set()
-                    assert caplog.text.count("is lost") == min(number, 2)
+                    assert not thread.is_alive() and caplog.text.count("is lost") == number + 1
+                next(rounds)
                 assert next(rounds, None) is None
         finally:
             for process in running:
                 process.terminate()
                 process.wait(timeout=20)
+                assert process.stdout is not None
                 process.stdout.close()
     state = final_state(federation, RoundLog(tmp_path / "spread"))
     assert difference(alone, [np.asarray(part) for part in tf.nest.flatten(state)]) < 1e-6

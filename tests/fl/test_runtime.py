@@ -4,10 +4,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import tensorflow_federated as tff
 
+from fl.aggregation import DPMean
+from fl.engines import cohort
+from fl.local_training import LanguageModelling, LocalSGD
 from fl.owned_process import WorkerLostError
 from fl.runtime import local_runtime
+from privacy.plan import FixedClip, PrivacyPlan
+from privacy.sampling import Poisson
+from tests.fl import bigram
 
 
 @tff.tensorflow.computation(np.float32)
@@ -37,6 +44,25 @@ def test_a_recycled_worker_is_another_process_and_computes_the_same():
             pids.append(runtime.worker.pid)
     assert len(set(pids)) == 3 and not Path(f"/proc/{pids[-1]}").exists()
     assert {result.tobytes() for result in results} == {results[0].tobytes()}
+
+
+def test_training_goes_on_in_a_recycled_worker_to_the_bit():
+    plan = PrivacyPlan(Poisson(0.5), 12, 5, 1.0, FixedClip(0.7))
+    local = LocalSGD(learning_rate=0.8, batch_size=3, epochs=2, sequence_length=5, max_sequences=8)
+    task, optimizer = LanguageModelling(bigram.token_losses, 5), tff.learning.optimizers.build_sgdm(0.9, 0.5)
+    engine = cohort.build(task, bigram.initial_weights(), local, DPMean(plan), optimizer)
+    generator = np.random.default_rng(0)
+    clients = [local.batches(bigram.random_sequences(generator, rows, 5), 0, rows) for rows in (4, 1, 7)]
+
+    def train(after_round) -> list[bytes]:
+        state = engine.process.initialize()
+        for number in range(3):
+            state, _ = engine.process.next(state, engine.client_values(clients), np.array([1, number]))
+            after_round()
+        return [np.asarray(part).tobytes() for part in tf.nest.flatten(state)]
+
+    with local_runtime() as runtime:
+        assert train(lambda: None) == train(runtime.recycle)
 
 
 def test_a_worker_that_dies_is_an_error_that_says_so():

@@ -23,7 +23,7 @@ def certificates(tmp_path_factory) -> tuple[Path, Path]:
 @pytest.fixture(scope="module")
 def echo():
     """What stands behind the tunnel: says "echo" and what it was told. Its port, and how often it was reached."""
-    reached = []
+    reached: list[int] = []
 
     def serve():
         while True:
