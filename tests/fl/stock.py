@@ -28,7 +28,6 @@ class Net(NamedTuple):
     split: Callable[[Any], tuple[np.ndarray, np.ndarray]]  # the (x, y) of a batch
     local: LocalSGD
     named: Callable[[list[np.ndarray]], dict[str, np.ndarray]]  # from stock's trained weights, in its order
-    clip: float  # about the median norm of a client's update
     tolerance: float = 2e-6  # of the distance moved: 1e-6 of float32's rounding on each side
 
 
@@ -64,10 +63,9 @@ def recurrent(cell: str, layer_norm: bool = False, output_bias: bool = False) ->
         spec=(tokens, tokens),
         examples=lambda g, rows: g.integers(1, VOCABULARY, (rows, LENGTH + 1)).astype(np.int32),
         split=lambda tokens: (tokens[:, :-1], tokens[:, 1:]),
-        local=LocalSGD(0.02 if invariant and layer_norm else 0.3, 3, 2, LENGTH, 8),
+        local=LocalSGD(0.02 if layer_norm else 0.3, 3, 2, LENGTH, 8),
         named=named,
-        clip=1.7 if layer_norm and not invariant else 0.5 if invariant else 0.16,
-        tolerance={False: 2e-6, True: 2e-3 if layer_norm else 5e-5}[invariant],
+        tolerance=(2e-3 if layer_norm else 5e-5) if invariant else (1e-5 if layer_norm else 2e-6),
     )
 
 
@@ -111,7 +109,6 @@ def of_keras(make: Callable[[], keras.Model], loss: Callable[[], keras.losses.Lo
         split=lambda pair: pair,
         local=LocalSGD(0.3, 3, 2, max_sequences=8),
         named=lambda trained: dict(zip(weights, trained, strict=True)),
-        clip=1.4,
     )
 
 
