@@ -149,7 +149,7 @@ def _contribution(update: ClientUpdate, weigh: Callable[[Any], tuple[Any, Any]])
 
     names = sorted(update.delta)
     axes = {name: list(range(update.examples.shape.rank, update.delta[name].shape.rank)) for name in names}
-    squares = tf.add_n([tf.reduce_sum(tf.square(update.delta[name]), axes[name]) for name in names])
+    squares = tf.add_n([_squares(update.delta[name], update.examples) for name in names])
     present = tf.cast(update.examples > 0, tf.float32)
 
     def plainly() -> tuple[Any, ...]:
@@ -183,6 +183,16 @@ def _contribution(update: ClientUpdate, weigh: Callable[[Any], tuple[Any, Any]])
         loss=tf.reduce_sum(tf.where(counted > 0, update.loss, 0.0)),
         computed=tf.reduce_sum(update.computed),
     )
+
+
+def _squares(value: Any, per_user: Any) -> Any:
+    """Sum of squares of value [...] or [U, ...]: [] or [U], in one pass that writes nothing."""
+    import tensorflow as tf
+
+    if per_user.shape.rank == 0:
+        return 2.0 * tf.nn.l2_loss(value)
+    row = tf.reshape(value, [tf.shape(per_user)[0], 1, -1])
+    return tf.matmul(row, row, transpose_b=True)[:, 0, 0]
 
 
 def _weighted_sum(delta: Weights, factor: Any) -> Weights:
