@@ -1,0 +1,50 @@
+"""What a run decides once and keeps; whole runs are in `test_train`."""
+
+import json
+
+import pytest
+
+from experiments import config, training
+from experiments.runs import RunFolder
+from fl.engines import calibration
+
+
+class Notes(list):
+    def note(self, text):
+        self.append(text)
+
+
+@pytest.fixture
+def choose(tmp_path, monkeypatch):
+    """Chooses for a run in one folder; returns (choice, what was said, how often it was measured)."""
+    measured = []
+    monkeypatch.setattr(calibration, "calibrate", lambda *_: measured.append(1) or {1: 0.5, 8: 0.25})
+
+    def run(overrides=()):
+        notes = Notes()
+        chosen = training._users_at_once(
+            RunFolder(tmp_path), config.parse("", "test", overrides), 300, plan=None, weights={}, show=notes
+        )
+        return chosen, notes, len(measured)
+
+    return run
+
+
+def test_the_faster_way_is_measured_once_said_and_kept(choose, tmp_path):
+    chosen, notes, measured = choose()
+    assert (chosen, measured) == (8, 1)
+    assert "trained at once: 8 (1 at once 0.50 s, 8 at once 0.25 s" in notes[0]
+    assert json.loads((tmp_path / "engine.json").read_text())["users_at_once"] == 8
+    assert choose() == (8, [], 1)
+
+
+def test_the_config_fixes_it(choose, tmp_path):
+    assert choose(["run.users_at_once=3"]) == (3, [], 0)
+    assert not (tmp_path / "engine.json").exists()
+
+
+def test_a_large_population_is_looked_at_in_part_the_same_part_every_time():
+    clients = [f"c{i}" for i in range(50)]
+    some = training._some(clients, 7)
+    assert len(set(some)) == 7 and set(some) <= set(clients) and some == training._some(clients, 7)
+    assert training._some(clients, 50) == clients
