@@ -1,6 +1,7 @@
 """What a run decides once and keeps; whole runs are in `test_train`."""
 
 import json
+from typing import Any
 
 import pytest
 
@@ -18,13 +19,18 @@ class Notes(list):
 def choose(tmp_path, monkeypatch):
     """Chooses for a run in one folder; returns (choice, what was said, how often it was measured)."""
     measured = []
-    monkeypatch.setattr(calibration, "calibrate", lambda *_: measured.append(1) or {1: 0.5, 8: 0.25})
+
+    def calibrate(*_):
+        measured.append(1)
+        return {1: 0.5, 8: 0.25}
+
+    monkeypatch.setattr(calibration, "calibrate", calibrate)
 
     def run(overrides=()):
-        notes = Notes()
-        chosen = training._users_at_once(
-            RunFolder(tmp_path), config.parse("", "test", overrides), 300, plan=None, weights={}, show=notes
-        )
+        plan: Any = None
+        notes: Any = Notes()
+        parsed = config.parse("", "test", overrides)
+        chosen = training._users_at_once(RunFolder(tmp_path), parsed, 300, plan, {}, notes)
         return chosen, notes, len(measured)
 
     return run

@@ -124,10 +124,10 @@ def test_a_loss_that_is_not_finite_stays_with_its_user():
 @pytest.mark.parametrize("users", [(), (2,)], ids=["one", "users"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e300])
 def test_what_padding_gives_does_not_count_even_if_it_is_no_number(bad, users):
-    data = problem(users=users)
-    want = with_gradients(loss_sum, *data[:4], 1.0)
-    data[0][data[3] == PAD] = bad
-    got = with_gradients(loss_sum, *data[:4], 1.0)
+    outputs, table, bias, targets, _ = problem(users=users)
+    want = with_gradients(loss_sum, outputs, table, bias, targets, 1.0)
+    outputs[targets == PAD] = bad
+    got = with_gradients(loss_sum, outputs, table, bias, targets, 1.0)
     for a, b in zip(got, want, strict=True):
         np.testing.assert_array_equal(a, b)
 

@@ -24,14 +24,14 @@ def calibrate(task, weights=None, built=None):
 
 @pytest.mark.usefixtures("worker")
 def test_every_candidate_is_timed_on_the_same_work():
-    built = []
+    built: list[int] = []
     seconds = calibrate(LanguageModelling(bigram.token_losses, 5), built=built)
     assert tuple(seconds) == tuple(built) == calibration.CANDIDATES
     assert all(0 < taken < 60 for taken in seconds.values())
 
 
 def test_there_is_nothing_to_choose_for_a_task_that_does_not_stack_or_a_large_model():
-    built = []
+    built: list[int] = []
     assert calibrate(LanguageModelling(bigram.token_losses, 5, stacks=False), built=built) == {1: 0.0}
     large = {"table": np.zeros([1, calibration.LARGEST_STACKED + 1], np.float32)}
     assert calibrate(LanguageModelling(bigram.token_losses, 5), large, built) == {1: 0.0}
