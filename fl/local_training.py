@@ -115,13 +115,14 @@ class LanguageModelling:
       token_losses: of the model, see `TokenLosses`.
       sequence_length: predicted tokens T of a sequence.
       stacks: whether `token_losses` takes a user axis, as those of `models` do.
-      loss_sum: the sum of `token_losses` over the targets that are not padding, where the model has a faster way to it.
+      loss_sum: (weights, tokens) -> the sum of `token_losses` over the targets that are not padding, where the model
+        has a faster way to it; with a user axis (weights, tokens, rows [U]), of each user's first rows alone.
     """
 
     token_losses: TokenLosses
     sequence_length: int
     stacks: bool = True
-    loss_sum: Callable[[Weights, Any], Any] | None = None
+    loss_sum: Callable[..., Any] | None = None
 
     @property
     def example(self) -> Any:
@@ -134,11 +135,19 @@ class LanguageModelling:
         """Sum over the tokens that are not padding."""
         import tensorflow as tf
 
-        real = tf.cast(tf.not_equal(batch[..., 1:], PAD), tf.float32)
-        count = tf.reduce_sum(real, [-2, -1])
+        real = tf.not_equal(batch[..., 1:], PAD)
+        of_users: tuple[Any, ...] = ()
+        if rows.shape.rank:
+            # A user's rows of padding become its own last row, which is not counted: what padding would give could be
+            # no number where the user's own rows are fine, and how much of it there is depends on the others.
+            size = tf.shape(batch)[-2]
+            own = tf.minimum(tf.range(size), tf.maximum(rows - 1, 0)[:, tf.newaxis])
+            real &= tf.sequence_mask(rows, size)[..., tf.newaxis]
+            batch, of_users = tf.gather(batch, own, axis=1, batch_dims=1), (rows,)
+        count = tf.reduce_sum(tf.cast(real, tf.float32), [-2, -1])
         if self.loss_sum is not None:
-            return Loss(self.loss_sum(weights, batch), count)
-        losses = tf.where(real > 0, self.token_losses(weights, batch), 0.0)
+            return Loss(self.loss_sum(weights, batch, *of_users), count)
+        losses = tf.where(real, self.token_losses(weights, batch), 0.0)
         return Loss(tf.reduce_sum(losses, [-2, -1]), count)
 
 

@@ -28,10 +28,12 @@ class LanguageModel(Protocol):
         weights, once.
         """
 
-    def loss_sum(self, weights: Weights, tokens: Array) -> Array:
+    def loss_sum(self, weights: Weights, tokens: Array, rows: Array | None = None) -> Array:
         """The sum of `token_losses` where the target is not padding (id 0), float32 [] (or `[U]`): for training.
 
         It skips what padding would cost, so that it is not for XLA.
+
+        rows int32 `[U]`, with a user axis only: each user's rows from there on do not count.
         """
 
     def prefill(self, weights: Weights, tokens: Array, lengths: Array) -> tuple[Array, State]:

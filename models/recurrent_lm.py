@@ -83,9 +83,13 @@ class RecurrentLanguageModel:
         outputs, table, bias, targets = self._outputs(weights, tokens)
         return _time_major(output_layer.cross_entropy(outputs, table, bias, targets))
 
-    def loss_sum(self, weights: Weights, tokens: Array) -> tf.Tensor:
-        """int32 `[(U,) B, T+1]` -> float32 [] or `[U]`, nats; see `LanguageModel.loss_sum`."""
-        return output_layer.loss_sum(*self._outputs(weights, tokens))
+    def loss_sum(self, weights: Weights, tokens: Array, rows: Array | None = None) -> tf.Tensor:
+        """int32 `[(U,) B, T+1]` and `[U]` -> float32 [] or `[U]`, nats; see `LanguageModel.loss_sum`."""
+        outputs, table, bias, targets = self._outputs(weights, tokens)
+        if rows is not None:
+            mask = tf.sequence_mask(rows, tf.shape(targets)[-1])[:, tf.newaxis]
+            targets = tf.where(mask, targets, output_layer.PAD)
+        return output_layer.loss_sum(outputs, table, bias, targets)
 
     def _outputs(self, weights: Weights, tokens: Array) -> tuple[Any, Any, Any, Any]:
         """(recurrent outputs `[(U,) T, B, E]`, output table, output bias, targets `[(U,) T, B]`), for training."""

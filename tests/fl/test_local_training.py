@@ -150,3 +150,21 @@ def test_batches_of_a_tuple_of_arrays_keep_them_together():
 def test_errors(settings, message):
     with pytest.raises(ValueError, match=message):
         LocalSGD(**settings)
+
+
+def test_a_users_padding_cannot_spoil_its_update():
+    """With weights for which padding alone gives no number, beside a neighbour with more rows or fewer."""
+
+    def token_losses(weights, tokens):
+        blank = tf.cast(tf.reduce_all(tf.equal(tokens, 0), -1, keepdims=True), tf.float32)
+        return bigram.token_losses(weights, tokens) * tf.exp(1e4 * blank)
+
+    task = LanguageModelling(token_losses, LENGTH)
+    local = LocalSGD(0.7, 4, 1, LENGTH, 64)
+    generator = np.random.default_rng(1)
+    short, long = (local.batches(bigram.random_sequences(generator, n, LENGTH), 1, n) for n in (2, 4))
+    stacked = Batches(np.stack([short.examples, long.examples], 1), np.stack([short.rows, long.rows], 1))
+    together = client_update(task, bigram.initial_weights(), stacked, 0.7)
+    alone = client_update(task, bigram.initial_weights(), short, 0.7)
+    np.testing.assert_allclose(together.delta["table"][0], alone.delta["table"], atol=1e-6)
+    assert float(together.loss[0]) == pytest.approx(float(alone.loss), rel=1e-6)
