@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-from fl.local_training import ClientUpdate, Weights
+from fl.local_training import ClientUpdate, Weights, column
 from privacy.plan import AdaptiveClip, FixedClip, PrivacyPlan
 
 State = dict[str, Any]
@@ -160,7 +160,7 @@ def _contribution(update: ClientUpdate, weigh: Callable[[Any], tuple[Any, Any]])
         finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(update.delta[name]), axes[name]) for name in names], 0)
         counted = present * tf.cast(finite & tf.math.is_finite(update.loss), tf.float32)
         sound = {
-            name: tf.where(_column(counted, value) > 0, value, tf.zeros_like(value))
+            name: tf.where(column(counted, value) > 0, value, tf.zeros_like(value))
             for name, value in update.delta.items()
         }
         return summed(sound, _scaled_norm(sound, axes), counted)
@@ -214,17 +214,10 @@ def _scaled_norm(delta: Weights, axes: dict[str, list[int]]) -> Any:
 
     largest = tf.reduce_max([tf.reduce_max(tf.abs(value), axes[name]) for name, value in delta.items()], 0)
     scaled = [
-        tf.reduce_sum(tf.square(tf.math.divide_no_nan(value, _column(largest, value))), axes[name])
+        tf.reduce_sum(tf.square(tf.math.divide_no_nan(value, column(largest, value))), axes[name])
         for name, value in delta.items()
     ]
     return largest * tf.sqrt(tf.add_n(scaled))
-
-
-def _column(per_user: Any, value: Any) -> Any:
-    """[] or [U], shaped to be multiplied with `value` [...] or [U, ...]."""
-    import tensorflow as tf
-
-    return tf.reshape(per_user, [-1] + [1] * (value.shape.rank - 1)) if per_user.shape.rank else per_user
 
 
 def _weighted_mean(state: State, total: Contribution) -> Mean:

@@ -103,7 +103,8 @@ class Task(Protocol):
     def loss(self, weights: Weights, batch: Any, rows: Any) -> Loss:
         """The loss of a batch `[b, ...]` of which the first `rows` int32 [] rows are real.
 
-        Without a user axis all rows are real. With it, weights, batch and rows [U] all have it.
+        Without a user axis all rows are real. With it, weights, batch and rows [U] all have it; a user's other rows
+        repeat its last one and do not count.
         """
 
 
@@ -138,12 +139,8 @@ class LanguageModelling:
         real = tf.not_equal(batch[..., 1:], PAD)
         of_users: tuple[Any, ...] = ()
         if rows.shape.rank:
-            # A user's rows of padding become its own last row, which is not counted: what padding would give could be
-            # no number where the user's own rows are fine, and how much of it there is depends on the others.
-            size = tf.shape(batch)[-2]
-            own = tf.minimum(tf.range(size), tf.maximum(rows - 1, 0)[:, tf.newaxis])
-            real &= tf.sequence_mask(rows, size)[..., tf.newaxis]
-            batch, of_users = tf.gather(batch, own, axis=1, batch_dims=1), (rows,)
+            real &= tf.sequence_mask(rows, tf.shape(batch)[-2])[..., tf.newaxis]
+            of_users = (rows,)
         count = tf.reduce_sum(tf.cast(real, tf.float32), [-2, -1])
         if self.loss_sum is not None:
             return Loss(self.loss_sum(weights, batch, *of_users), count)
@@ -191,9 +188,14 @@ def client_update(
         real = rows[index]
         # Only as many rows as the fullest batch has: padding costs nothing.
         most = tf.reduce_max(real)
-        batch = tf.nest.map_structure(
-            lambda array: array[index, :, :most] if users.rank else array[index, :most], examples
-        )
+        batch = tf.nest.map_structure(lambda array: array[index], examples)
+        if users.rank:
+            # A user's rows of padding become its own last row, which is not counted: what padding would give could be
+            # no number where the user's own rows are fine, and how much of it there is depends on the others.
+            own = tf.minimum(tf.range(most), tf.maximum(real - 1, 0)[:, tf.newaxis])
+            batch = tf.nest.map_structure(lambda array: tf.gather(array, own, axis=1, batch_dims=1), batch)
+        else:
+            batch = tf.nest.map_structure(lambda array: array[:most], batch)
         with tf.GradientTape() as tape:
             tape.watch(values)
             loss = task.loss(dict(zip(names, values, strict=True)), batch, real)
@@ -235,8 +237,7 @@ def _only(left: Any, updated: Any, values: Any) -> Any:
     import tensorflow as tf
 
     def chosen() -> list[Any]:
-        columns = [tf.reshape(left, [-1] + [1] * (value.shape.rank - 1)) for value in values]
-        return [tf.where(*of_all) for of_all in zip(columns, updated, values, strict=True)]
+        return [tf.where(column(left, value), after, value) for after, value in zip(updated, values, strict=True)]
 
     return tf.cond(tf.reduce_all(left), lambda: updated, chosen)
 
@@ -248,3 +249,10 @@ def _descend(value: Any, down: Any) -> Any:
     if isinstance(down, tf.IndexedSlices):
         return tf.tensor_scatter_nd_sub(value, down.indices[:, tf.newaxis], down.values)
     return value - down
+
+
+def column(per_user: Any, value: Any) -> Any:
+    """[] or [U], shaped to stand beside `value` [...] or [U, ...]."""
+    import tensorflow as tf
+
+    return tf.reshape(per_user, [-1] + [1] * (value.shape.rank - 1)) if per_user.shape.rank else per_user
