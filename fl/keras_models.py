@@ -108,6 +108,10 @@ class KerasTask:
                 return "the loss has an ignore_class"
         return self._function.loops_over_time() or why_not_stacked(self, initial_weights(self.model))
 
+    def forms(self, batch: Any) -> tuple[int, list[Any]]:
+        """As it is."""
+        return 0, [batch]
+
     def loss(self, weights: Weights, batch: Any, rows: Any) -> Loss:
         """Rows times the batch's loss, and rows; see `fl.local_training.Task.loss`."""
         x, y = batch

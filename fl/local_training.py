@@ -4,6 +4,7 @@ Plain SGD on the client's own examples. Examples and their order are chosen on t
 TensorFlow part (`client_update`) sees dense tensors: no `tf.data` inside a TFF computation.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -100,6 +101,12 @@ class Task(Protocol):
     def stacks(self) -> bool:
         """Whether `loss` takes a leading user axis."""
 
+    def forms(self, batch: Any) -> tuple[Any, list[Any]]:
+        """The batch in one or more forms of other shapes and the same loss, and which is computed, int32 [].
+
+        `(0, [batch])` where there is but one.
+        """
+
     def loss(self, weights: Weights, batch: Any, rows: Any) -> Loss:
         """The loss of a batch `[b, ...]` of which the first `rows` int32 [] rows are real.
 
@@ -116,6 +123,8 @@ class LanguageModelling:
       token_losses: of the model, see `TokenLosses`.
       sequence_length: predicted tokens T of a sequence.
       stacks: whether `token_losses` takes a user axis, as those of `models` do.
+      lengths: below T, rising. A batch whose rows are all padding from one of these on is cut there: for sequences that
+        are lines or sentences, and not text packed back to back. Each length adds to the size of the graph.
       loss_sum: (weights, tokens) -> the sum of `token_losses` over the targets that are not padding, where the model
         has a faster way to it; with a user axis (weights, tokens, rows [U]), of each user's first rows alone.
     """
@@ -123,7 +132,15 @@ class LanguageModelling:
     token_losses: TokenLosses
     sequence_length: int
     stacks: bool = True
+    lengths: tuple[int, ...] = ()
     loss_sum: Callable[..., Any] | None = None
+
+    def __post_init__(self) -> None:
+        if list(self.lengths) != sorted({length for length in self.lengths if 0 < length < self.sequence_length}):
+            raise ValueError(
+                f"lengths is {self.lengths}: rising numbers from 1 to below sequence_length, {self.sequence_length}, "
+                "are needed"
+            )
 
     @property
     def example(self) -> Any:
@@ -131,6 +148,16 @@ class LanguageModelling:
         import tensorflow as tf
 
         return tf.TensorSpec([self.sequence_length + 1], tf.int32)
+
+    def forms(self, batch: Any) -> tuple[Any, list[Any]]:
+        """Cut to each of `lengths`, and whole."""
+        import tensorflow as tf
+
+        cuts = (*self.lengths, self.sequence_length)
+        position = tf.range(1, self.sequence_length + 1)
+        longest = tf.reduce_max(tf.where(tf.not_equal(batch[..., 1:], PAD), position, 0))
+        which = tf.reduce_sum(tf.cast(longest > tf.constant(cuts[:-1], tf.int32), tf.int32))
+        return which, [batch[..., : length + 1] for length in cuts]
 
     def loss(self, weights: Weights, batch: Any, rows: Any) -> Loss:
         """Sum over the tokens that are not padding."""
@@ -184,6 +211,7 @@ def client_update(
     if users.rank:
         start = [tf.repeat(value[tf.newaxis], users[0], axis=0) for value in start]
 
+    @tf.function(autograph=False, experimental_attributes={"_noinline": True})
     def step(index: Any, examples_seen: Any, tokens: Any, total: Any, computed: Any, *values: Any) -> tuple[Any, ...]:
         real = rows[index]
         # Only as many rows as the fullest batch has: padding costs nothing.
@@ -196,14 +224,20 @@ def client_update(
             batch = tf.nest.map_structure(lambda array: tf.gather(array, own, axis=1, batch_dims=1), batch)
         else:
             batch = tf.nest.map_structure(lambda array: array[:most], batch)
-        with tf.GradientTape() as tape:
-            tape.watch(values)
-            loss = task.loss(dict(zip(names, values, strict=True)), batch, real)
-            # Users do not see each other's weights: the gradient of the sum holds each one's own. Scaled here, where it
-            # is one number, and not in the gradients.
-            mean = tf.reduce_sum(learning_rate * loss.total / tf.maximum(loss.count, 1.0))
-        steps_down = tape.gradient(mean, values, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-        updated = [_descend(value, down) for value, down in zip(values, steps_down, strict=True)]
+
+        def trained(batch: Any) -> Any:
+            with tf.GradientTape() as tape:
+                tape.watch(values)
+                loss = task.loss(dict(zip(names, values, strict=True)), batch, real)
+                # Users do not see each other's weights: the gradient of the sum holds each one's own. Scaled here,
+                # where it is one number, and not in the gradients.
+                mean = tf.reduce_sum(learning_rate * loss.total / tf.maximum(loss.count, 1.0))
+            steps_down = tape.gradient(mean, values, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+            return loss, [_descend(value, down) for value, down in zip(values, steps_down, strict=True)]
+
+        which, forms = task.forms(batch)
+        branches = [functools.partial(trained, form) for form in forms]
+        loss, updated = branches[0]() if len(branches) == 1 else tf.switch_case(which, branches)
         if users.rank:
             left = real > 0
             updated = _only(left, updated, values)

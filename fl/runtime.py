@@ -74,12 +74,14 @@ class Connection:
     def _executor(self, cardinalities: dict[Any, int]) -> "tff.framework.RemoteExecutor":
         import tensorflow_federated as tff
 
+        from fl.remote_executor import RemoteExecutor
+
         self._check()
         if cardinalities not in self._cardinalities:
             self._cardinalities.append(dict(cardinalities))
         cardinalities.setdefault(tff.CLIENTS, 0)
         # Values are freed one by one: in TFF's batches of 20 the worker holds those of the last rounds all at once.
-        remote = tff.framework.RemoteExecutor(self.stub, dispose_batch_size=1)
+        remote = RemoteExecutor(self.stub, dispose_batch_size=1)
         remote.set_cardinalities(cardinalities)
         return remote
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from models.cifg_gradient import sum_of_products
+from models.cifg_gradient import sum_of_products, transposed
 
 
 def outputs(projected: tf.Tensor, recurrent_kernel: tf.Tensor) -> tf.Tensor:
@@ -45,7 +45,7 @@ def outputs(projected: tf.Tensor, recurrent_kernel: tf.Tensor) -> tf.Tensor:
 
         def gradient(upstream: tf.Tensor) -> Any:
             d_outputs = tf.unstack(upstream, num=len(trail), axis=time_axis)
-            back_kernel = tf.linalg.matrix_transpose(recurrent_kernel)
+            back_kernel = transposed(recurrent_kernel)
             d_z: list[Any] = [None] * len(trail)
             d_cell_after: Any = None
             for t in reversed(range(len(trail))):

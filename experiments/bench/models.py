@@ -21,21 +21,39 @@ def lstm_weights(vocabulary: int, embedding: int, units: int) -> dict[str, np.nd
     return {name: 0.05 * generator.standard_normal(shape, np.float32) for name, shape in shapes.items()}
 
 
+def lstm_token_losses(weights: dict[str, Any], tokens: Any) -> Any:
+    """int32 [B, T+1] -> float32 [B, T]: the losses in nats."""
+    import tensorflow as tf
+
+    hidden, targets = _hidden(weights, tokens)
+    return tf.transpose(_losses(weights, hidden, targets))
+
+
 def lstm_loss_sum(weights: dict[str, Any], tokens: Any) -> Any:
     """int32 [B, T+1] -> float32 []: the sum of the losses in nats where the target is not padding (id 0)."""
     import tensorflow as tf
 
-    from models import lstm, output_layer
+    hidden, targets = _hidden(weights, tokens)
+    # Only what has a target is projected, as in models.output_layer.loss_sum.
+    real = tf.where(tf.not_equal(targets, 0))
+    return tf.reduce_sum(_losses(weights, tf.gather_nd(hidden, real), tf.gather_nd(targets, real)))
+
+
+def _hidden(weights: dict[str, Any], tokens: Any) -> tuple[Any, Any]:
+    """(outputs of the LSTM [T, B, H], targets [T, B])."""
+    import tensorflow as tf
+
+    from models import lstm
     from models.cifg import matmul_rows
 
     ids = tf.transpose(tokens)
-    inputs, targets = ids[:-1], ids[1:]
-    projected = matmul_rows(tf.gather(weights["embedding"], inputs), weights["kernel"]) + weights["bias"]
-    hidden = lstm.outputs(projected, weights["recurrent_kernel"])
-    # Only what has a target is projected, as in models.output_layer.loss_sum.
-    real = tf.where(tf.not_equal(targets, 0))
-    outputs = tf.gather_nd(hidden, real) @ weights["projection_kernel"] + weights["projection_bias"]
-    losses = output_layer.cross_entropy(
-        outputs, weights["output_table"], weights["output_bias"], tf.gather_nd(targets, real)
-    )
-    return tf.reduce_sum(losses)
+    projected = matmul_rows(tf.gather(weights["embedding"], ids[:-1]), weights["kernel"]) + weights["bias"]
+    return lstm.outputs(projected, weights["recurrent_kernel"]), ids[1:]
+
+
+def _losses(weights: dict[str, Any], hidden: Any, targets: Any) -> Any:
+    from models import output_layer
+    from models.cifg import matmul_rows
+
+    outputs = matmul_rows(hidden, weights["projection_kernel"]) + weights["projection_bias"]
+    return output_layer.cross_entropy(outputs, weights["output_table"], weights["output_bias"], targets)

@@ -119,6 +119,38 @@ def test_a_user_is_the_same_however_long_the_others_go_on():
         assert float(together.loss[index]) == pytest.approx(float(alone.loss), rel=1e-6)
 
 
+def lines(generator, lengths):
+    """Sequences of that many tokens, and padding."""
+    rows = bigram.random_sequences(generator, len(lengths), LENGTH)
+    return np.where(np.arange(LENGTH + 1) <= np.reshape(lengths, (-1, 1)), rows, 0).astype(np.int32)
+
+
+@pytest.mark.parametrize("users", [1, 3])
+def test_batches_cut_to_their_longest_line_train_the_same(users):
+    generator, local = np.random.default_rng(6), LocalSGD(0.7, 2, 1, LENGTH, 64)
+    clients = [local.batches(lines(generator, generator.integers(1, LENGTH + 1, 8)), 1, i) for i in range(users)]
+    batches = clients[0] if users == 1 else Batches(*(np.stack(parts, 1) for parts in zip(*clients, strict=True)))
+    cut = LanguageModelling(bigram.token_losses, LENGTH, lengths=(1, 2, 4))
+    whole, shorter = (client_update(task, bigram.initial_weights(), batches, 0.7) for task in (TASK, cut))
+    tf.nest.map_structure(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), whole, shorter)
+
+
+@pytest.mark.parametrize(
+    ("longest", "which"), [([0, 0], 0), ([1, 0], 0), ([2, 1], 0), ([3, 1], 1), ([4, 4], 1), ([5, 1], 2)]
+)
+def test_a_batch_is_cut_as_short_as_it_may_be(longest, which):
+    cut = LanguageModelling(bigram.token_losses, LENGTH, lengths=(2, 4))
+    chosen, forms = cut.forms(tf.constant(lines(np.random.default_rng(7), longest)))
+    assert int(chosen) == which
+    assert [form.shape[-1] for form in forms] == [3, 5, 6]
+
+
+@pytest.mark.parametrize("lengths", [(0, 2), (2, 5), (3, 2), (2, 2), (-1,)])
+def test_lengths_out_of_order_or_range_are_refused(lengths):
+    with pytest.raises(ValueError, match=r"lengths is .* rising numbers from 1 to below sequence_length, 5"):
+        LanguageModelling(bigram.token_losses, LENGTH, lengths=lengths)
+
+
 def test_a_range_of_steps_is_those_steps_alone():
     local = LocalSGD(0.7, 2, 1, LENGTH, 64)
     batches = local.batches(bigram.random_sequences(np.random.default_rng(5), 9, LENGTH), 1, 1)

@@ -176,3 +176,9 @@ def test_a_step_that_forgets_or_scales_wrongly_is_rejected(kind, part, monkeypat
 
     monkeypatch.setattr(cifg_gradient._Cell, "forward", wrong)
     assert error(*both(Recurrence(kind, True), make_weights(0), make_inputs(0, 6, 3))) > 1e-4
+
+
+@pytest.mark.parametrize("shape", [(2, 5), (3, 2, 5)])
+def test_transposed_is_the_transpose(shape):
+    matrix = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    np.testing.assert_array_equal(cifg_gradient.transposed(tf.constant(matrix)), np.swapaxes(matrix, -1, -2))

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from experiments.bench.models import lstm_loss_sum
+from experiments.bench.models import lstm_loss_sum, lstm_token_losses
 from experiments.bench.peers.common import Client, Recorder, Request, Workload, run
 from fl.aggregation import Aggregator, DPMean, ExampleWeightedMean
 from fl.engines import cohort as cohort_engine
@@ -18,6 +18,7 @@ from fl.runtime import local_runtime
 from models.recurrent_lm import RecurrentLanguageModel
 from privacy import FixedClip, FixedSize, PrivacyPlan
 
+_LENGTHS = (13, 16)  # the longest line of a batch has 14 of 20 tokens on average
 # Clients trained together: many where a step is bound by the dispatch of small operations, else one.
 _USERS_AT_ONCE = {"logistic": 50}
 
@@ -41,6 +42,10 @@ class Classification:
         """One x float32, one y int32."""
         return tf.TensorSpec(self.shape, tf.float32), tf.TensorSpec([], tf.int32)
 
+    def forms(self, batch: Any) -> tuple[int, list[Any]]:
+        """As it is."""
+        return 0, [batch]
+
     def loss(self, weights: Any, batch: Any, rows: Any) -> Loss:
         """Sum over the real rows."""
         x, y = batch
@@ -49,33 +54,15 @@ class Classification:
         return Loss(tf.reduce_sum(losses * real, -1), tf.reduce_sum(real, -1))
 
 
-@dataclass(frozen=True)
-class Lstm:
-    """Next-word prediction by the bench's LSTM, on lines of `length` words."""
-
-    length: int
-    stacks: bool = False
-
-    @property
-    def example(self) -> Any:
-        """int32 [length + 1]."""
-        return tf.TensorSpec([self.length + 1], tf.int32)
-
-    def loss(self, weights: Any, batch: Any, rows: Any) -> Loss:
-        """Sum over the words that are not padding."""
-        count = tf.math.count_nonzero(batch[:, 1:], dtype=tf.float32)
-        return Loss(lstm_loss_sum(weights, batch), count)
-
-
 def _task(workload: Workload) -> Task:
     model, weights = workload.settings.model, workload.weights
     shape = workload.clients[0].x.shape[1:]
     if model == "lstm":
-        return Lstm(shape[0])
+        return LanguageModelling(lstm_token_losses, shape[0], stacks=False, lengths=_LENGTHS, loss_sum=lstm_loss_sum)
     if model == "si-cifg":
         vocabulary, embedding = weights["embedding"].shape
         lm = RecurrentLanguageModel("si-cifg", vocabulary, embedding, weights["projection"].shape[0])
-        return LanguageModelling(lm.token_losses, shape[0], loss_sum=lm.loss_sum)
+        return LanguageModelling(lm.token_losses, shape[0], lengths=_LENGTHS, loss_sum=lm.loss_sum)
     if model == "cnn":
         return Classification(shape, _cnn_logits, stacks=False)
     return Classification(shape, _logistic_logits, stacks=True)
@@ -88,7 +75,7 @@ def _logistic_logits(weights: Any, x: Any) -> Any:
 def _cnn_logits(weights: Any, x: Any) -> Any:
     for layer in ("first", "second"):
         x = tf.nn.conv2d(x, weights[f"{layer}_kernel"], 1, "SAME")
-        x = tf.nn.max_pool2d(tf.nn.relu(x + weights[f"{layer}_bias"]), 2, 2, "VALID")
+        x = tf.nn.relu(tf.nn.max_pool2d(x, 2, 2, "VALID") + weights[f"{layer}_bias"])
     return tf.reshape(x, [tf.shape(x)[0], -1]) @ weights["output_kernel"] + weights["output_bias"]
 
 

@@ -1,0 +1,82 @@
+"""What goes to a worker is what TFF would send, byte for byte."""
+
+import asyncio
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+import tensorflow_federated as tff
+from tensorflow_federated.proto.v0 import executor_pb2
+
+from fl.remote_executor import RemoteExecutor
+
+MODEL = tff.types.to_type(OrderedDict(a=tff.TensorType(np.float32, (2, 3)), b=tff.TensorType(np.float32, (4,))))
+WEIGHTS = OrderedDict(a=np.arange(6, dtype=np.float32).reshape(2, 3), b=np.full(4, np.nan, np.float32))
+
+
+class Recorded:
+    """A stub that keeps what is sent."""
+
+    def __init__(self):
+        self.requests = []
+
+    def get_executor(self, request):
+        return executor_pb2.GetExecutorResponse(executor=executor_pb2.ExecutorId(id="x"))
+
+    def create_value(self, request):
+        self.requests.append(request)
+        return executor_pb2.CreateValueResponse(value_ref=executor_pb2.ValueRef(id="v"))
+
+    def dispose(self, request):
+        pass
+
+
+def sent(kind, value, type_spec):
+    stub = Recorded()
+    executor = kind(stub)
+    executor.set_cardinalities({tff.CLIENTS: 2})
+    reference = asyncio.run(executor.create_value(value, type_spec))
+    assert reference.type_signature.is_equivalent_to(type_spec)
+    return stub.requests[0].SerializeToString(deterministic=True)
+
+
+VALUES = {
+    "a state with an empty part": (
+        OrderedDict(weights=WEIGHTS, empty=OrderedDict(), scalar=np.float32(2)),
+        tff.FederatedType(OrderedDict(weights=MODEL, empty=OrderedDict(), scalar=np.float32), tff.SERVER),
+    ),
+    "clients of any number of steps": (
+        [OrderedDict(x=np.ones((n, 2), np.int32), ok=np.ones(n, np.bool_)) for n in (0, 3)],
+        tff.FederatedType(
+            OrderedDict(x=tff.TensorType(np.int32, (None, 2)), ok=tff.TensorType(np.bool_, (None,))), tff.CLIENTS
+        ),
+    ),
+    "no client": ([], tff.FederatedType(np.float32, tff.CLIENTS)),
+    "seeds": (np.array([0, 7], np.int64), tff.FederatedType(tff.TensorType(np.int64, (2,)), tff.SERVER)),
+    "a list for an array": ([1.0, 2.0], tff.FederatedType(tff.TensorType(np.float32, (2,)), tff.SERVER)),
+    "not in C order": (np.ones((3, 2), np.float32).T, tff.FederatedType(MODEL["a"], tff.SERVER)),
+    "text": ("words", tff.FederatedType(np.str_, tff.SERVER)),
+    "without placement": (WEIGHTS, MODEL),
+}
+
+
+@pytest.mark.parametrize("case", VALUES)
+def test_the_message_is_that_of_tff(case):
+    assert sent(RemoteExecutor, *VALUES[case]) == sent(tff.framework.RemoteExecutor, *VALUES[case])
+
+
+@pytest.mark.parametrize(
+    "value", [np.zeros((3, 3), np.float32), np.zeros((2, 3), np.int64), np.zeros((2, 3), np.complex64)]
+)
+def test_a_value_of_another_type_is_refused_as_tff_refuses_it(value):
+    of_type = tff.FederatedType(MODEL["a"], tff.SERVER)
+    with pytest.raises(TypeError) as theirs:
+        sent(tff.framework.RemoteExecutor, value, of_type)
+    with pytest.raises(TypeError) as ours:
+        sent(RemoteExecutor, value, of_type)
+    assert str(ours.value) == str(theirs.value)
+
+
+def test_a_part_that_is_missing_is_refused():
+    with pytest.raises(ValueError, match="zip"):
+        sent(RemoteExecutor, OrderedDict(a=WEIGHTS["a"]), tff.FederatedType(MODEL, tff.SERVER))
