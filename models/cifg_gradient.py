@@ -53,22 +53,22 @@ class _Cell:
         output = hidden if self.projection is None else tf.matmul(hidden, self.projection)
         return _Step(forget, out, update, cell, squashed, hidden, norm_scale, output)
 
-    def backward(self, steps: list[_Step], upstream: list[Any]) -> tuple[list[Any], list[Any]]:
+    def backward(self, steps: list[_Step], upstream: list[Any], time_axis: int) -> tuple[list[Any], list[Any]]:
         """Gradients of each step's z `[(U,) B, 3H]` and of its output, from those of the outputs alone."""
         back_kernel = transposed(self.recurrent_kernel)
         back_projection = None if self.projection is None else transposed(self.projection)
 
         def over_time(activation: Callable[[_Step], tuple[Any, Any]]) -> tuple[Any, Any]:
             values, scales = zip(*map(activation, steps), strict=True)
-            return tf.stack(values), None if scales[0] is None else tf.stack(scales)
+            return tf.stack(values, time_axis), None if scales[0] is None else tf.stack(scales, time_axis)
 
         forget, out = over_time(lambda step: step.forget), over_time(lambda step: step.out)
         update, squashed = over_time(lambda step: step.update), over_time(lambda step: step.squashed)
-        before = tf.stack([tf.zeros_like(steps[0].cell), *(step.cell for step in steps[:-1])])
-        through_forget = _Way(self.gate.derivative(*forget), forget[0], before - update[0])
-        through_update = _Way(self.squash.derivative(*update), update[0], 1 - forget[0])
-        through_out = _Way(self.gate.derivative(*out), out[0], squashed[0])
-        through_cell = _Way(self.squash.derivative(*squashed), squashed[0], out[0])
+        before = tf.stack([tf.zeros_like(steps[0].cell), *(step.cell for step in steps[:-1])], time_axis)
+        through_forget = _Way(self.gate.derivative(*forget), forget[0], before - update[0], time_axis)
+        through_update = _Way(self.squash.derivative(*update), update[0], 1 - forget[0], time_axis)
+        through_out = _Way(self.gate.derivative(*out), out[0], squashed[0], time_axis)
+        through_cell = _Way(self.squash.derivative(*squashed), squashed[0], out[0], time_axis)
 
         d_z: list[Any] = [None] * len(steps)
         d_outputs = list(upstream)
@@ -99,17 +99,16 @@ class _Cell:
 
 
 class _Way:
-    """From the gradient d of factor * y to that of x, where y is an activation of x; prepared for all time steps,
-    which stand on the first axis (there parts are had without a copy).
+    """From the gradient d of factor * y to that of x, where y is an activation of x; prepared for all time steps.
 
     By `Differentiable` it is (factor * slope) * d - share * along, with along = sum(factor * y * d).
     """
 
-    def __init__(self, derivative: tuple[Any, Any], y: Any, factor: Any) -> None:
+    def __init__(self, derivative: tuple[Any, Any], y: Any, factor: Any, time_axis: int) -> None:
         slope, share = derivative
-        self._slopes = tf.unstack(factor * slope)
-        self._shares = None if share is None else tf.unstack(share)
-        self._products = None if share is None else tf.unstack(factor * y)
+        self._slopes = tf.unstack(factor * slope, axis=time_axis)
+        self._shares = None if share is None else tf.unstack(share, axis=time_axis)
+        self._products = None if share is None else tf.unstack(factor * y, axis=time_axis)
 
     def along(self, d: Any, t: int) -> Any:
         return None if self._products is None else tf.reduce_sum(self._products[t] * d, axis=-1, keepdims=True)
@@ -151,7 +150,7 @@ def outputs(
 
         def gradient(upstream: tf.Tensor) -> Any:
             each_upstream = tf.unstack(upstream, num=len(steps), axis=time_axis)
-            each_d_z, each_d_output = cell.backward(steps, each_upstream)
+            each_d_z, each_d_output = cell.backward(steps, each_upstream, time_axis)
             d_z = tf.stack(each_d_z, time_axis)
             # The state before the first step is zero, so that its kernel has no gradient from there.
             d_kernel = sum_of_products(trail, d_z, lag=1)
