@@ -16,14 +16,10 @@ import tensorflow as tf
 
 
 class Differentiable(NamedTuple):
-    """An activation with its derivative in terms of its value, for gradients written by hand.
+    """An activation with its gradient written out in terms of its value, for gradients written by hand."""
 
-    The gradient in x is slope * dy - share * sum(y * dy), the sum over the last axis. Slope and share are known before
-    any gradient is, so that they can be computed for all time steps at once.
-    """
-
-    value: Callable[[Any], tuple[Any, Any]]  # x -> (y, scale), scale None where the derivative does not need it
-    derivative: Callable[[Any, Any], tuple[Any, Any]]  # (y, scale) -> (slope, share), share None where it is 0
+    value: Callable[[Any], tuple[Any, Any]]  # x -> (y, scale), scale None where the gradient does not need it
+    gradient: Callable[[Any, Any, Any], Any]  # (gradient in y, y, scale) -> gradient in x
 
 
 def scale_invariant_sigmoid(x: tf.Tensor) -> tf.Tensor:
@@ -57,9 +53,8 @@ def _gate_value(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     return tf.math.divide_no_nan(positive, scale), scale
 
 
-def _gate_derivative(y: tf.Tensor, scale: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    inverse = _inverse(scale)
-    return tf.math.ceil(y) * inverse, _share(tf.floor(y), y, inverse)
+def _gate_gradient(upstream: tf.Tensor, y: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
+    return _divide(tf.raw_ops.ReluGrad(gradients=upstream, features=y), y, tf.floor(y), scale)
 
 
 def _squash_value(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -67,26 +62,22 @@ def _squash_value(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     return tf.math.divide_no_nan(x, scale), scale
 
 
-def _squash_derivative(y: tf.Tensor, scale: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    inverse = _inverse(scale)
-    return inverse, _share(tf.cast(tf.cast(y, tf.int32), y.dtype), y, inverse)
+def _squash_gradient(upstream: tf.Tensor, y: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
+    return _divide(upstream, y, tf.cast(tf.cast(y, tf.int32), y.dtype), scale)
 
 
-def _inverse(scale: tf.Tensor) -> tf.Tensor:
-    """1 / scale, 0 for 0; finite, so that 0 times it is 0."""
-    return tf.minimum(tf.math.divide_no_nan(tf.ones([], scale.dtype), scale), scale.dtype.max)
-
-
-def _share(largest: tf.Tensor, y: tf.Tensor, inverse: tf.Tensor) -> tf.Tensor:
-    """`largest` is 1 or -1 where |y| is 1, else 0: entries that gave the scale, and share evenly in its gradient."""
-    return largest * tf.math.divide_no_nan(inverse, tf.reduce_sum(largest * y, axis=-1, keepdims=True))
+def _divide(upstream: tf.Tensor, y: tf.Tensor, largest: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
+    """Gradient in x of y = x / max |x|; `largest` is 1 or -1 where |y| is 1, else 0. Such entries share evenly."""
+    sharing = tf.reduce_sum(largest * y, axis=-1, keepdims=True)
+    along = tf.math.divide_no_nan(tf.reduce_sum(upstream * y, axis=-1, keepdims=True), sharing)
+    return tf.math.divide_no_nan(upstream - largest * along, scale)
 
 
 DIFFERENTIABLE: dict[str, tuple[Differentiable, Differentiable]] = {
     "cifg": (
-        Differentiable(lambda x: (tf.sigmoid(x), None), lambda y, scale: (y * (1 - y), None)),
-        Differentiable(lambda x: (tf.tanh(x), None), lambda y, scale: (1 - tf.square(y), None)),
+        Differentiable(lambda x: (tf.sigmoid(x), None), lambda dy, y, scale: tf.raw_ops.SigmoidGrad(y=y, dy=dy)),
+        Differentiable(lambda x: (tf.tanh(x), None), lambda dy, y, scale: tf.raw_ops.TanhGrad(y=y, dy=dy)),
     ),
-    "si-cifg": (Differentiable(_gate_value, _gate_derivative), Differentiable(_squash_value, _squash_derivative)),
+    "si-cifg": (Differentiable(_gate_value, _gate_gradient), Differentiable(_squash_value, _squash_gradient)),
 }
 """By the cell's kind: of the gates, and of update and cell state."""

@@ -1,12 +1,10 @@
 """The CIFG recurrence over whole sequences, with its gradient written by hand.
 
 Autodiff multiplies out every weight's gradient once a time step. Here only what depends on the step after stays in the
-time loop; each weight's gradient is one product over all steps, and each activation's derivative one operation for all
-steps: small models are bound by the number of operations. The law is `models.cifg.Recurrence.states`, with which
+time loop; each weight's gradient is one product over all steps. The law is `models.cifg.Recurrence.states`, with which
 the tests compare.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -53,23 +51,10 @@ class _Cell:
         output = hidden if self.projection is None else tf.matmul(hidden, self.projection)
         return _Step(forget, out, update, cell, squashed, hidden, norm_scale, output)
 
-    def backward(self, steps: list[_Step], upstream: list[Any], time_axis: int) -> tuple[list[Any], list[Any]]:
+    def backward(self, steps: list[_Step], upstream: list[Any]) -> tuple[list[Any], list[Any]]:
         """Gradients of each step's z `[(U,) B, 3H]` and of its output, from those of the outputs alone."""
         back_kernel = transposed(self.recurrent_kernel)
         back_projection = None if self.projection is None else transposed(self.projection)
-
-        def over_time(activation: Callable[[_Step], tuple[Any, Any]]) -> tuple[Any, Any]:
-            values, scales = zip(*map(activation, steps), strict=True)
-            return tf.stack(values, time_axis), None if scales[0] is None else tf.stack(scales, time_axis)
-
-        forget, out = over_time(lambda step: step.forget), over_time(lambda step: step.out)
-        update, squashed = over_time(lambda step: step.update), over_time(lambda step: step.squashed)
-        before = tf.stack([tf.zeros_like(steps[0].cell), *(step.cell for step in steps[:-1])], time_axis)
-        through_forget = _Way(self.gate.derivative(*forget), forget[0], before - update[0], time_axis)
-        through_update = _Way(self.squash.derivative(*update), update[0], 1 - forget[0], time_axis)
-        through_out = _Way(self.gate.derivative(*out), out[0], squashed[0], time_axis)
-        through_cell = _Way(self.squash.derivative(*squashed), squashed[0], out[0], time_axis)
-
         d_z: list[Any] = [None] * len(steps)
         d_outputs = list(upstream)
         d_cell_after: Any = None
@@ -80,42 +65,22 @@ class _Cell:
                 centred = d_hidden - tf.reduce_mean(d_hidden, axis=-1, keepdims=True)
                 along = step.hidden * tf.reduce_mean(d_hidden * step.hidden, axis=-1, keepdims=True)
                 d_hidden = step.norm_scale * (centred - along)
-            along = through_out.along(d_hidden, t)  # the same for the cell: both are factors of the hidden state
-            d_cell = through_cell.back(d_hidden, along, t)
+            d_cell = self.squash.gradient(d_hidden * step.out[0], *step.squashed)
             if d_cell_after is not None:
                 d_cell += d_cell_after
             d_cell_after = d_cell * step.forget[0]
+            d_forget = d_cell * (steps[t - 1].cell - step.update[0] if t else -step.update[0])
             d_z[t] = tf.concat(
                 [
-                    through_forget.back(d_cell, through_forget.along(d_cell, t), t),
-                    through_out.back(d_hidden, along, t),
-                    through_update.back(d_cell, through_update.along(d_cell, t), t),
+                    self.gate.gradient(d_forget, *step.forget),
+                    self.gate.gradient(d_hidden * step.squashed[0], *step.out),
+                    self.squash.gradient(d_cell - d_cell_after, *step.update),
                 ],
                 -1,
             )
             if t:
                 d_outputs[t - 1] += tf.matmul(d_z[t], back_kernel)
         return d_z, d_outputs
-
-
-class _Way:
-    """From the gradient d of factor * y to that of x, where y is an activation of x; prepared for all time steps.
-
-    By `Differentiable` it is (factor * slope) * d - share * along, with along = sum(factor * y * d).
-    """
-
-    def __init__(self, derivative: tuple[Any, Any], y: Any, factor: Any, time_axis: int) -> None:
-        slope, share = derivative
-        self._slopes = tf.unstack(factor * slope, axis=time_axis)
-        self._shares = None if share is None else tf.unstack(share, axis=time_axis)
-        self._products = None if share is None else tf.unstack(factor * y, axis=time_axis)
-
-    def along(self, d: Any, t: int) -> Any:
-        return None if self._products is None else tf.reduce_sum(self._products[t] * d, axis=-1, keepdims=True)
-
-    def back(self, d: Any, along: Any, t: int) -> Any:
-        direct = self._slopes[t] * d
-        return direct if self._shares is None else direct - self._shares[t] * along
 
 
 def outputs(
@@ -149,8 +114,7 @@ def outputs(
         trail = tf.stack([step.output for step in steps], time_axis)
 
         def gradient(upstream: tf.Tensor) -> Any:
-            each_upstream = tf.unstack(upstream, num=len(steps), axis=time_axis)
-            each_d_z, each_d_output = cell.backward(steps, each_upstream, time_axis)
+            each_d_z, each_d_output = cell.backward(steps, tf.unstack(upstream, num=len(steps), axis=time_axis))
             d_z = tf.stack(each_d_z, time_axis)
             # The state before the first step is zero, so that its kernel has no gradient from there.
             d_kernel = sum_of_products(trail, d_z, lag=1)

@@ -129,7 +129,7 @@ def peer(asked: Request, workload: Workload, recorder: Recorder) -> None:
         LocalSGD(settings.learning_rate, settings.batch_size),
         _aggregator(asked, workload),
         tff.learning.optimizers.build_sgdm(1.0),
-        users_at_once=int(__import__('os').environ.get('U') or _USERS_AT_ONCE.get(settings.model, 1)),
+        users_at_once=_USERS_AT_ONCE.get(settings.model, 1),
     )
     batches = [_batches(client, workload) for client in workload.clients]
     with local_runtime():
