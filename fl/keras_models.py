@@ -123,12 +123,8 @@ class KerasTask:
         def of_a_user(arguments: Any) -> tf.Tensor:
             weights, x, y, rows = arguments
             size = tf.shape(x)[0]
-            # A user's padding is that user's last real row: its own data can be no worse than they are, while zeros
-            # may have no finite gradient.
-            row = tf.minimum(tf.range(size), tf.maximum(rows - 1, 0))
-            predictions, penalties = self._function(weights, tf.gather(x, row))
-            real = tf.sequence_mask(rows, size, tf.float32)
-            mean = self.loss_function(tf.gather(y, row), predictions, sample_weight=real)
+            predictions, penalties = self._function(weights, x)
+            mean = self.loss_function(y, predictions, sample_weight=tf.sequence_mask(rows, size, tf.float32))
             return tf.cast(size, tf.float32) * mean + tf.cast(rows, tf.float32) * sum(penalties)
 
         return Loss(_over_users(of_a_user, (weights, x, y, rows)), count)

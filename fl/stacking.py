@@ -30,9 +30,9 @@ def why_not_stacked(task: Task, weights: Weights) -> str | None:
     def made_up(spec: tf.TensorSpec) -> np.ndarray:
         shape = (len(real), size, *spec.shape)
         values = generator.integers(0, 2, shape) if spec.dtype.is_integer else generator.normal(size=shape)
-        padding = np.arange(size) >= real.reshape(-1, 1)
-        values[padding] = 0
-        return values.astype(spec.dtype.as_numpy_dtype)
+        # As `client_update` gives them: a user's padding is its last row.
+        own = np.minimum(np.arange(size), np.maximum(real - 1, 0).reshape(-1, 1))
+        return values[np.arange(len(real)).reshape(-1, 1), own].astype(spec.dtype.as_numpy_dtype)
 
     batch = tf.nest.map_structure(made_up, task.example)
 

@@ -12,7 +12,7 @@ from fl import keras_models
 from fl.aggregation import UniformMean
 from fl.engines import cohort
 from fl.keras_models import KerasTask, assign, initial_weights, language_modelling
-from fl.local_training import LanguageModelling, LocalSGD
+from fl.local_training import Batches, LanguageModelling, LocalSGD, client_update
 from tests.fl import stock
 from tests.fl.stock import Stock
 
@@ -100,11 +100,14 @@ def test_rows_of_zeros_without_a_finite_gradient_do_not_count():
     """Padding is a copy of the user's own row: x / |x| of zeros has none."""
     model = sequential(L.Lambda(lambda x: x / tf.norm(x, axis=-1, keepdims=True)), L.Dense(3))
     task, weights = KerasTask(model, CROSS_ENTROPY, SCALAR), initial_weights(model)
-    x, y = data(model, 3)
-    x[2] = 0
-    stacked = {name: tf.constant(value[np.newaxis]) for name, value in weights.items()}
-    loss = task.loss(stacked, (x[np.newaxis], y[np.newaxis]), tf.constant([2]))
-    np.testing.assert_allclose(loss.total[0], 2 * CROSS_ENTROPY(y[:2], model(x[:2])), rtol=1e-5)
+    x, y = data(model, 6)
+    x, y = x.reshape(1, 2, 3, *x.shape[1:]), y.reshape(1, 2, 3)
+    x[0, 0, 2] = 0
+    together = client_update(task, weights, Batches((x, y), np.array([[2, 3]], np.int32)), 0.1)
+    alone = client_update(task, weights, Batches((x[:, 0], y[:, 0]), np.array([2], np.int32)), 0.1)
+    np.testing.assert_allclose(together.loss[0], alone.loss, rtol=1e-5)
+    for name, delta in alone.delta.items():
+        np.testing.assert_allclose(together.delta[name][0], delta, atol=1e-6)
 
 
 def batch_mean(x):
