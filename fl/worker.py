@@ -69,6 +69,8 @@ class Worker(OwnedProcess):
         super().__init__("TFF's worker")
         shim = None if all_interfaces else build_loopback_shim(self._folder)
         environment = dict(os.environ, TF_NUM_INTRAOP_THREADS=str(threads_per_call), TF_CPP_MIN_LOG_LEVEL="2")
+        # An arena of memory for each of gRPC's many threads would keep what the others could use.
+        environment.setdefault("MALLOC_ARENA_MAX", str(concurrent_calls))
         if shim is not None:
             environment["LD_PRELOAD"] = str(shim)
         self.port: int = portpicker.pick_unused_port() if port is None else port

@@ -20,7 +20,7 @@ from privacy import FixedClip, FixedSize, PrivacyPlan
 
 _LENGTHS = (13, 16)  # the longest line of a batch has 14 of 20 tokens on average
 # Clients trained together: many where a step is bound by the dispatch of small operations, else one.
-_USERS_AT_ONCE = {"logistic": 50}
+_USERS_AT_ONCE = {"logistic": 8}
 
 
 @dataclass(frozen=True)

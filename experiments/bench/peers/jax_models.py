@@ -62,8 +62,8 @@ def _cnn(weights: Weights, x: Any) -> Any:
         x = jax.lax.conv_general_dilated(
             x, weights[f"{layer}_kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
-        x = jax.nn.relu(x + weights[f"{layer}_bias"])
         x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+        x = jax.nn.relu(x + weights[f"{layer}_bias"])
     return x.reshape(x.shape[0], -1) @ weights["output_kernel"] + weights["output_bias"]
 
 
