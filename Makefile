@@ -50,7 +50,7 @@ docs: $(STAMP)  ## Build the docs into site/; a warning is an error
 lock:  ## Renew requirements.lock from pyproject.toml
 	@.ci/lock
 
-bench-peers:  ## Make the other frameworks' environments for `fedspeak bench`, into .venv-bench (3 GB)
+bench-peers:  ## Make the other frameworks' environments for `fedspeak bench`, into .venv-bench (3 GB and more)
 	@.ci/bench
 
 clean:  ## Remove all that make has made, except runs/

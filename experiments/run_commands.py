@@ -74,7 +74,7 @@ def train(
     try:
         with contextlib.ExitStack() as stack:
             hosts = None
-            if place is not None:
+            if place is not None and not run.weights.exists():
                 show.note(f"connecting to {len(place.addresses)} workers …")
                 hosts = stack.enter_context(place.connected())
             training.train(run, cli.command_line(), show, hosts)

@@ -167,6 +167,7 @@ def _users_at_once(
         weights,
         assembly.local_sgd(config),
         config.run.shards,
+        plan.expected_cohort,
     )
     chosen = min(seconds, key=seconds.__getitem__)
     write_json(run.engine, {"users_at_once": chosen, "seconds": {str(users): s for users, s in seconds.items()}})

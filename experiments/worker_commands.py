@@ -29,13 +29,19 @@ def worker(port: int, cores: int | None, certificates: Path | None, insecure_net
     """
     from fl import tunnel
     from fl.owned_process import OwnedProcess
-    from fl.worker import Worker, warn_of_open
+    from fl.worker import Worker, c_compiler, warn_of_open
 
     if certificates is not None and insecure_network:
         raise click.UsageError("--certificates and --insecure-network contradict each other: drop one")
     if certificates is not None:
         tunnel.check_certificates(certificates)
     cores = len(os.sched_getaffinity(0)) if cores is None else cores
+    open_only = OSError(
+        "TFF's worker can be bound to loopback only with a C compiler: install gcc, or take --insecure-network behind "
+        "a firewall"
+    )
+    if not insecure_network and c_compiler() is None:
+        raise open_only
     try:
         with contextlib.ExitStack() as stack:
             started = Worker(cores, 1, None if certificates else port, all_interfaces=insecure_network)
@@ -47,16 +53,13 @@ def worker(port: int, cores: int | None, certificates: Path | None, insecure_net
                 warn_of_open(started, "use --certificates or an ssh tunnel")
                 place = f"ALL INTERFACES, port {port}, WITHOUT AUTHENTICATION"
             elif started.is_open:
-                raise OSError(
-                    "TFF's worker can be bound to loopback only with a C compiler: install gcc, or take "
-                    "--insecure-network behind a firewall"
-                )
+                raise open_only
             if certificates is not None:
                 front = tunnel.before_worker(port, started.port, certificates)
                 stack.callback(front.stop)
                 running.append(front)
                 place = f"all interfaces, port {port}, for the driver whose certificate is {certificates / tunnel.PEER}"
-            click.echo(f"worker: {cores} cores; listens on {place}; Ctrl-C ends it")
+            click.echo(f"worker: {cores} core{'s' * (cores > 1)}; listens on {place}; Ctrl-C ends it")
             while True:
                 interrupt.check()
                 for process in running:

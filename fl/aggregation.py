@@ -26,8 +26,8 @@ class Contribution(NamedTuple):
 
     update: Weights  # weighted (or clipped) change of the model
     weight: Any  # float32: what `update` was multiplied by
-    within_clip: Any  # float32: 1/2 if the update's norm is at most the clip norm, else -1/2 (0 without clipping)
-    clients: Any  # float32: 1, or 0 for a client without any example, which contributes nothing at all
+    within_clip: Any  # float32: 1/2 if the norm is at most the clip norm (zero's is), else -1/2; 0 without clipping
+    clients: Any  # float32: 1 (also for one replaced by zero), or 0 for one without any example
     non_finite: Any  # float32: 1 if the update was not finite and was replaced by zero
     examples: Any  # float32: examples trained on
     tokens: Any  # float32: target tokens trained on
@@ -163,7 +163,8 @@ def _contribution(update: ClientUpdate, weigh: Callable[[Any], tuple[Any, Any]])
             name: tf.where(column(counted, value) > 0, value, tf.zeros_like(value))
             for name, value in update.delta.items()
         }
-        return summed(sound, _scaled_norm(sound, axes), counted)
+        # Each user's norm as it would be without the others: one that is unusual changes nothing for them.
+        return summed(sound, tf.where(usual, tf.sqrt(squares), _scaled_norm(sound, axes)), counted)
 
     def summed(delta: Weights, norm: Any, counted: Any) -> tuple[Any, ...]:
         factor, within_clip = weigh(norm)

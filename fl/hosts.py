@@ -213,7 +213,8 @@ class Hosts:
                 waiting = futures.wait(running, timeout=_BEAT_SECONDS).not_done
                 if not waiting:
                     break
-                for host, beat in [(running[future], running[future].beat()) for future in waiting]:
+                asked = [running[future] for future in waiting if running[future].lost is None]
+                for host, beat in [(host, host.beat()) for host in asked]:
                     misses[host] = 0 if is_alive(beat) else misses[host] + 1
                     if misses[host] == _MISSES:
                         host.abandon(f"{_MISSES} heartbeats in a row not answered ({beat.code().name})")
@@ -244,12 +245,18 @@ class _SpreadProcess:
         return self._engine.process.initialize()
 
     def next(self, state: Any, values: Sequence[Any], noise_seed: np.ndarray) -> Any:
-        total = self._hosts.sum(self._engine.client_sum, state["weights"], state["aggregator"], values)
+        sum_on = self._hosts.sum if values else _at_home
+        total = sum_on(self._engine.client_sum, state["weights"], state["aggregator"], values)
         return self._engine.server_step(state, total, noise_seed)
 
 
+def _at_home(client_sum: Any, weights: Any, aggregator: Any, values: Sequence[Any]) -> Any:
+    """No client, no host to ask."""
+    return client_sum(weights, aggregator, values)
+
+
 class _Stub:
-    """A stub whose calls fail with WorkerLostError where TFF's context would try again for ever."""
+    """A stub whose calls fail with WorkerLostError; TFF's context would try again for ever."""
 
     def __init__(self, plain: Any) -> None:
         self._plain = plain
@@ -268,6 +275,10 @@ class _Stub:
                 code = error.code().name if isinstance(error, grpc.Call) else str(error)
                 if code in ("UNAVAILABLE", "FAILED_PRECONDITION", "CANCELLED") or "closed" in code.lower():
                     raise WorkerLostError(f"it ended, or the way to it is cut ({code})") from error
+                if code in ("RESOURCE_EXHAUSTED", "UNIMPLEMENTED", "UNKNOWN"):
+                    # Too large a message, or no worker of this TFF's. An error of the computation is INTERNAL.
+                    said = " ".join((error.details() or "").split())[:200]
+                    raise WorkerLostError(f"it refused the call ({code}: {said})") from error
                 raise
 
         return call

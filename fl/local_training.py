@@ -26,7 +26,7 @@ class Batches(NamedTuple):
     """A client's batches in the order of training."""
 
     examples: Any  # an array [steps, B, ...], or a tuple of such; rows after the real ones are zeros
-    rows: np.ndarray  # int32 [steps]: real rows of each batch, the first ones, 1 to B
+    rows: np.ndarray  # int32 [steps]: real rows of each batch, the first ones, 1 to B (stacked: 0 after a user's last)
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,15 @@ class LocalSGD:
 
         Returns:
           The last batch of an epoch padded with rows of zeros; no step without data.
+
+        Raises:
+          ValueError: the arrays of a tuple are not equally long.
         """
         generator = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 1, client]))
         arrays = examples if isinstance(examples, tuple) else (examples,)
         count = len(arrays[0])
+        if any(len(array) != count for array in arrays):
+            raise ValueError(f"client {client} has arrays of {[*map(len, arrays)]} examples: equally many are needed")
         chosen = min(count, self.max_sequences)
         steps = -(-chosen // self.batch_size)
         rows = generator.permutation(count)[:chosen]
@@ -111,7 +116,7 @@ class Task(Protocol):
         """The loss of a batch `[b, ...]` of which the first `rows` int32 [] rows are real.
 
         Without a user axis all rows are real. With it, weights, batch and rows [U] all have it; a user's other rows
-        repeat its last one and do not count.
+        repeat its last one and do not count. One without rows has a row of zeros, which may give no number.
         """
 
 
@@ -122,16 +127,18 @@ class LanguageModelling:
     Attributes:
       token_losses: of the model, see `TokenLosses`.
       sequence_length: predicted tokens T of a sequence.
-      stacks: whether `token_losses` takes a user axis, as those of `models` do.
+      stacks: whether `token_losses` takes a user axis, as those of `models` do. It is a promise: were one user's losses
+        to depend on another's weights or tokens, no clip norm would bound what one user does. `fl.stacking` tries it.
       lengths: below T, rising. A batch whose rows are all padding from one of these on is cut there: for sequences that
-        are lines or sentences, and not text packed back to back. Each length adds to the size of the graph.
+        are lines or sentences, and not text packed back to back. Each length adds to the size of the graph. Clients
+        trained together are not cut: it would depend on the others.
       loss_sum: (weights, tokens) -> the sum of `token_losses` over the targets that are not padding, where the model
         has a faster way to it; with a user axis (weights, tokens, rows [U]), of each user's first rows alone.
     """
 
     token_losses: TokenLosses
     sequence_length: int
-    stacks: bool = True
+    stacks: bool = False
     lengths: tuple[int, ...] = ()
     loss_sum: Callable[..., Any] | None = None
 
@@ -153,6 +160,8 @@ class LanguageModelling:
         """Cut to each of `lengths`, and whole."""
         import tensorflow as tf
 
+        if batch.shape.rank == 3 or not self.lengths:
+            return 0, [batch]
         cuts = (*self.lengths, self.sequence_length)
         position = tf.range(1, self.sequence_length + 1)
         longest = tf.reduce_max(tf.where(tf.not_equal(batch[..., 1:], PAD), position, 0))

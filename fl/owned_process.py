@@ -64,15 +64,16 @@ class OwnedProcess:
     def check_alive(self, mend: str = "resume the run") -> None:
         """Raises WorkerLostError if the process has ended."""
         if (code := self._process.poll()) is not None:
+            said = " ".join(self.output().split())
             raise WorkerLostError(
-                f"{self.name} process {self.pid} ended with code {code} (memory?): {mend}. {self.output()}".rstrip()
+                f"{self.name} process {self.pid} ended with code {code} (memory?): {mend}. {said}".rstrip()
             )
 
     def wait_until_it_listens(self) -> None:
         """Raises WorkerLostError if the process ends instead, or takes more than two minutes."""
         deadline = time.monotonic() + _START_SECONDS
         while not listening_addresses(self.pid):
-            self.check_alive()
+            self.check_alive("it did not start, see what it said, then try again")
             if time.monotonic() > deadline:
                 raise WorkerLostError(f"{self.name} process did not listen within {_START_SECONDS:.0f} s")
             time.sleep(0.02)

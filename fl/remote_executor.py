@@ -29,18 +29,17 @@ class RemoteExecutor(tff.framework.RemoteExecutor):
 
 
 def _write(message: Any, value: Any, type_spec: Any) -> None:
-    """Writes a value into an `executor_pb2.Value` in place."""
+    """Writes a value into an `executor_pb2.Value` in place; what does not fit its type is left to TFF's complaints."""
     match type_spec:
-        case tff.FederatedType():
+        case tff.FederatedType() if type_spec.all_equal or isinstance(value, list):
             federated = message.federated
             federated.type.CopyFrom(type_serialization.serialize_type(type_spec).federated)
             for member in [value] if type_spec.all_equal else value:
                 _write(federated.value.add(), member, type_spec.member)
-        case tff.StructType():
+        case tff.StructType() if len(parts := tff.structure.from_container(value)) == len(type_spec):
             struct = message.struct
             struct.SetInParent()  # also where it has no element
-            named = tff.structure.iter_elements(tff.structure.from_container(value))
-            for (name, part), of_part in zip(named, type_spec, strict=True):
+            for (name, of_part), part in zip(tff.structure.iter_elements(type_spec), parts, strict=True):
                 element = struct.element.add()
                 if name:
                     element.name = name

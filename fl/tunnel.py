@@ -9,6 +9,7 @@ import os
 import shutil
 import socket
 import subprocess
+import tempfile
 from pathlib import Path
 
 from fl.owned_process import OwnedProcess, require_free_port
@@ -36,19 +37,28 @@ def make_certificates(folder: Path) -> tuple[Path, Path]:
     for made in (driver, worker):
         if made.exists():
             raise FileExistsError(f"{made} exists: choose another folder, or delete the old certificates")
-    for made in (driver, worker):
-        made.mkdir(mode=0o700, parents=True)
-        curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-        name = ["-subj", f"/CN=fedspeak {made.name}", "-days", str(_DAYS)]
-        files = ["-keyout", str(made / KEY), "-out", str(made / CERTIFICATE)]
-        done = subprocess.run(
-            ["openssl", "req", "-x509", *curve, *name, *files], capture_output=True, text=True, check=False, umask=0o077
-        )
-        if done.returncode:
-            raise OSError(f"openssl made no certificate in {made}: {done.stderr.strip()[-300:]}")
-    shutil.copy(worker / CERTIFICATE, driver / PEER)
-    shutil.copy(driver / CERTIFICATE, worker / PEER)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".making-") as making:
+        sides = [Path(making) / side for side in SIDES]
+        for made in sides:
+            _make_certificate(made)
+        for made, other in (sides, reversed(sides)):
+            shutil.copy(other / CERTIFICATE, made / PEER)
+        for made in sides:
+            made.rename(folder / made.name)
     return driver, worker
+
+
+def _make_certificate(made: Path) -> None:
+    made.mkdir(mode=0o700)
+    curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    name = ["-subj", f"/CN=fedspeak {made.name}", "-days", str(_DAYS)]
+    files = ["-keyout", str(made / KEY), "-out", str(made / CERTIFICATE)]
+    done = subprocess.run(
+        ["openssl", "req", "-x509", *curve, *name, *files], capture_output=True, text=True, check=False, umask=0o077
+    )
+    if done.returncode:
+        raise OSError(f"openssl made no certificate in {made}: {done.stderr.strip()[-300:]}")
 
 
 def check_certificates(folder: Path) -> None:

@@ -31,9 +31,14 @@ def worker_binary() -> Path:
     return Path(spec.origin).parent / "data" / "worker_binary"
 
 
+def c_compiler() -> str | None:
+    """Path of the one that builds the shim; None: the worker cannot be bound to loopback."""
+    return shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+
+
 def build_loopback_shim(folder: Path) -> Path | None:
     """Compiles the bind() shim into `folder`; None where there is no C compiler (or it fails)."""
-    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    compiler = c_compiler()
     if compiler is None:
         return None
     library = folder / "loopback.so"
@@ -64,6 +69,7 @@ class Worker(OwnedProcess):
     ) -> None:
         import portpicker
 
+        binary = worker_binary()
         if port is not None:
             require_free_port(port)
         super().__init__("TFF's worker")
@@ -72,10 +78,10 @@ class Worker(OwnedProcess):
         # An arena of memory for each of gRPC's many threads would keep what the others could use.
         environment.setdefault("MALLOC_ARENA_MAX", str(concurrent_calls))
         if shim is not None:
-            environment["LD_PRELOAD"] = str(shim)
+            environment["LD_PRELOAD"] = " ".join([str(shim), *environment.get("LD_PRELOAD", "").split()])
         self.port: int = portpicker.pick_unused_port() if port is None else port
         arguments = [f"--port={self.port}", f"--max_concurrent_computation_calls={concurrent_calls}"]
-        self._launch([str(worker_binary()), *arguments], environment)
+        self._launch([str(binary), *arguments], environment)
         log.info("TFF worker started: pid %d, port %d", self.pid, self.port)
 
     @property

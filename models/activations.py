@@ -31,8 +31,7 @@ def scale_invariant_sigmoid(x: tf.Tensor) -> tf.Tensor:
     Returns:
       Same shape and dtype, in [0, 1]; the largest entry is exactly 1 unless the row is all zeros.
     """
-    positive = tf.nn.relu(x)
-    return tf.math.divide_no_nan(positive, tf.reduce_max(positive, axis=-1, keepdims=True))
+    return _gate_value(x)[0]
 
 
 def scale_invariant_tanh(x: tf.Tensor) -> tf.Tensor:
@@ -44,7 +43,7 @@ def scale_invariant_tanh(x: tf.Tensor) -> tf.Tensor:
     Returns:
       Same shape and dtype, in [-1, 1]; the entry of largest magnitude is exactly 1 or -1 unless all are 0.
     """
-    return tf.math.divide_no_nan(x, tf.reduce_max(tf.abs(x), axis=-1, keepdims=True))
+    return _squash_value(x)[0]
 
 
 def _gate_value(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

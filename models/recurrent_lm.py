@@ -102,7 +102,7 @@ class RecurrentLanguageModel:
     def prefill(self, weights: Weights, tokens: Array, lengths: Array) -> tuple[tf.Tensor, CIFGState]:
         """int32 `[B, T]`, int32 `[B]` -> logits `[B, V]` and state; see `LanguageModel.prefill`."""
         weights = _tensors(weights)
-        inputs = self._embed(weights, _time_major(tf.convert_to_tensor(tokens)))
+        inputs = tf.gather(weights["embedding"], _time_major(tf.convert_to_tensor(tokens)))
         state = self._recurrence().last_state(weights, inputs, tf.convert_to_tensor(lengths))
         return self._logits(weights, state.output[tf.newaxis])[0], state
 
@@ -113,7 +113,7 @@ class RecurrentLanguageModel:
         `[B, G+1, H]`.
         """
         weights = _tensors(weights)
-        inputs = self._embed(weights, _time_major(tf.convert_to_tensor(tokens)))
+        inputs = tf.gather(weights["embedding"], _time_major(tf.convert_to_tensor(tokens)))
         after = self._recurrence().states(weights, inputs, state)
         logits = tf.transpose(self._logits(weights, after.output), [1, 0, 2])
         trail = (tf.transpose(tf.concat([s[tf.newaxis], a], 0), [1, 0, 2]) for s, a in zip(state, after, strict=True))
@@ -131,21 +131,10 @@ class RecurrentLanguageModel:
         """The attributes, and the architecture's name for `models.presets.from_config`."""
         return {"architecture": "recurrent", **asdict(self)}
 
-    def _embed(self, weights: Weights, ids: tf.Tensor) -> tf.Tensor:
-        """`[(U,) T, B] -> [(U,) T, B, E]`."""
-        if weights["embedding"].shape.rank == 3:
-            ids += self.vocabulary_size * tf.range(tf.shape(ids)[0])[:, tf.newaxis, tf.newaxis]
-        # The reshape, also where it changes nothing, turns the gather's sparse gradient into a dense one, as
-        # the output embedding's gradient is anyway.
-        return tf.gather(tf.reshape(weights["embedding"], [-1, self.embedding]), ids)
-
     def _logits(self, weights: Weights, outputs: tf.Tensor) -> tf.Tensor:
-        """`[(U,) T, B, E] -> [(U,) T, B, V]`."""
+        """`[T, B, E] -> [T, B, V]`."""
         logits = matmul_rows(outputs, tf.linalg.matrix_transpose(weights["embedding"]))
-        if not self.output_bias:
-            return logits
-        bias = weights["output_bias"]
-        return logits + (bias if bias.shape.rank == 1 else bias[:, tf.newaxis, tf.newaxis])
+        return logits + weights["output_bias"] if self.output_bias else logits
 
 
 def _tensors(weights: Weights) -> Weights:

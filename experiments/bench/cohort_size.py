@@ -21,14 +21,14 @@ def cohort_size(folder: Path, most: int) -> None:
 
     if not (folder / "store.tokens").exists():
         raise FileNotFoundError(f"{folder} holds no store: run fedspeak bench population --folder {folder} first")
-    rows = _measure(folder, [size for size in COHORTS if size <= most])
+    rows = _measure(folder, most)
     write_json(folder / "cohort.json", {"rounds": rows, "versions": versions()})
     plots.round_cost(folder / "cohort", rows)
     (folder / "cohort.md").write_text(_table(rows))
     click.echo(_table(rows), nl=False)
 
 
-def _measure(folder: Path, sizes: list[int]) -> list[dict[str, float]]:
+def _measure(folder: Path, most: int) -> list[dict[str, float]]:
     import tensorflow_federated as tff
 
     from fl.aggregation import DPMean
@@ -46,10 +46,10 @@ def _measure(folder: Path, sizes: list[int]) -> list[dict[str, float]]:
     model, local = preset("tiny", Vocabulary.load(folder / "vocabulary.json").size), LocalSGD(0.5, 8)
     keys, rows = RunKeys.fixed(1), []
     with local_runtime():
-        for size in sizes:
+        for size in (size for size in COHORTS if size <= min(most, users)):
             plan = PrivacyPlan(Poisson(size / users), users, 3, 1.0, FixedClip(0.3))
             engine = cohort.build(
-                LanguageModelling(model.token_losses, local.sequence_length, loss_sum=model.loss_sum),
+                LanguageModelling(model.token_losses, local.sequence_length, stacks=True, loss_sum=model.loss_sum),
                 model.init(0),
                 local,
                 DPMean(plan),

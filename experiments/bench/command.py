@@ -41,10 +41,10 @@ for command in (population, cohort_size, kernels):
 @click.option("--peer", "names", type=click.Choice(list(_PEERS)), multiple=True, help="Only this one; may be repeated.")
 @click.option("--rounds", type=click.IntRange(3, 50), default=6, show_default=True, help="Of each process.")
 @click.option("--repetitions", type=click.IntRange(1, 100), default=5, show_default=True, help="Processes a peer.")
-@click.option("--timeout", type=click.FloatRange(1), default=600, show_default=True, help="Seconds of one process.")
+@click.option("--timeout", type=click.IntRange(1), default=600, show_default=True, help="Seconds of one process.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/bench"), show_default=True, help="Folder.")
 def simulation(
-    cases: tuple[str, ...], names: tuple[str, ...], rounds: int, repetitions: int, timeout: float, out: Path
+    cases: tuple[str, ...], names: tuple[str, ...], rounds: int, repetitions: int, timeout: int, out: Path
 ) -> None:
     """Rounds of federated training: this kit, stock TFF, pfl-research, Flower, FedJAX, a bare PyTorch loop.
 

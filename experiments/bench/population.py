@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,10 @@ def population(folder: Path, users: int) -> None:
 def _alone(work: Callable[..., Any], *arguments: Any) -> Any:
     """The result of `work` in a fresh process."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(work, *arguments).result()
+        try:
+            return pool.submit(work, *arguments).result()
+        except BrokenProcessPool:
+            raise OSError("the measuring process was killed (memory?): take fewer --users") from None
 
 
 def _build(folder: Path, users: int) -> dict[str, float]:
@@ -105,7 +109,7 @@ def _build(folder: Path, users: int) -> dict[str, float]:
 
 
 def _use(folder: Path, users: int) -> dict[str, Any]:
-    """Opens the store and reads cohorts, all from a cold page cache."""
+    """Opens the store from a cold page cache and reads cohorts."""
     from experiments.data import Data
     from fl.clients import TokenStore
     from fl.cohorts import draw_cohort

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import time
@@ -32,7 +33,7 @@ class Watched(NamedTuple):
 
 def watch(command: Sequence[str], *, folder: Path, environment: dict[str, str], log: Path, timeout: float) -> Watched:
     """Runs a command to its end; all its output goes to `log`. No process of its tree is left behind."""
-    started, peak, busy = time.time(), 0, _busy()
+    started, peak, busy, waited = time.time(), 0, _busy(), _waited_for()
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,
@@ -63,8 +64,10 @@ def watch(command: Sequence[str], *, folder: Path, environment: dict[str, str], 
                 if _birth(pid) == birth:
                     _kill(pid)
             process.wait()
+    # Looks miss what came between them, waiting misses who was never waited for.
+    used = max(sum(own.values()), _waited_for() - waited)
     ticks = os.sysconf("SC_CLK_TCK") * (time.time() - started)
-    return Watched(started, code, peak, max(_busy() - busy - sum(own.values()), 0) / ticks)
+    return Watched(started, code, peak, max(_busy() - busy - used, 0) / ticks)
 
 
 def _tree(root: int, seen: dict[int, int]) -> dict[int, int]:
@@ -97,6 +100,12 @@ def _busy() -> int:
     """Ticks that all cores were not idle since the machine started."""
     user, nice, system, _, _, *rest = map(int, Path("/proc/stat").read_text().splitlines()[0].split()[1:9])
     return user + nice + system + sum(rest)
+
+
+def _waited_for() -> int:
+    """Ticks of all processes that ended and were waited for, by us or by such a one."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return round((usage.ru_utime + usage.ru_stime) * os.sysconf("SC_CLK_TCK"))
 
 
 def _kill(pid: int) -> None:

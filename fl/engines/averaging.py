@@ -20,7 +20,8 @@ class Engine(NamedTuple):
 
     With the state S = <weights, average, optimizer, aggregator>, one client value V of the engine, and the metrics
     M = <released, operator>, of which `released` is differentially private where the aggregator is and `operator`
-    (loss, tokens, clients, non-finite updates, share of padding) is exact and for the operator's eyes only:
+    (loss, tokens, clients, non-finite updates, share of padding among the rows computed) is exact up to the rounding of
+    32-bit sums, and for the operator's eyes only:
 
     Attributes:
       process: `initialize`: `( -> S@SERVER)` and `next`: `(<S@SERVER, {V}@CLIENTS, int64[2]@SERVER> -> <S@SERVER,

@@ -20,7 +20,7 @@ _STEPS = 2
 
 
 def calibrate(
-    build: Callable[[int], Engine], task: Task, initial_weights: Weights, local: LocalSGD, shards: int
+    build: Callable[[int], Engine], task: Task, initial_weights: Weights, local: LocalSGD, shards: int, cohort: float
 ) -> dict[int, float]:
     """Seconds for the same clients with each number of users at once; needs a TFF runtime.
 
@@ -30,6 +30,7 @@ def calibrate(
       initial_weights: of the model.
       local: what a client does.
       shards: of the engine.
+      cohort: clients of a usual round. So many are trained, but at most one full group in each shard.
 
     Returns:
       The least of three timings for each candidate, after one call that is not timed. Only 1, with 0 seconds, where
@@ -41,7 +42,9 @@ def calibrate(
     examples = tf.nest.map_structure(
         lambda spec: np.ones((_STEPS, local.batch_size, *spec.shape), spec.dtype.as_numpy_dtype), task.example
     )
-    clients = [Batches(examples, np.full(_STEPS, local.batch_size, np.int32))] * (shards * max(CANDIDATES))
+    clients = [Batches(examples, np.full(_STEPS, local.batch_size, np.int32))] * min(
+        max(round(cohort), 1), shards * max(CANDIDATES)
+    )
     seconds = {}
     for users_at_once in CANDIDATES:
         engine = build(users_at_once)

@@ -62,7 +62,7 @@ def recurrent(cell: str, layer_norm: bool = False, output_bias: bool = False) ->
         return from_keras(keras_model)
 
     return Net(
-        task=LanguageModelling(model.token_losses, LENGTH, loss_sum=model.loss_sum),
+        task=LanguageModelling(model.token_losses, LENGTH, stacks=True, loss_sum=model.loss_sum),
         weights=model.init(1),
         keras_model=lambda: to_keras(model),
         loss=cross_entropy,

@@ -95,6 +95,22 @@ def test_a_client_moves_the_sum_by_at_most_the_clip_norm(scale):
         assert norm <= 1
 
 
+def test_an_unusual_client_changes_nothing_for_those_beside_it():
+    """Norms of huge or bad updates are taken with care; those of the others must not change by as much as rounding."""
+    generator = np.random.default_rng(0)
+    plain, other = generator.normal(size=(40, 4)).astype(np.float32), generator.normal(size=4).astype(np.float32)
+    for value in plain:
+        norm = float(np.sqrt(2 * (tf.nn.l2_loss(value[:2]) + tf.nn.l2_loss(value[2:]))))  # as usual clients' are
+        aggregator = DPMean(plan(clip=FixedClip(norm)))
+
+        def within(beside, value=value, aggregator=aggregator):
+            both = tf.nest.map_structure(lambda *parts: tf.stack(parts), update(value), update(beside))
+            return float(aggregator.client(state_of(aggregator), both).within_clip)
+
+        quiet = within(1e-9 * other)  # far within the clip norm, and usual
+        assert within(1e-24 * other) == quiet  # so small that its squares underflow
+
+
 def test_the_clip_is_by_the_norm_over_all_tensors():
     aggregator = DPMean(plan())
     contribution = aggregator.client(state_of(aggregator), update([3, 0, 0, 4]))

@@ -15,7 +15,8 @@ import tensorflow_federated as tff
 
 from fl import hosts, tunnel
 from fl.aggregation import DPMean
-from fl.engines import cohort
+from fl.engines import cohort, per_client
+from fl.engines.averaging import Engine
 from fl.hosts import Workers
 from fl.local_training import LanguageModelling, LocalSGD
 from fl.owned_process import WorkerLostError
@@ -40,22 +41,22 @@ def local_sgd(epochs: int) -> LocalSGD:
     return LocalSGD(learning_rate=0.1, batch_size=3, epochs=epochs, sequence_length=5, max_sequences=8)
 
 
-def build(local: LocalSGD) -> cohort.Engine:
+def build(local: LocalSGD, engine=cohort.build, **options) -> Engine:
     task = LanguageModelling(bigram.token_losses, 5)
     optimizer = tff.learning.optimizers.build_sgdm(0.9, 0.5)
-    return cohort.build(task, bigram.initial_weights(), local, DPMean(PLAN), optimizer, shards=6)
+    return engine(task, bigram.initial_weights(), local, DPMean(PLAN), optimizer, **options)
 
 
 @pytest.fixture(scope="module")
 def quick():
     """Rounds of milliseconds."""
-    return build(local_sgd(2)), local_sgd(2)
+    return build(local_sgd(2), shards=6), local_sgd(2)
 
 
 @pytest.fixture(scope="module")
 def slow():
     """Rounds of seconds, in which there is time for a mishap."""
-    return build(local_sgd(700)), local_sgd(700)
+    return build(local_sgd(700), shards=6), local_sgd(700)
 
 
 def sequences(client: int) -> np.ndarray:
@@ -133,8 +134,9 @@ def test_a_share_that_is_not_counted_is_seen(quick, two, tmp_path):
         assert difference(alone, run(tmp_path / "spread", two[1].spread(engine), local)) > 1e-3
 
 
-def test_an_empty_round_is_noise_alone(quick, two):
-    engine, _ = quick
+@pytest.mark.parametrize("kind", [cohort.build, per_client.build])
+def test_an_empty_round_is_noise_alone(two, kind):
+    engine = build(local_sgd(2), kind)
     state, seed = engine.process.initialize(), KEYS.noise_seed(0)
     alone, measured = engine.process.next(state, engine.client_values([]), seed)
     spread, _ = two[1].spread(engine).process.next(state, engine.client_values([]), seed)
@@ -184,6 +186,24 @@ def test_without_a_worker_left_the_run_stops_and_can_be_resumed(quick, two, tmp_
     assert "\n" not in str(caught.value)
     assert difference(alone, run(tmp_path / "spread", engine, local)) < 1e-6
     assert (tmp_path / "alone/ledger.jsonl").read_bytes() == (tmp_path / "spread/ledger.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("code", ["RESOURCE_EXHAUSTED", "UNIMPLEMENTED", "UNKNOWN"])
+def test_a_host_that_refuses_calls_is_lost_in_one_line(code):
+    """A share above gRPC's limit, or a server there that is no worker of TFF's."""
+
+    class Refusal(grpc.RpcError, grpc.Call):
+        code = lambda self: grpc.StatusCode[code]  # noqa: E731
+        details = lambda self: "of no use\nat all"  # noqa: E731
+
+    Refusal.__abstractmethods__ = frozenset()
+
+    class Plain:
+        def compute(self, request):
+            raise Refusal()
+
+    with pytest.raises(WorkerLostError, match=rf"it refused the call \({code}: of no use at all\)"):
+        hosts._Stub(Plain()).compute(None)
 
 
 def test_an_error_of_the_computation_is_not_taken_for_a_loss(two):

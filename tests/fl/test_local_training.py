@@ -125,12 +125,34 @@ def lines(generator, lengths):
     return np.where(np.arange(LENGTH + 1) <= np.reshape(lengths, (-1, 1)), rows, 0).astype(np.int32)
 
 
+def spoilt_by_padding(weights, tokens):
+    """No number where the input is padding."""
+    return bigram.token_losses(weights, tokens) * tf.exp(1e4 * tf.cast(tf.equal(tokens[..., :-1], 0), tf.float32))
+
+
+def test_how_long_the_others_lines_are_changes_nothing():
+    """Were stacked batches cut to the longest line of all, a user would be trained on padding for the others' sake."""
+    task = LanguageModelling(spoilt_by_padding, LENGTH, stacks=True, lengths=(2,))
+    generator = np.random.default_rng(8)
+    short, long = (lines(generator, [length, length]) for length in (2, LENGTH))
+
+    def update(*users):
+        return client_update(
+            task,
+            bigram.initial_weights(),
+            Batches(np.stack(users)[np.newaxis], np.full((1, len(users)), 2, np.int32)),
+            0.7,
+        ).delta["table"][0]
+
+    np.testing.assert_array_equal(update(short, short), update(short, long))
+
+
 @pytest.mark.parametrize("users", [1, 3])
 def test_batches_cut_to_their_longest_line_train_the_same(users):
     generator, local = np.random.default_rng(6), LocalSGD(0.7, 2, 1, LENGTH, 64)
     clients = [local.batches(lines(generator, generator.integers(1, LENGTH + 1, 8)), 1, i) for i in range(users)]
     batches = clients[0] if users == 1 else Batches(*(np.stack(parts, 1) for parts in zip(*clients, strict=True)))
-    cut = LanguageModelling(bigram.token_losses, LENGTH, lengths=(1, 2, 4))
+    cut = LanguageModelling(bigram.token_losses, LENGTH, stacks=True, lengths=(1, 2, 4))
     whole, shorter = (client_update(task, bigram.initial_weights(), batches, 0.7) for task in (TASK, cut))
     tf.nest.map_structure(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), whole, shorter)
 

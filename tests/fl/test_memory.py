@@ -1,4 +1,5 @@
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -29,29 +30,25 @@ def test_a_long_run_neither_leaks_nor_traces_again(worker, tmp_path, users_at_on
     plan = PrivacyPlan(Poisson(0.4), 120, 300, 1.0, FixedClip(0.5))
     generator = np.random.default_rng(0)
     data = [generator.integers(1, 256, (1 + i % 9, 9)).astype(np.int32) for i in range(plan.population)]
-    traced = 0
-
-    def token_losses(weights, tokens):
-        nonlocal traced
-        traced += 1
-        return model.token_losses(weights, tokens)
-
     engine = cohort.build(
-        LanguageModelling(token_losses, 8),
+        LanguageModelling(model.token_losses, 8, stacks=True, loss_sum=model.loss_sum),
         model.init(0),
         local,
         DPMean(plan),
         tff.learning.optimizers.build_sgdm(1.0, 0.9),
         users_at_once=users_at_once,
     )
-    traced_at_first = traced
     clients = [f"client-{i}" for i in range(plan.population)]
     federation = Federation(*engine[::3], plan, RunKeys.fixed(1), clients, data.__getitem__, local, "test")
-    memory = [
-        resident_megabytes(os.getpid()) + resident_megabytes(worker.pid)
-        for _ in run_rounds(federation, RoundLog(tmp_path), lambda done, weights: ({}, {}))
-    ]
+    memory, ends = [], [time.perf_counter()]
+    for _ in run_rounds(federation, RoundLog(tmp_path), lambda done, weights: ({}, {})):
+        memory.append(resident_megabytes(os.getpid()) + resident_megabytes(worker.pid))
+        ends.append(time.perf_counter())
+    seconds = np.diff(ends)
     slope = np.polyfit(np.arange(50, 300), memory[50:], 1)[0]
     print(f"memory {memory[50]:.0f} MB at round 50, {memory[-1]:.0f} MB at 300, slope {slope:.4f} MB a round")
     assert slope < 0.1
-    assert traced == traced_at_first > 0
+    # The worker makes its graph in the first round, over a second; none of the later ones, whatever its cohort's size,
+    # takes that long. Nine in ten of them: a busy machine may hold up a few.
+    print(f"first round {seconds[0]:.2f} s, nine in ten of the others below {np.quantile(seconds[1:], 0.9):.2f} s")
+    assert np.quantile(seconds[1:], 0.9) < seconds[0] / 2

@@ -56,6 +56,7 @@ VALUES = {
     "a list for an array": ([1.0, 2.0], tff.FederatedType(tff.TensorType(np.float32, (2,)), tff.SERVER)),
     "not in C order": (np.ones((3, 2), np.float32).T, tff.FederatedType(MODEL["a"], tff.SERVER)),
     "text": ("words", tff.FederatedType(np.str_, tff.SERVER)),
+    "without names": ((WEIGHTS["a"], WEIGHTS["b"]), tff.FederatedType(MODEL, tff.SERVER)),
     "without placement": (WEIGHTS, MODEL),
 }
 
@@ -65,18 +66,22 @@ def test_the_message_is_that_of_tff(case):
     assert sent(RemoteExecutor, *VALUES[case]) == sent(tff.framework.RemoteExecutor, *VALUES[case])
 
 
+ON_SERVER, ON_CLIENTS = tff.FederatedType(MODEL["a"], tff.SERVER), tff.FederatedType(MODEL["a"], tff.CLIENTS)
+
+
 @pytest.mark.parametrize(
-    "value", [np.zeros((3, 3), np.float32), np.zeros((2, 3), np.int64), np.zeros((2, 3), np.complex64)]
+    ("value", "type_spec"),
+    [
+        (np.zeros((3, 3), np.float32), ON_SERVER),
+        (np.zeros((2, 3), np.int64), ON_SERVER),
+        (np.zeros((2, 3), np.complex64), ON_SERVER),
+        ((WEIGHTS["a"],), ON_CLIENTS),
+        (OrderedDict(a=WEIGHTS["a"]), tff.FederatedType(MODEL, tff.SERVER)),
+    ],
 )
-def test_a_value_of_another_type_is_refused_as_tff_refuses_it(value):
-    of_type = tff.FederatedType(MODEL["a"], tff.SERVER)
+def test_a_value_of_another_type_is_refused_as_tff_refuses_it(value, type_spec):
     with pytest.raises(TypeError) as theirs:
-        sent(tff.framework.RemoteExecutor, value, of_type)
+        sent(tff.framework.RemoteExecutor, value, type_spec)
     with pytest.raises(TypeError) as ours:
-        sent(RemoteExecutor, value, of_type)
+        sent(RemoteExecutor, value, type_spec)
     assert str(ours.value) == str(theirs.value)
-
-
-def test_a_part_that_is_missing_is_refused():
-    with pytest.raises(ValueError, match="zip"):
-        sent(RemoteExecutor, OrderedDict(a=WEIGHTS["a"]), tff.FederatedType(MODEL, tff.SERVER))

@@ -10,13 +10,13 @@ import portpicker
 import pytest
 
 from fl import tunnel
-from tests.fl.namespaces import needs_stunnel
+from tests.fl.namespaces import needs_stunnel, skip
 
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory) -> tuple[Path, Path]:
     if shutil.which("openssl") is None:
-        pytest.skip("openssl is not installed (Debian: apt install openssl)")
+        skip("openssl is not installed (Debian: apt install openssl)")
     return tunnel.make_certificates(tmp_path_factory.mktemp("certificates"))
 
 

@@ -97,6 +97,35 @@ def test_the_loss_of_extreme_logits_is_finite():
 
 
 @CELLS
+@pytest.mark.parametrize("output_bias", [False, True])
+@pytest.mark.parametrize("users", [0, 3])
+def test_the_sum_of_losses_is_that_of_the_real_targets(cell, output_bias, users):
+    """Rows of any length, padding inside a row, and with users (0: without the axis) rows that do not count."""
+    model, rng = make_model(cell, output_bias=output_bias), np.random.default_rng(3)
+    lead = [users] * (users > 0)
+    weights = {n: tf.constant(rng.normal(size=(*lead, *s))) for n, s in model.shapes().items()}
+    tokens = rng.integers(1, V, (*lead, 4, 7)).astype(np.int32)
+    tokens[rng.random(tokens.shape) < 0.3] = 0
+    tokens[..., 1, 3:] = 0
+    rows = np.array([4, 2, 0][:users], np.int32)
+    counted = tokens[..., 1:] != 0
+    if users:
+        counted &= (np.arange(4) < rows[:, np.newaxis])[..., np.newaxis]
+
+    def gradients_of(function):
+        with tf.GradientTape() as tape:
+            tape.watch(weights)
+            total = function()
+        return total, tape.gradient(total, weights)
+
+    total, gradients = gradients_of(lambda: model.loss_sum(weights, tokens, *([rows] if users else [])))
+    masked, wanted = gradients_of(lambda: tf.reduce_sum(model.token_losses(weights, tokens) * counted, [-2, -1]))
+    np.testing.assert_allclose(total, masked, rtol=1e-11)
+    for name, gradient in wanted.items():
+        np.testing.assert_allclose(tf.convert_to_tensor(gradients[name]), tf.convert_to_tensor(gradient), atol=1e-11)
+
+
+@CELLS
 def test_a_user_axis_equals_a_loop_over_users(cell):
     model = make_model(cell, output_bias=True)
     users = [make_weights(model, seed) for seed in range(3)]

@@ -13,14 +13,14 @@ from experiments.bench.models import lstm_loss_sum, lstm_token_losses
 from experiments.bench.peers.common import Client, Recorder, Request, Workload, run
 from fl.aggregation import Aggregator, DPMean, ExampleWeightedMean
 from fl.engines import cohort as cohort_engine
+from fl.engines.averaging import Engine
+from fl.engines.calibration import calibrate
 from fl.local_training import Batches, LanguageModelling, LocalSGD, Loss, Task
 from fl.runtime import local_runtime
 from models.recurrent_lm import RecurrentLanguageModel
 from privacy import FixedClip, FixedSize, PrivacyPlan
 
 _LENGTHS = (13, 16)  # the longest line of a batch has 14 of 20 tokens on average
-# Clients trained together: many where a step is bound by the dispatch of small operations, else one.
-_USERS_AT_ONCE = {"logistic": 8}
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,11 @@ def _task(workload: Workload) -> Task:
     model, weights = workload.settings.model, workload.weights
     shape = workload.clients[0].x.shape[1:]
     if model == "lstm":
-        return LanguageModelling(lstm_token_losses, shape[0], stacks=False, lengths=_LENGTHS, loss_sum=lstm_loss_sum)
+        return LanguageModelling(lstm_token_losses, shape[0], lengths=_LENGTHS, loss_sum=lstm_loss_sum)
     if model == "si-cifg":
         vocabulary, embedding = weights["embedding"].shape
         lm = RecurrentLanguageModel("si-cifg", vocabulary, embedding, weights["projection"].shape[0])
-        return LanguageModelling(lm.token_losses, shape[0], lengths=_LENGTHS, loss_sum=lm.loss_sum)
+        return LanguageModelling(lm.token_losses, shape[0], stacks=True, lengths=_LENGTHS, loss_sum=lm.loss_sum)
     if model == "cnn":
         return Classification(shape, _cnn_logits, stacks=False)
     return Classification(shape, _logistic_logits, stacks=True)
@@ -123,26 +123,28 @@ def _batches(client: Client, workload: Workload) -> Batches:
 def peer(asked: Request, workload: Workload, recorder: Recorder) -> None:
     """The rounds of `fedspeak train`, without its bookkeeping."""
     settings = workload.settings
-    engine = cohort_engine.build(
-        _task(workload),
-        _turned(workload.weights),
-        LocalSGD(settings.learning_rate, settings.batch_size),
-        _aggregator(asked, workload),
-        tff.learning.optimizers.build_sgdm(1.0),
-        users_at_once=_USERS_AT_ONCE.get(settings.model, 1),
-    )
-    batches = [_batches(client, workload) for client in workload.clients]
+    task, weights = _task(workload), _turned(workload.weights)
+    local, aggregator = LocalSGD(settings.learning_rate, settings.batch_size), _aggregator(asked, workload)
+
+    def build(users_at_once: int) -> Engine:
+        server = tff.learning.optimizers.build_sgdm(1.0)
+        return cohort_engine.build(task, weights, local, aggregator, server, users_at_once=users_at_once)
+
     with local_runtime():
+        # As `fedspeak train` chooses.
+        seconds = calibrate(build, task, weights, local, 2, workload.cohorts.shape[1])
+        engine = build(min(seconds, key=seconds.__getitem__))
         state = engine.process.initialize()
 
-        def weights() -> dict[str, Any]:
+        def trained() -> dict[str, Any]:
             return _turned(dict(state["weights"]))
 
         recorder.start()
         for number in range(asked.rounds):
-            values = engine.client_values([batches[client] for client in workload.cohorts[number]])
+            batches = [_batches(workload.clients[client], workload) for client in workload.cohorts[number]]
+            values = engine.client_values(batches)
             state, _ = engine.process.next(state, values, np.array([0, number], np.int64))
-            recorder.round_done(weights)
+            recorder.round_done(trained)
     recorder.write("fedspeak", version("fedspeak"))
 
 

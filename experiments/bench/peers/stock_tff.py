@@ -45,12 +45,10 @@ def _si_cifg(weights: dict[str, np.ndarray]) -> tuple[tf.keras.Model, list[str]]
 
 def _cnn(weights: dict[str, np.ndarray]) -> tuple[tf.keras.Model, list[str]]:
     layers = [
-        tf.keras.layers.Conv2D(weights["first_bias"].size, 5, padding="same"),
+        tf.keras.layers.Conv2D(weights["first_bias"].size, 5, padding="same", activation="relu"),
         tf.keras.layers.MaxPool2D(),
-        tf.keras.layers.ReLU(),
-        tf.keras.layers.Conv2D(weights["second_bias"].size, 5, padding="same"),
+        tf.keras.layers.Conv2D(weights["second_bias"].size, 5, padding="same", activation="relu"),
         tf.keras.layers.MaxPool2D(),
-        tf.keras.layers.ReLU(),
         tf.keras.layers.Flatten(),
         tf.keras.layers.Dense(weights["output_bias"].size),
     ]

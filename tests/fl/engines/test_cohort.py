@@ -45,7 +45,7 @@ def test_like_lengths_stand_together():
     ],
 )
 def test_errors(settings, message):
-    task = LanguageModelling(bigram.token_losses, 5, stacks=False)
+    task = LanguageModelling(bigram.token_losses, 5)
     optimizer = tff.learning.optimizers.build_sgdm(1.0)
     with pytest.raises(ValueError, match=message):
         cohort.build(task, bigram.initial_weights(), LOCAL, UniformMean(), optimizer, **settings)

@@ -22,7 +22,7 @@ LOCAL = LocalSGD(learning_rate=0.8, batch_size=3, epochs=2, sequence_length=5, m
 NOISE_SEED = np.array([1, 2], np.int64)
 PLAN = PrivacyPlan(Poisson(0.5), 12, 5, 0.0, FixedClip(0.7))
 
-TASK = LanguageModelling(bigram.token_losses, 5)
+TASK = LanguageModelling(bigram.token_losses, 5, stacks=True)
 ENGINES = {
     "per client": per_client.build,
     "one after another": partial(cohort.build, shards=2),
@@ -185,7 +185,7 @@ def test_removing_any_one_client_changes_the_sum_by_at_most_the_clip_norm(build)
         Batches(np.where(c.examples > 2, c.examples, 3 * (c.examples > 0)).astype(np.int32), c.rows) for c in clients
     ]
     clients = [others[0], huge, others[1], bad, *others[2:]]
-    task = Exploding(bigram.token_losses, 5, factors=((1, 1e4), (2, float("nan"))))
+    task = Exploding(bigram.token_losses, 5, stacks=True, factors=((1, 1e4), (2, float("nan"))))
     weights = bigram.initial_weights()
     engine = build(task, weights, LOCAL, DPMean(PLAN), tff.learning.optimizers.build_sgdm(1.0))
     far = client_update(task, weights, huge, LOCAL.learning_rate).delta["table"]
