@@ -8,6 +8,7 @@ import pytest
 from experiments import config, training
 from experiments.runs import RunFolder
 from fl.engines import calibration
+from privacy import FixedClip, Poisson, PrivacyPlan
 
 
 class Notes(list):
@@ -27,7 +28,7 @@ def choose(tmp_path, monkeypatch):
     monkeypatch.setattr(calibration, "calibrate", calibrate)
 
     def run(overrides=()):
-        plan: Any = None
+        plan = PrivacyPlan(Poisson(0.1), 60, 5, 1.0, FixedClip(0.5))
         notes: Any = Notes()
         parsed = config.parse("", "test", overrides)
         chosen = training._users_at_once(RunFolder(tmp_path), parsed, 300, plan, {}, notes)

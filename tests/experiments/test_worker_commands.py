@@ -43,7 +43,7 @@ def own_temporary_folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_worker_listens_on_loopback_and_leaves_nothing_behind(number, own_temporary_folder):
     process, port, line = start_worker()
-    assert line == f"worker: 1 cores; listens on loopback, port {port}; Ctrl-C ends it\n"
+    assert line == f"worker: 1 core; listens on loopback, port {port}; Ctrl-C ends it\n"
     running = children(process.pid)
     assert len(running) == 1
     addresses = listening_addresses(running[0])
