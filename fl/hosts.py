@@ -275,7 +275,7 @@ class _Stub:
                 code = error.code().name if isinstance(error, grpc.Call) else str(error)
                 if code in ("UNAVAILABLE", "FAILED_PRECONDITION", "CANCELLED") or "closed" in code.lower():
                     raise WorkerLostError(f"it ended, or the way to it is cut ({code})") from error
-                if code in ("RESOURCE_EXHAUSTED", "UNIMPLEMENTED", "UNKNOWN"):
+                if isinstance(error, grpc.Call) and code in ("RESOURCE_EXHAUSTED", "UNIMPLEMENTED", "UNKNOWN"):
                     # Too large a message, or no worker of this TFF's. An error of the computation is INTERNAL.
                     said = " ".join((error.details() or "").split())[:200]
                     raise WorkerLostError(f"it refused the call ({code}: {said})") from error
