@@ -95,6 +95,17 @@ def test_a_client_moves_the_sum_by_at_most_the_clip_norm(scale):
         assert norm <= 1
 
 
+@pytest.mark.parametrize("aggregator", [DPMean(plan()), UniformMean(), ExampleWeightedMean()])
+def test_clients_with_a_user_axis_are_each_treated_as_alone(aggregator):
+    """Ordinary ones, some within the clip norm of 1 and some far above it."""
+    generator = np.random.default_rng(1)
+    each = [update(s * generator.normal(size=4), examples=s + 1) for s in (0.1, 0.3, 2.0, 9.0)]
+    stacked = tf.nest.map_structure(lambda *parts: tf.stack(parts), *each)
+    together = aggregator.client(state_of(aggregator), stacked)
+    alone = total([aggregator.client(state_of(aggregator), one) for one in each])
+    tf.nest.map_structure(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), together, alone)
+
+
 def test_an_unusual_client_changes_nothing_for_those_beside_it():
     """Norms of huge or bad updates are taken with care; those of the others must not change by as much as rounding."""
     generator = np.random.default_rng(0)
