@@ -75,7 +75,7 @@ def train(
         with contextlib.ExitStack() as stack:
             hosts = None
             if place is not None and not run.weights.exists():
-                show.note(f"connecting to {len(place.addresses)} workers …")
+                show.note(f"connecting to {len(place.addresses)} worker{'s' * (len(place.addresses) > 1)} …")
                 hosts = stack.enter_context(place.connected())
             training.train(run, cli.command_line(), show, hosts)
     except KeyboardInterrupt:

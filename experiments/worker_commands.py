@@ -34,7 +34,7 @@ def worker(port: int, cores: int | None, certificates: Path | None, insecure_net
     if certificates is not None and insecure_network:
         raise click.UsageError("--certificates and --insecure-network contradict each other: drop one")
     if certificates is not None:
-        tunnel.check_certificates(certificates)
+        tunnel.check_certificates(certificates, "worker")
     cores = len(os.sched_getaffinity(0)) if cores is None else cores
     open_only = OSError(
         "TFF's worker can be bound to loopback only with a C compiler: install gcc, or take --insecure-network behind "

@@ -82,7 +82,10 @@ class KerasTask:
             )
         if self.loss_function.reduction == keras.losses.Reduction.NONE:
             raise ValueError(f"loss {self.loss_function.name} has reduction 'none': SGD needs one number, use 'auto'")
-
+        if not isinstance(self.label, tf.TensorSpec):
+            raise ValueError(
+                f"label is {self.label!r}: give the form of one example's y, as tf.TensorSpec([], tf.int32)"
+            )
         self._function  # noqa: B018 - refuses a model now
 
     @cached_property

@@ -5,7 +5,6 @@ TensorFlow part (`client_update`) sees dense tensors: no `tf.data` inside a TFF 
 """
 
 import functools
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from fl.clients import PAD
+from privacy import checks
 
 Weights = dict[str, Any]
 """Named tensors, keys in sorted order."""
@@ -48,11 +48,9 @@ class LocalSGD:
     max_sequences: int = 64
 
     def __post_init__(self) -> None:
-        if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
-            raise ValueError(f"learning_rate is {self.learning_rate}: a positive number is needed")
+        checks.positive("learning_rate", self.learning_rate, "give one")
         for name in ("batch_size", "epochs", "sequence_length", "max_sequences"):
-            if not getattr(self, name) >= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: at least 1 is needed")
+            checks.whole(name, getattr(self, name), 1, "give a whole number")
 
     def batches(self, examples: Any, seed: int, client: int) -> Batches:
         """The batches of one client in one round, shuffled anew for every epoch.
@@ -66,8 +64,9 @@ class LocalSGD:
           The last batch of an epoch padded with rows of zeros; no step without data.
 
         Raises:
-          ValueError: the arrays of a tuple are not equally long.
+          ValueError: the arrays of a tuple are not equally long, or `client` is negative.
         """
+        checks.whole("client", client, 0, "give its index")
         generator = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 1, client]))
         arrays = examples if isinstance(examples, tuple) else (examples,)
         count = len(arrays[0])

@@ -1,4 +1,4 @@
-"""Child processes of ours: each ends with us, whatever ends us, and leaves no file behind on an orderly end."""
+"""Child processes of ours: each ends with us, whatever ends us, and leaves no file behind once it has started."""
 
 import atexit
 import contextlib
@@ -42,15 +42,15 @@ class OwnedProcess:
     def __init__(self, name: str) -> None:
         """`name` stands in messages; the process starts with `_launch`."""
         self.name = name
-        self._folder = Path(tempfile.mkdtemp(prefix="fedspeak-"))
+        self._output = tempfile.TemporaryFile()  # has no name, so nobody needs to delete it
+        self._folder = Path(tempfile.mkdtemp(prefix="fedspeak-"))  # what the process reads while it starts
         self._process: subprocess.Popen[bytes]
 
     def _launch(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
         launch = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), *command]
-        with (self._folder / "output.log").open("wb") as output:
-            self._process = subprocess.Popen(
-                launch, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output
-            )
+        self._process = subprocess.Popen(
+            launch, env=environment, stdin=subprocess.DEVNULL, stdout=self._output, stderr=self._output
+        )
         atexit.register(self.stop)
 
     @property
@@ -59,7 +59,10 @@ class OwnedProcess:
 
     def output(self) -> str:
         """The last lines that the process printed."""
-        return (self._folder / "output.log").read_text(errors="replace")[-2000:].strip()
+        descriptor = self._output.fileno()
+        size = os.fstat(descriptor).st_size
+        # The process writes where this file stands: read without moving it.
+        return os.pread(descriptor, 2000, max(size - 2000, 0)).decode(errors="replace").strip()
 
     def check_alive(self, mend: str = "resume the run") -> None:
         """Raises WorkerLostError if the process has ended."""
@@ -77,6 +80,7 @@ class OwnedProcess:
             if time.monotonic() > deadline:
                 raise WorkerLostError(f"{self.name} process did not listen within {_START_SECONDS:.0f} s")
             time.sleep(0.02)
+        self._remove_folder()
 
     def stop(self) -> None:
         atexit.unregister(self.stop)
@@ -88,6 +92,10 @@ class OwnedProcess:
                 self._process.kill()
                 self._process.wait()
             log.info("%s ended: pid %d", self.name, self.pid)
+        self._output.close()
+        self._remove_folder()
+
+    def _remove_folder(self) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 

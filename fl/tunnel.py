@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import socket
+import ssl
 import subprocess
 import tempfile
 from pathlib import Path
@@ -52,7 +53,7 @@ def make_certificates(folder: Path) -> tuple[Path, Path]:
 def _make_certificate(made: Path) -> None:
     made.mkdir(mode=0o700)
     curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    name = ["-subj", f"/CN=fedspeak {made.name}", "-days", str(_DAYS)]
+    name = ["-subj", f"/CN={_common_name(made.name)}", "-days", str(_DAYS)]
     files = ["-keyout", str(made / KEY), "-out", str(made / CERTIFICATE)]
     done = subprocess.run(
         ["openssl", "req", "-x509", *curve, *name, *files], capture_output=True, text=True, check=False, umask=0o077
@@ -61,8 +62,13 @@ def _make_certificate(made: Path) -> None:
         raise OSError(f"openssl made no certificate in {made}: {done.stderr.strip()[-300:]}")
 
 
-def check_certificates(folder: Path) -> None:
-    """Raises OSError or ValueError, in one line, if `folder` is not one end's certificates, or stunnel is missing."""
+def check_certificates(folder: Path, side: str) -> None:
+    """Raises OSError or ValueError, in one line, if `folder` is not the certificates of `side`, or stunnel is missing.
+
+    Args:
+      folder: of `make_certificates`.
+      side: "driver" or "worker".
+    """
     for name in (KEY, CERTIFICATE, PEER):
         if not (folder / name).is_file():
             raise FileNotFoundError(
@@ -74,17 +80,31 @@ def check_certificates(folder: Path) -> None:
         )
     if (folder / CERTIFICATE).read_bytes() == (folder / PEER).read_bytes():
         raise ValueError(f"{folder}: both ends have the same certificate: make new ones with fedspeak certificates")
+    other = next(name for name in SIDES if name != side)
+    if _common_name(other).encode() in _der(folder / CERTIFICATE):
+        raise ValueError(f"{folder} holds the {other}'s certificate: give the folder {side} here")
     if shutil.which("stunnel") is None:
         raise FileNotFoundError(
             "stunnel is not installed (Debian: apt install stunnel4): install it, or join the hosts by ssh -L"
         )
 
 
+def _common_name(side: str) -> str:
+    return f"fedspeak {side}"
+
+
+def _der(certificate: Path) -> bytes:
+    try:
+        return ssl.PEM_cert_to_DER_cert(certificate.read_text().strip())
+    except ValueError:  # UnicodeDecodeError and base64's errors among them
+        raise ValueError(f"{certificate} is no certificate: make new ones with fedspeak certificates") from None
+
+
 class Tunnel(OwnedProcess):
     """One end of a tunnel: a running stunnel process. See `to_worker` and `before_worker`."""
 
     def __init__(self, accept: str, connect: str, certificates: Path, is_client: bool) -> None:
-        check_certificates(certificates)
+        check_certificates(certificates, SIDES[not is_client])
         super().__init__("stunnel")
         files = certificates.resolve()
         lines = [
@@ -114,6 +134,17 @@ class Tunnel(OwnedProcess):
             self.stop()
             raise
         log.info("stunnel started: pid %d, from %s to %s", self.pid, accept, connect)
+
+    def refusal(self) -> str | None:
+        """Why the other end of the driver's tunnel will not have us, or we not it; None while nothing says so."""
+        said = self.output()
+        if "Rejected by CERT" in said or "certificate verify failed" in said:
+            return f"its certificate is not that in our {PEER}"
+        if "alert" in said:
+            return f"it refuses our {CERTIFICATE}"
+        if "wrong version number" in said:
+            return "what listens there is not a tunnel's end: start fedspeak worker with --certificates"
+        return None
 
 
 def to_worker(host: str, port: int, certificates: Path) -> tuple[Tunnel, int]:

@@ -61,11 +61,14 @@ def build(
         weights.
 
     Raises:
-      ValueError: average_decay is out of range.
+      ValueError: average_decay is out of range, or an initial weight is no float32 array.
     """
     if not 0 <= average_decay < 1:
         raise ValueError(f"average_decay is {average_decay}: a number from 0 to below 1 is needed")
     named = sorted(initial_weights.items())
+    for name, value in named:
+        if getattr(value, "dtype", None) != np.float32:
+            raise ValueError(f"initial weight {name} is {getattr(value, 'dtype', type(value))}: give a float32 array")
     weights_type = tff.types.to_type(OrderedDict((name, tff.TensorType(np.float32, v.shape)) for name, v in named))
     specs = OrderedDict((name, tf.TensorSpec(value.shape, tf.float32)) for name, value in named)
     seed_type = tff.TensorType(np.int64, (2,))

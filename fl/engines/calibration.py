@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from fl.engines.averaging import Engine
 from fl.local_training import Batches, LocalSGD, Task, Weights
+from privacy import checks
 
 CANDIDATES = (1, 8)
 LARGEST_STACKED = 2_000_000
@@ -35,7 +36,11 @@ def calibrate(
     Returns:
       The least of three timings for each candidate, after one call that is not timed. Only 1, with 0 seconds, where
       there is nothing to choose: the task does not stack, or the model is large.
+
+    Raises:
+      ValueError: `cohort` is no positive number.
     """
+    checks.positive("cohort", cohort, "give the clients of a usual round")
     size = sum(int(np.size(value)) for value in initial_weights.values())
     if not task.stacks or size > LARGEST_STACKED:
         return {1: 0.0}

@@ -19,6 +19,7 @@ from fl.aggregation import Aggregator, Contribution
 from fl.engines import averaging
 from fl.engines.averaging import Engine
 from fl.local_training import Batches, ClientUpdate, LocalSGD, Task, Weights, client_update
+from privacy import checks
 
 
 def build(
@@ -51,8 +52,7 @@ def build(
       ValueError: a number is out of range, or the task does not stack and users_at_once is above 1.
     """
     for name, value in (("shards", shards), ("users_at_once", users_at_once)):
-        if not value >= 1:
-            raise ValueError(f"{name} is {value}: at least 1 is needed")
+        checks.whole(name, value, 1, "give a whole number")
     if users_at_once > 1 and not task.stacks:
         raise ValueError(f"users_at_once is {users_at_once} and this task takes no user axis: use 1")
 
@@ -88,11 +88,31 @@ def build(
     empty = _empty_batches(task, local.batch_size)
 
     def client_values(batches: Sequence[Batches]) -> list[Any]:
+        for client in batches:
+            _check(client, task, local.batch_size)
         return [_shard([batches[i] for i in c], users_at_once, empty) for c in deal(batches, shards, users_at_once)]
 
     return averaging.build(
         client_work, value_type, client_values, initial_weights, aggregator, server_optimizer, average_decay
     )
+
+
+def _check(client: Batches, task: Task, batch_size: int) -> None:
+    """Raises ValueError if a client's batches are not of the task's examples."""
+    steps = len(client.rows)
+    wanted = [(spec.dtype.as_numpy_dtype, (steps, batch_size, *spec.shape)) for spec in tf.nest.flatten(task.example)]
+    given = [(array.dtype, array.shape) for array in tf.nest.flatten(client.examples)]
+    if [(np.dtype(dtype), shape) for dtype, shape in wanted] != given:
+        raise ValueError(
+            f"client batches are {_names(given)} and the task's examples need {_names(wanted)}: build them with the "
+            "same LocalSGD, from arrays of the task's type"
+        )
+    if client.rows.dtype != np.int32 or not ((client.rows >= 1) & (client.rows <= batch_size)).all():
+        raise ValueError(f"client rows are {client.rows}: int32 from 1 to the batch size, {batch_size}, are needed")
+
+
+def _names(arrays: Sequence[tuple[Any, Any]]) -> str:
+    return ", ".join(f"{np.dtype(dtype).name} {list(shape)}" for dtype, shape in arrays)
 
 
 def deal(batches: Sequence[Batches], shards: int, users_at_once: int) -> list[list[int]]:

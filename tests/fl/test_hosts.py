@@ -290,8 +290,12 @@ def test_hosts_behind_tunnels_one_killed_one_cut_off(slow, tmp_path, monkeypatch
             addresses = ",".join(f"{host.address}:7000" for host in made)
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(hosts, "_START_SECONDS", 0.5)
-                for name, certificates in (("without one", None), ("a foreign one", foreign)):
-                    with pytest.raises(WorkerLostError, match="does not answer"):
+                refused = "cannot be used .it refuses our certificate.pem.: give the two folders"
+                for name, certificates, said in (
+                    ("without one", None, "does not answer"),
+                    ("a foreign one", foreign, refused),
+                ):
+                    with pytest.raises(WorkerLostError, match=said):
                         with Workers.parse(addresses, certificates, certificates is None).connected():
                             pytest.fail(f"connected with {name}")
             with Workers.parse(addresses, driver, False).connected() as connected:

@@ -283,6 +283,8 @@ def test_other_errors():
         KerasTask(model, keras.losses.MeanSquaredError(reduction="none"), SCALAR)
     with pytest.raises(ValueError, match="give an object of keras.losses"):
         KerasTask(model, keras.losses.mean_squared_error, SCALAR)
+    with pytest.raises(ValueError, match="label is None: give the form of one example's y"):
+        KerasTask(model, keras.losses.MeanSquaredError(), None)
     with pytest.raises(ValueError, match="tokens .* -> logits"):
         language_modelling(model)
     penalised_rows = L.Embedding(11, 11, embeddings_regularizer="l2")

@@ -192,13 +192,13 @@ def test_batches_of_a_tuple_of_arrays_keep_them_together():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"learning_rate": float("nan")}, "learning_rate is nan"),
-        ({"learning_rate": float("inf")}, "learning_rate is inf"),
-        ({"learning_rate": 0.0}, "learning_rate is 0.0"),
-        ({"learning_rate": 1.0, "batch_size": 0}, "batch_size is 0"),
-        ({"learning_rate": 1.0, "epochs": -1}, "epochs is -1"),
-        ({"learning_rate": 1.0, "sequence_length": 0}, "sequence_length is 0"),
-        ({"learning_rate": 1.0, "max_sequences": 0}, "max_sequences is 0"),
+        ({"learning_rate": float("nan")}, "learning_rate must be .*, got nan"),
+        ({"learning_rate": float("inf")}, "learning_rate must be .*, got inf"),
+        ({"learning_rate": 0.0}, "learning_rate must be .*, got 0.0"),
+        ({"learning_rate": 1.0, "batch_size": 0}, "batch_size must be .*, got 0"),
+        ({"learning_rate": 1.0, "epochs": -1}, "epochs must be .*, got -1"),
+        ({"learning_rate": 1.0, "sequence_length": 0}, "sequence_length must be .*, got 0"),
+        ({"learning_rate": 1.0, "max_sequences": 0}, "max_sequences must be .*, got 0"),
     ],
 )
 def test_errors(settings, message):

@@ -57,6 +57,16 @@ def test_a_dead_one_is_an_error_that_says_so():
     process.stop()
 
 
+def test_what_it_says_is_read_while_it_says_more():
+    process = started(["/bin/sh", "-c", "seq 1000; sleep 0.2; seq 1000 1100; sleep 60"])
+    deadline = time.monotonic() + 10
+    while not process.output().endswith("\n1100"):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert process.output().splitlines()[-102:] == ["1000", *map(str, range(1000, 1101))]
+    process.stop()
+
+
 def test_one_that_ends_instead_of_listening_says_why():
     process = started(["/bin/sh", "-c", "echo no such port; exit 3"])
     with pytest.raises(WorkerLostError, match="ended with code 3 .*no such port"):
@@ -76,13 +86,15 @@ def test_a_port_that_is_taken_is_refused(address):
 
 # `ignored`: started as under nohup or `&`, with Ctrl-C ignored by the parent.
 @pytest.mark.parametrize("ending", ["success", "error", "SIGINT", "SIGTERM", "SIGKILL", "ignored"])
-def test_none_is_left_behind(ending, tmp_path):
+def test_none_is_left_behind(ending, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     script = textwrap.dedent(
         """
         import sys, time
         from fl.owned_process import OwnedProcess
         process = OwnedProcess("a")
-        process._launch(["/bin/sleep", "60"], {})
+        process._launch([sys.executable, "-c", sys.argv[2]], {})
+        process.wait_until_it_listens()
         print(process.pid, flush=True)
         if sys.argv[1] == "error":
             raise RuntimeError("on purpose")
@@ -90,10 +102,11 @@ def test_none_is_left_behind(ending, tmp_path):
             time.sleep(20)
         """
     )
+    listens = "import socket, time; server = socket.create_server(('127.0.0.1', 0)); time.sleep(60)"
     previous = signal.signal(signal.SIGINT, signal.SIG_IGN if ending == "ignored" else signal.SIG_DFL)
     try:
         process = subprocess.Popen(
-            [sys.executable, "-c", script, ending],
+            [sys.executable, "-c", script, ending, listens],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
@@ -108,6 +121,7 @@ def test_none_is_left_behind(ending, tmp_path):
     process.stdout.close()
     for _ in range(100):
         if not Path(f"/proc/{pid}").exists():
+            assert not list(tmp_path.iterdir())
             return
         time.sleep(0.05)
     pytest.fail(f"process {pid} is still there after {ending}")

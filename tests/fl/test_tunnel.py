@@ -116,7 +116,8 @@ def test_without_the_drivers_certificate_nobody_reaches_the_worker(certificates,
     assert refused(ask, far_end)  # no TLS at all
     assert refused(without_certificate)
     assert refused(through_tunnel, far_end, foreign)
-    assert refused(through_tunnel, far_end, as_worker)  # one worker's host is no driver of the others
+    with mock.patch("fl.tunnel.check_certificates"):
+        assert refused(through_tunnel, far_end, as_worker)  # one worker's host is no driver of the others
     assert len(echo[1]) == before
     assert through_tunnel(far_end, driver) == b"echo hello" and len(echo[1]) == before + 1
 
@@ -140,18 +141,26 @@ def test_the_driver_sends_nothing_to_a_foreign_worker(certificates, echo, tmp_pa
 def test_certificates_that_are_not_in_order_are_refused(certificates, tmp_path):
     driver, worker = certificates
     with pytest.raises(FileNotFoundError, match="holds no key.pem: give the folder driver or worker"):
-        tunnel.check_certificates(driver.parent)
+        tunnel.check_certificates(driver.parent, "driver")
     loose = tmp_path / "loose"
     shutil.copytree(driver, loose)
     (loose / "key.pem").chmod(0o644)
     with pytest.raises(ValueError, match="can be read by others .mode 644"):
-        tunnel.check_certificates(loose)
+        tunnel.check_certificates(loose, "driver")
     shutil.copytree(driver, tmp_path / "same")
     shutil.copy(driver / "certificate.pem", tmp_path / "same" / "peer.pem")
     with pytest.raises(ValueError, match="both ends have the same certificate"):
-        tunnel.check_certificates(tmp_path / "same")
+        tunnel.check_certificates(tmp_path / "same", "driver")
+    with pytest.raises(ValueError, match="holds the driver's certificate: give the folder worker here"):
+        tunnel.check_certificates(driver, "worker")
+    with pytest.raises(ValueError, match="holds the worker's certificate: give the folder driver here"):
+        tunnel.to_worker("localhost", 1, worker)
+    shutil.copytree(driver, tmp_path / "damaged")
+    (tmp_path / "damaged" / "certificate.pem").write_bytes(b"\xff\n")
+    with pytest.raises(ValueError, match="certificate.pem is no certificate: make new ones"):
+        tunnel.check_certificates(tmp_path / "damaged", "driver")
     with mock.patch("fl.tunnel.shutil.which", return_value=None):
         with pytest.raises(FileNotFoundError, match="stunnel is not installed .*apt install stunnel4"):
-            tunnel.check_certificates(worker)
+            tunnel.check_certificates(worker, "worker")
         with pytest.raises(FileNotFoundError, match="openssl is not installed"):
             tunnel.make_certificates(tmp_path / "new")

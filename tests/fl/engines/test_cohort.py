@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from fl.aggregation import UniformMean
 from fl.engines import cohort
+from fl.engines.averaging import Engine
 from fl.local_training import Batches, LanguageModelling, LocalSGD
 from tests.fl import bigram
 
@@ -36,16 +37,48 @@ def test_like_lengths_stand_together():
     assert [sorted(dealt[0][:3]), sorted(dealt[0][3:])] == [[1, 3, 5], [0, 2, 4]]
 
 
+def build(**changes) -> Engine:
+    arguments = {
+        "task": LanguageModelling(bigram.token_losses, 5),
+        "initial_weights": bigram.initial_weights(),
+        "local": LOCAL,
+        "aggregator": UniformMean(),
+        "server_optimizer": tff.learning.optimizers.build_sgdm(1.0),
+    }
+    return cohort.build(**(arguments | changes))
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"shards": 0}, "shards is 0"),
-        ({"users_at_once": 0}, "users_at_once is 0"),
+        ({"shards": 0}, "shards must be a whole number of at least 1, got 0"),
+        ({"users_at_once": 0}, "users_at_once must be a whole number of at least 1, got 0"),
+        ({"users_at_once": 1.5}, "users_at_once must be .*, got 1.5"),
+        ({"users_at_once": "8"}, "users_at_once must be .*, got '8'"),
         ({"users_at_once": 2}, "no user axis"),
+        ({"average_decay": 1.0}, "average_decay is 1.0"),
+        ({"initial_weights": {"table": np.zeros(3)}}, "initial weight table is float64: give a float32 array"),
+        ({"initial_weights": {"table": [0.0]}}, "initial weight table is <class 'list'>: give a float32 array"),
     ],
 )
 def test_errors(settings, message):
-    task = LanguageModelling(bigram.token_losses, 5)
-    optimizer = tff.learning.optimizers.build_sgdm(1.0)
     with pytest.raises(ValueError, match=message):
-        cohort.build(task, bigram.initial_weights(), LOCAL, UniformMean(), optimizer, **settings)
+        build(**settings)
+
+
+@pytest.mark.parametrize("users_at_once", [1, 3])
+def test_batches_of_another_kind_are_refused(users_at_once):
+    engine = build(task=LanguageModelling(bigram.token_losses, 5, stacks=True), users_at_once=users_at_once)
+    examples, rows = np.ones((2, 4, 6), np.int32), np.full(2, 4, np.int32)
+    assert len(engine.client_values([Batches(examples, rows)])) == 2
+    for batches, message in (
+        (Batches(examples.astype(np.int64), rows), r"are int64 \[2, 4, 6\] .* need int32 \[2, 4, 6\]"),
+        (Batches(np.ones((2, 4, 9), np.int32), rows), r"are int32 \[2, 4, 9\] .* need int32 \[2, 4, 6\]"),
+        (Batches(examples[:, :3], rows), r"are int32 \[2, 3, 6\] .*the same LocalSGD"),
+        (Batches(examples[:1], rows), r"are int32 \[1, 4, 6\] .* need int32 \[2, 4, 6\]"),
+        (Batches((examples, examples), rows), r"are int32 .*, int32 .* need int32 \[2, 4, 6\]"),
+        (Batches(examples, rows + 1), r"rows are \[5 5\]: int32 from 1 to the batch size, 4"),
+        (Batches(examples, rows.astype(np.int64)), "rows are .*: int32 from 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            engine.client_values([batches])

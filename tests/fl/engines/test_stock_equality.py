@@ -195,7 +195,8 @@ def test_a_client_that_loses_its_last_example_is_noticed():
     clients = rounds(net, sampling)
     ours, _ = pair("dense", "uniform", "cyclic")
     whole, _ = train(ENGINES["one after another"], net, ours, clients)
-    first = clients[0][0]
-    clients[0][0] = first._replace(rows=np.append(first.rows[:-1], first.rows[-1] - 1).astype(np.int32))
+    client = next(index for index, batches in enumerate(clients[0]) if batches.rows[-1] > 1)
+    rows = clients[0][client].rows
+    clients[0][client] = clients[0][client]._replace(rows=np.append(rows[:-1], rows[-1] - 1).astype(np.int32))
     less, _ = train(ENGINES["one after another"], net, ours, clients)
     assert distance(whole, less) / distance(whole, net.weights) > 1000 * net.tolerance
