@@ -30,6 +30,7 @@ class Net(NamedTuple):
     local: LocalSGD
     named: Callable[[list[np.ndarray]], dict[str, np.ndarray]]  # from stock's trained weights, in its order
     tolerance: float = TOLERANCE  # of the distance moved
+    own_tolerance: float = TOLERANCE  # on the task's own loss: distance between weights
 
 
 def cross_entropy() -> keras.losses.Loss:
@@ -45,7 +46,7 @@ def recurrent(cell: str, layer_norm: bool = False, output_bias: bool = False) ->
     two entries come close, and layer normalisation of a state with few entries that are not zero makes more of it. Two
     exact gradients in float32 then differ by 1e-5 (with layer normalisation: now and then by 1e-3) of a client's
     update: the formulas are compared in float64, in tests/models/test_cifg_gradient.py, and the engines with stock TFF
-    on the task's own loss to `TOLERANCE`.
+    on the task's own loss to `TOLERANCE`, but for both together: there even one formula jumps, compiled twice.
     """
     model = RecurrentLanguageModel(cell, VOCABULARY, 12, 16, layer_norm, output_bias)
     # The rate so low that rounding is not blown up from step to step.
@@ -74,6 +75,7 @@ def recurrent(cell: str, layer_norm: bool = False, output_bias: bool = False) ->
         local=LocalSGD(rate, 3, 2, LENGTH, 8),
         named=named,
         tolerance=tolerance,
+        own_tolerance=1e-3 if (cell, layer_norm) == ("si-cifg", True) else TOLERANCE,
     )
 
 

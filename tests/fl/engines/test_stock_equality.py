@@ -140,7 +140,7 @@ def check(name: str, aggregation: str, sampler: str) -> None:
         error = distance(got, want) / moved
         assert error <= net.tolerance, (engine, error)
         if own is not None:
-            assert distance(got, own) <= stock.TOLERANCE, (engine, distance(got, own))
+            assert distance(got, own) <= net.own_tolerance, (engine, distance(got, own))
         if "clip" in aggregation:
             assert min(within) < 1 and max(within) > 0, (engine, within)  # some are clipped and some are not
 
