@@ -59,6 +59,34 @@ def round_cost(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
     return _save(figure, path)
 
 
+def worst_case(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
+    """Worst-case error of private means over the least possible one, by ε."""
+    figure, axes = _figure()
+    epsilons = [row["epsilon"] for row in rows]
+    for name in ("midpoint", "transformed-laplace", "hourglass"):
+        axes.plot(epsilons, [row[name]["error"] / row["bound"] for row in rows], marker="o", label=name)
+    axes.axhline(1, color="grey", linewidth=0.8, label="least possible")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("ε")
+    axes.set_ylabel("worst-case error over V*(ε)")
+    axes.legend()
+    return _save(figure, path)
+
+
+def offsets(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
+    """Accuracy of linear models by the constant added to every pixel."""
+    figure, axes = _figure()
+    for name in ("DP-SGD", "DPSGD-F"):
+        means = [100 * row[name]["mean"] for row in rows]
+        halves = [100 * row[name]["half"] for row in rows]
+        axes.errorbar([row["offset"] for row in rows], means, yerr=halves, marker="o", capsize=3, label=name)
+    axes.set_xlabel("added to every pixel")
+    axes.set_ylabel("test accuracy, %")
+    axes.legend()
+    return _save(figure, path)
+
+
 def _figure() -> Any:
     from matplotlib.figure import Figure  # not pyplot: no window system, no global state
 

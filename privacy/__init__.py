@@ -8,7 +8,22 @@ report.build(plan, ledger, {}).write("run")
 
 from privacy.keys import RunKeys
 from privacy.ledger import Ledger
+from privacy.mean import BoundedMean, dp_mean, mean_in_ball
 from privacy.plan import AdaptiveClip, FixedClip, PrivacyPlan
+from privacy.quantile import dp_quantile
 from privacy.sampling import Cyclic, FixedSize, Poisson
 
-__all__ = ["AdaptiveClip", "Cyclic", "FixedClip", "FixedSize", "Ledger", "Poisson", "PrivacyPlan", "RunKeys"]
+__all__ = [
+    "AdaptiveClip",
+    "BoundedMean",
+    "Cyclic",
+    "FixedClip",
+    "FixedSize",
+    "Ledger",
+    "Poisson",
+    "PrivacyPlan",
+    "RunKeys",
+    "dp_mean",
+    "dp_quantile",
+    "mean_in_ball",
+]

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import pathlib
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from privacy import statement
+from privacy.guarantee import rounded_up
 from privacy.ledger import Ledger
 from privacy.plan import PrivacyPlan
 
@@ -115,13 +115,7 @@ def _environment(*, html: bool) -> Any:
 
 
 def _eps(value: float | None) -> str:
-    """ε for people, rounded up: what is printed must hold."""
-    if value is None:
-        return "∞"
-    if value == 0:
-        return "0"
-    digits = max(2, 2 - math.floor(math.log10(value)) if value < 1 else 2)
-    return f"{math.ceil(value * 10**digits - 1e-9) / 10**digits:.{digits}f}"
+    return "∞" if value is None else rounded_up(value)
 
 
 def _delta(value: float) -> str:

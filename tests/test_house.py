@@ -23,6 +23,7 @@ TFF = frozenset({"tensorflow_federated", "tensorflow_privacy", "grpc", "portpick
 # A dotted name allows what is below it and nothing above it. None: anything.
 MAY_IMPORT: dict[str, frozenset[str] | None] = {
     "privacy": NUMERIC | {"privacy", "dp_accounting", "jinja2", "markupsafe", "matplotlib"},
+    "privacy/classifier.py": frozenset({"numpy", "privacy", "sklearn"}),
     "models": NUMERIC | {"models", "tensorflow", "keras", "ai_edge_litert"},
     "models/vocabulary.py": frozenset({"models.vocabulary", "numpy", "sentencepiece"}),
     # What goes on the device beside the model: NumPy and the LiteRT runtime, or TensorFlow's in its place.

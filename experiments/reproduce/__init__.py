@@ -2,7 +2,7 @@
 
 import click
 
-from experiments.reproduce.noise_seeds import noise_seeds
+from experiments.reproduce import dp_mean, dpsgd_f, noise_seeds
 
 
 @click.group()
@@ -10,4 +10,5 @@ def reproduce() -> None:
     """Repeat a study and write its table and plot."""
 
 
-reproduce.add_command(noise_seeds)
+for command in (dp_mean.dp_mean, dpsgd_f.dpsgd_f, noise_seeds.noise_seeds):
+    reproduce.add_command(command)

@@ -1,0 +1,164 @@
+"""`DPLinearClassifier`: differentially private softmax regression with scikit-learn's interface."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from privacy import checks, costs, noise
+from privacy.features import FeatureMap, centre_of_ball, fit_feature_map, of_length_one
+from privacy.guarantee import EXACT, SEEDED, Guarantee
+from privacy.linear import LinearDPSGD, secure_generator
+from privacy.randomness import Randomness, SecureRandomness, SeededRandomness
+
+
+class DPLinearClassifier(ClassifierMixin, BaseEstimator):
+    """Softmax regression by DP-SGD, after private preprocessing of the features (DPSGD-F, arXiv:2307.11106).
+
+    One account covers all: the number of records, the centre and radius of the features, and the training. Which
+    classes there are is taken as public: give `classes`, or it is read off the labels, with a warning.
+
+    Attributes (those with an underscore are there after `fit`):
+      epsilon: ε of everything that `fit` releases, above 0; unit: one record (a row of X with its y), added or removed.
+      delta: δ, in (0, 1).
+      preprocess: centre the features and scale them by a private radius.
+      bound: on the length of a feature vector, public: the version of the theory, right however far from the origin the
+        features lie. None: the practical version; each vector is scaled to length 1, before and after centring.
+      share: of ε for the preprocessing, in (0, 1).
+      steps, rate, clip, learning_rate, momentum: of `privacy.linear.LinearDPSGD`, on features of length at most 1.
+      classes: all possible labels; None: those in y.
+      random_state: None for secure randomness; a whole number to repeat a run in tests, which protects nobody.
+      classes_: the labels, in the order of the columns of `predict_proba`.
+      weights_: [features + 1, classes], on `feature_map_(X)`; with `bound` None, of X over its rows' lengths.
+      guarantee_: `privacy.guarantee.Guarantee`: ε with all that belongs to it.
+      feature_map_: `privacy.features.FeatureMap`.
+    """
+
+    def __init__(
+        self,
+        epsilon: float = 1.0,
+        delta: float = 1e-5,
+        *,
+        preprocess: bool = True,
+        bound: float | None = None,
+        share: float = 0.1,
+        steps: int = 100,
+        rate: float = 0.1,
+        clip: float = 1.0,
+        learning_rate: float = 10.0,
+        momentum: float = 0.9,
+        classes: Any = None,
+        random_state: int | None = None,
+    ) -> None:
+        self.epsilon = epsilon
+        self.delta = delta
+        self.preprocess = preprocess
+        self.bound = bound
+        self.share = share
+        self.steps = steps
+        self.rate = rate
+        self.clip = clip
+        self.learning_rate = learning_rate
+        self.momentum = momentum
+        self.classes = classes
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: Any) -> DPLinearClassifier:
+        """Trains on features X [n, d], finite, and labels y [n]. Each call costs ε again.
+
+        Raises:
+          ValueError: a parameter or the data are not as they must be, in one line.
+        """
+        checks.positive("epsilon", self.epsilon, "give the budget of this model")
+        checks.between("delta", self.delta, 0, 1, "1e-5 is usual, below 1 / records")
+        checks.between("share", self.share, 0, 1, "0.1 is usual")
+        if self.bound is not None:
+            checks.positive("bound", self.bound, "give a public bound on the length of a feature vector")
+        X, y = validate_data(self, X, y, dtype=(np.float64, np.float32))
+        check_classification_targets(y)
+        labels = self._labels(y)
+        source: Randomness = SecureRandomness()
+        generator = secure_generator()
+        if self.random_state is not None:
+            source = SeededRandomness(self.random_state)
+            generator = np.random.default_rng(self.random_state)
+
+        prepared = self._scaled(X)
+        # The preprocessing's noise: alone it would cost its share of ε.
+        multiplier = costs.calibrate(lambda z: [costs.Gaussian(z)], self.share * self.epsilon, self.delta)
+        if not self.preprocess:
+            bound = 1.0 if self.bound is None else self.bound
+            self.feature_map_ = _count_only(len(prepared), X.shape[1], bound, multiplier, source)
+        elif self.bound is None:
+            self.feature_map_ = centre_of_ball(prepared, 1.0, multiplier, source)
+        else:
+            self.feature_map_ = fit_feature_map(prepared, self.bound, multiplier, source)
+        spent = self.feature_map_.costs
+        z = costs.calibrate(lambda z: [*spent, costs.Gaussian(z, self.steps, self.rate)], self.epsilon, self.delta)
+        batch = max(self.rate * self.feature_map_.records, 1.0)
+        training = LinearDPSGD(self.steps, self.rate, batch, self.clip, z, self.learning_rate, self.momentum)
+        mapped = self.feature_map_(prepared, clip=True)
+        self.weights_ = training.train(mapped, labels, len(self.classes_), generator)
+        self.guarantee_ = Guarantee(
+            f"linear classifier by {'DPSGD-F' if self.preprocess else 'DP-SGD'}, classes public",
+            (*spent, training.cost()),
+            "add-or-remove-one",
+            float(self.delta),
+            f"preprocessing: {EXACT if source.is_secure else SEEDED}; training: floating-point Gaussian, not hardened",
+            f"training: {self.steps} Poisson samples at rate {self.rate:g}; else everybody, once",
+        )
+        return self
+
+    def decision_function(self, X: Any) -> npt.NDArray[Any]:
+        """Logits [n, classes] of features [n, d]; with two classes [n], of the second."""
+        logits = self._logits(X)
+        return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
+
+    def predict_proba(self, X: Any) -> npt.NDArray[Any]:
+        """Probabilities [n, classes] of features [n, d]."""
+        logits = self._logits(X)
+        weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return weights / weights.sum(axis=1, keepdims=True)
+
+    def predict(self, X: Any) -> npt.NDArray[Any]:
+        """The likeliest label of each row of X [n, d]."""
+        best = self._logits(X).argmax(axis=1)
+        return self.classes_[best]
+
+    def _logits(self, X: Any) -> npt.NDArray[Any]:
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=(np.float64, np.float32), reset=False)
+        return self.feature_map_(self._scaled(X)) @ self.weights_
+
+    def _scaled(self, X: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return of_length_one(X) if self.bound is None else X
+
+    def _labels(self, y: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+        """Positions in `classes_`."""
+        if self.classes is None:
+            warnings.warn("which classes there are was read off y and is taken as public: give classes", stacklevel=3)
+            self.classes_ = np.unique(y)
+        else:
+            self.classes_ = np.unique(np.asarray(self.classes))
+        if len(self.classes_) < 2:
+            raise ValueError(f"y holds one class only, {self.classes_.tolist()}: at least 2 classes are needed")
+        places = np.searchsorted(self.classes_, y).clip(max=len(self.classes_) - 1)
+        wrong = self.classes_[places] != y
+        if wrong.any():
+            raise ValueError(f"label {y[wrong][0]!r} is none of classes {self.classes_.tolist()}: name it there")
+        return places
+
+
+def _count_only(count: int, size: int, bound: float, noise_multiplier: float, source: Randomness) -> FeatureMap:
+    """No preprocessing: the features over their bound, and a private count."""
+    steps = 2**20
+    stddev = math.ceil(steps * noise_multiplier)
+    noised = (count * steps + int(noise.gaussian(source, stddev, 1)[0])) / steps
+    return FeatureMap(np.zeros(size), bound, max(noised, 1.0), (costs.Gaussian(stddev / steps),))

@@ -1,0 +1,131 @@
+"""Private preprocessing for private training: features moved to their private centre and scaled by a private radius
+(Sun, Suresh and Menon 2023, "The importance of feature preprocessing for differentially private linear optimization",
+arXiv:2307.11106).
+
+DP-SGD pays for the largest norm of a feature vector; what is learned from lies in how they differ. Where all vectors
+are far from the origin and near to each other, centring makes the noise fit the second. Every constant here is public
+or is privately chosen and paid for, and the number of records is private throughout.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from privacy import checks, costs
+from privacy.mean import gaussian_mean_in_ball, shortened
+from privacy.quantile_search import geometric_grid, quantile_search
+from privacy.randomness import Randomness
+
+Floats = npt.NDArray[np.float64]
+
+_GRID_POINTS = 2**20  # of a coordinate's median, from -bound to bound: distances below a 2^19th of bound are not seen
+_SMALLEST_RADIUS = 2.0**-21  # of the bound; so are these
+_INSIDE = 0.95  # share of the records that a radius is to hold: the others are pulled in
+# How the preprocessing's budget (in 1 / noise multiplier²) is shared out; two radii are looked for.
+_MEDIANS, _RADIUS, _MEAN = 0.3, 0.1, 0.5
+
+
+class FeatureMap(NamedTuple):
+    """x -> [(x - centre) / radius, 1]: what a linear model is trained on.
+
+    Attributes:
+      centre: private mean of the features, float64 [d].
+      radius: private, above 0: most vectors are nearer to the centre. None: each vector is divided by its own distance.
+      records: how many, private.
+      costs: of all three, under add-or-remove-one.
+    """
+
+    centre: Floats
+    radius: float | None
+    records: float
+    costs: tuple[costs.Cost, ...]
+
+    def __call__(self, features: Any, clip: bool = False) -> npt.NDArray[Any]:
+        """[n, d + 1] of features [n, d], floats of their dtype. `clip` pulls vectors beyond the radius in to it.
+
+        With a radius and without `clip` this is affine: a linear model on it is a linear model on the features.
+        """
+        array = np.asarray(features)
+        moved = array - self.centre.astype(array.dtype)
+        if self.radius is None:
+            moved = of_length_one(moved)
+        else:
+            moved /= array.dtype.type(self.radius)
+            moved = shortened(moved, 1.0) if clip else moved
+        return np.concatenate([moved, np.ones((len(moved), 1), array.dtype)], axis=1)
+
+
+def of_length_one(vectors: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Vectors [n, d], each over its length; zeros stay."""
+    largest = np.abs(vectors).max(axis=1, keepdims=True, initial=0.0)
+    scaled = vectors / np.where(largest > 0, largest, 1)
+    lengths = np.linalg.norm(scaled, axis=1, keepdims=True)
+    return scaled / np.where(lengths > 0, lengths, 1)
+
+
+def centre_of_ball(features: Any, bound: float, noise_multiplier: float, source: Randomness) -> FeatureMap:
+    """The practical version: a private mean with an error of the order of `bound`, and each vector over its distance.
+
+    Right where the vectors' lengths are of the order of their distances, as after `of_length_one`, and for few records:
+    all of the budget goes to the mean.
+
+    Args:
+      features: finite, float32 or float64 [n, d].
+      bound: on a vector's length, public, above 0; longer ones are shortened.
+      noise_multiplier: of the mean and the number of records together.
+      source: of the noise, which is exact.
+    """
+    mean = gaussian_mean_in_ball(np.asarray(features), _checked(bound, noise_multiplier), noise_multiplier, source)
+    return FeatureMap(mean.value, None, mean.records, (mean.cost,))
+
+
+def fit_feature_map(features: Any, bound: float, noise_multiplier: float, source: Randomness) -> FeatureMap:
+    """The version of the theory: a centre with an error of the order of the data's diameter, however far from the
+    origin they lie, and a radius.
+
+    In stages (arXiv:2307.11106, with the mean of Huang, Liang and Yi 2021, arXiv:2106.00463): vectors are rotated by a
+    fixed random rotation, so that no coordinate is special; the private medians of the coordinates are a first centre;
+    a private quantile of the distances to it is a radius; the private mean of the vectors pulled in to that radius is
+    the centre; a private quantile of the distances to the centre is the radius.
+
+    Args:
+      features: finite, float32 or float64 [n, d].
+      bound: on a vector's length, public, above 0; longer ones are shortened.
+      noise_multiplier: of all stages together: they cost one Gaussian of this multiplier.
+      source: of the noise, which is exact.
+    """
+    array = shortened(np.asarray(features), _checked(bound, noise_multiplier))
+    lengths = geometric_grid(_SMALLEST_RADIUS * bound, 4 * bound)
+    spent: list[costs.Cost] = []
+
+    def radius_around(centre: Floats) -> float:
+        distances = np.linalg.norm(array - centre.astype(array.dtype), axis=1)[:, np.newaxis]
+        found, cost = quantile_search(distances, _INSIDE, lengths, noise_multiplier / _RADIUS**0.5, source)
+        spent.append(cost)
+        return float(found[0])
+
+    rotation = _rotation(array.shape[1])
+    rotated = array @ rotation.astype(array.dtype)
+    grid = np.linspace(-bound, bound, _GRID_POINTS)
+    medians, cost = quantile_search(rotated, 0.5, grid, noise_multiplier / _MEDIANS**0.5, source)
+    spent.append(cost)
+    first = rotation @ medians
+    moved = array - first.astype(array.dtype)
+    mean = gaussian_mean_in_ball(moved, radius_around(first), noise_multiplier / _MEAN**0.5, source)
+    spent.append(mean.cost)
+    centre = first + mean.value
+    return FeatureMap(centre, radius_around(centre), mean.records, tuple(spent))
+
+
+def _checked(bound: float, noise_multiplier: float) -> float:
+    checks.positive("noise multiplier", noise_multiplier, "give noise / sensitivity")
+    return checks.positive("bound", bound, "give a public bound on the length of a feature vector")
+
+
+def _rotation(size: int) -> Floats:
+    """A fixed random orthogonal matrix [size, size]."""
+    q, r = np.linalg.qr(np.random.default_rng(0).normal(size=(size, size)))
+    return q * np.sign(np.diag(r))

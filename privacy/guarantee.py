@@ -1,0 +1,56 @@
+"""What stands beside every ε of a single release: unit, relation, δ, sampler, and how hard its noise is."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from privacy import costs
+from privacy.costs import Cost
+from privacy.sampling import Relation
+
+EXACT = "exact integers from the operating system's secure randomness"
+SEEDED = "exact integers from a SEED: not secure, for tests only"
+
+
+@dataclasses.dataclass(frozen=True)
+class Guarantee:
+    """The privacy of one release.
+
+    Attributes:
+      mechanism: what was done, in words.
+      costs: what it costs, for an account over several releases.
+      relation: the neighbouring relation that it holds for.
+      delta: δ that ε is stated at; 0 for pure differential privacy.
+      noise: where the noise came from and how hard it is.
+      sampler: whose data went in.
+      unit: whose data is protected.
+    """
+
+    mechanism: str
+    costs: tuple[Cost, ...]
+    relation: Relation
+    delta: float
+    noise: str
+    sampler: str = "everybody, once"
+    unit: str = "record"
+
+    @property
+    def epsilon(self) -> float:
+        """ε at `delta`."""
+        return costs.epsilon(self.costs, self.delta)
+
+    def __str__(self) -> str:
+        at = f" at delta {self.delta:.3g}" if self.delta else ""
+        return (
+            f"epsilon {rounded_up(self.epsilon)}{at}; unit {self.unit}, {self.relation}; sampler: {self.sampler}; "
+            f"{self.mechanism}; noise: {self.noise}"
+        )
+
+
+def rounded_up(epsilon: float) -> str:
+    """ε for people, with at least two decimals, rounded up: what is printed must hold."""
+    if epsilon == 0:
+        return "0"
+    digits = max(2, 2 - math.floor(math.log10(epsilon)) if epsilon < 1 else 2)
+    return f"{math.ceil(epsilon * 10**digits - 1e-9) / 10**digits:.{digits}f}"

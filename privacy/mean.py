@@ -1,0 +1,364 @@
+"""The mean of bounded numbers where the number of people is itself private: the add-remove model (Kulesza, Suresh and
+Wang 2024, arXiv:2312.06658).
+
+The pair (Σ (x - lower), Σ (upper - x)) is all that is released: one record moves it by two non-negative numbers that
+add up to the width, so noise for a sensitivity of one width covers both; the mean and the count follow from it. Sums
+are of whole grid steps and their noise is whole too; the result is divided once, last.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import math
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from privacy import checks, costs, noise
+from privacy.guarantee import EXACT, SEEDED, Guarantee
+from privacy.noise import EXPONENT_BITS, Ints
+from privacy.randomness import Randomness, SecureRandomness
+
+Mechanism = Literal["hourglass", "transformed-laplace", "midpoint", "sum-count", "gaussian"]
+Neighbouring = Literal["add-remove", "swap"]
+
+STEPS = 2**32
+"""Grid steps from lower to upper: rounding moves a mean by at most a 2^33rd of the width."""
+
+_ROWS = 4096
+
+_MECHANISMS = ("hourglass", "transformed-laplace", "midpoint", "sum-count", "gaussian")
+
+log = logging.getLogger(__name__)
+
+
+class Mean(NamedTuple):
+    """A private mean and what it cost.
+
+    Attributes:
+      value: in [lower, upper]: a number, or float64 [d]. The middle where the noise left no record.
+      records: how many, private too (of several coordinates the mean); with "swap" the true number, which is
+        public there.
+      guarantee: see `privacy.guarantee`.
+    """
+
+    value: Any
+    records: float
+    guarantee: Guarantee
+
+
+@dataclasses.dataclass(frozen=True)
+class BoundedMean:
+    """A mean as sums that can be added up anywhere: in one process, in a stream, over many devices.
+
+    `sums` of parts of the data add up to the sums of all of it; `release` adds the noise, once, and divides.
+
+    Attributes:
+      lower: smallest value that counts; smaller ones are raised to it.
+      upper: largest value that counts, above `lower`.
+      epsilon: ε, above 0. With "gaussian" at `delta`.
+      mechanism: "hourglass" has the least worst-case error for pure ε, whatever ε is; "transformed-laplace" nearly the
+        same up to ε = 1; "midpoint" is what other libraries do (twice the error and more) and "sum-count" the naive
+        way; "gaussian" is for an account in (ε, δ), and wins where many releases add up.
+      neighbouring: "add-remove": neighbours have one record more or less, and the count is private. "swap": one
+        record is another, and the number of records is public; only the sum gets noise.
+      delta: of "gaussian", in (0, 1); 0 for the others.
+      coordinates: of a record, each in [lower, upper]. ε is for all of them together.
+    """
+
+    lower: float
+    upper: float
+    epsilon: float
+    mechanism: Mechanism = "hourglass"
+    neighbouring: Neighbouring = "add-remove"
+    delta: float = 0.0
+    coordinates: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("lower", "upper"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float, np.number)) or isinstance(value, bool) or not math.isfinite(value):
+                raise ValueError(f"{name} must be a finite number, got {value!r}: give a bound that is public")
+        if not self.lower < self.upper or math.isinf(float(self.upper) - float(self.lower)):
+            raise ValueError(f"lower {self.lower:g} is not below upper {self.upper:g}: exchange them")
+        checks.positive("epsilon", self.epsilon, "give the cost of this mean")
+        if self.mechanism not in _MECHANISMS:
+            raise ValueError(f"mechanism {self.mechanism!r} is unknown: use one of {', '.join(_MECHANISMS)}")
+        if self.neighbouring not in ("add-remove", "swap"):
+            raise ValueError(f"neighbouring {self.neighbouring!r} is unknown: use add-remove or swap")
+        if self.neighbouring == "swap" and self.mechanism in ("midpoint", "sum-count"):
+            raise ValueError(
+                f"mechanism {self.mechanism!r} spends half of epsilon on a count that is public under swap: "
+                "use hourglass, transformed-laplace or gaussian"
+            )
+        if self.mechanism == "gaussian":
+            checks.between("delta", self.delta, 0, 1, "gaussian noise needs one, for instance 1e-6")
+        elif self.delta != 0:
+            raise ValueError(f"delta is {self.delta:g} and {self.mechanism} is pure: leave it out, or use gaussian")
+        checks.whole("coordinates", self.coordinates, 1, "count those of a record")
+        self._scale  # noqa: B018 - refuses an ε so small that the noise would leave the grid
+
+    def sums(self, values: Any) -> Ints:
+        """(Σ (x - lower), Σ (upper - x)) in grid steps, of numbers [n] or [n, coordinates]. int64 [2, coordinates].
+
+        Values outside the bounds are clamped. A record with a NaN counts as absent, and the log tells the operator:
+        to refuse the data would tell others that it is there.
+
+        Raises:
+          ValueError: not such an array, or over 2^30 records.
+        """
+        array = np.asarray(values)
+        if array.dtype.kind not in "biuf" and array.size:
+            raise ValueError(f"values have dtype {array.dtype}: numbers are needed")
+        array = array.astype(np.float64)
+        if array.ndim == 1 and (self.coordinates == 1 or not array.size):
+            array = array.reshape(-1, self.coordinates)
+        if array.ndim != 2 or array.shape[1] != self.coordinates:
+            shape = "[n]" if self.coordinates == 1 else f"[n, {self.coordinates}]"
+            raise ValueError(f"values have shape {list(array.shape)}: {shape} is needed")
+        if len(array) > 2**30:
+            raise ValueError(f"{len(array)} records are more than 2^30: add up the sums of parts")
+        whole = ~np.isnan(array).any(axis=1)
+        if not whole.all():
+            log.warning(
+                "%d of %d records hold NaN: left out (for the operator's eyes only)", (~whole).sum(), len(array)
+            )
+            array = array[whole]
+        # Clamped before anything is subtracted, scaled last: no bound and no value overflows.
+        share = (np.clip(array, self.lower, self.upper) - self.lower) / (self.upper - self.lower)
+        steps = np.rint(np.clip(share, 0, 1) * STEPS).astype(np.int64)
+        above = steps.sum(axis=0)
+        return np.stack([above, len(array) * STEPS - above])
+
+    def release(self, sums: Any, randomness: Randomness | None = None) -> Mean:
+        """The private mean. Each call with the same sums is a release of its own and costs ε again.
+
+        Args:
+          sums: whole numbers [2, coordinates]; they may have been added up in Python's integers.
+          randomness: of the noise; the operating system's if left out.
+        """
+        source = SecureRandomness() if randomness is None else randomness
+        above, below = np.asarray(sums, object).reshape(2, -1).tolist()
+        if len(above) != self.coordinates:
+            raise ValueError(f"sums are of {len(above)} coordinates and not {self.coordinates}")
+        release = self._release_swap if self.neighbouring == "swap" else self._release_add_remove
+        shares, counts = zip(*release(above, below, source), strict=True)
+        value = self.lower + np.asarray(shares) * (self.upper - self.lower)
+        value = np.clip(value, self.lower, self.upper)
+        scalar = value.item() if self.coordinates == 1 else value
+        return Mean(scalar, float(np.mean(counts)), self._guarantee(source))
+
+    @property
+    def _each(self) -> float:
+        """ε of one coordinate's release, where each is one of its own."""
+        return self.epsilon / self.coordinates
+
+    @property
+    def _scale(self) -> int:
+        """Scale or standard deviation of the noise, in grid steps, rounded up. Not that of "hourglass"."""
+        match self.mechanism:
+            case "gaussian":
+                # (x, 1 - x) has an L2 norm of at most 1, a swap moves x by at most 1; d coordinates: the root of d.
+                scale = STEPS * math.sqrt(self.coordinates) / _gaussian_multiplier(self.epsilon, self.delta)
+            case "midpoint" | "sum-count":
+                scale = 2 * STEPS / self._each
+            case _:
+                scale = STEPS / self._each
+        if not math.ceil(scale) <= noise.LARGEST_SCALE:
+            raise ValueError(f"epsilon {self.epsilon:g} is too small for any result: take at least 1e-6")
+        return math.ceil(scale)
+
+    def _draw(self, source: Randomness, size: int) -> list[int]:
+        """Noise of the mechanism's own kind for single sums."""
+        if self.mechanism == "gaussian":
+            return noise.gaussian(source, self._scale, size).tolist()
+        if self.mechanism == "hourglass":
+            return noise.staircase(source, self._fixed_epsilon, STEPS, self._core, size).tolist()
+        return noise.laplace(source, self._scale, size).tolist()
+
+    def _release_add_remove(self, above: list[int], below: list[int], source: Randomness) -> list[tuple[float, float]]:
+        if self.mechanism == "hourglass":
+            drawn = noise.hourglass(source, self._fixed_epsilon, STEPS, self._core, self.coordinates).tolist()
+        else:
+            drawn = np.reshape(self._draw(source, 2 * self.coordinates), (2, -1)).tolist()
+        found = []
+        for first, second, noise_1, noise_2 in zip(above, below, *drawn, strict=True):
+            if self.mechanism in ("midpoint", "sum-count"):
+                found.append(self._of_sum_and_count(first, first + second, noise_1, noise_2))
+                continue
+            first, second = max(first + noise_1, 0), max(second + noise_2, 0)
+            found.append((first / (first + second) if first + second else 0.5, (first + second) / STEPS))
+        return found
+
+    def _of_sum_and_count(self, total: int, count: int, noise_1: int, noise_2: int) -> tuple[float, float]:
+        """From a sum and a count (in grid steps) that get half of ε each."""
+        noised = max(count + noise_2, STEPS)
+        if self.mechanism == "sum-count":
+            return min(max((total + noise_1) / noised, 0.0), 1.0), noised / STEPS
+        # Twice the sum of x - 1/2, whose sensitivity is one width, as is that of the noise on it.
+        centred = 2 * total - count + noise_1
+        return min(max(0.5 + centred / (2 * noised), 0.0), 1.0), noised / STEPS
+
+    def _release_swap(self, above: list[int], below: list[int], source: Randomness) -> list[tuple[float, float]]:
+        found = []
+        for first, second, drawn in zip(above, below, self._draw(source, self.coordinates), strict=True):
+            width = first + second  # the public number of records, in grid steps
+            share = (first + drawn) / width if width else 0.5
+            found.append((min(max(share, 0.0), 1.0), width / STEPS))
+        return found
+
+    @property
+    def _fixed_epsilon(self) -> int:
+        fixed = math.floor(self._each * 2**EXPONENT_BITS)
+        if fixed < 2**16:
+            raise ValueError(f"epsilon {self.epsilon:g} is too small for any result: take at least 1e-6")
+        return fixed
+
+    @property
+    def _core(self) -> int:
+        return round(hourglass_core(self._each) * STEPS)
+
+    def _guarantee(self, source: Randomness) -> Guarantee:
+        relation: Any = "add-or-remove-one" if self.neighbouring == "add-remove" else "replace-one"
+        cost: costs.Cost = costs.Pure(float(self.epsilon))
+        if self.mechanism == "gaussian":
+            cost = costs.Gaussian(self._scale / (STEPS * math.sqrt(self.coordinates)))
+        of = "" if self.coordinates == 1 else f" of {self.coordinates} coordinates"
+        words = f"mean{of} in [{self.lower:g}, {self.upper:g}] by {self.mechanism}"
+        return Guarantee(words, (cost,), relation, float(self.delta), EXACT if source.is_secure else SEEDED)
+
+
+def dp_mean(
+    values: Any,
+    lower: float,
+    upper: float,
+    epsilon: float,
+    mechanism: Mechanism = "hourglass",
+    neighbouring: Neighbouring = "add-remove",
+    delta: float = 0.0,
+    randomness: Randomness | None = None,
+) -> Mean:
+    """The private mean of numbers [n], or of records [n, d] by coordinate, each in [lower, upper].
+
+    See `BoundedMean` for the arguments, for values outside, for NaN, and for data that does not stand in one place;
+    `mean_in_ball` for vectors of bounded length.
+
+    Raises:
+      ValueError: an argument is out of range, in one line.
+    """
+    array = np.asarray(values)
+    coordinates = array.shape[1] if array.ndim == 2 else 1
+    mean = BoundedMean(lower, upper, epsilon, mechanism, neighbouring, delta, coordinates)
+    found = mean.release(mean.sums(array), randomness)
+    return found if array.ndim != 2 else found._replace(value=np.reshape(found.value, coordinates))
+
+
+def mean_in_ball(
+    vectors: Any, radius: float, epsilon: float, delta: float, randomness: Randomness | None = None
+) -> Mean:
+    """The private mean of vectors [n, d] of L2 length at most `radius` (longer ones are shortened), n private.
+
+    See `gaussian_mean_in_ball`; here for ε at δ.
+
+    Returns:
+      A mean of length at most `radius`, float64 [d]; add-or-remove-one. Vectors that are not finite count as absent.
+
+    Raises:
+      ValueError: an argument is out of range, in one line.
+    """
+    checks.positive("radius", radius, "give a bound on the length of a vector that is public")
+    checks.positive("epsilon", epsilon, "give the cost of this mean")
+    checks.between("delta", delta, 0, 1, "1e-6 is usual, below 1 / records")
+    array = np.asarray(vectors, np.float64)
+    if array.ndim != 2 or not array.shape[1]:
+        raise ValueError(f"vectors have shape {list(array.shape)}: [n, d] is needed")
+    finite = np.isfinite(array).all(axis=1)
+    if not finite.all():
+        lost = int((~finite).sum())
+        log.warning("%d of %d vectors are not finite: left out (for the operator's eyes only)", lost, len(array))
+        array = array[finite]
+    source = SecureRandomness() if randomness is None else randomness
+    value, count, cost = gaussian_mean_in_ball(array, radius, 1 / _gaussian_multiplier(epsilon, delta), source)
+    words = f"mean of vectors [{array.shape[1]}] of length up to {radius:g} by gaussian"
+    hardness = EXACT if source.is_secure else SEEDED
+    return Mean(value, count, Guarantee(words, (cost,), "add-or-remove-one", float(delta), hardness))
+
+
+class MeanInBall(NamedTuple):
+    """As `Mean`, with the cost alone."""
+
+    value: npt.NDArray[np.float64]
+    records: float
+    cost: costs.Gaussian
+
+
+def gaussian_mean_in_ball(
+    vectors: npt.NDArray[np.float64], radius: float, noise_multiplier: float, source: Randomness
+) -> MeanInBall:
+    """The private mean of finite vectors [n, d] for a given noise multiplier, n private.
+
+    One Gaussian covers (Σ x, c n) with c² = radius² / √d, the split at which the mean's error is least: n² MSE =
+    σ² radius² (1 + √d)² in place of σ² radius² d with n known.
+    """
+    size = vectors.shape[1]
+    count_weight = round(STEPS / size**0.25)
+    # Rounding to whole steps lengthens a vector by at most half a step a coordinate.
+    longest = STEPS + math.ceil(math.sqrt(size) / 2) + 1
+    sensitivity = math.hypot(longest, count_weight)
+    stddev = math.ceil(sensitivity * noise_multiplier)
+    if stddev > noise.LARGEST_SCALE:
+        raise ValueError("epsilon is too small for any result: take at least 1e-6")
+    drawn = noise.gaussian(source, stddev, size + 1)
+    count = max((len(vectors) * count_weight + int(drawn[-1])) / count_weight, 1.0)
+    total = drawn[:-1]
+    for first in range(0, len(vectors), _ROWS):  # whole steps take more room than the vectors: not all at once
+        part = vectors[first : first + _ROWS].astype(np.float64) / radius
+        total = total + np.rint(shortened(part, 1.0) * STEPS).astype(np.int64).sum(axis=0)
+    value = total / (STEPS * count) * radius
+    value *= radius / max(float(np.linalg.norm(value)), radius)
+    return MeanInBall(value, count, costs.Gaussian(stddev / sensitivity))
+
+
+def shortened(vectors: npt.NDArray[Any], length: float) -> npt.NDArray[Any]:
+    """Vectors [n, d], those longer than `length` scaled down to it. Squares of huge entries do not overflow."""
+    largest = np.maximum(np.abs(vectors).max(axis=1, keepdims=True, initial=0.0), length)
+    lengths = largest * np.linalg.norm(vectors / largest, axis=1, keepdims=True)
+    return vectors * (length / np.maximum(lengths, length))
+
+
+def hourglass_core(epsilon: float) -> float:
+    """γ*: half the width of the innermost level, for a sensitivity of 1, at which the variance is least (Geng and
+    Viswanath, arXiv:1212.1186, for squared error).
+    """
+    b = math.exp(-epsilon)
+    rise = -math.expm1(-epsilon)
+    # b - 2b² + 2b⁴ - b⁵ = b (1 - b)³ (1 + b), which loses no digits where b is near 1.
+    root = (b * rise**3 * (1 + b) / 2) ** (1 / 3)
+    return (root / rise - b) / rise
+
+
+def worst_case(epsilon: float) -> float:
+    """V*(ε): the least n² MSE in the worst case of an ε-DP mean in [0, 1], for many records (arXiv:2312.06658)."""
+    b = math.exp(-epsilon)
+    return (2 ** (-2 / 3) * (b * (1 + b)) ** (2 / 3) + b) / math.expm1(-epsilon) ** 2
+
+
+@functools.lru_cache(maxsize=64)
+def _gaussian_multiplier(epsilon: float, delta: float) -> float:
+    """Sensitivity / standard deviation of Gaussian noise that is (ε, δ)-DP by the exact curve (arXiv:1805.06530)."""
+    from scipy.optimize import brentq
+
+    from privacy.composition import gaussian_epsilon
+
+    def excess(log_z: float) -> float:
+        return gaussian_epsilon(math.exp(log_z), delta) - epsilon
+
+    low, high = 0.0, 0.0
+    while excess(high) > 0:
+        high += 1
+    while excess(low) < 0:
+        low -= 1
+    return 1 / (math.exp(brentq(excess, low, high, xtol=1e-12)) * (1 + 1e-9))

@@ -1,0 +1,62 @@
+"""Where random bits come from: the operating system, or a seed for tests."""
+
+from __future__ import annotations
+
+import os
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from privacy import checks
+
+_BUFFER_WORDS = 512
+
+
+class Randomness(Protocol):
+    """A source of random bits.
+
+    Attributes:
+      is_secure: whether nobody can foresee them. Noise from any other source protects nobody.
+    """
+
+    is_secure: bool
+
+    def words(self, count: int) -> npt.NDArray[np.uint64]:
+        """`count` uniform 64-bit words, uint64 [count], different ones at each call."""
+
+
+class SecureRandomness:
+    """The operating system's cryptographically secure generator."""
+
+    is_secure = True
+
+    def __init__(self) -> None:
+        self._buffer = np.zeros(0, np.uint64)
+
+    def words(self, count: int) -> npt.NDArray[np.uint64]:
+        """See `Randomness`."""
+        if count > _BUFFER_WORDS:
+            return _from_system(count)
+        if count > len(self._buffer):  # a system call costs as much as the bits of a hundred words
+            self._buffer = _from_system(_BUFFER_WORDS)
+        taken, self._buffer = self._buffer[:count], self._buffer[count:]
+        return taken
+
+
+class SeededRandomness:
+    """Reproducible bits, for tests only: whoever knows the seed can take the noise off again."""
+
+    is_secure = False
+
+    def __init__(self, seed: int) -> None:
+        """Raises ValueError unless `seed` is a whole number of at least 0."""
+        self._generator = np.random.Generator(np.random.Philox(checks.whole("seed", seed, 0, "give a whole number")))
+
+    def words(self, count: int) -> npt.NDArray[np.uint64]:
+        """See `Randomness`."""
+        return self._generator.integers(0, 2**64, count, np.uint64)
+
+
+def _from_system(count: int) -> npt.NDArray[np.uint64]:
+    return np.frombuffer(os.urandom(8 * count), np.uint64)

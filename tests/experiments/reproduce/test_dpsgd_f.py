@@ -1,0 +1,35 @@
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from experiments.reproduce import dpsgd_f as study
+
+
+def test_the_interval_is_students():
+    found = study.interval([1.0, 2.0, 3.0])
+    assert found["mean"] == 2.0 and found["half"] == pytest.approx(2.484, abs=1e-3)
+
+
+def test_the_counter_example(monkeypatch):
+    monkeypatch.setattr(study, "_MEANS", (1.0, 1e5))
+    near, far = study.counter_example(3)
+    assert near["DP-SGD"]["mean"] == near["DPSGD-F"]["mean"] == far["DPSGD-F"]["mean"] == 1.0
+    assert far["DP-SGD"]["mean"] < 0.6
+
+
+@pytest.mark.slow
+def test_the_study_on_digits(tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "_MEANS", (1.0,))
+    done = CliRunner().invoke(study.dpsgd_f, ["--data", "digits", "--seeds", "10", "--output", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    text = (tmp_path / "table.md").read_text()
+    assert text.strip() in done.output and "### digits, test accuracy" in text
+    first, *_, plain = json.loads((tmp_path / "metrics.json").read_text())["digits"]
+    assert first["epsilon"] == 1.0 and plain["plain"] > 0.95
+    assert first["DPSGD-F"]["mean"] > first["DP-SGD"]["mean"] + 0.02
+
+
+def test_a_folder_without_images_is_one_line(tmp_path):
+    done = CliRunner().invoke(study.dpsgd_f, ["--images", str(tmp_path), "--data", "fashion-mnist"])
+    assert isinstance(done.exception, FileNotFoundError) and "apt install dataset-fashion-mnist" in str(done.exception)

@@ -1,0 +1,151 @@
+"""`DPLinearClassifier`: scikit-learn's checks, the promises of DPSGD-F, and its errors."""
+
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+from sklearn.utils.estimator_checks import check_estimator
+
+from privacy import costs
+from privacy.classifier import DPLinearClassifier
+
+
+@pytest.fixture(scope="module")
+def digits():
+    features, labels = load_digits(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(features))
+    features, labels = features[order], labels[order]
+    return features[:1437], labels[:1437], features[1437:], labels[1437:]
+
+
+def classifier(**changes):
+    return DPLinearClassifier(**{"classes": range(10), "random_state": 1, "steps": 40, "rate": 1.0, **changes})
+
+
+def test_scikit_learns_checks():
+    """With a large ε, since some of them ask for a score on thirty records."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        results = check_estimator(
+            DPLinearClassifier(epsilon=50.0, rate=1.0, random_state=0), on_fail=None, on_skip=None
+        )
+    failed = {result["check_name"]: result["exception"] for result in results if result["status"] == "failed"}
+    assert not failed
+    assert sum(result["status"] == "passed" for result in results) > 40
+
+
+def test_digits(digits):
+    """Preprocessing helps at small ε: 3 seeds, the mean over them; scores of a run differ by 0.01."""
+    x, y, test_x, test_y = digits
+    scores = {}
+    for preprocess in (False, True):
+        runs = [
+            classifier(epsilon=1.0, preprocess=preprocess, learning_rate=3.0, random_state=seed).fit(x, y)
+            for seed in range(3)
+        ]
+        scores[preprocess] = np.mean([run.score(test_x, test_y) for run in runs])
+        assert all(0.98 < run.guarantee_.epsilon <= 1.0 for run in runs)
+    assert scores[True] > scores[False] + 0.01 and scores[False] > 0.8
+
+
+@pytest.mark.parametrize("mu", [1.0, 1e5])
+def test_the_counter_example(mu):
+    """x = mu e1 ± e2 (arXiv:2307.11106, section 4): any clip norm and rate leave DP-SGD at chance for large mu."""
+    labels = np.random.default_rng(0).integers(0, 2, 5000)
+    features = np.stack([np.full(5000, mu), 2.0 * labels - 1], axis=1)
+    settings: dict[str, Any] = {"classes": [0, 1], "bound": float(np.hypot(mu, 1)), "steps": 50, "share": 0.3}
+    assert classifier(**settings).fit(features, labels).score(features, labels) == 1.0
+    plain = [
+        classifier(**settings, preprocess=False, learning_rate=rate).fit(features, labels).score(features, labels)
+        for rate in (1.0, 10.0, 100.0)
+    ]
+    assert max(plain) == 1.0 if mu == 1 else max(plain) < 0.6
+
+
+def test_what_is_predicted_is_the_model_on_the_mapped_features(digits):
+    x, y, test_x, _ = digits
+    for bound in (None, 80.0):
+        model = classifier(bound=bound).fit(x, y)
+        rows = test_x if bound else test_x / np.linalg.norm(test_x, axis=1, keepdims=True)
+        logits = model.feature_map_(rows) @ model.weights_
+        np.testing.assert_allclose(model.decision_function(test_x), logits)
+        assert (model.predict(test_x) == model.predict_proba(test_x).argmax(axis=1)).all()
+        # One row alone is predicted as among the others.
+        np.testing.assert_allclose(model.predict_proba(test_x[:1]), model.predict_proba(test_x)[:1])
+
+
+def test_one_account_covers_all_stages(digits):
+    x, y, _, _ = digits
+    settings: tuple[dict[str, Any], ...] = ({}, {"bound": 80.0}, {"preprocess": False}, {"rate": 0.2, "steps": 30})
+    for changes in settings:
+        model = classifier(epsilon=2.0, delta=1e-6, **changes).fit(x, y)
+        guarantee = model.guarantee_
+        assert guarantee.delta == 1e-6 and 1.98 < guarantee.epsilon <= 2.0
+        assert guarantee.costs[:-1] == model.feature_map_.costs
+        assert costs.epsilon(model.feature_map_.costs, 1e-6) <= 0.2 * 1.01
+        said = str(guarantee)
+        for part in ("unit record", "add-or-remove-one", "at delta 1e-06", "Poisson samples", "not hardened", "SEED"):
+            assert part in said
+
+
+def test_without_a_seed_no_two_models_are_alike(digits):
+    x, y, test_x, _ = digits
+    first, second = (classifier(random_state=None).fit(x, y).weights_ for _ in range(2))
+    assert not np.allclose(first, second)
+    same, again = (classifier(random_state=3).fit(x, y).weights_ for _ in range(2))
+    assert (same == again).all()
+
+
+def test_labels_of_any_kind(digits):
+    x, y, test_x, test_y = digits
+    names = np.array([f"digit {label}" for label in range(10)])
+    model = classifier(classes=names).fit(x, names[y])
+    assert model.score(test_x, names[test_y]) > 0.8 and model.classes_.tolist() == names.tolist()
+    with pytest.warns(UserWarning, match="taken as public: give classes"):
+        classifier(classes=None).fit(x, y)
+    two = classifier(classes=[0, 1]).fit(x[y < 2], y[y < 2])
+    assert two.decision_function(test_x).shape == (len(test_x),) and two.predict_proba(test_x).shape[1] == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epsilon": 0}, "epsilon must be a finite number above 0, got 0"),
+        ({"epsilon": float("nan")}, "epsilon must be"),
+        ({"delta": 1}, "delta must lie in .0, 1., got 1"),
+        ({"delta": 0}, "delta must lie"),
+        ({"share": 1.0}, "share must lie"),
+        ({"bound": -1.0}, "bound must be"),
+        ({"bound": -1.0, "preprocess": False}, "bound must be"),
+        ({"rate": 2.0}, "sampling rate must"),
+        ({"steps": 0}, "count must be|steps must be"),
+        ({"clip": 0}, "clip must be"),
+        ({"learning_rate": float("nan")}, "learning rate must be"),
+        ({"classes": [3]}, "one class only"),
+        ({"classes": range(9)}, "label 9 is none of classes"),
+        ({"random_state": -1}, "seed must be"),
+    ],
+)
+def test_bad_parameters(digits, changes, message):
+    x, y, _, _ = digits
+    with pytest.raises(ValueError, match=message) as error:
+        classifier(**changes).fit(x, y)
+    assert "\n" not in str(error.value)
+
+
+def test_bad_data(digits):
+    x, y, _, _ = digits
+    for bad in (np.nan, np.inf):
+        broken = x.copy()
+        broken[3, 5] = bad
+        with pytest.raises(ValueError, match="NaN|infinity"):
+            classifier().fit(broken, y)
+    with pytest.raises(ValueError, match="one class only"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        classifier(classes=None).fit(x, np.zeros(len(x), int))
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        classifier().fit(x, y[:-1])
+    with pytest.raises(ValueError, match="expecting 64 features"):
+        classifier().fit(x, y).predict(x[:, :3])

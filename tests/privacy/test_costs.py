@@ -1,0 +1,106 @@
+import math
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from privacy import costs
+from privacy.costs import Gaussian, Pure, calibrate, epsilon
+from privacy.guarantee import EXACT, Guarantee, rounded_up
+
+
+@pytest.mark.parametrize(
+    ("together", "delta", "want", "tolerance"),
+    [
+        # dp-accounting 0.4.3's PLD at an interval of 1e-4, unless said.
+        ([Gaussian(1.0)], 1e-5, 4.3771781, 1e-6),  # exact curve
+        ([Gaussian(10.0, 100)], 1e-5, 4.3771781, 1e-6),
+        ([Gaussian(10.0, 50), Gaussian(20.0, 200)], 1e-5, 4.3771781, 1e-6),
+        ([Gaussian(1.1, 14062, 256 / 60000)], 1e-5, 2.381686, 2e-3),
+        ([Gaussian(2.0, 200, 0.05)], 1e-5, 1.560605, 1e-3),
+        ([Gaussian(20.0), Pure(1 / 20), Gaussian(2.8, 200, 0.05)], 1e-5, 1.051233, 2e-3),
+        ([Gaussian(2.8, 200, 0.05)], 1e-5, 1.016854, 1e-3),
+        ([Pure(0.5), Pure(0.25)], 0, 0.75, 0),  # pure epsilons add up
+        ([], 1e-6, 0.0, 0),
+        ([], 0, 0.0, 0),
+    ],
+)
+def test_known_figures(together, delta, want, tolerance):
+    assert epsilon(together, delta) == pytest.approx(want, rel=tolerance)
+    assert epsilon(together[::-1], delta) == pytest.approx(want, rel=tolerance)
+
+
+def test_pure_releases_compose_by_the_exact_law():
+    """k releases of ε-DP: the optimal composition theorem of Kairouz, Oh and Viswanath 2015, by enumeration."""
+    count, each, delta = 30, 0.1, 1e-6
+
+    def delta_of(total):
+        # Of randomised response: losses (2 j - k) ε with binomial weights.
+        p = math.exp(each) / (1 + math.exp(each))
+        weights = {2 * j - count: math.comb(count, j) * p**j * (1 - p) ** (count - j) for j in range(count + 1)}
+        return sum(w * max(0.0, -math.expm1(total - loss * each)) for loss, w in weights.items())
+
+    found = epsilon([Pure(each)] * count, delta)
+    assert delta_of(found) <= delta * (1 + 1e-6) and delta_of(found * 0.99) > delta
+    assert found < count * each
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.floats(0.01, 2), min_size=1, max_size=3), st.floats(0.5, 20), st.sampled_from([1e-9, 1e-5, 1e-2]))
+def test_more_releases_never_cost_less_and_never_more_than_their_sum(pure, multiplier, delta):
+    all_pure = [Pure(each) for each in pure]
+    assert epsilon(all_pure, delta) <= math.fsum(pure) + 1e-12
+    joint = epsilon([*all_pure, Gaussian(multiplier)], delta)
+    alone = epsilon([Gaussian(multiplier)], delta)
+    assert alone * (1 - 1e-3) - 1e-6 <= joint <= (alone + math.fsum(pure)) * (1 + 2e-3) + 1e-3
+
+
+def test_calibration_keeps_the_budget_and_leaves_little():
+    cases: list[tuple[float, Callable[[float], list[costs.Cost]]]] = [
+        (1.0, lambda z: [Gaussian(20.0), Pure(0.05), Gaussian(z, 200, 0.05)]),
+        (4.0, lambda z: [Gaussian(z, 40)]),
+        (0.1, lambda z: [Gaussian(z)]),
+    ]
+    for target, together in cases:
+        z = calibrate(together, target, 1e-5)
+        assert 0.995 * target < epsilon(together(z), 1e-5) <= target
+
+
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
+        (lambda: Pure(0), "epsilon must be"),
+        (lambda: Pure(math.nan), "epsilon must be"),
+        (lambda: Gaussian(0), "noise multiplier must be"),
+        (lambda: Gaussian(1, 0), "count must be"),
+        (lambda: Gaussian(1, 1, 0), "sampling rate must"),
+        (lambda: Gaussian(1, 1, 1.1), "sampling rate must"),
+        (lambda: epsilon([Gaussian(1)], 0), "delta is 0 and a release has Gaussian noise"),
+        (lambda: epsilon([Pure(1)], 1), "delta must lie"),
+        (lambda: epsilon([Pure(1)], math.nan), "delta must lie"),
+        (lambda: calibrate(lambda z: [Gaussian(z)], 0, 1e-5), "epsilon must be"),
+        (lambda: calibrate(lambda z: [Pure(2.0), Gaussian(z)], 1, 1e-12), "out of reach: the other releases"),
+        (lambda: calibrate(lambda z: [Gaussian(z)], 1e8, 1e-5), "asks for hardly any noise"),
+    ],
+)
+def test_errors(act, message):
+    with pytest.raises(ValueError, match=message) as error:
+        act()
+    assert "\n" not in str(error.value)
+
+
+def test_figures_are_printed_rounded_up():
+    for value, said in (
+        (0.12345, "0.124"),
+        (1.0, "1.00"),
+        (1.001, "1.01"),
+        (0.05, "0.0500"),
+        (0, "0"),
+        (12.34, "12.34"),
+    ):
+        assert rounded_up(value) == said
+        assert float(said) >= value
+    guarantee = Guarantee("a sum", (Gaussian(1.0),), "replace-one", 1e-5, EXACT)
+    assert str(guarantee).startswith("epsilon 4.38 at delta 1e-05; unit record, replace-one; sampler: everybody, once;")
+    assert costs.epsilon(guarantee.costs, 1e-5) == guarantee.epsilon

@@ -1,0 +1,127 @@
+"""Private preprocessing. Statistical assertions hold with a margin of five standard deviations at fixed seeds."""
+
+import numpy as np
+import pytest
+
+from privacy import costs
+from privacy.features import centre_of_ball, fit_feature_map, of_length_one
+from privacy.quantile_search import geometric_grid, quantile_search
+from privacy.randomness import SecureRandomness, SeededRandomness
+
+
+def blob(mu, count=5000, size=6, diameter=2.0, seed=1):
+    """Points of a ball around mu on the first axis."""
+    generator = np.random.default_rng(seed)
+    points = generator.normal(size=(count, size))
+    points *= diameter / 2 * generator.uniform(size=(count, 1)) / np.linalg.norm(points, axis=1, keepdims=True)
+    points[:, 0] += mu
+    return points
+
+
+def test_a_search_without_noise_worth_the_name_finds_the_quantiles():
+    values = np.sort(np.random.default_rng(2).normal(size=(999, 3)), axis=0)
+    grid = np.linspace(-4, 4, 2**14)
+    for share in (0.1, 0.5, 0.95):
+        found, cost = quantile_search(values, share, grid, 1e-3, SeededRandomness(1))
+        np.testing.assert_allclose(found, np.quantile(values, share, axis=0), atol=0.03)
+        assert cost.noise_multiplier == pytest.approx(1e-3, rel=1e-2)  # whole numbers: rounded up
+
+
+def test_a_search_finds_point_masses_and_the_ends():
+    grid = np.linspace(0, 100, 1001)
+    for place in (0.0, 42.0, 100.0):
+        found, _ = quantile_search(np.full((400, 2), place), 0.5, grid, 1.0, SeededRandomness(3))
+        np.testing.assert_allclose(found, place, atol=0.1 + 1e-9)
+    found, _ = quantile_search(np.zeros((0, 2)), 0.5, grid, 1.0, SeededRandomness(4))
+    assert ((found >= 0) & (found <= 100)).all()
+
+
+@pytest.mark.parametrize("columns", [1, 25])
+def test_the_searchs_noise_covers_all_turns_and_columns(columns, monkeypatch):
+    """What one record moves, over all turns, is the sensitivity that the noise was made for."""
+    asked = []
+
+    def gaussian(source, stddev, size):
+        asked.append(stddev)
+        return np.zeros(size, np.int64)
+
+    monkeypatch.setattr("privacy.noise.gaussian", gaussian)
+    values, grid = np.random.default_rng(5).uniform(size=(100, columns)), np.linspace(0, 1, 1024)
+    _, cost = quantile_search(values, 0.5, grid, 3.0, SeededRandomness(0))
+    assert len(asked) == 10 and len(set(asked)) == 1
+    # In each turn a record moves each column's balance by at most PARTS / 2.
+    of_all = np.sqrt(len(asked) * columns) * 2**15
+    assert asked[0] / of_all >= cost.noise_multiplier >= 3.0
+
+
+@pytest.mark.parametrize("mu", [0.0, 1e2, 1e5])
+def test_the_centre_is_off_by_the_diameter_and_not_by_the_distance(mu):
+    points = blob(mu)
+    found = fit_feature_map(points, 2 * mu + 10, 3.0, SeededRandomness(2))
+    assert np.linalg.norm(found.centre - points.mean(axis=0)) < 0.2
+    assert found.radius is not None and 0.5 < found.radius < 2.5
+    assert found.records == pytest.approx(5000, rel=0.02)
+
+
+def test_a_plain_mean_is_off_by_the_distance():
+    points = blob(1e5)
+    near = centre_of_ball(points, 2e5, 3.0, SeededRandomness(2))
+    assert np.linalg.norm(near.centre - points.mean(axis=0)) > 10
+
+
+@pytest.mark.parametrize(("fit", "stages"), [(fit_feature_map, 4), (centre_of_ball, 1)])
+def test_all_stages_cost_one_gaussian_of_the_multiplier(fit, stages):
+    found = fit(blob(1.0), 10, 3.0, SecureRandomness())
+    gaussians = [cost for cost in found.costs if isinstance(cost, costs.Gaussian)]
+    assert len(gaussians) == len(found.costs) == stages
+    together = sum(cost.count / cost.noise_multiplier**2 for cost in gaussians) ** -0.5
+    assert together == pytest.approx(3.0, rel=1e-3) and together >= 3.0 * (1 - 1e-12)
+    assert costs.epsilon(found.costs, 1e-5) == pytest.approx(costs.epsilon([costs.Gaussian(3.0)], 1e-5), rel=1e-3)
+
+
+def test_the_practical_version_scales_each_vector_by_its_own_distance():
+    points = of_length_one(blob(3.0))
+    found = centre_of_ball(points, 1.0, 3.0, SeededRandomness(3))
+    assert found.radius is None and found.records == pytest.approx(5000, rel=0.02)
+    assert np.linalg.norm(found.centre - points.mean(axis=0)) < 0.02
+    mapped = found(points)
+    np.testing.assert_allclose(np.linalg.norm(mapped[:, :-1], axis=1), 1)
+    alone = found(points[:1])
+    np.testing.assert_array_equal(mapped[:1], alone)  # no other record has a part in it
+
+
+def test_vectors_of_length_one():
+    vectors = np.array([[3.0, 4.0], [0.0, 0.0], [1e-320, 0.0], [1e308, 1e308]])
+    lengths = np.linalg.norm(of_length_one(vectors), axis=1)
+    np.testing.assert_allclose(lengths, [1, 0, 1, 1], atol=1e-3)
+
+
+def test_the_map_is_affine_but_for_the_clip():
+    points = blob(5.0)
+    found = fit_feature_map(points, 20, 3.0, SeededRandomness(3))
+    assert found.radius is not None
+    mapped = found(points)
+    assert mapped.shape == (5000, 7) and (mapped[:, -1] == 1).all()
+    np.testing.assert_allclose(mapped[:, :-1] * found.radius + found.centre, points, atol=1e-9)
+    clipped = found(np.concatenate([points, [[1e300] * 6]]), clip=True)
+    assert np.linalg.norm(clipped[:, :-1], axis=1).max() <= 1 + 1e-9
+    single = found(points.astype(np.float32))
+    assert single.dtype == np.float32
+    np.testing.assert_allclose(single, mapped, atol=1e-4)
+
+
+def test_one_record_or_none():
+    for count in (0, 1):
+        found = fit_feature_map(blob(1.0, count=count), 10, 1.0, SeededRandomness(4))
+        assert np.isfinite(found.centre).all() and found.radius is not None and found.radius > 0 and found.records >= 1
+
+
+def test_lengths():
+    grid = geometric_grid(0.01, 10.0)
+    assert grid[0] == 0.01 and grid[-1] >= 10.0 and np.allclose(grid[1:] / grid[:-1], 1.05)
+
+
+def test_bad_arguments():
+    for bound, multiplier, message in ((0, 1, "bound must be"), (float("nan"), 1, "bound"), (1, 0, "noise multiplier")):
+        with pytest.raises(ValueError, match=message):
+            fit_feature_map(np.ones((3, 2)), bound, multiplier, SeededRandomness(0))

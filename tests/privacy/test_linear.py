@@ -1,0 +1,173 @@
+"""The closed form against per-example gradients, its limits, and what it must never do."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from privacy import costs
+from privacy.linear import LinearDPSGD, secure_generator
+from tests.oracles import dpsgd
+
+
+class Recorded(np.random.Generator):
+    """A generator whose samples and noise are remembered."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(np.random.PCG64(0))
+        self._generator = np.random.default_rng(seed)
+        self.uniforms: list[np.ndarray] = []
+        self.noise: list[np.ndarray] = []
+
+    def random(self, size):
+        self.uniforms.append(self._generator.random(size))
+        return self.uniforms[-1]
+
+    def normal(self, mean, stddev, shape):
+        self.noise.append(self._generator.normal(mean, stddev, shape))
+        return self.noise[-1]
+
+
+def problem(seed, count, size, classes):
+    generator = np.random.default_rng(seed)
+    return generator.normal(size=(count, size)) * generator.exponential(size=(count, 1)), generator.integers(
+        0, classes, count
+    )
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.integers(0, 100),
+    st.integers(0, 12),
+    st.integers(1, 5),
+    st.integers(2, 4),
+    st.sampled_from([0.3, 1.0]),
+    st.sampled_from([0.01, 1.0, math.inf]),
+    st.sampled_from([0.0, 0.7]),
+)
+def test_it_is_what_example_by_example_gives(seed, count, size, classes, rate, clip, multiplier):
+    multiplier = 0.0 if math.isinf(clip) else multiplier
+    features, labels = problem(seed, count, size, classes)
+    training = LinearDPSGD(4, rate, 3.5, clip, multiplier, 0.8, 0.6)
+    recorded = Recorded(seed)
+    found = training.train(features, labels, classes, recorded)
+    batches = [np.flatnonzero(u < rate) for u in recorded.uniforms] or [np.arange(count)] * 4
+    want = dpsgd.train(
+        features,
+        labels,
+        classes,
+        steps=4,
+        batches=batches,
+        denominator=3.5,
+        clip=clip,
+        rate=0.8,
+        momentum=0.6,
+        noise=recorded.noise or None,
+    )
+    np.testing.assert_allclose(found, want, atol=1e-10)
+    assert all(n.shape == (size, classes) for n in recorded.noise) and len(recorded.noise) == (4 if multiplier else 0)
+
+
+def test_infinite_clip_and_no_noise_is_gradient_descent():
+    features, labels = problem(3, 40, 5, 3)
+    plain = LinearDPSGD(50, 1.0, 40.0, math.inf, 0.0, 0.5, 0.0).train(features, labels, 3, np.random.default_rng(0))
+    large = LinearDPSGD(50, 1.0, 40.0, 1e6, 0.0, 0.5 * 1e6, 0.0).train(features, labels, 3, np.random.default_rng(0))
+    np.testing.assert_allclose(plain, large, rtol=1e-6)
+
+
+def test_one_record_moves_a_step_by_at_most_the_clip_norm():
+    """Of one that is 1000 times as long as the others, and with every label."""
+    features, labels = problem(4, 30, 4, 3)
+    features[0] *= 1000
+    step = LinearDPSGD(1, 1.0, 1.0, 0.5, 0.0, 1.0, 0.0)  # weights after it: minus the sum over the clip norm
+
+    def total(keep):
+        return 0.5 * step.train(features[keep], labels[keep], 3, np.random.default_rng(0))
+
+    whole = total(np.arange(30))
+    moves = [np.linalg.norm(whole - total(np.delete(np.arange(30), one))) for one in range(30)]
+    assert max(moves) <= 0.5 * (1 + 1e-9) and max(moves) > 0.499
+
+
+def test_the_denominator_and_the_noise_do_not_depend_on_the_sample():
+    features, labels = problem(5, 200, 3, 2)
+    training = LinearDPSGD(3, 0.1, 20.0, 1.0, 2.0, 1.0)
+    for part in (slice(0, 200), slice(0, 1), slice(0, 0)):  # no record at all: noise-only steps
+        recorded = Recorded(6)
+        found = training.train(features[part], labels[part], 2, recorded)
+        assert np.isfinite(found).all() and found.any()
+        assert np.std(recorded.noise) == pytest.approx(2.0, rel=0.6)
+
+
+def test_the_noise_has_the_promised_size():
+    recorded = Recorded(7)
+    features, labels = problem(7, 5, 20, 5)
+    LinearDPSGD(200, 0.5, 2.5, 0.25, 3.0, 1.0).train(features, labels, 5, recorded)
+    assert np.std(recorded.noise) == pytest.approx(0.75, rel=0.02)  # 20,000 draws: seven standard errors
+
+
+def test_float32_stays_float32():
+    features, labels = problem(8, 50, 4, 3)
+    training = LinearDPSGD(5, 1.0, 50.0, 1.0, 0.0, 1.0)
+    found = training.train(features.astype(np.float32), labels, 3, np.random.default_rng(0))
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, training.train(features, labels, 3, np.random.default_rng(0)), atol=1e-5)
+
+
+def test_the_cost_is_that_of_its_steps():
+    assert LinearDPSGD(200, 0.05, 10.0, 1.0, 2.8, 1.0).cost() == costs.Gaussian(2.8, 200, 0.05)
+
+
+def test_secure_generators_differ():
+    assert secure_generator().random() != secure_generator().random()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 0}, "steps must be"),
+        ({"rate": 0}, "sampling rate must"),
+        ({"rate": 1.5}, "sampling rate must"),
+        ({"expected_batch": 0}, "expected batch must"),
+        ({"clip": 0}, "clip must be a number above 0, got 0"),
+        ({"clip": math.nan}, "clip must be a number above 0, got nan"),
+        ({"clip": math.inf}, "clip is infinite and there is noise"),
+        ({"noise_multiplier": -1}, "noise multiplier must"),
+        ({"noise_multiplier": math.nan}, "noise multiplier must"),
+        ({"learning_rate": 0}, "learning rate must"),
+        ({"momentum": 1}, "momentum must lie in"),
+    ],
+)
+def test_bad_settings(changes, message):
+    arguments = {
+        "steps": 1,
+        "rate": 0.5,
+        "expected_batch": 1.0,
+        "clip": 1.0,
+        "noise_multiplier": 1.0,
+        "learning_rate": 1.0,
+    }
+    with pytest.raises(ValueError, match=message):
+        LinearDPSGD(**(arguments | changes))
+
+
+@pytest.mark.parametrize(
+    ("features", "labels", "classes", "message"),
+    [
+        (np.ones((2, 2)), [0, 1], 1, "classes must be a whole number of at least 2, got 1: one class"),
+        (np.ones((2, 2), int), [0, 1], 2, "dtype int64: floats"),
+        (np.ones(2), [0, 1], 2, r"shape \[2\]"),
+        (np.array([[1.0], [np.nan]]), [0, 1], 2, "features of 1 records are not finite"),
+        (np.array([[1.0], [np.inf]]), [0, 1], 2, "features of 1 records are not finite"),
+        (np.ones((2, 2)), [0, 2], 2, "labels go from 0 to 2: 0 to 1 are needed"),
+        (np.ones((2, 2)), [-1, 1], 2, "labels go from -1 to 1"),
+        (np.ones((2, 2)), [0, 1, 1], 2, "labels have shape"),
+        (np.ones((2, 2)), [0.0, 1.0], 2, "labels have shape .*float64: one whole number"),
+    ],
+)
+def test_bad_data(features, labels, classes, message):
+    with pytest.raises(ValueError, match=message) as error:
+        LinearDPSGD(1, 1.0, 1.0, 1.0, 0.0, 1.0).train(features, labels, classes, np.random.default_rng(0))
+    assert "\n" not in str(error.value)

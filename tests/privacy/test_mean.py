@@ -1,0 +1,309 @@
+"""The private mean against the closed forms of its error, and against an attack on its last bits.
+
+Error probability of a Monte-Carlo comparison: below 1e-6 (five standard errors of the mean squared error; fixed seeds).
+"""
+
+import logging
+import math
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from privacy import costs, dp_mean, noise
+from privacy.mean import STEPS, BoundedMean, Mechanism, hourglass_core, mean_in_ball, worst_case
+from privacy.randomness import SeededRandomness
+
+TRIALS = 100_000
+
+
+def scaled_errors(mechanism: Any, n, epsilon, mu, neighbouring="add-remove", delta=0.0, seed=1, trials=TRIALS):
+    """n² (estimate - mu)² of as many releases as there are trials, at ε each: coordinates of one call."""
+    mean = BoundedMean(0.0, 1.0, epsilon * trials, mechanism, neighbouring, delta, trials)
+    ones = round(mu * n)
+    assert ones == pytest.approx(mu * n)
+    sums = np.repeat(np.array([[ones * STEPS], [(n - ones) * STEPS]]), trials, axis=1)
+    return n**2 * np.square(mean.release(sums, SeededRandomness(seed)).value - mu)
+
+
+def agrees(errors, want, slack=0.01):
+    """Within five standard errors and `slack`, which is for terms of order 1/n."""
+    return abs(errors.mean() - want) < 5 * errors.std() / math.sqrt(len(errors)) + slack * want
+
+
+FORMULAS = {
+    "sum-count": lambda e, mu: 8 * (1 + mu**2) / e**2,
+    "midpoint": lambda e, mu: (2 + 8 * (mu - 0.5) ** 2) / e**2,
+    "transformed-laplace": lambda e, mu: 2 * (mu**2 + (1 - mu) ** 2) / e**2,
+    "hourglass": lambda e, mu: worst_case(e) * (mu**2 + (1 - mu) ** 2),
+}
+
+
+@pytest.mark.parametrize("mechanism", FORMULAS)
+@pytest.mark.parametrize(
+    ("n", "epsilon", "mu"), [(1000, 1, 0.3), (1000, 1, 0.5), (1000, 1, 0.9), (200, 4, 0.1), (20_000, 0.1, 0.5)]
+)
+def test_the_error_is_that_of_the_closed_form(mechanism, n, epsilon, mu):
+    assert agrees(scaled_errors(mechanism, n, epsilon, mu), FORMULAS[mechanism](epsilon, mu))
+
+
+@pytest.mark.parametrize(
+    ("n", "epsilon", "mu", "measured"),
+    [
+        (1000, 1, 0.3, (8.73, 2.328, 1.161, 1.112)),
+        (1000, 0.1, 0.5, (1006.6, 201.3, 100.3, 100.1)),
+        (200, 4, 0.1, (0.504, 0.205, 0.1027, 0.0533)),
+        (1000, 1, 0, (3.99, 1.99, 0.993, 0.954)),  # clamping halves it at the ends
+    ],
+)
+def test_the_error_is_that_measured_by_another_program(n, epsilon, mu, measured):
+    for mechanism, want in zip(FORMULAS, measured, strict=True):
+        assert agrees(scaled_errors(mechanism, n, epsilon, mu), want, slack=0.015)
+
+
+@pytest.mark.parametrize(("mechanism", "want"), [("transformed-laplace", 2.0), ("hourglass", worst_case(1.0))])
+def test_with_the_number_known_the_swap_models_error(mechanism, want):
+    assert agrees(scaled_errors(mechanism, 1000, 1, 0.5, "swap"), want)
+
+
+@pytest.mark.parametrize("neighbouring", ["add-remove", "swap"])
+def test_gaussian_error(neighbouring):
+    epsilon, delta, mu = 1.0, 1e-6, 0.3
+    one = BoundedMean(0, 1, epsilon, "gaussian", neighbouring, delta)
+    cost = one.release(one.sums([0.5])).guarantee.costs[0]
+    assert isinstance(cost, costs.Gaussian)
+    multiplier = cost.noise_multiplier
+    assert costs.epsilon([costs.Gaussian(multiplier)], delta) == pytest.approx(epsilon, rel=1e-6)
+    sums = one.sums(np.repeat([1.0, 0.0], [300, 700]))
+    source = SeededRandomness(4)
+    errors = np.array([1000**2 * (one.release(sums, source).value - mu) ** 2 for _ in range(2000)])
+    shape = mu**2 + (1 - mu) ** 2 if neighbouring == "add-remove" else 1.0
+    assert agrees(errors, multiplier**2 * shape)
+
+
+def test_a_mechanism_with_half_the_noise_is_noticed():
+    """Planted bug: noise for a sensitivity of one half."""
+    errors = scaled_errors("transformed-laplace", 1000, 2, 0.3)
+    assert not agrees(errors, FORMULAS["transformed-laplace"](1, 0.3))
+
+
+def test_the_waist_and_the_worst_case():
+    """From the closed forms, at 30 digits."""
+    for epsilon, core, most in (
+        (0.1, 0.49166667, 199.91668056),
+        (0.5, 0.45833569, 7.91701722),
+        (1, 0.41673743, 1.91810353),
+        (2, 0.33513003, 0.42273285),
+        (4, 0.19575655, 0.06497878),
+        (8, 0.05483815, 0.00337983),
+    ):
+        assert hourglass_core(epsilon) == pytest.approx(core, abs=6e-9)
+        assert worst_case(epsilon) == pytest.approx(most, rel=2e-6)
+    assert hourglass_core(1e-4) == pytest.approx(0.5, abs=1e-4)
+    assert worst_case(1e-4) * 1e-8 / 2 == pytest.approx(1, rel=1e-6)
+
+
+def test_the_count_comes_with_it():
+    for mechanism in get_args(Mechanism)[:-1]:
+        mean = BoundedMean(0, 1, 1.0, mechanism)
+        sums, source = mean.sums(np.linspace(0, 1, 500)), SeededRandomness(2)
+        counts = np.array([mean.release(sums, source).records for _ in range(400)])
+        assert abs(counts.mean() - 500) < 5 * counts.std() / 20 and 0.5 < counts.std() < 4
+        if mechanism == "hourglass":
+            assert (counts == np.rint(counts)).all()
+    assert dp_mean([0.5] * 7, 0, 1, 1.0, neighbouring="swap").records == 7
+
+
+def test_bounds_move_and_stretch_the_law():
+    values = np.array([1.0, 3.0, 3.0, 9.0])
+    plain = dp_mean((values + 5) / 20, 0, 1, 1.0, randomness=SeededRandomness(3))
+    moved = dp_mean(values, -5, 15, 1.0, randomness=SeededRandomness(3))
+    assert moved.value == pytest.approx(20 * plain.value - 5) and moved.records == plain.records
+
+
+@given(st.lists(st.floats(allow_nan=False, width=64), max_size=20), st.floats(-1e300, 1e300), st.floats(1e-3, 1e300))
+def test_any_number_gives_sums_that_add_up(values, lower, width):
+    upper = lower + width
+    if not lower < upper or math.isinf(upper - lower):
+        return
+    mean = BoundedMean(lower, upper, 1.0)
+    above, below = mean.sums(values)[:, 0]
+    assert above + below == len(values) * STEPS and above >= 0 and below >= 0
+    parts = sum((mean.sums([value])[:, 0] for value in values), np.zeros(2, np.int64))
+    assert parts.tolist() == [above, below]
+    assert lower <= mean.release([[above], [below]], SeededRandomness(0)).value <= upper
+
+
+def test_values_outside_are_clamped_and_nan_is_absent(caplog):
+    mean = BoundedMean(0, 1, 1.0)
+    assert mean.sums([-np.inf, -3, 5, np.inf]).tolist() == mean.sums([0, 0, 1, 1]).tolist()
+    with caplog.at_level(logging.WARNING, "privacy.mean"):
+        assert mean.sums([0.5, np.nan, 1]).tolist() == mean.sums([0.5, 1]).tolist()
+    assert "1 of 3 records hold NaN: left out" in caplog.text
+    by_coordinate = BoundedMean(0, 1, 1.0, coordinates=2)
+    assert by_coordinate.sums([[0.5, np.nan], [1, 0]]).tolist() == by_coordinate.sums([[1, 0]]).tolist()
+
+
+def test_no_data():
+    for empty in ([], np.zeros((0,)), [float("nan")]):
+        found = dp_mean(empty, 2, 4, 1.0, randomness=SeededRandomness(1))
+        assert 2 <= found.value <= 4
+    assert dp_mean([], 2, 4, 1.0, neighbouring="swap", mechanism="transformed-laplace").value == 3
+
+
+def test_sums_beyond_64_bits_are_released():
+    mean = BoundedMean(0, 1, 1.0)
+    found = mean.release([[3 * 2**80], [2**80]], SeededRandomness(1))
+    assert found.value == pytest.approx(0.75) and found.records == pytest.approx(2**50)
+
+
+def test_many_coordinates_share_one_epsilon():
+    values = np.full((1000, 4), [0.0, 0.2, 0.5, 1.0])
+    found = dp_mean(values, 0, 1, 2.0, randomness=SeededRandomness(1))
+    assert found.value.shape == (4,) and found.guarantee.epsilon == 2.0
+    np.testing.assert_allclose(found.value, values[0], atol=0.03)
+    joint = dp_mean(values, 0, 1, 2.0, "gaussian", delta=1e-6, randomness=SeededRandomness(1))
+    assert joint.guarantee.epsilon == pytest.approx(2.0, rel=1e-6) and joint.guarantee.delta == 1e-6
+    assert dp_mean(values[:, :1], 0, 1, 2.0).value.shape == (1,)
+
+
+def test_the_guarantee_says_all_that_belongs_to_an_epsilon():
+    said = str(dp_mean([0.5], 0, 1, 0.25).guarantee)
+    for part in (
+        "epsilon 0.250;",
+        "unit record",
+        "add-or-remove-one",
+        "everybody, once",
+        "hourglass",
+        "exact integers",
+    ):
+        assert part in said
+    seeded = dp_mean([0.5], 0, 1, 1.0, "gaussian", "swap", 1e-6, SeededRandomness(1)).guarantee
+    assert "SEED: not secure" in str(seeded) and "replace-one" in str(seeded) and "at delta 1e-06" in str(seeded)
+
+
+def test_vectors_in_a_ball():
+    generator = np.random.default_rng(5)
+    directions = generator.normal(size=(2000, 9))
+    vectors = directions / np.linalg.norm(directions, axis=1, keepdims=True) + np.eye(9)[0]
+    vectors[:10] *= 1e200  # shortened to the radius, without overflow
+    short = vectors * np.minimum(1, 2 / np.linalg.norm(vectors / 1e100, axis=1, keepdims=True) / 1e100)
+    errors, counts = [], []
+    source = SeededRandomness(6)
+    for _ in range(300):
+        found = mean_in_ball(vectors, 2.0, 1.0, 1e-6, source)
+        errors.append(np.sum(np.square(found.value - short.mean(axis=0))))
+        counts.append(found.records)
+    sigma = 1 / costs_multiplier(1.0, 1e-6)
+    # The sum's noise and the count's, which moves the mean along itself.
+    c = 2 / 9**0.25
+    per_coordinate = (sigma * math.hypot(2, c)) ** 2 / 2000**2
+    want = per_coordinate * (9 + np.sum(np.square(short.mean(axis=0))) / c**2)
+    assert np.mean(errors) == pytest.approx(want, rel=0.15)
+    assert np.mean(counts) == pytest.approx(2000, rel=0.01)
+    assert found.guarantee.epsilon == pytest.approx(1.0, rel=1e-6)
+    assert np.linalg.norm(mean_in_ball(vectors[:1], 2.0, 1.0, 1e-6).value) <= 2.0000001
+
+
+def costs_multiplier(epsilon, delta):
+    from privacy.mean import _gaussian_multiplier
+
+    return _gaussian_multiplier(epsilon, delta)
+
+
+# Mironov 2012: the last bits of floating-point noise tell which data it was added to.
+
+
+def reachable(output: float, centre: float) -> bool:
+    """Whether centre + NumPy's Laplace noise of scale 1 can be `output`: there are only 2^53 noises."""
+    away = output - centre
+    share = math.exp(away) / 2 if away < 0 else 1 - math.exp(-away) / 2
+    nearest = round(share * 2**53)
+    for step in range(max(1, nearest - 64), nearest + 65):
+        u = step * 2.0**-53
+        if u < 1 and output == (centre + math.log(u + u) if u < 0.5 else centre - math.log(2 - u - u)):
+            return True
+    return False
+
+
+def told_apart(release, count: int) -> float:
+    """How much likelier the attack says "data 0" on data 0 than on data 1."""
+
+    def says_zero(centre):
+        outputs = [release(centre) for _ in range(count)]
+        return np.mean([reachable(output, 0.0) and not reachable(output, 1.0) for output in outputs])
+
+    return float(says_zero(0) - says_zero(1))
+
+
+def test_the_attack_on_the_last_bits_works_on_naive_noise_and_not_on_ours():
+    generator = np.random.default_rng(1)
+    assert told_apart(lambda centre: centre + float(generator.laplace()), 500) > 0.5
+    source = SeededRandomness(1)
+    ours = told_apart(lambda centre: (centre * STEPS + int(noise.laplace(source, STEPS, 1)[0])) / STEPS, 500)
+    assert abs(ours) < 5 * math.sqrt(2 * 0.25 / 500)
+
+
+def test_every_release_is_on_the_grid_whatever_the_data():
+    """What an attacker sees before the division is a whole number that every neighbour can give, too."""
+    mean = BoundedMean(0, 1, 1.0, "transformed-laplace")
+    for values in ([0.1] * 10, [0.1] * 9, [0.1, 0.2, 0.30000000000000004], [1e-300, 1.0]):
+        assert mean.sums(values).dtype == np.int64 and int(mean.sums(values).sum()) == len(values) * STEPS
+
+
+def test_sums_do_not_depend_on_the_order():
+    """As float sums do: one record more can change them by more than itself."""
+    values = np.random.default_rng(2).uniform(size=10_000) ** 8
+    mean = BoundedMean(0, 1, 1.0)
+    assert np.array_equal(mean.sums(values), mean.sums(values[::-1]))
+    assert np.array_equal(mean.sums(values) - mean.sums(values[1:]), mean.sums(values[:1]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lower": 1, "upper": 0}, "lower 1 is not below upper 0: exchange them"),
+        ({"lower": 1, "upper": 1}, "lower 1 is not below upper 1"),
+        ({"lower": float("nan")}, "lower must be a finite number, got nan"),
+        ({"upper": float("inf")}, "upper must be a finite number, got inf"),
+        ({"lower": -1e308, "upper": 1e308}, "is not below"),
+        ({"epsilon": 0}, "epsilon must be a finite number above 0, got 0"),
+        ({"epsilon": -1}, "epsilon must be .* got -1"),
+        ({"epsilon": float("nan")}, "epsilon must be .* got nan"),
+        ({"epsilon": float("inf")}, "epsilon must be .* got inf"),
+        ({"epsilon": 1e-12}, "epsilon 1e-12 is too small"),
+        ({"mechanism": "laplace"}, "mechanism 'laplace' is unknown: use one of hourglass"),
+        ({"neighbouring": "replace"}, "neighbouring 'replace' is unknown: use add-remove or swap"),
+        ({"mechanism": "midpoint", "neighbouring": "swap"}, "spends half of epsilon on a count"),
+        ({"mechanism": "gaussian"}, "delta must lie in .0, 1., got 0.0: gaussian noise needs one"),
+        ({"mechanism": "gaussian", "delta": 1}, "delta must lie in .0, 1., got 1"),
+        ({"delta": 1e-6}, "delta is 1e-06 and hourglass is pure: leave it out"),
+        ({"values": "abc"}, "numbers are needed"),
+        ({"values": [[[1.0]]]}, r"values have shape \[1, 1, 1\]"),
+        ({"values": [1j]}, "dtype complex128: numbers are needed"),
+    ],
+)
+def test_bad_arguments(changes, message):
+    arguments = {"values": [0.5], "lower": 0, "upper": 1, "epsilon": 1.0, **changes}
+    with pytest.raises(ValueError, match=message) as error:
+        dp_mean(**arguments)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"radius": 0}, "radius must be"),
+        ({"radius": float("inf")}, "radius must be"),
+        ({"epsilon": 0}, "epsilon must be"),
+        ({"delta": 0}, "delta must lie"),
+        ({"delta": 1.0}, "delta must lie"),
+        ({"vectors": [1.0, 2.0]}, r"vectors have shape \[2\]: \[n, d\] is needed"),
+    ],
+)
+def test_bad_arguments_of_vectors(changes, message):
+    arguments = {"vectors": [[0.5, 0.5]], "radius": 1.0, "epsilon": 1.0, "delta": 1e-6, **changes}
+    with pytest.raises(ValueError, match=message):
+        mean_in_ball(**arguments)

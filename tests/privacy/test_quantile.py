@@ -1,0 +1,161 @@
+"""Private quantiles. Error probability of each goodness-of-fit test: 1e-6, at fixed seeds."""
+
+import itertools
+import logging
+import math
+from collections import Counter
+from unittest import mock
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from privacy import dp_quantile, quantile
+from privacy.randomness import SeededRandomness
+from tests.oracles.noise import fits
+
+ALPHA = 1e-6
+
+
+def law(places, share, points, epsilon, sensitivity=None):
+    """The exponential mechanism, point by point."""
+    sensitivity = max(share, 1 - share) if sensitivity is None else sensitivity
+    weights = {}
+    for point in range(points):
+        below, above = (sum(p < point for p in places), sum(p > point for p in places))
+        weights[float(point)] = math.exp(-epsilon * abs((1 - share) * below - share * above) / (2 * sensitivity))
+    total = sum(weights.values())
+    return {point: weight / total for point, weight in weights.items()}
+
+
+CASES = [
+    ([2, 2, 2, 2, 2], 0.5, 8, 1.0),
+    ([0, 3, 3, 5, 9], 0.5, 10, 1.0),
+    ([1, 4, 6, 7], 0.75, 9, 2.0),
+    ([], 0.5, 5, 1.0),
+    ([0, 0, 4], 0.0, 5, 3.0),
+    ([0, 0, 4], 1.0, 5, 3.0),
+]
+
+
+@pytest.mark.parametrize(("places", "share", "points", "epsilon"), CASES)
+def test_the_law_is_the_exponential_mechanisms(places, share, points, epsilon):
+    source = SeededRandomness(1)
+    drawn = Counter(dp_quantile(places, share, 0, points - 1, 1, epsilon, randomness=source).value for _ in range(5000))
+    assert fits(law(places, share, points, epsilon), drawn, ALPHA)
+
+
+@pytest.mark.parametrize("epsilon", [0.5, 2.0])
+def test_privacy_by_enumeration(epsilon):
+    """Of all small data sets and their neighbours, the ratio of any outcome's probabilities is at most exp(ε)."""
+    points = 4
+    for size in range(4):
+        for places in itertools.combinations_with_replacement(range(points), size):
+            for added, share in itertools.product(range(points), (0.25, 0.5, 1.0)):
+                here = law(places, share, points, epsilon)
+                there = law((*places, added), share, points, epsilon)
+                assert all(abs(math.log(here[x] / there[x])) <= epsilon + 1e-9 for x in here)
+            if places:
+                for other in range(points):
+                    swapped = (*places[1:], other)
+                    here, there = (law(p, 0.25, points, epsilon, 1.0) for p in (places, swapped))
+                    assert all(abs(math.log(here[x] / there[x])) <= epsilon + 1e-9 for x in here)
+
+
+def test_swap_uses_its_own_sensitivity():
+    source = SeededRandomness(2)
+    places = [1, 4, 6, 7]
+    drawn = Counter(dp_quantile(places, 0.5, 0, 8, 1, 2.0, "swap", randomness=source).value for _ in range(5000))
+    assert fits(law(places, 0.5, 9, 2.0, sensitivity=1.0), drawn, ALPHA)
+    assert not fits(law(places, 0.5, 9, 2.0), drawn, ALPHA)  # add-remove's law is another, and is told from it
+
+
+def test_the_slow_choice_has_the_same_law():
+    sizes, scores = np.array([1, 3, 1, 5]), np.array([2, 0, 1, 7])
+    total = sizes * np.exp(-0.7 * scores)
+    chosen: Counter = Counter()
+    for drawn in range(4096):
+        index = quantile._choose_with_digits(drawn, 12, sizes, scores, 0.7, 40)
+        chosen[index] += 1
+    for index, share in enumerate(total / total.sum()):
+        assert abs(chosen[index] / 4096 - share) <= 2 / 4096
+    assert chosen[None] == 3  # one for each inner bound: there the bits are too few
+
+
+def test_a_draw_between_two_bounds_gets_more_bits():
+    sizes, scores = np.array([1, 1]), np.array([0, 0])
+    bits = [2**61, 5, 2**61 - 1, 2**62 - 6]
+    half = mock.Mock(side_effect=[np.array([word]) for word in bits])
+    with mock.patch("privacy.noise.uniform", half):
+        assert quantile._choose(SeededRandomness(0), sizes, scores, 1.0) == 1
+        assert quantile._choose(SeededRandomness(0), sizes, scores, 1.0) == 0
+
+
+@settings(max_examples=50)
+@given(st.lists(st.integers(0, 30), max_size=12), st.floats(0, 1), st.integers(2, 31))
+def test_runs_have_the_scores_of_their_points(places, share, points):
+    target = round(share * quantile.PARTS)
+    places = np.minimum(np.array(places, np.int64), points - 1)
+    starts, scores = quantile._scores(places, target, points)
+    ends = [*starts[1:], points]
+    for start, end, score in zip(starts, ends, scores, strict=True):
+        for point in range(start, end):
+            below, above = (places < point).sum(), (places > point).sum()
+            assert score == abs((quantile.PARTS - target) * below - target * above)
+
+
+def test_a_point_mass_is_found():
+    """On the line, where gaps between equal values have no length, the exponential mechanism misses it."""
+    source = SeededRandomness(3)
+    found = [dp_quantile([3.7] * 500, 0.5, 0, 1e6, 0.1, 1.0, randomness=source).value for _ in range(50)]
+    np.testing.assert_allclose(found, 3.7, atol=1e-6)
+
+
+def test_the_rank_slack_holds():
+    generator = np.random.default_rng(4)
+    values = np.sort(generator.normal(size=2000))
+    source = SeededRandomness(5)
+    for share in (0.1, 0.5, 0.9):
+        ranks = []
+        for _ in range(200):
+            found = dp_quantile(values, share, -10, 10, 1e-4, 0.5, randomness=source)
+            ranks.append(abs(np.searchsorted(values, found.value) - share * len(values)))
+        assert found.rank_slack == pytest.approx(2 * max(share, 1 - share) * math.log(200_001 / 0.05) / 0.5, rel=1e-4)
+        assert np.mean(np.array(ranks) > found.rank_slack) <= 0.05
+        assert np.median(ranks) > 0.1
+
+
+def test_bounds_nan_and_guarantee(caplog):
+    with caplog.at_level(logging.WARNING):
+        found = dp_quantile([-np.inf, 0.5, np.nan, 1e308, np.inf], 0.5, -2, 2, 0.5, 1.0)
+    assert "1 of 5 values are NaN" in caplog.text
+    assert found.value in np.arange(-2, 2.5, 0.5)
+    said = str(found.guarantee)
+    assert "epsilon 1.00;" in said and "add-or-remove-one" in said and "0.5-quantile on 9 points of [-2, 2]" in said
+    assert dp_quantile([0.0], 0.5, 0, 1, 1, 5.0, "swap").guarantee.relation == "replace-one"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"quantile": 1.5}, r"quantile must lie in \[0, 1\], got 1.5"),
+        ({"quantile": float("nan")}, "quantile"),
+        ({"lower": 2}, "lower 2 is not below upper 1: exchange them"),
+        ({"lower": float("nan")}, "lower"),
+        ({"upper": float("inf")}, "upper"),
+        ({"resolution": 0}, "resolution must be"),
+        ({"resolution": 3}, "makes 1.33 points"),
+        ({"resolution": 1e-300}, "points of"),
+        ({"epsilon": 0}, "epsilon must be"),
+        ({"epsilon": float("nan")}, "epsilon must be"),
+        ({"neighbouring": "x"}, "use add-remove or swap"),
+        ({"values": [[1.0]]}, r"shape \[1, 1\].*numbers \[n\] are needed"),
+        ({"values": ["a"]}, "numbers .n. are needed"),
+    ],
+)
+def test_bad_arguments(changes, message):
+    arguments = {"values": [0.5], "quantile": 0.5, "lower": 0, "upper": 1, "resolution": 0.1, "epsilon": 1.0}
+    with pytest.raises(ValueError, match=message) as error:
+        dp_quantile(**(arguments | changes))
+    assert "\n" not in str(error.value)
