@@ -1,4 +1,4 @@
-"""`fedspeak privacy epsilon|noise|rounds`: any one of ε, noise and rounds from the others, without a run."""
+"""`fedspeak privacy epsilon|noise|rounds`: any one of ε, noise and rounds from the others, without a run; `audit`."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ if TYPE_CHECKING:
     from privacy import PrivacyPlan
 
 
+_AUDIT_CONFIDENCE = 0.9999  # of each mechanism: a false alarm among all of them in a thousand audits
+
+
 @click.group()
 def privacy() -> None:
-    """What a training run costs in privacy: epsilon, noise or rounds, any one from the others."""
+    """What a training run costs in privacy: epsilon, noise or rounds, any one from the others; an audit."""
 
 
 def _described(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -49,6 +52,47 @@ def _described(command: Callable[..., Any]) -> Callable[..., Any]:
 _ROUNDS = click.option("--rounds", type=int, required=True, metavar="T", help="Rounds of training.")
 _NOISE = click.option("--noise", type=float, required=True, metavar="Z", help="Noise standard deviation / clip norm.")
 _EPSILON = click.option("--epsilon", "target", type=float, required=True, metavar="E", help="Budget to keep.")
+
+
+@privacy.command()
+@click.option("--epsilon", "claimed", type=float, default=1.0, show_default=True, help="Claimed by every mechanism.")
+@click.option("--delta", type=float, default=1e-3, show_default=True, help="Of mechanisms with Gaussian noise.")
+@click.option(
+    "--trials",
+    type=click.IntRange(min=1000),
+    default=400_000,
+    show_default=True,
+    help="On each data set; slow ones less.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def audit(claimed: float, delta: float, trials: int, as_json: bool) -> None:
+    """Try to refute the kit's own mechanisms: lower bounds on their epsilon from outcomes on neighbouring data.
+
+    Ends with 1 if a claim is refuted. The smaller epsilon, the more trials a bound needs that says anything.
+    """
+    from privacy import checks
+    from privacy.audit import from_scores
+    from privacy.audited import cases
+    from privacy.randomness import SecureRandomness
+
+    checks.positive("--epsilon", claimed, "give the claim to test")
+    checks.between("--delta", delta, 0, 1, "1e-3 shows most")
+    if not as_json:
+        click.echo("unit: one record; sampler: everybody, once; noise: exact integers, but DP-SGD's")
+    rows = []
+    for case in cases(claimed, delta, SecureRandomness()):
+        bound = from_scores(*case.scores(max(100, trials // case.slow)), case.delta, _AUDIT_CONFIDENCE)
+        rows.append({"mechanism": case.name, "relation": case.relation, "claimed": case.claimed, **bound._asdict()})
+        if not as_json:
+            verdict = "REFUTED" if bound.refutes(case.claimed) else "stands"
+            click.echo(
+                f"{case.name} ({case.relation}): epsilon at delta {case.delta:g} claimed {claimed:g}, at least "
+                f"{bound.epsilon:.3f} with confidence {_AUDIT_CONFIDENCE:g} from {bound.trials} outcomes: {verdict}"
+            )
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+    if any(row["epsilon"] > row["claimed"] for row in rows):
+        raise SystemExit(1)
 
 
 @privacy.command()

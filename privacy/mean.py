@@ -144,8 +144,7 @@ class BoundedMean:
         above, below = np.asarray(sums, object).reshape(2, -1).tolist()
         if len(above) != self.coordinates:
             raise ValueError(f"sums are of {len(above)} coordinates and not {self.coordinates}")
-        release = self._release_swap if self.neighbouring == "swap" else self._release_add_remove
-        shares, counts = zip(*release(above, below, source), strict=True)
+        shares, counts = zip(*self._released(above, below, source), strict=True)
         value = self.lower + np.asarray(shares) * (self.upper - self.lower)
         value = np.clip(value, self.lower, self.upper)
         scalar = value.item() if self.coordinates == 1 else value
@@ -179,11 +178,17 @@ class BoundedMean:
             return noise.staircase(source, self._fixed_epsilon, STEPS, self._core, size).tolist()
         return noise.laplace(source, self._scale, size).tolist()
 
+    def _released(self, above: list[int], below: list[int], source: Randomness) -> list[tuple[float, float]]:
+        """Of each pair of sums the mean, as a share of the width, and the count; noise afresh for each."""
+        if self.neighbouring == "swap":
+            return self._release_swap(above, below, source)
+        return self._release_add_remove(above, below, source)
+
     def _release_add_remove(self, above: list[int], below: list[int], source: Randomness) -> list[tuple[float, float]]:
         if self.mechanism == "hourglass":
-            drawn = noise.hourglass(source, self._fixed_epsilon, STEPS, self._core, self.coordinates).tolist()
+            drawn = noise.hourglass(source, self._fixed_epsilon, STEPS, self._core, len(above)).tolist()
         else:
-            drawn = np.reshape(self._draw(source, 2 * self.coordinates), (2, -1)).tolist()
+            drawn = np.reshape(self._draw(source, 2 * len(above)), (2, -1)).tolist()
         found = []
         for first, second, noise_1, noise_2 in zip(above, below, *drawn, strict=True):
             if self.mechanism in ("midpoint", "sum-count"):
@@ -204,7 +209,7 @@ class BoundedMean:
 
     def _release_swap(self, above: list[int], below: list[int], source: Randomness) -> list[tuple[float, float]]:
         found = []
-        for first, second, drawn in zip(above, below, self._draw(source, self.coordinates), strict=True):
+        for first, second, drawn in zip(above, below, self._draw(source, len(above)), strict=True):
             width = first + second  # the public number of records, in grid steps
             share = (first + drawn) / width if width else 0.5
             found.append((min(max(share, 0.0), 1.0), width / STEPS))

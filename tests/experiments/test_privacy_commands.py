@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -118,3 +119,31 @@ def test_help_loads_nothing_heavy():
         "assert not {'dp_accounting', 'numpy', 'scipy', 'tensorflow'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_an_audit_lets_our_own_mechanisms_stand():
+    text = call("audit", "--epsilon", 2, "--trials", 3000)
+    lines = text.splitlines()
+    assert lines[0].startswith("unit: one record; sampler: everybody, once")
+    assert len(lines) == 11 and all(line.endswith(": stands") for line in lines[1:])
+    assert "mean, hourglass (add-remove): epsilon at delta 0 claimed 2, at least" in text
+    rows = facts("audit", "--epsilon", 2, "--trials", 3000)
+    assert {row["relation"] for row in rows} == {"add-remove", "swap"}
+    assert all(0 <= row["epsilon"] <= row["claimed"] == 2 for row in rows)
+
+
+def test_an_audit_that_refutes_ends_with_1(monkeypatch):
+    from privacy import audited
+
+    def told(trials):
+        return np.zeros(trials), np.ones(trials)
+
+    monkeypatch.setattr(audited, "cases", lambda *_: [audited.Case("a sum without noise", "swap", 1.0, 0.0, 1, told)])
+    done = CliRunner().invoke(privacy, ["audit"])
+    assert done.exit_code == 1 and done.output.strip().endswith("REFUTED") and "claimed 1, at least" in done.output
+
+
+@pytest.mark.parametrize("arguments", [["--epsilon", "0"], ["--epsilon", "nan"], ["--delta", "1"], ["--trials", "10"]])
+def test_an_audit_of_nonsense_is_one_line(arguments):
+    done = CliRunner().invoke(privacy, ["audit", *arguments])
+    assert done.exit_code != 0 and (done.exit_code == 2 or isinstance(done.exception, ValueError))

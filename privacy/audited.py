@@ -1,0 +1,108 @@
+"""The kit's own mechanisms, each on the neighbours that its noise protects least, for an audit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from privacy import costs
+from privacy.linear import LinearDPSGD, secure_generator
+from privacy.mean import STEPS, BoundedMean, Mechanism
+from privacy.quantile import dp_quantile
+from privacy.randomness import Randomness
+
+_RECORDS = 1000  # of either value in the data: no result is at a bound
+
+
+class Case(NamedTuple):
+    """A mechanism under audit.
+
+    Attributes:
+      name: in words.
+      relation: of its two data sets.
+      claimed: the ε that it claims.
+      delta: at this δ.
+      slow: how many times longer than a mean's one of its outcomes takes.
+      scores: from a number of outcomes to their scores, without a record and with it.
+    """
+
+    name: str
+    relation: str
+    claimed: float
+    delta: float
+    slow: int
+    scores: Callable[[int], tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]]
+
+
+def cases(epsilon: float, delta: float, source: Randomness) -> list[Case]:
+    """All means and the median, at a claim of `epsilon` (the Gaussian at `delta`)."""
+    found = []
+    for mechanism in get_args(Mechanism):
+        for neighbouring in ("add-remove", "swap"):
+            if neighbouring == "add-remove" or mechanism not in ("midpoint", "sum-count"):
+                found.append(_mean(epsilon, delta, mechanism, neighbouring, source))
+    return [*found, _median(epsilon, source), _training_step(epsilon, delta)]
+
+
+def _mean(epsilon: float, delta: float, mechanism: Any, neighbouring: Any, source: Randomness) -> Case:
+    """Zeros and ones, and one more one; or, to swap, a one in place of a zero."""
+    at = delta if mechanism == "gaussian" else 0.0
+
+    def scores(trials: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        one = BoundedMean(0.0, 1.0, epsilon, mechanism, neighbouring, at)
+        added = (1, 0) if neighbouring == "add-remove" else (1, -1)
+        data = [(_RECORDS * STEPS, _RECORDS * STEPS), tuple((_RECORDS + more) * STEPS for more in added)]
+        outcomes = []
+        for above, below in data:
+            shares, counts = np.array(one._released([above] * trials, [below] * trials, source)).T
+            outcomes.append(_score(mechanism, shares, counts))
+        return outcomes[0], outcomes[1]
+
+    return Case(f"mean, {mechanism}", neighbouring, epsilon, at, 1, scores)
+
+
+def _score(mechanism: str, share: npt.NDArray[np.float64], count: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """From what is released, a number that is large where the record is in: the noised sum, or the lesser of the two
+    noised numbers where each spends half of ε."""
+    match mechanism:
+        case "midpoint":
+            return np.minimum((2 * share - 1) * count, count - 2 * _RECORDS)
+        case "sum-count":
+            return np.minimum(share * count - _RECORDS, count - 2 * _RECORDS)
+    return share * count - _RECORDS
+
+
+def _training_step(epsilon: float, delta: float) -> Case:
+    """A step of DP-SGD without a record, and with one whose gradient is longer than the clip norm (a gradient canary);
+    the step is seen whole."""
+    z = costs.calibrate(lambda z: [costs.Gaussian(z)], epsilon, delta)
+
+    def scores(trials: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        step, generator = LinearDPSGD(1, 1.0, 1.0, 1.0, z, 1.0, 0.0), secure_generator()
+        canary = np.array([[1000.0]])
+        data = ((np.zeros((0, 1)), np.zeros(0, int)), (canary, np.zeros(1, int)))
+        # Of two classes the canary's gradient is (-1, 1) / root 2: the step moves the difference of the weights.
+        without, with_ = (
+            np.array([np.subtract(*step.train(x, y, 2, generator)[0]) for _ in range(trials)]) for x, y in data
+        )
+        return without, with_
+
+    return Case("DP-SGD, one step", "add-remove", epsilon, delta, 10, scores)
+
+
+def _median(epsilon: float, source: Randomness) -> Case:
+    """Of 0, ..., 0, 2 on {0, 1, 2}, and one more 2: it makes 0 less and 1 more likely."""
+
+    def scores(trials: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        zeros = 4 + round(4 / epsilon)  # so many that 0 stays the likeliest, and 1 is seen often enough
+        data = ([0] * zeros + [2], [0] * zeros + [2, 2])
+        found = []
+        for values in data:
+            drawn = [dp_quantile(values, 0.5, 0, 2, 1, epsilon, randomness=source).value for _ in range(trials)]
+            found.append(np.array(drawn) == 1)
+        return found[0].astype(float), found[1].astype(float)
+
+    return Case("median", "add-remove", epsilon, 0.0, 10, scores)

@@ -1,0 +1,190 @@
+"""Audits: their confidence, their power, and the faults that they must find. Seeds are fixed."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from privacy import audit, audited, costs
+from privacy.mean import STEPS, BoundedMean
+from privacy.randomness import SeededRandomness
+
+
+def laplace(epsilon: float, count: int, seed: int):
+    generator = np.random.default_rng(seed)
+    return generator.laplace(0, 1 / epsilon, count), generator.laplace(1, 1 / epsilon, count)
+
+
+def from_laplace(count: int, seed: int, confidence: float) -> audit.Bound:
+    without, with_ = laplace(1.0, count, seed)
+    return audit.from_scores(without, with_, 0.0, confidence)
+
+
+def test_a_bound_holds_as_often_as_it_says():
+    """200 audits of a mechanism that is as private as it says, at confidence 0.9; more than 35 alarms: under 0.1 %."""
+    alarms = sum(from_laplace(2000, seed, 0.9).refutes(1.0) for seed in range(200))
+    assert alarms <= 35
+    assert stats.binom.sf(35, 200, 0.1) < 1e-3
+
+
+def test_it_finds_most_of_epsilon_whichever_side_shows_it():
+    without, with_ = laplace(1.0, 200_000, 1)
+    for first, second in ((without, with_), (with_, without), (-without, -with_)):
+        assert 0.85 < audit.from_scores(first, second).epsilon < 1.02
+    assert audit.from_scores(without, without[::-1]).epsilon < 0.05
+
+
+def test_delta_is_taken_off():
+    """An outcome of probability 1e-3 that gives the record away is allowed by δ = 1e-3."""
+    generator = np.random.default_rng(2)
+    without, with_ = generator.random(100_000), generator.random(100_000)
+    with_[generator.random(100_000) < 1e-3] = 5.0
+    assert audit.from_scores(without, with_).epsilon > 1.0
+    assert audit.from_scores(without, with_, delta=1.5e-3).epsilon < 0.2
+
+
+def test_clopper_and_pearson():
+    low, high = stats.binomtest(30, 100).proportion_ci(0.9, "exact")
+    found = audit._bound(30, 100, 30, 100, 0.0, 0.9)
+    assert found == 0.0
+    _, high = stats.binomtest(10, 100).proportion_ci(0.9, "exact")
+    low, _ = stats.binomtest(90, 100).proportion_ci(0.9, "exact")
+    assert audit._bound(90, 100, 10, 100, 0.0, 0.9) == pytest.approx(math.log(low / high), rel=1e-6)
+    assert audit._bound(90, 100, 10, 100, 0.1, 0.9) == pytest.approx(math.log((low - 0.1) / high), rel=1e-6)
+    assert audit._bound(0, 100, 0, 100, 0.0, 0.9) == 0.0 and audit._bound(100, 100, 100, 100, 0.0, 0.9) == 0.0
+
+
+@pytest.mark.parametrize("epsilon", [1.0, pytest.param(4.0, marks=pytest.mark.slow)])
+def test_every_mechanism_stands_and_is_bounded_from_below(epsilon):
+    """Confidence 0.9999 each. A bound of zero would prove nothing."""
+    cases = audited.cases(epsilon, 1e-3, SeededRandomness(1))
+    assert len(cases) == 10
+    for case in cases:
+        bound = audit.from_scores(*case.scores(400_000 // case.slow), case.delta, 0.9999)
+        assert not bound.refutes(case.claimed), case.name
+        least = 0.3 if case.name == "DP-SGD, one step" else 0.7
+        assert bound.epsilon > least * epsilon, (case.name, bound.epsilon)
+
+
+def test_noise_for_half_the_sensitivity_is_found():
+    one, source = BoundedMean(0.0, 1.0, 2.0), SeededRandomness(2)
+    scores = []
+    for more in (0, 1):
+        released = one._released([(500 + more) * STEPS] * 100_000, [500 * STEPS] * 100_000, source)
+        shares, counts = np.array(released).T
+        scores.append(shares * counts)
+    assert audit.from_scores(scores[0], scores[1], confidence=0.9999).refutes(1.0)
+
+
+# Canaries in one run: each in a direction of its own, its gradient longer than the clip norm.
+
+CANARIES, CLIP = 2000, 1.0
+
+
+def step(coins, noise, clip: Callable[[float], float] | None = None, scale=1.0, length=1000.0):
+    """The noised sum of a step, coordinate by coordinate: what canary i adds is in coordinate i."""
+    norm = min(length, CLIP) if clip is None else clip(length)
+    return coins * norm + scale * noise
+
+
+def one_run(seed, z, **changes):
+    generator = np.random.default_rng(seed)
+    coins = generator.random(CANARIES) < 0.5
+    return coins, step(coins, z * CLIP * generator.normal(size=CANARIES), **changes)
+
+
+def found(delta, confidence, seed, z, **changes) -> audit.Bound:
+    coins, scores = one_run(seed, z, **changes)
+    return audit.in_one_run(coins, scores, delta, confidence)
+
+
+def test_canaries_in_one_run_stand_and_show_something():
+    for z in (0.5, 1.0, 3.0):
+        claimed = costs.epsilon([costs.Gaussian(z)], 1e-7)
+        bound = found(1e-7, 0.99, 1, z)
+        assert 0.15 * claimed < bound.epsilon < claimed
+
+
+@pytest.mark.parametrize(
+    ("fault", "changes"),
+    [
+        ("an unclipped client", {"clip": lambda length: length}),
+        ("noise scaled by a realised batch of a twelfth", {"scale": 1 / 12}),
+    ],
+)
+def test_faults_in_a_step_are_found_by_one_run(fault, changes):
+    claimed = costs.epsilon([costs.Gaussian(3.0)], 1e-7)
+    assert found(1e-7, 0.999, 3, 3.0, **changes).refutes(claimed)
+    assert not found(1e-7, 0.999, 3, 3.0).refutes(claimed)
+
+
+def test_sensitivity_off_by_two_is_found_by_many_runs():
+    generator = np.random.default_rng(4)
+    claimed = costs.epsilon([costs.Gaussian(3.0)], 1e-3)
+    without, with_ = (generator.normal(move, 3.0, 200_000) for move in (0.0, 2.0))
+    assert audit.from_scores(without, with_, 1e-3, 0.999).refutes(claimed)
+    assert not audit.from_scores(without, with_ - 1.0, 1e-3, 0.999).refutes(claimed)
+
+
+def test_noise_used_twice_is_found():
+    """A round is run again after a crash with the same noise and other clients: the difference has none."""
+    generator = np.random.default_rng(5)
+    for again, refuted in ((True, True), (False, False)):
+        scores = []
+        for canary in (0.0, CLIP):
+            first = generator.normal(size=20_000)
+            second = first if again else generator.normal(size=20_000)
+            scores.append((canary + second) - first)
+        claimed = costs.epsilon([costs.Gaussian(1.0, 2)], 1e-3)
+        assert audit.from_scores(scores[0], scores[1], 1e-3, 0.999).refutes(claimed) is refuted
+
+
+def test_a_clip_after_the_sum_is_found():
+    """A client of -C beside one of +1000 C: clipped after the sum, the second moves it by 2 C."""
+    generator = np.random.default_rng(6)
+    noise = generator.normal(size=(2, 200_000))
+    claimed = costs.epsilon([costs.Gaussian(1.0)], 1e-3)
+    clipped_sum = [np.clip(total, -CLIP, CLIP) for total in (-CLIP, -CLIP + 1000 * CLIP)]
+    each_clipped = [-CLIP, -CLIP + CLIP]
+    for sums, refuted in ((clipped_sum, True), (each_clipped, False)):
+        scores = [total + noise[i] for i, total in enumerate(sums)]
+        assert audit.from_scores(scores[0], scores[1], 1e-3, 0.999).refutes(claimed) is refuted
+
+
+def test_the_p_value_is_that_of_the_theorem():
+    """With δ = 0 a binomial's tail; with δ never less, and 1 at most."""
+    assert audit._p_value(70, 100, 1000, 0.5, 0.0) == pytest.approx(stats.binom.sf(69, 100, 1 / (1 + math.exp(-0.5))))
+    without = audit._p_value(90, 100, 1000, 0.5, 0.0)
+    assert without < audit._p_value(90, 100, 1000, 0.5, 1e-6) < audit._p_value(90, 100, 1000, 0.5, 1e-4) <= 1
+    assert audit._p_value(0, 100, 1000, 0.5, 1e-5) == 1.0
+
+
+def test_one_run_holds_as_often_as_it_says():
+    """Randomised response on each canary is the worst that ε-DP allows: 300 audits at 0.9."""
+    epsilon, alarms = 1.0, 0
+    for seed in range(300):
+        generator = np.random.default_rng(seed)
+        coins = generator.random(200) < 0.5
+        told = np.where(generator.random(200) < 1 / (1 + math.exp(-epsilon)), coins, ~coins)
+        alarms += audit.in_one_run(coins, told + 1e-3 * generator.random(200), 0.0, 0.9).refutes(epsilon)
+    assert alarms <= 47 and stats.binom.sf(47, 300, 0.1) < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
+        (lambda: audit.from_scores([1.0] * 3, [1.0] * 9), "scores without have shape .3.: at least four"),
+        (lambda: audit.from_scores([1.0] * 9, [math.nan] * 9), "scores with have"),
+        (lambda: audit.from_scores([1.0] * 9, [2.0] * 9, 1.0), "delta must lie"),
+        (lambda: audit.from_scores([1.0] * 9, [2.0] * 9, 0, 1.0), "confidence must lie"),
+        (lambda: audit.in_one_run([True] * 9, [1.0] * 9), "at least ten canaries"),
+        (lambda: audit.in_one_run([True] * 12, [1.0] * 11), "included has shape .12. and scores .11."),
+        (lambda: audit.in_one_run([True] * 12, [1.0] * 12, -1), "delta must lie"),
+        (lambda: audit.in_one_run([True] * 12, [1.0] * 12, 0, 0), "confidence must lie"),
+    ],
+)
+def test_errors(act, message):
+    with pytest.raises(ValueError, match=message):
+        act()
