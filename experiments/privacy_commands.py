@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -93,6 +94,18 @@ def audit(claimed: float, delta: float, trials: int, as_json: bool) -> None:
         click.echo(json.dumps(rows, indent=2))
     if any(row["epsilon"] > row["claimed"] for row in rows):
         raise SystemExit(1)
+
+
+@privacy.command()
+@click.argument("ledger", type=click.Path(path_type=Path))
+@click.option("--output", type=click.Path(path_type=Path), help="Folder; by default the ledger's.")
+def report(ledger: Path, output: Path | None) -> None:
+    """Write the report on single releases from LEDGER, that of a `privacy.budget.Budget`."""
+    from privacy import report as reports
+    from privacy.budget import Releases
+
+    for path in reports.of_releases(Releases.read(ledger)).write(output or ledger.parent):
+        click.echo(str(path))
 
 
 @privacy.command()

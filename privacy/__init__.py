@@ -6,6 +6,7 @@ clip=FixedClip(0.5)) with plan.recording("ledger.jsonl") as ledger:
 report.build(plan, ledger, {}).write("run")
 """
 
+from privacy.budget import Budget
 from privacy.keys import RunKeys
 from privacy.ledger import Ledger
 from privacy.mean import BoundedMean, dp_mean, mean_in_ball
@@ -16,6 +17,7 @@ from privacy.sampling import Cyclic, FixedSize, Poisson
 __all__ = [
     "AdaptiveClip",
     "BoundedMean",
+    "Budget",
     "Cyclic",
     "FixedClip",
     "FixedSize",

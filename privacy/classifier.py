@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,9 @@ from privacy.features import FeatureMap, centre_of_ball, fit_feature_map, of_len
 from privacy.guarantee import EXACT, SEEDED, Guarantee
 from privacy.linear import LinearDPSGD, secure_generator
 from privacy.randomness import Randomness, SecureRandomness, SeededRandomness
+
+if TYPE_CHECKING:
+    from privacy.budget import Releases
 
 
 class DPLinearClassifier(ClassifierMixin, BaseEstimator):
@@ -70,11 +74,16 @@ class DPLinearClassifier(ClassifierMixin, BaseEstimator):
         self.classes = classes
         self.random_state = random_state
 
-    def fit(self, X: Any, y: Any) -> DPLinearClassifier:
+    def fit(self, X: Any, y: Any, ledger: Releases | None = None) -> DPLinearClassifier:
         """Trains on features X [n, d], finite, and labels y [n]. Each call costs ε again.
 
+        Args:
+          X: features.
+          y: labels.
+          ledger: of a `privacy.budget.Budget`; what `fit` releases is written there before any noise is drawn.
+
         Raises:
-          ValueError: a parameter or the data are not as they must be, in one line.
+          ValueError: a parameter or the data are not as they must be, or the budget does not allow it, in one line.
         """
         checks.positive("epsilon", self.epsilon, "give the budget of this model")
         checks.between("delta", self.delta, 0, 1, "1e-5 is usual, below 1 / records")
@@ -90,30 +99,47 @@ class DPLinearClassifier(ClassifierMixin, BaseEstimator):
             source = SeededRandomness(self.random_state)
             generator = np.random.default_rng(self.random_state)
 
-        prepared = self._scaled(X)
         # The preprocessing's noise: alone it would cost its share of ε.
-        multiplier = costs.calibrate(lambda z: [costs.Gaussian(z)], self.share * self.epsilon, self.delta)
-        if not self.preprocess:
-            bound = 1.0 if self.bound is None else self.bound
-            self.feature_map_ = _count_only(len(prepared), X.shape[1], bound, multiplier, source)
-        elif self.bound is None:
-            self.feature_map_ = centre_of_ball(prepared, 1.0, multiplier, source)
-        else:
-            self.feature_map_ = fit_feature_map(prepared, self.bound, multiplier, source)
-        spent = self.feature_map_.costs
-        z = costs.calibrate(lambda z: [*spent, costs.Gaussian(z, self.steps, self.rate)], self.epsilon, self.delta)
-        batch = max(self.rate * self.feature_map_.records, 1.0)
-        training = LinearDPSGD(self.steps, self.rate, batch, self.clip, z, self.learning_rate, self.momentum)
-        mapped = self.feature_map_(prepared, clip=True)
-        self.weights_ = training.train(mapped, labels, len(self.classes_), generator)
+        before = costs.calibrate(lambda z: [costs.Gaussian(z)], self.share * self.epsilon, self.delta)
+        preprocessing = costs.Gaussian(before)
+
+        def together(z: float) -> tuple[costs.Cost, ...]:
+            return preprocessing, costs.Gaussian(z, self.steps, self.rate)
+
+        z = costs.calibrate(together, self.epsilon, self.delta)
+        hardness = EXACT if source.is_secure else SEEDED
         self.guarantee_ = Guarantee(
             f"linear classifier by {'DPSGD-F' if self.preprocess else 'DP-SGD'}, classes public",
-            (*spent, training.cost()),
+            together(z),
             "add-or-remove-one",
             float(self.delta),
-            f"preprocessing: {EXACT if source.is_secure else SEEDED}; training: floating-point Gaussian, not hardened",
+            f"preprocessing: {hardness}; training: floating-point Gaussian, not hardened",
             f"training: {self.steps} Poisson samples at rate {self.rate:g}; else everybody, once",
         )
+        make = functools.partial(
+            LinearDPSGD,
+            self.steps,
+            self.rate,
+            clip=self.clip,
+            noise_multiplier=z,
+            learning_rate=self.learning_rate,
+            momentum=self.momentum,
+        )
+        make(expected_batch=1.0)  # refuses wrong settings before anything is released
+        if ledger is not None:
+            ledger.record(self.guarantee_)
+
+        prepared = self._scaled(X)
+        if not self.preprocess:
+            bound = 1.0 if self.bound is None else self.bound
+            self.feature_map_ = _count_only(len(prepared), X.shape[1], bound, before, source)
+        elif self.bound is None:
+            self.feature_map_ = centre_of_ball(prepared, 1.0, before, source)
+        else:
+            self.feature_map_ = fit_feature_map(prepared, self.bound, before, source)
+        training = make(expected_batch=max(self.rate * self.feature_map_.records, 1.0))
+        mapped = self.feature_map_(prepared, clip=True)
+        self.weights_ = training.train(mapped, labels, len(self.classes_), generator)
         return self
 
     def decision_function(self, X: Any) -> npt.NDArray[Any]:

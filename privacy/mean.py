@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import logging
 import math
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,9 @@ from privacy import checks, costs, noise
 from privacy.guarantee import EXACT, SEEDED, Guarantee
 from privacy.noise import EXPONENT_BITS, Ints
 from privacy.randomness import Randomness, SecureRandomness
+
+if TYPE_CHECKING:
+    from privacy.budget import Releases
 
 Mechanism = Literal["hourglass", "transformed-laplace", "midpoint", "sum-count", "gaussian"]
 Neighbouring = Literal["add-remove", "swap"]
@@ -133,22 +136,29 @@ class BoundedMean:
         above = steps.sum(axis=0)
         return np.stack([above, len(array) * STEPS - above])
 
-    def release(self, sums: Any, randomness: Randomness | None = None) -> Mean:
+    def release(self, sums: Any, randomness: Randomness | None = None, ledger: Releases | None = None) -> Mean:
         """The private mean. Each call with the same sums is a release of its own and costs ε again.
 
         Args:
           sums: whole numbers [2, coordinates]; they may have been added up in Python's integers.
           randomness: of the noise; the operating system's if left out.
+          ledger: of a `privacy.budget.Budget`; the release is written there before its noise is drawn.
+
+        Raises:
+          ValueError: `sums` are of another number of coordinates, or the budget does not allow the release.
         """
         source = SecureRandomness() if randomness is None else randomness
         above, below = np.asarray(sums, object).reshape(2, -1).tolist()
         if len(above) != self.coordinates:
             raise ValueError(f"sums are of {len(above)} coordinates and not {self.coordinates}")
+        guarantee = self._guarantee(source)
+        if ledger is not None:
+            ledger.record(guarantee)
         shares, counts = zip(*self._released(above, below, source), strict=True)
         value = self.lower + np.asarray(shares) * (self.upper - self.lower)
         value = np.clip(value, self.lower, self.upper)
         scalar = value.item() if self.coordinates == 1 else value
-        return Mean(scalar, float(np.mean(counts)), self._guarantee(source))
+        return Mean(scalar, float(np.mean(counts)), guarantee)
 
     @property
     def _each(self) -> float:
@@ -245,10 +255,11 @@ def dp_mean(
     neighbouring: Neighbouring = "add-remove",
     delta: float = 0.0,
     randomness: Randomness | None = None,
+    ledger: Releases | None = None,
 ) -> Mean:
     """The private mean of numbers [n], or of records [n, d] by coordinate, each in [lower, upper].
 
-    See `BoundedMean` for the arguments, for values outside, for NaN, and for data that does not stand in one place;
+    See `BoundedMean` and its `release` for the arguments, for values outside, NaN, and data that stands in many places;
     `mean_in_ball` for vectors of bounded length.
 
     Raises:
@@ -257,12 +268,17 @@ def dp_mean(
     array = np.asarray(values)
     coordinates = array.shape[1] if array.ndim == 2 else 1
     mean = BoundedMean(lower, upper, epsilon, mechanism, neighbouring, delta, coordinates)
-    found = mean.release(mean.sums(array), randomness)
+    found = mean.release(mean.sums(array), randomness, ledger)
     return found if array.ndim != 2 else found._replace(value=np.reshape(found.value, coordinates))
 
 
 def mean_in_ball(
-    vectors: Any, radius: float, epsilon: float, delta: float, randomness: Randomness | None = None
+    vectors: Any,
+    radius: float,
+    epsilon: float,
+    delta: float,
+    randomness: Randomness | None = None,
+    ledger: Releases | None = None,
 ) -> Mean:
     """The private mean of vectors [n, d] of L2 length at most `radius` (longer ones are shortened), n private.
 
@@ -286,10 +302,14 @@ def mean_in_ball(
         log.warning("%d of %d vectors are not finite: left out (for the operator's eyes only)", lost, len(array))
         array = array[finite]
     source = SecureRandomness() if randomness is None else randomness
-    value, count, cost = gaussian_mean_in_ball(array, radius, 1 / _gaussian_multiplier(epsilon, delta), source)
+    multiplier = 1 / _gaussian_multiplier(epsilon, delta)
     words = f"mean of vectors [{array.shape[1]}] of length up to {radius:g} by gaussian"
     hardness = EXACT if source.is_secure else SEEDED
-    return Mean(value, count, Guarantee(words, (cost,), "add-or-remove-one", float(delta), hardness))
+    guarantee = Guarantee(words, (costs.Gaussian(multiplier),), "add-or-remove-one", float(delta), hardness)
+    if ledger is not None:
+        ledger.record(guarantee)
+    value, count, _ = gaussian_mean_in_ball(array, radius, multiplier, source)
+    return Mean(value, count, guarantee)
 
 
 class MeanInBall(NamedTuple):

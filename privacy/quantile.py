@@ -10,7 +10,7 @@ from __future__ import annotations
 import decimal
 import logging
 import math
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,9 @@ from privacy import checks, costs, noise
 from privacy.guarantee import EXACT, SEEDED, Guarantee
 from privacy.mean import Neighbouring
 from privacy.randomness import Randomness, SecureRandomness
+
+if TYPE_CHECKING:
+    from privacy.budget import Releases
 
 PARTS = 2**16
 """The quantile is taken as a multiple of 1 / PARTS."""
@@ -51,6 +54,7 @@ def dp_quantile(
     epsilon: float,
     neighbouring: Neighbouring = "add-remove",
     randomness: Randomness | None = None,
+    ledger: Releases | None = None,
 ) -> Quantile:
     """The private quantile of numbers [n], among lower, lower + resolution, ... up to `upper`.
 
@@ -66,6 +70,7 @@ def dp_quantile(
       epsilon: pure ε, above 0.
       neighbouring: "add-remove" (the number of records is private) or "swap".
       randomness: the operating system's if left out.
+      ledger: of a `privacy.budget.Budget`; the release is written there before its noise is drawn.
 
     Raises:
       ValueError: an argument is out of range, in one line.
@@ -87,12 +92,6 @@ def dp_quantile(
     count = math.floor(points * (1 + 1e-12))
     source = SecureRandomness() if randomness is None else randomness
 
-    target = round(share * PARTS)
-    sensitivity = PARTS if neighbouring == "swap" else max(target, PARTS - target)
-    starts, scores = _scores(_to_grid(values, lower, resolution, count), target, count)
-    run = _choose(source, np.diff(starts, append=count), scores - scores.min(), epsilon / (2 * sensitivity))
-    end = starts[run + 1] if run + 1 < len(starts) else count
-    place = int(starts[run]) + int(noise.uniform(source, int(end - starts[run]), 1)[0])
     relation: Any = "add-or-remove-one" if neighbouring == "add-remove" else "replace-one"
     guarantee = Guarantee(
         f"{share:g}-quantile on {count} points of [{lower:g}, {upper:g}] by the exponential mechanism",
@@ -101,6 +100,15 @@ def dp_quantile(
         0.0,
         EXACT if source.is_secure else SEEDED,
     )
+    places = _to_grid(values, lower, resolution, count)
+    if ledger is not None:
+        ledger.record(guarantee)
+    target = round(share * PARTS)
+    sensitivity = PARTS if neighbouring == "swap" else max(target, PARTS - target)
+    starts, scores = _scores(places, target, count)
+    run = _choose(source, np.diff(starts, append=count), scores - scores.min(), epsilon / (2 * sensitivity))
+    end = starts[run + 1] if run + 1 < len(starts) else count
+    place = int(starts[run]) + int(noise.uniform(source, int(end - starts[run]), 1)[0])
     return Quantile(lower + place * resolution, rank_slack(share, count, epsilon, neighbouring), guarantee)
 
 

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from privacy import statement
+from privacy.budget import Releases
 from privacy.guarantee import rounded_up
 from privacy.ledger import Ledger
 from privacy.plan import PrivacyPlan
@@ -28,10 +29,12 @@ class Report:
     """A report's contents and its three forms.
 
     Attributes:
-      data: JSON-able contents; `privacy/templates/report.schema.json` describes them.
+      data: JSON-able contents; `privacy/templates/report.schema.json` describes those of a run.
+      template: name of the templates, "report" or "statistics".
     """
 
     data: dict[str, Any]
+    template: str = "report"
 
     def to_json(self) -> str:
         """JSON, indented; an infinite ε is null."""
@@ -39,17 +42,19 @@ class Report:
 
     def to_markdown(self) -> str:
         """Markdown with tables and no plots."""
-        text = _environment(html=False).get_template("report.md.jinja").render(self.data)
+        text = _environment(html=False).get_template(f"{self.template}.md.jinja").render(self.data)
         return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
     def to_html(self) -> str:
         """One HTML page with its style and plots inside: no script, no request."""
         from markupsafe import Markup
 
-        from privacy import plots
+        drawn = {}
+        if self.template == "report":
+            from privacy import plots
 
-        drawn = {name: Markup(svg) for name, svg in plots.draw(self.data).items()}
-        return _environment(html=True).get_template("report.html.jinja").render(self.data, plots=drawn)
+            drawn = {name: Markup(svg) for name, svg in plots.draw(self.data).items()}
+        return _environment(html=True).get_template(f"{self.template}.html.jinja").render(self.data, plots=drawn)
 
     def write(self, folder: str | pathlib.Path, stem: str = "report") -> list[pathlib.Path]:
         """Writes `stem`.html, .md and .json into `folder` (made if missing), each whole or not at all;
@@ -92,6 +97,14 @@ def build(plan: PrivacyPlan, ledger: Ledger, facts: Mapping[str, Any], release: 
     if plan != ledger.plan:
         raise ValueError(f"the plan is not the one in ledger {ledger.path}: report on ledger.plan")
     return Report(statement.compose(plan, ledger, facts, release=release))
+
+
+def of_releases(ledger: Releases) -> Report:
+    """The report on single releases, from the ledger of their `privacy.budget.Budget`, open or read.
+
+    Everything in it may be released: it names mechanisms and costs, and no result.
+    """
+    return Report(statement.of_releases(ledger), "statistics")
 
 
 def _environment(*, html: bool) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 
 from privacy import accounting, composition
 from privacy.accounting import Epsilon
+from privacy.budget import Releases
 from privacy.keys import FIXED_PREFIX
 from privacy.ledger import Ledger
 from privacy.plan import AdaptiveClip, FixedClip, PrivacyPlan
@@ -26,6 +27,16 @@ RELATIONS = {
     "replace-one": "two data sets that differ by replacing all of one client's text by another's",
     "zero-out": "two data sets that differ by emptying one client's text, every other place unchanged",
 }
+STATISTICS_SCHEMA = "fedspeak-statistics-report/1"
+RECORD_RELATIONS = {
+    "add-or-remove-one": "two data sets that differ by one record more or less",
+    "replace-one": "two data sets that differ by one record in place of another; their number is public",
+}
+STATISTICS_NOT_COVERED = (
+    "Bounds, grids, classes and hyper-parameters must be public: chosen on the data, they cost ε that is not here.",
+    "Releases about the same records that are not in this ledger add to ε.",
+    "The time that a release takes, and noise that is named as not hardened above.",
+)
 NOT_COVERED = (
     "Hyper-parameter search is not accounted for: each further run on the same clients costs ε of its own.",
     "Training noise is floating-point Gaussian, not hardened: attacks on the low-order bits of its output "
@@ -70,6 +81,37 @@ def compose(plan: PrivacyPlan, ledger: Ledger, facts: Mapping[str, Any], *, rele
     if not release:
         data["operator"] = _operator(ledger, facts)
     return data
+
+
+def of_releases(ledger: Releases) -> dict[str, Any]:
+    """Everything a report on single releases says."""
+    budget = ledger.budget
+    return {
+        "schema": STATISTICS_SCHEMA,
+        "status": "seeded noise" if ledger.has_seeded_noise else "private",
+        "guarantee": {
+            "unit": budget.unit,
+            "relation": budget.relation,
+            "relation_in_words": RECORD_RELATIONS[budget.relation],
+            "epsilon": ledger.spent,
+            "delta": budget.delta,
+            "composition": "one privacy loss distribution over all of them" if budget.delta else "epsilons add up",
+        },
+        "budget": {"epsilon": budget.epsilon, "delta": budget.delta},
+        "releases": [
+            {
+                "mechanism": release.mechanism,
+                "epsilon": release.epsilon,
+                "delta": release.delta,
+                "sampler": release.sampler,
+                "noise": release.noise,
+            }
+            for release in ledger.releases
+        ],
+        "not_covered": list(STATISTICS_NOT_COVERED),
+        "ledger_version": ledger.version,
+        "ledger_digest": ledger.head,
+    }
 
 
 def _status(plan: PrivacyPlan, ledger: Ledger) -> str:

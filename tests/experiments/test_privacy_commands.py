@@ -147,3 +147,15 @@ def test_an_audit_that_refutes_ends_with_1(monkeypatch):
 def test_an_audit_of_nonsense_is_one_line(arguments):
     done = CliRunner().invoke(privacy, ["audit", *arguments])
     assert done.exit_code != 0 and (done.exit_code == 2 or isinstance(done.exception, ValueError))
+
+
+def test_the_report_on_single_releases(tmp_path):
+    from privacy import Budget, dp_mean
+
+    with Budget(1.0).recording(tmp_path / "ledger.jsonl") as ledger:
+        dp_mean([1.0, 2.0], 0, 10, 0.5, ledger=ledger)
+    written = call("report", tmp_path / "ledger.jsonl", "--output", tmp_path / "out").split()
+    assert [path.rpartition("/")[2] for path in written] == ["report.html", "report.md", "report.json"]
+    assert "ε = 0.500" in (tmp_path / "out" / "report.md").read_text()
+    done = CliRunner().invoke(privacy, ["report", str(tmp_path / "none.jsonl")])
+    assert isinstance(done.exception, FileNotFoundError) and "is missing" in str(done.exception)

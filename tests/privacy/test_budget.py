@@ -1,0 +1,189 @@
+"""A budget and its ledger: nothing is given out that is not written down first, and nothing beyond the budget."""
+
+import json
+
+import numpy as np
+import pytest
+
+from privacy import Budget, dp_mean, dp_quantile, mean_in_ball, noise, report
+from privacy.budget import Releases
+from privacy.classifier import DPLinearClassifier
+from privacy.costs import Gaussian, Pure
+from privacy.guarantee import EXACT, Guarantee
+from privacy.mean import BoundedMean
+from privacy.randomness import SeededRandomness
+
+AGES = [34.0, 71.0, 25.0, 48.0, 52.0]
+
+
+def guarantee(**changes) -> Guarantee:
+    fields = {
+        "mechanism": "a sum",
+        "costs": (Pure(0.5),),
+        "relation": "add-or-remove-one",
+        "delta": 0.0,
+        "noise": EXACT,
+    }
+    return Guarantee(**(fields | changes))
+
+
+def test_every_function_writes_down_its_release(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    vectors = np.random.default_rng(0).normal(size=(200, 3))
+    with Budget(8.0, 1e-5).recording(path) as ledger:
+        results = [
+            dp_mean(AGES, 0, 100, 1.0, ledger=ledger),
+            BoundedMean(0, 100, 0.5, "gaussian", delta=1e-6).release([[1], [1]], ledger=ledger),
+            dp_quantile(AGES, 0.5, 0, 100, 1, 0.5, ledger=ledger),
+            mean_in_ball(vectors, 1.0, 0.5, 1e-6, ledger=ledger),
+        ]
+        model = DPLinearClassifier(1.0, classes=(0, 1), steps=5, rate=1.0)
+        model.fit(vectors, (vectors[:, 0] > 0).astype(int), ledger=ledger)
+        assert ledger.releases == [*(result.guarantee for result in results), model.guarantee_]
+        spent = ledger.spent
+    again = Releases.read(path)
+    assert again.releases == ledger.releases and again.budget == Budget(8.0, 1e-5)
+    assert again.spent == spent < 3.5 and not again.has_seeded_noise
+    assert oct(path.stat().st_mode)[-3:] == "600"
+
+
+def test_it_is_on_the_disk_before_noise_is_drawn(tmp_path, monkeypatch):
+    path = tmp_path / "ledger.jsonl"
+    lines = []
+
+    def drawn(*arguments):
+        lines.append(len(path.read_bytes().splitlines()))
+        raise KeyboardInterrupt
+
+    for name in ("hourglass", "gaussian", "uniform"):
+        monkeypatch.setattr(noise, name, drawn)
+    x = np.ones((20, 2))
+    acts = [
+        lambda ledger: dp_mean(AGES, 0, 100, 0.1, ledger=ledger),
+        lambda ledger: dp_quantile(AGES, 0.5, 0, 100, 1, 0.1, ledger=ledger),
+        lambda ledger: mean_in_ball(x, 1.0, 0.1, 1e-6, ledger=ledger),
+        lambda ledger: DPLinearClassifier(0.1, classes=(0, 1)).fit(x, np.arange(20) % 2, ledger=ledger),
+    ]
+    with Budget(2.0, 1e-5).recording(path) as ledger:
+        for act in acts:
+            with pytest.raises(KeyboardInterrupt):
+                act(ledger)
+    assert lines == [2, 3, 4, 5]  # the header and one more each time
+    assert len(Releases.read(path).releases) == 4
+
+
+def test_what_passes_the_budget_is_refused_and_nothing_is_drawn(tmp_path, monkeypatch):
+    path = tmp_path / "ledger.jsonl"
+    with Budget(1.0).recording(path) as ledger:
+        dp_mean(AGES, 0, 100, 0.7, ledger=ledger)
+        before = path.read_bytes()
+        monkeypatch.setattr(noise, "hourglass", lambda *_: pytest.fail("noise was drawn"))
+        with pytest.raises(ValueError, match=r"epsilon would be 1.2, above 1 \(0.7 is spent\): release less"):
+            dp_mean(AGES, 0, 100, 0.5, ledger=ledger)
+        with pytest.raises(ValueError, match="relation replace-one: the budget is of add-or-remove-one"):
+            dp_mean(AGES, 0, 100, 0.1, neighbouring="swap", ledger=ledger)
+        with pytest.raises(ValueError, match="release at delta 1e-06: the budget's is 0, use a pure mechanism"):
+            dp_mean(AGES, 0, 100, 0.1, "gaussian", delta=1e-6, ledger=ledger)
+        assert path.read_bytes() == before
+        monkeypatch.undo()
+        dp_mean(AGES, 0, 100, 0.3, ledger=ledger)  # exactly the rest
+    with pytest.raises(ValueError, match="is closed: record inside its `with` block"):
+        ledger.record(guarantee(costs=(Pure(1e-12),)))
+
+
+def test_a_budget_goes_on_in_another_process(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    with Budget(1.0).recording(path) as ledger:
+        ledger.record(guarantee())
+        with pytest.raises(BlockingIOError, match="is being written by another process"), Budget(1.0).recording(path):
+            pytest.fail("two writers")
+    with Budget(1.0).recording(path) as ledger:
+        assert ledger.spent == 0.5
+        ledger.record(guarantee())
+        with pytest.raises(ValueError, match="above 1"):
+            ledger.record(guarantee())
+    with pytest.raises(ValueError, match="begun under another budget"), Budget(2.0).recording(path):
+        pytest.fail("another budget")
+
+
+def test_all_releases_share_one_loss_distribution(tmp_path):
+    with Budget(10.0, 1e-5).recording(tmp_path / "ledger.jsonl") as ledger:
+        for _ in range(100):
+            ledger.record(guarantee(costs=(Gaussian(10.0),), delta=1e-5))
+        assert ledger.spent == pytest.approx(4.3771781, rel=1e-6)
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "swap", "foreign"])
+def test_a_damaged_ledger_is_named(tmp_path, damage):
+    path = tmp_path / "ledger.jsonl"
+    with Budget(9.0).recording(path) as ledger:
+        for _ in range(3):
+            ledger.record(guarantee())
+    lines = path.read_bytes().splitlines(keepends=True)
+    match damage:
+        case "flip":
+            lines[2] = lines[2].replace(b"0.5", b"0.1")
+        case "cut":
+            del lines[1]
+        case "swap":
+            lines[1], lines[2] = lines[2], lines[1]
+        case "foreign":
+            lines = [b'{"kind": "header"}\n']
+    path.write_bytes(b"".join(lines))
+    with pytest.raises(ValueError, match="ledger .* line . is damaged or out of place"):
+        Releases.read(path)
+
+
+def test_an_unfinished_line_is_dropped_and_a_runs_ledger_is_refused(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    with Budget(9.0).recording(path) as ledger:
+        ledger.record(guarantee())
+    path.write_bytes(path.read_bytes() + b'{"kind": "rel')
+    with Budget(9.0).recording(path) as ledger:
+        assert len(ledger.releases) == 1
+    from privacy import FixedClip, Poisson, PrivacyPlan
+
+    plan = PrivacyPlan(Poisson(0.1), 100, 3, 1.0, FixedClip(1.0))
+    with plan.recording(tmp_path / "run.jsonl"):
+        pass
+    with pytest.raises(ValueError, match="not that of a budget"):
+        Releases.read(tmp_path / "run.jsonl")
+
+
+def test_the_report_says_what_the_ledger_holds(tmp_path):
+    with Budget(2.0, 1e-5).recording(tmp_path / "ledger.jsonl") as ledger:
+        dp_mean(AGES, 0, 100, 0.5, ledger=ledger)
+        dp_mean(AGES, 0, 100, 0.5, "gaussian", delta=1e-6, ledger=ledger)
+        found = report.of_releases(ledger)
+    assert found.data["guarantee"]["epsilon"] == ledger.spent and found.data["status"] == "private"
+    markdown, html = found.to_markdown(), found.to_html()
+    for text in (markdown, html):
+        for part in ("one record", "add-or-remove-one", "mean in [0, 100] by hourglass", "everybody, once", EXACT):
+            assert part in text or part.replace("[", r"\[").replace("]", r"\]") in text, part
+        assert "budget is ε = 2.00" in text and "<script" not in text
+    assert json.loads(found.to_json())["schema"] == "fedspeak-statistics-report/1"
+    assert [path.name for path in found.write(tmp_path / "out")] == ["report.html", "report.md", "report.json"]
+
+
+def test_seeded_noise_is_said_first(tmp_path):
+    with Budget(2.0).recording(tmp_path / "ledger.jsonl") as ledger:
+        dp_mean(AGES, 0, 100, 0.5, randomness=SeededRandomness(1), ledger=ledger)
+        found = report.of_releases(ledger)
+    assert found.data["status"] == "seeded noise"
+    assert "ε DOES NOT HOLD" in found.to_markdown() and "ε does not hold" in found.to_html()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epsilon": 0}, "epsilon must be"),
+        ({"epsilon": float("nan")}, "epsilon must be"),
+        ({"delta": 1}, "delta must lie"),
+        ({"delta": float("nan")}, "delta must lie"),
+        ({"relation": "zero-out"}, "relation 'zero-out' is none of records"),
+        ({"unit": "client"}, "unit must be 'record', got 'client': clients have a PrivacyPlan"),
+    ],
+)
+def test_bad_budgets(changes, message):
+    with pytest.raises(ValueError, match=message):
+        Budget(**({"epsilon": 1.0} | changes))
