@@ -1,6 +1,8 @@
 """A budget and its ledger: nothing is given out that is not written down first, and nothing beyond the budget."""
 
+import html
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ AGES = [34.0, 71.0, 25.0, 48.0, 52.0]
 
 
 def guarantee(**changes) -> Guarantee:
-    fields = {
+    fields: dict[str, Any] = {
         "mechanism": "a sum",
         "costs": (Pure(0.5),),
         "relation": "add-or-remove-one",
@@ -31,7 +33,7 @@ def test_every_function_writes_down_its_release(tmp_path):
     path = tmp_path / "ledger.jsonl"
     vectors = np.random.default_rng(0).normal(size=(200, 3))
     with Budget(8.0, 1e-5).recording(path) as ledger:
-        results = [
+        results: list[Any] = [
             dp_mean(AGES, 0, 100, 1.0, ledger=ledger),
             BoundedMean(0, 100, 0.5, "gaussian", delta=1e-6).release([[1], [1]], ledger=ledger),
             dp_quantile(AGES, 0.5, 0, 100, 1, 0.5, ledger=ledger),
@@ -156,10 +158,9 @@ def test_the_report_says_what_the_ledger_holds(tmp_path):
         dp_mean(AGES, 0, 100, 0.5, "gaussian", delta=1e-6, ledger=ledger)
         found = report.of_releases(ledger)
     assert found.data["guarantee"]["epsilon"] == ledger.spent and found.data["status"] == "private"
-    markdown, html = found.to_markdown(), found.to_html()
-    for text in (markdown, html):
+    for text in (found.to_markdown().replace("\\", ""), html.unescape(found.to_html())):
         for part in ("one record", "add-or-remove-one", "mean in [0, 100] by hourglass", "everybody, once", EXACT):
-            assert part in text or part.replace("[", r"\[").replace("]", r"\]") in text, part
+            assert part in text, part
         assert "budget is ε = 2.00" in text and "<script" not in text
     assert json.loads(found.to_json())["schema"] == "fedspeak-statistics-report/1"
     assert [path.name for path in found.write(tmp_path / "out")] == ["report.html", "report.md", "report.json"]
