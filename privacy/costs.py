@@ -68,6 +68,15 @@ class Gaussian:
         )
         return one.self_compose(self.count)
 
+    def dp_event(self) -> Any:
+        """As an event of `dp_accounting`, whose noise is relative to the sensitivity too."""
+        import dp_accounting as dp
+
+        one: dp.DpEvent = dp.GaussianDpEvent(self.noise_multiplier)
+        if self.rate < 1:
+            one = dp.PoissonSampledDpEvent(self.rate, one)
+        return one if self.count == 1 else dp.SelfComposedDpEvent(one, self.count)
+
 
 Cost = Pure | Gaussian
 

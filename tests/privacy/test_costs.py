@@ -56,6 +56,17 @@ def test_more_releases_never_cost_less_and_never_more_than_their_sum(pure, multi
     assert alone * (1 - 1e-3) - 1e-6 <= joint <= (alone + math.fsum(pure)) * (1 + 2e-3) + 1e-3
 
 
+def test_events_are_dp_accountings():
+    import dp_accounting as dp
+
+    assert Gaussian(2.0).dp_event() == dp.GaussianDpEvent(2.0)
+    sampled = dp.SelfComposedDpEvent(dp.PoissonSampledDpEvent(0.05, dp.GaussianDpEvent(2.0)), 200)
+    assert Gaussian(2.0, 200, 0.05).dp_event() == sampled
+    accountant = dp.pld.PLDAccountant(value_discretization_interval=1e-3)
+    accountant.compose(sampled)
+    assert accountant.get_epsilon(1e-5) == pytest.approx(epsilon([Gaussian(2.0, 200, 0.05)], 1e-5), rel=1e-2)
+
+
 def test_calibration_keeps_the_budget_and_leaves_little():
     cases: list[tuple[float, Callable[[float], list[costs.Cost]]]] = [
         (1.0, lambda z: [Gaussian(20.0), Pure(0.05), Gaussian(z, 200, 0.05)]),

@@ -1,0 +1,105 @@
+"""The private mean of a bounded client metric in TFF: a loss, an accuracy, a share; with it the number of clients.
+
+The pair (x - lower, upper - x) of each client is summed as whole numbers and noised once (Kulesza, Suresh and Wang
+2024, arXiv:2312.06658; without TFF: `privacy.mean`). A client that sends no number counts as absent.
+"""
+
+import collections
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_federated as tff
+import tensorflow_privacy as tfp
+
+from privacy import checks, costs
+
+STEPS = 2**24
+"""Grid steps from lower to upper: float32 has no finer ones. Sums hold up to 2^39 clients."""
+
+
+class Result(NamedTuple):
+    """What is released.
+
+    Attributes:
+      mean: float32 in [lower, upper]; the middle where the noise left nobody.
+      clients: float32, how many; may be below 0.
+    """
+
+    mean: Any
+    clients: Any
+
+
+class BoundedMeanQuery(tfp.SumAggregationDPQuery):
+    """`tensorflow_privacy.DPQuery` for one float32 a client, with Gaussian noise; add-or-remove-one.
+
+    A client moves the pair by at most one width in L2 norm, so that a sample costs one Gaussian of `noise_multiplier`,
+    which is also the event that the query returns. Its noise is floating-point and not hardened; it follows from the
+    seed and the number of the round, so that a round that is done again releases the same.
+
+    Args:
+      lower: public, finite; smaller values are raised to it.
+      upper: public, finite, above `lower`.
+      noise_multiplier: noise standard deviation / width, above 0.
+      seed: int64 [2] from a secret, of the run, for instance `privacy.keys.RunKeys.noise_seed`; of no other use.
+
+    Raises:
+      ValueError: an argument is out of range.
+    """
+
+    _State = collections.namedtuple("_State", ["seed", "round"])
+
+    def __init__(self, lower: float, upper: float, noise_multiplier: float, seed: Any) -> None:
+        for name, value in (("lower", lower), ("upper", upper)):
+            checks.between(name, value, -math.inf, math.inf, "give a finite bound that is public")
+        if not lower < upper:
+            raise ValueError(f"lower {lower:g} is not below upper {upper:g}: exchange them")
+        self._lower, self._upper = float(lower), float(upper)
+        self._multiplier = checks.positive("noise multiplier", noise_multiplier, "give noise / width")
+        self._seed = np.asarray(seed, np.int64)
+        if self._seed.shape != (2,):
+            raise ValueError(f"seed has shape {list(self._seed.shape)}: int64 [2] is needed, as of RunKeys.noise_seed")
+
+    def initial_global_state(self) -> Any:
+        """The seed, and round 0."""
+        return self._State(tf.constant(self._seed), tf.constant(0, tf.int64))
+
+    def derive_sample_params(self, global_state: Any) -> Any:
+        """None are needed."""
+        return ()
+
+    def initial_sample_state(self, template: Any = None) -> Any:
+        """No client yet: int64 [2]."""
+        return tf.zeros([2], tf.int64)
+
+    def preprocess_record(self, params: Any, record: Any) -> Any:
+        """The client's pair in grid steps, int64 [2]; it adds up to `STEPS`, or is (0, 0) where there is no number."""
+        share = (tf.clip_by_value(record, self._lower, self._upper) - self._lower) / (self._upper - self._lower)
+        is_number = tf.logical_not(tf.math.is_nan(share))
+        above = tf.cast(tf.round(tf.where(is_number, tf.clip_by_value(share, 0.0, 1.0), 0.0) * STEPS), tf.int64)
+        pair = tf.stack([above, STEPS - above])
+        return tf.where(is_number, pair, tf.zeros_like(pair))
+
+    def get_noised_result(self, sample_state: Any, global_state: Any) -> Any:
+        """(`Result`, the next global state, the event)."""
+        seed = tf.stack([global_state.seed[0], global_state.seed[1] + global_state.round])
+        noise = tf.random.stateless_normal([2], seed, dtype=tf.float64, alg="philox") * (self._multiplier * STEPS)
+        first, second = tf.unstack(tf.cast(sample_state + tf.cast(tf.round(noise), tf.int64), tf.float64))
+        clients = (first + second) / STEPS
+        first, second = tf.maximum(first, 0.0), tf.maximum(second, 0.0)
+        share = tf.where(first + second > 0, first / tf.maximum(first + second, 1.0), 0.5)
+        mean = self._lower + tf.cast(share, tf.float32) * (self._upper - self._lower)
+        next_state = self._State(global_state.seed, global_state.round + 1)
+        return Result(mean, tf.cast(clients, tf.float32)), next_state, costs.Gaussian(self._multiplier).dp_event()
+
+
+def private_mean_factory(
+    lower: float, upper: float, noise_multiplier: float, seed: Any
+) -> tff.aggregators.UnweightedAggregationFactory:
+    """The query as a TFF aggregator: `({float32}@CLIENTS -> <mean=float32, clients=float32>@SERVER)`.
+
+    Arguments, noise and errors as of `BoundedMeanQuery`. Each round costs one Gaussian of `noise_multiplier` under
+    add-or-remove-one, amplified by Poisson sampling where that is how its clients were drawn.
+    """
+    return tff.aggregators.DifferentiallyPrivateFactory(BoundedMeanQuery(lower, upper, noise_multiplier, seed))
