@@ -129,7 +129,9 @@ def in_one_run(included: Any, scores: Any, delta: float = 0.0, confidence: float
     Raises:
       ValueError: the arrays differ in shape, are shorter than ten or hold NaN, or a number is out of range.
     """
-    coins, values = np.asarray(included, bool), np.asarray(scores, np.float64)
+    coins, values = np.asarray(included), np.asarray(scores, np.float64)
+    if coins.dtype != bool:
+        raise ValueError(f"included has dtype {coins.dtype}: the coins, bool [m], are needed")
     if coins.shape != values.shape or coins.ndim != 1 or len(coins) < 10 or np.isnan(values).any():
         raise ValueError(
             f"included has shape {list(coins.shape)} and scores {list(values.shape)}: one number, not NaN, for each of "

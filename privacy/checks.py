@@ -45,4 +45,7 @@ def whole(name: str, value: int, low: int, mend: str) -> int:
 def _number(name: str, value: float, mend: str) -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise ValueError(f"{name} must be a number, got {value!r}: {mend}")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{name} must be a number that a double can hold: {mend}") from None

@@ -14,9 +14,10 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from privacy import checks, costs, noise
-from privacy.features import FeatureMap, centre_of_ball, fit_feature_map, of_length_one
+from privacy.features import FeatureMap, centre_of_ball, check_bound, fit_feature_map, of_length_one
 from privacy.guarantee import EXACT, SEEDED, Guarantee
 from privacy.linear import LinearDPSGD, secure_generator
+from privacy.mean import shortened
 from privacy.randomness import Randomness, SecureRandomness, SeededRandomness
 
 if TYPE_CHECKING:
@@ -88,9 +89,11 @@ class DPLinearClassifier(ClassifierMixin, BaseEstimator):
         checks.positive("epsilon", self.epsilon, "give the budget of this model")
         checks.between("delta", self.delta, 0, 1, "1e-5 is usual, below 1 / records")
         checks.between("share", self.share, 0, 1, "0.1 is usual")
+        if not isinstance(self.preprocess, (bool, np.bool_)):
+            raise ValueError(f"preprocess is {self.preprocess!r}: give True or False")
         if self.bound is not None:
-            checks.positive("bound", self.bound, "give a public bound on the length of a feature vector")
-        X, y = validate_data(self, X, y, dtype=(np.float64, np.float32))
+            check_bound(self.bound)
+        X, y = _validated(self, X, y)
         check_classification_targets(y)
         labels = self._labels(y)
         source: Randomness = SecureRandomness()
@@ -160,11 +163,11 @@ class DPLinearClassifier(ClassifierMixin, BaseEstimator):
 
     def _logits(self, X: Any) -> npt.NDArray[Any]:
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=(np.float64, np.float32), reset=False)
+        X = _validated(self, X, reset=False)
         return self.feature_map_(self._scaled(X)) @ self.weights_
 
     def _scaled(self, X: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        return of_length_one(X) if self.bound is None else X
+        return of_length_one(X) if self.bound is None else shortened(X, self.bound)
 
     def _labels(self, y: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
         """Positions in `classes_`."""
@@ -172,14 +175,24 @@ class DPLinearClassifier(ClassifierMixin, BaseEstimator):
             warnings.warn("which classes there are was read off y and is taken as public: give classes", stacklevel=3)
             self.classes_ = np.unique(y)
         else:
-            self.classes_ = np.unique(np.asarray(self.classes))
+            self.classes_ = np.unique(np.asarray(list(self.classes)))
         if len(self.classes_) < 2:
-            raise ValueError(f"y holds one class only, {self.classes_.tolist()}: at least 2 classes are needed")
+            named = "classes" if self.classes is not None else "y"
+            raise ValueError(f"{named} holds one class only, {self.classes_.tolist()}: at least 2 classes are needed")
         places = np.searchsorted(self.classes_, y).clip(max=len(self.classes_) - 1)
-        wrong = self.classes_[places] != y
-        if wrong.any():
-            raise ValueError(f"label {y[wrong][0]!r} is none of classes {self.classes_.tolist()}: name it there")
+        if (self.classes_[places] != y).any():
+            raise ValueError(
+                f"a label is none of classes {self.classes_.tolist()}: name it there, or leave its row out"
+            )
         return places
+
+
+def _validated(model: DPLinearClassifier, *data: Any, **options: Any) -> Any:
+    """Scikit-learn's checks, their errors in one line."""
+    try:
+        return validate_data(model, *data, dtype=(np.float64, np.float32), **options)
+    except ValueError as error:
+        raise ValueError(" ".join(str(error).split())) from None
 
 
 def _count_only(count: int, size: int, bound: float, noise_multiplier: float, source: Randomness) -> FeatureMap:

@@ -11,6 +11,7 @@ from privacy import checks
 
 _FIRST_INTERVAL = 2.0**-7
 _STEPS_OF_EPSILON = 8000
+_SMALLEST_DELTA = 1e-12  # convolution by fast Fourier transform leaves errors of about 1e-15 in probabilities
 _SMALLEST_INTERVAL = 2.0**-18
 
 
@@ -88,7 +89,7 @@ def epsilon(costs: Sequence[Cost], delta: float) -> float:
     curve where all are Gaussian without sampling), or is that sum where it is smaller.
 
     Raises:
-      ValueError: δ is not in [0, 1), or is 0 and a release is not pure.
+      ValueError: δ is not in [0, 1), or is 0 (or with sampling below 1e-12) and a release is not pure.
     """
     if delta != 0:
         checks.between("delta", delta, 0, 1, "1e-6 is usual, below 1 / records")
@@ -105,7 +106,13 @@ def epsilon(costs: Sequence[Cost], delta: float) -> float:
         from privacy.composition import gaussian_epsilon
 
         return gaussian_epsilon(sum(cost.count / cost.noise_multiplier**2 for cost in unsampled) ** -0.5, delta)
+    if delta < _SMALLEST_DELTA:
+        if math.isinf(total):
+            raise ValueError(f"delta {delta:g} is below {_SMALLEST_DELTA:g}, where loss distributions tell nothing")
+        return total
     first = _by_distribution(costs, delta, _FIRST_INTERVAL)
+    if math.isinf(first):
+        return total
     # Powers of two, so that releases share one grid; finer than this changes nothing that is printed.
     wanted = 2.0 ** math.floor(math.log2(max(first, 1e-9) / _STEPS_OF_EPSILON))
     finer = _by_distribution(costs, delta, min(max(wanted, _SMALLEST_INTERVAL), _FIRST_INTERVAL))
@@ -113,10 +120,13 @@ def epsilon(costs: Sequence[Cost], delta: float) -> float:
 
 
 def _by_distribution(costs: Sequence[Cost], delta: float, interval: float) -> float:
-    composed = costs[0].loss_distribution(interval)
-    for cost in costs[1:]:
-        composed = composed.compose(cost.loss_distribution(interval))
-    return float(composed.get_epsilon_for_delta(delta))
+    try:
+        composed = costs[0].loss_distribution(interval)
+        for cost in costs[1:]:
+            composed = composed.compose(cost.loss_distribution(interval))
+        return float(composed.get_epsilon_for_delta(delta))
+    except OverflowError:  # of exp(ε): no figure that would be a guarantee
+        return math.inf
 
 
 def calibrate(together: Callable[[float], Sequence[Cost]], target: float, delta: float) -> float:
@@ -130,7 +140,7 @@ def calibrate(together: Callable[[float], Sequence[Cost]], target: float, delta:
     checks.positive("epsilon", target, "give the budget to keep")
 
     def excess(log_z: float) -> float:
-        return math.log(epsilon(together(math.exp(log_z)), delta) / target)
+        return min(epsilon(together(math.exp(log_z)), delta), 1e6) - target
 
     low = high = 0.0
     while excess(high) > 0:

@@ -9,13 +9,14 @@ or is privately chosen and paid for, and the number of records is private throug
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from privacy import checks, costs
-from privacy.mean import gaussian_mean_in_ball, shortened
+from privacy.mean import gaussian_mean_in_ball, row_lengths, shortened
 from privacy.quantile_search import geometric_grid, quantile_search
 from privacy.randomness import Randomness
 
@@ -62,7 +63,7 @@ def of_length_one(vectors: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Vectors [n, d], each over its length; zeros stay."""
     largest = np.abs(vectors).max(axis=1, keepdims=True, initial=0.0)
     scaled = vectors / np.where(largest > 0, largest, 1)
-    lengths = np.linalg.norm(scaled, axis=1, keepdims=True)
+    lengths = row_lengths(scaled)[:, np.newaxis].astype(vectors.dtype)
     return scaled / np.where(lengths > 0, lengths, 1)
 
 
@@ -78,7 +79,8 @@ def centre_of_ball(features: Any, bound: float, noise_multiplier: float, source:
       noise_multiplier: of the mean and the number of records together.
       source: of the noise, which is exact.
     """
-    mean = gaussian_mean_in_ball(np.asarray(features), _checked(bound, noise_multiplier), noise_multiplier, source)
+    array = _checked(features, bound, noise_multiplier)
+    mean = gaussian_mean_in_ball(array, bound, noise_multiplier, source)
     return FeatureMap(mean.value, None, mean.records, (mean.cost,))
 
 
@@ -97,18 +99,17 @@ def fit_feature_map(features: Any, bound: float, noise_multiplier: float, source
       noise_multiplier: of all stages together: they cost one Gaussian of this multiplier.
       source: of the noise, which is exact.
     """
-    array = shortened(np.asarray(features), _checked(bound, noise_multiplier))
+    array = _checked(features, bound, noise_multiplier)
     lengths = geometric_grid(_SMALLEST_RADIUS * bound, 4 * bound)
     spent: list[costs.Cost] = []
 
     def radius_around(centre: Floats) -> float:
-        distances = np.linalg.norm(array - centre.astype(array.dtype), axis=1)[:, np.newaxis]
+        distances = row_lengths(array - centre.astype(array.dtype))[:, np.newaxis]
         found, cost = quantile_search(distances, _INSIDE, lengths, noise_multiplier / _RADIUS**0.5, source)
         spent.append(cost)
         return float(found[0])
 
-    rotation = _rotation(array.shape[1])
-    rotated = array @ rotation.astype(array.dtype)
+    rotation, rotated = _rotated(array, bound)
     grid = np.linspace(-bound, bound, _GRID_POINTS)
     medians, cost = quantile_search(rotated, 0.5, grid, noise_multiplier / _MEDIANS**0.5, source)
     spent.append(cost)
@@ -120,9 +121,33 @@ def fit_feature_map(features: Any, bound: float, noise_multiplier: float, source
     return FeatureMap(centre, radius_around(centre), mean.records, tuple(spent))
 
 
-def _checked(bound: float, noise_multiplier: float) -> float:
+def _checked(features: Any, bound: float, noise_multiplier: float) -> npt.NDArray[Any]:
     checks.positive("noise multiplier", noise_multiplier, "give noise / sensitivity")
-    return checks.positive("bound", bound, "give a public bound on the length of a feature vector")
+    check_bound(bound)
+    array = np.ascontiguousarray(features)
+    if array.ndim != 2 or not array.shape[1] or not np.isfinite(array).all():
+        raise ValueError(f"features have shape {list(array.shape)}: finite numbers [n, d], d > 0, are needed")
+    return shortened(array, bound)
+
+
+def check_bound(bound: float) -> None:
+    """Raises ValueError unless `bound` is one that float32 computes with."""
+    checks.positive("bound", bound, "give a public bound on the length of a feature vector")
+    if not 1e-18 <= bound <= 1e18:
+        raise ValueError(f"bound must lie in [1e-18, 1e18], got {bound:g}: measure the features in another unit")
+
+
+def _rotated(vectors: npt.NDArray[Any], bound: float) -> tuple[Floats, Floats]:
+    """A rotation and rotated vectors [n, d], both rounded so that every sum of products is exact in float64.
+
+    Else a row's result would depend on how many rows there are, by the last bit: for a comparison that is enough.
+    """
+    size = vectors.shape[1]
+    bits = min(20, (52 - math.ceil(math.log2(size + 1))) // 2)
+    scale = 2.0**bits
+    rotation = np.rint(_rotation(size) * scale)
+    steps = np.rint(vectors.astype(np.float64) / bound * scale)
+    return rotation / scale, (steps @ rotation) * (bound / scale**2)
 
 
 def _rotation(size: int) -> Floats:

@@ -50,7 +50,7 @@ class Guarantee:
 
 def rounded_up(epsilon: float) -> str:
     """ε for people, with at least two decimals, rounded up: what is printed must hold."""
-    if epsilon == 0:
-        return "0"
+    if epsilon == 0 or math.isinf(epsilon):
+        return f"{epsilon:g}"
     digits = max(2, 2 - math.floor(math.log10(epsilon)) if epsilon < 1 else 2)
     return f"{math.ceil(epsilon * 10**digits - 1e-9) / 10**digits:.{digits}f}"

@@ -15,8 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from privacy import checks, costs
+from privacy.mean import row_lengths, shortened
 
 Floats = npt.NDArray[Any]
+
+_LONGEST = 1e12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +57,7 @@ class LinearDPSGD:
             raise ValueError(f"clip must be a number above 0, got {self.clip!r}: 1 is usual for features of norm 1")
         if math.isinf(self.clip) and self.noise_multiplier > 0:
             raise ValueError("clip is infinite and there is noise: without a clip norm no noise protects a record")
-        if not 0 <= self.momentum < 1:
+        if not isinstance(self.momentum, (int, float)) or not 0 <= self.momentum < 1:
             raise ValueError(f"momentum must lie in [0, 1), got {self.momentum!r}: 0.9 is usual")
 
     def cost(self) -> costs.Cost:
@@ -80,18 +83,23 @@ class LinearDPSGD:
         checks.whole("classes", classes, 2, "one class leaves nothing to learn")
         features, labels = _checked(features, labels, classes)
         count, size = features.shape
-        norms = np.sqrt(np.einsum("nd,nd->n", features, features))
+        # Far beyond anything that trains, so that no product of one record overflows and spoils the sum.
+        features = shortened(features, _LONGEST)
+        norms = row_lengths(features)
         weights = np.zeros((size, classes), features.dtype)
         velocity, average = np.zeros_like(weights), np.zeros_like(weights)
         scale = 1.0 if math.isinf(self.clip) else self.clip
         averaged = self.steps - self.steps // 2
+        margin = 1 - 4 * float(np.finfo(features.dtype).eps)  # for the rounding of factors and products
         for step in range(self.steps):
-            batch = np.flatnonzero(generator.random(count) < self.rate) if self.rate < 1 else slice(None)
+            batch = np.flatnonzero(generator.random(count) < self.rate) if self.rate < 1 else np.arange(count)
             x = features[batch]
             residuals = _softmax(x @ weights)
             residuals[np.arange(len(x)), labels[batch]] -= 1
-            lengths = norms[batch] * np.sqrt(np.einsum("nk,nk->n", residuals, residuals))
-            residuals *= (scale / np.maximum(lengths, self.clip) if scale == self.clip else 1.0 + 0 * lengths)[:, None]
+            if not math.isinf(self.clip):
+                lengths = norms[batch] * row_lengths(residuals)
+                factors = margin * self.clip / np.maximum(lengths, self.clip)
+                residuals *= factors[:, np.newaxis].astype(residuals.dtype)
             total = x.T @ residuals
             if self.noise_multiplier:
                 total += generator.normal(0, self.noise_multiplier * self.clip, total.shape).astype(total.dtype)

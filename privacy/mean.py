@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import logging
 import math
+import operator
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ import numpy.typing as npt
 
 from privacy import checks, costs, noise
 from privacy.guarantee import EXACT, SEEDED, Guarantee
-from privacy.noise import EXPONENT_BITS, Ints
+from privacy.noise import EXPONENT_BITS
 from privacy.randomness import Randomness, SecureRandomness
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ STEPS = 2**32
 """Grid steps from lower to upper: rounding moves a mean by at most a 2^33rd of the width."""
 
 _ROWS = 4096
+_LEAST_EPSILON, _MOST_EPSILON = 1e-6, 50.0
 
 _MECHANISMS = ("hourglass", "transformed-laplace", "midpoint", "sum-count", "gaussian")
 
@@ -82,10 +84,9 @@ class BoundedMean:
 
     def __post_init__(self) -> None:
         for name in ("lower", "upper"):
-            value = getattr(self, name)
-            if not isinstance(value, (int, float, np.number)) or isinstance(value, bool) or not math.isfinite(value):
-                raise ValueError(f"{name} must be a finite number, got {value!r}: give a bound that is public")
-        if not self.lower < self.upper or math.isinf(float(self.upper) - float(self.lower)):
+            bound = checks.between(name, getattr(self, name), -math.inf, math.inf, "give a finite bound that is public")
+            object.__setattr__(self, name, bound)
+        if not self.lower < self.upper or math.isinf(self.upper - self.lower):
             raise ValueError(f"lower {self.lower:g} is not below upper {self.upper:g}: exchange them")
         checks.positive("epsilon", self.epsilon, "give the cost of this mean")
         if self.mechanism not in _MECHANISMS:
@@ -99,24 +100,26 @@ class BoundedMean:
             )
         if self.mechanism == "gaussian":
             checks.between("delta", self.delta, 0, 1, "gaussian noise needs one, for instance 1e-6")
-        elif self.delta != 0:
+        elif checks.non_negative("delta", self.delta, "leave it out") != 0:
             raise ValueError(f"delta is {self.delta:g} and {self.mechanism} is pure: leave it out, or use gaussian")
         checks.whole("coordinates", self.coordinates, 1, "count those of a record")
-        self._scale  # noqa: B018 - refuses an ε so small that the noise would leave the grid
+        if not _LEAST_EPSILON <= self._each <= _MOST_EPSILON:
+            raise ValueError(
+                f"epsilon {self.epsilon:g} is {self._each:g} a coordinate: take from {_LEAST_EPSILON:g} (below, noise "
+                f"would leave the grid) to {_MOST_EPSILON:g} (above, nobody is protected)"
+            )
 
-    def sums(self, values: Any) -> Ints:
-        """(Σ (x - lower), Σ (upper - x)) in grid steps, of numbers [n] or [n, coordinates]. int64 [2, coordinates].
+    def sums(self, values: Any) -> npt.NDArray[Any]:
+        """(Σ (x - lower), Σ (upper - x)) in grid steps, of numbers [n] or [n, coordinates].
 
-        Values outside the bounds are clamped. A record with a NaN counts as absent, and the log tells the operator:
-        to refuse the data would tell others that it is there.
+        Python's whole numbers [2, coordinates], which do not overflow when sums of parts are added up. Values outside
+        the bounds are clamped. A record with NaN counts as absent (under swap, where the number of records is public,
+        NaN counts as the middle), and the log tells the operator: to refuse the data would tell that it is there.
 
         Raises:
           ValueError: not such an array, or over 2^30 records.
         """
-        array = np.asarray(values)
-        if array.dtype.kind not in "biuf" and array.size:
-            raise ValueError(f"values have dtype {array.dtype}: numbers are needed")
-        array = array.astype(np.float64)
+        array = as_floats("values", values)
         if array.ndim == 1 and (self.coordinates == 1 or not array.size):
             array = array.reshape(-1, self.coordinates)
         if array.ndim != 2 or array.shape[1] != self.coordinates:
@@ -124,16 +127,17 @@ class BoundedMean:
             raise ValueError(f"values have shape {list(array.shape)}: {shape} is needed")
         if len(array) > 2**30:
             raise ValueError(f"{len(array)} records are more than 2^30: add up the sums of parts")
-        whole = ~np.isnan(array).any(axis=1)
-        if not whole.all():
-            log.warning(
-                "%d of %d records hold NaN: left out (for the operator's eyes only)", (~whole).sum(), len(array)
-            )
-            array = array[whole]
+        absent = np.isnan(array).any(axis=1)
+        if absent.any():
+            log.warning("%d of %d records hold NaN (for the operator's eyes only)", absent.sum(), len(array))
+            if self.neighbouring == "swap":
+                array[np.isnan(array)] = self.lower / 2 + self.upper / 2
+            else:
+                array = array[~absent]
         # Clamped before anything is subtracted, scaled last: no bound and no value overflows.
         share = (np.clip(array, self.lower, self.upper) - self.lower) / (self.upper - self.lower)
         steps = np.rint(np.clip(share, 0, 1) * STEPS).astype(np.int64)
-        above = steps.sum(axis=0)
+        above = steps.sum(axis=0).astype(object)
         return np.stack([above, len(array) * STEPS - above])
 
     def release(self, sums: Any, randomness: Randomness | None = None, ledger: Releases | None = None) -> Mean:
@@ -148,9 +152,15 @@ class BoundedMean:
           ValueError: `sums` are of another number of coordinates, or the budget does not allow the release.
         """
         source = SecureRandomness() if randomness is None else randomness
-        above, below = np.asarray(sums, object).reshape(2, -1).tolist()
-        if len(above) != self.coordinates:
-            raise ValueError(f"sums are of {len(above)} coordinates and not {self.coordinates}")
+        array = np.asarray(sums, object)
+        if array.shape != (2, self.coordinates):
+            raise ValueError(f"sums have shape {list(array.shape)}: [2, {self.coordinates}] is needed, as of sums()")
+        try:
+            above, below = ([operator.index(number) for number in row] for row in array)
+        except TypeError:
+            raise ValueError("sums are not whole numbers: give those of sums(), added up") from None
+        if min(*above, *below) < 0:
+            raise ValueError("sums are below 0: they were added up in numbers too small for them, or are others'")
         guarantee = self._guarantee(source)
         if ledger is not None:
             ledger.record(guarantee)
@@ -176,9 +186,7 @@ class BoundedMean:
                 scale = 2 * STEPS / self._each
             case _:
                 scale = STEPS / self._each
-        if not math.ceil(scale) <= noise.LARGEST_SCALE:
-            raise ValueError(f"epsilon {self.epsilon:g} is too small for any result: take at least 1e-6")
-        return math.ceil(scale)
+        return math.ceil(scale) + 1  # the division may have rounded down
 
     def _draw(self, source: Randomness, size: int) -> list[int]:
         """Noise of the mechanism's own kind for single sums."""
@@ -227,10 +235,7 @@ class BoundedMean:
 
     @property
     def _fixed_epsilon(self) -> int:
-        fixed = math.floor(self._each * 2**EXPONENT_BITS)
-        if fixed < 2**16:
-            raise ValueError(f"epsilon {self.epsilon:g} is too small for any result: take at least 1e-6")
-        return fixed
+        return math.floor(self._each * 2**EXPONENT_BITS) - 1
 
     @property
     def _core(self) -> int:
@@ -265,7 +270,7 @@ def dp_mean(
     Raises:
       ValueError: an argument is out of range, in one line.
     """
-    array = np.asarray(values)
+    array = as_floats("values", values)
     coordinates = array.shape[1] if array.ndim == 2 else 1
     mean = BoundedMean(lower, upper, epsilon, mechanism, neighbouring, delta, coordinates)
     found = mean.release(mean.sums(array), randomness, ledger)
@@ -293,7 +298,7 @@ def mean_in_ball(
     checks.positive("radius", radius, "give a bound on the length of a vector that is public")
     checks.positive("epsilon", epsilon, "give the cost of this mean")
     checks.between("delta", delta, 0, 1, "1e-6 is usual, below 1 / records")
-    array = np.asarray(vectors, np.float64)
+    array = as_floats("vectors", vectors)
     if array.ndim != 2 or not array.shape[1]:
         raise ValueError(f"vectors have shape {list(array.shape)}: [n, d] is needed")
     finite = np.isfinite(array).all(axis=1)
@@ -335,23 +340,48 @@ def gaussian_mean_in_ball(
     sensitivity = math.hypot(longest, count_weight)
     stddev = math.ceil(sensitivity * noise_multiplier)
     if stddev > noise.LARGEST_SCALE:
-        raise ValueError("epsilon is too small for any result: take at least 1e-6")
+        raise ValueError(f"noise multiplier {noise_multiplier:g} is too large for any result: take a larger epsilon")
     drawn = noise.gaussian(source, stddev, size + 1)
     count = max((len(vectors) * count_weight + int(drawn[-1])) / count_weight, 1.0)
     total = drawn[:-1]
     for first in range(0, len(vectors), _ROWS):  # whole steps take more room than the vectors: not all at once
-        part = vectors[first : first + _ROWS].astype(np.float64) / radius
-        total = total + np.rint(shortened(part, 1.0) * STEPS).astype(np.int64).sum(axis=0)
+        part = shortened(vectors[first : first + _ROWS].astype(np.float64), radius) / radius
+        total = total + np.rint(np.clip(part, -1, 1) * STEPS).astype(np.int64).sum(axis=0)
     value = total / (STEPS * count) * radius
     value *= radius / max(float(np.linalg.norm(value)), radius)
     return MeanInBall(value, count, costs.Gaussian(stddev / sensitivity))
 
 
+def as_floats(name: str, values: Any) -> npt.NDArray[np.float64]:
+    """A new float64 array of real numbers; None and masked values are NaN. Raises ValueError for anything else."""
+    masked = isinstance(values, np.ma.MaskedArray)
+    array = np.ma.filled(values.astype(float), np.nan) if masked else np.asarray(values)
+    if array.dtype.kind not in "biufO":
+        raise ValueError(f"{name} have dtype {array.dtype}: numbers are needed")
+    try:
+        return array.astype(np.float64)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"{name} have dtype {array.dtype}: numbers are needed, as many in each row") from None
+
+
+def row_lengths(vectors: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """L2 lengths of vectors [n, d], float64 [n]: no square overflows or underflows, and no row depends on another."""
+    found = np.zeros(len(vectors))
+    for first in range(0, len(vectors), _ROWS):
+        part = np.ascontiguousarray(vectors[first : first + _ROWS], np.float64)
+        largest = np.abs(part).max(axis=1, keepdims=True, initial=0.0)
+        scaled = part / np.where(largest > 0, largest, 1)
+        found[first : first + _ROWS] = largest[:, 0] * np.sqrt(np.square(scaled).sum(axis=1))
+    return found
+
+
 def shortened(vectors: npt.NDArray[Any], length: float) -> npt.NDArray[Any]:
-    """Vectors [n, d], those longer than `length` scaled down to it. Squares of huge entries do not overflow."""
-    largest = np.maximum(np.abs(vectors).max(axis=1, keepdims=True, initial=0.0), length)
-    lengths = largest * np.linalg.norm(vectors / largest, axis=1, keepdims=True)
-    return vectors * (length / np.maximum(lengths, length))
+    """Vectors [n, d], finite, those longer than `length` scaled down to it; each by itself, whatever its entries."""
+    largest = np.abs(vectors).max(axis=1, keepdims=True, initial=0.0)
+    # First to entries of at most `length`, then by the length of what is left: at most that times the root of d.
+    within = vectors * (length / np.maximum(largest, length)).astype(vectors.dtype)
+    lengths = row_lengths(within / vectors.dtype.type(length))[:, np.newaxis]
+    return within * (1 / np.maximum(lengths, 1)).astype(vectors.dtype)
 
 
 def hourglass_core(epsilon: float) -> float:

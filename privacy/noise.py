@@ -91,6 +91,15 @@ def _all_of(source: Randomness, repeats: Ints, coin: Any) -> Bools:
 
 def geometric(source: Randomness, epsilon: int, size: int) -> Ints:
     """Numbers from 0 with P(v) proportional to exp(-v ε), ε = epsilon / 2^EXPONENT_BITS > 0. int64 [size]."""
+    block = 2**EXPONENT_BITS // epsilon
+    if block > 1:
+        # Small ε: v = u + block w, with u below `block` by rejection, so that there are few turns.
+        def propose(count: int) -> tuple[Ints, Bools]:
+            low = uniform(source, block, count)
+            kept = bernoulli_exp(source, low * epsilon, 2**EXPONENT_BITS, count)
+            return low + block * geometric(source, block * epsilon, count), kept
+
+        return _accepted(propose, size)
     whole, part = divmod(epsilon, 2**EXPONENT_BITS)
     found = np.zeros(size, np.int64)
     left = np.arange(size)
@@ -110,7 +119,7 @@ def laplace(source: Randomness, scale: int, size: int) -> Ints:
     Raises:
       ValueError: `scale` is not a whole number from 1 to 2^56.
     """
-    _check_scale(scale)
+    scale = _checked_scale(scale)
 
     def propose(count: int) -> tuple[Ints, Bools]:
         low = uniform(source, scale, count)
@@ -132,7 +141,7 @@ def gaussian(source: Randomness, stddev: int, size: int) -> Ints:
     Raises:
       ValueError: `stddev` is not a whole number from 1 to 2^56.
     """
-    _check_scale(stddev)
+    stddev = _checked_scale(stddev)
 
     def propose(count: int) -> tuple[Ints, Bools]:
         drawn = laplace(source, stddev, count)
@@ -195,7 +204,7 @@ def hourglass(source: Randomness, epsilon: int, sensitivity: int, core: int, siz
     Args:
       source: of randomness.
       epsilon: ε in units of 2^-EXPONENT_BITS, at least 1.
-      sensitivity: Δ in grid steps, from 1 to 2^40.
+      sensitivity: Δ in grid steps, from 1 to 2^32 (levels up to 2^28, for ε from 2^-20, then fit 64 bits).
       core: in grid steps, from 0 to `sensitivity`.
       size: pairs to draw.
     """
@@ -280,7 +289,8 @@ def _place_in_level(level: Ints, place: Ints, sensitivity: int, core: int) -> In
     return np.stack([first, k * sensitivity - first])
 
 
-def _check_scale(scale: int) -> None:
-    checks.whole("noise scale", scale, 1, "take a finer grid")
+def _checked_scale(scale: int) -> int:
+    scale = checks.whole("noise scale", scale, 1, "take a finer grid")
     if scale > LARGEST_SCALE:
         raise ValueError(f"noise scale {scale} is above 2^56 grid steps: take a coarser grid, or a larger epsilon")
+    return scale

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from privacy import checks, costs, noise
 from privacy.guarantee import EXACT, SEEDED, Guarantee
-from privacy.mean import Neighbouring
+from privacy.mean import Neighbouring, as_floats
 from privacy.randomness import Randomness, SecureRandomness
 
 if TYPE_CHECKING:
@@ -106,10 +106,14 @@ def dp_quantile(
     target = round(share * PARTS)
     sensitivity = PARTS if neighbouring == "swap" else max(target, PARTS - target)
     starts, scores = _scores(places, target, count)
-    run = _choose(source, np.diff(starts, append=count), scores - scores.min(), epsilon / (2 * sensitivity))
+    run = _choose(
+        source, np.diff(starts, append=count), scores - scores.min(), math.nextafter(epsilon / (2 * sensitivity), 0)
+    )
     end = starts[run + 1] if run + 1 < len(starts) else count
     place = int(starts[run]) + int(noise.uniform(source, int(end - starts[run]), 1)[0])
-    return Quantile(lower + place * resolution, rank_slack(share, count, epsilon, neighbouring), guarantee)
+    return Quantile(
+        min(lower + place * resolution, float(upper)), rank_slack(share, count, epsilon, neighbouring), guarantee
+    )
 
 
 def rank_slack(
@@ -125,10 +129,9 @@ def rank_slack(
 
 
 def _to_grid(values: Any, lower: float, resolution: float, points: int) -> npt.NDArray[np.int64]:
-    array = np.asarray(values)
-    if array.ndim != 1 or (array.dtype.kind not in "biuf" and array.size):
-        raise ValueError(f"values have shape {list(array.shape)}, dtype {array.dtype}: numbers [n] are needed")
-    array = array.astype(np.float64)
+    array = as_floats("values", values)
+    if array.ndim != 1:
+        raise ValueError(f"values have shape {list(array.shape)}: numbers [n] are needed")
     absent = np.isnan(array)
     if absent.any():
         log.warning("%d of %d values are NaN: left out (for the operator's eyes only)", absent.sum(), len(array))

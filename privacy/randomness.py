@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from typing import Protocol
 
 import numpy as np
@@ -32,16 +33,24 @@ class SecureRandomness:
     is_secure = True
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._buffer = np.zeros(0, np.uint64)
+        self._process = os.getpid()
 
     def words(self, count: int) -> npt.NDArray[np.uint64]:
         """See `Randomness`."""
         if count > _BUFFER_WORDS:
             return _from_system(count)
-        if count > len(self._buffer):  # a system call costs as much as the bits of a hundred words
-            self._buffer = _from_system(_BUFFER_WORDS)
-        taken, self._buffer = self._buffer[:count], self._buffer[count:]
+        with self._lock:
+            # A system call costs as much as the bits of a hundred words; a fork must not give out its parent's.
+            if count > len(self._buffer) or self._process != os.getpid():
+                self._buffer, self._process = _from_system(_BUFFER_WORDS), os.getpid()
+            taken, self._buffer = self._buffer[:count], self._buffer[count:]
         return taken
+
+    def __reduce__(self) -> tuple[type[SecureRandomness], tuple[()]]:
+        """A copy has bits of its own."""
+        return SecureRandomness, ()
 
 
 class SeededRandomness:

@@ -181,6 +181,7 @@ def test_one_run_holds_as_often_as_it_says():
         (lambda: audit.from_scores([1.0] * 9, [2.0] * 9, 0, 1.0), "confidence must lie"),
         (lambda: audit.in_one_run([True] * 9, [1.0] * 9), "at least ten canaries"),
         (lambda: audit.in_one_run([True] * 12, [1.0] * 11), "included has shape .12. and scores .11."),
+        (lambda: audit.in_one_run(["False"] * 12, [1.0] * 12), "included has dtype <U5: the coins, bool"),
         (lambda: audit.in_one_run([True] * 12, [1.0] * 12, -1), "delta must lie"),
         (lambda: audit.in_one_run([True] * 12, [1.0] * 12, 0, 0), "confidence must lie"),
     ],

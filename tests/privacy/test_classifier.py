@@ -10,6 +10,7 @@ from sklearn.utils.estimator_checks import check_estimator
 
 from privacy import costs
 from privacy.classifier import DPLinearClassifier
+from privacy.linear import LinearDPSGD
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +103,36 @@ def test_without_a_seed_no_two_models_are_alike(digits):
     assert (same == again).all()
 
 
+def test_without_preprocessing_the_number_of_records_is_private_too(digits, monkeypatch):
+    x, y, _, _ = digits
+    batches = []
+    train = LinearDPSGD.train
+
+    def spied(self, *arguments):
+        batches.append(self.expected_batch)
+        return train(self, *arguments)
+
+    monkeypatch.setattr(LinearDPSGD, "train", spied)
+    runs = [classifier(preprocess=False, random_state=seed).fit(x, y) for seed in range(60)]
+    counts = np.array([run.feature_map_.records for run in runs])
+    assert batches == counts.tolist()
+    (cost,) = runs[0].feature_map_.costs
+    assert isinstance(cost, costs.Gaussian)
+    # Standard deviations of 60 normal numbers: within half.
+    assert counts.std() == pytest.approx(cost.noise_multiplier, rel=0.5)
+    assert abs(counts.mean() - 1437) < 5 * cost.noise_multiplier / np.sqrt(60)
+
+
+@pytest.mark.parametrize("bound", [None, 60.0])
+@pytest.mark.parametrize("huge", [1e308, 3e38])
+def test_a_huge_record_is_one_record(digits, bound, huge):
+    x, y, test_x, test_y = digits
+    rows = np.vstack([x, np.full((1, 64), huge)])
+    model = classifier(epsilon=4.0, bound=bound).fit(rows, np.append(y, 0))
+    assert model.score(test_x, test_y) > 0.8
+    assert np.isfinite(model.predict_proba(rows[-1:])).all()
+
+
 def test_labels_of_any_kind(digits):
     x, y, test_x, test_y = digits
     names = np.array([f"digit {label}" for label in range(10)])
@@ -127,8 +158,11 @@ def test_labels_of_any_kind(digits):
         ({"steps": 0}, "count must be|steps must be"),
         ({"clip": 0}, "clip must be"),
         ({"learning_rate": float("nan")}, "learning rate must be"),
+        ({"momentum": "x"}, "momentum must lie"),
+        ({"preprocess": "no"}, "preprocess is 'no': give True or False"),
+        ({"bound": 1e-40}, "bound must lie in"),
         ({"classes": [3]}, "one class only"),
-        ({"classes": range(9)}, "label 9 is none of classes"),
+        ({"classes": range(9)}, "a label is none of classes .0, 1, .*name it there"),
         ({"random_state": -1}, "seed must be"),
     ],
 )
@@ -144,8 +178,9 @@ def test_bad_data(digits):
     for bad in (np.nan, np.inf):
         broken = x.copy()
         broken[3, 5] = bad
-        with pytest.raises(ValueError, match="NaN|infinity"):
+        with pytest.raises(ValueError, match="NaN|infinity") as error:
             classifier().fit(broken, y)
+        assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="one class only"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         classifier(classes=None).fit(x, np.zeros(len(x), int))

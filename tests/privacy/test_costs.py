@@ -67,6 +67,17 @@ def test_events_are_dp_accountings():
     assert accountant.get_epsilon(1e-5) == pytest.approx(epsilon([Gaussian(2.0, 200, 0.05)], 1e-5), rel=1e-2)
 
 
+def test_extremes_are_bounds_or_refused():
+    assert epsilon([Pure(0.1)] * 200, 1e-14) == pytest.approx(20)
+    assert epsilon([Pure(800.0)], 1e-5) == 800.0 and math.isinf(epsilon([Pure(800.0), Gaussian(1.0)], 1e-5))
+    with pytest.raises(ValueError, match="delta 1e-14 is below 1e-12, where loss distributions tell nothing"):
+        epsilon([Gaussian(1.0, 10, 0.1)], 1e-14)
+    for target, delta in ((1.0, 0.1), (0.01, 0.01), (1e-5, 1e-5)):
+        z = calibrate(lambda z: [Gaussian(z)], target, delta)
+        assert epsilon([Gaussian(z)], delta) <= target
+    assert rounded_up(math.inf) == "inf"
+
+
 def test_calibration_keeps_the_budget_and_leaves_little():
     cases: list[tuple[float, Callable[[float], list[costs.Cost]]]] = [
         (1.0, lambda z: [Gaussian(20.0), Pure(0.05), Gaussian(z, 200, 0.05)]),

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from privacy import costs
-from privacy.features import centre_of_ball, fit_feature_map, of_length_one
+from privacy.features import _rotated, centre_of_ball, fit_feature_map, of_length_one
+from privacy.mean import shortened
+from privacy.quantile import PARTS
 from privacy.quantile_search import geometric_grid, quantile_search
 from privacy.randomness import SecureRandomness, SeededRandomness
 
@@ -36,8 +38,9 @@ def test_a_search_finds_point_masses_and_the_ends():
     assert ((found >= 0) & (found <= 100)).all()
 
 
+@pytest.mark.parametrize("quantile", [0.5, 0.95, 0.1])
 @pytest.mark.parametrize("columns", [1, 25])
-def test_the_searchs_noise_covers_all_turns_and_columns(columns, monkeypatch):
+def test_the_searchs_noise_covers_all_turns_and_columns(columns, quantile, monkeypatch):
     """What one record moves, over all turns, is the sensitivity that the noise was made for."""
     asked = []
 
@@ -47,10 +50,11 @@ def test_the_searchs_noise_covers_all_turns_and_columns(columns, monkeypatch):
 
     monkeypatch.setattr("privacy.noise.gaussian", gaussian)
     values, grid = np.random.default_rng(5).uniform(size=(100, columns)), np.linspace(0, 1, 1024)
-    _, cost = quantile_search(values, 0.5, grid, 3.0, SeededRandomness(0))
+    _, cost = quantile_search(values, quantile, grid, 3.0, SeededRandomness(0))
     assert len(asked) == 10 and len(set(asked)) == 1
-    # In each turn a record moves each column's balance by at most PARTS / 2.
-    of_all = np.sqrt(len(asked) * columns) * 2**15
+    # In each turn a record moves each column's balance by at most this.
+    of_one = max(round(quantile * PARTS), PARTS - round(quantile * PARTS))
+    of_all = np.sqrt(len(asked) * columns) * of_one
     assert asked[0] / of_all >= cost.noise_multiplier >= 3.0
 
 
@@ -125,3 +129,37 @@ def test_bad_arguments():
     for bound, multiplier, message in ((0, 1, "bound must be"), (float("nan"), 1, "bound"), (1, 0, "noise multiplier")):
         with pytest.raises(ValueError, match=message):
             fit_feature_map(np.ones((3, 2)), bound, multiplier, SeededRandomness(0))
+
+
+def test_each_column_of_a_search_has_noise_of_its_own(monkeypatch):
+    sizes = []
+
+    def gaussian(source, stddev, size):
+        sizes.append(size)
+        return np.arange(size, dtype=np.int64) * 10**9 - 10**9
+
+    monkeypatch.setattr("privacy.noise.gaussian", gaussian)
+    found, _ = quantile_search(np.zeros((5, 3)), 0.5, np.linspace(-1, 1, 9), 1.0, SeededRandomness(0))
+    assert set(sizes) == {3} and len(set(found.tolist())) > 1
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("size", [1, 64, 200])
+def test_no_row_of_a_rotation_depends_on_the_others(dtype, size):
+    """Else one record more could turn the comparisons of many."""
+    vectors = shortened(np.random.default_rng(1).normal(size=(70, size)).astype(dtype), 5.0)
+    _, whole = _rotated(vectors, 5.0)
+    for count in range(1, 70):
+        np.testing.assert_array_equal(_rotated(vectors[:count], 5.0)[1], whole[:count])
+    lengths = np.linalg.norm(whole, axis=1)
+    np.testing.assert_allclose(lengths, np.linalg.norm(vectors, axis=1), rtol=1e-3)
+
+
+def test_a_huge_record_is_one_record():
+    points = np.vstack([blob(1.0, count=2000), [[1e308] * 6]])
+    found = fit_feature_map(points, 10, 3.0, SeededRandomness(5))
+    assert np.linalg.norm(found.centre - blob(1.0, count=2000).mean(axis=0)) < 0.3
+    assert np.isfinite(found(shortened(points, 10.0), clip=True)).all()
+    for bad in (np.full((3, 2), np.nan), np.zeros((3, 0)), np.zeros(3)):
+        with pytest.raises(ValueError, match="features have shape .*: finite numbers"):
+            centre_of_ball(bad, 1.0, 1.0, SeededRandomness(0))

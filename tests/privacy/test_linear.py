@@ -108,6 +108,35 @@ def test_the_noise_has_the_promised_size():
     assert np.std(recorded.noise) == pytest.approx(0.75, rel=0.02)  # 20,000 draws: seven standard errors
 
 
+@pytest.mark.parametrize("clip", [0.25, 1.0, 4.0])
+def test_the_noise_is_relative_to_the_clip(clip):
+    recorded = Recorded(9)
+    features, labels = problem(9, 5, 20, 5)
+    LinearDPSGD(200, 0.5, 2.5, clip, 2.0, 1.0).train(features, labels, 5, recorded)
+    assert np.std(recorded.noise) == pytest.approx(2.0 * clip, rel=0.02)
+
+
+@pytest.mark.parametrize(("dtype", "huge"), [(np.float64, 1e308), (np.float32, 3e38), (np.float64, 1e-200)])
+def test_one_record_whatever_its_entries_is_clipped_and_spoils_nothing(dtype, huge):
+    features = np.tile(np.array([[1.0, 0.0]], dtype), (50, 1))
+    labels = np.arange(50) % 2
+    one = LinearDPSGD(3, 1.0, 50.0, 1e-3, 0.0, 1.0, 0.0)
+    with_ = one.train(np.vstack([features, [[huge, huge]]]).astype(dtype), np.append(labels, 0), 2, secure_generator())
+    without = one.train(features, labels, 2, secure_generator())
+    assert np.isfinite(with_).all()
+    # Three steps, each moved by one clip norm over the batch (and over the clip norm); later ones a little by that.
+    assert np.linalg.norm(with_ - without) <= 3 * 1.1 / 50
+
+
+def test_the_order_of_memory_hides_no_part_of_a_norm():
+    row = np.full((1, 2**14), 1.0, np.float32)
+    row[0, 0] = 4096.0
+    step = LinearDPSGD(1, 1.0, 1.0, 1.0, 0.0, 1.0, 0.0)
+    for features in (row, np.asfortranarray(row)):
+        moved = step.train(features, np.zeros(1, int), 2, secure_generator())
+        assert np.linalg.norm(moved.astype(np.float64)) <= 1 + 1e-6
+
+
 def test_float32_stays_float32():
     features, labels = problem(8, 50, 4, 3)
     training = LinearDPSGD(5, 1.0, 50.0, 1.0, 0.0, 1.0)

@@ -141,9 +141,36 @@ def test_values_outside_are_clamped_and_nan_is_absent(caplog):
     assert mean.sums([-np.inf, -3, 5, np.inf]).tolist() == mean.sums([0, 0, 1, 1]).tolist()
     with caplog.at_level(logging.WARNING, "privacy.mean"):
         assert mean.sums([0.5, np.nan, 1]).tolist() == mean.sums([0.5, 1]).tolist()
-    assert "1 of 3 records hold NaN: left out" in caplog.text
+    assert "1 of 3 records hold NaN" in caplog.text
     by_coordinate = BoundedMean(0, 1, 1.0, coordinates=2)
     assert by_coordinate.sums([[0.5, np.nan], [1, 0]]).tolist() == by_coordinate.sums([[1, 0]]).tolist()
+
+
+def test_under_swap_nan_is_the_middle_and_the_number_of_records_stays():
+    mean = BoundedMean(0, 2, 1.0, neighbouring="swap")
+    assert mean.sums([0.5, np.nan, 2]).tolist() == mean.sums([0.5, 1.0, 2]).tolist()
+    assert dp_mean([0.5, np.nan], 0, 2, 1.0, neighbouring="swap").records == 2
+
+
+def test_numbers_of_any_kind():
+    mean = BoundedMean(0, 10, 1.0)
+    assert mean.sums([5, 2**64, None]).tolist() == mean.sums([5.0, 10.0]).tolist()
+    assert mean.sums(np.ma.array([1.0, 9.0], mask=[False, True])).tolist() == mean.sums([1.0]).tolist()
+    assert mean.sums([True, False]).tolist() == mean.sums([1.0, 0.0]).tolist()
+    assert 0 <= dp_mean([5.0], 0, 2**70, 1.0).value <= 2**70
+
+
+def test_sums_of_parts_never_wrap_around():
+    mean = BoundedMean(0, 1, 1.0)
+    part = mean.sums(np.ones(3)) * 2**40
+    assert mean.release(part + part, SeededRandomness(1)).value == pytest.approx(1.0, abs=1e-9)
+    for bad, message in (
+        ([[1, 2, 3]], r"sums have shape \[1, 3\]: \[2, 1\] is needed"),
+        ([[0.5], [1]], "sums are not whole numbers"),
+        ([[-1], [1]], "sums are below 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            mean.release(bad)
 
 
 def test_no_data():
@@ -213,6 +240,38 @@ def costs_multiplier(epsilon, delta):
     return _gaussian_multiplier(epsilon, delta)
 
 
+def test_no_vector_whatever_its_entries_moves_a_mean_in_a_ball_by_more_than_its_radius(monkeypatch):
+    monkeypatch.setattr(noise, "gaussian", lambda source, stddev, size: np.zeros(size, np.int64))
+    zeros = np.zeros((99, 3))
+    for vector in ([1e300] * 3, [1.7e308, -1.7e308, 0], [5e-324, 0, 0], [1e-10, 0, 0]):
+        for radius in (1e-300, 1e-10, 1.0, 1e300):
+            found = mean_in_ball(np.vstack([zeros, [vector]]), radius, 1.0, 1e-6)
+            assert np.linalg.norm(found.value / radius) <= 0.01 * (1 + 1e-9)
+    many = mean_in_ball([[1.7e308, 1.7e308]] * 50, 1.0, 1.0, 1e-6)
+    np.testing.assert_allclose(many.value, np.sqrt([0.5, 0.5]), rtol=1e-6)
+
+
+def test_noise_of_vectors_is_of_its_own_in_each_coordinate_and_in_the_count():
+    source = SeededRandomness(8)
+    found = [mean_in_ball(np.zeros((1000, 3)), 1.0, 1.0, 1e-6, source) for _ in range(500)]
+    columns = np.array([[*mean.value, mean.records] for mean in found])
+    assert (np.abs(np.corrcoef(columns.T) - np.eye(4)) < 5 / math.sqrt(500)).all()
+    multiplier = costs_multiplier(1.0, 1e-6)
+    c = 3**-0.25
+    sigma = math.hypot(1, c) / multiplier
+    assert columns[:, -1].std() == pytest.approx(sigma / c, rel=0.15)
+    assert columns[:, 0].std() * 1000 == pytest.approx(sigma, rel=0.15)
+
+
+def test_the_gaussian_of_many_coordinates_is_that_of_their_joint_sensitivity():
+    for neighbouring in ("add-remove", "swap"):
+        mean = BoundedMean(0, 1, 1.0, "gaussian", neighbouring, 1e-6, 9)  # type: ignore[arg-type]
+        (cost,) = mean.release(mean.sums(np.full((500, 9), 0.5))).guarantee.costs
+        assert isinstance(cost, costs.Gaussian)
+        assert mean._scale / (STEPS * 3) == pytest.approx(cost.noise_multiplier, rel=1e-6)
+        assert costs.epsilon([cost], 1e-6) == pytest.approx(1.0, rel=1e-6)
+
+
 # Mironov 2012: the last bits of floating-point noise tell which data it was added to.
 
 
@@ -250,7 +309,8 @@ def test_every_release_is_on_the_grid_whatever_the_data():
     """What an attacker sees before the division is a whole number that every neighbour can give, too."""
     mean = BoundedMean(0, 1, 1.0, "transformed-laplace")
     for values in ([0.1] * 10, [0.1] * 9, [0.1, 0.2, 0.30000000000000004], [1e-300, 1.0]):
-        assert mean.sums(values).dtype == np.int64 and int(mean.sums(values).sum()) == len(values) * STEPS
+        sums = mean.sums(values)[:, 0].tolist()
+        assert all(type(number) is int for number in sums) and sum(sums) == len(values) * STEPS
 
 
 def test_sums_do_not_depend_on_the_order():
@@ -266,14 +326,18 @@ def test_sums_do_not_depend_on_the_order():
     [
         ({"lower": 1, "upper": 0}, "lower 1 is not below upper 0: exchange them"),
         ({"lower": 1, "upper": 1}, "lower 1 is not below upper 1"),
-        ({"lower": float("nan")}, "lower must be a finite number, got nan"),
-        ({"upper": float("inf")}, "upper must be a finite number, got inf"),
+        ({"lower": float("nan")}, "lower must lie in .*, got nan: give a finite bound"),
+        ({"upper": float("inf")}, "upper must lie in .*, got inf"),
         ({"lower": -1e308, "upper": 1e308}, "is not below"),
         ({"epsilon": 0}, "epsilon must be a finite number above 0, got 0"),
         ({"epsilon": -1}, "epsilon must be .* got -1"),
         ({"epsilon": float("nan")}, "epsilon must be .* got nan"),
         ({"epsilon": float("inf")}, "epsilon must be .* got inf"),
-        ({"epsilon": 1e-12}, "epsilon 1e-12 is too small"),
+        ({"epsilon": 1e-12}, "epsilon 1e-12 is 1e-12 a coordinate: take from 1e-06"),
+        ({"epsilon": 1e3}, "epsilon 1000 is 1000 a coordinate: .* to 50 .above, nobody is protected"),
+        ({"lower": -(10**400)}, "lower must be a number that a double can hold"),
+        ({"upper": np.complex64(1)}, "upper must be a number, got"),
+        ({"delta": "x"}, "delta must be a number, got 'x'"),
         ({"mechanism": "laplace"}, "mechanism 'laplace' is unknown: use one of hourglass"),
         ({"neighbouring": "replace"}, "neighbouring 'replace' is unknown: use add-remove or swap"),
         ({"mechanism": "midpoint", "neighbouring": "swap"}, "spends half of epsilon on a count"),

@@ -3,14 +3,18 @@
 Error probability of each goodness-of-fit test: 1e-6 (seeds are fixed, so a test that passes passes always).
 """
 
+import copy
 import itertools
 import math
+import os
+import pickle
 from collections import Counter
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from privacy import noise
 from privacy.noise import EXPONENT_BITS
@@ -196,3 +200,44 @@ def test_words_are_never_given_out_twice():
     source = SecureRandomness()
     words = np.concatenate([source.words(size) for size in (1, 300, 300, 5, 2000, 1)])
     assert len(np.unique(words)) == len(words)
+
+
+@pytest.mark.parametrize("sampler", [noise.laplace, noise.gaussian])
+def test_at_a_large_scale_the_law_is_that_of_the_line_and_every_bit_is_used(sampler):
+    """Binned, against the continuous law (which a scale of 2^32 steps cannot be told from); and the low bits alone."""
+    scale = 2**32
+    values = sampler(SeededRandomness(10), scale, DRAWS)
+    line = stats.laplace if sampler is noise.laplace else stats.norm
+    edges = np.linspace(-4, 4, 81)
+    cells = np.digitize(values / scale, edges)
+    shares = np.diff(line.cdf([-np.inf, *edges, np.inf]))
+    assert oracle.fits(dict(enumerate(shares)), drawn(cells), ALPHA)
+    assert oracle.fits(dict.fromkeys(range(64), 1 / 64), drawn(values & 63), ALPHA)
+
+
+def test_small_epsilons_are_geometric_too():
+    epsilon = 0.01
+    values = noise.geometric(SeededRandomness(11), round(epsilon * ONE), DRAWS)
+    law = {v: math.exp(-v * epsilon) * -math.expm1(-epsilon) for v in range(4000)}
+    assert oracle.fits(law, drawn(values), ALPHA)
+
+
+def test_a_fork_and_a_copy_have_bits_of_their_own():
+    source = SecureRandomness()
+    source.words(1)
+    copies = [copy.copy(source), copy.deepcopy(source), pickle.loads(pickle.dumps(source))]
+    read, write = os.pipe()
+    if not (child := os.fork()):
+        os.write(write, source.words(1).tobytes())
+        os._exit(0)
+    os.waitpid(child, 0)
+    theirs = int(np.frombuffer(os.read(read, 8), np.uint64)[0])
+    os.close(read)
+    os.close(write)
+    words = [theirs, *(int(one.words(1)[0]) for one in (source, *copies))]
+    assert len(set(words)) == 5
+
+
+def test_scales_of_numpys_own_kind():
+    for sampler in (noise.laplace, noise.gaussian):
+        assert sampler(SeededRandomness(0), np.int64(3), 50).shape == (50,)  # type: ignore[arg-type]
