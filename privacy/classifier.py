@@ -14,10 +14,10 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from privacy import checks, costs, noise
-from privacy.features import FeatureMap, centre_of_ball, check_bound, fit_feature_map, of_length_one
+from privacy.arrays import of_length_one, shortened
+from privacy.features import FeatureMap, centre_of_ball, check_bound, fit_feature_map
 from privacy.guarantee import EXACT, SEEDED, Guarantee
 from privacy.linear import LinearDPSGD, secure_generator
-from privacy.mean import shortened
 from privacy.randomness import Randomness, SecureRandomness, SeededRandomness
 
 if TYPE_CHECKING:

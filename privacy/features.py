@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from privacy import checks, costs
-from privacy.mean import gaussian_mean_in_ball, row_lengths, shortened
+from privacy.arrays import of_length_one, row_lengths, shortened
+from privacy.mean import gaussian_mean_in_ball
 from privacy.quantile_search import geometric_grid, quantile_search
 from privacy.randomness import Randomness
 
@@ -57,14 +58,6 @@ class FeatureMap(NamedTuple):
             moved /= array.dtype.type(self.radius)
             moved = shortened(moved, 1.0) if clip else moved
         return np.concatenate([moved, np.ones((len(moved), 1), array.dtype)], axis=1)
-
-
-def of_length_one(vectors: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Vectors [n, d], each over its length; zeros stay."""
-    largest = np.abs(vectors).max(axis=1, keepdims=True, initial=0.0)
-    scaled = vectors / np.where(largest > 0, largest, 1)
-    lengths = row_lengths(scaled)[:, np.newaxis].astype(vectors.dtype)
-    return scaled / np.where(lengths > 0, lengths, 1)
 
 
 def centre_of_ball(features: Any, bound: float, noise_multiplier: float, source: Randomness) -> FeatureMap:

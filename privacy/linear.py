@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from privacy import checks, costs
-from privacy.mean import row_lengths, shortened
+from privacy.arrays import row_lengths, shortened
 
 Floats = npt.NDArray[Any]
 

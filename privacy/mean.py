@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from privacy import checks, costs, noise
+from privacy.arrays import as_floats, shortened
 from privacy.guarantee import EXACT, SEEDED, Guarantee
 from privacy.noise import EXPONENT_BITS
 from privacy.randomness import Randomness, SecureRandomness
@@ -350,38 +351,6 @@ def gaussian_mean_in_ball(
     value = total / (STEPS * count) * radius
     value *= radius / max(float(np.linalg.norm(value)), radius)
     return MeanInBall(value, count, costs.Gaussian(stddev / sensitivity))
-
-
-def as_floats(name: str, values: Any) -> npt.NDArray[np.float64]:
-    """A new float64 array of real numbers; None and masked values are NaN. Raises ValueError for anything else."""
-    masked = isinstance(values, np.ma.MaskedArray)
-    array = np.ma.filled(values.astype(float), np.nan) if masked else np.asarray(values)
-    if array.dtype.kind not in "biufO":
-        raise ValueError(f"{name} have dtype {array.dtype}: numbers are needed")
-    try:
-        return array.astype(np.float64)
-    except (TypeError, ValueError, OverflowError):
-        raise ValueError(f"{name} have dtype {array.dtype}: numbers are needed, as many in each row") from None
-
-
-def row_lengths(vectors: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """L2 lengths of vectors [n, d], float64 [n]: no square overflows or underflows, and no row depends on another."""
-    found = np.zeros(len(vectors))
-    for first in range(0, len(vectors), _ROWS):
-        part = np.ascontiguousarray(vectors[first : first + _ROWS], np.float64)
-        largest = np.abs(part).max(axis=1, keepdims=True, initial=0.0)
-        scaled = part / np.where(largest > 0, largest, 1)
-        found[first : first + _ROWS] = largest[:, 0] * np.sqrt(np.square(scaled).sum(axis=1))
-    return found
-
-
-def shortened(vectors: npt.NDArray[Any], length: float) -> npt.NDArray[Any]:
-    """Vectors [n, d], finite, those longer than `length` scaled down to it; each by itself, whatever its entries."""
-    largest = np.abs(vectors).max(axis=1, keepdims=True, initial=0.0)
-    # First to entries of at most `length`, then by the length of what is left: at most that times the root of d.
-    within = vectors * (length / np.maximum(largest, length)).astype(vectors.dtype)
-    lengths = row_lengths(within / vectors.dtype.type(length))[:, np.newaxis]
-    return within * (1 / np.maximum(lengths, 1)).astype(vectors.dtype)
 
 
 def hourglass_core(epsilon: float) -> float:

@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from privacy import checks, costs, noise
+from privacy.arrays import as_floats
 from privacy.guarantee import EXACT, SEEDED, Guarantee
-from privacy.mean import Neighbouring, as_floats
+from privacy.mean import Neighbouring
 from privacy.randomness import Randomness, SecureRandomness
 
 if TYPE_CHECKING:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from privacy import costs
-from privacy.features import _rotated, centre_of_ball, fit_feature_map, of_length_one
-from privacy.mean import shortened
+from privacy.arrays import of_length_one, shortened
+from privacy.features import _rotated, centre_of_ball, fit_feature_map
 from privacy.quantile import PARTS
 from privacy.quantile_search import geometric_grid, quantile_search
 from privacy.randomness import SecureRandomness, SeededRandomness
