@@ -25,7 +25,7 @@ def sums(query, values):
 def test_its_sums_are_those_of_the_exact_mean():
     values = np.random.default_rng(1).normal(3, 4, 200).astype(np.float32)
     found = sums(BoundedMeanQuery(-2.0, 10.0, 1.0, SEED), values)
-    want = BoundedMean(-2.0, 10.0, 1.0).sums(values)[:, 0] / EXACT_STEPS
+    want = BoundedMean(-2.0, 10.0, 1.0).sums(values)[:, 0].astype(float) / EXACT_STEPS
     np.testing.assert_allclose(found / STEPS, want, atol=200 * 2.0**-23)
     assert found.sum() == 200 * STEPS
 

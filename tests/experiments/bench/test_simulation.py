@@ -95,7 +95,9 @@ def test_good_peers_are_timed_compared_and_interleaved(run_fakes):
     assert [run.peer for run in case.runs] == ["ours", "slow", "slow", "ours", "ours", "slow"]
     assert case.reference == "ours"
     assert len(case.timed("slow")) == 3 and all(len(run.seconds) == 4 for run in case.runs)
-    assert all(run.difference == 0 and run.memory > 2**22 and 0 < run.first_round < 30 for run in case.runs)
+    assert all(run.difference == 0 and 0 < run.first_round < 30 for run in case.runs)
+    # Looked at five times a second; these processes live for less.
+    assert max(run.memory for run in case.runs) > 2**22
     assert case.examples[0] > 1000
     assert len(notes) == 6
     text = table.case_table(case, peers, "ours")
