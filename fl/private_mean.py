@@ -5,7 +5,6 @@ The pair (x - lower, upper - x) of each client is summed as whole numbers and no
 """
 
 import collections
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,11 +50,7 @@ class BoundedMeanQuery(tfp.SumAggregationDPQuery):
     _State = collections.namedtuple("_State", ["seed", "round"])
 
     def __init__(self, lower: float, upper: float, noise_multiplier: float, seed: Any) -> None:
-        for name, value in (("lower", lower), ("upper", upper)):
-            checks.between(name, value, -math.inf, math.inf, "give a finite bound that is public")
-        if not lower < upper:
-            raise ValueError(f"lower {lower:g} is not below upper {upper:g}: exchange them")
-        self._lower, self._upper = float(lower), float(upper)
+        self._lower, self._upper = checks.bounds(lower, upper)
         self._multiplier = checks.positive("noise multiplier", noise_multiplier, "give noise / width")
         self._seed = np.asarray(seed, np.int64)
         if self._seed.shape != (2,):

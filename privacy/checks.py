@@ -35,6 +35,15 @@ def between(name: str, value: float, low: float, high: float, mend: str, *, clos
     return number
 
 
+def bounds(lower: float, upper: float) -> tuple[float, float]:
+    """Returns both as floats; raises ValueError unless they are finite numbers and `lower` is below `upper`."""
+    low = between("lower", lower, -math.inf, math.inf, "give a finite bound that is public")
+    high = between("upper", upper, -math.inf, math.inf, "give a finite bound that is public")
+    if not low < high:
+        raise ValueError(f"lower {low:g} is not below upper {high:g}: exchange them")
+    return low, high
+
+
 def whole(name: str, value: int, low: int, mend: str) -> int:
     """Returns `value` as an int; raises ValueError unless it is an integer of at least `low`."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not value >= low:

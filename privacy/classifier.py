@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import math
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -16,8 +16,8 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from privacy import checks, costs, noise
 from privacy.arrays import of_length_one, shortened
 from privacy.features import FeatureMap, centre_of_ball, check_bound, fit_feature_map
-from privacy.guarantee import EXACT, SEEDED, Guarantee
-from privacy.linear import LinearDPSGD, secure_generator
+from privacy.guarantee import Guarantee, hardness
+from privacy.linear import LinearDPSGD, secure_generator, softmax
 from privacy.randomness import Randomness, SecureRandomness, SeededRandomness
 
 if TYPE_CHECKING:
@@ -110,25 +110,16 @@ class DPLinearClassifier(ClassifierMixin, BaseEstimator):
             return preprocessing, costs.Gaussian(z, self.steps, self.rate)
 
         z = costs.calibrate(together, self.epsilon, self.delta)
-        hardness = EXACT if source.is_secure else SEEDED
         self.guarantee_ = Guarantee(
             f"linear classifier by {'DPSGD-F' if self.preprocess else 'DP-SGD'}, classes public",
             together(z),
             "add-or-remove-one",
             float(self.delta),
-            f"preprocessing: {hardness}; training: floating-point Gaussian, not hardened",
+            f"preprocessing: {hardness(source)}; training: floating-point Gaussian, not hardened",
             f"training: {self.steps} Poisson samples at rate {self.rate:g}; else everybody, once",
         )
-        make = functools.partial(
-            LinearDPSGD,
-            self.steps,
-            self.rate,
-            clip=self.clip,
-            noise_multiplier=z,
-            learning_rate=self.learning_rate,
-            momentum=self.momentum,
-        )
-        make(expected_batch=1.0)  # refuses wrong settings before anything is released
+        # Refuses wrong settings before anything is released; the batch is known after the preprocessing.
+        training = LinearDPSGD(self.steps, self.rate, 1.0, self.clip, z, self.learning_rate, self.momentum)
         if ledger is not None:
             ledger.record(self.guarantee_)
 
@@ -140,7 +131,7 @@ class DPLinearClassifier(ClassifierMixin, BaseEstimator):
             self.feature_map_ = centre_of_ball(prepared, 1.0, before, source)
         else:
             self.feature_map_ = fit_feature_map(prepared, self.bound, before, source)
-        training = make(expected_batch=max(self.rate * self.feature_map_.records, 1.0))
+        training = dataclasses.replace(training, expected_batch=max(self.rate * self.feature_map_.records, 1.0))
         mapped = self.feature_map_(prepared, clip=True)
         self.weights_ = training.train(mapped, labels, len(self.classes_), generator)
         return self
@@ -152,9 +143,7 @@ class DPLinearClassifier(ClassifierMixin, BaseEstimator):
 
     def predict_proba(self, X: Any) -> npt.NDArray[Any]:
         """Probabilities [n, classes] of features [n, d]."""
-        logits = self._logits(X)
-        weights = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return weights / weights.sum(axis=1, keepdims=True)
+        return softmax(self._logits(X))
 
     def predict(self, X: Any) -> npt.NDArray[Any]:
         """The likeliest label of each row of X [n, d]."""

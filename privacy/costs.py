@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from privacy import checks
+from privacy.composition import SMALLEST_DELTA, gaussian_epsilon
 
 _FIRST_INTERVAL = 2.0**-7
 _STEPS_OF_EPSILON = 8000
-_SMALLEST_DELTA = 1e-12  # convolution by fast Fourier transform leaves errors of about 1e-15 in probabilities
 _SMALLEST_INTERVAL = 2.0**-18
 
 
@@ -103,12 +103,10 @@ def epsilon(costs: Sequence[Cost], delta: float) -> float:
         return total
     unsampled = [cost for cost in costs if isinstance(cost, Gaussian) and cost.rate == 1]
     if len(unsampled) == len(costs):
-        from privacy.composition import gaussian_epsilon
-
         return gaussian_epsilon(sum(cost.count / cost.noise_multiplier**2 for cost in unsampled) ** -0.5, delta)
-    if delta < _SMALLEST_DELTA:
+    if delta < SMALLEST_DELTA:
         if math.isinf(total):
-            raise ValueError(f"delta {delta:g} is below {_SMALLEST_DELTA:g}, where loss distributions tell nothing")
+            raise ValueError(f"delta {delta:g} is below {SMALLEST_DELTA:g}, where loss distributions tell nothing")
         return total
     first = _by_distribution(costs, delta, _FIRST_INTERVAL)
     if math.isinf(first):

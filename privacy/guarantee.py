@@ -7,10 +7,16 @@ import math
 
 from privacy import costs
 from privacy.costs import Cost
+from privacy.randomness import Randomness
 from privacy.sampling import Relation
 
 EXACT = "exact integers from the operating system's secure randomness"
 SEEDED = "exact integers from a SEED: not secure, for tests only"
+
+
+def hardness(source: Randomness) -> str:
+    """Of exact noise from `source`, in words."""
+    return EXACT if source.is_secure else SEEDED
 
 
 @dataclasses.dataclass(frozen=True)

@@ -94,7 +94,7 @@ class LinearDPSGD:
         for step in range(self.steps):
             batch = np.flatnonzero(generator.random(count) < self.rate) if self.rate < 1 else np.arange(count)
             x = features[batch]
-            residuals = _softmax(x @ weights)
+            residuals = softmax(x @ weights)
             residuals[np.arange(len(x)), labels[batch]] -= 1
             if not math.isinf(self.clip):
                 lengths = norms[batch] * row_lengths(residuals)
@@ -118,7 +118,8 @@ def secure_generator() -> np.random.Generator:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(secrets.randbits(256))))
 
 
-def _softmax(logits: Floats) -> Floats:
+def softmax(logits: Floats) -> Floats:
+    """Probabilities [n, K] of logits [n, K]."""
     logits = logits - logits.max(axis=1, keepdims=True, initial=-np.inf)
     np.exp(logits, out=logits)
     logits /= logits.sum(axis=1, keepdims=True)

@@ -13,14 +13,14 @@ import functools
 import logging
 import math
 import operator
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from privacy import checks, costs, noise
 from privacy.arrays import as_floats, shortened
-from privacy.guarantee import EXACT, SEEDED, Guarantee
+from privacy.guarantee import Guarantee, hardness
 from privacy.noise import EXPONENT_BITS
 from privacy.randomness import Randomness, SecureRandomness
 
@@ -35,8 +35,6 @@ STEPS = 2**32
 
 _ROWS = 4096
 _LEAST_EPSILON, _MOST_EPSILON = 1e-6, 50.0
-
-_MECHANISMS = ("hourglass", "transformed-laplace", "midpoint", "sum-count", "gaussian")
 
 log = logging.getLogger(__name__)
 
@@ -84,14 +82,13 @@ class BoundedMean:
     coordinates: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("lower", "upper"):
-            bound = checks.between(name, getattr(self, name), -math.inf, math.inf, "give a finite bound that is public")
+        for name, bound in zip(("lower", "upper"), checks.bounds(self.lower, self.upper), strict=True):
             object.__setattr__(self, name, bound)
-        if not self.lower < self.upper or math.isinf(self.upper - self.lower):
+        if math.isinf(self.upper - self.lower):
             raise ValueError(f"lower {self.lower:g} is not below upper {self.upper:g}: exchange them")
         checks.positive("epsilon", self.epsilon, "give the cost of this mean")
-        if self.mechanism not in _MECHANISMS:
-            raise ValueError(f"mechanism {self.mechanism!r} is unknown: use one of {', '.join(_MECHANISMS)}")
+        if self.mechanism not in get_args(Mechanism):
+            raise ValueError(f"mechanism {self.mechanism!r} is unknown: use one of {', '.join(get_args(Mechanism))}")
         if self.neighbouring not in ("add-remove", "swap"):
             raise ValueError(f"neighbouring {self.neighbouring!r} is unknown: use add-remove or swap")
         if self.neighbouring == "swap" and self.mechanism in ("midpoint", "sum-count"):
@@ -249,7 +246,7 @@ class BoundedMean:
             cost = costs.Gaussian(self._scale / (STEPS * math.sqrt(self.coordinates)))
         of = "" if self.coordinates == 1 else f" of {self.coordinates} coordinates"
         words = f"mean{of} in [{self.lower:g}, {self.upper:g}] by {self.mechanism}"
-        return Guarantee(words, (cost,), relation, float(self.delta), EXACT if source.is_secure else SEEDED)
+        return Guarantee(words, (cost,), relation, float(self.delta), hardness(source))
 
 
 def dp_mean(
@@ -310,8 +307,7 @@ def mean_in_ball(
     source = SecureRandomness() if randomness is None else randomness
     multiplier = 1 / _gaussian_multiplier(epsilon, delta)
     words = f"mean of vectors [{array.shape[1]}] of length up to {radius:g} by gaussian"
-    hardness = EXACT if source.is_secure else SEEDED
-    guarantee = Guarantee(words, (costs.Gaussian(multiplier),), "add-or-remove-one", float(delta), hardness)
+    guarantee = Guarantee(words, (costs.Gaussian(multiplier),), "add-or-remove-one", float(delta), hardness(source))
     if ledger is not None:
         ledger.record(guarantee)
     value, count, _ = gaussian_mean_in_ball(array, radius, multiplier, source)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from privacy import checks, costs, noise
 from privacy.arrays import as_floats
-from privacy.guarantee import EXACT, SEEDED, Guarantee
+from privacy.guarantee import Guarantee, hardness
 from privacy.mean import Neighbouring
 from privacy.randomness import Randomness, SecureRandomness
 
@@ -79,10 +79,7 @@ def dp_quantile(
     share = checks.between("quantile", quantile, -math.inf, math.inf, "0.5 is the median")
     if not 0 <= share <= 1:
         raise ValueError(f"quantile must lie in [0, 1], got {quantile!r}: 0.5 is the median")
-    for name, value in (("lower", lower), ("upper", upper)):
-        checks.between(name, value, -math.inf, math.inf, "give a finite bound that is public")
-    if not lower < upper:
-        raise ValueError(f"lower {lower:g} is not below upper {upper:g}: exchange them")
+    lower, upper = checks.bounds(lower, upper)
     checks.positive("resolution", resolution, "give the public grid's step")
     checks.positive("epsilon", epsilon, "give the cost of this quantile")
     if neighbouring not in ("add-remove", "swap"):
@@ -99,7 +96,7 @@ def dp_quantile(
         (costs.Pure(float(epsilon)),),
         relation,
         0.0,
-        EXACT if source.is_secure else SEEDED,
+        hardness(source),
     )
     places = _to_grid(values, lower, resolution, count)
     if ledger is not None:
@@ -112,9 +109,7 @@ def dp_quantile(
     )
     end = starts[run + 1] if run + 1 < len(starts) else count
     place = int(starts[run]) + int(noise.uniform(source, int(end - starts[run]), 1)[0])
-    return Quantile(
-        min(lower + place * resolution, float(upper)), rank_slack(share, count, epsilon, neighbouring), guarantee
-    )
+    return Quantile(min(lower + place * resolution, upper), rank_slack(share, count, epsilon, neighbouring), guarantee)
 
 
 def rank_slack(
