@@ -104,6 +104,19 @@ class Recurrence:
             tf.convert_to_tensor(weights["projection"]) if "projection" in weights else None,
         )
 
+    def tapped_outputs(
+        self, weights: Mapping[str, Any], projected: tf.Tensor, moved: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """See `cifg_gradient.tapped_outputs`; projected `[(U,) T, B, 3H]` with T known."""
+        return cifg_gradient.tapped_outputs(
+            DIFFERENTIABLE[self.kind],
+            self.layer_norm,
+            projected,
+            tf.convert_to_tensor(weights["recurrent_kernel"]),
+            tf.convert_to_tensor(weights["projection"]) if "projection" in weights else None,
+            moved,
+        )
+
     def states(
         self,
         weights: Mapping[str, Any],

@@ -129,6 +129,48 @@ def outputs(
     return result
 
 
+def tapped_outputs(
+    activations: tuple[Differentiable, Differentiable],
+    layer_norm: bool,
+    projected: tf.Tensor,
+    recurrent_kernel: tf.Tensor,
+    projection: tf.Tensor | None,
+    moved: tf.Tensor,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """As `outputs`, with what the gradients of single rows of B need.
+
+    Args:
+      activations, layer_norm, projected, recurrent_kernel, projection: as of `outputs`.
+      moved: `[(U,) T, B, R]`, zeros. Its gradient is the loss's at each step's output, by way of later steps too.
+
+    Returns:
+      (outputs `[(U,) T, B, R]`; hidden states before the projection, `[(U,) T, B, H]`, without gradient).
+    """
+    time_axis = projected.shape.rank - 3
+
+    @tf.custom_gradient
+    def run(projected: tf.Tensor, moved: tf.Tensor, recurrent_kernel: tf.Tensor, *projection: tf.Tensor) -> Any:
+        cell = _Cell(*activations, layer_norm, recurrent_kernel, *(projection or [None]))
+        steps: list[_Step] = []
+        for inputs in tf.unstack(projected, axis=time_axis):
+            steps.append(cell.forward(inputs, steps[-1] if steps else None))
+        trail = tf.stack([step.output for step in steps], time_axis)
+        hidden = tf.stack([step.hidden for step in steps], time_axis)
+
+        def gradient(upstream: tf.Tensor, _: tf.Tensor) -> Any:
+            each_d_z, each_d_output = cell.backward(steps, tf.unstack(upstream, num=len(steps), axis=time_axis))
+            d_z, d_output = tf.stack(each_d_z, time_axis), tf.stack(each_d_output, time_axis)
+            d_kernels = [sum_of_products(trail, d_z, lag=1)]
+            if projection:
+                d_kernels.append(sum_of_products(hidden, d_output, lag=0))
+            return d_z, d_output, *d_kernels
+
+        return (trail, hidden), gradient
+
+    trail, hidden = run(projected, moved, recurrent_kernel, *([] if projection is None else [projection]))
+    return trail, hidden
+
+
 def sum_of_products(left: tf.Tensor, right: tf.Tensor, lag: int) -> tf.Tensor:
     """Sum over steps t of left_(t - lag)ᵀ right_t, as one product: `[(U,) T, B, M], [(U,) T, B, N] -> [(U,) M, N]`."""
     steps = left.shape[-3] - lag

@@ -4,13 +4,13 @@ They run on Keras 2.14 and Keras 3 (TensorFlow backend). All arithmetic is in `m
 equations, the gate order and the shapes of the weights.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import keras
 import tensorflow as tf
 
-from models.cifg import CIFGState, Recurrence
+from models.cifg import LONGEST_UNROLLED, CIFGState, Recurrence
 
 _PACKAGE = "fedspeak"
 
@@ -137,6 +137,46 @@ class _Fused(keras.layers.Layer):
             outputs = tf.where(seen[..., tf.newaxis], outputs, tf.zeros_like(outputs))
         result = tf.transpose(outputs, [1, 0, 2]) if self.return_sequences else outputs[-1]
         return [result, states.output[-1], states.cell[-1]] if self.return_state else result
+
+    def call_tapped(
+        self,
+        tap: Callable[[tf.Tensor], tf.Tensor],
+        inputs: tf.Tensor,
+        initial_state: Any = None,
+        mask: tf.Tensor | None = None,
+        training: bool | None = None,
+    ) -> Any:
+        """`call`, and each example's gradient of the weights in closed form: see `privacy.layer_gradients`.
+
+        None with a mask, a start of one's own or the states asked for, and for more than 64 or unknown steps.
+        """
+        length = inputs.shape[1]
+        if (
+            mask is not None
+            or initial_state is not None
+            or self.return_state
+            or length is None
+            or length > LONGEST_UNROLLED
+        ):
+            return None
+        cell, weights = self.cell, self.cell.compute_weights()
+        projected = tap(cell.recurrence.project_inputs(weights, inputs))
+        rows = tf.shape(inputs)[0]
+        moved = tap(tf.zeros([rows, length, cell.output_size], inputs.dtype))
+        outputs, hidden = cell.recurrence.tapped_outputs(
+            weights, tf.transpose(projected, [1, 0, 2]), tf.transpose(moved, [1, 0, 2])
+        )
+        outputs, hidden = tf.transpose(outputs, [1, 0, 2]), tf.transpose(hidden, [1, 0, 2])
+
+        def terms(d_projected: tf.Tensor, d_outputs: tf.Tensor) -> list[Any]:
+            found = [
+                (cell.input_kernel, inputs, d_projected),
+                (cell.recurrent_kernel, outputs[:, :-1], d_projected[:, 1:]),  # the first step starts at zero
+                (cell.bias, None, tf.reduce_sum(d_projected, axis=1)),
+            ]
+            return found if cell.projection is None else [*found, (cell.projection_kernel, hidden, d_outputs)]
+
+        return (outputs if self.return_sequences else outputs[:, -1]), terms
 
     def compute_mask(self, inputs: Any, mask: Any = None) -> Any:
         mask = mask if self.return_sequences else None

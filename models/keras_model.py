@@ -1,5 +1,6 @@
 """The recurrent language model as a Keras model, and its weights to and from the plain dict, by name."""
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -50,6 +51,22 @@ class TiedEmbedding(keras.layers.Layer):
             return tf.gather(embedding, tf.cast(inputs, tf.int32))
         logits = tf.tensordot(inputs, embedding, [[inputs.shape.rank - 1], [1]])
         return logits + as_compute(self, self.output_bias) if self.has_output_bias else logits
+
+    def call_tapped(self, tap: Callable[[tf.Tensor], tf.Tensor], inputs: tf.Tensor, reverse: bool = False) -> Any:
+        """`call`, and each example's gradient of the weights in closed form: see `privacy.layer_gradients`."""
+        outputs = tap(self.call(inputs, reverse))
+
+        def terms(gradient: tf.Tensor) -> list[Any]:
+            gradient = tf.reshape(gradient, [tf.shape(gradient)[0], -1, gradient.shape[-1]])
+            if not reverse:
+                return [(self.embedding, tf.reshape(tf.cast(inputs, tf.int32), tf.shape(gradient)[:2]), gradient)]
+            vectors = tf.reshape(inputs, [tf.shape(inputs)[0], -1, inputs.shape[-1]])
+            found = [(self.embedding, gradient, vectors)]
+            return (
+                [*found, (self.output_bias, None, tf.reduce_sum(gradient, axis=1))] if self.has_output_bias else found
+            )
+
+        return outputs, terms
 
     def get_config(self) -> dict[str, Any]:
         own = {

@@ -7,6 +7,7 @@ report.build(plan, ledger, {}).write("run")
 """
 
 from privacy.budget import Budget
+from privacy.dpsgd import KerasDPSGD
 from privacy.keys import RunKeys
 from privacy.ledger import Ledger
 from privacy.mean import BoundedMean, dp_mean, mean_in_ball
@@ -21,6 +22,7 @@ __all__ = [
     "Cyclic",
     "FixedClip",
     "FixedSize",
+    "KerasDPSGD",
     "Ledger",
     "Poisson",
     "PrivacyPlan",

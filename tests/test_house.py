@@ -19,11 +19,17 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 NUMERIC = frozenset({"numpy", "scipy"})
 TFF = frozenset({"tensorflow_federated", "tensorflow_privacy", "grpc", "portpicker"})
+_KERAS = frozenset({"numpy", "privacy", "tensorflow", "keras"})
 # Path prefix → what the modules below it may import besides the standard library; the longest prefix counts.
 # A dotted name allows what is below it and nothing above it. None: anything.
 MAY_IMPORT: dict[str, frozenset[str] | None] = {
     "privacy": NUMERIC | {"privacy", "dp_accounting", "jinja2", "markupsafe", "matplotlib"},
     "privacy/classifier.py": frozenset({"numpy", "privacy", "sklearn"}),
+    # Training of Keras models: with TensorFlow, and in files of their own.
+    "privacy/ghost_norms.py": _KERAS,
+    "privacy/layer_gradients.py": _KERAS,
+    "privacy/private_step.py": _KERAS,
+    "privacy/dpsgd.py": frozenset({"numpy", "privacy", "keras"}),
     "models": NUMERIC | {"models", "tensorflow", "keras", "ai_edge_litert"},
     "models/vocabulary.py": frozenset({"models.vocabulary", "numpy", "sentencepiece"}),
     # What goes on the device beside the model: NumPy and the LiteRT runtime, or TensorFlow's in its place.

@@ -1,0 +1,186 @@
+"""DP-SGD for any Keras model: exact clipping of each example's gradient at the cost of a plain step.
+
+model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+private = KerasDPSGD.for_budget(epsilon=2.0, delta=1e-5, records=60_000, batch_size=256, epochs=10, clip=1.0)
+private.fit(model, images, labels, validation_data=(test_images, test_labels))
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from privacy import checks, costs
+from privacy.guarantee import Guarantee
+from privacy.linear import secure_generator
+
+if TYPE_CHECKING:
+    from privacy.budget import Releases
+    from privacy.private_step import Examples, PrivateStep
+
+
+@dataclasses.dataclass(frozen=True)
+class KerasDPSGD:
+    """DP-SGD (Abadi et al. 2016, arXiv:1607.00133) under add-or-remove-one of a record (an example of `fit`).
+
+    Each step takes a Poisson sample, clips each example's gradient over all weights, sums, adds Gaussian noise and
+    divides by `batch_size`, never by the sample's size; the model's own optimizer does the rest.
+
+    Attributes:
+      records: how many there are about, at least 1; public: a known figure, or a private count. `fit` may be given
+        another number.
+      batch_size: expected size of a sample, from 1 to `records`.
+      epochs: at least 1; each of ceil(records / batch_size) steps.
+      clip: L2 norm C of one example's gradient, above 0; inf only without noise.
+      noise_multiplier: standard deviation of the noise / C, at least 0; 0 is not private.
+      delta: δ that ε is stated at, in (0, 1); it must be far below 1 / records.
+      at_once: most examples whose gradients are taken together, at least 1; larger samples go in parts, which changes
+        nothing but the memory. None: all.
+    """
+
+    records: int
+    batch_size: int
+    epochs: int
+    clip: float
+    noise_multiplier: float
+    delta: float
+    at_once: int | None = None
+
+    def __post_init__(self) -> None:
+        checks.whole("records", self.records, 1, "give about how many there are, a public figure")
+        checks.whole("batch size", self.batch_size, 1, "256 is usual")
+        if self.batch_size > self.records:
+            raise ValueError(f"batch size {self.batch_size} is above the {self.records} records: take at most those")
+        checks.whole("epochs", self.epochs, 1, "give at least one")
+        checks.non_negative("noise multiplier", self.noise_multiplier, "0 switches privacy off, 1 is a usual start")
+        checks.between("delta", self.delta, 0, 1, "1e-5 is usual, below 1 / records")
+        if self.at_once is not None:
+            checks.whole("at_once", self.at_once, 1, "None takes all")
+        if isinstance(self.clip, bool) or not isinstance(self.clip, (int, float)) or not self.clip > 0:
+            raise ValueError(f"clip must be a number above 0, got {self.clip!r}: 1 is a usual start")
+        if math.isinf(self.clip) and self.noise_multiplier > 0:
+            raise ValueError("clip is infinite and there is noise: without a clip norm no noise protects a record")
+
+    @classmethod
+    def for_budget(
+        cls,
+        epsilon: float,
+        delta: float,
+        *,
+        records: int,
+        batch_size: int,
+        epochs: int,
+        clip: float,
+        at_once: int | None = None,
+    ) -> KerasDPSGD:
+        """With the least noise, to 0.1 %, at which the whole training costs at most `epsilon` at `delta`.
+
+        Raises:
+          ValueError: a setting is out of range, or no noise is enough.
+        """
+        plain = cls(records, batch_size, epochs, clip, 1.0, delta, at_once)
+        found = costs.calibrate(lambda z: [costs.Gaussian(z, plain.steps, plain.rate)], epsilon, delta)
+        return dataclasses.replace(plain, noise_multiplier=found)
+
+    @property
+    def rate(self) -> float:
+        """Probability with which each record joins a step's sample."""
+        return self.batch_size / self.records
+
+    @property
+    def steps(self) -> int:
+        """Of the whole training."""
+        return self.epochs * self.steps_per_epoch
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Samples of the expected size of all records."""
+        return math.ceil(self.records / self.batch_size)
+
+    @property
+    def guarantee(self) -> Guarantee:
+        """What one `fit` promises. Raises ValueError without noise: then it promises nothing."""
+        if not self.noise_multiplier:
+            raise ValueError("noise multiplier is 0: the training is not private, and has no epsilon")
+        return Guarantee(
+            f"DP-SGD, {self.steps} steps, clip norm {self.clip:g}, noise multiplier {self.noise_multiplier:.4g}",
+            (costs.Gaussian(self.noise_multiplier, self.steps, self.rate),),
+            "add-or-remove-one",
+            float(self.delta),
+            "floating-point Gaussian (Philox, seeded by the operating system), not hardened",
+            f"{self.steps} Poisson samples at rate {self.rate:.4g}; the number of records ({self.records}) is public",
+        )
+
+    def fit(
+        self,
+        model: Any,
+        x: Any,
+        y: Any,
+        *,
+        validation_data: tuple[Any, Any] | None = None,
+        callbacks: Sequence[Any] = (),
+        ledger: Releases | None = None,
+    ) -> Any:
+        """Trains a compiled model with its own optimizer and loss. Each call costs ε again.
+
+        A record's loss is the mean of the loss over its positions (those that the model's mask leaves, if it has one).
+
+        Args:
+          model: a built and compiled `keras.Model` with one output.
+          x: examples, an array [n, ...], or a list or dict of arrays, as the model takes them.
+          y: labels [n, ...].
+          validation_data: (x, y) for `model.evaluate` after each epoch; what it tells is about these, not about `x`.
+          callbacks: Keras's. Their logs hold `val_…` alone: the loss of the training records would not be private.
+          ledger: of a `privacy.budget.Budget`; the guarantee is on the disk before any noise is drawn.
+
+        Returns:
+          Keras's History, of the validation.
+
+        Raises:
+          ValueError: model or data do not fit, or examples do not stay apart in the model (as with batch
+            normalisation), or the budget does not allow it; in one line, before any noise.
+        """
+        from privacy.private_step import PrivateStep, checked_examples
+
+        data = checked_examples(x, y)
+        step = PrivateStep(model, self.clip, self.noise_multiplier, float(self.batch_size), data)
+        try:
+            if ledger is not None:
+                ledger.record(self.guarantee)
+            self._train(model, step, data, validation_data, callbacks)
+        finally:
+            step.close()
+        if step.left_out:
+            warnings.warn(
+                f"{step.left_out} gradients were not finite and counted as zero: look at the data or the learning rate "
+                "(this number is not private)",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        return model.history
+
+    def _train(self, model: Any, step: PrivateStep, data: Examples, validation: Any, callbacks: Sequence[Any]) -> None:
+        import keras
+
+        generator = secure_generator()
+        follow = keras.callbacks.CallbackList(
+            list(callbacks), add_history=True, model=model, epochs=self.epochs, steps=self.steps_per_epoch, verbose=0
+        )
+        model.stop_training = False
+        follow.on_train_begin()
+        for epoch in range(self.epochs):
+            follow.on_epoch_begin(epoch)
+            for batch in range(self.steps_per_epoch):
+                follow.on_train_batch_begin(batch)
+                step(data, np.flatnonzero(generator.random(len(data.y)) < self.rate), self.at_once)
+                follow.on_train_batch_end(batch)
+            found = {} if validation is None else model.evaluate(*validation, verbose=0, return_dict=True)
+            follow.on_epoch_end(epoch, {f"val_{name}": value for name, value in found.items()})
+            if model.stop_training:
+                break
+        follow.on_train_end()

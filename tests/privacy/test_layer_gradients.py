@@ -1,0 +1,189 @@
+"""Clipped sums of whole models, by closed forms and anew, against one example after the other."""
+
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import models
+from privacy.private_step import PrivateStep, checked_examples
+from tests.oracles import per_example
+from tests.privacy.drawn import drawn
+
+layers = keras.layers
+CLIP = 0.05  # below most gradients' norms, above some
+CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def sizes(seed, count):
+    return [int(size) for size in np.random.default_rng(seed).integers(2, 9, count)]
+
+
+def recurrent(layer, seed):
+    steps, vocabulary, width, units = sizes(seed, 4)
+    return [
+        keras.Input((steps,), dtype="int32"),
+        layers.Embedding(vocabulary, width),
+        layer(units),
+        layers.Dense(vocabulary),
+    ]
+
+
+class OwnWeights(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.dense = layers.Dense(3)
+
+    def build(self, input_shape):
+        self.dense.build(input_shape)
+        self.scale = self.add_weight(name="scale", shape=(3,), initializer=keras.initializers.Ones())
+        self.built = True
+
+    def call(self, inputs):
+        return self.dense(inputs) * self.scale
+
+
+def own_weights():
+    model = OwnWeights()
+    model.build((None, 4))
+    return model
+
+
+def shared():
+    """One layer used twice, an inner model, and a branch."""
+    inputs = keras.Input((4,))
+    twice = layers.Dense(4, activation="tanh")
+    inner = keras.Sequential([keras.Input((4,)), layers.Dense(3, activation="relu"), layers.Dense(4)])
+    hidden = twice(twice(inputs)) + inner(inputs)
+    return keras.Model(inputs, layers.Dense(3, use_bias=False)(hidden))
+
+
+def images():
+    return keras.Sequential(
+        [
+            keras.Input((6, 6, 2)),
+            layers.Conv2D(3, 3, activation="relu"),
+            layers.LayerNormalization(),
+            layers.Flatten(),
+            layers.Dense(3),
+        ]
+    )
+
+
+def cifg(layer, **options):
+    return lambda units: layer(units, return_sequences=True, **options)
+
+
+# Model, and the layers whose gradients have no closed form.
+CASES = {
+    "linear": (lambda: keras.Sequential([keras.Input((5,)), layers.Dense(3)]), 0),
+    "shared": (shared, 0),
+    "positions": (lambda: keras.Sequential([keras.Input((30, 3)), layers.Dense(2, "tanh"), layers.Dense(4)]), 0),
+    "images": (images, 2),
+    "own weights": (own_weights, 1),
+    **{
+        f"lstm {seed}": (lambda seed=seed: keras.Sequential(recurrent(cifg(layers.LSTM), seed)), 0) for seed in range(3)
+    },
+    **{
+        f"cifg {seed}": (
+            lambda seed=seed: keras.Sequential(recurrent(cifg(models.CIFG, projection=3, layer_norm=True), seed)),
+            0,
+        )
+        for seed in range(3)
+    },
+    "last cifg": (lambda: keras.Sequential(recurrent(models.SICIFG, 4)), 0),
+    "last lstm": (lambda: keras.Sequential(recurrent(layers.LSTM, 5)), 0),
+    "gru": (lambda: keras.Sequential(recurrent(layers.GRU, 6)), 1),
+    "cell": (lambda: keras.Sequential(recurrent(lambda units: layers.RNN(models.CIFGCell(units)), 7)), 1),
+    "tied": (lambda: models.to_keras(models.RecurrentLanguageModel("si-cifg", 9, 4, 6), length=7), 0),
+    "tied, bias": (
+        lambda: models.to_keras(models.RecurrentLanguageModel("cifg", 5, 4, 3, output_bias=True), length=9),
+        0,
+    ),
+}
+
+
+def examples(model, count, seed=0):
+    generator = np.random.default_rng(seed)
+    shape = model.input_shape[1:] if model.built and hasattr(model, "inputs") and model.inputs else (4,)
+    classes = model.output_shape[-1] if hasattr(model, "inputs") and model.inputs else 3
+    if model.inputs and "int" in str(model.inputs[0].dtype):
+        x = generator.integers(0, classes, (count, *shape)).astype(np.int32)
+    else:
+        # Of different sizes, so that some gradients are clipped and others not.
+        scale = generator.exponential(size=(count, *[1] * len(shape)))
+        x = (scale * generator.normal(size=(count, *shape))).astype(np.float32)
+    outputs = model(x).shape[1:-1]
+    return x, generator.integers(0, classes, (count, *outputs)).astype(np.int32)
+
+
+def fast_and_slow(model, loss, x, y, clip):
+    model.compile(keras.optimizers.SGD(), loss)
+    data = checked_examples(x, y)
+    step = PrivateStep(model, clip, 0.0, 1.0, data)
+    step.close()
+    fast = tf.function(step._clipped_sum, autograph=False)(*data.take(np.arange(len(y))))
+    each = per_example.gradients(model, loss, x, y)
+    return step, fast, per_example.clipped_sum(each, clip), each
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_equals_one_example_after_the_other(name):
+    make: Any
+    make, recomputed = CASES[name]
+    model = drawn(make())
+    x, y = examples(model, 6)
+    step, fast, slow, each = fast_and_slow(model, CROSS_ENTROPY, x, y, CLIP)
+    scale = max(np.abs(part).max() for part in slow)
+    for found, expected in zip(fast, slow, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * scale)
+    assert len(step.recomputed) == recomputed
+    norms = [np.sqrt(sum(np.square(part).sum() for part in parts)) for parts in each]
+    assert max(norms) > CLIP
+
+
+def test_a_mask_leaves_positions_out():
+    model = keras.Sequential(
+        [
+            keras.Input((6,), dtype="int32"),
+            layers.Embedding(5, 4, mask_zero=True),
+            layers.LSTM(3, return_sequences=True),
+            layers.Dense(5),
+        ]
+    )
+    x = np.array([[1, 2, 3, 0, 0, 0], [4, 1, 1, 2, 3, 4], [2, 0, 0, 0, 0, 0]], np.int32)
+
+    def masked_mean(y, outputs):
+        mask = tf.cast(tf.not_equal(y, 0), tf.float32)
+        losses = keras.losses.sparse_categorical_crossentropy(y, outputs, from_logits=True)
+        return tf.reduce_sum(mask * losses, -1) / tf.reduce_sum(mask, -1)
+
+    drawn(model).compile(keras.optimizers.SGD(), CROSS_ENTROPY)
+    data = checked_examples(x, x)
+    step = PrivateStep(model, 0.1, 0.0, 1.0, data)
+    step.close()
+    slow = per_example.clipped_sum(per_example.gradients(model, masked_mean, x, x), 0.1)
+    for found, expected in zip(step._clipped_sum(*data.take(np.arange(3))), slow, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_several_inputs_go_together():
+    first, second = keras.Input((3,)), keras.Input((2,))
+    model = keras.Model([first, second], layers.Dense(3)(layers.Concatenate()([first, layers.Dense(3)(second)])))
+    drawn(model)
+    generator = np.random.default_rng(0)
+    x = [generator.normal(size=(4, size)).astype(np.float32) for size in (3, 2)]
+    _, fast, slow, _ = fast_and_slow(model, CROSS_ENTROPY, x, generator.integers(0, 3, 4), CLIP)
+    for found, expected in zip(fast, slow, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_calls_are_put_back():
+    model = keras.Sequential([keras.Input((5,)), layers.Dense(3)])
+    x, y = examples(model, 3)
+    before = model(x).numpy()
+    fast_and_slow(model, CROSS_ENTROPY, x, y, CLIP)
+    assert "call" not in vars(model.layers[-1])
+    np.testing.assert_array_equal(model(x), before)
