@@ -15,7 +15,7 @@ from fl.rounds import Federation
 from models.presets import preset
 from privacy import accounting
 from privacy.keys import RunKeys
-from privacy.plan import AdaptiveClip, FixedClip, PrivacyPlan
+from privacy.plan import AdaptiveClip, FixedClip, PrivacyPlan, PrivateMetrics
 from privacy.sampling import Cyclic, FixedSize, Poisson, Sampling
 
 
@@ -79,6 +79,7 @@ def plan(config: Config, population: int, public: tuple[str, ...]) -> PrivacyPla
     elif private:
         raise ValueError("privacy.clip is missing: without a clip norm no noise protects a client")
     promised = PrivacyPlan(
+        metrics=_metrics(config, private),
         sampling=sampling(config),
         population=population,
         rounds=config.run.rounds,
@@ -90,6 +91,22 @@ def plan(config: Config, population: int, public: tuple[str, ...]) -> PrivacyPla
     if promised.expected_cohort < 1:
         raise ValueError(f"cohort.rate gives {promised.expected_cohort:.3g} clients a round on average: raise it")
     return promised if wanted.epsilon is None else accounting.calibrate_noise(promised, wanted.epsilon)
+
+
+def _metrics(config: Config, private: bool) -> PrivateMetrics | None:
+    wanted = config.privacy
+    if not private:
+        for name in ("metrics_share", "loss_bound"):
+            if getattr(wanted, name) is not None:
+                raise ValueError(f"privacy.{name} has no effect in a run that is not private: leave it out")
+        return None
+    if wanted.metrics_share == 0:
+        return None
+    usual = PrivateMetrics()
+    return PrivateMetrics(
+        usual.share if wanted.metrics_share is None else wanted.metrics_share,
+        usual.loss_bound if wanted.loss_bound is None else wanted.loss_bound,
+    )
 
 
 def aggregator(config: Config, promised: PrivacyPlan) -> Aggregator:
@@ -129,12 +146,13 @@ def keys(config: Config, path: Path, begun: bool) -> RunKeys:
     return RunKeys.load(path) if begun or path.exists() else RunKeys.create(path)
 
 
-def task(config: Config, vocabulary_size: int) -> LanguageModelling:
-    """What the clients' training is for."""
+def task(config: Config, vocabulary_size: int, promised: PrivacyPlan) -> LanguageModelling:
+    """What the clients' training is for; with the accuracy only where it is released."""
     learner = model(config, vocabulary_size)
-    return LanguageModelling(
-        learner.token_losses, config.clients.sequence_length, stacks=True, loss_sum=learner.loss_sum
-    )
+    sums: dict[str, Any] = {"loss_sum": learner.loss_sum}
+    if promised.metrics is not None and promised.metrics.accuracy:
+        sums = {"loss_and_correct": learner.loss_and_correct}
+    return LanguageModelling(learner.token_losses, config.clients.sequence_length, stacks=True, **sums)
 
 
 def engine(
@@ -144,7 +162,7 @@ def engine(
     from fl.engines import cohort
 
     return cohort.build(
-        task(config, vocabulary_size),
+        task(config, vocabulary_size, promised),
         weights,
         local_sgd(config),
         aggregator(config, promised),

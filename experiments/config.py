@@ -166,11 +166,15 @@ class PrivacyConfig:
     clip_quantile: float | None = None  # the clip norm follows this quantile of the update norms, privately
     clip_learning_rate: float | None = None  # of that; left out: 0.2
     count_stddev: float | None = None  # noise of its count; left out: a twentieth of the expected cohort
+    metrics_share: float | None = None  # of a round's privacy, for training loss, accuracy and clients; left out: 0.02
+    loss_bound: float | None = None  # nats a token that a client's loss counts as at most; left out: 10
 
     def __post_init__(self) -> None:
         for name in ("clip_learning_rate", "count_stddev"):
             if getattr(self, name) is not None and self.clip_quantile is None:
                 raise ValueError(f"privacy.{name} has no effect without privacy.clip_quantile: leave it out")
+        if self.loss_bound is not None and self.metrics_share == 0:
+            raise ValueError("privacy.loss_bound has no effect with privacy.metrics_share = 0: leave it out")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,11 +19,15 @@ from experiments import interrupt
 LABELS = {
     "public_loss": "loss on public text set aside",
     "loss": "train loss*",
+    "train_loss": "train loss (DP)",
+    "train_accuracy": "train acc (DP)",
+    "train_clients": "clients (DP)",
     "validation_loss": "val loss",
     "validation_accuracy": "val acc",
     "held_out_loss": "held-out loss*",
     "epsilon": "ε",
 }
+PRIVATE_METRICS = ("train_loss", "train_accuracy", "train_clients")
 OPERATOR_ONLY = ("loss", "held_out_loss")  # read from training clients
 FOOTNOTE = "* read without noise in a simulation: operator only, outside ε"
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from experiments import assembly, data, warm_start
 from experiments.config import Config
-from experiments.display import OPERATOR_ONLY, ConsoleDisplay, rounded_up
+from experiments.display import OPERATOR_ONLY, PRIVATE_METRICS, ConsoleDisplay, rounded_up
 from experiments.runs import RunFolder, load_weights, save_weights, write_json
 from experiments.versions import versions
 from privacy import accounting
@@ -127,7 +127,8 @@ def _federated(
         with show.task("rounds", plan.rounds) as advance, board.as_default():
             for row in run_rounds(federation, log, evaluate):
                 operator = {name: row["operator"][name] for name in OPERATOR_ONLY if name in row["operator"]}
-                shown = dict(row["evaluation"])
+                shown = {name: row["released"][name] for name in PRIVATE_METRICS if name in row["released"]}
+                shown |= row["evaluation"]
                 if spent is not None:
                     shown["epsilon"] = spent[row["round"] - 1]
                 for name, value in {**shown, **{f"operator/{name}": value for name, value in operator.items()}}.items():
@@ -163,7 +164,7 @@ def _users_at_once(
         return int(json.loads(run.engine.read_text())["users_at_once"])
     seconds = calibrate(
         lambda users: assembly.engine(config, vocabulary_size, weights, plan, users),
-        assembly.task(config, vocabulary_size),
+        assembly.task(config, vocabulary_size, plan),
         weights,
         assembly.local_sgd(config),
         config.run.shards,

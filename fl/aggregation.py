@@ -9,10 +9,10 @@ private mean cannot be built by accident.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from fl.local_training import ClientUpdate, Weights, column
-from privacy.plan import AdaptiveClip, FixedClip, PrivacyPlan
+from privacy.plan import AdaptiveClip, FixedClip, PrivacyPlan, PrivateMetrics
 
 State = dict[str, Any]
 """Named float32 scalars kept by the server between rounds."""
@@ -33,6 +33,7 @@ class Contribution(NamedTuple):
     tokens: Any  # float32: target tokens trained on
     loss: Any  # float32: sum of their losses in nats
     computed: Any  # float32: rows that were computed for them, padding among them
+    pairs: Any  # int64 [metrics, 2]: of `fl.metric_pairs`, the loss's first; of no metric where none is released
 
 
 class Mean(NamedTuple):
@@ -46,6 +47,10 @@ class Mean(NamedTuple):
 class Aggregator(Protocol):
     """Pure functions that engines build into a TFF process."""
 
+    @property
+    def needs_accuracy(self) -> bool:
+        """Whether the task must measure it."""
+
     def initial_state(self) -> State: ...
 
     def client(self, state: State, update: ClientUpdate) -> Contribution:
@@ -57,6 +62,8 @@ class Aggregator(Protocol):
 @dataclass(frozen=True)
 class UniformMean:
     """Every client counts the same: sum of updates / number of clients with a finite update."""
+
+    needs_accuracy: ClassVar[bool] = False
 
     def initial_state(self) -> State:
         return {}
@@ -71,6 +78,8 @@ class UniformMean:
 @dataclass(frozen=True)
 class ExampleWeightedMean:
     """A client counts by the number of sequences it trained on (McMahan et al. 2017, https://arxiv.org/abs/1602.05629)."""
+
+    needs_accuracy: ClassVar[bool] = False
 
     def initial_state(self) -> State:
         return {}
@@ -89,7 +98,8 @@ class DPMean:
     The denominator is the plan's expected cohort, a public constant; the realised cohort size never enters. With
     `AdaptiveClip` the clip norm follows a private quantile of the update norms (Andrew et al. 2021,
     https://arxiv.org/abs/1905.03871); its noisy count is paid for by `plan.value_noise_multiplier`, which is larger
-    than `plan.noise_multiplier`.
+    than `plan.noise_multiplier`. So are the metrics of `PrivateMetrics`, if the plan has any: the mean over clients of
+    each one's mean loss, of its accuracy, and their number.
     """
 
     plan: PrivacyPlan
@@ -97,6 +107,11 @@ class DPMean:
     def __post_init__(self) -> None:
         if self.plan.clip is None:
             raise ValueError("DPMean needs a clip norm: give the plan FixedClip or AdaptiveClip")
+
+    @property
+    def needs_accuracy(self) -> bool:
+        """Whether the plan releases it."""
+        return self.plan.metrics is not None and self.plan.metrics.accuracy
 
     def initial_state(self) -> State:
         match self.plan.clip:
@@ -115,7 +130,22 @@ class DPMean:
             factor = tf.where(norm > clip, clip / tf.maximum(norm, clip), 1.0)
             return factor, tf.where(norm <= clip, 0.5, -0.5)
 
-        return _contribution(update, clipped)
+        return _contribution(update, clipped)._replace(pairs=self._pairs(update))
+
+    def _pairs(self, update: ClientUpdate) -> Any:
+        """Sum over the clients of their metrics' pairs. One without a token, or whose loss is no number, has none."""
+        import tensorflow as tf
+
+        if self.plan.metrics is None:
+            return _no_pairs()
+        from fl import metric_pairs
+
+        # 0 / 0 is no number.
+        found = [metric_pairs.pair(update.loss / update.tokens, 0.0, self.plan.metrics.loss_bound)]
+        if self.plan.metrics.accuracy:
+            found.append(metric_pairs.pair(update.correct / update.tokens, 0.0, 1.0))
+        stacked = tf.stack(found, axis=-2)
+        return tf.reduce_sum(stacked, axis=0) if stacked.shape.rank == 3 else stacked
 
     def server(self, state: State, total: Contribution, noise_seed: Any) -> Mean:
         import tensorflow as tf
@@ -125,8 +155,11 @@ class DPMean:
         names = sorted(total.update)
         sizes = [int(math.prod(total.update[name].shape)) for name in names]
         # One stream for all tensors and the count; Philox by name, so that a seed means the same everywhere.
-        noise = tf.random.stateless_normal([sum(sizes) + 1], noise_seed, alg="philox")
-        parts = dict(zip(names, tf.split(noise[:-1], sizes), strict=True))
+        metrics = self.plan.metrics
+        of_metrics = 0 if metrics is None else 2 * metrics.count
+        noise = tf.random.stateless_normal([sum(sizes) + 1 + of_metrics], noise_seed, alg="philox")
+        noise, of_count, of_metrics_ = tf.split(noise, [sum(sizes), 1, of_metrics])
+        parts = dict(zip(names, tf.split(noise, sizes), strict=True))
         update = {
             name: (total.update[name] + noise_stddev * tf.reshape(parts[name], total.update[name].shape)) / cohort
             for name in names
@@ -134,10 +167,34 @@ class DPMean:
         released = {"clip": clip, "noise_stddev": noise_stddev}
         if isinstance(self.plan.clip, AdaptiveClip):
             adaptive = self.plan.clip
-            fraction = (total.within_clip + self.plan.count_stddev * noise[-1]) / cohort + 0.5
+            fraction = (total.within_clip + self.plan.count_stddev * of_count[0]) / cohort + 0.5
             clip = clip * tf.exp(-adaptive.learning_rate * (fraction - adaptive.quantile))
             released["fraction_within_clip"] = fraction
+        if metrics is not None:
+            released |= self._metrics(metrics, total, of_metrics_)
         return Mean(update, {"clip": clip}, released)
+
+    def _metrics(self, metrics: PrivateMetrics, total: Contribution, noise: Any) -> dict[str, Any]:
+        import tensorflow as tf
+
+        from fl import metric_pairs
+
+        multiplier = self.plan.metric_noise_multiplier
+        noise = tf.reshape(noise, [metrics.count, 2])
+        share, clients = metric_pairs.released(total.pairs, noise, multiplier)
+        share = tf.cast(share, tf.float32)
+        released = {
+            "metric_noise_multiplier": tf.constant(multiplier, tf.float32),
+            "train_loss": share[0] * metrics.loss_bound,
+            "train_clients": tf.cast(tf.reduce_mean(clients), tf.float32),
+        }
+        return {**released, "train_accuracy": share[1]} if metrics.accuracy else released
+
+
+def _no_pairs() -> Any:
+    import tensorflow as tf
+
+    return tf.zeros([0, 2], tf.int64)
 
 
 def _contribution(update: ClientUpdate, weigh: Callable[[Any], tuple[Any, Any]]) -> Contribution:
@@ -183,6 +240,7 @@ def _contribution(update: ClientUpdate, weigh: Callable[[Any], tuple[Any, Any]])
         tokens=tf.reduce_sum(update.tokens * counted),
         loss=tf.reduce_sum(tf.where(counted > 0, update.loss, 0.0)),
         computed=tf.reduce_sum(update.computed),
+        pairs=_no_pairs(),
     )
 
 

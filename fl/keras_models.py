@@ -97,6 +97,11 @@ class KerasTask:
         """(x, y) without batch axis."""
         return tf.TensorSpec(self.model.input_shape[1:], self.model.inputs[0].dtype), self.label
 
+    @property
+    def measures_accuracy(self) -> bool:
+        """No: what is right depends on the task."""
+        return False
+
     @cached_property
     def stacks(self) -> bool:
         """Whether users can be trained stacked; tried once on made-up data, and said in the log where they cannot."""

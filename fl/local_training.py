@@ -92,6 +92,7 @@ class Loss(NamedTuple):
 
     total: Any  # float32: sum of the losses
     count: Any  # float32: predictions summed over; SGD follows the gradient of total / count
+    correct: Any = 0.0  # float32: how many of these were right; 0 where the task does not measure it
 
 
 class Task(Protocol):
@@ -104,6 +105,10 @@ class Task(Protocol):
     @property
     def stacks(self) -> bool:
         """Whether `loss` takes a leading user axis."""
+
+    @property
+    def measures_accuracy(self) -> bool:
+        """Whether `loss` counts what is right."""
 
     def forms(self, batch: Any) -> tuple[Any, list[Any]]:
         """The batch in one or more forms of other shapes and the same loss, and which is computed, int32 [].
@@ -133,6 +138,7 @@ class LanguageModelling:
         trained together are not cut: it would depend on the others.
       loss_sum: (weights, tokens) -> the sum of `token_losses` over the targets that are not padding, where the model
         has a faster way to it; with a user axis (weights, tokens, rows [U]), of each user's first rows alone.
+      loss_and_correct: the same, and how many of these tokens were the likeliest: then the accuracy is measured too.
     """
 
     token_losses: TokenLosses
@@ -140,6 +146,7 @@ class LanguageModelling:
     stacks: bool = False
     lengths: tuple[int, ...] = ()
     loss_sum: Callable[..., Any] | None = None
+    loss_and_correct: Callable[..., tuple[Any, Any]] | None = None
 
     def __post_init__(self) -> None:
         if list(self.lengths) != sorted({length for length in self.lengths if 0 < length < self.sequence_length}):
@@ -147,6 +154,11 @@ class LanguageModelling:
                 f"lengths is {self.lengths}: rising numbers from 1 to below sequence_length, {self.sequence_length}, "
                 "are needed"
             )
+
+    @property
+    def measures_accuracy(self) -> bool:
+        """Whether `loss_and_correct` was given."""
+        return self.loss_and_correct is not None
 
     @property
     def example(self) -> Any:
@@ -177,6 +189,9 @@ class LanguageModelling:
             real &= tf.sequence_mask(rows, tf.shape(batch)[-2])[..., tf.newaxis]
             of_users = (rows,)
         count = tf.reduce_sum(tf.cast(real, tf.float32), [-2, -1])
+        if self.loss_and_correct is not None:
+            loss, correct = self.loss_and_correct(weights, batch, *of_users)
+            return Loss(loss, count, correct)
         if self.loss_sum is not None:
             return Loss(self.loss_sum(weights, batch, *of_users), count)
         losses = tf.where(real, self.token_losses(weights, batch), 0.0)
@@ -194,6 +209,7 @@ class ClientUpdate(NamedTuple):
     tokens: Any  # float32 []: predictions (real target tokens) of all steps
     loss: Any  # float32 []: sum over those of the loss in nats, each before the step that used it
     computed: Any  # float32 []: rows computed, the padding of users trained together among them
+    correct: Any = 0.0  # float32 []: of the predictions, those that were right (0 if the task does not measure it)
 
 
 def client_update(
@@ -220,7 +236,9 @@ def client_update(
         start = [tf.repeat(value[tf.newaxis], users[0], axis=0) for value in start]
 
     @tf.function(autograph=False, experimental_attributes={"_noinline": True})
-    def step(index: Any, examples_seen: Any, tokens: Any, total: Any, computed: Any, *values: Any) -> tuple[Any, ...]:
+    def step(
+        index: Any, examples_seen: Any, tokens: Any, total: Any, computed: Any, correct: Any, *values: Any
+    ) -> tuple[Any, ...]:
         real = rows[index]
         # Only as many rows as the fullest batch has: padding costs nothing.
         most = tf.reduce_max(real)
@@ -256,18 +274,19 @@ def client_update(
             tokens + loss.count,
             total + loss.total,
             computed + tf.cast(most, tf.float32),
+            correct + loss.correct,
             *updated,
         )
 
-    zeros = [tf.zeros(users)] * 4
-    _, examples_seen, tokens, total, computed, *trained = tf.while_loop(
+    zeros = [tf.zeros(users)] * 5
+    _, examples_seen, tokens, total, computed, correct, *trained = tf.while_loop(
         lambda index, *_: index < end,
         step,
         [tf.convert_to_tensor(first, tf.int32), *zeros, *start],
         parallel_iterations=1,
     )
     delta = {name: after - before for name, after, before in zip(names, trained, start, strict=True)}
-    return ClientUpdate(delta, examples_seen, tokens, total, computed)
+    return ClientUpdate(delta, examples_seen, tokens, total, computed, correct)
 
 
 def _only(left: Any, updated: Any, values: Any) -> Any:

@@ -12,10 +12,8 @@ import tensorflow as tf
 import tensorflow_federated as tff
 import tensorflow_privacy as tfp
 
+from fl import metric_pairs
 from privacy import checks, costs
-
-STEPS = 2**24
-"""Grid steps from lower to upper: float32 has no finer ones. Sums hold up to 2^39 clients."""
 
 
 class Result(NamedTuple):
@@ -69,21 +67,14 @@ class BoundedMeanQuery(tfp.SumAggregationDPQuery):
         return tf.zeros([2], tf.int64)
 
     def preprocess_record(self, params: Any, record: Any) -> Any:
-        """The client's pair in grid steps, int64 [2]; it adds up to `STEPS`, or is (0, 0) where there is no number."""
-        share = (tf.clip_by_value(record, self._lower, self._upper) - self._lower) / (self._upper - self._lower)
-        is_number = tf.logical_not(tf.math.is_nan(share))
-        above = tf.cast(tf.round(tf.where(is_number, tf.clip_by_value(share, 0.0, 1.0), 0.0) * STEPS), tf.int64)
-        pair = tf.stack([above, STEPS - above])
-        return tf.where(is_number, pair, tf.zeros_like(pair))
+        """The client's pair, int64 [2]; see `fl.metric_pairs`."""
+        return metric_pairs.pair(record, self._lower, self._upper)
 
     def get_noised_result(self, sample_state: Any, global_state: Any) -> Any:
         """(`Result`, the next global state, the event)."""
         seed = tf.stack([global_state.seed[0], global_state.seed[1] + global_state.round])
-        noise = tf.random.stateless_normal([2], seed, dtype=tf.float64, alg="philox") * (self._multiplier * STEPS)
-        first, second = tf.unstack(tf.cast(sample_state + tf.cast(tf.round(noise), tf.int64), tf.float64))
-        clients = (first + second) / STEPS
-        first, second = tf.maximum(first, 0.0), tf.maximum(second, 0.0)
-        share = tf.where(first + second > 0, first / tf.maximum(first + second, 1.0), 0.5)
+        noise = tf.random.stateless_normal([2], seed, dtype=tf.float64, alg="philox")
+        share, clients = metric_pairs.released(sample_state, noise, self._multiplier)
         mean = self._lower + tf.cast(share, tf.float32) * (self._upper - self._lower)
         next_state = self._State(global_state.seed, global_state.round + 1)
         return Result(mean, tf.cast(clients, tf.float32)), next_state, costs.Gaussian(self._multiplier).dp_event()

@@ -146,7 +146,7 @@ def run_rounds(
             values = federation.client_values(federation.batches(cohort, number))
             state, measured = federation.process.next(state, values, keys.noise_seed(number))
             if clip is not None:
-                _check_noise(measured["released"], clip, plan.value_noise_multiplier * clip)
+                _check_noise(measured["released"], plan, clip)
             if not measured["released"]["finite"]:
                 raise ValueError(
                     f"the model's weights are not finite after round {number + 1}: the server learning rate is too "
@@ -173,13 +173,18 @@ def require_ledger(run: RoundLog) -> None:
         raise FileNotFoundError(f"ledger {run.ledger} is missing: restore it, epsilon cannot be computed without it")
 
 
-def _check_noise(released: Any, clip: float, noise_stddev: float) -> None:
+def _check_noise(released: Any, plan: PrivacyPlan, clip: float) -> None:
     """The process must have used the clip norm and the noise that are in the ledger."""
-    used = {"clip": float(released["clip"]), "noise_stddev": float(released["noise_stddev"])}
-    for name, promised in (("clip", clip), ("noise_stddev", noise_stddev)):
-        if not math.isclose(used[name], promised, rel_tol=1e-5):
+    promised = {
+        "clip": clip,
+        "noise_stddev": plan.value_noise_multiplier * clip,
+        "metric_noise_multiplier": plan.metric_noise_multiplier,
+    }
+    for name, value in promised.items():
+        used = float(released.get(name, 0.0))
+        if not math.isclose(used, value, rel_tol=1e-5):
             raise ValueError(
-                f"the process used {name} {used[name]:g} and the plan promises {promised:g}: build it from the plan"
+                f"the process used {name} {used:g} and the plan promises {value:g}: build it from the plan"
             )
 
 

@@ -11,7 +11,7 @@ Weights = dict[str, Array]  # keys in sorted order
 class LanguageModel(Protocol):
     """Pure functions of (weights, inputs). B is the batch, T and G count tokens, V is the vocabulary size.
 
-    All work in eager mode and `tf.function`, all but `loss_sum` in XLA, all but the losses in TFLite with builtin ops.
+    All work in eager mode and `tf.function`, all but the sums in XLA, all but the losses in TFLite with builtin ops.
     """
 
     @property
@@ -35,6 +35,9 @@ class LanguageModel(Protocol):
 
         rows int32 `[U]`, with a user axis only: each user's rows from there on do not count.
         """
+
+    def loss_and_correct(self, weights: Weights, tokens: Array, rows: Array | None = None) -> tuple[Array, Array]:
+        """`loss_sum`, and how many of the same tokens had the largest logit, float32 [] or `[U]`."""
 
     def prefill(self, weights: Weights, tokens: Array, lengths: Array) -> tuple[Array, State]:
         """Reads prompts: tokens int32 `[B, T]`, of which the first lengths int32 `[B]` (1 to T) are real.

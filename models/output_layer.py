@@ -41,8 +41,11 @@ def tied(embedding: tf.Tensor, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     return rows, table
 
 
-def loss_sum(outputs: tf.Tensor, table: tf.Tensor, bias: tf.Tensor | None, targets: tf.Tensor) -> tf.Tensor:
-    """The sum of `cross_entropy` over the targets that are not PAD: float [], or [U].
+def sums(
+    outputs: tf.Tensor, table: tf.Tensor, bias: tf.Tensor | None, targets: tf.Tensor, with_correct: bool
+) -> list[tf.Tensor]:
+    """The sum of `cross_entropy` over the targets that are not PAD, float [] or [U]; and how many of these are the
+    likeliest of their logits, if asked for.
 
     Rows without a target are left out before the product with the table (with a user axis only of the sum). Not for
     XLA: their number is that of the data.
@@ -51,11 +54,12 @@ def loss_sum(outputs: tf.Tensor, table: tf.Tensor, bias: tf.Tensor | None, targe
         real = tf.not_equal(targets, PAD)
         # Not times 0: what a diverged user's padding gives may be no number.
         outputs = tf.where(real[..., tf.newaxis], outputs, tf.zeros([], outputs.dtype))
-        losses = cross_entropy(outputs, table, bias, targets)
-        losses = tf.where(real, losses, tf.zeros([], losses.dtype))
-        return tf.reduce_sum(losses, axis=[*range(1, targets.shape.rank)])
+        found = _found(outputs, table, bias, targets, with_correct)
+        found = [tf.where(real, part, tf.zeros([], part.dtype)) for part in found]
+        return [tf.reduce_sum(part, axis=[*range(1, targets.shape.rank)]) for part in found]
     real = tf.where(tf.not_equal(targets, PAD))
-    return tf.reduce_sum(cross_entropy(tf.gather_nd(outputs, real), table, bias, tf.gather_nd(targets, real)))
+    found = _found(tf.gather_nd(outputs, real), table, bias, tf.gather_nd(targets, real), with_correct)
+    return [tf.reduce_sum(part) for part in found]
 
 
 def cross_entropy(outputs: tf.Tensor, table: tf.Tensor, bias: tf.Tensor | None, targets: tf.Tensor) -> tf.Tensor:
@@ -70,13 +74,23 @@ def cross_entropy(outputs: tf.Tensor, table: tf.Tensor, bias: tf.Tensor | None, 
     Returns:
       `[(U,) ...]`, the shape of targets.
     """
+    return _found(outputs, table, bias, targets, with_correct=False)[0]
+
+
+def _found(
+    outputs: tf.Tensor, table: tf.Tensor, bias: tf.Tensor | None, targets: tf.Tensor, with_correct: bool
+) -> list[tf.Tensor]:
+    """The losses and, if asked for, 1 where the target is the likeliest: each of the shape of targets."""
     lead = [tf.shape(table)[0]] if table.shape.rank == 3 else []
     rows = tf.reshape(outputs, [*lead, -1, outputs.shape[-1]])
-    return tf.reshape(_losses(rows, table, bias, tf.reshape(targets, [*lead, -1])), tf.shape(targets))
+    found = _of_rows(rows, table, bias, tf.reshape(targets, [*lead, -1]), with_correct)
+    return [tf.reshape(part, tf.shape(targets)) for part in found]
 
 
-def _losses(outputs: tf.Tensor, table: tf.Tensor, bias: tf.Tensor | None, targets: tf.Tensor) -> tf.Tensor:
-    """Outputs `[(U,) N, E]`, targets `[(U,) N]` -> `[(U,) N]`.
+def _of_rows(
+    outputs: tf.Tensor, table: tf.Tensor, bias: tf.Tensor | None, targets: tf.Tensor, with_correct: bool
+) -> list[tf.Tensor]:
+    """Outputs `[(U,) N, E]`, targets `[(U,) N]` -> each `[(U,) N]`.
 
     Written out because TensorFlow's own op takes 2.5 times as long on CPU, and because the logits' gradient is scaled
     by row in the small factors of its products, never in itself.
@@ -103,7 +117,7 @@ def _losses(outputs: tf.Tensor, table: tf.Tensor, bias: tf.Tensor | None, target
             lambda: tf.where(exact, losses, tf.reduce_logsumexp(logits, axis=-1) - at_targets(logits)),
         )
 
-        def gradient(upstream: tf.Tensor) -> Any:
+        def gradient(upstream: tf.Tensor, *_: tf.Tensor) -> Any:
             flat = tf.reshape(softmax, [-1, vocabulary])
             error = tf.tensor_scatter_nd_sub(flat, positions, tf.ones_like(rows, logits.dtype))
             error = tf.reshape(error, tf.shape(logits))
@@ -113,7 +127,10 @@ def _losses(outputs: tf.Tensor, table: tf.Tensor, bias: tf.Tensor | None, target
             d_bias = [tf.matmul(error, weight, transpose_a=True)[..., 0] for _ in bias]
             return d_outputs, d_table, *d_bias
 
-        return losses, gradient
+        if not with_correct:
+            return losses, gradient
+        correct = tf.cast(probability >= tf.reduce_max(softmax, axis=-1), losses.dtype)
+        return (losses, correct), gradient
 
-    result: tf.Tensor = run(outputs, table, *([] if bias is None else [bias]))
-    return result
+    result = run(outputs, table, *([] if bias is None else [bias]))
+    return list(result) if with_correct else [result]

@@ -85,11 +85,21 @@ class RecurrentLanguageModel:
 
     def loss_sum(self, weights: Weights, tokens: Array, rows: Array | None = None) -> tf.Tensor:
         """int32 `[(U,) B, T+1]` and `[U]` -> float32 [] or `[U]`, nats; see `LanguageModel.loss_sum`."""
+        return self._sums(weights, tokens, rows, with_correct=False)[0]
+
+    def loss_and_correct(
+        self, weights: Weights, tokens: Array, rows: Array | None = None
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """As `loss_sum`, and how many of its tokens were the likeliest; see `LanguageModel.loss_and_correct`."""
+        loss, correct = self._sums(weights, tokens, rows, with_correct=True)
+        return loss, correct
+
+    def _sums(self, weights: Weights, tokens: Array, rows: Array | None, with_correct: bool) -> list[tf.Tensor]:
         outputs, table, bias, targets = self._outputs(weights, tokens)
         if rows is not None:
             mask = tf.sequence_mask(rows, tf.shape(targets)[-1])[:, tf.newaxis]
             targets = tf.where(mask, targets, output_layer.PAD)
-        return output_layer.loss_sum(outputs, table, bias, targets)
+        return output_layer.sums(outputs, table, bias, targets, with_correct)
 
     def _outputs(self, weights: Weights, tokens: Array) -> tuple[Any, Any, Any, Any]:
         """(recurrent outputs `[(U,) T, B, E]`, output table, output bias, targets `[(U,) T, B]`), for training."""

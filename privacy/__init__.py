@@ -11,7 +11,7 @@ from privacy.dpsgd import KerasDPSGD
 from privacy.keys import RunKeys
 from privacy.ledger import Ledger
 from privacy.mean import BoundedMean, dp_mean, mean_in_ball
-from privacy.plan import AdaptiveClip, FixedClip, PrivacyPlan
+from privacy.plan import AdaptiveClip, FixedClip, PrivacyPlan, PrivateMetrics
 from privacy.quantile import dp_quantile
 from privacy.sampling import Cyclic, FixedSize, Poisson
 
@@ -26,6 +26,7 @@ __all__ = [
     "Ledger",
     "Poisson",
     "PrivacyPlan",
+    "PrivateMetrics",
     "RunKeys",
     "dp_mean",
     "dp_quantile",

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import pathlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -69,24 +70,53 @@ class AdaptiveClip:
 
 
 @dataclasses.dataclass(frozen=True)
+class PrivateMetrics:
+    """Each round also releases the training loss, the accuracy and the number of its clients, privately.
+
+    A metric is one number x in [0, 1] a client, and the pair (x, 1 - x) is summed over clients: its L2 norm is at most
+    1, and the noised sums give the mean and, as a by-product, the number of clients (Kulesza, Suresh and Wang 2024,
+    arXiv:2312.06658).
+
+    Attributes:
+      share: of what a round may tell, 1 / noise_multiplier², in (0, 1); the model's update gets the rest.
+      loss_bound: public, above 0, in nats a token: a client's mean loss above it counts as this.
+      accuracy: whether it is released, besides the loss.
+    """
+
+    share: float = 0.02
+    loss_bound: float = 10.0
+    accuracy: bool = True
+
+    def __post_init__(self) -> None:
+        checks.between("metrics share", self.share, 0, 1, "0.02 costs the update 1 % more noise")
+        checks.positive("loss bound", self.loss_bound, "10 nats is more than a guess among 20,000 words loses")
+
+    @property
+    def count(self) -> int:
+        """Pairs a round."""
+        return 2 if self.accuracy else 1
+
+
+@dataclasses.dataclass(frozen=True)
 class PrivacyPlan:
     """What a training run promises before it starts.
 
     The mechanism is the Gaussian sum of clipped updates: each round releases sum of clipped updates + N(0,
-    (z_v C)^2 I), divided by the fixed `expected_cohort` (never by the realised size), and with adaptive
-    clipping also the noised count.
+    (z_v C)^2 I), divided by the fixed `expected_cohort` (never by the realised size), with adaptive clipping
+    also the noised count, and the noised pairs of `metrics`.
 
     Attributes:
       sampling: how cohorts are chosen; it determines `relation`.
       population: number N of clients who could take part, at least 2. Public.
       rounds: number T of rounds planned, at least 1.
       noise_multiplier: total z = noise standard deviation / clip norm, at least 0; 0 gives no privacy. With
-        adaptive clipping it covers the update and the count together, and the noise on the update is
+        adaptive clipping or metrics it covers all that a round releases, and the noise on the update is
         `value_noise_multiplier`.
       clip: fixed or adaptive; None (no clipping) only together with noise_multiplier 0.
       delta: in (0, 1); None takes population**-1.1 and is replaced by that number.
       public: what was declared public and is outside the accounting, for instance the text a vocabulary was
         learned from.
+      metrics: what else each round releases; None: nothing.
       relation: the neighbouring relation; None takes the sampler's. Any other value is refused, never
         converted.
       unit: whose data is protected.
@@ -99,6 +129,7 @@ class PrivacyPlan:
     clip: FixedClip | AdaptiveClip | None
     delta: float | None = None
     public: tuple[str, ...] = ()
+    metrics: PrivateMetrics | None = None
     relation: Relation | None = None
     unit: Literal["client"] = "client"
 
@@ -121,14 +152,13 @@ class PrivacyPlan:
         checks.between("delta", self.target_delta, 0, 1, f"leave it out for population**{DELTA_EXPONENT}")
         if self.clip is None and self.noise_multiplier > 0:
             raise ValueError("clip must be given with noise: without a clip norm no noise protects a client")
-        if (
-            isinstance(self.clip, AdaptiveClip)
-            and self.is_private
-            and not 2 * self.count_stddev > self.noise_multiplier
-        ):
+        if self.metrics is not None and not self.is_private:
+            raise ValueError("metrics are given and there is no noise: they are for private runs, leave them out")
+        least = self.noise_multiplier / (2 * math.sqrt(1 - self._metrics_share))
+        if isinstance(self.clip, AdaptiveClip) and self.is_private and not self.count_stddev > least:
             raise ValueError(
-                f"clip count stddev {self.count_stddev:g} leaves the update no noise: take more than "
-                f"{self.noise_multiplier / 2:g}, half the noise multiplier"
+                f"clip count stddev {self.count_stddev:g} leaves the update no noise: take more than {least:g}, half "
+                "the noise multiplier"
             )
 
     @property
@@ -170,14 +200,28 @@ class PrivacyPlan:
 
     @property
     def value_noise_multiplier(self) -> float:
-        """Noise standard deviation on the update / clip norm: (z^-2 - (2 s_b)^-2)^-1/2, which is z with a
-        fixed clip.
+        """Noise standard deviation on the update / clip norm: ((1 - share) z^-2 - (2 s_b)^-2)^-1/2, which is z with a
+        fixed clip and without metrics.
 
-        Both noises together then cost exactly one Gaussian of multiplier z (arXiv:1905.03871, theorem 1).
+        All noises together then cost exactly one Gaussian of multiplier z (arXiv:1905.03871, theorem 1).
         """
-        if not isinstance(self.clip, AdaptiveClip) or not self.is_private:
+        if not self.is_private:
+            return 0.0
+        if not isinstance(self.clip, AdaptiveClip) and self.metrics is None:
             return float(self.noise_multiplier)
-        return (self.noise_multiplier**-2 - (2 * self.count_stddev) ** -2) ** -0.5
+        count = (2 * self.count_stddev) ** -2 if self.count_stddev else 0.0
+        return ((1 - self._metrics_share) * self.noise_multiplier**-2 - count) ** -0.5
+
+    @property
+    def metric_noise_multiplier(self) -> float:
+        """Noise standard deviation on each number of each pair of `metrics`; 0 without."""
+        if self.metrics is None:
+            return 0.0
+        return self.noise_multiplier * math.sqrt(self.metrics.count / self.metrics.share)
+
+    @property
+    def _metrics_share(self) -> float:
+        return 0.0 if self.metrics is None else self.metrics.share
 
     def dp_event(self, rounds: int | None = None) -> dp_accounting.DpEvent:
         """The run as a `dp_accounting` event for `rounds` rounds (default: all).
@@ -209,6 +253,7 @@ class PrivacyPlan:
             "clip": clip,
             "delta": self.delta,
             "public": list(self.public),
+            "metrics": None if self.metrics is None else dataclasses.asdict(self.metrics),
         }
 
     @staticmethod
@@ -231,8 +276,15 @@ class PrivacyPlan:
                 clip = kinds[kind](**clip)
             except TypeError:
                 raise ValueError(f"clip fields {sorted(clip)} do not fit kind {kind!r}: see privacy.plan") from None
+        metrics = fields.pop("metrics")
+        if metrics is not None:
+            try:
+                metrics = PrivateMetrics(**metrics)
+            except TypeError:
+                raise ValueError(f"metrics {metrics!r} do not fit: see privacy.plan.PrivateMetrics") from None
         sampling = samplers.from_dict(fields.pop("sampling"))
-        return PrivacyPlan(sampling=sampling, clip=clip, **{**fields, "public": tuple(fields["public"])})
+        public = tuple(fields.pop("public"))
+        return PrivacyPlan(sampling=sampling, clip=clip, metrics=metrics, public=public, **fields)
 
     @contextlib.contextmanager
     def recording(self, path: str | pathlib.Path) -> Iterator[Ledger]:

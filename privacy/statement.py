@@ -152,6 +152,7 @@ def _planned(plan: PrivacyPlan) -> dict[str, Any]:
         "max_participations": plan.max_participations,
         "value_noise_multiplier": plan.value_noise_multiplier,
         "count_stddev": plan.count_stddev,
+        "metric_noise_multiplier": plan.metric_noise_multiplier,
         "epsilon": _finite(promised.value),
     }
 
@@ -192,12 +193,11 @@ def _curve(plan: PrivacyPlan, rounds: int) -> list[list[float]]:
 
 
 def _adaptive(plan: PrivacyPlan, ledger: Ledger, spent: Epsilon) -> dict[str, Any] | None:
-    """What learning the clip norm cost: the same noise on the update with a fixed clip would have spent
-    less.
-    """
+    """What learning the clip norm cost: the same noise on all else with a fixed clip would have spent less."""
     if not isinstance(plan.clip, AdaptiveClip):
         return None
-    fixed = dataclasses.replace(plan, clip=FixedClip(plan.clip.initial), noise_multiplier=plan.value_noise_multiplier)
+    rest = (plan.noise_multiplier**-2 - (2 * plan.count_stddev) ** -2) ** -0.5 if plan.is_private else 0.0
+    fixed = dataclasses.replace(plan, clip=FixedClip(plan.clip.initial), noise_multiplier=rest)
     without = accounting.epsilon(fixed, len(ledger.rounds))
     return {
         "noise_multiplier": plan.noise_multiplier,

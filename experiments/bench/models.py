@@ -34,7 +34,7 @@ def lstm_loss_sum(weights: dict[str, Any], tokens: Any) -> Any:
     import tensorflow as tf
 
     hidden, targets = _hidden(weights, tokens)
-    # Only what has a target is projected, as in models.output_layer.loss_sum.
+    # Only what has a target is projected, as in models.output_layer.sums.
     real = tf.where(tf.not_equal(targets, 0))
     return tf.reduce_sum(_losses(weights, tf.gather_nd(hidden, real), tf.gather_nd(targets, real)))
 

@@ -159,6 +159,15 @@ def build(
     return Engine(tff.templates.IterativeProcess(initialize, next_round), client_sum, server_step, client_values)
 
 
+def check_accuracy(task: Task, aggregator: Aggregator) -> None:
+    """Raises ValueError if the aggregator is to release an accuracy and the task does not measure it."""
+    if aggregator.needs_accuracy and not task.measures_accuracy:
+        raise ValueError(
+            "the plan's metrics have the accuracy and this task does not measure it: give LanguageModelling a "
+            "loss_and_correct, or the plan PrivateMetrics(accuracy=False)"
+        )
+
+
 def batches_type(task: Task, batch_size: int, users: tuple[int, ...]) -> Any:
     """TFF type of `Batches` of any number of steps; `users` is () or (U,)."""
     examples = tf.nest.map_structure(

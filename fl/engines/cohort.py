@@ -49,10 +49,12 @@ def build(
       users_at_once: U, clients of a shard trained together; 1: one after another.
 
     Raises:
-      ValueError: a number is out of range, or the task does not stack and users_at_once is above 1.
+      ValueError: a number is out of range, the task does not stack and users_at_once is above 1, or it does not measure
+        the accuracy that the aggregator is to release.
     """
     for name, value in (("shards", shards), ("users_at_once", users_at_once)):
         checks.whole(name, value, 1, "give a whole number")
+    averaging.check_accuracy(task, aggregator)
     if users_at_once > 1 and not task.stacks:
         raise ValueError(f"users_at_once is {users_at_once} and this task takes no user axis: use 1")
 
@@ -68,7 +70,7 @@ def build(
             return (index + 1, ends[index], *added)
 
         form = aggregator.client(state, _no_update(weights))
-        zeros = [tf.zeros(part.shape) for part in tf.nest.flatten(form)]
+        zeros = [tf.zeros(part.shape, part.dtype) for part in tf.nest.flatten(form)]
         _, _, *total = tf.while_loop(
             lambda index, *_: index < tf.size(ends),
             group,

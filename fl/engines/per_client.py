@@ -34,8 +34,10 @@ def build(
       average_decay: see `fl.engines.averaging.build`.
 
     Raises:
-      ValueError: average_decay is out of range.
+      ValueError: average_decay is out of range, or the task does not measure the accuracy that the aggregator is to
+        release.
     """
+    averaging.check_accuracy(task, aggregator)
 
     def client_work(weights: Weights, state: dict[str, Any], value: Any) -> Contribution:
         update = client_update(task, weights, Batches(**value), local.learning_rate)

@@ -14,6 +14,17 @@ def token_losses(weights: Any, tokens: Any) -> Any:
     return tf.nn.sparse_softmax_cross_entropy_with_logits(tokens[..., 1:], logits)
 
 
+def loss_and_correct(weights: Any, tokens: Any, rows: Any = None) -> tuple[Any, Any]:
+    users = tokens.shape.rank - 2
+    real = tf.not_equal(tokens[..., 1:], 0)
+    if rows is not None:
+        real &= tf.sequence_mask(rows, tf.shape(tokens)[-2])[..., tf.newaxis]
+    logits = tf.gather(weights["table"], tokens[..., :-1], axis=users, batch_dims=users)
+    right = tf.equal(tf.argmax(logits, -1, tf.int32), tokens[..., 1:])
+    losses = tf.where(real, token_losses(weights, tokens), 0.0)
+    return tf.reduce_sum(losses, [-2, -1]), tf.reduce_sum(tf.cast(real & right, tf.float32), [-2, -1])
+
+
 def initial_weights(seed: int = 0) -> dict[str, np.ndarray]:
     return {"table": np.random.default_rng(seed).normal(size=(VOCABULARY, VOCABULARY)).astype(np.float32)}
 

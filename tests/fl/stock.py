@@ -191,8 +191,8 @@ def _functional(net: Net) -> tff.learning.models.FunctionalModel:
     @tf.function(autograph=False)
     def mean_loss(weights: Any, tokens: tf.Tensor, training: bool) -> tf.Tensor:
         rows = tf.shape(tokens)[0]
-        total, count = net.task.loss(dict(zip(names, weights[0], strict=True)), tokens, rows)
-        return tf.fill([rows], total / count)  # by their number stock TFF counts examples
+        loss = net.task.loss(dict(zip(names, weights[0], strict=True)), tokens, rows)
+        return tf.fill([rows], loss.total / loss.count)  # by their number stock TFF counts examples
 
     tokens = tf.TensorSpec([None, LENGTH + 1], tf.int32)
     return tff.learning.models.FunctionalModel(

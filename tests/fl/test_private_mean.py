@@ -8,7 +8,8 @@ import pytest
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from fl.private_mean import STEPS, BoundedMeanQuery, Result, private_mean_factory
+from fl.metric_pairs import STEPS
+from fl.private_mean import BoundedMeanQuery, Result, private_mean_factory
 from privacy.mean import STEPS as EXACT_STEPS
 from privacy.mean import BoundedMean
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models import output_layer
-from models.output_layer import PAD, cross_entropy, loss_sum, tied
+from models.output_layer import PAD, cross_entropy, tied
 
 V, E = 9, 4
 
@@ -18,6 +18,14 @@ def textbook(outputs, table, bias, targets):
     if bias is not None:
         logits += bias
     return -tf.gather(tf.nn.log_softmax(logits), targets, batch_dims=targets.shape.rank)
+
+
+def loss_sum(outputs, table, bias, targets):
+    return output_layer.sums(outputs, table, bias, targets, with_correct=False)[0]
+
+
+def loss_sum_with_correct(outputs, table, bias, targets):
+    return output_layer.sums(outputs, table, bias, targets, with_correct=True)[0]
 
 
 def textbook_sum(*arguments):
@@ -58,15 +66,18 @@ def by_user(function, data):
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("padding", [0.0, 0.3, 1.0], ids=["none", "some", "all"])
 @pytest.mark.parametrize("users", [(), (3,)], ids=["one", "users"])
-@pytest.mark.parametrize(("ours", "theirs"), [(cross_entropy, textbook), (loss_sum, textbook_sum)])
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [(cross_entropy, textbook), (loss_sum, textbook_sum), (loss_sum_with_correct, textbook_sum)],
+)
 def test_losses_and_gradients_equal_autodiff_of_the_textbook(ours, theirs, users, padding, bias):
     data = problem(users=users, padding=padding, bias=bias)
-    if ours is loss_sum:
+    if ours in (loss_sum, loss_sum_with_correct):
         data = (*data[:4], np.random.default_rng(9).normal(size=users))
     got = with_gradients(ours, *data)
     for a, b in zip(got, by_user(theirs, data), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-12)
-    if ours is loss_sum and padding == 1.0:
+    if ours in (loss_sum, loss_sum_with_correct) and padding == 1.0:
         assert not any(np.any(part) for part in got)
 
 
@@ -184,3 +195,17 @@ def test_tied_with_one_of_its_two_results_unused(used):
     want = np.zeros((V, E))
     want[2 if used == "rows" else slice(None)] = 2.0 if used == "rows" else 1.0
     np.testing.assert_array_equal(tape.gradient(total, embedding), want)
+
+
+@pytest.mark.parametrize("users", [(), (3,)], ids=["one", "users"])
+def test_correct_counts_the_targets_that_are_likeliest(users):
+    outputs, table, bias, targets, _ = problem(users=users)
+    logits = outputs @ np.swapaxes(table[..., np.newaxis, :, :], -1, -2) + bias[..., np.newaxis, np.newaxis, :]
+    targets = np.where(np.random.default_rng(1).random(targets.shape) < 0.5, logits.argmax(-1), targets).astype(
+        np.int32
+    )
+    right = (logits.argmax(-1) == targets) & (targets != PAD)
+    assert 0 < right.sum() < (targets != PAD).sum()
+    outputs, table, bias, targets = (tf.constant(part) for part in (outputs, table, bias, targets))
+    found = output_layer.sums(outputs, table, bias, targets, with_correct=True)[1]
+    np.testing.assert_array_equal(found, right.sum((-2, -1)))

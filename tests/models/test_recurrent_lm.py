@@ -123,6 +123,16 @@ def test_the_sum_of_losses_is_that_of_the_real_targets(cell, output_bias, users)
     np.testing.assert_allclose(total, masked, rtol=1e-11)
     for name, gradient in wanted.items():
         np.testing.assert_allclose(tf.convert_to_tensor(gradients[name]), tf.convert_to_tensor(gradient), atol=1e-11)
+    loss, correct = model.loss_and_correct(weights, tokens, *([rows] if users else []))
+    np.testing.assert_allclose(loss, masked, rtol=1e-11)
+    right = []
+    for user in range(users or 1):
+        own = {name: weight[user] if users else weight for name, weight in weights.items()}
+        its, its_counted = (tokens[user], counted[user]) if users else (tokens, counted)
+        zero = tf.nest.map_structure(lambda part: tf.cast(part, tf.float64), model.initial_state(4))
+        logits, _ = model.extend(own, its[:, :-1], zero)
+        right.append(((logits.numpy().argmax(-1) == its[:, 1:]) & its_counted).sum())
+    np.testing.assert_array_equal(correct, right if users else right[0])
 
 
 @CELLS

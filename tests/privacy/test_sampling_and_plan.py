@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from privacy import AdaptiveClip, Cyclic, FixedClip, FixedSize, Poisson, PrivacyPlan
+from privacy import AdaptiveClip, Cyclic, FixedClip, FixedSize, Poisson, PrivacyPlan, PrivateMetrics
 
 GOOD: dict[str, Any] = {
     "sampling": Poisson(0.1),
@@ -98,6 +98,44 @@ def test_adaptive_split_goldens(z, count_stddev, value):
     assert plan.count_stddev == count_stddev
     # Both Gaussians together are one of multiplier z: precisions relative to sensitivity (1 and 1/2) add up.
     assert plan.value_noise_multiplier**-2 + (2 * count_stddev) ** -2 == pytest.approx(z**-2)
+
+
+@pytest.mark.parametrize("clip", [FixedClip(0.5), AdaptiveClip(0.5, count_stddev=5.0)])
+@pytest.mark.parametrize("accuracy", [False, True])
+def test_metrics_and_update_together_are_one_gaussian(clip, accuracy):
+    plan = PrivacyPlan(**{**GOOD, "clip": clip, "metrics": PrivateMetrics(0.1, 5.0, accuracy=accuracy)})
+    # Precisions relative to the sensitivities add up: 1 of the update and of each pair, 1/2 of the count.
+    of_count = (2 * plan.count_stddev) ** -2 if plan.count_stddev else 0.0
+    of_metrics = (2 if accuracy else 1) * plan.metric_noise_multiplier**-2
+    assert plan.value_noise_multiplier**-2 + of_count + of_metrics == pytest.approx(1.0)
+    assert of_metrics == pytest.approx(0.1)
+    assert plan.dp_event() == PrivacyPlan(**{**GOOD, "clip": clip}).dp_event()
+    assert PrivacyPlan.from_dict(plan.to_dict()) == plan
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"noise_multiplier": 0.0}, "metrics are given and there is no noise"),
+        # Without metrics more than 0.5 is enough.
+        ({"clip": AdaptiveClip(0.5, count_stddev=0.51)}, "clip count stddev 0.51 leaves the update no noise"),
+    ],
+)
+def test_metrics_that_do_not_fit(changes, message):
+    with pytest.raises(ValueError, match=message):
+        PrivacyPlan(**{**GOOD, "metrics": PrivateMetrics(0.1), **changes})
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, -0.1, math.nan])
+def test_a_share_is_between_none_and_all(share):
+    with pytest.raises(ValueError, match=r"metrics share must lie in \(0, 1\)"):
+        PrivateMetrics(share)
+
+
+@pytest.mark.parametrize("bound", [0.0, -1.0, math.nan, math.inf])
+def test_a_loss_bound_is_a_number_above_zero(bound):
+    with pytest.raises(ValueError, match="loss bound must be"):
+        PrivateMetrics(0.1, bound)
 
 
 def test_adaptive_count_noise_defaults_to_a_twentieth_of_the_cohort():

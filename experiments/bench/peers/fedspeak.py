@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow as tf
@@ -36,6 +36,8 @@ class Classification:
     shape: tuple[int, ...]
     logits: Callable[[Any, Any], Any]
     stacks: bool
+
+    measures_accuracy: ClassVar[bool] = False
 
     @property
     def example(self) -> Any:

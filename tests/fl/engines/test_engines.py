@@ -13,7 +13,7 @@ from fl.aggregation import DPMean, ExampleWeightedMean, UniformMean
 from fl.engines import cohort, per_client
 from fl.engines.averaging import Engine
 from fl.local_training import Batches, LanguageModelling, LocalSGD, client_update
-from privacy.plan import FixedClip, PrivacyPlan
+from privacy.plan import FixedClip, PrivacyPlan, PrivateMetrics
 from privacy.sampling import Poisson
 from tests.fl import bigram
 from tests.oracles import fedavg
@@ -98,6 +98,34 @@ def stock_model():
     loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=0)
     spec = (tf.TensorSpec([None, 5], tf.int32), tf.TensorSpec([None, 5], tf.int32))
     return tff.learning.models.from_keras_model(tf.keras.Model(tokens, _Bigram()(tokens)), loss, spec)
+
+
+def test_the_metrics_of_a_round_are_the_means_over_its_clients(build):
+    metrics = PrivateMetrics(0.1, 5.0)
+    aggregator = DPMean(dataclasses.replace(PLAN, noise_multiplier=1e-5, metrics=metrics))
+    task = dataclasses.replace(TASK, loss_and_correct=bigram.loss_and_correct)
+    still = dataclasses.replace(LOCAL, learning_rate=1e-9)
+    engine = build(task, bigram.initial_weights(), still, aggregator, tff.learning.optimizers.build_sgdm(0.1))
+    clients = cohorts(1)[0]
+    _, measured = engine.process.next(engine.process.initialize(), engine.client_values(clients), NOISE_SEED)
+    table = bigram.initial_weights()["table"].astype(np.float64)
+    losses, accuracies = [], []
+    for client in clients:
+        before, after = (client.examples.reshape(-1, 6)[:, part] for part in (slice(0, -1), slice(1, None)))
+        real = after != 0
+        scores = table[before[real]]
+        losses.append(np.mean(np.log(np.exp(scores).sum(-1)) - scores[np.arange(len(scores)), after[real]]))
+        accuracies.append(np.mean(scores.argmax(-1) == after[real]))
+    released = measured["released"]
+    assert released["train_loss"] == pytest.approx(np.mean(losses), abs=1e-3)
+    assert released["train_accuracy"] == pytest.approx(np.mean(accuracies), abs=1e-3)
+    assert released["train_clients"] == pytest.approx(3, abs=1e-3)
+
+
+def test_an_accuracy_that_is_not_measured_is_refused(build):
+    aggregator = DPMean(dataclasses.replace(PLAN, noise_multiplier=1.0, metrics=PrivateMetrics()))
+    with pytest.raises(ValueError, match="this task does not measure it"):
+        make(build, aggregator)
 
 
 @pytest.mark.parametrize("weighted", [False, True])
