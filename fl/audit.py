@@ -25,8 +25,9 @@ CANARY_LENGTH = 1000.0
 """Norm of a canary's update, in clip norms."""
 
 View = Literal["alone", "opposed", "less the next round"]
-"""Beside whom the canary stands: nobody; a client whose update is its negative; nobody, and the next round, in which
-it has no turn, is subtracted (noise that is used twice cancels)."""
+"""Beside whom the canary stands: nobody; a client whose update is minus half of it (were their sum clipped, the canary
+would move it by two clip norms); nobody, and the next round, where it has no turn, is subtracted (noise that is used
+twice cancels)."""
 
 _CLIP = 1.0
 _SLOW = 4  # an outcome takes four times a mean's
@@ -97,10 +98,9 @@ def _evidence(aggregator: DPMean) -> Callable[[float, float, list[npt.NDArray[np
 
     plan, clip = aggregator.plan, aggregator.initial_state()["clip"]
     # Along the diagonal of two tensors: a clip of each entry or of each tensor alone would leave more than C.
-    sizes = {"a": 1, "b": 3}
-    axis = 0.5
-    lengths = tf.constant([[-1.0], [1.0]]) * CANARY_LENGTH * clip
-    updates = {name: tf.tile(axis * lengths, [1, size]) for name, size in sizes.items()}
+    names, axis = ("a", "b"), 0.5
+    lengths = tf.constant([[-0.5], [1.0]]) * CANARY_LENGTH * clip
+    updates = {name: tf.tile(axis * lengths, [1, 2]) for name in names}
 
     @tf.function(autograph=False, input_signature=[tf.TensorSpec([2]), tf.TensorSpec([None, 2], tf.int64)])
     def releases(present: Any, noise_seeds: Any) -> Any:
