@@ -102,7 +102,8 @@ def audit(claimed: float, delta: float, trials: int, training: bool, as_json: bo
         raise SystemExit(1)
 
 
-_Audited = tuple[str, str, float, "Bound"]  # name, relation, claim, and what was found
+_Audited = tuple[str, str, float, "Bound"]
+"""Name, relation, claim, and what was found."""
 
 
 def _audited_mechanisms(claimed: float, delta: float, trials: int) -> Iterator[_Audited]:

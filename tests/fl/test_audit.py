@@ -23,7 +23,8 @@ UNCLIPPED = {"clip": 1e30}
 
 
 def found(case, trials=10_000):
-    return from_scores(*case.scores(trials), case.delta, CONFIDENCE)
+    without, with_ = case.scores(trials)
+    return from_scores(without, with_, case.delta, CONFIDENCE)
 
 
 def test_the_claim_is_the_plans_own():
