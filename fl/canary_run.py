@@ -8,7 +8,7 @@ it has that example or none is a coin of its own. Who sees the model after each 
 import dataclasses
 import tempfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -41,7 +41,7 @@ class CanaryTask:
     """
 
     slope: float
-    stacks: bool = True
+    stacks: ClassVar[bool] = True
 
     @property
     def example(self) -> Any:
