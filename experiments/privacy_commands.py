@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,8 @@ import click
 
 if TYPE_CHECKING:
     from privacy import PrivacyPlan
+    from privacy.audit import Bound
+    from privacy.audited import Case
 
 
 _AUDIT_CONFIDENCE = 0.9999  # of each mechanism: a false alarm among all of them in a thousand audits
@@ -65,35 +67,80 @@ _EPSILON = click.option("--epsilon", "target", type=float, required=True, metava
     show_default=True,
     help="On each data set; slow ones less.",
 )
+@click.option("--training", is_flag=True, help="Audit rounds of federated training instead: canaries; needs TFF.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def audit(claimed: float, delta: float, trials: int, as_json: bool) -> None:
+def audit(claimed: float, delta: float, trials: int, training: bool, as_json: bool) -> None:
     """Try to refute the kit's own mechanisms: lower bounds on their epsilon from outcomes on neighbouring data.
 
     Ends with 1 if a claim is refuted. The smaller epsilon, the more trials a bound needs that says anything.
     """
     from privacy import checks
-    from privacy.audit import from_scores
-    from privacy.audited import cases
-    from privacy.randomness import SecureRandomness
 
     checks.positive("--epsilon", claimed, "give the claim to test")
     checks.between("--delta", delta, 0, 1, "1e-3 shows most")
+    if training:
+        unit, sampler, noise = "client", "two cohorts in turn", "floating-point"
+        audited = _audited_training(claimed, delta, trials)
+    else:
+        unit, sampler, noise = "record", "everybody, once", "exact integers, but DP-SGD's"
+        audited = _audited_mechanisms(claimed, delta, trials)
     if not as_json:
-        click.echo("unit: one record; sampler: everybody, once; noise: exact integers, but DP-SGD's")
+        click.echo(f"unit: one {unit}; sampler: {sampler}; noise: {noise}")
     rows = []
-    for case in cases(claimed, delta, SecureRandomness()):
-        bound = from_scores(*case.scores(max(100, trials // case.slow)), case.delta, _AUDIT_CONFIDENCE)
-        rows.append({"mechanism": case.name, "relation": case.relation, "claimed": case.claimed, **bound._asdict()})
+    for name, relation, claim, bound in audited:
+        assumed = {"unit": unit, "relation": relation, "sampler": sampler}
+        rows.append({"mechanism": name, **assumed, "claimed": claim, **bound._asdict()})
         if not as_json:
-            verdict = "REFUTED" if bound.refutes(case.claimed) else "stands"
+            verdict = "REFUTED" if bound.refutes(claim) else "stands"
             click.echo(
-                f"{case.name} ({case.relation}): epsilon at delta {case.delta:g} claimed {claimed:g}, at least "
+                f"{name} ({relation}): epsilon at delta {bound.delta:g} claimed {_round_up(claim)}, at least "
                 f"{bound.epsilon:.3f} with confidence {_AUDIT_CONFIDENCE:g} from {bound.trials} outcomes: {verdict}"
             )
     if as_json:
         click.echo(json.dumps(rows, indent=2))
     if any(row["epsilon"] > row["claimed"] for row in rows):
         raise SystemExit(1)
+
+
+_Audited = tuple[str, str, float, "Bound"]
+"""Name, relation, claim, and what was found."""
+
+
+def _audited_mechanisms(claimed: float, delta: float, trials: int) -> Iterator[_Audited]:
+    from privacy.audited import cases
+    from privacy.randomness import SecureRandomness
+
+    yield from _bounded(cases(claimed, delta, SecureRandomness()), trials)
+
+
+def _audited_training(claimed: float, delta: float, trials: int) -> Iterator[_Audited]:
+    """A run with a canary in every client, then one round of many outcomes; noise that nobody can foresee."""
+    import secrets
+
+    import numpy as np
+
+    from fl import canary_run
+    from fl.aggregation import DPMean
+    from fl.audit import cases
+    from fl.runtime import local_runtime
+    from privacy import RunKeys, accounting
+
+    keys = RunKeys(secrets.token_bytes(32), is_fixed=False)
+    plan = canary_run.four_rounds(claimed)
+    assert plan.relation is not None
+    with local_runtime():
+        run = canary_run.train(DPMean(plan), keys, np.random.default_rng(secrets.randbits(128)))
+    found = run.bound(plan.target_delta, _AUDIT_CONFIDENCE)
+    yield f"training, {plan.rounds} rounds, all canaries", plan.relation, accounting.epsilon(plan).value, found
+    yield from _bounded(cases(claimed, delta, keys), trials)
+
+
+def _bounded(cases: list[Case], trials: int) -> Iterator[_Audited]:
+    from privacy.audit import from_scores
+
+    for case in cases:
+        bound = from_scores(*case.scores(max(100, trials // case.slow)), case.delta, _AUDIT_CONFIDENCE)
+        yield case.name, case.relation, case.claimed, bound
 
 
 @privacy.command()

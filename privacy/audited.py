@@ -39,12 +39,13 @@ class Case(NamedTuple):
 
 def cases(epsilon: float, delta: float, source: Randomness) -> list[Case]:
     """All means and the median, at a claim of `epsilon` (the Gaussian at `delta`)."""
+    step = training_step(linear_step(epsilon, delta), epsilon, delta, secure_generator())
     found = []
     for mechanism in get_args(Mechanism):
         for neighbouring in ("add-remove", "swap"):
             if neighbouring == "add-remove" or mechanism not in ("midpoint", "sum-count"):
                 found.append(_mean(epsilon, delta, mechanism, neighbouring, source))
-    return [*found, _median(epsilon, source), _training_step(epsilon, delta)]
+    return [*found, _median(epsilon, source), step]
 
 
 def _mean(epsilon: float, delta: float, mechanism: Any, neighbouring: Any, source: Randomness) -> Case:
@@ -75,22 +76,32 @@ def _score(mechanism: str, share: npt.NDArray[np.float64], count: npt.NDArray[np
     return share * count - _RECORDS
 
 
-def _training_step(epsilon: float, delta: float) -> Case:
-    """A step of DP-SGD without a record, and with one whose gradient is longer than the clip norm (a gradient canary);
-    the step is seen whole."""
-    z = costs.calibrate(lambda z: [costs.Gaussian(z)], epsilon, delta)
+def training_step(step: LinearDPSGD, epsilon: float, delta: float, generator: np.random.Generator) -> Case:
+    """A step of DP-SGD at a claim of `epsilon`, on a record and on one more, whose gradient is the opposite and twice
+    as long (a gradient canary); both are far longer than the clip norm, and the step is seen whole.
+
+    Args:
+      step: of `linear_step`, or a variant of it.
+      epsilon, delta: the claim.
+      generator: of the noise.
+    """
 
     def scores(trials: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        step, generator = LinearDPSGD(1, 1.0, 1.0, 1.0, z, 1.0, 0.0), secure_generator()
-        canary = np.array([[1000.0]])
-        data = ((np.zeros((0, 1)), np.zeros(0, int)), (canary, np.zeros(1, int)))
+        features, labels = np.array([[500.0], [1000.0]]), np.array([1, 0])
         # Of two classes the canary's gradient is (-1, 1) / root 2: the step moves the difference of the weights.
         without, with_ = (
-            np.array([np.subtract(*step.train(x, y, 2, generator)[0]) for _ in range(trials)]) for x, y in data
+            np.array([np.subtract(*step.train(features[:n], labels[:n], 2, generator)[0]) for _ in range(trials)])
+            for n in (1, 2)
         )
         return without, with_
 
     return Case("DP-SGD, one step", "add-remove", epsilon, delta, 10, scores)
+
+
+def linear_step(epsilon: float, delta: float) -> LinearDPSGD:
+    """One step on all records, of learning rate 1, whose noise is just enough for (epsilon, delta)."""
+    z = costs.calibrate(lambda z: [costs.Gaussian(z)], epsilon, delta)
+    return LinearDPSGD(1, 1.0, 1.0, 1.0, z, 1.0, 0.0)
 
 
 def _median(epsilon: float, source: Randomness) -> Case:

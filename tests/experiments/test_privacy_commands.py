@@ -130,6 +130,26 @@ def test_an_audit_lets_our_own_mechanisms_stand():
     rows = facts("audit", "--epsilon", 2, "--trials", 3000)
     assert {row["relation"] for row in rows} == {"add-remove", "swap"}
     assert all(0 <= row["epsilon"] <= row["claimed"] == 2 for row in rows)
+    assert {(row["unit"], row["sampler"]) for row in rows} == {("record", "everybody, once")}
+
+
+def test_an_audit_without_training_loads_no_tensorflow():
+    code = (
+        "import sys; from experiments.privacy_commands import privacy\n"
+        "privacy(['audit', '--trials', '1000'], standalone_mode=False)\n"
+        "assert not {'tensorflow', 'tensorflow_federated', 'fl'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_an_audit_of_training_lets_it_stand():
+    """Five bounds of confidence 0.9999 with fresh noise: one of two thousand runs fails by chance, or fewer."""
+    rows = facts("audit", "--training", "--epsilon", 2, "--delta", 0.05, "--trials", 20_000)
+    assert [row["mechanism"].split(",")[0] for row in rows] == ["training"] + ["DPMean"] * 4
+    assert [row["delta"] for row in rows] == [1e-7] + [0.05] * 4
+    for row in rows:
+        assert (row["unit"], row["relation"], row["sampler"]) == ("client", "zero-out", "two cohorts in turn")
+        assert 0 <= row["epsilon"] <= row["claimed"] <= 2
 
 
 def test_an_audit_that_refutes_ends_with_1(monkeypatch):

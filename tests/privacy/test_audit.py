@@ -1,5 +1,6 @@
 """Audits: their confidence, their power, and the faults that they must find. Seeds are fixed."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -8,6 +9,7 @@ import pytest
 from scipy import stats
 
 from privacy import audit, audited, costs
+from privacy.linear import LinearDPSGD
 from privacy.mean import STEPS, BoundedMean
 from privacy.randomness import SeededRandomness
 
@@ -151,6 +153,60 @@ def test_a_clip_after_the_sum_is_found():
     for sums, refuted in ((clipped_sum, True), (each_clipped, False)):
         scores = [total + noise[i] for i, total in enumerate(sums)]
         assert audit.from_scores(scores[0], scores[1], 1e-3, 0.999).refutes(claimed) is refuted
+
+
+# DP-SGD's step itself, with faults.
+
+
+def right(step, **changes) -> LinearDPSGD:
+    return LinearDPSGD(**(dataclasses.asdict(step) | changes))
+
+
+def exact(step) -> LinearDPSGD:
+    return right(step, clip=math.inf, noise_multiplier=0.0)
+
+
+class ClipAfterSum(LinearDPSGD):
+    def train(self, features, labels, classes, generator):
+        summed = exact(self).train(features, labels, classes, generator)
+        clipped = summed * min(1.0, self.clip / np.linalg.norm(summed))
+        return clipped + generator.normal(0, self.noise_multiplier * self.clip, clipped.shape)
+
+
+class NoiseByRealisedBatch(LinearDPSGD):
+    def train(self, features, labels, classes, generator):
+        noise = self.noise_multiplier * len(features) / self.expected_batch
+        return right(self, noise_multiplier=noise).train(features, labels, classes, generator)
+
+
+class HalfTheNoise(LinearDPSGD):
+    def train(self, features, labels, classes, generator):
+        return right(self, noise_multiplier=self.noise_multiplier / 2).train(features, labels, classes, generator)
+
+
+class OneUnclipped(LinearDPSGD):
+    def train(self, features, labels, classes, generator):
+        clipped = right(self).train(features[:-1], labels[:-1], classes, generator)
+        return clipped + exact(self).train(features[-1:], labels[-1:], classes, generator)
+
+
+@pytest.mark.parametrize(
+    ("step", "refuted"),
+    [
+        (LinearDPSGD, False),
+        (ClipAfterSum, True),
+        (NoiseByRealisedBatch, True),
+        (HalfTheNoise, True),
+        (OneUnclipped, True),
+    ],
+)
+def test_faults_in_a_step_of_dp_sgd_are_found(step, refuted):
+    """Confidence 0.9999: what is right is refuted with less than one seed of ten thousand."""
+    faulty = step(**dataclasses.asdict(audited.linear_step(2.0, 0.05)))
+    case = audited.training_step(faulty, 2.0, 0.05, np.random.default_rng(7))
+    bound = audit.from_scores(*case.scores(10_000), case.delta, 0.9999)
+    assert bound.refutes(case.claimed) is refuted
+    assert bound.epsilon > 0.65 * case.claimed
 
 
 def test_the_p_value_is_that_of_the_theorem():
