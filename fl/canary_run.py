@@ -42,6 +42,7 @@ class CanaryTask:
 
     slope: float
     stacks: ClassVar[bool] = True
+    measures_accuracy: ClassVar[bool] = False
 
     @property
     def example(self) -> Any:

@@ -129,7 +129,7 @@ def _of_rows(
 
         if not with_correct:
             return losses, gradient
-        correct = tf.cast(probability >= tf.reduce_max(softmax, axis=-1), losses.dtype)
+        correct = tf.cast(tf.equal(tf.argmax(softmax, -1, targets.dtype), targets), losses.dtype)
         return (losses, correct), gradient
 
     result = run(outputs, table, *([] if bias is None else [bias]))
