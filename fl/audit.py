@@ -106,7 +106,7 @@ def _evidence(aggregator: DPMean) -> Callable[[float, float, list[npt.NDArray[np
     def releases(present: Any, noise_seeds: Any) -> Any:
         state = {name: tf.constant(value, tf.float32) for name, value in aggregator.initial_state().items()}
         # Once: what clients send is a function of their updates alone.
-        total = aggregator.client(state, ClientUpdate(updates, present, present, present, present))
+        total = aggregator.client(state, ClientUpdate(updates, present, present, present, present, present))
 
         def release(noise_seed: Any) -> Any:
             mean = aggregator.server(state, total, noise_seed)

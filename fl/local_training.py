@@ -209,7 +209,7 @@ class ClientUpdate(NamedTuple):
     tokens: Any  # float32 []: predictions (real target tokens) of all steps
     loss: Any  # float32 []: sum over those of the loss in nats, each before the step that used it
     computed: Any  # float32 []: rows computed, the padding of users trained together among them
-    correct: Any = 0.0  # float32 []: of the predictions, those that were right (0 if the task does not measure it)
+    correct: Any  # float32 []: of the predictions, those that were right (0 if the task does not measure it)
 
 
 def client_update(

@@ -175,4 +175,4 @@ def _empty_batches(task: Task, batch_size: int) -> Batches:
 def _no_update(weights: Weights) -> Any:
     """The update of no client, for the form of a contribution."""
     zero = tf.constant(0.0)
-    return ClientUpdate({name: tf.zeros_like(value) for name, value in weights.items()}, zero, zero, zero, zero)
+    return ClientUpdate({name: tf.zeros_like(value) for name, value in weights.items()}, *[zero] * 5)

@@ -14,7 +14,7 @@ SEED = np.array([3, 4], np.int64)
 
 def update(values, examples=2.0, loss=1.0) -> ClientUpdate:
     delta = {"a": tf.constant(values[:2], tf.float32), "b": tf.constant(values[2:], tf.float32)}
-    return ClientUpdate(delta, tf.constant(examples), tf.constant(6.0), tf.constant(loss), tf.constant(examples))
+    return ClientUpdate(delta, *map(tf.constant, (examples, 6.0, loss, examples, 0.0)))
 
 
 def plan(noise=0.0, clip=None, rate=0.5, population=40) -> PrivacyPlan:
