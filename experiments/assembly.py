@@ -79,7 +79,6 @@ def plan(config: Config, population: int, public: tuple[str, ...]) -> PrivacyPla
     elif private:
         raise ValueError("privacy.clip is missing: without a clip norm no noise protects a client")
     promised = PrivacyPlan(
-        metrics=_metrics(config, private),
         sampling=sampling(config),
         population=population,
         rounds=config.run.rounds,
@@ -90,7 +89,9 @@ def plan(config: Config, population: int, public: tuple[str, ...]) -> PrivacyPla
     )
     if promised.expected_cohort < 1:
         raise ValueError(f"cohort.rate gives {promised.expected_cohort:.3g} clients a round on average: raise it")
-    return promised if wanted.epsilon is None else accounting.calibrate_noise(promised, wanted.epsilon)
+    if wanted.epsilon is not None:
+        promised = accounting.calibrate_noise(promised, wanted.epsilon)
+    return dataclasses.replace(promised, metrics=_metrics(config, private))
 
 
 def _metrics(config: Config, private: bool) -> PrivateMetrics | None:

@@ -13,7 +13,7 @@ from experiments import config
 from experiments.cli import cli
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 DOTTED = re.compile(r"`((?:fl|privacy|models|experiments)(?:\.\w+)+)`")
 
 
@@ -109,7 +109,9 @@ def test_every_command_and_option_exists():
     for page, words, options in commands():
         command: click.Command = cli
         for word in words:
-            below = command.get_command(context, word) if isinstance(command, click.Group) else None
+            if not isinstance(command, click.Group):
+                break  # its arguments
+            below = command.get_command(context, word)
             assert below, f"{page}: fedspeak {' '.join(words)}"
             command = below
         known = {name for parameter in command.get_params(context) for name in parameter.opts} | {"--help"}

@@ -1,0 +1,42 @@
+"""From a config to the plan: what else a round releases, and what is refused."""
+
+import pytest
+
+from experiments import assembly, config
+from privacy import PrivateMetrics
+
+
+def plan(*settings):
+    return assembly.plan(config.parse("", "test", settings), 100, ())
+
+
+def test_a_private_run_releases_its_metrics_within_epsilon():
+    found = plan("privacy.epsilon=5.0", "privacy.clip=0.5", "privacy.metrics_share=0.1", "privacy.loss_bound=7.0")
+    without = plan("privacy.epsilon=5.0", "privacy.clip=0.5", "privacy.metrics_share=0")
+    assert found.metrics == PrivateMetrics(0.1, 7.0)
+    assert without.metrics is None
+    assert found.noise_multiplier == without.noise_multiplier
+    assert found.value_noise_multiplier == pytest.approx(without.noise_multiplier / 0.9**0.5)
+
+
+def test_metrics_are_released_unless_told_otherwise():
+    assert plan("privacy.noise_multiplier=1.0", "privacy.clip=0.5").metrics == PrivateMetrics(0.02, 10.0)
+    assert plan().metrics is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["privacy.metrics_share=0.1"], "privacy.metrics_share has no effect in a run that is not private"),
+        (["privacy.loss_bound=5.0"], "privacy.loss_bound has no effect in a run that is not private"),
+        (["privacy.noise_multiplier=1", "privacy.clip=1", "privacy.metrics_share=1"], "metrics share must lie in"),
+        (["privacy.noise_multiplier=1", "privacy.clip=1", "privacy.loss_bound=-1"], "loss bound must be"),
+        (
+            ["privacy.noise_multiplier=1", "privacy.clip=1", "privacy.metrics_share=0", "privacy.loss_bound=1"],
+            "privacy.loss_bound has no effect with privacy.metrics_share = 0",
+        ),
+    ],
+)
+def test_metrics_settings_that_do_not_fit(settings, message):
+    with pytest.raises(ValueError, match=message):
+        plan(*settings)
