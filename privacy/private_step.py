@@ -269,7 +269,7 @@ def _unreduced(model: Any) -> Any:
 
 class _OfFunction(keras.losses.Loss):
     def __init__(self, function: Any) -> None:
-        super().__init__(reduction="none")
+        super().__init__(name="loss", reduction="none")
         self._function = function
 
     def call(self, y_true: Any, y_pred: Any) -> Any:

@@ -107,9 +107,10 @@ CASES = {
 
 def examples(model, count, seed=0):
     generator = np.random.default_rng(seed)
-    shape = model.input_shape[1:] if model.built and hasattr(model, "inputs") and model.inputs else (4,)
-    classes = model.output_shape[-1] if hasattr(model, "inputs") and model.inputs else 3
-    if model.inputs and "int" in str(model.inputs[0].dtype):
+    inputs = getattr(model, "inputs", None)  # none of a model that is subclassed
+    shape = model.input_shape[1:] if inputs else (4,)
+    classes = model.output_shape[-1] if inputs else 3
+    if inputs and "int" in str(inputs[0].dtype):
         x = generator.integers(0, classes, (count, *shape)).astype(np.int32)
     else:
         # Of different sizes, so that some gradients are clipped and others not.
