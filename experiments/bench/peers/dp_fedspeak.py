@@ -10,7 +10,9 @@ from privacy.linear import LinearDPSGD
 
 
 def build(task: Task, noise_multiplier: float | None) -> Loop:
-    """Poisson samples, which are part of it and timed here; without noise, everybody in the first batch."""
+    """Poisson samples and the checks at the start of a training are part of it, and timed here; without noise, it is
+    everybody in the first batch.
+    """
     if task.name != "linear":
         raise UnsupportedError("LinearDPSGD trains linear models")
     batch, private = task.x.shape[1], noise_multiplier is not None
