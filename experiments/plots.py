@@ -87,11 +87,34 @@ def offsets(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
     return _save(figure, path)
 
 
-def _figure() -> Any:
+def excess_loss(path: Path, found: Mapping[str, Any]) -> list[Path]:
+    """Excess loss of linear models by the features' diameter, and by their distance from the origin."""
+    figure, both = _figure(2)
+    for axes, key, size, label in (
+        (both[0], "by_diameter", "diameter", "diameter of the features, R = 10"),
+        (both[1], "by_distance", "distance", "R, diameter 1"),
+    ):
+        rows = found[key]
+        sizes = [row[size] for row in rows]
+        for name in ("DP-SGD", "DPSGD-F"):
+            means, halves = ([row[name][part] for row in rows] for part in ("mean", "half"))
+            # An interval that reaches below zero has no place on a logarithmic axis: it ends at a tenth of the mean.
+            below = [min(half, 0.9 * mean) for mean, half in zip(means, halves, strict=True)]
+            axes.errorbar(sizes, means, yerr=[below, halves], marker="o", capsize=3, label=name)
+        axes.plot(sizes, [row["nothing"] for row in rows], color="grey", linestyle="--", label="nothing learned")
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xlabel(label)
+        axes.legend()
+    both[0].set_ylabel("training loss above the least, nats")
+    return _save(figure, path)
+
+
+def _figure(panels: int = 1) -> Any:
     from matplotlib.figure import Figure  # not pyplot: no window system, no global state
 
-    figure = Figure(figsize=(6, 3.6), layout="constrained")
-    return figure, figure.subplots()
+    figure = Figure(figsize=(6 if panels == 1 else 4.5 * panels, 3.6), layout="constrained")
+    return figure, figure.subplots(1, panels, sharey=True)
 
 
 def _save(figure: Any, path: Path) -> list[Path]:

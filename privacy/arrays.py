@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-_ROWS = 4096
+_ROWS = 256  # that a processor's cache holds
+_USUAL = 1e-200, 1e200  # squared lengths that lost nothing
 
 
 def as_floats(name: str, values: Any) -> npt.NDArray[np.float64]:
@@ -27,10 +28,22 @@ def row_lengths(vectors: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     found = np.zeros(len(vectors))
     for first in range(0, len(vectors), _ROWS):
         part = np.ascontiguousarray(vectors[first : first + _ROWS], np.float64)
-        largest = np.abs(part).max(axis=1, keepdims=True, initial=0.0)
-        scaled = part / np.where(largest > 0, largest, 1)
-        found[first : first + _ROWS] = largest[:, 0] * np.sqrt(np.square(scaled).sum(axis=1))
+        with np.errstate(over="ignore", invalid="ignore"):
+            squares = np.einsum("ij,ij->i", part, part)
+        lengths = np.sqrt(squares)
+        unusual = ~((squares > _USUAL[0]) & (squares < _USUAL[1]))
+        if unusual.any():
+            lengths[unusual] = _scaled_lengths(part[unusual])
+        found[first : first + _ROWS] = lengths
     return found
+
+
+def _scaled_lengths(vectors: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """By the largest entry first, so that no square is lost."""
+    largest = np.abs(vectors).max(axis=1, keepdims=True, initial=0.0)
+    scaled = vectors / np.where(largest > 0, largest, 1)
+    lengths: npt.NDArray[np.float64] = largest[:, 0] * np.sqrt(np.square(scaled).sum(axis=1))
+    return lengths
 
 
 def shortened(vectors: npt.NDArray[Any], length: float) -> npt.NDArray[Any]:

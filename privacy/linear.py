@@ -84,8 +84,10 @@ class LinearDPSGD:
         features, labels = _checked(features, labels, classes)
         count, size = features.shape
         # Far beyond anything that trains, so that no product of one record overflows and spoils the sum.
-        features = shortened(features, _LONGEST)
         norms = row_lengths(features)
+        if not (norms <= _LONGEST).all():
+            features = shortened(features, _LONGEST)
+            norms = row_lengths(features)
         weights = np.zeros((size, classes), features.dtype)
         velocity, average = np.zeros_like(weights), np.zeros_like(weights)
         scale = 1.0 if math.isinf(self.clip) else self.clip

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from experiments.bench.cohort_size import cohort_size
+from experiments.bench.dp_step import dp_step
 from experiments.bench.kernels import kernels
 from experiments.bench.population import population
 from experiments.display import ConsoleDisplay
@@ -29,10 +30,10 @@ CASES = tuple(workload + suffix for workload in _WORKLOADS for suffix in ("", "-
 
 @click.group()
 def bench() -> None:
-    """Time this kit beside other frameworks, its kernels beside their floor, and rounds of big populations."""
+    """Time this kit beside others, in rounds and in private steps, its kernels beside their floor, big populations."""
 
 
-for command in (population, cohort_size, kernels):
+for command in (population, cohort_size, kernels, dp_step):
     bench.add_command(command)
 
 

@@ -185,6 +185,12 @@ def measure(
     return case
 
 
+def environment() -> dict[str, str]:
+    """Of a peer's process, without PYTHON… of ours: it must see its own packages and this kit's sources only."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    return kept | {"PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
+
+
 def difference(weights: Weights, reference: Weights, initial: Weights) -> float:
     """Distance between two models over the distance of the reference from the start; inf if names or shapes differ."""
     moved = _distance(reference, initial)
@@ -216,11 +222,8 @@ def _run(
     command += ["--rounds", str(rounds), "--processes", str(peer.processes), "--out", str(out)]
     if noise is not None:
         command += ["--dp", str(noise)]
-    # Without PYTHON… of ours: a peer's interpreter must see its own packages and this kit's sources only.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    environment |= {"PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
     run = Run(peer.name, repetition)
-    watched = watch(command, folder=folder, environment=environment, log=log, timeout=timeout)
+    watched = watch(command, folder=folder, environment=environment(), log=log, timeout=timeout)
     run.memory, run.others = watched.peak_memory, watched.others
     if watched.return_code is None:
         run.problem = f"no end after {timeout:.0f} s"

@@ -16,7 +16,7 @@ from experiments.bench.ratios import paired_ratio, paired_time_ratio
 from experiments.bench.workloads import RECIPES
 from experiments.intervals import Interval
 
-_QUIET = 0.1  # cores in use by others, above which figures are marked
+QUIET = 0.1  # cores in use by others, above which figures are marked
 _HEADER = (
     "| framework | s a round: median (quartiles) | {unit}/s | memory, MB | first round, s "
     "| {ours} is faster by | {ours}'s memory over its | weights apart |\n"
@@ -46,7 +46,7 @@ def case_table(case: Case, peers: Sequence[Peer], ours: str) -> str:
     if absent:
         text += "\nNot in the table, or in part: " + " ".join(absent) + "\n"
     others = max((run.others for run in case.runs), default=0.0)
-    if others > _QUIET:
+    if others > QUIET:
         text += f"\nNOISY: other processes used up to {others:.1f} cores during a run.\n"
     return text
 
@@ -71,8 +71,8 @@ def _row(peer: str, runs: Sequence[Run], case: Case, ours: str) -> str:
     mine = {run.repetition: run for run in case.timed(ours)}
     pairs = [(run, mine[run.repetition]) for run in runs if run.repetition in mine]
     if pairs and peer != ours:
-        faster = _ratio(paired_time_ratio([run.seconds for run, _ in pairs], [own.seconds for _, own in pairs]))
-        lighter = _ratio(paired_ratio([own.memory for _, own in pairs], [run.memory for run, _ in pairs]))
+        faster = ratio(paired_time_ratio([run.seconds for run, _ in pairs], [own.seconds for _, own in pairs]))
+        lighter = ratio(paired_ratio([own.memory for _, own in pairs], [run.memory for run, _ in pairs]))
     apart = [run.difference for run in case.runs if run.peer == peer and run.difference is not None]
     cells = [
         f"{peer} ({runs[0].framework} {runs[0].version})",
@@ -87,6 +87,7 @@ def _row(peer: str, runs: Sequence[Run], case: Case, ours: str) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _ratio(interval: Interval) -> str:
+def ratio(interval: Interval) -> str:
+    """Estimate and ends; of a single pair the estimate alone."""
     ends = "" if math.isinf(interval.high) else f" ({interval.low:.2f}–{interval.high:.2f})"
     return f"{interval.estimate:.2f} ×{ends}"

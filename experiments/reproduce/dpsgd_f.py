@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,14 @@ import numpy.typing as npt
 
 from experiments import cli
 from experiments.display import ConsoleDisplay
-from experiments.reproduce import images
+from experiments.reproduce import excess_loss, images
+from experiments.reproduce.excess_loss import METHODS
 from experiments.reproduce.images import Images
+from experiments.reproduce.seeds import interval
 from experiments.runs import write_json
 from experiments.versions import versions
 
 DELTA = 1e-5
-METHODS = {"DP-SGD": False, "DPSGD-F": True}
 SHARES = {False: 1 / 30, True: 0.1}  # of ε: for the number of records alone, for all of the preprocessing
 _RATES = (3.0, 10.0, 30.0)
 # (steps, sampling rate): of the small set all records, of the large one samples.
@@ -35,7 +35,8 @@ _MEANS = (1.0, 10.0, 100.0, 1e3, 1e4, 1e5)
 @click.option("--seeds", type=click.Choice(["3", "5", "10"]), default="5", show_default=True, help="Runs of a figure.")
 @click.option("--output", type=click.Path(path_type=Path), default=Path("runs/dpsgd-f"), show_default=True)
 def dpsgd_f(folder: Path, data: str, seeds: str, output: Path) -> None:
-    """Accuracy on the counter-example, on images at ε = 1, 2, 4, 8, and with a constant added to every pixel.
+    """Accuracy on the counter-example, excess loss by diameter and by distance from the origin, accuracy on images at
+    ε = 1, 2, 4, 8, and with a constant added to every pixel.
 
     Images: Fashion-MNIST from Debian's dataset-fashion-mnist, or any folder with MNIST's files; scikit-learn's digits.
     """
@@ -51,6 +52,10 @@ def dpsgd_f(folder: Path, data: str, seeds: str, output: Path) -> None:
     show.note("the counter-example …")
     found: dict[str, Any] = {"counter_example": counter_example(count)}
     text = [_counter_table(found["counter_example"])]
+    show.note("excess loss by diameter and by distance: three minutes …")
+    found["excess_loss"] = excess_loss.measured(4 * count, show)
+    text.append(excess_loss.table(found["excess_loss"]))
+    plots.excess_loss(output / "excess-loss", found["excess_loss"])
     for name, of in sets.items():
         found[name] = _accuracies(name, of, count, show)
         text.append(_accuracy_table(name, found[name], count))
@@ -118,14 +123,6 @@ def counter_example(seeds: int) -> list[dict[str, Any]]:
             row[name] = interval(max(best, key=np.mean))
         rows.append(row)
     return rows
-
-
-def interval(values: Sequence[float]) -> dict[str, float]:
-    """Mean, and half of Student's 95 % interval."""
-    from scipy.stats import t
-
-    half = float(t.ppf(0.975, len(values) - 1)) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    return {"mean": float(np.mean(values)), "half": half}
 
 
 def _accuracies(name: str, of: Images, seeds: int, show: ConsoleDisplay) -> list[dict[str, Any]]:

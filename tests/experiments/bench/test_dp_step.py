@@ -1,0 +1,127 @@
+"""`fedspeak bench dp-step`: the harness with made-up peers, the tasks, the kit's own peer."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from experiments.bench import dp_step, measure
+from experiments.bench.measure import Peer
+from experiments.bench.peers import dp_common, dp_fedspeak
+
+# Plays every peer: what it does follows from its name, the module that it is asked to be.
+FAKE = f"""#!{sys.executable}
+import sys, time
+import numpy as np
+from experiments.bench.peers.dp_common import LEARNING_RATE, Loop, UnsupportedError, main
+name = sys.argv.pop(2).rpartition(".")[2]
+sys.argv.pop(1)
+
+def build(task, noise):
+    if name == "fails":
+        raise RuntimeError("broken on purpose")
+    if name == "cannot":
+        raise UnsupportedError("no recurrence here")
+    weights = [np.zeros(4), np.zeros((3, 4))]
+
+    def run(steps):
+        time.sleep(steps * (1e-3 if noise is None else 4e-3 if name == "slow" else 2e-3))
+        weights[0] += steps * LEARNING_RATE * (1.01 if name == "differs" else 1.0)
+
+    return Loop(run, lambda: [value.copy() for value in weights])
+
+print("chatter")
+main("Fake " + name, "1.0", build)
+"""
+
+
+class Fake(Peer):
+    """A peer whose interpreter is the script above."""
+
+    script: Path
+
+    @property
+    def python(self):
+        return self.script
+
+
+@pytest.fixture
+def run_fakes(tmp_path, monkeypatch):
+    Fake.script = tmp_path / "fake"
+    Fake.script.write_text(FAKE)
+    Fake.script.chmod(0o755)
+    monkeypatch.setitem(dp_step.STEPS, "lstm", 20)
+
+    def run(*names, processes=2):
+        peers, notes = [Fake(name, name, None) for name in names], list[str]()
+        found = dp_step.measure("lstm", peers, processes, 2, folder=tmp_path, timeout=60, note=notes.append)
+        return {figures.peer: figures for figures in found}, notes
+
+    return run
+
+
+def test_good_peers_are_timed_in_turn_and_compared(run_fakes):
+    found, notes = run_fakes("fedspeak", "slow")
+    assert [note.split()[1] for note in notes] == ["fedspeak,", "slow,"] * 2
+    for figures, private in ((found["fedspeak"], 2e-3), (found["slow"], 4e-3)):
+        assert not figures.failed and not figures.missing and len(figures.lines) == 2
+        assert figures.lines[0]["clipped"] == pytest.approx(2.0)  # four weights, each moved by the learning rate
+        assert min(figures.seconds("private")) >= private and min(figures.seconds("plain")) >= 1e-3  # what is slept
+    text = dp_step.task_table("lstm", list(found.values()))
+    row = next(line for line in text.splitlines() if line.startswith("| slow (Fake slow 1.0)"))
+    assert 1.2 < float(row.split("|")[5].split("×")[0]) < 3  # 4 ms and 2 ms, and what a busy machine adds
+
+
+def test_failures_are_named_and_the_others_go_on(run_fakes):
+    found, _ = run_fakes("fedspeak", "fails", "differs", "cannot", processes=1)
+    assert found["fails"].failed == "exit code 1: RuntimeError: broken on purpose"
+    assert found["differs"].failed == "other clipped gradients than fedspeak's: their length is 1.0e-02 apart"
+    assert found["cannot"].missing == "no recurrence here" and not found["cannot"].failed
+    assert len(found["fedspeak"].lines) == 1 and not found["fedspeak"].failed
+    text = dp_step.task_table("lstm", list(found.values()))
+    assert "| fedspeak" in text and "cannot: no recurrence here." in text and "broken on purpose" in text
+
+
+def test_the_command_says_what_is_not_installed(tmp_path, monkeypatch):
+    monkeypatch.setattr(measure, "ROOT", tmp_path)
+    arguments = ["--task", "linear", "--peer", "opacus", "--processes", "1", "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(dp_step.dp_step, arguments)
+    assert done.exit_code == 0, done.output
+    assert "opacus: not installed: make bench-peers." in done.output
+    assert (tmp_path / "out" / "dp-step.md").read_text() in done.output
+    found = json.loads((tmp_path / "out" / "dp-step.json").read_text())
+    assert found["tasks"]["linear"][0]["missing"] == "not installed: make bench-peers"
+
+
+def test_every_task_has_words_steps_and_the_weights_that_are_said():
+    assert set(dp_step.TASKS) == set(dp_step.STEPS) == set(dp_common.TASKS)
+    sizes = {name: make(np.random.default_rng(0)) for name, make in dp_common.TASKS.items()}
+    count = {name: sum(value.size for value in task.weights.values()) for name, task in sizes.items()}
+    assert count["linear"] == 785 * 10 and count["mlp"] == 785 * 256 + 257 * 10
+    assert count["lstm"] == 2000 * 64 + (64 + 128 + 1) * 512 + 129 * 2000
+    assert sizes["linear"].x.shape == (234, 256, 784) and sizes["lstm"].x.shape[1:] == (64, 20)
+
+
+def small():
+    generator = np.random.default_rng(0)
+    x, y = generator.random((3, 8, 5), np.float32), generator.integers(0, 4, (3, 8), np.int32)
+    return dp_common.Task("linear", {"kernel": np.zeros((5, 4), np.float32), "bias": np.zeros(4, np.float32)}, x, y)
+
+
+def test_the_kits_own_peer_clips_as_by_hand():
+    task = small()
+    line = dp_common.measure(dp_fedspeak.build, task, steps=2, repetitions=1)
+    x = np.concatenate([task.x[0], np.ones((8, 1))], axis=1)
+    gradients = x[:, :, np.newaxis] * (0.25 - np.eye(4)[task.y[0]])[:, np.newaxis]
+    norms = np.sqrt(np.square(gradients).sum(axis=(1, 2)))
+    assert norms.min() > dp_common.CLIP
+    mean = (gradients * (dp_common.CLIP / norms)[:, np.newaxis, np.newaxis]).mean(axis=0)
+    assert line["clipped"] == pytest.approx(np.linalg.norm(mean), rel=1e-4)
+
+
+def test_the_kits_own_peer_says_what_it_cannot():
+    with pytest.raises(dp_common.UnsupportedError, match="LinearDPSGD trains linear models"):
+        dp_fedspeak.build(small()._replace(name="mlp"), 1.0)

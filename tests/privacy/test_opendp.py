@@ -1,0 +1,127 @@
+"""OpenDP as oracle: of exact noise, of ε from scale and sensitivity, and of the mean as its guide composes it.
+
+OpenDP takes no seed, so its draws differ from run to run: each comparison of samples fails by chance with probability
+1e-6, and the planted faults are missed with less than that.
+"""
+
+import math
+
+import numpy as np
+import opendp.prelude as dp
+import pytest
+from scipy import stats
+
+from experiments.reproduce.dp_mean import errors
+from privacy import Budget, costs, noise
+from privacy.composition import gaussian_epsilon
+from privacy.opendp_release import opendp_release
+from privacy.randomness import SeededRandomness
+
+ALPHA = 1e-6
+DRAWS = 40_000
+RECORDS = [0.0] * 500 + [1.0] * 500
+
+dp.enable_features("contrib")
+
+
+def opendps(make, metric, scale):
+    """DRAWS noises of an OpenDP mechanism on whole numbers."""
+    space = dp.vector_domain(dp.atom_domain(T="i64")), metric
+    return np.array(make(*space, scale=float(scale))([0] * DRAWS))
+
+
+def opendps_laplace(scale):
+    return opendps(dp.m.make_laplace, dp.l1_distance(T="i64"), scale)
+
+
+def opendps_gaussian(stddev):
+    return opendps(dp.m.make_gaussian, dp.l2_distance(T=float), stddev)
+
+
+def agree(ours, theirs):
+    """Pearson's chi-square of two samples of one law, at level ALPHA; values with fewer than 20 draws are one cell."""
+    values = np.union1d(ours, theirs)
+    counts = np.stack([np.bincount(np.searchsorted(values, part), minlength=len(values)) for part in (ours, theirs)])
+    common = counts.sum(axis=0) >= 20
+    cells = np.column_stack([counts[:, common], counts[:, ~common].sum(axis=1)])
+    cells = cells[:, cells.sum(axis=0) > 0]
+    return stats.chi2_contingency(cells, correction=False)[1] > ALPHA
+
+
+@pytest.mark.parametrize("scale", [1, 20])
+def test_laplace_noise_is_opendps(scale):
+    assert agree(noise.laplace(SeededRandomness(1), scale, DRAWS), opendps_laplace(scale))
+
+
+@pytest.mark.parametrize("stddev", [1, 20])
+def test_gaussian_noise_is_opendps(stddev):
+    assert agree(noise.gaussian(SeededRandomness(2), stddev, DRAWS), opendps_gaussian(stddev))
+
+
+def test_noise_of_another_scale_is_not():
+    """Planted: a tenth more. The statistic is then some 250 and 500 above its mean of a hundred, of spread 35."""
+    assert not agree(noise.laplace(SeededRandomness(3), 22, DRAWS), opendps_laplace(20))
+    assert not agree(noise.gaussian(SeededRandomness(4), 22, DRAWS), opendps_gaussian(20))
+
+
+@pytest.mark.parametrize(("scale", "sensitivity"), [(1, 1), (20, 3), (7, 100)])
+def test_epsilon_of_laplace_noise_is_opendps(scale, sensitivity):
+    measurement = dp.m.make_laplace(dp.atom_domain(T="i64"), dp.absolute_distance(T="i64"), scale=float(scale))
+    ours = costs.epsilon([costs.Pure(sensitivity / scale)], 0.0)
+    assert measurement.map(sensitivity) == pytest.approx(ours, rel=1e-8)
+    assert measurement.map(sensitivity + 1) > 1.005 * ours  # planted: another sensitivity
+
+
+@pytest.mark.parametrize(("stddev", "sensitivity"), [(1, 1), (20, 3), (7, 20)])
+@pytest.mark.parametrize("delta", [1e-3, 1e-6, 1e-9])
+def test_epsilon_of_gaussian_noise_is_below_opendps_and_near_it(stddev, sensitivity, delta):
+    """OpenDP's way is ρ of zCDP, then the best (ε, δ) that ρ alone allows; ours is the Gaussian's exact curve."""
+    space = dp.atom_domain(T="i64"), dp.absolute_distance(T="i64")
+    measurement = dp.m.make_gaussian(*space, scale=float(stddev))
+    assert measurement.map(sensitivity) == pytest.approx(sensitivity**2 / (2 * stddev**2), rel=1e-8)
+    theirs = dp.c.make_zCDP_to_approxDP(measurement).map(sensitivity).epsilon(delta=delta)
+    ours = gaussian_epsilon(stddev / sensitivity, delta)
+    assert 0.8 * theirs < ours <= theirs
+    assert gaussian_epsilon(stddev / (2 * sensitivity), delta) > theirs  # planted: half the noise
+
+
+def opendps_mean(epsilon):
+    space = dp.vector_domain(dp.atom_domain(T=float, nan=False)), dp.symmetric_distance()
+    total = space >> dp.t.then_clamp(bounds=(0.0, 1.0)) >> dp.t.then_sum() >> dp.m.then_laplace(2 / epsilon)
+    count = space >> dp.t.then_count() >> dp.m.then_laplace(2 / epsilon)
+    return dp.c.make_composition([total, count])
+
+
+def test_the_mean_as_sum_over_count_errs_as_opendps_and_the_hourglass_less():
+    measurement, trials = opendps_mean(1.0), 2000
+    pairs = np.array([measurement(RECORDS) for _ in range(trials)])
+    squares = np.square(1000 * (pairs[:, 0] / pairs[:, 1] - 0.5))
+    spread = float(squares.std()) / math.sqrt(trials)
+    ours = np.square(errors(1000, 1.0, 0.5, "sum-count", "add-remove", 100_000)).mean()
+    # About 10; half the noise on either side would give 2.5. Fails by chance with probability 6e-7.
+    assert abs(squares.mean() - ours) < 5 * spread < 4
+    assert np.square(errors(1000, 1.0, 0.5, "hourglass", "add-remove", 100_000)).mean() < ours / 5
+
+
+def test_a_release_by_opendp_is_in_the_budget(tmp_path):
+    with Budget(1.0).recording(tmp_path / "ledger.jsonl") as ledger:
+        total, count = opendp_release(opendps_mean(0.75), RECORDS, ledger=ledger).value
+        assert 0 < total < count < 2000
+        assert ledger.spent == pytest.approx(0.75, rel=1e-6)
+        assert "drawn by OpenDP" in str(ledger.releases[0])
+        with pytest.raises(ValueError, match="budget: with this release epsilon would be 1.25"):
+            opendp_release(opendps_mean(0.5), RECORDS, ledger=ledger)
+
+
+def test_the_relation_decides_the_distance():
+    guarantee = opendp_release(opendps_mean(0.5), RECORDS, "replace-one").guarantee
+    assert guarantee.epsilon == pytest.approx(1.0, rel=1e-6) and guarantee.relation == "replace-one"
+
+
+def test_what_the_account_cannot_take_is_refused():
+    space = dp.vector_domain(dp.atom_domain(T=float, nan=False)), dp.symmetric_distance()
+    gaussian = space >> dp.t.then_clamp(bounds=(0.0, 1.0)) >> dp.t.then_sum() >> dp.m.then_gaussian(1.0)
+    with pytest.raises(ValueError, match="output measure ZeroConcentratedDivergence: this account takes pure ε"):
+        opendp_release(gaussian, RECORDS)
+    with pytest.raises(ValueError, match="input metric AbsoluteDistance: it says nothing of records under add-or"):
+        opendp_release(dp.m.make_laplace(dp.atom_domain(T=int), dp.absolute_distance(T=int), scale=1.0), 3)
