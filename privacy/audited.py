@@ -9,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from privacy import costs
-from privacy.linear import LinearDPSGD, secure_generator
+from privacy.linear import LinearDPSGD
 from privacy.mean import STEPS, BoundedMean, Mechanism
 from privacy.quantile import dp_quantile
 from privacy.randomness import Randomness
+from privacy.training_noise import secure_generator
 
 _RECORDS = 1000  # of either value in the data: no result is at a bound
 

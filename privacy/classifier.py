@@ -17,8 +17,9 @@ from privacy import checks, costs, noise
 from privacy.arrays import of_length_one, shortened
 from privacy.features import FeatureMap, centre_of_ball, check_bound, fit_feature_map
 from privacy.guarantee import Guarantee, hardness
-from privacy.linear import LinearDPSGD, secure_generator, softmax
+from privacy.linear import LinearDPSGD, softmax
 from privacy.randomness import Randomness, SecureRandomness, SeededRandomness
+from privacy.training_noise import secure_generator
 
 if TYPE_CHECKING:
     from privacy.budget import Releases

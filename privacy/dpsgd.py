@@ -17,7 +17,7 @@ import numpy as np
 
 from privacy import checks, costs
 from privacy.guarantee import Guarantee
-from privacy.linear import secure_generator
+from privacy.training_noise import secure_generator
 
 if TYPE_CHECKING:
     from privacy.budget import Releases

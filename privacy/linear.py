@@ -72,7 +72,7 @@ class LinearDPSGD:
             its gradient none: refused.
           labels: the classes.
           classes: K, at least 2.
-          generator: of samples and noise; see `secure_generator`.
+          generator: of samples and noise; see `privacy.training_noise.secure_generator`.
 
         Returns:
           Weights [d, K], the mean over the last half of the steps: their noise cancels in part, at no cost.
@@ -110,14 +110,6 @@ class LinearDPSGD:
             if step >= self.steps - averaged:
                 average += weights / averaged
         return average
-
-
-def secure_generator() -> np.random.Generator:
-    """A generator whose 256-bit seed is the operating system's: nobody can foresee it. Its noise is floating-point, and
-    so not hardened: attacks on the low-order bits of what it is added to are not covered."""
-    import secrets
-
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence(secrets.randbits(256))))
 
 
 def softmax(logits: Floats) -> Floats:

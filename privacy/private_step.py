@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from privacy import ghost_norms
 from privacy.layer_gradients import Recording, layers_with_weights, variable
-from privacy.linear import secure_generator
+from privacy.training_noise import secure_generator, standard_normal
 
 _MARGIN = 16  # units in the last place, for the rounding of norms, factors and products
 _PROBED = 4  # examples
@@ -238,9 +238,10 @@ class _NoiseAhead:
         self._thread.shutdown()
 
     def _draw(self) -> list[tf.Tensor]:
-        noise = self._generator.standard_normal((max(1, _DRAWN // max(self.size, 512)), self.size), self._dtype)
+        rows = max(1, _DRAWN // max(self.size, 512))
+        noise = standard_normal(self._generator, rows * self.size, self._dtype)
         noise *= self._stddev
-        return [tf.constant(row) for row in noise]
+        return [tf.constant(row) for row in noise.reshape(rows, self.size)]
 
 
 def _unreduced(model: Any) -> Any:

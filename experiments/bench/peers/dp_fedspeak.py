@@ -1,20 +1,25 @@
-"""This kit: `LinearDPSGD` on the linear task."""
+"""This kit: `LinearDPSGD` on the linear task, what `KerasDPSGD` does in a step on the others."""
 
 import math
+from collections.abc import Callable
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 
-from experiments.bench.peers.dp_common import CLIP, LEARNING_RATE, Loop, Task, UnsupportedError, main
+from experiments.bench.peers.dp_common import CLIP, LEARNING_RATE, Loop, Task, main
 from privacy.linear import LinearDPSGD
 
 
 def build(task: Task, noise_multiplier: float | None) -> Loop:
+    """By the task."""
+    return (_linear if task.name == "linear" else _keras)(task, noise_multiplier)
+
+
+def _linear(task: Task, noise_multiplier: float | None) -> Loop:
     """Poisson samples and the checks at the start of a training are part of it, and timed here; without noise, it is
     everybody in the first batch.
     """
-    if task.name != "linear":
-        raise UnsupportedError("LinearDPSGD trains linear models")
     batch, private = task.x.shape[1], noise_multiplier is not None
     x, y = task.x.reshape(-1, task.x.shape[2]), task.y.reshape(-1)
     if noise_multiplier == 0:
@@ -35,6 +40,71 @@ def build(task: Task, noise_multiplier: float | None) -> Loop:
         weights[:] = training.train(x, y, weights.shape[1], generator)
 
     return Loop(run, lambda: [weights.copy()])
+
+
+def _keras(task: Task, noise_multiplier: float | None) -> Loop:
+    """Keras' own layers, in both; samples are cut from memory by their rows, as `fit` does it."""
+    model = _model(task)
+    step = _plain_step(model, task) if noise_multiplier is None else _private_step(model, task, noise_multiplier)
+
+    def run(steps: int) -> None:
+        for number in range(steps):
+            step(number % len(task.x))
+        model.trainable_variables[-1].numpy()
+
+    return Loop(run, lambda: [np.array(value) for value in model.get_weights()])
+
+
+def _private_step(model: Any, task: Task, noise_multiplier: float) -> Callable[[int], None]:
+    from privacy.private_step import PrivateStep, checked_examples
+
+    batch = task.x.shape[1]
+    data = checked_examples(*(part.reshape(-1, *part.shape[2:]) for part in (task.x, task.y)))
+    step = PrivateStep(model, CLIP, noise_multiplier, float(batch), data)
+    return lambda number: step(data, np.arange(number * batch, (number + 1) * batch), None)
+
+
+def _plain_step(model: Any, task: Task) -> Callable[[int], None]:
+    import tensorflow as tf
+
+    x, y = task.x.reshape(-1, *task.x.shape[2:]), task.y.reshape(-1, *task.y.shape[2:])
+    batch = task.x.shape[1]
+
+    @tf.function(autograph=False)
+    def step(x: Any, y: Any) -> None:
+        with tf.GradientTape() as tape:
+            loss = model.loss(y, model(x, training=True))
+        gradients = tape.gradient(loss, model.trainable_variables)
+        model.optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+
+    def run(number: int) -> None:
+        rows = np.arange(number * batch, (number + 1) * batch)
+        step(tf.convert_to_tensor(x[rows]), tf.convert_to_tensor(y[rows]))
+
+    return run
+
+
+def _model(task: Task) -> Any:
+    import keras
+
+    weights, layers = task.weights, keras.layers
+    if task.name == "lstm":
+        vocabulary, embedding = weights["embedding"].shape
+        stack = [
+            keras.Input((task.x.shape[2],), dtype="int32"),
+            layers.Embedding(vocabulary, embedding),
+            layers.LSTM(weights["recurrent_kernel"].shape[0], return_sequences=True),
+            layers.Dense(vocabulary),
+        ]
+    else:
+        sizes = [value.size for name, value in weights.items() if name.endswith("bias")]
+        stack = [keras.Input((task.x.shape[2],)), *(layers.Dense(size, "relu") for size in sizes[:-1])]
+        stack.append(layers.Dense(sizes[-1]))
+    model = keras.Sequential(stack)
+    model.set_weights(list(weights.values()))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(LEARNING_RATE), loss)
+    return model
 
 
 if __name__ == "__main__":
