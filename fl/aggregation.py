@@ -140,10 +140,11 @@ class DPMean:
             return _no_pairs()
         from fl import metric_pairs
 
-        # 0 / 0 is no number.
-        found = [metric_pairs.pair(update.loss / update.tokens, 0.0, self.plan.metrics.loss_bound)]
+        present = (update.tokens > 0) & tf.logical_not(tf.math.is_nan(update.loss))
+        tokens = tf.where(present, update.tokens, math.nan)
+        found = [metric_pairs.pair(update.loss / tokens, 0.0, self.plan.metrics.loss_bound)]
         if self.plan.metrics.accuracy:
-            found.append(metric_pairs.pair(update.correct / update.tokens, 0.0, 1.0))
+            found.append(metric_pairs.pair(update.correct / tokens, 0.0, 1.0))
         stacked = tf.stack(found, axis=-2)
         return tf.reduce_sum(stacked, axis=0) if stacked.shape.rank == 3 else stacked
 

@@ -21,7 +21,8 @@ from privacy.training_noise import secure_generator
 
 if TYPE_CHECKING:
     from privacy.budget import Releases
-    from privacy.private_step import Examples, PrivateStep
+    from privacy.examples import Examples
+    from privacy.private_step import PrivateStep
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,9 +37,9 @@ class KerasDPSGD:
         another number.
       batch_size: expected size of a sample, from 1 to `records`.
       epochs: at least 1; each of ceil(records / batch_size) steps.
-      clip: L2 norm C of one example's gradient, above 0; inf only without noise.
+      clip: L2 norm C of one example's gradient, above 1e-12; inf only without noise.
       noise_multiplier: standard deviation of the noise / C, at least 0; 0 is not private.
-      delta: δ that ε is stated at, in (0, 1); it must be far below 1 / records.
+      delta: δ that ε is stated at, above 0 and below 1 / records; far below is usual.
       at_once: most examples whose gradients are taken together, at least 1; larger samples go in parts, which changes
         nothing but the memory. None: all.
     """
@@ -58,11 +59,11 @@ class KerasDPSGD:
             raise ValueError(f"batch size {self.batch_size} is above the {self.records} records: take at most those")
         checks.whole("epochs", self.epochs, 1, "give at least one")
         checks.non_negative("noise multiplier", self.noise_multiplier, "0 switches privacy off, 1 is a usual start")
-        checks.between("delta", self.delta, 0, 1, "1e-5 is usual, below 1 / records")
+        checks.between("delta", self.delta, 0, 1 / self.records, "1e-5 is usual, far below 1 / records")
         if self.at_once is not None:
             checks.whole("at_once", self.at_once, 1, "None takes all")
-        if isinstance(self.clip, bool) or not isinstance(self.clip, (int, float)) or not self.clip > 0:
-            raise ValueError(f"clip must be a number above 0, got {self.clip!r}: 1 is a usual start")
+        # Squares of gradients much smaller than that would be lost in float32.
+        checks.between("clip", self.clip, 1e-12, math.inf, "1 is a usual start", closed_high=True)
         if math.isinf(self.clip) and self.noise_multiplier > 0:
             raise ValueError("clip is infinite and there is noise: without a clip norm no noise protects a record")
 
@@ -145,14 +146,17 @@ class KerasDPSGD:
           ValueError: model or data do not fit, or examples do not stay apart in the model (as with batch
             normalisation), or the budget does not allow it; in one line, before any noise.
         """
-        from privacy.private_step import PrivateStep, checked_examples
+        from privacy.examples import checked_examples
+        from privacy.private_step import PrivateStep
 
         data = checked_examples(x, y)
         step = PrivateStep(model, self.clip, self.noise_multiplier, float(self.batch_size), data)
         try:
+            _check_validation(model, validation_data)
+            follow = self._callbacks(model, callbacks)
             if ledger is not None:
                 ledger.record(self.guarantee)
-            self._train(model, step, data, validation_data, callbacks)
+            self._train(model, step, data, validation_data, follow)
         finally:
             step.close()
         if step.left_out:
@@ -164,13 +168,19 @@ class KerasDPSGD:
             )
         return model.history
 
-    def _train(self, model: Any, step: PrivateStep, data: Examples, validation: Any, callbacks: Sequence[Any]) -> None:
+    def _callbacks(self, model: Any, callbacks: Sequence[Any]) -> Any:
         import keras
 
-        generator = secure_generator()
-        follow = keras.callbacks.CallbackList(
+        if not isinstance(callbacks, (list, tuple)) or not all(
+            isinstance(each, keras.callbacks.Callback) for each in callbacks
+        ):
+            raise ValueError(f"callbacks are {callbacks!r}: give a list of keras.callbacks.Callback")
+        return keras.callbacks.CallbackList(
             list(callbacks), add_history=True, model=model, epochs=self.epochs, steps=self.steps_per_epoch, verbose=0
         )
+
+    def _train(self, model: Any, step: PrivateStep, data: Examples, validation: Any, follow: Any) -> None:
+        generator = secure_generator()
         model.stop_training = False
         follow.on_train_begin()
         for epoch in range(self.epochs):
@@ -179,8 +189,27 @@ class KerasDPSGD:
                 follow.on_train_batch_begin(batch)
                 step(data, np.flatnonzero(generator.random(len(data.y)) < self.rate), self.at_once)
                 follow.on_train_batch_end(batch)
+                if model.stop_training:
+                    break
             found = {} if validation is None else model.evaluate(*validation, verbose=0, return_dict=True)
             follow.on_epoch_end(epoch, {f"val_{name}": value for name, value in found.items()})
             if model.stop_training:
                 break
+        if getattr(model.optimizer, "use_ema", False):
+            model.optimizer.finalize_variable_values(model.trainable_variables)
         follow.on_train_end()
+
+
+def _check_validation(model: Any, validation: Any) -> None:
+    """Raises ValueError, in one line, unless the model can be evaluated on it."""
+    from privacy.examples import checked_examples, losses_of
+    from privacy.model_checks import check_values
+
+    if validation is None:
+        return
+    if not isinstance(validation, (list, tuple)) or len(validation) != 2:
+        raise ValueError(f"validation_data is {type(validation).__name__}: give (x, y)")
+    try:
+        check_values(model, losses_of(model), checked_examples(*validation))
+    except ValueError as error:
+        raise ValueError(f"validation_data: {error}") from None

@@ -30,14 +30,17 @@ _LONGEST_UNROLLED = 64
 
 def closed_form(layer: keras.layers.Layer) -> Callable[..., Any] | None:
     """The function of (tap, *args, **kwargs) that calls the layer and gives its terms, or None."""
-    own = getattr(layer, "call_tapped", None)
-    if own is not None:
-        return own  # type: ignore[no-any-return]
-    # A subclass may compute something else.
-    stock = {keras.layers.Dense: _dense, keras.layers.Embedding: _embedding, keras.layers.LSTM: _lstm}
-    function: Any = stock.get(type(layer))
-    if function is None or getattr(layer, "lora_enabled", False) or getattr(layer, "quantization_mode", None):
-        return None
+    # A subclass may compute something else than the class that the closed form is of.
+    for owner in type(layer).__mro__:
+        if "call_tapped" in vars(owner):
+            return layer.call_tapped  # type: ignore[no-any-return]
+        if "call" in vars(owner):
+            break
+    stock = {keras.layers.Dense: (_dense, 2), keras.layers.Embedding: (_embedding, 1), keras.layers.LSTM: (_lstm, 3)}
+    function: Any
+    function, most = stock.get(type(layer), (None, 0))
+    if function is None or len(layer.trainable_weights) > most or getattr(layer, "quantization_mode", None):
+        return None  # more weights: of an activation with its own, of low-rank adaptation
     return lambda *args, **kwargs: function(layer, *args, **kwargs)
 
 
@@ -185,11 +188,16 @@ def _positions(value: tf.Tensor) -> tf.Tensor:
 
 def _recomputed(layer: Any, call: Callable[..., Any], tap: Tap, args: Any, kwargs: Any) -> Any:
     """Any layer: its gradient is taken anew for each example alone."""
-    outputs = call(*args, **kwargs)
-    tf.nest.map_structure(tap, outputs)
+    # Each output a tensor of its own: one may be another's ancestor.
+    outputs = tf.nest.map_structure(lambda value: tap(tf.identity(value)), call(*args, **kwargs))
+    rows = tf.nest.flatten(outputs)[0].shape[0]
     weights = [variable(weight) for weight in layer.trainable_weights]
     given = tf.nest.flatten((args, kwargs))
-    of_examples = [i for i, value in enumerate(given) if tf.is_tensor(value) and value.shape.rank]
+    of_examples = [
+        i
+        for i, value in enumerate(given)
+        if tf.is_tensor(value) and value.shape.rank and value.shape[0] in (None, rows)
+    ]
 
     def of_one(elements: Any) -> list[tf.Tensor]:
         values, gradients = elements

@@ -78,8 +78,8 @@ class PrivateMetrics:
     arXiv:2312.06658).
 
     Attributes:
-      share: of what a round may tell, 1 / noise_multiplier², in (0, 1); the model's update gets the rest.
-      loss_bound: public, above 0, in nats a token: a client's mean loss above it counts as this.
+      share: of what a round may tell, 1 / noise_multiplier², in (1e-6, 1); the model's update gets the rest.
+      loss_bound: public, in (1e-3, 1e6), in nats a token: a client's mean loss above it counts as this.
       accuracy: whether it is released, besides the loss.
     """
 
@@ -88,8 +88,12 @@ class PrivateMetrics:
     accuracy: bool = True
 
     def __post_init__(self) -> None:
-        checks.between("metrics share", self.share, 0, 1, "0.02 costs the update 1 % more noise")
-        checks.positive("loss bound", self.loss_bound, "10 nats is more than a guess among 20,000 words loses")
+        checks.between("metrics share", self.share, 1e-6, 1, "0.02 costs the update 1 % more noise")
+        checks.between(
+            "loss bound", self.loss_bound, 1e-3, 1e6, "10 nats is more than a guess among 20,000 words loses"
+        )
+        if not isinstance(self.accuracy, bool):
+            raise ValueError(f"accuracy is {self.accuracy!r}: give True or False")
 
     @property
     def count(self) -> int:
@@ -152,13 +156,14 @@ class PrivacyPlan:
         checks.between("delta", self.target_delta, 0, 1, f"leave it out for population**{DELTA_EXPONENT}")
         if self.clip is None and self.noise_multiplier > 0:
             raise ValueError("clip must be given with noise: without a clip norm no noise protects a client")
+        if not isinstance(self.metrics, (PrivateMetrics, type(None))):
+            raise ValueError(f"metrics are {self.metrics!r}: give PrivateMetrics, or None")
         if self.metrics is not None and not self.is_private:
             raise ValueError("metrics are given and there is no noise: they are for private runs, leave them out")
         least = self.noise_multiplier / (2 * math.sqrt(1 - self._metrics_share))
         if isinstance(self.clip, AdaptiveClip) and self.is_private and not self.count_stddev > least:
             raise ValueError(
-                f"clip count stddev {self.count_stddev:g} leaves the update no noise: take more than {least:g}, half "
-                "the noise multiplier"
+                f"clip count stddev {self.count_stddev:g} leaves the update no noise: take more than {least:g}"
             )
 
     @property

@@ -26,8 +26,10 @@ MAY_IMPORT: dict[str, frozenset[str] | None] = {
     "privacy": NUMERIC | {"privacy", "dp_accounting", "jinja2", "markupsafe", "matplotlib"},
     "privacy/classifier.py": frozenset({"numpy", "privacy", "sklearn"}),
     # Training of Keras models: with TensorFlow, and in files of their own.
+    "privacy/examples.py": _KERAS,
     "privacy/ghost_norms.py": _KERAS,
     "privacy/layer_gradients.py": _KERAS,
+    "privacy/model_checks.py": _KERAS,
     "privacy/private_step.py": _KERAS,
     "privacy/dpsgd.py": frozenset({"numpy", "privacy", "keras"}),
     "models": NUMERIC | {"models", "tensorflow", "keras", "ai_edge_litert"},

@@ -30,7 +30,7 @@ def test_metrics_are_released_unless_told_otherwise():
         (["privacy.metrics_share=0.1"], "privacy.metrics_share has no effect in a run that is not private"),
         (["privacy.loss_bound=5.0"], "privacy.loss_bound has no effect in a run that is not private"),
         (["privacy.noise_multiplier=1", "privacy.clip=1", "privacy.metrics_share=1"], "metrics share must lie in"),
-        (["privacy.noise_multiplier=1", "privacy.clip=1", "privacy.loss_bound=-1"], "loss bound must be"),
+        (["privacy.noise_multiplier=1", "privacy.clip=1", "privacy.loss_bound=-1"], "loss bound must lie in"),
         (
             ["privacy.noise_multiplier=1", "privacy.clip=1", "privacy.metrics_share=0", "privacy.loss_bound=1"],
             "privacy.loss_bound has no effect with privacy.metrics_share = 0",

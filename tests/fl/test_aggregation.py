@@ -234,11 +234,19 @@ def test_metrics_are_means_over_clients_of_what_is_bounded():
 
 
 @pytest.mark.parametrize(
-    "absent", [measured(0.0, 0.0, tokens=0.0, examples=0.0), measured(math.nan, 1.0), measured(0.0, 0.0, tokens=0.0)]
+    "absent",
+    [
+        measured(0.0, 0.0, tokens=0.0, examples=0.0),
+        measured(math.nan, 6.0),
+        measured(0.0, 0.0, tokens=0.0),
+        measured(math.inf, 6.0, tokens=0.0),
+    ],
 )
-def test_a_client_without_a_number_has_no_loss(absent):
+def test_a_client_without_a_number_counts_in_no_metric(absent):
     released = run(with_metrics(), [measured(3.0, 3.0), absent]).released
     assert float(released["train_loss"]) == pytest.approx(0.5, abs=1e-4)
+    assert float(released["train_accuracy"]) == pytest.approx(0.5, abs=1e-4)
+    assert float(released["train_clients"]) == pytest.approx(1.0, abs=1e-3)
 
 
 @pytest.mark.parametrize("loss", [0.0, 1.0, 12.0, 1e30, math.inf, -5.0])
@@ -269,6 +277,11 @@ def test_the_noise_of_the_metrics_is_the_plans():
         return aggregator.server(state, with_many, seed).released
 
     found = [released(tf.constant([5, seed], tf.int64)) for seed in range(1000)]
+    updates = np.array([flat(aggregator.server(state, with_many, np.array([5, seed])).update) for seed in range(1000)])
+    for name in ("train_clients", "train_accuracy", "train_loss"):
+        # None of the update's noise: a correlation of 1000 pairs is below 0.18 but with probability 1e-8.
+        values = np.array([float(each[name]) for each in found])
+        assert max(abs(np.corrcoef(values, each)[0, 1]) for each in updates.T) < 0.18
     # Two pairs, so that the number has the deviation of one number; of the mean of 1000 clients the half is between.
     z = aggregator.plan.metric_noise_multiplier
     assert z == pytest.approx(math.sqrt(2 / 0.1))
@@ -281,6 +294,20 @@ def test_the_noise_of_the_metrics_is_the_plans():
         assert abs(values.mean() - mean) < 5 * want / math.sqrt(1000)
         assert abs(values.std() / want - 1) < 0.1
         assert abs(values.std() / (2 * want) - 1) > 0.1
+
+
+def test_the_number_of_clients_may_be_below_zero():
+    """Of nobody its mean is zero: cutting off either number of a pair at zero would lift it."""
+    aggregator = with_metrics(noise=1.0)
+    state = state_of(aggregator)
+    nobody = aggregator.client(state, measured(0.0, 0.0, tokens=0.0, examples=0.0))
+
+    @tf.function
+    def clients(seed):
+        return aggregator.server(state, nobody, seed).released["train_clients"]
+
+    found = [float(clients(tf.constant([6, seed], tf.int64))) for seed in range(1000)]
+    assert abs(np.mean(found)) < 5 * aggregator.plan.metric_noise_multiplier / math.sqrt(1000)
 
 
 def test_metrics_change_neither_clipping_nor_the_rest_of_the_noise():

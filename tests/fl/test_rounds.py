@@ -227,12 +227,14 @@ def test_a_process_that_adds_other_noise_than_the_ledger_says_is_stopped(tmp_pat
     assert not (tmp_path / "checkpoints").exists()
 
 
-@pytest.mark.parametrize(("name", "factor"), [("clip", 2.0), ("noise_stddev", 2.0), ("noise_stddev", 0.5)])
+@pytest.mark.parametrize(
+    ("name", "factor"), [("clip", 2.0), ("noise_stddev", 2.0), ("noise_stddev", 0.5), ("metric_noise_multiplier", 1.0)]
+)
 def test_neither_more_nor_less_clip_or_noise_than_recorded_is_let_through(tmp_path, name, factor):
     class Other(FakeProcess):
         def next(self, state, values, noise_seed):
             state, measured = super().next(state, values, noise_seed)
-            measured["released"][name] = np.float32(factor * measured["released"][name])
+            measured["released"][name] = np.float32(factor * measured["released"].get(name, 1.0))
             return state, measured
 
     with pytest.raises(ValueError, match=f"the process used {name}"):

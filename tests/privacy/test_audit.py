@@ -217,6 +217,15 @@ def test_the_p_value_is_that_of_the_theorem():
     assert audit._p_value(0, 100, 1000, 0.5, 1e-5) == 1.0
 
 
+def test_the_term_of_delta_is_that_of_the_theorem():
+    """2 m δ times the largest mean of the i probabilities just below what was right (theorem 5.2), by hand: 3 of 4
+    guesses right at ε = 0, where each is a coin."""
+    below = [6 / 16, 4 / 16, 1 / 16]  # of 2, 1 and 0 right
+    steepest = max(sum(below[:i]) / i for i in (1, 2, 3))
+    found = audit._p_value(3, 4, 10, 0.0, 1e-3)
+    assert found == pytest.approx(5 / 16 + 2 * 10 * 1e-3 * steepest, rel=1e-12)
+
+
 def test_one_run_holds_as_often_as_it_says():
     """Randomised response on each canary is the worst that ε-DP allows: 300 audits at 0.9."""
     epsilon, alarms = 1.0, 0

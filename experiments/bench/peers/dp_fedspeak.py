@@ -56,7 +56,8 @@ def _keras(task: Task, noise_multiplier: float | None) -> Loop:
 
 
 def _private_step(model: Any, task: Task, noise_multiplier: float) -> Callable[[int], None]:
-    from privacy.private_step import PrivateStep, checked_examples
+    from privacy.examples import checked_examples
+    from privacy.private_step import PrivateStep
 
     batch = task.x.shape[1]
     data = checked_examples(*(part.reshape(-1, *part.shape[2:]) for part in (task.x, task.y)))
