@@ -6,6 +6,8 @@ SHELL := bash
 MAKEFLAGS += --no-print-directory
 
 PY := .venv/bin/python
+# Tests of commands that need no TFF.
+WITHOUT_TFF := $(addprefix tests/experiments/,test_cli.py test_privacy_commands.py test_intervals.py)
 ROOMS := fl privacy models experiments tests
 
 # Written last by .ci/install, with the folder it was made for: an interrupted install leaves no stamp, and a
@@ -15,13 +17,21 @@ ifneq ("$(shell cat $(STAMP) 2>/dev/null)","$(CURDIR)")
 .PHONY: $(STAMP)
 endif
 
-.PHONY: help demo test test-slow check format docs lock bench-peers clean
+CURRENT := .venv-current/.complete
+ifneq ("$(shell cat $(CURRENT) 2>/dev/null)","$(CURDIR)")
+.PHONY: $(CURRENT)
+endif
+
+.PHONY: help demo test test-slow test-current check format docs build lock bench-peers clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 19
 
 $(STAMP): requirements.lock pyproject.toml
-	@.ci/install "$(CURDIR)"
+	@.ci/install "$(CURDIR)" .venv requirements.lock
+
+$(CURRENT): requirements-current.lock pyproject.toml
+	@.ci/install "$(CURDIR)" .venv-current requirements-current.lock
 
 demo: $(STAMP)  ## Train, report, export and generate on Shakespeare's plays, into runs/demo
 	@$(PY) -m experiments demo
@@ -31,6 +41,10 @@ test: $(STAMP)  ## Run the tests
 
 test-slow: $(STAMP)  ## Run the tests that take long
 	@$(PY) -m pytest -m slow
+
+test-current: $(STAMP) $(CURRENT)  ## Run on current TensorFlow, Keras and NumPy the tests of what needs no TFF
+	@$(PY) tests/current/make_run.py .cache/run
+	@.venv-current/bin/python -m pytest tests/models tests/privacy tests/current $(WITHOUT_TFF)
 
 check: $(STAMP)  ## All that must pass before a change goes in: format, lint, types, tests, docs
 	@$(PY) -m ruff format --check .
@@ -47,12 +61,17 @@ docs: $(STAMP)  ## Build the docs into site/; a warning is an error
 	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 	@echo "docs: site/index.html"
 
-lock:  ## Renew requirements.lock from pyproject.toml
+build: $(STAMP)  ## Build wheel and sdist into dist/
+	@rm -rf build dist
+	@$(PY) -c "from setuptools import build_meta as b; b.build_sdist('dist'); b.build_wheel('dist')" >/dev/null
+	@ls dist
+
+lock:  ## Renew both locks from pyproject.toml
 	@.ci/lock
 
 bench-peers:  ## Make the other frameworks' environments for `fedspeak bench`, into .venv-bench (3 GB and more)
 	@.ci/bench
 
 clean:  ## Remove all that make has made, except runs/
-	@rm -rf .venv .venv-bench .cache site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf .venv .venv-current .venv-bench .cache site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find $(ROOMS) -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from experiments import cli
+from experiments import cli, extras
 from experiments import config as configs
 from experiments.display import ConsoleDisplay
 from experiments.runs import RunFolder, load_trained
@@ -23,6 +23,7 @@ _SAMPLES_A_PROMPT = 3
 )
 def demo(output: Path) -> None:
     """Train, report, export and generate on Shakespeare's plays."""
+    extras.require("federated")
     from experiments import results, training
     from experiments.device_commands import all_precisions, export_and_check
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from experiments import extras
+
 if TYPE_CHECKING:
     from models.parity import Parity
 
@@ -35,6 +37,7 @@ def export(run: Path, precision: str, output: Path | None) -> None:
 
     Ends with an error if a file does not do what the model does.
     """
+    extras.require("models")
     from experiments.runs import load_trained
 
     model, weights, vocabulary = load_trained(run)

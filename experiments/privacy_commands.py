@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from experiments import extras
+
 if TYPE_CHECKING:
     from privacy import PrivacyPlan
     from privacy.audit import Bound
@@ -79,19 +81,22 @@ def audit(claimed: float, delta: float, trials: int, training: bool, as_json: bo
     checks.positive("--epsilon", claimed, "give the claim to test")
     checks.between("--delta", delta, 0, 1, "1e-3 shows most")
     if training:
-        unit, sampler, noise = "client", "two cohorts in turn", "floating-point"
+        extras.require("federated")
+        unit, sampler, noise = "client", "two cohorts in turn", "floating-point Gaussian, not hardened"
         audited = _audited_training(claimed, delta, trials)
     else:
-        unit, sampler, noise = "record", "everybody, once", "exact integers, but DP-SGD's"
+        unit, sampler = "record", "everybody, once"
+        noise = "exact integers, but DP-SGD's, which is floating-point and not hardened"
         audited = _audited_mechanisms(claimed, delta, trials)
     if not as_json:
         click.echo(f"unit: one {unit}; sampler: {sampler}; noise: {noise}")
     rows = []
     for name, relation, claim, bound in audited:
-        assumed = {"unit": unit, "relation": relation, "sampler": sampler}
+        assumed = {"unit": unit, "relation": relation, "sampler": sampler, "noise": noise}
         rows.append({"mechanism": name, **assumed, "claimed": claim, **bound._asdict()})
         if not as_json:
-            verdict = "REFUTED" if bound.refutes(claim) else "stands"
+            weak = "" if bound.epsilon > claim / 10 else ", but this says nothing: more --trials"
+            verdict = "REFUTED" if bound.refutes(claim) else f"stands{weak}"
             click.echo(
                 f"{name} ({relation}): epsilon at delta {bound.delta:g} claimed {_round_up(claim)}, at least "
                 f"{bound.epsilon:.3f} with confidence {_AUDIT_CONFIDENCE:g} from {bound.trials} outcomes: {verdict}"
@@ -260,6 +265,7 @@ def _print(plan: PrivacyPlan, as_json: bool) -> None:
         ("participations", f"at most {plan.max_participations:,} of {plan.rounds:,} rounds a client"),
         ("rounds", f"{plan.rounds:,}"),
         ("noise multiplier", f"{plan.noise_multiplier:g}"),
+        ("noise", "floating-point Gaussian, not hardened, as in this kit's training"),
     ]
     if plan.value_noise_multiplier != plan.noise_multiplier:
         split = f"{plan.value_noise_multiplier:.6g} on the update, {plan.count_stddev:g} on the clip's count"

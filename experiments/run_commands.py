@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from experiments import cli
+from experiments import cli, extras
 from experiments import config as configs
 from experiments.display import ConsoleDisplay
 from experiments.runs import RunFolder
@@ -51,6 +51,7 @@ def train(
 
     CONFIG is a TOML file, or the name of a shipped one (demo, scratch, long).
     """
+    extras.require("federated")
     if (config is None) == (resume is None):
         raise click.UsageError("give a config to start a run, or --resume RUN to go on with one")
     show, is_new_folder = ConsoleDisplay(), False
@@ -115,6 +116,7 @@ def _with_strict(overrides: tuple[str, ...], strict: bool) -> tuple[str, ...]:
 @click.argument("run", type=click.Path(path_type=Path))
 def evaluate(run: Path) -> None:
     """Evaluate a trained run on its test clients, beside the baselines."""
+    extras.require("models")
     from experiments import results
 
     click.echo(results.evaluate(RunFolder(run)))
@@ -123,9 +125,19 @@ def evaluate(run: Path) -> None:
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
 def report(run: Path) -> None:
-    """Write the privacy report of a run from its ledger: report.* for the operator, report-release.* to give away."""
+    """Write the privacy report of a run from its ledger: report.* for the operator, report-release.* to give away.
+
+    RUN may also be the ledger file of a budget: then the report is on its releases, and stands beside it.
+    """
     from experiments import results
 
+    if run.is_file():
+        from privacy import report as reports
+        from privacy.budget import Releases
+
+        for path in reports.of_releases(Releases.read(run)).write(run.parent):
+            click.echo(str(path))
+        return
     for path in results.write_reports(RunFolder(run)):
         click.echo(str(path))
 

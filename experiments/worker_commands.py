@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from experiments import interrupt
+from experiments import extras, interrupt
 
 _LOOK_SECONDS = 0.5
 
@@ -27,6 +27,7 @@ def worker(port: int, cores: int | None, certificates: Path | None, insecure_net
 
     By default the port is on loopback only, for an ssh tunnel's end.
     """
+    extras.require("federated")
     from fl import tunnel
     from fl.owned_process import OwnedProcess
     from fl.worker import Worker, c_compiler, warn_of_open

@@ -13,6 +13,7 @@ import tensorflow_federated as tff
 import tensorflow_privacy as tfp
 
 from fl import metric_pairs
+from fl.aggregation import unbounded_normal
 from privacy import checks, costs
 
 
@@ -73,7 +74,7 @@ class BoundedMeanQuery(tfp.SumAggregationDPQuery):
     def get_noised_result(self, sample_state: Any, global_state: Any) -> Any:
         """(`Result`, the next global state, the event)."""
         seed = tf.stack([global_state.seed[0], global_state.seed[1] + global_state.round])
-        noise = tf.random.stateless_normal([2], seed, dtype=tf.float64, alg="philox")
+        noise = unbounded_normal([2], seed, tf.float64)
         share, clients = metric_pairs.released(sample_state, noise, self._multiplier)
         mean = self._lower + tf.cast(share, tf.float32) * (self._upper - self._lower)
         next_state = self._State(global_state.seed, global_state.round + 1)

@@ -18,6 +18,7 @@ _HOME = {
     "from_config": "models.presets",
     "from_keras": "models.keras_model",
     "load_into_keras": "models.keras_model",
+    "load_keras": "models.keras_model",
     "preset": "models.presets",
     "scale_invariant_sigmoid": "models.activations",
     "scale_invariant_tanh": "models.activations",
@@ -29,7 +30,14 @@ __all__ = sorted(_HOME)
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'models' has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+    try:
+        return getattr(import_module(_HOME[name]), name)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("models"):
+            raise
+        raise ModuleNotFoundError(
+            f"models.{name} needs {error.name}, of the extra 'models': pip install 'fedspeak[models]'", name=error.name
+        ) from None
 
 
 def __dir__() -> list[str]:

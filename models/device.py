@@ -172,5 +172,10 @@ def _interpreter_class() -> Any:
     try:
         from ai_edge_litert.interpreter import Interpreter
     except ImportError:
-        from tensorflow.lite import Interpreter  # type: ignore[no-redef]
+        try:
+            from tensorflow.lite import Interpreter  # type: ignore[no-redef]
+        except ImportError:
+            raise ModuleNotFoundError(
+                "no runtime for exported models is installed: pip install ai-edge-litert", name="ai_edge_litert"
+            ) from None
     return Interpreter

@@ -1,5 +1,8 @@
 """The recurrent language model as a Keras model, and its weights to and from the plain dict, by name."""
 
+import json
+import os
+import zipfile
 from collections.abc import Callable
 from typing import Any
 
@@ -99,6 +102,26 @@ def to_keras(model: RecurrentLanguageModel, weights: Weights | None = None, leng
     if weights is not None:
         load_into_keras(keras_model, weights)
     return keras_model
+
+
+def load_keras(path: str | os.PathLike[str]) -> keras.Model:
+    """A model from a `.keras` file with the kit's layers, saved by the same generation of Keras (2 or 3) as this one.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it is no `.keras` file, or one of the other generation; in one line that says what to do.
+    """
+    try:
+        with zipfile.ZipFile(path) as file:
+            saved = json.loads(file.read("metadata.json"))["keras_version"]
+    except (zipfile.BadZipFile, KeyError, ValueError):
+        raise ValueError(f"{os.fspath(path)} is no .keras file: save one by model.save") from None
+    if saved.partition(".")[0] != keras.__version__.partition(".")[0]:
+        raise ValueError(
+            f"{os.fspath(path)} was saved by Keras {saved}, and this is {keras.__version__}, which does not read it: "
+            "there save from_keras(model) by numpy.savez, here give that to load_into_keras"
+        )
+    return keras.models.load_model(path)
 
 
 def from_keras(keras_model: keras.Model) -> Weights:

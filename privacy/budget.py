@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 
 from privacy import checks, costs
 from privacy.chained_file import ChainedFile
-from privacy.guarantee import SEEDED, Guarantee
+from privacy.guarantee import SEEDED, Guarantee, rounded_up
 from privacy.ledger import FORMAT, version
 from privacy.sampling import Relation
 
@@ -99,6 +99,15 @@ class Releases:
     def spent(self) -> float:
         """ε of all releases together, at the budget's δ."""
         return self._epsilon_with(())
+
+    def __str__(self) -> str:
+        """ε of all releases together, with all that belongs to it."""
+        budget = self.budget
+        at = f" at delta {budget.delta:.3g}" if budget.delta else ""
+        return (
+            f"epsilon {rounded_up(self.spent)}{at} of {budget.epsilon:g}; unit {budget.unit}, {budget.relation}; "
+            f"{len(self.releases)} releases, samplers and noise as of each"
+        )
 
     @property
     def head(self) -> str:

@@ -1,4 +1,4 @@
-"""DP-SGD for any Keras model: exact clipping of each example's gradient at the cost of a plain step.
+"""DP-SGD for any Keras model: exact clipping of each example's gradient, in closed form for the usual layers.
 
 model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
 private = KerasDPSGD.for_budget(epsilon=2.0, delta=1e-5, records=60_000, batch_size=256, epochs=10, clip=1.0)
@@ -146,8 +146,13 @@ class KerasDPSGD:
           ValueError: model or data do not fit, or examples do not stay apart in the model (as with batch
             normalisation), or the budget does not allow it; in one line, before any noise.
         """
-        from privacy.examples import checked_examples
-        from privacy.private_step import PrivateStep
+        try:
+            from privacy.examples import checked_examples
+            from privacy.private_step import PrivateStep
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                f"KerasDPSGD needs {error.name}, of the extra 'models': pip install 'fedspeak[models]'", name=error.name
+            ) from None
 
         data = checked_examples(x, y)
         step = PrivateStep(model, self.clip, self.noise_multiplier, float(self.batch_size), data)

@@ -75,6 +75,12 @@ def scaled_sums(groups: Sequence[Sequence[Term]], factors: tf.Tensor) -> list[tf
     ]
 
 
+def in_order(weights: list[Any], groups: Sequence[Sequence[Term]], factors: tf.Tensor) -> list[tf.Tensor]:
+    """For each weight the sum of its terms scaled by factors [B]; zero for one that took no part."""
+    found = dict(zip((id(group[0].weight) for group in groups), scaled_sums(groups, factors), strict=True))
+    return [found[id(w)] if id(w) in found else tf.zeros(w.shape, factors.dtype) for w in weights]
+
+
 def _scaled_sum(group: Sequence[Term], factors: tf.Tensor) -> tf.Tensor:
     total = None
     for term in sorted(group, key=lambda term: term.is_rows):

@@ -344,8 +344,8 @@ def gaussian_mean_in_ball(
     for first in range(0, len(vectors), _ROWS):  # whole steps take more room than the vectors: not all at once
         part = shortened(vectors[first : first + _ROWS].astype(np.float64), radius) / radius
         total = total + np.rint(np.clip(part, -1, 1) * STEPS).astype(np.int64).sum(axis=0)
-    value = total / (STEPS * count) * radius
-    value *= radius / max(float(np.linalg.norm(value)), radius)
+    value = total / (STEPS * count)  # in radii
+    value *= radius / max(float(np.linalg.norm(value)), 1.0)
     return MeanInBall(value, count, costs.Gaussian(stddev / sensitivity))
 
 

@@ -21,7 +21,7 @@ def check_values(model: Any, losses: Losses, data: Examples) -> None:
     name = (
         model.loss if isinstance(model.loss, str) else getattr(model.loss, "name", getattr(model.loss, "__name__", ""))
     )
-    parts = [part for part in tf.nest.flatten((data.x, data.y)) if part.dtype.kind in "iu"]
+    parts = tf.nest.flatten((data.x, data.y))  # whatever their type: a real number may be looked up too
     extremes = {int(np.argmin(part) // (part.size // len(part))) for part in parts}
     extremes |= {int(np.argmax(part) // (part.size // len(part))) for part in parts}
     rows = np.array(sorted(extremes | {0}))
@@ -180,7 +180,7 @@ class _Probe:
         variables = [variable(weight) for weight in weights]
         for number, loss in enumerate(each):
             one_hot = tf.one_hot(number, _PROBED, dtype=losses.dtype)
-            mine = in_order(weights, groups, one_hot)
+            mine = ghost_norms.in_order(weights, groups, one_hot)
             true = [part.numpy() for part in map(tf.convert_to_tensor, tape.gradient(loss, variables, None, _ZERO))]
             largest = max(float(np.abs(part).max(initial=0)) for part in true)
             for weight, found, its in zip(variables, mine, true, strict=True):
@@ -202,9 +202,3 @@ def _mixes(name: str) -> ValueError:
         f"model {name} mixes examples: the loss of one depends on others, so that no clipping protects them (batch "
         "normalisation does this, group normalisation does not)"
     )
-
-
-def in_order(weights: list[Any], groups: list[list[ghost_norms.Term]], factors: tf.Tensor) -> list[tf.Tensor]:
-    """For each weight the sum of its terms scaled by factors [B]; zero for one that took no part."""
-    found = dict(zip((id(group[0].weight) for group in groups), ghost_norms.scaled_sums(groups, factors), strict=True))
-    return [found[id(w)] if id(w) in found else tf.zeros(w.shape, variable(w).dtype) for w in weights]

@@ -56,6 +56,10 @@ def opendp_release(
     Raises:
       ValueError: the measurement is none of pure ε under `relation`, or the budget does not allow it, in one line.
     """
+    if relation == "add-or-remove-one" and "size=" in str(measurement.input_domain):
+        raise ValueError(
+            "measurement is of a number of records that is public: neighbours have as many, give relation replace-one"
+        )
     metric, measure = (str(part).partition("(")[0] for part in (measurement.input_metric, measurement.output_measure))
     distance = _DISTANCES.get(metric, {}).get(relation)
     if distance is None:

@@ -12,7 +12,7 @@ import tensorflow as tf
 from privacy import ghost_norms
 from privacy.examples import Examples, losses_of, one_line
 from privacy.layer_gradients import Recording
-from privacy.model_checks import check_apart, in_order
+from privacy.model_checks import check_apart
 from privacy.training_noise import secure_generator, standard_normal
 
 _MARGIN = 16  # units in the last place, for the rounding of norms, factors and products
@@ -84,7 +84,7 @@ class PrivateStep:
         if np.isfinite(self._clip):
             margin = 1 - _MARGIN * float(np.finfo(norms.dtype.as_numpy_dtype).eps)
             factors = margin * self._clip / self._denominator / tf.maximum(norms, self._clip)
-        return in_order(self._weights, groups, tf.where(finite, factors, tf.zeros_like(factors)))
+        return ghost_norms.in_order(self._weights, groups, tf.where(finite, factors, tf.zeros_like(factors)))
 
     def _whole(self, x: Any, y: Any, noise: tf.Tensor) -> None:
         self._release(self._clipped_sum(x, y), noise)

@@ -212,8 +212,23 @@ def unmet(wanted: list[Requirement], locked: dict[str, Pin]) -> list[str]:
     return [str(requirement) for requirement in wanted if not met(requirement)]
 
 
-def test_every_pin_has_a_hash():
-    assert not [name for name, pin in LOCK.items() if not pin.hashes]
+CURRENT = pins((ROOT / "requirements-current.lock").read_text())
+
+
+@pytest.mark.parametrize("lock", [LOCK, CURRENT], ids=["lock", "current"])
+def test_every_pin_has_a_hash(lock: dict[str, Pin]):
+    assert not [name for name, pin in lock.items() if not pin.hashes]
+
+
+def test_the_lock_of_current_tensorflow_has_what_it_is_for_and_no_tff():
+    project = PROJECT["project"]
+    wanted = [project["dependencies"], project["optional-dependencies"]["models"]]
+    wanted += [project["optional-dependencies"]["opendp"], PROJECT["dependency-groups"]["current"]]
+    assert unmet(requirements(sum(wanted, [])), CURRENT) == []
+    assert not {"tensorflow-federated", "tensorflow-privacy"} & set(CURRENT)
+    # Each stands on the other side of what changed: Keras 2 and 3, NumPy 1 and 2, dp-accounting before and after 0.6.
+    for name in ("tensorflow", "keras", "numpy", "dp-accounting"):
+        assert LOCK[name].version < CURRENT[name].version
 
 
 def test_lock_satisfies_pyproject_and_the_overrides():

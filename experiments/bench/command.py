@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from experiments import extras
 from experiments.bench.cohort_size import cohort_size
 from experiments.bench.dp_step import dp_step
 from experiments.bench.kernels import kernels
@@ -52,6 +53,7 @@ def simulation(
     All do the same work; their weights are compared. The table goes to OUT/table.md and standard output, all figures
     to OUT/results.json. The peers' environments: `make bench-peers`.
     """
+    extras.require("federated")
     from experiments.bench import measure, table
 
     display = ConsoleDisplay()

@@ -11,6 +11,7 @@ from typing import Any
 import click
 import numpy as np
 
+from experiments import extras
 from experiments.bench.measure import Peer, environment
 from experiments.bench.processes import watch
 from experiments.bench.ratios import paired_ratio
@@ -50,6 +51,7 @@ def dp_step(
     All do the same work; the lengths of their clipped gradients are compared. The table goes to OUT/dp-step.md and
     standard output, all figures to OUT/dp-step.json. The peers' environment: `make bench-peers`.
     """
+    extras.require("federated")
     from experiments.display import ConsoleDisplay
 
     peers = [peer for peer in PEERS if not names or peer.name in names]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from experiments import cli
+from experiments import cli, extras
 from experiments.display import ConsoleDisplay
 from experiments.runs import RunFolder, write_json
 from experiments.versions import versions
@@ -21,6 +21,7 @@ def noise_seeds(run: Path, seeds: int, output: Path | None) -> None:
 
     Interrupted, it goes on where it stopped. Each repetition is a run of its own in the output folder.
     """
+    extras.require("federated")
     from experiments import data, plots, results, training
 
     source, folder, show = RunFolder(run), output or run.with_name(f"{run.name}-noise-seeds"), ConsoleDisplay()

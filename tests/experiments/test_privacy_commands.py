@@ -10,6 +10,8 @@ import pytest
 from click.testing import CliRunner
 
 from experiments.privacy_commands import privacy
+from experiments.run_commands import report
+from privacy import Budget, dp_mean
 
 pytestmark = pytest.mark.filterwarnings("ignore:np.find_common_type is deprecated:DeprecationWarning")
 STACK_OVERFLOW = ["--clients", "342477", "--cohort", "100", "--delta", "1e-6"]
@@ -36,6 +38,7 @@ def test_epsilon_prints_both_figures_and_every_assumption():
         "one client of 1,000",
         "add-or-remove-one",
         "Poisson",
+        "not hardened",
     ):
         assert words in text
     assert "200 of 200 rounds a client" in text
@@ -125,7 +128,8 @@ def test_an_audit_lets_our_own_mechanisms_stand():
     text = call("audit", "--epsilon", 2, "--trials", 3000)
     lines = text.splitlines()
     assert lines[0].startswith("unit: one record; sampler: everybody, once")
-    assert len(lines) == 11 and all(line.endswith(": stands") for line in lines[1:])
+    assert len(lines) == 11 and all(": stands" in line for line in lines[1:])
+    assert all(("says nothing" in line) == (float(line.split("at least ")[1].split()[0]) <= 0.2) for line in lines[1:])
     assert "mean, hourglass (add-remove): epsilon at delta 0 claimed 2, at least" in text
     rows = facts("audit", "--epsilon", 2, "--trials", 3000)
     assert {row["relation"] for row in rows} == {"add-remove", "swap"}
@@ -179,3 +183,12 @@ def test_the_report_on_single_releases(tmp_path):
     assert "ε = 0.500" in (tmp_path / "out" / "report.md").read_text()
     done = CliRunner().invoke(privacy, ["report", str(tmp_path / "none.jsonl")])
     assert isinstance(done.exception, FileNotFoundError) and "is missing" in str(done.exception)
+
+
+def test_the_report_command_of_runs_takes_a_budgets_ledger_too(tmp_path):
+    with Budget(epsilon=1.0).recording(tmp_path / "ages.jsonl") as ledger:
+        dp_mean([1.0, 2.0], 0, 4, 0.5, ledger=ledger)
+        assert str(ledger).startswith("epsilon 0.50 of 1; unit record, add-or-remove-one; 1 releases")
+    done = CliRunner().invoke(report, [str(tmp_path / "ages.jsonl")], catch_exceptions=False)
+    assert done.exit_code == 0
+    assert json.loads((tmp_path / "report.json").read_text())["schema"] == "fedspeak-statistics-report/1"

@@ -125,3 +125,13 @@ def test_what_the_account_cannot_take_is_refused():
         opendp_release(gaussian, RECORDS)
     with pytest.raises(ValueError, match="input metric AbsoluteDistance: it says nothing of records under add-or"):
         opendp_release(dp.m.make_laplace(dp.atom_domain(T=int), dp.absolute_distance(T=int), scale=1.0), 3)
+
+
+def test_a_public_number_of_records_is_no_add_or_remove():
+    """Records of a known number are never at distance one: OpenDP's map says almost nothing for it."""
+    space = dp.vector_domain(dp.atom_domain(bounds=(0.0, 100.0), nan=False), size=5), dp.symmetric_distance()
+    mean = space >> dp.t.then_mean() >> dp.m.then_laplace(0.001)
+    with pytest.raises(ValueError, match="give relation replace-one"):
+        opendp_release(mean, [1.0, 2.0, 3.0, 4.0, 5.0])
+    found = opendp_release(mean, [1.0, 2.0, 3.0, 4.0, 5.0], "replace-one")
+    assert found.guarantee.epsilon == pytest.approx(20_000, rel=1e-3)  # 100 / 5 / 0.001

@@ -63,7 +63,49 @@ def test_the_least_and_the_largest_bits_give_numbers():
     for word in (0, 2**64 - 1, 2**32 - 1, 2**63):
         generator: Any = Generator(word)
         values = standard_normal(generator, 4, np.float32)
-        assert (abs(values) < 6.7).all()
+        assert (abs(values) < 9.5).all()
+    # Words of which only the lowest bits are set: far out, as far as 64 bits reach.
+    assert abs(values_of(0)).max() > 9.4
+
+
+def values_of(word):
+    class Fixed:
+        def random_raw(self, count):
+            return np.full(count, word, np.uint64)
+
+    class Generator:
+        bit_generator = Fixed()
+
+    generator: Any = Generator()
+    return standard_normal(generator, 4, np.float32)
+
+
+def test_the_far_tail_is_not_cut():
+    """Radii from words below 2^12 alone: the law of all 64 bits of a word shows in them, and those that 32 bits never
+    give (beyond 6.66) come."""
+    generator = np.random.default_rng(8)
+
+    class Far:
+        def __init__(self):
+            self.calls = 0
+
+        def random_raw(self, count):
+            self.calls += 1
+            if self.calls % 2:  # the first 32 bits of a radius: small; of an angle: any
+                small = generator.integers(0, 2**12, 2 * count, np.uint32)
+                small[count:] = generator.integers(0, 2**32, count, np.uint32)
+                return small.view(np.uint64)
+            return generator.integers(0, 2**64, count, np.uint64)
+
+    class Generator:
+        bit_generator = Far()
+
+    fake: Any = Generator()
+    pairs = standard_normal(fake, 2**15, np.float32).reshape(2, -1)
+    radius = np.hypot(*pairs.astype(np.float64))
+    below = 2.0**32 * np.exp(-(radius**2) / 2)  # the word with all its bits, uniform from 0 to 2^12
+    assert stats.kstest(below / 2**12, "uniform").pvalue > 1e-4
+    assert below.min() < 1  # what 32 bits do not reach
 
 
 def test_secure_generators_differ():
