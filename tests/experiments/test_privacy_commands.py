@@ -188,7 +188,7 @@ def test_the_report_on_single_releases(tmp_path):
 def test_the_report_command_of_runs_takes_a_budgets_ledger_too(tmp_path):
     with Budget(epsilon=1.0).recording(tmp_path / "ages.jsonl") as ledger:
         dp_mean([1.0, 2.0], 0, 4, 0.5, ledger=ledger)
-        assert str(ledger).startswith("epsilon 0.50 of 1; unit record, add-or-remove-one; 1 releases")
+        assert str(ledger).startswith("epsilon 0.500 of 1; unit record, add-or-remove-one; 1 releases")
     done = CliRunner().invoke(report, [str(tmp_path / "ages.jsonl")], catch_exceptions=False)
     assert done.exit_code == 0
     assert json.loads((tmp_path / "report.json").read_text())["schema"] == "fedspeak-statistics-report/1"
