@@ -63,7 +63,10 @@ docs: $(STAMP)  ## Build the docs into site/; a warning is an error
 
 build: $(STAMP)  ## Build wheel and sdist into dist/
 	@rm -rf build dist
-	@$(PY) -c "from setuptools import build_meta as b; b.build_sdist('dist'); b.build_wheel('dist')" >/dev/null
+	@mkdir dist
+	@$(PY) -c "from setuptools import build_meta as b; b.build_sdist('dist'); b.build_wheel('dist')" >dist/log 2>&1 || \
+	    { cat dist/log; exit 1; }
+	@rm dist/log
 	@ls dist
 
 lock:  ## Renew both locks from pyproject.toml

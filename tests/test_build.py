@@ -1,0 +1,54 @@
+"""Wheel and sdist hold the four packages with what they need, and nothing else."""
+
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.test_house import PACKAGES, ROOT, tracked
+
+DATA = {
+    *(f"{package}/py.typed" for package in PACKAGES),
+    *(f"experiments/configs/{name}.toml" for name in ("demo", "long", "scratch")),
+    "fl/loopback.c",
+    *(f"privacy/templates/{path.name}" for path in (ROOT / "privacy" / "templates").iterdir()),
+}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> Path:
+    """`dist` of a copy of the files under version control."""
+    copy = tmp_path_factory.mktemp("build") / "fedspeak"
+    for path in tracked():
+        target = copy / path.relative_to(ROOT)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+    code = "from setuptools import build_meta as b; b.build_sdist('dist'); b.build_wheel('dist')"
+    subprocess.run([sys.executable, "-c", code], cwd=copy, check=True, capture_output=True)
+    return copy / "dist"
+
+
+def sources() -> set[str]:
+    return {
+        str(path.relative_to(ROOT))
+        for path in tracked()
+        if path.suffix == ".py" and path.relative_to(ROOT).parts[0] in PACKAGES
+    }
+
+
+def test_the_wheel(built):
+    (wheel,) = built.glob("*.whl")
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    assert names == sources() | DATA
+
+
+def test_the_sdist(built):
+    (sdist,) = built.glob("*.tar.gz")
+    with tarfile.open(sdist) as file:
+        names = {name.name.partition("/")[2] for name in file.getmembers() if name.isfile()}
+    around = {"LICENSE", "MANIFEST.in", "PKG-INFO", "README.md", "pyproject.toml", "setup.cfg"}
+    assert {name for name in names if not name.startswith("fedspeak.egg-info/")} == sources() | DATA | around
