@@ -153,13 +153,19 @@ def _worst_cases(trials: int) -> list[dict[str, Any]]:
 
 
 def _under_zcdp(trials: int) -> list[dict[str, Any]]:
-    """n² MSE at ρ = 1/2: the pair with one Gaussian, and the middle point's sum and count with half of ρ each."""
-    generator = np.random.default_rng(0)
+    """n² MSE at ρ = 1/2: the kit's pair with one Gaussian, and the middle point's sum and count with half of ρ each."""
+    from privacy.composition import gaussian_epsilon
+    from privacy.mean import STEPS, BoundedMean
+    from privacy.randomness import SeededRandomness
+
+    generator, source, delta = np.random.default_rng(0), SeededRandomness(0), 1e-6
     n, sigma = 1000, 1 / math.sqrt(2 * _RHO)
+    kit = BoundedMean(0.0, 1.0, gaussian_epsilon(sigma, delta), "gaussian", "add-remove", delta)
     found = []
     for mu in (0.1, 0.3, 0.5):
-        first, second = (share * n + sigma * generator.normal(size=trials) for share in (mu, 1 - mu))
-        pair = _row("", "add-remove", n, _RHO, mu, n * (first / (first + second) - mu))
+        above, below = ([round(share * n) * STEPS] * trials for share in (mu, 1 - mu))
+        shares = np.array(kit._released(above, below, source))[:, 0]
+        pair = _row("", "add-remove", n, _RHO, mu, n * (shares - mu))
         # Sensitivities 1/2 and 1 at ρ/2 each.
         total = (mu - 0.5) * n + 0.5 * math.sqrt(2) * sigma * generator.normal(size=trials)
         count = n + math.sqrt(2) * sigma * generator.normal(size=trials)
@@ -222,7 +228,8 @@ def _table(rows: list[dict[str, Any]], worst: list[dict[str, Any]], gaussian: li
     for entry in gaussian:
         formula = (entry["mu"] ** 2 + (1 - entry["mu"]) ** 2) / (2 * _RHO)
         lines.append(
-            f"| {entry['mu']:g} | {entry['pair']:.3f} | {entry['split']:.3f} ± {entry['half']:.1g} | {formula:.3f} |"
+            f"| {entry['mu']:g} | {entry['pair']:.3f} ± {entry['half']:.1g} "
+            f"| {entry['split']:.3f} ± {entry['half']:.1g} | {formula:.3f} |"
         )
     lines += ["", "### Time of one call on 1000 numbers", "", "| | ms |", "|---|---|"]
     lines += [f"| {name} | {1000 * seconds:.2f} |" for name, seconds in _seconds_of_ours().items()]

@@ -107,7 +107,7 @@ def counter_example(seeds: int) -> list[dict[str, Any]]:
                         DELTA,
                         preprocess=preprocess,
                         bound=math.hypot(mu, 1),
-                        share=0.3,
+                        share=0.3 if preprocess else SHARES[False],
                         steps=50,
                         rate=1.0,
                         learning_rate=learning_rate,

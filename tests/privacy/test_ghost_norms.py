@@ -25,16 +25,16 @@ def made(term, count):
 
 
 def drawn(generator, kinds, count, size, width):
-    weight = tf.Variable(tf.zeros([size, width]))
+    weight = tf.Variable(tf.zeros([size, width], tf.float64))
     terms = []
     for kind, steps in kinds:
-        right = tf.constant(generator.normal(size=(count, steps, width)), tf.float32)
+        right = tf.constant(generator.normal(size=(count, steps, width)))
         if kind == "outer":
-            terms.append(Term(weight, tf.constant(generator.normal(size=(count, steps, size)), tf.float32), right))
+            terms.append(Term(weight, tf.constant(generator.normal(size=(count, steps, size))), right))
         elif kind == "rows":
             terms.append(Term(weight, tf.constant(generator.integers(0, size, (count, steps)), tf.int32), right))
         else:
-            terms.append(Term(weight, None, tf.constant(generator.normal(size=(count, size, width)), tf.float32)))
+            terms.append(Term(weight, None, tf.constant(generator.normal(size=(count, size, width)))))
     return terms
 
 
@@ -51,12 +51,11 @@ def test_factors_give_what_gradients_give(seed, kinds, count, size, width):
     first = sum(made(term, count) for term in terms[:-1])
     second = made(terms[-1], count)
     squares = (first**2).sum((1, 2)) + (second**2).sum((1, 2))
-    # What is added for rounding is below 4 units in the last place times the square of all lengths added up.
-    np.testing.assert_allclose(ghost_norms.squared_norms(groups), squares, rtol=1e-5 * (1 + 10 * len(kinds)), atol=1e-5)
+    np.testing.assert_allclose(ghost_norms.squared_norms(groups), squares, rtol=1e-9)
     factors = generator.random(count)
-    sums = ghost_norms.scaled_sums(groups, tf.constant(factors, tf.float32))
+    sums = ghost_norms.scaled_sums(groups, tf.constant(factors))
     for found, whole in zip(sums, (first, second), strict=True):
-        np.testing.assert_allclose(found, np.tensordot(factors, whole, 1), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(found, np.tensordot(factors, whole, 1), rtol=1e-9, atol=1e-9)
 
 
 def test_what_cancels_is_no_shorter_than_its_rounding():
@@ -90,7 +89,7 @@ def test_an_example_left_out_spoils_nothing(bad):
         )
         for term in terms
     ]
-    factors = tf.constant([0.5, 0.0, 2.0])
+    factors = tf.constant([0.5, 0.0, 2.0], tf.float64)
     found = ghost_norms.scaled_sums(ghost_norms.by_weight(spoiled), factors)[0]
     np.testing.assert_allclose(
         found, ghost_norms.scaled_sums(ghost_norms.by_weight(terms), factors)[0], rtol=1e-6, atol=1e-6
