@@ -43,8 +43,10 @@ test: $(STAMP)  ## Run the tests
 test-slow: $(STAMP)  ## Run the tests that take long
 	@$(PY) -m pytest -m slow
 
-test-current: $(STAMP) $(CURRENT)  ## Run on current TensorFlow, Keras and NumPy the tests of what needs no TFF
+.cache/run/complete: tests/current/make_run.py $(wildcard models/*.py models/decoding/*.py) | $(STAMP)
 	@$(PY) tests/current/make_run.py .cache/run
+
+test-current: $(CURRENT) .cache/run/complete  ## Run on current TensorFlow, Keras and NumPy the tests of what needs no TFF
 	@.venv-current/bin/python -m pytest tests/models tests/privacy tests/current $(WITHOUT_TFF)
 
 check: $(STAMP)  ## All that must pass before a change goes in: format, lint, types, tests, docs

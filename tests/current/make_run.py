@@ -2,7 +2,7 @@
 
     python tests/current/make_run.py FOLDER
 
-`tests/current/test_border.py` takes it up in the other environment. A folder that is complete stays.
+`tests/current/test_border.py` takes it up in the other environment. FOLDER is made anew.
 """
 
 import json
@@ -81,9 +81,6 @@ def _made_here(folder: Path) -> None:
 
 def main(folder: Path) -> None:
     """Raises SystemExit as the command line does."""
-    complete = folder / "complete"
-    if complete.exists():
-        return
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     _texts(folder)
@@ -95,7 +92,7 @@ def main(folder: Path) -> None:
         if end.code:
             raise
     _made_here(folder)
-    complete.touch()
+    (folder / "complete").touch()
 
 
 if __name__ == "__main__":
