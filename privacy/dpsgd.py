@@ -125,6 +125,7 @@ class KerasDPSGD:
         *,
         validation_data: tuple[Any, Any] | None = None,
         callbacks: Sequence[Any] = (),
+        verbose: int = 0,
         ledger: Releases | None = None,
     ) -> Any:
         """Trains a compiled model with its own optimizer and loss. Each call costs ε again.
@@ -137,6 +138,7 @@ class KerasDPSGD:
           y: labels [n, ...].
           validation_data: (x, y) for `model.evaluate` after each epoch; what it tells is about these, not about `x`.
           callbacks: Keras's. Their logs hold `val_…` alone: the loss of the training records would not be private.
+          verbose: as Keras' own `fit` has it: 1 a progress bar, 2 a line an epoch.
           ledger: of a `privacy.budget.Budget`; the guarantee is on the disk before any noise is drawn.
 
         Returns:
@@ -158,7 +160,7 @@ class KerasDPSGD:
         step = PrivateStep(model, self.clip, self.noise_multiplier, float(self.batch_size), data)
         try:
             _check_validation(model, validation_data)
-            follow = self._callbacks(model, callbacks)
+            follow = self._callbacks(model, callbacks, verbose)
             if ledger is not None:
                 ledger.record(self.guarantee)
             self._train(model, step, data, validation_data, follow)
@@ -173,7 +175,7 @@ class KerasDPSGD:
             )
         return model.history
 
-    def _callbacks(self, model: Any, callbacks: Sequence[Any]) -> Any:
+    def _callbacks(self, model: Any, callbacks: Sequence[Any], verbose: int) -> Any:
         import keras
 
         if not isinstance(callbacks, (list, tuple)) or not all(
@@ -181,7 +183,13 @@ class KerasDPSGD:
         ):
             raise ValueError(f"callbacks are {callbacks!r}: give a list of keras.callbacks.Callback")
         return keras.callbacks.CallbackList(
-            list(callbacks), add_history=True, model=model, epochs=self.epochs, steps=self.steps_per_epoch, verbose=0
+            list(callbacks),
+            add_history=True,
+            add_progbar=bool(verbose),
+            model=model,
+            epochs=self.epochs,
+            steps=self.steps_per_epoch,
+            verbose=verbose,
         )
 
     def _train(self, model: Any, step: PrivateStep, data: Examples, validation: Any, follow: Any) -> None:

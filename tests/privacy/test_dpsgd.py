@@ -131,6 +131,15 @@ def test_no_noise_before_the_ledger(tmp_path, monkeypatch):
     assert order[0] == "ledger" and "noise" in order
 
 
+@pytest.mark.parametrize("verbose", [0, 1, 2])
+def test_progress_tells_of_the_validation_alone(verbose, capsys):
+    x, y = examples()
+    settings(epochs=2).fit(compiled(), x, y, validation_data=(x, y), verbose=verbose)
+    shown = capsys.readouterr().out
+    assert ("val_loss" in shown) == bool(verbose)
+    assert " loss:" not in shown and " accuracy:" not in shown
+
+
 def test_an_average_of_the_weights_is_what_stays():
     x, y = examples()
     averaged = compiled(optimizer=keras.optimizers.SGD(0.5, use_ema=True, ema_momentum=0.5))
