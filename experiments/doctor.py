@@ -128,7 +128,8 @@ def _jaxlib(facts: Facts) -> Check:
     hole = "TFF 0.87 asks for jax and jaxlib 0.4.14, which the package index no longer has"
     if jax is None or jaxlib is None:
         if "tensorflow-federated" not in facts.versions:
-            return Check("jaxlib", "ok", "not installed, and not needed without TFF")
+            message = f"not needed without TFF. Plain pip cannot install TFF: {hole}; {COMPLETE}"
+            return Check("jaxlib", "ok", message)
         missing = "jax" if jax is None else "jaxlib"
         message = f"{hole}; {missing} is not installed, so TFF cannot be imported"
         return Check("jaxlib", "fail", message, REINSTALL if facts.locked else COMPLETE)

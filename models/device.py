@@ -176,6 +176,7 @@ def _interpreter_class() -> Any:
             from tensorflow.lite import Interpreter  # type: ignore[no-redef]
         except ImportError:
             raise ModuleNotFoundError(
-                "no runtime for exported models is installed: pip install ai-edge-litert", name="ai_edge_litert"
+                "no runtime for exported models is here, it is of the extra 'models': pip install 'fedspeak[models]'",
+                name="ai_edge_litert",
             ) from None
     return Interpreter

@@ -7,6 +7,8 @@ from typing import Any
 import click
 import numpy as np
 
+from experiments import extras
+
 COHORTS = (10, 100, 1000, 10_000)
 
 
@@ -19,6 +21,7 @@ def cohort_size(folder: Path, most: int) -> None:
     from experiments.runs import write_json
     from experiments.versions import versions
 
+    extras.require("federated")
     if not (folder / "store.tokens").exists():
         raise FileNotFoundError(f"{folder} holds no store: run fedspeak bench population --folder {folder} first")
     rows = _measure(folder, most)

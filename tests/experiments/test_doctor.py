@@ -68,7 +68,12 @@ def test_healthy_machine_has_nothing_to_mend():
         ({"versions": {**LOCKED, "keras": "3.0.0"}}, "keras", "warn", "3.0.0, but tested with 2.14.0"),
         ({"versions": without("jaxlib")}, "jaxlib", "fail", "0.4.14.*jaxlib is not installed"),
         ({"versions": {**LOCKED, "jaxlib": "0.4.30"}}, "jaxlib", "warn", "jax 0.4.18 and jaxlib 0.4.30"),
-        ({"versions": without("jax", "jaxlib", "tensorflow-federated")}, "jaxlib", "ok", "not needed"),
+        (
+            {"versions": without("jax", "jaxlib", "tensorflow-federated")},
+            "jaxlib",
+            "ok",
+            "not needed without TFF. Plain pip cannot install TFF",
+        ),
         ({"versions": without("ai-edge-litert")}, "LiteRT", "warn", "TensorFlow's interpreter stands in"),
         ({"versions": without("ai-edge-litert", "tensorflow")}, "LiteRT", "fail", "no runtime"),
         ({"versions": {"numpy": "1.26.4"}, "locked": None}, "LiteRT", "warn", "no runtime"),
