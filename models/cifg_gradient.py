@@ -51,6 +51,13 @@ class _Cell:
         output = hidden if self.projection is None else tf.matmul(hidden, self.projection)
         return _Step(forget, out, update, cell, squashed, hidden, norm_scale, output)
 
+    def run(self, projected: tf.Tensor, time_axis: int) -> list[_Step]:
+        """All steps from the zero state, of projected inputs `[(U,) T, B, 3H]`."""
+        steps: list[_Step] = []
+        for inputs in tf.unstack(projected, axis=time_axis):
+            steps.append(self.forward(inputs, steps[-1] if steps else None))
+        return steps
+
     def backward(self, steps: list[_Step], upstream: list[Any]) -> tuple[list[Any], list[Any]]:
         """Gradients of each step's z `[(U,) B, 3H]` and of its output, from those of the outputs alone."""
         back_kernel = transposed(self.recurrent_kernel)
@@ -107,9 +114,7 @@ def outputs(
     @tf.custom_gradient
     def run(projected: tf.Tensor, recurrent_kernel: tf.Tensor, *projection: tf.Tensor) -> Any:
         cell = _Cell(*activations, layer_norm, recurrent_kernel, *(projection or [None]))
-        steps: list[_Step] = []
-        for inputs in tf.unstack(projected, axis=time_axis):
-            steps.append(cell.forward(inputs, steps[-1] if steps else None))
+        steps = cell.run(projected, time_axis)
 
         trail = tf.stack([step.output for step in steps], time_axis)
 
@@ -151,9 +156,7 @@ def tapped_outputs(
     @tf.custom_gradient
     def run(projected: tf.Tensor, moved: tf.Tensor, recurrent_kernel: tf.Tensor, *projection: tf.Tensor) -> Any:
         cell = _Cell(*activations, layer_norm, recurrent_kernel, *(projection or [None]))
-        steps: list[_Step] = []
-        for inputs in tf.unstack(projected, axis=time_axis):
-            steps.append(cell.forward(inputs, steps[-1] if steps else None))
+        steps = cell.run(projected, time_axis)
         trail = tf.stack([step.output for step in steps], time_axis)
         hidden = tf.stack([step.hidden for step in steps], time_axis)
 

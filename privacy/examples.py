@@ -28,6 +28,12 @@ class Examples(NamedTuple):
         """(Inputs, labels) of some rows, as tensors."""
         return tf.nest.map_structure(lambda part: tf.convert_to_tensor(part[rows]), (self.x, self.y))
 
+    def signature(self) -> Any:
+        """(Inputs, labels) as `tf.TensorSpec`s of any number of rows."""
+        return tf.nest.map_structure(
+            lambda part: tf.TensorSpec([None, *part.shape[1:]], tf.as_dtype(part.dtype)), (self.x, self.y)
+        )
+
 
 def checked_examples(x: Any, y: Any) -> Examples:
     """Raises ValueError, in one line, unless all arrays hold finite numbers in as many rows."""

@@ -70,11 +70,8 @@ class _Kept:
     """All variables that the model's calls touch, and what was in them."""
 
     def __init__(self, model: Any, losses: Losses, data: Examples) -> None:
-        specs = tf.nest.map_structure(
-            lambda part: tf.TensorSpec([None, *part.shape[1:]], tf.as_dtype(part.dtype)), (data.x, data.y)
-        )
         with one_line():
-            traced = tf.function(losses, autograph=False).get_concrete_function(*specs)
+            traced = tf.function(losses, autograph=False).get_concrete_function(*data.signature())
         self._model = model
         self._weights = [variable(weight) for weight in model.trainable_weights]
         found = {id(v): v for v in [*map(variable, model.non_trainable_weights), *traced.graph.variables]}

@@ -42,9 +42,7 @@ class PrivateStep:
         self._noise = _NoiseAhead(sum(self._sizes) if stddev else 0, stddev, dtype)
         if hasattr(model.optimizer, "build"):
             model.optimizer.build(self._weights)
-        signature = tf.nest.map_structure(
-            lambda part: tf.TensorSpec([None, *part.shape[1:]], tf.as_dtype(part.dtype)), (data.x, data.y)
-        )
+        signature = data.signature()
         noise = tf.TensorSpec([None], dtype)
         self._step = tf.function(self._whole, [*signature, noise], autograph=False)
         self._add = tf.function(self._accumulate, signature, autograph=False)

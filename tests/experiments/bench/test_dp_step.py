@@ -2,15 +2,14 @@
 
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from experiments.bench import dp_step, measure
-from experiments.bench.measure import Peer
 from experiments.bench.peers import dp_common, dp_fedspeak
+from tests.experiments.bench.fakes import Fake
 
 # Plays every peer: what it does follows from its name, the module that it is asked to be.
 FAKE = f"""#!{sys.executable}
@@ -38,21 +37,9 @@ main("Fake " + name, "1.0", build)
 """
 
 
-class Fake(Peer):
-    """A peer whose interpreter is the script above."""
-
-    script: Path
-
-    @property
-    def python(self):
-        return self.script
-
-
 @pytest.fixture
 def run_fakes(tmp_path, monkeypatch):
-    Fake.script = tmp_path / "fake"
-    Fake.script.write_text(FAKE)
-    Fake.script.chmod(0o755)
+    Fake.write(tmp_path, FAKE)
     monkeypatch.setitem(dp_step.STEPS, "lstm", 20)
 
     def run(*names, processes=2):

@@ -5,7 +5,6 @@ import json
 import os
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +17,7 @@ from experiments.bench.peers import common
 from experiments.bench.processes import watch
 from experiments.bench.ratios import paired_ratio, paired_time_ratio
 from experiments.bench.workloads import RECIPES
+from tests.experiments.bench.fakes import Fake
 
 pytestmark = pytest.mark.filterwarnings("ignore:np.find_common_type is deprecated:DeprecationWarning")
 
@@ -55,21 +55,9 @@ run(peer)
 """
 
 
-class Fake(Peer):
-    """A peer whose interpreter is the script above."""
-
-    script: Path
-
-    @property
-    def python(self):
-        return self.script
-
-
 @pytest.fixture
 def run_fakes(tmp_path):
-    Fake.script = tmp_path / "fake"
-    Fake.script.write_text(FAKE)
-    Fake.script.chmod(0o755)
+    Fake.write(tmp_path, FAKE)
 
     def run(*names, private=False, repetitions=1, timeout=60.0):
         notes: list[str] = []

@@ -1,0 +1,22 @@
+"""Peers of a bench whose interpreter is a script of the test."""
+
+from pathlib import Path
+
+from experiments.bench.measure import Peer
+
+
+class Fake(Peer):
+    """A peer whose interpreter is `script`."""
+
+    script: Path
+
+    @property
+    def python(self):
+        return self.script
+
+    @classmethod
+    def write(cls, folder: Path, text: str) -> None:
+        """Puts the script there."""
+        cls.script = folder / "fake"
+        cls.script.write_text(text)
+        cls.script.chmod(0o755)
