@@ -1,1 +1,3 @@
 """Runnable studies and the command line."""
+
+import models.extras  # noqa: F401

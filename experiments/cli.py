@@ -107,7 +107,7 @@ def _guarded(run: Callable[[], Any]) -> int:
 
 def _message(error: BaseException) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name and str(error).startswith("No module named"):
-        from experiments.extras import missing
+        from models.extras import missing
 
         return missing(error.name)
     if isinstance(error, OSError) and error.strerror:

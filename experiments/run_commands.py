@@ -8,10 +8,11 @@ from typing import Any
 
 import click
 
-from experiments import cli, extras
+from experiments import cli
 from experiments import config as configs
 from experiments.display import ConsoleDisplay
 from experiments.runs import RunFolder
+from models import extras
 
 _STRICT = click.option("--strict", is_flag=True, help="Refuse the first bad row of the data (data.strict=true).")
 _SETTINGS = click.option(

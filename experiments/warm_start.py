@@ -53,8 +53,8 @@ def train_on_public_text(
             f"warm_start.batch_size is {config.batch_size} and the public text has {len(rows)} sequences to train on: "
             "lower it"
         )
-    import tensorflow as tf
     import tensorflow_federated as tff
+    import tensorflow as tf
 
     from fl.evaluation import Evaluator
 

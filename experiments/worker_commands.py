@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from experiments import extras, interrupt
+from experiments import interrupt
+from models import extras
 
 _LOOK_SECONDS = 0.5
 

@@ -266,8 +266,8 @@ class _Stub:
         self._plain = plain
 
     def __getattr__(self, name: str) -> Callable[[Any], Any]:
-        import grpc
         import tensorflow_federated as tff
+        import grpc
 
         def call(request: Any) -> Any:
             try:

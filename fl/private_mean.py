@@ -7,9 +7,9 @@ The pair (x - lower, upper - x) of each client is summed as whole numbers and no
 import collections
 from typing import Any, NamedTuple
 
+import tensorflow_federated as tff
 import numpy as np
 import tensorflow as tf
-import tensorflow_federated as tff
 import tensorflow_privacy as tfp
 
 from fl import metric_pairs

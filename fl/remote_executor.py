@@ -7,9 +7,9 @@ costs a third of a second a round, and ten times its size for a moment.
 import contextlib
 from typing import Any
 
+import tensorflow_federated as tff
 import grpc
 import numpy as np
-import tensorflow_federated as tff
 from tensorflow_federated.proto.v0 import executor_pb2
 from tensorflow_federated.python.core.impl.compiler import array
 from tensorflow_federated.python.core.impl.executors.remote_executor import RemoteValue

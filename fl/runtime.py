@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from fl.worker import Worker, warn_of_open
 
 if TYPE_CHECKING:
-    import grpc
     import tensorflow_federated as tff
+    import grpc
 
 _MESSAGE_BYTES = 2**31 - 1  # the most gRPC allows
 

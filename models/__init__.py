@@ -6,6 +6,8 @@ Importing this package is instant: the names below load their module, and with i
 from importlib import import_module
 from typing import Any
 
+import models.extras  # noqa: F401
+
 _HOME = {
     "CIFG": "models.keras_layers",
     "CIFGCell": "models.keras_layers",
@@ -30,14 +32,7 @@ __all__ = sorted(_HOME)
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'models' has no attribute {name!r}")
-    try:
-        return getattr(import_module(_HOME[name]), name)
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.startswith("models"):
-            raise
-        raise ModuleNotFoundError(
-            f"models.{name} needs {error.name}, of the extra 'models': pip install 'fedspeak[models]'", name=error.name
-        ) from None
+    return getattr(import_module(_HOME[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -6,6 +6,7 @@ clip=FixedClip(0.5)) with plan.recording("ledger.jsonl") as ledger:
 report.build(plan, ledger, {}).write("run")
 """
 
+import models.extras  # noqa: F401
 from privacy.budget import Budget
 from privacy.dpsgd import KerasDPSGD
 from privacy.keys import RunKeys

@@ -148,13 +148,8 @@ class KerasDPSGD:
           ValueError: model or data do not fit, or examples do not stay apart in the model (as with batch
             normalisation), or the budget does not allow it; in one line, before any noise.
         """
-        try:
-            from privacy.examples import checked_examples
-            from privacy.private_step import PrivateStep
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                f"KerasDPSGD needs {error.name}, of the extra 'models': pip install 'fedspeak[models]'", name=error.name
-            ) from None
+        from privacy.examples import checked_examples
+        from privacy.private_step import PrivateStep
 
         data = checked_examples(x, y)
         step = PrivateStep(model, self.clip, self.noise_multiplier, float(self.batch_size), data)

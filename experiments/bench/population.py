@@ -18,8 +18,8 @@ from typing import Any
 import click
 import numpy as np
 
-from experiments import extras
 from fl.sources.base import BadRows
+from models import extras
 
 POPULATIONS = (10**4, 10**5, 10**6, 10**7, 10**8)
 """Sizes at which drawing a cohort is timed; no store is needed for that."""

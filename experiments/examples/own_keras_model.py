@@ -3,9 +3,9 @@
 import sys
 from pathlib import Path
 
+import tensorflow_federated as tff
 import keras
 import numpy as np
-import tensorflow_federated as tff
 
 from fl.aggregation import DPMean
 from fl.cohorts import draw_cohort

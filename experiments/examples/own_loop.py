@@ -3,8 +3,8 @@
 import sys
 from pathlib import Path
 
-import numpy as np
 import tensorflow_federated as tff
+import numpy as np
 
 from fl.aggregation import DPMean
 from fl.cohorts import draw_cohort

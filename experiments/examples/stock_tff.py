@@ -4,10 +4,10 @@ import random
 import sys
 from pathlib import Path
 
+import tensorflow_federated as tff
 import keras
 import numpy as np
 import tensorflow as tf
-import tensorflow_federated as tff
 
 from fl.runtime import local_runtime
 from models import preset, to_keras

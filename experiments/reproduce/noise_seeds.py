@@ -6,10 +6,11 @@ from pathlib import Path
 
 import click
 
-from experiments import cli, extras
+from experiments import cli
 from experiments.display import ConsoleDisplay
 from experiments.runs import RunFolder, write_json
 from experiments.versions import versions
+from models import extras
 
 
 @click.command("noise-seeds")

@@ -7,9 +7,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import tensorflow_federated as tff
 import numpy as np
 import tensorflow as tf
-import tensorflow_federated as tff
 
 from fl.aggregation import Aggregator, Contribution
 from fl.local_training import Batches, Task, Weights

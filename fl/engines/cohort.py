@@ -11,9 +11,9 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
+import tensorflow_federated as tff
 import numpy as np
 import tensorflow as tf
-import tensorflow_federated as tff
 
 from fl.aggregation import Aggregator, Contribution
 from fl.engines import averaging

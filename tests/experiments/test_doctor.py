@@ -30,6 +30,7 @@ HEALTHY = machine.Facts(
     machine="x86_64",
     versions=LOCKED,
     locked=LOCKED,
+    current={**LOCKED, "numpy": "2.4.6", "tensorflow": "2.21.0"},
     cpu_flags=frozenset({"sse4_2", "avx", "avx2"}),
     cores=2,
     memory=8 * doctor.GIB,
@@ -41,6 +42,10 @@ HEALTHY = machine.Facts(
 
 def without(*names: str) -> dict[str, str]:
     return {name: version for name, version in LOCKED.items() if name not in names}
+
+
+BASE = {name: LOCKED[name] for name in ("numpy", "scipy", "dp-accounting")}
+MODELS = {**BASE, **{name: LOCKED[name] for name in ("tensorflow", "keras", "sentencepiece", "ai-edge-litert")}}
 
 
 def found(facts: machine.Facts, name: str) -> doctor.Check:
@@ -62,21 +67,28 @@ def test_healthy_machine_has_nothing_to_mend():
         ({"machine": "aarch64"}, "processor", "fail", "aarch64: .*x86_64 only"),
         ({"cpu_flags": frozenset({"sse4_2"})}, "processor", "fail", "no AVX"),
         ({"cpu_flags": None}, "processor", "warn", "cannot tell"),
-        ({"versions": without("tensorflow")}, "tensorflow", "fail", "not installed; needed for training"),
-        ({"versions": without("tensorflow"), "locked": None}, "tensorflow", "warn", "not installed"),
+        ({"machine": "aarch64", "versions": BASE}, "processor", "warn", "aarch64: .*x86_64 only"),
+        ({"cpu_flags": frozenset(), "versions": BASE}, "processor", "warn", "no AVX"),
+        ({"versions": without("scipy")}, "scipy", "fail", "not installed; needed for everything"),
+        ({"versions": without("keras")}, "keras", "fail", "not installed; needed for evaluation"),
+        ({"versions": without("keras"), "locked": None}, "keras", "warn", "not installed"),
         ({"locked": None}, "lock", "warn", "not beside"),
         ({"versions": {**LOCKED, "keras": "3.0.0"}}, "keras", "warn", "3.0.0, but tested with 2.14.0"),
         ({"versions": without("jaxlib")}, "jaxlib", "fail", "0.4.14.*jaxlib is not installed"),
         ({"versions": {**LOCKED, "jaxlib": "0.4.30"}}, "jaxlib", "warn", "jax 0.4.18 and jaxlib 0.4.30"),
-        (
-            {"versions": without("jax", "jaxlib", "tensorflow-federated")},
-            "jaxlib",
-            "ok",
-            "not needed without TFF. Plain pip cannot install TFF",
-        ),
         ({"versions": without("ai-edge-litert")}, "LiteRT", "warn", "TensorFlow's interpreter stands in"),
-        ({"versions": without("ai-edge-litert", "tensorflow")}, "LiteRT", "fail", "no runtime"),
-        ({"versions": {"numpy": "1.26.4"}, "locked": None}, "LiteRT", "warn", "no runtime"),
+        # What was not asked for is no fault; one line says what it would give and how to have it.
+        ({"versions": BASE}, "tensorflow", "ok", "of the extra 'models'; only evaluation.*fedspeak.models."),
+        ({"versions": BASE}, "LiteRT", "ok", "no runtime for exported models .*pip install ai-edge-litert"),
+        ({"versions": MODELS}, "tensorflow-federated", "ok", "'federated'.*Plain pip cannot .* 0.4.14.*`make test`"),
+        ({"versions": {**MODELS, "numpy": "2.4.6"}}, "numpy", "ok", "^2.4.6$"),
+        ({"versions": {**MODELS, "numpy": "2.3.0"}}, "numpy", "ok", r"^2.3.0 \(tested: 1.25.2 and 2.4.6\)$"),
+        (
+            {"versions": {k: v for k, v in MODELS.items() if k != "sentencepiece"}},
+            "sentencepiece",
+            "warn",
+            "not installed; needed for learning a vocabulary",
+        ),
         ({"loopback_shim": False}, "executor socket", "warn", "OPEN: .*C compiler"),
         ({"stunnel": False}, "stunnel", "ok", "not installed .*stunnel4.*several machines"),
         ({"memory": 3 * doctor.GIB}, "memory", "warn", "3.0 GiB free"),
@@ -90,6 +102,16 @@ def test_what_is_wrong_is_said(change: dict, name: str, status: str, message: st
     check = found(replace(HEALTHY, **change), name)
     assert check.status == status
     assert re.search(message, check.message)
+
+
+@pytest.mark.parametrize("versions", [BASE, MODELS])
+@pytest.mark.parametrize("locked", [LOCKED, None])
+def test_an_installation_without_tff_is_whole(versions: dict, locked: dict | None):
+    """Nothing is compared with a stack that it is not, and nothing asks for TFF's socket, tunnel or jaxlib."""
+    facts = replace(HEALTHY, versions=versions, locked=locked, loopback_shim=False, stunnel=False)
+    checks = doctor.run_checks(facts)
+    assert {check.status for check in checks} == {"ok"}
+    assert not {"lock", "jaxlib", "executor socket", "stunnel"} & {check.name for check in checks}
 
 
 def test_orphan_is_a_worker_whose_parent_is_no_python():

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import tensorflow_federated as tff
 import keras
 import numpy as np
 import tensorflow as tf
-import tensorflow_federated as tff
 
 from fl import keras_models
 from fl.local_training import Batches, LanguageModelling, LocalSGD, Task

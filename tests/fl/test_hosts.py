@@ -7,11 +7,11 @@ import threading
 import time
 from pathlib import Path
 
+import tensorflow_federated as tff
 import grpc
 import numpy as np
 import pytest
 import tensorflow as tf
-import tensorflow_federated as tff
 
 from fl import hosts, tunnel
 from fl.aggregation import DPMean

@@ -2,11 +2,11 @@
 
 import logging
 
+import tensorflow_federated as tff
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-import tensorflow_federated as tff
 
 from fl import keras_models
 from fl.aggregation import UniformMean

@@ -2,9 +2,9 @@ import os
 import time
 from pathlib import Path
 
+import tensorflow_federated as tff
 import numpy as np
 import pytest
-import tensorflow_federated as tff
 
 from fl.aggregation import DPMean
 from fl.engines import cohort

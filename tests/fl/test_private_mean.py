@@ -2,11 +2,11 @@
 
 import math
 
+import tensorflow_federated as tff
 import dp_accounting
 import numpy as np
 import pytest
 import tensorflow as tf
-import tensorflow_federated as tff
 
 from fl.metric_pairs import STEPS
 from fl.private_mean import BoundedMeanQuery, Result, private_mean_factory

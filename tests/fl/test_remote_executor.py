@@ -4,10 +4,10 @@ import asyncio
 import gc
 from collections import OrderedDict
 
+import tensorflow_federated as tff
 import grpc
 import numpy as np
 import pytest
-import tensorflow_federated as tff
 from tensorflow_federated.proto.v0 import executor_pb2
 
 from fl.remote_executor import RemoteExecutor

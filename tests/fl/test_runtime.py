@@ -2,10 +2,10 @@ import os
 import signal
 from pathlib import Path
 
+import tensorflow_federated as tff
 import numpy as np
 import pytest
 import tensorflow as tf
-import tensorflow_federated as tff
 
 from fl.aggregation import DPMean
 from fl.engines import cohort

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, ClassVar
 
+import tensorflow_federated as tff
 import numpy as np
 import tensorflow as tf
-import tensorflow_federated as tff
 
 from experiments.bench.models import lstm_loss_sum, lstm_token_losses
 from experiments.bench.peers.common import Client, Recorder, Request, Workload, run

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
+import tensorflow_federated as tff
 import numpy as np
 import tensorflow as tf
-import tensorflow_federated as tff
 
 from experiments.bench.peers.common import Recorder, Request, Workload, run
 

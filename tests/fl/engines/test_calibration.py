@@ -1,6 +1,6 @@
+import tensorflow_federated as tff
 import numpy as np
 import pytest
-import tensorflow_federated as tff
 
 from fl.aggregation import UniformMean
 from fl.engines import calibration, cohort

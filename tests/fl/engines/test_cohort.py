@@ -1,8 +1,8 @@
 """How clients come into shards; what shards compute is in `test_engines`."""
 
+import tensorflow_federated as tff
 import numpy as np
 import pytest
-import tensorflow_federated as tff
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -4,10 +4,10 @@ import dataclasses
 from collections import OrderedDict
 from functools import partial
 
+import tensorflow_federated as tff
 import numpy as np
 import pytest
 import tensorflow as tf
-import tensorflow_federated as tff
 
 from fl.aggregation import DPMean, ExampleWeightedMean, UniformMean
 from fl.engines import cohort, per_client

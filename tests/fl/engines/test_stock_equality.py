@@ -10,10 +10,10 @@ from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
+import tensorflow_federated as tff
 import numpy as np
 import pytest
 import tensorflow as tf
-import tensorflow_federated as tff
 
 from fl.aggregation import Contribution, DPMean, ExampleWeightedMean, UniformMean
 from fl.cohorts import draw_cohort
