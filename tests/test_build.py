@@ -1,5 +1,7 @@
 """Wheel and sdist hold the four packages with what they need, and nothing else."""
 
+import json
+import os
 import shutil
 import subprocess
 import sys
@@ -52,3 +54,28 @@ def test_the_sdist(built):
         names = {name.name.partition("/")[2] for name in file.getmembers() if name.isfile()}
     around = {"LICENSE", "MANIFEST.in", "PKG-INFO", "README.md", "pyproject.toml", "setup.cfg"}
     assert {name for name in names if not name.startswith("fedspeak.egg-info/")} == sources() | DATA | around
+
+
+def test_the_wheel_works_outside_the_clone(built, tmp_path):
+    (wheel,) = built.glob("*.whl")
+    here = tmp_path / "installed"
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-index", "--no-deps"]
+    subprocess.run([*pip, "--target", here, wheel], cwd=tmp_path, check=True)
+
+    def run(*command: str) -> str:
+        where = {**os.environ, "PYTHONPATH": str(here)}
+        return subprocess.run(command, cwd=tmp_path, env=where, capture_output=True, text=True, check=True).stdout
+
+    release = """
+import privacy
+assert privacy.__file__.startswith({here!r}), privacy.__file__
+with privacy.Budget(epsilon=1.0).recording("ages.jsonl") as ledger:
+    print(privacy.dp_mean([34, 71, 25, 48, 52], lower=0, upper=100, epsilon=0.5, ledger=ledger).guarantee)
+"""
+    assert run(sys.executable, "-c", release.format(here=str(here))).startswith("epsilon 0.500;")
+    fedspeak = str(here / "bin" / "fedspeak")
+    assert "doctor" in run(fedspeak, "--help")
+    settings = ["--clients", "10000", "--cohort", "100", "--rounds", "100", "--noise", "1", "--json"]
+    assert 0.5 < json.loads(run(fedspeak, "privacy", "epsilon", *settings))["epsilon"] < 2
+    run(fedspeak, "privacy", "report", "ages.jsonl")
+    assert {path.name for path in tmp_path.glob("report.*")} == {"report.html", "report.json", "report.md"}

@@ -147,8 +147,8 @@ def test_an_audit_without_training_loads_no_tensorflow():
 
 
 def test_an_audit_of_training_lets_it_stand():
-    pytest.importorskip("tensorflow_federated")
     """Five bounds of confidence 0.9999 with fresh noise: one of two thousand runs fails by chance, or fewer."""
+    pytest.importorskip("tensorflow_federated")
     rows = facts("audit", "--training", "--epsilon", 2, "--delta", 0.05, "--trials", 20_000)
     assert [row["mechanism"].split(",")[0] for row in rows] == ["training"] + ["DPMean"] * 4
     assert [row["delta"] for row in rows] == [1e-7] + [0.05] * 4

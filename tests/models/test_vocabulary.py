@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 import pytest
+import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -86,7 +87,6 @@ def test_encoding_is_that_of_the_definition_for_any_pieces(pieces, text):
 
 @pytest.fixture(scope="module")
 def peer(words):
-    sentencepiece = pytest.importorskip("sentencepiece")
     model = vocabulary.train_sentencepiece(TEXT, words.size - vocabulary.SMALLEST)
     return sentencepiece.SentencePieceProcessor(model_proto=model)
 
