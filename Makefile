@@ -9,7 +9,7 @@ PY := .venv/bin/python
 # Tests of commands that need no TFF.
 WITHOUT_TFF := $(addprefix tests/experiments/, test_assembly.py test_baselines.py test_cli.py test_config.py test_data.py test_device_commands.py \
 	test_doctor.py test_extras.py test_intervals.py test_privacy_commands.py test_results.py reproduce) tests/test_build.py tests/test_house.py
-ROOMS := fl privacy models experiments tests
+PACKAGES := fl privacy models experiments
 
 # Written last by .ci/install, with the folder it was made for: an interrupted install leaves no stamp, and a
 # clone that was moved (scripts in .venv/bin name the old folder) is installed afresh.
@@ -68,6 +68,8 @@ docs: $(STAMP)  ## Build the docs into site/; a warning is an error
 	@echo "docs: site/index.html"
 
 build: $(STAMP)  ## Build wheel and sdist into dist/
+	@new=$$(git ls-files --others --exclude-standard $(PACKAGES) 2>/dev/null || true); [ -z "$$new" ] || \
+	    { echo "build: would ship files that are not under version control: $$new; git add or delete them" >&2; exit 2; }
 	@rm -rf build dist
 	@mkdir dist
 	@$(PY) -c "from setuptools import build_meta as b; b.build_sdist('dist'); b.build_wheel('dist')" >dist/log 2>&1 || \
@@ -83,4 +85,4 @@ bench-peers:  ## Make the other frameworks' environments for `fedspeak bench`, i
 
 clean:  ## Remove all that make has made, except runs/
 	@rm -rf .venv .venv-current .venv-bench .cache site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	@find $(ROOMS) -name __pycache__ -type d -prune -exec rm -rf {} +
+	@find $(PACKAGES) tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -92,6 +92,9 @@ def _guarded(run: Callable[[], Any]) -> int:
         return 0
     except click.exceptions.Exit as error:
         return error.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message(), file=sys.stderr)
+        return 2
     except click.ClickException as error:
         print(f"fedspeak: error: {_one_line(error.format_message())}", file=sys.stderr)
         return 2

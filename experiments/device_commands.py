@@ -1,14 +1,13 @@
 """Commands on exported models: export, generate."""
 
-import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from experiments.display import no_notices
 from models import extras
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ def export_and_check(model: Any, weights: Any, vocabulary: Any, paths: dict[str,
 
     for precision, path in paths.items():
         export(model, weights, vocabulary, path, precision)
-    with _no_notices():
+    with no_notices():
         results = check_parity(model, weights, list(paths.values()))
     _print_table(results)
     failed = [result.path for result in results if not result.passed]
@@ -85,7 +84,7 @@ def generate(model: Path, prompt: str, max_tokens: int, temperature: float, top_
         raise click.BadParameter(f"{count} is not 1 or more", param_hint="--count")
     from models import device
 
-    with _no_notices():
+    with no_notices():
         loaded = device.load(model)
         streams = [
             loaded.stream(
@@ -148,18 +147,3 @@ def _print_table(results: "Sequence[Parity]") -> None:
     console.print(table)
     for result in results:
         console.print(f"wrote {result.path}", markup=False, soft_wrap=True)
-
-
-@contextmanager
-def _no_notices() -> Iterator[None]:
-    """Keeps the runtime's notice that it uses its fast kernels, which no setting turns off, from standard
-    error."""
-    sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)

@@ -1,6 +1,8 @@
 """How a run's course is shown: a progress bar with ETA on a terminal, plain lines elsewhere."""
 
 import math
+import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -79,3 +81,18 @@ class ConsoleDisplay:
             yield advance
         if "loss" in latest:
             self.note(FOOTNOTE)
+
+
+@contextmanager
+def no_notices() -> Iterator[None]:
+    """Keeps from standard error what no setting turns off: that TensorFlow and LiteRT use their fast kernels, and that
+    there is no GPU."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)

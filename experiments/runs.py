@@ -11,6 +11,7 @@ import numpy as np
 
 from experiments import config as configs
 from experiments.config import Config
+from experiments.display import no_notices
 from fl.checkpoints import write_atomically
 from fl.rounds import RoundLog
 
@@ -194,5 +195,6 @@ def load_trained(folder: Path | str) -> tuple[Any, dict[str, np.ndarray], Any]:
         raise FileNotFoundError(f"{run.path} does not exist: {_WANTED}")
     if not run.weights.exists():
         raise FileNotFoundError(f"{run.path} holds no trained model: finish it with fedspeak train --resume {run.path}")
-    model = from_config(json.loads(run.model.read_text()))
+    with no_notices():  # loads TensorFlow
+        model = from_config(json.loads(run.model.read_text()))
     return model, load_weights(run.weights), Vocabulary.load(run.vocabulary)

@@ -14,6 +14,14 @@ def test_every_command_loads_and_has_help(capsys):
         assert capsys.readouterr().out.startswith(f"Usage: fedspeak {name}")
 
 
+@pytest.mark.parametrize("arguments", [[], ["privacy"], ["bench"], ["reproduce"]])
+def test_a_group_alone_shows_its_commands(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(arguments)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith(f"Usage: {' '.join(['fedspeak', *arguments])} [OPTIONS] COMMAND")
+
+
 def test_an_unknown_command_is_bad_input(capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(["trian"])
