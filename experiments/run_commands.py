@@ -149,6 +149,7 @@ def report(run: Path) -> None:
 @_STRICT
 def data(config: str, overrides: tuple[str, ...], strict: bool) -> None:
     """Build the token store of a config (re-used by its runs) and say what is in it."""
+    extras.require("models")
     from experiments.data import describe, prepare
 
     settings = configs.load(config, _with_strict(overrides, strict))

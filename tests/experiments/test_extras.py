@@ -39,6 +39,7 @@ def without(extra_names, code):
         (["demo"], "tensorflow_federated", "federated"),
         (["worker", "--port", "9000"], "tensorflow_federated", "federated"),
         (["privacy", "audit", "--training"], "tensorflow_federated", "federated"),
+        (["data", "demo"], "tensorflow", "models"),
         (["export", "runs/demo"], "tensorflow", "models"),
         (["evaluate", "runs/demo"], "tensorflow", "models"),
         (["reproduce", "noise-seeds", "runs/demo"], "tensorflow_federated", "federated"),
