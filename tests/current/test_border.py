@@ -6,6 +6,7 @@ in the locked one it holds as well.
 
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -37,9 +38,10 @@ def run(tmp_path_factory) -> Path:
 
 
 def fedspeak(*arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "experiments", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    """Standard output, as a user has it: without what the tests set for TensorFlow."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("TF_", "CUDA_"))}
+    command = [sys.executable, "-m", "experiments", *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=own, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
 
