@@ -1,6 +1,7 @@
 """From a config to data: public text, vocabulary, token store, three disjoint sets of clients."""
 
 import dataclasses
+import filecmp
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -160,7 +161,7 @@ def sources(config: Config) -> tuple[Source, Iterable[str], tuple[str, ...]]:
     files = tuple(Path(name) for name in data.public)
     path = Path(data.path)
     for file in files:
-        if path.resolve() in (file.resolve(), *file.resolve().parents):
+        if path.resolve() in (file.resolve(), *file.resolve().parents) or _is_copy(file, path):
             raise ValueError(f"data.public names {file}, which is clients' text (data.path is {path}): keep them apart")
     declared = tuple(f"text file {file.name}" for file in files)
     user, text = data.user_column or "user", data.text_column or "text"
@@ -174,6 +175,16 @@ def sources(config: Config) -> tuple[Source, Iterable[str], tuple[str, ...]]:
         case "sqlite":
             source = sqlite.load(path, text, split=data.split, strict=data.strict)
     return source, _Lines(files), declared
+
+
+def _is_copy(file: Path, clients_text: Path) -> bool:
+    """Whether the clients' file, or one of their folder, has these very bytes."""
+    if not file.is_file():
+        return False
+    size = file.stat().st_size
+    theirs = clients_text.rglob("*") if clients_text.is_dir() else (clients_text,)
+    same_size = (one for one in theirs if one.is_file() and one.stat().st_size == size > 0)
+    return any(filecmp.cmp(one, file, shallow=False) for one in same_size)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 import dataclasses
 import json
+import os
+import shutil
 
 import numpy as np
 import pytest
@@ -58,6 +60,20 @@ def test_public_text_inside_a_folder_of_clients_is_refused(config, tmp_path):
     (tmp_path / "texts" / "a.txt").write_text("a\n")
     wrong = dataclasses.replace(config.data, source="folder", path="texts", public=("texts/a.txt",))
     with pytest.raises(ValueError, match="which is clients' text"):
+        data.sources(dataclasses.replace(config, data=wrong))
+
+
+@pytest.mark.parametrize("place", [shutil.copy, os.link, os.symlink])
+@pytest.mark.parametrize("source", ["jsonl", "folder"])
+def test_a_copy_of_clients_text_is_not_public(config, tmp_path, place, source):
+    theirs = "users.jsonl"
+    if source == "folder":
+        (tmp_path / "texts" / "deep").mkdir(parents=True)
+        theirs = "texts/deep/a.txt"
+        (tmp_path / theirs).write_text("mine alone\n")
+    place(tmp_path / theirs, tmp_path / "copy.txt")
+    wrong = dataclasses.replace(config.data, source=source, path=theirs.partition("/")[0], public=("copy.txt",))
+    with pytest.raises(ValueError, match="copy.txt, which is clients' text"):
         data.sources(dataclasses.replace(config, data=wrong))
 
 
