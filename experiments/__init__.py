@@ -1,3 +1,3 @@
 """Runnable studies and the command line."""
 
-import models.extras  # noqa: F401
+import privacy.extras  # noqa: F401

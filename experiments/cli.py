@@ -101,7 +101,7 @@ def _guarded(run: Callable[[], Any]) -> int:
     except (KeyboardInterrupt, click.Abort):
         print("fedspeak: interrupted", file=sys.stderr)
         return 130
-    except (ValueError, OSError, ModuleNotFoundError) as error:
+    except (ValueError, OSError, ImportError) as error:
         if os.environ.get("FEDSPEAK_TRACEBACK"):
             raise
         print(f"fedspeak: error: {_one_line(_message(error))}", file=sys.stderr)
@@ -110,9 +110,11 @@ def _guarded(run: Callable[[], Any]) -> int:
 
 def _message(error: BaseException) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name and str(error).startswith("No module named"):
-        from models.extras import missing
+        from privacy.extras import missing
 
         return missing(error.name)
+    if isinstance(error, ImportError) and not isinstance(error, ModuleNotFoundError):
+        return f"{error.name or 'a package'} is installed but broken ({error}): install it anew, or fedspeak"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return str(error)

@@ -8,7 +8,7 @@ from experiments import cli
 from experiments import config as configs
 from experiments.display import ConsoleDisplay
 from experiments.runs import RunFolder, load_trained
-from models import extras
+from privacy import extras
 
 _PROMPTS = ("I will", "My lord,", "What is", "O,")
 _SAMPLES_A_PROMPT = 3

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from experiments.display import no_notices
-from models import extras
+from privacy import extras
 
 if TYPE_CHECKING:
     from models.parity import Parity

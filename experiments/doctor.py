@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import click
 
 from experiments.machine import Facts, gather
-from models.extras import EXTRAS
+from privacy.extras import EXTRAS
 
 Status = Literal["ok", "warn", "fail"]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from models import extras
+from privacy import extras
 
 if TYPE_CHECKING:
     from privacy import PrivacyPlan

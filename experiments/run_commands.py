@@ -12,7 +12,7 @@ from experiments import cli
 from experiments import config as configs
 from experiments.display import ConsoleDisplay
 from experiments.runs import RunFolder
-from models import extras
+from privacy import extras
 
 _STRICT = click.option("--strict", is_flag=True, help="Refuse the first bad row of the data (data.strict=true).")
 _SETTINGS = click.option(

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from experiments import interrupt
-from models import extras
+from privacy import extras
 
 _LOOK_SECONDS = 0.5
 

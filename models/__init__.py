@@ -3,10 +3,12 @@
 Importing this package is instant: the names below load their module, and with it TensorFlow, on first use.
 """
 
+from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
-import models.extras  # noqa: F401
+with suppress(ImportError):  # names the extra that is missing; all else here works without it
+    import privacy.extras  # noqa: F401
 
 _HOME = {
     "CIFG": "models.keras_layers",

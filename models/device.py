@@ -171,12 +171,15 @@ def _split(outputs: dict[str, NDArray[Any]]) -> tuple[NDArray[np.float32], dict[
 def _interpreter_class() -> Any:
     try:
         from ai_edge_litert.interpreter import Interpreter
-    except ImportError:
+    except ModuleNotFoundError as missing:
+        if missing.name is None or missing.name.partition(".")[0] != "ai_edge_litert":
+            raise
         try:
-            from tensorflow.lite import Interpreter  # type: ignore[no-redef]
-        except ImportError:
+            import tensorflow as tf
+        except ModuleNotFoundError:
             raise ModuleNotFoundError(
                 "no runtime for exported models is here, it is of the extra 'models': pip install 'fedspeak[models]'",
                 name="ai_edge_litert",
             ) from None
+        return tf.lite.Interpreter
     return Interpreter

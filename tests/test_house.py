@@ -24,9 +24,9 @@ TFF = frozenset({"tensorflow_federated", "tensorflow_privacy", "grpc", "portpick
 _KERAS = frozenset({"numpy", "privacy", "tensorflow", "keras"})
 # Path prefix → what the modules below it may import besides the standard library; the longest prefix counts.
 # A dotted name allows what is below it and nothing above it. None: anything.
-# All may import `models.extras`, which names what is not installed and imports nothing itself.
+# `models` tries `privacy.extras`, which names what is not installed, and does without it.
 MAY_IMPORT: dict[str, frozenset[str] | None] = {
-    "privacy": NUMERIC | {"privacy", "models.extras", "dp_accounting", "jinja2", "markupsafe", "matplotlib"},
+    "privacy": NUMERIC | {"privacy", "dp_accounting", "jinja2", "markupsafe", "matplotlib"},
     "privacy/classifier.py": frozenset({"numpy", "privacy", "sklearn"}),
     # Training of Keras models: with TensorFlow, and in files of their own.
     "privacy/examples.py": _KERAS,
@@ -36,7 +36,7 @@ MAY_IMPORT: dict[str, frozenset[str] | None] = {
     "privacy/private_step.py": _KERAS,
     "privacy/dpsgd.py": frozenset({"numpy", "privacy", "keras"}),
     "models": NUMERIC | {"models", "tensorflow", "keras", "ai_edge_litert"},
-    "models/extras.py": frozenset(),
+    "models/__init__.py": frozenset({"models", "privacy.extras"}),
     "models/vocabulary.py": frozenset({"models.vocabulary", "numpy", "sentencepiece"}),
     # What goes on the device beside the model: NumPy and the LiteRT runtime, or TensorFlow's in its place.
     "models/device.py": frozenset(
@@ -47,7 +47,7 @@ MAY_IMPORT: dict[str, frozenset[str] | None] = {
     "models/decoding": frozenset({"models.decoding", "numpy", "tensorflow"}),
     "models/decoding/host.py": frozenset({"numpy"}),
     "models/alignment": NUMERIC | {"models.alignment"},
-    "fl": NUMERIC | TFF | {"fl", "privacy", "models.extras", "tensorflow", "keras", "tensorboard"},
+    "fl": NUMERIC | TFF | {"fl", "privacy", "tensorflow", "keras", "tensorboard"},
     "experiments": None,
 }
 

@@ -7,7 +7,7 @@ from typing import Any
 import click
 import numpy as np
 
-from models import extras
+from privacy import extras
 
 COHORTS = (10, 100, 1000, 10_000)
 

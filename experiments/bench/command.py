@@ -12,7 +12,7 @@ from experiments.bench.dp_step import dp_step
 from experiments.bench.kernels import kernels
 from experiments.bench.population import population
 from experiments.display import ConsoleDisplay
-from models import extras
+from privacy import extras
 
 OURS = "fedspeak"
 # The first of them is the reference for the weights: the law that all must follow.

@@ -16,7 +16,7 @@ from experiments.bench.processes import watch
 from experiments.bench.ratios import paired_ratio
 from experiments.bench.table import QUIET, machine, ratio
 from experiments.runs import write_json
-from models import extras
+from privacy import extras
 
 OURS = "fedspeak"
 PEERS = (

@@ -19,7 +19,7 @@ import click
 import numpy as np
 
 from fl.sources.base import BadRows
-from models import extras
+from privacy import extras
 
 POPULATIONS = (10**4, 10**5, 10**6, 10**7, 10**8)
 """Sizes at which drawing a cohort is timed; no store is needed for that."""

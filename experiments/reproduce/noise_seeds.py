@@ -10,7 +10,7 @@ from experiments import cli
 from experiments.display import ConsoleDisplay
 from experiments.runs import RunFolder, write_json
 from experiments.versions import versions
-from models import extras
+from privacy import extras
 
 
 @click.command("noise-seeds")

