@@ -17,7 +17,14 @@ Status = Literal["ok", "warn", "fail"]
 
 # Extra ("" is the base) → its packages and what they are for. Without the first of them the extra is not there.
 PACKAGES = {
-    "": {"numpy": "everything", "scipy": "everything", "dp-accounting": "privacy accounting"},
+    "": {
+        "numpy": "everything",
+        "scipy": "everything",
+        "dp-accounting": "privacy accounting",
+        "jinja2": "reports",
+        "matplotlib": "reports",
+        "scikit-learn": "`DPLinearClassifier`",
+    },
     "models": {
         "tensorflow": "evaluation, export and DP-SGD of Keras models",
         "keras": "evaluation, export and DP-SGD of Keras models",
@@ -131,7 +138,9 @@ def _package(facts: Facts, extra: str, name: str) -> Check:
     found = facts.versions.get(name)
     if found is None:
         message = f"not installed; needed for {PACKAGES[extra][name]}"
-        return _missing(facts, name, message, EXTRAS[extra][1] if extra else "install fedspeak anew")
+        if not extra:
+            return Check(name, "fail", message, f"pip install {name}")
+        return _missing(facts, name, message, EXTRAS[extra][1])
     if not _has_tff(facts):
         tested = [lock[name] for lock in (facts.locked, facts.current) if lock and name in lock]
         beside = f" (tested: {' and '.join(tested)})" if tested and found not in tested else ""

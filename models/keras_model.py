@@ -113,8 +113,9 @@ def load_keras(path: str | os.PathLike[str]) -> keras.Model:
     """
     try:
         with zipfile.ZipFile(path) as file:
-            saved = json.loads(file.read("metadata.json"))["keras_version"]
-    except (zipfile.BadZipFile, KeyError, ValueError):
+            saved = str(json.loads(file.read("metadata.json"))["keras_version"])
+            file.getinfo("config.json")
+    except (zipfile.BadZipFile, KeyError, TypeError, ValueError):
         raise ValueError(f"{os.fspath(path)} is no .keras file: save one by model.save") from None
     if saved.partition(".")[0] != keras.__version__.partition(".")[0]:
         raise ValueError(

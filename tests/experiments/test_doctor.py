@@ -15,6 +15,9 @@ LOCKED = {
     "numpy": "1.25.2",
     "scipy": "1.9.3",
     "dp-accounting": "0.4.3",
+    "jinja2": "3.1.6",
+    "matplotlib": "3.10.0",
+    "scikit-learn": "1.6.0",
     "tensorflow": "2.14.1",
     "keras": "2.14.0",
     "tensorflow-federated": "0.87.0",
@@ -44,7 +47,7 @@ def without(*names: str) -> dict[str, str]:
     return {name: version for name, version in LOCKED.items() if name not in names}
 
 
-BASE = {name: LOCKED[name] for name in ("numpy", "scipy", "dp-accounting")}
+BASE = {name: LOCKED[name] for name in ("numpy", "scipy", "dp-accounting", "jinja2", "matplotlib", "scikit-learn")}
 MODELS = {**BASE, **{name: LOCKED[name] for name in ("tensorflow", "keras", "sentencepiece", "ai-edge-litert")}}
 
 
@@ -77,6 +80,7 @@ def test_healthy_machine_has_nothing_to_mend():
         ({"versions": without("jaxlib")}, "jaxlib", "fail", "0.4.14.*jaxlib is not installed"),
         ({"versions": {**LOCKED, "jaxlib": "0.4.30"}}, "jaxlib", "warn", "jax 0.4.18 and jaxlib 0.4.30"),
         ({"versions": without("ai-edge-litert")}, "LiteRT", "warn", "TensorFlow's interpreter stands in"),
+        ({"versions": {k: v for k, v in BASE.items() if k != "jinja2"}}, "jinja2", "fail", "needed for reports"),
         # What was not asked for is no fault; one line says what it would give and how to have it.
         ({"versions": BASE}, "tensorflow", "ok", "of the extra 'models'; only evaluation.*fedspeak.models."),
         ({"versions": BASE}, "LiteRT", "ok", "no runtime for exported models .*pip install ai-edge-litert"),

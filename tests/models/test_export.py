@@ -1,4 +1,5 @@
 import os
+import sys
 from collections import Counter
 from dataclasses import replace
 
@@ -92,14 +93,25 @@ def test_signatures_share_the_weights(float32_path):
     assert sum(sizes) < sum(weights) + host.TABLE_BITS.nbytes + 4000
 
 
+class _WithoutLiteRT:
+    """As if ai-edge-litert were not installed."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "ai_edge_litert":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
 # TensorFlow 2.18 and later say that theirs is deprecated for ai-edge-litert, which is what we use first.
 @pytest.mark.filterwarnings("ignore:(?s).*tf.lite.Interpreter is deprecated")
 def test_tensorflow_s_own_interpreter_gives_the_same_tokens(float32_path, monkeypatch):
     requests = [([BOS], Choices(max_tokens=20, seed=seed)) for seed in range(5)]
     pinned = device.load(float32_path)
     expected = [pinned.draw_in_graph(*request)["tokens"].tolist() for request in requests]
-    monkeypatch.setattr(device, "_interpreter_class", lambda: tf.lite.Interpreter)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "ai_edge_litert"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [_WithoutLiteRT(), *sys.meta_path])
     other = device.load(float32_path)
+    assert device.runtime().startswith("tensorflow ")
     assert [other.draw_in_graph(*request)["tokens"].tolist() for request in requests] == expected
     assert [list(other.draw(*request)) for request in requests] == expected
 
