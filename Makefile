@@ -46,7 +46,7 @@ test: $(STAMP)  ## Run the tests
 test-slow: $(STAMP)  ## Run the tests that take long
 	@$(PY) -m pytest -m slow
 
-.cache/run/complete: tests/current/make_run.py $(wildcard models/*.py models/decoding/*.py) | $(STAMP)
+.cache/run/complete: tests/current/make_run.py requirements.lock $(shell find $(PACKAGES) -name '*.py') | $(STAMP)
 	@$(PY) tests/current/make_run.py .cache/run
 
 test-current: $(CURRENT) .cache/run/complete  ## Run on current TensorFlow, Keras and NumPy the tests of what needs no TFF

@@ -144,6 +144,15 @@ def test_models_stand_beside_a_users_own_privacy(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_a_part_of_an_extra_that_is_missing_is_named():
+    code = "from experiments.cli import main\nmain(['export', 'runs/demo'])"
+    script = HIDDEN.format(hidden=["sentencepiece"]) + code
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stderr.startswith(
+        "fedspeak: error: sentencepiece is not installed, it is of the"
+    )
+
+
 def test_every_module_of_an_extra_is_one_that_its_packages_install():
     """Of each extra whose packages are here; in the locked environment that is all of them."""
     packages = {"models": "tensorflow", "federated": "tensorflow-federated", "opendp": "opendp"}

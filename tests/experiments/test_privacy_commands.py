@@ -137,6 +137,14 @@ def test_an_audit_lets_our_own_mechanisms_stand():
     assert {(row["unit"], row["sampler"]) for row in rows} == {("record", "everybody, once")}
 
 
+def test_an_ordinary_plan_prints_nothing_beside_its_figure():
+    """dp-accounting 0.6 warns, in a cross-check, of orders that it leaves out."""
+    asked = ["--clients", "1000", "--rate", "0.1", "--noise", "1", "--rounds", "1000"]
+    command = [sys.executable, "-m", "experiments", "privacy", "epsilon", *asked]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "by RDP" in done.stdout and done.stderr == ""
+
+
 def test_an_audit_without_training_loads_no_tensorflow():
     code = (
         "import sys; from experiments.privacy_commands import privacy\n"

@@ -1,10 +1,13 @@
+import json
+import zipfile
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from models.keras_layers import CIFG, SICIFG, CIFGCell, SICIFGCell
-from models.keras_model import from_keras, load_into_keras, to_keras
+from models.keras_model import from_keras, load_into_keras, load_keras, to_keras
 from models.recurrent_lm import RecurrentLanguageModel
 from tests.oracles import cifg as oracle
 
@@ -233,3 +236,27 @@ def test_one_keras_step_is_one_step_of_the_pure_functions(cell):
     gradient = tape.gradient(loss, tensors)
     for name, weight in from_keras(keras_model).items():
         np.testing.assert_allclose(weight, tensors[name] - 0.1 * gradient[name], atol=1e-5)
+
+
+OTHER = "2.14.0" if keras.__version__.startswith("3") else "3.15.1"
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (
+            {"metadata.json": {"keras_version": OTHER}, "config.json": {}},
+            f"was saved by Keras {OTHER}, .*load_into_keras",
+        ),
+        ({"metadata.json": [], "config.json": {}}, "is no .keras file"),
+        ({"metadata.json": {"keras_version": keras.__version__}}, "is no .keras file"),
+        ({}, "is no .keras file"),
+    ],
+)
+def test_what_is_no_keras_file_of_this_generation_is_refused(files, message, tmp_path):
+    with zipfile.ZipFile(tmp_path / "model.keras", "w") as file:
+        for name, content in files.items():
+            file.writestr(name, json.dumps(content))
+    with pytest.raises(ValueError, match=message) as error:
+        load_keras(tmp_path / "model.keras")
+    assert "\n" not in str(error.value)
