@@ -70,11 +70,12 @@ docs: $(STAMP)  ## Build the docs into site/; a warning is an error
 build: $(STAMP)  ## Build wheel and sdist into dist/
 	@new=$$(git ls-files --others --exclude-standard $(PACKAGES) 2>/dev/null || true); [ -z "$$new" ] || \
 	    { echo "build: would ship files that are not under version control: $$new; git add or delete them" >&2; exit 2; }
-	@rm -rf build dist
-	@mkdir dist
-	@$(PY) -c "from setuptools import build_meta as b; b.build_sdist('dist'); b.build_wheel('dist')" >dist/log 2>&1 || \
-	    { cat dist/log; exit 1; }
-	@rm dist/log
+	@rm -rf build dist .cache/dist
+	@mkdir -p .cache/dist
+	@$(PY) -c "from setuptools import build_meta as b; b.build_sdist('.cache/dist'); b.build_wheel('.cache/dist')" >.cache/build.log 2>&1 || \
+	    { cat .cache/build.log; exit 1; }
+	@mv .cache/dist dist
+	@rm -rf build
 	@ls dist
 
 lock:  ## Renew both locks from pyproject.toml

@@ -70,11 +70,18 @@ def _made_here(folder: Path) -> None:
     from experiments.runs import load_trained
     from models.export import export
     from models.keras_model import to_keras
+    from models.recurrent_lm import RecurrentLanguageModel
 
     model, weights, vocabulary = load_trained(folder / "run")
     tokens = np.random.default_rng(1).integers(3, model.vocabulary_size, (4, 12)).astype(np.int32)
     logits, _ = model.extend(weights, tokens, model.initial_state(4))
     np.savez(folder / "logits.npz", tokens=tokens, logits=logits)
+    normalised = RecurrentLanguageModel("cifg", 420, 23, 37, layer_norm=True, output_bias=True)
+    drawn = {name: np.asarray(value) for name, value in normalised.init(0).items()}
+    tokens = np.random.default_rng(2).integers(3, 420, (64, 60)).astype(np.int32)
+    logits, _ = normalised.extend(drawn, tokens, normalised.initial_state(64))
+    np.savez(folder / "normalised.npz", tokens=tokens, logits=logits)
+    np.savez(folder / "normalised_weights.npz", **drawn)
     export(model, weights, vocabulary, folder / "locked.tflite", "float32")
     to_keras(model, weights, length=12).save(folder / "locked.keras")
 

@@ -19,6 +19,7 @@ import pytest
 from experiments.runs import load_trained
 from models import device
 from models.keras_model import from_keras, load_into_keras, load_keras, to_keras
+from models.recurrent_lm import RecurrentLanguageModel
 
 ROOT = Path(__file__).resolve().parents[2]
 MADE = ROOT / ".cache" / "run"
@@ -57,6 +58,22 @@ def test_the_same_logits(run):
     with np.load(run.parent / "logits.npz") as saved:
         logits, _ = model.extend(weights, saved["tokens"], model.initial_state(len(saved["tokens"])))
         np.testing.assert_allclose(logits, saved["logits"], atol=1e-5, rtol=0)
+
+
+def test_the_logits_of_a_normalised_cifg_over_long_texts(run):
+    """As near as its weights are known: its recurrence multiplies what float32 rounds (sigmoid and tanh differ in the
+    last bit), as it multiplies a change of the weights in their last bit."""
+    model = RecurrentLanguageModel("cifg", 420, 23, 37, layer_norm=True, output_bias=True)
+    with np.load(run.parent / "normalised_weights.npz") as weights, np.load(run.parent / "normalised.npz") as saved:
+        drawn, tokens, expected = dict(weights), saved["tokens"], saved["logits"]
+    upwards = {name: np.nextafter(value, np.float32(np.inf)) for name, value in drawn.items()}
+    logits, moved = (
+        np.asarray(model.extend(each, tokens, model.initial_state(len(tokens)))[0]) for each in (drawn, upwards)
+    )
+    first = np.abs(logits - expected)[:, 0].max()
+    assert first < 1e-5
+    assert np.abs(logits - expected).max() < 10 * np.abs(moved - logits).max()
+    assert np.abs(moved - logits).max() < 0.01 * np.ptp(expected)
 
 
 def test_both_converters_files_give_the_same_tokens(run, exported):
