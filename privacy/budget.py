@@ -52,6 +52,8 @@ class Budget:
     def recording(self, path: str | pathlib.Path) -> Iterator[Releases]:
         """Opens (or goes on with) the ledger at `path` for a `with` block; one writer at a time.
 
+        Threads may share it; a fork or a copy of it records nothing.
+
         Raises:
           ValueError: a damaged line, or a ledger begun under another budget.
           BlockingIOError: another process is writing it.
@@ -128,14 +130,15 @@ class Releases:
                 )
         if self.budget.delta == 0 and release.delta:
             raise ValueError(f"release at delta {release.delta:g}: the budget's is 0, use a pure mechanism")
-        total = self._epsilon_with(release.costs)
-        if not total <= self.budget.epsilon * (1 + 1e-9):
-            raise ValueError(
-                f"budget: with this release epsilon would be {total:.4g}, above {self.budget.epsilon:g} "
-                f"({self.spent:.4g} is spent): release less, or with more noise"
-            )
-        self._file.append({"kind": "release", "number": len(self.releases), **_to_dict(release)})
-        self.releases.append(release)
+        with self._file.writing():
+            total = self._epsilon_with(release.costs)
+            if not total <= self.budget.epsilon * (1 + 1e-9):
+                raise ValueError(
+                    f"budget: with this release epsilon would be {total:.4g}, above {self.budget.epsilon:g} "
+                    f"({self.spent:.4g} is spent): release less, or with more noise"
+                )
+            self._file.append({"kind": "release", "number": len(self.releases), **_to_dict(release)})
+            self.releases.append(release)
 
     @property
     def has_seeded_noise(self) -> bool:
@@ -159,7 +162,8 @@ class Releases:
         if len(self._file.digests) == 1:
             self.version = version()
             budget = {"kind": "budget", **dataclasses.asdict(self.budget)}
-            self._file.append({"kind": "header", "format": FORMAT, "version": self.version, "plan": budget})
+            with self._file.writing():
+                self._file.append({"kind": "header", "format": FORMAT, "version": self.version, "plan": budget})
 
     def _begin(self, line: dict[str, Any]) -> None:
         plan = dict(line["plan"])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import pathlib
+import threading
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from privacy import chain
 
@@ -27,6 +29,8 @@ class ChainedFile:
         self._content = b""
         self._size = 0
         self._descriptor: int | None = None
+        self._process = os.getpid()
+        self._turn = threading.Lock()
 
     @staticmethod
     def open(path: str | pathlib.Path) -> ChainedFile:
@@ -79,15 +83,31 @@ class ChainedFile:
             self.digests.append(digest)
             yield number, line
 
-    def append(self, line: Mapping[str, Any]) -> None:
-        """Writes one line and returns once it is on the disk.
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Around a look at what is there and the `append` that follows from it: one thread at a time.
 
         Raises:
-          OSError: the disk would not take it; the file is as before.
-          ValueError: the file is closed, or JSON cannot hold the line.
+          ValueError: the file is closed, or another process opened it: a fork shares the lock on it, but not what the
+            other has written since.
         """
         if self._descriptor is None:
             raise ValueError(f"ledger {self.path} is closed: record inside its `with` block")
+        if os.getpid() != self._process:
+            raise ValueError(
+                f"ledger {self.path} was opened by another process: record there, before work is handed out"
+            )
+        with self._turn:
+            yield
+
+    def append(self, line: Mapping[str, Any]) -> None:
+        """Writes one line, within `writing`, and returns once it is on the disk.
+
+        Raises:
+          OSError: the disk would not take it; the file is as before.
+          ValueError: JSON cannot hold the line.
+        """
+        assert self._descriptor is not None
         digest = chain.digest(self.digests[-1], line)
         data = chain.encode(line, digest)
         is_new = not self._size
@@ -108,10 +128,8 @@ class ChainedFile:
         if is_new:
             _fsync_folder(self.path.parent)
 
-    @property
-    def is_open(self) -> bool:
-        """Whether it can be written."""
-        return self._descriptor is not None
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"ledger {self.path} cannot be copied or sent to another process: record where it was opened")
 
     def close(self) -> None:
         """Gives up the lock."""

@@ -96,7 +96,7 @@ class DPLinearClassifier(ClassifierMixin, BaseEstimator):
             check_bound(self.bound)
         X, y = _validated(self, X, y)
         check_classification_targets(y)
-        labels = self._labels(y)
+        classes, labels = self._labels(y)
         source: Randomness = SecureRandomness()
         generator = secure_generator()
         if self.random_state is not None:
@@ -111,7 +111,7 @@ class DPLinearClassifier(ClassifierMixin, BaseEstimator):
             return preprocessing, costs.Gaussian(z, self.steps, self.rate)
 
         z = costs.calibrate(together, self.epsilon, self.delta)
-        self.guarantee_ = Guarantee(
+        guarantee = Guarantee(
             f"linear classifier by {'DPSGD-F' if self.preprocess else 'DP-SGD'}, classes public",
             together(z),
             "add-or-remove-one",
@@ -122,19 +122,20 @@ class DPLinearClassifier(ClassifierMixin, BaseEstimator):
         # Refuses wrong settings before anything is released; the batch is known after the preprocessing.
         training = LinearDPSGD(self.steps, self.rate, 1.0, self.clip, z, self.learning_rate, self.momentum)
         if ledger is not None:
-            ledger.record(self.guarantee_)
+            ledger.record(guarantee)
 
         prepared = self._scaled(X)
         if not self.preprocess:
             bound = 1.0 if self.bound is None else self.bound
-            self.feature_map_ = _count_only(len(prepared), X.shape[1], bound, before, source)
+            feature_map = _count_only(len(prepared), X.shape[1], bound, before, source)
         elif self.bound is None:
-            self.feature_map_ = centre_of_ball(prepared, 1.0, before, source)
+            feature_map = centre_of_ball(prepared, 1.0, before, source)
         else:
-            self.feature_map_ = fit_feature_map(prepared, self.bound, before, source)
-        training = dataclasses.replace(training, expected_batch=max(self.rate * self.feature_map_.records, 1.0))
-        mapped = self.feature_map_(prepared, clip=True)
-        self.weights_ = training.train(mapped, labels, len(self.classes_), generator)
+            feature_map = fit_feature_map(prepared, self.bound, before, source)
+        training = dataclasses.replace(training, expected_batch=max(self.rate * feature_map.records, 1.0))
+        weights = training.train(feature_map(prepared, clip=True), labels, len(classes), generator)
+        # All at once and last: a `fit` that was refused leaves an earlier one's weights beside their own guarantee.
+        self.classes_, self.feature_map_, self.weights_, self.guarantee_ = classes, feature_map, weights, guarantee
         return self
 
     def decision_function(self, X: Any) -> npt.NDArray[Any]:
@@ -159,22 +160,23 @@ class DPLinearClassifier(ClassifierMixin, BaseEstimator):
     def _scaled(self, X: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return of_length_one(X) if self.bound is None else shortened(X, self.bound)
 
-    def _labels(self, y: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-        """Positions in `classes_`."""
+    def _labels(self, y: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+        """The classes, sorted, and each label's position among them."""
         if self.classes is None:
             warnings.warn("which classes there are was read off y and is taken as public: give classes", stacklevel=3)
-            self.classes_ = np.unique(y)
+            classes = np.unique(y)
         else:
-            self.classes_ = np.unique(np.asarray(list(self.classes)))
-        if len(self.classes_) < 2:
+            try:
+                classes = np.unique(np.asarray(list(self.classes)))
+            except TypeError:  # no list, or labels that cannot be sorted
+                raise ValueError(f"classes is {self.classes!r}: give a list of all labels, of one type") from None
+        if len(classes) < 2:
             named = "classes" if self.classes is not None else "y"
-            raise ValueError(f"{named} holds one class only, {self.classes_.tolist()}: at least 2 classes are needed")
-        places = np.searchsorted(self.classes_, y).clip(max=len(self.classes_) - 1)
-        if (self.classes_[places] != y).any():
-            raise ValueError(
-                f"a label is none of classes {self.classes_.tolist()}: name it there, or leave its row out"
-            )
-        return places
+            raise ValueError(f"{named} holds one class only, {classes.tolist()}: at least 2 classes are needed")
+        places = np.searchsorted(classes, y).clip(max=len(classes) - 1)
+        if (classes[places] != y).any():
+            raise ValueError(f"a label is none of classes {classes.tolist()}: name it there, or leave its row out")
+        return classes, places
 
 
 def _validated(model: DPLinearClassifier, *data: Any, **options: Any) -> Any:

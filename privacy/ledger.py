@@ -69,7 +69,8 @@ class Ledger:
             lines = file.lines()
             if (first := next(lines, None)) is None:
                 ledger = Ledger(file, plan, version())
-                file.append({"kind": "header", "format": FORMAT, "version": ledger.version, "plan": plan.to_dict()})
+                with file.writing():
+                    file.append({"kind": "header", "format": FORMAT, "version": ledger.version, "plan": plan.to_dict()})
                 return ledger
             ledger = Ledger._replayed(file, first[1], lines)
             if ledger.plan != plan:
@@ -133,8 +134,6 @@ class Ledger:
           ValueError: the round breaks the plan, or differs from what is recorded for it.
           OSError: the disk would not take it; the ledger is as before and nothing may be released.
         """
-        if not self._file.is_open:
-            raise ValueError(f"ledger {self.path} is closed: record inside `with plan.recording(...)`")
         if hasattr(round, "__index__") and not isinstance(round, bool):
             round = operator.index(round)  # a NumPy integer counts too
         entry = Round(
@@ -146,13 +145,16 @@ class Ledger:
             MappingProxyType(facts),
         )
         line = _as_line(entry)
-        if isinstance(round, int) and 0 <= round < len(self.rounds):
-            if chain.digest(self._file.digests[round + 1], line) != self._file.digests[round + 2]:
-                raise ValueError(f"round {round} is in the ledger with other content: a replay must repeat all of it")
-            return
-        compliance.check(self.plan, self._history, entry)
-        self._file.append(line)
-        self._note(entry)
+        with self._file.writing():
+            if isinstance(round, int) and 0 <= round < len(self.rounds):
+                if chain.digest(self._file.digests[round + 1], line) != self._file.digests[round + 2]:
+                    raise ValueError(
+                        f"round {round} is in the ledger with other content: a replay must repeat all of it"
+                    )
+                return
+            compliance.check(self.plan, self._history, entry)
+            self._file.append(line)
+            self._note(entry)
 
     def participations(self) -> dict[str, int]:
         """Rounds in which each client took part; clients never seen are absent. The operator's only."""

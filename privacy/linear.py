@@ -53,11 +53,11 @@ class LinearDPSGD:
         checks.positive("expected batch", self.expected_batch, "give rate x a public number of records")
         checks.non_negative("noise multiplier", self.noise_multiplier, "0 switches privacy off, 1 is a usual start")
         checks.positive("learning rate", self.learning_rate, "10 is a usual start")
-        if not (isinstance(self.clip, (int, float)) and self.clip > 0):
-            raise ValueError(f"clip must be a number above 0, got {self.clip!r}: 1 is usual for features of norm 1")
-        if math.isinf(self.clip) and self.noise_multiplier > 0:
+        if self.clip != math.inf:
+            checks.positive("clip", self.clip, "1 is usual for features of norm 1")
+        elif self.noise_multiplier > 0:
             raise ValueError("clip is infinite and there is noise: without a clip norm no noise protects a record")
-        if not isinstance(self.momentum, (int, float)) or not 0 <= self.momentum < 1:
+        if not checks.non_negative("momentum", self.momentum, "0.9 is usual") < 1:
             raise ValueError(f"momentum must lie in [0, 1), got {self.momentum!r}: 0.9 is usual")
 
     def cost(self) -> costs.Cost:

@@ -81,6 +81,8 @@ def fingerprint(options: str, files: Iterable[Path]) -> str:
     total = hashlib.sha256(options.encode())
     for path in files:
         try:
+            if is_special(path):
+                raise OSError
             with open(path, "rb") as file:
                 content = hashlib.file_digest(file, "sha256").digest()
         except OSError:
@@ -103,6 +105,11 @@ def require_file(path: Path) -> None:
         raise ValueError(f"{path}: not a file")
     if path.stat().st_size == 0:
         raise ValueError(f"{path}: the file is empty")
+
+
+def is_special(path: Path) -> bool:
+    """Whether `path` is a pipe, a socket or a device: to read it may take for ever."""
+    return path.exists() and not (path.is_file() or path.is_dir())
 
 
 def byte_lines(path: Path, bad_rows: BadRows) -> Iterator[tuple[int, bytes]]:

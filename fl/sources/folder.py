@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from fl.sources.base import BadRows, fingerprint, is_unicode, text_lines
+from fl.sources.base import BadRows, fingerprint, is_special, is_unicode, text_lines
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,9 @@ class Folder:
         for path in self.files:
             if not is_unicode(path.stem):
                 self.bad_rows.add(repr(str(path)), 0, "the name of the file is not UTF-8")
+                continue
+            if is_special(path):
+                self.bad_rows.add(path, 0, "not a file")
                 continue
             before = self.bad_rows.total
             sentences: list[str] = []

@@ -1,7 +1,11 @@
 """A budget and its ledger: nothing is given out that is not written down first, and nothing beyond the budget."""
 
+import copy
 import html
 import json
+import os
+import pickle
+import threading
 from typing import Any
 
 import numpy as np
@@ -91,6 +95,46 @@ def test_what_passes_the_budget_is_refused_and_nothing_is_drawn(tmp_path, monkey
         dp_mean(AGES, 0, 100, 0.3, ledger=ledger)  # exactly the rest
     with pytest.raises(ValueError, match="is closed: record inside its `with` block"):
         ledger.record(guarantee(costs=(Pure(1e-12),)))
+
+
+def test_threads_take_turns(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    with Budget(1.0).recording(path) as ledger:
+        start, released = threading.Barrier(8), []
+
+        def release():
+            start.wait()
+            for _ in range(8):
+                try:
+                    released.append(dp_mean(AGES, 0, 100, 0.05, ledger=ledger))
+                except ValueError as error:
+                    assert "above 1" in str(error)
+
+        threads = [threading.Thread(target=release) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(released) == len(Releases.read(path).releases) == 20
+
+
+def test_a_fork_and_a_copy_write_nothing(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    with Budget(1.0).recording(path) as ledger:
+        before = path.read_bytes()
+        if not (child := os.fork()):
+            try:
+                ledger.record(guarantee())
+            except ValueError as error:
+                os._exit(42 if "was opened by another process: record there" in str(error) else 1)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 42
+        for way in (copy.copy, copy.deepcopy, pickle.dumps):
+            with pytest.raises(TypeError, match="cannot be copied or sent to another process: record where"):
+                way(ledger._file)
+        with pytest.raises(TypeError, match="cannot be copied"):
+            copy.deepcopy(ledger)
+        assert path.read_bytes() == before
 
 
 def test_a_budget_goes_on_in_another_process(tmp_path):

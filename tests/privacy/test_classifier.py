@@ -8,7 +8,7 @@ import pytest
 from sklearn.datasets import load_digits
 from sklearn.utils.estimator_checks import check_estimator
 
-from privacy import costs
+from privacy import Budget, costs
 from privacy.classifier import DPLinearClassifier
 from privacy.linear import LinearDPSGD
 
@@ -158,10 +158,14 @@ def test_labels_of_any_kind(digits):
         ({"steps": 0}, "count must be|steps must be"),
         ({"clip": 0}, "clip must be"),
         ({"learning_rate": float("nan")}, "learning rate must be"),
-        ({"momentum": "x"}, "momentum must lie"),
+        ({"clip": 10**400}, "clip must be"),
+        ({"momentum": "x"}, "momentum must be"),
+        ({"momentum": 1.0}, "momentum must lie"),
         ({"preprocess": "no"}, "preprocess is 'no': give True or False"),
         ({"bound": 1e-40}, "bound must lie in"),
         ({"classes": [3]}, "one class only"),
+        ({"classes": 10}, "classes is 10: give a list of all labels, of one type"),
+        ({"classes": [0, None]}, "classes is .0, None.: give a list"),
         ({"classes": range(9)}, "a label is none of classes .0, 1, .*name it there"),
         ({"random_state": -1}, "seed must be"),
     ],
@@ -171,6 +175,15 @@ def test_bad_parameters(digits, changes, message):
     with pytest.raises(ValueError, match=message) as error:
         classifier(**changes).fit(x, y)
     assert "\n" not in str(error.value)
+
+
+def test_a_fit_that_is_refused_leaves_the_model_its_own_guarantee(digits, tmp_path):
+    x, y, _, _ = digits
+    model = classifier(epsilon=8.0, clip=np.float32(1)).fit(x, y)
+    kept = dict(vars(model))
+    with Budget(0.01, 1e-5).recording(tmp_path / "ledger") as ledger, pytest.raises(ValueError, match="budget"):
+        model.set_params(epsilon=0.1).fit(x, y, ledger)
+    assert {**vars(model), "epsilon": 8.0} == kept
 
 
 def test_bad_data(digits):

@@ -58,6 +58,14 @@ def test_a_file_that_cannot_be_opened_is_recorded(root):
     assert source.fingerprint()
 
 
+def test_a_pipe_is_recorded_and_not_waited_for(root):
+    source = folder.load(root)
+    before, fingerprint = dict(source), source.fingerprint()
+    os.mkfifo(root / "pipe.txt")
+    assert dict(source) == before and source.fingerprint() != fingerprint
+    assert f"{root / 'pipe.txt'}: not a file" in map(str, source.bad_rows)
+
+
 def test_a_name_that_is_not_utf8_is_recorded(root):
     try:
         with open(os.fsencode(root) + b"/\xff.txt", "w") as file:
