@@ -22,9 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from privacy import checks, composition, sampling
-from privacy.plan import PrivacyPlan
+from privacy.plan import MOST_ROUNDS, PrivacyPlan
 
-MOST_ROUNDS = 1_000_000
 LEAST_NOISE, MOST_NOISE = 1e-2, 1e7
 
 

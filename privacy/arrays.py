@@ -14,7 +14,10 @@ _USUAL = 1e-200, 1e200  # squared lengths that lost nothing
 def as_floats(name: str, values: Any) -> npt.NDArray[np.float64]:
     """A new float64 array of real numbers; None and masked values are NaN. Raises ValueError for anything else."""
     masked = isinstance(values, np.ma.MaskedArray)
-    array = np.ma.filled(values.astype(float), np.nan) if masked else np.asarray(values)
+    try:
+        array = np.ma.filled(values.astype(float), np.nan) if masked else np.asarray(values)
+    except ValueError:
+        raise ValueError(f"{name} are no array: numbers are needed, as many in each row") from None
     if array.dtype.kind not in "biufO":
         raise ValueError(f"{name} have dtype {array.dtype}: numbers are needed")
     try:

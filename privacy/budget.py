@@ -40,6 +40,7 @@ class Budget:
     unit: Literal["record"] = "record"
 
     def __post_init__(self) -> None:
+        checks.plain_numbers(self)
         checks.positive("epsilon", self.epsilon, "give the budget to keep")
         if self.delta != 0:
             checks.between("delta", self.delta, 0, 1, "1e-6 is usual, below 1 / records")

@@ -20,8 +20,8 @@ def digest(previous: str, line: Mapping[str, Any]) -> str:
         body = json.dumps(line, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         return hashlib.sha256(f"{previous}\n{body}".encode()).hexdigest()
     except (TypeError, ValueError) as error:
-        where = f"round {line.get('round')}"
-        raise ValueError(f"{where} cannot be recorded ({error}): give finite JSON values") from None
+        what = f"round {line.get('round')}" if line.get("kind") == "round" else f"this {line.get('kind')}"
+        raise ValueError(f"{what} cannot be recorded ({error}): give finite JSON values") from None
 
 
 def encode(line: Mapping[str, Any], line_digest: str) -> bytes:
@@ -36,7 +36,7 @@ def parse(raw: bytes, previous: str, number: int, path: pathlib.Path) -> tuple[d
         claimed = line.pop("sha256")
         if digest(previous, line) != claimed:
             raise ValueError
-    except (ValueError, KeyError, AttributeError, TypeError):
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         raise ValueError(
             f"ledger {path} line {number} is damaged or out of place: restore the file, no ε holds without it"
         ) from None

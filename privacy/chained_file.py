@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import pathlib
 import threading
@@ -57,6 +58,9 @@ class ChainedFile:
                 raise ValueError(f"ledger {path} line 1 is damaged or no ledger: choose another file")
             if len(content) > file._size:
                 os.ftruncate(file._descriptor, file._size)
+                os.fsync(file._descriptor)
+            elif len(content) < file._size:
+                os.pwrite(file._descriptor, b"\n", len(content))
                 os.fsync(file._descriptor)
         except BaseException:
             file.close()
@@ -138,8 +142,19 @@ class ChainedFile:
             self._descriptor = None
 
     def _keep_whole_lines(self, content: bytes) -> None:
+        """Drops a last line that was never finished. One that lacks nothing but its end may have been released."""
+        if _is_whole(content[content.rfind(b"\n") + 1 :]):
+            content += b"\n"
         self._size = content.rfind(b"\n") + 1
         self._content = content[: self._size]
+
+
+def _is_whole(line: bytes) -> bool:
+    """Whether `line` is a whole object of JSON: the beginning of one never is."""
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _fsync_folder(folder: pathlib.Path) -> None:

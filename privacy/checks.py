@@ -4,8 +4,24 @@ too.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import math
 import numbers
+from typing import Any
+
+
+def plain_numbers(settings: Any) -> None:
+    """Makes the numbers in a frozen dataclass Python's own: JSON takes no NumPy ones, and products with small ones are
+    small too. To be called first.
+    """
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if isinstance(value, numbers.Real) and not isinstance(value, bool):
+            with contextlib.suppress(OverflowError):  # left to the check of that field
+                object.__setattr__(
+                    settings, field.name, int(value) if isinstance(value, numbers.Integral) else float(value)
+                )
 
 
 def positive(name: str, value: float, mend: str) -> float:
@@ -32,6 +48,16 @@ def between(name: str, value: float, low: float, high: float, mend: str, *, clos
     if not (number > low and (number < high or (closed_high and number == high))):
         bracket = "]" if closed_high else ")"
         raise ValueError(f"{name} must lie in ({low:g}, {high:g}{bracket}, got {value!r}: {mend}")
+    return number
+
+
+def noise_multiplier(value: float, mend: str) -> float:
+    """Returns `value` as a float; raises ValueError unless it is a number from 1e-6 to 1e8: beyond, every figure is
+    infinite, or less than its rounding.
+    """
+    number = positive("noise multiplier", value, mend)
+    if not 1e-6 <= number <= 1e8:
+        raise ValueError(f"noise multiplier must lie in [1e-6, 1e8], got {value!r}: {mend}")
     return number
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -87,9 +88,11 @@ class DPLinearClassifier(ClassifierMixin, BaseEstimator):
         Raises:
           ValueError: a parameter or the data are not as they must be, or the budget does not allow it, in one line.
         """
-        checks.positive("epsilon", self.epsilon, "give the budget of this model")
-        checks.between("delta", self.delta, 0, 1, "1e-5 is usual, below 1 / records")
-        checks.between("share", self.share, 0, 1, "0.1 is usual")
+        epsilon = checks.positive("epsilon", self.epsilon, "give the budget of this model")
+        delta = checks.between("delta", self.delta, 0, 1, "1e-5 is usual, below 1 / records")
+        share = checks.between("share", self.share, 0, 1, "0.1 is usual")
+        # Refuses wrong settings; the noise follows from ε, and the batch is known after the preprocessing.
+        training = LinearDPSGD(self.steps, self.rate, 1.0, self.clip, 1.0, self.learning_rate, self.momentum)
         if not isinstance(self.preprocess, (bool, np.bool_)):
             raise ValueError(f"preprocess is {self.preprocess!r}: give True or False")
         if self.bound is not None:
@@ -103,24 +106,15 @@ class DPLinearClassifier(ClassifierMixin, BaseEstimator):
             source = SeededRandomness(self.random_state)
             generator = np.random.default_rng(self.random_state)
 
-        # The preprocessing's noise: alone it would cost its share of ε.
-        before = costs.calibrate(lambda z: [costs.Gaussian(z)], self.share * self.epsilon, self.delta)
-        preprocessing = costs.Gaussian(before)
-
-        def together(z: float) -> tuple[costs.Cost, ...]:
-            return preprocessing, costs.Gaussian(z, self.steps, self.rate)
-
-        z = costs.calibrate(together, self.epsilon, self.delta)
+        before, z = _noise_multipliers(epsilon, delta, share, training.steps, training.rate)
         guarantee = Guarantee(
             f"linear classifier by {'DPSGD-F' if self.preprocess else 'DP-SGD'}, classes public",
-            together(z),
+            (costs.Gaussian(before), costs.Gaussian(z, training.steps, training.rate)),
             "add-or-remove-one",
-            float(self.delta),
+            delta,
             f"preprocessing: {hardness(source)}; training: floating-point Gaussian, not hardened",
-            f"training: {self.steps} Poisson samples at rate {self.rate:g}; else everybody, once",
+            f"training: {training.steps} Poisson samples at rate {training.rate:g}; else everybody, once",
         )
-        # Refuses wrong settings before anything is released; the batch is known after the preprocessing.
-        training = LinearDPSGD(self.steps, self.rate, 1.0, self.clip, z, self.learning_rate, self.momentum)
         if ledger is not None:
             ledger.record(guarantee)
 
@@ -132,7 +126,8 @@ class DPLinearClassifier(ClassifierMixin, BaseEstimator):
             feature_map = centre_of_ball(prepared, 1.0, before, source)
         else:
             feature_map = fit_feature_map(prepared, self.bound, before, source)
-        training = dataclasses.replace(training, expected_batch=max(self.rate * feature_map.records, 1.0))
+        batch = max(training.rate * feature_map.records, 1.0)
+        training = dataclasses.replace(training, noise_multiplier=z, expected_batch=batch)
         weights = training.train(feature_map(prepared, clip=True), labels, len(classes), generator)
         # All at once and last: a `fit` that was refused leaves an earlier one's weights beside their own guarantee.
         self.classes_, self.feature_map_, self.weights_, self.guarantee_ = classes, feature_map, weights, guarantee
@@ -177,6 +172,14 @@ class DPLinearClassifier(ClassifierMixin, BaseEstimator):
         if (classes[places] != y).any():
             raise ValueError(f"a label is none of classes {classes.tolist()}: name it there, or leave its row out")
         return classes, places
+
+
+@functools.lru_cache(maxsize=64)  # a search over other settings asks again and again
+def _noise_multipliers(epsilon: float, delta: float, share: float, steps: int, rate: float) -> tuple[float, float]:
+    """Of the preprocessing, which alone would cost its share of ε, and of the training."""
+    before = costs.calibrate(lambda z: [costs.Gaussian(z)], share * epsilon, delta)
+    preprocessing = costs.Gaussian(before)
+    return before, costs.calibrate(lambda z: [preprocessing, costs.Gaussian(z, steps, rate)], epsilon, delta)
 
 
 def _validated(model: DPLinearClassifier, *data: Any, **options: Any) -> Any:

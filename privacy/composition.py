@@ -28,6 +28,8 @@ COMPOSED_POINTS = 200_000
 SMALLEST_DELTA = 1e-12
 # An interval above this overflows e^interval in the library, and no ε it could give would be a guarantee.
 WIDEST_INTERVAL = 64.0
+# What double arithmetic may lose of a divergence near 0, whose logarithms are of numbers near 1.
+_RDP_ROUNDING = 1e-15
 # The Rényi orders of dp_accounting 0.4.3, written out so that no figure moves with a version's own list. Sparse ones
 # are tried first, then those beside the best: the bound has one valley in the order, and fractional orders
 # are slow.
@@ -145,4 +147,4 @@ def _one_round_rdp(sampling: Sampling, population: int, z: float, order: float) 
         accountant.compose(sampling.dp_event(population, z))
     finally:
         logger.setLevel(level)
-    return float(accountant.rdp[0])
+    return max(float(accountant.rdp[0]), 0.0) + _RDP_ROUNDING

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,6 +14,8 @@ from privacy.composition import SMALLEST_DELTA, gaussian_epsilon
 _FIRST_INTERVAL = 2.0**-7
 _STEPS_OF_EPSILON = 8000
 _SMALLEST_INTERVAL = 2.0**-18
+_MOST_EPSILON = 1000.0
+_LOG_NOISE = -13.0, 18.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +29,7 @@ class Pure:
     epsilon: float
 
     def __post_init__(self) -> None:
+        checks.plain_numbers(self)
         checks.positive("epsilon", self.epsilon, "give the cost of the release")
 
     def loss_distribution(self, interval: float) -> Any:
@@ -53,7 +57,8 @@ class Gaussian:
     rate: float = 1.0
 
     def __post_init__(self) -> None:
-        checks.positive("noise multiplier", self.noise_multiplier, "give noise / sensitivity")
+        checks.plain_numbers(self)
+        checks.noise_multiplier(self.noise_multiplier, "give noise / sensitivity")
         checks.whole("count", self.count, 1, "count the releases")
         checks.between("sampling rate", self.rate, 0, 1, "give batch size / records", closed_high=True)
 
@@ -136,18 +141,23 @@ def calibrate(together: Callable[[float], Sequence[Cost]], target: float, delta:
     from scipy.optimize import brentq
 
     checks.positive("epsilon", target, "give the budget to keep")
+    if target > _MOST_EPSILON:
+        raise ValueError(f"epsilon {target:g} asks for hardly any noise: take at most {_MOST_EPSILON:g}")
 
+    @functools.cache
     def excess(log_z: float) -> float:
-        return min(epsilon(together(math.exp(log_z)), delta), 1e6) - target
+        found = epsilon(together(math.exp(log_z)), delta)
+        return math.log(min(max(found, 1e-12), 1e6) / target)
 
-    low = high = 0.0
-    while excess(high) > 0:
-        high += 1
-        if high > 20:
+    # ε goes about as 1 / z, so that each step lands near the root, and a little beyond it.
+    place, low, high = 0.0, -math.inf, math.inf
+    while math.isinf(low) or math.isinf(high):
+        ahead = excess(place)
+        low, high = (place, high) if ahead > 0 else (low, place)
+        place += min(max(ahead + math.copysign(0.05, ahead), -1.0), 2.0)
+        if place > _LOG_NOISE[1]:
             raise ValueError(f"epsilon {target:g} is out of reach: the other releases cost more than that")
-    while excess(low) <= 0:
-        low -= 1
-        if low < -7:
+        if place < _LOG_NOISE[0]:
             raise ValueError(f"epsilon {target:g} asks for hardly any noise: take a smaller one")
     found = brentq(excess, low, high, xtol=5e-4)
     while excess(found) > 0:

@@ -53,6 +53,7 @@ class KerasDPSGD:
     at_once: int | None = None
 
     def __post_init__(self) -> None:
+        checks.plain_numbers(self)
         checks.whole("records", self.records, 1, "give about how many there are, a public figure")
         checks.whole("batch size", self.batch_size, 1, "256 is usual")
         if self.batch_size > self.records:

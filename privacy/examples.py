@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -79,9 +78,13 @@ def losses_of(model: Any) -> Losses:
 
     def losses(x: Any, y: Any, training: bool = True) -> tf.Tensor:
         outputs = model(x, training=training)
+        if isinstance(outputs, (list, tuple, dict)):
+            raise ValueError(f"model {model.name} has several outputs: one output with one loss is needed")
         if y.shape.rank == outputs.shape.rank - 1 and outputs.shape[-1] == 1:
             y = y[..., tf.newaxis]  # as Keras does: y - outputs would be of every example with every other
-        found = tf.convert_to_tensor(unreduced(y, outputs))
+        if y.dtype.is_floating:
+            y = tf.cast(y, outputs.dtype)
+        found = tf.cast(unreduced(y, outputs), outputs.dtype)  # a loss may have a dtype of its own
         if found.shape.rank == 0:
             raise ValueError("the loss gives one number for all examples together: it must give one for each")
         axes = list(range(1, found.shape.rank))
@@ -103,9 +106,11 @@ def _unreduced(loss: Any) -> Any:
         return _OfFunction(loss)
     if loss.reduction == "sum":
         raise ValueError(f"loss {loss.name} has reduction 'sum': take the default, a mean")
-    loss = copy.copy(loss)
-    loss.reduction = "none"
-    return loss
+    # Not `copy.copy`: Keras 3 would build it anew from its configuration, which may leave out half of it.
+    unreduced = object.__new__(type(loss))
+    vars(unreduced).update(vars(loss))
+    unreduced.reduction = "none"
+    return unreduced
 
 
 class _OfFunction(keras.losses.Loss):

@@ -41,6 +41,13 @@ class Guarantee:
     sampler: str = "everybody, once"
     unit: str = "record"
 
+    def __post_init__(self) -> None:
+        sampled = any(isinstance(cost, costs.Gaussian) and cost.rate < 1 for cost in self.costs)
+        if sampled and self.relation != "add-or-remove-one":
+            raise ValueError(
+                f"relation {self.relation!r} has no accounting with Poisson samples: state add-or-remove-one"
+            )
+
     @property
     def epsilon(self) -> float:
         """ε at `delta`."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import operator
 import pathlib
+import reprlib
 import sys
 from collections.abc import Iterator, Sequence
 from types import MappingProxyType, TracebackType
@@ -123,7 +124,7 @@ class Ledger:
 
         Args:
           round: index from 0; the next one, or one already recorded.
-          cohort: the ids of the clients whose updates are in the sum; empty is a noise-only round.
+          cohort: the ids, texts, of the clients whose updates are in the sum; empty is a noise-only round.
           noise_id: name of the noise; must be new with each round (`RunKeys.noise_id`).
           noise_stddev: standard deviation of the noise on each coordinate of the sum,
             value_noise_multiplier * clip.
@@ -136,6 +137,10 @@ class Ledger:
         """
         if hasattr(round, "__index__") and not isinstance(round, bool):
             round = operator.index(round)  # a NumPy integer counts too
+        if isinstance(cohort, str) or not all(isinstance(client, str) for client in cohort):
+            raise ValueError(f"round {round}: cohort {reprlib.repr(cohort)} is no list of texts: record ids as str")
+        if not isinstance(noise_id, str):
+            raise ValueError(f"round {round}: noise id {noise_id!r} is no text: record it as str")
         entry = Round(
             round,
             tuple(sorted(cohort)),

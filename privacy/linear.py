@@ -48,6 +48,7 @@ class LinearDPSGD:
     momentum: float = 0.9
 
     def __post_init__(self) -> None:
+        checks.plain_numbers(self)
         checks.whole("steps", self.steps, 1, "give at least one")
         checks.between("sampling rate", self.rate, 0, 1, "give batch / records", closed_high=True)
         checks.positive("expected batch", self.expected_batch, "give rate x a public number of records")

@@ -82,6 +82,7 @@ class BoundedMean:
     coordinates: int = 1
 
     def __post_init__(self) -> None:
+        checks.plain_numbers(self)
         for name, bound in zip(("lower", "upper"), checks.bounds(self.lower, self.upper), strict=True):
             object.__setattr__(self, name, bound)
         if math.isinf(self.upper - self.lower):
@@ -105,6 +106,10 @@ class BoundedMean:
             raise ValueError(
                 f"epsilon {self.epsilon:g} is {self._each:g} a coordinate: take from {_LEAST_EPSILON:g} (below, noise "
                 f"would leave the grid) to {_MOST_EPSILON:g} (above, nobody is protected)"
+            )
+        if self.mechanism != "hourglass" and self._scale > noise.LARGEST_SCALE:
+            raise ValueError(
+                f"epsilon {self.epsilon:g} at delta {self.delta:g} asks for more noise than the grid holds"
             )
 
     def sums(self, values: Any) -> npt.NDArray[Any]:
@@ -241,12 +246,12 @@ class BoundedMean:
 
     def _guarantee(self, source: Randomness) -> Guarantee:
         relation: Any = "add-or-remove-one" if self.neighbouring == "add-remove" else "replace-one"
-        cost: costs.Cost = costs.Pure(float(self.epsilon))
+        cost: costs.Cost = costs.Pure(self.epsilon)
         if self.mechanism == "gaussian":
             cost = costs.Gaussian(self._scale / (STEPS * math.sqrt(self.coordinates)))
         of = "" if self.coordinates == 1 else f" of {self.coordinates} coordinates"
         words = f"mean{of} in [{self.lower:g}, {self.upper:g}] by {self.mechanism}"
-        return Guarantee(words, (cost,), relation, float(self.delta), hardness(source))
+        return Guarantee(words, (cost,), relation, self.delta, hardness(source))
 
 
 def dp_mean(
@@ -293,9 +298,9 @@ def mean_in_ball(
     Raises:
       ValueError: an argument is out of range, in one line.
     """
-    checks.positive("radius", radius, "give a bound on the length of a vector that is public")
-    checks.positive("epsilon", epsilon, "give the cost of this mean")
-    checks.between("delta", delta, 0, 1, "1e-6 is usual, below 1 / records")
+    radius = checks.between("radius", radius, 1e-301, math.inf, "give a bound on the length of a vector that is public")
+    epsilon = checks.positive("epsilon", epsilon, "give the cost of this mean")
+    delta = checks.between("delta", delta, 0, 1, "1e-6 is usual, below 1 / records")
     array = as_floats("vectors", vectors)
     if array.ndim != 2 or not array.shape[1]:
         raise ValueError(f"vectors have shape {list(array.shape)}: [n, d] is needed")
@@ -306,8 +311,9 @@ def mean_in_ball(
         array = array[finite]
     source = SecureRandomness() if randomness is None else randomness
     multiplier = 1 / _gaussian_multiplier(epsilon, delta)
+    _noise_in_ball(array.shape[1], multiplier)  # refuses before anything is paid for
     words = f"mean of vectors [{array.shape[1]}] of length up to {radius:g} by gaussian"
-    guarantee = Guarantee(words, (costs.Gaussian(multiplier),), "add-or-remove-one", float(delta), hardness(source))
+    guarantee = Guarantee(words, (costs.Gaussian(multiplier),), "add-or-remove-one", delta, hardness(source))
     if ledger is not None:
         ledger.record(guarantee)
     value, count, _ = gaussian_mean_in_ball(array, radius, multiplier, source)
@@ -331,13 +337,7 @@ def gaussian_mean_in_ball(
     σ² radius² (1 + √d)² in place of σ² radius² d with n known.
     """
     size = vectors.shape[1]
-    count_weight = round(STEPS / size**0.25)
-    # Rounding to whole steps lengthens a vector by at most half a step a coordinate.
-    longest = STEPS + math.ceil(math.sqrt(size) / 2) + 1
-    sensitivity = math.hypot(longest, count_weight)
-    stddev = math.ceil(sensitivity * noise_multiplier)
-    if stddev > noise.LARGEST_SCALE:
-        raise ValueError(f"noise multiplier {noise_multiplier:g} is too large for any result: take a larger epsilon")
+    count_weight, sensitivity, stddev = _noise_in_ball(size, noise_multiplier)
     drawn = noise.gaussian(source, stddev, size + 1)
     count = max((len(vectors) * count_weight + int(drawn[-1])) / count_weight, 1.0)
     total = drawn[:-1]
@@ -347,6 +347,18 @@ def gaussian_mean_in_ball(
     value = total / (STEPS * count)  # in radii
     value *= radius / max(float(np.linalg.norm(value)), 1.0)
     return MeanInBall(value, count, costs.Gaussian(stddev / sensitivity))
+
+
+def _noise_in_ball(size: int, noise_multiplier: float) -> tuple[int, float, int]:
+    """(c, sensitivity, noise's standard deviation), in grid steps a radius, of vectors [size]."""
+    count_weight = round(STEPS / size**0.25)
+    # Rounding to whole steps lengthens a vector by at most half a step a coordinate.
+    longest = STEPS + math.ceil(math.sqrt(size) / 2) + 1
+    sensitivity = math.hypot(longest, count_weight)
+    stddev = math.ceil(sensitivity * noise_multiplier)
+    if stddev > noise.LARGEST_SCALE:
+        raise ValueError(f"noise multiplier {noise_multiplier:g} is too large for any result: take a larger epsilon")
+    return count_weight, sensitivity, stddev
 
 
 def hourglass_core(epsilon: float) -> float:

@@ -129,13 +129,13 @@ class _Probe:
 
     def _forward(self, x: Any, y: Any) -> npt.NDArray[Any]:
         found = self._losses(x, y, training=self._training)
-        if found.shape != (_PROBED,):
-            raise ValueError(f"the loss gives shape {list(found.shape)} for {_PROBED} examples: give one for each")
+        if found.shape != (len(y),):
+            raise ValueError(f"the loss gives shape {list(found.shape)} for {len(y)} examples: give one for each")
         losses: npt.NDArray[Any] = found.numpy()
         return losses
 
     def check_forward(self) -> None:
-        """An example's loss must not change when all others do, nor when it is recorded."""
+        """An example's loss must not change when all others do, or go, nor when it is recorded."""
         name, found = self._model.name, self._forward(self._x, self._y)
         if not np.isfinite(found).all():
             raise ValueError(f"model {name}: the loss is not finite on made-up data from 0 to 1: look at its layers")
@@ -150,7 +150,9 @@ class _Probe:
                 return tf.where(only.reshape(-1, *[1] * (part.shape.rank - 1)), part, other)
 
             changed = self._forward(*tf.nest.map_structure(mixed, (self._x, self._y), self._others))
-            if not _equal(changed[alone], found[alone]):
+            x, y = tf.nest.map_structure(lambda part, first=alone: part[first : first + 1], (self._x, self._y))
+            single = self._forward(x, y)
+            if not (_equal(changed[alone], found[alone]) and _equal(single[0], found[alone])):
                 raise _mixes(name)
         with tf.GradientTape() as tape, Recording(tape).of(self._model):
             recorded = self._forward(self._x, self._y)
@@ -196,6 +198,6 @@ def _equal(first: Any, second: Any) -> bool:
 
 def _mixes(name: str) -> ValueError:
     return ValueError(
-        f"model {name} mixes examples: the loss of one depends on others, so that no clipping protects them (batch "
-        "normalisation does this, group normalisation does not)"
+        f"model {name} mixes examples: the loss of one depends on others, or on their number, so that no clipping "
+        "protects them (batch normalisation does this, group normalisation does not)"
     )

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 DELTA_EXPONENT = -1.1
 COUNT_STDDEV_FRACTION = 0.05
+MOST_ROUNDS = 1_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +37,7 @@ class FixedClip:
     kind: ClassVar[str] = "fixed"
 
     def __post_init__(self) -> None:
+        checks.plain_numbers(self)
         checks.positive("clip norm", self.norm, "give the largest L2 norm an update may keep")
 
 
@@ -62,6 +64,7 @@ class AdaptiveClip:
     kind: ClassVar[str] = "adaptive"
 
     def __post_init__(self) -> None:
+        checks.plain_numbers(self)
         checks.positive("initial clip norm", self.initial, "give a first guess of the update norms")
         checks.between("clip quantile", self.quantile, 0, 1, "0.5 follows the median update norm")
         checks.positive("clip learning rate", self.learning_rate, "0.2 is customary")
@@ -88,6 +91,7 @@ class PrivateMetrics:
     accuracy: bool = True
 
     def __post_init__(self) -> None:
+        checks.plain_numbers(self)
         checks.between("metrics share", self.share, 1e-6, 1, "0.02 costs the update 1 % more noise")
         checks.between(
             "loss bound", self.loss_bound, 1e-3, 1e6, "10 nats is more than a guess among 20,000 words loses"
@@ -112,8 +116,8 @@ class PrivacyPlan:
     Attributes:
       sampling: how cohorts are chosen; it determines `relation`.
       population: number N of clients who could take part, at least 2. Public.
-      rounds: number T of rounds planned, at least 1.
-      noise_multiplier: total z = noise standard deviation / clip norm, at least 0; 0 gives no privacy. With
+      rounds: number T of rounds planned, 1 to 1,000,000.
+      noise_multiplier: total z = noise standard deviation / clip norm, 1e-6 to 1e8, or 0, which gives no privacy. With
         adaptive clipping or metrics it covers all that a round releases, and the noise on the update is
         `value_noise_multiplier`.
       clip: fixed or adaptive; None (no clipping) only together with noise_multiplier 0.
@@ -138,9 +142,13 @@ class PrivacyPlan:
     unit: Literal["client"] = "client"
 
     def __post_init__(self) -> None:
+        checks.plain_numbers(self)
         checks.whole("population", self.population, 2, "count the clients who could take part")
-        checks.whole("rounds", self.rounds, 1, "plan at least one round")
-        checks.non_negative("noise multiplier", self.noise_multiplier, "0 switches privacy off, 1 is a usual start")
+        if checks.whole("rounds", self.rounds, 1, "plan at least one round") > MOST_ROUNDS:
+            raise ValueError(f"rounds must be at most {MOST_ROUNDS:,}, got {self.rounds:,}: plan fewer")
+        mend = "0 switches privacy off, 1 is a usual start"
+        if checks.non_negative("noise multiplier", self.noise_multiplier, mend) > 0:
+            checks.noise_multiplier(self.noise_multiplier, mend)
         if self.unit != "client":
             raise ValueError(f"unit must be 'client', got {self.unit!r}: cohorts here are made of clients")
         if self.relation not in (None, self.sampling.relation):

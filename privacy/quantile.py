@@ -80,8 +80,8 @@ def dp_quantile(
     if not 0 <= share <= 1:
         raise ValueError(f"quantile must lie in [0, 1], got {quantile!r}: 0.5 is the median")
     lower, upper = checks.bounds(lower, upper)
-    checks.positive("resolution", resolution, "give the public grid's step")
-    checks.positive("epsilon", epsilon, "give the cost of this quantile")
+    resolution = checks.positive("resolution", resolution, "give the public grid's step")
+    epsilon = checks.positive("epsilon", epsilon, "give the cost of this quantile")
     if neighbouring not in ("add-remove", "swap"):
         raise ValueError(f"neighbouring {neighbouring!r} is unknown: use add-remove or swap")
     points = (upper - lower) / resolution + 1
@@ -93,7 +93,7 @@ def dp_quantile(
     relation: Any = "add-or-remove-one" if neighbouring == "add-remove" else "replace-one"
     guarantee = Guarantee(
         f"{share:g}-quantile on {count} points of [{lower:g}, {upper:g}] by the exponential mechanism",
-        (costs.Pure(float(epsilon)),),
+        (costs.Pure(epsilon),),
         relation,
         0.0,
         hardness(source),

@@ -35,6 +35,7 @@ class Poisson:
     min_separation: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
+        checks.plain_numbers(self)
         checks.between("sampling rate", self.rate, 0, 1, "give cohort size / population", closed_high=True)
 
     def expected_cohort(self, population: int) -> float:
@@ -77,6 +78,7 @@ class FixedSize:
     min_separation: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
+        checks.plain_numbers(self)
         checks.whole("cohort size", self.size, 1, "give the number of clients in a round")
 
     def expected_cohort(self, population: int) -> float:
@@ -127,6 +129,7 @@ class Cyclic:
     kind: ClassVar[str] = "cyclic"
 
     def __post_init__(self) -> None:
+        checks.plain_numbers(self)
         checks.whole("cyclic cohorts", self.cohorts, 1, "give the number of cohorts that take turns")
 
     @classmethod

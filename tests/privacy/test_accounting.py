@@ -263,3 +263,11 @@ def test_budgets_out_of_reach_are_refused():
         accounting.calibrate_noise(plan(Poisson(0.5), 1.0, 10, 1e-5), 1e9)
     with pytest.raises(ValueError, match="out of reach"):
         accounting.calibrate_noise(plan(Cyclic(1), 1.0, 10, 1e-11), 1e-9)
+
+
+@pytest.mark.parametrize("sampling", [Poisson(1e-6), Poisson(0.3), Poisson(1.0), FixedSize(100), Cyclic(10)])
+@pytest.mark.parametrize("z", [1e-6, 1e-3, 1e4, 1e8])
+def test_the_whole_range_of_noise_has_figures(sampling, z):
+    """Divergences near 0 come out of the library below 0 by a rounding."""
+    found = [accounting.epsilon(plan(sampling, z, rounds, 1e-5)).value for rounds in (1, 1000, 1_000_000)]
+    assert 0 <= found[0] <= found[1] <= found[2] and (found[0] > 1 if z == 1e-6 else found[0] < math.inf)

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import threading
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -97,6 +98,35 @@ def test_what_passes_the_budget_is_refused_and_nothing_is_drawn(tmp_path, monkey
         ledger.record(guarantee(costs=(Pure(1e-12),)))
 
 
+def test_a_release_that_cannot_be_is_not_paid_for(tmp_path):
+    with Budget(1.0, 1e-6).recording(tmp_path / "ledger.jsonl") as ledger:
+        with pytest.raises(ValueError, match="noise multiplier"):
+            mean_in_ball(np.ones((3, 2)), 1.0, 1e-8, 1e-12, ledger=ledger)
+        with pytest.raises(ValueError, match="more noise than the grid holds"):
+            dp_mean(AGES, 0, 100, 1e-6, "gaussian", delta=1e-300, ledger=ledger)
+        assert ledger.releases == []
+    with pytest.raises(ValueError, match="has no accounting with Poisson samples"):
+        guarantee(costs=(Gaussian(1.0, 100, 0.01),), relation="replace-one")
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.int64, np.uint8, Fraction])
+def test_numbers_of_any_kind(tmp_path, kind):
+    single: Any = np.float32
+    path = tmp_path / "ledger.jsonl"
+    with Budget(kind(3), single(1e-6)).recording(path) as ledger:
+        dp_mean(AGES, kind(0), kind(100), kind(1), ledger=ledger)
+        dp_mean(AGES, kind(0), kind(100), kind(1), "gaussian", delta=single(1e-6), ledger=ledger)
+        dp_quantile(AGES, kind(1), kind(0), kind(100), kind(1), kind(1), ledger=ledger)
+        mean_in_ball(np.ones((3, 2)), kind(1), single(0.1), 1e-6, ledger=ledger)
+    assert Releases.read(path).releases == ledger.releases
+    assert all(
+        type(cost.epsilon) in (int, float)
+        for release in ledger.releases
+        for cost in release.costs
+        if type(cost) is Pure
+    )
+
+
 def test_threads_take_turns(tmp_path):
     path = tmp_path / "ledger.jsonl"
     with Budget(1.0).recording(path) as ledger:
@@ -129,7 +159,8 @@ def test_a_fork_and_a_copy_write_nothing(tmp_path):
                 os._exit(42 if "was opened by another process: record there" in str(error) else 1)
             os._exit(0)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 42
-        for way in (copy.copy, copy.deepcopy, pickle.dumps):
+        ways: list[Any] = [copy.copy, copy.deepcopy, pickle.dumps]
+        for way in ways:
             with pytest.raises(TypeError, match="cannot be copied or sent to another process: record where"):
                 way(ledger._file)
         with pytest.raises(TypeError, match="cannot be copied"):
@@ -184,9 +215,16 @@ def test_an_unfinished_line_is_dropped_and_a_runs_ledger_is_refused(tmp_path):
     path = tmp_path / "ledger.jsonl"
     with Budget(9.0).recording(path) as ledger:
         ledger.record(guarantee())
-    path.write_bytes(path.read_bytes() + b'{"kind": "rel')
-    with Budget(9.0).recording(path) as ledger:
-        assert len(ledger.releases) == 1
+    whole = path.read_bytes()
+    for tail in (b'{"kind": "rel', b"[" * 100_000):
+        path.write_bytes(whole + tail)
+        with Budget(9.0).recording(path) as ledger:
+            assert len(ledger.releases) == 1
+    path.write_bytes(whole[:-1])
+    assert len(Releases.read(path).releases) == 1
+    path.write_bytes(whole + b"[" * 100_000 + b"\n")
+    with pytest.raises(ValueError, match="line 3 is damaged"):
+        Releases.read(path)
     from privacy import FixedClip, Poisson, PrivacyPlan
 
     plan = PrivacyPlan(Poisson(0.1), 100, 3, 1.0, FixedClip(1.0))

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 
 from privacy import Budget, costs, private_step
@@ -37,6 +38,35 @@ def test_without_clip_and_noise_it_is_sgd():
     settings(epochs=4, clip=float("inf"), noise_multiplier=0.0).fit(private, x, y)
     for found, expected in zip(private.get_weights(), plain.get_weights(), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+class Weighted(keras.losses.Loss):
+    """Of one's own: Keras cannot make another from its configuration."""
+
+    def __init__(self, weight):
+        super().__init__(name="weighted")
+        self.weight = weight
+
+    def call(self, y_true, y_pred):
+        return self.weight * tf.reduce_mean(tf.square(y_true - y_pred), -1)
+
+
+@pytest.mark.parametrize(
+    ("loss", "dtype"), [(keras.losses.Huber(50.0), None), (Weighted(3.0), None), (Weighted(3.0), "float64")]
+)
+def test_it_is_the_loss_that_was_compiled(loss, dtype):
+    x, _ = examples()
+    y = 20 * x[:, :3]
+    found = []
+    for train in (settings(clip=float("inf"), noise_multiplier=0.0).fit, keras.Model.fit):
+        model = compiled(layers.Dense(3, dtype=dtype), loss=loss, optimizer=keras.optimizers.SGD(1e-2))
+        if train is keras.Model.fit:
+            train(model, x, y, batch_size=20, verbose=0)
+        else:
+            train(model, x, y)
+        found.append(model.get_weights())
+    for part, same in zip(*found, strict=True):
+        np.testing.assert_allclose(part, same, rtol=1e-4, atol=1e-5)
 
 
 def test_a_step_is_the_clipped_sum_over_the_batch_size(seeded):

@@ -60,6 +60,12 @@ def test_every_torn_tail_is_dropped_and_nothing_else(tmp_path):
         with PLAN.recording(tmp_path / "torn") as ledger:
             assert len(ledger.rounds) == 3
         assert (tmp_path / "torn").read_bytes() == whole
+    # Nothing but its end is missing: an editor may have taken it, so that the round counts.
+    (tmp_path / "torn").write_bytes(longer[:-1])
+    assert len(Ledger.read(tmp_path / "torn").rounds) == 4
+    with PLAN.recording(tmp_path / "torn") as ledger:
+        assert len(ledger.rounds) == 4
+    assert (tmp_path / "torn").read_bytes() == longer
     (tmp_path / "torn").write_bytes(whole[:20])  # killed while the header was written
     write(tmp_path / "torn", cohorts=COHORTS[:3])
     assert (tmp_path / "torn").read_bytes() == whole
@@ -111,6 +117,10 @@ def test_removed_and_swapped_lines_are_found(tmp_path):
         ({"round": 2}, "round 2: out of order, round 1 comes next"),
         ({"round": -1}, "round -1: out of order"),
         ({"round": True}, "out of order|other content"),
+        ({"cohort": [1, 2]}, r"round 1: cohort \[1, 2\] is no list of texts: record ids as str"),
+        ({"cohort": ["a", None]}, "is no list of texts"),
+        ({"cohort": "ben"}, "cohort 'ben' is no list of texts"),
+        ({"noise_id": 7}, "noise id 7 is no text"),
         ({"cohort": ["a", "b", "a"]}, "client 'a' is in the cohort twice"),
         ({"cohort": list("bcdefghijkl")}, "12 different clients seen, the plan's population is 10"),
         ({"noise_stddev": 0.7}, "noise stddev 0.7 is not the plan's 1.5 [*] clip 0.5 = 0.75"),

@@ -361,8 +361,10 @@ def test_bad_arguments(changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"radius": 0}, "radius must be"),
-        ({"radius": float("inf")}, "radius must be"),
+        ({"radius": 0}, "radius must lie"),
+        ({"radius": float("inf")}, "radius must lie"),
+        ({"radius": 5e-324}, "radius must lie"),
+        ({"vectors": [[1.0, 2.0], [1.0]]}, "vectors are no array|vectors have dtype"),
         ({"epsilon": 0}, "epsilon must be"),
         ({"delta": 0}, "delta must lie"),
         ({"delta": 1.0}, "delta must lie"),

@@ -176,6 +176,26 @@ def everybodys(y, outputs):
     return tf.reduce_mean(tf.square(tf.cast(y, tf.float32)[:, tf.newaxis, tf.newaxis] - outputs), [0, 2])
 
 
+class ByTheirNumber(layers.Layer):
+    """Shares something out among all examples there are."""
+
+    def call(self, inputs):
+        return inputs / tf.sqrt(tf.cast(tf.shape(inputs)[0], inputs.dtype))
+
+
+def shared_out(y, outputs):
+    """A mean over the batch, taken before there is one."""
+    count = tf.cast(tf.shape(outputs)[0], tf.float32)
+    return keras.losses.sparse_categorical_crossentropy(y, outputs, from_logits=True) / count
+
+
+def two_outputs_of_one_loss():
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, [layers.Dense(3)(inputs), layers.Dense(3)(inputs)])
+    model.compile("sgd", CROSS_ENTROPY)
+    return model
+
+
 def two_outputs():
     inputs = keras.Input((4,))
     model = keras.Model(inputs, [layers.Dense(3)(inputs), layers.Dense(3)(inputs)])
@@ -207,6 +227,8 @@ MODELS = {
     "gate": (lambda: compiled(layers.Dense(4), Gate(), layers.Dense(3)), "mixes examples"),
     "balanced": (lambda: compiled(loss=balanced), "mixes examples"),
     "everybody's labels": (lambda: compiled(loss=everybodys), "mixes examples"),
+    "by their number": (lambda: compiled(ByTheirNumber(), layers.Dense(3)), "or on their number"),
+    "shared out": (lambda: compiled(loss=shared_out), "or on their number"),
     "hidden": (lambda: compiled(Hidden(), layers.Dense(3)), "without noise"),
     "lies": (lambda: compiled(Lies(3)), "does not follow from its layer's calls"),
     "other outputs": (lambda: compiled(OtherOutputs(3)), "something else than its call"),
@@ -217,6 +239,7 @@ MODELS = {
     "borrowed": (borrowed, "does not follow from its layer's calls"),
     "regularised": (lambda: compiled(layers.Dense(3, kernel_regularizer="l2")), "regularisation"),
     "two outputs": (two_outputs, "several losses"),
+    "two outputs of one loss": (two_outputs_of_one_loss, "several outputs"),
     "uncompiled": (uncompiled, "not compiled"),
     "frozen": (frozen, "no weights to train"),
     "sum": (

@@ -1,11 +1,13 @@
 """The promise: its validation, its derived numbers, its event."""
 
+import json
 import math
 import subprocess
 import sys
 from typing import Any
 
 import dp_accounting as dp
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,6 +30,9 @@ CLIPS: list[FixedClip | AdaptiveClip] = [FixedClip(0.5), AdaptiveClip(0.5), Adap
         ("population", 1, "population must be a whole number of at least 2, got 1"),
         ("population", 10.5, "population must be a whole number"),
         ("rounds", 0, "rounds must be a whole number of at least 1, got 0"),
+        ("rounds", 1_000_001, "rounds must be at most 1,000,000, got 1,000,001"),
+        ("noise_multiplier", 1e-9, r"noise multiplier must lie in \[1e-6, 1e8\], got 1e-09"),
+        ("noise_multiplier", 1e300, "noise multiplier must lie in"),
         ("rounds", True, "rounds must be a whole number"),
         ("noise_multiplier", math.nan, "noise multiplier must be a finite number of at least 0, got nan"),
         ("noise_multiplier", math.inf, "noise multiplier must be"),
@@ -75,6 +80,22 @@ def test_bad_parts_are_refused_in_one_line(make):
     with pytest.raises(ValueError, match=": ") as caught:
         make()
     assert "\n" not in str(caught.value)
+
+
+def test_numpy_numbers_are_pythons(tmp_path):
+    half: Any = np.float16
+    given: dict[str, Any] = {
+        "population": np.int64(1000),
+        "rounds": np.int32(3),
+        "noise_multiplier": np.float32(1),
+        "delta": np.float64(0.001),
+    }
+    metrics = PrivateMetrics(half(0.5), accuracy=False)
+    plan = PrivacyPlan(Poisson(half(0.5)), clip=AdaptiveClip(half(1)), metrics=metrics, **given)
+    with plan.recording(tmp_path / "ledger"):
+        pass
+    assert plan == PrivacyPlan.from_dict(json.loads(json.dumps(plan.to_dict())))
+    assert FixedSize(given["rounds"]).expected_cohort(1000) == 3 and type(Cyclic(given["rounds"]).cohorts) is int
 
 
 def test_delta_follows_the_rule_unless_given():
