@@ -51,8 +51,10 @@ def sampling(config: Config) -> Sampling:
             return Cyclic(wanted.cohorts)
 
 
-def plan(config: Config, population: int, public: tuple[str, ...]) -> PrivacyPlan:
-    """The run's promise. With `privacy.epsilon` the noise is calibrated to it.
+def plan(
+    config: Config, population: int, public: tuple[str, ...], noise_multiplier: float | None = None
+) -> PrivacyPlan:
+    """The run's promise. With `privacy.epsilon` the noise is calibrated to it, or was once: then it is given.
 
     Raises:
       ValueError: contradictory or impossible settings, named.
@@ -90,8 +92,20 @@ def plan(config: Config, population: int, public: tuple[str, ...]) -> PrivacyPla
     if promised.expected_cohort < 1:
         raise ValueError(f"cohort.rate gives {promised.expected_cohort:.3g} clients a round on average: raise it")
     if wanted.epsilon is not None:
-        promised = accounting.calibrate_noise(promised, wanted.epsilon)
+        promised = _keeping(wanted.epsilon, promised, noise_multiplier)
     return dataclasses.replace(promised, metrics=_metrics(config, private))
+
+
+def _keeping(epsilon: float, promised: PrivacyPlan, noise_multiplier: float | None) -> PrivacyPlan:
+    if noise_multiplier is None:
+        return accounting.calibrate_noise(promised, epsilon)
+    promised = dataclasses.replace(promised, noise_multiplier=noise_multiplier)
+    if not accounting.epsilon(promised).value <= epsilon:
+        raise ValueError(
+            f"the ledger's noise multiplier {noise_multiplier:g} does not keep privacy.epsilon {epsilon:g}: it is "
+            "another run's, restore this run's own"
+        )
+    return promised
 
 
 def _metrics(config: Config, private: bool) -> PrivateMetrics | None:

@@ -3,7 +3,6 @@
 import dataclasses
 import difflib
 import json
-import math
 import tomllib
 import typing
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 CONFIGS = Path(__file__).parent / "configs"
+_SMALLEST, _LARGEST = 1e-37, 1e38
 
 
 def _at_least(key: str, value: int, least: int) -> None:
@@ -231,7 +231,7 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> Config:
     if not file.is_file() and (CONFIGS / f"{path}.toml").exists():
         file = CONFIGS / f"{path}.toml"
     try:
-        text = file.read_text()
+        text = file.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         shipped = ", ".join(sorted(config.stem for config in CONFIGS.glob("*.toml")))
         raise FileNotFoundError(f"config {path} does not exist: give a TOML file, or one of {shipped}") from None
@@ -307,8 +307,9 @@ def _typed(hint: Any, value: Any) -> Any:
             return tuple(value)
         raise TypeError('a list of texts is needed, as in ["a", "b"]')
     if hint is float and type(value) in (int, float):
-        if not math.isfinite(value):
-            raise TypeError("a finite number is needed")
+        # Training computes in float32, where others are infinite, or nothing.
+        if value and not _SMALLEST <= abs(value) <= _LARGEST:
+            raise TypeError(f"a finite number is needed, in size from {_SMALLEST:g} to {_LARGEST:g}, or 0")
         return float(value)
     if type(value) is hint:
         return value
@@ -319,9 +320,10 @@ def _typed(hint: Any, value: Any) -> Any:
 def _toml_value(text: str) -> Any:
     """The value as TOML reads it; a bare word is a text, so that --set model.preset=tiny needs no quotes."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        read = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
         return text
+    return read["value"] if len(read) == 1 else text
 
 
 def _literal(value: Any) -> str:

@@ -202,7 +202,7 @@ class _Lines(Iterable[str]):
     def __iter__(self) -> Iterator[str]:
         for path in self.files:
             try:
-                text = path.read_text(encoding="utf-8")
+                text = path.read_text(encoding="utf-8-sig")
             except FileNotFoundError:
                 raise FileNotFoundError(f"public text {path} does not exist: correct data.public") from None
             except UnicodeDecodeError as error:

@@ -27,10 +27,11 @@ LABELS = {
     "validation_loss": "val loss",
     "validation_accuracy": "val acc",
     "held_out_loss": "held-out loss*",
+    "non_finite": "updates zeroed*",
     "epsilon": "ε",
 }
 PRIVATE_METRICS = ("train_loss", "train_accuracy", "train_clients")
-OPERATOR_ONLY = ("loss", "held_out_loss")  # read from training clients
+OPERATOR_ONLY = ("loss", "held_out_loss", "non_finite")  # read from training clients
 FOOTNOTE = "* read without noise in a simulation: operator only, outside ε"
 
 
@@ -40,7 +41,9 @@ def rounded_up(epsilon: float) -> str:
 
 
 def _shown(key: str, value: float) -> str:
-    return rounded_up(value) if key == "epsilon" else f"{value:.3f}"
+    if key == "epsilon":
+        return rounded_up(value)
+    return f"{value:.0f}" if key == "non_finite" else f"{value:.3f}"
 
 
 class ConsoleDisplay:
@@ -73,7 +76,11 @@ class ConsoleDisplay:
             def advance(done: int, values: dict[str, float]) -> None:
                 interrupt.check()
                 latest.update(values)
-                text = "  ".join(f"{LABELS.get(key, key)} {_shown(key, value)}" for key, value in latest.items())
+                text = "  ".join(
+                    f"{LABELS.get(key, key)} {_shown(key, value)}"
+                    for key, value in latest.items()
+                    if key != "non_finite" or value
+                )
                 progress.update(handle, completed=done, values=text)
                 if not self.console.is_terminal:
                     self.note(f"{name} {done}/{total}  {text}")

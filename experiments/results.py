@@ -1,7 +1,6 @@
 """What a trained run is worth: test clients' losses beside baselines, with intervals over clients; and its reports."""
 
-import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 from experiments import data, plots
 from experiments.baselines import KneserNeyBigram, Unigram
 from experiments.intervals import Interval, bits_per_character, mean_interval, paired_interval
-from experiments.runs import RunFolder, load_trained, load_weights, write_json
+from experiments.runs import RunFolder, load_trained, load_weights, read_json, write_json
 from experiments.versions import versions
 from fl import checkpoints
 from fl.rounds import RoundLog, read_metrics
@@ -109,7 +108,7 @@ def test_rows(run: RunFolder, prepared: data.Data) -> list[Row]:
     model, weights, _ = load_trained(run.path)
     neural = {TRAINED: weights}
     if run.read_config().warm_start.epochs:
-        neural = {PUBLIC: load_weights(run.public_weights), **neural}
+        neural = {PUBLIC: load_weights(run.public_weights, model), **neural}
     sequences = [prepared.whole(client) for client in prepared.splits.test]
     training = [prepared.training(client) for client in prepared.splits.train]
     size = prepared.vocabulary.size
@@ -147,7 +146,7 @@ def _validation_lines(run: RunFolder, prepared: data.Data) -> dict[str, float]:
     lines = {BIGRAM: float(loss) / sum(np.count_nonzero(rows[:, 1:]) for rows in sequences)}
     if run.read_config().warm_start.epochs:
         model, _, _ = load_trained(run.path)
-        lines[PUBLIC] = Evaluator(model, sequences)(load_weights(run.public_weights)).loss_per_token
+        lines[PUBLIC] = Evaluator(model, sequences)(load_weights(run.public_weights, model)).loss_per_token
     return lines
 
 
@@ -175,5 +174,14 @@ def _facts(run: RunFolder) -> dict[str, Any]:
     facts: dict[str, Any] = {"versions": versions(), "run": run.path.resolve().name}
     facts["non_finite"] = int(sum(row["operator"]["non_finite"] for row in metrics))
     if run.evaluation.exists():
-        facts["evaluation"] = json.loads(run.evaluation.read_text())
+        facts["evaluation"] = _read_evaluation(run.evaluation)
     return facts
+
+
+def _read_evaluation(path: Path) -> dict[str, Any]:
+    """What `evaluate` wrote."""
+    found = read_json(path, "clients", "rows", "versions")
+    rows, keys = found["rows"], {field.name for field in fields(Row)}
+    if not (isinstance(rows, list) and all(isinstance(row, dict) and set(row) == keys for row in rows)):
+        raise ValueError(f"{path} is damaged: make it anew with fedspeak evaluate")
+    return found

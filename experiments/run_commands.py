@@ -83,7 +83,7 @@ def train(
     except KeyboardInterrupt:
         click.echo(f"go on with: fedspeak train --resume {run.path}", err=True)
         raise
-    except (ValueError, OSError) as error:
+    except Exception as error:
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         if resume is None and not full:
             run.discard(is_new_folder)  # a setting to correct, not a run to resume

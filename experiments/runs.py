@@ -129,7 +129,7 @@ class RunFolder:
 
     def check_data(self, store_digest: str) -> None:
         """Raises ValueError if the clients' tokens or the vocabulary are not those that the run began with."""
-        if self.facts.exists() and json.loads(self.facts.read_text())["store"] != store_digest:
+        if self.facts.exists() and read_json(self.facts, "store")["store"] != store_digest:
             raise ValueError(
                 f"the data is not what {self.path} began with (clients, texts or vocabulary.json differ): bring it "
                 "back, or start a new run"
@@ -167,6 +167,17 @@ def write_json(path: Path, content: Any) -> None:
     write_atomically(path, json.dumps(content, indent=2, sort_keys=True).encode() + b"\n")
 
 
+def read_json(path: Path, *keys: str) -> dict[str, Any]:
+    """An object of JSON with these keys. Raises ValueError, in one line that names the file, if it is none."""
+    try:
+        found = json.loads(path.read_text())
+        if not isinstance(found, dict) or not all(key in found for key in keys):
+            raise ValueError(f"no object with {', '.join(keys)}")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error}): restore it, or make it anew") from None
+    return found
+
+
 def save_weights(path: Path, weights: dict[str, Any]) -> None:
     """Named arrays as one `.npz`, atomically."""
     buffer = io.BytesIO()
@@ -174,15 +185,18 @@ def save_weights(path: Path, weights: dict[str, Any]) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-def load_weights(path: Path) -> dict[str, np.ndarray]:
-    """Inverse of `save_weights`. Raises FileNotFoundError or ValueError in one line."""
+def load_weights(path: Path, model: Any = None) -> dict[str, np.ndarray]:
+    """Inverse of `save_weights`; with a model, its weights. Raises FileNotFoundError or ValueError in one line."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: {_WANTED}")
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in sorted(arrays.files)}
+            weights = {name: arrays[name] for name in sorted(arrays.files)}
     except Exception as error:  # zipfile, zlib and NumPy each have their own
         raise ValueError(f"{path} is damaged ({error}): delete it and resume the run") from None
+    if model is not None and {name: array.shape for name, array in weights.items()} != model.shapes():
+        raise ValueError(f"{path} does not hold the weights of this run's model: delete it and resume the run")
+    return weights
 
 
 def load_trained(folder: Path | str) -> tuple[Any, dict[str, np.ndarray], Any]:
@@ -196,5 +210,5 @@ def load_trained(folder: Path | str) -> tuple[Any, dict[str, np.ndarray], Any]:
     if not run.weights.exists():
         raise FileNotFoundError(f"{run.path} holds no trained model: finish it with fedspeak train --resume {run.path}")
     with no_notices():  # loads TensorFlow
-        model = from_config(json.loads(run.model.read_text()))
-    return model, load_weights(run.weights), Vocabulary.load(run.vocabulary)
+        model = from_config(read_json(run.model, "architecture"))
+    return model, load_weights(run.weights, model), Vocabulary.load(run.vocabulary)

@@ -1,8 +1,9 @@
 """One run, from its config to a trained model in its folder; resumable at any point."""
 
 import dataclasses
-import json
+import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,10 @@ import numpy as np
 from experiments import assembly, data, warm_start
 from experiments.config import Config
 from experiments.display import OPERATOR_ONLY, PRIVATE_METRICS, ConsoleDisplay, rounded_up
-from experiments.runs import RunFolder, load_weights, save_weights, write_json
+from experiments.runs import RunFolder, load_weights, read_json, save_weights, write_json
 from experiments.versions import versions
 from privacy import accounting
+from privacy.ledger import Ledger
 from privacy.plan import PrivacyPlan
 
 
@@ -38,7 +40,8 @@ def train(run: RunFolder, command: str, show: ConsoleDisplay, hosts: Any = None)
     described = data.describe(prepared)
     show.note(described)
     model = assembly.model(config, prepared.vocabulary.size)
-    plan = assembly.plan(config, len(prepared.splits.train), _declared(config, prepared))
+    begun = Ledger.read(run.ledger).plan.noise_multiplier if _has_lines(run.ledger) else None
+    plan = assembly.plan(config, len(prepared.splits.train), _declared(config, prepared), begun)
     show.note(_promise(plan))
     if not run.facts.exists():
         lines = described.splitlines()
@@ -51,6 +54,11 @@ def train(run: RunFolder, command: str, show: ConsoleDisplay, hosts: Any = None)
     weights = _federated(run, config, prepared, plan, model, public_weights, show, hosts)
     write_json(run.model, model.config())
     save_weights(run.weights, weights)
+
+
+def _has_lines(ledger: Path) -> bool:
+    """Whether its header is there: a kill may have left less."""
+    return ledger.exists() and b"\n" in ledger.read_bytes()
 
 
 def _declared(config: Config, prepared: data.Data) -> tuple[str, ...]:
@@ -68,7 +76,7 @@ def _public_weights(
 ) -> dict[str, Any]:
     """The weights before the first round: trained once, then read back."""
     if run.public_weights.exists():
-        return load_weights(run.public_weights)
+        return load_weights(run.public_weights, model)
     with show.task("public model", config.warm_start.epochs) as advance:
         weights = warm_start.train_on_public_text(
             model,
@@ -123,10 +131,17 @@ def _federated(
         federation = assembly.federation(config, prepared, public_weights, plan, secrets, engine)
         log = RoundLog(run.path, config.run.keep_checkpoints)
         board = tf.summary.create_file_writer(str(run.path / "tensorboard"))
+        if plan.is_private:
+            show.note("accounting for all rounds …")
         spent = _epsilon_by_round(plan)
         with show.task("rounds", plan.rounds) as advance, board.as_default():
             for row in run_rounds(federation, log, evaluate):
-                operator = {name: row["operator"][name] for name in OPERATOR_ONLY if name in row["operator"]}
+                operator = _shown_to_the_operator(row["operator"])
+                if operator["non_finite"] and not row["operator"]["tokens"]:
+                    show.note(
+                        f"warning: round {row['round']}: no client's update was finite, each counts as zero: "
+                        "clients.learning_rate is too large for this model"
+                    )
                 shown = {name: row["released"][name] for name in PRIVATE_METRICS if name in row["released"]}
                 shown |= row["evaluation"]
                 if spent is not None:
@@ -138,6 +153,12 @@ def _federated(
                     runtime.recycle()
         state = final_state(federation, log)
     return dict(state["average"])
+
+
+def _shown_to_the_operator(measured: dict[str, float]) -> dict[str, float]:
+    """Of what was read from training clients; no loss is a number of no tokens."""
+    shown = {name: measured[name] for name in OPERATOR_ONLY if name in measured}
+    return shown if measured["tokens"] else {**shown, "loss": math.nan}
 
 
 def _some(clients: Sequence[str], most: int) -> list[str]:
@@ -161,7 +182,7 @@ def _users_at_once(
     if config.run.users_at_once is not None:
         return config.run.users_at_once
     if run.engine.exists():
-        return int(json.loads(run.engine.read_text())["users_at_once"])
+        return int(read_json(run.engine, "users_at_once")["users_at_once"])
     seconds = calibrate(
         lambda users: assembly.engine(config, vocabulary_size, weights, plan, users),
         assembly.task(config, vocabulary_size, plan),
@@ -178,10 +199,10 @@ def _users_at_once(
 
 
 def _epsilon_by_round(plan: PrivacyPlan) -> list[float] | None:
-    """Epsilon after each round, for show; in a long run that of the next of 100 rounds, an upper bound."""
+    """Epsilon after each round, for show; in a long run that of the next of 25 rounds, an upper bound."""
     if not plan.is_private:
         return None
-    stride = -(-plan.rounds // 100)
+    stride = -(-plan.rounds // 25)
     ends = [min(end, plan.rounds) for end in range(stride, plan.rounds + stride, stride)]
     return [float(value) for value in np.repeat(accounting.epsilon_curve(plan, ends), stride)[: plan.rounds]]
 

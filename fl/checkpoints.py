@@ -48,8 +48,9 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
 
 
 def list_files(folder: Path) -> list[Path]:
-    """Checkpoint files, oldest first."""
-    return sorted(folder.glob("round-*.ckpt"))
+    """Checkpoint files, oldest first; files of other names are not looked at."""
+    named = [path for path in folder.glob("round-*.ckpt") if path.stem.removeprefix("round-").isdecimal()]
+    return sorted(named, key=_round_of)
 
 
 def load(path: Path, template: Any) -> Checkpoint:

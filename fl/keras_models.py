@@ -23,9 +23,11 @@ import numpy as np
 import tensorflow as tf
 
 from fl.local_training import LanguageModelling, Loss, TokenLosses, Weights
-from fl.stacking import why_not_stacked
+from fl.stacking import short, why_not_stacked
 
 log = logging.getLogger(__name__)
+
+_HALF = ("float16", "bfloat16")
 
 
 def initial_weights(model: keras.Model) -> Weights:
@@ -86,6 +88,11 @@ class KerasTask:
             raise ValueError(
                 f"label is {self.label!r}: give the form of one example's y, as tf.TensorSpec([], tf.int32)"
             )
+        form = self.label
+        if not form.shape.is_fully_defined() or not (
+            form.dtype.is_floating or form.dtype.is_integer or form.dtype.is_bool
+        ):
+            raise ValueError(f"label is {form!r}: numbers of a known shape are needed, as tf.TensorSpec([], tf.int32)")
         self._function  # noqa: B018 - refuses a model now
 
     @cached_property
@@ -200,11 +207,21 @@ class _Function:
 
         specs = {name: tf.TensorSpec(variable.shape, variable.dtype) for name, variable in self.variables.items()}
         x = tf.TensorSpec(model.input_shape, model.inputs[0].dtype)
-        self._traced = tf.function(call, autograph=False).get_concrete_function(specs, x)
+        try:
+            self._traced = tf.function(call, autograph=False).get_concrete_function(specs, x)
+        except (ValueError, TypeError, tf.errors.OpError) as error:
+            raise ValueError(
+                f"model {model.name} cannot be made a function of its weights ({short(error)}): take layers that "
+                "make no variables when they are called, such as random or stateful ones do"
+            ) from error
         traced = self._traced.graph.as_graph_def()
         nodes = list(chain(traced.node, *(inner.node_def for inner in traced.library.function)))
         self.penalties = len(self._traced.structured_outputs[1])
         self._loops = any(node.op in ("While", "StatelessWhile") for node in nodes)
+        if python := [node.name for node in nodes if "PyFunc" in node.op]:
+            raise ValueError(
+                f"model {model.name} calls Python ({python[0]}), which a worker cannot: use TensorFlow's own"
+            )
         if draws := [node.name for node in nodes if re.search("Random|Rng|Multinomial", node.op)]:
             raise ValueError(
                 f"model {model.name} draws random numbers while it trains ({draws[0]}), so that a repeated round would "
@@ -265,6 +282,12 @@ def _check(model: keras.Model) -> None:
         fault = f"has {len(model.inputs)} inputs and {len(model.outputs)} outputs: one of each is needed"
     elif None in model.input_shape[1:]:
         fault = f"has the input shape {model.input_shape}: give keras.Input every size but the batch's"
+    elif not (model.inputs[0].dtype.is_floating or model.inputs[0].dtype.is_integer or model.inputs[0].dtype.is_bool):
+        fault = f"takes inputs of {model.inputs[0].dtype.name}: look texts up before, and give it their numbers"
+    elif half := [layer.name for layer in model.submodules if getattr(layer, "compute_dtype", "") in _HALF]:
+        fault = f"computes in half precision (layer {half[0]}): make its layers with dtype='float32'"
+    elif stateful := [layer.name for layer in model.submodules if getattr(layer, "stateful", False)]:
+        fault = f"keeps state from one batch to the next (layer {stateful[0]}): make it without stateful"
     elif model.non_trainable_variables:
         name = model.non_trainable_variables[0].name
         fault = f"has weights that are not trained ({name}): use group for batch normalisation, and freeze no layer"

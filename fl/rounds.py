@@ -197,11 +197,21 @@ def final_state(federation: Federation, run: RoundLog) -> Any:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Rows of `metrics.jsonl`; an unfinished last line (a kill in the middle of a write) is left out."""
+    """Rows of `metrics.jsonl`; an unfinished last line (a kill in the middle of a write) is left out. Raises
+    ValueError naming a damaged line.
+    """
     if not path.exists():
         return []
     content = path.read_bytes()
-    return [json.loads(line) for line in content[: content.rfind(b"\n") + 1].splitlines()]
+    rows = []
+    for number, line in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), 1):
+        try:
+            rows.append(json.loads(line))
+        except (ValueError, RecursionError):
+            rows.append(None)
+        if not isinstance(rows[-1], dict) or not {"round", "operator"} <= set(rows[-1]):
+            raise ValueError(f"metrics {path} line {number} is damaged: restore the file")
+    return rows
 
 
 def _restore_metrics(path: Path, rounds: int, last_rows: Sequence[dict[str, Any]]) -> None:

@@ -44,7 +44,11 @@ class Csv(Table):
             except StopIteration:
                 return
             except csv.Error as error:
-                bad_rows.add(self.path, first, f"not CSV: {error}")
+                until = (
+                    "" if read <= first else f"; lines {first} to {read} are lost with it, look for a quote not closed"
+                )
+                bad_rows.add(self.path, first, f"not CSV: {error}{until}")
+                bad_rows.total += max(read - first, 0)
                 continue
             if row:
                 yield first, row

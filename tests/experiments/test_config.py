@@ -16,7 +16,7 @@ def test_every_shipped_config_is_valid_and_comes_back_as_it_was():
         assert configs.parse(configs.dump(config), "dumped") == config
 
 
-@given(TEXT, st.tuples(TEXT, TEXT), st.booleans(), st.floats(0, 0.999))
+@given(TEXT, st.tuples(TEXT, TEXT), st.booleans(), st.just(0.0) | st.floats(1e-37, 0.999))
 def test_a_dumped_config_comes_back_as_it_was(path, public, strict, share):
     config = Config(data=DataConfig(path=path, public=public, strict=strict, held_out=share))
     assert configs.parse(configs.dump(config), "dumped") == config
@@ -45,6 +45,14 @@ def test_a_whole_number_does_for_a_number_and_not_the_other_way_round():
         ("[data]\npublic = 'a'", [], "data.public is 'a': a list of texts is needed"),
         ("[clients]\nlearning_rate = nan", [], "clients.learning_rate is nan: a finite number is needed"),
         ("[clients]\nlearning_rate = -inf", [], "clients.learning_rate is -inf: a finite number is needed"),
+        (
+            "[clients]\nlearning_rate = 1e39",
+            [],
+            "learning_rate is 1e.39: a finite number is needed, in size from 1e-37",
+        ),
+        ("[privacy]\nclip = 1e-50", [], "privacy.clip is 1e-50: a finite number is needed"),
+        (f"[privacy]\nclip = 1{'0' * 400}", [], "privacy.clip is 10*: a finite number is needed"),
+        ("", ["run.rounds=3\nrun.x=1"], "run.rounds is '3.nrun.x=1': a whole number is needed"),
         ("[server]\noptimizer = 'adm'", [], "server.optimizer is 'adm': one of 'momentum', 'adam'"),
         ("run = 3", [], "run is a section, not a value"),
         ("run = 3", ["run.rounds=1"], "run is a section, not a value"),
@@ -62,6 +70,11 @@ def test_errors_name_the_key_and_the_mend(text, overrides, message):
 def test_a_missing_file_names_the_shipped_configs(tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist: give a TOML file, or one of .*demo"):
         configs.load(tmp_path / "none.toml")
+
+
+def test_a_byte_order_mark_is_no_part_of_it(tmp_path):
+    (tmp_path / "x.toml").write_bytes(b"\xef\xbb\xbf[run]\nrounds = 3\n")
+    assert configs.load(tmp_path / "x.toml").run.rounds == 3
 
 
 def test_a_file_that_is_not_text(tmp_path):

@@ -210,6 +210,31 @@ def test_the_figures_are_of_the_test_clients(folder, whole, tmp_path, monkeypatc
     assert [row["name"] for row in released] == ["public model", "after federated training"]
 
 
+@pytest.mark.parametrize(
+    ("command", "name", "content"),
+    [
+        ("evaluate", "facts.json", "{}"),
+        ("evaluate", "facts.json", '{"store": '),
+        ("evaluate", "model.json", '{"architecture": "recu'),
+        ("evaluate", "model.json", "[]"),
+        ("evaluate", "weights.npz", None),
+        ("report", "metrics.jsonl", "{}\n"),
+        ("report", "evaluation.json", "{}"),
+        ("report", "evaluation.json", '{"clients": 1, "rows": [{}], "versions": {}}'),
+        ("report", "evaluation.json", "["),
+    ],
+)
+def test_a_damaged_file_is_named(whole, tmp_path, refuse, command, name, content):
+    run = tmp_path / "damaged"
+    shutil.copytree(whole[0], run)
+    if content is None:
+        with np.load(run / name) as arrays:
+            np.savez(run / name, **{key: arrays[key].T for key in arrays.files})
+    else:
+        (run / name).write_text(content)
+    assert str(run / name) in refuse(command, str(run))
+
+
 def test_a_report_without_checkpoints_still_knows_the_rounds(whole, tmp_path, refuse):
     run = tmp_path / "no-checkpoints"
     shutil.copytree(whole[0], run)
@@ -238,6 +263,16 @@ def test_a_mistake_deletes_nothing_of_the_users(folder, tmp_path, refuse):
         (mine / name).touch()
         assert "holds a run" in refuse("train", config, "--output", str(mine))
         (mine / name).unlink()
+
+
+def test_a_run_whose_updates_are_all_lost_says_so(folder):
+    """Beyond float32 after a step: each update counts as zero, and no loss is a loss of 0."""
+    settings = ["clients.learning_rate=1e38", "run.rounds=1", "warm_start.epochs=0"]
+    options = [part for setting in settings for part in ("--set", setting)]
+    code, _, err = finish(start("train", str(folder / "config.toml"), "--output", str(folder / "lost"), *options))
+    assert code == 0, err
+    assert "warning: round 1: no client's update was finite" in err
+    assert re.search(r"train loss\* nan .*updates zeroed\* [1-9]", err)
 
 
 def test_a_lost_key_file_is_not_replaced(folder, whole, tmp_path, refuse):
@@ -293,6 +328,7 @@ def refused(*arguments: str) -> str:
         ("privacy.clip=0", "clip norm"),
         ("privacy.clip=-1", "clip norm"),
         ("privacy.noise_multiplier=-1", "noise multiplier"),
+        ("privacy.noise_multiplier=1e30", "noise multiplier must lie in [1e-6, 1e8]"),
         ("privacy.delta=1", "delta"),
         ("privacy.epsilon=2", "privacy.epsilon and privacy.noise_multiplier are both set"),
         ("server.weighting=examples", "use \"uniform\""),

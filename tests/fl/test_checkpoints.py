@@ -38,6 +38,15 @@ def test_only_the_newest_are_kept(tmp_path):
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
+def test_beyond_six_digits_and_beside_other_files(tmp_path):
+    (tmp_path / "round-copy.ckpt").touch()
+    for number in range(999_998, 1_000_003):
+        checkpoints.save(tmp_path, Checkpoint(number, state(number), {}), keep=3)
+    found = checkpoints.load_latest(tmp_path, state())
+    assert found is not None and found.round == 1_000_002
+    assert len(checkpoints.list_files(tmp_path)) == 3 and (tmp_path / "round-copy.ckpt").exists()
+
+
 def test_there_may_be_none(tmp_path):
     assert checkpoints.load_latest(tmp_path / "nothing", state()) is None
 

@@ -21,8 +21,22 @@ SCALAR = tf.TensorSpec([], tf.int32)
 CROSS_ENTROPY = stock.cross_entropy()
 
 
-def sequential(*layers, shape=(4,), dtype=None):
-    return keras.Sequential([keras.Input(shape, dtype=dtype), *layers])
+def sequential(*layers, shape=(4,), batch=None, dtype=None):
+    return keras.Sequential([keras.Input(shape, batch, dtype=dtype), *layers])
+
+
+def calls_python():
+    def by_numpy(x):
+        return tf.ensure_shape(tf.numpy_function(np.abs, [x], tf.float32), x.shape)
+
+    return sequential(L.Lambda(by_numpy), L.Dense(3))
+
+
+def attention():
+    """The gradient of the keys' bias is zero in theory, and rounding here."""
+    inputs = keras.Input((30,))
+    rows = L.Reshape((5, 6))(inputs)
+    return keras.Model(inputs, L.Dense(3)(L.Flatten()(L.MultiHeadAttention(2, 3)(rows, rows))))
 
 
 def two_branches():
@@ -68,7 +82,7 @@ def test_loss_and_gradient_are_those_of_the_keras_model(make, graph):
         np.testing.assert_allclose(gradient[name] / 5, part, atol=1e-6)
 
 
-@pytest.mark.parametrize("make", [stock.DENSE, two_branches, penalised])
+@pytest.mark.parametrize("make", [stock.DENSE, two_branches, penalised, attention])
 def test_stacked_users_are_those_users_alone(make):
     model = make()
     task, weights = KerasTask(model, CROSS_ENTROPY, SCALAR), initial_weights(model)
@@ -261,6 +275,17 @@ def two_outputs():
             r"input shape \(None, None\): give keras.Input every size",
         ),
         (lambda: sequential(L.Dense(3), L.BatchNormalization()), "not trained .*moving_mean.*use group"),
+        (lambda: sequential(L.Dense(3, dtype="mixed_float16")), "half precision .*dtype='float32'"),
+        (
+            lambda: sequential(L.Embedding(9, 3), L.LSTM(3, stateful=True), batch=4, shape=(5,)),
+            "keeps state from one batch",
+        ),
+        (lambda: sequential(L.Reshape((2, 2, 1)), L.RandomFlip(), L.Flatten(), L.Dense(3)), "make no variables"),
+        (calls_python, "calls Python"),
+        (
+            lambda: sequential(L.StringLookup(vocabulary=["a"]), L.Embedding(3, 3), dtype="string"),
+            "takes inputs of string",
+        ),
         (frozen, "weights that are not trained .*freeze no layer"),
         (lambda: sequential(L.Flatten()), "has no weights"),
         (lambda: sequential(L.Dense(3, dtype="float64")), "not float32 .*dtype='float32'"),
@@ -285,6 +310,9 @@ def test_other_errors():
         KerasTask(model, keras.losses.mean_squared_error, SCALAR)
     with pytest.raises(ValueError, match="label is None: give the form of one example's y"):
         KerasTask(model, keras.losses.MeanSquaredError(), None)
+    for label in (tf.TensorSpec([None], tf.int32), tf.TensorSpec([], tf.string)):
+        with pytest.raises(ValueError, match="numbers of a known shape are needed"):
+            KerasTask(model, keras.losses.MeanSquaredError(), label)
     with pytest.raises(ValueError, match="tokens .* -> logits"):
         language_modelling(model)
     penalised_rows = L.Embedding(11, 11, embeddings_regularizer="l2")

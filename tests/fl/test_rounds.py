@@ -317,5 +317,12 @@ def test_the_population_must_be_the_plans():
 
 
 def test_metrics_with_an_unfinished_line_are_read_without_it(tmp_path):
-    (tmp_path / "metrics.jsonl").write_bytes(b'{"round": 1}\n{"roun')
-    assert read_metrics(tmp_path / "metrics.jsonl") == [{"round": 1}]
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"round": 1, "operator": {}}\n{"roun')
+    assert read_metrics(tmp_path / "metrics.jsonl") == [{"round": 1, "operator": {}}]
+
+
+@pytest.mark.parametrize("line", [b"{}", b"[1]", b"nonsense", b"\xff", b"[" * 100_000])
+def test_a_damaged_line_of_metrics_is_named(tmp_path, line):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"round": 1, "operator": {}}\n' + line + b"\n")
+    with pytest.raises(ValueError, match="line 2 is damaged: restore the file"):
+        read_metrics(tmp_path / "metrics.jsonl")

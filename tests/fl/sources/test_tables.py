@@ -105,8 +105,13 @@ def test_bad_csv_rows_are_recorded_with_their_first_line(write):
         (10, "column 'text' is empty"),
         (11, "not CSV: ',' expected after '\"'"),
         (12, "not UTF-8 (or a lone surrogate)"),
-        (15, "not CSV: unexpected end of data"),
+        (15, "not CSV: unexpected end of data; lines 15 to 16 are lost with it, look for a quote not closed"),
     ]
+
+
+def test_all_rows_behind_a_quote_that_is_never_closed_are_counted(write):
+    source = csv_rows.load(write(b'user,text\na,"never closed\nb,hello\nc,there\n'), "user", "text")
+    assert list(source) == [] and source.bad_rows.total == 3
 
 
 @pytest.mark.parametrize(
