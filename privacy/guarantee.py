@@ -53,8 +53,26 @@ class Guarantee:
         """ε at `delta`."""
         return costs.epsilon(self.costs, self.delta)
 
+    @property
+    def rho(self) -> float | None:
+        """ρ of zero-concentrated differential privacy (Bun and Steinke 2016, arXiv:1605.02065): 1 / (2 z²) for a
+        Gaussian of everybody's data, ε² / 2 for a pure release, and their sum; None where samples are among them.
+        """
+        found = 0.0
+        for cost in self.costs:
+            match cost:
+                case costs.Gaussian(rate=1.0):
+                    found += cost.count / (2 * cost.noise_multiplier**2)
+                case costs.Pure():
+                    found += cost.epsilon**2 / 2
+                case _:
+                    return None
+        return found
+
     def __str__(self) -> str:
-        at = f" at delta {self.delta:.3g}" if self.delta else ""
+        at = ""
+        if self.delta:
+            at = f" at delta {self.delta:.3g}" + ("" if self.rho is None else f" (rho {rounded_up(self.rho)} of zCDP)")
         return (
             f"epsilon {rounded_up(self.epsilon)}{at}; unit {self.unit}, {self.relation}; sampler: {self.sampler}; "
             f"{self.mechanism}; noise: {self.noise}"

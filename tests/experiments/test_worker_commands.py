@@ -14,7 +14,7 @@ import pytest
 from experiments.cli import main
 from fl import tunnel
 from fl.owned_process import is_loopback, listening_addresses
-from tests.experiments.test_train import ended, finish, folder, start, wait_for_rounds  # noqa: F401
+from tests.experiments.processes import ended, finish, start, wait_for_rounds
 from tests.fl.namespaces import needs_stunnel
 
 

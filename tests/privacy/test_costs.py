@@ -124,5 +124,7 @@ def test_figures_are_printed_rounded_up():
         assert rounded_up(value) == said
         assert float(said) >= value
     guarantee = Guarantee("a sum", (Gaussian(1.0),), "replace-one", 1e-5, EXACT)
-    assert str(guarantee).startswith("epsilon 4.38 at delta 1e-05; unit record, replace-one; sampler: everybody, once;")
+    assert str(guarantee).startswith(
+        "epsilon 4.38 at delta 1e-05 (rho 0.500 of zCDP); unit record, replace-one; sampler: everybody, once;"
+    )
     assert costs.epsilon(guarantee.costs, 1e-5) == guarantee.epsilon

@@ -3,6 +3,7 @@
 Error probability of a Monte-Carlo comparison: below 1e-6 (five standard errors of the mean squared error; fixed seeds).
 """
 
+import dataclasses
 import logging
 import math
 from typing import Any, get_args
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from privacy import costs, dp_mean, noise
+from privacy.composition import gaussian_epsilon
 from privacy.mean import STEPS, BoundedMean, Mechanism, hourglass_core, mean_in_ball, worst_case
 from privacy.randomness import SeededRandomness
 
@@ -209,6 +211,17 @@ def test_the_guarantee_says_all_that_belongs_to_an_epsilon():
         assert part in said
     seeded = dp_mean([0.5], 0, 1, 1.0, "gaussian", "swap", 1e-6, SeededRandomness(1)).guarantee
     assert "SEED: not secure" in str(seeded) and "replace-one" in str(seeded) and "at delta 1e-06" in str(seeded)
+
+
+def test_the_guarantee_of_a_gaussian_is_concentrated():
+    """ρ = Δ² / (2 σ²), of the noise that is drawn."""
+    mean = BoundedMean(0, 100, 1.0, "gaussian", delta=1e-6, coordinates=4)
+    found = mean.release(mean.sums(np.ones((3, 4)))).guarantee
+    assert found.rho == pytest.approx(4 * 2.0**64 / (2 * mean._scale**2)) and "of zCDP" in str(found)
+    assert gaussian_epsilon((2 * (found.rho or 0)) ** -0.5, 1e-6) == pytest.approx(1.0, rel=1e-6)
+    assert dp_mean([0.5], 0, 1, 0.5).guarantee.rho == 0.125 and "zCDP" not in str(dp_mean([0.5], 0, 1, 0.5).guarantee)
+    sampled = dataclasses.replace(found, costs=(costs.Gaussian(1.0, 10, 0.5),))
+    assert sampled.rho is None and "zCDP" not in str(sampled)
 
 
 def test_vectors_in_a_ball():

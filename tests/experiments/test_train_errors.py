@@ -1,0 +1,175 @@
+"""The train command and what follows it, on bad settings and on run folders that were damaged."""
+
+import hashlib
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+
+def test_a_report_on_a_cut_ledger_is_refused(whole, tmp_path, refuse):
+    run = tmp_path / "cut"
+    shutil.copytree(whole[0], run)
+    lines = (run / "ledger.jsonl").read_bytes().splitlines(keepends=True)
+    (run / "ledger.jsonl").write_bytes(b"".join(lines[:3]))
+    assert "holds 2 of the 5 rounds that this run has made" in refuse("report", str(run))
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "content"),
+    [
+        ("evaluate", "facts.json", "{}"),
+        ("evaluate", "facts.json", '{"store": '),
+        ("evaluate", "model.json", '{"architecture": "recu'),
+        ("evaluate", "model.json", "[]"),
+        ("evaluate", "weights.npz", None),
+        ("report", "metrics.jsonl", "{}\n"),
+        ("report", "evaluation.json", "{}"),
+        ("report", "evaluation.json", '{"clients": 1, "rows": [{}], "versions": {}}'),
+        ("report", "evaluation.json", "["),
+    ],
+)
+def test_a_damaged_file_is_named(whole, tmp_path, refuse, command, name, content):
+    run = tmp_path / "damaged"
+    shutil.copytree(whole[0], run)
+    if content is None:
+        with np.load(run / name) as arrays:
+            np.savez(run / name, **{key: arrays[key].T for key in arrays.files})
+    else:
+        (run / name).write_text(content)
+    assert str(run / name) in refuse(command, str(run))
+
+
+def test_a_report_without_checkpoints_still_knows_the_rounds(whole, tmp_path, refuse):
+    run = tmp_path / "no-checkpoints"
+    shutil.copytree(whole[0], run)
+    shutil.rmtree(run / "checkpoints")
+    lines = (run / "ledger.jsonl").read_bytes().splitlines(keepends=True)
+    (run / "ledger.jsonl").write_bytes(b"".join(lines[:3]))
+    assert "holds 2 of the 5 rounds" in refuse("report", str(run))
+
+
+def test_a_finished_run_is_not_evaluated_on_other_data(whole, tmp_path, refuse):
+    run = tmp_path / "other-data"
+    shutil.copytree(whole[0], run)
+    facts = json.loads((run / "facts.json").read_text())
+    (run / "facts.json").write_text(json.dumps({**facts, "store": "0" * 64}))
+    assert "the data is not what" in refuse("evaluate", str(run))
+
+
+def test_a_mistake_deletes_nothing_of_the_users(folder, tmp_path, refuse):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "note.txt").write_text("keep")
+    config = str(folder / "config.toml")
+    assert "sampling rate" in refuse("train", config, "--output", str(mine), "--set", "cohort.rate=2")
+    assert [path.name for path in mine.iterdir()] == ["note.txt"]
+    for name in ("vocabulary.json", "weights.npz", "checkpoints"):
+        (mine / name).touch()
+        assert "holds a run" in refuse("train", config, "--output", str(mine))
+        (mine / name).unlink()
+
+
+def test_a_lost_key_file_is_not_replaced(folder, whole, tmp_path, refuse):
+    run = tmp_path / "lost-key"
+    shutil.copytree(whole[0], run)
+    (run / "weights.npz").unlink()
+    text = (run / "config.toml").read_text().replace("fixed_key = 1\n", "")
+    (run / "config.toml").write_text(text)
+    (run / "config.sha256").write_text(hashlib.sha256(text.encode()).hexdigest())
+    assert "keys.json is missing: without it the run cannot be resumed" in refuse("train", "--resume", str(run))
+    assert not (run / "keys.json").exists()
+
+
+def test_resuming_with_a_changed_config_is_refused(folder, whole, refuse):
+    run = folder / "changed"
+    run.mkdir()
+    for name in ("config.toml", "config.sha256"):
+        (run / name).write_bytes((whole[0] / name).read_bytes())
+    text = (run / "config.toml").read_text()
+    (run / "config.toml").write_text(text.replace("rounds = 5", "rounds = 6"))
+    assert refuse("train", "--resume", str(run)).endswith("start a new run with it")
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("clients.learning_rate=nan", "clients.learning_rate is nan: a finite number is needed"),
+        ("clients.learning_rate=0", "clients.learning_rate is 0.0: a positive number is needed"),
+        ("server.learning_rate=-1", "server.learning_rate is -1.0: a positive number is needed"),
+        ("privacy.clip=0", "clip norm"),
+        ("privacy.clip=-1", "clip norm"),
+        ("privacy.noise_multiplier=-1", "noise multiplier"),
+        ("privacy.noise_multiplier=1e30", "noise multiplier must lie in [1e-6, 1e8]"),
+        ("privacy.delta=1", "delta"),
+        ("privacy.epsilon=2", "privacy.epsilon and privacy.noise_multiplier are both set"),
+        ("server.weighting=examples", "use \"uniform\""),
+        ("cohort.rate=1.5", "sampling rate"),
+        ("server.epsilon=0.1", "server.epsilon is 0.1 and has no effect"),
+        ("server.momentum=1", "server.momentum is 1.0"),
+        ("cohort.size=3", 'cohort.size is 3 and has no effect with "poisson"'),
+        ("cohort.sampler=cyclic", "cohort.rate is 0.4 and has no effect"),
+        ("data.split=train", "data.split is"),
+        ("data.held_out=1", "data.held_out is 1.0"),
+        ('data.public=["{folder}/users.jsonl"]', "which is clients' text"),
+        ("model.seed=-1", "model.seed is -1"),
+        ("model.units=0", "model.units is 0"),
+        ("run.fixed_key=-1", "run.fixed_key is -1"),
+        ("data.path=none.jsonl", "none.jsonl"),
+        ("data.public=[]", "data.public is empty"),
+        ("data.public=[\"none.txt\"]", "none.txt does not exist: correct data.public"),
+        ("data.strict=true", "users.jsonl:8"),
+        ("vocabulary.size=100", "vocabulary"),
+        ("model.preset=huge", "preset: 'huge' is not one of tiny"),
+        ("run.rounds=0", "rounds"),
+        ("run.evaluate_every=0", "run.evaluate_every"),
+        ("run.keep_checkpoints=0", "run.keep_checkpoints"),
+        ("run.shards=0", "run.shards"),
+        ("warm_start.epochs=-1", "warm_start.epochs"),
+        ("warm_start.batch_size=0", "warm_start.batch_size"),
+        ("data.validation=0.9", "share"),
+        ("data.min_tokens=1", "min_tokens"),
+        ("data.min_tokens=1000000", "all 40 clients have fewer than 1000000 tokens"),
+    ],
+)  # fmt: skip
+def test_bad_settings_are_answered_in_one_line(folder, tmp_path, refuse, setting, message):
+    config, run = str(folder / "config.toml"), tmp_path / "run"
+    assert message in refuse("train", config, "--output", str(run), "--set", setting.format(folder=folder))
+    assert not run.exists()  # corrected, the same command works
+
+
+def test_strict_refuses_the_first_bad_row(folder, tmp_path, refuse):
+    for command in (["train", "--output", str(tmp_path / "run")], ["data"]):
+        assert "users.jsonl:8" in refuse(*command, str(folder / "config.toml"), "--strict")
+
+
+def test_a_fixed_size_cohort_larger_than_the_population(folder, tmp_path, refuse):
+    settings = ["--set", "cohort.sampler=fixed-size", "--set", "cohort.size=1000", "--set", "cohort.rate=none"]
+    message = refuse("train", str(folder / "config.toml"), "--output", str(tmp_path / "run"), *settings)
+    assert "cohort size 1000 is larger than the population" in message
+
+
+def test_an_empty_file(folder, tmp_path, refuse):
+    (tmp_path / "empty.jsonl").touch()
+    setting = f"data.path={tmp_path}/empty.jsonl"
+    message = refuse("train", str(folder / "config.toml"), "--output", str(tmp_path / "run"), "--set", setting)
+    assert "empty.jsonl: the file is empty" in message
+
+
+def test_wrong_uses_of_the_command(folder, whole, tmp_path, refuse):
+    config = str(folder / "config.toml")
+    assert "give a config" in refuse("train")
+    assert "give a config" in refuse("train", config, "--resume", str(whole[0]))
+    assert "drop --set" in refuse("train", "--resume", str(whole[0]), "--set", "run.rounds=7")
+    assert "holds no run" in refuse("train", "--resume", str(tmp_path))
+    assert "holds a run: resume it" in refuse("train", config, "--output", str(whole[0]))
+    assert "does not exist" in refuse("train", "none")
+    assert "holds no run" in refuse("report", str(tmp_path))
+    assert "holds no run" in refuse("evaluate", str(tmp_path))
+
+
+def test_a_folder_that_cannot_be_written(folder, refuse):
+    # /sys refuses a new folder to everybody, root too.
+    message = refuse("train", str(folder / "config.toml"), "--output", "/sys/run")
+    assert message.startswith("fedspeak: error: /sys/run: ")
