@@ -196,6 +196,8 @@ def test_the_adaptive_count_has_sensitivity_one_half_and_its_own_noise():
     state = state_of(aggregator)
     for value in (0.01, 100.0):
         assert abs(float(aggregator.client(state, update([0, 0, 0, value])).within_clip)) == 0.5
+    # One that was made zero is within any clip norm.
+    assert float(aggregator.client(state, update([math.nan, 0, 0, 0])).within_clip) == 0.5
     empty = aggregator.client(state, update([0.0] * 4, examples=0.0))
     released = [aggregator.server(state, empty, np.array([s, 9], np.int64)).released for s in range(2000)]
     counts = (np.array([float(r["fraction_within_clip"]) for r in released]) - 0.5) * 20

@@ -41,7 +41,14 @@ def test_a_clients_batches_depend_on_round_and_client():
     sequences = bigram.random_sequences(np.random.default_rng(0), 30, LENGTH)
     first = local.batches(sequences, 1, 2).examples
     assert not np.array_equal(first, local.batches(sequences, 2, 2).examples)
-    assert not np.array_equal(first, local.batches(sequences, 1, 3).examples)
+    of_each = {local.batches(sequences, 1, client).examples.tobytes() for client in range(2000)}
+    assert len(of_each) == 2000  # of 30! orders none comes twice
+
+
+def test_every_epoch_has_an_order_of_its_own():
+    local = LocalSGD(0.1, 4, 3, LENGTH, 30)
+    epochs = local.batches(bigram.random_sequences(np.random.default_rng(0), 30, LENGTH), 1, 2).examples
+    assert len({epoch.tobytes() for epoch in epochs.reshape(3, -1)}) == 3
 
 
 def test_every_sequence_is_chosen_equally_often():

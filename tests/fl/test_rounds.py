@@ -34,7 +34,8 @@ class FakeProcess:
         self.noise = plan.value_noise_multiplier if noise is None else noise
 
     def initialize(self):
-        return OrderedDict(weights=OrderedDict(w=np.zeros(3, np.float32)), aggregator=OrderedDict(clip=np.float32(1)))
+        zero = OrderedDict(w=np.zeros(3, np.float32))
+        return OrderedDict(weights=zero, average=zero, aggregator=OrderedDict(clip=np.float32(1)))
 
     def next(self, state, values, noise_seed):
         self.rounds.append((values, noise_seed))
@@ -124,6 +125,19 @@ def test_rows_are_what_the_file_holds(tmp_path, undisturbed):
     assert [row["round"] for row in rows] == [1, 2, 3, 4]
     assert [bool(row["evaluation"]) for row in rows] == [False, True, False, True]
     assert ["held_out_loss" in row["operator"] for row in rows] == [False, True, False, True]
+
+
+def test_the_average_is_what_is_evaluated(tmp_path):
+    seen = []
+
+    def look(done, weights):
+        seen.append(weights["w"].copy())
+        return {}, {}
+
+    list(run_rounds(federation(), RoundLog(tmp_path), look))
+    state = final_state(federation(), RoundLog(tmp_path))
+    np.testing.assert_array_equal(seen[-1], state["average"]["w"])
+    assert len(seen) == 4 and not np.array_equal(seen[-1], state["weights"]["w"])
 
 
 @pytest.mark.parametrize("half", [False, True])
