@@ -172,7 +172,7 @@ def read_json(path: Path, *keys: str) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text())
         if not isinstance(found, dict) or not all(key in found for key in keys):
-            raise ValueError(f"no object with {', '.join(keys)}")
+            raise ValueError(f"no object with {', '.join(keys) or 'names'}")
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}): restore it, or make it anew") from None
     return found
@@ -200,7 +200,9 @@ def load_weights(path: Path, model: Any = None) -> dict[str, np.ndarray]:
 
 
 def load_trained(folder: Path | str) -> tuple[Any, dict[str, np.ndarray], Any]:
-    """(model, weights, vocabulary) of a finished run. Raises FileNotFoundError if it is not there or not finished."""
+    """(model, weights, vocabulary) of a finished run. Raises FileNotFoundError if it is not there or not finished,
+    ValueError if a file of it is damaged or another run's.
+    """
     from models.presets import from_config
     from models.vocabulary import Vocabulary
 
@@ -211,4 +213,7 @@ def load_trained(folder: Path | str) -> tuple[Any, dict[str, np.ndarray], Any]:
         raise FileNotFoundError(f"{run.path} holds no trained model: finish it with fedspeak train --resume {run.path}")
     with no_notices():  # loads TensorFlow
         model = from_config(read_json(run.model, "architecture"))
-    return model, load_weights(run.weights, model), Vocabulary.load(run.vocabulary)
+    vocabulary = Vocabulary.load(run.vocabulary)
+    if run.facts.exists() and read_json(run.facts).get("vocabulary", vocabulary.digest) != vocabulary.digest:
+        raise ValueError(f"{run.vocabulary} is not the one that the run was trained with: restore it")
+    return model, load_weights(run.weights, model), vocabulary

@@ -45,9 +45,8 @@ def train(run: RunFolder, command: str, show: ConsoleDisplay, hosts: Any = None)
     show.note(_promise(plan))
     if not run.facts.exists():
         lines = described.splitlines()
-        write_json(
-            run.facts, {"command": command, "versions": versions(), "data": lines, "store": prepared.store.digest}
-        )
+        facts = {"command": command, "versions": versions(), "data": lines, "store": prepared.store.digest}
+        write_json(run.facts, {**facts, "vocabulary": prepared.vocabulary.digest})
 
     show.note("loading TensorFlow Federated …")
     public_weights = _public_weights(run, config, prepared, model, show)

@@ -105,7 +105,7 @@ def run_rounds(
       done), `released`, `operator` (exact, for the operator's eyes only) and `evaluation`.
 
     Raises:
-      ValueError: a damaged or foreign checkpoint, a ledger that does not fit, or weights that are not finite.
+      ValueError: a damaged or foreign checkpoint, a ledger or keys that do not fit, or weights that are not finite.
       OSError: the disk is full or read-only; the run can be resumed once that is mended.
     """
     plan, keys = federation.plan, federation.keys
@@ -124,6 +124,11 @@ def run_rounds(
                 )
             if ledger.head_after(start) != saved.document["ledger_head"]:
                 raise ValueError(f"ledger {run.ledger} is not the one of this run's checkpoints: restore the run's own")
+        if ledger.rounds and ledger.rounds[-1].noise_id != keys.noise_id(len(ledger.rounds) - 1):
+            raise ValueError(
+                f"the keys are not those of the rounds in {run.ledger}: restore this run's keys, with others noise "
+                "could come twice"
+            )
         if ledger.rounds and ledger.rounds[-1].facts.get("inputs") != federation.inputs:
             raise ValueError(
                 f"data, starting weights or settings are not those of the rounds in {run.ledger}: bring them back, or "

@@ -38,8 +38,11 @@ class DeviceModel:
             self._prefill = interpreter.get_signature_runner("prefill")
             self._decode = interpreter.get_signature_runner("decode")
             self._generate = interpreter.get_signature_runner("generate")
-        except (ValueError, RuntimeError) as error:
+            prompt = self._prefill.get_input_details()["tokens"]["shape"].tolist()
+        except (ValueError, RuntimeError, KeyError) as error:
             raise ValueError(f"{self.path}: the runtime cannot load it: {str(error).splitlines()[0]}") from None
+        if prompt != [1, self.facts.max_prompt]:
+            raise ValueError(f"{self.path}: damaged, it reads {prompt[-1]} tokens and says {self.facts.max_prompt}")
 
     def stream(self, prompt: str = "", *, stop_at_eos: bool = True, **choices: Any) -> Iterator[str]:
         """The continuation of `prompt`, piece by piece as it is drawn, in whole characters.

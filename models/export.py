@@ -14,6 +14,7 @@ import os
 import tempfile
 from collections import Counter
 from importlib import import_module
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def export(
     if precision not in PRECISIONS:
         raise ValueError(f"precision: {precision!r} is not one of {', '.join(PRECISIONS)}")
     for name, value in (("max_prompt", max_prompt), ("max_tokens", max_tokens)):
-        if isinstance(value, bool) or not isinstance(value, int) or not value >= 1:
+        if isinstance(value, bool) or not isinstance(value, Integral) or not value >= 1:
             raise ValueError(f"{name}: {value!r} is not a positive whole number")
     if model.vocabulary_size != vocabulary.size:
         raise ValueError(f"vocabulary of {vocabulary.size} tokens, but the model was built for {model.vocabulary_size}")
@@ -69,6 +70,7 @@ def export(
     folder = Path(path).parent
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder: make it first")
+    max_prompt, max_tokens = int(max_prompt), int(max_tokens)
     flatbuffer = convert(Decoder(model, weights, max_prompt, max_tokens), precision)
     foreign = sorted(name for name in ops(flatbuffer) if name.startswith(("CUSTOM", "Flex")))
     if foreign:
@@ -164,6 +166,9 @@ def convert(decoder: Decoder, precision: str) -> bytes:
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
         if precision == "float16":
             converter.target_spec.supported_types = [tf.float16]
+        # Later TensorFlow would scale the output embedding by rows and keep a second one for looking up; TensorFlow
+        # 2.14 knows one way only, and ignores this.
+        converter._experimental_disable_per_channel_quantization_for_dense_layers = True
         return bytes(converter.convert())
 
 

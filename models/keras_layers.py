@@ -5,6 +5,7 @@ equations, the gate order and the shapes of the weights.
 """
 
 from collections.abc import Callable, Mapping
+from numbers import Integral
 from typing import Any, ClassVar
 
 import keras
@@ -23,10 +24,10 @@ class _Cell(keras.layers.Layer):
     def __init__(self, units: int, projection: int | None = None, layer_norm: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         for name, value in (("units", units), ("projection", projection)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < 1):
                 raise ValueError(f"{type(self).__name__}: {name} {value!r} is not a positive integer")
-        self.units = units
-        self.projection = projection
+        self.units = units = int(units)
+        self.projection = projection = None if projection is None else int(projection)
         self.layer_norm = layer_norm
         self.recurrence = Recurrence(self.kind, layer_norm)
         self.output_size = units if projection is None else projection
@@ -102,10 +103,14 @@ class _Fused(keras.layers.Layer):
         layer_norm: bool = False,
         return_sequences: bool = False,
         return_state: bool = False,
+        go_backwards: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.supports_masking = True
+        # `keras.layers.Bidirectional` asks for the first and sets the second.
+        self.stateful = self.zero_output_for_mask = False
+        self.go_backwards = go_backwards
         self.return_sequences = return_sequences
         self.return_state = return_state
         self.cell = self.cell_type(units, projection, layer_norm, dtype=self.dtype_policy, name="cell")
@@ -126,6 +131,8 @@ class _Fused(keras.layers.Layer):
         With return_state also the last output state `[B, R]` and cell state `[B, H]`, as `keras.layers.RNN`.
         """
         del training  # there is no dropout
+        if self.go_backwards:
+            inputs, mask = tf.reverse(inputs, [1]), None if mask is None else tf.reverse(mask, [1])
         weights = self.cell.compute_weights()
         start = None if initial_state is None else CIFGState(*initial_state)
         time_major_mask = None if mask is None else tf.transpose(mask)
@@ -134,7 +141,8 @@ class _Fused(keras.layers.Layer):
         if time_major_mask is not None:
             # As keras.layers.RNN: until its first real step a row's output is zero, whatever its start.
             seen = tf.cumsum(tf.cast(time_major_mask, tf.int32)) > 0
-            outputs = tf.where(seen[..., tf.newaxis], outputs, tf.zeros_like(outputs))
+            shown = time_major_mask if self.zero_output_for_mask else seen
+            outputs = tf.where(shown[..., tf.newaxis], outputs, tf.zeros_like(outputs))
         result = tf.transpose(outputs, [1, 0, 2]) if self.return_sequences else outputs[-1]
         return [result, states.output[-1], states.cell[-1]] if self.return_state else result
 
@@ -159,6 +167,7 @@ class _Fused(keras.layers.Layer):
             or length > LONGEST_UNROLLED
         ):
             return None
+        inputs = tf.reverse(inputs, [1]) if self.go_backwards else inputs
         cell, weights = self.cell, self.cell.compute_weights()
         projected = tap(cell.recurrence.project_inputs(weights, inputs))
         rows = tf.shape(inputs)[0]
@@ -189,6 +198,7 @@ class _Fused(keras.layers.Layer):
             "layer_norm": self.cell.layer_norm,
             "return_sequences": self.return_sequences,
             "return_state": self.return_state,
+            "go_backwards": self.go_backwards,
         }
         return {**super().get_config(), **own}
 
@@ -203,6 +213,7 @@ class CIFG(_Fused):
       layer_norm: whether the hidden state is normalised (no scale, no offset) before the projection.
       return_sequences: whether the result is the output of every step, not of the last alone.
       return_state: whether the last states (output, cell) are returned too.
+      go_backwards: whether the steps are taken, and returned, from the last to the first.
     """
 
     cell_type = CIFGCell

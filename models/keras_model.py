@@ -120,7 +120,8 @@ def load_keras(path: str | os.PathLike[str]) -> keras.Model:
     if saved.partition(".")[0] != keras.__version__.partition(".")[0]:
         raise ValueError(
             f"{os.fspath(path)} was saved by Keras {saved}, and this is {keras.__version__}, which does not read it: "
-            "there save from_keras(model) by numpy.savez, here give that to load_into_keras"
+            "there save from_keras(model) by numpy.savez, here give that to load_into_keras (of a model that to_keras "
+            "did not make: save get_weights(), build it here by the same lines, give that to set_weights)"
         )
     return keras.models.load_model(path)
 
@@ -149,8 +150,13 @@ def load_into_keras(keras_model: keras.Model, weights: Weights) -> None:
 
 
 def _variables(keras_model: keras.Model) -> dict[str, Any]:
-    embedding = keras_model.get_layer("embedding")
-    named = {"embedding": embedding.embedding, **keras_model.get_layer("recurrence").cell.variables_by_name()}
+    try:
+        embedding, recurrence = keras_model.get_layer("embedding"), keras_model.get_layer("recurrence")
+    except ValueError:
+        raise ValueError(
+            f"model {keras_model.name} was not made by to_keras: use get_weights and set_weights"
+        ) from None
+    named = {"embedding": embedding.embedding, **recurrence.cell.variables_by_name()}
     if embedding.has_output_bias:
         named["output_bias"] = embedding.output_bias
     return dict(sorted(named.items()))

@@ -5,6 +5,7 @@ serves as input and output embedding (Press & Wolf 2017, https://arxiv.org/abs/1
 """
 
 from dataclasses import asdict, dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -42,8 +43,9 @@ class RecurrentLanguageModel:
         self._recurrence()  # refuses an unknown cell
         for name in ("vocabulary_size", "embedding", "units"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
                 raise ValueError(f"{name}: {value!r} is not a positive integer")
+            object.__setattr__(self, name, int(value))
 
     def _recurrence(self) -> Recurrence:
         return Recurrence(self.cell, self.layer_norm)

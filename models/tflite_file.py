@@ -94,7 +94,12 @@ def read(path: str | os.PathLike[str]) -> tuple[Facts, Vocabulary]:
             if described.pop("format") != _FORMAT:
                 raise ValueError("unknown format")
             facts = Facts(**described)
-        except (zipfile.BadZipFile, KeyError, TypeError, AttributeError, ValueError):
+            lengths = facts.max_prompt, facts.max_tokens, facts.flatbuffer_bytes
+            if not all(type(length) is int and length > 0 for length in lengths):
+                raise ValueError("no lengths")
+            if facts.config["vocabulary_size"] != vocabulary.size:
+                raise ValueError("another vocabulary")
+        except Exception:  # zipfile, zlib and json each have their own for what is damaged
             raise ValueError(f"{path}: cut short, or not from `fedspeak export` (no vocabulary found in it)") from None
         file.seek(0)
         if checksum(file.read(facts.flatbuffer_bytes)) != facts.flatbuffer_sha256:

@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -241,9 +242,13 @@ def learn(sentences: Iterable[str], size: int) -> Vocabulary:
       ValueError: `size` is below 259 (specials and bytes), or the text is empty or too small to yield that
       many pieces.
     """
+    if isinstance(size, bool) or not isinstance(size, Integral):
+        raise ValueError(f"vocabulary size {size!r} is not a whole number")
+    if isinstance(sentences, str):
+        raise ValueError("sentences is one text: give a list of sentences")
     if not size >= SMALLEST:
         raise ValueError(f"vocabulary size {size} is below {SMALLEST} (3 special ids and 256 bytes)")
-    wanted = size - SMALLEST
+    wanted = int(size) - SMALLEST
     merged = _merged_pieces(train_sentencepiece(sentences, wanted)) if wanted else []
     return _from_merged(merged)
 

@@ -7,6 +7,8 @@ import shutil
 import numpy as np
 import pytest
 
+from models.vocabulary import Vocabulary
+
 
 def test_a_report_on_a_cut_ledger_is_refused(whole, tmp_path, refuse):
     run = tmp_path / "cut"
@@ -39,6 +41,15 @@ def test_a_damaged_file_is_named(whole, tmp_path, refuse, command, name, content
     else:
         (run / name).write_text(content)
     assert str(run / name) in refuse(command, str(run))
+
+
+def test_another_runs_vocabulary_is_not_exported(whole, tmp_path, refuse):
+    """Of the same size, so that nothing else would show it."""
+    run = tmp_path / "other-words"
+    shutil.copytree(whole[0], run)
+    words = Vocabulary.load(run / "vocabulary.json")
+    (run / "vocabulary.json").write_text(Vocabulary((*words.pieces[:-1], b"another")).to_json())
+    assert "vocabulary.json is not the one that the run was trained with" in refuse("export", str(run))
 
 
 def test_a_report_without_checkpoints_still_knows_the_rounds(whole, tmp_path, refuse):

@@ -172,13 +172,16 @@ def test_the_kills_reach_every_kind_of_operation(tmp_path):
     assert 30 <= disk.count <= 33
 
 
-def test_the_kill_test_rejects_noise_drawn_afresh_on_resume(tmp_path, undisturbed):
+def test_the_kill_test_rejects_noise_drawn_afresh_on_resume(tmp_path, undisturbed, monkeypatch):
     with pytest.MonkeyPatch.context() as patch:
         Disk(patch, 20, False)
         with pytest.raises(Kill):
             run(tmp_path)
-    with pytest.raises(ValueError, match="with other content"):
+    with pytest.raises(ValueError, match="the keys are not those of the rounds"):
         run(tmp_path, key=6)
+    monkeypatch.setattr(RunKeys, "noise_seed", lambda _, number: np.array([7, number]))
+    run(tmp_path)
+    assert outcome(tmp_path) != undisturbed[1]
 
 
 def test_a_full_disk_is_an_error_and_the_run_resumes(tmp_path, undisturbed):
@@ -269,6 +272,14 @@ def test_a_run_does_not_go_on_with_other_inputs(tmp_path):
     checkpoints.list_files(tmp_path / "checkpoints")[-1].unlink()
     with pytest.raises(ValueError, match="data, starting weights or settings are not those of the rounds"):
         run(tmp_path, inputs="other data")
+
+
+def test_a_run_does_not_go_on_with_other_keys(tmp_path):
+    """With those of a run on other data, the noise of a round would come twice."""
+    run(tmp_path)
+    checkpoints.list_files(tmp_path / "checkpoints")[-1].unlink()
+    with pytest.raises(ValueError, match="the keys are not those of the rounds in .*: restore this run's keys"):
+        run(tmp_path, key=6)
 
 
 def test_metrics_never_show_a_round_whose_state_is_not_saved(tmp_path):

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import subprocess
 import sys
@@ -140,6 +141,37 @@ def test_other_files_are_refused(path, tmp_path):
     for place in (100, facts.flatbuffer_bytes // 2, facts.flatbuffer_bytes - 1):
         wrong.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
         assert "damaged" in refusal(wrong)
+
+
+def test_a_flipped_bit_anywhere_behind_the_model_is_refused_or_changes_nothing(path, tmp_path):
+    """zipfile, zlib and json have errors of many kinds."""
+    whole, read = path.read_bytes(), tflite_file.read(path)
+    generator = np.random.default_rng(0)
+    for place in generator.integers(read[0].flatbuffer_bytes, len(whole), 1500).tolist():
+        flipped = whole[place] ^ (1 << int(generator.integers(8)))
+        (tmp_path / "flipped.tflite").write_bytes(whole[:place] + bytes([flipped]) + whole[place + 1 :])
+        try:
+            assert tflite_file.read(tmp_path / "flipped.tflite") == read
+        except ValueError as error:
+            assert "cut short" in str(error) or "damaged" in str(error)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"max_prompt": 1000}, {"max_prompt": "64"}, {"max_tokens": 0}, {"flatbuffer_bytes": "x"}, {"config": {}}],
+)
+def test_facts_that_do_not_fit_are_refused(path, tmp_path, changes):
+    facts, vocabulary = tflite_file.read(path)
+    wrong = dataclasses.replace(facts, **changes)
+    tflite_file.write(tmp_path / "m.tflite", path.read_bytes()[: facts.flatbuffer_bytes], vocabulary, wrong)
+    assert "cut short" in refusal(tmp_path / "m.tflite") or "damaged" in refusal(tmp_path / "m.tflite")
+
+
+def test_another_vocabulary_is_refused(path, tmp_path):
+    facts, vocabulary = tflite_file.read(path)
+    smaller = type(vocabulary)(vocabulary.pieces[:-1])
+    tflite_file.write(tmp_path / "m.tflite", path.read_bytes()[: facts.flatbuffer_bytes], smaller, facts)
+    assert "cut short, or not from" in refusal(tmp_path / "m.tflite")
 
 
 def zip_of_text(folder):

@@ -14,6 +14,7 @@ from models.decoding import host, prng
 from models.decoding.host import Choices, Stream
 from models.export import Decoder, convert, export, ops
 from models.parity import check_parity
+from models.presets import preset
 from models.vocabulary import BOS
 from tests.models import exported
 
@@ -91,6 +92,18 @@ def test_signatures_share_the_weights(float32_path):
         size for size in weights if size > host.TABLE_BITS.nbytes
     ]
     assert sum(sizes) < sum(weights) + host.TABLE_BITS.nbytes + 4000
+
+
+def test_in_int8_every_matrix_stands_once_too():
+    """Half a megabyte, as the docs say, on every converter."""
+    model = preset("tiny", 2000)
+    flatbuffer = convert(Decoder(model, model.init(0), 64, 128), "int8")
+    matrices = [shape for shape in model.shapes().values() if len(shape) == 2]
+    found = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(flatbuffer, 0))
+    sizes = sorted(len(buffer.data) for buffer in found.buffers if buffer.data is not None)
+    least = min(rows * columns for rows, columns in matrices)
+    assert [size for size in sizes if size >= least] == sorted(rows * columns for rows, columns in matrices)
+    assert len(flatbuffer) < 500_000
 
 
 class _WithoutLiteRT:

@@ -1,5 +1,6 @@
 import json
 import zipfile
+from typing import Any
 
 import keras
 import numpy as np
@@ -25,15 +26,16 @@ def make_inputs(steps=T):
     return np.random.default_rng(0).normal(size=(B, steps, E)).astype(np.float32)
 
 
-def make_pair(cell_type, layer_type, projection=R, layer_norm=False, **rnn_options):
+def make_pair(cell_type, layer_type, projection=R, layer_norm=False, go_backwards=False, **rnn_options):
     """RNN(cell) and the fused layer with the same weights, none of them zero."""
     rnn = keras.layers.RNN(
         cell_type(H, projection=projection, layer_norm=layer_norm),
         return_sequences=True,
         return_state=True,
+        go_backwards=go_backwards,
         **rnn_options,
     )
-    fused = layer_type(H, projection, layer_norm, return_sequences=True, return_state=True)
+    fused = layer_type(H, projection, layer_norm, True, True, go_backwards)
     rnn(make_inputs())
     fused(make_inputs())
     rng = np.random.default_rng(1)
@@ -48,12 +50,14 @@ def assert_close(actual, expected, atol=1e-6):
         np.testing.assert_allclose(a, b, atol=atol)
 
 
-@pytest.mark.parametrize("unroll", [False, True], ids=["loop", "unrolled"])
+@pytest.mark.parametrize(
+    "options", [{}, {"unroll": True}, {"go_backwards": True}], ids=["loop", "unrolled", "backwards"]
+)
 @pytest.mark.parametrize("layer_norm", [False, True])
 @pytest.mark.parametrize("projection", [None, R])
 @PAIRS
-def test_the_fused_layer_equals_rnn_of_the_cell(cell_type, layer_type, projection, layer_norm, unroll):
-    rnn, fused = make_pair(cell_type, layer_type, projection, layer_norm, unroll=unroll)
+def test_the_fused_layer_equals_rnn_of_the_cell(cell_type, layer_type, projection, layer_norm, options):
+    rnn, fused = make_pair(cell_type, layer_type, projection, layer_norm, **options)
     rng = np.random.default_rng(2)
     inputs = tf.constant(make_inputs())
     mask = rng.random((B, T)) < 0.6
@@ -110,6 +114,19 @@ def test_cells_stack_as_any_keras_cell(cell_type, layer_type):
     np.testing.assert_allclose(second(first(make_inputs())), expected, atol=1e-6)
 
 
+@PAIRS
+def test_both_directions(cell_type, layer_type, tmp_path):
+    ids = np.array([[1, 2, 3, 0, 0], [4, 5, 0, 0, 0]])
+    models = []
+    for layer in (keras.layers.RNN(cell_type(H, R), return_sequences=True), layer_type(H, R, return_sequences=True)):
+        both = [keras.layers.Embedding(6, E, mask_zero=True), keras.layers.Bidirectional(layer)]
+        models.append(keras.Sequential([keras.Input((5,), dtype="int32"), *both]))
+    models[1].set_weights(models[0].get_weights())
+    np.testing.assert_allclose(models[1](ids), models[0](ids), atol=1e-6)
+    models[1].save(tmp_path / "both.keras")
+    np.testing.assert_array_equal(keras.models.load_model(tmp_path / "both.keras")(ids), models[1](ids))
+
+
 @pytest.mark.parametrize("policy", ["float16", "bfloat16", "mixed_float16", "mixed_bfloat16", "float64"])
 @PAIRS
 def test_dtype_policies(cell_type, layer_type, policy):
@@ -135,6 +152,12 @@ def test_layers_survive_their_config_and_a_file(cell_type, layer_type, tmp_path)
     assert_close(loaded(make_inputs()), model(make_inputs()), atol=0)
     for layer in (cell_type(H, R, True), layer_type(H, R, True, return_sequences=True)):
         assert type(layer).from_config(layer.get_config()).get_config() == layer.get_config()
+
+
+def test_numpys_whole_numbers_are_sizes(tmp_path):
+    wide: Any = np.int64
+    layer = CIFG(wide(H), wide(R))
+    assert json.dumps(layer.get_config()["units"]) == str(H) and layer.cell.projection == R
 
 
 @pytest.mark.parametrize("arguments", [{"units": 0}, {"units": 3, "projection": -1}, {"units": 2.5}])
@@ -236,6 +259,12 @@ def test_one_keras_step_is_one_step_of_the_pure_functions(cell):
     gradient = tape.gradient(loss, tensors)
     for name, weight in from_keras(keras_model).items():
         np.testing.assert_allclose(weight, tensors[name] - 0.1 * gradient[name], atol=1e-5)
+
+
+def test_only_to_keras_makes_what_from_keras_takes():
+    other = keras.Sequential([keras.Input((5, 4)), CIFG(3)])
+    with pytest.raises(ValueError, match="was not made by to_keras: use get_weights and set_weights"):
+        from_keras(other)
 
 
 OTHER = "2.14.0" if keras.__version__.startswith("3") else "3.15.1"

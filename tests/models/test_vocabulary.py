@@ -240,6 +240,8 @@ def test_the_bare_bytes_need_no_learning():
     ("sentences", "size", "reason"),
     [
         (TEXT, 258, "size 258 is below 259"),
+        (TEXT, 262.0, "vocabulary size 262.0 is not a whole number"),
+        ("a text", 300, "give a list of sentences"),
         ([], 300, "no text"),
         (["", ""], 300, "no text"),
         (["abc"], 300, "size 300 is more than the text yields; at most"),

@@ -128,6 +128,7 @@ CASES = {
         )
         for seed in range(3)
     },
+    "backwards": (lambda: keras.Sequential(recurrent(cifg(models.CIFG, go_backwards=True), 5)), 0),
     "last cifg": (lambda: keras.Sequential(recurrent(models.SICIFG, 4)), 0),
     "last lstm": (lambda: keras.Sequential(recurrent(layers.LSTM, 5)), 0),
     "gru": (lambda: keras.Sequential(recurrent(layers.GRU, 6)), 1),
