@@ -13,9 +13,11 @@ CONFIGS = Path(__file__).parent / "configs"
 _SMALLEST, _LARGEST = 1e-37, 1e38
 
 
-def _at_least(key: str, value: int, least: int) -> None:
+def _at_least(key: str, value: int, least: int, most: int | None = None) -> None:
     if value < least:
         raise ValueError(f"{key} is {value}: at least {least} is needed")
+    if most is not None and value > most:
+        raise ValueError(f"{key} is {value}: at most {most} is needed")
 
 
 def _positive(key: str, value: float) -> None:
@@ -194,9 +196,9 @@ class RunConfig:
         _at_least("run.evaluate_every", self.evaluate_every, 1)
         _at_least("run.evaluate_clients", self.evaluate_clients, 1)
         _at_least("run.keep_checkpoints", self.keep_checkpoints, 1)
-        _at_least("run.shards", self.shards, 1)
+        _at_least("run.shards", self.shards, 1, 4096)
         if self.users_at_once is not None:
-            _at_least("run.users_at_once", self.users_at_once, 1)
+            _at_least("run.users_at_once", self.users_at_once, 1, 4096)
         if self.recycle_worker is not None:
             _at_least("run.recycle_worker", self.recycle_worker, 1)
         _at_least("run.rounds", self.rounds, 1)

@@ -14,6 +14,7 @@ from experiments.versions import versions
 from fl import checkpoints
 from fl.rounds import RoundLog, read_metrics
 from privacy import report
+from privacy.keys import RunKeys
 from privacy.ledger import Ledger
 
 UNIGRAM = "unigram of the training clients"
@@ -89,6 +90,9 @@ def write_reports(run: RunFolder) -> list[Path]:
                 f"ledger {run.ledger} lacks rounds that this run has made ({rounds}), or is another run's: restore it, "
                 "epsilon cannot be computed without it"
             )
+    last = len(ledger.rounds) - 1
+    if run.keys.exists() and last >= 0 and RunKeys.load(run.keys).noise_id(last) != ledger.rounds[last].noise_id:
+        raise ValueError(f"ledger {run.ledger} is not of the rounds of this run's keys: restore both")
     facts = _facts(run)
     written = report.build(ledger.plan, ledger, facts).write(run.path, "report")
     if "evaluation" in facts:

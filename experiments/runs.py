@@ -155,6 +155,15 @@ class RunFolder:
             )
         return configs.parse(text.decode(), str(self.config))
 
+    def require_trained(self) -> None:
+        """Raises FileNotFoundError unless the run is finished."""
+        if not self.path.is_dir():
+            raise FileNotFoundError(f"{self.path} does not exist: {_WANTED}")
+        if not self.weights.exists():
+            raise FileNotFoundError(
+                f"{self.path} holds no trained model: finish it with fedspeak train --resume {self.path}"
+            )
+
 
 def make_private_folder(path: Path) -> None:
     """A folder (0700 if it is new) for what only the operator may read: keys, cohorts, exact figures, text."""
@@ -207,10 +216,7 @@ def load_trained(folder: Path | str) -> tuple[Any, dict[str, np.ndarray], Any]:
     from models.vocabulary import Vocabulary
 
     run = RunFolder(Path(folder))
-    if not run.path.is_dir():
-        raise FileNotFoundError(f"{run.path} does not exist: {_WANTED}")
-    if not run.weights.exists():
-        raise FileNotFoundError(f"{run.path} holds no trained model: finish it with fedspeak train --resume {run.path}")
+    run.require_trained()
     with no_notices():  # loads TensorFlow
         model = from_config(read_json(run.model, "architecture"))
     vocabulary = Vocabulary.load(run.vocabulary)

@@ -1,15 +1,16 @@
 """How much of a private run's result is luck: its rounds again, with other noise and other cohorts."""
 
 import dataclasses
-import shutil
 from pathlib import Path
 
 import click
 
 from experiments import cli
+from experiments.config import Config
 from experiments.display import ConsoleDisplay
 from experiments.runs import RunFolder, write_json
 from experiments.versions import versions
+from fl.checkpoints import write_atomically
 from privacy import extras
 
 
@@ -27,15 +28,13 @@ def noise_seeds(run: Path, seeds: int, output: Path | None) -> None:
 
     source, folder, show = RunFolder(run), output or run.with_name(f"{run.name}-noise-seeds"), ConsoleDisplay()
     config = source.read_config()
+    source.require_trained()
     folder.mkdir(parents=True, exist_ok=True)
     prepared = data.prepare(config, source.vocabulary)
     evaluations = []
     for seed in range(1, seeds + 1):
         repeated = RunFolder(folder / f"seed-{seed}")
-        if not repeated.config.exists():
-            repeated.create(dataclasses.replace(config, run=dataclasses.replace(config.run, fixed_key=seed)))
-            shutil.copy(source.vocabulary, repeated.vocabulary)
-            shutil.copy(source.public_weights, repeated.public_weights)
+        _begin(repeated, source, dataclasses.replace(config, run=dataclasses.replace(config.run, fixed_key=seed)))
         if not repeated.weights.exists():
             show.note(f"repetition {seed} of {seeds}")
             training.train(repeated, cli.command_line(), show)
@@ -55,3 +54,24 @@ def noise_seeds(run: Path, seeds: int, output: Path | None) -> None:
     table = results.seeds_table(evaluations)
     (folder / "table.md").write_text(table)
     click.echo(table)
+
+
+def _begin(repeated: RunFolder, source: RunFolder, config: Config) -> None:
+    """A repetition of `source` under `config`, begun where it was not.
+
+    Raises:
+      ValueError: the folder holds one of another run.
+    """
+    if not repeated.config.exists():
+        repeated.create(config)
+    same = repeated.read_config() == config
+    for name in (source.vocabulary.name, source.public_weights.name):
+        wanted, copy = (source.path / name).read_bytes(), repeated.path / name
+        if not copy.exists():
+            write_atomically(copy, wanted)
+        same = same and copy.read_bytes() == wanted
+    if not same:
+        raise ValueError(
+            f"{repeated.path} is a repetition of another run than {source.path} is now: delete {repeated.path.parent}, "
+            "or give another --output"
+        )

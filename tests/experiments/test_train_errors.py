@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from models.vocabulary import Vocabulary
+from privacy.keys import RunKeys
 
 
 def test_a_report_on_a_cut_ledger_is_refused(whole, tmp_path, refuse):
@@ -137,6 +138,8 @@ def test_resuming_with_a_changed_config_is_refused(folder, whole, refuse):
         ("run.evaluate_every=0", "run.evaluate_every"),
         ("run.keep_checkpoints=0", "run.keep_checkpoints"),
         ("run.shards=0", "run.shards"),
+        ("run.shards=1000000", "run.shards is 1000000: at most 4096"),
+        ("run.users_at_once=1000000", "run.users_at_once is 1000000: at most 4096"),
         ("warm_start.epochs=-1", "warm_start.epochs"),
         ("warm_start.batch_size=0", "warm_start.batch_size"),
         ("data.validation=0.9", "share"),
@@ -184,3 +187,12 @@ def test_a_folder_that_cannot_be_written(folder, refuse):
     # /sys refuses a new folder to everybody, root too.
     message = refuse("train", str(folder / "config.toml"), "--output", "/sys/run")
     assert message.startswith("fedspeak: error: /sys/run: ")
+
+
+def test_a_ledger_of_other_keys_is_not_reported(whole, tmp_path, refuse):
+    """Where the checkpoints are gone, too: the run of the fixed key, and a key file that is not its own."""
+    run = tmp_path / "other-ledger"
+    shutil.copytree(whole[0], run)
+    shutil.rmtree(run / "checkpoints")
+    RunKeys.create(run / "keys.json")
+    assert "is not of the rounds of this run's keys: restore both" in refuse("report", str(run))

@@ -45,6 +45,20 @@ def test_a_clients_batches_depend_on_round_and_client():
     assert len(of_each) == 2000  # of 30! orders none comes twice
 
 
+def test_streams_of_clients_are_far_apart(monkeypatch):
+    """No client's stream is another's a few blocks later: Philox counts up from its counter, lowest word first."""
+    begun, philox = [], np.random.Philox
+
+    def recorded(key, counter):
+        begun.append(sum(word << (64 * place) for place, word in enumerate(counter)))
+        return philox(key=key, counter=counter)
+
+    monkeypatch.setattr(np.random, "Philox", recorded)
+    for client in range(100):
+        LocalSGD(0.1, 4, 1, LENGTH, 8).batches(np.ones((3, LENGTH + 1), np.int32), 1, client)
+    assert min(np.diff(sorted(begun))) >= 2**64
+
+
 def test_every_epoch_has_an_order_of_its_own():
     local = LocalSGD(0.1, 4, 3, LENGTH, 30)
     epochs = local.batches(bigram.random_sequences(np.random.default_rng(0), 30, LENGTH), 1, 2).examples
