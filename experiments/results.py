@@ -90,8 +90,7 @@ def write_reports(run: RunFolder) -> list[Path]:
                 f"ledger {run.ledger} lacks rounds that this run has made ({rounds}), or is another run's: restore it, "
                 "epsilon cannot be computed without it"
             )
-    last = len(ledger.rounds) - 1
-    if run.keys.exists() and last >= 0 and RunKeys.load(run.keys).noise_id(last) != ledger.rounds[last].noise_id:
+    if run.keys.exists() and not RunKeys.load(run.keys).made(ledger.rounds):
         raise ValueError(f"ledger {run.ledger} is not of the rounds of this run's keys: restore both")
     facts = _facts(run)
     written = report.build(ledger.plan, ledger, facts).write(run.path, "report")

@@ -88,11 +88,10 @@ class KerasTask:
             raise ValueError(
                 f"label is {self.label!r}: give the form of one example's y, as tf.TensorSpec([], tf.int32)"
             )
-        form = self.label
-        if not form.shape.is_fully_defined() or not (
-            form.dtype.is_floating or form.dtype.is_integer or form.dtype.is_bool
-        ):
-            raise ValueError(f"label is {form!r}: numbers of a known shape are needed, as tf.TensorSpec([], tf.int32)")
+        if not (self.label.shape.is_fully_defined() and _is_number(self.label.dtype)):
+            raise ValueError(
+                f"label is {self.label!r}: numbers of a known shape are needed, as tf.TensorSpec([], tf.int32)"
+            )
         self._function  # noqa: B018 - refuses a model now
 
     @cached_property
@@ -270,6 +269,10 @@ def _clone(model: keras.Model, creator: Callable[..., Any]) -> keras.Model:
             raise ValueError(f"model {model.name} cannot be cloned: give its layers a get_config ({reason})") from error
 
 
+def _is_number(dtype: tf.DType) -> bool:
+    return bool(dtype.is_floating or dtype.is_integer or dtype.is_bool)
+
+
 def _check(model: keras.Model) -> None:
     if not isinstance(model, keras.Model):
         raise ValueError(f"model is {model!r}: give a keras.Model")
@@ -282,7 +285,7 @@ def _check(model: keras.Model) -> None:
         fault = f"has {len(model.inputs)} inputs and {len(model.outputs)} outputs: one of each is needed"
     elif None in model.input_shape[1:]:
         fault = f"has the input shape {model.input_shape}: give keras.Input every size but the batch's"
-    elif not (model.inputs[0].dtype.is_floating or model.inputs[0].dtype.is_integer or model.inputs[0].dtype.is_bool):
+    elif not _is_number(model.inputs[0].dtype):
         fault = f"takes inputs of {model.inputs[0].dtype.name}: look texts up before, and give it their numbers"
     elif half := [layer.name for layer in model.submodules if getattr(layer, "compute_dtype", "") in _HALF]:
         fault = f"computes in half precision (layer {half[0]}): make its layers with dtype='float32'"

@@ -124,7 +124,7 @@ def run_rounds(
                 )
             if ledger.head_after(start) != saved.document["ledger_head"]:
                 raise ValueError(f"ledger {run.ledger} is not the one of this run's checkpoints: restore the run's own")
-        if ledger.rounds and ledger.rounds[-1].noise_id != keys.noise_id(len(ledger.rounds) - 1):
+        if not keys.made(ledger.rounds):
             raise ValueError(
                 f"the keys are not those of the rounds in {run.ledger}: restore this run's keys, with others noise "
                 "could come twice"

@@ -15,11 +15,16 @@ import os
 import pathlib
 import secrets
 import stat
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from privacy import checks
+
+if TYPE_CHECKING:
+    from privacy.compliance import Round
 
 _SECRET_BYTES = 32
 FIXED_PREFIX = "fixed-"
@@ -110,6 +115,10 @@ class RunKeys:
         the key is fixed, so that a report on the ledger says so whoever asks for it.
         """
         return (FIXED_PREFIX if self.is_fixed else "") + self._digest("noise id", round)[:8].hex()
+
+    def made(self, rounds: Sequence[Round]) -> bool:
+        """Whether the noise of the last of these rounds, if there is one, is of these keys."""
+        return not rounds or rounds[-1].noise_id == self.noise_id(len(rounds) - 1)
 
     def _digest(self, purpose: str, round: int) -> bytes:
         checks.whole("round", round, 0, "rounds count from 0")
