@@ -11,14 +11,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol
 
+from fl import gaussian
 from fl.local_training import ClientUpdate, Weights, column
 from privacy.plan import AdaptiveClip, FixedClip, PrivacyPlan, PrivateMetrics
 
 State = dict[str, Any]
 """Named float32 scalars kept by the server between rounds."""
 
-_SMALLEST_SQUARES = 1e-20
-"""From this sum of squares on, those that underflow (each below 1e-38) do not matter in float32."""
+_MARGIN = 2.0**-21
+"""Share by which a client is clipped further than to the clip norm, so that its contribution as computed is within it.
+
+With u = 2^-24, the rounding of float32, it covers the norm (float64 products and sums over up to 2^30 weights: u), the
+factor and its product with each weight (2 u), and the noise, whose ratio to the clip norm is rounded twice (2 u).
+"""
 
 
 class Contribution(NamedTuple):
@@ -125,10 +130,11 @@ class DPMean:
         import tensorflow as tf
 
         def clipped(norm: Any) -> tuple[Any, Any]:
-            clip = state["clip"]
-            # A norm that overflows gives the factor 0; below the clip norm the factor is exactly 1.
-            factor = tf.where(norm > clip, clip / tf.maximum(norm, clip), 1.0)
-            return factor, tf.where(norm <= clip, 0.5, -0.5)
+            clip = tf.cast(state["clip"], tf.float64)
+            most = (1 - _MARGIN) * clip
+            # Exactly 1 below: an update within the clip norm is not touched.
+            factor = tf.where(norm > most, most / tf.maximum(norm, most), 1.0)
+            return tf.cast(factor, tf.float32), tf.where(norm <= clip, 0.5, -0.5)
 
         return _contribution(update, clipped)._replace(pairs=self._pairs(update))
 
@@ -155,11 +161,7 @@ class DPMean:
         noise_stddev = self.plan.value_noise_multiplier * clip
         names = sorted(total.update)
         sizes = [int(math.prod(total.update[name].shape)) for name in names]
-        # One stream for all tensors and the count; Philox by name, so that a seed means the same everywhere.
-        metrics = self.plan.metrics
-        of_metrics = 0 if metrics is None else 2 * metrics.count
-        noise = unbounded_normal([sum(sizes) + 1 + of_metrics], noise_seed)
-        noise, of_count, of_metrics_ = tf.split(noise, [sum(sizes), 1, of_metrics])
+        noise = gaussian.standard_normal(sum(sizes), gaussian.stream(noise_seed, "update"))
         parts = dict(zip(names, tf.split(noise, sizes), strict=True))
         update = {
             name: (total.update[name] + noise_stddev * tf.reshape(parts[name], total.update[name].shape)) / cohort
@@ -168,20 +170,21 @@ class DPMean:
         released = {"clip": clip, "noise_stddev": noise_stddev}
         if isinstance(self.plan.clip, AdaptiveClip):
             adaptive = self.plan.clip
-            fraction = (total.within_clip + self.plan.count_stddev * of_count[0]) / cohort + 0.5
+            of_count = gaussian.standard_normal(1, gaussian.stream(noise_seed, "count"))[0]
+            fraction = (total.within_clip + self.plan.count_stddev * of_count) / cohort + 0.5
             clip = clip * tf.exp(-adaptive.learning_rate * (fraction - adaptive.quantile))
             released["fraction_within_clip"] = fraction
-        if metrics is not None:
-            released |= self._metrics(metrics, total, of_metrics_)
+        if self.plan.metrics is not None:
+            released |= self._metrics(self.plan.metrics, total, gaussian.stream(noise_seed, "metrics"))
         return Mean(update, {"clip": clip}, released)
 
-    def _metrics(self, metrics: PrivateMetrics, total: Contribution, noise: Any) -> dict[str, Any]:
+    def _metrics(self, metrics: PrivateMetrics, total: Contribution, noise_seed: Any) -> dict[str, Any]:
         import tensorflow as tf
 
         from fl import metric_pairs
 
         multiplier = self.plan.metric_noise_multiplier
-        noise = tf.reshape(noise, [metrics.count, 2])
+        noise = tf.reshape(gaussian.standard_normal(2 * metrics.count, noise_seed), [metrics.count, 2])
         share, clients = metric_pairs.released(total.pairs, noise, multiplier)
         share = tf.cast(share, tf.float32)
         released = {
@@ -190,19 +193,6 @@ class DPMean:
             "train_clients": tf.cast(tf.reduce_mean(clients), tf.float32),
         }
         return {**released, "train_accuracy": share[1]} if metrics.accuracy else released
-
-
-def unbounded_normal(shape: list[int], seed: Any, dtype: Any = "float32") -> Any:
-    """Standard normal numbers from a seed int64 [2], (a + b) / √2 of two of TensorFlow's.
-
-    TensorFlow's float32 numbers end at 5.7: what lies beyond, with one client and without, would be told apart for
-    certain more often than δ says. The sum of two ends at 8.0, beyond which 1e-15 of the law lies.
-    """
-    import tensorflow as tf
-
-    # Pairs side by side, so that numbers that are added at the end change none before them.
-    both = tf.random.stateless_normal([*shape, 2], seed, dtype=dtype, alg="philox")
-    return tf.reduce_sum(both, axis=-1) * tf.constant(math.sqrt(0.5), dtype)
 
 
 def _no_pairs() -> Any:
@@ -214,40 +204,29 @@ def _no_pairs() -> Any:
 def _contribution(update: ClientUpdate, weigh: Callable[[Any], tuple[Any, Any]]) -> Contribution:
     """The sum over users of their updates, each times its own factor; zero for one with an entry or a loss not finite.
 
-    `weigh` gives (factor, within_clip) from the norms, float32 of the shape of `update.examples`: [] or [U].
+    `weigh` gives (factor, within_clip), float32, from the norms, float64, each of the shape of `update.examples`: [] or
+    [U].
     """
     import tensorflow as tf
 
-    names = sorted(update.delta)
-    axes = {name: list(range(update.examples.shape.rank, update.delta[name].shape.rank)) for name in names}
-    squares = tf.add_n([_squares(update.delta[name], update.examples) for name in names])
+    # Sums of squares of float32 numbers neither overflow nor underflow in float64: finite exactly if every entry is.
+    squares = tf.add_n([_squares(value, update.examples) for value in update.delta.values()])
+    finite = tf.math.is_finite(squares) & tf.math.is_finite(update.loss)
     present = tf.cast(update.examples > 0, tf.float32)
+    counted = present * tf.cast(finite, tf.float32)
 
-    def plainly() -> tuple[Any, ...]:
-        # One look at the entries: where the sum of squares is finite, so are they.
-        return summed(update.delta, tf.sqrt(squares), present)
+    def zeroed() -> list[Any]:
+        return [tf.where(column(counted, value) > 0, value, tf.zeros_like(value)) for value in update.delta.values()]
 
-    def carefully() -> tuple[Any, ...]:
-        finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(update.delta[name]), axes[name]) for name in names], 0)
-        counted = present * tf.cast(finite & tf.math.is_finite(update.loss), tf.float32)
-        sound = {
-            name: tf.where(column(counted, value) > 0, value, tf.zeros_like(value))
-            for name, value in update.delta.items()
-        }
-        # Each user's norm as it would be without the others: one that is unusual changes nothing for them.
-        return summed(sound, tf.where(usual, tf.sqrt(squares), _scaled_norm(sound, axes)), counted)
-
-    def summed(delta: Weights, norm: Any, counted: Any) -> tuple[Any, ...]:
-        factor, within_clip = weigh(norm)
-        factor *= counted
-        return _weighted_sum(delta, factor), factor, within_clip * present, counted
-
-    usual = (squares > _SMALLEST_SQUARES) & tf.math.is_finite(squares) & tf.math.is_finite(update.loss)
-    moved, weight, within_clip, counted = tf.cond(tf.reduce_all(usual | tf.equal(present, 0.0)), plainly, carefully)
+    # In the usual case nothing is copied.
+    is_usual = tf.reduce_all(finite | tf.equal(present, 0.0))
+    sound = tf.cond(is_usual, lambda: list(update.delta.values()), zeroed)
+    factor, within_clip = weigh(tf.sqrt(tf.where(counted > 0, squares, 0.0)))
+    factor *= counted
     return Contribution(
-        update=moved,
-        weight=tf.reduce_sum(weight),
-        within_clip=tf.reduce_sum(within_clip),
+        update=_weighted_sum(dict(zip(update.delta, sound, strict=True)), factor),
+        weight=tf.reduce_sum(factor),
+        within_clip=tf.reduce_sum(within_clip * present),
         clients=tf.reduce_sum(present),
         non_finite=tf.reduce_sum(present - counted),
         examples=tf.reduce_sum(update.examples),
@@ -259,13 +238,12 @@ def _contribution(update: ClientUpdate, weigh: Callable[[Any], tuple[Any, Any]])
 
 
 def _squares(value: Any, per_user: Any) -> Any:
-    """Sum of squares of value [...] or [U, ...]: [] or [U], in one pass that writes nothing."""
+    """Sum of squares of value [...] or [U, ...]: float64 [] or [U]."""
     import tensorflow as tf
 
-    if per_user.shape.rank == 0:
-        return 2.0 * tf.nn.l2_loss(value)
-    row = tf.reshape(value, [tf.shape(per_user)[0], 1, -1])
-    return tf.matmul(row, row, transpose_b=True)[:, 0, 0]
+    rows = 1 if per_user.shape.rank == 0 else tf.shape(per_user)[0]
+    row = tf.cast(tf.reshape(value, [rows, 1, -1]), tf.float64)
+    return tf.reshape(tf.matmul(row, row, transpose_b=True), tf.shape(per_user))
 
 
 def _weighted_sum(delta: Weights, factor: Any) -> Weights:
@@ -279,18 +257,6 @@ def _weighted_sum(delta: Weights, factor: Any) -> Weights:
         name: tf.reshape(tf.matmul(factor[tf.newaxis], tf.reshape(value, [rows, -1])), value.shape[1:])
         for name, value in delta.items()
     }
-
-
-def _scaled_norm(delta: Weights, axes: dict[str, list[int]]) -> Any:
-    """L2 norm over all tensors, scaled by the largest entry first: squares of tiny or huge entries are not lost."""
-    import tensorflow as tf
-
-    largest = tf.reduce_max([tf.reduce_max(tf.abs(value), axes[name]) for name, value in delta.items()], 0)
-    scaled = [
-        tf.reduce_sum(tf.square(tf.math.divide_no_nan(value, column(largest, value))), axes[name])
-        for name, value in delta.items()
-    ]
-    return largest * tf.sqrt(tf.add_n(scaled))
 
 
 def _weighted_mean(state: State, total: Contribution) -> Mean:

@@ -12,8 +12,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_privacy as tfp
 
-from fl import metric_pairs
-from fl.aggregation import unbounded_normal
+from fl import gaussian, metric_pairs
 from privacy import checks, costs
 
 
@@ -73,8 +72,8 @@ class BoundedMeanQuery(tfp.SumAggregationDPQuery):
 
     def get_noised_result(self, sample_state: Any, global_state: Any) -> Any:
         """(`Result`, the next global state, the event)."""
-        seed = tf.stack([global_state.seed[0], global_state.seed[1] + global_state.round])
-        noise = unbounded_normal([2], seed, tf.float64)
+        seed = gaussian.stream(tf.stack([global_state.seed[0], global_state.seed[1] + global_state.round]), "mean")
+        noise = gaussian.standard_normal(2, seed)
         share, clients = metric_pairs.released(sample_state, noise, self._multiplier)
         mean = self._lower + tf.cast(share, tf.float32) * (self._upper - self._lower)
         next_state = self._State(global_state.seed, global_state.round + 1)

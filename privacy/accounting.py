@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from privacy import checks, composition, sampling
 from privacy.plan import MOST_ROUNDS, PrivacyPlan
+from privacy.training_noise import MOST_EPSILON
 
 LEAST_NOISE, MOST_NOISE = 1e-2, 1e7
 
@@ -104,9 +105,11 @@ def calibrate_noise(plan: PrivacyPlan, target: float) -> PrivacyPlan:
     from scipy.optimize import brentq
 
     checks.positive("epsilon", target, "give the budget to keep")
+    if target > MOST_EPSILON:
+        raise ValueError(f"epsilon {target:g} asks for hardly any noise: take at most {MOST_EPSILON:g}")
 
     def excess(log_z: float) -> float:
-        return math.log(max(_coarse(plan, plan.rounds, math.exp(log_z)), 1e-12) / target)
+        return math.log(min(max(_coarse(plan, plan.rounds, math.exp(log_z)), 1e-12), 1e6) / target)
 
     low = high = 0.0
     while excess(high) > 0:

@@ -1,6 +1,9 @@
 """ε of one mechanism composed with itself, as plain functions of numbers; `privacy.accounting` asks them
 for a plan.
 
+Every ε includes the rare event that training noise is not Gaussian (`privacy.training_noise`): it is computed at a δ
+smaller by what such failures may cost.
+
 One round is analysed once (and remembered) and composed for any number of rounds: that is what makes curves
 and calibration cheap.
 """
@@ -16,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from privacy.sampling import FixedSize, Poisson, Sampling
+from privacy.training_noise import exact_delta, with_failures
 
 # Points of one round's loss distribution. The cost is linear in them (about 1 s for the fine grid, whatever
 # ε is) and the error is quadratic in the interval: 4 to 5 figures of ε in ordinary cases, always on the
@@ -66,10 +70,11 @@ def rdp_epsilon(sampling: Sampling, population: int, z: float, rounds: int, delt
     from dp_accounting.rdp import rdp_privacy_accountant as library
 
     count = sampling.repetitions(rounds)
+    exact = exact_delta(delta)
 
     def best(orders: Sequence[float]) -> tuple[float, float]:
         values = [count * _one_round_rdp(sampling, population, z, order) for order in orders]
-        eps, order = library.compute_epsilon(orders, values, delta)
+        eps, order = library.compute_epsilon(orders, values, exact)
         return float(eps), float(order)
 
     eps, order = best(SPARSE_ORDERS)
@@ -77,7 +82,8 @@ def rdp_epsilon(sampling: Sampling, population: int, z: float, rounds: int, delt
     low, high = SPARSE_ORDERS[max(place - 1, 0)], SPARSE_ORDERS[min(place + 1, len(SPARSE_ORDERS) - 1)]
     whole = [o for o in ORDERS if low <= o <= high and o == int(o)] or [order]
     eps, order = min((eps, order), best(whole))
-    return min((eps, order), best([o for o in ORDERS if order - 1 < o < order + 1]))
+    eps, order = min((eps, order), best([o for o in ORDERS if order - 1 < o < order + 1]))
+    return with_failures(eps, delta, rounds), order
 
 
 def pld_epsilon(sampling: Sampling, z: float, rounds: int, delta: float, points: int = FINE) -> float | None:
@@ -97,9 +103,10 @@ def pld_epsilon(sampling: Sampling, z: float, rounds: int, delta: float, points:
             if interval > WIDEST_INTERVAL:
                 return math.inf
             one = _one_round_pld(rate, z, interval)
-            return float(one.self_compose(rounds).get_epsilon_for_delta(delta))
+            eps = float(one.self_compose(rounds).get_epsilon_for_delta(exact_delta(delta)))
         case _:
-            return gaussian_epsilon(z / math.sqrt(sampling.repetitions(rounds)), delta)
+            eps = gaussian_epsilon(z / math.sqrt(sampling.repetitions(rounds)), exact_delta(delta))
+    return with_failures(eps, delta, rounds)
 
 
 def figure(sampling: Sampling, population: int, z: float, rounds: int, delta: float, points: int = FINE) -> float:

@@ -10,11 +10,11 @@ from typing import Any
 
 from privacy import checks
 from privacy.composition import SMALLEST_DELTA, gaussian_epsilon
+from privacy.training_noise import MOST_EPSILON, exact_delta, with_failures
 
 _FIRST_INTERVAL = 2.0**-7
 _STEPS_OF_EPSILON = 8000
 _SMALLEST_INTERVAL = 2.0**-18
-_MOST_EPSILON = 1000.0
 _LOG_NOISE = -13.0, 18.0
 
 
@@ -91,7 +91,8 @@ def epsilon(costs: Sequence[Cost], delta: float) -> float:
     """Least ε known at `delta` of all releases together; 0 for none. An upper bound.
 
     With δ = 0 the ε of pure releases add up. Else it is read off their common privacy loss distribution (or the exact
-    curve where all are Gaussian without sampling), or is that sum where it is smaller.
+    curve where all are Gaussian without sampling), or is that sum where it is smaller. With Gaussian releases it
+    includes the failures of floating-point noise (`privacy.training_noise`).
 
     Raises:
       ValueError: δ is not in [0, 1), or is 0 (or with sampling below 1e-12) and a release is not pure.
@@ -106,20 +107,23 @@ def epsilon(costs: Sequence[Cost], delta: float) -> float:
         if math.isinf(total):
             raise ValueError("delta is 0 and a release has Gaussian noise: give a delta above 0")
         return total
-    unsampled = [cost for cost in costs if isinstance(cost, Gaussian) and cost.rate == 1]
-    if len(unsampled) == len(costs):
-        return gaussian_epsilon(sum(cost.count / cost.noise_multiplier**2 for cost in unsampled) ** -0.5, delta)
+    gaussians = [cost for cost in costs if isinstance(cost, Gaussian)]
+    releases = sum(cost.count for cost in gaussians)
+    exact = exact_delta(delta) if releases else delta
+    if len(gaussians) == len(costs) and all(cost.rate == 1 for cost in gaussians):
+        together = sum(cost.count / cost.noise_multiplier**2 for cost in gaussians) ** -0.5
+        return with_failures(gaussian_epsilon(together, exact), delta, releases)
     if delta < SMALLEST_DELTA:
         if math.isinf(total):
             raise ValueError(f"delta {delta:g} is below {SMALLEST_DELTA:g}, where loss distributions tell nothing")
         return total
-    first = _by_distribution(costs, delta, _FIRST_INTERVAL)
+    first = _by_distribution(costs, exact, _FIRST_INTERVAL)
     if math.isinf(first):
         return total
     # Powers of two, so that releases share one grid; finer than this changes nothing that is printed.
     wanted = 2.0 ** math.floor(math.log2(max(first, 1e-9) / _STEPS_OF_EPSILON))
-    finer = _by_distribution(costs, delta, min(max(wanted, _SMALLEST_INTERVAL), _FIRST_INTERVAL))
-    return min(first, finer, total)
+    finer = _by_distribution(costs, exact, min(max(wanted, _SMALLEST_INTERVAL), _FIRST_INTERVAL))
+    return min(with_failures(min(first, finer), delta, releases), total)
 
 
 def _by_distribution(costs: Sequence[Cost], delta: float, interval: float) -> float:
@@ -141,8 +145,8 @@ def calibrate(together: Callable[[float], Sequence[Cost]], target: float, delta:
     from scipy.optimize import brentq
 
     checks.positive("epsilon", target, "give the budget to keep")
-    if target > _MOST_EPSILON:
-        raise ValueError(f"epsilon {target:g} asks for hardly any noise: take at most {_MOST_EPSILON:g}")
+    if target > MOST_EPSILON:
+        raise ValueError(f"epsilon {target:g} asks for hardly any noise: take at most {MOST_EPSILON:g}")
 
     @functools.cache
     def excess(log_z: float) -> float:

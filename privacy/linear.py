@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from privacy import checks, costs
 from privacy.arrays import row_lengths, shortened
+from privacy.training_noise import standard_normal
 
 Floats = npt.NDArray[Any]
 
@@ -105,7 +106,8 @@ class LinearDPSGD:
                 residuals *= factors[:, np.newaxis].astype(residuals.dtype)
             total = x.T @ residuals
             if self.noise_multiplier:
-                total += generator.normal(0, self.noise_multiplier * self.clip, total.shape).astype(total.dtype)
+                noise = standard_normal(generator, total.size, total.dtype).reshape(total.shape)
+                total += self.noise_multiplier * self.clip * noise
             velocity = self.momentum * velocity + total / (self.expected_batch * scale)
             weights = weights - self.learning_rate * velocity
             if step >= self.steps - averaged:

@@ -1,50 +1,111 @@
-"""Gaussian noise for training: floating-point, from bits that nobody can foresee, and as fast as they come.
+"""Gaussian noise for training: fast, floating-point, and within a stated distance of exact Gaussian noise.
 
-It is not hardened: attacks on the low-order bits of what it is added to are not covered. For exact noise see
-`privacy.noise`.
+A release with noise that only looks Gaussian is not (ε, δ)-differentially private at the δ of Gaussian noise: where the
+noise has an end, what lies beyond it identifies a record with certainty. So each sampler here promises a *coupling*:
+there are independent, exact standard normal numbers such that each number drawn is within `DISTANCE` * (1 + R) of its
+own, R being the length of the pair it belongs to, except with probability `FAILURE` for all numbers of one release.
+Accounting counts the exception into δ: `exact_delta` and `with_failures`.
+
+The coupling is that of Box and Muller (1958): a pair is R (cos A, sin A) with R = sqrt(-2 log U), U uniform on (0, 1]
+and A a uniform angle. Words of random bits give the leading bits of U and A; where U is so small, or so near 1, that
+the missing bits would move R by more than the distance, more are drawn, 512 in all. Not covered: that the words come
+from a pseudo-random generator (Philox), and that the sum of noise and data is rounded to a floating-point number ("not
+hardened"; for noise without that gap see `privacy.noise` and `privacy.rounded_noise`).
 """
 
 from __future__ import annotations
 
+import math
 import secrets
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-_FINE = 2**12  # one in a million
+DISTANCE = 2.0**-20
+"""Largest distance to exact Gaussian noise, in standard deviations, over 1 + the length of the pair."""
+
+MOST_NUMBERS = 10**12
+"""Largest number of noise values in one release (a round, a step)."""
+
+FAILURE = 1e-136
+"""Probability that one release of at most `MOST_NUMBERS` values has one farther from exact noise than the distance: the
+512 further bits of some radius are all but zero (2^-494 for each pair)."""
+
+RESERVED = 1e-9
+"""Share of δ that accounting keeps for such failures."""
+
+MOST_EPSILON = 200.0
+"""Largest ε to calibrate noise for. Up to here `RESERVED` is enough at any δ from 1e-12 and any number of releases."""
+
+_FIRST_BITS = 32  # of U
+_NEAR_ZERO, _NEAR_ONE = 2**20, 2**10  # cells of 2^-32 at either end of (0, 1] in which U gets more bits
+_FURTHER_WORDS = 8
 _PAIRS = 2**14  # whose numbers a processor's cache holds
 
 
+def exact_delta(delta: float) -> float:
+    """Returns the δ that is left for exact Gaussian noise, at which ε is computed."""
+    return (1 - RESERVED) * delta
+
+
+def with_failures(epsilon: float, delta: float, releases: int) -> float:
+    """Returns the ε at `delta` with the noise here, from the ε at `exact_delta(delta)` with exact noise.
+
+    Noise that equals exact noise except with probability η, on either of two neighbouring data sets, costs (1 + e^ε) η
+    more δ; that is what `RESERVED` is for.
+
+    Args:
+      epsilon: at least 0, or inf.
+      delta: δ of the claim, in (0, 1).
+      releases: rounds or steps, each of at most `MOST_NUMBERS` values.
+
+    Returns:
+      `epsilon`; inf if the failures cost more than the reserve.
+    """
+    log_cost = np.logaddexp(0.0, epsilon) + math.log(max(releases, 1)) + math.log(FAILURE)
+    return epsilon if log_cost <= math.log(RESERVED) + math.log(delta) else math.inf
+
+
 def secure_generator() -> np.random.Generator:
-    """A Philox generator whose 256-bit seed is the operating system's."""
+    """Returns a Philox generator whose 256-bit seed comes from the operating system."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(secrets.randbits(256))))
 
 
 def standard_normal(generator: np.random.Generator, size: int, dtype: Any) -> npt.NDArray[Any]:
-    """Independent standard normal numbers [size], float32 or float64.
+    """Draws `size` standard normal numbers, coupled to exact ones as the module's text says.
 
-    In float32 by the transform of Box and Muller (1958) on whole arrays, at less than half of the time of NumPy's own
-    sampler. None is beyond 9.4: the radius has 64 bits where it is large, since a bound that noise never passes tells
-    for certain what lies beyond it.
+    Args:
+      generator: NumPy generator whose bit generator gives 64-bit words.
+      size: number of values, from 0 to `MOST_NUMBERS`.
+      dtype: float32 or float64.
+
+    Returns:
+      Array [size] of `dtype`.
     """
-    if dtype != np.float32:
-        return generator.standard_normal(size, dtype)
     pairs = (size + 1) // 2
-    found = np.empty(2 * pairs, np.float32)
+    found = np.empty(2 * pairs, dtype)
     for first in range(0, pairs, _PAIRS):
         count = min(_PAIRS, pairs - first)
-        radius, angle = generator.bit_generator.random_raw(count).view(np.uint32).reshape(2, count).astype(np.float32)
-        far = np.flatnonzero(radius < _FINE)
-        # Bits below the first 32, for the few whose rounding would show.
-        radius[far] += (generator.bit_generator.random_raw(len(far)) >> np.uint64(32)) * 2.0**-32
-        np.maximum(radius, np.float32(2.0**-32), out=radius)  # no logarithm of zero
-        radius *= np.float32(2.0**-32)
-        np.log(radius, out=radius)
-        radius *= np.float32(-2)
-        np.sqrt(radius, out=radius)
-        angle *= np.float32(2 * np.pi * 2.0**-32)
+        leading, angles = generator.bit_generator.random_raw(count).view(np.uint32).reshape(2, count)
+        radius = _radii(generator, leading).astype(dtype)
+        angle = angles.view(np.int32).astype(dtype)
+        angle *= np.asarray(math.pi * 2.0**-31, dtype)
         part = found[2 * first : 2 * (first + count)].reshape(2, count)
         np.multiply(radius, np.cos(angle), out=part[0])
         np.multiply(radius, np.sin(angle), out=part[1])
     return found[:size]
+
+
+def _radii(generator: np.random.Generator, leading: npt.NDArray[np.uint32]) -> npt.NDArray[np.float64]:
+    """Returns sqrt(-2 log U), float64 [n], of uniform U with these leading bits [n]."""
+    uniform = leading + 0.5
+    # One comparison finds both ends: the sum wraps around.
+    ends = np.flatnonzero(leading + np.uint32(_NEAR_ONE) < np.uint32(_NEAR_ZERO + _NEAR_ONE))
+    further = generator.bit_generator.random_raw(_FURTHER_WORDS * len(ends)).reshape(_FURTHER_WORDS, len(ends))
+    scales = 2.0 ** (-64 * np.arange(1, _FURTHER_WORDS + 1))
+    uniform[ends] = leading[ends] + (scales @ further + 0.5 * scales[-1])
+    uniform *= 2.0**-_FIRST_BITS
+    np.log(uniform, out=uniform)
+    uniform *= -2
+    return np.sqrt(uniform, out=uniform)

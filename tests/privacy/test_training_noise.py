@@ -1,12 +1,26 @@
-"""The law of training noise. Fixed seeds; each p-value is below 1e-4 with that probability."""
+"""The distribution of training noise, and its coupling to exact noise.
 
+Fixed seeds; each p-value is below 1e-4 with that probability.
+"""
+
+import math
 from typing import Any
 
+import mpmath
 import numpy as np
 import pytest
 from scipy import stats
 
-from privacy.training_noise import secure_generator, standard_normal
+from privacy.training_noise import (
+    DISTANCE,
+    FAILURE,
+    MOST_NUMBERS,
+    RESERVED,
+    exact_delta,
+    secure_generator,
+    standard_normal,
+    with_failures,
+)
 
 DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 EDGES = [-np.inf, -4.5, -3.5, *np.linspace(-3, 3, 41), 3.5, 4.5, np.inf]
@@ -48,64 +62,107 @@ def test_any_size(dtype, size):
     assert len(set(values.tolist())) > 0.99 * size - 1
 
 
-def test_the_least_and_the_largest_bits_give_numbers():
-    class Fixed:
-        def __init__(self, word):
-            self.word = word
+class Words(np.random.Generator):
+    """A generator whose bit generator gives these words: first one for each pair, then the further ones."""
 
-        def random_raw(self, count):
-            return np.full(count, self.word, np.uint64)
+    def __init__(self, first, further):
+        super().__init__(np.random.Philox(0))
+        self._first, self._further = first, further
 
-    class Generator:
-        def __init__(self, word):
-            self.bit_generator = Fixed(word)
+    @property
+    def bit_generator(self):
+        return self
 
-    for word in (0, 2**64 - 1, 2**32 - 1, 2**63):
-        generator: Any = Generator(word)
-        values = standard_normal(generator, 4, np.float32)
-        assert (abs(values) < 9.5).all()
-    # Words of which only the lowest bits are set: far out, as far as 64 bits reach.
-    assert abs(values_of(0)).max() > 9.4
+    def random_raw(self, count):
+        if self._first is not None:
+            words, self._first = self._first, None
+            return words
+        assert count == np.size(self._further)
+        return np.ravel(self._further)
 
 
-def values_of(word):
-    class Fixed:
-        def random_raw(self, count):
-            return np.full(count, word, np.uint64)
+def word(leading, angle):
+    """The 64-bit words whose first half, over all pairs, is `leading` and whose second half is `angle`."""
+    return np.concatenate([leading, angle]).astype(np.uint32).view(np.uint64)
 
-    class Generator:
-        bit_generator = Fixed()
 
-    generator: Any = Generator()
-    return standard_normal(generator, 4, np.float32)
+def exact_pair(leading, angle, further=None):
+    """R, R cos A and R sin A at the middle of what the bits leave open, to 200 digits."""
+    with mpmath.workdps(200):
+        share = mpmath.mpf(1) / 2 if further is None else mpmath.mpf(0)
+        if further is not None:
+            for place, bits in enumerate(further, 1):
+                share += mpmath.mpf(int(bits)) / mpmath.mpf(2) ** (64 * place)
+            share += mpmath.mpf(1) / mpmath.mpf(2) ** (64 * len(further) + 1)
+        radius = mpmath.sqrt(-2 * mpmath.log((int(leading) + share) / 2**32))
+        turn = mpmath.pi * int(np.int32(np.uint32(angle))) / mpmath.mpf(2) ** 31
+        return float(radius), float(radius * mpmath.cos(turn)), float(radius * mpmath.sin(turn))
+
+
+ANGLES = [0, 1, 2**29, 2**30, 2**31 - 1, 2**31, 2**32 - 1, 123456789]
+MIDDLE = [2**20, 2**20 + 1, 2**24 + 1, 2**31, 2**32 - 2**20, 2**32 - 1025]
+
+
+@DTYPES
+def test_each_number_is_as_near_to_the_exact_one_as_promised(dtype):
+    """Between the ends, where 32 bits are all; and however the bits that were not drawn would have come out."""
+    leading, angle = (np.array(x, np.uint32) for x in np.meshgrid(MIDDLE, ANGLES))
+    values = standard_normal(Words(word(leading.ravel(), angle.ravel()), []), 2 * leading.size, dtype)
+    for pair, first, turn in zip(values.reshape(2, -1).T, leading.ravel(), angle.ravel(), strict=True):
+        radius, cosine, sine = exact_pair(first, turn)
+        assert max(abs(pair[0] - cosine), abs(pair[1] - sine)) <= DISTANCE / 2 * (1 + radius)
+        for low in (0, 1):  # the ends of the cell of U and A
+            with mpmath.workdps(30):
+                moved = mpmath.sqrt(-2 * mpmath.log((mpmath.mpf(int(first)) + low) / 2**32))
+            assert abs(radius - float(moved)) <= DISTANCE / 4
+    assert math.pi * 2.0**-31 < DISTANCE / 500  # a cell of the angle
+
+
+@DTYPES
+@pytest.mark.parametrize("leading", [0, 1, 77, 2**20 - 1, 2**32 - 1024, 2**32 - 1])
+@pytest.mark.parametrize(
+    "further", [[0] * 8, [2**64 - 1] * 8, [0, 0, 0, 1, 0, 0, 0, 0], [0] * 7 + [2**64 - 1], [2**63] + [0] * 7]
+)
+def test_at_the_ends_512_further_bits_count(dtype, leading, further):
+    values = standard_normal(Words(word([leading], [5]), further), 2, dtype)
+    radius, cosine, sine = exact_pair(leading, 5, further)
+    assert max(abs(values[0] - cosine), abs(values[1] - sine)) <= DISTANCE / 2 * (1 + radius)
 
 
 def test_the_far_tail_is_not_cut():
-    """Radii from words below 2^12 alone: the law of all 64 bits of a word shows in them, and those that 32 bits never
-    give (beyond 6.66) come."""
-    generator = np.random.default_rng(8)
+    """The square of a pair's length passes 80, and 89, where 64 bits would end."""
+    radius = standard_normal(Words(word([0], [0]), [0] * 8), 2, np.float64)[0]
+    assert radius**2 > 700
+    radius = standard_normal(Words(word([0], [0]), [2**32, *[0] * 7]), 2, np.float64)[0]
+    assert radius**2 == pytest.approx(2 * 64 * math.log(2))
 
-    class Far:
-        def __init__(self):
-            self.calls = 0
 
-        def random_raw(self, count):
-            self.calls += 1
-            if self.calls % 2:  # the first 32 bits of a radius: small; of an angle: any
-                small = generator.integers(0, 2**12, 2 * count, np.uint32)
-                small[count:] = generator.integers(0, 2**32, count, np.uint32)
-                return small.view(np.uint64)
-            return generator.integers(0, 2**64, count, np.uint64)
+def test_no_word_is_used_twice():
+    """A change of one bit of one word changes the two numbers of one pair and no other."""
+    words = np.random.default_rng(3).integers(0, 2**64, 50, np.uint64)
+    halves = words.view(np.uint32)
+    before = standard_normal(Words(words, []), 100, np.float64).reshape(2, -1)
+    for place in (0, 49, 50, 99):
+        changed = halves.copy()
+        changed[place] ^= 2**25
+        after = standard_normal(Words(changed.view(np.uint64), []), 100, np.float64).reshape(2, -1)
+        assert np.flatnonzero((after != before).any(axis=0)).tolist() == [place % 50]
 
-    class Generator:
-        bit_generator = Far()
 
-    fake: Any = Generator()
-    pairs = standard_normal(fake, 2**15, np.float32).reshape(2, -1)
-    radius = np.hypot(*pairs.astype(np.float64))
-    below = 2.0**32 * np.exp(-(radius**2) / 2)  # the word with all its bits, uniform from 0 to 2^12
-    assert stats.kstest(below / 2**12, "uniform").pvalue > 1e-4
-    assert below.min() < 1  # what 32 bits do not reach
+def test_failures_are_counted():
+    assert exact_delta(1e-5) == pytest.approx(1e-5, rel=2 * RESERVED) and exact_delta(1e-5) < 1e-5
+    assert with_failures(8.0, 1e-9, 10**6) == 8.0
+    assert with_failures(math.inf, 1e-5, 1) == math.inf
+    # Just where (1 + e^ε) T η is the reserve.
+    delta, releases = 1e-5, 1000
+    limit = math.log(RESERVED * delta / (releases * FAILURE))
+    assert with_failures(limit - 1e-6, delta, releases) == limit - 1e-6
+    assert with_failures(limit + 1e-6, delta, releases) == math.inf
+
+
+def test_the_failure_probability_follows_from_the_bits():
+    """A radius is known to within the distance unless its 32 + 512 bits are below 2^-494, at which 50 bits are left."""
+    assert MOST_NUMBERS / 2 * 2.0**-494 < FAILURE
 
 
 def test_secure_generators_differ():

@@ -1,0 +1,87 @@
+"""Gaussian noise as TensorFlow operations, and named streams of random numbers from one seed.
+
+The sampler is that of `privacy.training_noise`, with the same promise: each number is coupled to an exact, independent
+standard normal one within `training_noise.DISTANCE`, except with probability `training_noise.FAILURE`.
+
+TensorFlow's own normal numbers keep no such promise. Its Box-Muller radius has 23 bits, so that float32 numbers end at
+5.7; and two neighbouring outputs are the sine and the cosine of one radius, so that their sum ends there too.
+"""
+
+import hashlib
+import math
+from typing import Any
+
+import numpy as np
+
+from privacy.training_noise import MOST_NUMBERS
+
+_FURTHER_WORDS = 8
+
+
+def stream(seed: Any, name: str) -> Any:
+    """Returns the seed, int64 [2], of the stream `name` under a seed.
+
+    Different names give different streams: the seed is combined (exclusive or) with a hash of the name, and Philox gives
+    unrelated numbers for different seeds.
+    """
+    import tensorflow as tf
+
+    mask = np.frombuffer(hashlib.sha256(name.encode()).digest()[:16], "<i8").astype(np.int64)
+    return tf.bitwise.bitwise_xor(tf.convert_to_tensor(seed, tf.int64), tf.constant(mask))
+
+
+def standard_normal(size: int, seed: Any) -> Any:
+    """Draws standard normal numbers from a seed that is used for nothing else.
+
+    Args:
+      size: number of values, from 0 to `training_noise.MOST_NUMBERS`.
+      seed: int64 [2].
+
+    Returns:
+      float32 [size].
+
+    Raises:
+      ValueError: `size` is out of range.
+    """
+    import tensorflow as tf
+
+    if not 0 <= size <= MOST_NUMBERS:
+        raise ValueError(f"size is {size}: a release has 0 to {MOST_NUMBERS:g} noise values")
+    pairs = (size + 1) // 2
+    words = tf.bitcast(_words([pairs], seed), tf.int32)
+    leading, angle = words[:, 0], words[:, 1]
+    # As uint32 the ends are [0, 2^20) and [2^32 - 2^10, 2^32); int32 is that less 2^31.
+    ends = tf.where((leading < -(2**31) + 2**20) | (leading >= 2**31 - 2**10))
+    further = _words([_FURTHER_WORDS, tf.shape(ends)[0]], stream(seed, "further bits"))
+    return from_words(leading, angle, ends, further)[:size]
+
+
+def from_words(leading: Any, angle: Any, ends: Any, further: Any) -> Any:
+    """Returns the normal numbers that random words stand for.
+
+    Args:
+      leading: int32 [n], first 32 bits of each U, less 2^31.
+      angle: int32 [n], of each A / (π 2^-31).
+      ends: int64 [m, 1], indices of the U that have further bits.
+      further: int64 [8, m], those bits, high words first.
+
+    Returns:
+      float32 [2 n]: n cosines, then n sines.
+    """
+    import tensorflow as tf
+
+    uniform = tf.cast(leading, tf.float64) + (2.0**31 + 0.5)
+    scales = 2.0 ** (-64.0 * np.arange(1, _FURTHER_WORDS + 1))
+    share = tf.tensordot(tf.constant(scales), tf.cast(tf.bitcast(further, tf.uint64), tf.float64), 1)
+    at_ends = tf.cast(tf.gather_nd(leading, ends), tf.float64) + 2.0**31 + (share + 0.5 * scales[-1])
+    uniform = tf.tensor_scatter_nd_update(uniform, ends, at_ends) * 2.0**-32
+    radius = tf.cast(tf.sqrt(-2.0 * tf.math.log(uniform)), tf.float32)
+    angle = tf.cast(angle, tf.float32) * (math.pi * 2.0**-31)
+    return tf.concat([radius * tf.cos(angle), radius * tf.sin(angle)], 0)
+
+
+def _words(shape: Any, seed: Any) -> Any:
+    """Uniform int64 words of all 64 bits."""
+    import tensorflow as tf
+
+    return tf.random.stateless_uniform(shape, seed, None, None, tf.int64, "philox")

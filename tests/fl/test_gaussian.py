@@ -1,0 +1,132 @@
+"""The sampler of training noise as TensorFlow operations: its structure exactly, its distribution by fixed seeds.
+
+Each p-value is below 1e-4 with that probability.
+"""
+
+import math
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from scipy import stats
+
+from fl import gaussian
+from privacy.training_noise import DISTANCE
+from tests.privacy.test_training_noise import ANGLES, MIDDLE, exact_pair, p_value
+
+SEED = np.array([7, 8], np.int64)
+
+
+def released_in_version_0_1(size, seed):
+    """What fl.aggregation added until then: (a + b) / √2 of two neighbouring outputs of TensorFlow's generator."""
+    both = tf.random.stateless_normal([size, 2], seed, alg="philox")
+    return tf.reduce_sum(both, axis=-1) * tf.constant(math.sqrt(0.5))
+
+
+def int32(values):
+    return np.array(values, np.uint32).view(np.int32)
+
+
+def from_words(leading, angle, ends=(), further=()):
+    return gaussian.from_words(
+        tf.constant(int32([value ^ 2**31 for value in leading])),  # less 2^31, modulo 2^32
+        tf.constant(int32(angle)),
+        tf.constant(np.array(ends, np.int64).reshape(-1, 1)),
+        tf.constant(np.array(further, np.uint64).view(np.int64).reshape(8, len(ends))),
+    ).numpy()
+
+
+def test_each_number_is_as_near_to_the_exact_one_as_promised():
+    leading, angle = (x.ravel().tolist() for x in np.meshgrid(MIDDLE, ANGLES))
+    pairs = from_words(leading, angle).reshape(2, -1).T
+    for pair, first, turn in zip(pairs, leading, angle, strict=True):
+        radius, cosine, sine = exact_pair(first, turn)
+        assert max(abs(pair[0] - cosine), abs(pair[1] - sine)) <= DISTANCE / 2 * (1 + radius)
+
+
+@pytest.mark.parametrize("leading", [0, 1, 77, 2**20 - 1, 2**32 - 1024, 2**32 - 1])
+@pytest.mark.parametrize("further", [[0] * 8, [2**64 - 1] * 8, [0, 0, 0, 1, 0, 0, 0, 0], [2**63] + [0] * 7])
+def test_at_the_ends_512_further_bits_count(leading, further):
+    pair = from_words([leading], [5], [0], further)
+    radius, cosine, sine = exact_pair(leading, 5, further)
+    assert max(abs(pair[0] - cosine), abs(pair[1] - sine)) <= DISTANCE / 2 * (1 + radius)
+
+
+def test_the_far_tail_is_not_cut():
+    """The square of a pair's length passes 80, and 89, where 64 bits would end."""
+    assert from_words([0], [0], [0], [0] * 8)[0] ** 2 > 700
+
+
+def test_numbers_are_those_of_the_words():
+    """Every word is used once, and the further bits go to the radii at the ends: 0.03 % of them."""
+    size = 200_001
+    words = np.array(tf.random.stateless_uniform([(size + 1) // 2], SEED, None, None, tf.int64, "philox"))
+    angle, leading = words.view(np.int32).reshape(-1, 2).T[::-1].view(np.uint32)
+    ends = np.flatnonzero((leading ^ 2**31) + np.uint32(1024) < np.uint32(2**20 + 1024))
+    assert 10 < len(ends) < 60  # 24 in the mean
+    stream = gaussian.stream(SEED, "further bits")
+    further = np.array(tf.random.stateless_uniform([8, len(ends)], stream, None, None, tf.int64, "philox"))
+    values = np.array(gaussian.standard_normal(size, SEED)).astype(np.float64)
+    assert values.shape == (size,)
+    values = np.append(values, np.nan).reshape(2, -1).T
+    chosen = [*range(0, 100_000, 1999), *ends]
+    for place in chosen:
+        at = np.flatnonzero(ends == place)
+        bits = further[:, at[0]].view(np.uint64) if len(at) else None
+        radius, cosine, sine = exact_pair(int(leading[place]) ^ 2**31, int(angle[place]), bits)
+        assert np.nanmax(np.abs(values[place] - [cosine, sine])) <= DISTANCE / 2 * (1 + radius)
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 5])
+def test_any_size(size):
+    assert np.isfinite(gaussian.standard_normal(size, SEED)).sum() == size
+
+
+def test_a_size_out_of_range_is_refused():
+    with pytest.raises(ValueError, match="size is 2000000000000"):
+        gaussian.standard_normal(2 * 10**12, SEED)
+
+
+def test_it_is_standard_normal():
+    values = np.array(gaussian.standard_normal(4_000_000, SEED))
+    assert p_value(values) > 1e-4
+    assert p_value(1.01 * values) < 1e-4
+    for lag in (1, 2, 2_000_000):  # the last: the two of a pair
+        assert stats.pearsonr(values[lag:], values[:-lag]).pvalue > 1e-4
+        assert stats.pearsonr(values[lag:] ** 2, values[:-lag] ** 2).pvalue > 1e-4
+
+
+def test_streams_are_apart():
+    """The same seed, other names; another seed, the same name."""
+    seeds = [gaussian.stream(SEED, "a"), gaussian.stream(SEED, "b"), gaussian.stream(SEED + 1, "a"), tf.constant(SEED)]
+    drawn = np.array([gaussian.standard_normal(10_000, seed) for seed in seeds])
+    for one, other in ((0, 1), (0, 2), (1, 2), (0, 3)):
+        assert stats.pearsonr(drawn[one], drawn[other]).pvalue > 1e-4
+    np.testing.assert_array_equal(drawn[0], gaussian.standard_normal(10_000, gaussian.stream(SEED, "a")))
+
+
+@pytest.mark.slow
+def test_tails_over_a_thousand_million_numbers():
+    """Beyond 5.5, 5.7 and 6 standard deviations: each count within 5 standard deviations of the exact one."""
+    runs, size = 250, 4_000_000
+
+    @tf.function(autograph=False)
+    def counted(seed):
+        values = tf.abs(gaussian.standard_normal(size, seed))
+        return [tf.reduce_sum(tf.cast(values > threshold, tf.int64)) for threshold in (5.0, 5.5, 5.7, 6.0)]
+
+    found = np.sum([np.array(counted(tf.constant([11, run], tf.int64))) for run in range(runs)], axis=0)
+    expected = runs * size * 2 * stats.norm.sf([5.0, 5.5, 5.7, 6.0])
+    assert (abs(found - expected) <= 5 * np.sqrt(expected)).all()  # 573, 38, 12, 2 expected: 12 of 0 is refused
+
+
+@pytest.mark.slow
+def test_the_noise_of_version_0_1_has_an_end():
+    """The planted fault of the test above: 12 numbers beyond 5.7 are expected of 10^9, and none ever comes."""
+    runs, size = 250, 4_000_000
+
+    @tf.function(autograph=False)
+    def counted(seed):
+        return tf.reduce_sum(tf.cast(tf.abs(released_in_version_0_1(size, seed)) > 5.7, tf.int64))
+
+    assert sum(int(counted(tf.constant([12, run], tf.int64))) for run in range(runs)) == 0
