@@ -10,6 +10,7 @@ import numpy as np
 from experiments.config import Config
 from experiments.data import Data
 from fl.aggregation import Aggregator, DPMean, ExampleWeightedMean, UniformMean
+from fl.exact_mean import ExactDPMean
 from fl.local_training import LanguageModelling, LocalSGD
 from fl.rounds import Federation
 from models.presets import preset
@@ -82,18 +83,21 @@ def plan(
         raise ValueError("privacy.clip is missing: without a clip norm no noise protects a client")
     promised = PrivacyPlan(
         sampling=sampling(config),
-        population=population,
+        population=population if config.cohort.population is None else config.cohort.population,
         rounds=config.run.rounds,
         noise_multiplier=wanted.noise_multiplier or 0.0,
         clip=clip,
         delta=wanted.delta,
         public=public,
+        population_declared=config.cohort.population is not None,
     )
     if promised.expected_cohort < 1:
         raise ValueError(f"cohort.rate gives {promised.expected_cohort:.3g} clients a round on average: raise it")
     if wanted.epsilon is not None:
         promised = _keeping(wanted.epsilon, promised, noise_multiplier)
-    return dataclasses.replace(promised, metrics=_metrics(config, private))
+    if wanted.noise == "exact" and not private:
+        raise ValueError('privacy.noise is "exact" in a run that adds none: leave it out, or set privacy.epsilon')
+    return dataclasses.replace(promised, metrics=_metrics(config, private), noise=wanted.noise)
 
 
 def _keeping(epsilon: float, promised: PrivacyPlan, noise_multiplier: float | None) -> PrivacyPlan:
@@ -126,6 +130,8 @@ def _metrics(config: Config, private: bool) -> PrivateMetrics | None:
 
 def aggregator(config: Config, promised: PrivacyPlan) -> Aggregator:
     """Clipped and noised as promised; without a clip norm a plain mean."""
+    if promised.noise == "exact":
+        return ExactDPMean(promised)
     if promised.clip is not None:
         return DPMean(promised)
     if config.server.weighting == "examples":
@@ -202,6 +208,7 @@ def federation(
         lambda client: data.training(clients[client]),
         local_sgd(config),
         _inputs_digest(config, data, weights),
+        built.noise,
     )
 
 

@@ -150,10 +150,16 @@ class CohortConfig:
     rate: float | None = None  # poisson: chance of each client in each round; left out: 0.1
     size: int | None = None  # fixed-size: clients a round
     cohorts: int | None = None  # cyclic: cohorts that take turns; a client's rounds are this far apart
+    population: int | None = (
+        None  # poisson: a public number of clients; left out: counted, which epsilon does not cover
+    )
 
     def __post_init__(self) -> None:
         _only_for("cohort.rate", self.rate, self.sampler, ("poisson",))
         _only_for("cohort.size", self.size, self.sampler, ("fixed-size",))
+        _only_for("cohort.population", self.population, self.sampler, ("poisson",))
+        if self.population is not None:
+            _at_least("cohort.population", self.population, 2)
         _only_for("cohort.cohorts", self.cohorts, self.sampler, ("cyclic",))
 
 
@@ -170,6 +176,7 @@ class PrivacyConfig:
     count_stddev: float | None = None  # noise of its count; left out: a twentieth of the expected cohort
     metrics_share: float | None = None  # of a round's privacy, for training loss, accuracy and clients; left out: 0.02
     loss_bound: float | None = None  # nats a token that a client's loss counts as at most; left out: 10
+    noise: Literal["floating-point", "exact"] = "floating-point"  # exact: hardened against floating-point attacks
 
     def __post_init__(self) -> None:
         for name in ("clip_learning_rate", "count_stddev"):

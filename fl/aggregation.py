@@ -13,7 +13,8 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 from fl import gaussian
 from fl.local_training import ClientUpdate, Weights, column
-from privacy.plan import AdaptiveClip, FixedClip, PrivacyPlan, PrivateMetrics
+from privacy.keys import RunKeys
+from privacy.plan import AdaptiveClip, FixedClip, Noise, PrivacyPlan, PrivateMetrics
 
 State = dict[str, Any]
 """Named float32 scalars kept by the server between rounds."""
@@ -49,6 +50,14 @@ class Mean(NamedTuple):
     released: dict[str, Any]  # differentially private where the aggregator is; public where it is not
 
 
+class Noised(NamedTuple):
+    """The sums of a `Contribution` that a private aggregator releases, with noise."""
+
+    update: Weights
+    within_clip: Any
+    pairs: Any
+
+
 class Aggregator(Protocol):
     """Pure functions that engines build into a TFF process."""
 
@@ -61,11 +70,30 @@ class Aggregator(Protocol):
     def client(self, state: State, update: ClientUpdate) -> Contribution:
         """Of one client; with a leading user axis on `update`, the sum over its clients, each treated alone."""
 
-    def server(self, state: State, total: Contribution, noise_seed: Any) -> Mean: ...
+    def server(self, state: State, total: Contribution, noise: Any) -> Mean:
+        """The mean that is released; `noise`, int64 [`noise_size`], is what the method `noise` returned."""
+
+    def noise_size(self, weights: int) -> int:
+        """Length of `noise` for a model of so many weights."""
+
+    def noise(self, keys: RunKeys, round: int, weights: int) -> Any:
+        """What `server` takes in a round, int64 [`noise_size`]."""
+
+
+class SeededNoise:
+    """Part of an aggregator that takes the seed of its noise, int64 [2]."""
+
+    def noise_size(self, weights: int) -> int:
+        """2."""
+        return 2
+
+    def noise(self, keys: RunKeys, round: int, weights: int) -> Any:
+        """The round's seed."""
+        return keys.noise_seed(round)
 
 
 @dataclass(frozen=True)
-class UniformMean:
+class UniformMean(SeededNoise):
     """Every client counts the same: sum of updates / number of clients with a finite update."""
 
     needs_accuracy: ClassVar[bool] = False
@@ -74,14 +102,14 @@ class UniformMean:
         return {}
 
     def client(self, state: State, update: ClientUpdate) -> Contribution:
-        return _contribution(update, lambda norm: (1.0, 0.0))
+        return contribution(update, lambda norm: (1.0, 0.0), weighted_sum)
 
-    def server(self, state: State, total: Contribution, noise_seed: Any) -> Mean:
+    def server(self, state: State, total: Contribution, noise: Any) -> Mean:
         return _weighted_mean(state, total)
 
 
 @dataclass(frozen=True)
-class ExampleWeightedMean:
+class ExampleWeightedMean(SeededNoise):
     """A client counts by the number of sequences it trained on (McMahan et al. 2017, https://arxiv.org/abs/1602.05629)."""
 
     needs_accuracy: ClassVar[bool] = False
@@ -90,14 +118,14 @@ class ExampleWeightedMean:
         return {}
 
     def client(self, state: State, update: ClientUpdate) -> Contribution:
-        return _contribution(update, lambda norm: (update.examples, 0.0))
+        return contribution(update, lambda norm: (update.examples, 0.0), weighted_sum)
 
-    def server(self, state: State, total: Contribution, noise_seed: Any) -> Mean:
+    def server(self, state: State, total: Contribution, noise: Any) -> Mean:
         return _weighted_mean(state, total)
 
 
 @dataclass(frozen=True)
-class DPMean:
+class DPMean(SeededNoise):
     """DP-FedAvg (McMahan et al. 2018, https://arxiv.org/abs/1710.06963): clip each client, sum, add Gaussian noise.
 
     The denominator is the plan's expected cohort, a public constant; the realised cohort size never enters. With
@@ -108,10 +136,16 @@ class DPMean:
     """
 
     plan: PrivacyPlan
+    _NOISE: ClassVar[Noise] = "floating-point"
 
     def __post_init__(self) -> None:
         if self.plan.clip is None:
             raise ValueError("DPMean needs a clip norm: give the plan FixedClip or AdaptiveClip")
+        if self.plan.noise != self._NOISE:
+            raise ValueError(
+                f"the plan's noise is {self.plan.noise!r} and this aggregator's is {self._NOISE!r}: take "
+                "fl.aggregation.DPMean for 'floating-point', fl.exact_mean.ExactDPMean for 'exact'"
+            )
 
     @property
     def needs_accuracy(self) -> bool:
@@ -127,6 +161,10 @@ class DPMean:
         raise ValueError(f"unknown clip {self.plan.clip!r}: use FixedClip or AdaptiveClip")
 
     def client(self, state: State, update: ClientUpdate) -> Contribution:
+        return contribution(update, self._clip_factor(state), weighted_sum)._replace(pairs=self._pairs(update))
+
+    def _clip_factor(self, state: State) -> Callable[[Any], tuple[Any, Any]]:
+        """The function from norms to factors and bits that `contribution` takes."""
         import tensorflow as tf
 
         def clipped(norm: Any) -> tuple[Any, Any]:
@@ -136,7 +174,7 @@ class DPMean:
             factor = tf.where(norm > most, most / tf.maximum(norm, most), 1.0)
             return tf.cast(factor, tf.float32), tf.where(norm <= clip, 0.5, -0.5)
 
-        return _contribution(update, clipped)._replace(pairs=self._pairs(update))
+        return clipped
 
     def _pairs(self, update: ClientUpdate) -> Any:
         """Sum over the clients of their metrics' pairs. One without a token, or whose loss is no number, has none."""
@@ -154,45 +192,67 @@ class DPMean:
         stacked = tf.stack(found, axis=-2)
         return tf.reduce_sum(stacked, axis=0) if stacked.shape.rank == 3 else stacked
 
-    def server(self, state: State, total: Contribution, noise_seed: Any) -> Mean:
+    def server(self, state: State, total: Contribution, noise: Any) -> Mean:
         import tensorflow as tf
 
         clip, cohort = state["clip"], self.plan.expected_cohort
-        noise_stddev = self.plan.value_noise_multiplier * clip
-        names = sorted(total.update)
-        sizes = [int(math.prod(total.update[name].shape)) for name in names]
-        noise = gaussian.standard_normal(sum(sizes), gaussian.stream(noise_seed, "update"))
-        parts = dict(zip(names, tf.split(noise, sizes), strict=True))
-        update = {
-            name: (total.update[name] + noise_stddev * tf.reshape(parts[name], total.update[name].shape)) / cohort
-            for name in names
-        }
-        released = {"clip": clip, "noise_stddev": noise_stddev}
+        noised = self._noised(state, total, noise)
+        released = {"clip": clip, "noise_stddev": self.plan.value_noise_multiplier * clip}
         if isinstance(self.plan.clip, AdaptiveClip):
-            adaptive = self.plan.clip
-            of_count = gaussian.standard_normal(1, gaussian.stream(noise_seed, "count"))[0]
-            fraction = (total.within_clip + self.plan.count_stddev * of_count) / cohort + 0.5
-            clip = clip * tf.exp(-adaptive.learning_rate * (fraction - adaptive.quantile))
+            fraction = noised.within_clip / cohort + 0.5
+            clip = clip * tf.exp(-self.plan.clip.learning_rate * (fraction - self.plan.clip.quantile))
             released["fraction_within_clip"] = fraction
         if self.plan.metrics is not None:
-            released |= self._metrics(self.plan.metrics, total, gaussian.stream(noise_seed, "metrics"))
-        return Mean(update, {"clip": clip}, released)
+            released |= self._metrics(self.plan.metrics, noised.pairs)
+        return Mean({name: value / cohort for name, value in noised.update.items()}, {"clip": clip}, released)
 
-    def _metrics(self, metrics: PrivateMetrics, total: Contribution, noise_seed: Any) -> dict[str, Any]:
+    def _noised(self, state: State, total: Contribution, noise_seed: Any) -> Noised:
+        """Adds floating-point noise, from streams of the seed."""
+        import tensorflow as tf
+
+        def normal(size: int, name: str) -> Any:
+            return gaussian.standard_normal(size, gaussian.stream(noise_seed, name))
+
+        parts = split(normal(count_weights(total.update), "update"), total.update)
+        stddev = self.plan.value_noise_multiplier * state["clip"]
+        update = {name: value + stddev * parts[name] for name, value in total.update.items()}
+        within_clip, pairs = total.within_clip, total.pairs
+        if isinstance(self.plan.clip, AdaptiveClip):
+            within_clip += self.plan.count_stddev * normal(1, "count")[0]
+        if self.plan.metrics is not None:
+            from fl import metric_pairs
+
+            of_pairs = tf.reshape(normal(2 * self.plan.metrics.count, "metrics"), [self.plan.metrics.count, 2])
+            pairs += metric_pairs.in_steps(of_pairs, self.plan.metric_noise_multiplier)
+        return Noised(update, within_clip, pairs)
+
+    def _metrics(self, metrics: PrivateMetrics, noised_pairs: Any) -> dict[str, Any]:
         import tensorflow as tf
 
         from fl import metric_pairs
 
-        multiplier = self.plan.metric_noise_multiplier
-        noise = tf.reshape(gaussian.standard_normal(2 * metrics.count, noise_seed), [metrics.count, 2])
-        share, clients = metric_pairs.released(total.pairs, noise, multiplier)
+        share, clients = metric_pairs.released(noised_pairs)
         share = tf.cast(share, tf.float32)
         released = {
-            "metric_noise_multiplier": tf.constant(multiplier, tf.float32),
+            "metric_noise_multiplier": tf.constant(self.plan.metric_noise_multiplier, tf.float32),
             "train_loss": share[0] * metrics.loss_bound,
             "train_clients": tf.cast(tf.reduce_mean(clients), tf.float32),
         }
         return {**released, "train_accuracy": share[1]} if metrics.accuracy else released
+
+
+def count_weights(update: Weights) -> int:
+    """Number of weights of a model."""
+    return sum(math.prod(value.shape) for value in update.values())
+
+
+def split(flat: Any, update: Weights) -> Weights:
+    """A vector of all weights in parts of the shapes of `update`, tensors in the order of their names."""
+    import tensorflow as tf
+
+    names = sorted(update)
+    parts = tf.split(flat, [math.prod(update[name].shape) for name in names])
+    return {name: tf.reshape(part, update[name].shape) for name, part in zip(names, parts, strict=True)}
 
 
 def _no_pairs() -> Any:
@@ -201,17 +261,23 @@ def _no_pairs() -> Any:
     return tf.zeros([0, 2], tf.int64)
 
 
-def _contribution(update: ClientUpdate, weigh: Callable[[Any], tuple[Any, Any]]) -> Contribution:
-    """The sum over users of their updates, each times its own factor; zero for one with an entry or a loss not finite.
+def contribution(
+    update: ClientUpdate,
+    weigh: Callable[[Any], tuple[Any, Any]],
+    sum_scaled: Callable[[Weights, Any], Weights],
+) -> Contribution:
+    """Sums the clients' updates, each times its own factor; zero for one with an entry or a loss that is not finite.
 
-    `weigh` gives (factor, within_clip), float32, from the norms, float64, each of the shape of `update.examples`: [] or
-    [U].
+    Args:
+      update: of one client, or of U clients on a leading client axis.
+      weigh: from the L2 norms, float64 [] or [U], to (factor, within_clip), float32 of that shape.
+      sum_scaled: (updates, factors) -> sum, for instance `weighted_sum`.
     """
     import tensorflow as tf
 
     # Sums of squares of float32 numbers neither overflow nor underflow in float64: finite exactly if every entry is.
-    squares = tf.add_n([_squares(value, update.examples) for value in update.delta.values()])
-    finite = tf.math.is_finite(squares) & tf.math.is_finite(update.loss)
+    total_squares = tf.add_n([squares(value, update.examples) for value in update.delta.values()])
+    finite = tf.math.is_finite(total_squares) & tf.math.is_finite(update.loss)
     present = tf.cast(update.examples > 0, tf.float32)
     counted = present * tf.cast(finite, tf.float32)
 
@@ -221,10 +287,10 @@ def _contribution(update: ClientUpdate, weigh: Callable[[Any], tuple[Any, Any]])
     # In the usual case nothing is copied.
     is_usual = tf.reduce_all(finite | tf.equal(present, 0.0))
     sound = tf.cond(is_usual, lambda: list(update.delta.values()), zeroed)
-    factor, within_clip = weigh(tf.sqrt(tf.where(counted > 0, squares, 0.0)))
+    factor, within_clip = weigh(tf.sqrt(tf.where(counted > 0, total_squares, 0.0)))
     factor *= counted
     return Contribution(
-        update=_weighted_sum(dict(zip(update.delta, sound, strict=True)), factor),
+        update=sum_scaled(dict(zip(update.delta, sound, strict=True)), factor),
         weight=tf.reduce_sum(factor),
         within_clip=tf.reduce_sum(within_clip * present),
         clients=tf.reduce_sum(present),
@@ -237,16 +303,16 @@ def _contribution(update: ClientUpdate, weigh: Callable[[Any], tuple[Any, Any]])
     )
 
 
-def _squares(value: Any, per_user: Any) -> Any:
-    """Sum of squares of value [...] or [U, ...]: float64 [] or [U]."""
+def squares(value: Any, per_client: Any) -> Any:
+    """Sum of squares of `value` [...] or [U, ...], in float64: [] or [U], the shape of `per_client`."""
     import tensorflow as tf
 
-    rows = 1 if per_user.shape.rank == 0 else tf.shape(per_user)[0]
+    rows = 1 if per_client.shape.rank == 0 else tf.shape(per_client)[0]
     row = tf.cast(tf.reshape(value, [rows, 1, -1]), tf.float64)
-    return tf.reshape(tf.matmul(row, row, transpose_b=True), tf.shape(per_user))
+    return tf.reshape(tf.matmul(row, row, transpose_b=True), tf.shape(per_client))
 
 
-def _weighted_sum(delta: Weights, factor: Any) -> Weights:
+def weighted_sum(delta: Weights, factor: Any) -> Weights:
     """Factor [] or [U] times delta [...] or [U, ...], summed over users."""
     import tensorflow as tf
 

@@ -30,6 +30,7 @@ would move it by two clip norms); nobody, and the next round, where it has no tu
 twice cancels)."""
 
 _CLIP = 1.0
+_WEIGHTS = 4
 _SLOW = 4  # an outcome takes four times a mean's
 
 
@@ -69,14 +70,17 @@ def case(aggregator: DPMean, view: View, keys: RunKeys) -> Case:
     plan = aggregator.plan
     other = float(view == "opposed")
 
+    def noise(number: int) -> Any:
+        return aggregator.noise(keys, number, _WEIGHTS)
+
     def scores(trials: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         evidence, outcomes = _evidence(aggregator), []
         for canary in (0.0, 1.0):
             # No two outcomes share a round: all noise is independent, unless the keys or the server are at fault.
             first = 2 * trials * int(canary)
-            score = evidence(other, canary, [keys.noise_seed(first + 2 * n) for n in range(trials)])
+            score = evidence(other, canary, [noise(first + 2 * n) for n in range(trials)])
             if view == "less the next round":
-                score -= evidence(0.0, 0.0, [keys.noise_seed(first + 2 * n + 1) for n in range(trials)])
+                score -= evidence(0.0, 0.0, [noise(first + 2 * n + 1) for n in range(trials)])
             outcomes.append(score)
         return outcomes[0], outcomes[1]
 
@@ -91,32 +95,33 @@ def _evidence(aggregator: DPMean) -> Callable[[float, float, list[npt.NDArray[np
     if the noise is the plan's.
 
     Returns:
-      (opponent, canary, seeds int64 [2] each) -> float64 [seeds]; the first two are 1 for one who takes part and 0 for
-      one without data.
+      (opponent, canary, noises, each as of `aggregator.noise`) -> float64 [noises]; the first two are 1 for one who
+      takes part and 0 for one without data.
     """
     import tensorflow as tf
 
     plan, clip = aggregator.plan, aggregator.initial_state()["clip"]
     # Along the diagonal of two tensors: a clip of each entry or of each tensor alone would leave more than C.
-    names, axis = ("a", "b"), 0.5
+    names, axis = ("a", "b"), _WEIGHTS**-0.5
     lengths = tf.constant([[-0.5], [1.0]]) * CANARY_LENGTH * clip
-    updates = {name: tf.tile(axis * lengths, [1, 2]) for name in names}
+    updates = {name: tf.tile(axis * lengths, [1, _WEIGHTS // 2]) for name in names}
+    size = aggregator.noise_size(_WEIGHTS)
 
-    @tf.function(autograph=False, input_signature=[tf.TensorSpec([2]), tf.TensorSpec([None, 2], tf.int64)])
-    def releases(present: Any, noise_seeds: Any) -> Any:
+    @tf.function(autograph=False, input_signature=[tf.TensorSpec([2]), tf.TensorSpec([None, size], tf.int64)])
+    def releases(present: Any, noises: Any) -> Any:
         state = {name: tf.constant(value, tf.float32) for name, value in aggregator.initial_state().items()}
         # Once: what clients send is a function of their updates alone.
         total = aggregator.client(state, ClientUpdate(updates, present, present, present, present, present))
 
-        def release(noise_seed: Any) -> Any:
-            mean = aggregator.server(state, total, noise_seed)
+        def release(noise: Any) -> Any:
+            mean = aggregator.server(state, total, noise)
             moved = axis * tf.add_n([tf.reduce_sum(value) for value in mean.update.values()])
             return tf.stack([moved, mean.released.get("fraction_within_clip", tf.constant(0.5))])
 
-        return tf.map_fn(release, noise_seeds, fn_output_signature=tf.float32)
+        return tf.map_fn(release, noises, fn_output_signature=tf.float32)
 
-    def evidence(opponent: float, canary: float, seeds: list[npt.NDArray[np.int64]]) -> npt.NDArray[np.float64]:
-        released = releases(tf.constant([opponent, canary]), tf.constant(np.array(seeds)))
+    def evidence(opponent: float, canary: float, noises: list[npt.NDArray[np.int64]]) -> npt.NDArray[np.float64]:
+        released = releases(tf.constant([opponent, canary]), tf.constant(np.array(noises)))
         moved, within = released.numpy().astype(np.float64).T
         found = moved * plan.expected_cohort / clip / plan.value_noise_multiplier**2
         if isinstance(plan.clip, AdaptiveClip):

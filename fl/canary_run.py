@@ -137,6 +137,7 @@ def train(aggregator: DPMean, keys: RunKeys, coins: np.random.Generator) -> Cana
         lambda index: np.full(int(included[index]), index, np.int32),
         local,
         inputs="canaries",
+        noise=engine.noise,
     )
     models = [np.zeros(plan.population)]
 

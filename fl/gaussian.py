@@ -15,14 +15,14 @@ import numpy as np
 
 from privacy.training_noise import MOST_NUMBERS
 
-_FURTHER_WORDS = 8
+_FURTHER_WORDS = 14
 
 
 def stream(seed: Any, name: str) -> Any:
     """Returns the seed, int64 [2], of the stream `name` under a seed.
 
-    Different names give different streams: the seed is combined (exclusive or) with a hash of the name, and Philox gives
-    unrelated numbers for different seeds.
+    Different names give different streams: the seed is combined (exclusive or) with a hash of the name, and Philox
+    gives unrelated numbers for different seeds.
     """
     import tensorflow as tf
 
@@ -63,7 +63,7 @@ def from_words(leading: Any, angle: Any, ends: Any, further: Any) -> Any:
       leading: int32 [n], first 32 bits of each U, less 2^31.
       angle: int32 [n], of each A / (π 2^-31).
       ends: int64 [m, 1], indices of the U that have further bits.
-      further: int64 [8, m], those bits, high words first.
+      further: int64 [14, m], those bits, high words first.
 
     Returns:
       float32 [2 n]: n cosines, then n sines.

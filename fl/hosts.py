@@ -248,10 +248,10 @@ class _SpreadProcess:
     def initialize(self) -> Any:
         return self._engine.process.initialize()
 
-    def next(self, state: Any, values: Sequence[Any], noise_seed: np.ndarray) -> Any:
+    def next(self, state: Any, values: Sequence[Any], noise: np.ndarray) -> Any:
         sum_on = self._hosts.sum if values else _at_home
         total = sum_on(self._engine.client_sum, state["weights"], state["aggregator"], values)
-        return self._engine.server_step(state, total, noise_seed)
+        return self._engine.server_step(state, total, noise)
 
 
 def _at_home(client_sum: Any, weights: Any, aggregator: Any, values: Sequence[Any]) -> Any:

@@ -21,15 +21,19 @@ def pair(value: Any, lower: float, upper: float) -> Any:
     return tf.where(is_number[..., tf.newaxis], found, tf.zeros_like(found))
 
 
-def released(total: Any, noise: Any, noise_multiplier: float) -> tuple[Any, Any]:
-    """From a sum of pairs int64 [..., 2] and standard normal noise [..., 2], of which `noise_multiplier` is added.
+def in_steps(noise: Any, noise_multiplier: float) -> Any:
+    """Returns standard normal noise [..., 2] times `noise_multiplier` in whole steps of the grid, int64 [..., 2]."""
+    return tf.cast(tf.round(tf.cast(noise, tf.float64) * (noise_multiplier * STEPS)), tf.int64)
+
+
+def released(noised: Any) -> tuple[Any, Any]:
+    """Reads the mean and the number of clients off a noised sum of pairs, int64 [..., 2].
 
     Returns:
       (Where the mean lies from lower to upper, float64 [...] in [0, 1], the middle where the noise left nobody; how
       many clients, float64 [...], maybe below 0.)
     """
-    noise = tf.round(tf.cast(noise, tf.float64) * (noise_multiplier * STEPS))
-    first, second = tf.unstack(tf.cast(total + tf.cast(noise, tf.int64), tf.float64), axis=-1)
+    first, second = tf.unstack(tf.cast(noised, tf.float64), axis=-1)
     clients = (first + second) / STEPS
     first, second = tf.maximum(first, 0.0), tf.maximum(second, 0.0)
     share = tf.where(first + second > 0, first / tf.maximum(first + second, 1.0), 0.5)

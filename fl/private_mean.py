@@ -39,7 +39,8 @@ class BoundedMeanQuery(tfp.SumAggregationDPQuery):
       lower: public, finite; smaller values are raised to it.
       upper: public, finite, above `lower`.
       noise_multiplier: noise standard deviation / width, above 0.
-      seed: int64 [2] from a secret, of the run, for instance `privacy.keys.RunKeys.noise_seed`; of no other use.
+      seed: int64 [2] from a secret and of no other use: of `privacy.ledger.Ledger.noise_stream`, which refuses a
+        second use.
 
     Raises:
       ValueError: an argument is out of range.
@@ -52,7 +53,7 @@ class BoundedMeanQuery(tfp.SumAggregationDPQuery):
         self._multiplier = checks.positive("noise multiplier", noise_multiplier, "give noise / width")
         self._seed = np.asarray(seed, np.int64)
         if self._seed.shape != (2,):
-            raise ValueError(f"seed has shape {list(self._seed.shape)}: int64 [2] is needed, as of RunKeys.noise_seed")
+            raise ValueError(f"seed has shape {list(self._seed.shape)}: int64 [2] is needed, as of Ledger.noise_stream")
 
     def initial_global_state(self) -> Any:
         """The seed, and round 0."""
@@ -73,8 +74,8 @@ class BoundedMeanQuery(tfp.SumAggregationDPQuery):
     def get_noised_result(self, sample_state: Any, global_state: Any) -> Any:
         """(`Result`, the next global state, the event)."""
         seed = gaussian.stream(tf.stack([global_state.seed[0], global_state.seed[1] + global_state.round]), "mean")
-        noise = gaussian.standard_normal(2, seed)
-        share, clients = metric_pairs.released(sample_state, noise, self._multiplier)
+        noise = metric_pairs.in_steps(gaussian.standard_normal(2, seed), self._multiplier)
+        share, clients = metric_pairs.released(sample_state + noise)
         mean = self._lower + tf.cast(share, tf.float32) * (self._upper - self._lower)
         next_state = self._State(global_state.seed, global_state.round + 1)
         return Result(mean, tf.cast(clients, tf.float32)), next_state, costs.Gaussian(self._multiplier).dp_event()

@@ -43,6 +43,7 @@ class Federation:
       inputs: names all that a round's result follows from besides plan and keys (data, starting weights, settings), for
         instance a digest. It stands in the ledger: a run does not go on with other inputs, since the same noise on two
         different updates would show their difference.
+      noise: the engine's: from keys and round to what `process.next` takes as noise.
     """
 
     process: Any
@@ -53,9 +54,10 @@ class Federation:
     sequences: Callable[[int], np.ndarray]
     local: LocalSGD
     inputs: str
+    noise: Callable[[RunKeys, int], Any] = lambda keys, number: keys.noise_seed(number)
 
     def __post_init__(self) -> None:
-        if len(self.clients) != self.plan.population:
+        if len(self.clients) != self.plan.population and not self.plan.any_population:
             raise ValueError(
                 f"the plan promises a population of {self.plan.population} clients and there are {len(self.clients)}: "
                 "make the plan from the clients at hand"
@@ -138,7 +140,7 @@ def run_rounds(
             log.info("replaying %d rounds of the ledger: there is no checkpoint yet", len(ledger.rounds))
         _restore_metrics(run.metrics, start, rows)
         for number in range(start, plan.rounds):
-            cohort = draw_cohort(plan.sampling, plan.population, number, keys.sampler_seed)
+            cohort = draw_cohort(plan.sampling, len(federation.clients), number, keys.sampler_seed)
             clip = float(state["aggregator"]["clip"]) if plan.clip is not None else None
             ledger.record(
                 round=number,
@@ -149,7 +151,7 @@ def run_rounds(
                 inputs=federation.inputs,
             )
             values = federation.client_values(federation.batches(cohort, number))
-            state, measured = federation.process.next(state, values, keys.noise_seed(number))
+            state, measured = federation.process.next(state, values, federation.noise(keys, number))
             if clip is not None:
                 _check_noise(measured["released"], plan, clip)
             if not measured["released"]["finite"]:

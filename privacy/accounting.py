@@ -178,6 +178,10 @@ def _notes(plan: PrivacyPlan) -> tuple[str, ...]:
     match plan.sampling:
         case sampling.Poisson():
             notes.append("holds if cohorts were drawn by Poisson sampling and stay secret")
+            if not plan.population_declared:
+                notes.append(
+                    f"does not cover the number of clients, {plan.population:,}, which was not declared public"
+                )
             if plan.target_delta < composition.SMALLEST_DELTA and plan.sampling.rate < 1:
                 notes.append(f"PLD not available below delta {composition.SMALLEST_DELTA:g} (rounding)")
         case sampling.FixedSize():

@@ -17,9 +17,10 @@ from typing import Any, Literal, get_args
 from privacy import checks, costs
 from privacy.chained_file import ChainedFile
 from privacy.guarantee import SEEDED, Guarantee, rounded_up
-from privacy.ledger import FORMAT, version
+from privacy.ledger import version
 from privacy.sampling import Relation
 
+FORMAT = 1
 _COSTS: dict[str, Any] = {"pure": costs.Pure, "gaussian": costs.Gaussian}
 
 

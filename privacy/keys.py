@@ -104,6 +104,14 @@ class RunKeys:
         """int64[2]: the stateless seed of round `round`'s noise."""
         return np.frombuffer(self._digest("noise seed", round)[:16], dtype="<i8").astype(np.int64)
 
+    def stream_seed(self, name: str) -> npt.NDArray[np.int64]:
+        """int64[2]: the seed of the noise stream `name`, for releases beside the rounds (`Ledger.noise_stream`)."""
+        return np.frombuffer(self._digest(f"noise stream {name}", 0)[:16], dtype="<i8").astype(np.int64)
+
+    def noise_key(self, round: int) -> bytes:
+        """32 bytes: the key of round `round`'s exact noise (`privacy.rounded_noise`)."""
+        return self._digest("exact noise", round)
+
     def sampler_seed(self, round: int) -> int:
         """128-bit seed of round `round`'s cohort, for instance for
         `np.random.Generator(np.random.Philox(key))`.

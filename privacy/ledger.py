@@ -16,14 +16,21 @@ import reprlib
 import sys
 from collections.abc import Iterator, Sequence
 from types import MappingProxyType, TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
 
 from privacy import chain, compliance
 from privacy.chained_file import ChainedFile
 from privacy.compliance import Round
 from privacy.plan import PrivacyPlan
 
-FORMAT = 1
+if TYPE_CHECKING:
+    from privacy.keys import RunKeys
+
+FORMAT = 2
+_TRUNCATED_NOISE = 1  # the format of version 0.1
 
 
 class Ledger:
@@ -34,6 +41,7 @@ class Ledger:
       plan: the plan in the header.
       version: kit version that began the ledger.
       rounds: recorded rounds in order; `len(ledger.rounds)` is the next round's index.
+      streams: what was recorded of each named stream of noise (`noise_stream`).
     """
 
     def __init__(self, file: ChainedFile, plan: PrivacyPlan, version: str) -> None:
@@ -41,12 +49,15 @@ class Ledger:
         self.plan = plan
         self.version = version
         self.rounds: list[Round] = []
+        self.streams: dict[str, dict[str, Any]] = {}
         self._file = file
         self._history = compliance.History()
+        self._ends = [1]  # number of lines after so many rounds
+        self._in_use: set[str] = set()
 
     def head_after(self, rounds: int) -> str:
         """SHA-256 of the line of round `rounds - 1` (of the header for 0). Raises IndexError if it is not recorded."""
-        return self._file.digests[rounds + 1]
+        return self._file.digests[self._ends[rounds]]
 
     @property
     def head(self) -> str:
@@ -152,7 +163,8 @@ class Ledger:
         line = _as_line(entry)
         with self._file.writing():
             if isinstance(round, int) and 0 <= round < len(self.rounds):
-                if chain.digest(self._file.digests[round + 1], line) != self._file.digests[round + 2]:
+                end = self._ends[round + 1]
+                if chain.digest(self._file.digests[end - 1], line) != self._file.digests[end]:
                     raise ValueError(
                         f"round {round} is in the ledger with other content: a replay must repeat all of it"
                     )
@@ -160,6 +172,40 @@ class Ledger:
             compliance.check(self.plan, self._history, entry)
             self._file.append(line)
             self._note(entry)
+
+    def noise_stream(self, keys: RunKeys, name: str, **facts: Any) -> npt.NDArray[np.int64]:
+        """Returns the seed of a stream of noise for releases beside the rounds, and writes down that it is in use.
+
+        Two releases with the same noise differ by the exact difference of what they hide. So each name may be taken
+        once while the ledger is open; a resumed run takes it again, with the same facts. What is released with the
+        noise is not in the plan's ε: reports say so.
+
+        Args:
+          keys: the run's.
+          name: of the stream, for instance "accuracy".
+          **facts: JSON-able: what the noise is for, for instance `noise_multiplier=2.0`.
+
+        Returns:
+          int64 [2], for `fl.private_mean.private_mean_factory` or `fl.gaussian`.
+
+        Raises:
+          ValueError: the stream is in use, or was recorded with other facts.
+          OSError: the disk would not take it; nothing may be released.
+        """
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"noise stream name is {name!r}: give a text")
+        with self._file.writing():
+            if name in self._in_use:
+                raise ValueError(f"noise stream {name!r} is in use: give each release a name of its own")
+            if self.streams.get(name, facts) != facts:
+                raise ValueError(
+                    f"noise stream {name!r} was begun for {self.streams[name]}: take another name for {facts}"
+                )
+            if name not in self.streams:
+                self._file.append({"kind": "stream", "name": name, "facts": facts})
+                self.streams[name] = facts
+            self._in_use.add(name)
+        return keys.stream_seed(name)
 
     def participations(self) -> dict[str, int]:
         """Rounds in which each client took part; clients never seen are absent. The operator's only."""
@@ -171,6 +217,9 @@ class Ledger:
         ledger = Ledger(file, _plan_of(header, file.path), header["version"])
         for number, line in lines:
             try:
+                if line["kind"] == "stream":
+                    ledger.streams[line["name"]] = line["facts"]
+                    continue
                 entry = _from_line(line)
                 compliance.check(ledger.plan, ledger._history, entry)
             except (KeyError, TypeError, ValueError) as error:
@@ -181,6 +230,7 @@ class Ledger:
     def _note(self, entry: Round) -> None:
         self.rounds.append(entry)
         self._history.add(entry)
+        self._ends.append(len(self._file.digests) - 1)
 
 
 def _as_line(entry: Round) -> dict[str, Any]:
@@ -196,6 +246,11 @@ def _from_line(line: dict[str, Any]) -> Round:
 
 
 def _plan_of(header: dict[str, Any], path: pathlib.Path) -> PrivacyPlan:
+    if header.get("kind") == "header" and header.get("format") == _TRUNCATED_NOISE:
+        raise ValueError(
+            f"ledger {path} was begun by version 0.1, whose training noise ended at 5.68 standard deviations: its "
+            "epsilon does not hold at its delta (CHANGELOG, Security); train anew"
+        )
     if header.get("kind") != "header" or header.get("format") != FORMAT:
         raise ValueError(f"ledger {path} line 1 is no header of format {FORMAT}: use the version that wrote it")
     try:

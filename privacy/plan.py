@@ -9,7 +9,7 @@ import dataclasses
 import math
 import pathlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from privacy import checks
 from privacy import sampling as samplers
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import dp_accounting
 
     from privacy.ledger import Ledger
+
+Noise = Literal["floating-point", "exact"]
 
 DELTA_EXPONENT = -1.1
 COUNT_STDDEV_FRACTION = 0.05
@@ -115,7 +117,8 @@ class PrivacyPlan:
 
     Attributes:
       sampling: how cohorts are chosen; it determines `relation`.
-      population: number N of clients who could take part, at least 2. Public.
+      population: number N of clients who could take part, at least 2. It is published: δ and the expected cohort follow
+        from it.
       rounds: number T of rounds planned, 1 to 1,000,000.
       noise_multiplier: total z = noise standard deviation / clip norm, 1e-6 to 1e8, or 0, which gives no privacy. With
         adaptive clipping or metrics it covers all that a round releases, and the noise on the update is
@@ -125,6 +128,12 @@ class PrivacyPlan:
       public: what was declared public and is outside the accounting, for instance the text a vocabulary was
         learned from.
       metrics: what else each round releases; None: nothing.
+      noise: "floating-point": float32 sums and noise, the latter as near to exact Gaussian noise as
+        `privacy.training_noise` says. "exact": integer sums and rounded exact Gaussian noise (`fl.exact_mean`),
+        hardened against floating-point attacks.
+      population_declared: True if `population` is a public number, declared without looking at the data, so that with
+        one client more or fewer the run would be the same: ε then covers how many there really are. False if it was
+        counted; under add-or-remove-one ε then does not cover the count.
       relation: the neighbouring relation; None takes the sampler's. Any other value is refused, never
         converted.
       unit: whose data is protected.
@@ -138,6 +147,8 @@ class PrivacyPlan:
     delta: float | None = None
     public: tuple[str, ...] = ()
     metrics: PrivateMetrics | None = None
+    noise: Noise = "floating-point"
+    population_declared: bool = False
     relation: Relation | None = None
     unit: Literal["client"] = "client"
 
@@ -168,6 +179,12 @@ class PrivacyPlan:
             raise ValueError(f"metrics are {self.metrics!r}: give PrivateMetrics, or None")
         if self.metrics is not None and not self.is_private:
             raise ValueError("metrics are given and there is no noise: they are for private runs, leave them out")
+        if self.noise not in get_args(Noise):
+            raise ValueError(f"noise is {self.noise!r}: give one of {', '.join(map(repr, get_args(Noise)))}")
+        if self.noise == "exact" and not self.is_private:
+            raise ValueError("noise is 'exact' and the noise multiplier is 0: there is no noise, leave it out")
+        if not isinstance(self.population_declared, bool):
+            raise ValueError(f"population_declared is {self.population_declared!r}: give True or False")
         least = self.noise_multiplier / (2 * math.sqrt(1 - self._metrics_share))
         if isinstance(self.clip, AdaptiveClip) and self.is_private and not self.count_stddev > least:
             raise ValueError(
@@ -195,6 +212,11 @@ class PrivacyPlan:
     def expected_cohort(self) -> float:
         """The public, fixed denominator of every round's mean."""
         return self.sampling.expected_cohort(self.population)
+
+    @property
+    def any_population(self) -> bool:
+        """Whether the data may hold any number of clients: it was declared, and each joins by a coin of its own."""
+        return self.population_declared and isinstance(self.sampling, samplers.Poisson)
 
     @property
     def max_participations(self) -> int:
@@ -267,6 +289,8 @@ class PrivacyPlan:
             "delta": self.delta,
             "public": list(self.public),
             "metrics": None if self.metrics is None else dataclasses.asdict(self.metrics),
+            "noise": self.noise,
+            "population_declared": self.population_declared,
         }
 
     @staticmethod

@@ -39,11 +39,24 @@ STATISTICS_NOT_COVERED = (
 )
 NOT_COVERED = (
     "Hyper-parameter search is not accounted for: each further run on the same clients costs ε of its own.",
-    "Training noise is floating-point Gaussian, not hardened: attacks on the low-order bits of its output "
-    "or on timing are not covered.",
     "Losses on validation and test clients are exact: what they tell of those clients' text is outside ε.",
     "The figures hold against whoever sees every released model but neither the cohorts, the keys nor the "
     "ledger, and who relies on the server to clip, to add the noise and to forget the updates.",
+)
+NOISE = {
+    "floating-point": (
+        "Noise is floating-point, not hardened: each value of fedspeak's aggregators is within 2^-20 (1 + R) standard "
+        "deviations of exact Gaussian noise (R: length of its pair), except with a probability that δ includes. That "
+        "its bits are pseudo-random (Philox), that sums are rounded to 32 bits, and timing are not covered."
+    ),
+    "exact": (
+        "Updates, sums and noise are integers, hardened against floating-point attacks: rounded exact Gaussian noise. "
+        "That its bits are pseudo-random (SHAKE-128 of a secret key), and timing are not covered."
+    ),
+}
+COUNT = (
+    "The number of clients, {population:,}, is not covered: it was counted, and δ, the expected cohort and this report "
+    "publish it. Declare a public number in advance to have it covered."
 )
 OMITTED = (
     "cohort sizes and how many rounds were empty",
@@ -70,9 +83,9 @@ def compose(plan: PrivacyPlan, ledger: Ledger, facts: Mapping[str, Any], *, rele
         "epsilon_by_round": _curve(plan, rounds),
         "adaptive_clipping": _adaptive(plan, ledger, spent),
         "what_if": _what_if(plan),
-        "public": list(plan.public),
+        "public": _public(plan),
         "warnings": _warnings(plan, ledger),
-        "not_covered": list(NOT_COVERED),
+        "not_covered": _not_covered(plan),
         "evaluation": facts.get("evaluation"),
         "versions": dict(facts.get("versions", {})),
         "ledger_version": ledger.version,
@@ -124,6 +137,19 @@ def _has_fixed_key(ledger: Ledger) -> bool:
     return any(entry.noise_id.startswith(FIXED_PREFIX) for entry in ledger.rounds)
 
 
+def _public(plan: PrivacyPlan) -> list[str]:
+    """What was declared public."""
+    declared = [f"number of clients: {plan.population:,}"] if plan.population_declared else []
+    return [*plan.public, *declared]
+
+
+def _not_covered(plan: PrivacyPlan) -> list[str]:
+    counted = isinstance(plan.sampling, Poisson) and not plan.population_declared
+    count = [COUNT.format(population=plan.population)] if counted else []
+    noise = [NOISE[plan.noise]] if plan.is_private else []
+    return [*count, *noise, *NOT_COVERED]
+
+
 def _guarantee(plan: PrivacyPlan, spent: Epsilon) -> dict[str, Any]:
     return {
         "unit": plan.unit,
@@ -170,7 +196,8 @@ def _happened(ledger: Ledger) -> dict[str, Any]:
 
 def _operator(ledger: Ledger, facts: Mapping[str, Any]) -> dict[str, Any]:
     counts = collections.Counter(ledger.participations().values())
-    counts[0] = ledger.plan.population - sum(counts.values())
+    if not ledger.plan.any_population:
+        counts[0] = ledger.plan.population - sum(counts.values())
     sizes = [len(entry.cohort) for entry in ledger.rounds]
     known = [entry.facts["non_finite"] for entry in ledger.rounds if "non_finite" in entry.facts]
     return {
@@ -263,6 +290,8 @@ def _warnings(plan: PrivacyPlan, ledger: Ledger) -> list[str]:
         found.append(f"The run stands at round {len(ledger.rounds)} of {plan.rounds}: ε is what was spent so far.")
     if isinstance(plan.sampling, Poisson) and not _looks_poisson(plan, ledger):
         found.append("The cohort sizes do not look like Poisson sampling: if they are not, ε does not hold.")
+    for name, use in ledger.streams.items():
+        found.append(f"Noise stream {name!r} was drawn for a release beside the rounds ({use}): ε does not include it.")
     if not plan.public:
         found.append("Nothing was declared public: a vocabulary or warm start from clients' text would cost privacy.")
     return found
@@ -279,10 +308,12 @@ def _looks_poisson(plan: PrivacyPlan, ledger: Ledger) -> bool:
     assert isinstance(plan.sampling, Poisson)
     sizes, rate = [len(entry.cohort) for entry in ledger.rounds], plan.sampling.rate
     total, trials = sum(sizes), len(sizes) * plan.population
-    if min(binom.cdf(total, trials, rate), binom.sf(total - 1, trials, rate)) < 5e-7:
-        return False
-    variance = plan.population * rate * (1 - rate)
     mean = plan.expected_cohort
+    if plan.any_population:
+        mean = total / max(len(sizes), 1)  # how many clients there are is not known here
+    elif min(binom.cdf(total, trials, rate), binom.sf(total - 1, trials, rate)) < 5e-7:
+        return False
+    variance = mean * (1 - rate)
     spread = sum((size - mean) ** 2 for size in sizes) / max(len(sizes), 1)
     return not (len(sizes) >= 30 and variance >= 1 and spread < 0.15 * variance)
 

@@ -8,7 +8,7 @@ Accounting counts the exception into δ: `exact_delta` and `with_failures`.
 
 The coupling is that of Box and Muller (1958): a pair is R (cos A, sin A) with R = sqrt(-2 log U), U uniform on (0, 1]
 and A a uniform angle. Words of random bits give the leading bits of U and A; where U is so small, or so near 1, that
-the missing bits would move R by more than the distance, more are drawn, 512 in all. Not covered: that the words come
+the missing bits would move R by more than the distance, more are drawn, 896 in all. Not covered: that the words come
 from a pseudo-random generator (Philox), and that the sum of noise and data is rounded to a floating-point number ("not
 hardened"; for noise without that gap see `privacy.noise` and `privacy.rounded_noise`).
 """
@@ -28,19 +28,19 @@ DISTANCE = 2.0**-20
 MOST_NUMBERS = 10**12
 """Largest number of noise values in one release (a round, a step)."""
 
-FAILURE = 1e-136
+FAILURE = 1e-252
 """Probability that one release of at most `MOST_NUMBERS` values has one farther from exact noise than the distance: the
-512 further bits of some radius are all but zero (2^-494 for each pair)."""
+896 further bits of some radius are all but zero (2^-878 for each pair)."""
 
 RESERVED = 1e-9
 """Share of δ that accounting keeps for such failures."""
 
-MOST_EPSILON = 200.0
+MOST_EPSILON = 500.0
 """Largest ε to calibrate noise for. Up to here `RESERVED` is enough at any δ from 1e-12 and any number of releases."""
 
 _FIRST_BITS = 32  # of U
 _NEAR_ZERO, _NEAR_ONE = 2**20, 2**10  # cells of 2^-32 at either end of (0, 1] in which U gets more bits
-_FURTHER_WORDS = 8
+_FURTHER_WORDS = 14
 _PAIRS = 2**14  # whose numbers a processor's cache holds
 
 

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from fl.aggregation import Aggregator, Contribution
 from fl.local_training import Batches, Task, Weights
+from privacy.keys import RunKeys
 
 
 class Engine(NamedTuple):
@@ -24,18 +25,21 @@ class Engine(NamedTuple):
     32-bit sums, and for the operator's eyes only:
 
     Attributes:
-      process: `initialize`: `( -> S@SERVER)` and `next`: `(<S@SERVER, {V}@CLIENTS, int64[2]@SERVER> -> <S@SERVER,
-        M@SERVER>)`. The int64[2] seeds the round's noise (`privacy.keys.RunKeys.noise_seed`).
+      process: `initialize`: `( -> S@SERVER)` and `next`: `(<S@SERVER, {V}@CLIENTS, int64[K]@SERVER> -> <S@SERVER,
+        M@SERVER>)`. The int64[K] is the round's noise, or its seed: what `noise` returns.
       client_sum: the first half of `next`: `(<S.weights@SERVER, S.aggregator@SERVER, {V}@CLIENTS> -> C@SERVER)`, a sum
         of `fl.aggregation.Contribution`s, which may be added to those of other clients.
-      server_step: the second half: `(<S@SERVER, C@SERVER, int64[2]@SERVER> -> <S@SERVER, M@SERVER>)`.
+      server_step: the second half: `(<S@SERVER, C@SERVER, int64[K]@SERVER> -> <S@SERVER, M@SERVER>)`.
       client_values: client values from the batches of a round's clients.
+      noise: from the run's keys and the number of the round to the noise, int64 [K]. K is 2, a seed, but for
+        aggregators whose noise is drawn outside TFF (`fl.exact_mean`).
     """
 
     process: tff.templates.IterativeProcess
     client_sum: tff.Computation
     server_step: tff.Computation
     client_values: Callable[[Sequence[Batches]], list[Any]]
+    noise: Callable[[RunKeys, int], np.ndarray]
 
 
 def build(
@@ -71,7 +75,11 @@ def build(
             raise ValueError(f"initial weight {name} is {getattr(value, 'dtype', type(value))}: give a float32 array")
     weights_type = tff.types.to_type(OrderedDict((name, tff.TensorType(np.float32, v.shape)) for name, v in named))
     specs = OrderedDict((name, tf.TensorSpec(value.shape, tf.float32)) for name, value in named)
-    seed_type = tff.TensorType(np.int64, (2,))
+    size = sum(value.size for value in initial_weights.values())
+    noise_type = tff.TensorType(np.int64, (aggregator.noise_size(size),))
+
+    def noise(keys: RunKeys, round_number: int) -> np.ndarray:
+        return np.asarray(aggregator.noise(keys, round_number, size), np.int64)
 
     @tff.tensorflow.computation
     def initial_state() -> Any:
@@ -96,10 +104,10 @@ def build(
 
     contribution_type = work.type_signature.result
 
-    @tff.tensorflow.computation(state_type, contribution_type, seed_type)
-    def step(state: Any, total: Any, noise_seed: Any) -> Any:
+    @tff.tensorflow.computation(state_type, contribution_type, noise_type)
+    def step(state: Any, total: Any, noise: Any) -> Any:
         summed = Contribution(**{**total, "update": dict(total["update"])})
-        mean = aggregator.server(dict(state["aggregator"]), summed, noise_seed)
+        mean = aggregator.server(dict(state["aggregator"]), summed, noise)
         gradient = OrderedDict((name, -mean.update[name]) for name in sorted(mean.update))
         optimizer, weights = server_optimizer.next(state["optimizer"], state["weights"], gradient)
         finite_weights = tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for value in weights.values()])
@@ -141,22 +149,22 @@ def build(
     @tff.federated_computation(
         tff.FederatedType(state_type, tff.SERVER),
         tff.FederatedType(contribution_type, tff.SERVER),
-        tff.FederatedType(seed_type, tff.SERVER),
+        tff.FederatedType(noise_type, tff.SERVER),
     )
-    def server_step(state: Any, total: Any, noise_seed: Any) -> Any:
-        result = tff.federated_map(step, (state, total, noise_seed))
+    def server_step(state: Any, total: Any, noise: Any) -> Any:
+        result = tff.federated_map(step, (state, total, noise))
         return result[0], result[1]
 
     @tff.federated_computation(
         initialize.type_signature.result,
         tff.FederatedType(value_type, tff.CLIENTS),
-        tff.FederatedType(seed_type, tff.SERVER),
+        tff.FederatedType(noise_type, tff.SERVER),
     )
-    def next_round(state: Any, values: Any, noise_seed: Any) -> Any:
+    def next_round(state: Any, values: Any, noise: Any) -> Any:
         total = client_sum(state["weights"], state["aggregator"], values)
-        return server_step(state, total, noise_seed)
+        return server_step(state, total, noise)
 
-    return Engine(tff.templates.IterativeProcess(initialize, next_round), client_sum, server_step, client_values)
+    return Engine(tff.templates.IterativeProcess(initialize, next_round), client_sum, server_step, client_values, noise)
 
 
 def check_accuracy(task: Task, aggregator: Aggregator) -> None:

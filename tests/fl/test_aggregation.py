@@ -198,7 +198,12 @@ def test_the_adaptive_count_has_sensitivity_one_half_and_its_own_noise():
     # One that was made zero is within any clip norm.
     assert float(aggregator.client(state, update([math.nan, 0, 0, 0])).within_clip) == 0.5
     empty = aggregator.client(state, update([0.0] * 4, examples=0.0))
-    released = [aggregator.server(state, empty, np.array([s, 9], np.int64)).released for s in range(2000)]
+
+    @tf.function
+    def release(seed):
+        return aggregator.server(state, empty, seed).released
+
+    released = [release(tf.constant([s, 9], tf.int64)) for s in range(2000)]
     counts = (np.array([float(r["fraction_within_clip"]) for r in released]) - 0.5) * 20
     # 2,000 draws: relative error of the standard deviation 1.6 %; five of them.
     assert counts.std() == pytest.approx(3.0, rel=0.08)
@@ -276,10 +281,10 @@ def test_the_noise_of_the_metrics_is_the_plans():
 
     @tf.function
     def released(seed):
-        return aggregator.server(state, with_many, seed).released
+        return aggregator.server(state, with_many, seed)
 
-    found = [released(tf.constant([5, seed], tf.int64)) for seed in range(1000)]
-    updates = np.array([flat(aggregator.server(state, with_many, np.array([5, seed])).update) for seed in range(1000)])
+    means = [released(tf.constant([5, seed], tf.int64)) for seed in range(1000)]
+    found, updates = [mean.released for mean in means], np.array([flat(mean.update) for mean in means])
     for name in ("train_clients", "train_accuracy", "train_loss"):
         # None of the update's noise: a correlation of 1000 pairs is below 0.18 but with probability 1e-8.
         values = np.array([float(each[name]) for each in found])

@@ -32,7 +32,7 @@ def from_words(leading, angle, ends=(), further=()):
         tf.constant(int32([value ^ 2**31 for value in leading])),  # less 2^31, modulo 2^32
         tf.constant(int32(angle)),
         tf.constant(np.array(ends, np.int64).reshape(-1, 1)),
-        tf.constant(np.array(further, np.uint64).view(np.int64).reshape(8, len(ends))),
+        tf.constant(np.array(further, np.uint64).view(np.int64).reshape(14, len(ends))),
     ).numpy()
 
 
@@ -45,8 +45,8 @@ def test_each_number_is_as_near_to_the_exact_one_as_promised():
 
 
 @pytest.mark.parametrize("leading", [0, 1, 77, 2**20 - 1, 2**32 - 1024, 2**32 - 1])
-@pytest.mark.parametrize("further", [[0] * 8, [2**64 - 1] * 8, [0, 0, 0, 1, 0, 0, 0, 0], [2**63] + [0] * 7])
-def test_at_the_ends_512_further_bits_count(leading, further):
+@pytest.mark.parametrize("further", [[0] * 14, [2**64 - 1] * 14, [0, 0, 0, 1] + [0] * 10, [2**63] + [0] * 13])
+def test_at_the_ends_896_further_bits_count(leading, further):
     pair = from_words([leading], [5], [0], further)
     radius, cosine, sine = exact_pair(leading, 5, further)
     assert max(abs(pair[0] - cosine), abs(pair[1] - sine)) <= DISTANCE / 2 * (1 + radius)
@@ -54,7 +54,7 @@ def test_at_the_ends_512_further_bits_count(leading, further):
 
 def test_the_far_tail_is_not_cut():
     """The square of a pair's length passes 80, and 89, where 64 bits would end."""
-    assert from_words([0], [0], [0], [0] * 8)[0] ** 2 > 700
+    assert from_words([0], [0], [0], [0] * 14)[0] ** 2 > 1200
 
 
 def test_numbers_are_those_of_the_words():
@@ -65,7 +65,7 @@ def test_numbers_are_those_of_the_words():
     ends = np.flatnonzero((leading ^ 2**31) + np.uint32(1024) < np.uint32(2**20 + 1024))
     assert 10 < len(ends) < 60  # 24 in the mean
     stream = gaussian.stream(SEED, "further bits")
-    further = np.array(tf.random.stateless_uniform([8, len(ends)], stream, None, None, tf.int64, "philox"))
+    further = np.array(tf.random.stateless_uniform([14, len(ends)], stream, None, None, tf.int64, "philox"))
     values = np.array(gaussian.standard_normal(size, SEED)).astype(np.float64)
     assert values.shape == (size,)
     values = np.append(values, np.nan).reshape(2, -1).T

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from fl import gaussian, metric_pairs
 from fl.metric_pairs import STEPS
 from fl.private_mean import BoundedMeanQuery, Result, private_mean_factory
 from privacy.mean import STEPS as EXACT_STEPS
@@ -84,6 +85,16 @@ def test_the_same_round_has_the_same_noise_and_another_has_not():
     )
     assert float(result.mean) == float(again.mean)
     assert len({float(r.mean) for r in (result, later, other)}) == 3
+
+
+def test_noise_is_not_that_of_a_training_round_with_the_same_seed():
+    """Version 0.1's own example gave both the same seed: their difference then told what they hide."""
+    query = BoundedMeanQuery(0.0, 1.0, 1.0, SEED)
+    result, _, _ = query.get_noised_result(tf.constant([0, 0], tf.int64), query.initial_global_state())
+    of_training = [gaussian.standard_normal(2, gaussian.stream(SEED, name)) for name in ("update", "count", "metrics")]
+    for noise in [*of_training, gaussian.standard_normal(2, SEED)]:
+        share, clients = metric_pairs.released(metric_pairs.in_steps(noise, 1.0))
+        assert abs(float(clients) - float(result.clients)) > 1e-3
 
 
 @pytest.mark.parametrize(

@@ -56,11 +56,12 @@ def rounds(
     weighting: str = "uniform",
     clip: float | None = None,
     denominator: float | None = None,
+    noises: list[np.ndarray] | None = None,
 ) -> np.ndarray:
-    """Rounds of federated averaging without noise; `cohorts` holds each round's clients' batches."""
+    """Rounds of federated averaging; `cohorts` holds each round's clients' batches, `noises` what is added to sums."""
     velocity = np.zeros_like(table)
-    for cohort in cohorts:
-        total, weight = np.zeros_like(table), 0.0
+    for number, cohort in enumerate(cohorts):
+        total, weight = np.zeros_like(table) if noises is None else noises[number].copy(), 0.0
         for batches in cohort:
             delta = client_delta(table, batches, learning_rate)
             if clip is not None:

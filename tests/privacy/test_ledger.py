@@ -6,9 +6,10 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
-from privacy import AdaptiveClip, Cyclic, FixedClip, FixedSize, Ledger, Poisson, PrivacyPlan
+from privacy import AdaptiveClip, Cyclic, FixedClip, FixedSize, Ledger, Poisson, PrivacyPlan, RunKeys, chain
 
 PLAN = PrivacyPlan(Poisson(0.4), population=10, rounds=6, noise_multiplier=1.5, clip=FixedClip(0.5))
 COHORTS = [["b", "a"], [], ["c", "a"], ["d"], ["a", "b", "c"], ["e"]]
@@ -38,6 +39,43 @@ def test_rounds_come_back_as_recorded(tmp_path):
     assert [list(entry.cohort) for entry in read.rounds] == [sorted(cohort) for cohort in COHORTS]
     assert read.participations() == {"a": 3, "b": 2, "c": 2, "d": 1, "e": 1}
     assert oct((tmp_path / "ledger").stat().st_mode & 0o777) == "0o600"
+
+
+def test_a_noise_stream_is_given_out_once_and_again_to_a_resumed_run(tmp_path):
+    keys = RunKeys.fixed(1)
+    with PLAN.recording(tmp_path / "ledger") as ledger:
+        ledger.record(**round_of(0, COHORTS[0]))
+        seed = ledger.noise_stream(keys, "accuracy", noise_multiplier=2.0)
+        other = ledger.noise_stream(keys, "loss", noise_multiplier=2.0)
+        with pytest.raises(ValueError, match="noise stream 'accuracy' is in use: give each release a name of its own"):
+            ledger.noise_stream(keys, "accuracy", noise_multiplier=2.0)
+        head = ledger.head_after(1)
+        for number in range(1, 4):
+            ledger.record(**round_of(number, COHORTS[number]))
+    assert seed.dtype == np.int64 and seed.shape == (2,)
+    seeds = [seed, other, *(keys.noise_seed(number) for number in range(5))]
+    assert len({each.tobytes() for each in seeds}) == 7
+    whole = (tmp_path / "ledger").read_bytes()
+    with PLAN.recording(tmp_path / "ledger") as ledger:
+        assert ledger.head_after(1) == head and len(ledger.rounds) == 4
+        with pytest.raises(ValueError, match="noise stream 'accuracy' was begun for {'noise_multiplier': 2.0}"):
+            ledger.noise_stream(keys, "accuracy", noise_multiplier=1.0)
+        np.testing.assert_array_equal(ledger.noise_stream(keys, "accuracy", noise_multiplier=2.0), seed)
+        ledger.record(**round_of(0, COHORTS[0]))  # a replay, before and after the streams' lines
+        ledger.record(**round_of(3, COHORTS[3]))
+        with pytest.raises(ValueError, match="round 3 is in the ledger with other content"):
+            ledger.record(**round_of(3, ["x"]))
+    assert (tmp_path / "ledger").read_bytes() == whole
+    assert Ledger.read(tmp_path / "ledger").streams == dict.fromkeys(("accuracy", "loss"), {"noise_multiplier": 2.0})
+
+
+def test_a_ledger_of_version_0_1_is_refused_with_the_reason(tmp_path):
+    write(tmp_path / "ledger", cohorts=[])
+    header = json.loads((tmp_path / "ledger").read_text())
+    old = {name: value for name, value in header.items() if name not in ("sha256", "previous")} | {"format": 1}
+    (tmp_path / "old").write_bytes(chain.encode(old, chain.digest("", old)))
+    with pytest.raises(ValueError, match="was begun by version 0.1, whose training noise ended at 5.68 standard dev"):
+        Ledger.read(tmp_path / "old")
 
 
 @pytest.mark.parametrize("stop", range(len(COHORTS)))

@@ -12,7 +12,9 @@ import tensorflow as tf
 from fl.aggregation import DPMean, ExampleWeightedMean, UniformMean
 from fl.engines import cohort, per_client
 from fl.engines.averaging import Engine
+from fl.exact_mean import STEPS, ExactDPMean
 from fl.local_training import Batches, LanguageModelling, LocalSGD, client_update
+from privacy.keys import RunKeys
 from privacy.plan import FixedClip, PrivacyPlan, PrivateMetrics
 from privacy.sampling import Poisson
 from tests.fl import bigram
@@ -79,6 +81,32 @@ def test_rounds_equal_the_plain_loops(build, aggregator, settings):
     want = fedavg.rounds(table, arrays(cohorts()), 0.8, 0.9, 0.5, **settings)
     np.testing.assert_allclose(state["weights"]["table"], want, atol=3e-6)
     assert np.abs(want - table).max() > 0.1
+
+
+EXACT = PrivacyPlan(Poisson(0.5), 12, 5, 0.7, FixedClip(0.7), noise="exact")
+
+
+def test_exact_noise_gives_the_same_sum_to_the_bit_in_every_engine(build):
+    """The clients' updates, and so their integers, may differ in the last bit; what is added to what may not matter."""
+    aggregator, keys = ExactDPMean(EXACT), RunKeys.fixed(1)
+    measured = None
+    engine = make(build, aggregator)
+    state = engine.process.initialize()
+    for number, clients in enumerate(cohorts()):
+        noise = engine.noise(keys, number)
+        assert noise.shape == (bigram.VOCABULARY**2,)
+        state, measured = engine.process.next(state, engine.client_values(clients), noise)
+        total = engine.client_sum(state["weights"], state["aggregator"], engine.client_values(clients))
+        other = engine.client_sum(state["weights"], state["aggregator"], engine.client_values(clients[::-1]))
+        np.testing.assert_array_equal(total["update"]["table"], other["update"]["table"])
+    table = bigram.initial_weights()["table"].astype(np.float64)
+    noises = [
+        aggregator.noise(keys, number, table.size).reshape(table.shape) * 0.7 / STEPS
+        for number in range(len(cohorts()))
+    ]
+    want = fedavg.rounds(table, arrays(cohorts()), 0.8, 0.9, 0.5, clip=0.7, denominator=6.0, noises=noises)
+    np.testing.assert_allclose(state["weights"]["table"], want, atol=3e-6)
+    assert measured is not None and measured["released"]["noise_stddev"] == pytest.approx(0.49)
 
 
 class _Bigram(tf.keras.layers.Layer):
