@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 
 _AUDIT_CONFIDENCE = 0.9999  # of each mechanism: a false alarm among all of them in a thousand audits
+_AUDIT_TRIALS = 400_000
 
 
 @click.group()
@@ -65,7 +66,7 @@ _EPSILON = click.option("--epsilon", "target", type=float, required=True, metava
 @click.option(
     "--trials",
     type=click.IntRange(min=1000),
-    default=400_000,
+    default=_AUDIT_TRIALS,
     show_default=True,
     help="On each data set; slow ones less.",
 )
@@ -126,7 +127,7 @@ def _audited_training(claimed: float, delta: float, trials: int) -> Iterator[_Au
 
     from fl import canary_run
     from fl.aggregation import DPMean
-    from fl.audit import cases
+    from fl.audit import TAIL_RELEASES, cases, dusty, tail, tail_plan, two_rounds
     from fl.runtime import local_runtime
     from privacy import RunKeys, accounting
 
@@ -138,6 +139,9 @@ def _audited_training(claimed: float, delta: float, trials: int) -> Iterator[_Au
     found = run.bound(plan.target_delta, _AUDIT_CONFIDENCE)
     yield f"training, {plan.rounds} rounds, all canaries", plan.relation, accounting.epsilon(plan).value, found
     yield from _bounded(cases(claimed, delta, keys), trials)
+    yield "DPMean, canary of dust", plan.relation, *dusty(DPMean(two_rounds(claimed, delta)), _AUDIT_CONFIDENCE)
+    releases = max(1, TAIL_RELEASES * trials // _AUDIT_TRIALS)
+    yield "DPMean, canary in the tail", plan.relation, *tail(DPMean(tail_plan()), keys, _AUDIT_CONFIDENCE, releases)
 
 
 def _bounded(cases: list[Case], trials: int) -> Iterator[_Audited]:

@@ -73,6 +73,25 @@ def from_scores(without: Any, with_: Any, delta: float = 0.0, confidence: float 
     return Bound(float(found[0]), float(delta), confidence, len(first) + len(second))
 
 
+def from_counts(
+    hits: Any, trials: int, false_hits: Any, false_trials: int, delta: float = 0.0, confidence: float = 0.95
+) -> Bound:
+    """The bound from how often events came, of which the best is taken, each for its share of what may fail.
+
+    Args:
+      hits: integers [events], how often each came of `trials` outcomes on the data set where it is likelier.
+      trials: outcomes there, at least 1.
+      false_hits: integers [events], how often each came on the other data set.
+      false_trials: outcomes there, at least 1.
+      delta: in [0, 1).
+      confidence: of the bound, in (0, 1).
+    """
+    hits, false_hits = np.atleast_1d(hits), np.atleast_1d(false_hits)
+    each = 1 - (1 - confidence) / len(hits)
+    found = _bound(hits, trials, false_hits, false_trials, delta, each)
+    return Bound(float(found.max()), float(delta), confidence, trials + false_trials)
+
+
 def _thresholds(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Scores of one kind, sorted, from its middle out to either tail."""
     places = np.unique(np.geomspace(1, (len(scores) + 1) // 2, _THRESHOLDS).astype(int)) - 1

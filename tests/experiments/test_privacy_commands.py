@@ -155,14 +155,14 @@ def test_an_audit_without_training_loads_no_tensorflow():
 
 
 def test_an_audit_of_training_lets_it_stand():
-    """Five bounds of confidence 0.9999 with fresh noise: one of two thousand runs fails by chance, or fewer."""
+    """Seven bounds of confidence 0.9999 with fresh noise: one of two thousand runs fails by chance, or fewer."""
     pytest.importorskip("tensorflow_federated")
     rows = facts("audit", "--training", "--epsilon", 2, "--delta", 0.05, "--trials", 20_000)
-    assert [row["mechanism"].split(",")[0] for row in rows] == ["training"] + ["DPMean"] * 4
-    assert [row["delta"] for row in rows] == [1e-7] + [0.05] * 4
+    assert [row["mechanism"].split(",")[0] for row in rows] == ["training"] + ["DPMean"] * 6
+    assert [row["delta"] for row in rows] == [1e-7] + [0.05] * 5 + [3.5e-5]
     for row in rows:
         assert (row["unit"], row["relation"], row["sampler"]) == ("client", "zero-out", "two cohorts in turn")
-        assert 0 <= row["epsilon"] <= row["claimed"] <= 2
+        assert 0 <= row["epsilon"] <= row["claimed"] <= (9.5 if "tail" in row["mechanism"] else 2)
 
 
 def test_an_audit_that_refutes_ends_with_1(monkeypatch):

@@ -5,12 +5,14 @@ Confidence 0.9999 each and fixed seeds: with others, one of the four that must s
 """
 
 import dataclasses
+import math
 
 import pytest
 import tensorflow as tf
 
 from fl import audit
-from fl.aggregation import DPMean
+from fl.aggregation import DPMean, Noised
+from fl.exact_mean import ExactDPMean
 from privacy import accounting
 from privacy.audit import from_scores
 from privacy.keys import RunKeys
@@ -152,3 +154,78 @@ def test_the_claim_follows_the_plan_and_not_the_noise_that_was_added():
 def test_nonsense_is_refused():
     with pytest.raises(ValueError, match="delta must lie"):
         audit.two_rounds(1.0, 1.0)
+
+
+class NoiseThatEnds(DPMean):
+    """Noise cut off at `end` standard deviations."""
+
+    end = 3.6
+
+    def server(self, state, total, noise_seed):
+        mean = super().server(state, total, noise_seed)
+        scale = self.plan.value_noise_multiplier * state["clip"] / self.plan.expected_cohort
+        exact = {name: value / self.plan.expected_cohort for name, value in total.update.items()}
+        cut = {
+            name: exact[name] + tf.clip_by_value(value - exact[name], -self.end * scale, self.end * scale)
+            for name, value in mean.update.items()
+        }
+        return mean._replace(update=cut)
+
+
+def test_noise_that_ends_is_refuted_and_noise_that_does_not_stands():
+    """An end at 3.6 standard deviations shows in 10^7 numbers; that of version 0.1 in 2·10^9 (a slow test)."""
+    claimed, bound = audit.tail(NoiseThatEnds(audit.tail_plan()), KEYS, CONFIDENCE, releases=5, weights=2**21)
+    assert claimed == pytest.approx(9.4, abs=0.05) and bound.refutes(claimed)
+    claimed, bound = audit.tail(DPMean(audit.tail_plan()), KEYS, CONFIDENCE, releases=5, weights=2**21)
+    assert 0.2 * claimed < bound.epsilon <= claimed
+
+
+class NoiseOfVersion01(DPMean):
+    """What was released: sums of two neighbouring outputs of TensorFlow's generator, sine and cosine of one radius."""
+
+    def _noised(self, state, total, noise_seed):
+        stddev = self.plan.value_noise_multiplier * state["clip"]
+        update = {}
+        for name, value in total.update.items():
+            both = tf.random.stateless_normal([*value.shape, 2], noise_seed, alg="philox")
+            update[name] = value + stddev * tf.reduce_sum(both, axis=-1) * math.sqrt(0.5)
+        return Noised(update, total.within_clip, total.pairs)
+
+
+@pytest.mark.slow
+def test_the_noise_of_version_0_1_is_refuted_and_todays_stands():
+    claimed, bound = audit.tail(NoiseOfVersion01(audit.tail_plan()), KEYS, CONFIDENCE)
+    assert bound.refutes(claimed)
+    claimed, bound = audit.tail(DPMean(audit.tail_plan()), KEYS, CONFIDENCE)
+    assert 0.5 * claimed < bound.epsilon <= claimed
+
+
+class ClipOfVersion01(DPMean):
+    """What was released: norms from float32 products of all weights at once."""
+
+    def client(self, state, update):
+        rows = [tf.reshape(value, [value.shape[0], 1, -1]) for value in update.delta.values()]
+        norm = tf.sqrt(tf.add_n([tf.matmul(row, row, transpose_b=True)[:, 0, 0] for row in rows]))
+        factor = tf.where(norm > state["clip"], state["clip"] / tf.maximum(norm, state["clip"]), 1.0)
+        moved = {name: tf.tensordot(factor, value, 1) for name, value in update.delta.items()}
+        return super().client(state, update)._replace(update=moved)
+
+
+def test_norms_that_overlook_dust_are_refuted_and_todays_stand():
+    claimed, bound = audit.dusty(ClipOfVersion01(PLAN), CONFIDENCE)
+    assert bound.refutes(claimed)
+    claimed, bound = audit.dusty(DPMean(PLAN), CONFIDENCE)
+    assert bound.epsilon == claimed == accounting.epsilon(PLAN).value
+
+
+def test_exact_noise_stands_and_half_of_it_is_refuted():
+    exact = dataclasses.replace(PLAN, noise="exact")
+    bound = found(audit.case(ExactDPMean(exact), "alone", KEYS), 4000)
+    assert 0.5 * EPSILON < bound.epsilon <= accounting.epsilon(exact).value
+
+    class HalfOfIt(ExactDPMean):
+        def noise(self, keys, round, weights):
+            return super().noise(keys, round, weights) // 2
+
+    case = audit.case(HalfOfIt(exact), "alone", KEYS)
+    assert found(case, 4000).refutes(case.claimed)
