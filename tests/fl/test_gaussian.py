@@ -58,7 +58,7 @@ def test_the_far_tail_is_not_cut():
 
 
 def test_numbers_are_those_of_the_words():
-    """Every word is used once, and the further bits go to the radii at the ends: 0.03 % of them."""
+    """Every word is used once, and the further bits go to the radii at the ends: 0.02 % of them."""
     size = 200_001
     words = np.array(tf.random.stateless_uniform([(size + 1) // 2], SEED, None, None, tf.int64, "philox"))
     angle, leading = words.view(np.int32).reshape(-1, 2).T[::-1].view(np.uint32)
