@@ -120,11 +120,11 @@ class Worker(OwnedProcess):
     def wait_until_it_listens(self) -> None:
         """Also raises WorkerLostError if the worker does not let us in: the kernel must say whose a connection is."""
         super().wait_until_it_listens()
-        with socket.create_connection(("127.0.0.1", self.port), timeout=_ANSWER_SECONDS) as connection:
-            try:
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=_ANSWER_SECONDS) as connection:
                 answered = connection.recv(1) != b""  # a gRPC server speaks first
-            except ConnectionError:
-                answered = False
+        except ConnectionError:
+            answered = False
         if not answered:
             self.check_alive("it did not start, see what it said, then try again")
             raise WorkerLostError(

@@ -61,6 +61,7 @@ _STAYING_STRANGER = """
 import socket, sys
 become_nobody()
 connection = socket.socket(int(sys.argv[1]))
+connection.settimeout(20)
 connection.connect((sys.argv[2], int(sys.argv[3])))
 connection.sendall(b"steal")
 print("connected", flush=True)
