@@ -180,14 +180,25 @@ def _litert(facts: Facts) -> Check:
 
 
 def _socket(facts: Facts) -> Check:
+    name = "executor socket"
+    if facts.shim_works:
+        message = (
+            "closed (tried): TFF's worker will listen on this machine's loopback only and refuse other accounts by "
+            "user id; programs of this account, and root, reach it"
+        )
+        return Check(name, "ok", message)
     if facts.loopback_shim:
-        return Check("executor socket", "ok", "closed: TFF's worker will listen on this machine's loopback only")
+        message = "TFF's worker will refuse everyone: this kernel does not tell whose a connection is, so no run starts"
+        return Check(
+            name, "fail", message, "load its module tcp_diag (as root, on a container's host: modprobe tcp_diag)"
+        )
     return Check(
-        "executor socket",
+        name,
         "warn",
-        "OPEN: TFF's worker listens on every network interface, without a password, and runs whatever graph "
-        "it is sent; closing it needs a C compiler, and none works here",
-        "install a C compiler (Debian: apt install gcc libc6-dev), or keep the machine off the network",
+        "OPEN: TFF's worker listens on every network interface, without a password, and runs whatever graph it is sent "
+        "by any host and any account of this machine: they read and write files as you; closing it needs a C compiler, "
+        "and none works here",
+        "install a C compiler (Debian: apt install gcc libc6-dev), or use a machine of your own, off the network",
     )
 
 

@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
-from fl.worker import build_loopback_shim
+from fl.worker import build_loopback_shim, shim_works
 
 _CLONE = Path(__file__).resolve().parents[1]
 
@@ -38,7 +38,8 @@ class Facts:
     cores: int
     memory: int | None  # bytes that a new process can still have
     disk: int  # free bytes where runs are written
-    loopback_shim: bool
+    loopback_shim: bool  # it could be built
+    shim_works: bool  # and was tried: on loopback, for this account only
     stunnel: bool
     workers: tuple[Worker, ...] = field(default=())
 
@@ -46,7 +47,8 @@ class Facts:
 def gather(packages: Iterable[str]) -> Facts:
     """Reads this machine, and the versions of those of `packages` that are installed."""
     with tempfile.TemporaryDirectory() as folder:
-        shim = build_loopback_shim(Path(folder)) is not None
+        shim = build_loopback_shim(Path(folder))
+        works = shim is not None and shim_works(shim)
     return Facts(
         python=sys.version_info[:3],
         machine=platform.machine(),
@@ -57,7 +59,8 @@ def gather(packages: Iterable[str]) -> Facts:
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         memory=_memory_left(),
         disk=shutil.disk_usage(Path.cwd()).free,
-        loopback_shim=shim,
+        loopback_shim=shim is not None,
+        shim_works=works,
         stunnel=shutil.which("stunnel") is not None,
         workers=tuple(workers()),
     )

@@ -106,7 +106,14 @@ def _place(workers: str | None, certificates: Path | None, insecure_network: boo
 
     if insecure_network:
         click.echo("WARNING: clients' text goes to the workers unencrypted, and to whoever answers there", err=True)
-    return Workers.parse(workers, certificates, insecure_network)
+    place = Workers.parse(workers, certificates, insecure_network)
+    if certificates is None and not insecure_network:
+        click.echo(
+            "WARNING: any account of this machine reaches a worker through an ssh tunnel's port here, and can take "
+            "that port once ssh ends: use --certificates on a shared machine",
+            err=True,
+        )
+    return place
 
 
 def _with_strict(overrides: tuple[str, ...], strict: bool) -> tuple[str, ...]:

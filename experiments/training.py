@@ -120,7 +120,8 @@ def _federated(
         return {"validation_loss": found.loss_per_token, "validation_accuracy": found.accuracy}, operator
 
     with local_runtime(concurrent_calls=config.run.shards) as runtime:
-        show.note(f"TFF worker: process {runtime.worker.pid}, port {runtime.worker.port} on loopback")
+        reach = "OPEN to any host and account" if runtime.worker.is_open else "on loopback, for this account only"
+        show.note(f"TFF worker: process {runtime.worker.pid}, port {runtime.worker.port}, {reach}")
         users_at_once = _users_at_once(run, config, prepared.vocabulary.size, plan, public_weights, show)
         shards = config.run.shards * (1 if hosts is None else len(hosts))
         spread = dataclasses.replace(config, run=dataclasses.replace(config.run, shards=shards))

@@ -110,8 +110,8 @@ class Host:
         self._tunnel = None
         target = self.address
         if certificates is not None:
-            self._tunnel, here = tunnel.to_worker(host, port, certificates)
-            target = f"127.0.0.1:{here}"
+            self._tunnel = tunnel.to_worker(host, port, certificates)
+            target = f"unix:{self._tunnel.path}"
         self._channel, self._beats = open_channel(target), open_channel(target)
         # Any method that the worker does not have: a living one says so at once, however busy it is.
         self._beat = self._beats.unary_unary("/fedspeak/Heartbeat")

@@ -1,17 +1,27 @@
-/* Preloaded into TFF's worker process, which binds the unspecified address and so offers an
- * unauthenticated executor to the whole network: every such bind() becomes a bind to loopback. */
+/* Preloaded into TFF's worker process, which binds the unspecified address and so offers an unauthenticated executor
+ * (whoever reaches it reads and writes files as its owner) to the whole network.
+ *
+ * bind(): the unspecified address becomes loopback.
+ * accept(), accept4(): loopback is shared by all accounts of the machine, and TCP has no peer credentials. So the
+ * kernel is asked whose socket is at the other end of each connection; one that is not of the worker's own user id is
+ * closed before the worker sees it. Anything but a clear answer refuses. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <dlfcn.h>
+#include <linux/inet_diag.h>
+#include <linux/netlink.h>
+#include <linux/sock_diag.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 typedef int (*bind_function)(int, const struct sockaddr *, socklen_t);
+typedef int (*accept4_function)(int, struct sockaddr *, socklen_t *, int);
 
 int bind(int descriptor, const struct sockaddr *address, socklen_t length) {
-  static bind_function real_bind;
-  if (!real_bind) real_bind = (bind_function)dlsym(RTLD_NEXT, "bind");
+  bind_function real_bind = (bind_function)dlsym(RTLD_NEXT, "bind");
 
   struct sockaddr_storage copy;
   if (address && length <= sizeof copy) {
@@ -28,4 +38,97 @@ int bind(int descriptor, const struct sockaddr *address, socklen_t length) {
     }
   }
   return real_bind(descriptor, address, length);
+}
+
+/* Writes the address and the port of one end of a connection as the kernel's diagnosis takes them; 0 if it is no IP
+ * address. */
+static int read_end(const struct sockaddr_storage *end, __be32 address[4], __be16 *port) {
+  const struct sockaddr_in *v4 = (const struct sockaddr_in *)end;
+  const struct sockaddr_in6 *v6 = (const struct sockaddr_in6 *)end;
+  if (end->ss_family == AF_INET) {
+    memcpy(address, &v4->sin_addr, sizeof v4->sin_addr);
+    *port = v4->sin_port;
+  } else if (end->ss_family == AF_INET6) {
+    memcpy(address, &v6->sin6_addr, sizeof v6->sin6_addr);
+    *port = v6->sin6_port;
+  }
+  return end->ss_family == AF_INET || end->ss_family == AF_INET6;
+}
+
+/* Asks the kernel for the TCP socket at the other end of a connection on this machine; 0 if it does not tell. */
+static int find_peer(int connection, struct inet_diag_msg *peer) {
+  struct sockaddr_storage ours, theirs;
+  socklen_t our_length = sizeof ours, their_length = sizeof theirs;
+  if (getsockname(connection, (struct sockaddr *)&ours, &our_length)) return 0;
+  if (getpeername(connection, (struct sockaddr *)&theirs, &their_length)) return 0; /* it is gone already */
+
+  struct {
+    struct nlmsghdr header;
+    struct inet_diag_req_v2 body;
+  } request;
+  memset(&request, 0, sizeof request);
+  request.header.nlmsg_len = sizeof request;
+  request.header.nlmsg_type = SOCK_DIAG_BY_FAMILY;
+  request.header.nlmsg_flags = NLM_F_REQUEST; /* no dump: just this one socket */
+  request.body.sdiag_family = (__u8)ours.ss_family; /* two IPv4-mapped addresses find an IPv4 client, too */
+  request.body.sdiag_protocol = IPPROTO_TCP;
+  struct inet_diag_sockid *id = &request.body.id;
+  id->idiag_cookie[0] = id->idiag_cookie[1] = INET_DIAG_NOCOOKIE;
+  /* Source and destination as the peer sees them: it is the peer's socket that is looked for. */
+  if (!read_end(&theirs, id->idiag_src, &id->idiag_sport) || !read_end(&ours, id->idiag_dst, &id->idiag_dport)) return 0;
+
+  /* A socket for each question needs no lock and no care after fork(). The answer is there when send() returns. */
+  int netlink = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_SOCK_DIAG);
+  if (netlink < 0) return 0;
+  struct sockaddr_nl kernel = {.nl_family = AF_NETLINK}, sender;
+  socklen_t sender_length = sizeof sender;
+  union {
+    struct nlmsghdr header;
+    char bytes[1024];
+  } answer;
+  ssize_t length = -1;
+  if (sendto(netlink, &request, sizeof request, 0, (struct sockaddr *)&kernel, sizeof kernel) == sizeof request)
+    length = recvfrom(netlink, &answer, sizeof answer, MSG_DONTWAIT, (struct sockaddr *)&sender, &sender_length);
+  close(netlink);
+  if (length < (ssize_t)NLMSG_LENGTH(sizeof *peer) || sender_length != sizeof sender || sender.nl_pid != 0) return 0;
+  if (answer.header.nlmsg_type != SOCK_DIAG_BY_FAMILY) return 0; /* an error, for instance: there is no such socket */
+  memcpy(peer, NLMSG_DATA(&answer.header), sizeof *peer);
+  return 1;
+}
+
+static int is_established(int connection) {
+  struct tcp_info info;
+  socklen_t length = sizeof info;
+  return getsockopt(connection, IPPROTO_TCP, TCP_INFO, &info, &length) == 0 && info.tcpi_state == TCP_ESTABLISHED;
+}
+
+/* Whether a connection's other end is a socket that this process's user id opened and that is still open. */
+static int is_ours(int connection) {
+  struct inet_diag_msg peer;
+  if (!find_peer(connection, &peer)) return 0;
+  /* A closed socket that still sends what it was given has lost its owner: the kernel may print user id 0. */
+  if (peer.idiag_state != TCP_ESTABLISHED || peer.idiag_inode == 0) return 0;
+  if (peer.idiag_uid != geteuid()) return 0;
+  /* Still established after the question: so the answer was not about a later connection from the same port. */
+  return is_established(connection);
+}
+
+int accept4(int descriptor, struct sockaddr *address, socklen_t *length, int flags) {
+  accept4_function real_accept4 = (accept4_function)dlsym(RTLD_NEXT, "accept4");
+  socklen_t room = length ? *length : 0;
+  for (;;) {
+    if (length) *length = room;
+    int connection = real_accept4(descriptor, address, length, flags);
+    if (connection < 0) return connection; /* the kernel's own error: EAGAIN once nobody else waits */
+    int family = AF_UNSPEC;
+    socklen_t family_length = sizeof family;
+    int told = getsockopt(connection, SOL_SOCKET, SO_DOMAIN, &family, &family_length) == 0;
+    int allowed = (told && family != AF_INET && family != AF_INET6) || is_ours(connection);
+    if (allowed) return connection;
+    close(connection);
+  }
+}
+
+int accept(int descriptor, struct sockaddr *address, socklen_t *length) {
+  return accept4(descriptor, address, length, 0);
 }

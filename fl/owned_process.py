@@ -75,11 +75,18 @@ class OwnedProcess:
     def wait_until_it_listens(self) -> None:
         """Raises WorkerLostError if the process ends instead, or takes more than two minutes."""
         deadline = time.monotonic() + _START_SECONDS
-        while not listening_addresses(self.pid):
+        while not self._listens():
             self.check_alive("it did not start, see what it said, then try again")
             if time.monotonic() > deadline:
                 raise WorkerLostError(f"{self.name} process did not listen within {_START_SECONDS:.0f} s")
             time.sleep(0.02)
+        self._release_folder()
+
+    def _listens(self) -> bool:
+        return bool(listening_addresses(self.pid))
+
+    def _release_folder(self) -> None:
+        """Runs once the process listens: it has read what it needs."""
         self._remove_folder()
 
     def stop(self) -> None:

@@ -15,6 +15,8 @@ from tensorflow_federated.python.core.impl.compiler import array
 from tensorflow_federated.python.core.impl.executors.remote_executor import RemoteValue
 from tensorflow_federated.python.core.impl.types import array_shape, dtype_utils, type_serialization
 
+from fl.owned_process import WorkerLostError
+
 
 class RemoteExecutor(tff.framework.RemoteExecutor):
     """Sends what TFF's own executor sends, byte for byte."""
@@ -31,7 +33,8 @@ class RemoteExecutor(tff.framework.RemoteExecutor):
 
     def _dispose(self, value_ref: Any, value_executor_id: Any) -> None:
         """Called by finalizers, at any time: where the connection is gone, so is the value."""
-        with contextlib.suppress(ValueError, grpc.RpcError, tff.framework.RetryableError):  # ValueError: closed by us
+        gone = (WorkerLostError, ValueError, grpc.RpcError, tff.framework.RetryableError)  # ValueError: closed by us
+        with contextlib.suppress(*gone):
             super()._dispose(value_ref, value_executor_id)
 
 

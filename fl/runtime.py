@@ -18,7 +18,7 @@ _MESSAGE_BYTES = 2**31 - 1  # the most gRPC allows
 
 
 def open_channel(target: str) -> "grpc.Channel":
-    """A gRPC channel to host:port with a connection of its own, that it shares with no other channel."""
+    """A gRPC channel to host:port or unix:path with a connection of its own, that it shares with no other channel."""
     import grpc
 
     return grpc.insecure_channel(
@@ -31,18 +31,28 @@ def open_channel(target: str) -> "grpc.Channel":
     )
 
 
-def stub(channel: "grpc.Channel") -> Any:
-    """TFF's stub on a channel that may be closed at any time."""
+def stub(channel: "grpc.Channel", check: Callable[[], None] = lambda: None) -> Any:
+    """TFF's stub on a channel that may be closed at any time; `check` runs before each call and may raise."""
     import tensorflow_federated as tff
 
-    return tff.framework.RemoteExecutorGrpcStub(_Unwatched(channel))
+    return tff.framework.RemoteExecutorGrpcStub(_Unwatched(channel, check))
 
 
 class _Unwatched:
     """A channel whose state nobody watches: the thread with which TFF's stub does so trips over a closed channel."""
 
-    def __init__(self, channel: "grpc.Channel") -> None:
-        self.unary_unary = channel.unary_unary
+    def __init__(self, channel: "grpc.Channel", check: Callable[[], None]) -> None:
+        self._channel = channel
+        self._check = check
+
+    def unary_unary(self, *arguments: Any, **options: Any) -> Callable[[Any], Any]:
+        method = self._channel.unary_unary(*arguments, **options)
+
+        def call(request: Any) -> Any:
+            self._check()
+            return method(request)
+
+        return call
 
     def subscribe(self, callback: Callable[..., None], try_to_connect: bool) -> None:
         """Forgets it."""
@@ -103,7 +113,7 @@ class LocalRuntime:
     def __init__(self, concurrent_calls: int, threads_per_call: int) -> None:
         self._settings = concurrent_calls, threads_per_call
         self._start()
-        self.connection = Connection(stub(self._channel), lambda: self.worker.check_alive())
+        self.connection = Connection(self._stub(), lambda: self.worker.check_alive())
 
     def recycle(self) -> None:
         """Replaces the worker by a new process, between two computations. Results are the same to the bit.
@@ -113,12 +123,16 @@ class LocalRuntime:
         self.connection.disconnect()
         self.stop()
         self._start()
-        self.connection.stub = stub(self._channel)
+        self.connection.stub = self._stub()
 
     def stop(self) -> None:
         """Ends the worker."""
         self._channel.close()
         self.worker.stop()
+
+    def _stub(self) -> Any:
+        # The port of a worker that died is free for any account: nothing is sent there any more.
+        return stub(self._channel, self.worker.check_alive)
 
     def _start(self) -> None:
         self.worker = Worker(*self._settings)

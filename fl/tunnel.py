@@ -2,6 +2,8 @@
 
 TFF's workers speak plain gRPC, so they listen on loopback only. In front of a worker stands a tunnel's far end, on the
 driver its near end; either accepts exactly one certificate, that in its folder's `peer.pem`. No authority is involved.
+The driver reaches its near end over a Unix socket in a folder of its own (mode 0700): a port on loopback would lend the
+driver's certificate to every account of the machine.
 """
 
 import logging
@@ -18,6 +20,7 @@ from fl.owned_process import OwnedProcess, require_free_port
 KEY, CERTIFICATE, PEER = "key.pem", "certificate.pem", "peer.pem"
 SIDES = ("driver", "worker")
 _DAYS = 3650
+_PATH_BYTES = 107  # the longest name of a Unix socket
 
 log = logging.getLogger(__name__)
 
@@ -101,11 +104,21 @@ def _der(certificate: Path) -> bytes:
 
 
 class Tunnel(OwnedProcess):
-    """One end of a tunnel: a running stunnel process. See `to_worker` and `before_worker`."""
+    """One end of a tunnel: a running stunnel process. See `to_worker` and `before_worker`.
 
-    def __init__(self, accept: str, connect: str, certificates: Path, is_client: bool) -> None:
+    Attributes:
+      path: the Unix socket on which it listens, for this account only; None if it listens on an address.
+    """
+
+    def __init__(self, accept: str | None, connect: str, certificates: Path, is_client: bool) -> None:
+        """`accept` is the address on which it listens; None: a Unix socket."""
         check_certificates(certificates, SIDES[not is_client])
         super().__init__("stunnel")
+        self.path = self._folder / "socket" if accept is None else None
+        if self.path is not None and len(os.fsencode(self.path)) > _PATH_BYTES:
+            self._output.close()
+            self._remove_folder()
+            raise OSError(f"{self.path} is too long for a socket's name: set TMPDIR to a folder with a shorter path")
         files = certificates.resolve()
         lines = [
             "foreground = yes",
@@ -114,7 +127,7 @@ class Tunnel(OwnedProcess):
             "debug = warning",
             "[worker]",
             f"client = {'yes' if is_client else 'no'}",
-            f"accept = {accept}",
+            f"accept = {self.path or accept}",
             f"connect = {connect}",
             f"cert = {files / CERTIFICATE}",
             f"key = {files / KEY}",
@@ -133,7 +146,20 @@ class Tunnel(OwnedProcess):
         except BaseException:
             self.stop()
             raise
-        log.info("stunnel started: pid %d, from %s to %s", self.pid, accept, connect)
+        log.info("stunnel started: pid %d, from %s to %s", self.pid, self.path or accept, connect)
+
+    def _listens(self) -> bool:
+        if self.path is None:
+            return super()._listens()
+        for line in Path("/proc/net/unix").read_text(errors="replace").splitlines():
+            fields = line.split(maxsplit=7)
+            if len(fields) == 8 and fields[3] == "00010000" and fields[7] == str(self.path):  # listens
+                return True
+        return False
+
+    def _release_folder(self) -> None:
+        if self.path is None:  # else the socket is in it
+            super()._release_folder()
 
     def refusal(self) -> str | None:
         """Why the other end of the driver's tunnel will not have us, or we not it; None while nothing says so."""
@@ -147,16 +173,13 @@ class Tunnel(OwnedProcess):
         return None
 
 
-def to_worker(host: str, port: int, certificates: Path) -> tuple[Tunnel, int]:
-    """The driver's end of the tunnel to a host's worker, and its port on loopback here.
+def to_worker(host: str, port: int, certificates: Path) -> Tunnel:
+    """Starts the driver's end of the tunnel to a host's worker; its `path` is where the driver reaches it.
 
     Raises:
       OSError, ValueError: stunnel is not installed or did not start, or the certificates are not in order.
     """
-    import portpicker
-
-    here: int = portpicker.pick_unused_port()
-    return Tunnel(f"127.0.0.1:{here}", f"{host.strip('[]')}:{port}", certificates, is_client=True), here
+    return Tunnel(None, f"{host.strip('[]')}:{port}", certificates, is_client=True)
 
 
 def before_worker(port: int, worker_port: int, certificates: Path) -> Tunnel:

@@ -1,4 +1,4 @@
-"""TFF's worker process, owned: on loopback only, ended on every exit path.
+"""TFF's worker process, owned: on loopback and for this account only, ended on every exit path.
 
 Stock TFF 0.87 starts `worker_binary` by itself: it listens without authentication on all interfaces, and is left
 behind as an orphan when Python ends abnormally.
@@ -7,12 +7,29 @@ behind as an orphan when Python ends abnormally.
 import logging
 import os
 import shutil
+import socket
 import subprocess
+import sys
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
 
-from fl.owned_process import OwnedProcess, is_loopback, listening_addresses, require_free_port
+from fl.owned_process import OwnedProcess, WorkerLostError, is_loopback, listening_addresses, require_free_port
+
+_ANSWER_SECONDS = 120.0
+# Run with the shim: binds all addresses and connects to itself twice. The first connection is closed for sending, so
+# that the shim must refuse it. Prints the address, and whether the second is the one that was let in.
+_PROBE = """
+import socket
+server = socket.create_server(("0.0.0.0", 0))
+place = ("127.0.0.1", server.getsockname()[1])
+closed = socket.create_connection(place)
+closed.shutdown(socket.SHUT_WR)
+client = socket.create_connection(place)
+server.setblocking(False)
+connection, peer = server.accept()
+print(server.getsockname()[0], peer == client.getsockname())
+"""
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +54,7 @@ def c_compiler() -> str | None:
 
 
 def build_loopback_shim(folder: Path) -> Path | None:
-    """Compiles the bind() shim into `folder`; None where there is no C compiler (or it fails)."""
+    """Compiles the shim (`loopback.c`) into `folder`; returns None where there is no C compiler (or it fails)."""
     compiler = c_compiler()
     if compiler is None:
         return None
@@ -51,6 +68,21 @@ def build_loopback_shim(folder: Path) -> Path | None:
     return library if done.returncode == 0 else None
 
 
+def shim_works(library: Path) -> bool:
+    """Tries the shim in a small process that listens: is it on loopback, and is just its own account let in?
+
+    Where the kernel does not tell whose a connection is, nobody is let in, and this is False.
+    """
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", _PROBE],
+        env=dict(os.environ, LD_PRELOAD=str(library)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode == 0 and done.stdout == "127.0.0.1 True\n"
+
+
 class Worker(OwnedProcess):
     """One running TFF worker process.
 
@@ -58,7 +90,8 @@ class Worker(OwnedProcess):
       concurrent_calls: client computations that run at once; give it the number of cores.
       threads_per_call: TensorFlow intra-op threads for each of them.
       port: where it listens; left out: a free one.
-      all_interfaces: listen not on loopback but to the whole network, without authentication.
+      all_interfaces: listen not on loopback but to the whole network, without authentication. Then, and where there
+        is no C compiler, any account of this machine is let in, too; otherwise only this process's own.
 
     Raises:
       OSError: the port is taken.
@@ -84,17 +117,32 @@ class Worker(OwnedProcess):
         self._launch([str(binary), *arguments], environment)
         log.info("TFF worker started: pid %d, port %d", self.pid, self.port)
 
+    def wait_until_it_listens(self) -> None:
+        """Also raises WorkerLostError if the worker does not let us in: the kernel must say whose a connection is."""
+        super().wait_until_it_listens()
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=_ANSWER_SECONDS) as connection:
+                answered = connection.recv(1) != b""  # a gRPC server speaks first
+        except ConnectionError:
+            answered = False
+        if not answered:
+            self.check_alive("it did not start, see what it said, then try again")
+            raise WorkerLostError(
+                f"{self.name} refuses this account: the kernel does not tell whose a connection is (module tcp_diag): "
+                "ask fedspeak doctor"
+            )
+
     @property
     def is_open(self) -> bool:
-        """Whether it listens on anything but loopback. Only once it listens."""
+        """Whether it listens on anything but loopback, for any account. Known only once it listens."""
         return not all(map(is_loopback, listening_addresses(self.pid)))
 
 
 def warn_of_open(worker: Worker, mend: str) -> None:
     """The loud warning that belongs to an open worker; `mend` says how to close it."""
     warnings.warn(
-        f"TFF's worker (port {worker.port}) accepts connections from ANY host without authentication, and runs "
-        f"whatever they send: {mend}, or close the port in a firewall",
+        f"TFF's worker (port {worker.port}) accepts connections from ANY host without authentication, and from any "
+        f"account of this one, and runs whatever they send: {mend}; a firewall keeps out other hosts, not accounts",
         OpenExecutorWarning,
         stacklevel=3,
     )

@@ -39,6 +39,7 @@ HEALTHY = machine.Facts(
     memory=8 * doctor.GIB,
     disk=50 * doctor.GIB,
     loopback_shim=True,
+    shim_works=True,
     stunnel=True,
 )
 
@@ -93,7 +94,8 @@ def test_healthy_machine_has_nothing_to_mend():
             "warn",
             "not installed; needed for learning a vocabulary",
         ),
-        ({"loopback_shim": False}, "executor socket", "warn", "OPEN: .*C compiler"),
+        ({"loopback_shim": False, "shim_works": False}, "executor socket", "warn", "OPEN: .*any account.*C compiler"),
+        ({"shim_works": False}, "executor socket", "fail", "refuse everyone: .*does not tell whose"),
         ({"stunnel": False}, "stunnel", "ok", "not installed .*stunnel4.*several machines"),
         ({"memory": 3 * doctor.GIB}, "memory", "warn", "3.0 GiB free"),
         ({"memory": None}, "memory", "warn", "cannot tell"),
@@ -112,7 +114,7 @@ def test_what_is_wrong_is_said(change: dict, name: str, status: str, message: st
 @pytest.mark.parametrize("locked", [LOCKED, None])
 def test_an_installation_without_tff_is_whole(versions: dict, locked: dict | None):
     """Nothing is compared with a stack that it is not, and nothing asks for TFF's socket, tunnel or jaxlib."""
-    facts = replace(HEALTHY, versions=versions, locked=locked, loopback_shim=False, stunnel=False)
+    facts = replace(HEALTHY, versions=versions, locked=locked, loopback_shim=False, shim_works=False, stunnel=False)
     checks = doctor.run_checks(facts)
     assert {check.status for check in checks} == {"ok"}
     assert not {"lock", "jaxlib", "executor socket", "stunnel"} & {check.name for check in checks}
@@ -137,6 +139,14 @@ def test_finds_a_worker_that_runs_here(tmp_path):
         finally:
             process.kill()
     assert seen[process.pid].parent_pid == os.getpid()
+
+
+@pytest.mark.parametrize("compiler", ["here", None])
+def test_the_executor_socket_is_tried(compiler, monkeypatch):
+    if compiler is None:
+        monkeypatch.setattr("fl.worker.c_compiler", lambda: None)
+    facts = machine.gather([])
+    assert facts.loopback_shim == facts.shim_works == (compiler is not None)
 
 
 def test_reads_the_projects_own_lock():

@@ -16,6 +16,7 @@ from fl import tunnel
 from fl.owned_process import is_loopback, listening_addresses
 from tests.experiments.processes import ended, finish, start, wait_for_rounds
 from tests.fl.namespaces import needs_stunnel
+from tests.fl.strangers import assert_refuses_nobody
 
 
 def children(pid: int) -> list[int]:
@@ -48,6 +49,7 @@ def test_a_worker_listens_on_loopback_and_leaves_nothing_behind(number, own_temp
     assert len(running) == 1
     addresses = listening_addresses(running[0])
     assert addresses and all(map(is_loopback, addresses))
+    assert_refuses_nobody(port)
     process.send_signal(number)
     code, out, err = finish(process)
     assert (code, out, err) == (0, "worker: ended\n", "")
@@ -64,6 +66,10 @@ def test_a_worker_behind_a_tunnel_ends_with_it(number, tmp_path, own_temporary_f
     assert len(running) == 2
     names = {Path(f"/proc/{pid}/comm").read_text().strip(): pid for pid in running}
     assert all(map(is_loopback, listening_addresses(names["worker_binary"])))
+    command = Path(f"/proc/{names['worker_binary']}/cmdline").read_text()
+    behind = re.search(r"--port=(\d+)", command)
+    assert behind is not None
+    assert_refuses_nobody(int(behind[1]))
     process.send_signal(number)
     code, _, _ = finish(process)
     assert code == (0 if number == signal.SIGTERM else -number)

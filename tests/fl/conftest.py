@@ -1,14 +1,30 @@
 """One TFF worker for all tests of federated computations: it takes seconds to start."""
 
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from fl import worker as workers
 from fl.runtime import local_runtime
-from fl.worker import Worker
+from fl.worker import Worker, c_compiler
 
 
 @pytest.fixture(scope="session")
 def worker() -> Iterator[Worker]:
     with local_runtime(concurrent_calls=2) as running:
         yield running.worker
+
+
+@pytest.fixture(scope="session")
+def blind_shim(tmp_path_factory) -> Path:
+    """The shim as it is where the kernel does not tell whose a connection is."""
+    folder, compiler = tmp_path_factory.mktemp("blind"), c_compiler()
+    assert compiler is not None
+    source, library = folder / "blind.c", folder / "blind.so"
+    text = Path(workers.__file__).with_name("loopback.c").read_text()
+    source.write_text(text.replace("NETLINK_SOCK_DIAG)", "31)"))  # no such protocol
+    assert source.read_text() != text
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", str(library), str(source), "-ldl"], check=True)
+    return library

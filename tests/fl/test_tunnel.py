@@ -2,6 +2,7 @@ import shutil
 import socket
 import ssl
 import stat
+import tempfile
 import threading
 from pathlib import Path
 from unittest import mock
@@ -10,7 +11,9 @@ import portpicker
 import pytest
 
 from fl import tunnel
+from fl.owned_process import listening_addresses
 from tests.fl.namespaces import needs_stunnel, skip
+from tests.fl.strangers import as_nobody
 
 
 @pytest.fixture(scope="module")
@@ -51,16 +54,19 @@ def far_end(certificates, echo):
     running.stop()
 
 
-def ask(port: int) -> bytes:
-    with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+def ask(address: tuple[str, int] | Path) -> bytes:
+    with socket.socket(socket.AF_UNIX if isinstance(address, Path) else socket.AF_INET) as connection:
+        connection.settimeout(5)
+        connection.connect(str(address) if isinstance(address, Path) else address)
         connection.sendall(b"hello")
         return connection.recv(100)
 
 
 def through_tunnel(port: int, folder: Path) -> bytes:
-    near_end, here = tunnel.to_worker("localhost", port, folder)
+    near_end = tunnel.to_worker("localhost", port, folder)
     try:
-        return ask(here)
+        assert near_end.path is not None
+        return ask(near_end.path)
     finally:
         near_end.stop()
 
@@ -93,6 +99,39 @@ def test_the_right_certificate_is_let_through(certificates, far_end):
 
 
 @needs_stunnel
+def test_the_drivers_end_is_for_its_own_account_only(certificates, far_end, echo):
+    near_end = tunnel.to_worker("localhost", far_end, certificates[0])
+    try:
+        assert near_end.path is not None and ask(near_end.path) == b"echo hello"
+        assert not listening_addresses(near_end.pid)
+        assert stat.S_IMODE(near_end.path.parent.stat().st_mode) == 0o700
+        before = len(echo[1])
+        script = """
+import socket, sys
+become_nobody()
+try:
+    socket.socket(socket.AF_UNIX).connect(sys.argv[1])
+except PermissionError:
+    print("refused")
+"""
+        assert as_nobody(script, str(near_end.path)) == "refused\n"
+        assert len(echo[1]) == before
+    finally:
+        near_end.stop()
+    assert not near_end.path.parent.exists()
+
+
+@needs_stunnel
+def test_a_folder_whose_name_is_too_long_for_a_socket_is_one_line(certificates, tmp_path, monkeypatch):
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    with pytest.raises(OSError, match="too long for a socket's name: set TMPDIR"):
+        tunnel.to_worker("localhost", 1, certificates[0])
+    assert not list(long.iterdir())
+
+
+@needs_stunnel
 def test_without_the_drivers_certificate_nobody_reaches_the_worker(certificates, far_end, echo, tmp_path):
     driver, worker = certificates
     foreign, _ = tunnel.make_certificates(tmp_path / "foreign")
@@ -113,7 +152,7 @@ def test_without_the_drivers_certificate_nobody_reaches_the_worker(certificates,
             return connection.recv(100)
 
     before = len(echo[1])
-    assert refused(ask, far_end)  # no TLS at all
+    assert refused(ask, ("127.0.0.1", far_end))  # no TLS at all
     assert refused(without_certificate)
     assert refused(through_tunnel, far_end, foreign)
     with mock.patch("fl.tunnel.check_certificates"):

@@ -1,0 +1,49 @@
+"""Another account of this machine: `nobody`, whom a server of ours must not let in."""
+
+import os
+import subprocess
+import sys
+
+from tests.fl.namespaces import skip
+
+_BECOME = """
+import os
+def become_nobody():
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+"""
+# Prints what a server says to a connection on which nothing was sent: b"" if it is closed.
+_LISTEN = """
+import socket, sys
+become_nobody()
+for _ in range(int(sys.argv[2])):
+    with socket.create_connection(("127.0.0.1", int(sys.argv[1])), timeout=60) as connection:
+        try:
+            heard = connection.recv(1)
+        except ConnectionError:
+            heard = b""
+        assert heard == b"", heard
+print("refused")
+"""
+
+
+def start_as_nobody(script: str, *arguments: str) -> subprocess.Popen[str]:
+    """Starts a Python script, which is to call `become_nobody`; skips the test if we are not root."""
+    if os.geteuid() != 0:
+        skip("becoming another user needs root")
+    command = [sys.executable, "-c", _BECOME + script, *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def as_nobody(script: str, *arguments: str) -> str:
+    """Runs a script as `start_as_nobody` does; returns what it prints."""
+    with start_as_nobody(script, *arguments) as process:
+        out, err = process.communicate()
+    assert process.returncode == 0, err
+    return out
+
+
+def assert_refuses_nobody(port: int, times: int = 1) -> None:
+    """Connects as `nobody`, one connection after the other: each is closed without a word."""
+    assert as_nobody(_LISTEN, str(port), str(times)) == "refused\n"

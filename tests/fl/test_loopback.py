@@ -1,0 +1,230 @@
+"""The shim in front of a small server: whose connections it lets in."""
+
+import os
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fl.worker import build_loopback_shim, shim_works
+from tests.fl.strangers import as_nobody, start_as_nobody
+
+# Answers each line on standard input: waits for a connection, accepts (without waiting) and prints the peer's port and
+# what it sent; "nobody" if there is none. A number sets the limit of open files to so many more than are open.
+_SERVER = """
+import ctypes, errno, os, resource, select, socket, sys
+family, address, function = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+libc = ctypes.CDLL(None, use_errno=True)
+server = socket.socket(family)
+server.bind(address if family == socket.AF_UNIX else (address, 0))
+server.listen(1000)
+server.setblocking(False)
+def accept():
+    if function == "accept4":
+        connection, peer = server.accept()
+        return connection, peer[1] if peer else ""
+    descriptor = libc.accept(server.fileno(), None, None)
+    if descriptor < 0:
+        raise OSError(ctypes.get_errno(), "")
+    connection = socket.socket(fileno=descriptor)
+    return connection, connection.getpeername()[1]
+print("" if family == socket.AF_UNIX else server.getsockname()[1], flush=True)
+for line in sys.stdin:
+    if line.strip():
+        spare = os.dup(0)
+        os.close(spare)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (spare + int(line), resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    select.select([server], [], [], 60)
+    try:
+        connection, port = accept()
+    except BlockingIOError:
+        print("nobody", flush=True)
+        continue
+    connection.setblocking(True)
+    sent = connection.recv(5).decode()
+    connection.close()
+    print(port, sent, flush=True)
+"""
+# A stranger that connects so many times and leaves each connection in the way that is given; one that stays.
+_STRANGER = """
+import socket, sys
+from tests.fl.test_loopback import connect
+become_nobody()
+for _ in range(int(sys.argv[2])):
+    connect(socket.AF_INET, "127.0.0.1", int(sys.argv[1]), b"steal", sys.argv[3]).close()
+"""
+_STAYING_STRANGER = """
+import socket, sys
+become_nobody()
+connection = socket.socket(int(sys.argv[1]))
+connection.settimeout(20)
+connection.connect((sys.argv[2], int(sys.argv[3])))
+connection.sendall(b"steal")
+print("connected", flush=True)
+try:
+    print(connection.recv(1))
+except ConnectionError:
+    print(b"")
+"""
+WAYS = ["sends and closes", "closes while it sends", "resets", "closes its half"]
+
+
+class Server:
+    """The server behind the shim."""
+
+    def __init__(self, shim: Path, family: int, address: str, function: str = "accept4") -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", _SERVER, str(int(family)), address, function],
+            env=dict(os.environ, LD_PRELOAD=str(shim)),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        self.port = int(self.process.stdout.readline().strip() or 0)
+
+    def accept(self, spare_files: str = "") -> str:
+        """Lets it accept once; what it prints."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(spare_files + "\n")
+        self.process.stdin.flush()
+        return self.process.stdout.readline().strip()
+
+    def open_files(self) -> int:
+        return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
+
+
+def connect(family: int, address: str, port: int, sent: bytes, way: str = "stays", own_port: int = 0) -> socket.socket:
+    """A connection on which `sent` was sent, and which was left, or not, in the way that is given."""
+    connection = socket.socket(family)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if own_port:
+        connection.bind((address, own_port))
+    connection.connect((address, port))
+    connection.sendall(sent)
+    if way == "closes its half":
+        connection.shutdown(socket.SHUT_WR)
+    elif way == "resets":
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    elif way == "closes while it sends":  # the server reads nothing: the kernel keeps the rest and tries on
+        connection.setblocking(False)
+        try:
+            while connection.send(bytes(100_000)):
+                pass
+        except BlockingIOError:
+            pass
+    if way not in ("stays", "closes its half"):
+        connection.close()
+    return connection
+
+
+def as_nobody_connects(server: Server, way: str, times: int = 1) -> None:
+    """Connects, sends and is gone as another account; what is left waits to be accepted when this returns."""
+    as_nobody(_STRANGER, str(server.port), str(times), way)
+
+
+@pytest.fixture(scope="module")
+def shim(tmp_path_factory) -> Path:
+    library = build_loopback_shim(tmp_path_factory.mktemp("shim"))
+    assert library is not None
+    return library
+
+
+@pytest.fixture
+def start(shim) -> Iterator:
+    servers = []
+
+    def start_one(*arguments) -> Server:
+        servers.append(Server(shim, *arguments))
+        return servers[-1]
+
+    yield start_one
+    for server in servers:
+        server.process.kill()
+        server.process.communicate()
+
+
+# Where a server listens and how a client dials it: a client's socket may be of the other family than the server's.
+IPV4 = [(socket.AF_INET, "0.0.0.0", socket.AF_INET, "127.0.0.1")]
+IPV6 = [
+    (socket.AF_INET, "127.0.0.1", socket.AF_INET6, "::ffff:127.0.0.1"),
+    (socket.AF_INET6, "::", socket.AF_INET, "127.0.0.1"),
+    (socket.AF_INET6, "::", socket.AF_INET6, "::ffff:127.0.0.1"),
+    (socket.AF_INET6, "::1", socket.AF_INET6, "::1"),
+]
+EVERYWHERE = (socket.AF_INET6, "::") if socket.has_dualstack_ipv6() else (socket.AF_INET, "0.0.0.0")
+
+
+@pytest.mark.parametrize("function", ["accept", "accept4"])
+@pytest.mark.parametrize(("family", "address", "dialled_family", "dialled"), IPV4 + IPV6 * socket.has_dualstack_ipv6())
+def test_own_account_is_let_in_and_another_is_not(family, address, dialled_family, dialled, function, start):
+    server = start(family, address, function)
+    with start_as_nobody(_STAYING_STRANGER, str(int(dialled_family)), dialled, str(server.port)) as stranger:
+        assert stranger.stdout is not None and stranger.stdout.readline() == "connected\n"
+        assert server.accept() == "nobody"
+        assert stranger.stdout.readline() == "b''\n", "it is told"
+    with connect(dialled_family, dialled, server.port, b"hello") as connection:
+        assert server.accept() == f"{connection.getsockname()[1]} hello"
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_connection_whose_other_end_is_given_up_is_refused(way, start):
+    """Also our own: the kernel has no owner for such a socket, and may print user id 0, as for root's."""
+    server = start(*EVERYWHERE)
+    left = connect(socket.AF_INET, "127.0.0.1", server.port, b"steal", way)
+    assert server.accept() == "nobody"
+    left.close()
+    with connect(socket.AF_INET, "127.0.0.1", server.port, b"hello"):
+        assert server.accept().endswith(" hello")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_connection_that_another_account_gave_up_is_refused(way, start):
+    server = start(*EVERYWHERE)
+    as_nobody_connects(server, way)
+    assert server.accept() == "nobody"
+
+
+def test_our_connection_from_the_same_port_does_not_vouch_for_one_that_was_reset(start):
+    server = start(*EVERYWHERE)
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    connect(socket.AF_INET, "127.0.0.1", server.port, b"steal", "resets", port)
+    with connect(socket.AF_INET, "127.0.0.1", server.port, b"hello", "stays", port):
+        assert server.accept() == f"{port} hello"
+
+
+def test_whom_the_kernel_does_not_name_is_refused(start):
+    """There is room for the connection, and none for the question whose it is."""
+    server = start(*EVERYWHERE)
+    with connect(socket.AF_INET, "127.0.0.1", server.port, b"steal"):
+        assert server.accept(spare_files="1") == "nobody"
+    with connect(socket.AF_INET, "127.0.0.1", server.port, b"hello"):
+        assert server.accept(spare_files="2").endswith(" hello")
+
+
+def test_a_flood_of_refused_connections_leaks_no_file(start):
+    server = start(*EVERYWHERE)
+    before = server.open_files()
+    as_nobody_connects(server, "sends and closes", times=500)
+    with connect(socket.AF_INET, "127.0.0.1", server.port, b"hello"):
+        assert server.accept().endswith(" hello")  # behind all of them
+    assert server.open_files() == before
+
+
+def test_unix_sockets_are_left_alone(start, tmp_path):
+    server = start(socket.AF_UNIX, str(tmp_path / "socket"))
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(tmp_path / "socket"))
+        connection.sendall(b"hello")
+        assert server.accept() == "hello"
+
+
+def test_the_shim_is_tried_before_it_is_said_to_work(shim, blind_shim, tmp_path):
+    assert shim_works(shim)
+    assert not shim_works(blind_shim)
+    assert not shim_works(tmp_path / "missing.so")
