@@ -9,6 +9,7 @@ import click
 
 from experiments.display import no_notices
 from privacy import extras
+from privacy.files import require_writable
 
 if TYPE_CHECKING:
     from models.parity import Parity
@@ -37,13 +38,15 @@ def export(run: Path, precision: str, output: Path | None) -> None:
     Ends with an error if a file does not do what the model does.
     """
     extras.require("models")
-    from experiments.runs import load_trained
+    from experiments.runs import RunFolder, load_trained
 
-    model, weights, vocabulary = load_trained(run)
+    RunFolder(run).require_trained()
     if precision == "all":
         paths = all_precisions(output or run / "model.tflite")
     else:
         paths = {precision: output or _named(run / "model.tflite", precision)}
+    require_writable(next(iter(paths.values())).parent)
+    model, weights, vocabulary = load_trained(run)
     export_and_check(model, weights, vocabulary, paths)
 
 
