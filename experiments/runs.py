@@ -1,5 +1,6 @@
 """The folder of a run: what lies where, and how a trained model is read back."""
 
+import contextlib
 import hashlib
 import io
 import json
@@ -112,8 +113,14 @@ class RunFolder:
         is_new = not self.path.exists()
         make_private_folder(self.path)
         text = configs.dump(config).encode()
-        write_private(self.config_digest, hashlib.sha256(text).hexdigest().encode())
-        write_private(self.config, text)
+        try:
+            write_private(self.config_digest, hashlib.sha256(text).hexdigest().encode())
+            write_private(self.config, text)
+        except OSError:
+            # A digest without its config could neither be resumed nor begun again.
+            with contextlib.suppress(OSError):
+                self.discard(is_new)
+            raise
         return is_new
 
     def discard(self, with_folder: bool) -> None:

@@ -131,5 +131,7 @@ def _write(path: pathlib.Path, content: bytes, mode: int) -> None:
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
+    except OSError as error:
+        raise not_written(path, error) from None
     finally:
         os.close(folder)

@@ -12,6 +12,7 @@ import pytest
 
 from experiments import results
 from experiments.board import Board
+from experiments.config import Config
 from experiments.runs import RunFolder
 from fl import checkpoints
 from fl.rounds import RoundLog
@@ -193,3 +194,20 @@ def test_a_full_disk_names_the_vocabulary_and_the_model(whole, tmp_path, monkeyp
             write(tmp_path / name)
         assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path / name))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("writes", [0, 1, 2, 3])
+def test_a_disk_that_is_full_as_a_run_begins_leaves_nothing(tmp_path, monkeypatch, writes):
+    """Each file takes two calls: itself and its folder."""
+    calls, real = [], os.fsync
+
+    def fill(descriptor):
+        calls.append(descriptor)
+        if len(calls) > writes:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fill)
+    with pytest.raises(OSError, match="No space left"):
+        RunFolder(tmp_path / "run").create(Config())
+    assert not (tmp_path / "run").exists()
