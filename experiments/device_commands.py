@@ -38,14 +38,15 @@ def export(run: Path, precision: str, output: Path | None) -> None:
     Ends with an error if a file does not do what the model does.
     """
     extras.require("models")
-    from experiments.runs import RunFolder, load_trained
+    from experiments.runs import load_trained
 
-    RunFolder(run).require_trained()
     if precision == "all":
         paths = all_precisions(output or run / "model.tflite")
     else:
         paths = {precision: output or _named(run / "model.tflite", precision)}
-    require_writable(next(iter(paths.values())).parent)
+    folder = next(iter(paths.values())).parent
+    if folder.is_dir():  # before TensorFlow loads, which takes seconds
+        require_writable(folder)
     model, weights, vocabulary = load_trained(run)
     export_and_check(model, weights, vocabulary, paths)
 

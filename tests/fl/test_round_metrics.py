@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Callable
 
 import pytest
 
@@ -46,7 +47,9 @@ def take_out(content: bytes) -> bytes:
 
 def flip_digit(content: bytes) -> bytes:
     """In the loss of the first row."""
-    place = re.search(rb'"loss": 0\.\d*(\d)', content).start(1)
+    found = re.search(rb'"loss": 0\.\d*(\d)', content)
+    assert found
+    place = found.start(1)
     return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
 
 
@@ -55,7 +58,7 @@ def flip_newest(content: bytes) -> bytes:
     return content[:start] + flip_digit(content[start:])
 
 
-DAMAGES = {
+DAMAGES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "cut": (cut, f"metrics.jsonl ends with round 1 and the checkpoint is of round 3: {LOST}"),
     "emptied": (lambda _: b"", f"metrics.jsonl ends with round 0 and the checkpoint is of round 3: {LOST}"),
     "row taken out": (take_out, f"metrics.jsonl line 2 is of round 3 and not of round 2: {LOST}"),

@@ -32,7 +32,12 @@ def test_write_private_is_never_open_to_others(tmp_path, monkeypatch):
     assert mode_of(path) == mode_of(draft) == 0o644
     with draft.open() as held:  # whoever has the old draft open does not see what comes
         real = os.fsync
-        monkeypatch.setattr(os, "fsync", lambda fd: (seen.append(os.fstat(fd).st_mode & 0o777), real(fd)))
+
+        def look(descriptor):
+            seen.append(os.fstat(descriptor).st_mode & 0o777)
+            real(descriptor)
+
+        monkeypatch.setattr(os, "fsync", look)
         files.write_private(path, b"new")
         assert held.read() == "left by a kill"
     assert seen[0] == 0o600 == mode_of(path) and path.read_bytes() == b"new"
