@@ -78,9 +78,9 @@ def test_a_damaged_file_stops_run_and_reports_and_restored_the_run_goes_on(tmp_p
     path.write_bytes(change(before))
     damaged = path.read_bytes()
     assert damaged != before
-    for look in (run, lambda folder: checked_metrics(RoundLog(folder))):
+    for look in (lambda: run(tmp_path), lambda: checked_metrics(RoundLog(tmp_path))):
         with pytest.raises(ValueError, match=re.escape(message)) as caught:
-            look(tmp_path)
+            look()
         assert str(path) in str(caught.value) and "\n" not in str(caught.value)
     assert path.read_bytes() == damaged
     path.write_bytes(before)
