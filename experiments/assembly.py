@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -195,9 +196,9 @@ def engine(
 
 
 def federation(
-    config: Config, data: Data, weights: dict[str, Any], promised: PrivacyPlan, secrets: RunKeys, built: Any
+    config: Config, data: Data, promised: PrivacyPlan, secrets: RunKeys, built: Any, inputs: str
 ) -> Federation:
-    """The run's rounds on an engine, made from the same config and initial weights."""
+    """The run's rounds on an engine, made from the same config and initial weights, which `inputs` names."""
     clients = data.splits.train
     return Federation(
         built.process,
@@ -207,13 +208,30 @@ def federation(
         clients,
         lambda client: data.training(clients[client]),
         local_sgd(config),
-        _inputs_digest(config, data, weights),
+        inputs,
         built.noise,
     )
 
 
+def inputs(config: Config, data: Data, weights: dict[str, Any], users_at_once: int, recorded: str | None = None) -> str:
+    """Names all that a round's result follows from, besides plan and keys, for `fl.rounds.Federation`.
+
+    Earlier versions did not name `users_at_once`: a run whose ledger has `recorded` inputs without it keeps to that.
+    """
+    digest = _inputs_digest(config, data, weights)
+    if recorded is not None and users_at_once_of(recorded) is None:
+        return digest
+    return f"{digest} users_at_once={users_at_once}"
+
+
+def users_at_once_of(inputs: str) -> int | None:
+    """The number that stands in a ledger's inputs; None in those of earlier versions."""
+    found = re.fullmatch(r"\w+ users_at_once=(\d+)", inputs)
+    return int(found[1]) if found else None
+
+
 def _inputs_digest(config: Config, data: Data, weights: dict[str, Any]) -> str:
-    """SHA-256 of all that a round's result follows from, besides plan and keys."""
+    """SHA-256 of data, settings and initial weights."""
     digest = hashlib.sha256(f"{config.data} {config.clients} {config.server} {data.store.digest}".encode())
     for name in sorted(weights):
         digest.update(name.encode() + np.ascontiguousarray(weights[name]).tobytes())

@@ -116,7 +116,17 @@ def _message(error: BaseException) -> str:
     if isinstance(error, ImportError) and not isinstance(error, ModuleNotFoundError):
         return f"{error.name or 'a package'} is installed but broken ({error}): install it anew, or fedspeak"
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        from privacy.files import DENIED, FULL
+
+        fix = ""
+        if error.errno in DENIED:
+            fix = ": give yourself the right to it, or choose another"
+        if error.errno in FULL:
+            fix = ": make room on its disk"
+        if error.filename:
+            return f"{error.filename}: {error.strerror}{fix}"
+        # A file of ours is named by who writes it; standard output has no name.
+        return f"output: {error.strerror}{fix}" if error.strerror == os.strerror(error.errno or 0) else error.strerror
     return str(error)
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 CONFIGS = Path(__file__).parent / "configs"
 _SMALLEST, _LARGEST = 1e-37, 1e38
+MAX_USERS_AT_ONCE = 4096
 
 
 def _at_least(key: str, value: int, least: int, most: int | None = None) -> None:
@@ -205,7 +206,7 @@ class RunConfig:
         _at_least("run.keep_checkpoints", self.keep_checkpoints, 1)
         _at_least("run.shards", self.shards, 1, 4096)
         if self.users_at_once is not None:
-            _at_least("run.users_at_once", self.users_at_once, 1, 4096)
+            _at_least("run.users_at_once", self.users_at_once, 1, MAX_USERS_AT_ONCE)
         if self.recycle_worker is not None:
             _at_least("run.recycle_worker", self.recycle_worker, 1)
         _at_least("run.rounds", self.rounds, 1)

@@ -1,5 +1,6 @@
 """From a config to data: public text, vocabulary, token store, three disjoint sets of clients."""
 
+import contextlib
 import dataclasses
 import filecmp
 import hashlib
@@ -10,13 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from experiments.config import Config
-from experiments.runs import make_private_folder
 from fl import clients, splits
 from fl.clients import BuildStatistics, TokenStore
 from fl.sources import csv_rows, folder, jsonl, shakespeare, sqlite
 from fl.sources.base import Source
 from models import vocabulary
 from models.vocabulary import Vocabulary
+from privacy.files import close_to_others, make_private_folder
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,8 @@ def prepare(config: Config, vocabulary_path: Path | None) -> Data:
         min_tokens=config.data.min_tokens,
         split_seed=config.data.split_seed,
     )
+    with contextlib.suppress(PermissionError):  # another user's store may be read
+        close_to_others(STORES / f"{name}.tokens", STORES / f"{name}.tokens")
     sets = splits.split_store(store, config.data.validation, config.data.test)
     for set_name, ids in zip(sets._fields, sets, strict=True):
         if not ids:
@@ -107,8 +110,9 @@ def describe(data: Data) -> str:
         f"public: {'; '.join(data.declared_public)}",
         f"vocabulary: {data.vocabulary.size} sub-words ({data.vocabulary.digest[:12]})",
         f"clients: {len(sets.train)} train, {len(sets.validation)} validation, {len(sets.test)} test",
-        f"tokens a client: median {np.median(tokens):.0f}, mean {tokens.mean():.0f}, most {tokens.max()}",
+        f"tokens a client*: median {np.median(tokens):.0f}, mean {tokens.mean():.0f}, most {tokens.max()}",
         *_left_out(data.store.statistics),
+        "* read from clients' text without noise: operator only, outside ε",
     ]
     return "\n".join(lines)
 
@@ -118,10 +122,10 @@ def _left_out(statistics: BuildStatistics) -> list[str]:
     lines = []
     if statistics.dropped_clients:
         lines.append(
-            f"left out: {statistics.dropped_clients} clients below min_tokens ({statistics.dropped_tokens} tokens)"
+            f"left out*: {statistics.dropped_clients} clients below min_tokens ({statistics.dropped_tokens} tokens)"
         )
     if statistics.bad_rows:
-        lines.append(f"left out: {statistics.bad_rows} bad rows, the first ones:")
+        lines.append(f"left out*: {statistics.bad_rows} bad rows, the first ones:")
         lines += [f"  {example}" for example in statistics.examples[:5]]
     return lines
 

@@ -9,6 +9,7 @@ from experiments import config as configs
 from experiments.display import ConsoleDisplay
 from experiments.runs import RunFolder, load_trained
 from privacy import extras
+from privacy.files import require_writable, write_public
 
 _PROMPTS = ("I will", "My lord,", "What is", "O,")
 _SAMPLES_A_PROMPT = 3
@@ -33,17 +34,18 @@ def demo(output: Path) -> None:
         run.create(configs.load("demo"))
     elif run.weights.exists():
         show.note(f"{output} holds a finished demo: only its results are made anew (delete it to train again)")
+    require_writable(output)
     if not run.weights.exists():
         training.train(run, cli.command_line(), show)
 
     show.note("evaluating on the test clients …")
     table = results.evaluate(run)
-    reports = results.write_reports(run)
+    reports = results.write_reports(run, show.note)
     model, weights, vocabulary = load_trained(output)
     show.note("exporting and checking …")
     export_and_check(model, weights, vocabulary, all_precisions(output / "model.tflite"))
     samples = _samples(output / "model.tflite")
-    (output / "samples.txt").write_text(samples)
+    write_public(output / "samples.txt", samples.encode())
 
     click.echo(table)
     click.echo("The exported model goes on from:\n")

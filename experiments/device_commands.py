@@ -9,6 +9,7 @@ import click
 
 from experiments.display import no_notices
 from privacy import extras
+from privacy.files import require_writable
 
 if TYPE_CHECKING:
     from models.parity import Parity
@@ -39,11 +40,14 @@ def export(run: Path, precision: str, output: Path | None) -> None:
     extras.require("models")
     from experiments.runs import load_trained
 
-    model, weights, vocabulary = load_trained(run)
     if precision == "all":
         paths = all_precisions(output or run / "model.tflite")
     else:
         paths = {precision: output or _named(run / "model.tflite", precision)}
+    folder = next(iter(paths.values())).parent
+    if folder.is_dir():  # before TensorFlow loads, which takes seconds
+        require_writable(folder)
+    model, weights, vocabulary = load_trained(run)
     export_and_check(model, weights, vocabulary, paths)
 
 

@@ -29,10 +29,15 @@ LABELS = {
     "held_out_loss": "held-out loss*",
     "non_finite": "updates zeroed*",
     "epsilon": "ε",
+    "epsilon_fixed_key": "ε that does not hold (fixed key)",
 }
 PRIVATE_METRICS = ("train_loss", "train_accuracy", "train_clients")
 OPERATOR_ONLY = ("loss", "held_out_loss", "non_finite")  # read from training clients
-FOOTNOTE = "* read without noise in a simulation: operator only, outside ε"
+FOOTNOTE = (
+    "* read without noise in a simulation: operator only, outside ε; "
+    "val loss and acc are exact values of clients outside training, outside ε too"
+)
+FIXED_KEY = "BUT ε DOES NOT HOLD: run.fixed_key is set, and whoever knows it can redraw the noise and the cohorts"
 
 
 def rounded_up(epsilon: float) -> str:
@@ -41,7 +46,7 @@ def rounded_up(epsilon: float) -> str:
 
 
 def _shown(key: str, value: float) -> str:
-    if key == "epsilon":
+    if key in ("epsilon", "epsilon_fixed_key"):
         return rounded_up(value)
     return f"{value:.0f}" if key == "non_finite" else f"{value:.3f}"
 
@@ -86,8 +91,6 @@ class ConsoleDisplay:
                     self.note(f"{name} {done}/{total}  {text}")
 
             yield advance
-        if "loss" in latest:
-            self.note(FOOTNOTE)
 
 
 @contextmanager

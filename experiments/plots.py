@@ -1,16 +1,18 @@
 """Plots of runs and studies, each as PNG and SVG."""
 
-from collections.abc import Mapping, Sequence
+import io
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from experiments.intervals import Interval
+from privacy.files import write_private, write_public
 
 
 def loss_curve(path: Path, metrics: Sequence[Mapping[str, Any]], lines: Mapping[str, float]) -> list[Path]:
-    """Validation loss by round, with horizontal lines to compare with.
+    """Validation loss by round, with horizontal lines to compare with; for the operator only (mode 0600).
 
     Args:
       path: without suffix.
@@ -26,7 +28,7 @@ def loss_curve(path: Path, metrics: Sequence[Mapping[str, Any]], lines: Mapping[
     axes.set_xlabel("round")
     axes.set_ylabel("nats a token, validation clients")
     axes.legend()
-    return _save(figure, path)
+    return _save(figure, path, write_private)
 
 
 def repetitions(path: Path, name: str, values: Sequence[Interval]) -> list[Path]:
@@ -117,8 +119,10 @@ def _figure(panels: int = 1) -> Any:
     return figure, figure.subplots(1, panels, sharey=True)
 
 
-def _save(figure: Any, path: Path) -> list[Path]:
+def _save(figure: Any, path: Path, write: Callable[[Path, bytes], None] = write_public) -> list[Path]:
     paths = [path.with_suffix(".png"), path.with_suffix(".svg")]
     for file in paths:
-        figure.savefig(file, dpi=150)
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format=file.suffix[1:], dpi=150)
+        write(file, drawn.getvalue())
     return paths

@@ -1,5 +1,6 @@
 """What a trained run is worth: test clients' losses beside baselines, with intervals over clients; and its reports."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,14 @@ import numpy as np
 
 from experiments import data, plots
 from experiments.baselines import KneserNeyBigram, Unigram
+from experiments.display import FIXED_KEY
 from experiments.intervals import Interval, bits_per_character, mean_interval, paired_interval
 from experiments.runs import RunFolder, load_trained, load_weights, read_json, write_json
 from experiments.versions import versions
 from fl import checkpoints
-from fl.rounds import RoundLog, read_metrics
+from fl.rounds import RoundLog, checked_metrics
 from privacy import report
+from privacy.files import require_writable, write_private
 from privacy.keys import RunKeys
 from privacy.ledger import Ledger
 
@@ -21,6 +24,7 @@ UNIGRAM = "unigram of the training clients"
 BIGRAM = "Kneser-Ney bigram of the training clients"
 PUBLIC = "public model"
 TRAINED = "after federated training"
+NGRAM_FOOTNOTE = "With *: fitted to the training clients' text without noise, operator only, outside ε."
 
 
 @dataclass(frozen=True)
@@ -46,21 +50,25 @@ class Row:
 
 def evaluate(run: RunFolder) -> str:
     """Evaluates a finished run on its test clients; returns the table as Markdown and keeps it in the run's folder."""
-    prepared = data.prepare(run.read_config(), run.vocabulary)
+    config = run.read_config()
+    require_writable(run.path)
+    run.close_to_others()
+    metrics = checked_metrics(RoundLog(run.path))
+    prepared = data.prepare(config, run.vocabulary)
     run.check_data(prepared.store.digest)
     rows = test_rows(run, prepared)
     found = {"clients": len(prepared.splits.test), "rows": [row.to_dict() for row in rows], "versions": versions()}
     write_json(run.evaluation, found)
     text = table(rows, len(prepared.splits.test))
-    run.table.write_text(text)
-    plots.loss_curve(run.path / "curve", read_metrics(run.metrics), _validation_lines(run, prepared))
+    write_private(run.table, text.encode())
+    plots.loss_curve(run.path / "curve", metrics, _validation_lines(run, prepared))
     return text
 
 
 def table(rows: list[Row], clients: int) -> str:
     """The rows as Markdown."""
     lines = [
-        f"Test clients ({clients}); 95 % bootstrap intervals over clients.",
+        f"Test clients ({clients}), measured without noise, outside ε; 95 % bootstrap intervals over clients.",
         "",
         "| | nats a token | bits a character | worse than the trained model by (nats a token, paired) |",
         "|---|---|---|---|",
@@ -68,15 +76,38 @@ def table(rows: list[Row], clients: int) -> str:
     for row in rows:
         gain = "" if row.gain is None else f"{row.gain.estimate:.3f} [{row.gain.low:.3f}, {row.gain.high:.3f}]"
         nats = f"{row.nats.estimate:.3f} [{row.nats.low:.3f}, {row.nats.high:.3f}]"
-        lines.append(f"| {row.name} | {nats} | {row.bits:.3f} | {gain} |")
-    return "\n".join(lines) + "\n"
+        lines.append(f"| {_marked(row.name)} | {nats} | {row.bits:.3f} | {gain} |")
+    return "\n".join([*lines, "", NGRAM_FOOTNOTE]) + "\n"
 
 
-def write_reports(run: RunFolder) -> list[Path]:
-    """The operator's report and the one for release, each as HTML, Markdown and JSON, computed from the ledger."""
+def _marked(name: str) -> str:
+    """A row's name, with an asterisk if the row is for the operator only."""
+    return name if name in (PUBLIC, TRAINED) else f"{name}*"
+
+
+def write_reports(run: RunFolder, note: Callable[[str], None]) -> list[Path]:
+    """Writes the operator's report and the one for release, each as HTML, Markdown and JSON, from the ledger.
+
+    Args:
+      run: a run, finished or not.
+      note: is given a line that the user must see beside the reports.
+
+    Returns:
+      The files.
+
+    Raises:
+      OSError, ValueError: one line that names the file.
+    """
     run.read_config()
+    require_writable(run.path)
+    run.close_to_others()
     ledger = Ledger.read(run.ledger)
-    made = ledger.plan.rounds if run.weights.exists() else len(read_metrics(run.metrics))
+    metrics = checked_metrics(RoundLog(run.path))
+    done = metrics[-1]["round"] if metrics else 0
+    made = ledger.plan.rounds if run.weights.exists() else done
+    is_whole = [row["round"] for row in metrics] == list(range(1, made + 1))
+    if not is_whole:
+        note(f"{run.metrics} lacks rows of the {made} rounds: the report does not say how many updates were zeroed")
     if len(ledger.rounds) < made:
         raise ValueError(
             f"ledger {run.ledger} holds {len(ledger.rounds)} of the {made} rounds that this run has made: restore it, "
@@ -92,8 +123,14 @@ def write_reports(run: RunFolder) -> list[Path]:
             )
     if run.keys.exists() and not RunKeys.load(run.keys).made(ledger.rounds):
         raise ValueError(f"ledger {run.ledger} is not of the rounds of this run's keys: restore both")
-    facts = _facts(run)
-    written = report.build(ledger.plan, ledger, facts).write(run.path, "report")
+    facts: dict[str, Any] = {"versions": versions(), "run": run.path.resolve().name}
+    facts["non_finite"] = int(sum(row["operator"]["non_finite"] for row in metrics)) if is_whole else None
+    if run.evaluation.exists():
+        facts["evaluation"] = _read_evaluation(run.evaluation)
+    operators = report.build(ledger.plan, ledger, facts)
+    if operators.data["status"] == "fixed key":
+        note(f"privacy: epsilon stands in the reports, {FIXED_KEY}")
+    written = operators.write(run.path, "report")
     if "evaluation" in facts:
         # The n-gram models are exact functions of the training clients' text: nothing of them may be released.
         rows = [row for row in facts["evaluation"]["rows"] if row["name"] in (PUBLIC, TRAINED)]
@@ -146,7 +183,7 @@ def _validation_lines(run: RunFolder, prepared: data.Data) -> dict[str, float]:
     training = [prepared.training(client) for client in prepared.splits.train]
     bigram = KneserNeyBigram.fit(training, prepared.vocabulary.size)
     loss = sum(bigram.token_losses(rows).sum() for rows in sequences)
-    lines = {BIGRAM: float(loss) / sum(np.count_nonzero(rows[:, 1:]) for rows in sequences)}
+    lines = {_marked(BIGRAM): float(loss) / sum(np.count_nonzero(rows[:, 1:]) for rows in sequences)}
     if run.read_config().warm_start.epochs:
         model, _, _ = load_trained(run.path)
         lines[PUBLIC] = Evaluator(model, sequences)(load_weights(run.public_weights, model)).loss_per_token
@@ -156,7 +193,7 @@ def _validation_lines(run: RunFolder, prepared: data.Data) -> dict[str, float]:
 def seeds_table(evaluations: list[list[Row]]) -> str:
     """Repetitions of one run as Markdown: each repetition, then mean and standard deviation over them."""
     compared = [row.name for row in evaluations[0] if row.gain is not None]
-    header = ["repetition", "nats a token", "bits a character", *(f"{name} worse by" for name in compared)]
+    header = ["repetition", "nats a token", "bits a character", *(f"{_marked(name)} worse by" for name in compared)]
     lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
     columns = []
     for number, rows in enumerate(evaluations, 1):
@@ -168,17 +205,7 @@ def seeds_table(evaluations: list[list[Row]]) -> str:
         lines.append(f"| {number} | {trained.nats.estimate:.3f} | {trained.bits:.3f} |{shown}")
     mean, deviation = np.mean(columns, 0), np.std(columns, 0, ddof=1)
     summary = "".join(f" {m:.3f} ± {d:.3f} |" for m, d in zip(mean, deviation, strict=True))
-    return "\n".join([*lines, f"| mean ± standard deviation |{summary}"]) + "\n"
-
-
-def _facts(run: RunFolder) -> dict[str, Any]:
-    """What the report says beside the ledger."""
-    metrics = read_metrics(run.metrics)
-    facts: dict[str, Any] = {"versions": versions(), "run": run.path.resolve().name}
-    facts["non_finite"] = int(sum(row["operator"]["non_finite"] for row in metrics))
-    if run.evaluation.exists():
-        facts["evaluation"] = _read_evaluation(run.evaluation)
-    return facts
+    return "\n".join([*lines, f"| mean ± standard deviation |{summary}", "", NGRAM_FOOTNOTE]) + "\n"
 
 
 def _read_evaluation(path: Path) -> dict[str, Any]:

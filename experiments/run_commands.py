@@ -1,7 +1,6 @@
 """Commands on runs: train, evaluate, report, data."""
 
 import contextlib
-import errno
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from experiments import config as configs
 from experiments.display import ConsoleDisplay
 from experiments.runs import RunFolder
 from privacy import extras
+from privacy.files import FULL
 
 _STRICT = click.option("--strict", is_flag=True, help="Refuse the first bad row of the data (data.strict=true).")
 _SETTINGS = click.option(
@@ -30,6 +30,11 @@ _SETTINGS = click.option(
 @_STRICT
 @click.option("--output", type=click.Path(path_type=Path), help="Folder of the run; by default runs/CONFIG-DATE.")
 @click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Go on with an interrupted run.")
+@click.option(
+    "--set-aside-metrics",
+    is_flag=True,
+    help="With --resume: go on though rows of metrics.jsonl are lost or damaged; the file is kept beside it.",
+)
 @click.option("--workers", metavar="HOST:PORT,…", help="Train the clients on other hosts, which run fedspeak worker.")
 @click.option(
     "--certificates",
@@ -44,6 +49,7 @@ def train(
     strict: bool,
     output: Path | None,
     resume: Path | None,
+    set_aside_metrics: bool,
     workers: str | None,
     certificates: Path | None,
     insecure_network: bool,
@@ -64,7 +70,11 @@ def train(
             )
         run = RunFolder(resume)
         run.read_config()
+        if set_aside_metrics:
+            _set_metrics_aside(run, show)
     else:
+        if set_aside_metrics:
+            raise click.UsageError("--set-aside-metrics belongs to --resume: a new run has no metrics to lose")
         from experiments.data import absolute
 
         assert config is not None
@@ -84,14 +94,24 @@ def train(
         click.echo(f"go on with: fedspeak train --resume {run.path}", err=True)
         raise
     except Exception as error:
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        full = isinstance(error, OSError) and error.errno in FULL
         if resume is None and not full:
-            run.discard(is_new_folder)  # a setting to correct, not a run to resume
+            with contextlib.suppress(OSError):
+                run.discard(is_new_folder)  # a setting to correct, not a run to resume
         raise
     show.note("evaluating on the test clients and writing the reports …")
     click.echo(results.evaluate(run))
-    for path in results.write_reports(run):
+    for path in results.write_reports(run, show.note):
         click.echo(str(path))
+
+
+def _set_metrics_aside(run: RunFolder, show: ConsoleDisplay) -> None:
+    from fl.rounds import RoundLog, set_aside_metrics
+
+    if set_aside_metrics(RoundLog(run.path)):
+        show.note(f"{run.metrics} begins with the newest round now; what was left of it is kept beside it")
+    else:
+        show.note(f"{run.metrics} is in order: nothing is set aside")
 
 
 def _place(workers: str | None, certificates: Path | None, insecure_network: bool) -> Any:
@@ -146,7 +166,7 @@ def report(run: Path) -> None:
         for path in reports.of_releases(Releases.read(run)).write(run.parent):
             click.echo(str(path))
         return
-    for path in results.write_reports(RunFolder(run)):
+    for path in results.write_reports(RunFolder(run), ConsoleDisplay().note):
         click.echo(str(path))
 
 

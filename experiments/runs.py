@@ -1,5 +1,6 @@
 """The folder of a run: what lies where, and how a trained model is read back."""
 
+import contextlib
 import hashlib
 import io
 import json
@@ -12,8 +13,8 @@ import numpy as np
 from experiments import config as configs
 from experiments.config import Config
 from experiments.display import no_notices
-from fl.checkpoints import write_atomically
 from fl.rounds import RoundLog
+from privacy.files import close_all_to_others, make_private_folder, write_private
 
 _WANTED = "train one with fedspeak train, or give the folder of a run"
 
@@ -22,8 +23,8 @@ _WANTED = "train one with fedspeak train, or give the folder of a run"
 class RunFolder:
     """Paths inside a run's folder.
 
-    `keys.json` is the operator's secret (mode 0600), `ledger.jsonl` and `metrics.jsonl` are the operator's;
-    `report-release.*` and `model.tflite` are made to be given away.
+    All files are the operator's and have mode 0600, except those made for publication: `report-release.*`,
+    `model*.tflite`, `samples.txt`, and `vocabulary.json`, which comes from public text and is in every exported model.
     """
 
     path: Path
@@ -79,9 +80,25 @@ class RunFolder:
         return self.path / "facts.json"
 
     @property
+    def tensorboard(self) -> Path:
+        """Events for TensorBoard."""
+        return self.path / "tensorboard"
+
+    @property
     def engine(self) -> Path:
         """How many clients are trained at once, measured when the run began: another number rounds otherwise."""
         return self.path / "engine.json"
+
+    def close_to_others(self) -> None:
+        """Takes the rights of other users from the operator's files: an earlier version left them open."""
+        log = RoundLog(self.path)
+        own = [self.config, self.config_digest, self.facts, self.evaluation, self.table, self.tensorboard]
+        own += [self.path / f"report.{suffix}" for suffix in ("html", "md", "json")]
+        own += [self.path / f"curve.{suffix}" for suffix in ("png", "svg")]
+        for pattern in ("metrics-until-round-*.jsonl", ".*.tmp", ".*.draft"):  # drafts that a kill left
+            own += self.path.glob(pattern)
+        for path in (*own, *(path for path in self._made if path != self.keys), log.checkpoints):
+            close_all_to_others(path)
 
     def create(self, config: Config) -> bool:
         """Writes the resolved config into the folder; True if the folder was made for it.
@@ -96,8 +113,14 @@ class RunFolder:
         is_new = not self.path.exists()
         make_private_folder(self.path)
         text = configs.dump(config).encode()
-        write_atomically(self.config_digest, hashlib.sha256(text).hexdigest().encode())
-        write_atomically(self.config, text)
+        try:
+            write_private(self.config_digest, hashlib.sha256(text).hexdigest().encode())
+            write_private(self.config, text)
+        except OSError:
+            # A digest without its config could neither be resumed nor begun again.
+            with contextlib.suppress(OSError):
+                self.discard(is_new)
+            raise
         return is_new
 
     def discard(self, with_folder: bool) -> None:
@@ -165,15 +188,9 @@ class RunFolder:
             )
 
 
-def make_private_folder(path: Path) -> None:
-    """A folder (0700 if it is new) for what only the operator may read: keys, cohorts, exact figures, text."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.mkdir(mode=0o700, exist_ok=True)
-
-
 def write_json(path: Path, content: Any) -> None:
     """JSON for people and programs, atomically."""
-    write_atomically(path, json.dumps(content, indent=2, sort_keys=True).encode() + b"\n")
+    write_private(path, json.dumps(content, indent=2, sort_keys=True).encode() + b"\n")
 
 
 def read_json(path: Path, *keys: str) -> dict[str, Any]:
@@ -191,7 +208,7 @@ def save_weights(path: Path, weights: dict[str, Any]) -> None:
     """Named arrays as one `.npz`, atomically."""
     buffer = io.BytesIO()
     np.savez(buffer, **{name: np.asarray(value) for name, value in weights.items()})
-    write_atomically(path, buffer.getvalue())
+    write_private(path, buffer.getvalue())
 
 
 def load_weights(path: Path, model: Any = None) -> dict[str, np.ndarray]:

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from experiments import assembly, data, warm_start
-from experiments.config import Config
-from experiments.display import OPERATOR_ONLY, PRIVATE_METRICS, ConsoleDisplay, rounded_up
+from experiments.config import MAX_USERS_AT_ONCE, Config
+from experiments.display import FIXED_KEY, FOOTNOTE, OPERATOR_ONLY, PRIVATE_METRICS, ConsoleDisplay, rounded_up
 from experiments.runs import RunFolder, load_weights, read_json, save_weights, write_json
 from experiments.versions import versions
 from privacy import accounting
+from privacy.files import require_writable
 from privacy.ledger import Ledger
 from privacy.plan import PrivacyPlan
 
@@ -31,6 +32,8 @@ def train(run: RunFolder, command: str, show: ConsoleDisplay, hosts: Any = None)
       OSError, ValueError: one line; the run can be resumed once the cause is mended.
     """
     config = run.read_config()
+    require_writable(run.path)
+    run.close_to_others()
     if run.weights.exists():
         show.note(f"{run.path} is trained already")
         return
@@ -40,9 +43,10 @@ def train(run: RunFolder, command: str, show: ConsoleDisplay, hosts: Any = None)
     described = data.describe(prepared)
     show.note(described)
     model = assembly.model(config, prepared.vocabulary.size)
-    begun = Ledger.read(run.ledger).plan.noise_multiplier if _has_lines(run.ledger) else None
-    plan = assembly.plan(config, len(prepared.splits.train), _declared(config, prepared), begun)
-    show.note(_promise(plan))
+    begun = Ledger.read(run.ledger) if _has_lines(run.ledger) else None
+    noise = None if begun is None else begun.plan.noise_multiplier
+    plan = assembly.plan(config, len(prepared.splits.train), _declared(config, prepared), noise)
+    show.note(_promise(plan, config.run.fixed_key is not None))
     if not run.facts.exists():
         lines = described.splitlines()
         facts = {"command": command, "versions": versions(), "data": lines, "store": prepared.store.digest}
@@ -50,7 +54,8 @@ def train(run: RunFolder, command: str, show: ConsoleDisplay, hosts: Any = None)
 
     show.note("loading TensorFlow Federated …")
     public_weights = _public_weights(run, config, prepared, model, show)
-    weights = _federated(run, config, prepared, plan, model, public_weights, show, hosts)
+    recorded = begun.rounds[-1].facts.get("inputs") if begun is not None and begun.rounds else None
+    weights = _federated(run, config, prepared, plan, model, public_weights, recorded, show, hosts)
     write_json(run.model, model.config())
     save_weights(run.weights, weights)
 
@@ -95,12 +100,12 @@ def _federated(
     plan: PrivacyPlan,
     model: Any,
     public_weights: dict[str, Any],
+    recorded: str | None,
     show: ConsoleDisplay,
     hosts: Any,
 ) -> dict[str, Any]:
-    """Runs the rounds that are left; returns the final weights."""
-    import tensorflow as tf
-
+    """Runs the rounds that are left; returns the final weights. `recorded`: the ledger's inputs of its last round."""
+    from experiments.board import Board
     from fl.evaluation import Evaluator
     from fl.rounds import Evaluated, RoundLog, final_state, require_ledger, run_rounds
     from fl.runtime import local_runtime
@@ -122,32 +127,32 @@ def _federated(
     with local_runtime(concurrent_calls=config.run.shards) as runtime:
         reach = "OPEN to any host and account" if runtime.worker.is_open else "on loopback, for this account only"
         show.note(f"TFF worker: process {runtime.worker.pid}, port {runtime.worker.port}, {reach}")
-        users_at_once = _users_at_once(run, config, prepared.vocabulary.size, plan, public_weights, show)
+        users_at_once = _users_at_once(run, config, prepared.vocabulary.size, plan, public_weights, recorded, show)
         shards = config.run.shards * (1 if hosts is None else len(hosts))
         spread = dataclasses.replace(config, run=dataclasses.replace(config.run, shards=shards))
         engine = assembly.engine(spread, prepared.vocabulary.size, public_weights, plan, users_at_once)
         if hosts is not None:
             engine = hosts.spread(engine)
-        federation = assembly.federation(config, prepared, public_weights, plan, secrets, engine)
-        log = RoundLog(run.path, config.run.keep_checkpoints)
-        board = tf.summary.create_file_writer(str(run.path / "tensorboard"))
+        inputs = assembly.inputs(config, prepared, public_weights, users_at_once, recorded)
+        federation = assembly.federation(config, prepared, plan, secrets, engine, inputs)
+        log, board = RoundLog(run.path, config.run.keep_checkpoints), Board(run.tensorboard)
         if plan.is_private:
             show.note("accounting for all rounds …")
-        spent = _epsilon_by_round(plan)
-        with show.task("rounds", plan.rounds) as advance, board.as_default():
+        spent, epsilon = _epsilon_by_round(plan), "epsilon" if config.run.fixed_key is None else "epsilon_fixed_key"
+        show.note(FOOTNOTE)
+        with show.task("rounds", plan.rounds) as advance, board:
             for row in run_rounds(federation, log, evaluate):
                 operator = _shown_to_the_operator(row["operator"])
                 if operator["non_finite"] and not row["operator"]["tokens"]:
                     show.note(
                         f"warning: round {row['round']}: no client's update was finite, each counts as zero: "
-                        "clients.learning_rate is too large for this model"
+                        "clients.learning_rate is too large for this model (operator only, outside ε)"
                     )
                 shown = {name: row["released"][name] for name in PRIVATE_METRICS if name in row["released"]}
                 shown |= row["evaluation"]
                 if spent is not None:
-                    shown["epsilon"] = spent[row["round"] - 1]
-                for name, value in {**shown, **{f"operator/{name}": value for name, value in operator.items()}}.items():
-                    tf.summary.scalar(name, value, step=row["round"])
+                    shown[epsilon] = spent[row["round"] - 1]
+                board.write(row["round"], {**shown, **{f"operator/{name}": v for name, v in operator.items()}})
                 advance(row["round"], {**operator, **shown})
                 if config.run.recycle_worker and row["round"] % config.run.recycle_worker == 0:
                     runtime.recycle()
@@ -174,15 +179,32 @@ def _users_at_once(
     vocabulary_size: int,
     plan: PrivacyPlan,
     weights: dict[str, Any],
+    recorded: str | None,
     show: ConsoleDisplay,
 ) -> int:
-    """Clients of a shard trained together: what the config says, else what was measured when the run began."""
+    """Clients of a shard trained together: what the config says, else what was measured when the run began.
+
+    Raises:
+      ValueError: the rounds that are `recorded` were made with another number, or nobody knows with which.
+    """
     from fl.engines.calibration import calibrate
 
     if config.run.users_at_once is not None:
         return config.run.users_at_once
+    before = None if recorded is None else assembly.users_at_once_of(recorded)
     if run.engine.exists():
-        return int(read_json(run.engine, "users_at_once")["users_at_once"])
+        if recorded is not None and before is None:
+            show.note(f"{run.engine} is not in the ledger, which is of an earlier version: a change would go unnoticed")
+        return _users_at_once_in(run.engine, run.ledger, before)
+    if before is not None:
+        show.note(f"{run.engine} is missing: {before} clients of a shard are trained at once, as {run.ledger} says")
+        write_json(run.engine, {"users_at_once": before})
+        return before
+    if recorded is not None:
+        raise ValueError(
+            f"{run.engine} is missing and the ledger is of an earlier version, which did not record it: restore it, or "
+            'write {"users_at_once": N} into it with the number that the run showed as it began'
+        )
     seconds = calibrate(
         lambda users: assembly.engine(config, vocabulary_size, weights, plan, users),
         assembly.task(config, vocabulary_size, plan),
@@ -198,6 +220,16 @@ def _users_at_once(
     return chosen
 
 
+def _users_at_once_in(engine: Path, ledger: Path, before: int | None) -> int:
+    """The number in `engine.json`, which must be that of the rounds `before`, if it is known."""
+    found = read_json(engine, "users_at_once")["users_at_once"]
+    if type(found) is not int or not 1 <= found <= MAX_USERS_AT_ONCE or before not in (None, found):
+        fix = "restore it" if before is None else "delete it, the number is read from the ledger then"
+        made = "" if before is None else f" and the rounds in {ledger} were made with {before}"
+        raise ValueError(f"{engine} says users_at_once {found!r}{made}: {fix}")
+    return found
+
+
 def _epsilon_by_round(plan: PrivacyPlan) -> list[float] | None:
     """Epsilon after each round, for show; in a long run that of the next of 25 rounds, an upper bound."""
     if not plan.is_private:
@@ -207,12 +239,12 @@ def _epsilon_by_round(plan: PrivacyPlan) -> list[float] | None:
     return [float(value) for value in np.repeat(accounting.epsilon_curve(plan, ends), stride)[: plan.rounds]]
 
 
-def _promise(plan: PrivacyPlan) -> str:
+def _promise(plan: PrivacyPlan, has_fixed_key: bool) -> str:
     if not plan.is_private:
         return "privacy: NOT PRIVATE (no noise)"
     figure = accounting.epsilon(plan)
     return (
         f"privacy: epsilon {rounded_up(figure.value)} at delta {plan.target_delta:.3g} ({plan.delta_rule}), "
         f"unit {plan.unit}, {plan.relation}, {plan.sampling.describe()}, {plan.rounds} rounds, "
-        f"noise multiplier {plan.noise_multiplier:.4g}"
+        f"noise multiplier {plan.noise_multiplier:.4g}{f'; {FIXED_KEY}' if has_fixed_key else ''}"
     )

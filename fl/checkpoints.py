@@ -6,7 +6,6 @@ A file is a NumPy `.npz` archive of the process state plus one JSON document, fo
 import hashlib
 import io
 import json
-import os
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from privacy import files
 
 _DOCUMENT = "document.json"
 _DIGEST_BYTES = 32
@@ -34,16 +35,14 @@ def path_of(folder: Path, round_number: int) -> Path:
 
 def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     """Writes a checkpoint and deletes all but the `keep` newest. The file is whole or absent, whatever happens."""
-    folder.mkdir(parents=True, exist_ok=True)
-    buffer = io.BytesIO()
-    np.savez(buffer, **dict(_flatten(checkpoint.state)))
-    with zipfile.ZipFile(buffer, "a") as archive:
-        archive.writestr(zipfile.ZipInfo(_DOCUMENT), json.dumps(checkpoint.document, sort_keys=True))
-    content = buffer.getvalue()
+    files.make_private_folder(folder)
     path = path_of(folder, checkpoint.round)
-    write_atomically(path, content + hashlib.sha256(content).digest())
+    _write(path, dict(_flatten(checkpoint.state)), checkpoint.document)
     for old in list_files(folder)[:-keep]:
-        old.unlink()
+        try:
+            old.unlink()
+        except OSError as error:
+            raise files.not_written(old, error) from None
     return path
 
 
@@ -91,38 +90,26 @@ def latest_document(folder: Path) -> tuple[int, dict[str, Any]] | None:
         return _round_of(files[-1]), json.loads(archive.read(_DOCUMENT))
 
 
+def replace_document(folder: Path, document: dict[str, Any]) -> None:
+    """Gives the newest checkpoint another document; its state stays."""
+    path = list_files(folder)[-1]
+    with np.load(io.BytesIO(_content(path)), allow_pickle=False) as arrays:
+        _write(path, {name: arrays[name] for name in arrays.files if name != _DOCUMENT}, document)
+
+
 def load_latest(folder: Path, template: Any) -> Checkpoint | None:
     """The newest checkpoint, or None if there is none. Raises ValueError as `load` does."""
     files = list_files(folder)
     return load(files[-1], template) if files else None
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replaces `path` by `content`, durably: after a crash the file is the old one or the new one."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise not_written(path, error) from None
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def not_written(path: Path, error: OSError) -> OSError:
-    """The error of a write that failed, in one line that names file, reason and mend."""
-    return OSError(
-        error.errno, f"{path} could not be written ({error.strerror}): make room or give rights, then resume"
-    )
+def _write(path: Path, arrays: Mapping[str, np.ndarray], document: dict[str, Any]) -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    with zipfile.ZipFile(buffer, "a") as archive:
+        archive.writestr(zipfile.ZipInfo(_DOCUMENT), json.dumps(document, sort_keys=True))
+    content = buffer.getvalue()
+    files.write_private(path, content + hashlib.sha256(content).digest())
 
 
 def _flatten(state: Any, prefix: str = "") -> list[tuple[str, np.ndarray]]:

@@ -130,7 +130,7 @@ class TokenStore:
             folder = target.with_name(f".{target.name}.building")
             # The lock is ours, so whoever left this is gone.
             shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir()
+            folder.mkdir(mode=0o700)
             try:
                 token_file.write(folder, source, vocabulary, min_tokens, split_seed, inputs)
                 os.replace(folder / "store", target)
@@ -207,7 +207,7 @@ def _reusable(path: Path, inputs: str, strict: bool) -> TokenStore | None:
 def _locked(path: Path) -> Iterator[None]:
     """Holds the lock file `path`: one builder at a time. The kernel frees it when its holder dies."""
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             # Its last holder has deleted the file that we waited for: take the one that stands there now.

@@ -6,7 +6,6 @@ resumed gives the same weights, ledger and metrics, bit for bit, and no round's 
 values.
 """
 
-import json
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -16,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from fl import checkpoints
+from fl import checkpoints, round_metrics
 from fl.cohorts import draw_cohort
 from fl.local_training import Batches, LocalSGD
+from privacy import files
 from privacy.keys import RunKeys
 from privacy.plan import PrivacyPlan
 
@@ -112,13 +112,14 @@ def run_rounds(
     """
     plan, keys = federation.plan, federation.keys
     run.folder.mkdir(parents=True, exist_ok=True)
+    files.close_all_to_others(run.checkpoints)
     require_ledger(run)
     with plan.recording(run.ledger) as ledger:
         state = federation.process.initialize()
         saved = checkpoints.load_latest(run.checkpoints, state)
-        start, rows = 0, []
+        start = 0
         if saved is not None:
-            start, state, rows = saved.round, saved.state, [saved.document["metrics"]]
+            start, state = saved.round, saved.state
             if len(ledger.rounds) < start:
                 raise ValueError(
                     f"ledger {run.ledger} holds {len(ledger.rounds)} rounds and the checkpoint is of round {start}: "
@@ -138,7 +139,7 @@ def run_rounds(
             )
         if saved is None and ledger.rounds:
             log.info("replaying %d rounds of the ledger: there is no checkpoint yet", len(ledger.rounds))
-        _restore_metrics(run.metrics, start, rows)
+        metrics = round_metrics.restore(run.metrics, start, None if saved is None else saved.document)
         for number in range(start, plan.rounds):
             cohort = draw_cohort(plan.sampling, len(federation.clients), number, keys.sampler_seed)
             clip = float(state["aggregator"]["clip"]) if plan.clip is not None else None
@@ -163,14 +164,11 @@ def run_rounds(
             evaluation, operator = evaluate(done, state["average"])
             row = {"round": done, **_plain(measured), "evaluation": evaluation}
             row["operator"] |= operator
-            document = {"metrics": row, "ledger_head": ledger.head_after(done)}
+            metrics = metrics.after(row)
+            document = {**metrics.document(row), "ledger_head": ledger.head_after(done)}
             checkpoint = checkpoints.Checkpoint(done, state, document)
             checkpoints.save(run.checkpoints, checkpoint, keep=run.keep_checkpoints)
-            try:
-                with run.metrics.open("ab") as file:
-                    file.write(_line(row))
-            except OSError as error:
-                raise checkpoints.not_written(run.metrics, error) from None
+            files.append_private(run.metrics, round_metrics.line(row))
             yield row
 
 
@@ -203,33 +201,47 @@ def final_state(federation: Federation, run: RoundLog) -> Any:
     return saved.state
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Rows of `metrics.jsonl`; an unfinished last line (a kill in the middle of a write) is left out. Raises
-    ValueError naming a damaged line.
+def checked_metrics(run: RoundLog) -> list[dict[str, Any]]:
+    """Rows of a run's `metrics.jsonl`, held against its newest checkpoint.
+
+    They begin after round 1 if earlier ones were set aside (`set_aside_metrics`).
+
+    Raises:
+      ValueError: a row is damaged, changed or lost.
     """
-    if not path.exists():
-        return []
-    content = path.read_bytes()
-    rows = []
-    for number, line in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), 1):
-        try:
-            rows.append(json.loads(line))
-        except (ValueError, RecursionError):
-            rows.append(None)
-        if not isinstance(rows[-1], dict) or not {"round", "operator"} <= set(rows[-1]):
-            raise ValueError(f"metrics {path} line {number} is damaged: restore the file")
-    return rows
+    newest = checkpoints.latest_document(run.checkpoints)
+    return round_metrics.check(run.metrics, *((0, None) if newest is None else newest))
 
 
-def _restore_metrics(path: Path, rounds: int, last_rows: Sequence[dict[str, Any]]) -> None:
-    """Leaves exactly the rows of rounds 1..rounds: later ones will come again, the checkpoint holds the newest."""
-    newest = {row["round"]: row for row in [*read_metrics(path), *last_rows] if row["round"] <= rounds}
-    lines = [_line(newest[number]) for number in sorted(newest)]
-    checkpoints.write_atomically(path, b"".join(lines))
+def set_aside_metrics(run: RoundLog) -> bool:
+    """Gives up rows that are lost: the run's metrics then begin with the newest round, whose row is in its checkpoint.
 
+    To be called after `run_rounds` or `checked_metrics` refused the file and if no copy of it is left. What remains of
+    it is kept as `metrics-until-round-N.jsonl`. Whatever reads the metrics later says that older rows are missing.
 
-def _line(row: dict[str, Any]) -> bytes:
-    return json.dumps(row, sort_keys=True).encode() + b"\n"
+    Returns:
+      Whether rows were given up; False if nothing is wrong with the file, which then stays.
+
+    Raises:
+      FileNotFoundError: there is no checkpoint, so that no row is due yet.
+    """
+    newest = checkpoints.latest_document(run.checkpoints)
+    if newest is None:
+        raise FileNotFoundError(f"no checkpoint in {run.checkpoints}: there are no metrics to set aside")
+    rounds, document = newest
+    try:
+        round_metrics.check(run.metrics, rounds, document)
+        return False
+    except ValueError as error:
+        log.warning("%s", error)
+    aside = run.metrics.with_name(f"metrics-until-round-{rounds:06d}.jsonl")
+    if run.metrics.exists():
+        files.write_private(aside, run.metrics.read_bytes())
+    # The checkpoint first: killed between the two, the file is still refused.
+    begun = round_metrics.Running(first=rounds).after(document["metrics"])
+    checkpoints.replace_document(run.checkpoints, {**document, **begun.document(document["metrics"])})
+    files.write_private(run.metrics, round_metrics.line(document["metrics"]))
+    return True
 
 
 def _plain(values: Any) -> Any:

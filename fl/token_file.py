@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from fl.client_ids import ClientIds, places
 from fl.sources.base import Source
+from privacy.files import private_opener
 
 PAD = 0
 BOS = 1
@@ -124,7 +125,7 @@ def write(folder: Path, source: Source, vocabulary: Encoder, min_tokens: int, sp
     numbers: dict[str, int] = {}
     piece_clients, piece_sizes, piece_sentences = array("i"), array("q"), array("i")
     spool = folder / "pieces"
-    with open(spool, "wb") as file:
+    with open(spool, "wb", opener=private_opener) as file:
         for client, sentences in source:
             tokens: list[int] = []
             for sentence in sentences:
@@ -172,7 +173,7 @@ def write(folder: Path, source: Source, vocabulary: Encoder, min_tokens: int, sp
                 pieces.seek(int(ends[piece] - size[piece]) * dtype.itemsize)
                 yield pieces.read(int(size[piece]) * dtype.itemsize)
 
-    with open(spool, "rb", buffering=0) as pieces, open(folder / "store", "wb") as file:
+    with open(spool, "rb", buffering=0) as pieces, open(folder / "store", "wb", opener=private_opener) as file:
         file.write(_MAGIC)
         digests = _write_blocks(file, gathered(pieces))
         described = {

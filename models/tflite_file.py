@@ -5,6 +5,7 @@ TFLite runtimes read the front and ignore what follows; `zipfile` reads the back
 lists it). Standard library only.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -57,7 +58,10 @@ def write(path: str | os.PathLike[str], flatbuffer: bytes, vocabulary: Vocabular
       OSError: `path` cannot be written.
     """
     target = Path(path)
-    handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(target)) from None
     try:
         with os.fdopen(handle, "w+b") as file:
             file.write(flatbuffer)
@@ -72,8 +76,11 @@ def write(path: str | os.PathLike[str], flatbuffer: bytes, vocabulary: Vocabular
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror, str(target)) from None
         raise
 
 

@@ -9,6 +9,7 @@ A vocabulary is a function of the text that it is learned from, so that text mus
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import heapq
 import io
@@ -157,7 +158,10 @@ class Vocabulary:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the JSON to `path`: all of it or nothing."""
         target = Path(path)
-        handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        try:
+            handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(target)) from None
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as file:
                 file.write(self.to_json() + "\n")
@@ -165,8 +169,11 @@ class Vocabulary:
                 os.fsync(file.fileno())
             os.chmod(temporary, 0o644)
             os.replace(temporary, target)
-        except BaseException:
-            os.unlink(temporary)
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            if isinstance(error, OSError):
+                raise OSError(error.errno, error.strerror, str(target)) from None
             raise
 
     @classmethod

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
-from privacy import chain
+from privacy import chain, files
 
 _HEADER_START = b'{"format": '  # sorted first: a header torn by a kill still shows what it was to be
 
@@ -53,6 +53,7 @@ class ChainedFile:
                 raise BlockingIOError(f"ledger {path} is being written by another process: let it end first") from None
             with os.fdopen(os.dup(file._descriptor), "rb") as handle:
                 content = handle.read()
+            files.close_to_others(file._descriptor, f"ledger {path}")
             file._keep_whole_lines(content)
             if not file._size and not _HEADER_START.startswith(content[: len(_HEADER_START)]):
                 raise ValueError(f"ledger {path} line 1 is damaged or no ledger: choose another file")
@@ -126,7 +127,7 @@ class ChainedFile:
             except OSError:
                 pass  # an unfinished line is dropped when the ledger is opened next
             reason = f"ledger {self.path} could not be written ({error.strerror}): make room and resume"
-            raise OSError(reason) from error
+            raise OSError(error.errno, reason) from error
         self._size += len(data)
         self.digests.append(digest)
         if is_new:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from privacy import checks
+from privacy import checks, files
 
 if TYPE_CHECKING:
     from privacy.compliance import Round
@@ -66,6 +66,8 @@ class RunKeys:
             os.link(draft, target)
         except FileExistsError:
             raise FileExistsError(f"key file {path} exists already: resume its run or choose another folder") from None
+        except OSError as error:
+            raise files.not_written(path, error) from None
         finally:
             draft.unlink()
         return keys

@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from privacy import statement
+from privacy import files, statement
 from privacy.budget import Releases
 from privacy.guarantee import rounded_up
 from privacy.ledger import Ledger
@@ -35,6 +35,11 @@ class Report:
 
     data: dict[str, Any]
     template: str = "report"
+
+    @property
+    def is_for_publication(self) -> bool:
+        """Whether everybody may read it; the report of a run for its operator is the one that nobody else may."""
+        return self.template == "statistics" or bool(self.data["release"])
 
     def to_json(self) -> str:
         """JSON, indented; an infinite ε is null."""
@@ -57,11 +62,13 @@ class Report:
         return _environment(html=True).get_template(f"{self.template}.html.jinja").render(self.data, plots=drawn)
 
     def write(self, folder: str | pathlib.Path, stem: str = "report") -> list[pathlib.Path]:
-        """Writes `stem`.html, .md and .json into `folder` (made if missing), each whole or not at all;
-        returns them.
+        """Writes `stem`.html, .md and .json into `folder` (made if missing), each whole or not at all; returns them.
+
+        An operator's report has mode 0600; the mode of one that is for publication follows the umask.
         """
         folder = pathlib.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        write = files.write_public if self.is_for_publication else files.write_private
         paths = []
         for suffix, text in (
             (".html", self.to_html()),
@@ -69,9 +76,7 @@ class Report:
             (".json", self.to_json()),
         ):
             path = folder / (stem + suffix)
-            draft = folder / f".{path.name}.draft"
-            draft.write_text(text, encoding="utf-8")
-            draft.replace(path)
+            write(path, text.encode())
             paths.append(path)
         return paths
 

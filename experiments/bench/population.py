@@ -68,8 +68,9 @@ class SyntheticUsers:
 def population(folder: Path, users: int) -> None:
     """Build the token store of a population of synthetic users, open it, draw and read cohorts; time and memory."""
     extras.require("models")
-    from experiments.runs import make_private_folder, write_json
+    from experiments.runs import write_json
     from experiments.versions import versions
+    from privacy.files import make_private_folder
 
     make_private_folder(folder)
     (folder / "store.tokens").unlink(missing_ok=True)

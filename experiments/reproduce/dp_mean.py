@@ -18,6 +18,7 @@ from experiments import cli
 from experiments.display import ConsoleDisplay
 from experiments.runs import write_json
 from experiments.versions import versions
+from privacy.files import write_public
 
 _ROOT = Path(__file__).resolve().parents[2]
 LIBRARIES = _ROOT / ".venv-bench" / "dp-libraries" / "bin" / "python"
@@ -63,7 +64,7 @@ def dp_mean(trials: int, library_trials: int, output: Path) -> None:
     )
     plots.worst_case(output / "plot", worst)
     text = _table(rows, worst, gaussian, trials)
-    (output / "table.md").write_text(text)
+    write_public(output / "table.md", text.encode())
     click.echo(text)
 
 

@@ -19,6 +19,7 @@ from experiments.reproduce.images import Images
 from experiments.reproduce.seeds import interval
 from experiments.runs import write_json
 from experiments.versions import versions
+from privacy.files import write_public
 
 DELTA = 1e-5
 SHARES = {False: 1 / 30, True: 0.1}  # of ε: for the number of records alone, for all of the preprocessing
@@ -65,7 +66,7 @@ def dpsgd_f(folder: Path, data: str, seeds: str, output: Path) -> None:
         text.append(_offset_table(found["offsets"]))
         plots.offsets(output / "plot", found["offsets"])
     write_json(output / "metrics.json", {"command": cli.command_line(), "versions": versions(), **found})
-    (output / "table.md").write_text("\n".join(text))
+    write_public(output / "table.md", "\n".join(text).encode())
     click.echo("\n".join(text))
 
 

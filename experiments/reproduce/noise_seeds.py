@@ -10,8 +10,8 @@ from experiments.config import Config
 from experiments.display import ConsoleDisplay
 from experiments.runs import RunFolder, write_json
 from experiments.versions import versions
-from fl.checkpoints import write_atomically
 from privacy import extras
+from privacy.files import make_private_folder, write_private
 
 
 @click.command("noise-seeds")
@@ -29,7 +29,7 @@ def noise_seeds(run: Path, seeds: int, output: Path | None) -> None:
     source, folder, show = RunFolder(run), output or run.with_name(f"{run.name}-noise-seeds"), ConsoleDisplay()
     config = source.read_config()
     source.require_trained()
-    folder.mkdir(parents=True, exist_ok=True)
+    make_private_folder(folder)
     prepared = data.prepare(config, source.vocabulary)
     evaluations = []
     for seed in range(1, seeds + 1):
@@ -52,7 +52,7 @@ def noise_seeds(run: Path, seeds: int, output: Path | None) -> None:
     if gains:
         plots.repetitions(folder / "plot", "gain over the public model, nats a token", gains)
     table = results.seeds_table(evaluations)
-    (folder / "table.md").write_text(table)
+    write_private(folder / "table.md", table.encode())
     click.echo(table)
 
 
@@ -68,7 +68,7 @@ def _begin(repeated: RunFolder, source: RunFolder, config: Config) -> None:
     for name in (source.vocabulary.name, source.public_weights.name):
         wanted, copy = (source.path / name).read_bytes(), repeated.path / name
         if not copy.exists():
-            write_atomically(copy, wanted)
+            write_private(copy, wanted)
         same = same and copy.read_bytes() == wanted
     if not same:
         raise ValueError(

@@ -1,5 +1,9 @@
 """From a config to the plan: what else a round releases, and what is refused."""
 
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
 import pytest
 
 from experiments import assembly, config
@@ -40,3 +44,16 @@ def test_metrics_are_released_unless_told_otherwise():
 def test_metrics_settings_that_do_not_fit(settings, message):
     with pytest.raises(ValueError, match=message):
         plan(*settings)
+
+
+def test_the_inputs_of_a_round_name_how_many_clients_are_trained_at_once():
+    data: Any = SimpleNamespace(store=SimpleNamespace(digest="d"))
+    parsed, weights = config.parse("", "test", ()), {"w": np.zeros(2)}
+    eight, nine = (assembly.inputs(parsed, data, weights, number) for number in (8, 9))
+    assert eight != nine and assembly.users_at_once_of(eight) == 8
+    assert assembly.inputs(parsed, data, weights, 8, recorded=nine) == eight
+    # A ledger of an earlier version does not name it, and its run goes on.
+    earlier = eight.partition(" ")[0]
+    assert assembly.users_at_once_of(earlier) is None
+    assert assembly.inputs(parsed, data, weights, 8, recorded=earlier) == earlier
+    assert assembly.inputs(parsed, data, {"w": np.ones(2)}, 8, recorded=earlier) != earlier

@@ -33,6 +33,10 @@ def test_an_unknown_command_is_bad_input(capsys):
     [
         (ValueError("two\nlines"), 2, "fedspeak: error: two lines\n"),
         (FileNotFoundError(2, "No such file or directory", "x"), 2, "fedspeak: error: x: No such file or directory\n"),
+        (OSError(28, "No space left on device", "x"), 2, "fedspeak: error: x: No space left on device: make room on"),
+        (OSError(30, "Read-only file system", "x"), 2, "fedspeak: error: x: Read-only file system: give yourself the"),
+        (OSError(28, "No space left on device"), 2, "fedspeak: error: output: No space left on device: make room on"),
+        (OSError(28, "x could not be written: fix"), 2, "fedspeak: error: x could not be written: fix\n"),
         (OSError("no name"), 2, "fedspeak: error: no name\n"),
         (
             ImportError("libfoo.so: cannot open", name="keras"),

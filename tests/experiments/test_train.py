@@ -33,7 +33,7 @@ def test_a_run_leaves_all_that_was_promised(whole):
     ):  # fmt: skip
         assert (run / name).exists() or name == "keys.json", name
     assert "| after federated training |" in out
-    assert "left out: 1 bad rows" in err and "users.jsonl:8" in err
+    assert "left out*: 1 bad rows" in err and "users.jsonl:8" in err
     assert "operator only, outside ε" in err
     assert ended(worker_of(err))
     assert list((run / "tensorboard").iterdir())

@@ -27,11 +27,11 @@ def choose(tmp_path, monkeypatch):
 
     monkeypatch.setattr(calibration, "calibrate", calibrate)
 
-    def run(overrides=()):
+    def run(overrides=(), recorded=None):
         plan = PrivacyPlan(Poisson(0.1), 60, 5, 1.0, FixedClip(0.5))
         notes: Any = Notes()
         parsed = config.parse("", "test", overrides)
-        chosen = training._users_at_once(RunFolder(tmp_path), parsed, 300, plan, {}, notes)
+        chosen = training._users_at_once(RunFolder(tmp_path), parsed, 300, plan, {}, recorded, notes)
         return chosen, notes, len(measured)
 
     return run
@@ -55,3 +55,43 @@ def test_a_large_population_is_looked_at_in_part_the_same_part_every_time():
     some = training._some(clients, 7)
     assert len(set(some)) == 7 and set(some) <= set(clients) and some == training._some(clients, 7)
     assert training._some(clients, 50) == clients
+
+
+def test_the_engine_of_the_rounds_in_the_ledger_stays(choose, tmp_path):
+    choose()
+    assert choose(recorded="abc users_at_once=8") == (8, [], 1)
+    (tmp_path / "engine.json").unlink()
+    chosen, notes, measured = choose(recorded="abc users_at_once=8")
+    assert (chosen, measured) == (8, 1) and "engine.json is missing: 8 clients of a shard" in notes[0]
+    assert json.loads((tmp_path / "engine.json").read_text()) == {"users_at_once": 8}
+
+
+@pytest.mark.parametrize("bit", range(7))
+def test_another_engine_than_that_of_the_rounds_is_refused_with_the_fix(choose, tmp_path, bit):
+    choose()
+    path = tmp_path / "engine.json"
+    flipped = bytearray(path.read_bytes())
+    flipped[flipped.index(b'"users_at_once": 8') + len(b'"users_at_once": ')] ^= 1 << bit
+    path.write_bytes(flipped)
+    with pytest.raises(ValueError, match="engine.json (says users_at_once .*|is damaged.*)") as caught:
+        choose(recorded="abc users_at_once=8")
+    if flipped.decode().isascii() and "says" in str(caught.value):
+        assert "were made with 8: delete it, the number is read from the ledger then" in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["0", "-8", "4097", "true", "8.0", '"8"', "null"])
+def test_an_engine_that_is_no_number_of_clients_is_refused(choose, tmp_path, value):
+    (tmp_path / "engine.json").write_text(f'{{"users_at_once": {value}}}')
+    with pytest.raises(ValueError, match="engine.json says users_at_once .*: restore it"):
+        choose()
+
+
+def test_an_engine_that_the_ledger_of_an_earlier_version_lacks_is_taken_and_that_is_said(choose):
+    choose()
+    chosen, notes, measured = choose(recorded="abc")
+    assert (chosen, measured) == (8, 1) and "engine.json is not in the ledger" in notes[0]
+
+
+def test_a_lost_engine_of_an_earlier_version_is_not_measured_anew(choose):
+    with pytest.raises(ValueError, match="engine.json is missing and the ledger is of an earlier version"):
+        choose(recorded="abc")

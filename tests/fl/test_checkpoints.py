@@ -8,6 +8,7 @@ import pytest
 
 from fl import checkpoints
 from fl.checkpoints import Checkpoint
+from privacy import files
 
 
 def state(value: float = 1.0) -> OrderedDict:
@@ -76,8 +77,8 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
 
 def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path):
     path = tmp_path / "file"
-    checkpoints.write_atomically(path, b"old")
+    files.write_private(path, b"old")
     with mock.patch.object(os, "fsync", side_effect=OSError(errno.ENOSPC, "No space left on device")):
         with pytest.raises(OSError, match="No space left"):
-            checkpoints.write_atomically(path, b"new")
+            files.write_private(path, b"new")
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]

@@ -1,6 +1,7 @@
 """Reports say what the ledger says, and the one for release says nothing that endangers it."""
 
 import json
+import os
 import re
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
@@ -258,6 +259,19 @@ def test_writing_leaves_three_whole_files_and_is_repeatable(tmp_path):
     report.build(plan, ledger, FACTS).write(tmp_path / "new", "r")
     assert [path.read_bytes() for path in first] == before
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["r.html", "r.json", "r.md"]
+
+
+@pytest.mark.parametrize(("release", "mode"), [(False, 0o600), (True, 0o644)])
+def test_the_operators_report_is_closed_to_others_even_in_an_open_folder(tmp_path, release, mode):
+    plan, ledger = run(tmp_path)
+    before = os.umask(0o022)
+    try:
+        (tmp_path / "new").mkdir(0o755)
+        (tmp_path / "new" / "r.md").touch(0o644)
+        written = report.build(plan, ledger, FACTS, release=release).write(tmp_path / "new", "r")
+    finally:
+        os.umask(before)
+    assert [path.stat().st_mode & 0o777 for path in written] == [mode] * 3
 
 
 @pytest.mark.parametrize(

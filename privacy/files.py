@@ -1,0 +1,137 @@
+"""Writes files whole or not at all, private to the operator (mode 0600) unless they are made for publication.
+
+A run's files tell who took part, how large cohorts were and what models without noise make of the clients' text. So the
+private writer is the one to take by default, whatever the umask and whoever made the folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import pathlib
+import stat
+import tempfile
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+_OTHERS = stat.S_IRWXG | stat.S_IRWXO
+
+
+def write_private(path: str | pathlib.Path, content: bytes) -> None:
+    """Replaces `path` by `content` with mode 0600, durably: after a crash the file is the old one or the new one.
+
+    Raises OSError in one line that names the file, the reason and the fix.
+    """
+    _write(pathlib.Path(path), content, 0o600)
+
+
+def write_public(path: str | pathlib.Path, content: bytes) -> None:
+    """As `write_private`, for a file that is made for publication: its mode follows the umask."""
+    _write(pathlib.Path(path), content, 0o666)
+
+
+def append_private(path: str | pathlib.Path, content: bytes) -> None:
+    """Appends to `path`, made with mode 0600 or given it, and returns once that is on the disk. Raises OSError as
+    `write_private` does; a part of `content` may then stand at the end.
+    """
+    try:
+        with open(path, "ab", opener=private_opener) as file:
+            close_to_others(file.fileno(), path)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise not_written(path, error) from None
+
+
+def private_opener(path: str, flags: int) -> int:
+    """The `opener` for `open` with which a new file has mode 0600."""
+    return os.open(path, flags, 0o600)
+
+
+def make_private_folder(path: str | pathlib.Path) -> None:
+    """Makes a folder with mode 0700; one that exists stays as it is, for what lies in it has modes of its own."""
+    folder = pathlib.Path(path)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+
+
+def close_to_others(file: int | str | pathlib.Path, name: str | pathlib.Path) -> None:
+    """Takes all rights of group and others away, from an open file or from a path; `name` stands in the error.
+
+    Raises:
+      PermissionError: the file is open to others and belongs to another user.
+    """
+    mode = stat.S_IMODE(os.stat(file).st_mode)
+    if not mode & _OTHERS:
+        return
+    try:
+        os.chmod(file, mode & ~_OTHERS)
+    except OSError as error:
+        raise PermissionError(
+            error.errno, f"{name} is open to other users (mode {mode:04o}) and is not yours: chmod go= it, or copy it"
+        ) from None
+
+
+def close_all_to_others(path: str | pathlib.Path) -> None:
+    """`close_to_others` for a path and, if it is a folder, for all below it; nothing if it does not exist."""
+    top = pathlib.Path(path)
+    if top.is_symlink() or not top.exists():
+        return
+    for one in (top, *top.rglob("*")):
+        if not one.is_symlink():
+            close_to_others(one, one)
+
+
+def require_writable(folder: str | pathlib.Path) -> None:
+    """Raises OSError as `write_private` does unless a file can be made in `folder`: before work that would be lost."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise not_written(folder, error) from None
+
+
+def not_written(path: str | pathlib.Path, error: OSError) -> OSError:
+    """The error of a write that failed, in one line that names the file, the reason and the fix."""
+    return OSError(
+        error.errno, f"{path} could not be written ({error.strerror}): {fix_of(error)}, then run again or resume"
+    )
+
+
+def fix_of(error: OSError) -> str:
+    """What to do about a file that could not be written, in a few words."""
+    if error.errno in FULL:
+        return "make room on its disk"
+    if error.errno in DENIED:
+        return "give yourself the right to write there"
+    if error.errno == errno.ENOENT:
+        return "make its folder"
+    return "make room or give rights"
+
+
+def _write(path: pathlib.Path, content: bytes, mode: int) -> None:
+    draft = path.with_name(f".{path.name}.tmp")
+    try:
+        # A draft that a kill left may be open to others: never write into it.
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(draft)
+        with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode), "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise not_written(path, error) from None
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    except OSError as error:
+        raise not_written(path, error) from None
+    finally:
+        os.close(folder)

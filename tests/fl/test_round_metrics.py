@@ -1,0 +1,194 @@
+"""Rows of metrics that are lost or changed are never passed over; whose the files of the loop are."""
+
+import os
+import re
+from collections.abc import Callable
+
+import pytest
+
+from fl import checkpoints
+from fl.round_metrics import read_metrics
+from fl.rounds import RoundLog, checked_metrics, run_rounds, set_aside_metrics
+from tests.fl.test_rounds import Kill, evaluate, federation, outcome, run
+
+LOST = "rows are lost, restore the file from a copy; if there is none, fedspeak train --resume with --set-aside-metrics"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    run(folder)
+    return outcome(folder)
+
+
+def stop_after(folder, rounds: int) -> None:
+    """Runs that many rounds, as if killed then."""
+    for row in run_rounds(federation(), RoundLog(folder, keep_checkpoints=2), evaluate):
+        if row["round"] == rounds:
+            return
+
+
+def without_checksum(folder) -> None:
+    """As an earlier version left its newest checkpoint."""
+    newest = checkpoints.latest_document(folder / "checkpoints")
+    assert newest is not None
+    kept = {name: newest[1][name] for name in ("metrics", "ledger_head")}
+    checkpoints.replace_document(folder / "checkpoints", kept)
+
+
+def cut(content: bytes) -> bytes:
+    return b"".join(content.splitlines(keepends=True)[:1])
+
+
+def take_out(content: bytes) -> bytes:
+    lines = content.splitlines(keepends=True)
+    return b"".join([lines[0], *lines[2:]])
+
+
+def flip_digit(content: bytes) -> bytes:
+    """In the loss of the first row."""
+    found = re.search(rb'"loss": 0\.\d*(\d)', content)
+    assert found
+    place = found.start(1)
+    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+
+
+def flip_newest(content: bytes) -> bytes:
+    start = content.rstrip().rfind(b"\n")
+    return content[:start] + flip_digit(content[start:])
+
+
+DAMAGES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
+    "cut": (cut, f"metrics.jsonl ends with round 1 and the checkpoint is of round 3: {LOST}"),
+    "emptied": (lambda _: b"", f"metrics.jsonl ends with round 0 and the checkpoint is of round 3: {LOST}"),
+    "row taken out": (take_out, f"metrics.jsonl line 2 is of round 3 and not of round 2: {LOST}"),
+    "digit": (flip_digit, "metrics.jsonl was changed in lines 1 to 2: restore the file from a copy"),
+    "newest digit": (flip_newest, "metrics.jsonl line 3 is not the checkpoint's row: restore the file from a copy"),
+    "space": (lambda content: content.replace(b": ", b":", 1), "metrics.jsonl was changed in lines 1 to 2"),
+    "nonsense": (lambda content: b"x" + content, "metrics.jsonl line 1 is damaged: restore the file from a copy"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_stops_run_and_reports_and_restored_the_run_goes_on(tmp_path, undisturbed, damage):
+    change, message = DAMAGES[damage]
+    stop_after(tmp_path, 3)
+    path = tmp_path / "metrics.jsonl"
+    before = path.read_bytes()
+    path.write_bytes(change(before))
+    damaged = path.read_bytes()
+    assert damaged != before
+    for look in (lambda: run(tmp_path), lambda: checked_metrics(RoundLog(tmp_path))):
+        with pytest.raises(ValueError, match=re.escape(message)) as caught:
+            look()
+        assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    assert path.read_bytes() == damaged
+    path.write_bytes(before)
+    run(tmp_path)
+    assert outcome(tmp_path) == undisturbed
+
+
+@pytest.mark.parametrize("damage", ["cut", "digit", "gone"])
+def test_set_aside_the_run_goes_on_to_the_same_weights_with_the_newest_row(tmp_path, undisturbed, damage, caplog):
+    stop_after(tmp_path, 3)
+    path, log = tmp_path / "metrics.jsonl", RoundLog(tmp_path)
+    whole = read_metrics(path)
+    if damage == "gone":
+        path.unlink()
+        damaged = None
+    else:
+        path.write_bytes(damaged := DAMAGES[damage][0](path.read_bytes()))
+    assert set_aside_metrics(log)
+    aside = tmp_path / "metrics-until-round-000003.jsonl"
+    if damaged is None:
+        assert not aside.exists()
+    else:
+        assert aside.read_bytes() == damaged and aside.stat().st_mode & 0o777 == 0o600
+    assert checked_metrics(log) == read_metrics(path) == whole[2:]
+    run(tmp_path)
+    ledger, _, weights = undisturbed
+    assert (outcome(tmp_path)[0], outcome(tmp_path)[2]) == (ledger, weights)
+    caplog.clear()
+    assert [row["round"] for row in checked_metrics(log)] == [3, 4]
+    assert "begins with round 3: older rows were lost and set aside" in caplog.text
+    assert not set_aside_metrics(log) and len(read_metrics(path)) == 2  # in order: nothing is done
+
+
+def test_killed_while_setting_aside_the_file_is_still_refused(tmp_path):
+    stop_after(tmp_path, 3)
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(cut(path.read_bytes()))
+
+    replace = checkpoints.replace_document
+
+    def replace_and_kill(*arguments):
+        replace(*arguments)
+        raise Kill
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoints, "replace_document", replace_and_kill)
+        with pytest.raises(Kill):
+            set_aside_metrics(RoundLog(tmp_path))
+    with pytest.raises(ValueError, match="rows are lost"):
+        run(tmp_path)
+    assert set_aside_metrics(RoundLog(tmp_path))
+    run(tmp_path)
+
+
+def test_rows_after_a_deleted_checkpoint_come_again(tmp_path, undisturbed):
+    stop_after(tmp_path, 3)
+    checkpoints.list_files(tmp_path / "checkpoints")[-1].unlink()
+    assert len(checked_metrics(RoundLog(tmp_path))) == 3
+    run(tmp_path)
+    assert outcome(tmp_path) == undisturbed
+
+
+def test_a_run_of_an_earlier_version_goes_on_and_says_that_its_rows_were_not_checked(tmp_path, undisturbed, caplog):
+    stop_after(tmp_path, 3)
+    without_checksum(tmp_path)
+    checked_metrics(RoundLog(tmp_path))
+    assert "metrics.jsonl is of an earlier version, without a checksum" in caplog.text
+    run(tmp_path)
+    assert outcome(tmp_path) == undisturbed
+    caplog.clear()
+    checked_metrics(RoundLog(tmp_path))
+    assert not caplog.text
+
+
+def test_lost_rows_of_a_run_of_an_earlier_version_are_noticed(tmp_path):
+    stop_after(tmp_path, 3)
+    without_checksum(tmp_path)
+    (tmp_path / "metrics.jsonl").write_bytes(cut((tmp_path / "metrics.jsonl").read_bytes()))
+    with pytest.raises(ValueError, match=re.escape(LOST)):
+        run(tmp_path)
+
+
+def test_a_row_is_on_the_disk_before_the_next_checkpoint(tmp_path, monkeypatch):
+    """Else a power cut leaves a checkpoint whose older rows are nowhere."""
+    synced, real = set(), os.fsync
+
+    def fsync(descriptor):
+        real(descriptor)
+        place = os.readlink(f"/proc/self/fd/{descriptor}")
+        if place.endswith("metrics.jsonl"):
+            synced.add(len(read_metrics(tmp_path / "metrics.jsonl")))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    for row in run_rounds(federation(), RoundLog(tmp_path), evaluate):
+        assert row["round"] in synced
+
+
+def test_all_files_of_the_loop_are_the_operators_even_in_an_open_folder(tmp_path):
+    before = os.umask(0o022)
+    try:
+        tmp_path.chmod(0o755)
+        stop_after(tmp_path, 2)
+        made = list(tmp_path.rglob("*"))
+        assert len(made) == 5 and not [path for path in made if path.stat().st_mode & 0o077]
+        for path in made:
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        run(tmp_path)  # as an earlier version left them
+        assert not [path for path in tmp_path.rglob("*") if path.stat().st_mode & 0o077]
+        assert tmp_path.stat().st_mode & 0o777 == 0o755
+    finally:
+        os.umask(before)
