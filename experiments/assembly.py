@@ -213,21 +213,19 @@ def federation(
     )
 
 
-def inputs(config: Config, data: Data, weights: dict[str, Any], users_at_once: int, recorded: str | None = None) -> str:
-    """Names all that a round's result follows from, besides plan and keys, for `fl.rounds.Federation`.
-
-    Earlier versions did not name `users_at_once`: a run whose ledger has `recorded` inputs without it keeps to that.
-    """
-    digest = _inputs_digest(config, data, weights)
-    if recorded is not None and users_at_once_of(recorded) is None:
-        return digest
-    return f"{digest} users_at_once={users_at_once}"
+def inputs(config: Config, data: Data, weights: dict[str, Any], users_at_once: int) -> str:
+    """Names all that a round's result follows from, besides plan and keys, for `fl.rounds.Federation`."""
+    return f"{_inputs_digest(config, data, weights)} users_at_once={users_at_once}"
 
 
-def users_at_once_of(inputs: str) -> int | None:
-    """The number that stands in a ledger's inputs; None in those of earlier versions."""
+def users_at_once_of(inputs: str) -> int:
+    """Reads the number of clients trained at once from a ledger's inputs. Raises ValueError if they are not a run's."""
     found = re.fullmatch(r"\w+ users_at_once=(\d+)", inputs)
-    return int(found[1]) if found else None
+    if found is None:
+        raise ValueError(
+            f"the ledger's inputs are {inputs!r}, not those of fedspeak train: resume with what wrote them"
+        )
+    return int(found[1])
 
 
 def _inputs_digest(config: Config, data: Data, weights: dict[str, Any]) -> str:

@@ -133,7 +133,7 @@ def _federated(
         engine = assembly.engine(spread, prepared.vocabulary.size, public_weights, plan, users_at_once)
         if hosts is not None:
             engine = hosts.spread(engine)
-        inputs = assembly.inputs(config, prepared, public_weights, users_at_once, recorded)
+        inputs = assembly.inputs(config, prepared, public_weights, users_at_once)
         federation = assembly.federation(config, prepared, plan, secrets, engine, inputs)
         log, board = RoundLog(run.path, config.run.keep_checkpoints), Board(run.tensorboard)
         if plan.is_private:
@@ -185,7 +185,7 @@ def _users_at_once(
     """Clients of a shard trained together: what the config says, else what was measured when the run began.
 
     Raises:
-      ValueError: the rounds that are `recorded` were made with another number, or nobody knows with which.
+      ValueError: the rounds that are `recorded` were made with another number.
     """
     from fl.engines.calibration import calibrate
 
@@ -193,18 +193,11 @@ def _users_at_once(
         return config.run.users_at_once
     before = None if recorded is None else assembly.users_at_once_of(recorded)
     if run.engine.exists():
-        if recorded is not None and before is None:
-            show.note(f"{run.engine} is not in the ledger, which is of an earlier version: a change would go unnoticed")
         return _users_at_once_in(run.engine, run.ledger, before)
     if before is not None:
         show.note(f"{run.engine} is missing: {before} clients of a shard are trained at once, as {run.ledger} says")
         write_json(run.engine, {"users_at_once": before})
         return before
-    if recorded is not None:
-        raise ValueError(
-            f"{run.engine} is missing and the ledger is of an earlier version, which did not record it: restore it, or "
-            'write {"users_at_once": N} into it with the number that the run showed as it began'
-        )
     seconds = calibrate(
         lambda users: assembly.engine(config, vocabulary_size, weights, plan, users),
         assembly.task(config, vocabulary_size, plan),

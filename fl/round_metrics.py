@@ -92,7 +92,7 @@ def _checked(
 ) -> tuple[list[tuple[bytes, dict[str, Any]]], Running]:
     """The rows with their lines, the checkpoint's among them, and the digest over those up to its round."""
     rows = _lines(path)
-    first = 1 if document is None else document.get("metrics_first", 1)
+    first = 1 if document is None else document["metrics_first"]
     if first > 1:
         log.warning("%s begins with round %d: older rows were lost and set aside", path, first)
     for number, (_, row) in enumerate(rows, 1):
@@ -115,15 +115,9 @@ def _checked(
     running = Running(first)
     for raw, _ in rows[: rounds - first + 1]:
         running = running.after_line(raw)
-    wanted = document.get("metrics_sha256")
     if rows[rounds - first][0] != newest:
         raise ValueError(f"metrics {path} line {rounds - first + 1} is not the checkpoint's row: {_FIX}")
-    if wanted is None:
-        log.warning(
-            "%s is of an earlier version, without a checksum: rows that were changed before now would not be noticed",
-            path,
-        )
-    elif running.digest != wanted:
+    if running.digest != document["metrics_sha256"]:
         raise ValueError(f"metrics {path} was changed in lines 1 to {rounds - first}: {_FIX}")
     return rows, running
 

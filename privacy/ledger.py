@@ -248,8 +248,8 @@ def _from_line(line: dict[str, Any]) -> Round:
 def _plan_of(header: dict[str, Any], path: pathlib.Path) -> PrivacyPlan:
     if header.get("kind") == "header" and header.get("format") == _TRUNCATED_NOISE:
         raise ValueError(
-            f"ledger {path} was begun by version 0.1, whose training noise ended at 5.68 standard deviations: its "
-            "epsilon does not hold at its delta (CHANGELOG, Security); train anew"
+            f"ledger {path} was begun by version 0.1, whose training noise ended at 5.68 standard deviations: no "
+            "epsilon of it holds at its delta (CHANGELOG, Security); train anew"
         )
     if header.get("kind") != "header" or header.get("format") != FORMAT:
         raise ValueError(f"ledger {path} line 1 is no header of format {FORMAT}: use the version that wrote it")

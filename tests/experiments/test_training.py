@@ -84,14 +84,3 @@ def test_an_engine_that_is_no_number_of_clients_is_refused(choose, tmp_path, val
     (tmp_path / "engine.json").write_text(f'{{"users_at_once": {value}}}')
     with pytest.raises(ValueError, match="engine.json says users_at_once .*: restore it"):
         choose()
-
-
-def test_an_engine_that_the_ledger_of_an_earlier_version_lacks_is_taken_and_that_is_said(choose):
-    choose()
-    chosen, notes, measured = choose(recorded="abc")
-    assert (chosen, measured) == (8, 1) and "engine.json is not in the ledger" in notes[0]
-
-
-def test_a_lost_engine_of_an_earlier_version_is_not_measured_anew(choose):
-    with pytest.raises(ValueError, match="engine.json is missing and the ledger is of an earlier version"):
-        choose(recorded="abc")

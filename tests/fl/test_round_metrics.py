@@ -28,14 +28,6 @@ def stop_after(folder, rounds: int) -> None:
             return
 
 
-def without_checksum(folder) -> None:
-    """As an earlier version left its newest checkpoint."""
-    newest = checkpoints.latest_document(folder / "checkpoints")
-    assert newest is not None
-    kept = {name: newest[1][name] for name in ("metrics", "ledger_head")}
-    checkpoints.replace_document(folder / "checkpoints", kept)
-
-
 def cut(content: bytes) -> bytes:
     return b"".join(content.splitlines(keepends=True)[:1])
 
@@ -141,26 +133,6 @@ def test_rows_after_a_deleted_checkpoint_come_again(tmp_path, undisturbed):
     assert len(checked_metrics(RoundLog(tmp_path))) == 3
     run(tmp_path)
     assert outcome(tmp_path) == undisturbed
-
-
-def test_a_run_of_an_earlier_version_goes_on_and_says_that_its_rows_were_not_checked(tmp_path, undisturbed, caplog):
-    stop_after(tmp_path, 3)
-    without_checksum(tmp_path)
-    checked_metrics(RoundLog(tmp_path))
-    assert "metrics.jsonl is of an earlier version, without a checksum" in caplog.text
-    run(tmp_path)
-    assert outcome(tmp_path) == undisturbed
-    caplog.clear()
-    checked_metrics(RoundLog(tmp_path))
-    assert not caplog.text
-
-
-def test_lost_rows_of_a_run_of_an_earlier_version_are_noticed(tmp_path):
-    stop_after(tmp_path, 3)
-    without_checksum(tmp_path)
-    (tmp_path / "metrics.jsonl").write_bytes(cut((tmp_path / "metrics.jsonl").read_bytes()))
-    with pytest.raises(ValueError, match=re.escape(LOST)):
-        run(tmp_path)
 
 
 def test_a_row_is_on_the_disk_before_the_next_checkpoint(tmp_path, monkeypatch):
