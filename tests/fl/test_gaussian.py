@@ -11,6 +11,7 @@ import tensorflow as tf
 from scipy import stats
 
 from fl import gaussian
+from privacy.keys import RunKeys
 from privacy.training_noise import DISTANCE
 from tests.privacy.test_training_noise import ANGLES, MIDDLE, exact_pair, p_value
 
@@ -105,28 +106,56 @@ def test_streams_are_apart():
     np.testing.assert_array_equal(drawn[0], gaussian.standard_normal(10_000, gaussian.stream(SEED, "a")))
 
 
-@pytest.mark.slow
-def test_tails_over_a_thousand_million_numbers():
-    """Beyond 5.5, 5.7 and 6 standard deviations: each count within 5 standard deviations of the exact one."""
-    runs, size = 250, 4_000_000
+THRESHOLDS = (4.0, 5.0, 5.5, 5.68)
+
+
+def tail_p_values(draw, runs, size, thresholds=THRESHOLDS):
+    """Two-sided Poisson p-values of how many numbers lie beyond each threshold, [4, thresholds].
+
+    Of the numbers themselves; and of the sums over √2 of the two of a pair, of neighbours, and of a coordinate in two
+    rounds one after the other: each is standard normal where the numbers are independent.
+    """
 
     @tf.function(autograph=False)
-    def counted(seed):
-        values = tf.abs(gaussian.standard_normal(size, seed))
-        return [tf.reduce_sum(tf.cast(values > threshold, tf.int64)) for threshold in (5.0, 5.5, 5.7, 6.0)]
+    def counted(seed, before):
+        values = draw(size, seed)
+        pairs, neighbours = values[: size // 2] + values[size // 2 :], values[:-1] + values[1:]
+        looked_at = [values, *(math.sqrt(0.5) * both for both in (pairs, neighbours, values + before))]
+        counts = [[tf.reduce_sum(tf.cast(tf.abs(x) > t, tf.int64)) for t in thresholds] for x in looked_at]
+        return tf.convert_to_tensor(counts), values
 
-    found = np.sum([np.array(counted(tf.constant([11, run], tf.int64))) for run in range(runs)], axis=0)
-    expected = runs * size * 2 * stats.norm.sf([5.0, 5.5, 5.7, 6.0])
-    assert (abs(found - expected) <= 5 * np.sqrt(expected)).all()  # 573, 38, 12, 2 expected: 12 of 0 is refused
+    keys, total = RunKeys.fixed(2), np.zeros([4, len(thresholds)], np.int64)
+    before = draw(size, tf.constant(keys.noise_seed(0)))
+    for run in range(1, runs + 1):
+        counts, before = counted(tf.constant(keys.noise_seed(run)), before)
+        total += np.array(counts)
+    numbers = runs * np.array([[size], [size // 2], [size - 1], [size]])
+    expected = numbers * 2 * stats.norm.sf(thresholds)
+    return np.minimum(1, 2 * np.minimum(stats.poisson.cdf(total, expected), stats.poisson.sf(total - 1, expected)))
+
+
+@pytest.mark.slow
+def test_tails_and_pairs_and_rounds_over_a_thousand_million_numbers():
+    """Sixteen p-values above 1e-5: a right sampler fails with probability below 2e-4."""
+    assert (tail_p_values(gaussian.standard_normal, 250, 4_000_000) > 1e-5).all()
 
 
 @pytest.mark.slow
 def test_the_noise_of_version_0_1_has_an_end():
-    """The planted fault of the test above: 12 numbers beyond 5.7 are expected of 10^9, and none ever comes."""
-    runs, size = 250, 4_000_000
+    """13 numbers beyond 5.68 are expected of 10^9, and none ever comes."""
+    assert tail_p_values(released_in_version_0_1, 250, 4_000_000)[0, -1] < 1e-5
 
-    @tf.function(autograph=False)
-    def counted(seed):
-        return tf.reduce_sum(tf.cast(tf.abs(released_in_version_0_1(size, seed)) > 5.7, tf.int64))
 
-    assert sum(int(counted(tf.constant([12, run], tf.int64))) for run in range(runs)) == 0
+def test_the_test_of_tails_rejects_shared_radii_and_rounds_with_the_same_noise():
+    """At lower thresholds, where a few million numbers are enough."""
+
+    def shared(size, seed):
+        half = gaussian.standard_normal(size // 2, seed)
+        return tf.concat([half, half], 0)
+
+    def again(size, seed):
+        return gaussian.standard_normal(size, seed * 0)
+
+    assert (tail_p_values(gaussian.standard_normal, 5, 200_000, (2.0, 3.0)) > 1e-5).all()
+    assert tail_p_values(shared, 5, 200_000, (2.0, 3.0))[1].max() < 1e-5
+    assert tail_p_values(again, 5, 200_000, (2.0, 3.0))[3].max() < 1e-5
