@@ -133,12 +133,13 @@ class _RandomState:
     def __init__(self, model: Any) -> None:
         self._variables: list[tuple[tf.Variable, npt.NDArray[Any]]] = []
         # Keras 2 gives each call of a layer that has a seed the next integer.
-        held = (getattr(layer, "_random_generator", None) for layer in model._flatten_layers())
+        held: list[Any] = [getattr(layer, "_random_generator", None) for layer in model._flatten_layers()]
         self._counts = [(each, each._seed) for each in held if isinstance(getattr(each, "_seed", None), int)]
 
     def __enter__(self) -> _RandomState:
         context = _eager_context()
-        self._before = random.getstate(), np.random.get_state(), context._seed, vars(context).get("_rng")
+        drawn = vars(context).get("_rng")  # of the operations' seeds, once a global one is set
+        self._before = random.getstate(), np.random.get_state(), context._seed, drawn, drawn and drawn.getstate()
         return self
 
     def add(self, variables: list[tf.Variable]) -> None:
@@ -161,7 +162,9 @@ class _RandomState:
 
     def __exit__(self, *error: object) -> None:
         context = _eager_context()
-        python, numpy, context._seed, context._rng = self._before
+        python, numpy, context._seed, context._rng, drawn = self._before
+        if drawn:
+            context._rng.setstate(drawn)
         random.setstate(python)
         np.random.set_state(numpy)
         self._set(0)
@@ -215,7 +218,7 @@ class _Probe:
         for _ in range(2):
             prepare()
             found.append(self._losses(self._x, self._y, training=training).numpy())
-        return np.array_equal(*found, equal_nan=True)
+        return np.array_equal(found[0], found[1], equal_nan=True)
 
     def _drawn(self, data: Examples) -> Any:
         rows = self._generator.integers(0, len(data.y), _PROBED)

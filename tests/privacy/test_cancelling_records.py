@@ -11,7 +11,7 @@ import tensorflow as tf
 from keras import layers
 
 import models
-from privacy import ghost_norms
+from privacy import clip_bounds, ghost_norms
 from privacy.examples import checked_examples
 from privacy.private_step import PrivateStep
 from tests.privacy.keras_training import drawn, settings
@@ -112,7 +112,7 @@ def test_a_record_that_cancels_counts_for_at_most_the_clip_norm(name):
     others = generator.normal(size=(7, *shape)).astype(np.float32)
     all_x, roundings = np.repeat(x, 8, axis=0), 2 * 8 * int(np.prod(shape[:-1])) * 2.0**-24
     without = clipped(all_x[:7], others)
-    summation = 2 * roundings * 8 * ghost_norms._LARGEST_MASS
+    summation = 2 * roundings * 8 * clip_bounds._LARGEST_MASS
     assert summation < 0.1
     for y in labels[::3]:
         with_ = clipped(all_x, np.concatenate([others[:3], y, others[3:]]))
@@ -160,11 +160,11 @@ def fixed_slack(groups):
     lengths = tf.sqrt(tf.reduce_sum(term.left**2, -1) * tf.reduce_sum(term.right**2, -1))
     squared = tf.maximum(tf.reduce_sum(gram, [1, 2]), 0.0) + 4 * 2.0**-23 * tf.reduce_sum(lengths, 1) ** 2
     found = tf.cast(tf.sqrt(squared), tf.float64)
-    return ghost_norms.Bounds(found, tf.zeros_like(found), tf.zeros_like(found))
+    return clip_bounds.Bounds(found, tf.zeros_like(found), tf.zeros_like(found))
 
 
 def test_a_fixed_slack_is_found_out(monkeypatch):
-    monkeypatch.setattr(ghost_norms, "compute_bounds", fixed_slack)
+    monkeypatch.setattr(clip_bounds, "compute_bounds", fixed_slack)
     assert largest_of(256, 16, 300) > 1.1
 
 
