@@ -37,6 +37,7 @@ _LARGEST_MASS = 64.0
 """Largest mass of a clipped gradient, in clip norms. With random signs it is √T."""
 
 _DOUBLE = 2.0**-53
+_FOLLOWING = 1000  # roundings in float64, at most, from a norm to a factor: square roots, sums over weights, products
 _LARGEST_SQUARE = 1e240  # of a float64 factor: products of two stay far from underflow and overflow
 _LOST_SQUARES = 1e-50  # at most what underflow takes from a squared norm below it
 _SHORT_AXIS = 2048  # whose squares are added in float32: γ / 2 = 6e-5 of the norm
@@ -138,7 +139,7 @@ class _Lengths:
             if tensor is values:
                 return number
         dtype, shape = values.dtype, values.shape
-        relative, unsure = 1 + 2 * _DOUBLE * (size + 32), _unsure(dtype)
+        relative, unsure = 1 + 2 * _DOUBLE * (size + _FOLLOWING), _unsure(dtype)
         if dtype != tf.float64 and size > _SHORT_AXIS >= (shape[-1] or math.inf):
             # The last axis in the tensor's own precision: a copy of all in float64 would be twice as large.
             relative *= 1 + 2 * _unit(dtype) * (shape[-1] + 1)
@@ -177,7 +178,7 @@ def _bounds(group: Sequence[Term], wide: _Wide) -> Bounds:
             shifts.append(unsure * tf.reduce_sum(other_root * right + root * left, axis=1))
             losses.append(tiny * (root * tf.reduce_sum(left, axis=1) + size**0.5 * length))
             roundings.append(1.0 if is_double(term) else length)
-    mass, relative = sum(masses), 1 + 2 * _DOUBLE * (sum(weight.shape) + 32)
+    mass, relative = sum(masses), 1 + 2 * _DOUBLE * (sum(weight.shape) + _FOLLOWING)
     positions = sum(_positions(term) for term in group)
     slack = 2 * _DOUBLE * (sum(weight.shape) + positions * positions + 16)
     squared = wide.squared_norms(group) + slack * tf.square(mass) + _LOST_SQUARES

@@ -8,6 +8,7 @@ from privacy.audited_keras import cancelling_record
 from tests.privacy.test_cancelling_records import fixed_slack
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("faulty", [False, True])
 def test_an_audit_refutes_a_fixed_slack_and_nothing_else(faulty, monkeypatch):
     if faulty:
