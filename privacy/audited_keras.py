@@ -64,7 +64,7 @@ def cancelling_record(epsilon: float, delta: float) -> Case:
 
 
 def _candidates(generator: np.random.Generator) -> tuple[Any, Any]:
-    """Records with constant inputs, and residuals of two values whose sum is 0.1 to 0.3 % of their size, or 10 to 30 %."""
+    """Records with constant inputs, and residuals of two values whose sum is 0.1 % to 30 % of their size."""
     height, half = 0.5 + generator.random((_CANDIDATES, 1, 1)), _POSITIONS // 2
     first, left_over = 1 + generator.random((_CANDIDATES, 1)), generator.uniform(2e-3, 6e-3, (_CANDIDATES, 1))
     left_over[::10] *= 100
