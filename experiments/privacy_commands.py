@@ -70,7 +70,11 @@ _EPSILON = click.option("--epsilon", "target", type=float, required=True, metava
     show_default=True,
     help="On each data set; slow ones less.",
 )
-@click.option("--training", is_flag=True, help="Audit rounds of federated training instead: canaries; needs TFF.")
+@click.option(
+    "--training",
+    is_flag=True,
+    help="Audit training instead: federated rounds and a step of KerasDPSGD, by canaries; needs TFF.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def audit(claimed: float, delta: float, trials: int, training: bool, as_json: bool) -> None:
     """Try to refute the kit's own mechanisms: lower bounds on their epsilon from outcomes on neighbouring data.
@@ -90,10 +94,17 @@ def audit(claimed: float, delta: float, trials: int, training: bool, as_json: bo
         noise = "exact integers, but DP-SGD's, which is floating-point and not hardened"
         audited = _audited_mechanisms(claimed, delta, trials)
     if not as_json:
-        click.echo(f"unit: one {unit}; sampler: {sampler}; noise: {noise}")
+        also = "; of KerasDPSGD one record, everybody, once" if training else ""
+        click.echo(f"unit: one {unit}; sampler: {sampler}; noise: {noise}{also}")
     rows = []
     for name, relation, claim, bound in audited:
-        assumed = {"unit": unit, "relation": relation, "sampler": sampler, "noise": noise}
+        of_record = training and name.startswith("KerasDPSGD")
+        assumed = {
+            "unit": "record" if of_record else unit,
+            "relation": relation,
+            "sampler": "everybody, once" if of_record else sampler,
+            "noise": noise,
+        }
         rows.append({"mechanism": name, **assumed, "claimed": claim, **bound._asdict()})
         if not as_json:
             weak = "" if bound.epsilon > claim / 10 else ", but this says nothing: more --trials"
@@ -130,6 +141,7 @@ def _audited_training(claimed: float, delta: float, trials: int) -> Iterator[_Au
     from fl.audit import TAIL_RELEASES, cases, dusty, tail, tail_plan, two_rounds
     from fl.runtime import local_runtime
     from privacy import RunKeys, accounting
+    from privacy.audited_keras import cancelling_record
 
     keys = RunKeys(secrets.token_bytes(32), is_fixed=False)
     plan = canary_run.four_rounds(claimed)
@@ -138,7 +150,7 @@ def _audited_training(claimed: float, delta: float, trials: int) -> Iterator[_Au
         run = canary_run.train(DPMean(plan), keys, np.random.default_rng(secrets.randbits(128)))
     found = run.bound(plan.target_delta, _AUDIT_CONFIDENCE)
     yield f"training, {plan.rounds} rounds, all canaries", plan.relation, accounting.epsilon(plan).value, found
-    yield from _bounded(cases(claimed, delta, keys), trials)
+    yield from _bounded([*cases(claimed, delta, keys), cancelling_record(claimed, delta)], trials)
     yield "DPMean, canary of dust", plan.relation, *dusty(DPMean(two_rounds(claimed, delta)), _AUDIT_CONFIDENCE)
     releases = max(1, TAIL_RELEASES * trials // _AUDIT_TRIALS)
     yield "DPMean, canary in the tail", plan.relation, *tail(DPMean(tail_plan()), keys, _AUDIT_CONFIDENCE, releases)

@@ -60,10 +60,12 @@ class TiedEmbedding(keras.layers.Layer):
         outputs = tap(self.call(inputs, reverse))
 
         def terms(gradient: tf.Tensor) -> list[Any]:
-            gradient = tf.reshape(gradient, [tf.shape(gradient)[0], -1, gradient.shape[-1]])
+            # As a number where it is known: products over few positions need no float64.
+            positions = gradient.shape[1:-1].num_elements() or -1
+            gradient = tf.reshape(gradient, [tf.shape(gradient)[0], positions, gradient.shape[-1]])
             if not reverse:
                 return [(self.embedding, tf.reshape(tf.cast(inputs, tf.int32), tf.shape(gradient)[:2]), gradient)]
-            vectors = tf.reshape(inputs, [tf.shape(inputs)[0], -1, inputs.shape[-1]])
+            vectors = tf.reshape(inputs, [tf.shape(inputs)[0], positions, inputs.shape[-1]])
             found = [(self.embedding, gradient, vectors)]
             return (
                 [*found, (self.output_bias, None, tf.reduce_sum(gradient, axis=1))] if self.has_output_bias else found

@@ -1,4 +1,6 @@
-"""DP-SGD for any Keras model: exact clipping of each example's gradient, in closed form for the usual layers.
+"""DP-SGD for any Keras model: clips each example's gradient, in closed form for the usual layers.
+
+What a step's sum holds of an example is at most the clip norm, its own rounding included: see `privacy.clip_bounds`.
 
 model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
 private = KerasDPSGD.for_budget(epsilon=2.0, delta=1e-5, records=60_000, batch_size=256, epochs=10, clip=1.0)

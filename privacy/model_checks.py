@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
+import re
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import keras
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
@@ -14,6 +19,13 @@ from privacy.layer_gradients import Recording, variable
 
 _PROBED = 7  # examples
 _ZERO = tf.UnconnectedGradients.ZERO
+_RANDOM_STATES = 5  # from which a model with dropout is tried, so that a branch taken at random is likely seen
+_RANDOM_OPERATIONS = re.compile("Random|Rng|Multinomial|Shuffle|PyFunc")
+# Keras' layers that change each number of their inputs, or each channel of an example, by itself.
+_SILENCED = (
+    *("Dropout", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D"),
+    *("AlphaDropout", "GaussianDropout", "GaussianNoise"),
+)
 
 
 def check_values(model: Any, losses: Losses, data: Examples) -> None:
@@ -37,8 +49,10 @@ def check_apart(model: Any, losses: Losses, data: Examples) -> set[str]:
     """Tries the model on a few examples, and on the extremes of what is looked up.
 
     Clipping is only worth something if a weight acts on each example alone, through the layer that holds it, and if
-    nothing but the weights remembers the examples. Real numbers of the examples are made up, whole ones taken from the
-    data; the weights are moved away from their first values, at which much is hidden, and put back.
+    nothing but the weights remembers the examples. Real numbers of the examples are made up, integers taken from the
+    data; the weights are moved away from their first values, at which much is hidden, and put back. All passes are of
+    the model as it trains. Of a model that draws random numbers they are compared with Keras' own dropout and noise
+    layers silenced, and again with all random state restored before each pass; it is put back at the end.
 
     Returns:
       Names of the layers whose gradients have no closed form and are taken example by example.
@@ -46,16 +60,22 @@ def check_apart(model: Any, losses: Losses, data: Examples) -> set[str]:
     Raises:
       ValueError: it is not so, in one line that says what to change.
     """
+    with _RandomState(model) as state:
+        return _check_apart(model, losses, data, state)
+
+
+def _check_apart(model: Any, losses: Losses, data: Examples, state: _RandomState) -> set[str]:
     weights = list(model.trainable_weights)
     kept = _Kept(model, losses, data)
+    state.add(kept.generators)
     if [id(weight) for weight in model.trainable_weights] != [id(weight) for weight in weights]:
         raise ValueError(f"model {model.name} was not built whole: call it, or model.build, before it is compiled")
     try:
         with one_line():
             check_values(model, losses, data)
-            random = np.random.default_rng(0)
-            kept.move(random)
-            probe = _Probe(model, losses, data, random)
+            generator = np.random.default_rng(0)
+            kept.move(generator)
+            probe = _Probe(model, losses, data, generator, state, kept.draws)
             if not probe.is_finite:
                 kept.put_back()
             probe.check_forward()
@@ -77,12 +97,16 @@ class _Kept:
         found = {id(v): v for v in [*map(variable, model.non_trainable_weights), *traced.graph.variables]}
         trained = {id(weight) for weight in self._weights}
         self._others = [v for key, v in found.items() if key not in trained and not _is_random_state(v)]
+        self.generators = [v for key, v in found.items() if key not in trained and _is_random_state(v)]
         self._before = [(v, v.numpy()) for v in [*self._weights, *self._others]]
+        graph = traced.graph.as_graph_def()
+        nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
+        self.draws = any(_RANDOM_OPERATIONS.search(node.op) for node in nodes)
 
-    def move(self, random: np.random.Generator) -> None:
+    def move(self, generator: np.random.Generator) -> None:
         """Away from weights at which a branch is closed or a gradient zero."""
         for weight in self._weights:
-            weight.assign_add(tf.constant(0.1 * random.normal(size=weight.shape), weight.dtype))
+            weight.assign_add(tf.constant(0.1 * generator.normal(size=weight.shape), weight.dtype))
 
     def check(self) -> None:
         """Raises ValueError if anything but the weights has changed."""
@@ -103,32 +127,111 @@ def _is_random_state(v: tf.Variable) -> bool:
     return v.dtype.is_integer and ("seed" in v.name or "StateVar" in v.name)
 
 
+class _RandomState:
+    """All state that a model's random numbers can come from; it can be set within `with`, and is put back after it."""
+
+    def __init__(self, model: Any) -> None:
+        self._variables: list[tuple[tf.Variable, npt.NDArray[Any]]] = []
+        # Keras 2 gives each call of a layer that has a seed the next integer.
+        held: list[Any] = [getattr(layer, "_random_generator", None) for layer in model._flatten_layers()]
+        self._counts = [(each, each._seed) for each in held if isinstance(getattr(each, "_seed", None), int)]
+
+    def __enter__(self) -> _RandomState:
+        context = _eager_context()
+        drawn = vars(context).get("_rng")  # of the operations' seeds, once a global one is set
+        self._before = random.getstate(), np.random.get_state(), context._seed, drawn, drawn and drawn.getstate()
+        return self
+
+    def add(self, variables: list[tf.Variable]) -> None:
+        """Takes in the variables of the model's generators."""
+        self._variables += [(v, v.numpy()) for v in variables]
+
+    def restore(self, number: int) -> None:
+        """Sets a state that follows from `number` alone, 0 to `_RANDOM_STATES` - 1."""
+        seed = 12_345 + 7_919 * number
+        tf.random.set_seed(seed)  # of operations without a generator, with a seed of their own or none
+        random.seed(seed)
+        np.random.seed(seed)
+        self._set(number)
+
+    def _set(self, number: int) -> None:
+        for v, value in self._variables:
+            v.assign(value + np.asarray(number, value.dtype))
+        for each, count in self._counts:
+            each._seed = count + number
+
+    def __exit__(self, *error: object) -> None:
+        context = _eager_context()
+        python, numpy, context._seed, context._rng, drawn = self._before
+        if drawn:
+            context._rng.setstate(drawn)
+        random.setstate(python)
+        np.random.set_state(numpy)
+        self._set(0)
+
+
+def _eager_context() -> Any:
+    """TensorFlow's, which holds the global seed; there is no public way to read it."""
+    from tensorflow.python.eager import context
+
+    return context.context()
+
+
+@contextlib.contextmanager
+def _silenced(model: Any) -> Iterator[None]:
+    """Within, Keras' own layers of dropout and noise in the model hand their inputs on."""
+    kinds = {getattr(keras.layers, name) for name in _SILENCED}
+    layers = {id(layer): layer for layer in model._flatten_layers() if type(layer) in kinds}
+
+    @tf.autograph.experimental.do_not_convert
+    def hand_on(inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        return inputs
+
+    for layer in layers.values():
+        object.__setattr__(layer, "call", hand_on)
+    try:
+        yield
+    finally:
+        for layer in layers.values():
+            object.__delattr__(layer, "call")
+
+
 class _Probe:
-    def __init__(self, model: Any, losses: Losses, data: Examples, random: np.random.Generator) -> None:
-        self._model, self._losses, self._random = model, losses, random
+    def __init__(
+        self,
+        model: Any,
+        losses: Losses,
+        data: Examples,
+        generator: np.random.Generator,
+        state: _RandomState,
+        draws: bool,
+    ) -> None:
+        self._model, self._losses, self._generator, self._state = model, losses, generator, state
         self._x, self._y = self._drawn(data)
         self._others = self._drawn(data)
         self.is_finite = bool(np.isfinite(losses(self._x, self._y)).all())
-        # A model that draws random numbers (dropout) is looked at as it predicts.
-        self._training = self._repeats(training=True)
-        self._compares = self._training or self._repeats(training=False)
+        self._draws = draws or not self._repeats(_nothing)
 
-    def _repeats(self, training: bool) -> bool:
-        first, second = (self._losses(self._x, self._y, training=training).numpy() for _ in range(2))
-        return np.array_equal(first, second, equal_nan=True)
+    def _repeats(self, prepare: Callable[[], None], training: bool = True) -> bool:
+        """Whether two passes over the same examples give the same losses, each after a call of `prepare`."""
+        found = []
+        for _ in range(2):
+            prepare()
+            found.append(self._losses(self._x, self._y, training=training).numpy())
+        return np.array_equal(found[0], found[1], equal_nan=True)
 
     def _drawn(self, data: Examples) -> Any:
-        rows = self._random.integers(0, len(data.y), _PROBED)
+        rows = self._generator.integers(0, len(data.y), _PROBED)
 
         def drawn(part: npt.NDArray[Any]) -> tf.Tensor:
             if part.dtype.kind == "f":
-                return tf.constant(self._random.random((_PROBED, *part.shape[1:])), part.dtype)
+                return tf.constant(self._generator.random((_PROBED, *part.shape[1:])), part.dtype)
             return tf.convert_to_tensor(part[rows])
 
         return tf.nest.map_structure(drawn, (data.x, data.y))
 
-    def _forward(self, x: Any, y: Any) -> npt.NDArray[Any]:
-        found = self._losses(x, y, training=self._training)
+    def _forward(self, x: Any, y: Any, training: bool = True) -> npt.NDArray[Any]:
+        found = self._losses(x, y, training=training)
         if found.shape != (len(y),):
             raise ValueError(f"the loss gives shape {list(found.shape)} for {len(y)} examples: give one for each")
         losses: npt.NDArray[Any] = found.numpy()
@@ -136,33 +239,81 @@ class _Probe:
 
     def check_forward(self) -> None:
         """An example's loss must not change when all others do, or go, nor when it is recorded."""
-        name, found = self._model.name, self._forward(self._x, self._y)
+        found = self._forward(self._x, self._y)
         if not np.isfinite(found).all():
-            raise ValueError(f"model {name}: the loss is not finite on made-up data from 0 to 1: look at its layers")
+            raise ValueError(
+                f"model {self._model.name}: the loss is not finite on made-up data from 0 to 1: look at its layers"
+            )
         if self._model.losses:
-            raise ValueError(f"model {name} adds regularisation losses: use the optimizer's weight_decay")
-        if not self._compares:
+            raise ValueError(f"model {self._model.name} adds regularisation losses: use the optimizer's weight_decay")
+        if not self._draws:
+            self._compare()
             return
+        for number in range(_RANDOM_STATES):
+
+            def restore(number: int = number) -> None:
+                self._state.restore(number)
+
+            if not self._repeats(restore):
+                raise ValueError(
+                    f"model {self._model.name} draws random numbers that cannot be drawn again, so that nothing shows "
+                    "whether it keeps examples apart: draw them by tf.random or by Keras' layers"
+                )
+            self._compare(restore, others_go=number == 0)
+        with _silenced(self._model):
+            for training in (True, False):
+                if self._repeats(_nothing, training):
+                    self._compare(training=training)
+                    return
+
+    def _compare(
+        self, restore: Callable[[], None] | None = None, others_go: bool = True, training: bool = True
+    ) -> None:
+        """Raises ValueError unless the losses of the first and the last example are theirs alone.
+
+        Args:
+          restore: called before each pass of a model that draws random numbers. Then an example is compared with itself
+            at the same place in the batch alone: numbers are drawn in the order of the examples.
+          others_go: whether to try it alone too, and recorded.
+          training: as the model's calls take it.
+        """
+
+        def forward(x: Any, y: Any) -> npt.NDArray[Any]:
+            (restore or _nothing)()
+            return self._forward(x, y, training)
+
+        found = forward(self._x, self._y)
         for alone in (0, _PROBED - 1):
             only = np.arange(_PROBED) == alone
 
             def mixed(part: tf.Tensor, other: tf.Tensor, only: npt.NDArray[Any] = only) -> tf.Tensor:
                 return tf.where(only.reshape(-1, *[1] * (part.shape.rank - 1)), part, other)
 
-            changed = self._forward(*tf.nest.map_structure(mixed, (self._x, self._y), self._others))
-            x, y = tf.nest.map_structure(lambda part, first=alone: part[first : first + 1], (self._x, self._y))
-            single = self._forward(x, y)
-            if not (_equal(changed[alone], found[alone]) and _equal(single[0], found[alone])):
-                raise _mixes(name)
+            changed = forward(*tf.nest.map_structure(mixed, (self._x, self._y), self._others))
+            if not _equal(changed[alone], found[alone]):
+                raise _mixes(self._model.name)
+            if not others_go:
+                continue
+            first = found[alone]
+            if restore and alone:
+                first = forward(*tf.nest.map_structure(lambda part: tf.reverse(part, [0]), (self._x, self._y)))[0]
+            x, y = tf.nest.map_structure(lambda part, row=alone: part[row : row + 1], (self._x, self._y))
+            if not _equal(forward(x, y)[0], first):
+                raise _mixes(self._model.name)
+        if not others_go:
+            return
         with tf.GradientTape() as tape, Recording(tape).of(self._model):
-            recorded = self._forward(self._x, self._y)
+            recorded = forward(self._x, self._y)
         if not _equal(recorded, found):
             raise ValueError(
-                f"model {name}: a layer's call_tapped computes something else than its call: mend it, or leave it out"
+                f"model {self._model.name}: a layer's call_tapped computes something else than its call: fix it, or "
+                "leave it out"
             )
 
     def check_gradients(self, weights: list[Any]) -> set[str]:
         """Each example's gradient must follow from the layers' calls, and reach no other example."""
+        if self._draws:
+            self._state.restore(0)
         inputs = [part for part in tf.nest.flatten(self._x) if part.dtype.is_floating]
         with tf.GradientTape(persistent=True) as tape:
             recording = Recording(tape)
@@ -190,6 +341,10 @@ class _Probe:
                         "calls: use a weight only in its own layer, and randomness only in layers without weights"
                     )
         return recording.recomputed
+
+
+def _nothing() -> None:
+    pass
 
 
 def _equal(first: Any, second: Any) -> bool:

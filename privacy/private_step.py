@@ -9,13 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from privacy import ghost_norms
+from privacy import clip_bounds, ghost_norms
 from privacy.examples import Examples, losses_of, one_line
 from privacy.layer_gradients import Recording
 from privacy.model_checks import check_apart
 from privacy.training_noise import secure_generator, standard_normal
 
-_MARGIN = 16  # units in the last place, for the rounding of norms, factors and products
 _DRAWN = 2**17  # numbers at once, or those of a step
 
 
@@ -28,6 +27,12 @@ class PrivateStep:
 
     def __init__(self, model: Any, clip: float, noise_multiplier: float, denominator: float, data: Examples) -> None:
         """Raises ValueError where the model cannot be trained so, in one line that says what to change."""
+        # The bounds of `clip_bounds` are for the rounding of IEEE arithmetic.
+        if tf.config.list_physical_devices("GPU") and tf.config.experimental.tensor_float_32_execution_enabled():
+            raise ValueError(
+                "TensorFloat-32 is on, which rounds products to 11 bits, so that clipping is not exact: call "
+                "tf.config.experimental.enable_tensor_float_32_execution(False)"
+            )
         self._model, self._clip, self._denominator = model, clip, denominator
         self._losses = losses_of(model)
         self._weights = list(model.trainable_weights)
@@ -75,14 +80,12 @@ class PrivateStep:
                 losses = self._losses(x, y)
         gradients = tape.gradient(losses, recording.taps, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         groups = ghost_norms.by_weight(recording.terms(gradients))
-        norms = tf.sqrt(ghost_norms.squared_norms(groups))
-        finite = tf.math.is_finite(norms) & tf.math.is_finite(losses)
-        self._left_out.assign_add(tf.reduce_sum(tf.cast(~finite, tf.int64)))
-        factors = tf.ones_like(norms) / self._denominator
-        if np.isfinite(self._clip):
-            margin = 1 - _MARGIN * float(np.finfo(norms.dtype.as_numpy_dtype).eps)
-            factors = margin * self._clip / self._denominator / tf.maximum(norms, self._clip)
-        return ghost_norms.in_order(self._weights, groups, tf.where(finite, factors, tf.zeros_like(factors)))
+        bounds = clip_bounds.compute_bounds(groups)
+        dtypes = [weight.dtype for weight in self._sums]
+        factors = clip_bounds.clip_factors(bounds, self._clip, self._denominator, dtypes)
+        factors = tf.where(tf.math.is_finite(losses), factors, tf.zeros_like(factors))
+        self._left_out.assign_add(tf.reduce_sum(tf.cast(tf.equal(factors, 0), tf.int64)))
+        return ghost_norms.in_order(self._weights, groups, factors)
 
     def _whole(self, x: Any, y: Any, noise: tf.Tensor) -> None:
         self._release(self._clipped_sum(x, y), noise)

@@ -29,6 +29,8 @@ MAY_IMPORT: dict[str, frozenset[str] | None] = {
     "privacy": NUMERIC | {"privacy", "dp_accounting", "jinja2", "markupsafe", "matplotlib"},
     "privacy/classifier.py": frozenset({"numpy", "privacy", "sklearn"}),
     # Training of Keras models: with TensorFlow, and in files of their own.
+    "privacy/audited_keras.py": _KERAS,
+    "privacy/clip_bounds.py": _KERAS,
     "privacy/examples.py": _KERAS,
     "privacy/ghost_norms.py": _KERAS,
     "privacy/layer_gradients.py": _KERAS,

@@ -287,10 +287,9 @@ def test_labels_without_an_axis_for_one_output(loss):
         np.testing.assert_array_equal(part, same)
 
 
-@pytest.mark.parametrize("name", ["dropout", "group normalisation", "function", "string"])
+@pytest.mark.parametrize("name", ["group normalisation", "function", "string"])
 def test_models_that_can(name):
     made = {
-        "dropout": lambda: compiled(layers.Dense(8, "relu"), layers.Dropout(0.5), layers.Dense(3)),
         "group normalisation": lambda: compiled(layers.Dense(8), layers.GroupNormalization(2), layers.Dense(3)),
         "function": lambda: compiled(loss=lambda y, outputs: tf.reduce_sum(outputs**2, -1)),
         "string": lambda: compiled(layers.Dense(3, "softmax"), loss="sparse_categorical_crossentropy"),

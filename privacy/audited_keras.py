@@ -1,0 +1,74 @@
+"""A step of `KerasDPSGD` under audit, with the record that its clipping holds back least.
+
+The candidates' gradients are sums of outer products that cancel, by which a norm from inner products is computed too
+small if rounding is not allowed for.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+
+from privacy import costs
+from privacy.audited import Case
+from privacy.examples import checked_examples
+from privacy.private_step import PrivateStep
+
+_INPUTS, _FEATURES, _POSITIONS, _CANDIDATES = 16, 256, 16, 1500
+_CLIP = 1e-3  # far below the candidates' gradients
+_SLOW = 40
+
+
+def cancelling_record(epsilon: float, delta: float) -> Case:
+    """Returns one step on one record or none, at a claim of `epsilon` at `delta`, released whole.
+
+    The record is the one of 1500 that moves the step most without noise; the score is the release along its direction.
+
+    Raises:
+      ValueError: epsilon or delta is out of range.
+    """
+    noise_multiplier = costs.calibrate(lambda z: [costs.Gaussian(z)], epsilon, delta)
+
+    def scores(trials: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        dense = keras.layers.Dense(_FEATURES, use_bias=False, kernel_initializer="zeros")
+        model = keras.Sequential([keras.Input((_POSITIONS, _INPUTS)), dense])
+        # A label is the gradient at its output, whatever the weights.
+        model.compile(keras.optimizers.SGD(1.0), lambda y, outputs: tf.reduce_sum(y * outputs, -1))
+        data = checked_examples(*_candidates(np.random.default_rng(0)))
+        zeros = model.get_weights()
+
+        def release(step: PrivateStep, rows: list[int]) -> npt.NDArray[np.float64]:
+            model.set_weights(zeros)
+            step(data, np.array(rows, int), None)
+            return -np.asarray(model.get_weights()[0], np.float64).ravel()
+
+        exact = PrivateStep(model, _CLIP, 0.0, 1.0, data)
+        moves = [release(exact, [row]) for row in range(_CANDIDATES)]
+        exact.close()
+        canary = int(np.argmax([np.linalg.norm(move) for move in moves]))
+        direction = moves[canary] / np.linalg.norm(moves[canary])
+        noisy = PrivateStep(model, _CLIP, noise_multiplier, 1.0, data)
+        try:
+            without, with_ = (
+                np.array([direction @ release(noisy, rows) for _ in range(trials)]) for rows in ([], [canary])
+            )
+        finally:
+            noisy.close()
+        return without, with_
+
+    return Case("KerasDPSGD, one step, a record that cancels", "add-remove", epsilon, delta, _SLOW, scores)
+
+
+def _candidates(generator: np.random.Generator) -> tuple[Any, Any]:
+    """Records with constant inputs, and residuals of two values whose sum is 0.1 % to 30 % of their size."""
+    height, half = 0.5 + generator.random((_CANDIDATES, 1, 1)), _POSITIONS // 2
+    first, left_over = 1 + generator.random((_CANDIDATES, 1)), generator.uniform(2e-3, 6e-3, (_CANDIDATES, 1))
+    left_over[::10] *= 100
+    residuals = np.concatenate([np.repeat(first, half, 1), np.repeat(-first * (1 - left_over), half, 1)], 1)
+    x = np.broadcast_to(height, (_CANDIDATES, _POSITIONS, _INPUTS))
+    y = np.repeat(residuals[:, :, np.newaxis], _FEATURES, 2)
+    return x.astype(np.float32), y.astype(np.float32)

@@ -1,0 +1,23 @@
+"""The audit of a step on a record that cancels: the step stands, and the slack of earlier versions is refuted."""
+
+import pytest
+
+from privacy import clip_bounds
+from privacy.audit import from_scores
+from privacy.audited_keras import cancelling_record
+from tests.privacy.test_cancelling_records import fixed_slack
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("faulty", [False, True])
+def test_an_audit_refutes_a_fixed_slack_and_nothing_else(faulty, monkeypatch):
+    if faulty:
+        monkeypatch.setattr(clip_bounds, "compute_bounds", fixed_slack)
+    case = cancelling_record(1.0, 0.05)
+    bound = from_scores(*case.scores(2500 if faulty else 500), case.delta, 0.9999)
+    assert bound.refutes(1.0) is faulty
+
+
+def test_the_claim_is_checked():
+    with pytest.raises(ValueError, match="delta"):
+        cancelling_record(1.0, 1.0)

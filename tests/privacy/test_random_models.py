@@ -1,0 +1,127 @@
+"""Models that draw random numbers: those that mix examples are refused, and dropout is not."""
+
+import random
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+from privacy.examples import checked_examples, losses_of
+from privacy.model_checks import check_apart
+from tests.privacy.keras_training import compiled, examples, settings
+from tests.privacy.test_model_checks import shared_out
+
+
+class Training(layers.Layer):
+    """In training, a function of the inputs; otherwise their own."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def call(self, inputs, training=None):
+        return self.function(inputs) if training else inputs
+
+
+def batch_mean(inputs):
+    """Without a gradient, so that only losses show it."""
+    return tf.stop_gradient(tf.reduce_mean(inputs, 0, keepdims=True))
+
+
+def sometimes_centred(inputs):
+    """By a coin of the whole batch."""
+    return inputs - tf.cast(tf.random.uniform([]) < 0.5, inputs.dtype) * batch_mean(inputs)
+
+
+def by_place(inputs):
+    return inputs * tf.reshape(1 + tf.range(tf.shape(inputs)[0], dtype=inputs.dtype), [-1, 1])
+
+
+def by_number(inputs):
+    return inputs / tf.cast(tf.shape(inputs)[0], inputs.dtype)
+
+
+def not_again(inputs):
+    """Noise from a generator that nobody can set back."""
+    noise = tf.numpy_function(lambda: np.random.default_rng().normal(), [], tf.float64)
+    return inputs + tf.cast(tf.ensure_shape(noise, []), inputs.dtype)
+
+
+def with_dropout(function):
+    return lambda: compiled(layers.Dense(8), layers.Dropout(0.5), Training(function), layers.Dense(3))
+
+
+MIXING = {
+    "centred in training": (
+        lambda: compiled(layers.Dense(8), Training(lambda inputs: inputs - batch_mean(inputs)), layers.Dense(3)),
+        "mixes examples",
+    ),
+    "centred in training, with dropout": (with_dropout(lambda inputs: inputs - batch_mean(inputs)), "mixes examples"),
+    "centred by a coin, with dropout": (with_dropout(sometimes_centred), "mixes examples"),
+    "by place, with dropout": (with_dropout(by_place), "mixes examples"),
+    "by number, with dropout": (with_dropout(by_number), "or on their number"),
+    "centred, with dropout of one's own": (
+        with_dropout(lambda inputs: tf.nn.dropout(inputs, 0.5) - batch_mean(inputs)),
+        "mixes examples",
+    ),
+    "by number, with dropout of one's own": (
+        with_dropout(lambda inputs: by_number(tf.nn.dropout(inputs, 0.5))),
+        "or on their number",
+    ),
+    "shared out, with dropout": (
+        lambda: compiled(layers.Dense(8), layers.Dropout(0.5), layers.Dense(3), loss=shared_out),
+        "or on their number",
+    ),
+    "random numbers that cannot be drawn again": (with_dropout(not_again), "cannot be drawn again"),
+}
+
+
+@pytest.mark.parametrize("name", MIXING)
+def test_models_that_mix_examples_in_training_are_refused(name):
+    make, line = MIXING[name]
+    with pytest.raises(ValueError, match=line) as error:
+        settings().fit(make(), *examples())
+    assert "\n" not in str(error.value)
+
+
+APART = {
+    "dropout": lambda: compiled(layers.Dense(8, "relu"), layers.Dropout(0.5), layers.Dense(3)),
+    "dropout with a seed": lambda: compiled(layers.Dense(8, "relu"), layers.Dropout(0.5, seed=3), layers.Dense(3)),
+    "noise": lambda: compiled(layers.Dense(8, "relu"), layers.GaussianNoise(0.5), layers.Dense(3)),
+    "multiplied noise": lambda: compiled(layers.Dense(8, "relu"), layers.GaussianDropout(0.5), layers.Dense(3)),
+    "dropout of one's own": with_dropout(lambda inputs: tf.nn.dropout(inputs, 0.5)),
+    "channels": lambda: compiled(
+        layers.Reshape((2, 2)), layers.SpatialDropout1D(0.5), layers.Flatten(), layers.Dense(3)
+    ),
+}
+if hasattr(layers, "AlphaDropout"):
+    APART["alpha dropout"] = lambda: compiled(layers.Dense(8), layers.AlphaDropout(0.5), layers.Dense(3))
+
+
+@pytest.mark.parametrize("name", APART)
+def test_dropout_and_noise_layers_are_accepted(name):
+    settings().fit(APART[name](), *examples())
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+def test_a_check_leaves_random_state_as_it_was(seed):
+    dropout = layers.Dropout(0.5) if seed is None else layers.Dropout(0.5, seed=seed)
+    model = compiled(layers.Dense(8), dropout, Training(lambda inputs: inputs + tf.random.normal([])), layers.Dense(3))
+    held = [vars(dropout._random_generator).copy()] if hasattr(dropout, "_random_generator") else []
+    before = [v.numpy() for v in model.variables + list(dropout.variables)]
+    x, y = examples()
+    found = []
+    for check in (False, True):
+        tf.random.set_seed(5)
+        np.random.seed(6)
+        random.seed(7)
+        tf.random.uniform([])
+        if check:
+            check_apart(model, losses_of(model), checked_examples(x, y))
+        found.append([float(tf.random.uniform([])), np.random.random(), random.random()])
+    assert found[0] == found[1]
+    if held:
+        assert vars(dropout._random_generator) == held[0]
+    for value, v in zip(before, model.variables + list(dropout.variables), strict=True):
+        np.testing.assert_array_equal(v.numpy(), value)
