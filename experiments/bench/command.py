@@ -9,6 +9,7 @@ import click
 
 from experiments.bench.cohort_size import cohort_size
 from experiments.bench.dp_step import dp_step
+from experiments.bench.exact_noise import exact_noise
 from experiments.bench.kernels import kernels
 from experiments.bench.population import population
 from experiments.display import ConsoleDisplay
@@ -34,7 +35,7 @@ def bench() -> None:
     """Time this kit beside others, in rounds and in private steps, its kernels beside their floor, big populations."""
 
 
-for command in (population, cohort_size, kernels, dp_step):
+for command in (population, cohort_size, kernels, dp_step, exact_noise):
     bench.add_command(command)
 
 

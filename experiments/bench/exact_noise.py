@@ -1,0 +1,94 @@
+"""What exact noise costs: rounds with `privacy.noise` "exact" and "floating-point" by turns, in one process."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from privacy import extras
+
+CASES = (("tiny", 1024, 50, 8), ("tiny", 1024, 400, 8), ("si-cifg-4.7m", 4000, 16, 1))
+"""Preset, vocabulary, clients in a round, clients trained at once."""
+
+
+@click.command("exact-noise")
+@click.option("--rounds", type=click.IntRange(2, 100), default=10, show_default=True, help="Rounds of each kind.")
+@click.option("--clients", type=click.IntRange(1), help="Clients in a round; left out: 16 to 400, by model.")
+@click.option("--out", default="runs/bench/exact-noise", show_default=True, type=click.Path(path_type=Path))
+def exact_noise(rounds: int, clients: int | None, out: Path) -> None:
+    """Time private rounds with exact noise beside rounds with floating-point noise."""
+    extras.require("federated")
+    from experiments.runs import write_json
+    from experiments.versions import versions
+    from privacy import files
+
+    out.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for preset, vocabulary, usual, users_at_once in CASES:
+        rows.append(_measure(preset, vocabulary, clients or usual, users_at_once, rounds))
+    write_json(out / "results.json", {"rows": rows, "versions": versions()})
+    files.write_public(out / "table.md", _table(rows).encode())
+    click.echo(_table(rows), nl=False)
+
+
+def _measure(preset_name: str, vocabulary: int, clients: int, users_at_once: int, rounds: int) -> dict[str, Any]:
+    import tensorflow_federated as tff
+
+    from fl.aggregation import DPMean
+    from fl.engines import cohort
+    from fl.exact_mean import ExactDPMean
+    from fl.local_training import LanguageModelling, LocalSGD
+    from fl.runtime import local_runtime
+    from models.presets import preset
+    from privacy import FixedClip, Poisson, PrivacyPlan, RunKeys
+
+    model, local = preset(preset_name, vocabulary), LocalSGD(0.1, 16, sequence_length=20)
+    task = LanguageModelling(model.token_losses, local.sequence_length, stacks=True, loss_sum=model.loss_sum)
+    plan = PrivacyPlan(Poisson(0.1), 10 * clients, rounds, 1.0, FixedClip(0.3))
+    aggregators = {"floating-point": DPMean(plan), "exact": ExactDPMean(dataclasses.replace(plan, noise="exact"))}
+    generator, keys = np.random.default_rng(0), RunKeys.fixed(1)
+    texts = [generator.integers(3, vocabulary, (int(generator.integers(4, 64)), 21), np.int32) for _ in range(clients)]
+    batches = [local.batches(text, 0, index) for index, text in enumerate(texts)]
+    seconds: dict[str, list[float]] = {kind: [] for kind in aggregators}
+    with local_runtime():
+        engines = {
+            kind: cohort.build(
+                task, model.init(0), local, each, tff.learning.optimizers.build_sgdm(1.0), users_at_once=users_at_once
+            )
+            for kind, each in aggregators.items()
+        }
+        states = {kind: engine.process.initialize() for kind, engine in engines.items()}
+        for number in range(rounds + 1):  # the first pays for the tracing of the graph in the worker
+            for kind, engine in engines.items():
+                values = engine.client_values(batches)
+                begin = time.perf_counter()
+                states[kind], _ = engine.process.next(states[kind], values, engine.noise(keys, number))
+                seconds[kind].append(time.perf_counter() - begin)
+    ratios = np.divide(seconds["exact"][1:], seconds["floating-point"][1:])
+    return {
+        "preset": preset_name,
+        "weights": sum(int(np.prod(shape)) for shape in model.shapes().values()),
+        "clients": clients,
+        "floating_point_seconds": float(np.median(seconds["floating-point"][1:])),
+        "ratio": float(np.median(ratios)),
+        "ratio_quartiles": np.quantile(ratios, [0.25, 0.75]).tolist(),
+    }
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        "| model | weights | clients | round with floating-point noise, s | exact / floating-point (quartiles) |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        low, high = row["ratio_quartiles"]
+        lines.append(
+            f"| {row['preset']} | {row['weights']:,} | {row['clients']} | {row['floating_point_seconds']:.2f} | "
+            f"{row['ratio']:.2f} ({low:.2f}–{high:.2f}) |"
+        )
+    return "\n".join(lines) + "\n"
