@@ -109,7 +109,7 @@ def describe(data: Data) -> str:
     lines = [
         f"public: {'; '.join(data.declared_public)}",
         f"vocabulary: {data.vocabulary.size} sub-words ({data.vocabulary.digest[:12]})",
-        f"clients: {len(sets.train)} train, {len(sets.validation)} validation, {len(sets.test)} test",
+        f"clients: {len(sets.train)} train*, {len(sets.validation)} validation, {len(sets.test)} test",
         f"tokens a client*: median {np.median(tokens):.0f}, mean {tokens.mean():.0f}, most {tokens.max()}",
         *_left_out(data.store.statistics),
         "* read from clients' text without noise: operator only, outside ε",
