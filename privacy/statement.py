@@ -47,7 +47,7 @@ NOISE = {
     "floating-point": (
         "Noise is floating-point, not hardened: each value of fedspeak's aggregators is within 2^-20 (1 + R) standard "
         "deviations of exact Gaussian noise (R: length of its pair), except with a probability that δ includes. That "
-        "its bits are pseudo-random (Philox), that sums are rounded to 32 bits, and timing are not covered."
+        "distance, the rounding of sums to 32 bits, pseudo-random bits (Philox) and timing are not covered."
     ),
     "exact": (
         "Updates, sums and noise are integers, hardened against floating-point attacks: rounded exact Gaussian noise. "

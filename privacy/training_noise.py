@@ -9,8 +9,8 @@ Accounting counts the exception into δ: `exact_delta` and `with_failures`.
 The coupling is that of Box and Muller (1958): a pair is R (cos A, sin A) with R = sqrt(-2 log U), U uniform on (0, 1]
 and A a uniform angle. Words of random bits give the leading bits of U and A; where U is so small, or so near 1, that
 the missing bits would move R by more than the distance, more are drawn, 896 in all. Not covered: that the words come
-from a pseudo-random generator (Philox), and that the sum of noise and data is rounded to a floating-point number ("not
-hardened"; for noise without that gap see `privacy.noise` and `privacy.rounded_noise`).
+from a pseudo-random generator (Philox); and that a number is near its exact one and not equal to it, and is rounded
+when it is added to data ("not hardened"; for noise without that gap see `privacy.noise` and `privacy.rounded_noise`).
 """
 
 from __future__ import annotations
