@@ -189,6 +189,13 @@ def _users_at_once(
     """
     from fl.engines.calibration import calibrate
 
+    if plan.noise == "exact":
+        if config.run.users_at_once not in (None, 1):
+            raise ValueError(
+                f'run.users_at_once is {config.run.users_at_once} with privacy.noise "exact": use 1, or leave it out; '
+                "clients trained together change the last bits of each other"
+            )
+        return 1
     if config.run.users_at_once is not None:
         return config.run.users_at_once
     before = None if recorded is None else assembly.users_at_once_of(recorded)

@@ -37,6 +37,8 @@ _TAILS = (4.0, 5.0, 5.68)
 """In standard deviations: where the noise may end."""
 _DUST = (-17.0, -14.0, -12.5, -11.25)
 """Binary logarithms of a tiny weight beside one of 1."""
+_TOGETHER = (1, 2, 8)
+"""Clients trained together."""
 _SLOW = 4  # an outcome takes four times a mean's
 
 
@@ -168,18 +170,16 @@ def dusty(aggregator: DPMean, confidence: float, weights: int = 2**20) -> tuple[
     for exponent in _DUST:
         values = np.full(weights, 2.0**exponent * clip * 2, np.float32)
         values[0] = 2 * clip
-        for clients in (1, 2, 8):
+        for clients in _TOGETHER:
             present = tf.one_hot(0, clients)
             delta = tf.concat([values[np.newaxis], tf.zeros([clients - 1, weights])], 0)
             update = ClientUpdate({"a": delta}, present, present, present, present, present)
             left = np.array(aggregator.client(state, update).update["a"], np.float64)
             worst = max(worst, float(np.linalg.norm(left)) / clip)
     plan = aggregator.plan
-    claimed = accounting.epsilon(plan).value
-    if worst <= 1:
-        return claimed, Bound(claimed, plan.target_delta, confidence, 1)
     true = dataclasses.replace(plan, noise_multiplier=plan.noise_multiplier / worst)
-    return claimed, Bound(accounting.epsilon(true).value, plan.target_delta, confidence, 1)
+    bound = Bound(accounting.epsilon(true).value, plan.target_delta, confidence, len(_DUST) * len(_TOGETHER))
+    return accounting.epsilon(plan).value, bound
 
 
 def _evidence(aggregator: DPMean) -> Callable[[float, float, list[npt.NDArray[np.int64]]], npt.NDArray[np.float64]]:

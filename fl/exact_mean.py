@@ -19,6 +19,10 @@ from privacy.rounded_noise import LARGEST_STDDEV, rounded_gaussian
 
 STEPS = 2**24
 """Grid steps in one clip norm. Sums hold up to 2^38 clients."""
+COUNT_STEPS = 2**10
+"""Grid steps in 1/2, what one client adds to the count of adaptive clipping."""
+SMALLEST_CLIP = 1e-30
+"""The number of steps in a weight of 1 must be a float32 number."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +42,19 @@ class ExactDPMean(DPMean):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.plan.value_noise_multiplier * STEPS > LARGEST_STDDEV:
-            raise ValueError(
-                f"noise multiplier {self.plan.value_noise_multiplier:g} is too large for exact noise: take at most "
-                f"{LARGEST_STDDEV / STEPS:g}"
-            )
+        for name, stddev in (
+            ("noise multiplier of the update", self.plan.value_noise_multiplier * STEPS),
+            ("noise multiplier of the metrics", self.plan.metric_noise_multiplier * STEPS),
+            ("clip count stddev", self.plan.count_stddev * 2 * COUNT_STEPS),
+        ):
+            if stddev > LARGEST_STDDEV:
+                raise ValueError(
+                    f"{name} is {stddev / LARGEST_STDDEV:.3g} times too large for exact noise: take less, or "
+                    "floating-point noise"
+                )
+        clip = self.initial_state()["clip"]
+        if clip < SMALLEST_CLIP:
+            raise ValueError(f"clip norm {clip:g} is too small for exact noise: take at least {SMALLEST_CLIP:g}")
 
     def noise_size(self, weights: int) -> int:
         """One value for each weight, and those of the count and the metrics."""
@@ -56,7 +68,7 @@ class ExactDPMean(DPMean):
         """The round's noise in grid steps, int64 [`noise_size`]."""
         parts = [(b"update", self.plan.value_noise_multiplier * STEPS, weights)]
         if isinstance(self.plan.clip, AdaptiveClip):
-            parts.append((b"count", self.plan.count_stddev * 2 * STEPS, 1))
+            parts.append((b"count", self.plan.count_stddev * 2 * COUNT_STEPS, 1))
         if self.plan.metrics is not None:
             parts.append((b"metrics", self.plan.metric_noise_multiplier * STEPS, 2 * self.plan.metrics.count))
         key = keys.noise_key(round)
@@ -94,8 +106,8 @@ class ExactDPMean(DPMean):
         }
         within_clip, pairs = total.within_clip, total.pairs
         if isinstance(self.plan.clip, AdaptiveClip):
-            halves = tf.cast(2 * within_clip, tf.int64) * STEPS + noise[0]  # within_clip is a sum of halves
-            within_clip, noise = tf.cast(tf.cast(halves, tf.float64) / (2 * STEPS), tf.float32), noise[1:]
+            steps = tf.cast(2 * within_clip, tf.int64) * COUNT_STEPS + noise[0]  # within_clip is a sum of halves
+            within_clip, noise = tf.cast(tf.cast(steps, tf.float64) / (2 * COUNT_STEPS), tf.float32), noise[1:]
         if self.plan.metrics is not None:
             pairs += tf.reshape(noise, [self.plan.metrics.count, 2])
         return Noised(update, within_clip, pairs)

@@ -110,6 +110,10 @@ class RunKeys:
         """int64[2]: the seed of the noise stream `name`, for releases beside the rounds (`Ledger.noise_stream`)."""
         return np.frombuffer(self._digest(f"noise stream {name}", 0)[:16], dtype="<i8").astype(np.int64)
 
+    def stream_id(self, name: str) -> str:
+        """Names the noise of a stream in the ledger, as `noise_id` does a round's."""
+        return (FIXED_PREFIX if self.is_fixed else "") + self._digest(f"noise stream id {name}", 0)[:8].hex()
+
     def noise_key(self, round: int) -> bytes:
         """32 bytes: the key of round `round`'s exact noise (`privacy.rounded_noise`)."""
         return self._digest("exact noise", round)

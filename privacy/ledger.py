@@ -10,6 +10,7 @@ reports for release are computed from it and name none.
 from __future__ import annotations
 
 import dataclasses
+import json
 import operator
 import pathlib
 import reprlib
@@ -173,37 +174,44 @@ class Ledger:
             self._file.append(line)
             self._note(entry)
 
-    def noise_stream(self, keys: RunKeys, name: str, **facts: Any) -> npt.NDArray[np.int64]:
-        """Returns the seed of a stream of noise for releases beside the rounds, and writes down that it is in use.
+    def noise_stream(self, keys: RunKeys, name: str, *, resume: bool = False, **facts: Any) -> npt.NDArray[np.int64]:
+        """Returns the seed of a stream of noise for releases beside the rounds, and writes down that it was given out.
 
-        Two releases with the same noise differ by the exact difference of what they hide. So each name may be taken
-        once while the ledger is open; a resumed run takes it again, with the same facts. What is released with the
-        noise is not in the plan's ε: reports say so.
+        Two releases with the same noise differ by the exact difference of what they hide. So each name is given out
+        once in the life of a ledger. What is released with the noise is not in the plan's ε: reports say so.
 
         Args:
           keys: the run's.
           name: of the stream, for instance "accuracy".
+          resume: True only in a run that goes on from saved state of what draws from the stream (the state of a
+            `BoundedMeanQuery`'s process, for instance), so that no noise is drawn a second time. Then a name that
+            was given out before this opening of the ledger is given out again, for the same facts.
           **facts: JSON-able: what the noise is for, for instance `noise_multiplier=2.0`.
 
         Returns:
           int64 [2], for `fl.private_mean.private_mean_factory` or `fl.gaussian`.
 
         Raises:
-          ValueError: the stream is in use, or was recorded with other facts.
+          ValueError: the stream was given out, or for other facts; or there is none to resume.
           OSError: the disk would not take it; nothing may be released.
         """
         if not isinstance(name, str) or not name:
             raise ValueError(f"noise stream name is {name!r}: give a text")
+        recorded = {"noise_id": keys.stream_id(name), **_as_json(facts)}
         with self._file.writing():
-            if name in self._in_use:
-                raise ValueError(f"noise stream {name!r} is in use: give each release a name of its own")
-            if self.streams.get(name, facts) != facts:
+            before = self.streams.get(name)
+            if name in self._in_use or (before is not None and not resume):
                 raise ValueError(
-                    f"noise stream {name!r} was begun for {self.streams[name]}: take another name for {facts}"
+                    f"noise stream {name!r} was given out before: give each release a name of its own, or resume=True "
+                    "if it goes on from saved state"
                 )
-            if name not in self.streams:
-                self._file.append({"kind": "stream", "name": name, "facts": facts})
-                self.streams[name] = facts
+            if before is None and resume:
+                raise ValueError(f"noise stream {name!r} was never given out: leave out resume")
+            if before not in (None, recorded):
+                raise ValueError(f"noise stream {name!r} was given out for {before}: take another name for {recorded}")
+            if before is None:
+                self._file.append({"kind": "stream", "name": name, "facts": recorded})
+                self.streams[name] = recorded
             self._in_use.add(name)
         return keys.stream_seed(name)
 
@@ -243,6 +251,15 @@ def _from_line(line: dict[str, Any]) -> Round:
     # Ids recur in many rounds: interning keeps one copy of each.
     cohort = tuple(sys.intern(client) for client in line["cohort"])
     return Round(**{**fields, "cohort": cohort, "facts": MappingProxyType(line["facts"])})
+
+
+def _as_json(facts: dict[str, Any]) -> dict[str, Any]:
+    """Facts as they come back from the file."""
+    try:
+        found: dict[str, Any] = json.loads(json.dumps(facts, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"facts of the noise stream cannot be recorded ({error}): give finite JSON values") from None
+    return found
 
 
 def _plan_of(header: dict[str, Any], path: pathlib.Path) -> PrivacyPlan:

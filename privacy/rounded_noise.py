@@ -93,8 +93,8 @@ def _exactly(key: bytes, pair: int, words: npt.NDArray[np.uint64], stddev: float
     """The pair with so many bits that there is no doubt left."""
     bits = _FURTHER_BITS
     while True:
-        more = _bits(key, b"further bits", pair, bits // 4)
-        halves = int.from_bytes(more[: bits // 8], "big"), int.from_bytes(more[bits // 8 :], "big")
+        # Each a stream that goes on: with more bits, the first are the same.
+        halves = [int.from_bytes(_bits(key, name, pair, bits // 8), "big") for name in (b"U", b"A")]
         leading, angle = ((int(word) << bits) + half for word, half in zip(words, halves, strict=True))
         with decimal.localcontext(decimal.Context(prec=bits // 2, Emin=decimal.MIN_EMIN, Emax=decimal.MAX_EMAX)):
             unit = Decimal(2) ** (64 + bits)

@@ -39,7 +39,7 @@ STATISTICS_NOT_COVERED = (
 )
 NOT_COVERED = (
     "Hyper-parameter search is not accounted for: each further run on the same clients costs ε of its own.",
-    "Losses on validation and test clients are exact: what they tell of those clients' text is outside ε.",
+    "Losses on validation and test clients, and the number of these, are exact: what they tell is outside ε.",
     "The figures hold against whoever sees every released model but neither the cohorts, the keys nor the "
     "ledger, and who relies on the server to clip, to add the noise and to forget the updates.",
 )
@@ -50,8 +50,8 @@ NOISE = {
         "distance, the rounding of sums to 32 bits, pseudo-random bits (Philox) and timing are not covered."
     ),
     "exact": (
-        "Updates, sums and noise are integers, hardened against floating-point attacks: rounded exact Gaussian noise. "
-        "That its bits are pseudo-random (SHAKE-128 of a secret key), and timing are not covered."
+        "Updates, sums and noise are integers, hardened against floating-point attacks: rounded exact Gaussian noise, "
+        "clients trained one by one. Pseudo-random bits (SHAKE-128 of a secret key) and timing are not covered."
     ),
 }
 COUNT = (
@@ -134,7 +134,8 @@ def _status(plan: PrivacyPlan, ledger: Ledger) -> str:
 
 
 def _has_fixed_key(ledger: Ledger) -> bool:
-    return any(entry.noise_id.startswith(FIXED_PREFIX) for entry in ledger.rounds)
+    named = [entry.noise_id for entry in ledger.rounds] + [facts["noise_id"] for facts in ledger.streams.values()]
+    return any(name.startswith(FIXED_PREFIX) for name in named)
 
 
 def _public(plan: PrivacyPlan) -> list[str]:
@@ -290,8 +291,8 @@ def _warnings(plan: PrivacyPlan, ledger: Ledger) -> list[str]:
         found.append(f"The run stands at round {len(ledger.rounds)} of {plan.rounds}: ε is what was spent so far.")
     if isinstance(plan.sampling, Poisson) and not _looks_poisson(plan, ledger):
         found.append("The cohort sizes do not look like Poisson sampling: if they are not, ε does not hold.")
-    for name, use in ledger.streams.items():
-        found.append(f"Noise stream {name!r} was drawn for a release beside the rounds ({use}): ε does not include it.")
+    for name in ledger.streams:
+        found.append(f"The ledger gave out noise for another release, {name!r}: ε does not include it.")
     if not plan.public:
         found.append("Nothing was declared public: a vocabulary or warm start from clients' text would cost privacy.")
     return found

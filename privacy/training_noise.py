@@ -52,8 +52,9 @@ def exact_delta(delta: float) -> float:
 def with_failures(epsilon: float, delta: float, releases: int) -> float:
     """Returns the ε at `delta` with the noise here, from the ε at `exact_delta(delta)` with exact noise.
 
-    Noise that equals exact noise except with probability η, on either of two neighbouring data sets, costs (1 + e^ε) η
-    more δ; that is what `RESERVED` is for.
+    Noise that stays within `DISTANCE` of exact noise except with probability η, on either of two neighbouring data
+    sets, costs (1 + e^ε) η more δ (and the distance, which is outside the proof, see the module); that is what
+    `RESERVED` is for.
 
     Args:
       epsilon: at least 0, or inf.
@@ -76,13 +77,18 @@ def standard_normal(generator: np.random.Generator, size: int, dtype: Any) -> np
     """Draws `size` standard normal numbers, coupled to exact ones as the module's text says.
 
     Args:
-      generator: NumPy generator whose bit generator gives 64-bit words.
+      generator: NumPy generator whose bit generator gives 64-bit words: any but MT19937.
       size: number of values, from 0 to `MOST_NUMBERS`.
       dtype: float32 or float64.
 
     Returns:
       Array [size] of `dtype`.
+
+    Raises:
+      ValueError: the bit generator gives words of 32 bits.
     """
+    if isinstance(generator.bit_generator, np.random.MT19937):
+        raise ValueError("generator is of MT19937, whose words have 32 bits: take numpy.random.default_rng")
     pairs = (size + 1) // 2
     found = np.empty(2 * pairs, dtype)
     for first in range(0, pairs, _PAIRS):

@@ -13,7 +13,7 @@ import numpy as np
 from privacy import extras
 
 CASES = (("tiny", 1024, 50, 8), ("tiny", 1024, 400, 8), ("si-cifg-4.7m", 4000, 16, 1))
-"""Preset, vocabulary, clients in a round, clients trained at once."""
+"""Preset, vocabulary, clients in a round, clients trained at once where noise is floating-point (exact noise: 1)."""
 
 
 @click.command("exact-noise")
@@ -58,7 +58,12 @@ def _measure(preset_name: str, vocabulary: int, clients: int, users_at_once: int
     with local_runtime():
         engines = {
             kind: cohort.build(
-                task, model.init(0), local, each, tff.learning.optimizers.build_sgdm(1.0), users_at_once=users_at_once
+                task,
+                model.init(0),
+                local,
+                each,
+                tff.learning.optimizers.build_sgdm(1.0),
+                users_at_once=users_at_once if kind == "floating-point" else 1,
             )
             for kind, each in aggregators.items()
         }

@@ -18,6 +18,7 @@ import tensorflow as tf
 from fl.aggregation import Aggregator, Contribution
 from fl.engines import averaging
 from fl.engines.averaging import Engine
+from fl.exact_mean import ExactDPMean
 from fl.local_training import Batches, ClientUpdate, LocalSGD, Task, Weights, client_update
 from privacy import checks
 
@@ -49,12 +50,17 @@ def build(
       users_at_once: U, clients of a shard trained together; 1: one after another.
 
     Raises:
-      ValueError: a number is out of range, the task does not stack and users_at_once is above 1, or it does not measure
-        the accuracy that the aggregator is to release.
+      ValueError: a number is out of range; users_at_once is above 1 and the task does not stack, or the noise is exact;
+        or the task does not measure the accuracy that the aggregator is to release.
     """
     for name, value in (("shards", shards), ("users_at_once", users_at_once)):
         checks.whole(name, value, 1, "give a whole number")
     averaging.check_accuracy(task, aggregator)
+    if users_at_once > 1 and isinstance(aggregator, ExactDPMean):
+        raise ValueError(
+            f"users_at_once is {users_at_once} with exact noise: use 1, for clients trained together share the shapes "
+            "of their products, and one more or less changes the last bits of the others"
+        )
     if users_at_once > 1 and not task.stacks:
         raise ValueError(f"users_at_once is {users_at_once} and this task takes no user axis: use 1")
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from fl import gaussian
 from fl.aggregation import Contribution, DPMean, ExampleWeightedMean, UniformMean
 from fl.local_training import ClientUpdate
 from privacy.plan import AdaptiveClip, FixedClip, PrivacyPlan, PrivateMetrics
@@ -181,6 +182,25 @@ def test_the_adaptive_clip_moves_towards_the_quantile():
     assert float(run(adaptive(), small).state["clip"]) == pytest.approx(math.exp(-0.2 * 0.5), rel=1e-6)
     assert float(run(adaptive(), large).state["clip"]) == pytest.approx(math.exp(0.2 * 0.5), rel=1e-6)
     assert float(run(adaptive(), small[:10] + large[:10]).state["clip"]) == pytest.approx(1.0, rel=1e-6)
+
+
+def test_update_count_and_metrics_have_noise_of_their_own_streams():
+    """Each is the stream of its name, to the bit: noise that two of them shared would cancel in their difference."""
+    promised = PrivacyPlan(
+        Poisson(0.5), 40, 5, 1.0, AdaptiveClip(1.0, 0.5, 0.2, count_stddev=3.0), metrics=PrivateMetrics(0.1, 2.0)
+    )
+    aggregator = DPMean(promised)
+    state = state_of(aggregator)
+    nobody = aggregator.client(state, update([0.0] * 4, examples=0.0)._replace(correct=tf.constant(0.0)))
+    noised = aggregator._noised(state, nobody, tf.constant(SEED))
+    drawn = {
+        name: np.array(gaussian.standard_normal(size, gaussian.stream(SEED, name)))
+        for name, size in (("update", 4), ("count", 1), ("metrics", 4))
+    }
+    np.testing.assert_allclose(flat(noised.update), promised.value_noise_multiplier * drawn["update"], rtol=1e-6)
+    assert float(noised.within_clip) == pytest.approx(3.0 * drawn["count"][0], rel=1e-6)
+    steps = np.rint(drawn["metrics"].astype(np.float64) * promised.metric_noise_multiplier * 2**24)
+    np.testing.assert_array_equal(np.ravel(noised.pairs - nobody.pairs), steps)
 
 
 @pytest.mark.parametrize("quantile", [0.1, 0.9])

@@ -215,7 +215,7 @@ def test_norms_that_overlook_dust_are_refuted_and_todays_stand():
     claimed, bound = audit.dusty(ClipOfVersion01(PLAN), CONFIDENCE)
     assert bound.refutes(claimed)
     claimed, bound = audit.dusty(DPMean(PLAN), CONFIDENCE)
-    assert bound.epsilon == claimed == accounting.epsilon(PLAN).value
+    assert 0.999 * claimed < bound.epsilon <= claimed == accounting.epsilon(PLAN).value
 
 
 def test_exact_noise_stands_and_half_of_it_is_refuted():

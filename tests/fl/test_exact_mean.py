@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from fl.aggregation import DPMean
-from fl.exact_mean import STEPS, ExactDPMean
+from fl.exact_mean import COUNT_STEPS, STEPS, ExactDPMean
 from privacy.keys import RunKeys
 from privacy.plan import AdaptiveClip, FixedClip, PrivacyPlan, PrivateMetrics
 from privacy.rounded_noise import rounded_gaussian
@@ -106,8 +106,8 @@ def test_what_is_released_follows_from_integers(clip, metrics):
     expected = (flat(summed.update) + noise[:4]) * step / promised.expected_cohort
     np.testing.assert_allclose(flat(mean.update), expected, rtol=1e-6)
     if isinstance(clip, AdaptiveClip):
-        of_count = rounded_gaussian(key + b"count", promised.count_stddev * 2 * STEPS, 1)[0]
-        fraction = (1.5 + of_count / (2 * STEPS)) / promised.expected_cohort + 0.5
+        of_count = rounded_gaussian(key + b"count", promised.count_stddev * 2 * COUNT_STEPS, 1)[0]
+        fraction = (1.5 + of_count / (2 * COUNT_STEPS)) / promised.expected_cohort + 0.5
         assert float(mean.released["fraction_within_clip"]) == pytest.approx(fraction, rel=1e-6)
     if metrics is not None:
         of_metrics = rounded_gaussian(key + b"metrics", promised.metric_noise_multiplier * STEPS, 4)
@@ -139,8 +139,14 @@ def test_plans_and_aggregators_belong_together():
         ExactDPMean(plan(kind="floating-point"))
     with pytest.raises(ValueError, match="the plan's noise is 'exact' and this aggregator's is 'floating-point'"):
         DPMean(plan())
-    with pytest.raises(ValueError, match="noise multiplier 2000 is too large for exact noise: take at most 1024"):
+    with pytest.raises(ValueError, match="noise multiplier of the update is 1.95 times too large for exact noise"):
         ExactDPMean(plan(2000.0))
+    with pytest.raises(ValueError, match="noise multiplier of the metrics is 1.24 times too large for exact noise"):
+        ExactDPMean(plan(200.0, metrics=PrivateMetrics(0.05)))
+    with pytest.raises(ValueError, match="clip count stddev is 1.19 times too large for exact noise"):
+        ExactDPMean(plan(clip=AdaptiveClip(1.0, count_stddev=1e7)))
+    with pytest.raises(ValueError, match="clip norm 1e-37 is too small for exact noise: take at least 1e-30"):
+        ExactDPMean(plan(clip=FixedClip(1e-37)))
     with pytest.raises(ValueError, match="noise is 'exact' and the noise multiplier is 0"):
         plan(0.0)
     with pytest.raises(ValueError, match="noise is 'hard': give one of 'floating-point', 'exact'"):

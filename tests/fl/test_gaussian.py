@@ -67,9 +67,18 @@ def test_numbers_are_those_of_the_words():
     assert 10 < len(ends) < 60  # 24 in the mean
     stream = gaussian.stream(SEED, "further bits")
     further = np.array(tf.random.stateless_uniform([14, len(ends)], stream, None, None, tf.int64, "philox"))
-    values = np.array(gaussian.standard_normal(size, SEED)).astype(np.float64)
-    assert values.shape == (size,)
-    values = np.append(values, np.nan).reshape(2, -1).T
+    drawn = np.array(gaussian.standard_normal(size, SEED))
+    assert drawn.shape == (size,)
+    values = np.append(drawn.astype(np.float64), np.nan).reshape(2, -1).T
+    # To the bit; and, for some, what the words stand for.
+    places = np.sort(ends)
+    again = gaussian.from_words(
+        tf.constant(leading.view(np.int32)),
+        tf.constant(angle.view(np.int32)),
+        tf.constant(places[:, np.newaxis]),
+        tf.constant(further),
+    )
+    np.testing.assert_array_equal(again[:size], drawn)
     chosen = [*range(0, 100_000, 1999), *ends]
     for place in chosen:
         at = np.flatnonzero(ends == place)

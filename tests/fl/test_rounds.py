@@ -339,6 +339,17 @@ def test_weights_that_are_not_finite_stop_the_run(tmp_path):
         run(tmp_path, FakeProcess(finite=False))
 
 
+@pytest.mark.parametrize("declared", [30, 60])
+def test_all_clients_are_drawn_from_whatever_population_was_declared(tmp_path, declared):
+    """Each of the 40 joins by its own coin; the noise and the denominator are those of the declared number."""
+    clip = AdaptiveClip(1.0, count_stddev=5.0)
+    plan = PrivacyPlan(Poisson(0.9), declared, 4, 1.0, clip, population_declared=True)
+    run(tmp_path, FakeProcess(plan), plan=plan)
+    read = Ledger.read(tmp_path / "ledger.jsonl")
+    assert set(read.participations()) == set(CLIENTS)  # one of 40 is in no round with probability 0.4 %: not so here
+    assert plan.expected_cohort == 0.9 * declared
+
+
 def test_the_population_must_be_the_plans():
     with pytest.raises(ValueError, match="population of 41 clients and there are 40"):
         federation(plan=PrivacyPlan(Poisson(0.3), 41, 4, 1.0, AdaptiveClip(1.0, count_stddev=5.0)))

@@ -7,7 +7,18 @@ from importlib.metadata import version
 import numpy as np
 import pytest
 
-from privacy import AdaptiveClip, Cyclic, FixedClip, FixedSize, Poisson, PrivacyPlan, accounting, composition
+from privacy import (
+    AdaptiveClip,
+    Cyclic,
+    FixedClip,
+    FixedSize,
+    Poisson,
+    PrivacyPlan,
+    accounting,
+    composition,
+    costs,
+    training_noise,
+)
 from tests.oracles import accounting as oracle
 
 # scipy 1.9 asks NumPy 1.25 for a deprecated function; neither is ours.
@@ -271,3 +282,15 @@ def test_the_whole_range_of_noise_has_figures(sampling, z):
     """Divergences near 0 come out of the library below 0 by a rounding."""
     found = [accounting.epsilon(plan(sampling, z, rounds, 1e-5)).value for rounds in (1, 1000, 1_000_000)]
     assert 0 <= found[0] <= found[1] <= found[2] and (found[0] > 1 if z == 1e-6 else z == 1e-3 or found[0] < math.inf)
+
+
+@pytest.mark.parametrize("sampling", [Poisson(0.01), FixedSize(10), Cyclic(10)])
+def test_failures_of_the_noise_are_counted_for_every_round(sampling, monkeypatch):
+    """Were a round's noise to fail with probability 1e-17, 1e-9 of δ = 1e-5 would last for a few of them."""
+    monkeypatch.setattr(training_noise, "FAILURE", 1e-17)
+    one, many = (accounting.epsilon(plan(sampling, 5.0, rounds, 1e-5)) for rounds in (1, 100_000))
+    assert one.value < math.inf and one.rdp < math.inf
+    assert many.value == many.rdp == math.inf and many.pld in (None, math.inf)
+    assert costs.epsilon([costs.Gaussian(5.0, 1)], 1e-5) < math.inf
+    assert costs.epsilon([costs.Gaussian(5.0, 100_000)], 1e-5) == math.inf
+    assert costs.epsilon([costs.Gaussian(50.0, 100_000, 0.01)], 1e-5) == math.inf

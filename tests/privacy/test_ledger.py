@@ -45,10 +45,15 @@ def test_a_noise_stream_is_given_out_once_and_again_to_a_resumed_run(tmp_path):
     keys = RunKeys.fixed(1)
     with PLAN.recording(tmp_path / "ledger") as ledger:
         ledger.record(**round_of(0, COHORTS[0]))
-        seed = ledger.noise_stream(keys, "accuracy", noise_multiplier=2.0)
+        with pytest.raises(ValueError, match="noise stream 'accuracy' was never given out: leave out resume"):
+            ledger.noise_stream(keys, "accuracy", resume=True)
+        seed = ledger.noise_stream(keys, "accuracy", noise_multiplier=2.0, bounds=(0, 1))
         other = ledger.noise_stream(keys, "loss", noise_multiplier=2.0)
-        with pytest.raises(ValueError, match="noise stream 'accuracy' is in use: give each release a name of its own"):
-            ledger.noise_stream(keys, "accuracy", noise_multiplier=2.0)
+        for resume in (False, True):
+            with pytest.raises(ValueError, match="noise stream 'accuracy' was given out before"):
+                ledger.noise_stream(keys, "accuracy", resume=resume, noise_multiplier=2.0, bounds=(0, 1))
+        with pytest.raises(ValueError, match="facts of the noise stream cannot be recorded"):
+            ledger.noise_stream(keys, "third", noise_multiplier=float("nan"))
         head = ledger.head_after(1)
         for number in range(1, 4):
             ledger.record(**round_of(number, COHORTS[number]))
@@ -58,15 +63,22 @@ def test_a_noise_stream_is_given_out_once_and_again_to_a_resumed_run(tmp_path):
     whole = (tmp_path / "ledger").read_bytes()
     with PLAN.recording(tmp_path / "ledger") as ledger:
         assert ledger.head_after(1) == head and len(ledger.rounds) == 4
-        with pytest.raises(ValueError, match="noise stream 'accuracy' was begun for {'noise_multiplier': 2.0}"):
-            ledger.noise_stream(keys, "accuracy", noise_multiplier=1.0)
-        np.testing.assert_array_equal(ledger.noise_stream(keys, "accuracy", noise_multiplier=2.0), seed)
+        with pytest.raises(ValueError, match="noise stream 'accuracy' was given out before"):
+            ledger.noise_stream(keys, "accuracy", noise_multiplier=2.0, bounds=(0, 1))
+        with pytest.raises(ValueError, match="noise stream 'accuracy' was given out for {'bounds': "):
+            ledger.noise_stream(keys, "accuracy", resume=True, noise_multiplier=1.0)
+        with pytest.raises(ValueError, match="noise stream 'accuracy' was given out for {'bounds': "):
+            ledger.noise_stream(RunKeys.fixed(2), "accuracy", resume=True, noise_multiplier=2.0, bounds=(0, 1))
+        again = ledger.noise_stream(keys, "accuracy", resume=True, noise_multiplier=2.0, bounds=(0, 1))
+        np.testing.assert_array_equal(again, seed)
         ledger.record(**round_of(0, COHORTS[0]))  # a replay, before and after the streams' lines
         ledger.record(**round_of(3, COHORTS[3]))
         with pytest.raises(ValueError, match="round 3 is in the ledger with other content"):
             ledger.record(**round_of(3, ["x"]))
     assert (tmp_path / "ledger").read_bytes() == whole
-    assert Ledger.read(tmp_path / "ledger").streams == dict.fromkeys(("accuracy", "loss"), {"noise_multiplier": 2.0})
+    read = Ledger.read(tmp_path / "ledger").streams
+    assert {name: facts.pop("noise_id") for name, facts in read.items()} == {n: keys.stream_id(n) for n in read}
+    assert read == {"accuracy": {"noise_multiplier": 2.0, "bounds": [0, 1]}, "loss": {"noise_multiplier": 2.0}}
 
 
 def test_a_ledger_of_version_0_1_is_refused_with_the_reason(tmp_path):

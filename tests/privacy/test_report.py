@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from privacy import AdaptiveClip, Cyclic, FixedClip, FixedSize, Poisson, PrivacyPlan, accounting, report
+from privacy import AdaptiveClip, Cyclic, FixedClip, FixedSize, Poisson, PrivacyPlan, accounting, report, statement
 
 pytestmark = pytest.mark.filterwarnings("ignore:np.find_common_type is deprecated:DeprecationWarning")
 
@@ -231,6 +231,26 @@ def test_what_if_keeps_the_noise_of_the_mean_and_follows_the_delta_rule(tmp_path
             FixedClip(1.0),
         )
         assert row["epsilon"] == pytest.approx(accounting.epsilon(hypothetical).value, rel=0.05)
+
+
+def test_whether_epsilon_covers_the_number_of_clients_is_said(tmp_path):
+    cases: tuple[tuple[bool, Any, bool], ...] = (
+        (False, Poisson(0.1), False),
+        (True, Poisson(0.1), True),
+        (False, FixedSize(20), True),  # neighbours have the same number
+        (False, Cyclic(10), True),
+    )
+    for declared, sampling, covered in cases:
+        plan = PrivacyPlan(sampling, N, 3, 1.0, FixedClip(0.5), population_declared=declared)
+        with plan.recording(tmp_path / f"{declared}{sampling.kind}.jsonl") as ledger:
+            for release in (True, False):
+                data = statement.compose(plan, ledger, {}, release=release)
+                line = f"The number of clients, {N}, is not covered: it was counted"
+                assert any(line in said for said in data["not_covered"]) != covered
+                assert ("number of clients: 200" in data["public"]) == declared
+                assert data["planned"]["population_declared"] == declared
+                text = report.build(plan, ledger, {}).write(tmp_path)[1].read_text()
+                assert (line in text) != covered
 
 
 def test_cohorts_of_one_size_under_a_poisson_plan_are_called_out(tmp_path):

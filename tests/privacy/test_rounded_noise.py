@@ -25,8 +25,7 @@ def exactly(key, count, stddev):
     found = []
     with mpmath.workdps(150):
         for pair in range(count):
-            more = bits(key, b"further bits", pair, 64)
-            halves = [int.from_bytes(more[:32], "big"), int.from_bytes(more[32:], "big")]
+            halves = [int.from_bytes(bits(key, name, pair, 32), "big") for name in (b"U", b"A")]
             u, a = (mpmath.mpf((int(words[i, pair]) << 256) + halves[i]) / mpmath.mpf(2) ** 320 for i in (0, 1))
             radius = mpmath.sqrt(-2 * mpmath.log(u))
             found.append([stddev * radius * f(2 * mpmath.pi * a) for f in (mpmath.cos, mpmath.sin)])
@@ -61,6 +60,20 @@ def test_numbers_in_doubt_are_taken_from_more_bits(monkeypatch):
     few = rounded_gaussian(KEY, LARGEST_STDDEV, 300)
     monkeypatch.setattr(rounded_noise, "_rounded", all_in_doubt)
     np.testing.assert_array_equal(rounded_gaussian(KEY, LARGEST_STDDEV, 300), few)
+
+
+def test_every_further_bit_counts():
+    """At a deviation of 2^120 the numbers are those of 320 bits of U and of A; more bits go on from the first ones."""
+    words = np.frombuffer(bits(KEY, b"words", 0, 32), "<u8").reshape(2, 2)
+    for pair, values in enumerate(exactly(KEY, 2, mpmath.mpf(2) ** 40)):
+        found = rounded_noise._exactly(KEY, pair, words[:, pair], 2.0**40)
+        assert found == [int(mpmath.nint(value)) for value in values]
+    # What 64 bits alone cannot tell: numbers of 2^100 steps, to within what 320 bits leave open.
+    with mpmath.workdps(150):
+        for pair, values in enumerate(exactly(KEY, 2, mpmath.mpf(2) ** 100)):
+            found = rounded_noise._exactly(KEY, pair, words[:, pair], 2.0**100)
+            assert found == [int(mpmath.nint(value)) for value in values]
+    assert bits(KEY, b"U", 0, 64)[:32] == bits(KEY, b"U", 0, 32)
 
 
 def test_without_the_look_at_doubt_numbers_are_wrong(monkeypatch):

@@ -86,8 +86,14 @@ def test_rounds_equal_the_plain_loops(build, aggregator, settings):
 EXACT = PrivacyPlan(Poisson(0.5), 12, 5, 0.7, FixedClip(0.7), noise="exact")
 
 
-def test_exact_noise_gives_the_same_sum_to_the_bit_in_every_engine(build):
-    """The clients' updates, and so their integers, may differ in the last bit; what is added to what may not matter."""
+def test_exact_noise_needs_clients_trained_one_by_one():
+    with pytest.raises(ValueError, match="users_at_once is 3 with exact noise: use 1"):
+        make(ENGINES["three at once"], ExactDPMean(EXACT))
+
+
+@pytest.mark.parametrize("build", [ENGINES["per client"], ENGINES["one after another"]])
+def test_with_exact_noise_a_client_changes_the_sum_by_its_own_integers_alone(build):
+    """And the order of the clients changes nothing."""
     aggregator, keys = ExactDPMean(EXACT), RunKeys.fixed(1)
     measured = None
     engine = make(build, aggregator)
@@ -99,6 +105,12 @@ def test_exact_noise_gives_the_same_sum_to_the_bit_in_every_engine(build):
         total = engine.client_sum(state["weights"], state["aggregator"], engine.client_values(clients))
         other = engine.client_sum(state["weights"], state["aggregator"], engine.client_values(clients[::-1]))
         np.testing.assert_array_equal(total["update"]["table"], other["update"]["table"])
+        if len(clients) > 1:
+            parts = [
+                engine.client_sum(state["weights"], state["aggregator"], engine.client_values(some))["update"]["table"]
+                for some in (clients[:1], clients[1:])
+            ]
+            np.testing.assert_array_equal(total["update"]["table"], parts[0] + parts[1])
     table = bigram.initial_weights()["table"].astype(np.float64)
     noises = [
         aggregator.noise(keys, number, table.size).reshape(table.shape) * 0.7 / STEPS
