@@ -46,6 +46,8 @@ def train(run: RunFolder, command: str, show: ConsoleDisplay, hosts: Any = None)
     begun = Ledger.read(run.ledger) if _has_lines(run.ledger) else None
     noise = None if begun is None else begun.plan.noise_multiplier
     plan = assembly.plan(config, len(prepared.splits.train), _declared(config, prepared), noise)
+    if warning := _far_from_declared(plan, len(prepared.splits.train)):
+        show.note(warning)
     show.note(_promise(plan, config.run.fixed_key is not None))
     if not run.facts.exists():
         lines = described.splitlines()
@@ -58,6 +60,16 @@ def train(run: RunFolder, command: str, show: ConsoleDisplay, hosts: Any = None)
     weights = _federated(run, config, prepared, plan, model, public_weights, recorded, show, hosts)
     write_json(run.model, model.config())
     save_weights(run.weights, weights)
+
+
+def _far_from_declared(plan: PrivacyPlan, clients: int) -> str | None:
+    """A warning for the operator if the declared population is off by more than a factor of two."""
+    if not plan.any_population or plan.population / 2 <= clients <= 2 * plan.population:
+        return None
+    return (
+        f"warning: cohort.population is {plan.population:,} and the data holds {clients:,} clients (operator only): δ and "
+        "the mean's denominator follow from the first, so that each round moves the model too little or too much"
+    )
 
 
 def _has_lines(ledger: Path) -> bool:

@@ -1,5 +1,6 @@
 """What a run decides once and keeps; whole runs are in `test_train`."""
 
+import dataclasses
 import json
 from typing import Any
 
@@ -84,3 +85,22 @@ def test_an_engine_that_is_no_number_of_clients_is_refused(choose, tmp_path, val
     (tmp_path / "engine.json").write_text(f'{{"users_at_once": {value}}}')
     with pytest.raises(ValueError, match="engine.json says users_at_once .*: restore it"):
         choose()
+
+
+def test_a_declared_population_far_from_the_data_is_said_to_the_operator():
+    plan = PrivacyPlan(Poisson(0.1), 1000, 5, 1.0, FixedClip(1.0), population_declared=True)
+    said = training._far_from_declared(plan, 499)
+    assert said is not None and "cohort.population is 1,000 and the data holds 499 clients (operator only)" in said
+    assert training._far_from_declared(plan, 2001)
+    assert training._far_from_declared(plan, 500) is training._far_from_declared(plan, 2000) is None
+    assert training._far_from_declared(dataclasses.replace(plan, population_declared=False), 1000) is None
+
+
+def test_exact_noise_trains_clients_one_by_one(tmp_path):
+    plan = PrivacyPlan(Poisson(0.1), 1000, 5, 1.0, FixedClip(1.0), noise="exact")
+    for overrides, chosen in (((), 1), (("run.users_at_once=1",), 1)):
+        parsed = config.parse("", "test", overrides)
+        assert training._users_at_once(RunFolder(tmp_path), parsed, 9, plan, {}, None, Notes()) == chosen
+    with pytest.raises(ValueError, match='run.users_at_once is 8 with privacy.noise "exact": use 1, or leave it out'):
+        parsed = config.parse("", "test", ("run.users_at_once=8",))
+        training._users_at_once(RunFolder(tmp_path), parsed, 9, plan, {}, None, Notes())
