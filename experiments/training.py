@@ -67,8 +67,8 @@ def _far_from_declared(plan: PrivacyPlan, clients: int) -> str | None:
     if not plan.any_population or plan.population / 2 <= clients <= 2 * plan.population:
         return None
     return (
-        f"warning: cohort.population is {plan.population:,} and the data holds {clients:,} clients (operator only): δ and "
-        "the mean's denominator follow from the first, so that each round moves the model too little or too much"
+        f"warning: cohort.population is {plan.population:,} and the data holds {clients:,} clients (operator only): δ "
+        "and the mean's denominator follow from the first, so that a round moves the model too little or too much"
     )
 
 

@@ -98,9 +98,10 @@ def test_a_declared_population_far_from_the_data_is_said_to_the_operator():
 
 def test_exact_noise_trains_clients_one_by_one(tmp_path):
     plan = PrivacyPlan(Poisson(0.1), 1000, 5, 1.0, FixedClip(1.0), noise="exact")
-    for overrides, chosen in (((), 1), (("run.users_at_once=1",), 1)):
+    show: Any = Notes()
+    for overrides in ((), ("run.users_at_once=1",)):
         parsed = config.parse("", "test", overrides)
-        assert training._users_at_once(RunFolder(tmp_path), parsed, 9, plan, {}, None, Notes()) == chosen
+        assert training._users_at_once(RunFolder(tmp_path), parsed, 9, plan, {}, None, show) == 1
     with pytest.raises(ValueError, match='run.users_at_once is 8 with privacy.noise "exact": use 1, or leave it out'):
         parsed = config.parse("", "test", ("run.users_at_once=8",))
-        training._users_at_once(RunFolder(tmp_path), parsed, 9, plan, {}, None, Notes())
+        training._users_at_once(RunFolder(tmp_path), parsed, 9, plan, {}, None, show)
