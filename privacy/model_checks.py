@@ -101,7 +101,10 @@ class _Kept:
             self.traced, self.draws = trace(losses, data)
         self._model = model
         self._weights = [variable(weight) for weight in model.trainable_weights]
-        found = {id(v): v for v in [*map(variable, model.non_trainable_weights), *self.traced.graph.variables]}
+        found = {
+            id(v): v
+            for v in [*map(variable, model.non_trainable_weights), *self.traced.get_concrete_function().graph.variables]
+        }
         trained = {id(weight) for weight in self._weights}
         self._others = [v for key, v in found.items() if key not in trained and not is_random_state(v)]
         self.generators = [v for key, v in found.items() if key not in trained and is_random_state(v)]

@@ -26,9 +26,10 @@ _SILENCED = (
 def trace(losses: Losses, data: Examples) -> tuple[Any, bool]:
     """Returns the losses as a function of a graph, as training has them, and whether they draw random numbers."""
     before = _python_state()
-    function = tf.function(losses, autograph=False).get_concrete_function(*data.signature())
+    function = tf.function(lambda x, y: losses(x, y), data.signature(), autograph=False)
+    concrete = function.get_concrete_function()
     drawn = _python_state() != before
-    graph = function.graph.as_graph_def()
+    graph = concrete.graph.as_graph_def()
     nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
     return function, any(_RANDOM_OPERATIONS.search(node.op) for node in nodes) or drawn
 

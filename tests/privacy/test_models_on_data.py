@@ -157,6 +157,26 @@ def test_an_embedding_is_accepted():
     check(made([layers.Embedding(50, 16), layers.LSTM(16)], (8,), "int64"), tokens)
 
 
+@pytest.mark.parametrize("mixes", [False, True])
+@pytest.mark.parametrize("kind", [list, dict])
+def test_several_inputs_are_tried_on_data(kind, mixes):
+    first, second = keras.Input((4,), name="a"), keras.Input((6,), name="b")
+    hidden = layers.Concatenate()([first, second])
+    if mixes:
+        hidden = Of(lambda x: tf.clip_by_norm(x, 1000.0))(hidden)
+    inputs = [first, second] if kind is list else {"a": first, "b": second}
+    model = built(keras.Model(inputs, layers.Dense(3)(hidden)))
+    generator = np.random.default_rng(0)
+    parts = [pixels(generator, (ROWS, 4)), pixels(generator, (ROWS, 6))]
+    x = parts if kind is list else dict(zip("ab", parts, strict=True))
+    data = checked_examples(x, generator.integers(0, 3, ROWS))
+    if not mixes:
+        check_apart(model, losses_of(model), data)
+        return
+    with pytest.raises(ValueError, match="mixes examples"):
+        check_apart(model, losses_of(model), data)
+
+
 def test_probes_from_0_to_1_alone_would_not_do(monkeypatch):
     """All models of the table pass without the comparison on data, so that it is what refuses them."""
     monkeypatch.setattr(model_checks._OnData, "check", lambda self, draws: None)
