@@ -155,7 +155,9 @@ class KerasDPSGD:
         from privacy.private_step import PrivateStep
 
         data = checked_examples(x, y)
-        step = PrivateStep(model, self.clip, self.noise_multiplier, float(self.batch_size), data)
+        # A Poisson sample of a small expected size is often more than twice as large.
+        largest = self.at_once or 2 * self.batch_size + 16
+        step = PrivateStep(model, self.clip, self.noise_multiplier, float(self.batch_size), data, largest)
         try:
             _check_validation(model, validation_data)
             follow = self._callbacks(model, callbacks, verbose)

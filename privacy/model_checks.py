@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
-import random
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-import keras
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
 from privacy import ghost_norms
+from privacy.batch_checks import LARGEST_BATCH, Batches, pairs_stay, rounding_of, rows_stay, same
 from privacy.examples import Examples, Losses, one_line
 from privacy.layer_gradients import Recording, variable
+from privacy.random_states import RandomState, is_random_state, silenced, trace
 
 _PROBED = 7  # examples
 _ZERO = tf.UnconnectedGradients.ZERO
-_RANDOM_STATES = 5  # from which a model with dropout is tried, so that a branch taken at random is likely seen
-_RANDOM_OPERATIONS = re.compile("Random|Rng|Multinomial|Shuffle|PyFunc")
-# Keras' layers that change each number of their inputs, or each channel of an example, by itself.
-_SILENCED = (
-    *("Dropout", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D"),
-    *("AlphaDropout", "GaussianDropout", "GaussianNoise"),
-)
+_RANDOM_STATES = 5  # from which a model that draws random numbers is tried in all ways
+# From which it is tried on the data if others than Keras' own dropout and noise layers draw: a branch that is taken
+# with probability 0.1 is missed with probability 0.9^44 < 0.01.
+_OWN_RANDOM_STATES = 44
 
 
 def check_values(model: Any, losses: Losses, data: Examples) -> None:
@@ -45,14 +40,23 @@ def check_values(model: Any, losses: Losses, data: Examples) -> None:
         losses(*data.take(rows), training=False)
 
 
-def check_apart(model: Any, losses: Losses, data: Examples) -> set[str]:
-    """Tries the model on a few examples, and on the extremes of what is looked up.
+def check_apart(model: Any, losses: Losses, data: Examples, largest: int = LARGEST_BATCH) -> set[str]:
+    """Tries the model on a few made-up examples and on batches of the data, extreme rows among them.
 
     Clipping is only worth something if a weight acts on each example alone, through the layer that holds it, and if
-    nothing but the weights remembers the examples. Real numbers of the examples are made up, integers taken from the
-    data; the weights are moved away from their first values, at which much is hidden, and put back. All passes are of
-    the model as it trains. Of a model that draws random numbers they are compared with Keras' own dropout and noise
-    layers silenced, and again with all random state restored before each pass; it is put back at the end.
+    nothing but the weights remembers the examples. Gradients are taken of made-up examples: real numbers from 0 to 1,
+    integers from the data. Losses are compared on these and on rows of the data (see `privacy.batch_checks`). The
+    weights are moved away from their first values, at which much is hidden, and put back; on the data the losses are
+    compared at the first values too. All passes are of the model as it trains. Of a model that draws random numbers
+    they are compared with Keras' own dropout and noise layers silenced, and again with all random state restored before
+    each pass; it is put back at the end.
+
+    Args:
+      model: built and compiled.
+      losses: the model's, of `losses_of`.
+      data: what it is to be trained on.
+      largest: number of examples, at least 1, that a step takes at once; batches of the data are of at most
+        `LARGEST_BATCH`.
 
     Returns:
       Names of the layers whose gradients have no closed form and are taken example by example.
@@ -60,11 +64,11 @@ def check_apart(model: Any, losses: Losses, data: Examples) -> set[str]:
     Raises:
       ValueError: it is not so, in one line that says what to change.
     """
-    with _RandomState(model) as state:
-        return _check_apart(model, losses, data, state)
+    with RandomState(model) as state:
+        return _check_apart(model, losses, data, state, largest)
 
 
-def _check_apart(model: Any, losses: Losses, data: Examples, state: _RandomState) -> set[str]:
+def _check_apart(model: Any, losses: Losses, data: Examples, state: RandomState, largest: int) -> set[str]:
     weights = list(model.trainable_weights)
     kept = _Kept(model, losses, data)
     state.add(kept.generators)
@@ -75,11 +79,14 @@ def _check_apart(model: Any, losses: Losses, data: Examples, state: _RandomState
             check_values(model, losses, data)
             generator = np.random.default_rng(0)
             kept.move(generator)
-            probe = _Probe(model, losses, data, generator, state, kept.draws)
+            probe = _Probe(model, losses, data, generator, state, kept)
             if not probe.is_finite:
                 kept.put_back()
             probe.check_forward()
             recomputed = probe.check_gradients(weights)
+            kept.check()
+            own = _OnData(model, losses, data, largest, generator, state, kept)
+            own.check(probe.draws)
             kept.check()
     finally:
         kept.put_back()
@@ -91,17 +98,18 @@ class _Kept:
 
     def __init__(self, model: Any, losses: Losses, data: Examples) -> None:
         with one_line():
-            traced = tf.function(losses, autograph=False).get_concrete_function(*data.signature())
+            self.traced, self.draws = trace(losses, data)
         self._model = model
         self._weights = [variable(weight) for weight in model.trainable_weights]
-        found = {id(v): v for v in [*map(variable, model.non_trainable_weights), *traced.graph.variables]}
+        found = {
+            id(v): v
+            for v in [*map(variable, model.non_trainable_weights), *self.traced.get_concrete_function().graph.variables]
+        }
         trained = {id(weight) for weight in self._weights}
-        self._others = [v for key, v in found.items() if key not in trained and not _is_random_state(v)]
-        self.generators = [v for key, v in found.items() if key not in trained and _is_random_state(v)]
+        self._others = [v for key, v in found.items() if key not in trained and not is_random_state(v)]
+        self.generators = [v for key, v in found.items() if key not in trained and is_random_state(v)]
         self._before = [(v, v.numpy()) for v in [*self._weights, *self._others]]
-        graph = traced.graph.as_graph_def()
-        nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
-        self.draws = any(_RANDOM_OPERATIONS.search(node.op) for node in nodes)
+        self.variables = [v for v, _ in self._before]
 
     def move(self, generator: np.random.Generator) -> None:
         """Away from weights at which a branch is closed or a gradient zero."""
@@ -123,79 +131,6 @@ class _Kept:
             v.assign(value)
 
 
-def _is_random_state(v: tf.Variable) -> bool:
-    return v.dtype.is_integer and ("seed" in v.name or "StateVar" in v.name)
-
-
-class _RandomState:
-    """All state that a model's random numbers can come from; it can be set within `with`, and is put back after it."""
-
-    def __init__(self, model: Any) -> None:
-        self._variables: list[tuple[tf.Variable, npt.NDArray[Any]]] = []
-        # Keras 2 gives each call of a layer that has a seed the next integer.
-        held: list[Any] = [getattr(layer, "_random_generator", None) for layer in model._flatten_layers()]
-        self._counts = [(each, each._seed) for each in held if isinstance(getattr(each, "_seed", None), int)]
-
-    def __enter__(self) -> _RandomState:
-        context = _eager_context()
-        drawn = vars(context).get("_rng")  # of the operations' seeds, once a global one is set
-        self._before = random.getstate(), np.random.get_state(), context._seed, drawn, drawn and drawn.getstate()
-        return self
-
-    def add(self, variables: list[tf.Variable]) -> None:
-        """Takes in the variables of the model's generators."""
-        self._variables += [(v, v.numpy()) for v in variables]
-
-    def restore(self, number: int) -> None:
-        """Sets a state that follows from `number` alone, 0 to `_RANDOM_STATES` - 1."""
-        seed = 12_345 + 7_919 * number
-        tf.random.set_seed(seed)  # of operations without a generator, with a seed of their own or none
-        random.seed(seed)
-        np.random.seed(seed)
-        self._set(number)
-
-    def _set(self, number: int) -> None:
-        for v, value in self._variables:
-            v.assign(value + np.asarray(number, value.dtype))
-        for each, count in self._counts:
-            each._seed = count + number
-
-    def __exit__(self, *error: object) -> None:
-        context = _eager_context()
-        python, numpy, context._seed, context._rng, drawn = self._before
-        if drawn:
-            context._rng.setstate(drawn)
-        random.setstate(python)
-        np.random.set_state(numpy)
-        self._set(0)
-
-
-def _eager_context() -> Any:
-    """TensorFlow's, which holds the global seed; there is no public way to read it."""
-    from tensorflow.python.eager import context
-
-    return context.context()
-
-
-@contextlib.contextmanager
-def _silenced(model: Any) -> Iterator[None]:
-    """Within, Keras' own layers of dropout and noise in the model hand their inputs on."""
-    kinds = {getattr(keras.layers, name) for name in _SILENCED}
-    layers = {id(layer): layer for layer in model._flatten_layers() if type(layer) in kinds}
-
-    @tf.autograph.experimental.do_not_convert
-    def hand_on(inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        return inputs
-
-    for layer in layers.values():
-        object.__setattr__(layer, "call", hand_on)
-    try:
-        yield
-    finally:
-        for layer in layers.values():
-            object.__delattr__(layer, "call")
-
-
 class _Probe:
     def __init__(
         self,
@@ -203,14 +138,15 @@ class _Probe:
         losses: Losses,
         data: Examples,
         generator: np.random.Generator,
-        state: _RandomState,
-        draws: bool,
+        state: RandomState,
+        kept: _Kept,
     ) -> None:
         self._model, self._losses, self._generator, self._state = model, losses, generator, state
         self._x, self._y = self._drawn(data)
         self._others = self._drawn(data)
         self.is_finite = bool(np.isfinite(losses(self._x, self._y)).all())
-        self._draws = draws or not self._repeats(_nothing)
+        self._variables = kept.variables
+        self.draws = kept.draws or not self._repeats(_nothing)
 
     def _repeats(self, prepare: Callable[[], None], training: bool = True) -> bool:
         """Whether two passes over the same examples give the same losses, each after a call of `prepare`."""
@@ -246,7 +182,7 @@ class _Probe:
             )
         if self._model.losses:
             raise ValueError(f"model {self._model.name} adds regularisation losses: use the optimizer's weight_decay")
-        if not self._draws:
+        if not self.draws:
             self._compare()
             return
         for number in range(_RANDOM_STATES):
@@ -260,7 +196,7 @@ class _Probe:
                     "whether it keeps examples apart: draw them by tf.random or by Keras' layers"
                 )
             self._compare(restore, others_go=number == 0)
-        with _silenced(self._model):
+        with silenced(self._model):
             for training in (True, False):
                 if self._repeats(_nothing, training):
                     self._compare(training=training)
@@ -283,6 +219,7 @@ class _Probe:
             return self._forward(x, y, training)
 
         found = forward(self._x, self._y)
+        within = rounding_of(found, self._x, self._y, forward, self._variables, self._generator)
         for alone in (0, _PROBED - 1):
             only = np.arange(_PROBED) == alone
 
@@ -290,7 +227,7 @@ class _Probe:
                 return tf.where(only.reshape(-1, *[1] * (part.shape.rank - 1)), part, other)
 
             changed = forward(*tf.nest.map_structure(mixed, (self._x, self._y), self._others))
-            if not _equal(changed[alone], found[alone]):
+            if not same(changed[alone], found[alone], within[alone]):
                 raise _mixes(self._model.name)
             if not others_go:
                 continue
@@ -298,13 +235,13 @@ class _Probe:
             if restore and alone:
                 first = forward(*tf.nest.map_structure(lambda part: tf.reverse(part, [0]), (self._x, self._y)))[0]
             x, y = tf.nest.map_structure(lambda part, row=alone: part[row : row + 1], (self._x, self._y))
-            if not _equal(forward(x, y)[0], first):
+            if not same(forward(x, y)[0], first, within[alone]):
                 raise _mixes(self._model.name)
         if not others_go:
             return
         with tf.GradientTape() as tape, Recording(tape).of(self._model):
             recorded = forward(self._x, self._y)
-        if not _equal(recorded, found):
+        if not same(recorded, found, within):
             raise ValueError(
                 f"model {self._model.name}: a layer's call_tapped computes something else than its call: fix it, or "
                 "leave it out"
@@ -312,7 +249,7 @@ class _Probe:
 
     def check_gradients(self, weights: list[Any]) -> set[str]:
         """Each example's gradient must follow from the layers' calls, and reach no other example."""
-        if self._draws:
+        if self.draws:
             self._state.restore(0)
         inputs = [part for part in tf.nest.flatten(self._x) if part.dtype.is_floating]
         with tf.GradientTape(persistent=True) as tape:
@@ -343,12 +280,52 @@ class _Probe:
         return recording.recomputed
 
 
+class _OnData:
+    """Compares losses between batches of the data."""
+
+    def __init__(
+        self,
+        model: Any,
+        losses: Losses,
+        data: Examples,
+        largest: int,
+        generator: np.random.Generator,
+        state: RandomState,
+        kept: _Kept,
+    ) -> None:
+        self._model, self._losses, self._data, self._state, self._kept = model, losses, data, state, kept
+        self._generator = generator
+        self._batches = Batches(data, largest, generator)
+
+    def check(self, draws: bool) -> None:
+        """Raises ValueError unless each example's loss is its own. Puts the weights' first values back on the way."""
+        traced, own = self._kept.traced, False
+        if draws:
+            with silenced(self._model):
+                traced, own = trace(self._losses, self._data)
+            self._compare_pairs(_OWN_RANDOM_STATES if own else _RANDOM_STATES)
+        if own:
+            return
+        for put_back in (_nothing, self._kept.put_back):
+            put_back()
+            if not rows_stay(self._batches, lambda x, y: traced(x, y).numpy(), self._kept.variables, self._generator):
+                raise _mixes(self._model.name)
+
+    def _compare_pairs(self, states: int) -> None:
+        for number in range(states):
+
+            def forward(x: Any, y: Any, number: int = number) -> npt.NDArray[Any]:
+                self._state.restore(number)
+                losses: npt.NDArray[Any] = self._losses(x, y).numpy()
+                return losses
+
+            for large in (False, True) if number < _RANDOM_STATES else (False,):
+                if not pairs_stay(self._batches, forward, number, large):
+                    raise _mixes(self._model.name)
+
+
 def _nothing() -> None:
     pass
-
-
-def _equal(first: Any, second: Any) -> bool:
-    return np.allclose(first, second, rtol=1e-5, atol=1e-6)
 
 
 def _mixes(name: str) -> ValueError:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from privacy import clip_bounds, ghost_norms
+from privacy.batch_checks import LARGEST_BATCH
 from privacy.examples import Examples, losses_of, one_line
 from privacy.layer_gradients import Recording
 from privacy.model_checks import check_apart
@@ -25,8 +26,28 @@ class PrivateStep:
       recomputed: names of the layers whose gradients have no closed form and are taken example by example.
     """
 
-    def __init__(self, model: Any, clip: float, noise_multiplier: float, denominator: float, data: Examples) -> None:
-        """Raises ValueError where the model cannot be trained so, in one line that says what to change."""
+    def __init__(
+        self,
+        model: Any,
+        clip: float,
+        noise_multiplier: float,
+        denominator: float,
+        data: Examples,
+        largest: int = LARGEST_BATCH,
+    ) -> None:
+        """Checks the model and builds the step.
+
+        Args:
+          model: built and compiled.
+          clip: L2 bound on one example's gradient, > 0.
+          noise_multiplier: standard deviation of the noise / clip, >= 0.
+          denominator: what the noisy sum is divided by, > 0.
+          data: what the model is tried on.
+          largest: number of examples, at least 1, that a step takes at once, about; the model is tried with as many.
+
+        Raises:
+          ValueError: the model cannot be trained so, in one line that says what to change.
+        """
         # The bounds of `clip_bounds` are for the rounding of IEEE arithmetic.
         if tf.config.list_physical_devices("GPU") and tf.config.experimental.tensor_float_32_execution_enabled():
             raise ValueError(
@@ -38,7 +59,7 @@ class PrivateStep:
         self._weights = list(model.trainable_weights)
         if not self._weights:
             raise ValueError(f"model {model.name} has no weights to train: build it, and make a layer trainable")
-        self.recomputed = check_apart(model, self._losses, data)
+        self.recomputed = check_apart(model, self._losses, data, largest)
         self._sums = [tf.Variable(tf.zeros(weight.shape, weight.dtype), trainable=False) for weight in self._weights]
         self._left_out = tf.Variable(0, trainable=False, dtype=tf.int64)
         self._sizes = [int(np.prod(weight.shape)) for weight in self._weights]
