@@ -13,9 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from privacy.training_noise import MOST_NUMBERS
-
-_FURTHER_WORDS = 14
+from privacy.training_noise import FURTHER_WORDS, MOST_NUMBERS, NEAR_ONE, NEAR_ZERO
 
 
 def stream(seed: Any, name: str) -> Any:
@@ -50,9 +48,9 @@ def standard_normal(size: int, seed: Any) -> Any:
     pairs = (size + 1) // 2
     words = tf.bitcast(_words([pairs], seed), tf.int32)
     leading, angle = words[:, 0], words[:, 1]
-    # As uint32 the ends are [0, 2^20) and [2^32 - 2^10, 2^32); int32 is that less 2^31.
-    ends = tf.where((leading < -(2**31) + 2**20) | (leading >= 2**31 - 2**10))
-    further = _words([_FURTHER_WORDS, tf.shape(ends)[0]], stream(seed, "further bits"))
+    # int32 is the cell of U less 2^31.
+    ends = tf.where((leading < -(2**31) + NEAR_ZERO) | (leading >= 2**31 - NEAR_ONE))
+    further = _words([FURTHER_WORDS, tf.shape(ends)[0]], stream(seed, "further bits"))
     return from_words(leading, angle, ends, further)[:size]
 
 
@@ -71,7 +69,7 @@ def from_words(leading: Any, angle: Any, ends: Any, further: Any) -> Any:
     import tensorflow as tf
 
     uniform = tf.cast(leading, tf.float64) + (2.0**31 + 0.5)
-    scales = 2.0 ** (-64.0 * np.arange(1, _FURTHER_WORDS + 1))
+    scales = 2.0 ** (-64.0 * np.arange(1, FURTHER_WORDS + 1))
     share = tf.tensordot(tf.constant(scales), tf.cast(tf.bitcast(further, tf.uint64), tf.float64), 1)
     at_ends = tf.cast(tf.gather_nd(leading, ends), tf.float64) + 2.0**31 + (share + 0.5 * scales[-1])
     uniform = tf.tensor_scatter_nd_update(uniform, ends, at_ends) * 2.0**-32

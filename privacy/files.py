@@ -27,7 +27,7 @@ def write_private(path: str | pathlib.Path, content: bytes) -> None:
 
 
 def write_public(path: str | pathlib.Path, content: bytes) -> None:
-    """As `write_private`, for a file that is made for publication: its mode follows the umask."""
+    """Writes as `write_private` does a file that is made for publication: its mode follows the umask."""
     _write(pathlib.Path(path), content, 0o666)
 
 

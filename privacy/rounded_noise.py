@@ -3,7 +3,7 @@
 Each number is what an exact Gaussian number rounds to, so that a sum of integers with this noise is the rounded output
 of the Gaussian mechanism: every (ε, δ) of continuous Gaussian noise holds for it, by post-processing, with no bit of
 floating point in between. (A discrete Gaussian, `privacy.noise.gaussian`, has the same zCDP, but its (ε, δ) and what
-Poisson sampling makes of it are not those of the continuous one; and it takes ten times as long.)
+Poisson sampling makes of it are not those of the continuous one; and it takes forty times as long.)
 
 A Gaussian number is given by the endless bits of a key: R cos A and R sin A of Box and Muller (1958), with
 R = sqrt(-2 log U). Floating-point arithmetic looks at the first 64 bits of U and of A, and decides only where its error
@@ -112,7 +112,7 @@ def _exactly(key: bytes, pair: int, words: npt.NDArray[np.uint64], stddev: float
 
 
 def _pi() -> Decimal:
-    """By Machin's formula, in the precision of the context."""
+    """Computes π by Machin's formula, in the precision of the context."""
 
     def arctan_of_inverse(x: int) -> Decimal:
         total, power, n = Decimal(0), Decimal(1) / x, 0
@@ -128,7 +128,7 @@ def _pi() -> Decimal:
 
 
 def _cos_sin(angle: Decimal) -> tuple[Decimal, Decimal]:
-    """By their series, for an angle from 0 to 2 π."""
+    """Computes cosine and sine by their series, for an angle from 0 to 2 π."""
     cosine, sine, term, n = Decimal(0), Decimal(0), Decimal(1), 0
     while n < 20 or abs(term) > Decimal(10) ** -decimal.getcontext().prec:
         match n % 4:

@@ -39,8 +39,12 @@ MOST_EPSILON = 500.0
 """Largest ε to calibrate noise for. Up to here `RESERVED` is enough at any δ from 1e-12 and any number of releases."""
 
 _FIRST_BITS = 32  # of U
-_NEAR_ZERO, _NEAR_ONE = 2**20, 2**10  # cells of 2^-32 at either end of (0, 1] in which U gets more bits
-_FURTHER_WORDS = 14
+NEAR_ZERO, NEAR_ONE = 2**20, 2**10
+"""Cells of 2^-32 at either end of (0, 1] in which U gets more bits."""
+
+FURTHER_WORDS = 14
+"""Words of 64 further bits."""
+
 _PAIRS = 2**14  # whose numbers a processor's cache holds
 
 
@@ -107,9 +111,9 @@ def _radii(generator: np.random.Generator, leading: npt.NDArray[np.uint32]) -> n
     """Returns sqrt(-2 log U), float64 [n], of uniform U with these leading bits [n]."""
     uniform = leading + 0.5
     # One comparison finds both ends: the sum wraps around.
-    ends = np.flatnonzero(leading + np.uint32(_NEAR_ONE) < np.uint32(_NEAR_ZERO + _NEAR_ONE))
-    further = generator.bit_generator.random_raw(_FURTHER_WORDS * len(ends)).reshape(_FURTHER_WORDS, len(ends))
-    scales = 2.0 ** (-64 * np.arange(1, _FURTHER_WORDS + 1))
+    ends = np.flatnonzero(leading + np.uint32(NEAR_ONE) < np.uint32(NEAR_ZERO + NEAR_ONE))
+    further = generator.bit_generator.random_raw(FURTHER_WORDS * len(ends)).reshape(FURTHER_WORDS, len(ends))
+    scales = 2.0 ** (-64 * np.arange(1, FURTHER_WORDS + 1))
     uniform[ends] = leading[ends] + (scales @ further + 0.5 * scales[-1])
     uniform *= 2.0**-_FIRST_BITS
     np.log(uniform, out=uniform)

@@ -115,7 +115,7 @@ def test_the_denominator_and_the_noise_do_not_depend_on_the_sample():
 @pytest.mark.parametrize("clip", [0.25, 1.0, 4.0])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_the_noise_has_the_promised_size(clip, dtype):
-    """Of nobody's gradients the first weights are the noise, over the batch and the clip norm."""
+    """Without a record the first weights are the noise, divided by the batch and the clip norm."""
     nobody = np.zeros((0, 4000), dtype), np.zeros(0, int)
     weights = LinearDPSGD(1, 0.5, 2.5, clip, 3.0, 1.0).train(*nobody, 5, np.random.default_rng(9))
     assert np.std(-weights * 2.5 * clip) == pytest.approx(3.0 * clip, rel=0.035)  # 20,000 draws: seven standard errors
