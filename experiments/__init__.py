@@ -1,3 +1,1 @@
 """Runnable studies and the command line."""
-
-import privacy.extras  # noqa: F401

@@ -1,7 +1,6 @@
 """The command line. Heavy imports stay inside the command that needs them: help and argument errors answer at once."""
 
 import os
-import shlex
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -14,38 +13,38 @@ from experiments import interrupt
 # command → (module, name of its click command, help line): a module is imported when its command is called.
 _COMMANDS = {
     "demo": (
-        "experiments.demo",
+        "experiments.commands.demo",
         "demo",
         "Train, report, export and generate on Shakespeare's plays, into runs/demo.",
     ),
     "train": (
-        "experiments.run_commands",
+        "experiments.commands.runs",
         "train",
         "Train a model on clients' text: a TOML file, or --resume RUN.",
     ),
-    "evaluate": ("experiments.run_commands", "evaluate", "Evaluate a trained run on its test clients."),
-    "report": ("experiments.run_commands", "report", "Write the privacy report of a run from its ledger."),
+    "evaluate": ("experiments.commands.runs", "evaluate", "Evaluate a trained run on its test clients."),
+    "report": ("experiments.commands.runs", "report", "Write the privacy report of a run from its ledger."),
     "export": (
-        "experiments.device_commands",
+        "experiments.commands.device",
         "export",
         "Write the trained model of a run as one .tflite file.",
     ),
-    "generate": ("experiments.device_commands", "generate", "Generate text from an exported model."),
+    "generate": ("experiments.commands.device", "generate", "Generate text from an exported model."),
     "privacy": (
-        "experiments.privacy_commands",
+        "experiments.commands.privacy",
         "privacy",
         "Epsilon, noise or rounds, any one from the others.",
     ),
-    "data": ("experiments.run_commands", "data", "Build the token store of a config and say what is in it."),
-    "worker": ("experiments.worker_commands", "worker", "Compute for another host's train --workers."),
+    "data": ("experiments.commands.runs", "data", "Build the token store of a config and say what is in it."),
+    "worker": ("experiments.commands.workers", "worker", "Compute for another host's train --workers."),
     "certificates": (
-        "experiments.worker_commands",
+        "experiments.commands.workers",
         "certificates",
         "Make the certificates with which a driver and its workers know each other.",
     ),
-    "reproduce": ("experiments.reproduce", "reproduce", "Repeat a study and write its table and plot."),
-    "bench": ("experiments.bench.command", "bench", "Time this kit beside other frameworks, and on big populations."),
-    "doctor": ("experiments.doctor", "doctor", "Say in plain words what is missing or mismatched here."),
+    "reproduce": ("experiments.commands.reproduce", "reproduce", "Repeat a study and write its table and plot."),
+    "bench": ("experiments.commands.bench", "bench", "Time this kit beside other frameworks, and on big populations."),
+    "doctor": ("experiments.commands.doctor", "doctor", "Say in plain words what is missing or mismatched here."),
 }
 
 
@@ -72,11 +71,6 @@ class _Commands(click.Group):
 @click.version_option(package_name="fedspeak")
 def cli() -> None:
     """Train language models on people's devices, account for privacy, decode on the device."""
-
-
-def command_line() -> str:
-    """The command as typed, for reports."""
-    return shlex.join(["fedspeak", *sys.argv[1:]])
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -110,7 +104,7 @@ def _guarded(run: Callable[[], Any]) -> int:
 
 def _message(error: BaseException) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name and str(error).startswith("No module named"):
-        from privacy.extras import missing
+        from experiments.extras import missing
 
         return missing(error.name)
     if isinstance(error, ImportError) and not isinstance(error, ModuleNotFoundError):

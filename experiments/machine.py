@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
-from fl.worker import build_loopback_shim, shim_works
+from fl.runtime.worker import build_loopback_shim, shim_works
 
 _CLONE = Path(__file__).resolve().parents[1]
 

@@ -11,8 +11,8 @@ from experiments import data, plots
 from experiments.baselines import KneserNeyBigram, Unigram
 from experiments.display import FIXED_KEY
 from experiments.intervals import Interval, bits_per_character, mean_interval, paired_interval
+from experiments.provenance import versions
 from experiments.runs import RunFolder, load_trained, load_weights, read_json, write_json
-from experiments.versions import versions
 from fl import checkpoints
 from fl.rounds import RoundLog, checked_metrics
 from privacy import report

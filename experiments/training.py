@@ -11,8 +11,8 @@ import numpy as np
 from experiments import assembly, data, warm_start
 from experiments.config import MAX_USERS_AT_ONCE, Config
 from experiments.display import FIXED_KEY, FOOTNOTE, OPERATOR_ONLY, PRIVATE_METRICS, ConsoleDisplay, rounded_up
+from experiments.provenance import versions
 from experiments.runs import RunFolder, load_weights, read_json, save_weights, write_json
-from experiments.versions import versions
 from privacy import accounting
 from privacy.files import require_writable
 from privacy.ledger import Ledger
@@ -26,7 +26,7 @@ def train(run: RunFolder, command: str, show: ConsoleDisplay, hosts: Any = None)
       run: where everything is read from and written to.
       command: the command line, for the run's `facts.json`.
       show: who shows the run's course.
-      hosts: connected `fl.hosts.Hosts` that train the clients; None: this machine.
+      hosts: connected `fl.runtime.hosts.Hosts` that train the clients; None: this machine.
 
     Raises:
       OSError, ValueError: one line; the run can be resumed once the cause is mended.

@@ -1,3 +1,34 @@
-"""Federated training: clients and their data, cohorts, local SGD, aggregation, the round loop, TFF runtime."""
+"""Federated training: clients and their data, cohorts, local SGD, aggregation, the round loop, TFF runtime.
 
-import privacy.extras  # noqa: F401
+Importing this package is instant: the names below load their module, and with it TensorFlow or TFF, on first use.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_HOME = {
+    "DPMean": "fl.aggregation",
+    "Evaluator": "fl.evaluation",
+    "ExactDPMean": "fl.exact_mean",
+    "ExampleWeightedMean": "fl.aggregation",
+    "Federation": "fl.rounds",
+    "LanguageModelling": "fl.local_training",
+    "LocalSGD": "fl.local_training",
+    "RoundLog": "fl.rounds",
+    "TokenStore": "fl.clients",
+    "UniformMean": "fl.aggregation",
+    "draw_cohort": "fl.cohorts",
+    "local_runtime": "fl.runtime",
+    "run_rounds": "fl.rounds",
+}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'fl' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

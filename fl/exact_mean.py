@@ -2,7 +2,7 @@
 
 No floating-point number decides what is released: each client's clipped update is cut to integer steps of a grid, the
 L2 bound is checked on those integers, their sum is exact whatever its order, and the noise is a rounded exact Gaussian
-(`privacy.rounded_noise`), drawn outside TFF from the run's key. Reports call this hardened: the attack of Mironov 2012,
+(`privacy.noise.rounded`), drawn outside TFF from the run's key. Reports call this hardened: the attack of Mironov 2012,
 "On significance of the least significant bits for differential privacy", finds no bit to use.
 """
 
@@ -14,8 +14,8 @@ import numpy as np
 from fl.aggregation import Contribution, DPMean, Noised, State, contribution, count_weights, split, squares
 from fl.local_training import ClientUpdate, Weights, column
 from privacy.keys import RunKeys
+from privacy.noise.rounded import LARGEST_STDDEV, rounded_gaussian
 from privacy.plan import AdaptiveClip, Noise
-from privacy.rounded_noise import LARGEST_STDDEV, rounded_gaussian
 
 STEPS = 2**24
 """Grid steps in one clip norm. Sums hold up to 2^38 clients."""

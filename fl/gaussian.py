@@ -1,6 +1,6 @@
 """Gaussian noise as TensorFlow operations, and named streams of random numbers from one seed.
 
-The sampler is that of `privacy.training_noise`, with the same promise: each number is coupled to an exact, independent
+The sampler is that of `privacy.noise.training`, with the same promise: each number is coupled to an exact, independent
 standard normal one within `training_noise.DISTANCE`, except with probability `training_noise.FAILURE`.
 
 TensorFlow's own normal numbers keep no such promise. Its Box-Muller radius has 23 bits, so that float32 numbers end at
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from privacy.training_noise import FURTHER_WORDS, MOST_NUMBERS, NEAR_ONE, NEAR_ZERO
+from privacy.noise.training import FURTHER_WORDS, MOST_NUMBERS, NEAR_ONE, NEAR_ZERO
 
 
 def stream(seed: Any, name: str) -> Any:

@@ -22,8 +22,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from fl.engines.stacking import short, why_not_stacked
 from fl.local_training import LanguageModelling, Loss, TokenLosses, Weights
-from fl.stacking import short, why_not_stacked
 
 log = logging.getLogger(__name__)
 

@@ -131,8 +131,9 @@ class LanguageModelling:
     Attributes:
       token_losses: of the model, see `TokenLosses`.
       sequence_length: predicted tokens T of a sequence.
-      stacks: whether `token_losses` takes a user axis, as those of `models` do. It is a promise: were one user's losses
-        to depend on another's weights or tokens, no clip norm would bound what one user does. `fl.stacking` tries it.
+      stacks: whether `token_losses` takes a leading client axis, as those of `models` do. It is a promise: if one
+        client's losses depended on another's weights or tokens, no clip norm would bound one client's contribution.
+        `fl.engines.stacking` tries it on made-up data.
       lengths: below T, rising. A batch whose rows are all padding from one of these on is cut there: for sequences that
         are lines or sentences, and not text packed back to back. Each length adds to the size of the graph. Clients
         trained together are not cut: it would depend on the others.

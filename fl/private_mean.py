@@ -1,7 +1,7 @@
 """The private mean of a bounded client metric in TFF: a loss, an accuracy, a share; with it the number of clients.
 
 The pair (x - lower, upper - x) of each client is summed as whole numbers and noised once (Kulesza, Suresh and Wang
-2024, arXiv:2312.06658; without TFF: `privacy.mean`). A client that sends no number counts as absent.
+2024, arXiv:2312.06658; without TFF: `privacy.statistics.mean`). A client that sends no number counts as absent.
 """
 
 import collections
@@ -13,7 +13,8 @@ import tensorflow as tf
 import tensorflow_privacy as tfp
 
 from fl import gaussian, metric_pairs
-from privacy import checks, costs
+from privacy import checks
+from privacy.accounting import costs
 
 
 class Result(NamedTuple):

@@ -20,6 +20,7 @@ from fl.cohorts import draw_cohort
 from fl.local_training import Batches, LocalSGD
 from privacy import files
 from privacy.keys import RunKeys
+from privacy.ledger import Ledger
 from privacy.plan import PrivacyPlan
 
 log = logging.getLogger(__name__)
@@ -114,7 +115,7 @@ def run_rounds(
     run.folder.mkdir(parents=True, exist_ok=True)
     files.close_all_to_others(run.checkpoints)
     require_ledger(run)
-    with plan.recording(run.ledger) as ledger:
+    with Ledger.open(run.ledger, plan) as ledger:
         state = federation.process.initialize()
         saved = checkpoints.load_latest(run.checkpoints, state)
         start = 0

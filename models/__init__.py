@@ -3,12 +3,8 @@
 Importing this package is instant: the names below load their module, and with it TensorFlow, on first use.
 """
 
-from contextlib import suppress
 from importlib import import_module
 from typing import Any
-
-with suppress(ImportError):  # names the extra that is missing; all else here works without it
-    import privacy.extras  # noqa: F401
 
 _HOME = {
     "CIFG": "models.keras_layers",
@@ -34,7 +30,12 @@ __all__ = sorted(_HOME)
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'models' has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+    try:
+        return getattr(import_module(_HOME[name]), name)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"models.{name} needs {error.name}, which is not installed: pip install 'fedspeak[models]'", name=error.name
+        ) from None
 
 
 def __dir__() -> list[str]:

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models import tflite_file
-from models.decoding import host
-from models.decoding.host import Choices
+from models.decoding import numpy_ops as host
+from models.decoding.numpy_ops import Choices
 from models.vocabulary import BOS, EOS, Vocabulary
 
 

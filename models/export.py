@@ -22,8 +22,8 @@ import numpy as np
 import tensorflow as tf
 
 from models import tflite_file
-from models.decoding.generate import generate
-from models.decoding.host import Stream
+from models.decoding.loop import generate
+from models.decoding.numpy_ops import Stream
 from models.decoding.prng import random_words
 from models.language_model import LanguageModel, Weights
 from models.tflite_file import PRECISIONS

@@ -154,7 +154,7 @@ class _Fused(keras.layers.Layer):
         mask: tf.Tensor | None = None,
         training: bool | None = None,
     ) -> Any:
-        """`call`, and each example's gradient of the weights in closed form: see `privacy.layer_gradients`.
+        """`call`, and each example's gradient of the weights in closed form: see `privacy.dpsgd.layer_gradients`.
 
         None with a mask, a start of one's own or the states asked for, and for more than 64 or unknown steps.
         """

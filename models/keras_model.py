@@ -56,7 +56,7 @@ class TiedEmbedding(keras.layers.Layer):
         return logits + as_compute(self, self.output_bias) if self.has_output_bias else logits
 
     def call_tapped(self, tap: Callable[[tf.Tensor], tf.Tensor], inputs: tf.Tensor, reverse: bool = False) -> Any:
-        """`call`, and each example's gradient of the weights in closed form: see `privacy.layer_gradients`."""
+        """`call`, and each example's gradient of the weights in closed form: see `privacy.dpsgd.layer_gradients`."""
         outputs = tap(self.call(inputs, reverse))
 
         def terms(gradient: tf.Tensor) -> list[Any]:

@@ -11,8 +11,8 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from models import device
-from models.decoding import host
-from models.decoding.host import Choices, Stream
+from models.decoding import numpy_ops as host
+from models.decoding.numpy_ops import Choices, Stream
 from models.language_model import LanguageModel, Weights
 from models.vocabulary import BOS
 

@@ -3,7 +3,7 @@
     plan = PrivacyPlan(
         sampling=Poisson(0.01), population=10_000, rounds=200, noise_multiplier=1.0, clip=FixedClip(0.5)
     )
-    with plan.recording("ledger.jsonl") as ledger:
+    with Ledger.open("ledger.jsonl", plan) as ledger:
         ...  # the loop records each round before it releases anything
     report.build(plan, ledger, {}).write("run")
 
@@ -13,23 +13,23 @@ Importing this package is instant: the names below load their module on first us
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-import privacy.extras  # noqa: F401
-
 if TYPE_CHECKING:
-    from privacy.budget import Budget
+    from privacy.budget import Budget, Releases
     from privacy.dpsgd import KerasDPSGD
     from privacy.keys import RunKeys
     from privacy.ledger import Ledger
-    from privacy.mean import BoundedMean, dp_mean, mean_in_ball
+    from privacy.linear.classifier import DPLinearClassifier
     from privacy.plan import AdaptiveClip, FixedClip, PrivacyPlan, PrivateMetrics
-    from privacy.quantile import dp_quantile
     from privacy.sampling import Cyclic, FixedSize, Poisson
+    from privacy.statistics.mean import BoundedMean, dp_mean, mean_in_ball
+    from privacy.statistics.quantile import dp_quantile
 
 _HOME = {
     "AdaptiveClip": "privacy.plan",
-    "BoundedMean": "privacy.mean",
+    "BoundedMean": "privacy.statistics.mean",
     "Budget": "privacy.budget",
     "Cyclic": "privacy.sampling",
+    "DPLinearClassifier": "privacy.linear.classifier",
     "FixedClip": "privacy.plan",
     "FixedSize": "privacy.sampling",
     "KerasDPSGD": "privacy.dpsgd",
@@ -37,16 +37,18 @@ _HOME = {
     "Poisson": "privacy.sampling",
     "PrivacyPlan": "privacy.plan",
     "PrivateMetrics": "privacy.plan",
+    "Releases": "privacy.budget",
     "RunKeys": "privacy.keys",
-    "dp_mean": "privacy.mean",
-    "dp_quantile": "privacy.quantile",
-    "mean_in_ball": "privacy.mean",
+    "dp_mean": "privacy.statistics.mean",
+    "dp_quantile": "privacy.statistics.quantile",
+    "mean_in_ball": "privacy.statistics.mean",
 }
 __all__ = [
     "AdaptiveClip",
     "BoundedMean",
     "Budget",
     "Cyclic",
+    "DPLinearClassifier",
     "FixedClip",
     "FixedSize",
     "KerasDPSGD",
@@ -54,6 +56,7 @@ __all__ = [
     "Poisson",
     "PrivacyPlan",
     "PrivateMetrics",
+    "Releases",
     "RunKeys",
     "dp_mean",
     "dp_quantile",
@@ -64,7 +67,13 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'privacy' has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+    try:
+        return getattr(import_module(_HOME[name]), name)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"privacy.{name} needs {error.name}, which is not installed: pip install 'fedspeak[models]'",
+            name=error.name,
+        ) from None
 
 
 def __dir__() -> list[str]:

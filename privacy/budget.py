@@ -1,6 +1,6 @@
 """A budget for several releases about one set of records, and their ledger.
 
-with Budget(epsilon=2.0, delta=1e-6).recording("ledger.jsonl") as ledger:
+with Releases.open("ledger.jsonl", Budget(epsilon=2.0, delta=1e-6)) as ledger:
     mean = dp_mean(ages, 0, 100, epsilon=0.5, ledger=ledger)
 
 Each release is on the disk before its noise is drawn; one that would pass the budget is refused.
@@ -8,16 +8,16 @@ Each release is on the disk before its noise is drawn; one that would pass the b
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Iterator
+from types import TracebackType
 from typing import Any, Literal, get_args
 
-from privacy import checks, costs
-from privacy.chained_file import ChainedFile
-from privacy.guarantee import SEEDED, Guarantee, rounded_up
-from privacy.ledger import version
+from privacy import checks
+from privacy.accounting import costs
+from privacy.accounting.guarantee import SEEDED, Guarantee, rounded_up
+from privacy.ledger.append_only_file import ChainedFile
+from privacy.ledger.ledger import version
 from privacy.sampling import Relation
 
 FORMAT = 1
@@ -50,27 +50,9 @@ class Budget:
         if self.unit != "record":
             raise ValueError(f"unit must be 'record', got {self.unit!r}: clients have a PrivacyPlan")
 
-    @contextlib.contextmanager
-    def recording(self, path: str | pathlib.Path) -> Iterator[Releases]:
-        """Opens (or goes on with) the ledger at `path` for a `with` block; one writer at a time.
-
-        Threads may share it; a fork or a copy of it records nothing.
-
-        Raises:
-          ValueError: a damaged line, or a ledger begun under another budget.
-          BlockingIOError: another process is writing it.
-          OSError: it cannot be opened or written.
-        """
-        releases = Releases(ChainedFile.open(path), self)
-        try:
-            releases._replay()
-            yield releases
-        finally:
-            releases._file.close()
-
 
 class Releases:
-    """The ledger of a `Budget`: open it by `Budget.recording`, or read it by `Releases.read`.
+    """The ledger of a `Budget`: `open` begins it or goes on with it, `read` reads it without writing.
 
     Attributes:
       path: the file.
@@ -85,6 +67,37 @@ class Releases:
         self.releases: list[Guarantee] = []
         self._file = file
         self._budget = budget
+
+    @staticmethod
+    def open(path: str | pathlib.Path, budget: Budget) -> Releases:
+        """Opens the ledger at `path` for writing, or begins it, and holds a lock on it until `close`.
+
+        Threads may share it; a fork or a copy of it records nothing.
+
+        Raises:
+          ValueError: a damaged line, or a ledger begun under another budget.
+          BlockingIOError: another process is writing it.
+          OSError: it cannot be opened or written.
+        """
+        releases = Releases(ChainedFile.open(path), budget)
+        try:
+            releases._replay()
+        except BaseException:
+            releases.close()
+            raise
+        return releases
+
+    def close(self) -> None:
+        """Releases the lock; nothing can be recorded afterwards."""
+        self._file.close()
+
+    def __enter__(self) -> Releases:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     @staticmethod
     def read(path: str | pathlib.Path) -> Releases:

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from privacy import checks, files
 
 if TYPE_CHECKING:
-    from privacy.compliance import Round
+    from privacy.ledger.compliance import Round
 
 _SECRET_BYTES = 32
 FIXED_PREFIX = "fixed-"
@@ -115,7 +115,7 @@ class RunKeys:
         return (FIXED_PREFIX if self.is_fixed else "") + self._digest(f"noise stream id {name}", 0)[:8].hex()
 
     def noise_key(self, round: int) -> bytes:
-        """32 bytes: the key of round `round`'s exact noise (`privacy.rounded_noise`)."""
+        """32 bytes: the key of round `round`'s exact noise (`privacy.noise.rounded`)."""
         return self._digest("exact noise", round)
 
     def sampler_seed(self, round: int) -> int:

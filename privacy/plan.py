@@ -4,11 +4,8 @@ follow.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
-import pathlib
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from privacy import checks
@@ -18,7 +15,6 @@ from privacy.sampling import Relation, Sampling
 if TYPE_CHECKING:
     import dp_accounting
 
-    from privacy.ledger import Ledger
 
 Noise = Literal["floating-point", "exact"]
 
@@ -129,7 +125,7 @@ class PrivacyPlan:
         learned from.
       metrics: what else each round releases; None: nothing.
       noise: "floating-point": float32 sums and noise, the latter as near to exact Gaussian noise as
-        `privacy.training_noise` says. "exact": integer sums and rounded exact Gaussian noise (`fl.exact_mean`),
+        `privacy.noise.training` says. "exact": integer sums and rounded exact Gaussian noise (`fl.exact_mean`),
         hardened against floating-point attacks.
       population_declared: True if `population` is a public number, declared without looking at the data, so that with
         one client more or fewer the run would be the same: ε then covers how many there really are. False if it was
@@ -322,13 +318,3 @@ class PrivacyPlan:
         sampling = samplers.from_dict(fields.pop("sampling"))
         public = tuple(fields.pop("public"))
         return PrivacyPlan(sampling=sampling, clip=clip, metrics=metrics, public=public, **fields)
-
-    @contextlib.contextmanager
-    def recording(self, path: str | pathlib.Path) -> Iterator[Ledger]:
-        """Opens (or resumes) the ledger of a run at `path` for the length of a `with` block; one writer at
-        a time.
-        """
-        from privacy.ledger import Ledger
-
-        with Ledger.open(path, self) as ledger:
-            yield ledger

@@ -16,8 +16,8 @@ from tests.test_house import PACKAGES, ROOT, tracked
 DATA = {
     *(f"{package}/py.typed" for package in PACKAGES),
     *(f"experiments/configs/{name}.toml" for name in ("demo", "long", "scratch")),
-    "fl/loopback.c",
-    *(f"privacy/templates/{path.name}" for path in (ROOT / "privacy" / "templates").iterdir()),
+    "fl/runtime/loopback.c",
+    *(f"privacy/report/templates/{path.name}" for path in (ROOT / "privacy" / "report" / "templates").iterdir()),
 }
 
 
@@ -69,7 +69,7 @@ def test_the_wheel_works_outside_the_clone(built, tmp_path):
     release = """
 import privacy
 assert privacy.__file__.startswith({here!r}), privacy.__file__
-with privacy.Budget(epsilon=1.0).recording("ages.jsonl") as ledger:
+with privacy.Releases.open("ages.jsonl", privacy.Budget(epsilon=1.0)) as ledger:
     print(privacy.dp_mean([34, 71, 25, 48, 52], lower=0, upper=100, epsilon=0.5, ledger=ledger).guarantee)
 """
     assert run(sys.executable, "-c", release.format(here=str(here))).startswith("epsilon 0.500;")

@@ -21,35 +21,24 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 NUMERIC = frozenset({"numpy", "scipy"})
 TFF = frozenset({"tensorflow_federated", "tensorflow_privacy", "grpc", "portpicker"})
-_KERAS = frozenset({"numpy", "privacy", "tensorflow", "keras"})
-# Path prefix → what the modules below it may import besides the standard library; the longest prefix counts.
-# A dotted name allows what is below it and nothing above it. None: anything.
-# `models` tries `privacy.extras`, which names what is not installed, and does without it.
+# Folder or file → what the modules in it may import besides the standard library; the longest path counts. A dotted
+# name allows what is below it and nothing above it. None: anything.
 MAY_IMPORT: dict[str, frozenset[str] | None] = {
-    "privacy": NUMERIC | {"privacy", "dp_accounting", "jinja2", "markupsafe", "matplotlib"},
-    "privacy/classifier.py": frozenset({"numpy", "privacy", "sklearn"}),
-    # Training of Keras models: with TensorFlow, and in files of their own.
-    "privacy/audited_keras.py": _KERAS,
-    "privacy/batch_checks.py": _KERAS,
-    "privacy/clip_bounds.py": _KERAS,
-    "privacy/examples.py": _KERAS,
-    "privacy/ghost_norms.py": _KERAS,
-    "privacy/layer_gradients.py": _KERAS,
-    "privacy/model_checks.py": _KERAS,
-    "privacy/private_step.py": _KERAS,
-    "privacy/random_states.py": _KERAS,
-    "privacy/dpsgd.py": frozenset({"numpy", "privacy", "keras"}),
+    "privacy": NUMERIC | {"privacy", "dp_accounting"},
+    "privacy/dpsgd": frozenset({"numpy", "privacy", "tensorflow", "keras"}),
+    "privacy/linear": NUMERIC | {"privacy", "sklearn"},
+    "privacy/report": NUMERIC | {"privacy", "jinja2", "markupsafe", "matplotlib"},
     "models": NUMERIC | {"models", "tensorflow", "keras", "ai_edge_litert"},
-    "models/__init__.py": frozenset({"models", "privacy.extras"}),
+    "models/__init__.py": frozenset({"models"}),
     "models/vocabulary.py": frozenset({"models.vocabulary", "numpy", "sentencepiece"}),
     # What goes on the device beside the model: NumPy and the LiteRT runtime, or TensorFlow's in its place.
     "models/device.py": frozenset(
-        {"models.device", "models.vocabulary", "models.tflite_file", "models.decoding.host"}
+        {"models.device", "models.vocabulary", "models.tflite_file", "models.decoding.numpy_ops"}
         | {"numpy", "ai_edge_litert", "tensorflow"}
     ),
     "models/tflite_file.py": frozenset({"models.vocabulary", "numpy"}),
     "models/decoding": frozenset({"models.decoding", "numpy", "tensorflow"}),
-    "models/decoding/host.py": frozenset({"numpy"}),
+    "models/decoding/numpy_ops.py": frozenset({"numpy"}),
     "models/alignment": NUMERIC | {"models.alignment"},
     "fl": NUMERIC | TFF | {"fl", "privacy", "tensorflow", "keras", "tensorboard"},
     "experiments": None,
@@ -106,13 +95,14 @@ def test_imports_follow_the_rules():
     [
         ("privacy/plan.py", "def f():\n    import tensorflow as tf", "tensorflow"),
         ("privacy/plan.py", "from fl.clients import TokenStore", "fl.clients.TokenStore"),
-        ("privacy/dpsgd.py", "import models.cifg", "models.cifg"),
+        ("privacy/dpsgd/keras_dpsgd.py", "import models.cifg", "models.cifg"),
         ("models/cifg.py", "from privacy import plan", "privacy.plan"),
+        ("models/__init__.py", "import privacy.plan", "privacy.plan"),
         ("models/cifg.py", "if TYPE_CHECKING:\n    import fl", "fl"),
         ("models/cifg.py", "importlib.import_module('tensorflow_federated')", "tensorflow_federated"),
         ("models/vocabulary.py", "import tensorflow", "tensorflow"),
         ("models/device.py", "from models import language_model", "models.language_model"),
-        ("models/decoding/host.py", "import tensorflow", "tensorflow"),
+        ("models/decoding/numpy_ops.py", "import tensorflow", "tensorflow"),
         ("models/decoding/prng.py", "import keras", "keras"),
         ("models/decoding/prng.py", "from ..cifg import cell", "models.cifg.cell"),
         ("models/decoding/prng.py", "from models import presets", "models.presets"),
@@ -144,6 +134,34 @@ def test_a_planted_import_is_found(path: str, source: str, name: str):
 )
 def test_a_lawful_import_is_not(path: str, source: str):
     assert violations(PurePosixPath(path), source) == []
+
+
+def test_no_command_imports_the_command_line_back():
+    """`experiments.cli` imports its commands when they are called; an import the other way would be a circle."""
+    found = [
+        f"{path.relative_to(ROOT)}:{line}"
+        for path in modules()
+        for line, name in imports(PurePosixPath(path.relative_to(ROOT)), path.read_text())
+        if name.startswith("experiments.cli") and path.name != "__main__.py"
+    ]
+    assert not found, "\n".join(found)
+
+
+def test_packages_do_not_change_how_python_imports():
+    script = (
+        "import sys; before = sys.meta_path[:]; import experiments, fl, models, privacy; assert sys.meta_path == before"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_fl_knows_no_option_of_the_command_line():
+    found = [
+        f"{path.relative_to(ROOT)}: {match[0]}"
+        for path in (ROOT / "fl" / "runtime").glob("*.py")
+        for match in re.finditer(r"--(?:workers|certificates|insecure-network)", path.read_text())
+    ]
+    assert not found, "\n".join(found)
 
 
 def test_packages_and_help_load_no_tensorflow_and_answer_at_once():

@@ -7,7 +7,7 @@ from typing import Any
 import click
 import numpy as np
 
-from privacy import extras
+from experiments import extras
 
 COHORTS = (10, 100, 1000, 10_000)
 
@@ -18,8 +18,8 @@ COHORTS = (10, 100, 1000, 10_000)
 def cohort_size(folder: Path, most: int) -> None:
     """Time a private round of the tiny preset for cohorts of 10 to 10,000 users of `bench population`'s store."""
     from experiments import plots
+    from experiments.provenance import versions
     from experiments.runs import write_json
-    from experiments.versions import versions
 
     extras.require("federated")
     if not (folder / "store.tokens").exists():

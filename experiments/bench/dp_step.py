@@ -11,12 +11,12 @@ from typing import Any
 import click
 import numpy as np
 
+from experiments import extras
 from experiments.bench.measure import Peer, environment
 from experiments.bench.processes import watch
 from experiments.bench.ratios import paired_ratio
 from experiments.bench.table import QUIET, machine, ratio
 from experiments.runs import write_json
-from privacy import extras
 
 OURS = "fedspeak"
 PEERS = (

@@ -10,7 +10,7 @@ from typing import Any
 import click
 import numpy as np
 
-from privacy import extras
+from experiments import extras
 
 CASES = (("tiny", 1024, 50, 8), ("tiny", 1024, 400, 8), ("si-cifg-4.7m", 4000, 16, 1))
 """Preset, vocabulary, clients in a round, clients trained at once where noise is floating-point (exact noise: 1)."""
@@ -23,8 +23,8 @@ CASES = (("tiny", 1024, 50, 8), ("tiny", 1024, 400, 8), ("si-cifg-4.7m", 4000, 1
 def exact_noise(rounds: int, clients: int | None, out: Path) -> None:
     """Time private rounds with exact noise beside rounds with floating-point noise."""
     extras.require("federated")
+    from experiments.provenance import versions
     from experiments.runs import write_json
-    from experiments.versions import versions
     from privacy import files
 
     out.mkdir(parents=True, exist_ok=True)

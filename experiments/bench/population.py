@@ -18,8 +18,8 @@ from typing import Any
 import click
 import numpy as np
 
+from experiments import extras
 from fl.sources.base import BadRows
-from privacy import extras
 
 POPULATIONS = (10**4, 10**5, 10**6, 10**7, 10**8)
 """Sizes at which drawing a cohort is timed; no store is needed for that."""
@@ -68,8 +68,8 @@ class SyntheticUsers:
 def population(folder: Path, users: int) -> None:
     """Build the token store of a population of synthetic users, open it, draw and read cohorts; time and memory."""
     extras.require("models")
+    from experiments.provenance import versions
     from experiments.runs import write_json
-    from experiments.versions import versions
     from privacy.files import make_private_folder
 
     make_private_folder(folder)

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import click
 
+from experiments import extras
 from experiments.bench.cohort_size import cohort_size
 from experiments.bench.dp_step import dp_step
 from experiments.bench.exact_noise import exact_noise
 from experiments.bench.kernels import kernels
 from experiments.bench.population import population
 from experiments.display import ConsoleDisplay
-from privacy import extras
 
 OURS = "fedspeak"
 # The first of them is the reference for the weights: the law that all must follow.

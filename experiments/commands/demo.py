@@ -4,11 +4,11 @@ from pathlib import Path
 
 import click
 
-from experiments import cli
 from experiments import config as configs
+from experiments import extras
 from experiments.display import ConsoleDisplay
+from experiments.provenance import command_line
 from experiments.runs import RunFolder, load_trained
-from privacy import extras
 from privacy.files import require_writable, write_public
 
 _PROMPTS = ("I will", "My lord,", "What is", "O,")
@@ -27,7 +27,7 @@ def demo(output: Path) -> None:
     """Train, report, export and generate on Shakespeare's plays."""
     extras.require("federated")
     from experiments import results, training
-    from experiments.device_commands import all_precisions, export_and_check
+    from experiments.commands.device import all_precisions, export_and_check
 
     show, run = ConsoleDisplay(), RunFolder(output)
     if not run.config.exists():
@@ -36,7 +36,7 @@ def demo(output: Path) -> None:
         show.note(f"{output} holds a finished demo: only its results are made anew (delete it to train again)")
     require_writable(output)
     if not run.weights.exists():
-        training.train(run, cli.command_line(), show)
+        training.train(run, command_line(), show)
 
     show.note("evaluating on the test clients …")
     table = results.evaluate(run)

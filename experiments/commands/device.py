@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from experiments import extras
 from experiments.display import no_notices
-from privacy import extras
 from privacy.files import require_writable
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import Literal, NamedTuple
 
 import click
 
+from experiments.extras import EXTRAS
 from experiments.machine import Facts, gather
-from privacy.extras import EXTRAS
 
 Status = Literal["ok", "warn", "fail"]
 

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from privacy import extras
+from experiments import extras
 
 if TYPE_CHECKING:
     from privacy import PrivacyPlan
-    from privacy.audit import Bound
-    from privacy.audited import Case
+    from privacy.audit.bounds import Bound
+    from privacy.audit.cases import Case
 
 
 _AUDIT_CONFIDENCE = 0.9999  # of each mechanism: a false alarm among all of them in a thousand audits
@@ -124,8 +124,8 @@ _Audited = tuple[str, str, float, "Bound"]
 
 
 def _audited_mechanisms(claimed: float, delta: float, trials: int) -> Iterator[_Audited]:
-    from privacy.audited import cases
-    from privacy.randomness import SecureRandomness
+    from privacy.audit.cases import cases
+    from privacy.noise.randomness import SecureRandomness
 
     yield from _bounded(cases(claimed, delta, SecureRandomness()), trials)
 
@@ -136,12 +136,12 @@ def _audited_training(claimed: float, delta: float, trials: int) -> Iterator[_Au
 
     import numpy as np
 
-    from fl import canary_run
     from fl.aggregation import DPMean
-    from fl.audit import TAIL_RELEASES, cases, dusty, tail, tail_plan, two_rounds
+    from fl.audit import training_run as canary_run
+    from fl.audit.aggregation import TAIL_RELEASES, cases, dusty, tail, tail_plan, two_rounds
     from fl.runtime import local_runtime
     from privacy import RunKeys, accounting
-    from privacy.audited_keras import cancelling_record
+    from privacy.dpsgd.audit_case import cancelling_record
 
     keys = RunKeys(secrets.token_bytes(32), is_fixed=False)
     plan = canary_run.four_rounds(claimed)
@@ -157,7 +157,7 @@ def _audited_training(claimed: float, delta: float, trials: int) -> Iterator[_Au
 
 
 def _bounded(cases: list[Case], trials: int) -> Iterator[_Audited]:
-    from privacy.audit import from_scores
+    from privacy.audit.bounds import from_scores
 
     for case in cases:
         bound = from_scores(*case.scores(max(100, trials // case.slow)), case.delta, _AUDIT_CONFIDENCE)

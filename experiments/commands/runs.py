@@ -7,11 +7,11 @@ from typing import Any
 
 import click
 
-from experiments import cli
 from experiments import config as configs
+from experiments import extras
 from experiments.display import ConsoleDisplay
+from experiments.provenance import command_line
 from experiments.runs import RunFolder
-from privacy import extras
 from privacy.files import FULL
 
 _STRICT = click.option("--strict", is_flag=True, help="Refuse the first bad row of the data (data.strict=true).")
@@ -89,7 +89,7 @@ def train(
             if place is not None and not run.weights.exists():
                 show.note(f"connecting to {len(place.addresses)} worker{'s' * (len(place.addresses) > 1)} …")
                 hosts = stack.enter_context(place.connected())
-            training.train(run, cli.command_line(), show, hosts)
+            training.train(run, command_line(), show, hosts)
     except KeyboardInterrupt:
         click.echo(f"go on with: fedspeak train --resume {run.path}", err=True)
         raise
@@ -115,18 +115,21 @@ def _set_metrics_aside(run: RunFolder, show: ConsoleDisplay) -> None:
 
 
 def _place(workers: str | None, certificates: Path | None, insecure_network: bool) -> Any:
-    """The `fl.hosts.Workers` of the options; None: this machine alone."""
+    """The `fl.runtime.hosts.Workers` of the options; None: this machine alone."""
     if workers is None:
         if certificates is not None or insecure_network:
             raise click.UsageError("--certificates and --insecure-network belong to --workers: give it, or drop them")
         return None
     if certificates is not None and insecure_network:
         raise click.UsageError("--certificates and --insecure-network contradict each other: drop one")
-    from fl.hosts import Workers
+    from fl.runtime.hosts import Workers
 
     if insecure_network:
         click.echo("WARNING: clients' text goes to the workers unencrypted, and to whoever answers there", err=True)
-    place = Workers.parse(workers, certificates, insecure_network)
+    try:
+        place = Workers.parse(workers, certificates, insecure_network)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--workers") from None
     if certificates is None and not insecure_network:
         click.echo(
             "WARNING: any account of this machine reaches a worker through an ssh tunnel's port here, and can take "

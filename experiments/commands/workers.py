@@ -7,8 +7,7 @@ from pathlib import Path
 
 import click
 
-from experiments import interrupt
-from privacy import extras
+from experiments import extras, interrupt
 
 _LOOK_SECONDS = 0.5
 
@@ -29,9 +28,9 @@ def worker(port: int, cores: int | None, certificates: Path | None, insecure_net
     By default the port is on loopback only, for an ssh tunnel's end.
     """
     extras.require("federated")
-    from fl import tunnel
-    from fl.owned_process import OwnedProcess
-    from fl.worker import Worker, c_compiler, warn_of_open
+    from fl.runtime import tunnel
+    from fl.runtime.owned_process import OwnedProcess
+    from fl.runtime.worker import Worker, c_compiler, warn_of_open
 
     if certificates is not None and insecure_network:
         raise click.UsageError("--certificates and --insecure-network contradict each other: drop one")
@@ -79,7 +78,7 @@ def certificates(folder: Path) -> None:
     FOLDER/driver stays here, for `fedspeak train --certificates`; FOLDER/worker goes to the workers' hosts, for
     `fedspeak worker --certificates`.
     """
-    from fl.tunnel import make_certificates
+    from fl.runtime.tunnel import make_certificates
 
     driver, worker_folder = make_certificates(folder)
     click.echo(f"{driver}: stays here, for fedspeak train --certificates")

@@ -13,7 +13,7 @@ from fl.engines import cohort as cohort_engine
 from fl.keras_models import assign, initial_weights, language_modelling
 from fl.local_training import LocalSGD
 from fl.runtime import local_runtime
-from privacy import FixedClip, Poisson, PrivacyPlan, RunKeys, report
+from privacy import FixedClip, Ledger, Poisson, PrivacyPlan, RunKeys, report
 
 folder, rounds = Path(sys.argv[1]), int(sys.argv[2])
 folder.mkdir(parents=True, exist_ok=True)
@@ -26,7 +26,7 @@ keys = RunKeys.create(folder / "keys.json")
 optimizer = tff.learning.optimizers.build_sgdm(1.0, momentum=0.9)
 engine = cohort_engine.build(language_modelling(model), initial_weights(model), local, DPMean(plan), optimizer)
 
-with local_runtime(), plan.recording(folder / "ledger.jsonl") as ledger:
+with local_runtime(), Ledger.open(folder / "ledger.jsonl", plan) as ledger:
     state = engine.process.initialize()
     for number in range(rounds):
         cohort = draw_cohort(plan.sampling, plan.population, number, keys.sampler_seed)

@@ -12,7 +12,7 @@ from fl.engines import cohort as cohort_engine
 from fl.local_training import LanguageModelling, LocalSGD
 from fl.runtime import local_runtime
 from models import preset
-from privacy import FixedClip, Poisson, PrivacyPlan, RunKeys, report
+from privacy import FixedClip, Ledger, Poisson, PrivacyPlan, RunKeys, report
 
 folder, rounds = Path(sys.argv[1]), int(sys.argv[2])
 folder.mkdir(parents=True, exist_ok=True)
@@ -26,7 +26,7 @@ task = LanguageModelling(model.token_losses, local.sequence_length, loss_sum=mod
 engine = cohort_engine.build(task, model.init(seed=0), local, DPMean(plan), optimizer)
 
 print(engine.process.next.type_signature.compact_representation())
-with local_runtime(), plan.recording(folder / "ledger.jsonl") as ledger:
+with local_runtime(), Ledger.open(folder / "ledger.jsonl", plan) as ledger:
     state = engine.process.initialize()
     for number in range(rounds):
         seed = keys.sampler_seed(number)

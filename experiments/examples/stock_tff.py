@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from fl.runtime import local_runtime
 from models import preset, to_keras
-from privacy import FixedClip, Poisson, PrivacyPlan, report
+from privacy import FixedClip, Ledger, Poisson, PrivacyPlan, report
 
 folder, rounds = Path(sys.argv[1]), int(sys.argv[2])
 folder.mkdir(parents=True, exist_ok=True)
@@ -30,7 +30,7 @@ def model_fn() -> tff.learning.models.VariableModel:
 dp = tff.aggregators.DifferentiallyPrivateFactory.gaussian_fixed(noise, plan.expected_cohort, clip)
 sgd = tff.learning.optimizers.build_sgdm(0.5)
 process = tff.learning.algorithms.build_unweighted_fed_avg(model_fn, sgd, model_aggregator=dp)
-with local_runtime(), plan.recording(folder / "ledger.jsonl") as ledger:
+with local_runtime(), Ledger.open(folder / "ledger.jsonl", plan) as ledger:
     state = process.initialize()
     for number in range(rounds):
         cohort = [user for user in texts if random.SystemRandom().random() < rate]

@@ -1,14 +1,1 @@
-"""Studies: one module each, `fedspeak reproduce NAME`. A study writes a folder with metrics.json, table and plot."""
-
-import click
-
-from experiments.reproduce import dp_mean, dpsgd_f, noise_seeds
-
-
-@click.group()
-def reproduce() -> None:
-    """Repeat a study and write its table and plot."""
-
-
-for command in (dp_mean.dp_mean, dpsgd_f.dpsgd_f, noise_seeds.noise_seeds):
-    reproduce.add_command(command)
+"""Studies, one module each. A study writes a folder with metrics.json, its table and its plot."""

@@ -14,10 +14,9 @@ import click
 import numpy as np
 import numpy.typing as npt
 
-from experiments import cli
 from experiments.display import ConsoleDisplay
+from experiments.provenance import command_line, versions
 from experiments.runs import write_json
-from experiments.versions import versions
 from privacy.files import write_public
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -60,7 +59,7 @@ def dp_mean(trials: int, library_trials: int, output: Path) -> None:
     gaussian = _under_zcdp(trials)
     write_json(
         output / "metrics.json",
-        {"command": cli.command_line(), "versions": versions(), "rows": rows, "worst": worst, "zcdp": gaussian},
+        {"command": command_line(), "versions": versions(), "rows": rows, "worst": worst, "zcdp": gaussian},
     )
     plots.worst_case(output / "plot", worst)
     text = _table(rows, worst, gaussian, trials)
@@ -75,8 +74,8 @@ def errors(
 
     They are the coordinates of one release whose ε is as many times larger; noise from a seed.
     """
-    from privacy.mean import STEPS, BoundedMean
-    from privacy.randomness import SeededRandomness
+    from privacy.noise.randomness import SeededRandomness
+    from privacy.statistics.mean import STEPS, BoundedMean
 
     mean = BoundedMean(0.0, 1.0, epsilon * trials, mechanism, neighbouring, delta, trials)
     ones = round(mu * n)
@@ -122,7 +121,7 @@ def _of_libraries(cases: Sequence[tuple[int, float, float]], trials: int) -> Ite
 
 def _worst_cases(trials: int) -> list[dict[str, Any]]:
     """For each ε the largest error over μ, beside the bound and the swap model's best with n known."""
-    from privacy.mean import worst_case
+    from privacy.statistics.mean import worst_case
 
     found = []
     for epsilon in (0.1, 0.5, 1.0, 2.0, 4.0, 8.0):
@@ -155,9 +154,9 @@ def _worst_cases(trials: int) -> list[dict[str, Any]]:
 
 def _under_zcdp(trials: int) -> list[dict[str, Any]]:
     """n² MSE at ρ = 1/2: the kit's pair with one Gaussian, and the middle point's sum and count with half of ρ each."""
-    from privacy.composition import gaussian_epsilon
-    from privacy.mean import STEPS, BoundedMean
-    from privacy.randomness import SeededRandomness
+    from privacy.accounting.composition import gaussian_epsilon
+    from privacy.noise.randomness import SeededRandomness
+    from privacy.statistics.mean import STEPS, BoundedMean
 
     generator, source, delta = np.random.default_rng(0), SeededRandomness(0), 1e-6
     n, sigma = 1000, 1 / math.sqrt(2 * _RHO)

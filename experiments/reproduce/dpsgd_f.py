@@ -11,14 +11,13 @@ import click
 import numpy as np
 import numpy.typing as npt
 
-from experiments import cli
 from experiments.display import ConsoleDisplay
+from experiments.provenance import command_line, versions
 from experiments.reproduce import excess_loss, images
 from experiments.reproduce.excess_loss import METHODS
 from experiments.reproduce.images import Images
 from experiments.reproduce.seeds import interval
 from experiments.runs import write_json
-from experiments.versions import versions
 from privacy.files import write_public
 
 DELTA = 1e-5
@@ -65,7 +64,7 @@ def dpsgd_f(folder: Path, data: str, seeds: str, output: Path) -> None:
         found["offsets"] = _offsets(large, count, found["fashion-mnist"], show)
         text.append(_offset_table(found["offsets"]))
         plots.offsets(output / "plot", found["offsets"])
-    write_json(output / "metrics.json", {"command": cli.command_line(), "versions": versions(), **found})
+    write_json(output / "metrics.json", {"command": command_line(), "versions": versions(), **found})
     write_public(output / "table.md", "\n".join(text).encode())
     click.echo("\n".join(text))
 
@@ -74,7 +73,7 @@ def fitted(
     preprocess: bool, epsilon: float, part: tuple[Any, Any], seed: int, *, steps: int, rate: float, learning_rate: float
 ) -> Any:
     """A `DPLinearClassifier` on features scaled to length 1, with seeded noise."""
-    from privacy.classifier import DPLinearClassifier
+    from privacy.linear.classifier import DPLinearClassifier
 
     classes = range(int(part[1].max()) + 1)
     model = DPLinearClassifier(
@@ -93,7 +92,7 @@ def fitted(
 
 def counter_example(seeds: int) -> list[dict[str, Any]]:
     """Features μ e1 ± e2 (section 4): 5000 records, ε = 1; of each method the best learning rate of three."""
-    from privacy.classifier import DPLinearClassifier
+    from privacy.linear.classifier import DPLinearClassifier
 
     labels = np.random.default_rng(0).integers(0, 2, 5000)
     rows = []

@@ -135,7 +135,7 @@ def _row(distance: float, diameter: float, seeds: int, sizes: dict[str, int]) ->
 
 
 def _runs(problem: Problem, preprocess: bool, learning_rate: float, seeds: Sequence[int]) -> list[float]:
-    from privacy.classifier import DPLinearClassifier
+    from privacy.linear.classifier import DPLinearClassifier
 
     data = problem.data()
     return [

@@ -5,12 +5,11 @@ from pathlib import Path
 
 import click
 
-from experiments import cli
+from experiments import extras
 from experiments.config import Config
 from experiments.display import ConsoleDisplay
+from experiments.provenance import command_line, versions
 from experiments.runs import RunFolder, write_json
-from experiments.versions import versions
-from privacy import extras
 from privacy.files import make_private_folder, write_private
 
 
@@ -37,12 +36,12 @@ def noise_seeds(run: Path, seeds: int, output: Path | None) -> None:
         _begin(repeated, source, dataclasses.replace(config, run=dataclasses.replace(config.run, fixed_key=seed)))
         if not repeated.weights.exists():
             show.note(f"repetition {seed} of {seeds}")
-            training.train(repeated, cli.command_line(), show)
+            training.train(repeated, command_line(), show)
         evaluations.append(results.test_rows(repeated, prepared))
     write_json(
         folder / "metrics.json",
         {
-            "command": cli.command_line(),
+            "command": command_line(),
             "seeds": list(range(1, seeds + 1)),
             "versions": versions(),
             "rows": [[row.to_dict() for row in rows] for rows in evaluations],

@@ -16,8 +16,8 @@ import numpy.typing as npt
 from fl.aggregation import DPMean
 from fl.local_training import ClientUpdate
 from privacy import accounting
-from privacy.audit import Bound, from_counts
-from privacy.audited import Case
+from privacy.audit.bounds import Bound, from_counts
+from privacy.audit.cases import Case
 from privacy.keys import RunKeys
 from privacy.plan import AdaptiveClip, FixedClip, PrivacyPlan
 from privacy.sampling import Cyclic

@@ -14,12 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from fl.aggregation import DPMean
-from fl.audit import CANARY_LENGTH
+from fl.audit.aggregation import CANARY_LENGTH
 from fl.cohorts import draw_cohort
 from fl.local_training import LocalSGD, Loss
 from fl.rounds import Federation, RoundLog, run_rounds
 from privacy import accounting
-from privacy.audit import Bound, in_one_run
+from privacy.audit.bounds import Bound, in_one_run
 from privacy.keys import RunKeys
 from privacy.plan import FixedClip, PrivacyPlan
 from privacy.sampling import Cyclic

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fl import tunnel
-from fl.owned_process import WorkerLostError
-from fl.runtime import Connection, open_channel, stub
+from fl.runtime import tunnel
+from fl.runtime.local import Connection, open_channel, stub
+from fl.runtime.owned_process import WorkerLostError
 
 if TYPE_CHECKING:
     import grpc
@@ -40,7 +40,7 @@ class Workers:
 
     Attributes:
       addresses: (host, port) of each.
-      certificates: the driver's folder of `fl.tunnel.make_certificates`: each host is reached through a tunnel. None:
+      certificates: the driver's folder of `tunnel.make_certificates`: each host is reached through a tunnel. None:
         the addresses are dialled as they are, without authentication or encryption.
     """
 
@@ -60,18 +60,18 @@ class Workers:
         for item in text.split(","):
             found = re.fullmatch(r"([\w.-]+|\[[0-9a-fA-F:.]+\]):(\d{1,5})", item.strip())
             if found is None or not 0 < int(found[2]) < 2**16:
-                raise ValueError(f"--workers {text}: {item.strip()!r} is not host:port, as in 10.0.0.2:7000")
+                raise ValueError(f"{text}: {item.strip()!r} is not host:port, as in 10.0.0.2:7000")
             addresses.append((found[1], int(found[2])))
         if len(set(addresses)) < len(addresses):
-            raise ValueError(f"--workers {text}: an address is named twice")
+            raise ValueError(f"{text}: an address is named twice; name each host once")
         if certificates is not None:
             tunnel.check_certificates(certificates, "driver")
         elif not insecure_network:
             for host, port in addresses:
                 if not _is_here(host):
                     raise ValueError(
-                        f"--workers {host}:{port} is on the network and would get the clients' text unencrypted: give "
-                        "--certificates, dial an ssh tunnel's end on localhost, or take --insecure-network"
+                        f"{host}:{port} is on the network and would get the clients' text unencrypted: give "
+                        "certificates, dial an ssh tunnel's end on localhost, or allow the insecure network"
                     )
         return Workers(tuple(addresses), certificates)
 

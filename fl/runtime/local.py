@@ -1,4 +1,4 @@
-"""TFF's local runtime, owned: computations run on one worker process of ours (`fl.worker`).
+"""TFF's local runtime, owned: computations run on one worker process of ours (`fl.runtime.worker`).
 
 TFF's default context also compiles with Grappler in our process, every pass aggressive, which can abort the
 interpreter on hand-written recurrent cells. Ours does not.
@@ -8,7 +8,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from fl.worker import Worker, warn_of_open
+from fl.runtime.worker import Worker, warn_of_open
 
 if TYPE_CHECKING:
     import tensorflow_federated as tff
@@ -84,7 +84,7 @@ class Connection:
     def _executor(self, cardinalities: dict[Any, int]) -> "tff.framework.RemoteExecutor":
         import tensorflow_federated as tff
 
-        from fl.remote_executor import RemoteExecutor
+        from fl.runtime.remote_executor import RemoteExecutor
 
         self._check()
         if cardinalities not in self._cardinalities:

@@ -15,7 +15,7 @@ from tensorflow_federated.python.core.impl.compiler import array
 from tensorflow_federated.python.core.impl.executors.remote_executor import RemoteValue
 from tensorflow_federated.python.core.impl.types import array_shape, dtype_utils, type_serialization
 
-from fl.owned_process import WorkerLostError
+from fl.runtime.owned_process import WorkerLostError
 
 
 class RemoteExecutor(tff.framework.RemoteExecutor):

@@ -15,7 +15,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from fl.owned_process import OwnedProcess, require_free_port
+from fl.runtime.owned_process import OwnedProcess, require_free_port
 
 KEY, CERTIFICATE, PEER = "key.pem", "certificate.pem", "peer.pem"
 SIDES = ("driver", "worker")
@@ -169,7 +169,7 @@ class Tunnel(OwnedProcess):
         if "alert" in said:
             return f"it refuses our {CERTIFICATE}"
         if "wrong version number" in said:
-            return "what listens there is not a tunnel's end: start fedspeak worker with --certificates"
+            return "what listens there is not a tunnel's end: start that worker with its certificates"
         return None
 
 

@@ -14,7 +14,7 @@ import warnings
 from importlib.util import find_spec
 from pathlib import Path
 
-from fl.owned_process import OwnedProcess, WorkerLostError, is_loopback, listening_addresses, require_free_port
+from fl.runtime.owned_process import OwnedProcess, WorkerLostError, is_loopback, listening_addresses, require_free_port
 
 _ANSWER_SECONDS = 120.0
 # Run with the shim: binds all addresses and connects to itself twice. The first connection is closed for sending, so

@@ -1,6 +1,6 @@
 """Decoding: keyed randomness, processing of logits, exact sampling.
 
-`models.decoding.host` is NumPy alone, for devices; the other modules give the same bits from TensorFlow ops.
+`models.decoding.numpy_ops` is NumPy alone, for devices; the other modules give the same bits from TensorFlow ops.
 Importing this package loads neither.
 """
 
@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import Any
 
 _HOME = {
-    "Stream": "models.decoding.host",
+    "Stream": "models.decoding.numpy_ops",
     "process": "models.decoding.processing",
     "random_words": "models.decoding.prng",
     "sample": "models.decoding.sampling",
@@ -20,7 +20,13 @@ __all__ = sorted(_HOME)
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'models.decoding' has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+    try:
+        return getattr(import_module(_HOME[name]), name)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"models.decoding.{name} needs {error.name}, which is not installed: pip install 'fedspeak[models]'",
+            name=error.name,
+        ) from None
 
 
 def __dir__() -> list[str]:

@@ -180,7 +180,7 @@ def draw(
     position: int,
     choices: Choices,
 ) -> Iterator[int]:
-    """Token after token, as `models.decoding.generate.generate` draws them in one graph.
+    """Token after token, as `models.decoding.loop.generate` draws them in one graph.
 
     Args:
       step: (token, state) -> (logits `[V]`, new state).

@@ -3,14 +3,14 @@
 A random number is a pure function of (seed, stream, request, position[, token id]); nothing is carried, so it
 does not depend on the batch, on what was drawn before, or on the backend: eager mode, `tf.function`, XLA and
 TFLite (builtin ops only, which rules out `tf.random.stateless_*`, AND, OR and left shifts) and
-`models.decoding.host` give the same bits.
+`models.decoding.numpy_ops` give the same bits.
 """
 
 from typing import Any
 
 import tensorflow as tf
 
-from models.decoding.host import PARITY, ROTATIONS, ROUNDS, Stream
+from models.decoding.numpy_ops import PARITY, ROTATIONS, ROUNDS, Stream
 
 Words = tuple[tf.Tensor, tf.Tensor]
 

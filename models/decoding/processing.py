@@ -4,7 +4,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from models.decoding.host import LEAST_TEMPERATURE, LEFT_OUT
+from models.decoding.numpy_ops import LEAST_TEMPERATURE, LEFT_OUT
 
 
 def process(logits: tf.Tensor, temperature: Any, top_k: Any) -> tf.Tensor:
@@ -12,7 +12,7 @@ def process(logits: tf.Tensor, temperature: Any, top_k: Any) -> tf.Tensor:
     float32) for a token that is left out.
 
     Temperature and top-k may be tensors, so that one graph serves every request. Check them on the host with
-    `models.decoding.host.Choices`; a graph cannot refuse.
+    `models.decoding.numpy_ops.Choices`; a graph cannot refuse.
 
     Args:
       logits: finite float32 `[..., V]`. Some kernels take numbers below 1e-38 for 0, so backends agree on the

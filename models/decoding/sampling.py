@@ -3,7 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
-from models.decoding.host import BLOCK, ENTRIES_A_NAT, LARGEST_VOCABULARY, LOWEST, TABLE_BITS
+from models.decoding.numpy_ops import BLOCK, ENTRIES_A_NAT, LARGEST_VOCABULARY, LOWEST, TABLE_BITS
 from models.decoding.prng import Words
 
 
@@ -12,7 +12,7 @@ def weights(processed: tf.Tensor) -> tf.Tensor:
 
     float32 `[..., V]`, at most 0 -> int64 `[..., V]`: exp(x) * 2**44 with a relative error below 2**-21,
     rounded down; so 2**44 for a likeliest token, and 0 for one less than exp(-30.5) as likely. See
-    `models.decoding.host` on why it does not call `exp`.
+    `models.decoding.numpy_ops` on why it does not call `exp`.
     """
     below = tf.minimum(-processed, LOWEST)
     entry = tf.cast(below * ENTRIES_A_NAT, tf.int32)
@@ -57,7 +57,7 @@ def sample(processed: tf.Tensor, words: Words) -> tf.Tensor:
 
 
 def _scale(total: tf.Tensor, first: tf.Tensor, second: tf.Tensor) -> tf.Tensor:
-    """floor(total * u / 2**62), u being the upper 31 bits of each word; `models.decoding.host.scale` in
+    """floor(total * u / 2**62), u being the upper 31 bits of each word; `models.decoding.numpy_ops.scale` in
     builtin ops."""
     high, low = _upper_31(first), _upper_31(second)
     total_high, total_low = _split_31(total)

@@ -1,7 +1,7 @@
 """ε of one mechanism composed with itself, as plain functions of numbers; `privacy.accounting` asks them
 for a plan.
 
-Every ε includes the rare event that training noise is not Gaussian (`privacy.training_noise`): it is computed at a δ
+Every ε includes the rare event that training noise is not Gaussian (`privacy.noise.training`): it is computed at a δ
 smaller by what such failures may cost.
 
 One round is analysed once (and remembered) and composed for any number of rounds: that is what makes curves
@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from privacy.noise.training import exact_delta, with_failures
 from privacy.sampling import FixedSize, Poisson, Sampling
-from privacy.training_noise import exact_delta, with_failures
 
 # Points of one round's loss distribution. The cost is linear in them (about 1 s for the fine grid, whatever
 # ε is) and the error is quadratic in the interval: 4 to 5 figures of ε in ordinary cases, always on the

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from privacy import checks
-from privacy.composition import SMALLEST_DELTA, gaussian_epsilon
-from privacy.training_noise import MOST_EPSILON, exact_delta, with_failures
+from privacy.accounting.composition import SMALLEST_DELTA, gaussian_epsilon
+from privacy.noise.training import MOST_EPSILON, exact_delta, with_failures
 
 _FIRST_INTERVAL = 2.0**-7
 _STEPS_OF_EPSILON = 8000
@@ -92,7 +92,7 @@ def epsilon(costs: Sequence[Cost], delta: float) -> float:
 
     With δ = 0 the ε of pure releases add up. Else it is read off their common privacy loss distribution (or the exact
     curve where all are Gaussian without sampling), or is that sum where it is smaller. With Gaussian releases it
-    includes the failures of floating-point noise (`privacy.training_noise`).
+    includes the failures of floating-point noise (`privacy.noise.training`).
 
     Raises:
       ValueError: δ is not in [0, 1), or is 0 (or with sampling below 1e-12) and a release is not pure.

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from privacy import costs
-from privacy.costs import Cost
-from privacy.randomness import Randomness
+from privacy.accounting import costs
+from privacy.accounting.costs import Cost
+from privacy.noise.randomness import Randomness
 from privacy.sampling import Relation
 
 EXACT = "exact integers from the operating system's secure randomness"

@@ -21,9 +21,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from privacy import checks, composition, sampling
+from privacy import checks, sampling
+from privacy.accounting import composition
+from privacy.noise.training import MOST_EPSILON
 from privacy.plan import MOST_ROUNDS, PrivacyPlan
-from privacy.training_noise import MOST_EPSILON
 
 LEAST_NOISE, MOST_NOISE = 1e-2, 1e7
 

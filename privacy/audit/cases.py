@@ -8,12 +8,12 @@ from typing import Any, NamedTuple, get_args
 import numpy as np
 import numpy.typing as npt
 
-from privacy import costs
-from privacy.linear import LinearDPSGD
-from privacy.mean import STEPS, BoundedMean, Mechanism
-from privacy.quantile import dp_quantile
-from privacy.randomness import Randomness
-from privacy.training_noise import secure_generator
+from privacy.accounting import costs
+from privacy.linear.linear_dpsgd import LinearDPSGD
+from privacy.noise.randomness import Randomness
+from privacy.noise.training import secure_generator
+from privacy.statistics.mean import STEPS, BoundedMean, Mechanism
+from privacy.statistics.quantile import dp_quantile
 
 _RECORDS = 1000  # of either value in the data: no result is at a bound
 

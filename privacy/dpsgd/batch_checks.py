@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from privacy.examples import Examples
+from privacy.dpsgd.examples import Examples
 
 Rows = npt.NDArray[np.int64]
 Forward = Callable[[Any, Any], npt.NDArray[Any]]

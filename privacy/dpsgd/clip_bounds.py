@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from privacy.ghost_norms import Term, is_double, is_float
+from privacy.dpsgd.ghost_norms import Term, is_double, is_float
 
 _LARGEST_MASS = 64.0
 """Largest mass of a clipped gradient, in clip norms. With random signs it is √T."""

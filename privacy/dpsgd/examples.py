@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from privacy.layer_gradients import layers_with_weights
+from privacy.dpsgd.layer_gradients import layers_with_weights
 
 Losses = Callable[..., tf.Tensor]
 """(x, y, training=True) -> each example's loss, [B]."""

@@ -3,7 +3,7 @@
 Most weights' gradient is, for each example, a sum of outer products over positions (time steps): of what went into the
 layer and of the loss's gradient at what came out. Its norm follows from inner products of the factors alone (Goodfellow
 2015, arXiv:1510.01799; Li et al. 2022, arXiv:2110.05679), and the clipped sum is one matrix product with one factor
-scaled (Bu et al. 2023, arXiv:2210.00038). How much an example may count: `privacy.clip_bounds`.
+scaled (Bu et al. 2023, arXiv:2210.00038). How much an example may count: `privacy.dpsgd.clip_bounds`.
 """
 
 from __future__ import annotations

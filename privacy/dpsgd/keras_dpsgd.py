@@ -1,6 +1,6 @@
 """DP-SGD for any Keras model: clips each example's gradient, in closed form for the usual layers.
 
-What a step's sum holds of an example is at most the clip norm, its own rounding included: see `privacy.clip_bounds`.
+An example contributes at most the clip norm to a step's sum, rounding included (`privacy.dpsgd.clip_bounds`).
 
 model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
 private = KerasDPSGD.for_budget(epsilon=2.0, delta=1e-5, records=60_000, batch_size=256, epochs=10, clip=1.0)
@@ -17,14 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from privacy import checks, costs
-from privacy.guarantee import Guarantee
-from privacy.training_noise import secure_generator
+from privacy import checks
+from privacy.accounting import costs
+from privacy.accounting.guarantee import Guarantee
+from privacy.noise.training import secure_generator
 
 if TYPE_CHECKING:
     from privacy.budget import Releases
-    from privacy.examples import Examples
-    from privacy.private_step import PrivateStep
+    from privacy.dpsgd.examples import Examples
+    from privacy.dpsgd.step import PrivateStep
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,8 +152,8 @@ class KerasDPSGD:
           ValueError: model or data do not fit, or examples do not stay apart in the model (as with batch
             normalisation), or the budget does not allow it; in one line, before any noise.
         """
-        from privacy.examples import checked_examples
-        from privacy.private_step import PrivateStep
+        from privacy.dpsgd.examples import checked_examples
+        from privacy.dpsgd.step import PrivateStep
 
         data = checked_examples(x, y)
         # A Poisson sample of a small expected size is often more than twice as large.
@@ -215,8 +216,8 @@ class KerasDPSGD:
 
 def _check_validation(model: Any, validation: Any) -> None:
     """Raises ValueError, in one line, unless the model can be evaluated on it."""
-    from privacy.examples import checked_examples, losses_of
-    from privacy.model_checks import check_values
+    from privacy.dpsgd.examples import checked_examples, losses_of
+    from privacy.dpsgd.model_checks import check_values
 
     if validation is None:
         return

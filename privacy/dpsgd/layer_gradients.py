@@ -19,7 +19,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from privacy.ghost_norms import Term
+from privacy.dpsgd.ghost_norms import Term
 
 Tap = Callable[[tf.Tensor], tf.Tensor]
 Terms = Callable[..., list[Any]]

@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from privacy import ghost_norms
-from privacy.batch_checks import LARGEST_BATCH, Batches, pairs_stay, rounding_of, rows_stay, same
-from privacy.examples import Examples, Losses, one_line
-from privacy.layer_gradients import Recording, variable
-from privacy.random_states import RandomState, is_random_state, silenced, trace
+from privacy.dpsgd import ghost_norms
+from privacy.dpsgd.batch_checks import LARGEST_BATCH, Batches, pairs_stay, rounding_of, rows_stay, same
+from privacy.dpsgd.examples import Examples, Losses, one_line
+from privacy.dpsgd.layer_gradients import Recording, variable
+from privacy.dpsgd.random_states import RandomState, is_random_state, silenced, trace
 
 _PROBED = 7  # examples
 _ZERO = tf.UnconnectedGradients.ZERO
@@ -45,7 +45,7 @@ def check_apart(model: Any, losses: Losses, data: Examples, largest: int = LARGE
 
     Clipping is only worth something if a weight acts on each example alone, through the layer that holds it, and if
     nothing but the weights remembers the examples. Gradients are taken of made-up examples: real numbers from 0 to 1,
-    integers from the data. Losses are compared on these and on rows of the data (see `privacy.batch_checks`). The
+    integers from the data. Losses are compared on these and on rows of the data (see `privacy.dpsgd.batch_checks`). The
     weights are moved away from their first values, at which much is hidden, and put back; on the data the losses are
     compared at the first values too. All passes are of the model as it trains. Of a model that draws random numbers
     they are compared with Keras' own dropout and noise layers silenced, and again with all random state restored before

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from privacy.examples import Examples, Losses
+from privacy.dpsgd.examples import Examples, Losses
 
 _RANDOM_OPERATIONS = re.compile("Random|Rng|Multinomial|Shuffle|PyFunc")
 # Keras' layers that change each number of their inputs, or each channel of an example, by itself.

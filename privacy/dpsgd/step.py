@@ -9,12 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from privacy import clip_bounds, ghost_norms
-from privacy.batch_checks import LARGEST_BATCH
-from privacy.examples import Examples, losses_of, one_line
-from privacy.layer_gradients import Recording
-from privacy.model_checks import check_apart
-from privacy.training_noise import secure_generator, standard_normal
+from privacy.dpsgd import clip_bounds, ghost_norms
+from privacy.dpsgd.batch_checks import LARGEST_BATCH
+from privacy.dpsgd.examples import Examples, losses_of, one_line
+from privacy.dpsgd.layer_gradients import Recording
+from privacy.dpsgd.model_checks import check_apart
+from privacy.noise.training import secure_generator, standard_normal
 
 _DRAWN = 2**17  # numbers at once, or those of a step
 

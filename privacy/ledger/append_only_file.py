@@ -1,4 +1,4 @@
-"""An append-only file of chained lines (`privacy.chain`): one writer, and each line on the disk before it counts."""
+"""An append-only file of chained lines: one writer at a time, and each line is on the disk before it counts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import threading
 from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
-from privacy import chain, files
+from privacy import files
+from privacy.ledger import hash_chain as chain
 
 _HEADER_START = b'{"format": '  # sorted first: a header torn by a kill still shows what it was to be
 

@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from privacy import chain, compliance
-from privacy.chained_file import ChainedFile
-from privacy.compliance import Round
+from privacy.ledger import compliance
+from privacy.ledger import hash_chain as chain
+from privacy.ledger.append_only_file import ChainedFile
+from privacy.ledger.compliance import Round
 from privacy.plan import PrivacyPlan
 
 if TYPE_CHECKING:

@@ -14,13 +14,15 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from privacy import checks, costs, noise
+from privacy import checks
+from privacy.accounting import costs
+from privacy.accounting.guarantee import Guarantee, hardness
 from privacy.arrays import of_length_one, shortened
-from privacy.features import FeatureMap, centre_of_ball, check_bound, fit_feature_map
-from privacy.guarantee import Guarantee, hardness
-from privacy.linear import LinearDPSGD, softmax
-from privacy.randomness import Randomness, SecureRandomness, SeededRandomness
-from privacy.training_noise import secure_generator
+from privacy.linear.features import FeatureMap, centre_of_ball, check_bound, fit_feature_map
+from privacy.linear.linear_dpsgd import LinearDPSGD, softmax
+from privacy.noise import exact
+from privacy.noise.randomness import Randomness, SecureRandomness, SeededRandomness
+from privacy.noise.training import secure_generator
 
 if TYPE_CHECKING:
     from privacy.budget import Releases
@@ -44,8 +46,8 @@ class DPLinearClassifier(ClassifierMixin, BaseEstimator):
       random_state: None for secure randomness; a whole number to repeat a run in tests, which protects nobody.
       classes_: the labels, in the order of the columns of `predict_proba`.
       weights_: [features + 1, classes], on `feature_map_(X)`; with `bound` None, of X over its rows' lengths.
-      guarantee_: `privacy.guarantee.Guarantee`: ε with all that belongs to it.
-      feature_map_: `privacy.features.FeatureMap`.
+      guarantee_: `privacy.accounting.guarantee.Guarantee`: ε with all that belongs to it.
+      feature_map_: `privacy.linear.features.FeatureMap`.
     """
 
     def __init__(
@@ -194,5 +196,5 @@ def _count_only(count: int, size: int, bound: float, noise_multiplier: float, so
     """No preprocessing: the features over their bound, and a private count."""
     steps = 2**20
     stddev = math.ceil(steps * noise_multiplier)
-    noised = (count * steps + int(noise.gaussian(source, stddev, 1)[0])) / steps
+    noised = (count * steps + int(exact.gaussian(source, stddev, 1)[0])) / steps
     return FeatureMap(np.zeros(size), bound, max(noised, 1.0), (costs.Gaussian(stddev / steps),))

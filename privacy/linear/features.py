@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from privacy import checks, costs
+from privacy import checks
+from privacy.accounting import costs
 from privacy.arrays import of_length_one, row_lengths, shortened
-from privacy.mean import gaussian_mean_in_ball
-from privacy.quantile_search import geometric_grid, quantile_search
-from privacy.randomness import Randomness
+from privacy.noise.randomness import Randomness
+from privacy.statistics.mean import gaussian_mean_in_ball
+from privacy.statistics.quantile_search import geometric_grid, quantile_search
 
 Floats = npt.NDArray[np.float64]
 

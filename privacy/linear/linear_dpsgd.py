@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from privacy import checks, costs
+from privacy import checks
+from privacy.accounting import costs
 from privacy.arrays import row_lengths, shortened
-from privacy.training_noise import standard_normal
+from privacy.noise.training import standard_normal
 
 Floats = npt.NDArray[Any]
 
@@ -74,7 +75,7 @@ class LinearDPSGD:
             its gradient none: refused.
           labels: the classes.
           classes: K, at least 2.
-          generator: of samples and noise; see `privacy.training_noise.secure_generator`.
+          generator: of samples and noise; see `privacy.noise.training.secure_generator`.
 
         Returns:
           Weights [d, K], the mean over the last half of the steps: their noise cancels in part, at no cost.

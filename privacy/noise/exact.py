@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from privacy import checks
-from privacy.randomness import Randomness
+from privacy.noise.randomness import Randomness
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -199,7 +199,7 @@ def hourglass(source: Randomness, epsilon: int, sensitivity: int, core: int, siz
     The two add up to a multiple k of the sensitivity Δ; on that line the probability is proportional to exp(-L ε) with
     L the least t >= |k| of k's parity for which z₁ lies within t Δ/2 + core of k Δ/2. One record changes L by at most 1
     (Kulesza, Suresh and Wang 2024, "Mean estimation in the add-remove model of differential privacy", arXiv:2312.06658;
-    on the grid by enumeration in tests/privacy/test_noise.py), and either noise alone is a staircase.
+    on the grid by enumeration in tests/privacy/noise/test_exact.py), and either noise alone is a staircase.
 
     Args:
       source: of randomness.

@@ -10,7 +10,7 @@ The coupling is that of Box and Muller (1958): a pair is R (cos A, sin A) with R
 and A a uniform angle. Words of random bits give the leading bits of U and A; where U is so small, or so near 1, that
 the missing bits would move R by more than the distance, more are drawn, 896 in all. Not covered: that the words come
 from a pseudo-random generator (Philox); and that a number is near its exact one and not equal to it, and is rounded
-when it is added to data ("not hardened"; for noise without that gap see `privacy.noise` and `privacy.rounded_noise`).
+when it is added to data ("not hardened"; for noise without that gap see `privacy.noise` and `privacy.noise.rounded`).
 """
 
 from __future__ import annotations

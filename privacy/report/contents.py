@@ -10,8 +10,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from privacy import accounting, composition
-from privacy.accounting import Epsilon
+from privacy import accounting
+from privacy.accounting import Epsilon, composition
 from privacy.budget import Releases
 from privacy.keys import FIXED_PREFIX
 from privacy.ledger import Ledger

@@ -14,7 +14,7 @@ ACCENT = "#2f7de1"
 
 
 def draw(data: dict[str, Any]) -> dict[str, str]:
-    """SVG by name for whatever `data` (see `privacy.statement`) holds: epsilon, clip, participations,
+    """SVG by name for whatever `data` (see `privacy.report.contents`) holds: epsilon, clip, participations,
     cohorts.
     """
     plots = {}

@@ -14,11 +14,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from privacy import files, statement
+from privacy import files
+from privacy.accounting.guarantee import rounded_up
 from privacy.budget import Releases
-from privacy.guarantee import rounded_up
 from privacy.ledger import Ledger
 from privacy.plan import PrivacyPlan
+from privacy.report import contents as statement
 
 _TEMPLATES = pathlib.Path(__file__).parent / "templates"
 SCHEMA_FILE = _TEMPLATES / "report.schema.json"
@@ -56,7 +57,7 @@ class Report:
 
         drawn = {}
         if self.template == "report":
-            from privacy import plots
+            from privacy.report import plots
 
             drawn = {name: Markup(svg) for name, svg in plots.draw(self.data).items()}
         return _environment(html=True).get_template(f"{self.template}.html.jinja").render(self.data, plots=drawn)

@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 import numpy as np
 import numpy.typing as npt
 
-from privacy import checks, costs, noise
+from privacy import checks
+from privacy.accounting import costs
+from privacy.accounting.guarantee import Guarantee, hardness
 from privacy.arrays import as_floats, shortened
-from privacy.guarantee import Guarantee, hardness
-from privacy.noise import EXPONENT_BITS
-from privacy.randomness import Randomness, SecureRandomness
+from privacy.noise import exact
+from privacy.noise.exact import EXPONENT_BITS
+from privacy.noise.randomness import Randomness, SecureRandomness
 
 if TYPE_CHECKING:
     from privacy.budget import Releases
@@ -46,7 +48,7 @@ class Mean(NamedTuple):
       value: in [lower, upper]: a number, or float64 [d]. The middle where the noise left no record.
       records: how many, private too (of several coordinates the mean); with "swap" the true number, which is
         public there.
-      guarantee: see `privacy.guarantee`.
+      guarantee: see `privacy.accounting.guarantee`.
     """
 
     value: Any
@@ -107,7 +109,7 @@ class BoundedMean:
                 f"epsilon {self.epsilon:g} is {self._each:g} a coordinate: take from {_LEAST_EPSILON:g} (below, noise "
                 f"would leave the grid) to {_MOST_EPSILON:g} (above, nobody is protected)"
             )
-        if self.mechanism != "hourglass" and self._scale > noise.LARGEST_SCALE:
+        if self.mechanism != "hourglass" and self._scale > exact.LARGEST_SCALE:
             raise ValueError(
                 f"epsilon {self.epsilon:g} at delta {self.delta:g} asks for more noise than the grid holds"
             )
@@ -194,10 +196,10 @@ class BoundedMean:
     def _draw(self, source: Randomness, size: int) -> list[int]:
         """Noise of the mechanism's own kind for single sums."""
         if self.mechanism == "gaussian":
-            return noise.gaussian(source, self._scale, size).tolist()
+            return exact.gaussian(source, self._scale, size).tolist()
         if self.mechanism == "hourglass":
-            return noise.staircase(source, self._fixed_epsilon, STEPS, self._core, size).tolist()
-        return noise.laplace(source, self._scale, size).tolist()
+            return exact.staircase(source, self._fixed_epsilon, STEPS, self._core, size).tolist()
+        return exact.laplace(source, self._scale, size).tolist()
 
     def _released(self, above: list[int], below: list[int], source: Randomness) -> list[tuple[float, float]]:
         """Of each pair of sums the mean, as a share of the width, and the count; noise afresh for each."""
@@ -207,7 +209,7 @@ class BoundedMean:
 
     def _release_add_remove(self, above: list[int], below: list[int], source: Randomness) -> list[tuple[float, float]]:
         if self.mechanism == "hourglass":
-            drawn = noise.hourglass(source, self._fixed_epsilon, STEPS, self._core, len(above)).tolist()
+            drawn = exact.hourglass(source, self._fixed_epsilon, STEPS, self._core, len(above)).tolist()
         else:
             drawn = np.reshape(self._draw(source, 2 * len(above)), (2, -1)).tolist()
         found = []
@@ -338,7 +340,7 @@ def gaussian_mean_in_ball(
     """
     size = vectors.shape[1]
     count_weight, sensitivity, stddev = _noise_in_ball(size, noise_multiplier)
-    drawn = noise.gaussian(source, stddev, size + 1)
+    drawn = exact.gaussian(source, stddev, size + 1)
     count = max((len(vectors) * count_weight + int(drawn[-1])) / count_weight, 1.0)
     total = drawn[:-1]
     for first in range(0, len(vectors), _ROWS):  # whole steps take more room than the vectors: not all at once
@@ -356,7 +358,7 @@ def _noise_in_ball(size: int, noise_multiplier: float) -> tuple[int, float, int]
     longest = STEPS + math.ceil(math.sqrt(size) / 2) + 1
     sensitivity = math.hypot(longest, count_weight)
     stddev = math.ceil(sensitivity * noise_multiplier)
-    if stddev > noise.LARGEST_SCALE:
+    if stddev > exact.LARGEST_SCALE:
         raise ValueError(f"noise multiplier {noise_multiplier:g} is too large for any result: take a larger epsilon")
     return count_weight, sensitivity, stddev
 
@@ -383,7 +385,7 @@ def _gaussian_multiplier(epsilon: float, delta: float) -> float:
     """Sensitivity / standard deviation of Gaussian noise that is (ε, δ)-DP by the exact curve (arXiv:1805.06530)."""
     from scipy.optimize import brentq
 
-    from privacy.composition import gaussian_epsilon
+    from privacy.accounting.composition import gaussian_epsilon
 
     def excess(log_z: float) -> float:
         return gaussian_epsilon(math.exp(log_z), delta) - epsilon

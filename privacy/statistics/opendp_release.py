@@ -9,8 +9,8 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from privacy import costs
-from privacy.guarantee import Guarantee
+from privacy.accounting import costs
+from privacy.accounting.guarantee import Guarantee
 from privacy.sampling import Relation
 
 if TYPE_CHECKING:

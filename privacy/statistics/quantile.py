@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from privacy import checks, costs, noise
+from privacy import checks
+from privacy.accounting import costs
+from privacy.accounting.guarantee import Guarantee, hardness
 from privacy.arrays import as_floats
-from privacy.guarantee import Guarantee, hardness
-from privacy.mean import Neighbouring
-from privacy.randomness import Randomness, SecureRandomness
+from privacy.noise import exact
+from privacy.noise.randomness import Randomness, SecureRandomness
+from privacy.statistics.mean import Neighbouring
 
 if TYPE_CHECKING:
     from privacy.budget import Releases
@@ -38,7 +40,7 @@ class Quantile(NamedTuple):
     Attributes:
       value: a point of the grid.
       rank_slack: with a probability of 95 % so many records, at most, lie between the value and the quantile.
-      guarantee: see `privacy.guarantee`.
+      guarantee: see `privacy.accounting.guarantee`.
     """
 
     value: float
@@ -108,7 +110,7 @@ def dp_quantile(
         source, np.diff(starts, append=count), scores - scores.min(), math.nextafter(epsilon / (2 * sensitivity), 0)
     )
     end = starts[run + 1] if run + 1 < len(starts) else count
-    place = int(starts[run]) + int(noise.uniform(source, int(end - starts[run]), 1)[0])
+    place = int(starts[run]) + int(exact.uniform(source, int(end - starts[run]), 1)[0])
     return Quantile(min(lower + place * resolution, upper), rank_slack(share, count, epsilon, neighbouring), guarantee)
 
 
@@ -156,7 +158,7 @@ def _scores(
 def _choose(source: Randomness, sizes: npt.NDArray[np.int64], scores: npt.NDArray[np.int64], rate: float) -> int:
     """The index i with probability proportional to sizes[i] exp(-rate scores[i]), exactly; the least score is 0."""
     bits = 62
-    drawn = int(noise.uniform(source, 2**bits, 1)[0])
+    drawn = int(exact.uniform(source, 2**bits, 1)[0])
     exponents = rate * scores
     ends = np.cumsum(sizes * np.exp(-exponents))
     # Of a weight that is not 0 the exponent is below 800 and 3 roundings off; sums add one for each.
@@ -171,7 +173,7 @@ def _choose(source: Randomness, sizes: npt.NDArray[np.int64], scores: npt.NDArra
         if found is not None:
             return found
         digits *= 2
-        drawn = (drawn << 62) + int(noise.uniform(source, 2**62, 1)[0])
+        drawn = (drawn << 62) + int(exact.uniform(source, 2**62, 1)[0])
         bits += 62
 
 

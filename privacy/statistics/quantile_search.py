@@ -11,9 +11,10 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from privacy import costs, noise
-from privacy.quantile import PARTS
-from privacy.randomness import Randomness
+from privacy.accounting import costs
+from privacy.noise import exact
+from privacy.noise.randomness import Randomness
+from privacy.statistics.quantile import PARTS
 
 
 def quantile_search(
@@ -49,7 +50,7 @@ def quantile_search(
         middle = (low + high) // 2
         edge = grid[middle]
         below, above = (values < edge).sum(axis=0), (values > edge).sum(axis=0)
-        balance = (PARTS - target) * below - target * above + noise.gaussian(source, stddev, size)
+        balance = (PARTS - target) * below - target * above + exact.gaussian(source, stddev, size)
         # More below than its share: the quantile is at the middle or before it.
         low, high = np.where(balance > 0, low, np.minimum(middle + 1, high)), np.where(balance > 0, middle, high)
     return grid[low], costs.Gaussian(stddev / (sensitivity * math.sqrt(turns)))

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from fl import worker as workers
 from fl.runtime import local_runtime
-from fl.worker import Worker, c_compiler
+from fl.runtime import worker as workers
+from fl.runtime.worker import Worker, c_compiler
 
 
 @pytest.fixture(scope="session")

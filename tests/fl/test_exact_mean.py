@@ -7,8 +7,8 @@ import tensorflow as tf
 from fl.aggregation import DPMean
 from fl.exact_mean import COUNT_STEPS, STEPS, ExactDPMean
 from privacy.keys import RunKeys
+from privacy.noise.rounded import rounded_gaussian
 from privacy.plan import AdaptiveClip, FixedClip, PrivacyPlan, PrivateMetrics
-from privacy.rounded_noise import rounded_gaussian
 from privacy.sampling import Poisson
 from tests.fl.test_aggregation import dusty, flat, measured, state_of, total, update
 

@@ -12,8 +12,8 @@ from scipy import stats
 
 from fl import gaussian
 from privacy.keys import RunKeys
-from privacy.training_noise import DISTANCE
-from tests.privacy.test_training_noise import ANGLES, MIDDLE, exact_pair, p_value
+from privacy.noise.training import DISTANCE
+from tests.privacy.noise.test_training import ANGLES, MIDDLE, exact_pair, p_value
 
 SEED = np.array([7, 8], np.int64)
 

@@ -11,8 +11,8 @@ import tensorflow as tf
 from fl import gaussian, metric_pairs
 from fl.metric_pairs import STEPS
 from fl.private_mean import BoundedMeanQuery, Result, private_mean_factory
-from privacy.mean import STEPS as EXACT_STEPS
-from privacy.mean import BoundedMean
+from privacy.statistics.mean import STEPS as EXACT_STEPS
+from privacy.statistics.mean import BoundedMean
 
 SEED = np.array([3, 4], np.int64)
 

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from privacy import Budget, dp_mean, dp_quantile, mean_in_ball, noise, report
-from privacy.budget import Releases
-from privacy.classifier import DPLinearClassifier
-from privacy.costs import Gaussian, Pure
-from privacy.guarantee import EXACT, Guarantee
-from privacy.mean import BoundedMean
-from privacy.randomness import SeededRandomness
+from privacy import Budget, Releases, dp_mean, dp_quantile, mean_in_ball, report
+from privacy.accounting.costs import Gaussian, Pure
+from privacy.accounting.guarantee import EXACT, Guarantee
+from privacy.linear.classifier import DPLinearClassifier
+from privacy.noise import exact
+from privacy.noise.randomness import SeededRandomness
+from privacy.statistics.mean import BoundedMean
 
 AGES = [34.0, 71.0, 25.0, 48.0, 52.0]
 
@@ -37,7 +37,7 @@ def guarantee(**changes) -> Guarantee:
 def test_every_function_writes_down_its_release(tmp_path):
     path = tmp_path / "ledger.jsonl"
     vectors = np.random.default_rng(0).normal(size=(200, 3))
-    with Budget(8.0, 1e-5).recording(path) as ledger:
+    with Releases.open(path, Budget(8.0, 1e-5)) as ledger:
         results: list[Any] = [
             dp_mean(AGES, 0, 100, 1.0, ledger=ledger),
             BoundedMean(0, 100, 0.5, "gaussian", delta=1e-6).release([[1], [1]], ledger=ledger),
@@ -63,7 +63,7 @@ def test_it_is_on_the_disk_before_noise_is_drawn(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     for name in ("hourglass", "gaussian", "uniform"):
-        monkeypatch.setattr(noise, name, drawn)
+        monkeypatch.setattr(exact, name, drawn)
     x = np.ones((20, 2))
     acts = [
         lambda ledger: dp_mean(AGES, 0, 100, 0.1, ledger=ledger),
@@ -71,7 +71,7 @@ def test_it_is_on_the_disk_before_noise_is_drawn(tmp_path, monkeypatch):
         lambda ledger: mean_in_ball(x, 1.0, 0.1, 1e-6, ledger=ledger),
         lambda ledger: DPLinearClassifier(0.1, classes=(0, 1)).fit(x, np.arange(20) % 2, ledger=ledger),
     ]
-    with Budget(2.0, 1e-5).recording(path) as ledger:
+    with Releases.open(path, Budget(2.0, 1e-5)) as ledger:
         for act in acts:
             with pytest.raises(KeyboardInterrupt):
                 act(ledger)
@@ -81,10 +81,10 @@ def test_it_is_on_the_disk_before_noise_is_drawn(tmp_path, monkeypatch):
 
 def test_what_passes_the_budget_is_refused_and_nothing_is_drawn(tmp_path, monkeypatch):
     path = tmp_path / "ledger.jsonl"
-    with Budget(1.0).recording(path) as ledger:
+    with Releases.open(path, Budget(1.0)) as ledger:
         dp_mean(AGES, 0, 100, 0.7, ledger=ledger)
         before = path.read_bytes()
-        monkeypatch.setattr(noise, "hourglass", lambda *_: pytest.fail("noise was drawn"))
+        monkeypatch.setattr(exact, "hourglass", lambda *_: pytest.fail("noise was drawn"))
         with pytest.raises(ValueError, match=r"epsilon would be 1.2, above 1 \(0.7 is spent\): release less"):
             dp_mean(AGES, 0, 100, 0.5, ledger=ledger)
         with pytest.raises(ValueError, match="relation replace-one: the budget is of add-or-remove-one"):
@@ -99,7 +99,7 @@ def test_what_passes_the_budget_is_refused_and_nothing_is_drawn(tmp_path, monkey
 
 
 def test_a_release_that_cannot_be_is_not_paid_for(tmp_path):
-    with Budget(1.0, 1e-6).recording(tmp_path / "ledger.jsonl") as ledger:
+    with Releases.open(tmp_path / "ledger.jsonl", Budget(1.0, 1e-6)) as ledger:
         with pytest.raises(ValueError, match="noise multiplier"):
             mean_in_ball(np.ones((3, 2)), 1.0, 1e-8, 1e-12, ledger=ledger)
         with pytest.raises(ValueError, match="more noise than the grid holds"):
@@ -113,7 +113,7 @@ def test_a_release_that_cannot_be_is_not_paid_for(tmp_path):
 def test_numbers_of_any_kind(tmp_path, kind):
     single: Any = np.float32
     path = tmp_path / "ledger.jsonl"
-    with Budget(kind(3), single(1e-6)).recording(path) as ledger:
+    with Releases.open(path, Budget(kind(3), single(1e-6))) as ledger:
         dp_mean(AGES, kind(0), kind(100), kind(1), ledger=ledger)
         dp_mean(AGES, kind(0), kind(100), kind(1), "gaussian", delta=single(1e-6), ledger=ledger)
         dp_quantile(AGES, kind(1), kind(0), kind(100), kind(1), kind(1), ledger=ledger)
@@ -129,7 +129,7 @@ def test_numbers_of_any_kind(tmp_path, kind):
 
 def test_threads_take_turns(tmp_path):
     path = tmp_path / "ledger.jsonl"
-    with Budget(1.0).recording(path) as ledger:
+    with Releases.open(path, Budget(1.0)) as ledger:
         start, released = threading.Barrier(8), []
 
         def release():
@@ -150,7 +150,7 @@ def test_threads_take_turns(tmp_path):
 
 def test_a_fork_and_a_copy_write_nothing(tmp_path):
     path = tmp_path / "ledger.jsonl"
-    with Budget(1.0).recording(path) as ledger:
+    with Releases.open(path, Budget(1.0)) as ledger:
         before = path.read_bytes()
         if not (child := os.fork()):
             try:
@@ -170,21 +170,24 @@ def test_a_fork_and_a_copy_write_nothing(tmp_path):
 
 def test_a_budget_goes_on_in_another_process(tmp_path):
     path = tmp_path / "ledger.jsonl"
-    with Budget(1.0).recording(path) as ledger:
+    with Releases.open(path, Budget(1.0)) as ledger:
         ledger.record(guarantee())
-        with pytest.raises(BlockingIOError, match="is being written by another process"), Budget(1.0).recording(path):
+        with (
+            pytest.raises(BlockingIOError, match="is being written by another process"),
+            Releases.open(path, Budget(1.0)),
+        ):
             pytest.fail("two writers")
-    with Budget(1.0).recording(path) as ledger:
+    with Releases.open(path, Budget(1.0)) as ledger:
         assert ledger.spent == 0.5
         ledger.record(guarantee())
         with pytest.raises(ValueError, match="above 1"):
             ledger.record(guarantee())
-    with pytest.raises(ValueError, match="begun under another budget"), Budget(2.0).recording(path):
+    with pytest.raises(ValueError, match="begun under another budget"), Releases.open(path, Budget(2.0)):
         pytest.fail("another budget")
 
 
 def test_all_releases_share_one_loss_distribution(tmp_path):
-    with Budget(10.0, 1e-5).recording(tmp_path / "ledger.jsonl") as ledger:
+    with Releases.open(tmp_path / "ledger.jsonl", Budget(10.0, 1e-5)) as ledger:
         for _ in range(100):
             ledger.record(guarantee(costs=(Gaussian(10.0),), delta=1e-5))
         assert ledger.spent == pytest.approx(4.3771781, rel=1e-6)
@@ -193,7 +196,7 @@ def test_all_releases_share_one_loss_distribution(tmp_path):
 @pytest.mark.parametrize("damage", ["flip", "cut", "swap", "foreign"])
 def test_a_damaged_ledger_is_named(tmp_path, damage):
     path = tmp_path / "ledger.jsonl"
-    with Budget(9.0).recording(path) as ledger:
+    with Releases.open(path, Budget(9.0)) as ledger:
         for _ in range(3):
             ledger.record(guarantee())
     lines = path.read_bytes().splitlines(keepends=True)
@@ -213,29 +216,29 @@ def test_a_damaged_ledger_is_named(tmp_path, damage):
 
 def test_an_unfinished_line_is_dropped_and_a_runs_ledger_is_refused(tmp_path):
     path = tmp_path / "ledger.jsonl"
-    with Budget(9.0).recording(path) as ledger:
+    with Releases.open(path, Budget(9.0)) as ledger:
         ledger.record(guarantee())
     whole = path.read_bytes()
     for tail in (b'{"kind": "rel', b"[" * 100_000):
         path.write_bytes(whole + tail)
-        with Budget(9.0).recording(path) as ledger:
+        with Releases.open(path, Budget(9.0)) as ledger:
             assert len(ledger.releases) == 1
     path.write_bytes(whole[:-1])
     assert len(Releases.read(path).releases) == 1
     path.write_bytes(whole + b"[" * 100_000 + b"\n")
     with pytest.raises(ValueError, match="line 3 is damaged"):
         Releases.read(path)
-    from privacy import FixedClip, Poisson, PrivacyPlan
+    from privacy import FixedClip, Ledger, Poisson, PrivacyPlan
 
     plan = PrivacyPlan(Poisson(0.1), 100, 3, 1.0, FixedClip(1.0))
-    with plan.recording(tmp_path / "run.jsonl"):
+    with Ledger.open(tmp_path / "run.jsonl", plan):
         pass
     with pytest.raises(ValueError, match="not that of a budget"):
         Releases.read(tmp_path / "run.jsonl")
 
 
 def test_the_report_says_what_the_ledger_holds(tmp_path):
-    with Budget(2.0, 1e-5).recording(tmp_path / "ledger.jsonl") as ledger:
+    with Releases.open(tmp_path / "ledger.jsonl", Budget(2.0, 1e-5)) as ledger:
         dp_mean(AGES, 0, 100, 0.5, ledger=ledger)
         dp_mean(AGES, 0, 100, 0.5, "gaussian", delta=1e-6, ledger=ledger)
         found = report.of_releases(ledger)
@@ -249,7 +252,7 @@ def test_the_report_says_what_the_ledger_holds(tmp_path):
 
 
 def test_seeded_noise_is_said_first(tmp_path):
-    with Budget(2.0).recording(tmp_path / "ledger.jsonl") as ledger:
+    with Releases.open(tmp_path / "ledger.jsonl", Budget(2.0)) as ledger:
         dp_mean(AGES, 0, 100, 0.5, randomness=SeededRandomness(1), ledger=ledger)
         found = report.of_releases(ledger)
     assert found.data["status"] == "seeded noise"

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from privacy import AdaptiveClip, Cyclic, FixedClip, FixedSize, Poisson, PrivacyPlan, PrivateMetrics
+from privacy import AdaptiveClip, Cyclic, FixedClip, FixedSize, Ledger, Poisson, PrivacyPlan, PrivateMetrics
 
 GOOD: dict[str, Any] = {
     "sampling": Poisson(0.1),
@@ -92,7 +92,7 @@ def test_numpy_numbers_are_pythons(tmp_path):
     }
     metrics = PrivateMetrics(half(0.5), accuracy=False)
     plan = PrivacyPlan(Poisson(half(0.5)), clip=AdaptiveClip(half(1)), metrics=metrics, **given)
-    with plan.recording(tmp_path / "ledger"):
+    with Ledger.open(tmp_path / "ledger", plan):
         pass
     assert plan == PrivacyPlan.from_dict(json.loads(json.dumps(plan.to_dict())))
     assert FixedSize(given["rounds"]).expected_cohort(1000) == 3 and type(Cyclic(given["rounds"]).cohorts) is int

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from experiments.bench.peers.dp_common import CLIP, LEARNING_RATE, Loop, Task, main
-from privacy.linear import LinearDPSGD
+from privacy.linear.linear_dpsgd import LinearDPSGD
 
 
 def build(task: Task, noise_multiplier: float | None) -> Loop:
@@ -56,8 +56,8 @@ def _keras(task: Task, noise_multiplier: float | None) -> Loop:
 
 
 def _private_step(model: Any, task: Task, noise_multiplier: float) -> Callable[[int], None]:
-    from privacy.examples import checked_examples
-    from privacy.private_step import PrivateStep
+    from privacy.dpsgd.examples import checked_examples
+    from privacy.dpsgd.step import PrivateStep
 
     batch = task.x.shape[1]
     data = checked_examples(*(part.reshape(-1, *part.shape[2:]) for part in (task.x, task.y)))

@@ -91,7 +91,7 @@ def test_export_writes_all_precisions_and_prints_the_comparison(tmp_path, capfd,
 def test_names_of_exported_files(capfd, monkeypatch, options, expected):
     asked = []
     monkeypatch.setattr("experiments.runs.load_trained", lambda run: (None, None, None))
-    monkeypatch.setattr("experiments.device_commands.export_and_check", lambda *values: asked.append(values[-1]))
+    monkeypatch.setattr("experiments.commands.device.export_and_check", lambda *values: asked.append(values[-1]))
     assert run(capfd, "export", "run", *options)[0] == 0
     assert [{precision: str(path) for precision, path in paths.items()} for paths in asked] == [expected]
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from experiments import doctor, machine
+from experiments import machine
+from experiments.commands import doctor
 
 LOCK = Path("requirements.lock")
 LOCKED = {
@@ -144,7 +145,7 @@ def test_finds_a_worker_that_runs_here(tmp_path):
 @pytest.mark.parametrize("compiler", ["here", None])
 def test_the_executor_socket_is_tried(compiler, monkeypatch):
     if compiler is None:
-        monkeypatch.setattr("fl.worker.c_compiler", lambda: None)
+        monkeypatch.setattr("fl.runtime.worker.c_compiler", lambda: None)
     facts = machine.gather([])
     assert facts.loopback_shim == facts.shim_works == (compiler is not None)
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from experiments.privacy_commands import privacy
-from experiments.run_commands import report
-from privacy import Budget, dp_mean
+from experiments.commands.privacy import privacy
+from experiments.commands.runs import report
+from privacy import Budget, Releases, dp_mean
 
 pytestmark = pytest.mark.filterwarnings("ignore:np.find_common_type is deprecated:DeprecationWarning")
 STACK_OVERFLOW = ["--clients", "342477", "--cohort", "100", "--delta", "1e-6"]
@@ -117,7 +117,7 @@ def test_worst_cases_answer_in_time(arguments):
 
 def test_help_loads_nothing_heavy():
     code = (
-        "import sys; from experiments.privacy_commands import privacy\n"
+        "import sys; from experiments.commands.privacy import privacy\n"
         "privacy(['epsilon', '--help'], standalone_mode=False)\n"
         "assert not {'dp_accounting', 'numpy', 'scipy', 'tensorflow'} & set(sys.modules)"
     )
@@ -147,7 +147,7 @@ def test_an_ordinary_plan_prints_nothing_beside_its_figure():
 
 def test_an_audit_without_training_loads_no_tensorflow():
     code = (
-        "import sys; from experiments.privacy_commands import privacy\n"
+        "import sys; from experiments.commands.privacy import privacy\n"
         "privacy(['audit', '--trials', '1000'], standalone_mode=False)\n"
         "assert not {'tensorflow', 'tensorflow_federated', 'fl'} & set(sys.modules)"
     )
@@ -171,7 +171,7 @@ def test_an_audit_of_training_lets_it_stand():
 
 
 def test_an_audit_that_refutes_ends_with_1(monkeypatch):
-    from privacy import audited
+    from privacy.audit import cases as audited
 
     def told(trials):
         return np.zeros(trials), np.ones(trials)
@@ -188,9 +188,9 @@ def test_an_audit_of_nonsense_is_one_line(arguments):
 
 
 def test_the_report_on_single_releases(tmp_path):
-    from privacy import Budget, dp_mean
+    from privacy import Budget, Releases, dp_mean
 
-    with Budget(1.0).recording(tmp_path / "ledger.jsonl") as ledger:
+    with Releases.open(tmp_path / "ledger.jsonl", Budget(1.0)) as ledger:
         dp_mean([1.0, 2.0], 0, 10, 0.5, ledger=ledger)
     written = call("report", tmp_path / "ledger.jsonl", "--output", tmp_path / "out").split()
     assert [path.rpartition("/")[2] for path in written] == ["report.html", "report.md", "report.json"]
@@ -200,7 +200,7 @@ def test_the_report_on_single_releases(tmp_path):
 
 
 def test_the_report_command_of_runs_takes_a_budgets_ledger_too(tmp_path):
-    with Budget(epsilon=1.0).recording(tmp_path / "ages.jsonl") as ledger:
+    with Releases.open(tmp_path / "ages.jsonl", Budget(epsilon=1.0)) as ledger:
         dp_mean([1.0, 2.0], 0, 4, 0.5, ledger=ledger)
         assert str(ledger).startswith("epsilon 0.500 of 1; unit record, add-or-remove-one; 1 releases")
     done = CliRunner().invoke(report, [str(tmp_path / "ages.jsonl")], catch_exceptions=False)

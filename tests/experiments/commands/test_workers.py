@@ -12,11 +12,11 @@ import portpicker
 import pytest
 
 from experiments.cli import main
-from fl import tunnel
-from fl.owned_process import is_loopback, listening_addresses
+from fl.runtime import tunnel
+from fl.runtime.owned_process import is_loopback, listening_addresses
 from tests.experiments.processes import ended, finish, start, wait_for_rounds
-from tests.fl.namespaces import needs_stunnel
-from tests.fl.strangers import assert_refuses_nobody
+from tests.fl.runtime.namespaces import needs_stunnel
+from tests.fl.runtime.strangers import assert_refuses_nobody
 
 
 def children(pid: int) -> list[int]:

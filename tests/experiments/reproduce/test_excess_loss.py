@@ -5,7 +5,7 @@ from scipy.optimize import minimize
 from experiments.display import ConsoleDisplay
 from experiments.reproduce import excess_loss as study
 from experiments.reproduce.excess_loss import Problem
-from privacy.features import FeatureMap
+from privacy.linear.features import FeatureMap
 
 
 class Model:

@@ -10,11 +10,11 @@ import math
 import pytest
 import tensorflow as tf
 
-from fl import audit
 from fl.aggregation import DPMean, Noised
+from fl.audit import aggregation as audit
 from fl.exact_mean import ExactDPMean
 from privacy import accounting
-from privacy.audit import from_scores
+from privacy.audit.bounds import from_scores
 from privacy.keys import RunKeys
 from privacy.plan import FixedClip
 

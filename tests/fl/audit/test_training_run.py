@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from fl import canary_run
 from fl.aggregation import DPMean
-from fl.canary_run import CanaryTask
+from fl.audit import training_run as canary_run
+from fl.audit.training_run import CanaryTask
 from privacy import accounting
 from privacy.keys import RunKeys
 

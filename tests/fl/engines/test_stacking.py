@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 import tensorflow as tf
 
+from fl.engines.stacking import why_not_stacked
 from fl.local_training import LanguageModelling, Loss
-from fl.stacking import why_not_stacked
 from tests.fl import bigram
 
 

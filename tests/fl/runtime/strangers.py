@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 
-from tests.fl.namespaces import skip
+from tests.fl.runtime.namespaces import skip
 
 _BECOME = """
 import os

@@ -13,21 +13,21 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from fl import hosts, tunnel
 from fl.aggregation import DPMean
 from fl.engines import cohort, per_client
 from fl.engines.averaging import Engine
-from fl.hosts import Workers
 from fl.local_training import LanguageModelling, LocalSGD
-from fl.owned_process import WorkerLostError
 from fl.rounds import Federation, RoundLog, final_state, run_rounds
-from fl.worker import Worker
+from fl.runtime import hosts, tunnel
+from fl.runtime.hosts import Workers
+from fl.runtime.owned_process import WorkerLostError
+from fl.runtime.worker import Worker
 from privacy.keys import RunKeys
 from privacy.ledger import Ledger
 from privacy.plan import FixedClip, PrivacyPlan
 from privacy.sampling import FixedSize
 from tests.fl import bigram
-from tests.fl.namespaces import namespaces, needs_stunnel
+from tests.fl.runtime.namespaces import namespaces, needs_stunnel
 
 CLIENTS = tuple(f"client-{i}" for i in range(12))
 PLAN = PrivacyPlan(FixedSize(6), len(CLIENTS), 4, 1.0, FixedClip(0.7))

@@ -10,8 +10,8 @@ import tensorflow as tf
 from fl.aggregation import DPMean
 from fl.engines import cohort
 from fl.local_training import LanguageModelling, LocalSGD
-from fl.owned_process import WorkerLostError
 from fl.runtime import local_runtime
+from fl.runtime.owned_process import WorkerLostError
 from privacy.plan import FixedClip, PrivacyPlan
 from privacy.sampling import Poisson
 from tests.fl import bigram

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from fl.worker import build_loopback_shim, shim_works
-from tests.fl.strangers import as_nobody, start_as_nobody
+from fl.runtime.worker import build_loopback_shim, shim_works
+from tests.fl.runtime.strangers import as_nobody, start_as_nobody
 
 # Answers each line on standard input: waits for a connection, accepts (without waiting) and prints the peer's port and
 # what it sent; "nobody" if there is none. A number sets the limit of open files to so many more than are open.
@@ -52,7 +52,7 @@ for line in sys.stdin:
 # A stranger that connects so many times and leaves each connection in the way that is given; one that stays.
 _STRANGER = """
 import socket, sys
-from tests.fl.test_loopback import connect
+from tests.fl.runtime.test_loopback import connect
 become_nobody()
 for _ in range(int(sys.argv[2])):
     connect(socket.AF_INET, "127.0.0.1", int(sys.argv[1]), b"steal", sys.argv[3]).close()

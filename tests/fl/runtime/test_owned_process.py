@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fl.owned_process import OwnedProcess, WorkerLostError, is_loopback, listening_addresses, require_free_port
+from fl.runtime.owned_process import OwnedProcess, WorkerLostError, is_loopback, listening_addresses, require_free_port
 
 SLEEP = ["/bin/sleep", "60"]
 
@@ -91,7 +91,7 @@ def test_none_is_left_behind(ending, tmp_path, monkeypatch):
     script = textwrap.dedent(
         """
         import sys, time
-        from fl.owned_process import OwnedProcess
+        from fl.runtime.owned_process import OwnedProcess
         process = OwnedProcess("a")
         process._launch([sys.executable, "-c", sys.argv[2]], {})
         process.wait_until_it_listens()

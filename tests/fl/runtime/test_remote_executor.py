@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tensorflow_federated.proto.v0 import executor_pb2
 
-from fl.remote_executor import RemoteExecutor
+from fl.runtime.remote_executor import RemoteExecutor
 
 MODEL = tff.types.to_type(OrderedDict(a=tff.TensorType(np.float32, (2, 3)), b=tff.TensorType(np.float32, (4,))))
 WEIGHTS = OrderedDict(a=np.arange(6, dtype=np.float32).reshape(2, 3), b=np.full(4, np.nan, np.float32))

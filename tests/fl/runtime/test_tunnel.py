@@ -10,10 +10,10 @@ from unittest import mock
 import portpicker
 import pytest
 
-from fl import tunnel
-from fl.owned_process import listening_addresses
-from tests.fl.namespaces import needs_stunnel, skip
-from tests.fl.strangers import as_nobody
+from fl.runtime import tunnel
+from fl.runtime.owned_process import listening_addresses
+from tests.fl.runtime.namespaces import needs_stunnel, skip
+from tests.fl.runtime.strangers import as_nobody
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +155,7 @@ def test_without_the_drivers_certificate_nobody_reaches_the_worker(certificates,
     assert refused(ask, ("127.0.0.1", far_end))  # no TLS at all
     assert refused(without_certificate)
     assert refused(through_tunnel, far_end, foreign)
-    with mock.patch("fl.tunnel.check_certificates"):
+    with mock.patch("fl.runtime.tunnel.check_certificates"):
         assert refused(through_tunnel, far_end, as_worker)  # one worker's host is no driver of the others
     assert len(echo[1]) == before
     assert through_tunnel(far_end, driver) == b"echo hello" and len(echo[1]) == before + 1
@@ -198,7 +198,7 @@ def test_certificates_that_are_not_in_order_are_refused(certificates, tmp_path):
     (tmp_path / "damaged" / "certificate.pem").write_bytes(b"\xff\n")
     with pytest.raises(ValueError, match="certificate.pem is no certificate: make new ones"):
         tunnel.check_certificates(tmp_path / "damaged", "driver")
-    with mock.patch("fl.tunnel.shutil.which", return_value=None):
+    with mock.patch("fl.runtime.tunnel.shutil.which", return_value=None):
         with pytest.raises(FileNotFoundError, match="stunnel is not installed .*apt install stunnel4"):
             tunnel.check_certificates(worker, "worker")
         with pytest.raises(FileNotFoundError, match="openssl is not installed"):

@@ -10,11 +10,11 @@ import portpicker
 import pytest
 from tensorflow_federated.proto.v0 import computation_pb2, executor_pb2
 
-from fl import worker as workers
-from fl.owned_process import WorkerLostError, is_loopback, listening_addresses
 from fl.runtime import local_runtime
-from fl.worker import OpenExecutorWarning, Worker
-from tests.fl.strangers import as_nobody, assert_refuses_nobody
+from fl.runtime import worker as workers
+from fl.runtime.owned_process import WorkerLostError, is_loopback, listening_addresses
+from fl.runtime.worker import OpenExecutorWarning, Worker
+from tests.fl.runtime.strangers import as_nobody, assert_refuses_nobody
 
 # Reads and writes a file by TFF's executor, first as the account that runs the worker, then as another.
 _THEFT = """
@@ -22,8 +22,8 @@ import sys
 import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
-from fl.hosts import _Stub
-from fl.owned_process import WorkerLostError
+from fl.runtime.hosts import _Stub
+from fl.runtime.owned_process import WorkerLostError
 from fl.runtime import Connection, open_channel, stub
 
 port, folder = sys.argv[1:]
@@ -99,14 +99,14 @@ def test_a_port_that_another_takes_from_a_dead_worker_gets_nothing():
 
 
 def test_a_worker_that_refuses_its_own_account_is_one_line(blind_shim):
-    with mock.patch("fl.worker.build_loopback_shim", return_value=blind_shim):
+    with mock.patch("fl.runtime.worker.build_loopback_shim", return_value=blind_shim):
         with pytest.raises(WorkerLostError, match="the kernel does not tell whose a connection is"):
             with local_runtime(concurrent_calls=1):
                 pass
 
 
 def test_without_a_compiler_the_open_port_is_told_loudly():
-    with mock.patch("fl.worker.shutil.which", return_value=None):
+    with mock.patch("fl.runtime.worker.shutil.which", return_value=None):
         with pytest.warns(OpenExecutorWarning, match="ANY host without authentication.*install a C compiler"):
             with local_runtime(concurrent_calls=1) as runtime:
                 # The listening test can fail: this worker is the stock one.

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from models.decoding import host
-from models.decoding.generate import generate
-from models.decoding.host import Choices, Stream
+from models.decoding import numpy_ops as host
+from models.decoding.loop import generate
+from models.decoding.numpy_ops import Choices, Stream
 from models.decoding.prng import random_words
 from tests.oracles import sampling as oracle
 from tests.oracles.backends import everywhere

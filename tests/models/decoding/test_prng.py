@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from models.decoding import host, prng
-from models.decoding.host import Stream
+from models.decoding import numpy_ops as host
+from models.decoding import prng
+from models.decoding.numpy_ops import Stream
 from tests.oracles import pearson, threefry
 from tests.oracles.backends import run_everywhere
 

@@ -4,8 +4,8 @@ import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.decoding import host
-from models.decoding.host import Choices
+from models.decoding import numpy_ops as host
+from models.decoding.numpy_ops import Choices
 from models.decoding.processing import process
 from tests.oracles import sampling as oracle
 from tests.oracles.backends import run_everywhere

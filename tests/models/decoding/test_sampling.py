@@ -4,8 +4,9 @@ import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.decoding import host, processing, sampling
-from models.decoding.host import Stream
+from models.decoding import numpy_ops as host
+from models.decoding import processing, sampling
+from models.decoding.numpy_ops import Stream
 from models.decoding.prng import random_words
 from tests.oracles import pearson
 from tests.oracles import sampling as oracle

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from privacy import costs
-from privacy.costs import Gaussian, Pure, calibrate, epsilon
-from privacy.guarantee import EXACT, Guarantee, rounded_up
+from privacy.accounting import costs
+from privacy.accounting.costs import Gaussian, Pure, calibrate, epsilon
+from privacy.accounting.guarantee import EXACT, Guarantee, rounded_up
 
 
 @pytest.mark.parametrize(

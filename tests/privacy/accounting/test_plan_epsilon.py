@@ -7,18 +7,9 @@ from importlib.metadata import version
 import numpy as np
 import pytest
 
-from privacy import (
-    AdaptiveClip,
-    Cyclic,
-    FixedClip,
-    FixedSize,
-    Poisson,
-    PrivacyPlan,
-    accounting,
-    composition,
-    costs,
-    training_noise,
-)
+from privacy import AdaptiveClip, Cyclic, FixedClip, FixedSize, Poisson, PrivacyPlan, accounting
+from privacy.accounting import composition, costs
+from privacy.noise import training as training_noise
 from tests.oracles import accounting as oracle
 
 # scipy 1.9 asks NumPy 1.25 for a deprecated function; neither is ours.

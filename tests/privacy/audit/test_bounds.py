@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from privacy import audit, audited, costs
-from privacy.linear import LinearDPSGD
-from privacy.mean import STEPS, BoundedMean
-from privacy.randomness import SeededRandomness
+from privacy import audit
+from privacy.accounting import costs
+from privacy.audit import bounds
+from privacy.audit import cases as audited
+from privacy.linear.linear_dpsgd import LinearDPSGD
+from privacy.noise.randomness import SeededRandomness
+from privacy.statistics.mean import STEPS, BoundedMean
 
 
 def laplace(epsilon: float, count: int, seed: int):
@@ -49,13 +52,13 @@ def test_delta_is_taken_off():
 
 def test_clopper_and_pearson():
     low, high = stats.binomtest(30, 100).proportion_ci(0.9, "exact")
-    found = audit._bound(30, 100, 30, 100, 0.0, 0.9)
+    found = bounds._bound(30, 100, 30, 100, 0.0, 0.9)
     assert found == 0.0
     _, high = stats.binomtest(10, 100).proportion_ci(0.9, "exact")
     low, _ = stats.binomtest(90, 100).proportion_ci(0.9, "exact")
-    assert audit._bound(90, 100, 10, 100, 0.0, 0.9) == pytest.approx(math.log(low / high), rel=1e-6)
-    assert audit._bound(90, 100, 10, 100, 0.1, 0.9) == pytest.approx(math.log((low - 0.1) / high), rel=1e-6)
-    assert audit._bound(0, 100, 0, 100, 0.0, 0.9) == 0.0 and audit._bound(100, 100, 100, 100, 0.0, 0.9) == 0.0
+    assert bounds._bound(90, 100, 10, 100, 0.0, 0.9) == pytest.approx(math.log(low / high), rel=1e-6)
+    assert bounds._bound(90, 100, 10, 100, 0.1, 0.9) == pytest.approx(math.log((low - 0.1) / high), rel=1e-6)
+    assert bounds._bound(0, 100, 0, 100, 0.0, 0.9) == 0.0 and bounds._bound(100, 100, 100, 100, 0.0, 0.9) == 0.0
 
 
 @pytest.mark.parametrize("epsilon", [1.0, pytest.param(4.0, marks=pytest.mark.slow)])
@@ -211,10 +214,10 @@ def test_faults_in_a_step_of_dp_sgd_are_found(step, refuted):
 
 def test_the_p_value_is_that_of_the_theorem():
     """With δ = 0 a binomial's tail; with δ never less, and 1 at most."""
-    assert audit._p_value(70, 100, 1000, 0.5, 0.0) == pytest.approx(stats.binom.sf(69, 100, 1 / (1 + math.exp(-0.5))))
-    without = audit._p_value(90, 100, 1000, 0.5, 0.0)
-    assert without < audit._p_value(90, 100, 1000, 0.5, 1e-6) < audit._p_value(90, 100, 1000, 0.5, 1e-4) <= 1
-    assert audit._p_value(0, 100, 1000, 0.5, 1e-5) == 1.0
+    assert bounds._p_value(70, 100, 1000, 0.5, 0.0) == pytest.approx(stats.binom.sf(69, 100, 1 / (1 + math.exp(-0.5))))
+    without = bounds._p_value(90, 100, 1000, 0.5, 0.0)
+    assert without < bounds._p_value(90, 100, 1000, 0.5, 1e-6) < bounds._p_value(90, 100, 1000, 0.5, 1e-4) <= 1
+    assert bounds._p_value(0, 100, 1000, 0.5, 1e-5) == 1.0
 
 
 def test_the_term_of_delta_is_that_of_the_theorem():
@@ -222,7 +225,7 @@ def test_the_term_of_delta_is_that_of_the_theorem():
     guesses right at ε = 0, where each is a coin."""
     below = [6 / 16, 4 / 16, 1 / 16]  # of 2, 1 and 0 right
     steepest = max(sum(below[:i]) / i for i in (1, 2, 3))
-    found = audit._p_value(3, 4, 10, 0.0, 1e-3)
+    found = bounds._p_value(3, 4, 10, 0.0, 1e-3)
     assert found == pytest.approx(5 / 16 + 2 * 10 * 1e-3 * steepest, rel=1e-12)
 
 

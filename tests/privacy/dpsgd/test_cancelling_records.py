@@ -11,10 +11,10 @@ import tensorflow as tf
 from keras import layers
 
 import models
-from privacy import clip_bounds, ghost_norms
-from privacy.examples import checked_examples
-from privacy.private_step import PrivateStep
-from tests.privacy.keras_training import drawn, settings
+from privacy.dpsgd import clip_bounds, ghost_norms
+from privacy.dpsgd.examples import checked_examples
+from privacy.dpsgd.step import PrivateStep
+from tests.privacy.dpsgd.keras_training import drawn, settings
 
 CLIP = 1e-3
 STEPS = 8

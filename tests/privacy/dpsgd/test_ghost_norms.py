@@ -6,8 +6,8 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from privacy import clip_bounds, ghost_norms
-from privacy.ghost_norms import Term
+from privacy.dpsgd import clip_bounds, ghost_norms
+from privacy.dpsgd.ghost_norms import Term
 
 
 def made(term, count):

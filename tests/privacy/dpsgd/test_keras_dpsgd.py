@@ -6,13 +6,15 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from privacy import Budget, costs, private_step
-from privacy import dpsgd as module
+from privacy import Budget, Releases
+from privacy.accounting import costs
 from privacy.dpsgd import KerasDPSGD
-from privacy.examples import checked_examples
-from privacy.private_step import PrivateStep
+from privacy.dpsgd import keras_dpsgd as module
+from privacy.dpsgd import step as private_step
+from privacy.dpsgd.examples import checked_examples
+from privacy.dpsgd.step import PrivateStep
 from tests.oracles import per_example
-from tests.privacy.keras_training import CROSS_ENTROPY, compiled, examples, settings
+from tests.privacy.dpsgd.keras_training import CROSS_ENTROPY, compiled, examples, settings
 
 
 @pytest.fixture
@@ -155,7 +157,7 @@ def test_no_noise_before_the_ledger(tmp_path, monkeypatch):
         return call
 
     monkeypatch.setattr(private_step._NoiseAhead, "_draw", noted("noise", private_step._NoiseAhead._draw))
-    with Budget(epsilon=1e6, delta=1e-5).recording(tmp_path / "ledger.jsonl") as ledger:
+    with Releases.open(tmp_path / "ledger.jsonl", Budget(epsilon=1e6, delta=1e-5)) as ledger:
         monkeypatch.setattr(ledger, "record", noted("ledger", ledger.record))
         settings(epochs=3).fit(compiled(), *examples(), ledger=ledger)
     assert order[0] == "ledger" and "noise" in order
@@ -201,7 +203,7 @@ def test_a_callback_can_stop_within_an_epoch():
     ],
 )
 def test_what_else_is_given_is_looked_at_before_the_ledger(given, line, tmp_path):
-    with Budget(epsilon=1e6, delta=1e-5).recording(tmp_path / "ledger.jsonl") as ledger:
+    with Releases.open(tmp_path / "ledger.jsonl", Budget(epsilon=1e6, delta=1e-5)) as ledger:
         with pytest.raises(ValueError, match=line) as error:
             settings().fit(compiled(), *examples(), ledger=ledger, **given)
         assert ledger.releases == []
@@ -288,7 +290,9 @@ def test_what_it_costs_is_on_the_ledger_first(tmp_path):
     assert "not hardened" in str(private.guarantee)
     model = compiled()
     before = model.get_weights()
-    with Budget(epsilon=1.2 * private.guarantee.epsilon, delta=1e-5).recording(tmp_path / "ledger.jsonl") as ledger:
+    with Releases.open(
+        tmp_path / "ledger.jsonl", Budget(epsilon=1.2 * private.guarantee.epsilon, delta=1e-5)
+    ) as ledger:
         private.fit(model, x, y, ledger=ledger)
         assert ledger.releases == [private.guarantee]
         after = model.get_weights()

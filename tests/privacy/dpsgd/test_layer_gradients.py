@@ -8,10 +8,10 @@ import pytest
 import tensorflow as tf
 
 import models
-from privacy.examples import checked_examples
-from privacy.private_step import PrivateStep
+from privacy.dpsgd.examples import checked_examples
+from privacy.dpsgd.step import PrivateStep
 from tests.oracles import per_example
-from tests.privacy.keras_training import CROSS_ENTROPY, drawn
+from tests.privacy.dpsgd.keras_training import CROSS_ENTROPY, drawn
 
 layers = keras.layers
 

@@ -6,8 +6,8 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from privacy import Budget
-from tests.privacy.keras_training import CROSS_ENTROPY, compiled, examples, settings
+from privacy import Budget, Releases
+from tests.privacy.dpsgd.keras_training import CROSS_ENTROPY, compiled, examples, settings
 
 
 class Centred(layers.Layer):
@@ -256,7 +256,7 @@ def test_models_that_cannot_be_private_are_refused(name, tmp_path):
     make, line = MODELS[name]
     model = make()
     before = model.get_weights()
-    with Budget(epsilon=100.0, delta=1e-5).recording(tmp_path / "ledger.jsonl") as ledger:
+    with Releases.open(tmp_path / "ledger.jsonl", Budget(epsilon=100.0, delta=1e-5)) as ledger:
         with pytest.raises(ValueError, match=line) as error:
             settings().fit(model, *examples(), ledger=ledger)
         assert ledger.releases == []

@@ -6,10 +6,10 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from privacy import batch_checks, model_checks
-from privacy.examples import checked_examples, losses_of
-from privacy.model_checks import check_apart
-from tests.privacy.keras_training import CROSS_ENTROPY, drawn
+from privacy.dpsgd import batch_checks, model_checks
+from privacy.dpsgd.examples import checked_examples, losses_of
+from privacy.dpsgd.model_checks import check_apart
+from tests.privacy.dpsgd.keras_training import CROSS_ENTROPY, drawn
 
 ROWS, COLUMNS = 60, 48
 

@@ -7,10 +7,10 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from privacy.examples import checked_examples, losses_of
-from privacy.model_checks import check_apart
-from tests.privacy.keras_training import compiled, examples, settings
-from tests.privacy.test_model_checks import shared_out
+from privacy.dpsgd.examples import checked_examples, losses_of
+from privacy.dpsgd.model_checks import check_apart
+from tests.privacy.dpsgd.keras_training import compiled, examples, settings
+from tests.privacy.dpsgd.test_model_checks import shared_out
 
 
 class Training(layers.Layer):

@@ -9,14 +9,15 @@ import sys
 import numpy as np
 import pytest
 
-from privacy import AdaptiveClip, Cyclic, FixedClip, FixedSize, Ledger, Poisson, PrivacyPlan, RunKeys, chain
+from privacy import AdaptiveClip, Cyclic, FixedClip, FixedSize, Ledger, Poisson, PrivacyPlan, RunKeys
+from privacy.ledger import hash_chain as chain
 
 PLAN = PrivacyPlan(Poisson(0.4), population=10, rounds=6, noise_multiplier=1.5, clip=FixedClip(0.5))
 COHORTS = [["b", "a"], [], ["c", "a"], ["d"], ["a", "b", "c"], ["e"]]
 
 
 def write(path, plan=PLAN, cohorts=COHORTS, start=0):
-    with plan.recording(path) as ledger:
+    with Ledger.open(path, plan) as ledger:
         for number, cohort in enumerate(cohorts[start:], start):
             ledger.record(**round_of(number, cohort, plan))
 
@@ -43,7 +44,7 @@ def test_rounds_come_back_as_recorded(tmp_path):
 
 def test_a_noise_stream_is_given_out_once_and_again_to_a_resumed_run(tmp_path):
     keys = RunKeys.fixed(1)
-    with PLAN.recording(tmp_path / "ledger") as ledger:
+    with Ledger.open(tmp_path / "ledger", PLAN) as ledger:
         ledger.record(**round_of(0, COHORTS[0]))
         with pytest.raises(ValueError, match="noise stream 'accuracy' was never given out: leave out resume"):
             ledger.noise_stream(keys, "accuracy", resume=True)
@@ -61,7 +62,7 @@ def test_a_noise_stream_is_given_out_once_and_again_to_a_resumed_run(tmp_path):
     seeds = [seed, other, *(keys.noise_seed(number) for number in range(5))]
     assert len({each.tobytes() for each in seeds}) == 7
     whole = (tmp_path / "ledger").read_bytes()
-    with PLAN.recording(tmp_path / "ledger") as ledger:
+    with Ledger.open(tmp_path / "ledger", PLAN) as ledger:
         assert ledger.head_after(1) == head and len(ledger.rounds) == 4
         with pytest.raises(ValueError, match="noise stream 'accuracy' was given out before"):
             ledger.noise_stream(keys, "accuracy", noise_multiplier=2.0, bounds=(0, 1))
@@ -107,13 +108,13 @@ def test_every_torn_tail_is_dropped_and_nothing_else(tmp_path):
     for size in range(len(whole) + 1, len(longer), 17):
         (tmp_path / "torn").write_bytes(longer[:size])
         assert len(Ledger.read(tmp_path / "torn").rounds) == 3
-        with PLAN.recording(tmp_path / "torn") as ledger:
+        with Ledger.open(tmp_path / "torn", PLAN) as ledger:
             assert len(ledger.rounds) == 3
         assert (tmp_path / "torn").read_bytes() == whole
     # Nothing but its end is missing: an editor may have taken it, so that the round counts.
     (tmp_path / "torn").write_bytes(longer[:-1])
     assert len(Ledger.read(tmp_path / "torn").rounds) == 4
-    with PLAN.recording(tmp_path / "torn") as ledger:
+    with Ledger.open(tmp_path / "torn", PLAN) as ledger:
         assert len(ledger.rounds) == 4
     assert (tmp_path / "torn").read_bytes() == longer
     (tmp_path / "torn").write_bytes(whole[:20])  # killed while the header was written
@@ -122,7 +123,7 @@ def test_every_torn_tail_is_dropped_and_nothing_else(tmp_path):
 
 
 def test_facts_are_kept_and_part_of_what_a_replay_must_repeat(tmp_path):
-    with PLAN.recording(tmp_path / "ledger") as ledger:
+    with Ledger.open(tmp_path / "ledger", PLAN) as ledger:
         ledger.record(**round_of(0, ["a"]), non_finite=1)
         ledger.record(**round_of(0, ["a"]), non_finite=1)
         with pytest.raises(ValueError, match="round 0 is in the ledger with other content"):
@@ -185,7 +186,7 @@ def test_removed_and_swapped_lines_are_found(tmp_path):
     ],
 )
 def test_a_round_that_breaks_the_plan_is_refused_and_leaves_no_trace(tmp_path, change, message):
-    with PLAN.recording(tmp_path / "ledger") as ledger:
+    with Ledger.open(tmp_path / "ledger", PLAN) as ledger:
         ledger.record(**round_of(0, ["a"]))
         before = (tmp_path / "ledger").read_bytes()
         with pytest.raises(ValueError, match=message) as caught:
@@ -198,7 +199,7 @@ def test_a_round_that_breaks_the_plan_is_refused_and_leaves_no_trace(tmp_path, c
 def test_noise_through_32_bits_is_the_noise_planned(tmp_path):
     import numpy as np
 
-    with PLAN.recording(tmp_path / "ledger") as ledger:
+    with Ledger.open(tmp_path / "ledger", PLAN) as ledger:
         entry = round_of(0, ["a"])
         ledger.record(**{**entry, "noise_stddev": float(np.float32(1.5) * np.float32(0.5000000001))})
 
@@ -206,7 +207,7 @@ def test_noise_through_32_bits_is_the_noise_planned(tmp_path):
 def test_more_rounds_than_planned_are_refused(tmp_path):
     write(tmp_path / "ledger")
     with (
-        PLAN.recording(tmp_path / "ledger") as ledger,
+        Ledger.open(tmp_path / "ledger", PLAN) as ledger,
         pytest.raises(ValueError, match="the plan has 6 rounds"),
     ):
         ledger.record(**round_of(6, ["a"]))
@@ -214,7 +215,7 @@ def test_more_rounds_than_planned_are_refused(tmp_path):
 
 def test_fixed_size_cohorts_have_that_size(tmp_path):
     plan = PrivacyPlan(FixedSize(2), 10, 6, 1.5, FixedClip(0.5))
-    with plan.recording(tmp_path / "ledger") as ledger:
+    with Ledger.open(tmp_path / "ledger", plan) as ledger:
         ledger.record(**round_of(0, ["a", "b"], plan))
         with pytest.raises(ValueError, match="cohort of 1, the plan's fixed size is 2"):
             ledger.record(**round_of(1, ["a"], plan))
@@ -222,7 +223,7 @@ def test_fixed_size_cohorts_have_that_size(tmp_path):
 
 def test_cyclic_clients_keep_their_distance(tmp_path):
     plan = PrivacyPlan(Cyclic(3), 10, 7, 1.5, FixedClip(0.5))
-    with plan.recording(tmp_path / "ledger") as ledger:
+    with Ledger.open(tmp_path / "ledger", plan) as ledger:
         for number, cohort in enumerate((["a"], ["b"])):
             ledger.record(**round_of(number, cohort, plan))
         with pytest.raises(ValueError, match="client 'a' took part in round 0, the plan allows it again from round 3"):
@@ -234,7 +235,7 @@ def test_cyclic_clients_keep_their_distance(tmp_path):
 
 def test_adaptive_clip_varies_and_is_recorded(tmp_path):
     plan = PrivacyPlan(Poisson(0.5), 10, 6, 1.5, AdaptiveClip(0.5, count_stddev=2.0))
-    with plan.recording(tmp_path / "ledger") as ledger:
+    with Ledger.open(tmp_path / "ledger", plan) as ledger:
         ledger.record(**round_of(0, ["a"], plan, clip=0.5))
         ledger.record(**round_of(1, ["a"], plan, clip=0.4))
         with pytest.raises(ValueError, match="noise stddev"):  # total z on the update would be too little
@@ -244,7 +245,7 @@ def test_adaptive_clip_varies_and_is_recorded(tmp_path):
 
 def test_a_run_without_privacy_is_recorded_too(tmp_path):
     plan = PrivacyPlan(Poisson(0.5), 10, 6, 0.0, None)
-    with plan.recording(tmp_path / "ledger") as ledger:
+    with Ledger.open(tmp_path / "ledger", plan) as ledger:
         ledger.record(round=0, cohort=["a"], noise_id="", noise_stddev=0.0, clip=None)
         ledger.record(round=1, cohort=["a"], noise_id="", noise_stddev=0.0, clip=None)
         with pytest.raises(ValueError, match="neither clips nor adds noise"):
@@ -259,7 +260,7 @@ def test_another_plan_cannot_resume(tmp_path):
 
 
 def test_a_forged_round_with_a_valid_chain_still_has_to_keep_the_plan(tmp_path):
-    from privacy import chain
+    from privacy.ledger import hash_chain as chain
 
     write(tmp_path / "ledger", cohorts=COHORTS[:1])
     raw = (tmp_path / "ledger").read_bytes()
@@ -289,7 +290,7 @@ def test_two_writers_at_once_are_refused_and_the_lock_ends_with_its_process(tmp_
 
 def test_a_full_disk_leaves_the_ledger_as_it_was(tmp_path, monkeypatch):
     real = os.pwrite
-    with PLAN.recording(tmp_path / "ledger") as ledger:
+    with Ledger.open(tmp_path / "ledger", PLAN) as ledger:
         ledger.record(**round_of(0, ["a"]))
         before = (tmp_path / "ledger").read_bytes()
 
@@ -308,7 +309,7 @@ def test_a_full_disk_leaves_the_ledger_as_it_was(tmp_path, monkeypatch):
 
 
 def test_a_closed_or_missing_ledger_is_named(tmp_path):
-    with PLAN.recording(tmp_path / "ledger") as ledger:
+    with Ledger.open(tmp_path / "ledger", PLAN) as ledger:
         pass
     with pytest.raises(ValueError, match="is closed"):
         ledger.record(**round_of(0, ["a"]))
@@ -338,7 +339,7 @@ def test_each_round_is_on_the_disk_before_record_returns(tmp_path, monkeypatch):
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", counted)
-    with PLAN.recording(tmp_path / "ledger") as ledger:
+    with Ledger.open(tmp_path / "ledger", PLAN) as ledger:
         before = len(synced)
         ledger.record(**round_of(0, ["a"]))
         assert len(synced) == before + 1

@@ -8,9 +8,10 @@ import pytest
 from sklearn.datasets import load_digits
 from sklearn.utils.estimator_checks import check_estimator
 
-from privacy import Budget, costs
-from privacy.classifier import DPLinearClassifier
-from privacy.linear import LinearDPSGD
+from privacy import Budget, Releases
+from privacy.accounting import costs
+from privacy.linear.classifier import DPLinearClassifier
+from privacy.linear.linear_dpsgd import LinearDPSGD
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +182,7 @@ def test_a_fit_that_is_refused_leaves_the_model_its_own_guarantee(digits, tmp_pa
     x, y, _, _ = digits
     model = classifier(epsilon=8.0, clip=np.float32(1)).fit(x, y)
     kept = dict(vars(model))
-    with Budget(0.01, 1e-5).recording(tmp_path / "ledger") as ledger, pytest.raises(ValueError, match="budget"):
+    with Releases.open(tmp_path / "ledger", Budget(0.01, 1e-5)) as ledger, pytest.raises(ValueError, match="budget"):
         model.set_params(epsilon=0.1).fit(x, y, ledger)
     assert {**vars(model), "epsilon": 8.0} == kept
 

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from privacy import costs
+from privacy.accounting import costs
 from privacy.arrays import of_length_one, shortened
-from privacy.features import _rotated, centre_of_ball, fit_feature_map
-from privacy.quantile import PARTS
-from privacy.quantile_search import geometric_grid, quantile_search
-from privacy.randomness import SecureRandomness, SeededRandomness
+from privacy.linear.features import _rotated, centre_of_ball, fit_feature_map
+from privacy.noise.randomness import SecureRandomness, SeededRandomness
+from privacy.statistics.quantile import PARTS
+from privacy.statistics.quantile_search import geometric_grid, quantile_search
 
 
 def blob(mu, count=5000, size=6, diameter=2.0, seed=1):
@@ -48,7 +48,7 @@ def test_the_searchs_noise_covers_all_turns_and_columns(columns, quantile, monke
         asked.append(stddev)
         return np.zeros(size, np.int64)
 
-    monkeypatch.setattr("privacy.noise.gaussian", gaussian)
+    monkeypatch.setattr("privacy.noise.exact.gaussian", gaussian)
     values, grid = np.random.default_rng(5).uniform(size=(100, columns)), np.linspace(0, 1, 1024)
     _, cost = quantile_search(values, quantile, grid, 3.0, SeededRandomness(0))
     assert len(asked) == 10 and len(set(asked)) == 1
@@ -138,7 +138,7 @@ def test_each_column_of_a_search_has_noise_of_its_own(monkeypatch):
         sizes.append(size)
         return np.arange(size, dtype=np.int64) * 10**9 - 10**9
 
-    monkeypatch.setattr("privacy.noise.gaussian", gaussian)
+    monkeypatch.setattr("privacy.noise.exact.gaussian", gaussian)
     found, _ = quantile_search(np.zeros((5, 3)), 0.5, np.linspace(-1, 1, 9), 1.0, SeededRandomness(0))
     assert set(sizes) == {3} and len(set(found.tolist())) > 1
 

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from privacy import costs, linear
-from privacy.linear import LinearDPSGD
-from privacy.training_noise import secure_generator
+from privacy.accounting import costs
+from privacy.linear import linear_dpsgd as linear
+from privacy.linear.linear_dpsgd import LinearDPSGD
+from privacy.noise.training import secure_generator
 from tests.oracles import dpsgd
 
 

@@ -16,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from privacy import noise
-from privacy.noise import EXPONENT_BITS
-from privacy.randomness import SecureRandomness, SeededRandomness
+from privacy.noise import exact
+from privacy.noise.exact import EXPONENT_BITS
+from privacy.noise.randomness import SecureRandomness, SeededRandomness
 from tests.oracles import noise as oracle
 
 ALPHA = 1e-6
@@ -32,13 +32,13 @@ def drawn(values) -> Counter:
 
 @pytest.mark.parametrize("bound", [1, 2, 3, 5, 64, 1000])
 def test_uniform(bound):
-    values = noise.uniform(SeededRandomness(1), bound, DRAWS)
+    values = exact.uniform(SeededRandomness(1), bound, DRAWS)
     assert oracle.fits(dict.fromkeys(range(bound), 1 / bound), drawn(values), ALPHA)
 
 
 def test_uniform_of_many_bounds_at_once_and_of_the_largest():
     bounds = np.array([1, 2, 3, 2**62 - 1, 2**62] * 10_000)
-    values = noise.uniform(SeededRandomness(2), bounds, len(bounds))
+    values = exact.uniform(SeededRandomness(2), bounds, len(bounds))
     assert ((values >= 0) & (values < bounds)).all()
     assert oracle.fits({0: 1 / 3, 1: 1 / 3, 2: 1 / 3}, drawn(values[2::5]), ALPHA)
     assert abs(values[4::5].mean() / 2**62 - 0.5) < 5 / math.sqrt(12 * 10_000)
@@ -48,15 +48,15 @@ def test_uniform_of_many_bounds_at_once_and_of_the_largest():
 def test_coins(numerator):
     source = SeededRandomness(3)
     for coins, p in (
-        (noise.bernoulli(source, numerator, 7, DRAWS), numerator / 7),
-        (noise.bernoulli_exp(source, numerator, 7, DRAWS), math.exp(-numerator / 7)),
+        (exact.bernoulli(source, numerator, 7, DRAWS), numerator / 7),
+        (exact.bernoulli_exp(source, numerator, 7, DRAWS), math.exp(-numerator / 7)),
     ):
         assert abs(coins.mean() - p) <= 5 * math.sqrt(p * (1 - p) / DRAWS)
 
 
 @pytest.mark.parametrize("epsilon", [0.3, 1.0, 2.5])
 def test_geometric(epsilon):
-    values = noise.geometric(SeededRandomness(4), round(epsilon * ONE), DRAWS)
+    values = exact.geometric(SeededRandomness(4), round(epsilon * ONE), DRAWS)
     law = {v: math.exp(-v * epsilon) * -math.expm1(-epsilon) for v in range(200)}
     assert oracle.fits(law, drawn(values), ALPHA)
 
@@ -64,14 +64,14 @@ def test_geometric(epsilon):
 @pytest.mark.parametrize("scale", [1, 3, 20])
 def test_laplace(scale):
     assert oracle.fits(
-        oracle.laplace_law(scale, 60 * scale), drawn(noise.laplace(SeededRandomness(5), scale, DRAWS)), ALPHA
+        oracle.laplace_law(scale, 60 * scale), drawn(exact.laplace(SeededRandomness(5), scale, DRAWS)), ALPHA
     )
 
 
 @pytest.mark.parametrize("stddev", [1, 3, 20])
 def test_gaussian(stddev):
     law = oracle.gaussian_law(stddev, 30 * stddev)
-    assert oracle.fits(law, drawn(noise.gaussian(SeededRandomness(6), stddev, DRAWS)), ALPHA)
+    assert oracle.fits(law, drawn(exact.gaussian(SeededRandomness(6), stddev, DRAWS)), ALPHA)
 
 
 SHAPES = [(0.5, 3, 1), (8.0, 40, 2), (4.0, 9, 9), (1.0, 4, 2), (1.0, 1, 0), (1.0, 1, 1), (3.0, 5, 1), (2.0, 4, 4)]
@@ -79,13 +79,13 @@ SHAPES = [(0.5, 3, 1), (8.0, 40, 2), (4.0, 9, 9), (1.0, 4, 2), (1.0, 1, 0), (1.0
 
 @pytest.mark.parametrize(("epsilon", "sensitivity", "core"), SHAPES)
 def test_staircase(epsilon, sensitivity, core):
-    values = noise.staircase(SeededRandomness(7), round(epsilon * ONE), sensitivity, core, DRAWS)
+    values = exact.staircase(SeededRandomness(7), round(epsilon * ONE), sensitivity, core, DRAWS)
     assert oracle.fits(oracle.staircase_law(epsilon, sensitivity, core, int(60 / epsilon)), drawn(values), ALPHA)
 
 
 @pytest.mark.parametrize(("epsilon", "sensitivity", "core"), SHAPES)
 def test_hourglass_and_its_marginals(epsilon, sensitivity, core):
-    values = noise.hourglass(SeededRandomness(8), round(epsilon * ONE), sensitivity, core, DRAWS)
+    values = exact.hourglass(SeededRandomness(8), round(epsilon * ONE), sensitivity, core, DRAWS)
     assert oracle.fits(oracle.hourglass_law(epsilon, sensitivity, core, int(30 / epsilon)), drawn(values), ALPHA)
     marginal = oracle.staircase_law(epsilon, sensitivity, core, int(60 / epsilon))
     for one in values:
@@ -97,7 +97,7 @@ def test_every_place_of_a_level_is_reached_once():
         if core > sensitivity:
             continue
         count = 2 * core + 1 if level == 0 else 4 * sensitivity * level + 4 * core + 2 - 2 * sensitivity
-        places = noise._place_in_level(np.full(count, level), np.arange(count), sensitivity, core)
+        places = exact._place_in_level(np.full(count, level), np.arange(count), sensitivity, core)
         pairs = set(zip(*places.tolist(), strict=True))
         assert len(pairs) == count
         for first, second in pairs:
@@ -140,11 +140,11 @@ SeededOrder = np.random.default_rng(0)
 
 def biased_laplace(source, scale, size):
     """Planted bug: zero counts twice, as it does without the second look at its sign."""
-    found = np.abs(noise.laplace(source, scale, 3 * size))
+    found = np.abs(exact.laplace(source, scale, 3 * size))
     # Zeros of either sign: as many again as the sampler keeps.
     zeros = np.zeros((found == 0).sum(), np.int64)
     found = SeededOrder.permutation(np.concatenate([found, zeros]))[:size]
-    return np.where(noise.bernoulli(source, 1, 2, size), -found, found)
+    return np.where(exact.bernoulli(source, 1, 2, size), -found, found)
 
 
 def test_a_biased_sampler_is_noticed():
@@ -166,8 +166,8 @@ def test_the_slow_samplers_have_the_same_laws():
 def test_the_systems_randomness_at_every_scale(scale):
     source, count = SecureRandomness(), 20_000
     for values, stddev, kurtosis in (
-        (noise.laplace(source, scale, count), math.sqrt(1 / (2 * math.sinh(1 / (2 * scale)) ** 2)), 6),
-        (noise.gaussian(source, scale, count), scale, 3),
+        (exact.laplace(source, scale, count), math.sqrt(1 / (2 * math.sinh(1 / (2 * scale)) ** 2)), 6),
+        (exact.gaussian(source, scale, count), scale, 3),
     ):
         # Within 6 standard errors: error probability below 1e-8.
         assert abs(values.mean()) < 6 * stddev / math.sqrt(count)
@@ -176,7 +176,7 @@ def test_the_systems_randomness_at_every_scale(scale):
 
 @given(st.integers(1, 2**56), st.integers(0, 2**32))
 def test_shapes_and_dtypes(scale, seed):
-    for sampler in (noise.laplace, noise.gaussian):
+    for sampler in (exact.laplace, exact.gaussian):
         values = sampler(SeededRandomness(seed), scale, 3)
         assert values.shape == (3,) and values.dtype == np.int64
         assert np.array_equal(values, sampler(SeededRandomness(seed), scale, 3))
@@ -185,7 +185,7 @@ def test_shapes_and_dtypes(scale, seed):
 
 @pytest.mark.parametrize("scale", [0, -1, 2**56 + 1, 1.5, float("nan"), "3"])
 def test_bad_scales(scale):
-    for sampler in (noise.laplace, noise.gaussian):
+    for sampler in (exact.laplace, exact.gaussian):
         with pytest.raises(ValueError, match="noise scale"):
             sampler(SeededRandomness(0), scale, 1)
 
@@ -202,12 +202,12 @@ def test_words_are_never_given_out_twice():
     assert len(np.unique(words)) == len(words)
 
 
-@pytest.mark.parametrize("sampler", [noise.laplace, noise.gaussian])
+@pytest.mark.parametrize("sampler", [exact.laplace, exact.gaussian])
 def test_at_a_large_scale_the_law_is_that_of_the_line_and_every_bit_is_used(sampler):
     """Binned, against the continuous law (which a scale of 2^32 steps cannot be told from); and the low bits alone."""
     scale = 2**32
     values = sampler(SeededRandomness(10), scale, DRAWS)
-    line = stats.laplace if sampler is noise.laplace else stats.norm
+    line = stats.laplace if sampler is exact.laplace else stats.norm
     edges = np.linspace(-4, 4, 81)
     cells = np.digitize(values / scale, edges)
     shares = np.diff(line.cdf([-np.inf, *edges, np.inf]))
@@ -217,7 +217,7 @@ def test_at_a_large_scale_the_law_is_that_of_the_line_and_every_bit_is_used(samp
 
 def test_small_epsilons_are_geometric_too():
     epsilon = 0.01
-    values = noise.geometric(SeededRandomness(11), round(epsilon * ONE), DRAWS)
+    values = exact.geometric(SeededRandomness(11), round(epsilon * ONE), DRAWS)
     law = {v: math.exp(-v * epsilon) * -math.expm1(-epsilon) for v in range(4000)}
     assert oracle.fits(law, drawn(values), ALPHA)
 
@@ -239,5 +239,5 @@ def test_a_fork_and_a_copy_have_bits_of_their_own():
 
 
 def test_scales_of_numpys_own_kind():
-    for sampler in (noise.laplace, noise.gaussian):
+    for sampler in (exact.laplace, exact.gaussian):
         assert sampler(SeededRandomness(0), np.int64(3), 50).shape == (50,)  # type: ignore[arg-type]

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from privacy import rounded_noise
-from privacy.rounded_noise import LARGEST_STDDEV, rounded_gaussian
+from privacy.noise import rounded as rounded_noise
+from privacy.noise.rounded import LARGEST_STDDEV, rounded_gaussian
 
 KEY = bytes(range(32))
 

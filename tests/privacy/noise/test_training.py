@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from privacy.training_noise import (
+from privacy.noise.training import (
     DISTANCE,
     FAILURE,
     MOST_NUMBERS,

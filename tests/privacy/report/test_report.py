@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from privacy import AdaptiveClip, Cyclic, FixedClip, FixedSize, Poisson, PrivacyPlan, accounting, report, statement
+from privacy import AdaptiveClip, Cyclic, FixedClip, FixedSize, Ledger, Poisson, PrivacyPlan, accounting, report
+from privacy.report import contents as statement
+from privacy.report import report as rendering
 
 pytestmark = pytest.mark.filterwarnings("ignore:np.find_common_type is deprecated:DeprecationWarning")
 
@@ -45,7 +47,7 @@ def run(
     plan = PrivacyPlan(sampling or Poisson(0.1), N, rounds, z, clip or FixedClip(0.5), public=public)
     generator = np.random.default_rng(4)
     norm = 0.5
-    with plan.recording(folder / "ledger.jsonl") as ledger:
+    with Ledger.open(folder / "ledger.jsonl", plan) as ledger:
         for number in range(rounds if done is None else done):
             match plan.sampling:
                 case Poisson(rate=rate):
@@ -242,7 +244,7 @@ def test_whether_epsilon_covers_the_number_of_clients_is_said(tmp_path):
     )
     for declared, sampling, covered in cases:
         plan = PrivacyPlan(sampling, N, 3, 1.0, FixedClip(0.5), population_declared=declared)
-        with plan.recording(tmp_path / f"{declared}{sampling.kind}.jsonl") as ledger:
+        with Ledger.open(tmp_path / f"{declared}{sampling.kind}.jsonl", plan) as ledger:
             for release in (True, False):
                 data = statement.compose(plan, ledger, {}, release=release)
                 line = f"The number of clients, {N}, is not covered: it was counted"
@@ -255,7 +257,7 @@ def test_whether_epsilon_covers_the_number_of_clients_is_said(tmp_path):
 
 def test_cohorts_of_one_size_under_a_poisson_plan_are_called_out(tmp_path):
     plan = PrivacyPlan(Poisson(0.1), N, 40, 1.0, FixedClip(0.5))
-    with plan.recording(tmp_path / "ledger") as ledger:
+    with Ledger.open(tmp_path / "ledger", plan) as ledger:
         for number in range(40):
             names = [f"c{(number * 20 + i) % N}" for i in range(20)]
             ledger.record(round=number, cohort=names, noise_id=str(number), noise_stddev=0.5, clip=0.5)
@@ -299,4 +301,4 @@ def test_the_operators_report_is_closed_to_others_even_in_an_open_folder(tmp_pat
     [(None, "∞"), (0, "0"), (5.4011, "5.41"), (5.4, "5.40"), (0.03011, "0.0302"), (123.0, "123.00")],
 )
 def test_epsilon_is_printed_rounded_up(value, shown):
-    assert report._eps(value) == shown
+    assert rendering._eps(value) == shown

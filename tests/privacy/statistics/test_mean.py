@@ -13,10 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from privacy import costs, dp_mean, noise
-from privacy.composition import gaussian_epsilon
-from privacy.mean import STEPS, BoundedMean, Mechanism, hourglass_core, mean_in_ball, worst_case
-from privacy.randomness import SeededRandomness
+from privacy import dp_mean
+from privacy.accounting import costs
+from privacy.accounting.composition import gaussian_epsilon
+from privacy.noise import exact
+from privacy.noise.randomness import SeededRandomness
+from privacy.statistics.mean import STEPS, BoundedMean, Mechanism, hourglass_core, mean_in_ball, worst_case
 
 TRIALS = 100_000
 
@@ -141,7 +143,7 @@ def test_any_number_gives_sums_that_add_up(values, lower, width):
 def test_values_outside_are_clamped_and_nan_is_absent(caplog):
     mean = BoundedMean(0, 1, 1.0)
     assert mean.sums([-np.inf, -3, 5, np.inf]).tolist() == mean.sums([0, 0, 1, 1]).tolist()
-    with caplog.at_level(logging.WARNING, "privacy.mean"):
+    with caplog.at_level(logging.WARNING, "privacy.statistics.mean"):
         assert mean.sums([0.5, np.nan, 1]).tolist() == mean.sums([0.5, 1]).tolist()
     assert "1 of 3 records hold NaN" in caplog.text
     by_coordinate = BoundedMean(0, 1, 1.0, coordinates=2)
@@ -248,13 +250,13 @@ def test_vectors_in_a_ball():
 
 
 def costs_multiplier(epsilon, delta):
-    from privacy.mean import _gaussian_multiplier
+    from privacy.statistics.mean import _gaussian_multiplier
 
     return _gaussian_multiplier(epsilon, delta)
 
 
 def test_no_vector_whatever_its_entries_moves_a_mean_in_a_ball_by_more_than_its_radius(monkeypatch):
-    monkeypatch.setattr(noise, "gaussian", lambda source, stddev, size: np.zeros(size, np.int64))
+    monkeypatch.setattr(exact, "gaussian", lambda source, stddev, size: np.zeros(size, np.int64))
     zeros = np.zeros((99, 3))
     for vector in ([1e300] * 3, [1.7e308, -1.7e308, 0], [5e-324, 0, 0], [1e-10, 0, 0]):
         for radius in (1e-300, 1e-10, 1.0, 1e300):
@@ -316,7 +318,7 @@ def test_the_attack_on_the_last_bits_works_on_naive_noise_and_not_on_ours():
     generator = np.random.default_rng(1)
     assert told_apart(lambda centre: centre + float(generator.laplace()), 500) > 0.5
     source = SeededRandomness(1)
-    ours = told_apart(lambda centre: (centre * STEPS + int(noise.laplace(source, STEPS, 1)[0])) / STEPS, 500)
+    ours = told_apart(lambda centre: (centre * STEPS + int(exact.laplace(source, STEPS, 1)[0])) / STEPS, 500)
     assert abs(ours) < 5 * math.sqrt(2 * 0.25 / 500)
 
 

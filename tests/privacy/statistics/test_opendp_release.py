@@ -12,10 +12,12 @@ import pytest
 from scipy import stats
 
 from experiments.reproduce.dp_mean import errors
-from privacy import Budget, costs, noise
-from privacy.composition import gaussian_epsilon
-from privacy.opendp_release import opendp_release
-from privacy.randomness import SeededRandomness
+from privacy import Budget, Releases
+from privacy.accounting import costs
+from privacy.accounting.composition import gaussian_epsilon
+from privacy.noise import exact
+from privacy.noise.randomness import SeededRandomness
+from privacy.statistics.opendp_release import opendp_release
 
 ALPHA = 1e-6
 DRAWS = 40_000
@@ -50,18 +52,18 @@ def agree(ours, theirs):
 
 @pytest.mark.parametrize("scale", [1, 20])
 def test_laplace_noise_is_opendps(scale):
-    assert agree(noise.laplace(SeededRandomness(1), scale, DRAWS), opendps_laplace(scale))
+    assert agree(exact.laplace(SeededRandomness(1), scale, DRAWS), opendps_laplace(scale))
 
 
 @pytest.mark.parametrize("stddev", [1, 20])
 def test_gaussian_noise_is_opendps(stddev):
-    assert agree(noise.gaussian(SeededRandomness(2), stddev, DRAWS), opendps_gaussian(stddev))
+    assert agree(exact.gaussian(SeededRandomness(2), stddev, DRAWS), opendps_gaussian(stddev))
 
 
 def test_noise_of_another_scale_is_not():
     """Planted: a tenth more. The statistic is then some 250 and 500 above its mean of a hundred, of spread 35."""
-    assert not agree(noise.laplace(SeededRandomness(3), 22, DRAWS), opendps_laplace(20))
-    assert not agree(noise.gaussian(SeededRandomness(4), 22, DRAWS), opendps_gaussian(20))
+    assert not agree(exact.laplace(SeededRandomness(3), 22, DRAWS), opendps_laplace(20))
+    assert not agree(exact.gaussian(SeededRandomness(4), 22, DRAWS), opendps_gaussian(20))
 
 
 @pytest.mark.parametrize(("scale", "sensitivity"), [(1, 1), (20, 3), (7, 100)])
@@ -104,7 +106,7 @@ def test_the_mean_as_sum_over_count_errs_as_opendps_and_the_hourglass_less():
 
 
 def test_a_release_by_opendp_is_in_the_budget(tmp_path):
-    with Budget(1.0).recording(tmp_path / "ledger.jsonl") as ledger:
+    with Releases.open(tmp_path / "ledger.jsonl", Budget(1.0)) as ledger:
         total, count = opendp_release(opendps_mean(0.75), RECORDS, ledger=ledger).value
         assert 0 < total < count < 2000
         assert ledger.spent == pytest.approx(0.75, rel=1e-6)

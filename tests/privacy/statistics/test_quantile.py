@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from privacy import dp_quantile, quantile
-from privacy.randomness import SeededRandomness
+from privacy import dp_quantile
+from privacy.noise.randomness import SeededRandomness
+from privacy.statistics import quantile
 from tests.oracles.noise import fits
 
 ALPHA = 1e-6
@@ -87,7 +88,7 @@ def test_a_draw_between_two_bounds_gets_more_bits():
     sizes, scores = np.array([1, 1]), np.array([0, 0])
     bits = [2**61, 5, 2**61 - 1, 2**62 - 6]
     half = mock.Mock(side_effect=[np.array([word]) for word in bits])
-    with mock.patch("privacy.noise.uniform", half):
+    with mock.patch("privacy.noise.exact.uniform", half):
         assert quantile._choose(SeededRandomness(0), sizes, scores, 1.0) == 1
         assert quantile._choose(SeededRandomness(0), sizes, scores, 1.0) == 0
 

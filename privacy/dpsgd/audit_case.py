@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from privacy import costs
-from privacy.audited import Case
-from privacy.examples import checked_examples
-from privacy.private_step import PrivateStep
+from privacy.accounting import costs
+from privacy.audit.cases import Case
+from privacy.dpsgd.examples import checked_examples
+from privacy.dpsgd.step import PrivateStep
 
 _INPUTS, _FEATURES, _POSITIONS, _CANDIDATES = 16, 256, 16, 1500
 _CLIP = 1e-3  # far below the candidates' gradients

@@ -2,10 +2,10 @@
 
 import pytest
 
-from privacy import clip_bounds
-from privacy.audit import from_scores
-from privacy.audited_keras import cancelling_record
-from tests.privacy.test_cancelling_records import fixed_slack
+from privacy.audit.bounds import from_scores
+from privacy.dpsgd import clip_bounds
+from privacy.dpsgd.audit_case import cancelling_record
+from tests.privacy.dpsgd.test_cancelling_records import fixed_slack
 
 
 @pytest.mark.slow

@@ -1,0 +1,14 @@
+"""`fedspeak reproduce`: repeats a study."""
+
+import click
+
+from experiments.reproduce import dp_mean, dpsgd_f, noise_seeds
+
+
+@click.group()
+def reproduce() -> None:
+    """Repeat a study and write its table and plot."""
+
+
+for command in (dp_mean.dp_mean, dpsgd_f.dpsgd_f, noise_seeds.noise_seeds):
+    reproduce.add_command(command)

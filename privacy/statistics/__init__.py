@@ -1,0 +1,1 @@
+"""Private statistics of one value per person: means, quantiles, and measurements of OpenDP."""
