@@ -172,7 +172,7 @@ def test_command_prints_each_check_and_fails_only_on_a_failure(monkeypatch, fact
 
 def test_answers_in_a_blink_without_tensorflow():
     script = (
-        "import resource, sys; from experiments import doctor; doctor.run_checks()\n"
+        "import resource, sys; from experiments.commands import doctor; doctor.run_checks()\n"
         "heavy = {'tensorflow', 'tensorflow_federated', 'jax', 'keras', 'numpy'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
         "ours, children = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))\n"
