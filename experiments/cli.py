@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from experiments import interrupt
+from fl.runtime.kernels import prefer_onednn
 
 # command → (module, name of its click command, help line): a module is imported when its command is called.
 _COMMANDS = {
@@ -76,6 +77,7 @@ def cli() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line and exits: 0 done, 2 bad input (one line on standard error), 130 interrupted."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    prefer_onednn()
     interrupt.install()
     sys.exit(_guarded(lambda: cli.main(arguments, prog_name="fedspeak", standalone_mode=False)))
 

@@ -13,6 +13,7 @@ from experiments.config import MAX_USERS_AT_ONCE, Config
 from experiments.display import FIXED_KEY, FOOTNOTE, OPERATOR_ONLY, PRIVATE_METRICS, ConsoleDisplay, rounded_up
 from experiments.provenance import versions
 from experiments.runs import RunFolder, load_weights, read_json, save_weights, write_json
+from fl.runtime.kernels import describe_kernels
 from privacy import accounting
 from privacy.files import require_writable
 from privacy.ledger import Ledger
@@ -52,7 +53,9 @@ def train(run: RunFolder, command: str, show: ConsoleDisplay, hosts: Any = None)
     if not run.facts.exists():
         lines = described.splitlines()
         facts = {"command": command, "versions": versions(), "data": lines, "store": prepared.store.digest}
-        write_json(run.facts, {**facts, "vocabulary": prepared.vocabulary.digest})
+        write_json(run.facts, {**facts, "vocabulary": prepared.vocabulary.digest, "kernels": [describe_kernels()]})
+    elif warning := _other_kernels(run):
+        show.note(warning)
 
     show.note("loading TensorFlow Federated …")
     public_weights = _public_weights(run, config, prepared, model, show)
@@ -69,6 +72,19 @@ def _far_from_declared(plan: PrivacyPlan, clients: int) -> str | None:
     return (
         f"warning: cohort.population is {plan.population:,} and the data holds {clients:,} clients (operator only): δ "
         "and the mean's denominator follow from the first, so that a round moves the model too little or too much"
+    )
+
+
+def _other_kernels(run: RunFolder) -> str | None:
+    """Records the kernels of a resumed run; returns a warning if they are not those of the rounds before."""
+    facts, kernels = read_json(run.facts), describe_kernels()
+    before = facts.get("kernels", [])
+    if not before or before[-1] == kernels:
+        return None
+    write_json(run.facts, {**facts, "kernels": [*before, kernels]})
+    return (
+        f"warning: the rounds before were computed with {before[-1]}, those from here on with {kernels}: the result "
+        "will not be bit-equal to that of a run without interruption (set TF_ENABLE_ONEDNN_OPTS as it was)"
     )
 
 

@@ -8,11 +8,13 @@ import pytest
 from hypothesis import settings
 
 from experiments import machine
+from fl.runtime.kernels import prefer_onednn
 
 # Set before any test imports TensorFlow; worker processes that a test starts inherit them.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 os.environ.setdefault("MPLBACKEND", "Agg")
+prefer_onednn()
 
 # A shell starts what runs in the background with Ctrl-C ignored, and so would every process that a test starts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

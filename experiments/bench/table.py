@@ -15,6 +15,7 @@ from experiments.bench.measure import Case, Peer, Run
 from experiments.bench.ratios import paired_ratio, paired_time_ratio
 from experiments.bench.workloads import RECIPES
 from experiments.intervals import Interval
+from fl.runtime.kernels import describe_kernels
 
 QUIET = 0.1  # cores in use by others, above which figures are marked
 _HEADER = (
@@ -52,13 +53,13 @@ def case_table(case: Case, peers: Sequence[Peer], ours: str) -> str:
 
 
 def machine() -> str:
-    """One line: processor, cores, system."""
+    """Returns one line: processor, cores, system, and the kernels that TensorFlow computes with."""
     try:
         found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:
         found = None
     cores = len(os.sched_getaffinity(0))
-    return f"{found[1] if found else platform.machine()}, {cores} cores, {platform.system()} {platform.machine()}"
+    return f"{found[1] if found else platform.machine()}, {cores} cores, {platform.system()} {platform.machine()}; {describe_kernels()}"
 
 
 def _row(peer: str, runs: Sequence[Run], case: Case, ours: str) -> str:

@@ -14,6 +14,7 @@ import warnings
 from importlib.util import find_spec
 from pathlib import Path
 
+from fl.runtime.kernels import prefer_onednn
 from fl.runtime.owned_process import OwnedProcess, WorkerLostError, is_loopback, listening_addresses, require_free_port
 
 _ANSWER_SECONDS = 120.0
@@ -107,6 +108,7 @@ class Worker(OwnedProcess):
             require_free_port(port)
         super().__init__("TFF's worker")
         shim = None if all_interfaces else build_loopback_shim(self._folder)
+        prefer_onednn()
         environment = dict(os.environ, TF_NUM_INTRAOP_THREADS=str(threads_per_call), TF_CPP_MIN_LOG_LEVEL="2")
         # An arena of memory for each of gRPC's many threads would keep what the others could use.
         environment.setdefault("MALLOC_ARENA_MAX", str(concurrent_calls))

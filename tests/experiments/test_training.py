@@ -105,3 +105,14 @@ def test_exact_noise_trains_clients_one_by_one(tmp_path):
     with pytest.raises(ValueError, match='run.users_at_once is 8 with privacy.noise "exact": use 1, or leave it out'):
         parsed = config.parse("", "test", ("run.users_at_once=8",))
         training._users_at_once(RunFolder(tmp_path), parsed, 9, plan, {}, None, show)
+
+
+def test_a_resume_with_other_kernels_is_said_and_recorded(tmp_path, monkeypatch):
+    run = RunFolder(tmp_path)
+    run.facts.write_text(json.dumps({"store": "x", "kernels": ["oneDNN on, AVX2"]}))
+    monkeypatch.setattr(training, "describe_kernels", lambda: "oneDNN on, AVX2")
+    assert training._other_kernels(run) is None
+    monkeypatch.setattr(training, "describe_kernels", lambda: "oneDNN off, AVX2")
+    assert "not be bit-equal" in str(training._other_kernels(run))
+    assert json.loads(run.facts.read_text()) == {"store": "x", "kernels": ["oneDNN on, AVX2", "oneDNN off, AVX2"]}
+    assert training._other_kernels(run) is None
