@@ -59,7 +59,8 @@ def machine() -> str:
     except OSError:
         found = None
     cores = len(os.sched_getaffinity(0))
-    return f"{found[1] if found else platform.machine()}, {cores} cores, {platform.system()} {platform.machine()}; {describe_kernels()}"
+    name = found[1] if found else platform.machine()
+    return f"{name}, {cores} cores, {platform.system()} {platform.machine()}; {describe_kernels()}"
 
 
 def _row(peer: str, runs: Sequence[Run], case: Case, ours: str) -> str:
