@@ -1,4 +1,4 @@
-"""From a config to the parts of a run: model, plan, local training, aggregator, server optimizer, federation."""
+"""Builds the parts of a run from its config: model, plan, local training, aggregator, engine, federation."""
 
 import dataclasses
 import hashlib
@@ -21,216 +21,214 @@ from privacy.plan import AdaptiveClip, FixedClip, PrivacyPlan, PrivateMetrics
 from privacy.sampling import Cyclic, FixedSize, Poisson, Sampling
 
 
-def model(config: Config, vocabulary_size: int) -> Any:
-    """The language model: the preset with the config's changes, its vocabulary that of the run."""
-    wanted = config.model
+def build_model(config: Config, vocabulary_size: int) -> Any:
+    """Builds the language model: the preset with the config's changes, for the run's vocabulary."""
+    section = config.model
     changes = {
-        name: getattr(wanted, name)
+        name: getattr(section, name)
         for name in ("cell", "embedding", "units", "layer_norm", "output_bias")
-        if getattr(wanted, name) is not None
+        if getattr(section, name) is not None
     }
-    return dataclasses.replace(preset(wanted.preset, vocabulary_size), **changes)
+    return dataclasses.replace(preset(section.preset, vocabulary_size), **changes)
 
 
-def local_sgd(config: Config) -> LocalSGD:
-    """What a client does."""
+def build_local_sgd(config: Config) -> LocalSGD:
+    """Builds the local training of a client."""
     return LocalSGD(**dataclasses.asdict(config.clients))
 
 
-def sampling(config: Config) -> Sampling:
-    """How cohorts are drawn."""
-    wanted = config.cohort
-    match wanted.sampler:
+def build_sampling(config: Config) -> Sampling:
+    """Builds the rule by which cohorts are drawn."""
+    section = config.cohort
+    match section.sampler:
         case "poisson":
-            return Poisson(0.1 if wanted.rate is None else wanted.rate)
+            return Poisson(0.1 if section.rate is None else section.rate)
         case "fixed-size":
-            if wanted.size is None:
+            if section.size is None:
                 raise ValueError('cohort.size is missing: cohort.sampler = "fixed-size" needs it')
-            return FixedSize(wanted.size)
+            return FixedSize(section.size)
         case "cyclic":
-            if wanted.cohorts is None:
+            if section.cohorts is None:
                 raise ValueError('cohort.cohorts is missing: cohort.sampler = "cyclic" needs it')
-            return Cyclic(wanted.cohorts)
+            return Cyclic(section.cohorts)
 
 
-def plan(
+def build_plan(
     config: Config, population: int, public: tuple[str, ...], noise_multiplier: float | None = None
 ) -> PrivacyPlan:
-    """The run's promise. With `privacy.epsilon` the noise is calibrated to it, or was once: then it is given.
+    """Builds the run's privacy plan. With `privacy.epsilon` the noise is calibrated to it.
+
+    Args:
+      config: the run's config.
+      population: number of training clients counted in the data; `cohort.population` takes precedence.
+      public: what the plan declares public.
+      noise_multiplier: the calibrated noise multiplier of a resumed run, from its ledger; None: calibrate.
 
     Raises:
       ValueError: contradictory or impossible settings, named.
     """
-    wanted = config.privacy
-    if wanted.epsilon is not None and wanted.noise_multiplier is not None:
+    section = config.privacy
+    if section.epsilon is not None and section.noise_multiplier is not None:
         raise ValueError(
             "privacy.epsilon and privacy.noise_multiplier are both set: one follows from the other, drop one"
         )
-    private = wanted.epsilon is not None or (wanted.noise_multiplier or 0) > 0
-    if (private or wanted.clip is not None) and config.server.weighting != "uniform":
+    private = section.epsilon is not None or (section.noise_multiplier or 0) > 0
+    if (private or section.clip is not None) and config.server.weighting != "uniform":
         raise ValueError(
             'server.weighting is "examples" with privacy: a client with much text would move the mean by more than '
             'clip and noise cover; use "uniform"'
         )
     clip: FixedClip | AdaptiveClip | None = None
-    if wanted.clip is not None:
-        clip = FixedClip(wanted.clip)
-        if wanted.clip_quantile is not None:
-            rate = 0.2 if wanted.clip_learning_rate is None else wanted.clip_learning_rate
-            clip = AdaptiveClip(wanted.clip, wanted.clip_quantile, rate, wanted.count_stddev)
-    elif wanted.clip_quantile is not None:
+    if section.clip is not None:
+        clip = FixedClip(section.clip)
+        if section.clip_quantile is not None:
+            rate = 0.2 if section.clip_learning_rate is None else section.clip_learning_rate
+            clip = AdaptiveClip(section.clip, section.clip_quantile, rate, section.count_stddev)
+    elif section.clip_quantile is not None:
         raise ValueError("privacy.clip_quantile needs privacy.clip, the clip norm of the first round: set it")
     elif private:
         raise ValueError("privacy.clip is missing: without a clip norm no noise protects a client")
-    promised = PrivacyPlan(
-        sampling=sampling(config),
+    plan = PrivacyPlan(
+        sampling=build_sampling(config),
         population=population if config.cohort.population is None else config.cohort.population,
         rounds=config.run.rounds,
-        noise_multiplier=wanted.noise_multiplier or 0.0,
+        noise_multiplier=section.noise_multiplier or 0.0,
         clip=clip,
-        delta=wanted.delta,
+        delta=section.delta,
         public=public,
         population_declared=config.cohort.population is not None,
     )
-    if promised.expected_cohort < 1:
-        raise ValueError(f"cohort.rate gives {promised.expected_cohort:.3g} clients a round on average: raise it")
-    if wanted.epsilon is not None:
-        promised = _keeping(wanted.epsilon, promised, noise_multiplier)
-    if wanted.noise == "exact" and not private:
+    if plan.expected_cohort < 1:
+        raise ValueError(f"cohort.rate gives {plan.expected_cohort:.3g} clients a round on average: raise it")
+    if section.epsilon is not None:
+        plan = _with_noise_for(section.epsilon, plan, noise_multiplier)
+    if section.noise == "exact" and not private:
         raise ValueError('privacy.noise is "exact" in a run that adds none: leave it out, or set privacy.epsilon')
-    return dataclasses.replace(promised, metrics=_metrics(config, private), noise=wanted.noise)
+    return dataclasses.replace(plan, metrics=_metrics(config, private), noise=section.noise)
 
 
-def _keeping(epsilon: float, promised: PrivacyPlan, noise_multiplier: float | None) -> PrivacyPlan:
+def _with_noise_for(epsilon: float, plan: PrivacyPlan, noise_multiplier: float | None) -> PrivacyPlan:
     if noise_multiplier is None:
-        return accounting.calibrate_noise(promised, epsilon)
-    promised = dataclasses.replace(promised, noise_multiplier=noise_multiplier)
-    if not accounting.epsilon(promised).value <= epsilon:
+        return accounting.calibrate_noise(plan, epsilon)
+    plan = dataclasses.replace(plan, noise_multiplier=noise_multiplier)
+    if not accounting.epsilon(plan).value <= epsilon:
         raise ValueError(
             f"the ledger's noise multiplier {noise_multiplier:g} does not keep privacy.epsilon {epsilon:g}: it is "
             "another run's, restore this run's own"
         )
-    return promised
+    return plan
 
 
 def _metrics(config: Config, private: bool) -> PrivateMetrics | None:
-    wanted = config.privacy
+    section = config.privacy
     if not private:
         for name in ("metrics_share", "loss_bound"):
-            if getattr(wanted, name) is not None:
+            if getattr(section, name) is not None:
                 raise ValueError(f"privacy.{name} has no effect in a run that is not private: leave it out")
         return None
-    if wanted.metrics_share == 0:
+    if section.metrics_share == 0:
         return None
-    usual = PrivateMetrics()
+    default = PrivateMetrics()
     return PrivateMetrics(
-        usual.share if wanted.metrics_share is None else wanted.metrics_share,
-        usual.loss_bound if wanted.loss_bound is None else wanted.loss_bound,
+        default.share if section.metrics_share is None else section.metrics_share,
+        default.loss_bound if section.loss_bound is None else section.loss_bound,
     )
 
 
-def aggregator(config: Config, promised: PrivacyPlan) -> Aggregator:
-    """Clipped and noised as promised; without a clip norm a plain mean."""
-    if promised.noise == "exact":
-        return ExactDPMean(promised)
-    if promised.clip is not None:
-        return DPMean(promised)
+def build_aggregator(config: Config, plan: PrivacyPlan) -> Aggregator:
+    """Builds the aggregator that clips and adds noise as the plan says; without a clip norm, a plain mean."""
+    if plan.noise == "exact":
+        return ExactDPMean(plan)
+    if plan.clip is not None:
+        return DPMean(plan)
     if config.server.weighting == "examples":
         return ExampleWeightedMean()
     return UniformMean()
 
 
-def server_optimizer(config: Config) -> Any:
-    """The server's optimizer, of `tff.learning.optimizers`."""
+def build_server_optimizer(config: Config) -> Any:
+    """Builds the server's optimizer, one of `tff.learning.optimizers`."""
     import tensorflow_federated as tff
 
-    wanted, kinds = config.server, tff.learning.optimizers
-    epsilon = 0.001 if wanted.epsilon is None else wanted.epsilon
-    match wanted.optimizer:
+    section, kinds = config.server, tff.learning.optimizers
+    epsilon = 0.001 if section.epsilon is None else section.epsilon
+    match section.optimizer:
         case "momentum":
-            return kinds.build_sgdm(wanted.learning_rate, 0.9 if wanted.momentum is None else wanted.momentum)
+            return kinds.build_sgdm(section.learning_rate, 0.9 if section.momentum is None else section.momentum)
         case "adam":
-            return kinds.build_adam(wanted.learning_rate, epsilon=epsilon)
+            return kinds.build_adam(section.learning_rate, epsilon=epsilon)
         case "yogi":
-            return kinds.build_yogi(wanted.learning_rate, epsilon=epsilon)
+            return kinds.build_yogi(section.learning_rate, epsilon=epsilon)
         case "adagrad":
-            return kinds.build_adagrad(wanted.learning_rate, epsilon=epsilon)
+            return kinds.build_adagrad(section.learning_rate, epsilon=epsilon)
 
 
-def keys(config: Config, path: Path, begun: bool) -> RunKeys:
-    """The operator's secrets: drawn once from the operating system, read back ever after.
+def load_keys(config: Config, path: Path, begun: bool) -> RunKeys:
+    """Loads the operator's secrets from `path`; a run that has not begun draws them from the operating system first.
 
     Raises:
-      FileNotFoundError: the run has begun and its key file is gone.
+      FileNotFoundError: the run has begun and its key file is missing.
     """
     if config.run.fixed_key is not None:
         return RunKeys.fixed(config.run.fixed_key)
     return RunKeys.load(path) if begun or path.exists() else RunKeys.create(path)
 
 
-def task(config: Config, vocabulary_size: int, promised: PrivacyPlan) -> LanguageModelling:
-    """What the clients' training is for; with the accuracy only where it is released."""
-    learner = model(config, vocabulary_size)
-    sums: dict[str, Any] = {"loss_sum": learner.loss_sum}
-    if promised.metrics is not None and promised.metrics.accuracy:
-        sums = {"loss_and_correct": learner.loss_and_correct}
-    return LanguageModelling(learner.token_losses, config.clients.sequence_length, stacks=True, **sums)
+def build_task(config: Config, model: Any, plan: PrivacyPlan) -> LanguageModelling:
+    """Builds what clients train, next-token prediction; it measures the accuracy only where the plan releases it."""
+    sums: dict[str, Any] = {"loss_sum": model.loss_sum}
+    if plan.metrics is not None and plan.metrics.accuracy:
+        sums = {"loss_and_correct": model.loss_and_correct}
+    return LanguageModelling(model.token_losses, config.clients.sequence_length, stacks=True, **sums)
 
 
-def engine(
-    config: Config, vocabulary_size: int, weights: dict[str, Any], promised: PrivacyPlan, users_at_once: int
-) -> Any:
-    """The `fl.engines.averaging.Engine` that runs the rounds, from given initial weights."""
+def build_engine(config: Config, model: Any, weights: dict[str, Any], plan: PrivacyPlan, users_at_once: int) -> Any:
+    """Builds the `fl.engines.averaging.Engine` that runs the rounds, from given initial weights."""
     from fl.engines import cohort
 
     return cohort.build(
-        task(config, vocabulary_size, promised),
+        build_task(config, model, plan),
         weights,
-        local_sgd(config),
-        aggregator(config, promised),
-        server_optimizer(config),
+        build_local_sgd(config),
+        build_aggregator(config, plan),
+        build_server_optimizer(config),
         config.server.average_decay,
         shards=config.run.shards,
         users_at_once=users_at_once,
     )
 
 
-def federation(
-    config: Config, data: Data, promised: PrivacyPlan, secrets: RunKeys, built: Any, inputs: str
+def build_federation(
+    config: Config, data: Data, plan: PrivacyPlan, keys: RunKeys, engine: Any, inputs: str
 ) -> Federation:
-    """The run's rounds on an engine, made from the same config and initial weights, which `inputs` names."""
+    """Builds the run's rounds on an engine of the same config; `inputs` is what `describe_inputs` returned."""
     clients = data.splits.train
     return Federation(
-        built.process,
-        built.client_values,
-        promised,
-        secrets,
+        engine.process,
+        engine.client_values,
+        plan,
+        keys,
         clients,
         lambda client: data.training(clients[client]),
-        local_sgd(config),
+        build_local_sgd(config),
         inputs,
-        built.noise,
+        engine.noise,
     )
 
 
-def inputs(config: Config, data: Data, weights: dict[str, Any], users_at_once: int) -> str:
-    """Names all that a round's result follows from, besides plan and keys, for `fl.rounds.Federation`."""
-    return f"{_inputs_digest(config, data, weights)} users_at_once={users_at_once}"
-
-
-def users_at_once_of(inputs: str) -> int:
-    """Reads the number of clients trained at once from a ledger's inputs. Raises ValueError if they are not a run's."""
-    found = re.fullmatch(r"\w+ users_at_once=(\d+)", inputs)
-    if found is None:
-        raise ValueError(
-            f"the ledger's inputs are {inputs!r}, not those of fedspeak train: resume with what wrote them"
-        )
-    return int(found[1])
-
-
-def _inputs_digest(config: Config, data: Data, weights: dict[str, Any]) -> str:
-    """SHA-256 of data, settings and initial weights."""
+def describe_inputs(config: Config, data: Data, weights: dict[str, Any], users_at_once: int) -> str:
+    """Returns a digest of all that a round's result follows from besides plan and keys, and `users_at_once`."""
     digest = hashlib.sha256(f"{config.data} {config.clients} {config.server} {data.store.digest}".encode())
     for name in sorted(weights):
         digest.update(name.encode() + np.ascontiguousarray(weights[name]).tobytes())
-    return digest.hexdigest()
+    return f"{digest.hexdigest()} users_at_once={users_at_once}"
+
+
+def read_users_at_once(inputs: str) -> int:
+    """Reads `users_at_once` from a ledger's inputs. Raises ValueError if they are not those of a run."""
+    match = re.fullmatch(r"\w+ users_at_once=(\d+)", inputs)
+    if match is None:
+        raise ValueError(
+            f"the ledger's inputs are {inputs!r}, not those of fedspeak train: resume with the program that wrote them"
+        )
+    return int(match[1])

@@ -43,10 +43,10 @@ def train(run: RunFolder, command: str, show: ConsoleDisplay, hosts: Any = None)
     run.check_data(prepared.store.digest)
     described = data.describe(prepared)
     show.note(described)
-    model = assembly.model(config, prepared.vocabulary.size)
+    model = assembly.build_model(config, prepared.vocabulary.size)
     begun = Ledger.read(run.ledger) if _has_lines(run.ledger) else None
     noise = None if begun is None else begun.plan.noise_multiplier
-    plan = assembly.plan(config, len(prepared.splits.train), _declared(config, prepared), noise)
+    plan = assembly.build_plan(config, len(prepared.splits.train), _declared(config, prepared), noise)
     if warning := _far_from_declared(plan, len(prepared.splits.train)):
         show.note(warning)
     show.note(_promise(plan, config.run.fixed_key is not None))
@@ -139,7 +139,7 @@ def _federated(
     from fl.runtime import local_runtime
 
     require_ledger(RoundLog(run.path))
-    secrets = assembly.keys(config, run.keys, begun=run.ledger.exists())
+    keys = assembly.load_keys(config, run.keys, begun=run.ledger.exists())
     most = config.run.evaluate_clients
     validation = Evaluator(model, [prepared.whole(client) for client in _some(prepared.splits.validation, most)])
     held_out_sequences = [prepared.held_out(client) for client in _some(prepared.splits.train, most)]
@@ -155,14 +155,14 @@ def _federated(
     with local_runtime(concurrent_calls=config.run.shards) as runtime:
         reach = "OPEN to any host and account" if runtime.worker.is_open else "on loopback, for this account only"
         show.note(f"TFF worker: process {runtime.worker.pid}, port {runtime.worker.port}, {reach}")
-        users_at_once = _users_at_once(run, config, prepared.vocabulary.size, plan, public_weights, recorded, show)
+        users_at_once = _users_at_once(run, config, model, plan, public_weights, recorded, show)
         shards = config.run.shards * (1 if hosts is None else len(hosts))
         spread = dataclasses.replace(config, run=dataclasses.replace(config.run, shards=shards))
-        engine = assembly.engine(spread, prepared.vocabulary.size, public_weights, plan, users_at_once)
+        engine = assembly.build_engine(spread, model, public_weights, plan, users_at_once)
         if hosts is not None:
             engine = hosts.spread(engine)
-        inputs = assembly.inputs(config, prepared, public_weights, users_at_once)
-        federation = assembly.federation(config, prepared, plan, secrets, engine, inputs)
+        inputs = assembly.describe_inputs(config, prepared, public_weights, users_at_once)
+        federation = assembly.build_federation(config, prepared, plan, keys, engine, inputs)
         log, board = RoundLog(run.path, config.run.keep_checkpoints), Board(run.tensorboard)
         if plan.is_private:
             show.note("accounting for all rounds …")
@@ -204,7 +204,7 @@ def _some(clients: Sequence[str], most: int) -> list[str]:
 def _users_at_once(
     run: RunFolder,
     config: Config,
-    vocabulary_size: int,
+    model: Any,
     plan: PrivacyPlan,
     weights: dict[str, Any],
     recorded: str | None,
@@ -226,7 +226,7 @@ def _users_at_once(
         return 1
     if config.run.users_at_once is not None:
         return config.run.users_at_once
-    before = None if recorded is None else assembly.users_at_once_of(recorded)
+    before = None if recorded is None else assembly.read_users_at_once(recorded)
     if run.engine.exists():
         return _users_at_once_in(run.engine, run.ledger, before)
     if before is not None:
@@ -234,10 +234,10 @@ def _users_at_once(
         write_json(run.engine, {"users_at_once": before})
         return before
     seconds = calibrate(
-        lambda users: assembly.engine(config, vocabulary_size, weights, plan, users),
-        assembly.task(config, vocabulary_size, plan),
+        lambda users: assembly.build_engine(config, model, weights, plan, users),
+        assembly.build_task(config, model, plan),
         weights,
-        assembly.local_sgd(config),
+        assembly.build_local_sgd(config),
         config.run.shards,
         plan.expected_cohort,
     )

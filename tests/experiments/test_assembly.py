@@ -11,7 +11,7 @@ from privacy import PrivateMetrics
 
 
 def plan(*settings):
-    return assembly.plan(config.parse("", "test", settings), 100, ())
+    return assembly.build_plan(config.parse("", "test", settings), 100, ())
 
 
 def test_a_private_run_releases_its_metrics_within_epsilon():
@@ -49,8 +49,8 @@ def test_metrics_settings_that_do_not_fit(settings, message):
 def test_the_inputs_of_a_round_name_how_many_clients_are_trained_at_once():
     data: Any = SimpleNamespace(store=SimpleNamespace(digest="d"))
     parsed, weights = config.parse("", "test", ()), {"w": np.zeros(2)}
-    eight, nine = (assembly.inputs(parsed, data, weights, number) for number in (8, 9))
-    assert eight != nine and assembly.users_at_once_of(eight) == 8
-    assert assembly.inputs(parsed, data, {"w": np.ones(2)}, 8) != eight
+    eight, nine = (assembly.describe_inputs(parsed, data, weights, number) for number in (8, 9))
+    assert eight != nine and assembly.read_users_at_once(eight) == 8
+    assert assembly.describe_inputs(parsed, data, {"w": np.ones(2)}, 8) != eight
     with pytest.raises(ValueError, match="the ledger's inputs are 'data', not those of fedspeak train"):
-        assembly.users_at_once_of("data")
+        assembly.read_users_at_once("data")

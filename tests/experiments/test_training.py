@@ -9,6 +9,7 @@ import pytest
 from experiments import config, training
 from experiments.runs import RunFolder
 from fl.engines import calibration
+from models.recurrent_lm import RecurrentLanguageModel
 from privacy import FixedClip, Poisson, PrivacyPlan
 
 
@@ -32,7 +33,9 @@ def choose(tmp_path, monkeypatch):
         plan = PrivacyPlan(Poisson(0.1), 60, 5, 1.0, FixedClip(0.5))
         notes: Any = Notes()
         parsed = config.parse("", "test", overrides)
-        chosen = training._users_at_once(RunFolder(tmp_path), parsed, 300, plan, {}, recorded, notes)
+        chosen = training._users_at_once(
+            RunFolder(tmp_path), parsed, RecurrentLanguageModel("si-cifg", 300, 8, 8), plan, {}, recorded, notes
+        )
         return chosen, notes, len(measured)
 
     return run
