@@ -182,7 +182,7 @@ def build_task(config: Config, model: Any, plan: PrivacyPlan) -> LanguageModelli
     return LanguageModelling(model.token_losses, config.clients.sequence_length, stacks=True, **sums)
 
 
-def build_engine(config: Config, model: Any, weights: dict[str, Any], plan: PrivacyPlan, users_at_once: int) -> Any:
+def build_engine(config: Config, model: Any, weights: dict[str, Any], plan: PrivacyPlan, clients_at_once: int) -> Any:
     """Builds the `fl.engines.averaging.Engine` that runs the rounds, from given initial weights."""
     from fl.engines import cohort
 
@@ -194,7 +194,7 @@ def build_engine(config: Config, model: Any, weights: dict[str, Any], plan: Priv
         build_server_optimizer(config),
         config.server.average_decay,
         shards=config.run.shards,
-        users_at_once=users_at_once,
+        clients_at_once=clients_at_once,
     )
 
 
@@ -216,17 +216,17 @@ def build_federation(
     )
 
 
-def describe_inputs(config: Config, data: Data, weights: dict[str, Any], users_at_once: int) -> str:
-    """Returns a digest of all that a round's result follows from besides plan and keys, and `users_at_once`."""
+def describe_inputs(config: Config, data: Data, weights: dict[str, Any], clients_at_once: int) -> str:
+    """Returns a digest of all that a round's result follows from besides plan and keys, and `clients_at_once`."""
     digest = hashlib.sha256(f"{config.data} {config.clients} {config.server} {data.store.digest}".encode())
     for name in sorted(weights):
         digest.update(name.encode() + np.ascontiguousarray(weights[name]).tobytes())
-    return f"{digest.hexdigest()} users_at_once={users_at_once}"
+    return f"{digest.hexdigest()} clients_at_once={clients_at_once}"
 
 
-def read_users_at_once(inputs: str) -> int:
-    """Reads `users_at_once` from a ledger's inputs. Raises ValueError if they are not those of a run."""
-    match = re.fullmatch(r"\w+ users_at_once=(\d+)", inputs)
+def read_clients_at_once(inputs: str) -> int:
+    """Reads `clients_at_once` from a ledger's inputs. Raises ValueError if they are not those of a run."""
+    match = re.fullmatch(r"\w+ clients_at_once=(\d+)", inputs)
     if match is None:
         raise ValueError(
             f"the ledger's inputs are {inputs!r}, not those of fedspeak train: resume with the program that wrote them"

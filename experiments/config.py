@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 CONFIGS = Path(__file__).parent / "configs"
 _SMALLEST, _LARGEST = 1e-37, 1e38
-MAX_USERS_AT_ONCE = 4096
+MAX_CLIENTS_AT_ONCE = 4096
 
 
 def _at_least(key: str, value: int, least: int, most: int | None = None) -> None:
@@ -196,7 +196,7 @@ class RunConfig:
     evaluate_clients: int = 1000  # most validation clients, and most training clients' held-out texts, looked at then
     keep_checkpoints: int = 3
     shards: int = 2  # client computations at once: the number of cores
-    users_at_once: int | None = None  # clients of a shard trained together; left out: measured when the run begins
+    clients_at_once: int | None = None  # clients of a shard trained together; left out: measured when the run begins
     recycle_worker: int | None = None  # rounds after which TFF's worker process is replaced; left out: never
     fixed_key: int | None = None  # for tests only: the report says that epsilon does not hold
 
@@ -205,8 +205,8 @@ class RunConfig:
         _at_least("run.evaluate_clients", self.evaluate_clients, 1)
         _at_least("run.keep_checkpoints", self.keep_checkpoints, 1)
         _at_least("run.shards", self.shards, 1, 4096)
-        if self.users_at_once is not None:
-            _at_least("run.users_at_once", self.users_at_once, 1, MAX_USERS_AT_ONCE)
+        if self.clients_at_once is not None:
+            _at_least("run.clients_at_once", self.clients_at_once, 1, MAX_CLIENTS_AT_ONCE)
         if self.recycle_worker is not None:
             _at_least("run.recycle_worker", self.recycle_worker, 1)
         _at_least("run.rounds", self.rounds, 1)

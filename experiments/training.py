@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from experiments import assembly, data, warm_start
-from experiments.config import MAX_USERS_AT_ONCE, Config
+from experiments.config import MAX_CLIENTS_AT_ONCE, Config
 from experiments.display import FIXED_KEY, FOOTNOTE, OPERATOR_ONLY, PRIVATE_METRICS, ConsoleDisplay, rounded_up
 from experiments.provenance import versions
 from experiments.runs import RunFolder, load_weights, read_json, save_weights, write_json
@@ -155,13 +155,13 @@ def _federated(
     with local_runtime(concurrent_calls=config.run.shards) as runtime:
         reach = "OPEN to any host and account" if runtime.worker.is_open else "on loopback, for this account only"
         show.note(f"TFF worker: process {runtime.worker.pid}, port {runtime.worker.port}, {reach}")
-        users_at_once = _users_at_once(run, config, model, plan, public_weights, recorded, show)
+        clients_at_once = _clients_at_once(run, config, model, plan, public_weights, recorded, show)
         shards = config.run.shards * (1 if hosts is None else len(hosts))
         spread = dataclasses.replace(config, run=dataclasses.replace(config.run, shards=shards))
-        engine = assembly.build_engine(spread, model, public_weights, plan, users_at_once)
+        engine = assembly.build_engine(spread, model, public_weights, plan, clients_at_once)
         if hosts is not None:
             engine = hosts.spread(engine)
-        inputs = assembly.describe_inputs(config, prepared, public_weights, users_at_once)
+        inputs = assembly.describe_inputs(config, prepared, public_weights, clients_at_once)
         federation = assembly.build_federation(config, prepared, plan, keys, engine, inputs)
         log, board = RoundLog(run.path, config.run.keep_checkpoints), Board(run.tensorboard)
         if plan.is_private:
@@ -201,7 +201,7 @@ def _some(clients: Sequence[str], most: int) -> list[str]:
     return [clients[int(i)] for i in np.sort(np.random.default_rng(0).choice(len(clients), most, replace=False))]
 
 
-def _users_at_once(
+def _clients_at_once(
     run: RunFolder,
     config: Config,
     model: Any,
@@ -218,20 +218,20 @@ def _users_at_once(
     from fl.engines.calibration import calibrate
 
     if plan.noise == "exact":
-        if config.run.users_at_once not in (None, 1):
+        if config.run.clients_at_once not in (None, 1):
             raise ValueError(
-                f'run.users_at_once is {config.run.users_at_once} with privacy.noise "exact": use 1, or leave it out; '
-                "clients trained together change the last bits of each other"
+                f'run.clients_at_once is {config.run.clients_at_once} with privacy.noise "exact": use 1, or leave it '
+                "out; clients trained together change the last bits of each other"
             )
         return 1
-    if config.run.users_at_once is not None:
-        return config.run.users_at_once
-    before = None if recorded is None else assembly.read_users_at_once(recorded)
+    if config.run.clients_at_once is not None:
+        return config.run.clients_at_once
+    before = None if recorded is None else assembly.read_clients_at_once(recorded)
     if run.engine.exists():
-        return _users_at_once_in(run.engine, run.ledger, before)
+        return _clients_at_once_in(run.engine, run.ledger, before)
     if before is not None:
         show.note(f"{run.engine} is missing: {before} clients of a shard are trained at once, as {run.ledger} says")
-        write_json(run.engine, {"users_at_once": before})
+        write_json(run.engine, {"clients_at_once": before})
         return before
     seconds = calibrate(
         lambda users: assembly.build_engine(config, model, weights, plan, users),
@@ -242,19 +242,19 @@ def _users_at_once(
         plan.expected_cohort,
     )
     chosen = min(seconds, key=seconds.__getitem__)
-    write_json(run.engine, {"users_at_once": chosen, "seconds": {str(users): s for users, s in seconds.items()}})
+    write_json(run.engine, {"clients_at_once": chosen, "seconds": {str(users): s for users, s in seconds.items()}})
     measured = ", ".join(f"{users} at once {s:.2f} s" for users, s in seconds.items())
-    show.note(f"clients of a shard trained at once: {chosen} ({measured}; fix it with run.users_at_once)")
+    show.note(f"clients of a shard trained at once: {chosen} ({measured}; fix it with run.clients_at_once)")
     return chosen
 
 
-def _users_at_once_in(engine: Path, ledger: Path, before: int | None) -> int:
+def _clients_at_once_in(engine: Path, ledger: Path, before: int | None) -> int:
     """The number in `engine.json`, which must be that of the rounds `before`, if it is known."""
-    found = read_json(engine, "users_at_once")["users_at_once"]
-    if type(found) is not int or not 1 <= found <= MAX_USERS_AT_ONCE or before not in (None, found):
+    found = read_json(engine, "clients_at_once")["clients_at_once"]
+    if type(found) is not int or not 1 <= found <= MAX_CLIENTS_AT_ONCE or before not in (None, found):
         fix = "restore it" if before is None else "delete it, the number is read from the ledger then"
         made = "" if before is None else f" and the rounds in {ledger} were made with {before}"
-        raise ValueError(f"{engine} says users_at_once {found!r}{made}: {fix}")
+        raise ValueError(f"{engine} says clients_at_once {found!r}{made}: {fix}")
     return found
 
 

@@ -63,7 +63,7 @@ class DeviceModel:
         faster.
 
         Raises:
-          ValueError: as `stream`, or prompt or `max_tokens` are longer than this file was exported for.
+          ValueError: as `stream`, or prompt or `max_new_tokens` are longer than this file was exported for.
         """
         drawn = self.draw_in_graph(self.encode(prompt), _choices(stop_at_eos, choices))["tokens"]
         return "".join(decode_stream(self.vocabulary, drawn.tolist()))
@@ -94,20 +94,20 @@ class DeviceModel:
 
     def draw_in_graph(self, prompt: Sequence[int], choices: Choices) -> dict[str, NDArray[Any]]:
         """What `generate` gives: "tokens" `[n]`, the same as `draw`, and the random words "word_0", "word_1"
-        `[max_tokens]`.
+        `[max_new_tokens]`.
 
         Raises:
-          ValueError: prompt or `max_tokens` are longer than this file was exported for.
+          ValueError: prompt or `max_new_tokens` are longer than this file was exported for.
         """
         if len(prompt) > self.facts.max_prompt:
             raise ValueError(
                 f"prompt: {len(prompt)} tokens, but {self.path} was exported for {self.facts.max_prompt}; "
                 "shorten it, stream it, or export with a larger max_prompt"
             )
-        if choices.max_tokens > self.facts.max_tokens:
+        if choices.max_new_tokens > self.facts.max_new_tokens:
             raise ValueError(
-                f"max_tokens: {choices.max_tokens}, but {self.path} was exported for "
-                f"{self.facts.max_tokens}; ask for fewer, stream them, or export with a larger max_tokens"
+                f"max_new_tokens: {choices.max_new_tokens}, but {self.path} was exported for "
+                f"{self.facts.max_new_tokens}; ask for fewer, stream them, or export with a larger max_new_tokens"
             )
         outputs = self._generate(
             **self._padded(prompt),
@@ -115,7 +115,7 @@ class DeviceModel:
             request=np.array(choices.request, np.int32),
             temperature=np.array(choices.temperature, np.float32),
             top_k=np.array(choices.top_k, np.int32),
-            max_new=np.array(choices.max_tokens, np.int32),
+            max_new=np.array(choices.max_new_tokens, np.int32),
             stop=np.array(choices.stop, np.int32),
         )
         drawn = {name: value[0] for name, value in outputs.items()}

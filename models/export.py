@@ -1,6 +1,6 @@
 """Export of a language model to one TFLite file that generates text by itself, with builtin ops only.
 
-Signatures (batch 1, L = max_prompt, N = max_tokens, V = vocabulary size; integers are int32):
+Signatures (batch 1, L = max_prompt, N = max_new_tokens, V = vocabulary size; integers are int32):
 
 * `prefill`: tokens `[1, L]`, length `[]` (1 to L, of which the first is the begin token) -> logits `[1, V]`,
   state_0, state_1, ...
@@ -37,7 +37,7 @@ def export(
     path: str | os.PathLike[str],
     precision: str = "float32",
     max_prompt: int = 64,
-    max_tokens: int = 128,
+    max_new_tokens: int = 128,
 ) -> None:
     """Writes the model, its weights and its vocabulary as one TFLite file (atomically).
 
@@ -49,7 +49,7 @@ def export(
       precision: of the weights: "float32", "float16" (half the size; computes in float32) or "int8" (a
         quarter; dynamic range: activations are quantised as they come).
       max_prompt: tokens of a prompt that `prefill` and `generate` take, the begin token included.
-      max_tokens: tokens that `generate` gives.
+      max_new_tokens: tokens that `generate` gives.
 
     Raises:
       ValueError: unknown precision, a length below 1, a vocabulary of another size, weights that are not
@@ -59,7 +59,7 @@ def export(
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision: {precision!r} is not one of {', '.join(PRECISIONS)}")
-    for name, value in (("max_prompt", max_prompt), ("max_tokens", max_tokens)):
+    for name, value in (("max_prompt", max_prompt), ("max_new_tokens", max_new_tokens)):
         if isinstance(value, bool) or not isinstance(value, Integral) or not value >= 1:
             raise ValueError(f"{name}: {value!r} is not a positive whole number")
     if model.vocabulary_size != vocabulary.size:
@@ -70,8 +70,8 @@ def export(
     folder = Path(path).parent
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder: make it first")
-    max_prompt, max_tokens = int(max_prompt), int(max_tokens)
-    flatbuffer = convert(Decoder(model, weights, max_prompt, max_tokens), precision)
+    max_prompt, max_new_tokens = int(max_prompt), int(max_new_tokens)
+    flatbuffer = convert(Decoder(model, weights, max_prompt, max_new_tokens), precision)
     foreign = sorted(name for name in ops(flatbuffer) if name.startswith(("CUSTOM", "Flex")))
     if foreign:
         raise ValueError(f"the model needs ops that TFLite runtimes lack: {', '.join(foreign)}")
@@ -79,7 +79,7 @@ def export(
         precision=precision,
         config=model.config(),
         max_prompt=max_prompt,
-        max_tokens=max_tokens,
+        max_new_tokens=max_new_tokens,
         state_shapes=[state.shape.as_list() for state in tf.nest.flatten(model.initial_state(1))],
         flatbuffer_bytes=len(flatbuffer),
         flatbuffer_sha256=tflite_file.checksum(flatbuffer),
@@ -91,13 +91,13 @@ class Decoder(tf.Module):
     """A model with its weights, and the three signatures as TensorFlow functions: what is exported, and what
     the exported file is compared with."""
 
-    def __init__(self, model: LanguageModel, weights: Weights, max_prompt: int, max_tokens: int) -> None:
+    def __init__(self, model: LanguageModel, weights: Weights, max_prompt: int, max_new_tokens: int) -> None:
         super().__init__()
         self.model = model
         # Variables, so that all signatures share one copy in the file.
         self.parameters = {name: tf.Variable(value, trainable=False) for name, value in weights.items()}
         self.state = model.initial_state(1)
-        self.max_tokens = max_tokens
+        self.max_new_tokens = max_new_tokens
         prompt = (_spec("tokens", [1, max_prompt]), _spec("length"))
         states = [_spec(f"state_{i}", state.shape, state.dtype) for i, state in enumerate(tf.nest.flatten(self.state))]
         choices = (
@@ -135,7 +135,7 @@ class Decoder(tf.Module):
     ) -> dict[str, tf.Tensor]:
         logits, state = self._prefill_in_loop(tokens, length)
         # All words in one call: two hundred tiny ops once, not once a token.
-        positions = (length + tf.range(self.max_tokens))[tf.newaxis]
+        positions = (length + tf.range(self.max_new_tokens))[tf.newaxis]
         words = random_words(seed, Stream.SAMPLE, request, positions)
         drawn = generate(self._step, logits, state, words, temperature, top_k, max_new, stop)
         return {"tokens": drawn.tokens, "lengths": drawn.lengths, "word_0": words[0], "word_1": words[1]}

@@ -85,7 +85,7 @@ def check_parity(
     """
     files = [device.load(path) for path in paths]
     prompt_limit = min(file.facts.max_prompt for file in files)
-    length = min(_LENGTH, *(file.facts.max_tokens for file in files))
+    length = min(_LENGTH, *(file.facts.max_new_tokens for file in files))
     reference = _Reference(model, weights)
     requests: list[tuple[list[int], Choices]] = []
     drawn: list[list[int]] = []
@@ -93,7 +93,7 @@ def check_parity(
         # Prompts of many lengths, in the model's own words; plain, sharpened and greedy draws.
         prompt = [BOS, *(drawn[-1] if drawn else [])][: 1 + i % prompt_limit]
         temperature, top_k = ((1.0, 0), (0.7, 40), (0.0, 0))[i % 3]
-        choices = Choices(max_tokens=length, temperature=temperature, top_k=top_k, seed=i, request=i % 2)
+        choices = Choices(max_new_tokens=length, temperature=temperature, top_k=top_k, seed=i, request=i % 2)
         requests.append((prompt, choices))
         drawn.append(list(reference.draw(prompt, choices)))
     texts = [
@@ -188,7 +188,7 @@ def _bits_equal(output: dict[str, NDArray[Any]], position: int, choices: Choices
 
 def _tokens_per_second(file: device.DeviceModel) -> list[float]:
     """Of one token more in the graph: the time of all tokens less that of one, which holds the prefill."""
-    longest = file.facts.max_tokens
+    longest = file.facts.max_new_tokens
     if longest == 1:
         return [1 / _seconds(file, 1) for _ in range(_TIMINGS)]
     # The least, so that a pause of the machine while the short run is timed cannot flatter the long one.
@@ -198,5 +198,5 @@ def _tokens_per_second(file: device.DeviceModel) -> list[float]:
 
 def _seconds(file: device.DeviceModel, tokens: int) -> float:
     begin = time.perf_counter()
-    file.draw_in_graph([BOS], Choices(max_tokens=tokens))
+    file.draw_in_graph([BOS], Choices(max_new_tokens=tokens))
     return time.perf_counter() - begin

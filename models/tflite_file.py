@@ -18,7 +18,7 @@ from typing import Any
 from models.vocabulary import Vocabulary
 
 PRECISIONS = ("float32", "float16", "int8")
-_FORMAT = "fedspeak model 1"
+_FORMAT = "fedspeak model 2"
 _FACTS = "model.json"
 _VOCABULARY = "vocabulary.json"
 
@@ -31,7 +31,7 @@ class Facts:
       precision: one of `PRECISIONS`.
       config: the language model's `config()`.
       max_prompt: tokens that the signatures `prefill` and `generate` read at most, the begin token included.
-      max_tokens: tokens that the signature `generate` writes at most.
+      max_new_tokens: tokens that the signature `generate` writes at most.
       state_shapes: shapes of `state_0`, `state_1`, ... of the signatures `prefill` and `decode`.
       flatbuffer_bytes: length of the flatbuffer, before the appended zip.
       flatbuffer_sha256: its checksum.
@@ -40,7 +40,7 @@ class Facts:
     precision: str
     config: dict[str, Any]
     max_prompt: int
-    max_tokens: int
+    max_new_tokens: int
     state_shapes: list[list[int]]
     flatbuffer_bytes: int
     flatbuffer_sha256: str
@@ -98,10 +98,13 @@ def read(path: str | os.PathLike[str]) -> tuple[Facts, Vocabulary]:
             with zipfile.ZipFile(file) as archive:
                 described = json.loads(archive.read(_FACTS))
                 vocabulary = Vocabulary.from_json(archive.read(_VOCABULARY).decode())
-            if described.pop("format") != _FORMAT:
+            form = described.pop("format")
+            if form == "fedspeak model 1":  # version 0.1
+                described["max_new_tokens"] = described.pop("max_tokens")
+            elif form != _FORMAT:
                 raise ValueError("unknown format")
             facts = Facts(**described)
-            lengths = facts.max_prompt, facts.max_tokens, facts.flatbuffer_bytes
+            lengths = facts.max_prompt, facts.max_new_tokens, facts.flatbuffer_bytes
             if not all(type(length) is int and length > 0 for length in lengths):
                 raise ValueError("no lengths")
             if facts.config["vocabulary_size"] != vocabulary.size:

@@ -57,7 +57,7 @@ def _measure(folder: Path, most: int) -> list[dict[str, float]]:
                 local,
                 DPMean(plan),
                 tff.learning.optimizers.build_sgdm(1.0),
-                users_at_once=8,
+                clients_at_once=8,
             )
             state, timings = engine.process.initialize(), []
             for number in range(3):  # the first pays for the tracing of the graph in the worker

@@ -42,30 +42,32 @@ TOLERANCE = 1e-3  # of the clipped gradients' length, relative
 @click.option("--processes", type=click.IntRange(1, 100), default=5, show_default=True, help="Of each peer and task.")
 @click.option("--repetitions", type=click.IntRange(1, 100), default=3, show_default=True, help="Within a process.")
 @click.option("--timeout", type=click.IntRange(1), default=600, show_default=True, help="Seconds of one process.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/bench"), show_default=True, help="Folder.")
+@click.option(
+    "--output", type=click.Path(path_type=Path), default=Path("runs/bench"), show_default=True, help="Folder."
+)
 def dp_step(
-    tasks: tuple[str, ...], names: tuple[str, ...], processes: int, repetitions: int, timeout: int, out: Path
+    tasks: tuple[str, ...], names: tuple[str, ...], processes: int, repetitions: int, timeout: int, output: Path
 ) -> None:
     """Steps of DP-SGD: this kit, TensorFlow Privacy, Opacus (ghost clipping), JAX Privacy, each beside its plain step.
 
-    All do the same work; the lengths of their clipped gradients are compared. The table goes to OUT/dp-step.md and
-    standard output, all figures to OUT/dp-step.json. The peers' environment: `make bench-peers`.
+    All do the same work; the lengths of their clipped gradients are compared. The table goes to OUTPUT/dp-step.md and
+    standard output, all figures to OUTPUT/dp-step.json. The peers' environment: `make bench-peers`.
     """
     extras.require("federated")
     from experiments.display import ConsoleDisplay
 
     peers = [peer for peer in PEERS if not names or peer.name in names]
-    out.mkdir(parents=True, exist_ok=True)
+    output.mkdir(parents=True, exist_ok=True)
     note = ConsoleDisplay().note
     found: dict[str, list[Figures]] = {}
     text = [f"Machine: {machine()}. {processes} processes of {repetitions} repetitions.\n"]
     for task in tasks or TASKS:
-        found[task] = measure(task, peers, processes, repetitions, folder=out.resolve(), timeout=timeout, note=note)
+        found[task] = measure(task, peers, processes, repetitions, folder=output.resolve(), timeout=timeout, note=note)
         text.append(task_table(task, found[task]))
         # After each task: what is measured is kept when a later one is interrupted.
         listed = {name: [asdict(figures) for figures in rows] for name, rows in found.items()}
-        write_json(out / "dp-step.json", {"machine": machine(), "tasks": listed})
-        (out / "dp-step.md").write_text("\n".join(text))
+        write_json(output / "dp-step.json", {"machine": machine(), "tasks": listed})
+        (output / "dp-step.md").write_text("\n".join(text))
     click.echo("\n".join(text))
     failed = [f"{name}: {row.peer}: {row.failed}" for name, rows in found.items() for row in rows if row.failed]
     if failed:

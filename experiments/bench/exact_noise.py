@@ -19,24 +19,24 @@ CASES = (("tiny", 1024, 50, 8), ("tiny", 1024, 400, 8), ("si-cifg-4.7m", 4000, 1
 @click.command("exact-noise")
 @click.option("--rounds", type=click.IntRange(2, 100), default=10, show_default=True, help="Rounds of each kind.")
 @click.option("--clients", type=click.IntRange(1), help="Clients in a round; left out: 16 to 400, by model.")
-@click.option("--out", default="runs/bench/exact-noise", show_default=True, type=click.Path(path_type=Path))
-def exact_noise(rounds: int, clients: int | None, out: Path) -> None:
+@click.option("--output", default="runs/bench/exact-noise", show_default=True, type=click.Path(path_type=Path))
+def exact_noise(rounds: int, clients: int | None, output: Path) -> None:
     """Time private rounds with exact noise beside rounds with floating-point noise."""
     extras.require("federated")
     from experiments.provenance import versions
     from experiments.runs import write_json
     from privacy import files
 
-    out.mkdir(parents=True, exist_ok=True)
+    output.mkdir(parents=True, exist_ok=True)
     rows = []
-    for preset, vocabulary, usual, users_at_once in CASES:
-        rows.append(_measure(preset, vocabulary, clients or usual, users_at_once, rounds))
-    write_json(out / "results.json", {"rows": rows, "versions": versions()})
-    files.write_public(out / "table.md", _table(rows).encode())
+    for preset, vocabulary, usual, clients_at_once in CASES:
+        rows.append(_measure(preset, vocabulary, clients or usual, clients_at_once, rounds))
+    write_json(output / "results.json", {"rows": rows, "versions": versions()})
+    files.write_public(output / "table.md", _table(rows).encode())
     click.echo(_table(rows), nl=False)
 
 
-def _measure(preset_name: str, vocabulary: int, clients: int, users_at_once: int, rounds: int) -> dict[str, Any]:
+def _measure(preset_name: str, vocabulary: int, clients: int, clients_at_once: int, rounds: int) -> dict[str, Any]:
     import tensorflow_federated as tff
 
     from fl.aggregation import DPMean
@@ -63,7 +63,7 @@ def _measure(preset_name: str, vocabulary: int, clients: int, users_at_once: int
                 local,
                 each,
                 tff.learning.optimizers.build_sgdm(1.0),
-                users_at_once=users_at_once if kind == "floating-point" else 1,
+                clients_at_once=clients_at_once if kind == "floating-point" else 1,
             )
             for kind, each in aggregators.items()
         }

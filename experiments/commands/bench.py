@@ -45,21 +45,23 @@ for command in (population, cohort_size, kernels, dp_step, exact_noise):
 @click.option("--rounds", type=click.IntRange(3, 50), default=6, show_default=True, help="Of each process.")
 @click.option("--repetitions", type=click.IntRange(1, 100), default=5, show_default=True, help="Processes a peer.")
 @click.option("--timeout", type=click.IntRange(1), default=600, show_default=True, help="Seconds of one process.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/bench"), show_default=True, help="Folder.")
+@click.option(
+    "--output", type=click.Path(path_type=Path), default=Path("runs/bench"), show_default=True, help="Folder."
+)
 def simulation(
-    cases: tuple[str, ...], names: tuple[str, ...], rounds: int, repetitions: int, timeout: int, out: Path
+    cases: tuple[str, ...], names: tuple[str, ...], rounds: int, repetitions: int, timeout: int, output: Path
 ) -> None:
     """Rounds of federated training: this kit, stock TFF, pfl-research, Flower, FedJAX, a bare PyTorch loop.
 
-    All do the same work; their weights are compared. The table goes to OUT/table.md and standard output, all figures
-    to OUT/results.json. The peers' environments: `make bench-peers`.
+    All do the same work; their weights are compared. The table goes to OUTPUT/table.md and standard output, all figures
+    to OUTPUT/results.json. The peers' environments: `make bench-peers`.
     """
     extras.require("federated")
     from experiments.bench import measure, table
 
     display = ConsoleDisplay()
     peers = [measure.Peer(name, *_PEERS[name]) for name in _PEERS if not names or name in names]
-    out.mkdir(parents=True, exist_ok=True)
+    output.mkdir(parents=True, exist_ok=True)
     results, tables = [], [f"Machine: {table.machine()}. {rounds} rounds, {repetitions} repetitions.\n"]
     failed = []
     for name in cases or CASES:
@@ -69,7 +71,7 @@ def simulation(
             peers,
             rounds=rounds,
             repetitions=repetitions,
-            folder=out.resolve(),
+            folder=output.resolve(),
             timeout=timeout,
             note=display.note,
         )
@@ -77,8 +79,10 @@ def simulation(
         failed += [f"{name}: {run.peer}: {run.problem}" for run in case.failed()]
         tables.append(table.case_table(case, peers, OURS))
         # After each case: what is measured is kept when a later one is interrupted.
-        (out / "results.json").write_text(json.dumps({"machine": table.machine(), "cases": results}, indent=1) + "\n")
-        (out / "table.md").write_text("\n".join(tables))
+        (output / "results.json").write_text(
+            json.dumps({"machine": table.machine(), "cases": results}, indent=1) + "\n"
+        )
+        (output / "table.md").write_text("\n".join(tables))
     click.echo("\n".join(tables))
     if failed:
         raise click.ClickException(f"{len(failed)} runs failed: {'; '.join(failed)}")

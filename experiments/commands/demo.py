@@ -60,7 +60,7 @@ def _samples(path: Path) -> str:
 
     loaded = device.load(path)
     lines = [
-        prompt + loaded.text(prompt, max_tokens=40, temperature=0.8, seed=1, request=number)
+        prompt + loaded.text(prompt, max_new_tokens=40, temperature=0.8, seed=1, request=number)
         for prompt in _PROMPTS
         for number in range(_SAMPLES_A_PROMPT)
     ]

@@ -74,12 +74,14 @@ def export_and_check(model: Any, weights: Any, vocabulary: Any, paths: dict[str,
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--prompt", default="", help="Text to go on from; empty for the beginning of a text.")
-@click.option("--max-tokens", default=64, show_default=True, help="Most tokens to draw.")
+@click.option("--max-new-tokens", default=64, show_default=True, help="Maximum number of tokens to generate.")
 @click.option("--temperature", default=1.0, show_default=True, help="0 always takes the likeliest token.")
 @click.option("--top-k", default=0, show_default=True, help="Draw from the k likeliest tokens only; 0: from all.")
 @click.option("--seed", default=0, show_default=True, help="Equal seeds give equal text.")
 @click.option("--count", default=1, show_default=True, help="How many independent texts, one after the other.")
-def generate(model: Path, prompt: str, max_tokens: int, temperature: float, top_k: int, seed: int, count: int) -> None:
+def generate(
+    model: Path, prompt: str, max_new_tokens: int, temperature: float, top_k: int, seed: int, count: int
+) -> None:
     """Generate text from an exported model, up to the end of the sentence.
 
     Prompt and continuation go to standard output as they come. Needs NumPy and the LiteRT runtime only.
@@ -93,7 +95,7 @@ def generate(model: Path, prompt: str, max_tokens: int, temperature: float, top_
         streams = [
             loaded.stream(
                 prompt,
-                max_tokens=max_tokens,
+                max_new_tokens=max_new_tokens,
                 temperature=temperature,
                 top_k=top_k,
                 seed=seed,

@@ -126,7 +126,7 @@ def train(aggregator: DPMean, keys: RunKeys, coins: np.random.Generator) -> Cana
         local,
         aggregator,
         tff.learning.optimizers.build_sgdm(1.0),
-        users_at_once=_USERS_AT_ONCE,
+        clients_at_once=_USERS_AT_ONCE,
     )
     federation = Federation(
         engine.process,

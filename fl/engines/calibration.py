@@ -26,7 +26,7 @@ def calibrate(
     """Seconds for the same clients with each number of users at once; needs a TFF runtime.
 
     Args:
-      build: from `users_at_once` to the engine.
+      build: from `clients_at_once` to the engine.
       task: what is learned; integer inputs are drawn as 1 (every vocabulary has it).
       initial_weights: of the model.
       local: what a client does.
@@ -51,13 +51,13 @@ def calibrate(
         max(round(cohort), 1), shards * max(CANDIDATES)
     )
     seconds = {}
-    for users_at_once in CANDIDATES:
-        engine = build(users_at_once)
+    for clients_at_once in CANDIDATES:
+        engine = build(clients_at_once)
         state, values = engine.process.initialize(), engine.client_values(clients)
         timings = []
         for _ in range(4):
             begin = time.perf_counter()
             engine.client_sum(state["weights"], state["aggregator"], values)
             timings.append(time.perf_counter() - begin)
-        seconds[users_at_once] = min(timings[1:])
+        seconds[clients_at_once] = min(timings[1:])
     return seconds

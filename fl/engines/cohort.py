@@ -1,6 +1,6 @@
 """The cohort engine: one TFF client value is a *shard*, many clients whose updates are treated one by one inside.
 
-A shard trains its clients one after another, or `users_at_once` of them stacked on a leading axis (batched products:
+A shard trains its clients one after another, or `clients_at_once` of them stacked on a leading axis (batched products:
 faster where a client's step is bound by the dispatch of small operations, slower where it is bound by its products;
 `fl.engines.calibration` measures which). What leaves a shard is the sum of its clients' contributions, each clipped,
 zeroed and counted alone, so that the result is that of `fl.engines.per_client`. The number of shards is fixed and their
@@ -32,12 +32,12 @@ def build(
     average_decay: float = 0.0,
     *,
     shards: int = 2,
-    users_at_once: int = 1,
+    clients_at_once: int = 1,
 ) -> Engine:
     """Federated averaging with SGD clients, many to a client value.
 
     A client value is <examples, rows, ends>: the batches of the shard's groups of U users one after another, [S, U, B,
-    ...] and int32 [S, U] (without the axis U for `users_at_once=1`), and the groups' ends in it, int32 [groups].
+    ...] and int32 [S, U] (without the axis U for `clients_at_once=1`), and the groups' ends in it, int32 [groups].
 
     Args:
       task: what is learned.
@@ -47,22 +47,22 @@ def build(
       server_optimizer: of `tff.learning.optimizers`; sees minus the mean update as the gradient.
       average_decay: see `fl.engines.averaging.build`.
       shards: client values a round, those that run at once: the number of cores of all workers.
-      users_at_once: U, clients of a shard trained together; 1: one after another.
+      clients_at_once: U, clients of a shard trained together; 1: one after another.
 
     Raises:
-      ValueError: a number is out of range; users_at_once is above 1 and the task does not stack, or the noise is exact;
-        or the task does not measure the accuracy that the aggregator is to release.
+      ValueError: a number is out of range; clients_at_once is above 1 and the task does not stack, or the noise is
+        exact; or the task does not measure the accuracy that the aggregator is to release.
     """
-    for name, value in (("shards", shards), ("users_at_once", users_at_once)):
+    for name, value in (("shards", shards), ("clients_at_once", clients_at_once)):
         checks.whole(name, value, 1, "give a whole number")
     averaging.check_accuracy(task, aggregator)
-    if users_at_once > 1 and isinstance(aggregator, ExactDPMean):
+    if clients_at_once > 1 and isinstance(aggregator, ExactDPMean):
         raise ValueError(
-            f"users_at_once is {users_at_once} with exact noise: use 1, for clients trained together share the shapes "
-            "of their products, and one more or less changes the last bits of the others"
+            f"clients_at_once is {clients_at_once} with exact noise: use 1, for clients trained together share the "
+            "shapes of their products, and one more or less changes the last bits of the others"
         )
-    if users_at_once > 1 and not task.stacks:
-        raise ValueError(f"users_at_once is {users_at_once} and this task takes no user axis: use 1")
+    if clients_at_once > 1 and not task.stacks:
+        raise ValueError(f"clients_at_once is {clients_at_once} and this task takes no user axis: use 1")
 
     def client_work(weights: Weights, state: dict[str, Any], shard: Any) -> Contribution:
         batches, ends = Batches(shard["examples"], shard["rows"]), shard["ends"]
@@ -86,7 +86,7 @@ def build(
         packed: Contribution = tf.nest.pack_sequence_as(form, total)
         return packed
 
-    users = () if users_at_once == 1 else (users_at_once,)
+    users = () if clients_at_once == 1 else (clients_at_once,)
     batches_type = averaging.batches_type(task, local.batch_size, users)
     value_type = tff.types.to_type(
         OrderedDict(
@@ -98,7 +98,7 @@ def build(
     def client_values(batches: Sequence[Batches]) -> list[Any]:
         for client in batches:
             _check(client, task, local.batch_size)
-        return [_shard([batches[i] for i in c], users_at_once, empty) for c in deal(batches, shards, users_at_once)]
+        return [_shard([batches[i] for i in c], clients_at_once, empty) for c in deal(batches, shards, clients_at_once)]
 
     return averaging.build(
         client_work, value_type, client_values, initial_weights, aggregator, server_optimizer, average_decay
@@ -123,35 +123,35 @@ def _names(arrays: Sequence[tuple[Any, Any]]) -> str:
     return ", ".join(f"{np.dtype(dtype).name} {list(shape)}" for dtype, shape in arrays)
 
 
-def deal(batches: Sequence[Batches], shards: int, users_at_once: int) -> list[list[int]]:
+def deal(batches: Sequence[Batches], shards: int, clients_at_once: int) -> list[list[int]]:
     """Which clients come into which shard, as positions in `batches`: every one once.
 
-    Clients of like length stand together in groups of `users_at_once`; the longest group goes first, each to the
+    Clients of like length stand together in groups of `clients_at_once`; the longest group goes first, each to the
     shard with the least to do. Clients without a step are left out: they contribute nothing.
 
     Returns:
-      For each shard its clients in order; every `users_at_once` of them are a group (the last may be smaller).
+      For each shard its clients in order; every `clients_at_once` of them are a group (the last may be smaller).
     """
     work = [(-len(client.rows), -int(client.rows.sum()), index) for index, client in enumerate(batches)]
     order = [index for steps, _, index in sorted(work) if steps]
     dealt: list[list[int]] = [[] for _ in range(shards)]
     load = [0] * shards
-    for begin in range(0, len(order), users_at_once):
-        group = order[begin : begin + users_at_once]
+    for begin in range(0, len(order), clients_at_once):
+        group = order[begin : begin + clients_at_once]
         least = load.index(min(load))
         dealt[least] += group
         load[least] += max(int(batches[index].rows.sum()) for index in group)
     return dealt
 
 
-def _shard(clients: list[Batches], users_at_once: int, empty: Batches) -> Any:
-    if users_at_once == 1:
+def _shard(clients: list[Batches], clients_at_once: int, empty: Batches) -> Any:
+    if clients_at_once == 1:
         groups = clients
     else:
-        filled = clients + [empty] * (-len(clients) % users_at_once)
-        groups = [_stack(filled[i : i + users_at_once]) for i in range(0, len(filled), users_at_once)]
+        filled = clients + [empty] * (-len(clients) % clients_at_once)
+        groups = [_stack(filled[i : i + clients_at_once]) for i in range(0, len(filled), clients_at_once)]
     if not groups:
-        groups = [empty if users_at_once == 1 else _stack([empty] * users_at_once)]
+        groups = [empty if clients_at_once == 1 else _stack([empty] * clients_at_once)]
     ends = np.cumsum([len(group.rows) for group in groups], dtype=np.int32)
     joined = tf.nest.map_structure(lambda *parts: np.concatenate(parts), *groups)
     return OrderedDict(examples=joined.examples, rows=joined.rows, ends=ends[ends > 0])

@@ -61,7 +61,7 @@ class Choices:
     """How to draw tokens.
 
     Attributes:
-      max_tokens: most tokens to draw, 1 to 2**31 - 1.
+      max_new_tokens: most tokens to draw, 1 to 2**31 - 1.
       temperature: 0 (greedy), or 1e-6 and more.
       top_k: draw from the k likeliest tokens only; 0 is all.
       seed: 0 to 2**64 - 1; equal seeds and requests, equal draws.
@@ -72,7 +72,7 @@ class Choices:
       ValueError: a value outside its range.
     """
 
-    max_tokens: int = 64
+    max_new_tokens: int = 64
     temperature: float = 1.0
     top_k: int = 0
     seed: int = 0
@@ -81,7 +81,7 @@ class Choices:
 
     def __post_init__(self) -> None:
         ranges = (
-            ("max_tokens", 1, 31),
+            ("max_new_tokens", 1, 31),
             ("top_k", 0, 31),
             ("seed", 0, 64),
             ("request", 0, 31),
@@ -193,7 +193,7 @@ def draw(
       ValueError: the logits are not finite.
     """
     seed = seed_words(choices.seed)
-    for i in range(choices.max_tokens):
+    for i in range(choices.max_new_tokens):
         if not np.isfinite(logits).all():
             raise ValueError(f"logits at position {position + i} are not finite: the model is damaged or diverged")
         words = random_words(seed, Stream.SAMPLE, choices.request, position + i)

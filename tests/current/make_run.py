@@ -48,7 +48,7 @@ clip = 0.5
 
 [run]
 rounds = 2
-users_at_once = 2
+clients_at_once = 2
 """
 
 

@@ -79,7 +79,7 @@ def test_the_logits_of_a_normalised_cifg_over_long_texts(run):
 def test_both_converters_files_give_the_same_tokens(run, exported):
     """50 seeds, in this environment's LiteRT runtime."""
     mine, locked = device.load(exported), device.load(run.parent / "locked.tflite")
-    texts = [[loaded.text("the king", seed=seed, max_tokens=24) for seed in range(50)] for loaded in (mine, locked)]
+    texts = [[loaded.text("the king", seed=seed, max_new_tokens=24) for seed in range(50)] for loaded in (mine, locked)]
     assert texts[0] == texts[1]
     assert len(set(texts[0])) > 25
 

@@ -47,7 +47,7 @@ count_stddev = 5.0
 rounds = 5
 evaluate_every = 2
 fixed_key = 1
-users_at_once = 2
+clients_at_once = 2
 """
 
 

@@ -50,7 +50,7 @@ def test_the_inputs_of_a_round_name_how_many_clients_are_trained_at_once():
     data: Any = SimpleNamespace(store=SimpleNamespace(digest="d"))
     parsed, weights = config.parse("", "test", ()), {"w": np.zeros(2)}
     eight, nine = (assembly.describe_inputs(parsed, data, weights, number) for number in (8, 9))
-    assert eight != nine and assembly.read_users_at_once(eight) == 8
+    assert eight != nine and assembly.read_clients_at_once(eight) == 8
     assert assembly.describe_inputs(parsed, data, {"w": np.ones(2)}, 8) != eight
     with pytest.raises(ValueError, match="the ledger's inputs are 'data', not those of fedspeak train"):
-        assembly.read_users_at_once("data")
+        assembly.read_clients_at_once("data")

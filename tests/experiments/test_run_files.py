@@ -97,7 +97,7 @@ def test_wherever_epsilon_of_a_fixed_key_is_shown_it_does_not_hold(whole, run, c
 
 def test_the_ledger_names_how_many_clients_are_trained_at_once(whole):
     inputs = {entry.facts["inputs"] for entry in Ledger.read(whole[0] / "ledger.jsonl").rounds}
-    assert [text.split()[1:] for text in inputs] == [["users_at_once=2"]]
+    assert [text.split()[1:] for text in inputs] == [["clients_at_once=2"]]
 
 
 @pytest.mark.parametrize("command", ["report", "evaluate"])

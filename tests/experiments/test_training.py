@@ -33,7 +33,7 @@ def choose(tmp_path, monkeypatch):
         plan = PrivacyPlan(Poisson(0.1), 60, 5, 1.0, FixedClip(0.5))
         notes: Any = Notes()
         parsed = config.parse("", "test", overrides)
-        chosen = training._users_at_once(
+        chosen = training._clients_at_once(
             RunFolder(tmp_path), parsed, RecurrentLanguageModel("si-cifg", 300, 8, 8), plan, {}, recorded, notes
         )
         return chosen, notes, len(measured)
@@ -45,12 +45,12 @@ def test_the_faster_way_is_measured_once_said_and_kept(choose, tmp_path):
     chosen, notes, measured = choose()
     assert (chosen, measured) == (8, 1)
     assert "trained at once: 8 (1 at once 0.50 s, 8 at once 0.25 s" in notes[0]
-    assert json.loads((tmp_path / "engine.json").read_text())["users_at_once"] == 8
+    assert json.loads((tmp_path / "engine.json").read_text())["clients_at_once"] == 8
     assert choose() == (8, [], 1)
 
 
 def test_the_config_fixes_it(choose, tmp_path):
-    assert choose(["run.users_at_once=3"]) == (3, [], 0)
+    assert choose(["run.clients_at_once=3"]) == (3, [], 0)
     assert not (tmp_path / "engine.json").exists()
 
 
@@ -63,11 +63,11 @@ def test_a_large_population_is_looked_at_in_part_the_same_part_every_time():
 
 def test_the_engine_of_the_rounds_in_the_ledger_stays(choose, tmp_path):
     choose()
-    assert choose(recorded="abc users_at_once=8") == (8, [], 1)
+    assert choose(recorded="abc clients_at_once=8") == (8, [], 1)
     (tmp_path / "engine.json").unlink()
-    chosen, notes, measured = choose(recorded="abc users_at_once=8")
+    chosen, notes, measured = choose(recorded="abc clients_at_once=8")
     assert (chosen, measured) == (8, 1) and "engine.json is missing: 8 clients of a shard" in notes[0]
-    assert json.loads((tmp_path / "engine.json").read_text()) == {"users_at_once": 8}
+    assert json.loads((tmp_path / "engine.json").read_text()) == {"clients_at_once": 8}
 
 
 @pytest.mark.parametrize("bit", range(7))
@@ -75,18 +75,18 @@ def test_another_engine_than_that_of_the_rounds_is_refused_with_the_fix(choose, 
     choose()
     path = tmp_path / "engine.json"
     flipped = bytearray(path.read_bytes())
-    flipped[flipped.index(b'"users_at_once": 8') + len(b'"users_at_once": ')] ^= 1 << bit
+    flipped[flipped.index(b'"clients_at_once": 8') + len(b'"clients_at_once": ')] ^= 1 << bit
     path.write_bytes(flipped)
-    with pytest.raises(ValueError, match="engine.json (says users_at_once .*|is damaged.*)") as caught:
-        choose(recorded="abc users_at_once=8")
+    with pytest.raises(ValueError, match="engine.json (says clients_at_once .*|is damaged.*)") as caught:
+        choose(recorded="abc clients_at_once=8")
     if flipped.decode().isascii() and "says" in str(caught.value):
         assert "were made with 8: delete it, the number is read from the ledger then" in str(caught.value)
 
 
 @pytest.mark.parametrize("value", ["0", "-8", "4097", "true", "8.0", '"8"', "null"])
 def test_an_engine_that_is_no_number_of_clients_is_refused(choose, tmp_path, value):
-    (tmp_path / "engine.json").write_text(f'{{"users_at_once": {value}}}')
-    with pytest.raises(ValueError, match="engine.json says users_at_once .*: restore it"):
+    (tmp_path / "engine.json").write_text(f'{{"clients_at_once": {value}}}')
+    with pytest.raises(ValueError, match="engine.json says clients_at_once .*: restore it"):
         choose()
 
 
@@ -102,12 +102,12 @@ def test_a_declared_population_far_from_the_data_is_said_to_the_operator():
 def test_exact_noise_trains_clients_one_by_one(tmp_path):
     plan = PrivacyPlan(Poisson(0.1), 1000, 5, 1.0, FixedClip(1.0), noise="exact")
     show: Any = Notes()
-    for overrides in ((), ("run.users_at_once=1",)):
+    for overrides in ((), ("run.clients_at_once=1",)):
         parsed = config.parse("", "test", overrides)
-        assert training._users_at_once(RunFolder(tmp_path), parsed, 9, plan, {}, None, show) == 1
-    with pytest.raises(ValueError, match='run.users_at_once is 8 with privacy.noise "exact": use 1, or leave it out'):
-        parsed = config.parse("", "test", ("run.users_at_once=8",))
-        training._users_at_once(RunFolder(tmp_path), parsed, 9, plan, {}, None, show)
+        assert training._clients_at_once(RunFolder(tmp_path), parsed, 9, plan, {}, None, show) == 1
+    with pytest.raises(ValueError, match='run.clients_at_once is 8 with privacy.noise "exact": use 1, or leave it out'):
+        parsed = config.parse("", "test", ("run.clients_at_once=8",))
+        training._clients_at_once(RunFolder(tmp_path), parsed, 9, plan, {}, None, show)
 
 
 def test_a_resume_with_other_kernels_is_said_and_recorded(tmp_path, monkeypatch):

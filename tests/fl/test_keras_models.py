@@ -155,7 +155,7 @@ def test_what_does_not_stack_is_said_in_one_line(layer, loss, reason, caplog):
             LocalSGD(0.1),
             UniformMean(),
             tff.learning.optimizers.build_sgdm(),
-            users_at_once=2,
+            clients_at_once=2,
         )
 
 
@@ -334,7 +334,7 @@ def test_the_usual_stock_process_gives_the_same_rounds():
         for number, cohort_rows in enumerate(([5, 3], [8, 1, 4], [2]))
     ]
     want = Stock(net, optimizer, None).train(rounds)
-    engine = cohort.build(net.task, net.weights, net.local, UniformMean(), optimizer, users_at_once=2)
+    engine = cohort.build(net.task, net.weights, net.local, UniformMean(), optimizer, clients_at_once=2)
     state = engine.process.initialize()
     for clients in rounds:
         state, _ = engine.process.next(state, engine.client_values(clients), np.array([0, 0], np.int64))

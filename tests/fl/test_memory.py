@@ -22,8 +22,8 @@ def resident_megabytes(pid: int) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("users_at_once", [1, 8])
-def test_a_long_run_neither_leaks_nor_traces_again(worker, tmp_path, users_at_once):
+@pytest.mark.parametrize("clients_at_once", [1, 8])
+def test_a_long_run_neither_leaks_nor_traces_again(worker, tmp_path, clients_at_once):
     """The tiny preset, 300 rounds of Poisson cohorts of changing size; memory of the process tree from round 50 on."""
     model = preset("tiny", 256)
     local = LocalSGD(0.5, 4, 1, 8, 8)
@@ -36,7 +36,7 @@ def test_a_long_run_neither_leaks_nor_traces_again(worker, tmp_path, users_at_on
         local,
         DPMean(plan),
         tff.learning.optimizers.build_sgdm(1.0, 0.9),
-        users_at_once=users_at_once,
+        clients_at_once=clients_at_once,
     )
     clients = [f"client-{i}" for i in range(plan.population)]
     federation = Federation(*engine[::3], plan, RunKeys.fixed(1), clients, data.__getitem__, local, "test")

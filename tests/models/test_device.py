@@ -1,5 +1,6 @@
 import dataclasses
 import itertools
+import json
 import subprocess
 import sys
 import zipfile
@@ -20,7 +21,7 @@ VOCABULARY = exported.vocabulary()
 @pytest.fixture(scope="module", params=["float32", "int8"])
 def path(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("device") / f"{request.param}.tflite"
-    export(MODEL, exported.weights(MODEL), VOCABULARY, path, request.param, max_prompt=8, max_tokens=40)
+    export(MODEL, exported.weights(MODEL), VOCABULARY, path, request.param, max_prompt=8, max_new_tokens=40)
     return path
 
 
@@ -35,14 +36,14 @@ def loaded(path):
 )
 def test_stream_gives_what_the_graph_gives(loaded, choices):
     for seed, prompt in enumerate(["", "the", "é"]):
-        arguments = {"max_tokens": 40, "stop_at_eos": False, "seed": seed, **choices}
+        arguments = {"max_new_tokens": 40, "stop_at_eos": False, "seed": seed, **choices}
         assert "".join(loaded.stream(prompt, **arguments)) == loaded.text(prompt, **arguments)
 
 
 def test_a_stream_can_be_continued(loaded):
     prompt = [BOS, *VOCABULARY.encode("the")]
-    whole = list(loaded.draw(prompt, Choices(max_tokens=30, seed=4)))
-    rest = list(loaded.draw([*prompt, *whole[:2]], Choices(max_tokens=28, seed=4)))
+    whole = list(loaded.draw(prompt, Choices(max_new_tokens=30, seed=4)))
+    rest = list(loaded.draw([*prompt, *whole[:2]], Choices(max_new_tokens=28, seed=4)))
     assert rest == whole[2:]
 
 
@@ -56,12 +57,12 @@ def test_long_prompts_are_read_to_the_end(loaded):
     *_, (shortened, _) = loaded.read(prompt[:-1])
     assert np.abs(logits - shortened).max() > 0.1
     with pytest.raises(ValueError, match="prompt: 14 tokens, but .* was exported for 8"):
-        loaded.text("and the other and another", max_tokens=3)
+        loaded.text("and the other and another", max_new_tokens=3)
 
 
 def test_seeds_and_requests_differ(loaded):
     texts = {
-        loaded.text("the", seed=seed, request=request, max_tokens=30, stop_at_eos=False)
+        loaded.text("the", seed=seed, request=request, max_new_tokens=30, stop_at_eos=False)
         for seed, request in itertools.product(range(3), range(3))
     }
     assert len(texts) == 9
@@ -69,7 +70,7 @@ def test_seeds_and_requests_differ(loaded):
 
 def test_the_end_of_a_sentence_ends_the_text(loaded):
     for seed in range(40):
-        tokens = list(loaded.draw([BOS], Choices(max_tokens=40, seed=seed, temperature=3.0, stop=EOS)))
+        tokens = list(loaded.draw([BOS], Choices(max_new_tokens=40, seed=seed, temperature=3.0, stop=EOS)))
         assert EOS not in tokens[:-1] and (tokens[-1] == EOS or len(tokens) == 40)
 
 
@@ -79,8 +80,8 @@ def test_bad_choices_are_refused_before_the_first_piece(loaded):
             function("", temperature=float("nan"))
         with pytest.raises(ValueError, match="lone surrogate"):
             function("\udcff")
-    with pytest.raises(ValueError, match="max_tokens: 41, but .* was exported for 40"):
-        loaded.text("", max_tokens=41)
+    with pytest.raises(ValueError, match="max_new_tokens: 41, but .* was exported for 40"):
+        loaded.text("", max_new_tokens=41)
 
 
 def byte_tokens(text):
@@ -158,7 +159,7 @@ def test_a_flipped_bit_anywhere_behind_the_model_is_refused_or_changes_nothing(p
 
 @pytest.mark.parametrize(
     "changes",
-    [{"max_prompt": 1000}, {"max_prompt": "64"}, {"max_tokens": 0}, {"flatbuffer_bytes": "x"}, {"config": {}}],
+    [{"max_prompt": 1000}, {"max_prompt": "64"}, {"max_new_tokens": 0}, {"flatbuffer_bytes": "x"}, {"config": {}}],
 )
 def test_facts_that_do_not_fit_are_refused(path, tmp_path, changes):
     facts, vocabulary = tflite_file.read(path)
@@ -193,8 +194,19 @@ def test_neither_tensorflow_nor_tff_is_imported(path):
     code = f"""
 import sys
 from models import device
-assert "".join(device.load({str(path)!r}).stream("the", max_tokens=5))
+assert "".join(device.load({str(path)!r}).stream("the", max_new_tokens=5))
 heavy = {{"tensorflow", "tensorflow_federated", "keras", "sentencepiece", "scipy"}} & set(sys.modules)
 assert not heavy, heavy
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_a_file_of_version_0_1_is_read(path, tmp_path):
+    facts, vocabulary = tflite_file.read(path)
+    old = {name: value for name, value in dataclasses.asdict(facts).items() if name != "max_new_tokens"}
+    with open(tmp_path / "old.tflite", "w+b") as file:
+        file.write(path.read_bytes()[: facts.flatbuffer_bytes])
+        with zipfile.ZipFile(file, "a") as archive:
+            archive.writestr("model.json", json.dumps({"format": "fedspeak model 1", "max_tokens": 40, **old}))
+            archive.writestr("vocabulary.json", vocabulary.to_json())
+    assert tflite_file.read(tmp_path / "old.tflite") == (facts, vocabulary)

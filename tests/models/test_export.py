@@ -29,7 +29,7 @@ def paths(tmp_path_factory):
     folder = tmp_path_factory.mktemp("export")
     paths = {precision: folder / f"{precision}.tflite" for precision in tflite_file.PRECISIONS}
     for precision, path in paths.items():
-        export(MODEL, WEIGHTS, VOCABULARY, path, precision, max_prompt=16, max_tokens=48)
+        export(MODEL, WEIGHTS, VOCABULARY, path, precision, max_prompt=16, max_new_tokens=48)
     return paths
 
 
@@ -58,7 +58,7 @@ def test_parity(paths):
 def test_every_architecture_exports(tmp_path):
     model = exported.model(cell="cifg", layer_norm=True, output_bias=True, units=20)
     weights = exported.weights(model, seed=1)
-    export(model, weights, VOCABULARY, tmp_path / "m.tflite", max_prompt=4, max_tokens=8)
+    export(model, weights, VOCABULARY, tmp_path / "m.tflite", max_prompt=4, max_new_tokens=8)
     (result,) = check_parity(model, weights, [tmp_path / "m.tflite"], sequences=6)
     assert result.passed and result.equal_to_model == 6
 
@@ -118,7 +118,7 @@ class _WithoutLiteRT:
 # TensorFlow 2.18 and later say that theirs is deprecated for ai-edge-litert, which is what we use first.
 @pytest.mark.filterwarnings("ignore:(?s).*tf.lite.Interpreter is deprecated")
 def test_tensorflow_s_own_interpreter_gives_the_same_tokens(float32_path, monkeypatch):
-    requests = [([BOS], Choices(max_tokens=20, seed=seed)) for seed in range(5)]
+    requests = [([BOS], Choices(max_new_tokens=20, seed=seed)) for seed in range(5)]
     pinned = device.load(float32_path)
     expected = [pinned.draw_in_graph(*request)["tokens"].tolist() for request in requests]
     for name in [name for name in sys.modules if name.partition(".")[0] == "ai_edge_litert"]:
@@ -165,7 +165,7 @@ class OffByOne(Decoder):
 @pytest.mark.parametrize("planted", [StaleState, SharedStream, OffByOne])
 def test_parity_fails_a_faulty_file(planted, tmp_path, monkeypatch):
     monkeypatch.setattr(export_module, "Decoder", planted)
-    export(MODEL, WEIGHTS, VOCABULARY, tmp_path / "m.tflite", max_prompt=4, max_tokens=12)
+    export(MODEL, WEIGHTS, VOCABULARY, tmp_path / "m.tflite", max_prompt=4, max_new_tokens=12)
     (result,) = check_parity(MODEL, WEIGHTS, [tmp_path / "m.tflite"], sequences=9)
     assert not result.passed
     assert result.random_bits_equal == (planted is StaleState)
@@ -209,7 +209,7 @@ def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
     [
         ({"precision": "int4"}, "precision: 'int4' is not one of float32, float16, int8"),
         ({"max_prompt": 0}, "max_prompt: 0 is not a positive whole number"),
-        ({"max_tokens": True}, "max_tokens: True is not a positive whole number"),
+        ({"max_new_tokens": True}, "max_new_tokens: True is not a positive whole number"),
         (
             {"model": replace(MODEL, vocabulary_size=300)},
             "vocabulary of 269 tokens, but the model was built for 300",

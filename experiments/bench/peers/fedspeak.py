@@ -128,9 +128,9 @@ def peer(asked: Request, workload: Workload, recorder: Recorder) -> None:
     task, weights = _task(workload), _turned(workload.weights)
     local, aggregator = LocalSGD(settings.learning_rate, settings.batch_size), _aggregator(asked, workload)
 
-    def build(users_at_once: int) -> Engine:
+    def build(clients_at_once: int) -> Engine:
         server = tff.learning.optimizers.build_sgdm(1.0)
-        return cohort_engine.build(task, weights, local, aggregator, server, users_at_once=users_at_once)
+        return cohort_engine.build(task, weights, local, aggregator, server, clients_at_once=clients_at_once)
 
     with local_runtime():
         # As `fedspeak train` chooses.

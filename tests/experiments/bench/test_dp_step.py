@@ -74,7 +74,7 @@ def test_failures_are_named_and_the_others_go_on(run_fakes):
 
 def test_the_command_says_what_is_not_installed(tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "ROOT", tmp_path)
-    arguments = ["--task", "linear", "--peer", "opacus", "--processes", "1", "--out", str(tmp_path / "out")]
+    arguments = ["--task", "linear", "--peer", "opacus", "--processes", "1", "--output", str(tmp_path / "out")]
     done = CliRunner().invoke(dp_step.dp_step, arguments)
     assert done.exit_code == 0, done.output
     assert "opacus: not installed: make bench-peers." in done.output

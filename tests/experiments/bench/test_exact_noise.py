@@ -9,7 +9,7 @@ from experiments.bench import exact_noise as bench
 @pytest.mark.slow
 def test_the_bench_writes_its_figures(tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "CASES", bench.CASES[:1])
-    done = CliRunner().invoke(bench.exact_noise, ["--rounds", "2", "--clients", "3", "--out", str(tmp_path)])
+    done = CliRunner().invoke(bench.exact_noise, ["--rounds", "2", "--clients", "3", "--output", str(tmp_path)])
     assert done.exit_code == 0, done.output
     (row,) = json.loads((tmp_path / "results.json").read_text())["rows"]
     assert (row["preset"], row["weights"], row["clients"]) == ("tiny", 227_904, 3)

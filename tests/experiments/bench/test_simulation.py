@@ -128,7 +128,7 @@ def test_private_weights_are_compared_without_noise_and_noise_is_looked_for(run_
 
 def test_the_command_says_what_is_not_installed(tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "ROOT", tmp_path)
-    arguments = ["--case", "logistic", "--peer", "fedjax", "--rounds", "3", "--out", str(tmp_path / "out")]
+    arguments = ["--case", "logistic", "--peer", "fedjax", "--rounds", "3", "--output", str(tmp_path / "out")]
     done = CliRunner().invoke(simulation, arguments)
     assert done.exit_code == 0, done.output
     assert "fedjax: not installed: make bench-peers." in done.output

@@ -10,7 +10,7 @@ MODEL = exported.model()
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
     path = tmp_path_factory.mktemp("commands") / "model.tflite"
-    export(MODEL, exported.weights(MODEL), exported.vocabulary(), path, max_prompt=8, max_tokens=16)
+    export(MODEL, exported.weights(MODEL), exported.vocabulary(), path, max_prompt=8, max_new_tokens=16)
     return path
 
 
@@ -23,11 +23,11 @@ def run(capfd, *arguments):
 
 
 def test_generate(path, capfd):
-    code, out, err = run(capfd, "generate", path, "--prompt", "the", "--max-tokens", 10, "--count", 2, "--seed", 3)
+    code, out, err = run(capfd, "generate", path, "--prompt", "the", "--max-new-tokens", 10, "--count", 2, "--seed", 3)
     assert (code, err) == (0, "")
     assert out.endswith("\n") and out.startswith("the") and "\nthe" in out
-    assert run(capfd, "generate", path, "--prompt", "the", "--max-tokens", 10, "--count", 2, "--seed", 3)[1] == out
-    assert run(capfd, "generate", path, "--prompt", "the", "--max-tokens", 10, "--count", 2, "--seed", 4)[1] != out
+    assert run(capfd, "generate", path, "--prompt", "the", "--max-new-tokens", 10, "--count", 2, "--seed", 3)[1] == out
+    assert run(capfd, "generate", path, "--prompt", "the", "--max-new-tokens", 10, "--count", 2, "--seed", 4)[1] != out
     assert run(capfd, "generate", path)[0] == 0
 
 
@@ -37,7 +37,7 @@ def test_generate(path, capfd):
         (["--temperature", "nan"], "temperature: nan"),
         (["--temperature", "-1"], "temperature: -1.0"),
         (["--top-k", "-1"], "top_k: -1"),
-        (["--max-tokens", "0"], "max_tokens: 0"),
+        (["--max-new-tokens", "0"], "max_new_tokens: 0"),
         (["--seed", "-1"], "seed: -1"),
         (["--prompt", "\udcff"], "lone surrogate"),
     ],

@@ -138,7 +138,7 @@ def test_training_on_workers_equals_training_here(request, tmp_path):
     """One worker is killed, then the other; resumed with a new one, then without any, recycling all the while."""
     config = str(request.getfixturevalue("folder") / "config.toml")
     driver, theirs = tunnel.make_certificates(tmp_path / "certificates")
-    settings = ["--set", "run.users_at_once=1"]
+    settings = ["--set", "run.clients_at_once=1"]
     here, there = tmp_path / "here", tmp_path / "there"
     code, _, err = finish(start("train", config, "--output", str(here), *settings))
     assert code == 0, err

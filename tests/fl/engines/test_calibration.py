@@ -14,10 +14,10 @@ def calibrate(task, weights=None, built=None, given=None, clients=100.0):
     weights = weights or bigram.initial_weights()
     optimizer = tff.learning.optimizers.build_sgdm(1.0)
 
-    def build(users_at_once):
+    def build(clients_at_once):
         if built is not None:
-            built.append(users_at_once)
-        engine = cohort.build(task, weights, LOCAL, UniformMean(), optimizer, users_at_once=users_at_once)
+            built.append(clients_at_once)
+        engine = cohort.build(task, weights, LOCAL, UniformMean(), optimizer, clients_at_once=clients_at_once)
 
         def client_values(clients):
             if given is not None:

@@ -52,10 +52,10 @@ def build(**changes) -> Engine:
     ("settings", "message"),
     [
         ({"shards": 0}, "shards must be a whole number of at least 1, got 0"),
-        ({"users_at_once": 0}, "users_at_once must be a whole number of at least 1, got 0"),
-        ({"users_at_once": 1.5}, "users_at_once must be .*, got 1.5"),
-        ({"users_at_once": "8"}, "users_at_once must be .*, got '8'"),
-        ({"users_at_once": 2}, "no user axis"),
+        ({"clients_at_once": 0}, "clients_at_once must be a whole number of at least 1, got 0"),
+        ({"clients_at_once": 1.5}, "clients_at_once must be .*, got 1.5"),
+        ({"clients_at_once": "8"}, "clients_at_once must be .*, got '8'"),
+        ({"clients_at_once": 2}, "no user axis"),
         ({"average_decay": 1.0}, "average_decay is 1.0"),
         ({"initial_weights": {"table": np.zeros(3)}}, "initial weight table is float64: give a float32 array"),
         ({"initial_weights": {"table": [0.0]}}, "initial weight table is <class 'list'>: give a float32 array"),
@@ -66,9 +66,9 @@ def test_errors(settings, message):
         build(**settings)
 
 
-@pytest.mark.parametrize("users_at_once", [1, 3])
-def test_batches_of_another_kind_are_refused(users_at_once):
-    engine = build(task=LanguageModelling(bigram.token_losses, 5, stacks=True), users_at_once=users_at_once)
+@pytest.mark.parametrize("clients_at_once", [1, 3])
+def test_batches_of_another_kind_are_refused(clients_at_once):
+    engine = build(task=LanguageModelling(bigram.token_losses, 5, stacks=True), clients_at_once=clients_at_once)
     examples, rows = np.ones((2, 4, 6), np.int32), np.full(2, 4, np.int32)
     assert len(engine.client_values([Batches(examples, rows)])) == 2
     for batches, message in (

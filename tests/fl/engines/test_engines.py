@@ -28,8 +28,8 @@ TASK = LanguageModelling(bigram.token_losses, 5, stacks=True)
 ENGINES = {
     "per client": per_client.build,
     "one after another": partial(cohort.build, shards=2),
-    "three at once": partial(cohort.build, shards=2, users_at_once=3),
-    "all in one": partial(cohort.build, shards=1, users_at_once=8),
+    "three at once": partial(cohort.build, shards=2, clients_at_once=3),
+    "all in one": partial(cohort.build, shards=1, clients_at_once=8),
 }
 
 pytestmark = pytest.mark.usefixtures("worker")
@@ -87,7 +87,7 @@ EXACT = PrivacyPlan(Poisson(0.5), 12, 5, 0.7, FixedClip(0.7), noise="exact")
 
 
 def test_exact_noise_needs_clients_trained_one_by_one():
-    with pytest.raises(ValueError, match="users_at_once is 3 with exact noise: use 1"):
+    with pytest.raises(ValueError, match="clients_at_once is 3 with exact noise: use 1"):
         make(ENGINES["three at once"], ExactDPMean(EXACT))
 
 
@@ -323,6 +323,6 @@ def test_padding_is_counted(at_once, padding):
     local = LocalSGD(0.1, 4, 1, 5, 64)
     clients = [local.batches(np.full((count, 6), 1, np.int32), 0, 0) for count in (9, 9, 5, 1)]
     optimizer = tff.learning.optimizers.build_sgdm(1.0)
-    settings = {"shards": 1, "users_at_once": at_once}
+    settings = {"shards": 1, "clients_at_once": at_once}
     engine = cohort.build(TASK, bigram.initial_weights(), local, UniformMean(), optimizer, **settings)
     assert train(engine, [clients])[1]["operator"]["padding"] == pytest.approx(padding)

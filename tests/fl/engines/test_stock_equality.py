@@ -34,7 +34,7 @@ AGGREGATIONS = ("uniform", "examples", "fixed clip", "adaptive clip")
 ENGINES = {
     "per client": per_client.build,
     "one after another": partial(cohort.build, shards=2),
-    "three at once": partial(cohort.build, shards=2, users_at_once=3),
+    "three at once": partial(cohort.build, shards=2, clients_at_once=3),
 }
 NETS: dict[str, Callable[[], Net]] = {
     "dense": lambda: stock.of_keras(stock.DENSE),

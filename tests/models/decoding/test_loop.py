@@ -36,7 +36,7 @@ def arguments(prompt, choices):
         "request": np.array(choices.request, np.int32),
         "temperature": np.array(choices.temperature, np.float32),
         "top_k": np.array(choices.top_k, np.int32),
-        "max_new": np.array(choices.max_tokens, np.int32),
+        "max_new": np.array(choices.max_new_tokens, np.int32),
         "stop": np.array(choices.stop, np.int32),
     }
 
@@ -49,7 +49,7 @@ def by_oracle(prompt, choices):
         choices.request,
         choices.temperature,
         choices.top_k,
-        choices.max_tokens,
+        choices.max_new_tokens,
         choices.stop,
     )
     assert least > 1e-7, "a draw too near to a boundary to be decided in float64: take another seed"
@@ -65,12 +65,12 @@ def by_numpy(prompt, choices, table=TABLE):
 
 
 CASES = [
-    Choices(max_tokens=20, seed=1),
-    Choices(max_tokens=13, seed=2**64 - 1, request=5, temperature=0.5),
-    Choices(max_tokens=20, seed=3, request=2**31 - 1, top_k=3),
-    Choices(max_tokens=20, seed=4, temperature=0),
-    Choices(max_tokens=20, seed=5, temperature=2.0, stop=4),
-    Choices(max_tokens=1, seed=6),
+    Choices(max_new_tokens=20, seed=1),
+    Choices(max_new_tokens=13, seed=2**64 - 1, request=5, temperature=0.5),
+    Choices(max_new_tokens=20, seed=3, request=2**31 - 1, top_k=3),
+    Choices(max_new_tokens=20, seed=4, temperature=0),
+    Choices(max_new_tokens=20, seed=5, temperature=2.0, stop=4),
+    Choices(max_new_tokens=1, seed=6),
 ]
 
 
@@ -99,7 +99,7 @@ def in_graph():
 
 
 def test_ends_after_the_stop_token_only(in_graph):
-    texts = [in_graph([3, 1], Choices(max_tokens=20, seed=seed, temperature=2.0, stop=4)) for seed in range(30)]
+    texts = [in_graph([3, 1], Choices(max_new_tokens=20, seed=seed, temperature=2.0, stop=4)) for seed in range(30)]
     assert any(len(text) < 20 for text in texts)
     for text in texts:
         assert 4 not in text[:-1]
@@ -109,8 +109,8 @@ def test_ends_after_the_stop_token_only(in_graph):
 def continues(function, seeds=20):
     """Drawing on from prompt and half of the text must give the other half: nothing but positions decides."""
     for seed in range(seeds):
-        whole = function([3, 1], Choices(max_tokens=20, seed=seed))
-        half = function([3, 1, *whole[:10]], Choices(max_tokens=10, seed=seed))
+        whole = function([3, 1], Choices(max_new_tokens=20, seed=seed))
+        half = function([3, 1, *whole[:10]], Choices(max_new_tokens=10, seed=seed))
         if half != whole[10:]:
             return False
     return True
@@ -122,7 +122,7 @@ def test_a_text_can_be_continued(in_graph):
     def off_by_one(prompt, choices):
         """Planted: positions counted from the end of the prompt."""
         last, text = list(prompt[-2:]), []
-        for i in range(choices.max_tokens):
+        for i in range(choices.max_new_tokens):
             words = host.random_words(host.seed_words(choices.seed), Stream.SAMPLE, choices.request, i)
             text.append(int(host.sample(host.process(TABLE[last[0], last[1]], 1.0, 0), words)))
             last = [last[1], text[-1]]
@@ -137,7 +137,7 @@ def test_a_text_can_be_continued(in_graph):
 
 
 def test_longer_than_the_noise_is_cut(in_graph):
-    assert len(in_graph([3, 1], Choices(max_tokens=1000, seed=0))) == LONGEST
+    assert len(in_graph([3, 1], Choices(max_new_tokens=1000, seed=0))) == LONGEST
 
 
 def test_logits_that_are_not_finite():
