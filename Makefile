@@ -7,7 +7,7 @@ MAKEFLAGS += --no-print-directory
 
 PY := .venv/bin/python
 # Tests of commands that need no TFF.
-WITHOUT_TFF := $(addprefix tests/experiments/, test_assembly.py test_baselines.py test_cli.py test_config.py test_data.py test_extras.py \
+WITHOUT_TFF := $(addprefix tests/experiments/, test_assembly.py test_baselines.py test_cli.py test_config_file.py test_data.py test_extras.py \
 	test_intervals.py test_results.py commands/test_device.py commands/test_doctor.py commands/test_privacy.py reproduce) tests/test_build.py tests/test_house.py
 PACKAGES := fl privacy models experiments
 

@@ -6,9 +6,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
-from experiments.config import Config
+from experiments.config import ADAPTIVITY, MOMENTUM, SAMPLING_PROBABILITY, Config
 from experiments.data import Data
 from fl.aggregation import Aggregator, DPMean, ExampleWeightedMean, UniformMean
 from fl.exact_mean import ExactDPMean
@@ -34,7 +35,7 @@ def build_model(config: Config, vocabulary_size: int) -> Any:
 
 def build_local_sgd(config: Config) -> LocalSGD:
     """Builds the local training of a client."""
-    return LocalSGD(**dataclasses.asdict(config.clients))
+    return LocalSGD(**msgspec.structs.asdict(config.clients))
 
 
 def build_sampling(config: Config) -> Sampling:
@@ -42,7 +43,9 @@ def build_sampling(config: Config) -> Sampling:
     section = config.cohort
     match section.sampler:
         case "poisson":
-            return Poisson(0.1 if section.rate is None else section.rate)
+            return Poisson(
+                SAMPLING_PROBABILITY if section.sampling_probability is None else section.sampling_probability
+            )
         case "fixed-size":
             if section.size is None:
                 raise ValueError('cohort.size is missing: cohort.sampler = "fixed-size" needs it')
@@ -73,21 +76,22 @@ def build_plan(
             "privacy.epsilon and privacy.noise_multiplier are both set: one follows from the other, drop one"
         )
     private = section.epsilon is not None or (section.noise_multiplier or 0) > 0
-    if (private or section.clip is not None) and config.server.weighting != "uniform":
+    if (private or section.clip_norm is not None) and config.server.weighting != "uniform":
         raise ValueError(
             'server.weighting is "examples" with privacy: a client with much text would move the mean by more than '
             'clip and noise cover; use "uniform"'
         )
     clip: FixedClip | AdaptiveClip | None = None
-    if section.clip is not None:
-        clip = FixedClip(section.clip)
+    if section.clip_norm is not None:
+        clip = FixedClip(section.clip_norm)
         if section.clip_quantile is not None:
-            rate = 0.2 if section.clip_learning_rate is None else section.clip_learning_rate
-            clip = AdaptiveClip(section.clip, section.clip_quantile, rate, section.count_stddev)
+            clip = AdaptiveClip(section.clip_norm, section.clip_quantile, count_stddev=section.clip_count_stddev)
+            if section.clip_learning_rate is not None:
+                clip = dataclasses.replace(clip, learning_rate=section.clip_learning_rate)
     elif section.clip_quantile is not None:
-        raise ValueError("privacy.clip_quantile needs privacy.clip, the clip norm of the first round: set it")
+        raise ValueError("privacy.clip_quantile needs privacy.clip_norm, the clip norm of the first round: set it")
     elif private:
-        raise ValueError("privacy.clip is missing: without a clip norm no noise protects a client")
+        raise ValueError("privacy.clip_norm is missing: without a clip norm no noise protects a client")
     plan = PrivacyPlan(
         sampling=build_sampling(config),
         population=population if config.cohort.population is None else config.cohort.population,
@@ -99,7 +103,9 @@ def build_plan(
         population_declared=config.cohort.population is not None,
     )
     if plan.expected_cohort < 1:
-        raise ValueError(f"cohort.rate gives {plan.expected_cohort:.3g} clients a round on average: raise it")
+        raise ValueError(
+            f"cohort.sampling_probability gives {plan.expected_cohort:.3g} clients a round on average: raise it"
+        )
     if section.epsilon is not None:
         plan = _with_noise_for(section.epsilon, plan, noise_multiplier)
     if section.noise == "exact" and not private:
@@ -151,10 +157,10 @@ def build_server_optimizer(config: Config) -> Any:
     import tensorflow_federated as tff
 
     section, kinds = config.server, tff.learning.optimizers
-    epsilon = 0.001 if section.epsilon is None else section.epsilon
+    epsilon = ADAPTIVITY if section.epsilon is None else section.epsilon
     match section.optimizer:
         case "momentum":
-            return kinds.build_sgdm(section.learning_rate, 0.9 if section.momentum is None else section.momentum)
+            return kinds.build_sgdm(section.learning_rate, MOMENTUM if section.momentum is None else section.momentum)
         case "adam":
             return kinds.build_adam(section.learning_rate, epsilon=epsilon)
         case "yogi":

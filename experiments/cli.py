@@ -37,6 +37,7 @@ _COMMANDS = {
         "Epsilon, noise or rounds, any one from the others.",
     ),
     "data": ("experiments.commands.runs", "data", "Build the token store of a config and say what is in it."),
+    "config": ("experiments.commands.config", "config", "Describe all keys of a configuration, for editors."),
     "worker": ("experiments.commands.workers", "worker", "Compute for another host's train --workers."),
     "certificates": (
         "experiments.commands.workers",

@@ -1,13 +1,13 @@
 """From a config to data: public text, vocabulary, token store, three disjoint sets of clients."""
 
 import contextlib
-import dataclasses
 import filecmp
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from experiments.config import Config
@@ -137,7 +137,7 @@ def absolute(config: Config) -> Config:
         return config
     public = tuple(str(Path(name).absolute()) for name in data.public)
     path = str(Path(data.path).absolute()) if data.path else ""
-    return dataclasses.replace(config, data=dataclasses.replace(data, path=path, public=public))
+    return msgspec.structs.replace(config, data=msgspec.structs.replace(data, path=path, public=public))
 
 
 def sources(config: Config) -> tuple[Source, Iterable[str], tuple[str, ...]]:

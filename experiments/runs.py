@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import config as configs
+from experiments import config_file
 from experiments.config import Config
 from experiments.display import no_notices
 from fl.rounds import RoundLog
@@ -112,7 +112,7 @@ class RunFolder:
             )
         is_new = not self.path.exists()
         make_private_folder(self.path)
-        text = configs.dump(config).encode()
+        text = config_file.dump(config).encode()
         try:
             write_private(self.config_digest, hashlib.sha256(text).hexdigest().encode())
             write_private(self.config, text)
@@ -176,7 +176,7 @@ class RunFolder:
                 f"{self.config} was changed after the run began: its rounds were made under another config; undo the "
                 "change, or start a new run with it"
             )
-        return configs.parse(text.decode(), str(self.config))
+        return config_file.parse(text.decode(), str(self.config))
 
     def require_trained(self) -> None:
         """Raises FileNotFoundError unless the run is finished."""

@@ -1,11 +1,11 @@
 """One run, from its config to a trained model in its folder; resumable at any point."""
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from experiments import assembly, data, warm_start
@@ -157,7 +157,7 @@ def _federated(
         show.note(f"TFF worker: process {runtime.worker.pid}, port {runtime.worker.port}, {reach}")
         clients_at_once = _clients_at_once(run, config, model, plan, public_weights, recorded, show)
         shards = config.run.shards * (1 if hosts is None else len(hosts))
-        spread = dataclasses.replace(config, run=dataclasses.replace(config.run, shards=shards))
+        spread = msgspec.structs.replace(config, run=msgspec.structs.replace(config.run, shards=shards))
         engine = assembly.build_engine(spread, model, public_weights, plan, clients_at_once)
         if hosts is not None:
             engine = hosts.spread(engine)

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import click
 
-from experiments import config as configs
-from experiments import extras
+from experiments import config_file, extras
 from experiments.display import ConsoleDisplay
 from experiments.provenance import command_line
 from experiments.runs import RunFolder, load_trained
@@ -31,7 +30,7 @@ def demo(output: Path) -> None:
 
     show, run = ConsoleDisplay(), RunFolder(output)
     if not run.config.exists():
-        run.create(configs.load("demo"))
+        run.create(config_file.load("demo"))
     elif run.weights.exists():
         show.note(f"{output} holds a finished demo: only its results are made anew (delete it to train again)")
     require_writable(output)

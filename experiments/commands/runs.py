@@ -7,8 +7,7 @@ from typing import Any
 
 import click
 
-from experiments import config as configs
-from experiments import extras
+from experiments import config_file, extras
 from experiments.display import ConsoleDisplay
 from experiments.provenance import command_line
 from experiments.runs import RunFolder
@@ -78,7 +77,7 @@ def train(
         from experiments.data import absolute
 
         assert config is not None
-        settings = absolute(configs.load(config, _with_strict(overrides, strict)))
+        settings = absolute(config_file.load(config, _with_strict(overrides, strict)))
         run = RunFolder(output or Path("runs") / f"{Path(config).stem}-{datetime.now():%Y%m%d-%H%M%S}")
         is_new_folder = run.create(settings)
     from experiments import results, training
@@ -182,5 +181,5 @@ def data(config: str, overrides: tuple[str, ...], strict: bool) -> None:
     extras.require("models")
     from experiments.data import describe, prepare
 
-    settings = configs.load(config, _with_strict(overrides, strict))
+    settings = config_file.load(config, _with_strict(overrides, strict))
     click.echo(describe(prepare(settings, None)))

@@ -1,9 +1,9 @@
 """How much of a private run's result is luck: its rounds again, with other noise and other cohorts."""
 
-import dataclasses
 from pathlib import Path
 
 import click
+import msgspec
 
 from experiments import extras
 from experiments.config import Config
@@ -33,7 +33,9 @@ def noise_seeds(run: Path, seeds: int, output: Path | None) -> None:
     evaluations = []
     for seed in range(1, seeds + 1):
         repeated = RunFolder(folder / f"seed-{seed}")
-        _begin(repeated, source, dataclasses.replace(config, run=dataclasses.replace(config.run, fixed_key=seed)))
+        _begin(
+            repeated, source, msgspec.structs.replace(config, run=msgspec.structs.replace(config.run, fixed_key=seed))
+        )
         if not repeated.weights.exists():
             show.note(f"repetition {seed} of {seeds}")
             training.train(repeated, command_line(), show)

@@ -35,13 +35,13 @@ sequence_length = 8
 max_sequences = 8
 
 [cohort]
-rate = 0.4
+sampling_probability = 0.4
 
 [privacy]
 noise_multiplier = 1.0
-clip = 0.5
+clip_norm = 0.5
 clip_quantile = 0.5
-count_stddev = 5.0
+clip_count_stddev = 5.0
 
 [run]
 rounds = 5

@@ -1,13 +1,13 @@
-import dataclasses
 import json
 import os
 import shutil
 
+import msgspec
 import numpy as np
 import pytest
 
 from experiments import data
-from experiments.config import parse
+from experiments.config_file import parse
 
 
 @pytest.fixture
@@ -58,9 +58,9 @@ def test_the_vocabulary_is_learned_from_public_text_alone_and_kept(config, tmp_p
 def test_public_text_inside_a_folder_of_clients_is_refused(config, tmp_path):
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.txt").write_text("a\n")
-    wrong = dataclasses.replace(config.data, source="folder", path="texts", public=("texts/a.txt",))
+    wrong = msgspec.structs.replace(config.data, source="folder", path="texts", public=("texts/a.txt",))
     with pytest.raises(ValueError, match="which is clients' text"):
-        data.sources(dataclasses.replace(config, data=wrong))
+        data.sources(msgspec.structs.replace(config, data=wrong))
 
 
 @pytest.mark.parametrize("place", [shutil.copy, os.link, os.symlink])
@@ -72,9 +72,9 @@ def test_a_copy_of_clients_text_is_not_public(config, tmp_path, place, source):
         theirs = "texts/deep/a.txt"
         (tmp_path / theirs).write_text("mine alone\n")
     place(tmp_path / theirs, tmp_path / "copy.txt")
-    wrong = dataclasses.replace(config.data, source=source, path=theirs.partition("/")[0], public=("copy.txt",))
+    wrong = msgspec.structs.replace(config.data, source=source, path=theirs.partition("/")[0], public=("copy.txt",))
     with pytest.raises(ValueError, match="copy.txt, which is clients' text"):
-        data.sources(dataclasses.replace(config, data=wrong))
+        data.sources(msgspec.structs.replace(config, data=wrong))
 
 
 def test_the_store_is_for_the_operator_only(config, tmp_path):

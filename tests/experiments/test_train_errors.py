@@ -75,7 +75,7 @@ def test_a_mistake_deletes_nothing_of_the_users(folder, tmp_path, refuse):
     mine.mkdir()
     (mine / "note.txt").write_text("keep")
     config = str(folder / "config.toml")
-    assert "sampling rate" in refuse("train", config, "--output", str(mine), "--set", "cohort.rate=2")
+    assert "must be" in refuse("train", config, "--output", str(mine), "--set", "cohort.sampling_probability=2")
     assert [path.name for path in mine.iterdir()] == ["note.txt"]
     for name in ("vocabulary.json", "weights.npz", "checkpoints"):
         (mine / name).touch()
@@ -107,27 +107,27 @@ def test_resuming_with_a_changed_config_is_refused(folder, whole, refuse):
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("clients.learning_rate=nan", "clients.learning_rate is nan: a finite number is needed"),
-        ("clients.learning_rate=0", "clients.learning_rate is 0.0: a positive number is needed"),
-        ("server.learning_rate=-1", "server.learning_rate is -1.0: a positive number is needed"),
-        ("privacy.clip=0", "clip norm"),
-        ("privacy.clip=-1", "clip norm"),
-        ("privacy.noise_multiplier=-1", "noise multiplier"),
+        ("clients.learning_rate=nan", "clients.learning_rate = nan: must be a positive number"),
+        ("clients.learning_rate=0", "clients.learning_rate = 0: must be a positive number"),
+        ("server.learning_rate=-1", "server.learning_rate = -1: must be a positive number"),
+        ("privacy.clip_norm=0", "privacy.clip_norm = 0: must be a positive number"),
+        ("privacy.clip_norm=-1", "privacy.clip_norm = -1: must be a positive number"),
+        ("privacy.noise_multiplier=-1", "privacy.noise_multiplier = -1: must be"),
         ("privacy.noise_multiplier=1e30", "noise multiplier must lie in [1e-6, 1e8]"),
-        ("privacy.delta=1", "delta"),
+        ("privacy.delta=1", "privacy.delta = 1: must be"),
         ("privacy.epsilon=2", "privacy.epsilon and privacy.noise_multiplier are both set"),
         ("server.weighting=examples", "use \"uniform\""),
-        ("cohort.rate=1.5", "sampling rate"),
-        ("server.epsilon=0.1", "server.epsilon is 0.1 and has no effect"),
-        ("server.momentum=1", "server.momentum is 1.0"),
-        ("cohort.size=3", 'cohort.size is 3 and has no effect with "poisson"'),
-        ("cohort.sampler=cyclic", "cohort.rate is 0.4 and has no effect"),
-        ("data.split=train", "data.split is"),
-        ("data.held_out=1", "data.held_out is 1.0"),
+        ("cohort.sampling_probability=1.5", "cohort.sampling_probability = 1.5: must be"),
+        ("server.epsilon=0.1", "server.epsilon = 0.1 has no effect"),
+        ("server.momentum=1", "server.momentum = 1: must be a finite number, at least 0 and below 1"),
+        ("cohort.size=3", 'cohort.size = 3 has no effect with "poisson"'),
+        ("cohort.sampler=cyclic", "cohort.sampling_probability = 0.4 has no effect"),
+        ("data.split=train", "data.split = 'train' has no effect"),
+        ("data.held_out=1", "data.held_out = 1: must be"),
         ('data.public=["{folder}/users.jsonl"]', "which is clients' text"),
-        ("model.seed=-1", "model.seed is -1"),
-        ("model.units=0", "model.units is 0"),
-        ("run.fixed_key=-1", "run.fixed_key is -1"),
+        ("model.seed=-1", "model.seed = -1: must be an integer, at least"),
+        ("model.units=0", "model.units = 0: must be an integer, at least"),
+        ("run.fixed_key=-1", "run.fixed_key = -1: must be an integer, at least"),
         ("data.path=none.jsonl", "none.jsonl"),
         ("data.public=[]", "data.public is empty"),
         ("data.public=[\"none.txt\"]", "none.txt does not exist: correct data.public"),
@@ -138,8 +138,8 @@ def test_resuming_with_a_changed_config_is_refused(folder, whole, refuse):
         ("run.evaluate_every=0", "run.evaluate_every"),
         ("run.keep_checkpoints=0", "run.keep_checkpoints"),
         ("run.shards=0", "run.shards"),
-        ("run.shards=1000000", "run.shards is 1000000: at most 4096"),
-        ("run.clients_at_once=1000000", "run.clients_at_once is 1000000: at most 4096"),
+        ("run.shards=1000000", "run.shards = 1000000: must be an integer, at least 1 and at most 4096"),
+        ("run.clients_at_once=1000000", "run.clients_at_once = 1000000: must be an integer, at least 1 and at most 4096"),
         ("warm_start.epochs=-1", "warm_start.epochs"),
         ("warm_start.batch_size=0", "warm_start.batch_size"),
         ("data.validation=0.9", "share"),
@@ -159,7 +159,14 @@ def test_strict_refuses_the_first_bad_row(folder, tmp_path, refuse):
 
 
 def test_a_fixed_size_cohort_larger_than_the_population(folder, tmp_path, refuse):
-    settings = ["--set", "cohort.sampler=fixed-size", "--set", "cohort.size=1000", "--set", "cohort.rate=none"]
+    settings = [
+        "--set",
+        "cohort.sampler=fixed-size",
+        "--set",
+        "cohort.size=1000",
+        "--set",
+        "cohort.sampling_probability=none",
+    ]
     message = refuse("train", str(folder / "config.toml"), "--output", str(tmp_path / "run"), *settings)
     assert "cohort size 1000 is larger than the population" in message
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from experiments import config, training
+from experiments import config_file, training
 from experiments.runs import RunFolder
 from fl.engines import calibration
 from models.recurrent_lm import RecurrentLanguageModel
@@ -32,7 +32,7 @@ def choose(tmp_path, monkeypatch):
     def run(overrides=(), recorded=None):
         plan = PrivacyPlan(Poisson(0.1), 60, 5, 1.0, FixedClip(0.5))
         notes: Any = Notes()
-        parsed = config.parse("", "test", overrides)
+        parsed = config_file.parse("", "test", overrides)
         chosen = training._clients_at_once(
             RunFolder(tmp_path), parsed, RecurrentLanguageModel("si-cifg", 300, 8, 8), plan, {}, recorded, notes
         )
@@ -103,10 +103,10 @@ def test_exact_noise_trains_clients_one_by_one(tmp_path):
     plan = PrivacyPlan(Poisson(0.1), 1000, 5, 1.0, FixedClip(1.0), noise="exact")
     show: Any = Notes()
     for overrides in ((), ("run.clients_at_once=1",)):
-        parsed = config.parse("", "test", overrides)
+        parsed = config_file.parse("", "test", overrides)
         assert training._clients_at_once(RunFolder(tmp_path), parsed, 9, plan, {}, None, show) == 1
     with pytest.raises(ValueError, match='run.clients_at_once is 8 with privacy.noise "exact": use 1, or leave it out'):
-        parsed = config.parse("", "test", ("run.clients_at_once=8",))
+        parsed = config_file.parse("", "test", ("run.clients_at_once=8",))
         training._clients_at_once(RunFolder(tmp_path), parsed, 9, plan, {}, None, show)
 
 

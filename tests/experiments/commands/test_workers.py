@@ -109,7 +109,7 @@ def test_a_worker_process_that_dies_ends_the_command():
         (["train", "demo", "--workers", "a:1", "--certificates", "x", "--insecure-network"], "contradict each other"),
         (["train", "demo", "--certificates", "x"], "belong to --workers"),
         (["train", "demo", "--insecure-network"], "belong to --workers"),
-        (["train", "demo", "--set", "run.recycle_worker=0"], "run.recycle_worker is 0: at least 1 is needed"),
+        (["train", "demo", "--set", "run.recycle_worker=0"], "run.recycle_worker = 0: must be an integer, at least 1"),
     ],
 )
 def test_mistakes_are_one_line(arguments, message, capsys, tmp_path, monkeypatch):

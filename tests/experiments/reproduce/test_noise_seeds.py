@@ -1,7 +1,6 @@
 """A study of repetitions stays that of the run it was begun for; its rounds are those of `fedspeak train`."""
 
-import dataclasses
-
+import msgspec
 import pytest
 
 from experiments.config import Config
@@ -34,7 +33,7 @@ def test_a_repetition_of_another_run_is_not_shown(source, tmp_path, change):
     repeated, config = RunFolder(tmp_path / "seed-1"), Config()
     noise_seeds._begin(repeated, source, config)
     if change == "config":
-        config = dataclasses.replace(config, run=dataclasses.replace(config.run, rounds=99))
+        config = msgspec.structs.replace(config, run=msgspec.structs.replace(config.run, rounds=99))
     elif change == "vocabulary":
         source.vocabulary.write_text("[]")
     else:

@@ -1,0 +1,163 @@
+"""Reads a run's configuration from TOML and writes it back; words every error with the key, its value and the fix."""
+
+import difflib
+import re
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import tomli_w
+from msgspec import inspect
+
+from experiments.config import LARGEST, SMALLEST, Config
+
+CONFIGS = Path(__file__).parent / "configs"
+# Keys of version 0.1 → their names now.
+_RENAMED = {
+    "cohort.rate": "cohort.sampling_probability",
+    "privacy.clip": "privacy.clip_norm",
+    "privacy.count_stddev": "privacy.clip_count_stddev",
+    "run.users_at_once": "run.clients_at_once",
+}
+
+
+def load(path: Path | str, overrides: Sequence[str] = ()) -> Config:
+    """Reads a config file, or a shipped one by its name (`demo`), with `section.key=value` overrides on top.
+
+    `section.key=none` removes a key.
+
+    Raises:
+      FileNotFoundError, ValueError: one line that names the key, the value and the fix.
+    """
+    file = Path(path)
+    if not file.is_file() and (CONFIGS / f"{path}.toml").exists():
+        file = CONFIGS / f"{path}.toml"
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        shipped = ", ".join(sorted(config.stem for config in CONFIGS.glob("*.toml")))
+        raise FileNotFoundError(f"config {path} does not exist: give a TOML file, or one of {shipped}") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"config {file} is not UTF-8 text: save it as UTF-8") from None
+    return parse(text, str(file), overrides)
+
+
+def parse(text: str, name: str, overrides: Sequence[str] = ()) -> Config:
+    """Parses TOML text; `name` stands in the messages. Raises ValueError as `load` does."""
+    try:
+        tree: dict[str, Any] = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"config {name} is not TOML: {error}") from None
+    for override in overrides:
+        _apply(override, tree, name)
+    try:
+        return msgspec.convert(tree, Config)
+    except msgspec.ValidationError as error:
+        if isinstance(error.__cause__, ValueError):  # from a section's own __post_init__
+            raise ValueError(f"config {name}: {error.__cause__}") from None
+        raise ValueError(f"config {name}: {_explain(str(error), tree)}") from None
+
+
+def dump(config: Config) -> str:
+    """Returns the config as TOML with every key that is set; `parse` gives it back."""
+    tree = {
+        name: {key: value for key, value in msgspec.structs.asdict(section).items() if value is not None}
+        for name, section in msgspec.structs.asdict(config).items()
+    }
+    return tomli_w.dumps(tree)
+
+
+def describe_type(annotation: inspect.Type) -> str:
+    """Returns what a value of this type must be, in words: "an integer, at least 1"."""
+    match annotation:
+        case inspect.Metadata(type=inner):
+            return describe_type(inner)
+        case inspect.UnionType(types=members):
+            (member,) = (member for member in members if not isinstance(member, inspect.NoneType))
+            return describe_type(member)
+        case inspect.LiteralType(values=values):
+            return f"one of {', '.join(repr(value) for value in values)}"
+        case inspect.BoolType():
+            return "true or false"
+        case inspect.StrType():
+            return "a text in quotes"
+        case inspect.VarTupleType():
+            return 'a list of texts, as in ["a", "b"]'
+        case inspect.FloatType(ge=ge, le=le) if (ge, le) == (SMALLEST, LARGEST):
+            return f"a positive number, {SMALLEST:g} to {LARGEST:g}"
+        case inspect.IntType() | inspect.FloatType():
+            kind = "an integer" if isinstance(annotation, inspect.IntType) else "a finite number"
+            limits = [("at least", annotation.ge), ("above", annotation.gt), ("at most", annotation.le)]
+            words = [f"{word} {limit:g}" for word, limit in [*limits, ("below", annotation.lt)] if limit is not None]
+            return ", ".join([kind, " and ".join(words)] if words else [kind])
+    raise TypeError(f"no words for {annotation}")
+
+
+def describe_field(field: inspect.Field) -> str:
+    """Returns the description of a field."""
+    members = field.type.types if isinstance(field.type, inspect.UnionType) else (field.type,)
+    (schema,) = (member.extra_json_schema for member in members if isinstance(member, inspect.Metadata))
+    assert schema is not None
+    return str(schema["description"])
+
+
+def sections() -> dict[str, type[msgspec.Struct]]:
+    """Returns the struct of each section, by name in the order of the file."""
+    return {
+        name: field.type.cls for name, field in fields(Config).items() if isinstance(field.type, inspect.StructType)
+    }
+
+
+def fields(section: type[msgspec.Struct]) -> dict[str, inspect.Field]:
+    """Returns the fields of a section (or of `Config`) by name, with type, range and default."""
+    described = inspect.type_info(section)
+    assert isinstance(described, inspect.StructType)
+    return {field.name: field for field in described.fields}
+
+
+def _apply(override: str, tree: dict[str, Any], name: str) -> None:
+    """Puts one `--set` on top of the file's tree."""
+    section, _, rest = override.partition(".")
+    key, equals, value = rest.partition("=")
+    if not (section and key and equals):
+        raise ValueError(f"--set {override}: write section.key=value")
+    table = tree.setdefault(section.strip(), {})
+    if not isinstance(table, dict):
+        raise ValueError(f"config {name}: {section} is a section, not a value: write [{section}]")
+    if value.strip() == "none":
+        table.pop(key.strip(), None)
+    else:
+        table[key.strip()] = _toml_value(value)
+
+
+def _toml_value(text: str) -> Any:
+    """Reads a value as TOML does; a bare word is a text, so that --set model.preset=tiny needs no quotes."""
+    try:
+        read = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    return read["value"] if len(read) == 1 else text
+
+
+def _explain(message: str, tree: dict[str, Any]) -> str:
+    """Words a validation error of msgspec, which ends with the path of the value, as in "… - at `$.run.rounds`"."""
+    path = re.search(r" - at `\$\.(.+?)(?:\[\d+\]|\[\.\.\.\])?`$", message)
+    keys = path[1].split(".") if path else []
+    if unknown := re.match(r"Object contains unknown field `(.*?)`(?: - at|$)", message, re.DOTALL):
+        if not keys:
+            return f"unknown section [{unknown[1]}]{_nearest(unknown[1], sections())}"
+        key = f"{keys[0]}.{unknown[1]}"
+        if key in _RENAMED:
+            return f"{key} is now {_RENAMED[key]}: rename the key"
+        return f"unknown key {key}{_nearest(unknown[1], fields(sections()[keys[0]]))}"
+    if len(keys) < 2:
+        return f"{keys[0]} is a section, not a value: write [{keys[0]}]"
+    section, key = keys
+    return f"{section}.{key} = {tree[section][key]!r}: must be {describe_type(fields(sections()[section])[key].type)}"
+
+
+def _nearest(word: str, known: Any) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(known)}"

@@ -1,0 +1,57 @@
+"""Describes a run's configuration: docs/config.md, and a JSON Schema for editors."""
+
+import inspect
+import json
+from typing import Any
+
+import msgspec
+
+from experiments.config import Config
+from experiments.config_file import describe_field, describe_type, fields, sections
+
+_INTRODUCTION = """# A run's configuration
+
+A run is one TOML file with the sections below, for instance
+
+```toml
+[data]
+source = "jsonl"
+path = "messages.jsonl"
+public = ["public.txt"]
+
+[privacy]
+epsilon = 4.0
+clip_norm = 0.5
+
+[run]
+rounds = 100
+```
+
+`fedspeak train run.toml` runs it. A key that is left out has its default. A key that is unknown, has the wrong type or
+has no effect is an error that names the fix. On the command line, `--set section.key=value` goes on top of the file,
+and `--set section.key=none` removes a key. Paths are relative to the working folder; the copy in the run's folder has
+them absolute. `fedspeak config schema` prints a JSON Schema, with which editors complete and check keys.
+
+This page is written by `fedspeak config reference` from the descriptions in `experiments/config.py`.
+"""
+
+
+def markdown() -> str:
+    """Returns the page docs/config.md."""
+    parts = [_INTRODUCTION]
+    for name, section in sections().items():
+        parts.append(f"## {name}\n\n{inspect.getdoc(section)}\n")
+        parts.append("| Key | Default | Value | Meaning |\n|---|---|---|---|")
+        defaults = section()
+        for key, field in fields(section).items():
+            default = getattr(defaults, key)
+            shown = "" if default is None else f"`{json.dumps(default)}`"
+            values = describe_type(field.type).replace("|", "\\|")
+            parts.append(f"| `{name}.{key}` | {shown} | {values} | {describe_field(field)} |")
+        parts.append("")
+    return "\n".join(parts)
+
+
+def schema() -> dict[str, Any]:
+    """Returns the JSON Schema of a configuration."""
+    return msgspec.json.schema(Config)
