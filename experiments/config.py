@@ -205,8 +205,9 @@ class CohortConfig(_Section, frozen=True):
             _at_least(
                 2,
                 "`poisson`: number of clients N as a public number, declared without looking at the data, near "
-                "the true one. δ and the denominator of the mean follow from it, and ε covers how many "
-                "clients there really are. Default: the clients are counted, and the report says that ε does not cover the count.",
+                "the true one. δ and the denominator of the mean follow from it, and ε covers how "
+                "many clients there really are. Default: the clients are counted, and the report says that ε does not "
+                "cover the count.",
             ),
         ]
         | None

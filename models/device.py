@@ -54,7 +54,7 @@ class DeviceModel:
 
         Raises:
           ValueError: a choice outside its range, a prompt that is no Unicode text, or logits that are not
-          finite.
+            finite.
         """
         return decode_stream(self.vocabulary, self.draw(self.encode(prompt), _choices(stop_at_eos, choices)))
 

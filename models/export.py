@@ -53,8 +53,7 @@ def export(
 
     Raises:
       ValueError: unknown precision, a length below 1, a vocabulary of another size, weights that are not
-      finite or not
-        those of the model, or a model that needs other ops than TFLite's own.
+        finite or not those of the model, or a model that needs other ops than TFLite's own.
       OSError: `path` cannot be written.
     """
     if precision not in PRECISIONS:

@@ -247,7 +247,7 @@ def learn(sentences: Iterable[str], size: int) -> Vocabulary:
 
     Raises:
       ValueError: `size` is below 259 (specials and bytes), or the text is empty or too small to yield that
-      many pieces.
+        many pieces.
     """
     if isinstance(size, bool) or not isinstance(size, Integral):
         raise ValueError(f"vocabulary size {size!r} is not a whole number")

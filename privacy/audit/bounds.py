@@ -43,7 +43,8 @@ def from_scores(without: Any, with_: Any, delta: float = 0.0, confidence: float 
     (Clopper and Pearson 1934), so that choosing costs no confidence.
 
     Args:
-      without, with_: scores [n] and [m] of independent outcomes, finite or infinite.
+      without: scores [n] of independent outcomes on the data without the record, finite or infinite.
+      with_: scores [m] of independent outcomes on the data with the record, finite or infinite.
       delta: in [0, 1).
       confidence: of the bound, in (0, 1).
 
