@@ -19,6 +19,7 @@ EXTRAS = {
         "in a clone, `make test` or `make demo` installs the lock (README, Install)",
     ),
     "opendp": (("opendp",), "pip install 'fedspeak[opendp]'"),
+    "parquet": (("pyarrow",), "pip install 'fedspeak[parquet]'"),
 }
 
 
