@@ -53,6 +53,26 @@ def sampling(config: Config) -> Sampling:
             return Cyclic(wanted.cohorts)
 
 
+def check_clients(config: Config, data: Data) -> None:
+    """Checks that the cohorts fit the training clients, where their number is the plan's population.
+
+    Raises:
+      ValueError: there are too few clients; one line, which says what was left out of the data too.
+    """
+    sampler = sampling(config)
+    if config.cohort.population is None:
+        try:
+            _check_cohort(sampler, len(data.splits.train))
+        except ValueError as error:
+            raise ValueError(f"{error}{data.store.statistics.left_out}") from None
+
+
+def _check_cohort(sampler: Sampling, population: int) -> None:
+    sampler.check(population)
+    if (expected := sampler.expected_cohort(population)) < 1:
+        raise ValueError(f"cohort.rate gives {expected:.3g} clients a round on average: raise it")
+
+
 def plan(
     config: Config, population: int, public: tuple[str, ...], noise_multiplier: float | None = None
 ) -> PrivacyPlan:
@@ -92,8 +112,7 @@ def plan(
         public=public,
         population_declared=config.cohort.population is not None,
     )
-    if promised.expected_cohort < 1:
-        raise ValueError(f"cohort.rate gives {promised.expected_cohort:.3g} clients a round on average: raise it")
+    _check_cohort(promised.sampling, promised.population)
     if wanted.epsilon is not None:
         promised = _keeping(wanted.epsilon, promised, noise_multiplier)
     if wanted.noise == "exact" and not private:

@@ -42,13 +42,14 @@ def _only_for(key: str, value: object, kind: str, kinds: Sequence[str]) -> None:
 class DataConfig:
     """Whose text, and which part of it is for what."""
 
-    source: Literal["shakespeare", "folder", "jsonl", "csv", "sqlite"] = "shakespeare"
-    path: str = ""  # of the last four
-    user_column: str | None = None  # of jsonl and csv; left out: "user"
-    text_column: str | None = None  # of jsonl and csv, of sqlite the feature of the examples; left out: "text"
+    source: Literal["shakespeare", "folder", "jsonl", "csv", "parquet", "sqlite"] = "shakespeare"
+    path: str = ""  # of the last five
+    user_column: str | None = None  # of jsonl, csv and parquet; left out: "user"
+    text_column: str | None = None  # of these, of sqlite the feature of the examples; left out: "text"
     split: str | None = None  # of sqlite: "train", "test", …; left out: all splits of a client together
     public: tuple[str, ...] = ("histories",)  # shakespeare: genres or plays; otherwise text files. No client has them
     strict: bool = False  # refuse bad rows instead of counting them
+    merge_ids: Literal["normalize"] | None = None  # join near-equal ids to one client; left out: they stay apart
     min_tokens: int = 41  # clients with fewer tokens are left out (and counted)
     validation: float = 0.1  # share of clients on which all choices are made
     test: float = 0.1  # share of clients on which figures are reported
@@ -56,7 +57,7 @@ class DataConfig:
     split_seed: int = 0
 
     def __post_init__(self) -> None:
-        tables = ("jsonl", "csv")
+        tables = ("jsonl", "csv", "parquet")
         _only_for("data.user_column", self.user_column, self.source, tables)
         _only_for("data.text_column", self.text_column, self.source, (*tables, "sqlite"))
         _only_for("data.split", self.split, self.source, ("sqlite",))

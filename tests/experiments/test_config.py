@@ -42,6 +42,7 @@ def test_a_whole_number_does_for_a_number_and_not_the_other_way_round():
         ("[run]\nrounds = '3'", [], "run.rounds is '3': a whole number is needed"),
         ("[run]\nrounds = true", [], "run.rounds is True: a whole number is needed"),
         ("[data]\nstrict = 1", [], "data.strict is 1: true or false is needed"),
+        ("[data]\nmerge_ids = 'lower'", [], "data.merge_ids is 'lower': one of 'normalize' is needed"),
         ("[data]\npublic = 'a'", [], "data.public is 'a': a list of texts is needed"),
         ("[clients]\nlearning_rate = nan", [], "clients.learning_rate is nan: a finite number is needed"),
         ("[clients]\nlearning_rate = -inf", [], "clients.learning_rate is -inf: a finite number is needed"),
