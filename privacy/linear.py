@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from privacy import checks, costs
-from privacy.arrays import row_lengths, shortened
+from privacy.arrays import require_array, row_lengths, shortened
 from privacy.training_noise import standard_normal
 
 Floats = npt.NDArray[Any]
@@ -124,6 +124,8 @@ def softmax(logits: Floats) -> Floats:
 
 
 def _checked(features: Any, labels: Any, classes: int) -> tuple[Floats, npt.NDArray[np.int64]]:
+    require_array("features", features)
+    require_array("labels", labels)
     features, labels = np.asarray(features), np.asarray(labels)
     if features.ndim != 2 or features.dtype not in (np.float32, np.float64):
         raise ValueError(
