@@ -18,6 +18,7 @@ class BuildStatistics:
       dropped_tokens: the tokens of those clients.
       bad_rows: rows of the source that could not be used.
       examples: the first of them, "file:line: reason".
+      suspicious_rows: rows of the source that were read and look wrong.
       notes: what else the source passed over, or read and found suspicious; one line each.
       near_ids: ids of the source that are near-equal to another (`fl.near_ids`).
       near_groups: groups that those ids form; each may be one person.
@@ -32,6 +33,7 @@ class BuildStatistics:
     dropped_tokens: int = 0
     bad_rows: int = 0
     examples: tuple[str, ...] = ()
+    suspicious_rows: int = 0
     notes: tuple[str, ...] = ()
     near_ids: int = 0
     near_groups: int = 0

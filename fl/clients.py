@@ -208,8 +208,9 @@ def _reusable(path: Path, inputs: str, strict: bool) -> TokenStore | None:
         store = _open(path)
     except (FileNotFoundError, ValueError):
         return None
-    # Built before without `strict`: reading anew raises at the first bad row.
-    usable = store._inputs == inputs and not (strict and store.statistics.bad_rows)
+    # Built before without `strict`: reading anew raises at the first row that is bad or suspicious.
+    refused = store.statistics.bad_rows + store.statistics.suspicious_rows
+    usable = store._inputs == inputs and not (strict and refused)
     return store if usable else None
 
 

@@ -132,6 +132,7 @@ def write(
     statistics = BuildStatistics(
         bad_rows=bad_rows.total,
         examples=tuple(str(row) for row in bad_rows[:20]),
+        suspicious_rows=bad_rows.suspicious,
         notes=tuple(bad_rows.notes),
         near_ids=sum(map(len, near)),
         near_groups=len(near),

@@ -36,12 +36,13 @@ class BadRows(list[BadRow]):
         super().__init__()
         self.strict = strict
         self.total = 0
+        self.suspicious = 0
         self.notes: list[str] = []
 
     def restart(self) -> None:
         """Forgets all rows and notes: a new iteration begins."""
         self.clear()
-        self.total = 0
+        self.total = self.suspicious = 0
         self.notes.clear()
 
     def add(self, file: Path | str, line: int, reason: str) -> None:
@@ -56,6 +57,16 @@ class BadRows(list[BadRow]):
         self.total += 1
         if len(self) < _KEPT:
             self.append(row)
+
+    def suspect(self, file: Path | str, line: int, reason: str) -> None:
+        """Counts a row that is read and looks wrong; the source says so in a note.
+
+        Raises:
+          ValueError: the source is strict; the message names file and line.
+        """
+        if self.strict:
+            raise ValueError(f"{BadRow(str(file), line, reason)}, or read without strict")
+        self.suspicious += 1
 
 
 class Source(Protocol):

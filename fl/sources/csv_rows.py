@@ -25,20 +25,20 @@ class Csv(Table):
         rows = self.rows(self.bad_rows)
         _, header = next(rows)
         user_index, text_index = header.index(self.user_column), header.index(self.text_column)
-        suspicious, first = 0, ""
+        first_suspicious = ""
         for number, row in rows:
             breaks = sum(field.count("\n") for field in row)
             if breaks > MANY_LINE_BREAKS:
                 reason = f"a row with {breaks} line breaks: look for a stray quote that joins rows"
-                if self.strict:
-                    self.bad_rows.add(self.path, number, f"{reason}, or read without strict")
-                suspicious, first = suspicious + 1, first or f"{self.path}:{number}: {reason}"
+                self.bad_rows.suspect(self.path, number, reason)
+                first_suspicious = first_suspicious or f"{self.path}:{number}: {reason}"
             if len(row) != len(header):
                 self.bad_rows.add(self.path, number, f"{len(row)} fields, but the header has {len(header)}")
             elif self.usable(self.path, number, row[user_index], row[text_index]):
                 yield row[user_index], [row[text_index]]
-        if suspicious:
-            self.bad_rows.notes.append(f"{suspicious} suspicious rows were read, the first: {first}")
+        if first_suspicious:
+            count = self.bad_rows.suspicious
+            self.bad_rows.notes.append(f"{count} suspicious rows were read, the first: {first_suspicious}")
 
     def rows(self, bad_rows: BadRows) -> Iterator[tuple[int, list[str]]]:
         """Rows with the number of their first line; blank lines are passed over."""

@@ -44,8 +44,9 @@ class Folder:
         return BadRows(self.strict)
 
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of the names and contents of the files."""
-        return fingerprint("folder 1", self.files)
+        """SHA-256 (hex) of the names and contents of the files, and of the note on what is passed over."""
+        files, passed_over = self._listing()
+        return fingerprint(f"folder 2 {passed_over}", files)
 
     def __iter__(self) -> Iterator[tuple[str, list[str]]]:
         self.bad_rows.restart()

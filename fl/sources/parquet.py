@@ -7,13 +7,14 @@ ones among them, and integer ids, also as the floats that pandas makes of intege
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fl.sources import file_format, table
-from fl.sources.base import list_folder, require_file
+from fl.sources.base import fingerprint, list_folder, require_file
 from fl.sources.table import Table, id_text
 from privacy import extras
 
@@ -32,13 +33,18 @@ class Parquet(Table):
       passed_over: note on the other entries of the folder; "" if there is none.
     """
 
-    part_files: tuple[Path, ...] = field(default=())
+    part_files: tuple[Path, ...] = ()
     passed_over: str = ""
 
     @property
     def files(self) -> list[Path]:
         """The files of the table, in the order in which they are read."""
         return list(self.part_files)
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the files' names and contents, the columns, and the note on what is passed over."""
+        options = json.dumps(["Parquet", self.user_column, self.text_column, self.passed_over])
+        return fingerprint(options, self.files)
 
     def __iter__(self) -> Iterator[tuple[str, list[str]]]:
         self.bad_rows.restart()

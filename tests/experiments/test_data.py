@@ -3,6 +3,7 @@ import json
 import os
 import re
 import shutil
+from typing import Any
 
 import numpy as np
 import pytest
@@ -83,7 +84,7 @@ def test_the_store_is_for_the_operator_only(config, tmp_path):
     assert data.STORES.stat().st_mode & 0o777 == 0o700
 
 
-def with_data(config: Config, **changes: object) -> Config:
+def with_data(config: Config, **changes: Any) -> Config:
     return dataclasses.replace(config, data=dataclasses.replace(config.data, **changes))
 
 

@@ -32,7 +32,7 @@ def test_what_is_no_array_is_refused_with_the_way_to_make_one(call, values):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("values", [[1, 2], (1, 2), range(1, 3), np.array([1, 2]), memoryview(np.array([1, 2]))])
+@pytest.mark.parametrize("values", [[1, 2], (1, 2), range(1, 3), np.array([1, 2])])
 def test_arrays_and_sequences_are_taken(values):
     assert as_floats("values", values).tolist() == [1.0, 2.0]
 

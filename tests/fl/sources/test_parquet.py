@@ -17,8 +17,10 @@ from fl.sources import parquet  # noqa: E402
 from models.vocabulary import SMALLEST, learn  # noqa: E402
 
 
-def write(path: Path, user: Any, text: Any, rows_a_group: int = 1000, metadata: dict | None = None, **others) -> Path:
-    table = pa.table({"user": user, "text": text, **others})
+def write(
+    path: Path, user: Any, text: Any, rows_a_group: int = 1000, metadata: dict | None = None, others: dict | None = None
+) -> Path:
+    table = pa.table({"user": user, "text": text, **(others or {})})
     pq.write_table(table.replace_schema_metadata(metadata), path, row_group_size=rows_a_group)
     return path
 
@@ -43,9 +45,9 @@ def test_an_export_of_datasets_is_one_table_in_the_order_of_its_files(tmp_path, 
     metadata = {"huggingface": json.dumps(features)}
     parts = [(["anna", "ben", "anna"], ["one", "größer", "two"]), (["carl", "anna"], ["three", "four"])]
     for number, (user, text) in reversed(list(enumerate(parts))):
-        columns = (STRINGS[kind](values) for values in (user, text))
+        users, texts = STRINGS[kind](user), STRINGS[kind](text)
         path = tmp_path / f"train-{number:05d}-of-00002.parquet"
-        write(path, *columns, rows_a_group=2, metadata=metadata, label=pa.array([0] * len(user)))
+        write(path, users, texts, rows_a_group=2, metadata=metadata, others={"label": pa.array([0] * len(user))})
     rows, bad = read(tmp_path)
     wanted = [("anna", "one"), ("ben", "größer"), ("anna", "two"), ("carl", "three"), ("anna", "four")]
     assert rows == [(user, [text]) for user, text in wanted] and bad == []
@@ -56,7 +58,7 @@ PANDAS = {"pandas": json.dumps({"index_columns": ["__index_level_0__"], "columns
 
 def test_a_file_of_pandas_is_read_with_integer_ids_nulls_and_its_index_as_a_column(tmp_path):
     index = {"__index_level_0__": pa.array([10, 11, 12], pa.int64())}
-    path = write(tmp_path / "p.parquet", pa.array([7, 8, 7]), pa.array(["a", None, "b"]), metadata=PANDAS, **index)
+    path = write(tmp_path / "p.parquet", pa.array([7, 8, 7]), pa.array(["a", None, "b"]), metadata=PANDAS, others=index)
     assert read(path) == ([("7", ["a"]), ("7", ["b"])], [("p.parquet", 2, "column 'text' is null")])
     by_index = parquet.load(path, "__index_level_0__", "text")
     assert list(by_index) == [("10", ["a"]), ("12", ["b"])]

@@ -123,11 +123,19 @@ def test_a_row_with_many_line_breaks_is_noted_and_strict_refuses_it(write):
     source = csv_rows.load(path, "user", "text")
     assert [user for user, _ in source] == ["u0", "u1", "u91"]
     assert source.bad_rows.notes == [
-        f"1 suspicious rows were read, the first: {path}:3: a row with 89 line breaks: look for a stray quote that joins "
-        "rows"
+        f"1 suspicious rows were read, the first: {path}:3: a row with 89 line breaks: look for a stray quote that "
+        "joins rows"
     ]
     with pytest.raises(ValueError, match=r"data:3: a row with 89 line breaks: .* or read without strict$"):
         read(csv_rows, path, strict=True)
+
+
+def test_a_strict_source_is_not_served_from_a_store_with_suspicious_rows(write, tmp_path):
+    path, words = write(joined_by_stray_quotes(90)), learn([], SMALLEST)
+    store = TokenStore.build(tmp_path / "store", csv_rows.load(path, "user", "text"), words)
+    assert (store.statistics.bad_rows, store.statistics.suspicious_rows, len(store.statistics.notes)) == (0, 1, 1)
+    with pytest.raises(ValueError, match="a row with 89 line breaks"):
+        TokenStore.build(tmp_path / "store", csv_rows.load(path, "user", "text", strict=True), words)
 
 
 def test_a_text_of_a_few_lines_is_not_suspicious(write):
