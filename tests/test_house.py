@@ -52,7 +52,7 @@ MAY_IMPORT: dict[str, frozenset[str] | None] = {
     "models/decoding/host.py": frozenset({"numpy"}),
     "models/alignment": NUMERIC | {"models.alignment"},
     "fl": NUMERIC | TFF | {"fl", "privacy", "tensorflow", "keras", "tensorboard"},
-    "fl/sources/parquet.py": frozenset({"fl", "privacy", "pyarrow"}),
+    "fl/sources/parquet.py": frozenset({"fl", "pyarrow"}),
     "experiments": None,
 }
 

@@ -7,6 +7,7 @@ ones among them, and integer ids, also as the floats that pandas makes of intege
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +17,6 @@ from typing import Any
 from fl.sources import file_format, table
 from fl.sources.base import fingerprint, list_folder, require_file
 from fl.sources.table import Table, id_text
-from privacy import extras
 
 _BATCH = 4096  # rows
 _PIECE = 1 << 20  # bytes
@@ -84,7 +84,9 @@ def load(path: Path, user_column: str, text_column: str, *, strict: bool = False
       ValueError: a file is empty, damaged or no Parquet, the two columns are one, a file does not have each of them
         once or has another type in them, or the files differ in a column's type.
     """
-    extras.require("parquet")
+    if importlib.util.find_spec("pyarrow") is None:
+        message = "pyarrow is not installed, it is of the extra 'parquet': pip install 'fedspeak[parquet]'"
+        raise ModuleNotFoundError(message, name="pyarrow")
     table.check_columns(path, user_column, text_column)
     files, passed_over = [path], ""
     if path.is_dir():

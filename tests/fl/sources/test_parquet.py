@@ -206,6 +206,12 @@ def test_a_store_holds_the_text_of_all_files_by_client(tmp_path):
     assert [words.decode(store.tokens(client).tolist()) for client in (0, 1)] == ["a0a1a2", "b0b1b2"]
 
 
+def test_a_missing_pyarrow_is_named_with_its_extra(tmp_path, monkeypatch):
+    monkeypatch.setattr(parquet.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=r"of the extra 'parquet': pip install 'fedspeak\[parquet\]'$"):
+        parquet.load(tmp_path, "user", "text")
+
+
 def test_importing_the_source_loads_no_pyarrow():
     code = "import sys, fl.sources.parquet; print('pyarrow' in sys.modules)"
     root = Path(__file__).parents[3]
