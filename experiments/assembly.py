@@ -56,6 +56,26 @@ def build_sampling(config: Config) -> Sampling:
             return Cyclic(section.cohorts)
 
 
+def check_clients(config: Config, data: Data) -> None:
+    """Checks that the cohorts fit the training clients, where their number is the plan's population.
+
+    Raises:
+      ValueError: there are too few clients; one line, which says what was left out of the data too.
+    """
+    sampling = build_sampling(config)
+    if config.cohort.population is None:
+        try:
+            _check_cohort(sampling, len(data.splits.train))
+        except ValueError as error:
+            raise ValueError(f"{error}{data.store.statistics.left_out}") from None
+
+
+def _check_cohort(sampling: Sampling, population: int) -> None:
+    sampling.check(population)
+    if (expected := sampling.expected_cohort(population)) < 1:
+        raise ValueError(f"cohort.sampling_probability gives {expected:.3g} clients per round on average: raise it")
+
+
 def build_plan(
     config: Config, population: int, public: tuple[str, ...], noise_multiplier: float | None = None
 ) -> PrivacyPlan:
@@ -102,10 +122,7 @@ def build_plan(
         public=public,
         population_declared=config.cohort.population is not None,
     )
-    if plan.expected_cohort < 1:
-        raise ValueError(
-            f"cohort.sampling_probability gives {plan.expected_cohort:.3g} clients a round on average: raise it"
-        )
+    _check_cohort(plan.sampling, plan.population)
     if section.epsilon is not None:
         plan = _with_noise_for(section.epsilon, plan, noise_multiplier)
     if section.noise == "exact" and not private:

@@ -13,7 +13,7 @@ import numpy as np
 from experiments.config import Config
 from fl import clients, splits
 from fl.clients import BuildStatistics, TokenStore
-from fl.sources import csv_rows, folder, jsonl, shakespeare, sqlite
+from fl.sources import csv_rows, folder, jsonl, parquet, shakespeare, sqlite
 from fl.sources.base import Source
 from models import vocabulary
 from models.vocabulary import Vocabulary
@@ -88,6 +88,7 @@ def prepare(config: Config, vocabulary_path: Path | None) -> Data:
         words,
         min_tokens=config.data.min_tokens,
         split_seed=config.data.split_seed,
+        merge_ids=config.data.merge_ids,
     )
     with contextlib.suppress(PermissionError):  # another user's store may be read
         close_to_others(STORES / f"{name}.tokens", STORES / f"{name}.tokens")
@@ -96,7 +97,7 @@ def prepare(config: Config, vocabulary_path: Path | None) -> Data:
         if not ids:
             raise ValueError(
                 f"data.{set_name}: no client of {len(store.clients)} fell into this set: enlarge its share, or bring "
-                "more clients"
+                f"more clients{store.statistics.left_out}"
             )
     length = config.clients.sequence_length
     tokens = np.array([clients.BOS, *(t for line in public for t in [*words.encode(line), clients.EOS])], np.int32)
@@ -112,6 +113,7 @@ def describe(data: Data) -> str:
         f"clients: {len(sets.train)} train*, {len(sets.validation)} validation, {len(sets.test)} test",
         f"tokens a client*: median {np.median(tokens):.0f}, mean {tokens.mean():.0f}, most {tokens.max()}",
         *_left_out(data.store.statistics),
+        *_near_equal(data.store.statistics),
         "* read from clients' text without noise: operator only, outside ε",
     ]
     return "\n".join(lines)
@@ -127,7 +129,22 @@ def _left_out(statistics: BuildStatistics) -> list[str]:
     if statistics.bad_rows:
         lines.append(f"left out*: {statistics.bad_rows} bad rows, the first ones:")
         lines += [f"  {example}" for example in statistics.examples[:5]]
-    return lines
+    return [*lines, *(f"note*: {note}" for note in statistics.notes)]
+
+
+def _near_equal(statistics: BuildStatistics) -> list[str]:
+    """A line on client ids that may be one person's; none if there are none."""
+    if not statistics.near_groups:
+        return []
+    ids, groups = statistics.near_ids, statistics.near_groups
+    examples = "; ".join(statistics.near_examples)
+    if statistics.merged_ids:
+        return [f"joined*: {ids} near-equal client ids to {groups} clients (data.merge_ids), for example {examples}"]
+    return [
+        f"warning*: {ids} client ids form {groups} groups that differ only in white space, invisible characters, "
+        f"Unicode form or a final .0, for example {examples}; if a group is one person, ε is per id, not per person: "
+        'set data.merge_ids = "normalize" to join each group'
+    ]
 
 
 def absolute(config: Config) -> Config:
@@ -176,6 +193,8 @@ def sources(config: Config) -> tuple[Source, Iterable[str], tuple[str, ...]]:
             source = jsonl.load(path, user, text, strict=data.strict)
         case "csv":
             source = csv_rows.load(path, user, text, strict=data.strict)
+        case "parquet":
+            source = parquet.load(path, user, text, strict=data.strict)
         case "sqlite":
             source = sqlite.load(path, text, split=data.split, strict=data.strict)
     return source, _Lines(files), declared

@@ -21,7 +21,8 @@ def loss_curve(path: Path, metrics: Sequence[Mapping[str, Any]], lines: Mapping[
     """
     rows = [row for row in metrics if "validation_loss" in row["evaluation"]]
     figure, axes = _figure()
-    rounds, losses = [row["round"] for row in rows], [row["evaluation"]["validation_loss"] for row in rows]
+    rounds = [row["round"] for row in rows]
+    losses = np.array([row["evaluation"]["validation_loss"] for row in rows], float)  # NaN for None: not finite
     axes.plot(rounds, losses, marker="o", markersize=3, label="federated model")
     for number, (name, value) in enumerate(lines.items(), 1):
         axes.axhline(value, linestyle="--", color=f"C{number}", label=name)

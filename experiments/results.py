@@ -164,6 +164,12 @@ def test_rows(run: RunFolder, prepared: data.Data) -> list[Row]:
     }
     evaluate_model = Evaluator(model, sequences)
     losses |= {name: evaluate_model(weights).loss for name, weights in neural.items()}
+    if bad := int(np.count_nonzero(~np.isfinite(losses[TRAINED]))):
+        raise ValueError(
+            f"{run.path}: the trained model's loss is not finite on {bad} of {len(sequences)} test clients, its "
+            "training diverged: start a new run with other settings (the warnings in training name the likely cause); "
+            "fedspeak report writes the privacy report of this one"
+        )
     return [
         Row(
             name,

@@ -15,6 +15,7 @@ from experiments.config import Config
 from experiments.display import no_notices
 from fl.rounds import RoundLog
 from privacy.files import close_all_to_others, make_private_folder, write_private
+from privacy.json_values import plain
 
 _WANTED = "train one with fedspeak train, or give the folder of a run"
 
@@ -189,8 +190,8 @@ class RunFolder:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """JSON for people and programs, atomically."""
-    write_private(path, json.dumps(content, indent=2, sort_keys=True).encode() + b"\n")
+    """Writes JSON for people and programs, atomically; what is not finite is null."""
+    write_private(path, json.dumps(plain(content), indent=2, sort_keys=True, allow_nan=False).encode() + b"\n")
 
 
 def read_json(path: Path, *keys: str) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from experiments.config import MAX_CLIENTS_AT_ONCE, Config
 from experiments.display import FIXED_KEY, FOOTNOTE, OPERATOR_ONLY, PRIVATE_METRICS, ConsoleDisplay, rounded_up
 from experiments.provenance import versions
 from experiments.runs import RunFolder, load_weights, read_json, save_weights, write_json
+from fl.divergence import likely_cause
+from fl.round_metrics import read_metrics
 from fl.runtime.kernels import describe_kernels
 from privacy import accounting
 from privacy.files import require_writable
@@ -46,6 +48,7 @@ def train(run: RunFolder, command: str, show: ConsoleDisplay, hosts: Any = None)
     model = assembly.build_model(config, prepared.vocabulary.size)
     begun = Ledger.read(run.ledger) if _has_lines(run.ledger) else None
     noise = None if begun is None else begun.plan.noise_multiplier
+    assembly.check_clients(config, prepared)
     plan = assembly.build_plan(config, len(prepared.splits.train), _declared(config, prepared), noise)
     if warning := _far_from_declared(plan, len(prepared.splits.train)):
         show.note(warning)
@@ -168,16 +171,14 @@ def _federated(
             show.note("accounting for all rounds …")
         spent, epsilon = _epsilon_by_round(plan), "epsilon" if config.run.fixed_key is None else "epsilon_fixed_key"
         show.note(FOOTNOTE)
+        size = sum(value.size for value in public_weights.values())
         with show.task("rounds", plan.rounds) as advance, board:
             for row in run_rounds(federation, log, evaluate):
-                operator = _shown_to_the_operator(row["operator"])
-                if operator["non_finite"] and not row["operator"]["tokens"]:
-                    show.note(
-                        f"warning: round {row['round']}: no client's update was finite, each counts as zero: "
-                        "clients.learning_rate is too large for this model (operator only, outside ε)"
-                    )
+                if warning := _divergence(row, run.metrics, plan, size):
+                    show.note(warning)
+                operator = _with_nan(_shown_to_the_operator(row["operator"]))
                 shown = {name: row["released"][name] for name in PRIVATE_METRICS if name in row["released"]}
-                shown |= row["evaluation"]
+                shown = _with_nan(shown | row["evaluation"])
                 if spent is not None:
                     shown[epsilon] = spent[row["round"] - 1]
                 board.write(row["round"], {**shown, **{f"operator/{name}": v for name, v in operator.items()}})
@@ -188,10 +189,39 @@ def _federated(
     return dict(state["average"])
 
 
-def _shown_to_the_operator(measured: dict[str, float]) -> dict[str, float]:
+def _divergence(row: dict[str, Any], metrics: Path, plan: PrivacyPlan, size: int) -> str | None:
+    """A warning, with the likely cause, if a round's row shows that training has diverged.
+
+    `metrics` is the file that holds the row and those before it, `size` the number of the model's weights.
+    """
+    if _is_lost(row):
+        what = "no client's update was finite, each counts as zero"
+    elif row["evaluation"].get("validation_loss", 0.0) is None:
+        what = "the validation loss is not finite"
+    else:
+        return None
+    first = read_metrics(metrics)[0]
+    if first["round"] == 1 and _is_lost(first):  # on the initial model, which neither noise nor the server has changed
+        cause = "clients.learning_rate is too large for this model"
+    else:
+        cause = likely_cause(plan, row["released"].get("clip"), size)
+    return f"warning: round {row['round']}: {what}: {cause} (operator only, outside ε)"
+
+
+def _is_lost(row: dict[str, Any]) -> bool:
+    """Whether no client's update of the round was finite."""
+    return bool(row["operator"]["non_finite"]) and not row["operator"]["tokens"]
+
+
+def _with_nan(values: dict[str, float | None]) -> dict[str, float]:
+    """NaN for None, which stands in metrics for what is not finite."""
+    return {name: math.nan if value is None else value for name, value in values.items()}
+
+
+def _shown_to_the_operator(measured: dict[str, float | None]) -> dict[str, float | None]:
     """Of what was read from training clients; no loss is a number of no tokens."""
     shown = {name: measured[name] for name in OPERATOR_ONLY if name in measured}
-    return shown if measured["tokens"] else {**shown, "loss": math.nan}
+    return shown if measured["tokens"] else {**shown, "loss": None}
 
 
 def _some(clients: Sequence[str], most: int) -> list[str]:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import typing
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,9 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl import token_file
+from fl.build_statistics import BuildStatistics
 from fl.client_ids import ClientIds
+from fl.near_ids import MergeIds
 from fl.sources.base import Source
-from fl.token_file import BOS, EOS, PAD, BuildStatistics, Encoder
+from fl.token_file import BOS, EOS, PAD, Encoder
 
 __all__ = ["BOS", "EOS", "PAD", "BuildStatistics", "Encoder", "TokenStore", "sequences"]
 
@@ -91,6 +94,7 @@ class TokenStore:
         *,
         min_tokens: int = 2,
         split_seed: int = 0,
+        merge_ids: MergeIds | None = None,
     ) -> TokenStore:
         """Encodes `source` into the store at `path`, unless one is there that was built from the same inputs.
 
@@ -106,6 +110,9 @@ class TokenStore:
           vocabulary: how to encode it.
           min_tokens: clients with fewer tokens (begin and ends included) are left out, and counted.
           split_seed: key of `places`, any integer of at most 128 bits.
+          merge_ids: "normalize" gives each client the normalized form of its id (`fl.near_ids`), so that near-equal
+            ids become one client, with all their text; None keeps ids as they are, and the statistics count
+            near-equal ones.
 
         Raises:
           OSError: something cannot be read or written.
@@ -113,10 +120,13 @@ class TokenStore:
         """
         if not min_tokens >= 2:
             raise ValueError(f"min_tokens is {min_tokens}; a client needs at least 2 tokens to have a target")
+        if merge_ids not in (None, *typing.get_args(MergeIds)):
+            raise ValueError(f'merge_ids is {merge_ids!r}: give "normalize", or None to keep ids as they are')
         target = Path(path)
         options = {
             "min_tokens": min_tokens,
             "split_seed": split_seed,
+            "merge_ids": merge_ids,
             "vocabulary": vocabulary.digest,
             "size": vocabulary.size,
         }
@@ -132,7 +142,7 @@ class TokenStore:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(mode=0o700)
             try:
-                token_file.write(folder, source, vocabulary, min_tokens, split_seed, inputs)
+                token_file.write(folder, source, vocabulary, min_tokens, split_seed, merge_ids, inputs)
                 os.replace(folder / "store", target)
             except OSError as error:
                 # A write that fails (disk full) does not say to which file.
@@ -178,14 +188,14 @@ def sequences(tokens: NDArray[Any], length: int, limit: int | None = None) -> ND
 
 def _open(path: Path) -> TokenStore:
     content = token_file.read(path)
-    header, statistics = content.header, content.header["statistics"]
+    header = content.header
     return TokenStore(
         clients=content.clients,
         places=content.places,
         num_tokens=np.diff(content.offsets),
         digest=header["digest"],
         vocabulary_digest=header["vocabulary"],
-        statistics=BuildStatistics(**{**statistics, "examples": tuple(statistics["examples"])}),
+        statistics=BuildStatistics.from_dict(header["statistics"]),
         _inputs=header["inputs"],
         _offsets=content.offsets,
         _tokens=content.tokens,
@@ -198,8 +208,9 @@ def _reusable(path: Path, inputs: str, strict: bool) -> TokenStore | None:
         store = _open(path)
     except (FileNotFoundError, ValueError):
         return None
-    # Built before without `strict`: reading anew raises at the first bad row.
-    usable = store._inputs == inputs and not (strict and store.statistics.bad_rows)
+    # Built before without `strict`: reading anew raises at the first row that is bad or suspicious.
+    refused = store.statistics.bad_rows + store.statistics.suspicious_rows
+    usable = store._inputs == inputs and not (strict and refused)
     return store if usable else None
 
 

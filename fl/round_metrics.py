@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from privacy import files
+from privacy.json_values import plain
 
 log = logging.getLogger(__name__)
 
@@ -49,15 +50,17 @@ class Running:
 
 
 def line(row: dict[str, Any]) -> bytes:
-    """A row as it stands in the file."""
+    """A row as it stands in the file. It holds no NaN: `fl.rounds` makes rows of values that JSON has."""
     return json.dumps(row, sort_keys=True).encode() + b"\n"
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Rows of `metrics.jsonl`; an unfinished last line (a kill in the middle of a write) is left out. Raises
-    ValueError naming a damaged line.
+    """Rows of `metrics.jsonl`; an unfinished last line (a kill in the middle of a write) is left out.
+
+    A value that is not finite is None, also where an earlier version wrote NaN. Raises ValueError naming a damaged
+    line.
     """
-    return [row for _, row in _lines(path)]
+    return [plain(row) for _, row in _lines(path)]
 
 
 def check(path: Path, rounds: int, document: dict[str, Any] | None) -> list[dict[str, Any]]:
@@ -71,7 +74,7 @@ def check(path: Path, rounds: int, document: dict[str, Any] | None) -> list[dict
     Raises:
       ValueError: in one line that names the file, the line if it is known, and the fix.
     """
-    return [row for _, row in _checked(path, rounds, document)[0]]
+    return [plain(row) for _, row in _checked(path, rounds, document)[0]]
 
 
 def restore(path: Path, rounds: int, document: dict[str, Any] | None) -> Running:

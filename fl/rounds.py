@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from fl import checkpoints, round_metrics
+from fl import checkpoints, divergence, round_metrics
 from fl.cohorts import draw_cohort
 from fl.local_training import Batches, LocalSGD
 from privacy import files
+from privacy.json_values import plain
 from privacy.keys import RunKeys
 from privacy.ledger import Ledger
 from privacy.plan import PrivacyPlan
@@ -105,7 +106,8 @@ def run_rounds(
 
     Yields:
       One row of metrics for every round from the resumed one on, after it is safely on disk: `round` (from 1: rounds
-      done), `released`, `operator` (exact, for the operator's eyes only) and `evaluation`.
+      done), `released`, `operator` (exact, for the operator's eyes only) and `evaluation`. A value that is not finite
+      is None, `null` in the file: JSON has neither NaN nor infinities.
 
     Raises:
       ValueError: a damaged or foreign checkpoint, a ledger or keys that do not fit, or weights that are not finite.
@@ -157,14 +159,13 @@ def run_rounds(
             if clip is not None:
                 _check_noise(measured["released"], plan, clip)
             if not measured["released"]["finite"]:
-                raise ValueError(
-                    f"the model's weights are not finite after round {number + 1}: the server learning rate is too "
-                    "large for this model; start a new run with a smaller one"
-                )
+                size = sum(np.size(value) for value in state["weights"].values())
+                cause = divergence.likely_cause(plan, clip, size)
+                raise ValueError(f"the model's weights are not finite after round {number + 1}: {cause}")
             done = number + 1
             evaluation, operator = evaluate(done, state["average"])
-            row = {"round": done, **_plain(measured), "evaluation": evaluation}
-            row["operator"] |= operator
+            row = plain({"round": done, **measured, "evaluation": evaluation})
+            row["operator"] |= plain(operator)
             metrics = metrics.after(row)
             document = {**metrics.document(row), "ledger_head": ledger.head_after(done)}
             checkpoint = checkpoints.Checkpoint(done, state, document)
@@ -239,14 +240,8 @@ def set_aside_metrics(run: RoundLog) -> bool:
     if run.metrics.exists():
         files.write_private(aside, run.metrics.read_bytes())
     # The checkpoint first: killed between the two, the file is still refused.
-    begun = round_metrics.Running(first=rounds).after(document["metrics"])
-    checkpoints.replace_document(run.checkpoints, {**document, **begun.document(document["metrics"])})
-    files.write_private(run.metrics, round_metrics.line(document["metrics"]))
+    newest_row = plain(document["metrics"])  # an earlier version wrote NaN
+    begun = round_metrics.Running(first=rounds).after(newest_row)
+    checkpoints.replace_document(run.checkpoints, {**document, **begun.document(newest_row)})
+    files.write_private(run.metrics, round_metrics.line(newest_row))
     return True
-
-
-def _plain(values: Any) -> Any:
-    """NumPy scalars in nested mappings as Python numbers."""
-    if hasattr(values, "items"):
-        return {name: _plain(value) for name, value in values.items()}
-    return values.item() if hasattr(values, "item") else values

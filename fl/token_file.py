@@ -19,14 +19,17 @@ import struct
 import weakref
 from array import array
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fl import near_ids
+from fl.build_statistics import BuildStatistics
 from fl.client_ids import ClientIds, places
+from fl.near_ids import MergeIds
 from fl.sources.base import Source
 from privacy.files import private_opener
 
@@ -34,7 +37,7 @@ PAD = 0
 BOS = 1
 EOS = 2
 
-_MAGIC = b"fedspeak tokens 2\n".ljust(64, b"\0")
+_MAGIC = b"fedspeak tokens 3\n".ljust(64, b"\0")
 _BLOCK = 1 << 12
 _WRITTEN = 1 << 20
 _FOOTER = struct.Struct("<QQ32s")  # length of the index, length of the header, SHA-256 of these and of both
@@ -53,29 +56,6 @@ class Encoder(Protocol):
 
     def encode(self, text: str) -> list[int]:
         """Ids of a sentence, without begin or end."""
-
-
-@dataclass(frozen=True)
-class BuildStatistics:
-    """What came into a store and what did not.
-
-    Attributes:
-      clients: clients in the store.
-      sentences: their sentences.
-      tokens: their tokens, begin and ends of sentences included.
-      dropped_clients: clients left out because they had fewer than `min_tokens` tokens.
-      dropped_tokens: the tokens of those clients.
-      bad_rows: rows of the source that could not be used.
-      examples: the first of them, "file:line: reason".
-    """
-
-    clients: int
-    sentences: int
-    tokens: int
-    dropped_clients: int
-    dropped_tokens: int
-    bad_rows: int
-    examples: tuple[str, ...]
 
 
 class Content(NamedTuple):
@@ -114,7 +94,15 @@ class Tokens:
         return np.frombuffer(blocks, self._dtype, (end - begin) // self._dtype.itemsize, begin - start)
 
 
-def write(folder: Path, source: Source, vocabulary: Encoder, min_tokens: int, split_seed: int, inputs: str) -> None:
+def write(
+    folder: Path,
+    source: Source,
+    vocabulary: Encoder,
+    min_tokens: int,
+    split_seed: int,
+    merge_ids: MergeIds | None,
+    inputs: str,
+) -> None:
     """Writes the file `store` in `folder`: first all pieces as they come, then gathered by client.
 
     Raises:
@@ -137,29 +125,42 @@ def write(folder: Path, source: Source, vocabulary: Encoder, min_tokens: int, sp
             piece_clients.append(numbers.setdefault(client, len(numbers)))
             piece_sizes.append(len(tokens))
             piece_sentences.append(len(sentences))
-    bad_rows = source.bad_rows
-    if not numbers:
-        first = f", the first: {bad_rows[0]}" if bad_rows else ""
-        raise ValueError(f"{source.description}: no client with text ({bad_rows.total} bad rows{first})")
-
-    owner, size = np.frombuffer(piece_clients, np.intc), np.frombuffer(piece_sizes, np.int64)
-    total = np.bincount(owner, size, len(numbers)).astype(np.int64) + 1
-    sentences_of = np.bincount(owner, np.frombuffer(piece_sentences, np.intc), len(numbers)).astype(np.int64)
+    near = near_ids.near_equal(numbers, numbers)
     ids = list(numbers)
     del numbers  # a hundred megabytes for a million clients
+    bad_rows = source.bad_rows
+    statistics = BuildStatistics(
+        bad_rows=bad_rows.total,
+        examples=tuple(str(row) for row in bad_rows[:20]),
+        suspicious_rows=bad_rows.suspicious,
+        notes=tuple(bad_rows.notes),
+        near_ids=sum(map(len, near)),
+        near_groups=len(near),
+        near_examples=tuple(" = ".join(map(ascii, group[:3])) for group in near[:3]),
+        merged_ids=merge_ids is not None,
+    )
+    if not ids:
+        raise ValueError(f"{source.description}: no client with text{statistics.left_out}")
+
+    owner, size = np.frombuffer(piece_clients, np.intc), np.frombuffer(piece_sizes, np.int64)
+    if statistics.merged_ids:
+        ids, merged = _merged(ids)
+        owner = merged[owner]
+    total = np.bincount(owner, size, len(ids)).astype(np.int64) + 1
+    sentences_of = np.bincount(owner, np.frombuffer(piece_sentences, np.intc), len(ids)).astype(np.int64)
     kept = np.array(sorted(np.flatnonzero(total >= min_tokens).tolist(), key=ids.__getitem__), np.int64)
     if not len(kept):
         raise ValueError(
             f"{source.description}: all {len(ids)} clients have fewer than {min_tokens} tokens; lower min_tokens"
+            f"{statistics.left_out}"
         )
-    statistics = BuildStatistics(
+    statistics = replace(
+        statistics,
         clients=len(kept),
         sentences=int(sentences_of[kept].sum()),
         tokens=int(total[kept].sum()),
         dropped_clients=len(ids) - len(kept),
         dropped_tokens=int(total.sum() - total[kept].sum()),
-        bad_rows=bad_rows.total,
-        examples=tuple(str(row) for row in bad_rows[:20]),
     )
 
     ends = np.cumsum(size)
@@ -190,6 +191,13 @@ def write(folder: Path, source: Source, vocabulary: Encoder, min_tokens: int, sp
         file.write(_footer(index, header))
         file.flush()
         os.fsync(file.fileno())
+
+
+def _merged(ids: list[str]) -> tuple[list[str], NDArray[np.int64]]:
+    """The normalized ids, all different, and for each of `ids` the place of its normalized form among them."""
+    places_of: dict[str, int] = {}
+    merged = [places_of.setdefault(near_ids.normalized(client), len(places_of)) for client in ids]
+    return list(places_of), np.array(merged, np.int64)
 
 
 def _index(

@@ -69,8 +69,15 @@ class DeviceModel:
         return "".join(decode_stream(self.vocabulary, drawn.tolist()))
 
     def encode(self, prompt: str) -> list[int]:
-        """The begin token and the tokens of `prompt`."""
-        return [BOS, *self.vocabulary.encode(prompt)]
+        """The begin token and the tokens of `prompt`.
+
+        Raises:
+          ValueError: `prompt` holds a lone surrogate.
+        """
+        try:
+            return [BOS, *self.vocabulary.encode(prompt)]
+        except ValueError as error:
+            raise ValueError(f"prompt: {error}") from None
 
     def draw(self, prompt: Sequence[int], choices: Choices) -> Iterator[int]:
         """Token ids, drawn here from the logits of `decode`. `prompt` begins with the begin token."""

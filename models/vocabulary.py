@@ -314,7 +314,10 @@ def _utf8(text: str) -> bytes:
     try:
         return text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"text holds the lone surrogate {text[error.start]!r} at {error.start}") from None
+        raise ValueError(
+            f"text holds the lone surrogate {text[error.start]!r} at {error.start}, made of a byte that is not UTF-8: "
+            "give the text in UTF-8"
+        ) from None
 
 
 def _mapped_words(sentences: Iterable[str]) -> Iterator[str]:

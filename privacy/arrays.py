@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ _USUAL = 1e-200, 1e200  # squared lengths that lost nothing
 
 def as_floats(name: str, values: Any) -> npt.NDArray[np.float64]:
     """A new float64 array of real numbers; None and masked values are NaN. Raises ValueError for anything else."""
+    require_array(name, values)
     masked = isinstance(values, np.ma.MaskedArray)
     try:
         array = np.ma.filled(values.astype(float), np.nan) if masked else np.asarray(values)
@@ -24,6 +26,16 @@ def as_floats(name: str, values: Any) -> npt.NDArray[np.float64]:
         return array.astype(np.float64)
     except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{name} have dtype {array.dtype}: numbers are needed, as many in each row") from None
+
+
+def require_array(name: str, values: Any) -> None:
+    """Raises ValueError for what is read one by one or by name: a generator, a `tf.data.Dataset`, a set, a mapping."""
+    is_array = hasattr(values, "__array__") or (hasattr(values, "__getitem__") and not isinstance(values, Mapping))
+    if isinstance(values, Iterable) and not is_array:
+        raise ValueError(
+            f"{name} has type {type(values).__name__}, which is no array: give an array or a list, as "
+            f"np.array(list({name})), or of a tf.data.Dataset np.array(list({name}.as_numpy_iterator()))"
+        )
 
 
 def row_lengths(vectors: npt.NDArray[Any]) -> npt.NDArray[np.float64]:

@@ -41,6 +41,7 @@ MAY_IMPORT: dict[str, frozenset[str] | None] = {
     "models/decoding/numpy_ops.py": frozenset({"numpy"}),
     "models/alignment": NUMERIC | {"models.alignment"},
     "fl": NUMERIC | TFF | {"fl", "privacy", "tensorflow", "keras", "tensorboard"},
+    "fl/sources/parquet.py": frozenset({"fl", "pyarrow"}),
     "experiments": None,
 }
 
@@ -246,7 +247,7 @@ def test_every_pin_has_a_hash(lock: dict[str, Pin]):
     assert not [name for name, pin in lock.items() if not pin.hashes]
 
 
-CURRENT_ROOTS = roots(["models", "opendp"], "current")
+CURRENT_ROOTS = roots(["models", "opendp", "parquet"], "current")
 
 
 def test_the_lock_of_current_tensorflow_has_what_it_is_for_and_no_tff():

@@ -14,6 +14,7 @@ from experiments.bench.exact_noise import exact_noise
 from experiments.bench.kernels import kernels
 from experiments.bench.population import population
 from experiments.display import ConsoleDisplay
+from privacy.json_values import plain
 
 OURS = "fedspeak"
 # The first of them is the reference for the weights: the law that all must follow.
@@ -79,9 +80,8 @@ def simulation(
         failed += [f"{name}: {run.peer}: {run.problem}" for run in case.failed()]
         tables.append(table.case_table(case, peers, OURS))
         # After each case: what is measured is kept when a later one is interrupted.
-        (output / "results.json").write_text(
-            json.dumps({"machine": table.machine(), "cases": results}, indent=1) + "\n"
-        )
+        document = plain({"machine": table.machine(), "cases": results})
+        (output / "results.json").write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
         (output / "table.md").write_text("\n".join(tables))
     click.echo("\n".join(tables))
     if failed:

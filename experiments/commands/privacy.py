@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from experiments import extras
+from privacy.json_values import plain
 
 if TYPE_CHECKING:
     from privacy import PrivacyPlan
@@ -114,7 +116,7 @@ def audit(claimed: float, delta: float, trials: int, training: bool, as_json: bo
                 f"{bound.epsilon:.3f} with confidence {_AUDIT_CONFIDENCE:g} from {bound.trials} outcomes: {verdict}"
             )
     if as_json:
-        click.echo(json.dumps(rows, indent=2))
+        click.echo(json.dumps(plain(rows), indent=2, allow_nan=False))
     if any(row["epsilon"] > row["claimed"] for row in rows):
         raise SystemExit(1)
 
@@ -240,8 +242,14 @@ def _plan(
             )
         if sampler == "fixed-size" and cohort != int(cohort):
             raise ValueError(f"--cohort {cohort:g} is no whole number: fixed-size cohorts are")
+        if sampler == "cyclic" and cohort < 1:
+            raise ValueError(f"--cohort {cohort} is below 1: a cohort that takes its turn has at least one client")
         # For turns, rounding down makes cohorts larger and a client's turn come sooner: the cautious side.
-        rate, cohorts = cohort / clients, int(clients // cohort)
+        rate, cohorts = cohort / clients, int(clients // cohort) if sampler == "cyclic" else None
+    if rate is not None and 0 < rate < sys.float_info.min:
+        raise ValueError(
+            f"{given[0]} {sizes[given[0]]} samples nobody: give a rate of at least {sys.float_info.min:.0e}"
+        )
     sampling: Sampling
     if sampler == "poisson":
         assert rate is not None

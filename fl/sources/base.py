@@ -26,17 +26,24 @@ class BadRow(NamedTuple):
 
 
 class BadRows(list[BadRow]):
-    """The first thousand bad rows, and the count of all."""
+    """The first thousand bad rows, the count of all, and notes.
+
+    A note is one line on something else that the reader must know: files that were passed over, rows that were read
+    and look wrong.
+    """
 
     def __init__(self, strict: bool) -> None:
         super().__init__()
         self.strict = strict
         self.total = 0
+        self.suspicious = 0
+        self.notes: list[str] = []
 
     def restart(self) -> None:
-        """Forgets all rows: a new iteration begins."""
+        """Forgets all rows and notes: a new iteration begins."""
         self.clear()
-        self.total = 0
+        self.total = self.suspicious = 0
+        self.notes.clear()
 
     def add(self, file: Path | str, line: int, reason: str) -> None:
         """Records a bad row.
@@ -51,12 +58,23 @@ class BadRows(list[BadRow]):
         if len(self) < _KEPT:
             self.append(row)
 
+    def suspect(self, file: Path | str, line: int, reason: str) -> None:
+        """Counts a row that is read and looks wrong; the source says so in a note.
+
+        Raises:
+          ValueError: the source is strict; the message names file and line.
+        """
+        if self.strict:
+            raise ValueError(f"{BadRow(str(file), line, reason)}, or read without strict")
+        self.suspicious += 1
+
 
 class Source(Protocol):
     """Clients' text: pairs of a client id and some sentences of it.
 
     A client may come in several pieces, not next to one another: its sentences are those of all pieces in
-    order. An iteration begins with an empty `bad_rows` and fills it.
+    order. An iteration begins with an empty `bad_rows` and fills it; a row whose client id is blank
+    (`fl.near_ids.is_blank`) is a bad row.
     """
 
     @property
@@ -105,6 +123,38 @@ def require_file(path: Path) -> None:
         raise ValueError(f"{path}: not a file")
     if path.stat().st_size == 0:
         raise ValueError(f"{path}: the file is empty")
+
+
+class Listing(NamedTuple):
+    """The files of a folder that a source reads, by name, and a note on its other entries ("" if there is none)."""
+
+    files: list[Path]
+    passed_over: str
+
+
+def list_folder(folder: Path, suffix: str) -> Listing:
+    """Lists the files of `folder` whose names end in `suffix`; hidden files and folders within are passed over.
+
+    Hidden files, whose names begin with a dot, are other programs' own: macOS leaves a `._anna.txt` beside `anna.txt`.
+    """
+    files: list[Path] = []
+    kinds: dict[str, list[str]] = {"hidden": [], "folders within": [], f"files not named *{suffix}": []}
+    hidden, folders, others = kinds.values()
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            hidden.append(path.name)
+        elif path.is_dir():
+            folders.append(path.name)
+        elif path.suffix != suffix:
+            others.append(path.name)
+        else:
+            files.append(path)
+    parts = [f"{len(names)} {kind} ({_some(names)})" for kind, names in kinds.items() if names]
+    return Listing(files, f"passed over in the folder: {', '.join(parts)}" if parts else "")
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(map(repr, names[:3])) + (", …" if len(names) > 3 else "")
 
 
 def is_special(path: Path) -> bool:

@@ -10,17 +10,19 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from fl.sources.base import BadRows
+from fl.near_ids import is_blank
+from fl.sources.base import BadRows, is_unicode
+from fl.sources.table import id_text
 
 
 class ClientData(Protocol):
     """What is used of `tff.simulation.datasets.ClientData`."""
 
     @property
-    def client_ids(self) -> list[str]:
-        """Client ids."""
+    def client_ids(self) -> list[Any]:
+        """Client ids: strings or integers."""
 
-    def create_tf_dataset_for_client(self, client_id: str) -> Any:
+    def create_tf_dataset_for_client(self, client_id: Any) -> Any:
         """A `tf.data.Dataset` of the client's examples."""
 
 
@@ -30,7 +32,7 @@ class FromClientData:
 
     One `tf.data.Dataset` is made a client and pass, and the fingerprint costs a pass over all text: for the
     SQLite files of TFF, `SqliteClients` is many times faster. In a bad row the client id stands for the file,
-    the example's number for the line.
+    the example's number for the line. An id that is listed more than once is read once, which a note says.
 
     Attributes:
       client_data: the clients.
@@ -65,10 +67,20 @@ class FromClientData:
 
     def __iter__(self) -> Iterator[tuple[str, list[str]]]:
         self.bad_rows.restart()
-        for client in self.client_data.client_ids:
+        seen: set[tuple[type, str]] = set()
+        repeated = 0
+        for client_id in self.client_data.client_ids:
+            client = id_text(client_id)
+            if client is None or not is_unicode(client) or is_blank(client):
+                self.bad_rows.add(repr(client_id), 0, "the client id is blank, or neither Unicode text nor an integer")
+                continue
+            if (type(client_id), client) in seen:
+                repeated += 1
+                continue
+            seen.add((type(client_id), client))
             sentences = []
             number = 0
-            dataset = self.client_data.create_tf_dataset_for_client(client)
+            dataset = self.client_data.create_tf_dataset_for_client(client_id)
             for number, example in enumerate(dataset.as_numpy_iterator(), 1):
                 try:
                     sentences += self._texts(example)
@@ -78,6 +90,8 @@ class FromClientData:
                 yield client, sentences
             elif number == 0:
                 self.bad_rows.add(client, 0, "no example")
+        if repeated:
+            self.bad_rows.notes.append(f"client_ids repeats {repeated} ids: each client is read once")
 
     def _texts(self, example: Any) -> list[str]:
         value = example

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from fl.sources.base import BadRows, fingerprint, is_special, is_unicode, text_lines
+from fl.near_ids import is_blank
+from fl.sources import file_format
+from fl.sources.base import BadRows, Listing, fingerprint, is_special, is_unicode, list_folder, text_lines
 
 
 @dataclass(frozen=True)
@@ -15,7 +17,8 @@ class Folder:
     """Source of a folder: `anna.txt` is the text of client "anna", each line that is not blank a sentence.
 
     Attributes:
-      path: the folder; its files `*.txt` are read, those of folders within are not.
+      path: the folder; its files `*.txt` are read. Hidden files, files of another suffix and folders within are
+        passed over, which a note of `bad_rows` says.
       strict: whether the first bad row raises ValueError.
     """
 
@@ -25,7 +28,10 @@ class Folder:
     @property
     def files(self) -> list[Path]:
         """The users' files, by name."""
-        return sorted(path for path in self.path.glob("*.txt") if not path.is_dir())
+        return self._listing().files
+
+    def _listing(self) -> Listing:
+        return list_folder(self.path, ".txt")
 
     @property
     def description(self) -> str:
@@ -38,14 +44,21 @@ class Folder:
         return BadRows(self.strict)
 
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of the names and contents of the files."""
-        return fingerprint("folder 1", self.files)
+        """SHA-256 (hex) of the names and contents of the files, and of the note on what is passed over."""
+        files, passed_over = self._listing()
+        return fingerprint(f"folder 2 {passed_over}", files)
 
     def __iter__(self) -> Iterator[tuple[str, list[str]]]:
         self.bad_rows.restart()
-        for path in self.files:
+        files, passed_over = self._listing()
+        if passed_over:
+            self.bad_rows.notes.append(passed_over)
+        for path in files:
             if not is_unicode(path.stem):
                 self.bad_rows.add(repr(str(path)), 0, "the name of the file is not UTF-8")
+                continue
+            if is_blank(path.stem):
+                self.bad_rows.add(repr(str(path)), 0, "the name of the file, the client's id, is blank")
                 continue
             if is_special(path):
                 self.bad_rows.add(path, 0, "not a file")
@@ -53,6 +66,9 @@ class Folder:
             before = self.bad_rows.total
             sentences: list[str] = []
             try:
+                if reason := file_format.why_no_text(file_format.head(path)):
+                    self.bad_rows.add(path, 0, reason)
+                    continue
                 for _, line in text_lines(path, self.bad_rows):
                     if sentence := line.strip():
                         sentences.append(sentence)
@@ -76,6 +92,8 @@ def load(path: Path, *, strict: bool = False) -> Folder:
     if not path.is_dir():
         raise NotADirectoryError(f"{path}: not a folder (wanted one with a file <user>.txt for each user)")
     source = Folder(path, strict)
-    if not source.files:
-        raise FileNotFoundError(f"{path}: no file <user>.txt in this folder")
+    files, passed_over = list_folder(path, ".txt")
+    if not files:
+        also = f" ({passed_over})" if passed_over else ""
+        raise FileNotFoundError(f"{path}: no file <user>.txt in this folder{also}")
     return source

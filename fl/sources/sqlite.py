@@ -16,6 +16,8 @@ from functools import cached_property
 from pathlib import Path
 from urllib.parse import quote
 
+from fl.near_ids import is_blank
+from fl.sources import file_format
 from fl.sources.base import BadRows, fingerprint, require_file
 from fl.sources.example_proto import bytes_feature
 
@@ -76,7 +78,7 @@ class SqliteClients:
                     else:
                         yield row
         except sqlite3.Error as error:
-            raise ValueError(f"{self.path}: {error}") from None
+            raise _unreadable(self.path, error) from None
 
     def _row(self, client: object, example: object) -> tuple[str, list[str]]:
         if not isinstance(client, bytes) or not client:
@@ -88,6 +90,8 @@ class SqliteClients:
             sentences = [value.decode() for value in bytes_feature(example, self.feature)]
         except UnicodeDecodeError:
             raise ValueError("not UTF-8") from None
+        if is_blank(name):
+            raise ValueError("client_id is blank (white space, control or zero-width characters)")
         sentences = [sentence for sentence in sentences if sentence.strip()]
         if not sentences:
             raise ValueError(f"feature {self.feature!r} is empty")
@@ -99,15 +103,21 @@ def load(path: Path, feature: str, *, split: str | None = None, strict: bool = F
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: it is no SQLite file of this schema, or has no such split.
+      ValueError: it is no SQLite file of this schema, or is compressed, or has no such split.
     """
     require_file(path)
+    if reason := file_format.why_compressed(file_format.head(path)):
+        raise ValueError(f"{path}: {reason}")
     try:
         with closing(_connect(path)) as connection:
             _check(path, split, connection)
     except sqlite3.Error as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise _unreadable(path, error) from None
     return SqliteClients(path, feature, split, strict)
+
+
+def _unreadable(path: Path, error: sqlite3.Error) -> ValueError:
+    return ValueError(f"{path}: {error}; give TFF's client data as an SQLite file, or download it again")
 
 
 def _connect(path: Path) -> sqlite3.Connection:

@@ -1,12 +1,15 @@
-"""Tables with a user column and a text column: what JSON Lines and CSV have in common."""
+"""Tables with a user column and a text column: what JSON Lines, CSV and Parquet have in common."""
 
 from __future__ import annotations
 
 import json
+import numbers
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from fl.near_ids import is_blank
+from fl.sources import file_format
 from fl.sources.base import BadRows, fingerprint, is_unicode, require_file
 
 
@@ -43,29 +46,56 @@ class Table:
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the file's name and content, and of the columns."""
         options = json.dumps([type(self).__name__, self.user_column, self.text_column])
-        return fingerprint(options, [self.path])
+        return fingerprint(options, self.files)
 
-    def usable(self, line: int, user: str, text: str) -> bool:
+    @property
+    def files(self) -> list[Path]:
+        """The files of the table, in the order in which they are read."""
+        return [self.path]
+
+    def usable(self, file: Path, line: int, user: str, text: str) -> bool:
         """Whether a row has a user and a text; if not, it is recorded."""
         if not (is_unicode(user) and is_unicode(text)):
             reason = "not UTF-8 (or a lone surrogate)"
         elif not user:
             reason = f"column {self.user_column!r} is empty"
+        elif is_blank(user):
+            reason = f"column {self.user_column!r} is blank (white space, control or zero-width characters)"
         elif not text.strip():
             reason = f"column {self.text_column!r} is empty"
         else:
             return True
-        self.bad_rows.add(self.path, line, reason)
+        self.bad_rows.add(file, line, reason)
         return False
 
 
-def check(path: Path, user_column: str, text_column: str) -> None:
-    """Checks what can be checked before reading.
+def id_text(value: object) -> str | None:
+    """Writes a client id as text; None if it is neither a string nor a number with an integer value.
+
+    7, 7.0 and "7" are one id: programs that know missing values write a column of integers as floats. Beyond 2^53,
+    where different integers are one float, a float is no id.
+    """
+    if isinstance(value, float) and value.is_integer() and abs(value) <= 2**53:
+        return str(int(value))
+    if isinstance(value, bool) or not isinstance(value, str | numbers.Integral):
+        return None
+    return str(value)
+
+
+def check_columns(path: Path, user_column: str, text_column: str) -> None:
+    """Raises ValueError if the two columns are one."""
+    if user_column == text_column:
+        raise ValueError(f"{path}: the user column and the text column are the same, {user_column!r}")
+
+
+def check_text(path: Path, user_column: str, text_column: str) -> None:
+    """Checks what can be checked of a table in a text file before reading.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: it is no regular file, it is empty, or the two columns are one.
+      ValueError: it is no regular file, it is empty or no UTF-8 text in lines, or the two columns are one.
     """
     require_file(path)
-    if user_column == text_column:
-        raise ValueError(f"{path}: the user column and the text column are the same, {user_column!r}")
+    if reason := file_format.why_no_text(file_format.head(path)):
+        raise ValueError(f"{path}: {reason}")
+    check_columns(path, user_column, text_column)

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from privacy.arrays import require_array
 from privacy.dpsgd.layer_gradients import layers_with_weights
 
 Losses = Callable[..., tf.Tensor]
@@ -38,10 +39,12 @@ def checked_examples(x: Any, y: Any) -> Examples:
     """Raises ValueError, in one line, unless all arrays hold finite numbers in as many rows."""
     if isinstance(x, (list, tuple)) and not any(hasattr(part, "shape") for part in x):
         x = np.asarray(x)  # one array, written out
+    given = tf.nest.flatten(x)
+    names = [f"x[{i}]" if len(given) > 1 else "x" for i in range(len(given))]
+    for name, part in zip([*names, "y"], [*given, y], strict=True):
+        require_array(name, part)
     x, y = tf.nest.map_structure(np.asarray, x), np.asarray(y)
-    parts = tf.nest.flatten(x)
-    named = [(f"x[{i}]" if len(parts) > 1 else "x", part) for i, part in enumerate(parts)]
-    for name, part in [*named, ("y", y)]:
+    for name, part in zip([*names, "y"], [*tf.nest.flatten(x), y], strict=True):
         if not part.ndim or not y.ndim or len(part) != len(y) or not len(y):
             raise ValueError(f"{name} has shape {list(part.shape)}, y {list(y.shape)}: give as many rows, at least one")
         if part.dtype.kind not in "iufb":

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from privacy import checks
 from privacy.accounting import costs
-from privacy.arrays import of_length_one, row_lengths, shortened
+from privacy.arrays import of_length_one, require_array, row_lengths, shortened
 from privacy.noise.randomness import Randomness
 from privacy.statistics.mean import gaussian_mean_in_ball
 from privacy.statistics.quantile_search import geometric_grid, quantile_search
@@ -118,6 +118,7 @@ def fit_feature_map(features: Any, bound: float, noise_multiplier: float, source
 def _checked(features: Any, bound: float, noise_multiplier: float) -> npt.NDArray[Any]:
     checks.positive("noise multiplier", noise_multiplier, "give noise / sensitivity")
     check_bound(bound)
+    require_array("features", features)
     array = np.ascontiguousarray(features)
     if array.ndim != 2 or not array.shape[1] or not np.isfinite(array).all():
         raise ValueError(f"features have shape {list(array.shape)}: finite numbers [n, d], d > 0, are needed")

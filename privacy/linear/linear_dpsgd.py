@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from privacy import checks
 from privacy.accounting import costs
-from privacy.arrays import row_lengths, shortened
+from privacy.arrays import require_array, row_lengths, shortened
 from privacy.noise.training import standard_normal
 
 Floats = npt.NDArray[Any]
@@ -125,6 +125,8 @@ def softmax(logits: Floats) -> Floats:
 
 
 def _checked(features: Any, labels: Any, classes: int) -> tuple[Floats, npt.NDArray[np.int64]]:
+    require_array("features", features)
+    require_array("labels", labels)
     features, labels = np.asarray(features), np.asarray(labels)
     if features.ndim != 2 or features.dtype not in (np.float32, np.float64):
         raise ValueError(

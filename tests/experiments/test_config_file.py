@@ -45,6 +45,7 @@ def test_a_whole_number_does_for_a_number_and_not_the_other_way_round():
         ("[run]\nrounds = true", [], "run.rounds = True: must be an integer"),
         ("[data]\nstrict = 1", [], "data.strict = 1: must be true or false"),
         ("[data]\npublic = 'a'", [], "data.public = 'a': must be a list of texts"),
+        ("[data]\nmerge_ids = 'lower'", [], "data.merge_ids = 'lower': must be one of 'normalize'"),
         ("[clients]\nlearning_rate = nan", [], "clients.learning_rate = nan: must be a positive number"),
         ("[clients]\nlearning_rate = -inf", [], "clients.learning_rate = -inf: must be a positive number"),
         (

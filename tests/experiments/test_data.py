@@ -1,12 +1,15 @@
 import json
 import os
+import re
 import shutil
+from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
 
-from experiments import data
+from experiments import assembly, data
+from experiments.config import Config
 from experiments.config_file import parse
 
 
@@ -80,6 +83,108 @@ def test_a_copy_of_clients_text_is_not_public(config, tmp_path, place, source):
 def test_the_store_is_for_the_operator_only(config, tmp_path):
     data.prepare(config, None)
     assert data.STORES.stat().st_mode & 0o777 == 0o700
+
+
+def with_data(config: Config, **changes: Any) -> Config:
+    return msgspec.structs.replace(config, data=msgspec.structs.replace(config.data, **changes))
+
+
+def spell_again(tmp_path, ids: dict[str, str]) -> None:
+    """Writes every other row of some users under another spelling of their id."""
+    rows = [json.loads(line) for line in (tmp_path / "users.jsonl").read_text().splitlines()]
+    for number, row in enumerate(rows):
+        if number % 2 and row["user"] in ids:
+            row["user"] = ids[row["user"]]
+    (tmp_path / "users.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+
+def test_near_equal_ids_are_one_warning_with_counts_and_examples_or_joined(config, tmp_path):
+    assert "warning" not in data.describe(data.prepare(config, None))
+    before = data.prepare(config, None).store.clients
+    spell_again(tmp_path, {"u6": "u6 ", "u13": "u1\u200b3", "u20": "ｕ20"})
+    lines = data.describe(data.prepare(config, None)).splitlines()
+    [line] = [line for line in lines if line.startswith("warning*")]
+    assert "6 client ids form 3 groups" in line and r"'u6' = 'u6 '; 'u13' = 'u1\u200b3'; " in line
+    assert 'ε is per id, not per person: set data.merge_ids = "normalize"' in line
+    joined = data.prepare(with_data(config, merge_ids="normalize"), None)
+    assert joined.store.clients == before
+    [line] = [line for line in data.describe(joined).splitlines() if "near-equal" in line]
+    assert line.startswith("joined*: 6 near-equal client ids to 3 clients (data.merge_ids), for example 'u6'")
+
+
+def test_a_folder_says_what_it_passes_over(config, tmp_path):
+    (tmp_path / "texts").mkdir()
+    for number in range(30):
+        (tmp_path / "texts" / f"u{number}.txt").write_text("to be or not\n" * 3)
+        (tmp_path / "texts" / f"._u{number}.txt").write_text("another program's file, in lines of words\n")
+    (tmp_path / "texts" / "v.TXT").write_text("to be\n")
+    prepared = data.prepare(with_data(config, source="folder", path="texts"), None)
+    assert len(prepared.store.clients) == 30
+    [line] = [line for line in data.describe(prepared).splitlines() if line.startswith("note*")]
+    assert "30 hidden ('._u0.txt'" in line and "1 files not named *.txt ('v.TXT')" in line
+
+
+def test_parquet_gives_the_same_data_as_json_lines(config, tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    rows = [json.loads(line) for line in (tmp_path / "users.jsonl").read_text().splitlines()]
+    (tmp_path / "parts").mkdir()
+    for number, part in enumerate((rows[:50], rows[50:])):
+        path = tmp_path / "parts" / f"train-{number:05d}-of-00002.parquet"
+        parquet.write_table(pa.Table.from_pylist([{"text": row["text"], "who": row["user"]} for row in part]), path)
+    changes = {"source": "parquet", "path": "parts", "user_column": "who"}
+    found, wanted = data.prepare(with_data(config, **changes), None), data.prepare(config, None)
+    assert found.store.clients == wanted.store.clients
+    for client in range(len(wanted.store.clients)):
+        assert found.store.tokens(client).tolist() == wanted.store.tokens(client).tolist()
+
+
+def lose_rows(tmp_path, kept: int) -> None:
+    """Leaves `kept` rows readable: the ids of all others are numbers that are no ids."""
+    rows = [json.loads(line) for line in (tmp_path / "users.jsonl").read_text().splitlines()]
+    rows[kept:] = [{**row, "user": number + 0.5} for number, row in enumerate(rows[kept:])]
+    (tmp_path / "users.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+
+def test_a_set_without_clients_names_the_rows_and_clients_that_were_lost(config, tmp_path):
+    lose_rows(tmp_path, 3)
+    with (tmp_path / "users.jsonl").open("a") as file:
+        file.write('\n{"user": "short", "text": ""}\n{"user": "short", "text": "a"}\n')
+    with pytest.raises(
+        ValueError, match="no client of 1 fell into this set: enlarge its share, or bring more"
+    ) as caught:
+        data.prepare(config, None)
+    said = str(caught.value)
+    assert re.search(
+        r"\(173 bad rows, the first: .*users.jsonl:4: column 'user' is not a string; 1 clients below", said
+    )
+    assert "\n" not in said
+
+
+def test_a_csv_whose_quote_is_never_closed_is_named_where_the_split_fails(config, tmp_path):
+    rows = [json.loads(line) for line in (tmp_path / "users.jsonl").read_text().splitlines()]
+    lines = [f"{row['user']},{row['text']}" for row in rows]
+    lines[4] = lines[4].replace(",", ',"')
+    (tmp_path / "users.csv").write_text("user,text\n" + "\n".join(lines) + "\n")
+    with pytest.raises(ValueError, match=r"\(171 bad rows, the first: .*users.csv:6: .*look for a quote not closed"):
+        data.prepare(with_data(config, source="csv", path="users.csv"), None)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["cohort.sampler=fixed-size", "cohort.size=900"], "cohort size 900 is larger than the population"),
+        (["cohort.sampler=cyclic", "cohort.cohorts=900"], "cyclic cohorts 900 are more than the population"),
+        (["cohort.rate=0.001"], "cohort.rate gives 0.0.. clients a round on average: raise it"),
+    ],
+)
+def test_too_few_clients_for_a_cohort_name_the_rows_that_were_lost(config, tmp_path, settings, message):
+    lose_rows(tmp_path, 150)
+    prepared = data.prepare(config, None)
+    with pytest.raises(ValueError, match=rf"{message}.* \(\d+ bad rows, the first: .*users.jsonl:151: ") as caught:
+        assembly.check_clients(parse("", "test", settings), prepared)
+    assert "\n" not in str(caught.value)
 
 
 def test_paths_are_kept_absolute(config, tmp_path):

@@ -158,7 +158,7 @@ def test_a_part_of_an_extra_that_is_missing_is_named():
 
 def test_every_module_of_an_extra_is_one_that_its_packages_install():
     """Of each extra whose packages are here; in the locked environment that is all of them."""
-    packages = {"models": "tensorflow", "federated": "tensorflow-federated", "opendp": "opendp"}
+    packages = {"models": "tensorflow", "federated": "tensorflow-federated", "opendp": "opendp", "parquet": "pyarrow"}
     assert set(packages) == set(extras.EXTRAS)
     for extra, package in packages.items():
         try:

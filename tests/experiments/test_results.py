@@ -29,3 +29,8 @@ def test_plots_are_written_as_png_and_svg(tmp_path):
     written += plots.repetitions(tmp_path / "plot", "gain", [Interval(0.1, 0.05, 0.12), Interval(0.2, 0.1, 0.3)])
     assert [path.name for path in written] == ["curve.png", "curve.svg", "plot.png", "plot.svg"]
     assert all(path.stat().st_size > 1000 for path in written)
+
+
+def test_the_curve_has_a_gap_where_a_loss_was_not_finite(tmp_path):
+    metrics = [{"round": number, "evaluation": {"validation_loss": loss}} for number, loss in ((1, 4.0), (2, None))]
+    assert plots.loss_curve(tmp_path / "curve", metrics, {})

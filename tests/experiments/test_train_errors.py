@@ -70,6 +70,15 @@ def test_a_finished_run_is_not_evaluated_on_other_data(whole, tmp_path, refuse):
     assert "the data is not what" in refuse("evaluate", str(run))
 
 
+def test_a_model_that_diverged_is_refused_with_what_to_do(whole, tmp_path, refuse):
+    run = tmp_path / "diverged"
+    shutil.copytree(whole[0], run)
+    with np.load(run / "weights.npz") as arrays:
+        np.savez(run / "weights.npz", **{name: np.full_like(arrays[name], np.inf) for name in arrays.files})
+    message = refuse("evaluate", str(run))
+    assert f"{run}: the trained model's loss is not finite on " in message and "start a new run" in message
+
+
 def test_a_mistake_deletes_nothing_of_the_users(folder, tmp_path, refuse):
     mine = tmp_path / "mine"
     mine.mkdir()
@@ -143,13 +152,15 @@ def test_resuming_with_a_changed_config_is_refused(folder, whole, refuse):
         ("warm_start.epochs=-1", "warm_start.epochs"),
         ("warm_start.batch_size=0", "warm_start.batch_size"),
         ("data.validation=0.9", "share"),
+        ("cohort.rate=0.001", "clients a round on average: raise it (1 bad rows, the first: {folder}/users.jsonl:8"),
         ("data.min_tokens=1", "min_tokens"),
         ("data.min_tokens=1000000", "all 40 clients have fewer than 1000000 tokens"),
     ],
 )  # fmt: skip
 def test_bad_settings_are_answered_in_one_line(folder, tmp_path, refuse, setting, message):
     config, run = str(folder / "config.toml"), tmp_path / "run"
-    assert message in refuse("train", config, "--output", str(run), "--set", setting.format(folder=folder))
+    said = refuse("train", config, "--output", str(run), "--set", setting.format(folder=folder))
+    assert message.format(folder=folder) in said
     assert not run.exists()  # corrected, the same command works
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from typing import Any
 
 import pytest
@@ -97,6 +98,45 @@ def test_a_declared_population_far_from_the_data_is_said_to_the_operator():
     assert training._far_from_declared(plan, 2001)
     assert training._far_from_declared(plan, 500) is training._far_from_declared(plan, 2000) is None
     assert training._far_from_declared(dataclasses.replace(plan, population_declared=False), 1000) is None
+
+
+NOISY = PrivacyPlan(Poisson(0.1), 1000, 5, 1.0, FixedClip(1.0))
+
+
+def row(number: int, lost: bool = False, validation_loss: float | None = 3.0) -> dict[str, Any]:
+    operator = {"non_finite": 9.0 if lost else 0.0, "tokens": 0.0 if lost else 70.0}
+    return {
+        "round": number,
+        "operator": operator,
+        "released": {"clip": 1.0},
+        "evaluation": {"validation_loss": validation_loss},
+    }
+
+
+@pytest.mark.parametrize(
+    ("rows", "size", "said"),
+    [
+        ([row(1)], 10**6, None),
+        ([row(1, lost=True)], 10**6, "no client's update was finite, .*: clients.learning_rate is too large"),
+        ([row(1, lost=True), row(2, lost=True)], 10**6, "round 2: .*clients.learning_rate is too large"),
+        (
+            [row(1), row(2, lost=True)],
+            10**6,
+            "no client's update was finite, .*: clip norm 1 and noise multiplier 1 are",
+        ),
+        (
+            [row(1, validation_loss=None)],
+            10**6,
+            "the validation loss is not finite: clip norm 1 and noise multiplier 1",
+        ),
+        ([row(1), row(2, lost=True)], 100, "round 2: .*: the server learning rate is too large"),
+    ],
+)
+def test_the_warning_on_divergence_names_the_likely_cause(tmp_path, rows, size, said):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(each) + "\n" for each in rows))
+    found = training._divergence(rows[-1], path, NOISY, size)
+    assert (found is None) if said is None else re.search(f"^warning: .*{said}", found or "")
 
 
 def test_exact_noise_trains_clients_one_by_one(tmp_path):

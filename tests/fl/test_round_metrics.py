@@ -4,12 +4,14 @@ import os
 import re
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 
-from fl import checkpoints
+from fl import checkpoints, rounds
 from fl.round_metrics import read_metrics
 from fl.rounds import RoundLog, checked_metrics, run_rounds, set_aside_metrics
-from tests.fl.test_rounds import Kill, evaluate, federation, outcome, run
+from privacy.json_values import plain
+from tests.fl.test_rounds import FakeProcess, Kill, evaluate, federation, outcome, run
 
 LOST = "rows are lost, restore the file from a copy; if there is none, fedspeak train --resume with --set-aside-metrics"
 
@@ -125,6 +127,64 @@ def test_killed_while_setting_aside_the_file_is_still_refused(tmp_path):
         run(tmp_path)
     assert set_aside_metrics(RoundLog(tmp_path))
     run(tmp_path)
+
+
+def evaluate_nan(done, weights):
+    return {"loss": float("nan")}, {}
+
+
+def as_python(next_round):
+    """The process with measurements as Python numbers, which `fl.rounds` needs where it makes none."""
+
+    def wrapped(*arguments):
+        state, measured = next_round(*arguments)
+        return state, plain(measured)
+
+    return wrapped
+
+
+def evaluate_diverged(done, weights):
+    return {"loss": float("nan")}, {"held_out_loss": np.float32("inf")}
+
+
+def diverged(folder) -> list:
+    return list(run_rounds(federation(), RoundLog(folder, keep_checkpoints=2), evaluate_diverged))
+
+
+def test_what_is_not_finite_is_null_in_the_file_the_row_and_the_checkpoint(tmp_path):
+    rows = diverged(tmp_path)
+    assert all(row["evaluation"] == {"loss": None} and row["operator"]["held_out_loss"] is None for row in rows)
+    content = (tmp_path / "metrics.jsonl").read_text()
+    assert content.count('"loss": null') == 4 and not re.search("NaN|Infinity", content)
+    newest = checkpoints.latest_document(tmp_path / "checkpoints")
+    assert newest is not None and newest[1]["metrics"] == rows[-1]
+    assert checked_metrics(RoundLog(tmp_path)) == rows
+
+
+def test_rows_in_which_an_earlier_version_wrote_nan_are_read_and_gone_on_from(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(rounds, "plain", lambda values: values)
+        patch.setattr(FakeProcess, "next", as_python(FakeProcess.next))
+        for row in run_rounds(federation(), RoundLog(tmp_path, keep_checkpoints=2), evaluate_nan):
+            if row["round"] == 3:
+                break
+    path = tmp_path / "metrics.jsonl"
+    assert path.read_text().count("NaN") == 3
+    for rows in (read_metrics(path), checked_metrics(RoundLog(tmp_path))):
+        assert [row["evaluation"] for row in rows] == [{"loss": None}] * 3
+    assert len(diverged(tmp_path)) == 1
+    assert [row["evaluation"] for row in checked_metrics(RoundLog(tmp_path))] == [{"loss": None}] * 4
+
+
+def test_rows_of_an_earlier_version_that_are_set_aside_are_json_then(tmp_path, monkeypatch):
+    stop_after(tmp_path, 3)
+    found = checkpoints.latest_document(tmp_path / "checkpoints")
+    assert found is not None
+    document = {**found[1], "metrics": {**found[1]["metrics"], "evaluation": {"loss": float("nan")}}}
+    checkpoints.replace_document(tmp_path / "checkpoints", document)
+    assert set_aside_metrics(RoundLog(tmp_path))
+    assert [row["evaluation"] for row in checked_metrics(RoundLog(tmp_path))] == [{"loss": None}]
+    assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
 
 
 def test_rows_after_a_deleted_checkpoint_come_again(tmp_path, undisturbed):

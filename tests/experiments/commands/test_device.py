@@ -39,7 +39,10 @@ def test_generate(path, capfd):
         (["--top-k", "-1"], "top_k: -1"),
         (["--max-new-tokens", "0"], "max_new_tokens: 0"),
         (["--seed", "-1"], "seed: -1"),
-        (["--prompt", "\udcff"], "lone surrogate"),
+        (
+            ["--prompt", "\udcff"],
+            "prompt: text holds the lone surrogate '\\udcff' at 0, made of a byte that is not UTF-8: give",
+        ),
     ],
 )
 def test_generate_refuses_bad_options_in_one_line(path, capfd, options, message):

@@ -114,6 +114,31 @@ def test_bad_examples_are_recorded_and_strict_refuses_the_first():
         list(client_data.load(clients, "t", strict=True))
 
 
+def test_integer_ids_are_written_as_text():
+    clients = Fake({7: [b"one"], np.int64(8): [b"two"]})
+    source = client_data.load(clients, None)
+    assert list(source) == [("7", ["one"]), ("8", ["two"])]
+    assert source.fingerprint() == client_data.load(Fake({"7": [b"one"], "8": [b"two"]}), None).fingerprint()
+
+
+def test_ids_that_are_blank_or_no_text_are_recorded():
+    clients = Fake(
+        {" ": [b"a"], "\u200b": [b"b"], "\ud800": [b"c"], None: [b"d"], 7.5: [b"e"], b"f": [b"f"], "g": [b"g"]}
+    )
+    source = client_data.load(clients, None)
+    assert list(source) == [("g", ["g"])]
+    assert [row.file for row in source.bad_rows] == ["' '", r"'\u200b'", r"'\ud800'", "None", "7.5", "b'f'"]
+    assert {row.reason for row in source.bad_rows} == {"the client id is blank, or neither Unicode text nor an integer"}
+
+
+def test_an_id_that_is_listed_twice_is_read_once():
+    clients = Fake({"a": [b"one"], "b": [b"two"]})
+    clients.client_ids = ["a", "b", "a", "a"]
+    source = client_data.load(clients, None)
+    assert list(source) == [("a", ["one"]), ("b", ["two"])]
+    assert source.bad_rows.notes == ["client_ids repeats 2 ids: each client is read once"]
+
+
 def test_no_client_is_refused():
     with pytest.raises(ValueError, match="nobody: there is no client"):
         client_data.load(Fake({}), "t", name="nobody")

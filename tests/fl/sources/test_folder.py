@@ -23,6 +23,46 @@ def test_a_file_is_a_user_and_a_line_a_sentence(root):
     assert source.description == "folder users, one text file a user"
 
 
+def test_shadow_files_and_hidden_ones_are_no_clients(root):
+    for name in ("._anna.txt", "._ben.txt", ".txt", ".hidden.txt"):
+        (root / name).write_bytes(b"\0\5\x16\7 what another program keeps here\n")
+    source = folder.load(root)
+    assert [client for client, _ in source] == ["anna", "ben"]
+    assert not source.bad_rows
+    assert source.bad_rows.notes == [
+        "passed over in the folder: 4 hidden ('._anna.txt', '._ben.txt', '.hidden.txt', …)"
+    ]
+
+
+def test_files_of_another_suffix_and_folders_within_are_said(root):
+    (root / "carl.TXT").write_text("mine\n")
+    (root / "notes.md").write_text("not a user")
+    (root / "older").mkdir()
+    (root / "older" / "dora.txt").write_text("mine\n")
+    source = folder.load(root)
+    assert [client for client, _ in source] == ["anna", "ben"]
+    wanted = "passed over in the folder: 1 folders within ('older'), 2 files not named *.txt ('carl.TXT', 'notes.md')"
+    assert source.bad_rows.notes == [wanted]
+    assert list(source) and source.bad_rows.notes == [wanted]
+    before = source.fingerprint()
+    (root / "emma.TXT").write_text("mine\n")
+    assert source.fingerprint() != before  # a store that was built before would not say so
+    for name in ("anna.txt", "ben.txt"):
+        (root / name).unlink()
+    with pytest.raises(FileNotFoundError, match="no file <user>.txt in this folder .*'carl.TXT'"):
+        folder.load(root)
+
+
+@pytest.mark.parametrize("name", [" .txt", "\u200b.txt", "\x07.txt"])
+def test_a_name_that_is_blank_is_recorded(root, name):
+    (root / name).write_text("mine\n")
+    source = folder.load(root)
+    assert [client for client, _ in source] == ["anna", "ben"]
+    assert [row.reason for row in source.bad_rows] == ["the name of the file, the client's id, is blank"]
+    with pytest.raises(ValueError, match="is blank"):
+        list(folder.load(root, strict=True))
+
+
 def test_a_user_without_text_is_recorded(root):
     (root / "carl.txt").write_text("\n  \n")
     (root / "dora.txt").write_text("")

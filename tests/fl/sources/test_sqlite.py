@@ -96,6 +96,7 @@ def test_bad_rows_are_recorded_and_strict_refuses_the_first(tmp_path):
         (("train", "anna", 7), "serialized_example_proto is not a blob"),
         (("train", None, ROWS[0][2]), None),  # NULL is in no set: as in TFF, no client's
         (("train", "", ROWS[0][2]), "client_id is empty or not text"),
+        (("train", " \u200b", ROWS[0][2]), "client_id is blank (white space, control or zero-width characters)"),
         (("train", "anna", ROWS[0][2][:-1]), "not a tf.train.Example: it is cut short or damaged"),
         (("train", "anna", b"text"), "not a tf.train.Example: wire type 4"),
         (
@@ -154,7 +155,7 @@ def test_bad_files_are_refused_in_one_line(tmp_path, path):
     with pytest.raises(ValueError, match="empty: the file is empty$"):
         sqlite.load(tmp_path / "empty", "tokens")
     (tmp_path / "text").write_text("not a database, " * 100)
-    with pytest.raises(ValueError, match="text: file is not a database$"):
+    with pytest.raises(ValueError, match="text: file is not a database; give TFF's client data as an SQLite file"):
         sqlite.load(tmp_path / "text", "tokens")
     with pytest.raises(ValueError, match="no split 'tran'; it has 'test', 'train'$"):
         sqlite.load(path, "tokens", split="tran")

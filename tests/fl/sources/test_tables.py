@@ -7,11 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fl.clients import TokenStore
+from fl.near_ids import is_blank
 from fl.sources import base, csv_rows, jsonl
 from models.vocabulary import SMALLEST, learn
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\r"), min_size=1, max_size=20).filter(str.strip)
-USER = st.text(st.characters(codec="utf-8", exclude_characters="\r"), min_size=1, max_size=6)
+USER = st.text(st.characters(codec="utf-8", exclude_characters="\r"), min_size=1, max_size=6).filter(
+    lambda user: not is_blank(user)
+)
 
 
 @pytest.fixture
@@ -77,6 +80,68 @@ def test_bad_json_rows_are_recorded_with_their_line(write):
 def test_json_blank_lines_numbers_as_users_and_line_ends(write):
     path = write('\n{"user": 12, "text": "a"}\r\n  \n{"user": "12", "text": "b\\nc"}')
     assert read(jsonl, path) == ([("12", ["a"]), ("12", ["b\nc"])], [])
+
+
+def test_json_numbers_with_an_integer_value_are_ids_and_no_others(write):
+    users = ["7.0", "7", '"7"', "-3.0", "9007199254740992.0", "7.5", "1e300", "NaN", "9007199254740994.0"]
+    path = write("".join(f'{{"user": {user}, "text": "t"}}\n' for user in users))
+    rows, bad = read(jsonl, path)
+    assert [user for user, _ in rows] == ["7", "7", "7", "-3", "9007199254740992"]
+    assert bad == [(line, "column 'user' is not a string") for line in (6, 7, 8, 9)]
+
+
+@pytest.mark.parametrize("user", [" ", "\t", "\u200b", "\u0007\u200d", "\u00a0"])
+@pytest.mark.parametrize("module", [jsonl, csv_rows])
+def test_a_blank_user_is_recorded_and_strict_refuses_it(write, module, user):
+    content = json.dumps({"user": user, "text": "t"}) + "\n" if module is jsonl else f'user,text\n"{user}",t\n'
+    path = write(content)
+    rows, bad = read(module, path)
+    assert rows == []
+    assert [reason for _, reason in bad] == ["column 'user' is blank (white space, control or zero-width characters)"]
+    with pytest.raises(ValueError, match="column 'user' is blank"):
+        read(module, path, strict=True)
+
+
+@pytest.mark.parametrize(
+    "content", ['[{"user": "a", "text": "b"}]', "\n [\n{}", '{\n  "user": "a",\n  "text": "b"\n}\n']
+)
+def test_json_over_several_lines_is_refused_with_the_fix(write, content):
+    with pytest.raises(ValueError, match="not JSON Lines: write one object a line, for instance with jq") as caught:
+        read(jsonl, write(content))
+    assert "\n" not in str(caught.value)
+
+
+def joined_by_stray_quotes(rows: int) -> str:
+    lines = [f"u{number},text {number}" for number in range(rows + 2)]
+    lines[1] = 'u1,"text 1'
+    lines[rows] = f'u{rows},text {rows}"'
+    return "user,text\n" + "\n".join(lines) + "\n"
+
+
+def test_a_row_with_many_line_breaks_is_noted_and_strict_refuses_it(write):
+    path = write(joined_by_stray_quotes(90))
+    source = csv_rows.load(path, "user", "text")
+    assert [user for user, _ in source] == ["u0", "u1", "u91"]
+    assert source.bad_rows.notes == [
+        f"1 suspicious rows were read, the first: {path}:3: a row with 89 line breaks: look for a stray quote that "
+        "joins rows"
+    ]
+    with pytest.raises(ValueError, match=r"data:3: a row with 89 line breaks: .* or read without strict$"):
+        read(csv_rows, path, strict=True)
+
+
+def test_a_strict_source_is_not_served_from_a_store_with_suspicious_rows(write, tmp_path):
+    path, words = write(joined_by_stray_quotes(90)), learn([], SMALLEST)
+    store = TokenStore.build(tmp_path / "store", csv_rows.load(path, "user", "text"), words)
+    assert (store.statistics.bad_rows, store.statistics.suspicious_rows, len(store.statistics.notes)) == (0, 1, 1)
+    with pytest.raises(ValueError, match="a row with 89 line breaks"):
+        TokenStore.build(tmp_path / "store", csv_rows.load(path, "user", "text", strict=True), words)
+
+
+def test_a_text_of_a_few_lines_is_not_suspicious(write):
+    path = write(joined_by_stray_quotes(csv_rows.MANY_LINE_BREAKS + 1))
+    source = csv_rows.load(path, "user", "text", strict=True)
+    assert len(list(source)) == 3 and not source.bad_rows.notes
 
 
 def test_bad_csv_rows_are_recorded_with_their_first_line(write):

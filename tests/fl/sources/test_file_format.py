@@ -1,0 +1,77 @@
+import bz2
+import gzip
+import io
+import lzma
+import zipfile
+
+import pytest
+
+from fl.sources import csv_rows, folder, jsonl, sqlite
+from fl.sources.file_format import why_compressed, why_no_text
+
+ROWS = "user,text\na,some text\nb,more text\n"
+
+
+def zipped(content: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("rows.csv", content)
+    return buffer.getvalue()
+
+
+COMPRESSED = {
+    "gzip": gzip.compress(ROWS.encode()),
+    "bzip2": bz2.compress(ROWS.encode()),
+    "xz": lzma.compress(ROWS.encode()),
+    "lzma": lzma.compress(ROWS.encode(), lzma.FORMAT_ALONE),
+    "zip": zipped(ROWS.encode()),
+}
+
+
+@pytest.mark.parametrize("name", COMPRESSED)
+@pytest.mark.parametrize("load", [csv_rows.load, jsonl.load, lambda path, *_: sqlite.load(path, "text")])
+def test_a_compressed_file_is_refused_with_the_command_that_unpacks_it(tmp_path, name, load):
+    path = tmp_path / "data"
+    path.write_bytes(COMPRESSED[name])
+    with pytest.raises(ValueError, match=rf"data: the file is compressed \({name}\): decompress it first") as caught:
+        load(path, "user", "text")
+    assert "\n" not in str(caught.value)
+
+
+OTHER = {
+    "UTF-16 with a mark": (ROWS.encode("utf-16"), "the text is UTF-16: convert it to UTF-8, for instance with iconv"),
+    "UTF-16 without": (ROWS.encode("utf-16-be"), "the text is UTF-16: convert it to UTF-8"),
+    "bare CR": (ROWS.replace("\n", "\r").encode(), "lines end with a bare carriage return: convert them"),
+    "SQLite": (b"SQLite format 3\0" + bytes(80), 'this is an SQLite file: read it with data.source = "sqlite"'),
+    "Parquet": (b"PAR1" + bytes(80), 'this is a Parquet file: read it with data.source = "parquet"'),
+}
+
+
+@pytest.mark.parametrize("case", OTHER)
+@pytest.mark.parametrize("module", [csv_rows, jsonl])
+def test_a_table_that_is_no_utf8_text_in_lines_is_refused_with_the_fix(tmp_path, case, module):
+    content, reason = OTHER[case]
+    path = tmp_path / "data"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"data: {reason}") as caught:
+        module.load(path, "user", "text")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("case", OTHER)
+def test_a_users_file_that_is_no_utf8_text_in_lines_is_one_bad_row_with_the_fix(tmp_path, case):
+    content, reason = OTHER[case]
+    (tmp_path / "anna.txt").write_bytes(content)
+    (tmp_path / "ben.txt").write_text("fine\n")
+    source = folder.load(tmp_path)
+    assert list(source) == [("ben", ["fine"])]
+    assert [row.file for row in source.bad_rows] == [str(tmp_path / "anna.txt")]
+    assert source.bad_rows[0].reason.startswith(reason)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"a", b"BZh,text\n", b"PK,text\n", b"]\n", b"a\r\nb\r", b"a\0b\0c\n" + bytes(40), "größer\n".encode() * 99],
+)
+def test_text_is_not_taken_for_another_format(content):
+    assert why_compressed(content) is None and why_no_text(content) is None
