@@ -176,7 +176,10 @@ def test_a_csv_whose_quote_is_never_closed_is_named_where_the_split_fails(config
     [
         (["cohort.sampler=fixed-size", "cohort.size=900"], "cohort size 900 is larger than the population"),
         (["cohort.sampler=cyclic", "cohort.cohorts=900"], "cyclic cohorts 900 are more than the population"),
-        (["cohort.rate=0.001"], "cohort.rate gives 0.0.. clients a round on average: raise it"),
+        (
+            ["cohort.sampling_probability=0.001"],
+            "cohort.sampling_probability gives 0.0.. clients per round on average: raise it",
+        ),
     ],
 )
 def test_too_few_clients_for_a_cohort_name_the_rows_that_were_lost(config, tmp_path, settings, message):
