@@ -1,6 +1,7 @@
 """Holds language models for devices: recurrent cells, the model protocol, presets, the vocabulary and TFLite export.
 
-Importing the package loads no other module. Each name below loads its module on first use, and most of them TensorFlow.
+Importing the package loads no other module. Each name below loads its module on first use, and most of these load
+TensorFlow.
 """
 
 from importlib import import_module

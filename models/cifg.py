@@ -51,7 +51,7 @@ def matmul_rows(inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
 
 @dataclass(frozen=True)
 class Recurrence:
-    """The recurrence of one kind of cell, as pure functions of the weights in the module's docstring.
+    """The recurrence of one kind of cell, as pure functions of the weights that the module's docstring describes.
 
     Attributes:
       kind: "cifg" or "si-cifg".
@@ -100,7 +100,8 @@ class Recurrence:
     def outputs(self, weights: Mapping[str, Any], inputs: tf.Tensor) -> tf.Tensor:
         """Returns the outputs of `states` from the zero state, for training: `[(U,) T, B, E] -> [(U,) T, B, R]`.
 
-        Up to 64 steps, their gradient is the faster, hand-written one of `models.cifg_gradient`, differentiable once.
+        For at most 64 steps the gradient is the hand-written one of `models.cifg_gradient`, which is faster than
+        autodiff and cannot be differentiated again.
         """
         if inputs.shape[-3] is None or inputs.shape[-3] > LONGEST_UNROLLED:
             return self.states(weights, inputs).output

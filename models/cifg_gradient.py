@@ -127,7 +127,7 @@ def outputs(
         def gradient(upstream: tf.Tensor) -> Any:
             each_d_z, each_d_output = cell.backward(steps, tf.unstack(upstream, num=len(steps), axis=time_axis))
             d_z = tf.stack(each_d_z, time_axis)
-            # The first step multiplies the kernel by a zero output and adds nothing to its gradient: lag 1.
+            # Each step multiplies the recurrent kernel by the output of the step before (lag 1); the first has none.
             d_kernel = sum_of_products(trail, d_z, lag=1)
             if not projection:
                 return d_z, d_kernel

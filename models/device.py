@@ -52,7 +52,10 @@ class DeviceModel:
             self._generate = interpreter.get_signature_runner("generate")
             prompt = self._prefill.get_input_details()["tokens"]["shape"].tolist()
         except (ValueError, RuntimeError, KeyError) as error:
-            raise ValueError(f"{self.path}: the runtime cannot load it: {str(error).splitlines()[0]}") from None
+            reason = str(error).splitlines()[0]
+            raise ValueError(
+                f"{self.path}: the runtime cannot load it ({reason}); export it again or update the runtime"
+            ) from None
         if prompt != [1, self.facts.max_prompt]:
             raise ValueError(
                 f"{self.path}: damaged (its graph reads {prompt[-1]} tokens, its model.json says "
@@ -75,9 +78,9 @@ class DeviceModel:
         return decode_stream(self.vocabulary, self.draw(self.encode(prompt), _make_choices(stop_at_eos, choices)))
 
     def text(self, prompt: str = "", *, stop_at_eos: bool = True, **choices: Any) -> str:
-        """Returns the whole continuation of `prompt`, drawn inside the graph: the text of `stream`, but faster.
+        """Returns the whole continuation of `prompt`, drawn by the loop inside the graph.
 
-        The graph does not check that its logits are finite.
+        It is the text that `stream` gives, only faster. The graph does not check that its logits are finite.
 
         Args:
           prompt: text of at most `facts.max_prompt` tokens, begin token included.
@@ -96,7 +99,7 @@ class DeviceModel:
         return [BOS, *self.vocabulary.encode(prompt)]
 
     def draw(self, prompt: Sequence[int], choices: Choices) -> Iterator[int]:
-        """Reads `prompt`, which begins with the begin token, and returns an iterator over token ids drawn in NumPy."""
+        """Reads `prompt`, which must begin with the begin token, and returns an iterator over ids drawn in NumPy."""
         *_, (logits, state) = self.read(prompt)
         return numpy_ops.draw(self._next, logits, state, len(prompt), choices)
 

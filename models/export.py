@@ -93,7 +93,7 @@ def export(
 
 
 class Decoder(tf.Module):
-    """A model with its weights and the three signatures as TensorFlow functions, in the form that is converted.
+    """A model with its weights, and the three signatures of the file as TensorFlow functions.
 
     Args:
       model: the language model.
@@ -147,7 +147,7 @@ class Decoder(tf.Module):
         stop: tf.Tensor,
     ) -> dict[str, tf.Tensor]:
         logits, state = self._prefill_in_loop(tokens, length)
-        # One call computes the random words of all tokens, so that its two hundred small ops do not run for each token.
+        # One call computes the random words of all tokens, so that its 200 or so small ops run once, not per token.
         positions = (length + tf.range(self.max_new_tokens))[tf.newaxis]
         words = random_words(seed, Stream.SAMPLE, request, positions)
         drawn = generate(self._step, logits, state, words, temperature, top_k, max_new, stop)

@@ -192,7 +192,11 @@ class _Fused(keras.layers.Layer):
         def terms(d_projected: tf.Tensor, d_outputs: tf.Tensor) -> list[Any]:
             triples = [
                 (cell.input_kernel, inputs, d_projected),
-                (cell.recurrent_kernel, outputs[:, :-1], d_projected[:, 1:]),  # the first step's input output is zero
+                (
+                    cell.recurrent_kernel,
+                    outputs[:, :-1],
+                    d_projected[:, 1:],
+                ),  # before the first step the output is zero
                 (cell.bias, None, tf.reduce_sum(d_projected, axis=1)),
             ]
             return triples if cell.projection is None else [*triples, (cell.projection_kernel, hidden, d_outputs)]

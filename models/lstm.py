@@ -4,7 +4,7 @@
 
 The gates stand in the order i, f, g, o on the last axis, as in Keras' LSTM layer, whose weights fit unchanged. That
 layer computes the input products inside its loop over time; here the caller computes them for all steps at once.
-Baselines from the literature use this cell (Hochreiter and Schmidhuber 1997, with the forget gate added later).
+Baselines from the literature use this cell (Hochreiter and Schmidhuber 1997, with the forget gate of Gers et al. 2000).
 """
 
 from typing import Any

@@ -1,6 +1,6 @@
 """Implements the tied embedding and the output layer of a language model, with fast gradients for training.
 
-Shapes that begin with `(U,)` may have a leading client axis of size U; all tensors of a call have it or none has.
+Shapes that begin with `(U,)` may have a leading client axis of size U. All tensors of a call have it, or none has it.
 """
 
 from typing import Any
@@ -64,7 +64,7 @@ def sums(
     """
     if table.shape.rank == 3:
         real = tf.not_equal(targets, PAD)
-        # tf.where, because NaN in the padding of a diverged client times 0 would still be NaN.
+        # tf.where and not a product with 0: the padding of a diverged client may hold NaN, and 0 times NaN is NaN.
         outputs = tf.where(real[..., tf.newaxis], outputs, tf.zeros([], outputs.dtype))
         parts = _losses(outputs, table, bias, targets, with_correct)
         parts = [tf.where(real, part, tf.zeros([], part.dtype)) for part in parts]
@@ -104,8 +104,8 @@ def _row_losses(
 ) -> list[tf.Tensor]:
     """Computes `_losses` for outputs `[(U,) N, E]` and targets `[(U,) N]`; each result is `[(U,) N]`.
 
-    It is written by hand for two reasons. TensorFlow's own op takes 2.5 times as long on CPU. And the upstream gradient
-    of a row scales the small factors of the products here, not the large matrix of the logits' gradients.
+    It is written by hand for two reasons. TensorFlow's own op takes 2.5 times as long on CPU. And here the upstream
+    gradient scales the small factors of the matrix products instead of the large `[N, V]` gradient of the logits.
     """
 
     @tf.custom_gradient

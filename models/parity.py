@@ -48,8 +48,9 @@ class Parity:
       equal_to_stream: number of requests for which `generate` draws the tokens that NumPy draws from the file's logits.
       tokens_per_second: speed of `generate` without the prompt, on one thread: the median of several measurements.
       tokens_per_second_range: smallest and largest of these measurements.
-      passed: whether the file passes. Random words are equal, all requests are equal to the stream, and the logit error
-        is within the precision's tolerance. In float32, at least nine of ten requests are equal to the model too.
+      passed: whether the file passes: `random_bits_equal` holds, `equal_to_stream` equals `sequences`, and
+        `max_logit_error` is within the precision's tolerance of `logit_spread`. In float32 `equal_to_model` must also
+        be at least nine tenths of `sequences`.
     """
 
     path: str

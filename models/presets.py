@@ -1,4 +1,4 @@
-"""Builds language models from named sizes and from their configuration. Importing it does not load TensorFlow."""
+"""Builds language models from named sizes or a configuration. Importing the module does not load TensorFlow."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from models.recurrent_lm import RecurrentLanguageModel
 
 _DEFAULT_VOCABULARY_SIZE = 4000
-# Name → (cell, embedding size E, units H). A model has V·E + 3(2E+1)H + H·E parameters: with V = 4000 the number in its
-# name, as in Ro et al. 2022 (https://arxiv.org/abs/2204.09715).
+# Name → (cell, embedding size E, units H). A model has V·E + 3(2E+1)H + H·E parameters. With V = 4000 that is the
+# number in the name of a large preset, as in Ro et al. 2022 (https://arxiv.org/abs/2204.09715).
 _SIZES = {
     "tiny": ("si-cifg", 96, 192),
     "cifg-4.7m": ("cifg", 256, 2048),

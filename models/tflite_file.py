@@ -51,7 +51,9 @@ def checksum(content: bytes) -> str:
 
 
 def write(path: str | os.PathLike[str], flatbuffer: bytes, vocabulary: Vocabulary, facts: Facts) -> None:
-    """Writes a flatbuffer, its vocabulary and its facts to `path`; if that fails, a file there is left as it was.
+    """Writes a flatbuffer with its vocabulary and facts to `path`.
+
+    If writing fails, a file that was there is left as it was.
 
     Raises:
       OSError: `path` cannot be written.

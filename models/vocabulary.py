@@ -41,8 +41,8 @@ _FORMAT = "fedspeak vocabulary 1"
 _BYTE_TO_CHARACTER = tuple(chr(byte) if 0x20 <= byte < 0x7F else chr(0x100 + byte) for byte in range(256))
 _CHARACTER_TO_BYTE = {character: byte for byte, character in enumerate(_BYTE_TO_CHARACTER)}
 
-# In bytes. sentencepiece merges only within words, each of which begins at a space, and counts positions in a word with
-# 16 bits: a longer word aborts the process.
+# Largest number of bytes of a word that sentencepiece gets. It merges within words only (each begins at a space),
+# counts positions in a word with 16 bits and aborts the process at longer words.
 _LONGEST_WORD = 1024
 _LONGEST_CACHED = 64
 _CHUNKS = re.compile(rb" [^ ]*|[^ ]+")
@@ -52,8 +52,8 @@ _CHUNKS = re.compile(rb" [^ ]*|[^ ]+")
 class Vocabulary:
     """A vocabulary of sub-words made of bytes.
 
-    The ids are 0 for padding, 1 for the begin of a text, 2 for the end of a sentence, 3 to 258 for the single bytes,
-    and from 259 the merged pieces. The id of a merged piece is its rank: encoding merges lower ranks first.
+    The ids are 0 for padding, 1 for the beginning of a text, 2 for the end of a sentence, 3 to 258 for the single
+    bytes, and from 259 the merged pieces. The id of a merged piece is its rank: encoding merges lower ranks first.
 
     Attributes:
       pieces: the bytes of each id; empty for the three special ids.
@@ -94,7 +94,7 @@ class Vocabulary:
         """Returns the number of code points that begin in the piece of each id, int32 `[size]`.
 
         The end of a sentence counts as one, for its line break. The sum over the ids of a text is its number of
-        characters, by which its loss is divided to get bits per character.
+        characters, which a loss in bits is divided by to get bits per character.
         """
         counts = [sum(byte & 0xC0 != 0x80 for byte in piece) for piece in self.pieces]
         counts[EOS] = 1
@@ -259,8 +259,8 @@ def learn(sentences: Iterable[str], size: int) -> Vocabulary:
       size: number of ids, >= 259 (3 special ids and 256 bytes).
 
     Raises:
-      ValueError: `size` is not an integer of at least 259; or the text is empty, yields fewer pieces, or holds a lone
-        surrogate.
+      ValueError: `size` is not an integer of at least 259; or the text is empty, yields fewer pieces than that, or
+        holds a lone surrogate.
     """
     if isinstance(size, bool) or not isinstance(size, Integral):
         raise ValueError(f"vocabulary size {size!r} is not an integer")
@@ -319,13 +319,13 @@ def train_sentencepiece(sentences: Iterable[str], merges: int) -> bytes:
             raise
         largest = int(limit[1]) - 257 + SMALLEST
         raise ValueError(
-            f"vocabulary size {SMALLEST + merges} is more than the text yields: give more text, or at most {largest}"
+            f"vocabulary size {SMALLEST + merges} is more than the text yields: use more text or at most {largest}"
         ) from None
     return model.getvalue()
 
 
 def to_printable(data: bytes) -> str:
-    """Returns the printable stand-ins of `data`, one character per byte, in which form sentencepiece reads text."""
+    """Returns `data` as sentencepiece reads it: each byte is replaced by its printable stand-in, one character."""
     return "".join(_BYTE_TO_CHARACTER[byte] for byte in data)
 
 

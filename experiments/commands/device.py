@@ -24,7 +24,7 @@ _PRECISIONS = ("float32", "float16", "int8")
     type=click.Choice([*_PRECISIONS, "all"]),
     default="all",
     show_default=True,
-    help="Weight precision of the exported file; int8 is dynamic-range quantisation. all: one file of each.",
+    help="Weight precision of the exported file, or all for one file of each; int8 is dynamic-range quantisation.",
 )
 @click.option(
     "--output",
@@ -106,7 +106,7 @@ def generate(
     Writes prompt and continuation to standard output, piece by piece. Needs only NumPy and the LiteRT runtime.
     """
     if count < 1:
-        raise click.BadParameter(f"{count} is below 1", param_hint="--count")
+        raise click.BadParameter(f"{count} is below the minimum of 1", param_hint="--count")
     from models import device
 
     with no_notices():

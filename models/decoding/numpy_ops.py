@@ -64,8 +64,8 @@ class Choices:
       temperature: number that the logits are divided by, 1e-6 to 1e6; or 0, which always draws the likeliest token.
       top_k: number of likeliest tokens to draw from, 1 to 2**31 - 1; 0 draws from all.
       seed: seed of the random numbers, 0 to 2**64 - 1.
-      request: number of the request, 0 to 2**31 - 1. Requests of one seed draw independently; equal logits, seed and
-        request give equal draws.
+      request: number that identifies the request, 0 to 2**31 - 1. Requests with one seed draw independently. Equal
+        logits, seed and request give equal draws.
       stop: id of the token to end after, 0 to 2**31 - 1 (the token itself is drawn); -1 for none.
 
     Raises:

@@ -24,8 +24,8 @@ def random_words(seed: Any, stream: Stream, request: Any, positions: Any, tokens
     Args:
       seed: int32 `[2]`, any bits.
       stream: the purpose of the numbers.
-      request: int32, number of the request with this seed. It must not be a row's place in its batch, on which no draw
-        may depend.
+      request: int32, number that identifies the request. Do not use a row's place in the batch, or its draws depend on
+        the batch.
       positions: int32, number of tokens before the one that is drawn, those of the prompt included.
       tokens: int32, token ids >= 0, for one number per token of the vocabulary; None for one number per position.
 
@@ -71,7 +71,7 @@ def _rotate_left(x: tf.Tensor, bits: int) -> tf.Tensor:
 
 
 def _shift_right(x: tf.Tensor, bits: int) -> tf.Tensor:
-    """Shifts right and fills with zeros. An int32 shift fills with copies of the sign bit, which are subtracted."""
+    """Shifts right and fills with zeros. TensorFlow's int32 shift fills with the sign bit, which is subtracted here."""
     return tf.bitwise.right_shift(x, bits) - tf.bitwise.right_shift(x, 31) * _signed(1 << (32 - bits))
 
 

@@ -129,7 +129,7 @@ def test_handwritten_gradient_equals_autodiff(written, activation, x, data):
     upstream = data.draw(hnp.arrays(np.float64, x.shape, elements=st.floats(-1, 1)))
     value, slope = by_hand(written, x, upstream)
     np.testing.assert_array_equal(value, activation(tf.constant(x)))
-    # Both sum terms of size upstream / scale that cancel, completely in a row of one entry. Errors are relative to it.
+    # Both gradients add terms of size upstream / scale, which may cancel: the error is bounded relative to that size.
     scale = written.value(tf.constant(x))[1]
     size = np.abs(upstream).sum(-1, keepdims=True) / (1.0 if scale is None else np.where(scale > 0, scale, np.inf))
     assert np.all(np.abs(slope - gradient(activation, x, upstream)) <= 1e-10 * size)
@@ -156,7 +156,7 @@ def test_comparison_rejects_a_wrong_sign_and_a_wrong_value(written, activation):
 
 
 def test_largest_entry_is_exactly_one_or_zero():
-    """The handwritten gradient recognises the largest entries by this; x / x is 1 in every floating-point type."""
+    """The handwritten gradient finds the largest entries by their value 1; x / x is 1 in every floating-point type."""
     x = np.random.default_rng(2).normal(size=(2000, 3)) * 10.0 ** np.random.default_rng(3).uniform(-30, 30, (2000, 1))
     for written in DIFFERENTIABLE["si-cifg"]:
         for dtype in (np.float32, np.float64):

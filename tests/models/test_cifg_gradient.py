@@ -38,7 +38,7 @@ def with_gradients(function, weights, inputs, upstream):
         tape.watch(tensors)
         outputs = function({name: tensors[name] for name in weights}, tensors["inputs"])
         total = tf.reduce_sum(outputs * upstream)
-    # Zero if the result does not depend on a weight, as on the recurrent kernel over one step.
+    # A gradient is zero where the result does not depend on the weight: over one step, on the recurrent kernel.
     gradients = tape.gradient(total, tensors, unconnected_gradients=tf.UnconnectedGradients.ZERO)
     return {"outputs": outputs, **gradients}
 

@@ -144,7 +144,7 @@ def test_load_refuses_missing_foreign_cut_and_damaged_files(path, tmp_path):
         assert "damaged" in refusal(wrong)
 
 
-def test_read_refuses_or_is_unchanged_by_any_flipped_bit_after_the_flatbuffer(path, tmp_path):
+def test_read_refuses_or_ignores_a_flipped_bit_after_the_flatbuffer(path, tmp_path):
     """zipfile, zlib and json raise errors of many kinds on such files; all must become a ValueError with the path."""
     whole, read = path.read_bytes(), tflite_file.read(path)
     generator = np.random.default_rng(0)

@@ -244,7 +244,7 @@ def test_learn_of_size_259_gives_single_bytes_without_text():
         ("a text", 300, "give a list of sentences"),
         ([], 300, "no text"),
         (["", ""], 300, "no text"),
-        (["abc"], 300, "size 300 is more than the text yields: give more text, or at most"),
+        (["abc"], 300, "size 300 is more than the text yields: use more text or at most"),
         (["a\udc80"], 300, "lone surrogate"),
     ],
 )

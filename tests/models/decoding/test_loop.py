@@ -10,7 +10,7 @@ from tests.oracles import sampling as oracle
 from tests.oracles.backends import everywhere
 
 SIZE, LONGEST = 12, 20
-# Logits of the next token for each pair of last tokens.
+# A language model: the logits of the next token for each pair of tokens before it.
 TABLE = (2 * np.random.default_rng(0).standard_normal([SIZE, SIZE, SIZE])).astype(np.float32)
 
 
