@@ -102,7 +102,7 @@ def check_parity(
     requests: list[tuple[list[int], Choices]] = []
     expected: list[list[int]] = []
     for i in range(sequences):
-        # Prompts have many lengths and consist of text that the model drew. Draws are plain, sharpened and greedy.
+        # Prompts have many lengths and consist of text that the model drew. Temperatures are 1, 0.7 and 0 (greedy).
         prompt = [BOS, *(expected[-1] if expected else [])][: 1 + i % prompt_limit]
         temperature, top_k = ((1.0, 0), (0.7, 40), (0.0, 0))[i % 3]
         choices = Choices(max_new_tokens=length, temperature=temperature, top_k=top_k, seed=i, request=i % 2)

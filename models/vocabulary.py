@@ -86,7 +86,7 @@ class Vocabulary:
 
     @cached_property
     def digest(self) -> str:
-        """Returns the SHA-256 of the canonical JSON, in hex; vocabularies with equal digests encode equally."""
+        """Returns the SHA-256 of the canonical JSON, in hex: vocabularies with the same digest are the same."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     @cached_property
@@ -94,7 +94,7 @@ class Vocabulary:
         """Returns the number of code points that begin in the piece of each id, int32 `[size]`.
 
         The end of a sentence counts as one, for its line break. The sum over the ids of a text is its number of
-        characters, which a loss in bits is divided by to get bits per character.
+        characters; the loss on the text in bits, divided by this number, is its bits per character.
         """
         counts = [sum(byte & 0xC0 != 0x80 for byte in piece) for piece in self.pieces]
         counts[EOS] = 1
@@ -157,7 +157,7 @@ class Vocabulary:
         try:
             pieces = [bytes(_CHARACTER_TO_BYTE[character] for character in piece) for piece in merged]
         except KeyError as error:
-            raise ValueError(f"not a vocabulary: {error.args[0]!r} stands for no byte") from None
+            raise ValueError(f"not a vocabulary: {error.args[0]!r} in 'merged' represents no byte") from None
         return _build_vocabulary(pieces)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -319,7 +319,7 @@ def train_sentencepiece(sentences: Iterable[str], merges: int) -> bytes:
             raise
         largest = int(limit[1]) - 257 + SMALLEST
         raise ValueError(
-            f"vocabulary size {SMALLEST + merges} is more than the text yields: use more text or at most {largest}"
+            f"vocabulary size {SMALLEST + merges} is more than the text yields: use more text or a size up to {largest}"
         ) from None
     return model.getvalue()
 

@@ -111,7 +111,7 @@ def test_sample_draws_the_tokens_of_numpy_if_temperature_and_top_k_are_constants
 
 
 def goodness(sample_function, draws=200_000, size=40):
-    """Returns the p-value that tokens follow the distribution, independently at adjacent positions."""
+    """Returns the p-value of the hypothesis that tokens at adjacent positions are independent and follow the oracle."""
     rng = np.random.default_rng(6)
     logits = (1.5 * rng.standard_normal(size)).astype(np.float32)
     temperature, top_k = 0.8, 12
