@@ -60,14 +60,14 @@ class _Cell:
         return steps
 
     def backward(self, steps: list[_Step], upstream: list[Any]) -> tuple[list[Any], list[Any]]:
-        """Returns the loss's gradients with respect to each step's gate inputs z and its output.
+        """Returns the loss's gradients with respect to the input z of each step's gates and with respect to its output.
 
         Args:
           steps: the forward steps.
           upstream: for each step, the gradient with respect to its output that does not pass through later steps.
 
         Returns:
-          For each step the gradient with respect to z `[(U,) B, 3H]`, and that with respect to its output `[(U,) B, R]`.
+          For each step, the gradient with respect to z `[(U,) B, 3H]`; and the same for the output `[(U,) B, R]`.
         """
         back_kernel = transposed(self.recurrent_kernel)
         back_projection = None if self.projection is None else transposed(self.projection)

@@ -12,7 +12,7 @@ from models.keras_model import from_keras, load_into_keras, load_keras, to_keras
 from models.recurrent_lm import RecurrentLanguageModel
 from tests.oracles import cifg as oracle
 
-# Keras 3 itself raises this warning when it saves a variable under NumPy 2.
+# Raised by Keras 3 itself, where it saves a variable under NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 B, T, E, H, R = 3, 6, 4, 7, 5

@@ -158,7 +158,7 @@ def test_cross_entropy_is_accurate_and_not_negative_from_certain_to_impossible_t
             tf.constant(np.ones((len(gaps), 1), np.int32)),
         )
         want = np.logaddexp(0, -sign * gaps)
-        # Near a probability of 1, the loss -log(1 - x) loses what is below the dtype's epsilon.
+        # log of the largest share, as log(1 - x), loses what is below the type's epsilon.
         np.testing.assert_allclose(losses[:, 0], want, rtol=1e-6, atol=2 * float(np.finfo(dtype).eps))
         assert np.all(losses >= 0)
 
