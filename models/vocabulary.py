@@ -41,8 +41,8 @@ _FORMAT = "fedspeak vocabulary 1"
 _BYTE_TO_CHARACTER = tuple(chr(byte) if 0x20 <= byte < 0x7F else chr(0x100 + byte) for byte in range(256))
 _CHARACTER_TO_BYTE = {character: byte for byte, character in enumerate(_BYTE_TO_CHARACTER)}
 
-# Largest number of bytes of a word that sentencepiece gets. It merges within words only (each begins at a space),
-# counts positions in a word with 16 bits and aborts the process at longer words.
+# sentencepiece gets words of at most this many bytes. It merges within words only (each begins at a space), counts
+# positions in a word with 16 bits, and aborts the process where they do not suffice.
 _LONGEST_WORD = 1024
 _LONGEST_CACHED = 64
 _CHUNKS = re.compile(rb" [^ ]*|[^ ]+")
