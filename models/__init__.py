@@ -1,6 +1,7 @@
-"""Language models for devices: cells, the language-model protocol, presets, the vocabulary and TFLite export.
+"""Holds language models for devices: recurrent cells, the model protocol, presets, the vocabulary and TFLite export.
 
-Importing this package is instant: the names below load their module, and with it TensorFlow, on first use.
+Importing the package loads no other module. Each name below loads its module on first use, and most of these load
+TensorFlow.
 """
 
 from importlib import import_module

@@ -1,12 +1,11 @@
-"""Scale-invariant activations: multiplying the input by a positive number does not change their value.
+"""Implements scale-invariant activations: multiplying their input by a positive number does not change their value.
 
-They replace the sigmoid and the tanh of a gated recurrent cell, so that plain SGD, the only optimizer that
-devices can afford, does not depend on the scale of the gate weights (Ro et al. 2024,
-https://arxiv.org/abs/2403.08100).
+They replace the sigmoid and the tanh of a gated recurrent cell, so that training by plain SGD, the only optimizer that
+devices can afford, does not depend on the scale of the gate weights (Ro et al. 2024, https://arxiv.org/abs/2403.08100).
 
-The maximum runs over the units of one gate, for each example and time step alone: never over a batch, so
-nothing leaks from one user's example to another's. 0/0 is 0, also in the gradient. There is no additive
-epsilon in the denominator: it would break the invariance for small weights.
+The maximum is taken over the units of one gate, separately for each example and time step. It is never taken over the
+batch, so one example's activations do not depend on another example. 0/0 counts as 0, in the gradient too. The
+denominator has no additive epsilon, which would break the invariance for small weights.
 """
 
 from collections.abc import Callable
@@ -16,32 +15,37 @@ import tensorflow as tf
 
 
 class Differentiable(NamedTuple):
-    """An activation with its gradient written out in terms of its value, for gradients written by hand."""
+    """An activation y(x) with a hand-written gradient that is computed from y instead of x.
 
-    value: Callable[[Any], tuple[Any, Any]]  # x -> (y, scale), scale None where the gradient does not need it
-    gradient: Callable[[Any, Any, Any], Any]  # (gradient in y, y, scale) -> gradient in x
+    Attributes:
+      value: maps x to (y, scale), where scale is what the gradient needs beside y, or None.
+      gradient: maps (gradient with respect to y, y, scale) to the gradient with respect to x.
+    """
+
+    value: Callable[[Any], tuple[Any, Any]]
+    gradient: Callable[[Any, Any, Any], Any]
 
 
 def scale_invariant_sigmoid(x: tf.Tensor) -> tf.Tensor:
-    """Max(x, 0) divided by its maximum over the last axis; all zeros where no entry is positive.
+    """Divides max(x, 0) by its maximum over the last axis; a row without a positive entry becomes all zeros.
 
     Args:
       x: floating point, `[..., units]`.
 
     Returns:
-      Same shape and dtype, in [0, 1]; the largest entry is exactly 1 unless the row is all zeros.
+      The same shape and dtype, in [0, 1]; the largest entry of a row is exactly 1 unless the row is all zeros.
     """
     return _gate_value(x)[0]
 
 
 def scale_invariant_tanh(x: tf.Tensor) -> tf.Tensor:
-    """Divides x by the maximum of |x| over the last axis; all zeros for a row of zeros.
+    """Divides x by the maximum of |x| over the last axis; a row of zeros stays all zeros.
 
     Args:
       x: floating point, `[..., units]`.
 
     Returns:
-      Same shape and dtype, in [-1, 1]; the entry of largest magnitude is exactly 1 or -1 unless all are 0.
+      The same shape and dtype, in [-1, 1]; the entry of largest magnitude of a row is exactly 1 or -1 unless all are 0.
     """
     return _squash_value(x)[0]
 
@@ -53,7 +57,7 @@ def _gate_value(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def _gate_gradient(upstream: tf.Tensor, y: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
-    return _divide(tf.raw_ops.ReluGrad(gradients=upstream, features=y), y, tf.floor(y), scale)
+    return _ratio_gradient(tf.raw_ops.ReluGrad(gradients=upstream, features=y), y, tf.floor(y), scale)
 
 
 def _squash_value(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -62,13 +66,16 @@ def _squash_value(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def _squash_gradient(upstream: tf.Tensor, y: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
-    return _divide(upstream, y, tf.cast(tf.cast(y, tf.int32), y.dtype), scale)
+    return _ratio_gradient(upstream, y, tf.cast(tf.cast(y, tf.int32), y.dtype), scale)
 
 
-def _divide(upstream: tf.Tensor, y: tf.Tensor, largest: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
-    """Gradient in x of y = x / max |x|; `largest` is 1 or -1 where |y| is 1, else 0. Such entries share evenly."""
-    sharing = tf.reduce_sum(largest * y, axis=-1, keepdims=True)
-    along = tf.math.divide_no_nan(tf.reduce_sum(upstream * y, axis=-1, keepdims=True), sharing)
+def _ratio_gradient(upstream: tf.Tensor, y: tf.Tensor, largest: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
+    """Returns the gradient with respect to x of y = x / max |x|.
+
+    `largest` equals y where |y| is 1 and is 0 elsewhere. Entries that tie for the maximum share its gradient equally.
+    """
+    ties = tf.reduce_sum(largest * y, axis=-1, keepdims=True)
+    along = tf.math.divide_no_nan(tf.reduce_sum(upstream * y, axis=-1, keepdims=True), ties)
     return tf.math.divide_no_nan(upstream - largest * along, scale)
 
 
@@ -79,4 +86,4 @@ DIFFERENTIABLE: dict[str, tuple[Differentiable, Differentiable]] = {
     ),
     "si-cifg": (Differentiable(_gate_value, _gate_gradient), Differentiable(_squash_value, _squash_gradient)),
 }
-"""By the cell's kind: of the gates, and of update and cell state."""
+"""For each kind of cell, the activation of the gates, and that of update and cell state."""

@@ -1,17 +1,19 @@
-"""The CIFG recurrence (an LSTM whose input gate is one minus its forget gate) and its scale-invariant kin.
+"""Implements the CIFG recurrence, an LSTM whose input gate is one minus its forget gate, and its scale-invariant form.
+
+For the input x, the recurrent output r, the cell state c and the hidden state h, one step is
 
     f = s(W_f x + U_f r + b_f)    o = s(W_o x + U_o r + b_o)    g = t(W_g x + U_g r + b_g)
     c' = f * c + (1 - f) * g      h = o * t(c')                 r' = W_p h  (h itself without a projection)
 
-with s, t = sigmoid, tanh (CIFG: Greff et al. 2015, https://arxiv.org/abs/1503.04069) or the scale-invariant
-pair of `models.activations` (SI-CIFG: Ro et al. 2024, https://arxiv.org/abs/2403.08100). The SI cell does not
-change when the three weights of any one gate (its blocks of W, U and b together) are multiplied by a positive
-number.
+where (s, t) is (sigmoid, tanh) for CIFG (Greff et al. 2015, https://arxiv.org/abs/1503.04069), and the scale-invariant
+pair of `models.activations` for SI-CIFG (Ro et al. 2024, https://arxiv.org/abs/2403.08100). Multiplying all three
+weights of one gate (its blocks of W, U and b) by the same positive number does not change the SI-CIFG cell.
 
-Weights, a mapping: "input_kernel" `[E, 3H]`, "recurrent_kernel" `[R, 3H]`, "bias" `[3H]` and, for a
-projection, "projection" `[H, R]` (without it R = H). The gates stand in the order f, o, g on the last axis.
-Every weight may carry one leading *user* axis U; then inputs, states and masks carry it too, and each user's
-rows meet that user's weights only.
+The weights are a mapping with "input_kernel" (W) `[E, 3H]`, "recurrent_kernel" (U) `[R, 3H]`, "bias" (b) `[3H]` and,
+with a projection, "projection" (W_p) `[H, R]`; without it R = H. The gates stand in the order f, o, g on the last axis.
+
+Shapes that begin with `(U,)` may have a leading client axis of size U. Weights, inputs, states and masks all have it,
+or none has it. Each client's rows are multiplied by that client's weights only.
 """
 
 from collections.abc import Callable, Mapping
@@ -29,19 +31,19 @@ ACTIVATIONS: dict[str, tuple[Activation, Activation]] = {
     "cifg": (tf.sigmoid, tf.tanh),
     "si-cifg": (scale_invariant_sigmoid, scale_invariant_tanh),
 }
-# Longer sequences run in a while loop: an unrolled graph is faster but takes time to build, 20 ops a step.
+# Longer sequences run in a while loop. An unrolled graph runs faster, but building its 20 ops per step takes time.
 LONGEST_UNROLLED = 64
 
 
 class CIFGState(NamedTuple):
-    """What the cell carries: output r `[(U,) B, R]` and cell c `[(U,) B, H]`; or many, with a time axis."""
+    """The state of the cell: output r `[(U,) B, R]` and cell c `[(U,) B, H]`, or many states with a time axis."""
 
     output: tf.Tensor
     cell: tf.Tensor
 
 
 def matmul_rows(inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
-    """`[(U,) T, B, D] x [(U,) D, K] -> [(U,) T, B, K]` as one product (one a user), not one a time step."""
+    """Multiplies `[(U,) T, B, D]` by `[(U,) D, K]` in one product (one per client) instead of one per time step."""
     shape = _shape(inputs)
     flat = tf.reshape(inputs, [*shape[:-3], -1, shape[-1]])
     return tf.reshape(tf.matmul(flat, kernel), [*shape[:-1], kernel.shape[-1]])
@@ -49,11 +51,14 @@ def matmul_rows(inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
 
 @dataclass(frozen=True)
 class Recurrence:
-    """Pure functions of one cell.
+    """The recurrence of one kind of cell, as pure functions of the weights that the module's docstring describes.
 
     Attributes:
       kind: "cifg" or "si-cifg".
-      layer_norm: whether h is normalised (no scale, no offset) before the projection.
+      layer_norm: whether h is normalised (without scale and offset) before the projection.
+
+    Raises:
+      ValueError: `kind` is unknown.
     """
 
     kind: str
@@ -64,14 +69,14 @@ class Recurrence:
             raise ValueError(f"cell: {self.kind!r} is not one of {', '.join(map(repr, sorted(ACTIVATIONS)))}")
 
     def project_inputs(self, weights: Mapping[str, Any], inputs: tf.Tensor) -> tf.Tensor:
-        """W x + b of all gates and time steps: `[(U,) T, B, E] -> [(U,) T, B, 3H]`."""
+        """Returns W x + b for all gates and time steps: `[(U,) T, B, E] -> [(U,) T, B, 3H]`."""
         bias = tf.convert_to_tensor(weights["bias"])
         if bias.shape.rank == 2:
             bias = bias[:, tf.newaxis, tf.newaxis, :]
         return matmul_rows(inputs, tf.convert_to_tensor(weights["input_kernel"])) + bias
 
     def step(self, weights: Mapping[str, Any], projected: tf.Tensor, state: CIFGState) -> CIFGState:
-        """One time step from projected inputs `[(U,) B, 3H]` and the state before it."""
+        """Returns the state after one time step, from projected inputs `[(U,) B, 3H]` and the state before it."""
         gate, squash = ACTIVATIONS[self.kind]
         gates = projected + tf.matmul(state.output, weights["recurrent_kernel"])
         forget, out, update = tf.split(gates, 3, axis=-1)
@@ -86,14 +91,18 @@ class Recurrence:
         return CIFGState(output, cell)
 
     def zero_state(self, weights: Mapping[str, Any], projected: tf.Tensor) -> CIFGState:
-        """The state before any token, for projected inputs `[(U,) T, B, 3H]`."""
+        """Returns the state before any token, all zeros, for projected inputs `[(U,) T, B, 3H]`."""
         lead = _shape(projected)[:-3] + _shape(projected)[-2:-1]
         kernel = weights["recurrent_kernel"]
         output, units = kernel.shape[-2], kernel.shape[-1] // 3
         return CIFGState(tf.zeros([*lead, output], projected.dtype), tf.zeros([*lead, units], projected.dtype))
 
     def outputs(self, weights: Mapping[str, Any], inputs: tf.Tensor) -> tf.Tensor:
-        """The outputs of `states` from the zero state, made for training: `[(U,) T, B, E] -> [(U,) T, B, R]`."""
+        """Returns the outputs of `states` from the zero state, for training: `[(U,) T, B, E] -> [(U,) T, B, R]`.
+
+        For at most 64 steps the gradient is the hand-written one of `models.cifg_gradient`, which is faster than
+        autodiff and cannot be differentiated again.
+        """
         if inputs.shape[-3] is None or inputs.shape[-3] > LONGEST_UNROLLED:
             return self.states(weights, inputs).output
         return cifg_gradient.outputs(
@@ -105,16 +114,16 @@ class Recurrence:
         )
 
     def tapped_outputs(
-        self, weights: Mapping[str, Any], projected: tf.Tensor, moved: tf.Tensor
+        self, weights: Mapping[str, Any], projected: tf.Tensor, output_tap: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """See `cifg_gradient.tapped_outputs`; projected `[(U,) T, B, 3H]` with T known."""
+        """Returns `models.cifg_gradient.tapped_outputs` for this cell; see there."""
         return cifg_gradient.tapped_outputs(
             DIFFERENTIABLE[self.kind],
             self.layer_norm,
             projected,
             tf.convert_to_tensor(weights["recurrent_kernel"]),
             tf.convert_to_tensor(weights["projection"]) if "projection" in weights else None,
-            moved,
+            output_tap,
         )
 
     def states(
@@ -124,16 +133,16 @@ class Recurrence:
         state: CIFGState | None = None,
         mask: tf.Tensor | None = None,
     ) -> CIFGState:
-        """The states after each time step.
+        """Returns the states after each time step.
 
         Args:
           weights: as in the module's docstring.
           inputs: `[(U,) T, B, E]`.
-          state: before the first step; zeros if None.
-          mask: bool `[(U,) T, B]`; a step that is False leaves its row's state as it was.
+          state: the state before the first step; None is the zero state.
+          mask: bool `[(U,) T, B]`. Where it is False, the step does not change the row's state. None: all True.
 
         Returns:
-          A state with time axis: output `[(U,) T, B, R]`, cell `[(U,) T, B, H]`.
+          A state with a time axis: output `[(U,) T, B, R]` and cell `[(U,) T, B, H]`.
         """
         projected = self.project_inputs(weights, inputs)
         state = self.zero_state(weights, projected) if state is None else state
@@ -174,12 +183,14 @@ class Recurrence:
         return CIFGState(*(_from_front(a.stack(), time_axis) for a in arrays))
 
     def last_state(self, weights: Mapping[str, Any], inputs: tf.Tensor, lengths: tf.Tensor) -> CIFGState:
-        """The state of each row after its own number of steps, from zeros; keeps no other state in memory.
+        """Returns the state of each row after its own number of steps, from the zero state.
+
+        Only one state per row is in memory at a time.
 
         Args:
-          weights: as in the module's docstring, without a user axis.
+          weights: as in the module's docstring, without a client axis.
           inputs: `[T, B, E]`.
-          lengths: int32 `[B]`, 0 to T.
+          lengths: int32 `[B]`, 0 to T: the number of steps of each row.
         """
         projected = self.project_inputs(weights, inputs)
 
@@ -192,7 +203,7 @@ class Recurrence:
 
 
 def _shape(x: tf.Tensor) -> list[Any]:
-    """Static sizes where they are known, scalar tensors elsewhere."""
+    """Returns the size of each axis: an integer where it is static, else a scalar tensor."""
     dynamic: Any = None if x.shape.is_fully_defined() else tf.shape(x)
     return [dynamic[i] if size is None else size for i, size in enumerate(x.shape)]
 

@@ -1,8 +1,9 @@
-"""The CIFG recurrence over whole sequences, with its gradient written by hand.
+"""Computes the CIFG recurrence over whole sequences, with a gradient written by hand.
 
-Autodiff multiplies out every weight's gradient once a time step. Here only what depends on the step after stays in the
-time loop; each weight's gradient is one product over all steps. The law is `models.cifg.Recurrence.states`, with which
-the tests compare.
+Autodiff computes each weight's gradient with one matrix product per time step. Here the backward time loop holds only
+what depends on the following step, and each weight's gradient is a single product over all steps. The values are those
+of `models.cifg.Recurrence.states`; the tests compare both values and gradients with it. Shapes that begin with `(U,)`
+may have a leading client axis of size U.
 """
 
 from dataclasses import dataclass
@@ -16,14 +17,14 @@ LAYER_NORM_EPSILON = 1e-6
 
 
 class _Step(NamedTuple):
-    """What the way back needs of a step; an activation's (value, scale) is as it gave them."""
+    """The values of one forward step that the backward pass needs; each activation is a pair (value, scale)."""
 
     forget: tuple[Any, Any]
     out: tuple[Any, Any]
     update: tuple[Any, Any]
     cell: Any
-    squashed: tuple[Any, Any]  # of the cell
-    hidden: Any  # after the layer norm
+    squashed: tuple[Any, Any]  # the squashed cell state, t(c')
+    hidden: Any  # after layer normalisation
     norm_scale: Any  # 1 / standard deviation, [(U,) B, 1]; None without layer norm
     output: Any
 
@@ -37,7 +38,7 @@ class _Cell:
     projection: tf.Tensor | None
 
     def forward(self, inputs: tf.Tensor, before: _Step | None) -> _Step:
-        """One step from projected inputs `[(U,) B, 3H]`."""
+        """Computes one step from projected inputs `[(U,) B, 3H]`; `before` is None for the first step."""
         z = inputs if before is None else inputs + tf.matmul(before.output, self.recurrent_kernel)
         z_forget, z_out, z_update = tf.split(z, 3, -1)
         forget, out, update = self.gate.value(z_forget), self.gate.value(z_out), self.squash.value(z_update)
@@ -52,14 +53,22 @@ class _Cell:
         return _Step(forget, out, update, cell, squashed, hidden, norm_scale, output)
 
     def run(self, projected: tf.Tensor, time_axis: int) -> list[_Step]:
-        """All steps from the zero state, of projected inputs `[(U,) T, B, 3H]`."""
+        """Computes all steps from the zero state, for projected inputs `[(U,) T, B, 3H]`."""
         steps: list[_Step] = []
         for inputs in tf.unstack(projected, axis=time_axis):
             steps.append(self.forward(inputs, steps[-1] if steps else None))
         return steps
 
     def backward(self, steps: list[_Step], upstream: list[Any]) -> tuple[list[Any], list[Any]]:
-        """Gradients of each step's z `[(U,) B, 3H]` and of its output, from those of the outputs alone."""
+        """Returns the loss's gradients with respect to the input z of each step's gates and with respect to its output.
+
+        Args:
+          steps: the forward steps.
+          upstream: for each step, the gradient with respect to its output that does not pass through later steps.
+
+        Returns:
+          For each step, the gradient with respect to z `[(U,) B, 3H]`; and the same for the output `[(U,) B, R]`.
+        """
         back_kernel = transposed(self.recurrent_kernel)
         back_projection = None if self.projection is None else transposed(self.projection)
         d_z: list[Any] = [None] * len(steps)
@@ -97,14 +106,14 @@ def outputs(
     recurrent_kernel: tf.Tensor,
     projection: tf.Tensor | None,
 ) -> tf.Tensor:
-    """The outputs of all time steps from the zero state, unrolled; differentiable once.
+    """Returns the outputs of all time steps from the zero state, unrolled and differentiable once.
 
     Args:
-      activations: of the gates, and of update and cell state.
+      activations: the activation of the gates, and that of update and cell state.
       layer_norm: whether the hidden state is normalised before the projection.
-      projected: W x + b, `[(U,) T, B, 3H]` with T known.
+      projected: W x + b, `[(U,) T, B, 3H]`, with T known when the graph is built.
       recurrent_kernel: `[(U,) R, 3H]`.
-      projection: `[(U,) H, R]`; None: R = H.
+      projection: `[(U,) H, R]`; None for no projection, so that R = H.
 
     Returns:
       `[(U,) T, B, R]`.
@@ -121,7 +130,7 @@ def outputs(
         def gradient(upstream: tf.Tensor) -> Any:
             each_d_z, each_d_output = cell.backward(steps, tf.unstack(upstream, num=len(steps), axis=time_axis))
             d_z = tf.stack(each_d_z, time_axis)
-            # The state before the first step is zero, so that its kernel has no gradient from there.
+            # Each step multiplies the recurrent kernel by the output of the step before (lag 1); the first has none.
             d_kernel = sum_of_products(trail, d_z, lag=1)
             if not projection:
                 return d_z, d_kernel
@@ -140,21 +149,27 @@ def tapped_outputs(
     projected: tf.Tensor,
     recurrent_kernel: tf.Tensor,
     projection: tf.Tensor | None,
-    moved: tf.Tensor,
+    output_tap: tf.Tensor,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """As `outputs`, with what the gradients of single rows of B need.
+    """Returns what `outputs` returns, together with what the weights' gradients for single rows are computed from.
 
     Args:
-      activations, layer_norm, projected, recurrent_kernel, projection: as of `outputs`.
-      moved: `[(U,) T, B, R]`, zeros. Its gradient is the loss's at each step's output, by way of later steps too.
+      activations: as for `outputs`.
+      layer_norm: as for `outputs`.
+      projected: as for `outputs`.
+      recurrent_kernel: as for `outputs`.
+      projection: as for `outputs`.
+      output_tap: zeros `[(U,) T, B, R]`. The gradient with respect to it is the loss's gradient with respect to each
+        step's output, including the paths through later steps.
 
     Returns:
-      (outputs `[(U,) T, B, R]`; hidden states before the projection, `[(U,) T, B, H]`, without gradient).
+      The outputs `[(U,) T, B, R]`, and the hidden states before the projection, `[(U,) T, B, H]`. No gradient flows
+      through the latter.
     """
     time_axis = projected.shape.rank - 3
 
     @tf.custom_gradient
-    def run(projected: tf.Tensor, moved: tf.Tensor, recurrent_kernel: tf.Tensor, *projection: tf.Tensor) -> Any:
+    def run(projected: tf.Tensor, output_tap: tf.Tensor, recurrent_kernel: tf.Tensor, *projection: tf.Tensor) -> Any:
         cell = _Cell(*activations, layer_norm, recurrent_kernel, *(projection or [None]))
         steps = cell.run(projected, time_axis)
         trail = tf.stack([step.output for step in steps], time_axis)
@@ -170,12 +185,21 @@ def tapped_outputs(
 
         return (trail, hidden), gradient
 
-    trail, hidden = run(projected, moved, recurrent_kernel, *([] if projection is None else [projection]))
+    trail, hidden = run(projected, output_tap, recurrent_kernel, *([] if projection is None else [projection]))
     return trail, hidden
 
 
 def sum_of_products(left: tf.Tensor, right: tf.Tensor, lag: int) -> tf.Tensor:
-    """Sum over steps t of left_(t - lag)ᵀ right_t, as one product: `[(U,) T, B, M], [(U,) T, B, N] -> [(U,) M, N]`."""
+    """Returns the sum over steps t of left_(t - lag)ᵀ right_t, computed as one matrix product.
+
+    Args:
+      left: `[(U,) T, B, M]`.
+      right: `[(U,) T, B, N]`.
+      lag: number of steps by which `left` is behind `right`, 0 to T; steps without a partner add nothing.
+
+    Returns:
+      `[(U,) M, N]`.
+    """
     steps = left.shape[-3] - lag
     left, right = left[..., :steps, :, :], right[..., lag:, :, :]
     users = [] if left.shape.rank == 3 else [tf.shape(left)[0]]
@@ -185,9 +209,10 @@ def sum_of_products(left: tf.Tensor, right: tf.Tensor, lag: int) -> tf.Tensor:
 
 
 def transposed(matrix: tf.Tensor) -> tf.Tensor:
-    """`[(U,) M, N] -> [(U,) N, M]`, kept out of the products that use it.
+    """Returns the transpose, `[(U,) M, N] -> [(U,) N, M]`, as a tensor that is computed once for all its uses.
 
-    Grappler folds a plain transpose into each of them, and with few rows that takes three times as long on CPU.
+    Grappler would fold a plain transpose into every product that uses it, and products of few rows then take three
+    times as long on CPU.
     """
     *lead, rows, columns = matrix.shape
     users = [tf.shape(matrix)[0]] if lead else []

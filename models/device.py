@@ -1,12 +1,11 @@
-"""Text from an exported model on a device: NumPy, a LiteRT runtime and this package's vocabulary, no
-TensorFlow.
+"""Generates text from an exported model on a device, with NumPy and a LiteRT runtime and without TensorFlow.
 
     from models import device
     model = device.load("model.tflite")
     for piece in model.stream("To be, or", temperature=0.8, seed=1):
         print(piece, end="", flush=True)
 
-The runtime is `ai-edge-litert`; where that is not installed, TensorFlow's own interpreter.
+The runtime is `ai-edge-litert`. Where that is not installed, TensorFlow's own interpreter takes its place.
 """
 
 import codecs
@@ -19,57 +18,84 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models import tflite_file
-from models.decoding import numpy_ops as host
+from models.decoding import numpy_ops
 from models.decoding.numpy_ops import Choices
 from models.vocabulary import BOS, EOS, Vocabulary
 
 
 class DeviceModel:
-    """An exported model, loaded. One request at a time; not for several threads."""
+    """A loaded exported model; it serves one request at a time, from one thread.
+
+    Args:
+      path: as for `load`.
+      threads: as for `load`.
+
+    Attributes:
+      path: the file.
+      facts: what the file says about the model (`models.tflite_file.Facts`).
+      vocabulary: the model's vocabulary.
+
+    Raises:
+      OSError: as for `load`.
+      ValueError: as for `load`.
+    """
 
     def __init__(self, path: str | os.PathLike[str], threads: int = 1) -> None:
         self.path = os.fspath(path)
         self.facts, self.vocabulary = tflite_file.read(path)
         try:
-            interpreter = _interpreter_class()(model_path=self.path, num_threads=threads)
-            # TensorFlow 2.14's interpreter leaves its fast kernels (XNNPACK) off in signatures without this
-            # call.
+            interpreter = _import_interpreter()(model_path=self.path, num_threads=threads)
+            # Without this call TensorFlow 2.14's interpreter does not use its fast kernels (XNNPACK) in signatures.
             interpreter.allocate_tensors()
             self._prefill = interpreter.get_signature_runner("prefill")
             self._decode = interpreter.get_signature_runner("decode")
             self._generate = interpreter.get_signature_runner("generate")
             prompt = self._prefill.get_input_details()["tokens"]["shape"].tolist()
         except (ValueError, RuntimeError, KeyError) as error:
-            raise ValueError(f"{self.path}: the runtime cannot load it: {str(error).splitlines()[0]}") from None
+            reason = str(error).splitlines()[0]
+            raise ValueError(
+                f"{self.path}: the runtime cannot load it ({reason}); export it again or update the runtime"
+            ) from None
         if prompt != [1, self.facts.max_prompt]:
-            raise ValueError(f"{self.path}: damaged, it reads {prompt[-1]} tokens and says {self.facts.max_prompt}")
+            raise ValueError(
+                f"{self.path}: damaged (its graph reads {prompt[-1]} tokens, its model.json says "
+                f"{self.facts.max_prompt}); export or copy it again"
+            )
 
     def stream(self, prompt: str = "", *, stop_at_eos: bool = True, **choices: Any) -> Iterator[str]:
-        """The continuation of `prompt`, piece by piece as it is drawn, in whole characters.
+        """Returns an iterator over the continuation of `prompt`: pieces of whole characters, as soon as they are drawn.
 
         Args:
-          prompt: of any length: what the signature `prefill` does not take, `decode` reads token by token.
-          stop_at_eos: end with the sentence; otherwise go on, with a line break between sentences.
-          **choices: fields of `Choices`.
+          prompt: text of any length. The signature `prefill` reads the first `facts.max_prompt` tokens, begin token
+            included, and `decode` reads the others one by one.
+          stop_at_eos: whether to end with the sentence; otherwise the text goes on, with line breaks between sentences.
+          **choices: fields of `models.decoding.numpy_ops.Choices` other than `stop`.
 
         Raises:
-          ValueError: a choice outside its range, a prompt that is no Unicode text, or logits that are not
-            finite.
+          ValueError: a choice is outside its range, or the prompt holds a lone surrogate. The iterator raises it if the
+            logits are not finite.
         """
-        return decode_stream(self.vocabulary, self.draw(self.encode(prompt), _choices(stop_at_eos, choices)))
+        return decode_stream(self.vocabulary, self.draw(self.encode(prompt), _make_choices(stop_at_eos, choices)))
 
     def text(self, prompt: str = "", *, stop_at_eos: bool = True, **choices: Any) -> str:
-        """The continuation of `prompt` at once, by the loop inside the graph: the same text as `stream`,
-        faster.
+        """Returns the whole continuation of `prompt`, drawn by the loop inside the graph.
+
+        It is the text that `stream` gives, only faster. The graph does not check that its logits are finite.
+
+        Args:
+          prompt: text of at most `facts.max_prompt` tokens, begin token included.
+          stop_at_eos: as for `stream`.
+          **choices: as for `stream`, with `max_new_tokens` at most `facts.max_new_tokens`.
 
         Raises:
-          ValueError: as `stream`, or prompt or `max_new_tokens` are longer than this file was exported for.
+          ValueError: a choice is outside its range, the prompt holds a lone surrogate, or the prompt or
+            `max_new_tokens` is longer than the file was exported for.
         """
-        drawn = self.draw_in_graph(self.encode(prompt), _choices(stop_at_eos, choices))["tokens"]
+        drawn = self.draw_in_graph(self.encode(prompt), _make_choices(stop_at_eos, choices))["tokens"]
         return "".join(decode_stream(self.vocabulary, drawn.tolist()))
 
     def encode(self, prompt: str) -> list[int]:
-        """The begin token and the tokens of `prompt`.
+        """Returns the begin token followed by the tokens of `prompt`.
 
         Raises:
           ValueError: `prompt` holds a lone surrogate.
@@ -80,31 +106,38 @@ class DeviceModel:
             raise ValueError(f"prompt: {error}") from None
 
     def draw(self, prompt: Sequence[int], choices: Choices) -> Iterator[int]:
-        """Token ids, drawn here from the logits of `decode`. `prompt` begins with the begin token."""
+        """Reads `prompt`, which must begin with the begin token, and returns an iterator over ids drawn in NumPy."""
         *_, (logits, state) = self.read(prompt)
-        return host.draw(self._next, logits, state, len(prompt), choices)
+        return numpy_ops.draw(self._next, logits, state, len(prompt), choices)
 
     def read(self, tokens: Sequence[int], by_prefill: int | None = None) -> Iterator[tuple[NDArray[np.float32], Any]]:
-        """Logits `[V]` and state after the first `by_prefill` tokens, read at once, and after each one that
-        follows.
+        """Yields logits `[V]` and state after the first `by_prefill` tokens together, and after each later token.
 
         Args:
-          tokens: at least one.
-          by_prefill: 1 to `facts.max_prompt`; as many as possible if None.
+          tokens: at least one token id.
+          by_prefill: number of tokens that the signature `prefill` reads, 1 to `facts.max_prompt`; None for as many as
+            possible. `decode` reads the others.
         """
         head = min(len(tokens), by_prefill or self.facts.max_prompt)
-        logits, state = _split(self._prefill(**self._padded(tokens[:head])))
+        logits, state = _split_outputs(self._prefill(**self._padded(tokens[:head])))
         yield logits, state
         for token in tokens[head:]:
             logits, state = self._next(token, state)
             yield logits, state
 
     def draw_in_graph(self, prompt: Sequence[int], choices: Choices) -> dict[str, NDArray[Any]]:
-        """What `generate` gives: "tokens" `[n]`, the same as `draw`, and the random words "word_0", "word_1"
-        `[max_new_tokens]`.
+        """Runs the signature `generate` and returns its outputs.
+
+        Args:
+          prompt: token ids, at most `facts.max_prompt`; the first is the begin token.
+          choices: how to draw, with `max_new_tokens` at most `facts.max_new_tokens`.
+
+        Returns:
+          "tokens" `[n]`, equal to those of `draw`; "lengths", which is n; and the random words "word_0" and "word_1"
+          `[facts.max_new_tokens]`, all int32.
 
         Raises:
-          ValueError: prompt or `max_new_tokens` are longer than this file was exported for.
+          ValueError: the prompt or `max_new_tokens` is longer than the file was exported for.
         """
         if len(prompt) > self.facts.max_prompt:
             raise ValueError(
@@ -118,7 +151,7 @@ class DeviceModel:
             )
         outputs = self._generate(
             **self._padded(prompt),
-            seed=host.seed_words(choices.seed),
+            seed=numpy_ops.seed_words(choices.seed),
             request=np.array(choices.request, np.int32),
             temperature=np.array(choices.temperature, np.float32),
             top_k=np.array(choices.top_k, np.int32),
@@ -129,7 +162,7 @@ class DeviceModel:
         return {**drawn, "tokens": drawn["tokens"][: drawn["lengths"]]}
 
     def _next(self, token: int, state: Any) -> tuple[NDArray[np.float32], Any]:
-        return _split(self._decode(token=np.array([token], np.int32), **state))
+        return _split_outputs(self._decode(token=np.array([token], np.int32), **state))
 
     def _padded(self, prompt: Sequence[int]) -> dict[str, NDArray[np.int32]]:
         tokens = np.zeros([1, self.facts.max_prompt], np.int32)
@@ -138,30 +171,36 @@ class DeviceModel:
 
 
 def load(path: str | os.PathLike[str], threads: int = 1) -> DeviceModel:
-    """Loads what `fedspeak export` wrote. More threads than one can be much slower on a busy machine.
+    """Loads a file that `fedspeak export` or `models.export.export` wrote.
+
+    Args:
+      path: the file.
+      threads: number of threads of the runtime, >= 1. More than one can be much slower on a busy machine.
 
     Raises:
       OSError: `path` cannot be read.
-      ValueError: it is another kind of file, or damaged.
+      ValueError: `path` is another kind of file, or damaged.
     """
     return DeviceModel(path, threads)
 
 
 def runtime() -> str:
-    """Name and version of the runtime in use."""
-    package = _interpreter_class().__module__.split(".")[0].replace("_", "-")
+    """Returns the name and version of the runtime in use."""
+    package = _import_interpreter().__module__.split(".")[0].replace("_", "-")
     return f"{package} {metadata.version(package)}"
 
 
 def decode_stream(vocabulary: Vocabulary, tokens: Iterable[int]) -> Iterator[str]:
-    """Text as the tokens come, in whole characters; the end of a sentence is a line break unless it is the
-    last token."""
+    """Yields the text of `tokens` in pieces of whole characters, as the tokens come.
+
+    The end of a sentence becomes a line break, unless it is the last token.
+    """
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     ended = False
     for token in tokens:
         data = b"\n" * ended + vocabulary.decode_bytes([token])
         ended = token == EOS
-        # A sentence's end also ends a character that was begun.
+        # The end of a sentence ends an unfinished character too.
         piece = decoder.decode(data, final=ended)
         if piece:
             yield piece
@@ -170,15 +209,15 @@ def decode_stream(vocabulary: Vocabulary, tokens: Iterable[int]) -> Iterator[str
         yield rest
 
 
-def _choices(stop_at_eos: bool, choices: dict[str, Any]) -> Choices:
+def _make_choices(stop_at_eos: bool, choices: dict[str, Any]) -> Choices:
     return Choices(stop=EOS if stop_at_eos else -1, **choices)
 
 
-def _split(outputs: dict[str, NDArray[Any]]) -> tuple[NDArray[np.float32], dict[str, NDArray[Any]]]:
+def _split_outputs(outputs: dict[str, NDArray[Any]]) -> tuple[NDArray[np.float32], dict[str, NDArray[Any]]]:
     return outputs["logits"][0], {name: value for name, value in outputs.items() if name != "logits"}
 
 
-def _interpreter_class() -> Any:
+def _import_interpreter() -> Any:
     try:
         from ai_edge_litert.interpreter import Interpreter
     except ModuleNotFoundError as missing:
@@ -188,7 +227,7 @@ def _interpreter_class() -> Any:
             import tensorflow as tf
         except ModuleNotFoundError:
             raise ModuleNotFoundError(
-                "no runtime for exported models is here, it is of the extra 'models': pip install 'fedspeak[models]'",
+                "no runtime for exported models is installed: pip install 'fedspeak[models]'",
                 name="ai_edge_litert",
             ) from None
         return tf.lite.Interpreter

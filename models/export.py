@@ -1,13 +1,14 @@
-"""Export of a language model to one TFLite file that generates text by itself, with builtin ops only.
+"""Exports a language model to one TFLite file that generates text by itself, with builtin ops only.
 
-Signatures (batch 1, L = max_prompt, N = max_new_tokens, V = vocabulary size; integers are int32):
+The file has three signatures. Their batch size is 1; L is `max_prompt`, N is `max_new_tokens` and V is the vocabulary
+size. Integers are int32, all else is float32.
 
-* `prefill`: tokens `[1, L]`, length `[]` (1 to L, of which the first is the begin token) -> logits `[1, V]`,
-  state_0, state_1, ...
-* `decode`: token `[1]`, state_0, state_1, ... -> logits `[1, V]`, state_0, state_1, ...
-* `generate`: tokens `[1, L]`, length `[]`, seed `[2]`, request `[]`, temperature `[]` (float32; 0 is greedy),
-  top_k `[]` (0 is all), max_new `[]`, stop `[]` (a token id, or -1) -> tokens `[1, N]`, lengths `[1]`, and
-  the random words word_0, word_1 `[1, N]` that drew them.
+* `prefill` reads a prompt: tokens `[1, L]` (the first is the begin token), length `[]` (number of real tokens, 1 to L)
+  -> logits `[1, V]`, state_0, state_1, ...
+* `decode` reads one more token: token `[1]`, state_0, state_1, ... -> logits `[1, V]`, state_0, state_1, ...
+* `generate` reads a prompt and draws tokens: tokens `[1, L]`, length `[]`, seed `[2]`, request `[]`, temperature `[]`
+  (0 is greedy), top_k `[]` (0 keeps all tokens), max_new `[]`, stop `[]` (the token id to end after, or -1)
+  -> tokens `[1, N]`, lengths `[1]`, and the random words word_0, word_1 `[1, N]` that the tokens were drawn with.
 """
 
 import os
@@ -39,36 +40,41 @@ def export(
     max_prompt: int = 64,
     max_new_tokens: int = 128,
 ) -> None:
-    """Writes the model, its weights and its vocabulary as one TFLite file (atomically).
+    """Writes a model, its weights and its vocabulary as one TFLite file.
+
+    The file appears when it is complete; if writing fails, a file that was there is left as it was.
 
     Args:
       model: the language model.
-      weights: without a user axis.
-      vocabulary: the one that the model was trained with.
-      path: of the file to write.
-      precision: of the weights: "float32", "float16" (half the size; computes in float32) or "int8" (a
-        quarter; dynamic range: activations are quantised as they come).
-      max_prompt: tokens of a prompt that `prefill` and `generate` take, the begin token included.
-      max_new_tokens: tokens that `generate` gives.
+      weights: the model's weights by name, finite and without a client axis.
+      vocabulary: the vocabulary that the model was trained with.
+      path: the file to write, in a folder that exists.
+      precision: weight precision of the file: "float32", "float16" (half the size; computes in float32) or "int8" (a
+        quarter of the size; dynamic-range quantisation, which quantises activations at run time).
+      max_prompt: maximum number of tokens that `prefill` and `generate` read, begin token included, >= 1.
+      max_new_tokens: maximum number of tokens that `generate` draws, >= 1.
 
     Raises:
-      ValueError: unknown precision, a length below 1, a vocabulary of another size, weights that are not
-        finite or not those of the model, or a model that needs other ops than TFLite's own.
+      ValueError: the precision is unknown, a maximum is not a positive integer, the vocabulary's size is not the
+        model's, a weight is not finite, or the model needs ops that are not TFLite's own.
       OSError: `path` cannot be written.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision: {precision!r} is not one of {', '.join(PRECISIONS)}")
     for name, value in (("max_prompt", max_prompt), ("max_new_tokens", max_new_tokens)):
         if isinstance(value, bool) or not isinstance(value, Integral) or not value >= 1:
-            raise ValueError(f"{name}: {value!r} is not a positive whole number")
+            raise ValueError(f"{name}: {value!r} is not a positive integer")
     if model.vocabulary_size != vocabulary.size:
-        raise ValueError(f"vocabulary of {vocabulary.size} tokens, but the model was built for {model.vocabulary_size}")
+        raise ValueError(
+            f"vocabulary has {vocabulary.size} tokens, but the model was built for {model.vocabulary_size}: "
+            "give the vocabulary that the model was trained with"
+        )
     for name, value in weights.items():
         if not np.isfinite(value).all():
-            raise ValueError(f"weight {name!r} is not finite: there is nothing to export")
+            raise ValueError(f"weight {name!r} is not finite (NaN or infinity): the model is damaged or diverged")
     folder = Path(path).parent
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is not a folder: make it first")
+        raise FileNotFoundError(f"{folder} is not a folder: create it first")
     max_prompt, max_new_tokens = int(max_prompt), int(max_new_tokens)
     flatbuffer = convert(Decoder(model, weights, max_prompt, max_new_tokens), precision)
     foreign = sorted(name for name in ops(flatbuffer) if name.startswith(("CUSTOM", "Flex")))
@@ -87,39 +93,47 @@ def export(
 
 
 class Decoder(tf.Module):
-    """A model with its weights, and the three signatures as TensorFlow functions: what is exported, and what
-    the exported file is compared with."""
+    """A model with its weights, and the three signatures of the file as TensorFlow functions.
+
+    Args:
+      model: the language model.
+      weights: as for `export`.
+      max_prompt: as for `export`.
+      max_new_tokens: as for `export`.
+    """
 
     def __init__(self, model: LanguageModel, weights: Weights, max_prompt: int, max_new_tokens: int) -> None:
         super().__init__()
         self.model = model
-        # Variables, so that all signatures share one copy in the file.
+        # As variables, the weights are stored once in the file and shared by all signatures.
         self.parameters = {name: tf.Variable(value, trainable=False) for name, value in weights.items()}
         self.state = model.initial_state(1)
         self.max_new_tokens = max_new_tokens
-        prompt = (_spec("tokens", [1, max_prompt]), _spec("length"))
-        states = [_spec(f"state_{i}", state.shape, state.dtype) for i, state in enumerate(tf.nest.flatten(self.state))]
+        prompt = (_make_spec("tokens", [1, max_prompt]), _make_spec("length"))
+        states = [
+            _make_spec(f"state_{i}", state.shape, state.dtype) for i, state in enumerate(tf.nest.flatten(self.state))
+        ]
         choices = (
-            _spec("seed", [2]),
-            _spec("request"),
-            _spec("temperature", dtype=tf.float32),
-            _spec("top_k"),
-            _spec("max_new"),
-            _spec("stop"),
+            _make_spec("seed", [2]),
+            _make_spec("request"),
+            _make_spec("temperature", dtype=tf.float32),
+            _make_spec("top_k"),
+            _make_spec("max_new"),
+            _make_spec("stop"),
         )
         self.functions = {
             "prefill": tf.function(self._prefill).get_concrete_function(*prompt),
-            "decode": tf.function(self._decode).get_concrete_function(_spec("token", [1]), *states),
+            "decode": tf.function(self._decode).get_concrete_function(_make_spec("token", [1]), *states),
             "generate": tf.function(self._generate).get_concrete_function(*prompt, *choices),
         }
 
     def _prefill(self, tokens: tf.Tensor, length: tf.Tensor) -> dict[str, tf.Tensor]:
         logits, state = self.model.prefill(self.parameters, tokens, length[tf.newaxis])
-        return {"logits": logits, **_flat(state)}
+        return {"logits": logits, **_name_states(state)}
 
     def _decode(self, token: tf.Tensor, *states: tf.Tensor) -> dict[str, tf.Tensor]:
         logits, state = self._step(token, tf.nest.pack_sequence_as(self.state, states))
-        return {"logits": logits, **_flat(state)}
+        return {"logits": logits, **_name_states(state)}
 
     def _generate(
         self,
@@ -133,16 +147,18 @@ class Decoder(tf.Module):
         stop: tf.Tensor,
     ) -> dict[str, tf.Tensor]:
         logits, state = self._prefill_in_loop(tokens, length)
-        # All words in one call: two hundred tiny ops once, not once a token.
+        # One call computes the random words of all tokens, so that its 200 or so small ops run once, not per token.
         positions = (length + tf.range(self.max_new_tokens))[tf.newaxis]
         words = random_words(seed, Stream.SAMPLE, request, positions)
         drawn = generate(self._step, logits, state, words, temperature, top_k, max_new, stop)
         return {"tokens": drawn.tokens, "lengths": drawn.lengths, "word_0": words[0], "word_1": words[1]}
 
     def _prefill_in_loop(self, tokens: tf.Tensor, length: tf.Tensor) -> tuple[tf.Tensor, Any]:
-        """In a loop of one turn. A weight that stands both in a loop and around it would, in float16, be
-        unpacked around it and handed in; products with weights that are inputs are slower, and round
-        otherwise."""
+        """Runs `prefill` inside a loop of one iteration, so that `generate` uses its weights inside loops only.
+
+        A float16 weight that is used both inside and outside a loop would be converted to float32 outside and passed
+        into the loop. Products with such weights are slower, and round differently from those of `decode`.
+        """
 
         def body(i: tf.Tensor, *_: Any) -> tuple[tf.Tensor, tf.Tensor, Any]:
             return i + 1, *self.model.prefill(self.parameters, tokens, length[tf.newaxis])
@@ -156,7 +172,7 @@ class Decoder(tf.Module):
 
 
 def convert(decoder: Decoder, precision: str) -> bytes:
-    """The flatbuffer."""
+    """Converts the decoder to a TFLite flatbuffer with weights of the given precision (one of `PRECISIONS`)."""
     with tempfile.TemporaryDirectory() as folder:
         tf.saved_model.save(decoder, folder, signatures=decoder.functions)
         converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=list(decoder.functions))
@@ -165,36 +181,36 @@ def convert(decoder: Decoder, precision: str) -> bytes:
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
         if precision == "float16":
             converter.target_spec.supported_types = [tf.float16]
-        # Later TensorFlow would scale the output embedding by rows and keep a second one for looking up; TensorFlow
-        # 2.14 knows one way only, and ignores this.
+        # Without this, later versions of TensorFlow quantise the output embedding row by row and store a second copy
+        # for the lookup. TensorFlow 2.14 has no such mode, and ignores the setting.
         converter._experimental_disable_per_channel_quantization_for_dense_layers = True
         return bytes(converter.convert())
 
 
 def ops(flatbuffer: bytes) -> Counter[str]:
-    """How often each op stands in all subgraphs together; ops that are not TFLite's own begin with CUSTOM."""
-    schema = _schema()
+    """Counts each op over all subgraphs of a flatbuffer; names of ops that are not TFLite's own begin with CUSTOM."""
+    schema = _load_schema()
     names = {code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)}
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(flatbuffer, 0))
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for subgraph in model.subgraphs:
         for operator in subgraph.operators:
             code = model.operatorCodes[operator.opcodeIndex]
             name = names[max(code.builtinCode, code.deprecatedBuiltinCode)]
-            found[f"CUSTOM {code.customCode.decode()}" if name == "CUSTOM" else name] += 1
-    return found
+            counts[f"CUSTOM {code.customCode.decode()}" if name == "CUSTOM" else name] += 1
+    return counts
 
 
-def _schema() -> Any:
+def _load_schema() -> Any:
     try:
         return import_module("ai_edge_litert.schema_py_generated")
     except ImportError:
         return import_module("tensorflow.lite.python.schema_py_generated")
 
 
-def _flat(state: Any) -> dict[str, tf.Tensor]:
+def _name_states(state: Any) -> dict[str, tf.Tensor]:
     return {f"state_{i}": value for i, value in enumerate(tf.nest.flatten(state))}
 
 
-def _spec(name: str, shape: Any = (), dtype: tf.DType = tf.int32) -> tf.TensorSpec:
+def _make_spec(name: str, shape: Any = (), dtype: tf.DType = tf.int32) -> tf.TensorSpec:
     return tf.TensorSpec(shape, dtype, name)

@@ -1,7 +1,7 @@
-"""Keras holders of the CIFG recurrences: cells for `keras.layers.RNN`, and fused layers equal to RNN(cell).
+"""Provides the CIFG recurrences as Keras layers: cells for `keras.layers.RNN`, and fused layers equal to RNN(cell).
 
-They run on Keras 2.14 and Keras 3 (TensorFlow backend). All arithmetic is in `models.cifg`; see there for the
-equations, the gate order and the shapes of the weights.
+They run on Keras 2.14 and Keras 3 (TensorFlow backend). All arithmetic is in `models.cifg`, whose docstring has the
+equations, the order of the gates and the shapes of the weights.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,7 +17,7 @@ _PACKAGE = "fedspeak"
 
 
 class _Cell(keras.layers.Layer):
-    """The weights of one recurrence, and one step of it."""
+    """A Keras RNN cell that holds the weights of a recurrence and computes one step of it."""
 
     kind: ClassVar[str]
 
@@ -46,7 +46,7 @@ class _Cell(keras.layers.Layer):
         return self.add_weight(name=name, shape=(fan_in, fan_out), initializer=fan_in_normal(fan_in))
 
     def variables_by_name(self) -> dict[str, Any]:
-        """The weights' variables as `models.cifg` names them."""
+        """Returns the Keras variables of the weights under the names that `models.cifg` uses."""
         named = {
             "input_kernel": self.input_kernel,
             "recurrent_kernel": self.recurrent_kernel,
@@ -55,11 +55,11 @@ class _Cell(keras.layers.Layer):
         return named if self.projection is None else {**named, "projection": self.projection_kernel}
 
     def compute_weights(self) -> Mapping[str, tf.Tensor]:
-        """The weights in the compute dtype of the layer's dtype policy."""
+        """Returns the weights by name, cast to the compute dtype of the layer's dtype policy."""
         return {name: as_compute(self, weight) for name, weight in self.variables_by_name().items()}
 
     def call(self, inputs: tf.Tensor, states: Any, training: bool | None = None) -> tuple[tf.Tensor, list[tf.Tensor]]:
-        """One time step: inputs `[B, E]`, states (output `[B, R]`, cell `[B, H]`) -> output, new states."""
+        """Takes one time step: inputs `[B, E]`, states (output `[B, R]`, cell `[B, H]`) -> output, new states."""
         del training  # there is no dropout
         weights = self.compute_weights()
         projected = self.recurrence.project_inputs(weights, inputs[tf.newaxis])[0]
@@ -76,9 +76,12 @@ class CIFGCell(_Cell):
     """A CIFG cell for `keras.layers.RNN`.
 
     Args:
-      units: H, the size of the cell.
-      projection: R, the size of the recurrent output; without it the output is the hidden state, of size H.
-      layer_norm: whether the hidden state is normalised (no scale, no offset) before the projection.
+      units: size H of the cell state, >= 1.
+      projection: size R of the recurrent output, >= 1; None makes the hidden state, of size H, the output.
+      layer_norm: whether the hidden state is normalised (without scale and offset) before the projection.
+
+    Raises:
+      ValueError: `units` or `projection` is not a positive integer.
     """
 
     kind = "cifg"
@@ -86,13 +89,13 @@ class CIFGCell(_Cell):
 
 @keras.saving.register_keras_serializable(package=_PACKAGE)
 class SICIFGCell(_Cell):
-    """A scale-invariant CIFG cell for `keras.layers.RNN`; arguments as for `CIFGCell`."""
+    """A scale-invariant CIFG cell for `keras.layers.RNN`, with the arguments of `CIFGCell`."""
 
     kind = "si-cifg"
 
 
 class _Fused(keras.layers.Layer):
-    """`keras.layers.RNN(cell)` with the input projection of all time steps as one matrix product."""
+    """A layer equal to `keras.layers.RNN(cell)` that projects the inputs of all time steps in one matrix product."""
 
     cell_type: ClassVar[type[_Cell]]
 
@@ -108,7 +111,7 @@ class _Fused(keras.layers.Layer):
     ) -> None:
         super().__init__(**kwargs)
         self.supports_masking = True
-        # `keras.layers.Bidirectional` asks for the first and sets the second.
+        # `keras.layers.Bidirectional` reads `stateful` and sets `zero_output_for_mask`.
         self.stateful = self.zero_output_for_mask = False
         self.go_backwards = go_backwards
         self.return_sequences = return_sequences
@@ -126,9 +129,16 @@ class _Fused(keras.layers.Layer):
         mask: tf.Tensor | None = None,
         training: bool | None = None,
     ) -> Any:
-        """Inputs `[B, T, E]`, mask bool `[B, T]` -> output `[B, R]`, or `[B, T, R]` with return_sequences.
+        """Computes the output `[B, R]`, or `[B, T, R]` with `return_sequences`.
 
-        With return_state also the last output state `[B, R]` and cell state `[B, H]`, as `keras.layers.RNN`.
+        With `return_state` the result is a list: the output, the last output state `[B, R]` and the last cell state
+        `[B, H]`, as from `keras.layers.RNN`.
+
+        Args:
+          inputs: `[B, T, E]`.
+          initial_state: the output state `[B, R]` and the cell state `[B, H]` to start from; None for zeros.
+          mask: bool `[B, T]`. Where it is False, the step does not change the row's state. None: all True.
+          training: not used; the layer has no dropout.
         """
         del training  # there is no dropout
         if self.go_backwards:
@@ -139,10 +149,10 @@ class _Fused(keras.layers.Layer):
         states = self.cell.recurrence.states(weights, tf.transpose(inputs, [1, 0, 2]), start, time_major_mask)
         outputs = states.output
         if time_major_mask is not None:
-            # As keras.layers.RNN: until its first real step a row's output is zero, whatever its start.
-            seen = tf.cumsum(tf.cast(time_major_mask, tf.int32)) > 0
-            shown = time_major_mask if self.zero_output_for_mask else seen
-            outputs = tf.where(shown[..., tf.newaxis], outputs, tf.zeros_like(outputs))
+            # keras.layers.RNN gives zeros before a row's first unmasked step, whatever its initial state.
+            has_begun = tf.cumsum(tf.cast(time_major_mask, tf.int32)) > 0
+            is_shown = time_major_mask if self.zero_output_for_mask else has_begun
+            outputs = tf.where(is_shown[..., tf.newaxis], outputs, tf.zeros_like(outputs))
         result = tf.transpose(outputs, [1, 0, 2]) if self.return_sequences else outputs[-1]
         return [result, states.output[-1], states.cell[-1]] if self.return_state else result
 
@@ -154,9 +164,11 @@ class _Fused(keras.layers.Layer):
         mask: tf.Tensor | None = None,
         training: bool | None = None,
     ) -> Any:
-        """`call`, and each example's gradient of the weights in closed form: see `privacy.dpsgd.layer_gradients`.
+        """Runs `call` and describes each example's gradient in closed form, for `privacy.dpsgd.layer_gradients`.
 
-        None with a mask, a start of one's own or the states asked for, and for more than 64 or unknown steps.
+        Returns:
+          (outputs, terms) as that module defines them. None where there is no closed form: with a mask, an initial
+          state or `return_state`, or if the number of steps is unknown or more than 64.
         """
         length = inputs.shape[1]
         if (
@@ -171,19 +183,23 @@ class _Fused(keras.layers.Layer):
         cell, weights = self.cell, self.cell.compute_weights()
         projected = tap(cell.recurrence.project_inputs(weights, inputs))
         rows = tf.shape(inputs)[0]
-        moved = tap(tf.zeros([rows, length, cell.output_size], inputs.dtype))
+        output_tap = tap(tf.zeros([rows, length, cell.output_size], inputs.dtype))
         outputs, hidden = cell.recurrence.tapped_outputs(
-            weights, tf.transpose(projected, [1, 0, 2]), tf.transpose(moved, [1, 0, 2])
+            weights, tf.transpose(projected, [1, 0, 2]), tf.transpose(output_tap, [1, 0, 2])
         )
         outputs, hidden = tf.transpose(outputs, [1, 0, 2]), tf.transpose(hidden, [1, 0, 2])
 
         def terms(d_projected: tf.Tensor, d_outputs: tf.Tensor) -> list[Any]:
-            found = [
+            triples = [
                 (cell.input_kernel, inputs, d_projected),
-                (cell.recurrent_kernel, outputs[:, :-1], d_projected[:, 1:]),  # the first step starts at zero
+                (
+                    cell.recurrent_kernel,
+                    outputs[:, :-1],
+                    d_projected[:, 1:],
+                ),  # before the first step the output is zero
                 (cell.bias, None, tf.reduce_sum(d_projected, axis=1)),
             ]
-            return found if cell.projection is None else [*found, (cell.projection_kernel, hidden, d_outputs)]
+            return triples if cell.projection is None else [*triples, (cell.projection_kernel, hidden, d_outputs)]
 
         return (outputs if self.return_sequences else outputs[:, -1]), terms
 
@@ -205,15 +221,18 @@ class _Fused(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package=_PACKAGE)
 class CIFG(_Fused):
-    """A CIFG layer, equal to `keras.layers.RNN(CIFGCell(...))` and faster.
+    """A CIFG layer that equals `keras.layers.RNN(CIFGCell(...))` and is faster.
 
     Args:
-      units: H, the size of the cell.
-      projection: R, the size of the recurrent output; without it the output is the hidden state, of size H.
-      layer_norm: whether the hidden state is normalised (no scale, no offset) before the projection.
-      return_sequences: whether the result is the output of every step, not of the last alone.
-      return_state: whether the last states (output, cell) are returned too.
-      go_backwards: whether the steps are taken, and returned, from the last to the first.
+      units: size H of the cell state, >= 1.
+      projection: size R of the recurrent output, >= 1; None makes the hidden state, of size H, the output.
+      layer_norm: whether the hidden state is normalised (without scale and offset) before the projection.
+      return_sequences: whether to return the output of every step instead of the last one only.
+      return_state: whether to return the last states (output, cell) too.
+      go_backwards: whether to read the steps, and to return their outputs, from the last to the first.
+
+    Raises:
+      ValueError: `units` or `projection` is not a positive integer.
     """
 
     cell_type = CIFGCell
@@ -221,16 +240,16 @@ class CIFG(_Fused):
 
 @keras.saving.register_keras_serializable(package=_PACKAGE)
 class SICIFG(_Fused):
-    """A scale-invariant CIFG layer, equal to `keras.layers.RNN(SICIFGCell(...))`; arguments as for `CIFG`."""
+    """A scale-invariant CIFG layer that equals `keras.layers.RNN(SICIFGCell(...))`, with the arguments of `CIFG`."""
 
     cell_type = SICIFGCell
 
 
 def as_compute(layer: keras.layers.Layer, weight: Any) -> tf.Tensor:
-    """A layer's weight as a tensor of its compute dtype."""
+    """Returns a weight as a tensor of the layer's compute dtype."""
     return tf.cast(tf.convert_to_tensor(weight), layer.compute_dtype)
 
 
 def fan_in_normal(fan_in: int) -> Any:
-    """Normal with variance 1 / fan_in, as `RecurrentLanguageModel.init` draws."""
+    """Returns the initializer that draws as `RecurrentLanguageModel.init` does: normal with variance 1 / fan_in."""
     return keras.initializers.RandomNormal(stddev=fan_in**-0.5)

@@ -1,4 +1,4 @@
-"""The recurrent language model as a Keras model, and its weights to and from the plain dict, by name."""
+"""Builds the recurrent language model as a Keras model, and converts its weights to and from a plain dict by name."""
 
 import json
 import os
@@ -18,15 +18,15 @@ _LAYERS = {"cifg": CIFG, "si-cifg": SICIFG}
 
 @keras.saving.register_keras_serializable(package="fedspeak")
 class TiedEmbedding(keras.layers.Layer):
-    """One matrix as input and output embedding (Press & Wolf 2017, https://arxiv.org/abs/1608.05859).
+    """A layer with one matrix for input and output embedding (Press & Wolf 2017, https://arxiv.org/abs/1608.05859).
 
     `layer(ids)` maps int32 `[...]` to vectors `[..., E]`; `layer(vectors, reverse=True)` maps `[..., E]` to
     logits `[..., V]`.
 
     Args:
-      vocabulary_size: V.
-      embedding: E.
-      output_bias: whether the logits have a bias.
+      vocabulary_size: number of token ids V.
+      embedding: size E of a vector.
+      output_bias: whether a bias is added to the logits.
     """
 
     def __init__(self, vocabulary_size: int, embedding: int, output_bias: bool = False, **kwargs: Any) -> None:
@@ -48,7 +48,7 @@ class TiedEmbedding(keras.layers.Layer):
         self.built = True
 
     def call(self, inputs: tf.Tensor, reverse: bool = False) -> tf.Tensor:
-        """See the class."""
+        """Maps int32 ids to vectors or, with `reverse`, vectors to logits; shapes are in the class's docstring."""
         embedding = as_compute(self, self.embedding)
         if not reverse:
             return tf.gather(embedding, tf.cast(inputs, tf.int32))
@@ -56,20 +56,20 @@ class TiedEmbedding(keras.layers.Layer):
         return logits + as_compute(self, self.output_bias) if self.has_output_bias else logits
 
     def call_tapped(self, tap: Callable[[tf.Tensor], tf.Tensor], inputs: tf.Tensor, reverse: bool = False) -> Any:
-        """`call`, and each example's gradient of the weights in closed form: see `privacy.dpsgd.layer_gradients`."""
+        """Runs `call` and describes each example's gradient in closed form, for `privacy.dpsgd.layer_gradients`."""
         outputs = tap(self.call(inputs, reverse))
 
         def terms(gradient: tf.Tensor) -> list[Any]:
-            # As a number where it is known: products over few positions need no float64.
+            # Static where it can be: an unknown number of positions makes `ghost_norms` compute in float64.
             positions = gradient.shape[1:-1].num_elements() or -1
             gradient = tf.reshape(gradient, [tf.shape(gradient)[0], positions, gradient.shape[-1]])
             if not reverse:
                 return [(self.embedding, tf.reshape(tf.cast(inputs, tf.int32), tf.shape(gradient)[:2]), gradient)]
             vectors = tf.reshape(inputs, [tf.shape(inputs)[0], positions, inputs.shape[-1]])
-            found = [(self.embedding, gradient, vectors)]
-            return (
-                [*found, (self.output_bias, None, tf.reduce_sum(gradient, axis=1))] if self.has_output_bias else found
-            )
+            triples: list[Any] = [(self.embedding, gradient, vectors)]
+            if self.has_output_bias:
+                triples.append((self.output_bias, None, tf.reduce_sum(gradient, axis=1)))
+            return triples
 
         return outputs, terms
 
@@ -83,16 +83,17 @@ class TiedEmbedding(keras.layers.Layer):
 
 
 def to_keras(model: RecurrentLanguageModel, weights: Weights | None = None, length: int | None = None) -> keras.Model:
-    """The language model as a functional Keras model: tokens int32 `[B, T]` -> logits `[B, T, V]`.
+    """Builds the language model as a functional Keras model: tokens int32 `[B, T]` -> logits `[B, T, V]`.
 
-    Logits t are for token t + 1. Train it with `SparseCategoricalCrossentropy(from_logits=True)`, or give it
-    to `tff.learning.models.from_keras_model`.
+    The logits at position t predict the token at t + 1. Train the model with
+    `SparseCategoricalCrossentropy(from_logits=True)`, or pass it to `tff.learning.models.from_keras_model`.
 
     Args:
-      model: what to build.
-      weights: as of `model.init`; if None, Keras draws new ones from the same law.
-      length: T, if it is known: then (up to 64) no loop is needed. `functional_model_from_keras` of TFF 0.87
-        needs it; without it, TFF fails with "must feed a value for placeholder", as with any Keras RNN.
+      model: the language model to build.
+      weights: weights as `model.init` returns them; if None, Keras draws new ones from the same distribution.
+      length: the fixed length T of the inputs; None allows any length. With a length of up to 64 the graph has no
+        loop. `functional_model_from_keras` of TFF 0.87 needs a length: without one TFF fails with "must feed a value
+        for placeholder", as it does for any Keras RNN.
     """
     tokens = keras.Input((length,), dtype="int32", name="tokens")
     embedding = TiedEmbedding(model.vocabulary_size, model.embedding, output_bias=model.output_bias, name="embedding")
@@ -107,45 +108,50 @@ def to_keras(model: RecurrentLanguageModel, weights: Weights | None = None, leng
 
 
 def load_keras(path: str | os.PathLike[str]) -> keras.Model:
-    """A model from a `.keras` file with the kit's layers, saved by the same generation of Keras (2 or 3) as this one.
+    """Loads a model with fedspeak's layers from a `.keras` file that the same major version of Keras (2 or 3) saved.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: it is no `.keras` file, or one of the other generation; in one line that says what to do.
+      ValueError: it is not a `.keras` file, or another major version of Keras saved it; the message says what to do.
     """
     try:
         with zipfile.ZipFile(path) as file:
             saved = str(json.loads(file.read("metadata.json"))["keras_version"])
             file.getinfo("config.json")
     except (zipfile.BadZipFile, KeyError, TypeError, ValueError):
-        raise ValueError(f"{os.fspath(path)} is no .keras file: save one by model.save") from None
+        raise ValueError(f"{os.fspath(path)} is not a .keras file: write one with model.save") from None
     if saved.partition(".")[0] != keras.__version__.partition(".")[0]:
         raise ValueError(
-            f"{os.fspath(path)} was saved by Keras {saved}, and this is {keras.__version__}, which does not read it: "
-            "there save from_keras(model) by numpy.savez, here give that to load_into_keras (of a model that to_keras "
-            "did not make: save get_weights(), build it here by the same lines, give that to set_weights)"
+            f"{os.fspath(path)} was saved by Keras {saved}, which Keras {keras.__version__} cannot read: "
+            f"under Keras {saved} save from_keras(model) with numpy.savez, and here pass the arrays to load_into_keras "
+            "(if to_keras did not build the model: save its get_weights(), build it anew here and call set_weights)"
         )
     return keras.models.load_model(path)
 
 
 def from_keras(keras_model: keras.Model) -> Weights:
-    """The weights of a model that `to_keras` made, as NumPy arrays for the pure functions."""
+    """Returns the weights of a model that `to_keras` built, as NumPy arrays by name for the pure functions.
+
+    Raises:
+      ValueError: `to_keras` did not build the model.
+    """
     return {name: tf.convert_to_tensor(variable).numpy() for name, variable in _variables(keras_model).items()}
 
 
 def load_into_keras(keras_model: keras.Model, weights: Weights) -> None:
-    """Assigns weights, by name, to a model that `to_keras` made.
+    """Assigns weights by name to a model that `to_keras` built.
 
     Raises:
-      ValueError: a name is missing or unknown, or a shape differs.
+      ValueError: a name is missing or unknown, a shape differs, or `to_keras` did not build the model. Nothing is
+        assigned then.
     """
     variables = _variables(keras_model)
     if set(weights) != set(variables):
-        raise ValueError(f"weights: names {sorted(weights)} are not the model's, {sorted(variables)}")
+        raise ValueError(f"weights: the names are {sorted(weights)}, but the model needs {sorted(variables)}")
     for name, variable in variables.items():
         if tuple(weights[name].shape) != tuple(variable.shape):
             raise ValueError(
-                f"weights: {name} has shape {tuple(weights[name].shape)}, the model's {tuple(variable.shape)}"
+                f"weights: {name} has shape {tuple(weights[name].shape)}, but the model needs {tuple(variable.shape)}"
             )
     for name, variable in variables.items():
         variable.assign(weights[name])
@@ -156,7 +162,7 @@ def _variables(keras_model: keras.Model) -> dict[str, Any]:
         embedding, recurrence = keras_model.get_layer("embedding"), keras_model.get_layer("recurrence")
     except ValueError:
         raise ValueError(
-            f"model {keras_model.name} was not made by to_keras: use get_weights and set_weights"
+            f"model {keras_model.name} was not built by to_keras: use its get_weights and set_weights"
         ) from None
     named = {"embedding": embedding.embedding, **recurrence.cell.variables_by_name()}
     if embedding.has_output_bias:

@@ -1,58 +1,90 @@
-"""The one protocol that every language model answers, with its weights as an explicit argument."""
+"""Defines the protocol that every language model implements: pure functions with the weights as an argument."""
 
 from typing import Any, Protocol
 
 Array = Any  # a NumPy array or a tf.Tensor
-State = Any  # whatever one model carries from token to token; a nest of arrays with the batch axis first
-Trail = Any  # the states after each of the last few tokens, in a form that `rewind` understands
-Weights = dict[str, Array]  # keys in sorted order
+State = Any  # what a model carries from token to token: a nest of arrays with the batch axis first
+Trail = Any  # the states before and after each token of one `extend` call, in the form that `rewind` takes
+Weights = dict[str, Array]  # by name, in sorted order of the names
 
 
 class LanguageModel(Protocol):
-    """Pure functions of (weights, inputs). B is the batch, T and G count tokens, V is the vocabulary size.
+    """A language model as a set of pure functions of its weights and inputs.
 
-    All work in eager mode and `tf.function`, all but the sums in XLA, all but the losses in TFLite with builtin ops.
+    In shapes, B is the batch size, T and G are numbers of tokens, V is the vocabulary size and U is the number of
+    clients on a leading client axis.
+
+    The functions of weights and tokens run in eager mode and in `tf.function`. All but `loss_sum` and
+    `loss_and_correct` compile under XLA. `prefill`, `extend` and `rewind` also convert to TFLite with builtin ops only.
     """
 
     @property
-    def vocabulary_size(self) -> int: ...
+    def vocabulary_size(self) -> int:
+        """Returns the number of token ids, V."""
 
     def init(self, seed: int) -> Weights:
-        """New NumPy float32 weights, a function of the seed alone."""
+        """Draws new weights as NumPy float32 arrays; equal seeds give equal weights."""
 
     def token_losses(self, weights: Weights, tokens: Array) -> Array:
-        """Negative log-probability in nats of each token after the first, given those before it in its row.
+        """Returns the negative log-probability of each token after the first, given the tokens before it in its row.
 
-        tokens int32 `[B, T+1]` gives float32 `[B, T]`; with one leading *user* axis on every weight and on
-        tokens, `[U, B, T+1]` gives `[U, B, T]`. The state starts at zero in every row. Differentiable in the
-        weights, once.
+        Every row starts from the zero state. The losses are differentiable once with respect to the weights.
+
+        Args:
+          weights: each of its own shape, or all with a leading client axis `[U, ...]`.
+          tokens: int32 `[B, T+1]`, or `[U, B, T+1]` if the weights have a client axis.
+
+        Returns:
+          float32 `[B, T]` or `[U, B, T]`, in nats.
         """
 
     def loss_sum(self, weights: Weights, tokens: Array, rows: Array | None = None) -> Array:
-        """The sum of `token_losses` where the target is not padding (id 0), float32 [] (or `[U]`): for training.
+        """Returns the sum of `token_losses` over the targets that are not padding (id 0), for training.
 
-        It skips what padding would cost, so that it is not for XLA.
+        An implementation may leave out the work for padding. Shapes then depend on the data, which XLA does not allow.
 
-        rows int32 `[U]`, with a user axis only: each user's rows from there on do not count.
+        Args:
+          weights: as for `token_losses`.
+          tokens: as for `token_losses`.
+          rows: int32 `[U]`, only with a client axis: the number of real rows of each client. The rows after them
+            are padding. None: all rows are real.
+
+        Returns:
+          float32 `[]` or `[U]`, in nats.
         """
 
     def loss_and_correct(self, weights: Weights, tokens: Array, rows: Array | None = None) -> tuple[Array, Array]:
-        """`loss_sum`, and how many of the same tokens had the largest logit, float32 [] or `[U]`."""
+        """Returns `loss_sum`, and how many of the same targets have the largest logit, each float32 `[]` or `[U]`."""
 
     def prefill(self, weights: Weights, tokens: Array, lengths: Array) -> tuple[Array, State]:
-        """Reads prompts: tokens int32 `[B, T]`, of which the first lengths int32 `[B]` (1 to T) are real.
+        """Reads one prompt per row, from the zero state.
 
-        Returns the logits `[B, V]` after the last real token of each row, and the state after it.
+        Args:
+          weights: without a client axis.
+          tokens: int32 `[B, T]`, padded at the end.
+          lengths: int32 `[B]`, 1 to T: the number of real tokens of each row.
+
+        Returns:
+          The logits `[B, V]` after the last real token of each row, and the state after it.
         """
 
     def extend(self, weights: Weights, tokens: Array, state: State) -> tuple[Array, Trail]:
-        """Reads G more tokens, int32 `[B, G]` with G static: logits `[B, G, V]` after each, and the trail."""
+        """Reads G more tokens per row from `state`.
+
+        Args:
+          weights: without a client axis.
+          tokens: int32 `[B, G]`, with G known when the graph is built.
+          state: the state before these tokens.
+
+        Returns:
+          The logits `[B, G, V]` after each token, and the trail, from which `rewind` takes a state.
+        """
 
     def rewind(self, trail: Trail, kept: Array) -> State:
-        """The state after the first kept int32 `[B]` (0 to G) of the tokens that `extend` read."""
+        """Returns the state after the first `kept` (int32 `[B]`, 0 to G) of the tokens that `extend` read."""
 
     def initial_state(self, batch: int) -> State:
-        """The state before any token."""
+        """Returns the state before any token, for `batch` rows."""
 
     def config(self) -> dict[str, Any]:
-        """What `models.presets.from_config` needs to make this model again; JSON-able."""
+        """Returns the JSON-serialisable dict from which `models.presets.from_config` builds this model again."""

@@ -1,9 +1,10 @@
-"""The LSTM recurrence over whole sequences, with its gradient written by hand as in `models.cifg_gradient`.
+"""Computes the LSTM recurrence over whole sequences, with a gradient written by hand as in `models.cifg_gradient`.
 
     i, f, o = sigmoid(...)   g = tanh(...)   c' = f * c + i * g   h = o * tanh(c')
 
-The gates stand in the order i, f, g, o on the last axis, as in Keras, whose layer runs a loop over time with the input
-products inside; weights go over unchanged. It is for the baselines of the literature (Hochreiter and Schmidhuber 1997).
+The gates stand in the order i, f, g, o on the last axis, as in Keras' LSTM layer, whose weights fit unchanged. That
+layer computes the input products inside its loop over time; here the caller computes them for all steps at once.
+Baselines from the literature use this cell (Hochreiter and Schmidhuber 1997, with the forget gate of Gers et al. 2000).
 """
 
 from typing import Any
@@ -14,10 +15,11 @@ from models.cifg_gradient import sum_of_products, transposed
 
 
 def outputs(projected: tf.Tensor, recurrent_kernel: tf.Tensor) -> tf.Tensor:
-    """The outputs h of all time steps from the zero state, unrolled; differentiable once.
+    """Returns the outputs h of all time steps from the zero state, unrolled and differentiable once.
 
     Args:
-      projected: W x + b, `[(U,) T, B, 4H]` with T known; a leading user axis U stands on both arguments or on none.
+      projected: W x + b, `[(U,) T, B, 4H]`, with T known when the graph is built. Both arguments have a leading client
+        axis of size U, or neither has.
       recurrent_kernel: `[(U,) H, 4H]`.
 
     Returns:

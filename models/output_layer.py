@@ -1,4 +1,7 @@
-"""The tied embedding and the output layer of a language model, made for training."""
+"""Implements the tied embedding and the output layer of a language model, with fast gradients for training.
+
+Shapes that begin with `(U,)` may have a leading client axis of size U. All tensors of a call have it, or none has it.
+"""
 
 from typing import Any
 
@@ -6,7 +9,7 @@ import tensorflow as tf
 
 PAD = 0
 _SMALLEST_PROBABILITY = 1e-30
-"""From here on a float32 has all its digits, so that its logarithm is the loss."""
+"""Above this, a float32 probability has its full precision, and minus its logarithm is accurate enough as the loss."""
 
 
 def tied(embedding: tf.Tensor, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -17,8 +20,8 @@ def tied(embedding: tf.Tensor, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
       ids: int32 `[(U,) ...]`.
 
     Returns:
-      (rows `[(U,) ..., E]`, the embedding to use as output layer). The gradient is one dense tensor, that of the output
-      layer, to which the rows' are added in place.
+      The rows `[(U,) ..., E]`, and the embedding to use as the output layer. The gradient with respect to `embedding`
+      is one dense tensor: the gradient of the output layer, to which the gradients of the rows are added in place.
     """
 
     @tf.custom_gradient
@@ -26,14 +29,14 @@ def tied(embedding: tf.Tensor, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         size = embedding.shape[-1]
         flat, positions = tf.reshape(embedding, [-1, size]), ids
         if embedding.shape.rank == 3:
-            users = tf.range(tf.shape(ids)[0]) * embedding.shape[-2]
-            positions += tf.reshape(users, [-1] + [1] * (ids.shape.rank - 1))
+            client_offsets = tf.range(tf.shape(ids)[0]) * embedding.shape[-2]
+            positions += tf.reshape(client_offsets, [-1] + [1] * (ids.shape.rank - 1))
 
         def gradient(d_rows: tf.Tensor, d_table: tf.Tensor) -> tf.Tensor:
-            added = tf.tensor_scatter_nd_add(
+            d_embedding = tf.tensor_scatter_nd_add(
                 tf.reshape(d_table, [-1, size]), tf.reshape(positions, [-1, 1]), tf.reshape(d_rows, [-1, size])
             )
-            return tf.reshape(added, tf.shape(embedding))
+            return tf.reshape(d_embedding, tf.shape(embedding))
 
         return (tf.gather(flat, positions), tf.identity(embedding)), gradient
 
@@ -44,56 +47,65 @@ def tied(embedding: tf.Tensor, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 def sums(
     outputs: tf.Tensor, table: tf.Tensor, bias: tf.Tensor | None, targets: tf.Tensor, with_correct: bool
 ) -> list[tf.Tensor]:
-    """The sum of `cross_entropy` over the targets that are not PAD, float [] or [U]; and how many of these are the
-    likeliest of their logits, if asked for.
+    """Returns the sum of `cross_entropy` over the targets that are not PAD, for each client if there is a client axis.
 
-    Rows without a target are left out before the product with the table (with a user axis only of the sum). Not for
-    XLA: their number is that of the data.
+    Without a client axis, rows whose target is PAD are dropped before the product with the table. Their number depends
+    on the data, so the function does not compile under XLA. With a client axis they are computed but not added.
+
+    Args:
+      outputs: as for `cross_entropy`.
+      table: as for `cross_entropy`.
+      bias: as for `cross_entropy`.
+      targets: as for `cross_entropy`; PAD is padding.
+      with_correct: whether to count the targets that have the largest logit too.
+
+    Returns:
+      [loss sum] or [loss sum, count], each float `[]` or `[U]`; the loss is in nats.
     """
     if table.shape.rank == 3:
         real = tf.not_equal(targets, PAD)
-        # Not times 0: what a diverged user's padding gives may be no number.
+        # tf.where and not a product with 0: the padding of a diverged client may hold NaN, and 0 times NaN is NaN.
         outputs = tf.where(real[..., tf.newaxis], outputs, tf.zeros([], outputs.dtype))
-        found = _found(outputs, table, bias, targets, with_correct)
-        found = [tf.where(real, part, tf.zeros([], part.dtype)) for part in found]
-        return [tf.reduce_sum(part, axis=[*range(1, targets.shape.rank)]) for part in found]
+        parts = _losses(outputs, table, bias, targets, with_correct)
+        parts = [tf.where(real, part, tf.zeros([], part.dtype)) for part in parts]
+        return [tf.reduce_sum(part, axis=[*range(1, targets.shape.rank)]) for part in parts]
     real = tf.where(tf.not_equal(targets, PAD))
-    found = _found(tf.gather_nd(outputs, real), table, bias, tf.gather_nd(targets, real), with_correct)
-    return [tf.reduce_sum(part) for part in found]
+    parts = _losses(tf.gather_nd(outputs, real), table, bias, tf.gather_nd(targets, real), with_correct)
+    return [tf.reduce_sum(part) for part in parts]
 
 
 def cross_entropy(outputs: tf.Tensor, table: tf.Tensor, bias: tf.Tensor | None, targets: tf.Tensor) -> tf.Tensor:
-    """Negative log-softmax of each target, in nats, of the logits outputs · tableᵀ + bias.
+    """Returns the negative log-softmax of each target, in nats, for the logits outputs · tableᵀ + bias.
 
     Args:
       outputs: float `[(U,) ..., E]`.
-      table: `[(U,) V, E]`.
-      bias: `[(U,) V]`, or None.
+      table: the output embedding, `[(U,) V, E]`.
+      bias: `[(U,) V]`; None for no bias.
       targets: int32 `[(U,) ...]`.
 
     Returns:
       `[(U,) ...]`, the shape of targets.
     """
-    return _found(outputs, table, bias, targets, with_correct=False)[0]
+    return _losses(outputs, table, bias, targets, with_correct=False)[0]
 
 
-def _found(
+def _losses(
     outputs: tf.Tensor, table: tf.Tensor, bias: tf.Tensor | None, targets: tf.Tensor, with_correct: bool
 ) -> list[tf.Tensor]:
-    """The losses and, if asked for, 1 where the target is the likeliest: each of the shape of targets."""
+    """Returns the losses and, with `with_correct`, 1 where the target has the largest logit; both shaped as targets."""
     lead = [tf.shape(table)[0]] if table.shape.rank == 3 else []
     rows = tf.reshape(outputs, [*lead, -1, outputs.shape[-1]])
-    found = _of_rows(rows, table, bias, tf.reshape(targets, [*lead, -1]), with_correct)
-    return [tf.reshape(part, tf.shape(targets)) for part in found]
+    parts = _row_losses(rows, table, bias, tf.reshape(targets, [*lead, -1]), with_correct)
+    return [tf.reshape(part, tf.shape(targets)) for part in parts]
 
 
-def _of_rows(
+def _row_losses(
     outputs: tf.Tensor, table: tf.Tensor, bias: tf.Tensor | None, targets: tf.Tensor, with_correct: bool
 ) -> list[tf.Tensor]:
-    """Outputs `[(U,) N, E]`, targets `[(U,) N]` -> each `[(U,) N]`.
+    """Computes `_losses` for outputs `[(U,) N, E]` and targets `[(U,) N]`; each result is `[(U,) N]`.
 
-    Written out because TensorFlow's own op takes 2.5 times as long on CPU, and because the logits' gradient is scaled
-    by row in the small factors of its products, never in itself.
+    It is written by hand for two reasons. TensorFlow's own op takes 2.5 times as long on CPU. And here the upstream
+    gradient scales the small factors of the matrix products instead of the large `[N, V]` gradient of the logits.
     """
 
     @tf.custom_gradient

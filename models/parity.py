@@ -1,4 +1,4 @@
-"""Is the exported file the trained model? Every export is asked at once."""
+"""Checks that an exported file does what the trained model does; `fedspeak export` runs the check on every file."""
 
 import os
 import time
@@ -11,44 +11,46 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from models import device
-from models.decoding import numpy_ops as host
+from models.decoding import numpy_ops
 from models.decoding.numpy_ops import Choices, Stream
 from models.language_model import LanguageModel, Weights
 from models.vocabulary import BOS
 
 SEQUENCES = 50
-# Most difference of a logit, as a part of the spread of the logits, before the file is called another model.
-# Of trained models, float32 rounding gives 4e-7, float16 weights 2e-4, int8 weights 1e-2; another model gives
-# 0.3 and more.
+# Largest difference of a logit, as a fraction of the logits' spread, at which a file still counts as the model. In
+# trained models the fraction is 4e-7 by float32 rounding, 2e-4 with float16 weights and 1e-2 with int8 weights. It is
+# 0.3 or more for another model.
 _TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "int8": 0.25}
-# Rounding moves a draw across a boundary once in ten thousand tokens or so: see docs/export.md.
+# Smallest fraction of sequences that must be equal in float32. It is below 1 because rounding changes about one draw in
+# ten thousand: see docs/export.md.
 _LEAST_EQUAL = 0.9
 _LENGTH = 32
-# Logits are compared over short contexts: an untrained recurrence of some size is chaotic, and doubles the
-# rounding of its weights every few tokens, in a file that is all right.
-_COMPARED, _CONTEXT = 16, 8
+# Logits are compared over few, short contexts. A large untrained recurrence is chaotic and doubles rounding errors
+# every few tokens, so that over long contexts even a correct file differs.
+_CONTEXTS, _CONTEXT_LENGTH = 16, 8
 _TIMINGS = 7
 
 
 @dataclass(frozen=True)
 class Parity:
-    """How an exported file compares with the trained model, in one runtime.
+    """The comparison of one exported file with the trained model, in one runtime.
 
     Attributes:
-      path: of the file.
-      precision: of its weights.
-      bytes: its size.
-      max_logit_error: largest difference of a logit, over contexts of up to 8 tokens, their first tokens read
-        by `prefill` and the others by `decode`.
+      path: path of the file.
+      precision: weight precision of the file, one of `models.tflite_file.PRECISIONS`.
+      bytes: size of the file in bytes.
+      max_logit_error: largest absolute difference of a logit over contexts of up to 8 tokens. `prefill` reads the first
+        tokens of a context, and `decode` the others.
       logit_spread: largest minus smallest logit of the trained model over the same contexts.
-      random_bits_equal: whether the random words inside the graph are those of NumPy.
-      sequences: how many seeds were tried, with several prompts, temperatures and top-k.
-      equal_to_model: how many token sequences of `generate` are those of the trained model.
-      equal_to_stream: how many are those that the host draws from the file's own logits.
-      tokens_per_second: median over repeats of `generate` in the graph, prefill left out, one thread.
-      tokens_per_second_range: smallest and largest of the repeats.
-      passed: what is promised holds: equal bits, equal streams, logits within the tolerance of the precision,
-        and, for float32, at least nine of ten sequences equal to the trained model's.
+      random_bits_equal: whether the random words computed in the graph equal those of NumPy.
+      sequences: number of requests compared, each with its own seed; prompts, temperatures and top-k vary.
+      equal_to_model: number of requests for which `generate` draws the tokens of the trained model.
+      equal_to_stream: number of requests for which `generate` draws the tokens that NumPy draws from the file's logits.
+      tokens_per_second: speed of `generate` without the prompt, on one thread: the median of several measurements.
+      tokens_per_second_range: smallest and largest of these measurements.
+      passed: whether the file passes: `random_bits_equal` holds, `equal_to_stream` equals `sequences`, and
+        `max_logit_error` is within the precision's tolerance of `logit_spread`. In float32 `equal_to_model` must also
+        be at least nine tenths of `sequences`.
     """
 
     path: str
@@ -65,7 +67,7 @@ class Parity:
     passed: bool
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
+        """Returns the attributes as a JSON-serialisable dict."""
         return asdict(self)
 
 
@@ -77,35 +79,45 @@ def check_parity(
 ) -> list[Parity]:
     """Compares each exported file with the model and the weights that it was exported from.
 
-    The trained model is run by TensorFlow one token after the other, and its tokens are drawn in NumPy:
-    nothing of the exported loop is in it.
+    As the reference, TensorFlow runs the trained model one token at a time and NumPy draws the tokens. The reference
+    uses no part of the exported loop.
+
+    Args:
+      model: the language model.
+      weights: the model's weights by name.
+      paths: the exported files, at least one.
+      sequences: number of requests to compare, >= 1.
+
+    Returns:
+      One comparison per file, in the order of `paths`.
 
     Raises:
-      OSError, ValueError: a file cannot be loaded.
+      OSError: a file cannot be read.
+      ValueError: a file cannot be loaded.
     """
     files = [device.load(path) for path in paths]
     prompt_limit = min(file.facts.max_prompt for file in files)
     length = min(_LENGTH, *(file.facts.max_new_tokens for file in files))
     reference = _Reference(model, weights)
     requests: list[tuple[list[int], Choices]] = []
-    drawn: list[list[int]] = []
+    expected: list[list[int]] = []
     for i in range(sequences):
-        # Prompts of many lengths, in the model's own words; plain, sharpened and greedy draws.
-        prompt = [BOS, *(drawn[-1] if drawn else [])][: 1 + i % prompt_limit]
+        # Prompts have many lengths and consist of text that the model drew. Temperatures are 1, 0.7 and 0 (greedy).
+        prompt = [BOS, *(expected[-1] if expected else [])][: 1 + i % prompt_limit]
         temperature, top_k = ((1.0, 0), (0.7, 40), (0.0, 0))[i % 3]
         choices = Choices(max_new_tokens=length, temperature=temperature, top_k=top_k, seed=i, request=i % 2)
         requests.append((prompt, choices))
-        drawn.append(list(reference.draw(prompt, choices)))
-    texts = [
-        (min(1 + i % _CONTEXT, prompt_limit), [*prompt, *tokens][:_CONTEXT])
-        for i, ((prompt, _), tokens) in enumerate(zip(requests, drawn, strict=True))
-    ][:_COMPARED]
-    logits = [reference.logits(text)[by_prefill - 1 :] for by_prefill, text in texts]
-    return [_compare(file, requests, drawn, texts, logits) for file in files]
+        expected.append(list(reference.draw(prompt, choices)))
+    contexts = [
+        (min(1 + i % _CONTEXT_LENGTH, prompt_limit), [*prompt, *tokens][:_CONTEXT_LENGTH])
+        for i, ((prompt, _), tokens) in enumerate(zip(requests, expected, strict=True))
+    ][:_CONTEXTS]
+    logits = [reference.logits(context)[by_prefill - 1 :] for by_prefill, context in contexts]
+    return [_compare(file, requests, expected, contexts, logits) for file in files]
 
 
 class _Reference:
-    """The trained model in TensorFlow, one token at a time."""
+    """The trained model in TensorFlow, which reads and draws one token at a time."""
 
     def __init__(self, model: LanguageModel, weights: Weights) -> None:
         constants = {name: tf.constant(value) for name, value in weights.items()}
@@ -130,36 +142,37 @@ class _Reference:
         return outputs
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """`[len(tokens), V]`, after each token."""
+        """Returns the logits after each token, `[len(tokens), V]`."""
         return np.stack([logits for logits, _ in self._read(tokens)])
 
     def draw(self, prompt: Sequence[int], choices: Choices) -> list[int]:
         logits, state = self._read(prompt)[-1]
-        return list(host.draw(self._next, logits, state, len(prompt), choices))
+        return list(numpy_ops.draw(self._next, logits, state, len(prompt), choices))
 
 
 def _compare(
     file: device.DeviceModel,
     requests: list[tuple[list[int], Choices]],
-    drawn: list[list[int]],
-    texts: list[tuple[int, list[int]]],
+    expected: list[list[int]],
+    contexts: list[tuple[int, list[int]]],
     logits: list[NDArray[np.float32]],
 ) -> Parity:
     outputs = [file.draw_in_graph(prompt, choices) for prompt, choices in requests]
     tokens = [output["tokens"].tolist() for output in outputs]
-    equal_to_model = sum(a == b for a, b in zip(tokens, drawn, strict=True))
+    equal_to_model = sum(a == b for a, b in zip(tokens, expected, strict=True))
     equal_to_stream = sum(
         list(file.draw(prompt, choices)) == a for (prompt, choices), a in zip(requests, tokens, strict=True)
     )
     bits_equal = all(
-        _bits_equal(output, len(prompt), choices) for output, (prompt, choices) in zip(outputs, requests, strict=True)
+        _has_equal_bits(output, len(prompt), choices)
+        for output, (prompt, choices) in zip(outputs, requests, strict=True)
     )
     error = max(
-        float(np.abs(np.stack([row for row, _ in file.read(text, by_prefill)]) - expected).max())
-        for (by_prefill, text), expected in zip(texts, logits, strict=True)
+        float(np.abs(np.stack([row for row, _ in file.read(context, by_prefill)]) - rows).max())
+        for (by_prefill, context), rows in zip(contexts, logits, strict=True)
     )
     spread = float(max(rows.max() for rows in logits) - min(rows.min() for rows in logits))
-    speeds = _tokens_per_second(file)
+    speeds = _measure_tokens_per_second(file)
     precision = file.facts.precision
     return Parity(
         path=file.path,
@@ -180,23 +193,27 @@ def _compare(
     )
 
 
-def _bits_equal(output: dict[str, NDArray[Any]], position: int, choices: Choices) -> bool:
+def _has_equal_bits(output: dict[str, NDArray[Any]], position: int, choices: Choices) -> bool:
     positions = position + np.arange(len(output["word_0"]))
-    words = host.random_words(host.seed_words(choices.seed), Stream.SAMPLE, choices.request, positions)
+    words = numpy_ops.random_words(numpy_ops.seed_words(choices.seed), Stream.SAMPLE, choices.request, positions)
     return np.array_equal(output["word_0"], words[0]) and np.array_equal(output["word_1"], words[1])
 
 
-def _tokens_per_second(file: device.DeviceModel) -> list[float]:
-    """Of one token more in the graph: the time of all tokens less that of one, which holds the prefill."""
-    longest = file.facts.max_new_tokens
-    if longest == 1:
-        return [1 / _seconds(file, 1) for _ in range(_TIMINGS)]
-    # The least, so that a pause of the machine while the short run is timed cannot flatter the long one.
-    one = min(_seconds(file, 1) for _ in range(_TIMINGS))
-    return [(longest - 1) / max(_seconds(file, longest) - one, 1e-9) for _ in range(_TIMINGS)]
+def _measure_tokens_per_second(file: device.DeviceModel) -> list[float]:
+    """Measures the speed in the graph several times.
+
+    The time for one token, which includes reading the prompt, is subtracted from the time for all tokens.
+    """
+    count = file.facts.max_new_tokens
+    if count == 1:
+        return [1 / _time_generate(file, 1) for _ in range(_TIMINGS)]
+    # The minimum: a pause of the machine during a one-token run would otherwise make the long run look faster.
+    one_token = min(_time_generate(file, 1) for _ in range(_TIMINGS))
+    return [(count - 1) / max(_time_generate(file, count) - one_token, 1e-9) for _ in range(_TIMINGS)]
 
 
-def _seconds(file: device.DeviceModel, tokens: int) -> float:
+def _time_generate(file: device.DeviceModel, tokens: int) -> float:
+    """Returns the seconds that `generate` takes to draw `tokens` tokens."""
     begin = time.perf_counter()
     file.draw_in_graph([BOS], Choices(max_new_tokens=tokens))
     return time.perf_counter() - begin

@@ -1,4 +1,4 @@
-"""Named model sizes. Importing this module does not load TensorFlow."""
+"""Builds language models from named sizes or a configuration. Importing the module does not load TensorFlow."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from models.recurrent_lm import RecurrentLanguageModel
 
 _DEFAULT_VOCABULARY_SIZE = 4000
-# (cell, embedding E, units H). Parameters: V·E + 3(2E+1)H + H·E; with V = 4000 the sizes that the names tell,
-# as in Ro et al. 2022 (https://arxiv.org/abs/2204.09715).
+# Name → (cell, embedding size E, units H). A model has V·E + 3(2E+1)H + H·E parameters. With V = 4000 that is the
+# number in the name of a large preset, as in Ro et al. 2022 (https://arxiv.org/abs/2204.09715).
 _SIZES = {
     "tiny": ("si-cifg", 96, 192),
     "cifg-4.7m": ("cifg", 256, 2048),
@@ -22,14 +22,14 @@ NAMES = tuple(_SIZES)
 
 
 def preset(name: str, vocabulary_size: int | None = None) -> RecurrentLanguageModel:
-    """The model of that name.
+    """Builds the language model of a preset, without weights.
 
     Args:
       name: one of `NAMES`.
-      vocabulary_size: 4000 if None; "tiny" has no vocabulary size of its own and needs it.
+      vocabulary_size: number of token ids, >= 1. None means 4000, except for "tiny", which needs a value.
 
     Raises:
-      ValueError: unknown name, or no vocabulary size for "tiny".
+      ValueError: `name` is unknown, or `vocabulary_size` is not a positive integer or is missing for "tiny".
     """
     from models.recurrent_lm import RecurrentLanguageModel
 
@@ -37,24 +37,24 @@ def preset(name: str, vocabulary_size: int | None = None) -> RecurrentLanguageMo
         raise ValueError(f"preset: {name!r} is not one of {', '.join(NAMES)}")
     if vocabulary_size is None:
         if name == "tiny":
-            raise ValueError("preset: 'tiny' has no vocabulary size of its own: give vocabulary_size")
+            raise ValueError("preset: 'tiny' has no default vocabulary size: give vocabulary_size")
         vocabulary_size = _DEFAULT_VOCABULARY_SIZE
     cell, embedding, units = _SIZES[name]
     return RecurrentLanguageModel(cell, vocabulary_size, embedding, units)
 
 
 def from_config(config: dict[str, Any]) -> LanguageModel:
-    """The model whose `config()` this is.
+    """Builds the model, without weights, from what its `config()` returned.
 
     Raises:
-      ValueError: unknown architecture, a missing, unknown or wrong entry.
+      ValueError: the architecture is unknown, or an entry is missing, unknown or out of range.
     """
     from models.recurrent_lm import RecurrentLanguageModel
 
     entries = dict(config)
     architecture = entries.pop("architecture", None)
     if architecture != "recurrent":
-        raise ValueError(f"model config: architecture {architecture!r} is not 'recurrent'")
+        raise ValueError(f"model config: architecture {architecture!r} is unknown; the only one is 'recurrent'")
     try:
         return RecurrentLanguageModel(**entries)
     except TypeError as error:

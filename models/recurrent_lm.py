@@ -1,7 +1,8 @@
-"""A one-layer recurrent language model with tied embedding: logits = r · embeddingᵀ (+ output bias).
+"""Implements a one-layer recurrent language model with a tied embedding: logits = r · embeddingᵀ (+ output bias).
 
-The recurrence is `models.cifg`; the projection always leads back to the embedding size, so that one matrix
-serves as input and output embedding (Press & Wolf 2017, https://arxiv.org/abs/1608.05859).
+Here r is the output of the recurrence (`models.cifg`), projected to the embedding size, so that one matrix is both the
+input and the output embedding (Press & Wolf 2017, https://arxiv.org/abs/1608.05859). Shapes that begin with `(U,)` may
+have a leading client axis of size U.
 """
 
 from dataclasses import asdict, dataclass
@@ -18,18 +19,21 @@ from models.language_model import Array, Weights
 
 @dataclass(frozen=True)
 class RecurrentLanguageModel:
-    """A `models.language_model.LanguageModel` over a CIFG or SI-CIFG cell.
+    """A `models.language_model.LanguageModel` with a CIFG or SI-CIFG cell.
 
-    Weights, float32: "bias" `[3H]`, "embedding" `[V, E]`, "input_kernel" `[E, 3H]`, "output_bias" `[V]` (if
-    asked for), "projection" `[H, E]`, "recurrent_kernel" `[E, 3H]`.
+    Its weights are float32 arrays: "bias" `[3H]`, "embedding" `[V, E]`, "input_kernel" `[E, 3H]`, "output_bias" `[V]`
+    (only with `output_bias`), "projection" `[H, E]` and "recurrent_kernel" `[E, 3H]`.
 
     Attributes:
-      cell: "cifg" or "si-cifg".
-      vocabulary_size: V.
-      embedding: E, also the size of the recurrent output.
-      units: H, the size of the cell.
-      layer_norm: whether the hidden state is normalised (no scale, no offset) before the projection.
-      output_bias: whether the logits have a bias.
+      cell: kind of the recurrence, "cifg" or "si-cifg".
+      vocabulary_size: number of token ids V, >= 1.
+      embedding: size E of the embedding and of the recurrent output, >= 1.
+      units: size H of the cell state, >= 1.
+      layer_norm: whether the hidden state is normalised (without scale and offset) before the projection.
+      output_bias: whether a bias is added to the logits.
+
+    Raises:
+      ValueError: `cell` is unknown, or a size is not a positive integer.
     """
 
     cell: str
@@ -51,7 +55,7 @@ class RecurrentLanguageModel:
         return Recurrence(self.cell, self.layer_norm)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of each weight, by name in sorted order, without a user axis."""
+        """Returns the shape of each weight by name, in sorted order and without a client axis."""
         vocabulary, embedding, units = self.vocabulary_size, self.embedding, self.units
         shapes: dict[str, tuple[int, ...]] = {
             "bias": (3 * units,),
@@ -66,9 +70,12 @@ class RecurrentLanguageModel:
         return shapes
 
     def init(self, seed: int) -> Weights:
-        """Normal with variance 1 / fan-in (1 / E for the embedding), biases zero.
+        """Draws new weights: matrices from a normal distribution of variance 1 / fan-in, biases zero.
 
-        Plain SGD trains both cells from here.
+        The embedding has variance 1 / E. Plain SGD trains both kinds of cell from these weights.
+
+        Args:
+          seed: integer >= 0; equal seeds give equal weights.
         """
         rng = np.random.default_rng(seed)
         weights: Weights = {}
@@ -81,18 +88,18 @@ class RecurrentLanguageModel:
         return weights
 
     def token_losses(self, weights: Weights, tokens: Array) -> tf.Tensor:
-        """int32 `[(U,) B, T+1]` -> `[(U,) B, T]`, nats; see `LanguageModel.token_losses`."""
+        """Returns losses in nats, `[(U,) B, T]`, of tokens int32 `[(U,) B, T+1]`; see `LanguageModel.token_losses`."""
         outputs, table, bias, targets = self._outputs(weights, tokens)
         return _time_major(output_layer.cross_entropy(outputs, table, bias, targets))
 
     def loss_sum(self, weights: Weights, tokens: Array, rows: Array | None = None) -> tf.Tensor:
-        """int32 `[(U,) B, T+1]` and `[U]` -> float32 [] or `[U]`, nats; see `LanguageModel.loss_sum`."""
+        """Returns the summed loss in nats, float32 `[]` or `[U]`; see `LanguageModel.loss_sum`."""
         return self._sums(weights, tokens, rows, with_correct=False)[0]
 
     def loss_and_correct(
         self, weights: Weights, tokens: Array, rows: Array | None = None
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """As `loss_sum`, and how many of its tokens were the likeliest; see `LanguageModel.loss_and_correct`."""
+        """Returns `loss_sum` and the number of targets with the largest logit; see `LanguageModel.loss_and_correct`."""
         loss, correct = self._sums(weights, tokens, rows, with_correct=True)
         return loss, correct
 
@@ -104,27 +111,26 @@ class RecurrentLanguageModel:
         return output_layer.sums(outputs, table, bias, targets, with_correct)
 
     def _outputs(self, weights: Weights, tokens: Array) -> tuple[Any, Any, Any, Any]:
-        """(recurrent outputs `[(U,) T, B, E]`, output table, output bias, targets `[(U,) T, B]`), for training."""
-        weights = _tensors(weights)
+        """Returns the recurrent outputs `[(U,) T, B, E]`, output table, output bias and targets `[(U,) T, B]`."""
+        weights = _to_tensors(weights)
         tokens = _time_major(tf.convert_to_tensor(tokens))
-        rows, table = output_layer.tied(weights["embedding"], tokens[..., :-1, :])
-        outputs = self._recurrence().outputs(weights, rows)
+        inputs, table = output_layer.tied(weights["embedding"], tokens[..., :-1, :])
+        outputs = self._recurrence().outputs(weights, inputs)
         return outputs, table, weights.get("output_bias"), tokens[..., 1:, :]
 
     def prefill(self, weights: Weights, tokens: Array, lengths: Array) -> tuple[tf.Tensor, CIFGState]:
-        """int32 `[B, T]`, int32 `[B]` -> logits `[B, V]` and state; see `LanguageModel.prefill`."""
-        weights = _tensors(weights)
+        """Reads tokens int32 `[B, T]` and returns logits `[B, V]` and the state; see `LanguageModel.prefill`."""
+        weights = _to_tensors(weights)
         inputs = tf.gather(weights["embedding"], _time_major(tf.convert_to_tensor(tokens)))
         state = self._recurrence().last_state(weights, inputs, tf.convert_to_tensor(lengths))
         return self._logits(weights, state.output[tf.newaxis])[0], state
 
     def extend(self, weights: Weights, tokens: Array, state: CIFGState) -> tuple[tf.Tensor, CIFGState]:
-        """int32 `[B, G]` -> logits `[B, G, V]` and the trail; see `LanguageModel.extend`.
+        """Reads tokens int32 `[B, G]` and returns logits `[B, G, V]` and the trail; see `LanguageModel.extend`.
 
-        The trail is a state with time axis, entry 0 the state before: output `[B, G+1, E]` and cell
-        `[B, G+1, H]`.
+        The trail is a state with a time axis: output `[B, G+1, E]` and cell `[B, G+1, H]`. Its entry 0 is `state`.
         """
-        weights = _tensors(weights)
+        weights = _to_tensors(weights)
         inputs = tf.gather(weights["embedding"], _time_major(tf.convert_to_tensor(tokens)))
         after = self._recurrence().states(weights, inputs, state)
         logits = tf.transpose(self._logits(weights, after.output), [1, 0, 2])
@@ -132,24 +138,24 @@ class RecurrentLanguageModel:
         return logits, CIFGState(*trail)
 
     def rewind(self, trail: CIFGState, kept: Array) -> CIFGState:
-        """The state after the first kept int32 `[B]` (0 to G) of the new tokens."""
+        """Returns the state after the first `kept` (int32 `[B]`, 0 to G) of the tokens that `extend` read."""
         return CIFGState(*(tf.gather(states, kept, axis=1, batch_dims=1) for states in trail))
 
     def initial_state(self, batch: int) -> CIFGState:
-        """Zeros, float32: output `[batch, E]`, cell `[batch, H]`."""
+        """Returns the zero state, float32: output `[batch, E]` and cell `[batch, H]`."""
         return CIFGState(tf.zeros([batch, self.embedding]), tf.zeros([batch, self.units]))
 
     def config(self) -> dict[str, Any]:
-        """The attributes, and the architecture's name for `models.presets.from_config`."""
+        """Returns the attributes and the architecture's name, from which `from_config` builds the model again."""
         return {"architecture": "recurrent", **asdict(self)}
 
     def _logits(self, weights: Weights, outputs: tf.Tensor) -> tf.Tensor:
-        """`[T, B, E] -> [T, B, V]`."""
+        """Maps recurrent outputs `[T, B, E]` to logits `[T, B, V]`."""
         logits = matmul_rows(outputs, tf.linalg.matrix_transpose(weights["embedding"]))
         return logits + weights["output_bias"] if self.output_bias else logits
 
 
-def _tensors(weights: Weights) -> Weights:
+def _to_tensors(weights: Weights) -> Weights:
     return {name: tf.convert_to_tensor(value) for name, value in weights.items()}
 
 

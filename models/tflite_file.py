@@ -1,8 +1,7 @@
-"""The file that goes to a device: a TFLite flatbuffer with a zip of the vocabulary and the facts about it
-appended.
+"""Reads and writes the file that goes to a device: a TFLite flatbuffer, followed by a zip of vocabulary and facts.
 
-TFLite runtimes read the front and ignore what follows; `zipfile` reads the back (`unzip -l model.tflite`
-lists it). Standard library only.
+TFLite runtimes read the flatbuffer and ignore what follows it. `zipfile` finds the zip at the end of the file, and
+`unzip -l model.tflite` lists it. The module needs only the standard library and `models.vocabulary`.
 """
 
 import contextlib
@@ -25,16 +24,16 @@ _VOCABULARY = "vocabulary.json"
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of the flatbuffer without running it.
+    """Facts about a flatbuffer that are known without running it.
 
     Attributes:
-      precision: one of `PRECISIONS`.
+      precision: weight precision, one of `PRECISIONS`.
       config: the language model's `config()`.
-      max_prompt: tokens that the signatures `prefill` and `generate` read at most, the begin token included.
-      max_new_tokens: tokens that the signature `generate` writes at most.
+      max_prompt: maximum number of tokens that the signatures `prefill` and `generate` read, begin token included.
+      max_new_tokens: maximum number of tokens that the signature `generate` draws.
       state_shapes: shapes of `state_0`, `state_1`, ... of the signatures `prefill` and `decode`.
-      flatbuffer_bytes: length of the flatbuffer, before the appended zip.
-      flatbuffer_sha256: its checksum.
+      flatbuffer_bytes: size of the flatbuffer in bytes, without the zip after it.
+      flatbuffer_sha256: SHA-256 of the flatbuffer, in hex.
     """
 
     precision: str
@@ -47,12 +46,14 @@ class Facts:
 
 
 def checksum(content: bytes) -> str:
-    """SHA-256, hex."""
+    """Returns the SHA-256 of `content`, in hex."""
     return hashlib.sha256(content).hexdigest()
 
 
 def write(path: str | os.PathLike[str], flatbuffer: bytes, vocabulary: Vocabulary, facts: Facts) -> None:
-    """Writes the file: all of it or nothing.
+    """Writes a flatbuffer with its vocabulary and facts to `path`.
+
+    If writing fails, a file that was there is left as it was.
 
     Raises:
       OSError: `path` cannot be written.
@@ -85,40 +86,42 @@ def write(path: str | os.PathLike[str], flatbuffer: bytes, vocabulary: Vocabular
 
 
 def read(path: str | os.PathLike[str]) -> tuple[Facts, Vocabulary]:
-    """Facts and vocabulary of a file that `write` wrote, whose flatbuffer is whole.
+    """Reads the facts and the vocabulary of a file that `write` wrote, and verifies the flatbuffer's checksum.
 
     Raises:
       OSError: `path` cannot be read.
-      ValueError: it is another kind of file, or damaged.
+      ValueError: `path` is another kind of file, or damaged.
     """
     with open(path, "rb") as file:
         if file.read(8)[4:] != b"TFL3":
             raise ValueError(f"{path}: not a TFLite file")
         try:
             with zipfile.ZipFile(file) as archive:
-                described = json.loads(archive.read(_FACTS))
+                entries = json.loads(archive.read(_FACTS))
                 vocabulary = Vocabulary.from_json(archive.read(_VOCABULARY).decode())
-            form = described.pop("format")
-            if form == "fedspeak model 1":  # version 0.1
-                described["max_new_tokens"] = described.pop("max_tokens")
-            elif form != _FORMAT:
+            file_format = entries.pop("format")
+            if file_format == "fedspeak model 1":  # fedspeak 0.1 wrote it
+                entries["max_new_tokens"] = entries.pop("max_tokens")
+            elif file_format != _FORMAT:
                 raise ValueError("unknown format")
-            facts = Facts(**described)
+            facts = Facts(**entries)
             lengths = facts.max_prompt, facts.max_new_tokens, facts.flatbuffer_bytes
             if not all(type(length) is int and length > 0 for length in lengths):
-                raise ValueError("no lengths")
+                raise ValueError("a length is not a positive integer")
             if facts.config["vocabulary_size"] != vocabulary.size:
-                raise ValueError("another vocabulary")
-        except Exception:  # zipfile, zlib and json each have their own for what is damaged
-            raise ValueError(f"{path}: cut short, or not from `fedspeak export` (no vocabulary found in it)") from None
+                raise ValueError("the vocabulary's size is not the model's")
+        except Exception:  # zipfile, zlib and json raise errors of many kinds on damaged files
+            raise ValueError(
+                f"{path}: cut short, or not from `fedspeak export` (no vocabulary found in it); export or copy it again"
+            ) from None
         file.seek(0)
         if checksum(file.read(facts.flatbuffer_bytes)) != facts.flatbuffer_sha256:
-            raise ValueError(f"{path}: damaged, the model's checksum differs; export or copy it again")
+            raise ValueError(f"{path}: damaged (the model's checksum differs); export or copy it again")
     return facts, vocabulary
 
 
 def _add(archive: zipfile.ZipFile, name: str, text: str) -> None:
-    # A fixed time, so that equal models give equal files.
+    # The time is fixed, so that equal models give equal files.
     entry = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
     entry.compress_type = zipfile.ZIP_DEFLATED
     archive.writestr(entry, text)

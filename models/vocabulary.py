@@ -1,10 +1,10 @@
-"""A byte-level sub-word vocabulary: every Unicode text has an encoding, so there is no unknown token.
+"""Learns and applies a byte-level sub-word vocabulary: every Unicode text has an encoding, so no token is unknown.
 
-Learning uses sentencepiece's byte-pair encoding (Sennrich et al. 2016, https://arxiv.org/abs/1508.07909; Kudo
-and Richardson 2018, https://arxiv.org/abs/1808.06226). Encoding and decoding need only the standard library
-and NumPy: the same code runs on the device.
+Learning uses sentencepiece's byte-pair encoding (Sennrich et al. 2016, https://arxiv.org/abs/1508.07909; Kudo and
+Richardson 2018, https://arxiv.org/abs/1808.06226). Encoding and decoding need only the standard library and NumPy, so
+that the same code runs on the device.
 
-A vocabulary is a function of the text that it is learned from, so that text must be public.
+A vocabulary contains pieces of the text that it was learned from, without privacy. Learn it from public text only.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ SMALLEST = FIRST_BYTE + 256
 
 _FORMAT = "fedspeak vocabulary 1"
 
-# Bytes as printable characters, for sentencepiece and for the file. ASCII stands for itself, so that
-# sentencepiece keeps letters, digits and punctuation apart; every other byte becomes a letter, so that the
-# bytes of one character may merge. U+2581, which sentencepiece uses for the space, is not among them.
+# A printable character for each byte, for sentencepiece and for the file. Printable ASCII stands for itself, so that
+# sentencepiece keeps letters, digits and punctuation apart. Every other byte becomes a letter, so that the bytes of one
+# character may merge. U+2581, which sentencepiece uses for the space, is not among them.
 _BYTE_TO_CHARACTER = tuple(chr(byte) if 0x20 <= byte < 0x7F else chr(0x100 + byte) for byte in range(256))
 _CHARACTER_TO_BYTE = {character: byte for byte, character in enumerate(_BYTE_TO_CHARACTER)}
 
-# sentencepiece merges within space-led words and counts positions in a word with 16 bits (it aborts the
-# process beyond).
+# sentencepiece gets words of at most this many bytes. It merges within words only (each begins at a space), counts
+# positions in a word with 16 bits, and aborts the process where they do not suffice.
 _LONGEST_WORD = 1024
 _LONGEST_CACHED = 64
 _CHUNKS = re.compile(rb" [^ ]*|[^ ]+")
@@ -50,14 +50,16 @@ _CHUNKS = re.compile(rb" [^ ]*|[^ ]+")
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Sub-words over bytes. Ids: 0 padding, 1 begin, 2 end of sentence, 3..258 the bytes, then merges by
-    rank.
+    """A vocabulary of sub-words made of bytes.
+
+    The ids are 0 for padding, 1 for the beginning of a text, 2 for the end of a sentence, 3 to 258 for the single
+    bytes, and from 259 the merged pieces. The id of a merged piece is its rank: encoding merges lower ranks first.
 
     Attributes:
-      pieces: the bytes of each id; the three special ids have none.
+      pieces: the bytes of each id; empty for the three special ids.
 
     Raises:
-      ValueError: the pieces are not laid out as above, or one stands twice.
+      ValueError: the pieces are not in this order, or a merged piece is too short or occurs twice.
     """
 
     pieces: tuple[bytes, ...]
@@ -74,36 +76,35 @@ class Vocabulary:
             raise ValueError("vocabulary holds the same merged piece twice")
 
     def __reduce__(self) -> tuple[type[Vocabulary], tuple[tuple[bytes, ...]]]:
-        # The caches stay behind: they cannot be pickled.
+        # The cached properties are left out, because they cannot be pickled.
         return Vocabulary, (self.pieces,)
 
     @property
     def size(self) -> int:
-        """Number of ids, the specials included."""
+        """Returns the number of ids, special ids included."""
         return len(self.pieces)
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 (hex) of the canonical JSON: equal digests, equal encodings."""
+        """Returns the SHA-256 of the canonical JSON, in hex: vocabularies with the same digest are the same."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     @cached_property
     def characters(self) -> NDArray[np.int32]:
-        """int32 [size]: code points that begin in each piece; the end of a sentence counts as one (its line
-        break).
+        """Returns the number of code points that begin in the piece of each id, int32 `[size]`.
 
-        Summed over the ids of a text, this is its number of characters: what bits per character are divided
-        by.
+        The end of a sentence counts as one, for its line break. The sum over the ids of a text is its number of
+        characters; the loss on the text in bits, divided by this number, is its bits per character.
         """
         counts = [sum(byte & 0xC0 != 0x80 for byte in piece) for piece in self.pieces]
         counts[EOS] = 1
         return np.array(counts, np.int32)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`, without begin or end. Any text without lone surrogates comes back from `decode`.
+        """Returns the ids of `text`, without begin and end tokens; `decode` returns the same text again.
 
         Raises:
-          ValueError: `text` holds a lone surrogate, which no UTF-8 can carry.
+          ValueError: `text` holds a lone surrogate, which UTF-8 cannot encode.
         """
         ids: list[int] = []
         for chunk in _CHUNKS.findall(_utf8(text)):
@@ -112,7 +113,7 @@ class Vocabulary:
         return ids
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The bytes of `ids`; special ids give none.
+        """Returns the bytes of `ids`; special ids have none.
 
         Raises:
           ValueError: an id is outside [0, size).
@@ -120,22 +121,26 @@ class Vocabulary:
         parts = []
         for token in ids:
             if not 0 <= token < self.size:
-                raise ValueError(f"token id {token} is outside the vocabulary of {self.size}")
+                raise ValueError(f"token id {token} is outside the vocabulary: its ids are 0 to {self.size - 1}")
             parts.append(self.pieces[token])
         return b"".join(parts)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`; bytes that are not UTF-8 (a character cut in two) become U+FFFD."""
+        """Returns the text of `ids`; bytes that are not UTF-8 (of a character cut in two) become U+FFFD.
+
+        Raises:
+          ValueError: an id is outside [0, size).
+        """
         return self.decode_bytes(ids).decode(errors="replace")
 
     def to_json(self) -> str:
-        """Canonical one-line JSON."""
+        """Returns the vocabulary as canonical JSON on one line: equal vocabularies give equal strings."""
         merged = ["".join(_BYTE_TO_CHARACTER[byte] for byte in piece) for piece in self.pieces[SMALLEST:]]
         return json.dumps({"format": _FORMAT, "merged": merged}, sort_keys=True, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> Vocabulary:
-        """Inverse of `to_json`.
+        """Builds a vocabulary from the JSON that `to_json` returns.
 
         Raises:
           ValueError: `text` is not a vocabulary.
@@ -152,11 +157,15 @@ class Vocabulary:
         try:
             pieces = [bytes(_CHARACTER_TO_BYTE[character] for character in piece) for piece in merged]
         except KeyError as error:
-            raise ValueError(f"not a vocabulary: {error.args[0]!r} stands for no byte") from None
-        return _from_merged(pieces)
+            raise ValueError(f"not a vocabulary: {error.args[0]!r} in 'merged' represents no byte") from None
+        return _build_vocabulary(pieces)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the JSON to `path`: all of it or nothing."""
+        """Writes the JSON to `path`; if that fails, a file that was there is left as it was.
+
+        Raises:
+          OSError: `path` cannot be written.
+        """
         target = Path(path)
         try:
             handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
@@ -178,7 +187,7 @@ class Vocabulary:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Vocabulary:
-        """Reads what `save` wrote.
+        """Reads a vocabulary that `save` wrote.
 
         Raises:
           OSError: `path` cannot be read.
@@ -200,16 +209,16 @@ class Vocabulary:
         return lru_cache(maxsize=1 << 16)(self._encode_chunk)
 
     def _encode_chunk(self, chunk: bytes) -> tuple[int, ...]:
-        """Merges the adjacent pair of least rank, leftmost first, until none is left: O(n log n)."""
+        """Merges the adjacent pair of lowest rank, leftmost first, until no pair has a rank; takes O(n log n) time."""
         ranks = self._ranks
         size = len(chunk)
-        # The symbol that begins at byte i ends before ends[i] and follows the one that begins at befores[i].
+        # The symbol that begins at byte i ends before byte ends[i]; the symbol before it begins at previous[i].
         ends = list(range(1, size + 1))
-        befores = list(range(-1, size - 1))
+        previous = list(range(-1, size - 1))
         alive = bytearray(b"\x01") * size
 
-        def pair(left: int) -> tuple[int, int, int] | None:
-            """(rank, begin, end) of the merge of the symbol at `left` with its successor."""
+        def find_merge(left: int) -> tuple[int, int, int] | None:
+            """Returns (rank, begin, end) for merging the symbol at `left` with the next one; None without a rank."""
             middle = ends[left]
             if middle == size:
                 return None
@@ -217,21 +226,21 @@ class Vocabulary:
             rank = ranks.get(chunk[left:end])
             return None if rank is None else (rank, left, end)
 
-        heap = [found for left in range(size) if (found := pair(left)) is not None]
+        heap = [merge for left in range(size) if (merge := find_merge(left)) is not None]
         heapq.heapify(heap)
         while heap:
             _, left, end = heapq.heappop(heap)
             middle = ends[left]
-            # Stale: the left symbol is gone, or one of the two has grown since (then the span differs).
+            # The entry is stale if its left symbol was merged away or one of the two has grown: the span then differs.
             if not alive[left] or middle == size or ends[middle] != end:
                 continue
             alive[middle] = 0
             ends[left] = end
             if end < size:
-                befores[end] = left
-            for begin in (befores[left], left):
-                if begin >= 0 and (found := pair(begin)) is not None:
-                    heapq.heappush(heap, found)
+                previous[end] = left
+            for begin in (previous[left], left):
+                if begin >= 0 and (merge := find_merge(begin)) is not None:
+                    heapq.heappush(heap, merge)
 
         ids = []
         begin = 0
@@ -243,45 +252,55 @@ class Vocabulary:
 
 
 def learn(sentences: Iterable[str], size: int) -> Vocabulary:
-    """Learns a vocabulary of exactly `size` ids by byte-pair encoding of `sentences` (public text only).
+    """Learns a vocabulary of exactly `size` ids by byte-pair encoding.
+
+    Args:
+      sentences: public text only, because the vocabulary contains pieces of it.
+      size: number of ids, >= 259 (3 special ids and 256 bytes).
 
     Raises:
-      ValueError: `size` is below 259 (specials and bytes), or the text is empty or too small to yield that
-        many pieces.
+      ValueError: `size` is not an integer of at least 259; or the text is empty, yields fewer pieces than that, or
+        holds a lone surrogate.
     """
     if isinstance(size, bool) or not isinstance(size, Integral):
-        raise ValueError(f"vocabulary size {size!r} is not a whole number")
+        raise ValueError(f"vocabulary size {size!r} is not an integer")
     if isinstance(sentences, str):
-        raise ValueError("sentences is one text: give a list of sentences")
+        raise ValueError("sentences is a single string: give a list of sentences")
     if not size >= SMALLEST:
         raise ValueError(f"vocabulary size {size} is below {SMALLEST} (3 special ids and 256 bytes)")
-    wanted = int(size) - SMALLEST
-    merged = _merged_pieces(train_sentencepiece(sentences, wanted)) if wanted else []
-    return _from_merged(merged)
+    merges = int(size) - SMALLEST
+    merged = _read_merged_pieces(train_sentencepiece(sentences, merges)) if merges else []
+    return _build_vocabulary(merged)
 
 
 def train_sentencepiece(sentences: Iterable[str], merges: int) -> bytes:
-    """A serialised sentencepiece BPE model over the mapped bytes of `sentences`, with `merges` merged pieces.
+    """Trains a sentencepiece BPE model on the printable stand-ins of the bytes of `sentences`.
+
+    Args:
+      sentences: the text to learn from.
+      merges: number of merged pieces, >= 1.
+
+    Returns:
+      The serialised sentencepiece model.
 
     Raises:
-      ValueError: there is no text, or too little of it.
+      ValueError: there is no text or too little of it, or it holds a lone surrogate.
     """
     import sentencepiece
 
-    # A list: an error raised inside sentencepiece's own iteration would come back as an unreadable
+    # All text is read before training: an error raised while sentencepiece iterates would come back as an unreadable
     # RuntimeError.
     words = list(_mapped_words(sentences))
     if not words:
-        raise ValueError("no text to learn a vocabulary from")
+        raise ValueError("sentences hold no text to learn a vocabulary from")
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            # A sentence of each single byte first: all 256 are then in sentencepiece's alphabet, and no pair
-            # is added.
+            # First one sentence for each byte, so that all 256 are in sentencepiece's alphabet; they add no pair.
             sentence_iterator=itertools.chain(_BYTE_TO_CHARACTER, words),
             model_writer=model,
             model_type="bpe",
-            # One unknown token (which sentencepiece insists on) and the 256 bytes.
+            # sentencepiece insists on one unknown token; the other 256 are the bytes.
             vocab_size=1 + 256 + merges,
             character_coverage=1.0,
             normalization_rule_name="identity",
@@ -295,18 +314,18 @@ def train_sentencepiece(sentences: Iterable[str], merges: int) -> bytes:
             minloglevel=2,
         )
     except RuntimeError as error:
-        most = re.search(r"value <= (\d+)", str(error))
-        if most is None:
+        limit = re.search(r"value <= (\d+)", str(error))
+        if limit is None:
             raise
-        largest = int(most[1]) - 257 + SMALLEST
+        largest = int(limit[1]) - 257 + SMALLEST
         raise ValueError(
-            f"vocabulary size {SMALLEST + merges} is more than the text yields; at most {largest}"
+            f"vocabulary size {SMALLEST + merges} is more than the text yields: use more text or a size up to {largest}"
         ) from None
     return model.getvalue()
 
 
 def to_printable(data: bytes) -> str:
-    """The printable stand-ins of `data`, one character a byte (what sentencepiece sees)."""
+    """Returns `data` as sentencepiece reads it: each byte is replaced by its printable stand-in, one character."""
     return "".join(_BYTE_TO_CHARACTER[byte] for byte in data)
 
 
@@ -315,13 +334,13 @@ def _utf8(text: str) -> bytes:
         return text.encode()
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"text holds the lone surrogate {text[error.start]!r} at {error.start}, made of a byte that is not UTF-8: "
-            "give the text in UTF-8"
+            f"text holds the lone surrogate {text[error.start]!r} at index {error.start}, made of a byte that is not "
+            "UTF-8: give the text in UTF-8"
         ) from None
 
 
 def _mapped_words(sentences: Iterable[str]) -> Iterator[str]:
-    """Mapped sentences in pieces of at most 1,024 bytes, cut at spaces where there are any."""
+    """Yields the sentences as printable stand-ins, in parts of at most 1,024 bytes, cut before spaces if possible."""
     for sentence in sentences:
         data = _utf8(sentence)
         while len(data) > _LONGEST_WORD:
@@ -333,8 +352,8 @@ def _mapped_words(sentences: Iterable[str]) -> Iterator[str]:
             yield to_printable(data)
 
 
-def _merged_pieces(model: bytes) -> list[bytes]:
-    """Merged pieces of a sentencepiece model, in rank order."""
+def _read_merged_pieces(model: bytes) -> list[bytes]:
+    """Returns the merged pieces of a serialised sentencepiece model, in the order of their ranks."""
     import sentencepiece
 
     processor = sentencepiece.SentencePieceProcessor(model_proto=model)
@@ -343,5 +362,5 @@ def _merged_pieces(model: bytes) -> list[bytes]:
     return [bytes(_CHARACTER_TO_BYTE[character] for character in piece) for piece in pieces if len(piece) > 1]
 
 
-def _from_merged(merged: Iterable[bytes]) -> Vocabulary:
+def _build_vocabulary(merged: Iterable[bytes]) -> Vocabulary:
     return Vocabulary((b"",) * FIRST_BYTE + tuple(bytes([byte]) for byte in range(256)) + tuple(merged))

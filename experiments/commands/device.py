@@ -1,4 +1,4 @@
-"""Commands on exported models: export, generate."""
+"""Defines the commands for models on devices: `export` writes .tflite files, `generate` draws text from one."""
 
 import sys
 from collections.abc import Sequence
@@ -24,16 +24,16 @@ _PRECISIONS = ("float32", "float16", "int8")
     type=click.Choice([*_PRECISIONS, "all"]),
     default="all",
     show_default=True,
-    help="Of the weights; int8 is dynamic-range quantisation.",
+    help="Weight precision of the exported file, or all for one file of each; int8 is dynamic-range quantisation.",
 )
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
-    help="File to write, by default RUN/model.tflite. With --precision all, float16 and int8 are named "
-    "after it: model-int8.tflite.",
+    help="File to write, by default model.tflite, model-float16.tflite or model-int8.tflite in RUN. With "
+    "--precision all it is the float32 file, and the other two are named after it.",
 )
 def export(run: Path, precision: str, output: Path | None) -> None:
-    """Write the trained model of a run as .tflite files, and check each against the model.
+    """Write the trained model of a run as .tflite files, and compare each with the model.
 
     Ends with an error if a file does not do what the model does.
     """
@@ -43,16 +43,22 @@ def export(run: Path, precision: str, output: Path | None) -> None:
     if precision == "all":
         paths = all_precisions(output or run / "model.tflite")
     else:
-        paths = {precision: output or _named(run / "model.tflite", precision)}
+        paths = {precision: output or _name_file(run / "model.tflite", precision)}
     folder = next(iter(paths.values())).parent
-    if folder.is_dir():  # before TensorFlow loads, which takes seconds
+    if folder.is_dir():  # checked before TensorFlow loads, which takes seconds
         require_writable(folder)
     model, weights, vocabulary = load_trained(run)
     export_and_check(model, weights, vocabulary, paths)
 
 
 def export_and_check(model: Any, weights: Any, vocabulary: Any, paths: dict[str, Path]) -> "list[Parity]":
-    """Exports to one path a precision, compares each file with the model, and prints the comparison.
+    """Exports one file per precision, compares each file with the model, and prints the comparison.
+
+    Args:
+      model: the language model.
+      weights: the model's weights by name.
+      vocabulary: the vocabulary that the model was trained with.
+      paths: the file to write for each precision.
 
     Raises:
       click.ClickException: a file does not do what the model does.
@@ -67,27 +73,40 @@ def export_and_check(model: Any, weights: Any, vocabulary: Any, paths: dict[str,
     _print_table(results)
     failed = [result.path for result in results if not result.passed]
     if failed:
-        raise click.ClickException(f"{', '.join(failed)}: not the trained model (see the table); do not ship it")
+        raise click.ClickException(
+            f"{', '.join(failed)}: not the trained model (FAILED in the table above); do not ship it"
+        )
     return results
 
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--prompt", default="", help="Text to go on from; empty for the beginning of a text.")
-@click.option("--max-new-tokens", default=64, show_default=True, help="Maximum number of tokens to generate.")
-@click.option("--temperature", default=1.0, show_default=True, help="0 always takes the likeliest token.")
-@click.option("--top-k", default=0, show_default=True, help="Draw from the k likeliest tokens only; 0: from all.")
-@click.option("--seed", default=0, show_default=True, help="Equal seeds give equal text.")
-@click.option("--count", default=1, show_default=True, help="How many independent texts, one after the other.")
+@click.option("--prompt", default="", help="Text to continue; empty begins a new text.")
+@click.option("--max-new-tokens", default=64, show_default=True, help="Maximum number of tokens to generate per text.")
+@click.option(
+    "--temperature",
+    default=1.0,
+    show_default=True,
+    help="Sampling temperature, 1e-6 to 1e6; 0 always takes the likeliest token.",
+)
+@click.option(
+    "--top-k", default=0, show_default=True, help="Number of likeliest tokens to draw from; 0 draws from all."
+)
+@click.option(
+    "--seed", default=0, show_default=True, help="Seed of the draws, 0 to 2^64 - 1; equal seeds give equal text."
+)
+@click.option(
+    "--count", default=1, show_default=True, help="Number of independent texts to generate, one after the other."
+)
 def generate(
     model: Path, prompt: str, max_new_tokens: int, temperature: float, top_k: int, seed: int, count: int
 ) -> None:
     """Generate text from an exported model, up to the end of the sentence.
 
-    Prompt and continuation go to standard output as they come. Needs NumPy and the LiteRT runtime only.
+    Writes prompt and continuation to standard output, piece by piece. Needs only NumPy and the LiteRT runtime.
     """
     if count < 1:
-        raise click.BadParameter(f"{count} is not 1 or more", param_hint="--count")
+        raise click.BadParameter(f"{count} is below the minimum of 1", param_hint="--count")
     from models import device
 
     with no_notices():
@@ -111,17 +130,17 @@ def generate(
 
 
 def all_precisions(path: Path) -> dict[str, Path]:
-    """One file a precision: `path` itself for float32, the others named after it."""
-    return {name: _named(path, name) for name in _PRECISIONS}
+    """Returns the file for each precision: `path` itself for float32, and names derived from it for the others."""
+    return {name: _name_file(path, name) for name in _PRECISIONS}
 
 
-def _named(path: Path, precision: str) -> Path:
+def _name_file(path: Path, precision: str) -> Path:
     return path if precision == "float32" else path.with_name(f"{path.stem}-{precision}{path.suffix}")
 
 
 def _write(text: str) -> None:
     if sys.stdout.isatty():
-        # A model may say any byte; a terminal obeys some of them.
+        # A model may draw control characters, which a terminal would obey.
         text = "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
     sys.stdout.write(text)
     sys.stdout.flush()

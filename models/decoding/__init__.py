@@ -1,7 +1,7 @@
-"""Decoding: keyed randomness, processing of logits, exact sampling.
+"""Decodes tokens from logits: keyed random numbers, temperature and top-k, exact sampling and the decoding loop.
 
-`models.decoding.numpy_ops` is NumPy alone, for devices; the other modules give the same bits from TensorFlow ops.
-Importing this package loads neither.
+`models.decoding.numpy_ops` needs NumPy alone and runs on devices. The other modules compute the same bits with
+TensorFlow ops. Importing the package loads neither NumPy nor TensorFlow.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""The decoding loop: one graph that samples token after token, whatever the model."""
+"""Builds the decoding loop: a graph that samples one token after another from any model."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,7 +13,12 @@ Step = Callable[[tf.Tensor, Any], tuple[tf.Tensor, Any]]
 
 
 class Generated(NamedTuple):
-    """int32 tokens `[B, N]`, zeros after the end, and how many of each row are real, int32 `[B]`."""
+    """The tokens that `generate` sampled.
+
+    Attributes:
+      tokens: int32 `[B, N]`, zeros after the end of a row.
+      lengths: int32 `[B]`, number of tokens of each row, the stop token included.
+    """
 
     tokens: tf.Tensor
     lengths: tf.Tensor
@@ -29,17 +34,17 @@ def generate(
     max_new: Any,
     stop: Any,
 ) -> Generated:
-    """Samples up to min(max_new, N) tokens a row; static shapes, builtin ops only.
+    """Samples up to min(max_new, N) tokens per row, with static shapes and builtin TFLite ops only.
 
     Args:
-      step: (tokens int32 `[B]`, state) -> (logits `[B, V]`, new state).
-      logits: `[B, V]` after the prompt.
-      state: after the prompt.
-      words: two int32 `[B, N]` with static N, the random words of the tokens to draw.
-      temperature: float32 scalar, see `process`.
-      top_k: int32 scalar, see `process`.
-      max_new: int32 scalar.
-      stop: int32 scalar, the token after which a row ends (it is kept and counted); -1 for none.
+      step: the model as a function from (tokens int32 `[B]`, state) to (logits `[B, V]`, new state).
+      logits: the logits `[B, V]` after the prompt.
+      state: the state after the prompt.
+      words: two int32 `[B, N]` with static N: the random words for each token to draw.
+      temperature: float32 scalar, see `models.decoding.processing.process`.
+      top_k: int32 scalar, see `models.decoding.processing.process`.
+      max_new: int32 scalar, maximum number of tokens per row.
+      stop: int32 scalar, the token id after which a row ends (it is kept and counted); -1 for none.
     """
     batch, longest = words[0].shape
 

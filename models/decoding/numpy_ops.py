@@ -1,10 +1,9 @@
-"""NumPy alone: the keyed randomness, the processing of logits and the sampler, bit for bit those of the
-TensorFlow ops.
+"""Implements keyed random numbers, the processing of logits and the sampler in NumPy, bit for bit as in TensorFlow ops.
 
-Every step is either integer arithmetic or one IEEE-754 float32 operation whose result no compiler may change
-(no product feeds a sum unless it is exact, so that fusing the two alters nothing; no `exp`, no `log`). Equal
-logits therefore give the same token in NumPy, eager TensorFlow, `tf.function`, XLA and TFLite, whatever the
-kernels.
+Every step is either integer arithmetic or a float32 operation whose result IEEE 754 fixes. No `exp` or `log` is called.
+A product is added to something only where the product is exact, so that a compiler that fuses the two changes nothing.
+Equal logits therefore give the same token in NumPy, eager TensorFlow, `tf.function`, XLA and TFLite, whatever kernels
+run.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,7 +18,7 @@ Words = tuple[NDArray[np.int32], NDArray[np.int32]]
 
 
 class Stream(IntEnum):
-    """What a random number is for: numbers of different streams have nothing in common."""
+    """The purpose of a random number; numbers of different streams are independent."""
 
     SAMPLE = 0
     DRAFT = 1
@@ -33,43 +32,44 @@ ROTATIONS = (13, 15, 26, 6, 17, 29, 16, 24)
 PARITY = 0x1BD11BDA
 ROUNDS = 20
 
-# Sampling weights are whole numbers, 2**44 for the likeliest token, so that a sum over 2**18 tokens stays
-# below 2**62.
+# Sampling weights are integers, at most 2**44 (for the likeliest token), so that a sum over 2**18 tokens is at most
+# 2**62 and fits into int64.
 WEIGHT_BITS = 44
 LARGEST_VOCABULARY = 1 << 18
 BLOCK = 64
-# exp is a table of this many entries a nat, and a rational function between them.
+# exp is read from a table with this many entries per nat; a rational function fills in between them.
 ENTRIES_A_NAT = 128
-LOWEST = 30.5  # nats below the likeliest token from which a weight is zero: exp(-30.5) < 2**-44
-# Of a token that is left out. Not -inf, which newer TFLite converters replace by this.
+LOWEST = 30.5  # a token this many nats or more below the likeliest one has weight zero: exp(-30.5) < 2**-44
+# Processed logit of a token that is never drawn: the lowest float32, since newer TFLite converters replace -inf by it.
 LEFT_OUT = float(np.finfo(np.float32).min)
 LEAST_TEMPERATURE, MOST_TEMPERATURE = 1e-6, 1e6
 
 
-def _table() -> NDArray[np.int32]:
+def _make_table() -> NDArray[np.int32]:
     entries = np.exp(-np.arange(int(LOWEST * ENTRIES_A_NAT) + 1) / ENTRIES_A_NAT) * 2.0**WEIGHT_BITS
     entries[-1] = 0
     return entries.astype(np.float32).view(np.int32)
 
 
-# float32 values as bits: a converter that shrinks float constants to 16 or 8 bits leaves whole numbers alone.
-TABLE_BITS = _table()
+# The float32 values are held as int32 bits, because converters shrink float constants to 16 or 8 bits but not integers.
+TABLE_BITS = _make_table()
 
 
 @dataclass(frozen=True)
 class Choices:
-    """How to draw tokens.
+    """The options of one request for tokens.
 
     Attributes:
-      max_new_tokens: most tokens to draw, 1 to 2**31 - 1.
-      temperature: 0 (greedy), or 1e-6 and more.
-      top_k: draw from the k likeliest tokens only; 0 is all.
-      seed: 0 to 2**64 - 1; equal seeds and requests, equal draws.
-      request: 0 to 2**31 - 1; the requests of one seed are independent.
-      stop: the token after which to end (it is drawn), or -1 for none.
+      max_new_tokens: maximum number of tokens to draw, 1 to 2**31 - 1.
+      temperature: number that the logits are divided by, 1e-6 to 1e6; or 0, which always draws the likeliest token.
+      top_k: number of likeliest tokens to draw from, 1 to 2**31 - 1; 0 draws from all.
+      seed: seed of the random numbers, 0 to 2**64 - 1.
+      request: number that identifies the request, 0 to 2**31 - 1. Requests with one seed draw independently. Equal
+        logits, seed and request give equal draws.
+      stop: id of the token to end after, 0 to 2**31 - 1 (the token itself is drawn); -1 for none.
 
     Raises:
-      ValueError: a value outside its range.
+      ValueError: a value is outside its range.
     """
 
     max_new_tokens: int = 64
@@ -90,8 +90,8 @@ class Choices:
         for name, least, bits in ranges:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 1 << bits:
-                raise ValueError(f"{name}: {value!r} is not a whole number from {least} to 2**{bits} - 1")
-        # The comparison is False for NaN.
+                raise ValueError(f"{name}: {value!r} is not an integer from {least} to 2**{bits} - 1")
+        # Written so that NaN, for which every comparison is False, is refused.
         if not (self.temperature == 0 or LEAST_TEMPERATURE <= self.temperature <= MOST_TEMPERATURE):
             raise ValueError(
                 f"temperature: {self.temperature!r} is neither 0 (greedy) nor a number from "
@@ -100,14 +100,14 @@ class Choices:
 
 
 def seed_words(seed: int) -> NDArray[np.int32]:
-    """int32 `[2]` for a seed from 0 to 2**64 - 1, low word first."""
+    """Returns a seed from 0 to 2**64 - 1 as int32 `[2]`, low word first."""
     return np.array([seed & 0xFFFFFFFF, seed >> 32], np.uint32).view(np.int32)
 
 
 def threefry_2x32(
     key: tuple[NDArray[np.uint32], NDArray[np.uint32]], counter: tuple[NDArray[np.uint32], NDArray[np.uint32]]
 ) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
-    """Twenty rounds of Threefry-2x32 on uint32 arrays that broadcast."""
+    """Computes twenty rounds of Threefry-2x32 on uint32 arrays, which broadcast."""
     schedule = (key[0], key[1], key[0] ^ key[1] ^ np.uint32(PARITY))
     x0, x1 = counter[0] + schedule[0], counter[1] + schedule[1]
     for i in range(ROUNDS):
@@ -124,17 +124,17 @@ def threefry_2x32(
 def random_words(
     seed: ArrayLike, stream: Stream, request: ArrayLike, positions: ArrayLike, tokens: ArrayLike | None = None
 ) -> Words:
-    """See `models.decoding.prng.random_words`."""
+    """Returns the words of `models.decoding.prng.random_words`, computed in NumPy."""
     shape = np.broadcast_shapes(np.shape(request), np.shape(positions), np.shape(0 if tokens is None else tokens))
-    seed = _unsigned(seed)
-    key = threefry_2x32((seed[:1], seed[1:]), (_unsigned([stream]), _unsigned(request)))
-    ids = _unsigned([0]) if tokens is None else _unsigned(tokens) + np.uint32(1)
-    first, second = threefry_2x32(key, (_unsigned(positions), ids))
+    seed = _as_uint32(seed)
+    key = threefry_2x32((seed[:1], seed[1:]), (_as_uint32([stream]), _as_uint32(request)))
+    ids = _as_uint32([0]) if tokens is None else _as_uint32(tokens) + np.uint32(1)
+    first, second = threefry_2x32(key, (_as_uint32(positions), ids))
     return first.view(np.int32).reshape(shape), second.view(np.int32).reshape(shape)
 
 
 def uniforms(word: NDArray[np.int32]) -> NDArray[np.float32]:
-    """See `models.decoding.prng.uniforms`."""
+    """Returns the numbers of `models.decoding.prng.uniforms`, computed in NumPy."""
     bits = np.asarray(word, np.int32).view(np.uint32)
     high = (bits >> np.uint32(16)).astype(np.float32) * np.float32(2.0**-16)
     low = ((bits & np.uint32(0xFFFF)).astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-32)
@@ -142,7 +142,7 @@ def uniforms(word: NDArray[np.int32]) -> NDArray[np.float32]:
 
 
 def process(logits: NDArray[np.float32], temperature: float, top_k: int) -> NDArray[np.float32]:
-    """See `models.decoding.processing.process`."""
+    """Returns the logits of `models.decoding.processing.process`, computed in NumPy."""
     logits = np.asarray(logits, np.float32)
     largest = logits.max(axis=-1, keepdims=True)
     size = logits.shape[-1]
@@ -157,7 +157,7 @@ def process(logits: NDArray[np.float32], temperature: float, top_k: int) -> NDAr
 
 
 def weights(processed: NDArray[np.float32]) -> NDArray[np.int64]:
-    """See `models.decoding.sampling.weights`."""
+    """Returns the weights of `models.decoding.sampling.weights`, computed in NumPy."""
     below = np.minimum(-processed, np.float32(LOWEST))
     entry = (below * np.float32(ENTRIES_A_NAT)).astype(np.int32)
     half = (below - entry.astype(np.float32) * np.float32(1 / ENTRIES_A_NAT)) * np.float32(0.5)
@@ -166,7 +166,7 @@ def weights(processed: NDArray[np.float32]) -> NDArray[np.int64]:
 
 
 def sample(processed: NDArray[np.float32], words: Words) -> NDArray[np.int32]:
-    """See `models.decoding.sampling.sample`."""
+    """Returns the tokens of `models.decoding.sampling.sample`, computed in NumPy."""
     sums = np.cumsum(weights(processed), axis=-1)
     fraction = [(np.asarray(word).view(np.uint32) >> np.uint32(1)).astype(np.int64) for word in words]
     threshold = scale(sums[..., -1], fraction[0], fraction[1])
@@ -180,14 +180,14 @@ def draw(
     position: int,
     choices: Choices,
 ) -> Iterator[int]:
-    """Token after token, as `models.decoding.loop.generate` draws them in one graph.
+    """Yields one token after another, as `models.decoding.loop.generate` draws them in one graph.
 
     Args:
-      step: (token, state) -> (logits `[V]`, new state).
-      logits: `[V]` after the prompt.
-      state: after the prompt.
-      position: number of tokens in the prompt, the begin token included.
-      choices: how.
+      step: the model as a function from (token, state) to (logits `[V]`, new state).
+      logits: the logits `[V]` after the prompt.
+      state: the state after the prompt.
+      position: number of tokens in the prompt, begin token included.
+      choices: how to draw, and how many tokens at most.
 
     Raises:
       ValueError: the logits are not finite.
@@ -205,11 +205,11 @@ def draw(
 
 
 def scale(total: NDArray[np.int64], high: NDArray[np.int64], low: NDArray[np.int64]) -> NDArray[np.int64]:
-    """floor(total * (high * 2**31 + low) / 2**62), exactly, for total < 2**62 and high, low < 2**31."""
+    """Returns exactly floor(total * (high * 2**31 + low) / 2**62), for total <= 2**62 and high, low < 2**31."""
     total_high, total_low = total >> 31, total & 0x7FFFFFFF
     return total_high * high + ((total_high * low + total_low * high + ((total_low * low) >> 31)) >> 31)
 
 
-def _unsigned(x: ArrayLike) -> NDArray[np.uint32]:
-    """At least one axis: NumPy warns of overflow in scalars, and wrapping is the point."""
+def _as_uint32(x: ArrayLike) -> NDArray[np.uint32]:
+    """Converts to uint32 with at least one axis: NumPy warns when scalars overflow, and wrapping is intended here."""
     return np.atleast_1d(np.asarray(x).astype(np.int64).astype(np.uint32))

@@ -1,9 +1,9 @@
-"""Counter-based randomness from int32 TensorFlow ops: Threefry-2x32 with twenty rounds (Salmon et al. 2011).
+"""Computes counter-based random numbers with int32 TensorFlow ops: Threefry-2x32, twenty rounds (Salmon et al. 2011).
 
-A random number is a pure function of (seed, stream, request, position[, token id]); nothing is carried, so it
-does not depend on the batch, on what was drawn before, or on the backend: eager mode, `tf.function`, XLA and
-TFLite (builtin ops only, which rules out `tf.random.stateless_*`, AND, OR and left shifts) and
-`models.decoding.numpy_ops` give the same bits.
+A random number is a pure function of (seed, stream, request, position[, token id]), without any state. So it does not
+depend on the batch or on earlier draws, and eager mode, `tf.function`, XLA, TFLite and `models.decoding.numpy_ops` give
+the same bits. TFLite's builtin ops include neither `tf.random.stateless_*` nor AND, OR and left shifts; the code here
+does without them.
 """
 
 from typing import Any
@@ -16,17 +16,18 @@ Words = tuple[tf.Tensor, tf.Tensor]
 
 
 def random_words(seed: Any, stream: Stream, request: Any, positions: Any, tokens: Any = None) -> Words:
-    """64 random bits, as two int32 tensors, for every combination of the arguments (which broadcast).
+    """Returns 64 random bits, as two int32 tensors, for every combination of the arguments, which broadcast.
 
-    The key of (seed, stream, request) is Threefry of the counter (stream, request) under the seed; the words
-    are Threefry of the counter (position, 0) or, with token ids, (position, token id + 1) under that key.
+    Threefry of the counter (stream, request) under the seed gives a key. Threefry of the counter (position, 0) or, with
+    token ids, (position, token id + 1) under that key gives the words.
 
     Args:
       seed: int32 `[2]`, any bits.
-      stream: what the numbers are for.
-      request: int32, which request of the seed; never the row of a batch.
-      positions: int32, absolute: how many tokens stand before the one that is drawn.
-      tokens: int32, token ids from 0 up, for one number a token of the vocabulary; or None.
+      stream: the purpose of the numbers.
+      request: int32, number that identifies the request. Do not use a row's place in the batch, or its draws depend on
+        the batch.
+      positions: int32, number of tokens before the one that is drawn, those of the prompt included.
+      tokens: int32, token ids >= 0, for one number per token of the vocabulary; None for one number per position.
 
     Returns:
       Two int32 tensors of the common shape of request, positions and tokens.
@@ -40,20 +41,19 @@ def random_words(seed: Any, stream: Stream, request: Any, positions: Any, tokens
 
 
 def uniforms(word: tf.Tensor) -> tf.Tensor:
-    """float32 in (0, 1) from the 32 bits k of each int32: (k + 1/2) / 2**32, rounded to float32, at most 1 -
-    2**-24.
+    """Maps the 32 bits k of each int32 to the float32 u = (k + 1/2) / 2**32, rounded and at most 1 - 2**-24.
 
-    So that P(u < x) is right to 2**-33 for small x (what an acceptance test with a rare token needs) and to
-    2**-25 near 1, and u is never 0 or 1.
+    So u is never 0 or 1. P(u < x) equals x up to 2**-33 for small x, as the acceptance test of a rare token needs, and
+    up to 2**-25 near 1.
     """
     high = tf.cast(_shift_right(word, 16), tf.float32) * 2.0**-16
-    # Both products are exact: fused into the sum or not, the sum rounds once.
+    # Both products are exact, so the sum rounds once, whether a compiler fuses them into it or not.
     low = (tf.cast(word - tf.bitwise.right_shift(word, 16) * (1 << 16), tf.float32) + 0.5) * 2.0**-32
     return tf.minimum(high + low, 1 - 2.0**-24)
 
 
 def threefry_2x32(key: Words, counter: Words) -> Words:
-    """Twenty rounds of Threefry-2x32 on int32 tensors that broadcast."""
+    """Computes twenty rounds of Threefry-2x32 on int32 tensors, which broadcast."""
     schedule = (key[0], key[1], tf.bitwise.bitwise_xor(tf.bitwise.bitwise_xor(key[0], key[1]), PARITY))
     x0, x1 = counter[0] + schedule[0], counter[1] + schedule[1]
     for i in range(ROUNDS):
@@ -71,7 +71,7 @@ def _rotate_left(x: tf.Tensor, bits: int) -> tf.Tensor:
 
 
 def _shift_right(x: tf.Tensor, bits: int) -> tf.Tensor:
-    """Logical: int32 shifts copy the sign, which is -1 or 0 after a shift by 31."""
+    """Shifts right and fills with zeros. TensorFlow's int32 shift fills with the sign bit, which is subtracted here."""
     return tf.bitwise.right_shift(x, bits) - tf.bitwise.right_shift(x, 31) * _signed(1 << (32 - bits))
 
 

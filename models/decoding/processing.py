@@ -1,4 +1,4 @@
-"""What temperature and top-k make of logits: the one law that is both sampled from and verified against."""
+"""Applies temperature and top-k to logits, which gives the one distribution to sample from and to verify against."""
 
 from typing import Any
 
@@ -8,22 +8,21 @@ from models.decoding.numpy_ops import LEAST_TEMPERATURE, LEFT_OUT
 
 
 def process(logits: tf.Tensor, temperature: Any, top_k: Any) -> tf.Tensor:
-    """Logits of the processed law, minus their largest: 0 for the likeliest token, `LEFT_OUT` (the lowest
-    float32) for a token that is left out.
+    """Returns the logits after temperature and top-k, minus their maximum, so that the likeliest token has 0.
 
-    Temperature and top-k may be tensors, so that one graph serves every request. Check them on the host with
-    `models.decoding.numpy_ops.Choices`; a graph cannot refuse.
+    A token that is left out has `LEFT_OUT`, the lowest float32. Temperature and top-k may be tensors, so that one graph
+    serves every request. A graph cannot refuse bad values: check them before with `models.decoding.numpy_ops.Choices`.
 
     Args:
-      logits: finite float32 `[..., V]`. Some kernels take numbers below 1e-38 for 0, so backends agree on the
-        bits unless two logits differ by less than that.
-      temperature: float32 scalar. Logits are divided by it; 0 (or less, or NaN) is the limit, all mass on the
-        likeliest token, on the first of them if there are several.
-      top_k: int32 scalar. Tokens less likely than the k-th likeliest are left out (so ties with it stay); 0,
-        or V and more, keeps all.
+      logits: finite float32 `[..., V]`. If two of them differ by less than 1e-38, backends may disagree, because some
+        kernels treat such a difference as 0.
+      temperature: float32 scalar that the logits are divided by. 0, a negative number or NaN is greedy: it leaves only
+        the likeliest token, or the first of several.
+      top_k: int32 scalar k. It leaves out the tokens that are less likely than the k-th likeliest; ties with the k-th
+        stay. 0, or V and more, keeps all tokens.
 
     Returns:
-      float32 `[..., V]`; softmax of it is the law.
+      float32 `[..., V]`, whose softmax is the distribution of the next token.
     """
     temperature = tf.convert_to_tensor(temperature, tf.float32)
     largest = tf.reduce_max(logits, axis=-1, keepdims=True)
@@ -32,17 +31,18 @@ def process(logits: tf.Tensor, temperature: Any, top_k: Any) -> tf.Tensor:
     sampled = logits >= _kth_largest(logits, largest, tf.convert_to_tensor(top_k, tf.int32))
     hot = temperature > 0
     kept = tf.where(hot, sampled, greedy)
-    # A product with 1/T rather than a quotient: compilers turn the latter into the former when T is a
-    # constant, and then the last bit differs between a graph with T inside and one with T as input.
+    # Multiplies by 1/T instead of dividing by T. Compilers make that change themselves where T is a constant, and the
+    # last bit would differ between a graph with T inside and one with T as an input.
     sharpness = 1 / tf.where(hot, tf.maximum(temperature, LEAST_TEMPERATURE), 1.0)
     return tf.where(kept, (logits - largest) * sharpness, LEFT_OUT)
 
 
 def _kth_largest(logits: tf.Tensor, largest: tf.Tensor, k: tf.Tensor) -> tf.Tensor:
-    """`[..., 1]`: a bound that exactly the k largest logits, and ties with the k-th, reach.
+    """Returns a bound `[..., 1]` that only the k largest logits, and those equal to the k-th, reach.
 
-    By bisection, since k is a run-time value: XLA wants a constant k for `tf.math.top_k`, and a full sort
-    costs more than a small model's step. Ends when every row has its k, or the bounds are neighbours.
+    It is found by bisection because k is known at run time only: XLA needs a constant k for `tf.math.top_k`, and a full
+    sort takes longer than a step of a small model. The bisection ends when, in every row, exactly k logits reach the
+    lower bound or no float32 lies between the two bounds.
     """
 
     def count(bound: tf.Tensor) -> tf.Tensor:
@@ -65,8 +65,9 @@ def _kth_largest(logits: tf.Tensor, largest: tf.Tensor, k: tf.Tensor) -> tf.Tens
             tf.where(enough, at_least, reached),
         )
 
-    # All along, k or more logits reach `low`, and fewer reach `high` or the bounds are equal: a finished row
-    # stays right while others go on. With k = 0 (all tokens) nothing is to be found: the loop must not start.
+    # In every iteration at least k logits reach `low`, and fewer than k reach `high` unless the bounds are equal, so a
+    # finished row stays right while others go on. With k = 0 all tokens stay, and `reached` = 0 keeps the loop from
+    # starting.
     low = tf.where((k > 0) & (count(largest) >= k), largest, tf.reduce_min(logits, axis=-1, keepdims=True))
     reached = tf.where(k > 0, count(low), 0)
     return tf.while_loop(unfinished, halve, (low, largest, reached))[0]

@@ -1,4 +1,4 @@
-"""Sampling by inverse CDF in whole numbers, so that equal logits give equal tokens in every backend."""
+"""Samples tokens by inverse CDF in integer arithmetic, so that equal logits give equal tokens in every backend."""
 
 import numpy as np
 import tensorflow as tf
@@ -8,11 +8,16 @@ from models.decoding.prng import Words
 
 
 def weights(processed: tf.Tensor) -> tf.Tensor:
-    """Whole numbers in proportion to exp(processed): what `sample` samples from, exactly.
+    """Returns integers in proportion to exp(processed), from which `sample` samples exactly.
 
-    float32 `[..., V]`, at most 0 -> int64 `[..., V]`: exp(x) * 2**44 with a relative error below 2**-21,
-    rounded down; so 2**44 for a likeliest token, and 0 for one less than exp(-30.5) as likely. See
-    `models.decoding.numpy_ops` on why it does not call `exp`.
+    `models.decoding.numpy_ops` says why no `exp` is called.
+
+    Args:
+      processed: float32 `[..., V]`, at most 0.
+
+    Returns:
+      int64 `[..., V]`: exp(processed) * 2**44 with a relative error below 2**-21, rounded down. So the likeliest token
+      has 2**44, and a token whose probability is less than exp(-30.5) times that of the likeliest has 0.
     """
     below = tf.minimum(-processed, LOWEST)
     entry = tf.cast(below * ENTRIES_A_NAT, tf.int32)
@@ -23,11 +28,11 @@ def weights(processed: tf.Tensor) -> tf.Tensor:
 
 
 def sample(processed: tf.Tensor, words: Words) -> tf.Tensor:
-    """One token from each row's law.
+    """Draws one token from the distribution of each row.
 
-    The law is weights / total, and the probability of each token is met to 2**-62: the 62 highest bits of the
-    two words, as a fraction of the total, are compared with running sums of whole numbers. A token of weight
-    0 is never drawn.
+    A token's probability is its weight divided by the total, up to 2**-62: the upper 31 bits of both words make a
+    number in [0, 1) with 62 bits, and its product with the total is compared with running sums of the weights. A token
+    of weight 0 is never drawn.
 
     Args:
       processed: float32 `[..., V]` with static V, from `models.decoding.processing.process`.
@@ -43,10 +48,10 @@ def sample(processed: tf.Tensor, words: Words) -> tf.Tensor:
     if size > LARGEST_VOCABULARY:
         raise ValueError(f"vocabulary of {size} tokens is larger than {LARGEST_VOCABULARY}: sums would overflow")
     lead = processed.shape[:-1]
-    whole = tf.reshape(weights(processed), [-1, size])
-    # Two levels, block then token: under XLA on CPU the time of a running sum grows as the square of its
-    # length.
-    blocks = tf.reshape(tf.pad(whole, [[0, 0], [0, -size % BLOCK]]), [-1, -(-size // BLOCK), BLOCK])
+    token_weights = tf.reshape(weights(processed), [-1, size])
+    # First the block is found and then the token in it, because under XLA on CPU the time of a running sum grows with
+    # the square of its length.
+    blocks = tf.reshape(tf.pad(token_weights, [[0, 0], [0, -size % BLOCK]]), [-1, -(-size // BLOCK), BLOCK])
     block_sums = tf.cumsum(tf.reduce_sum(blocks, axis=-1), axis=-1)
     threshold = _scale(block_sums[:, -1], *(tf.reshape(word, [-1]) for word in words))[:, tf.newaxis]
     block = tf.reduce_sum(tf.cast(block_sums <= threshold, tf.int32), axis=-1)
@@ -57,8 +62,10 @@ def sample(processed: tf.Tensor, words: Words) -> tf.Tensor:
 
 
 def _scale(total: tf.Tensor, first: tf.Tensor, second: tf.Tensor) -> tf.Tensor:
-    """floor(total * u / 2**62), u being the upper 31 bits of each word; `models.decoding.numpy_ops.scale` in
-    builtin ops."""
+    """Returns floor(total * u / 2**62), where u is made of the upper 31 bits of both words.
+
+    It computes `models.decoding.numpy_ops.scale` with builtin TFLite ops.
+    """
     high, low = _upper_31(first), _upper_31(second)
     total_high, total_low = _split_31(total)
     carry, _ = _split_31(total_low * low)
@@ -67,14 +74,14 @@ def _scale(total: tf.Tensor, first: tf.Tensor, second: tf.Tensor) -> tf.Tensor:
 
 
 def _split_31(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """X = high * 2**31 + low for int64 x from 0 up. TFLite has neither shifts nor division of int64."""
+    """Splits int64 x >= 0 into high * 2**31 + low; TFLite has neither shifts nor division for int64."""
     low, high = tf.unstack(tf.bitcast(x, tf.int32), axis=-1)
     sign = tf.bitwise.right_shift(low, 31)
     return tf.cast(high, tf.int64) * 2 - tf.cast(sign, tf.int64), tf.cast(low + sign * _TOP_BIT, tf.int64)
 
 
 def _upper_31(word: tf.Tensor) -> tf.Tensor:
-    """The 31 upper bits, int64."""
+    """Returns the upper 31 bits of each word as int64."""
     return tf.cast(tf.bitwise.right_shift(word, 1) - tf.bitwise.right_shift(word, 31) * _TOP_BIT, tf.int64)
 
 

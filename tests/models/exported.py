@@ -1,4 +1,4 @@
-"""A small model and vocabulary for the tests of export and device."""
+"""Provides a small model and vocabulary for the tests of export and device."""
 
 from typing import Any
 
@@ -26,6 +26,6 @@ def model(**changes: Any) -> RecurrentLanguageModel:
 
 
 def weights(language_model: RecurrentLanguageModel, seed: int = 0) -> dict[str, np.ndarray]:
-    """As peaked as a trained model's: logits spread over some 15 nats."""
+    """Draws weights that give logits with a spread of some 15 nats, like those of a trained model."""
     values = language_model.init(seed)
     return {**values, "embedding": 3 * values["embedding"], "projection": 3 * values["projection"]}

@@ -12,7 +12,7 @@ BOTH = pytest.mark.parametrize("activation", [scale_invariant_sigmoid, scale_inv
 ROWS = hnp.arrays(
     np.float64,
     hnp.array_shapes(min_dims=2, max_dims=2, max_side=7),
-    # Not below 1e-150: squares of such numbers, in gradients, leave the range of float64.
+    # No magnitudes below 1e-150, because their squares in gradients leave the range of float64.
     elements=st.floats(-1e6, 1e6).map(lambda v: 0.0 if abs(v) < 1e-150 else v),
 )
 
@@ -34,28 +34,28 @@ def gradient(activation, x, upstream):
 )
 @given(x=ROWS)
 @settings(max_examples=50, deadline=None)
-def test_equals_the_oracle(activation, reference, x):
+def test_activation_equals_the_oracle(activation, reference, x):
     np.testing.assert_array_equal(activation(tf.constant(x)), [reference(row) for row in x])
 
 
 @BOTH
 @given(x=ROWS, scale=st.floats(1e-100, 1e100))
 @settings(max_examples=50, deadline=None)
-def test_any_positive_scale_leaves_the_value(activation, x, scale):
+def test_positive_scale_of_the_input_does_not_change_the_value(activation, x, scale):
     np.testing.assert_allclose(activation(tf.constant(scale * x)), activation(tf.constant(x)), rtol=1e-12, atol=1e-15)
 
 
 @BOTH
 @given(x=ROWS, exponent=st.integers(-100, 100))
 @settings(max_examples=50, deadline=None)
-def test_a_power_of_two_leaves_every_bit(activation, x, exponent):
+def test_power_of_two_scale_does_not_change_a_bit(activation, x, exponent):
     np.testing.assert_array_equal(activation(tf.constant(x * 2.0**exponent)), activation(tf.constant(x)))
 
 
 @BOTH
 @given(x=ROWS, data=st.data())
 @settings(max_examples=50, deadline=None)
-def test_the_gradient_is_orthogonal_to_the_input(activation, x, data):
+def test_gradient_is_orthogonal_to_the_input(activation, x, data):
     upstream = data.draw(hnp.arrays(np.float64, x.shape, elements=st.floats(-1, 1)))
     terms = x * gradient(activation, x, upstream)
     assert np.all(np.isfinite(terms))
@@ -63,7 +63,7 @@ def test_the_gradient_is_orthogonal_to_the_input(activation, x, data):
 
 
 @pytest.mark.parametrize("activation", [tf.sigmoid, tf.tanh])
-def test_the_standard_activations_have_none_of_this(activation):
+def test_sigmoid_and_tanh_are_not_scale_invariant(activation):
     x = np.array([[0.3, -0.2, 0.9]])
     assert np.abs(activation(7 * x) - activation(x)).max() > 0.1
     assert abs((x * gradient(activation, x, np.ones_like(x))).sum()) > 0.1
@@ -71,26 +71,26 @@ def test_the_standard_activations_have_none_of_this(activation):
 
 @BOTH
 @pytest.mark.parametrize("dtype", [tf.float16, tf.bfloat16, tf.float32, tf.float64])
-def test_zero_over_zero_is_zero_with_a_finite_gradient(activation, dtype):
+def test_zero_input_gives_zero_value_and_zero_gradient(activation, dtype):
     x = tf.zeros([2, 5], dtype)
     assert activation(x).dtype == dtype
     assert not np.any(activation(x))
     np.testing.assert_array_equal(gradient(activation, x, tf.ones_like(x)), np.zeros([2, 5]))
 
 
-def test_a_gate_with_only_negative_inputs_is_closed():
+def test_sigmoid_of_negative_inputs_is_zero_with_zero_gradient():
     x = tf.constant([[-1.0, -2.0, -1e-30]])
     assert not np.any(scale_invariant_sigmoid(x))
     np.testing.assert_array_equal(gradient(scale_invariant_sigmoid, x, tf.ones_like(x)), np.zeros([1, 3]))
 
 
 @BOTH
-def test_tiny_inputs_are_scaled_like_any_other(activation):
+def test_tiny_inputs_give_the_value_of_larger_ones(activation):
     x = np.array([[3.0, -1.0, 2.0]], np.float32)
     np.testing.assert_allclose(activation(tf.constant(x * np.float32(1e-30))), activation(tf.constant(x)), rtol=1e-6)
 
 
-def test_the_ranges_and_the_largest_entry():
+def test_values_are_in_range_and_the_largest_entry_is_one():
     x = tf.constant(np.random.default_rng(0).normal(size=(100, 9)))
     gate, squashed = scale_invariant_sigmoid(x).numpy(), scale_invariant_tanh(x).numpy()
     assert gate.min() == 0
@@ -100,7 +100,7 @@ def test_the_ranges_and_the_largest_entry():
 
 
 @BOTH
-def test_no_example_depends_on_another(activation):
+def test_activation_of_an_example_does_not_depend_on_other_examples(activation):
     x = np.random.default_rng(1).normal(size=(3, 4))
     changed = x.copy()
     changed[1] *= -100
@@ -125,11 +125,11 @@ def by_hand(written, x, upstream):
 @WRITTEN_OUT
 @given(x=ROWS, data=st.data())
 @settings(max_examples=50, deadline=None)
-def test_the_gradient_by_hand_equals_autodiff(written, activation, x, data):
+def test_handwritten_gradient_equals_autodiff(written, activation, x, data):
     upstream = data.draw(hnp.arrays(np.float64, x.shape, elements=st.floats(-1, 1)))
     value, slope = by_hand(written, x, upstream)
     np.testing.assert_array_equal(value, activation(tf.constant(x)))
-    # Terms of the size of upstream / scale cancel in both, in a row of one entry down to nothing.
+    # Both gradients add terms of size upstream / scale, which may cancel: the error is bounded relative to that size.
     scale = written.value(tf.constant(x))[1]
     size = np.abs(upstream).sum(-1, keepdims=True) / (1.0 if scale is None else np.where(scale > 0, scale, np.inf))
     assert np.all(np.abs(slope - gradient(activation, x, upstream)) <= 1e-10 * size)
@@ -141,13 +141,13 @@ def test_the_gradient_by_hand_equals_autodiff(written, activation, x, data):
     [[2.0, 2.0, -1.0], [-2.0, 2.0, 1.0], [-2.0, -2.0, -2.0], [3.0, 3.0, 3.0], [0.0, 0.0, 0.0], [-1.0, 0.0, -0.5]],
     ids=["tie", "tie of signs", "all equal, below", "all equal", "zeros", "none above zero"],
 )
-def test_the_gradient_by_hand_shares_ties_as_autodiff_does(written, activation, row):
+def test_handwritten_gradient_shares_ties_as_autodiff_does(written, activation, row):
     x, upstream = np.array([row]), np.array([[0.3, -0.7, 0.11]])
     np.testing.assert_allclose(by_hand(written, x, upstream)[1], gradient(activation, x, upstream), atol=1e-12)
 
 
 @WRITTEN_OUT
-def test_a_planted_wrong_gradient_differs(written, activation):
+def test_comparison_rejects_a_wrong_sign_and_a_wrong_value(written, activation):
     x, upstream = np.array([[2.0, 1.0, -1.5]]), np.array([[0.3, -0.7, 0.11]])
     y, scale = written.value(tf.constant(x))
     want = gradient(activation, x, upstream)
@@ -155,8 +155,8 @@ def test_a_planted_wrong_gradient_differs(written, activation):
     assert np.abs(written.gradient(upstream, 0.9 * y, scale) - want).max() > 1e-3
 
 
-def test_an_entry_of_full_size_is_exactly_one():
-    """The gradient by hand finds the largest entries by that: x / x is 1 in every floating-point type."""
+def test_largest_entry_is_exactly_one_or_zero():
+    """The handwritten gradient finds the largest entries by their value 1; x / x is 1 in every floating-point type."""
     x = np.random.default_rng(2).normal(size=(2000, 3)) * 10.0 ** np.random.default_rng(3).uniform(-30, 30, (2000, 1))
     for written in DIFFERENTIABLE["si-cifg"]:
         for dtype in (np.float32, np.float64):

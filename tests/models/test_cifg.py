@@ -28,7 +28,7 @@ def make_inputs(seed=1, steps=T, dtype=np.float64):
 
 
 def scaled(weights, factor):
-    """The gate weights times factor, a number or one a column; the projection as it was."""
+    """Multiplies the gate weights by `factor`, one number or one per column, and leaves the projection as it is."""
     return {n: v if n == "projection" else v * factor for n, v in weights.items()}
 
 
@@ -54,7 +54,7 @@ def inner(a, b):
 @pytest.mark.parametrize("layer_norm", [False, True])
 @pytest.mark.parametrize("projection", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_equals_the_oracle_step_by_step(kind, projection, layer_norm):
+def test_states_equal_the_oracle_at_every_step(kind, projection, layer_norm):
     weights, inputs = make_weights(projection=projection), make_inputs()
     states = Recurrence(kind, layer_norm).states(weights, tf.constant(inputs))
     for row in range(B):
@@ -64,7 +64,7 @@ def test_equals_the_oracle_step_by_step(kind, projection, layer_norm):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_starts_from_the_state_it_is_given(kind):
+def test_states_from_a_given_state_equal_the_oracle(kind):
     weights, inputs, rng = make_weights(), make_inputs(), np.random.default_rng(3)
     start = CIFGState(tf.constant(rng.normal(size=(B, R))), tf.constant(rng.normal(size=(B, H))))
     states = Recurrence(kind).states(weights, tf.constant(inputs), start)
@@ -77,7 +77,7 @@ def test_starts_from_the_state_it_is_given(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_long_sequence_in_a_loop_equals_the_oracle_and_the_unrolled_gradient(kind, monkeypatch):
+def test_long_sequence_in_a_loop_equals_the_oracle_and_the_unrolled_gradient(kind, monkeypatch):
     steps = LONGEST_UNROLLED + 3
     weights, inputs = make_weights(), make_inputs(steps=steps)
     mask = tf.constant(np.random.default_rng(4).random((steps, B)) < 0.8)
@@ -102,7 +102,7 @@ def test_a_long_sequence_in_a_loop_equals_the_oracle_and_the_unrolled_gradient(k
 @pytest.mark.parametrize("layer_norm", [False, True])
 @pytest.mark.parametrize("projection", [False, True])
 @pytest.mark.parametrize("factor", [7.0, 1e-3, GATES], ids=["7", "1e-3", "per gate"])
-def test_only_the_scale_invariant_cell_ignores_the_scale_of_its_gates(factor, projection, layer_norm):
+def test_scaling_the_gates_changes_only_the_plain_cell(factor, projection, layer_norm):
     weights, inputs = make_weights(projection=projection), tf.constant(make_inputs())
     change = {}
     for kind in KINDS:
@@ -115,13 +115,13 @@ def test_only_the_scale_invariant_cell_ignores_the_scale_of_its_gates(factor, pr
 
 @pytest.mark.parametrize("layer_norm", [False, True])
 @pytest.mark.parametrize("projection", [False, True])
-def test_only_the_scale_invariant_gradient_is_orthogonal_to_the_weights(projection, layer_norm):
+def test_gradient_is_orthogonal_to_the_weights_only_in_the_scale_invariant_cell(projection, layer_norm):
     products = {k: inner(*loss_gradient(k, make_weights(projection=projection), layer_norm)) for k in KINDS}
     assert abs(products["si-cifg"]) < 1e-10
     assert abs(products["cifg"]) > 0.1
 
 
-def test_only_the_scale_invariant_gradient_shrinks_as_the_weights_grow():
+def test_gradient_shrinks_as_the_weights_grow_only_in_the_scale_invariant_cell():
     ratios = {}
     for kind in KINDS:
         weights = make_weights()
@@ -132,7 +132,7 @@ def test_only_the_scale_invariant_gradient_shrinks_as_the_weights_grow():
     assert abs(ratios["cifg"] - 1) > 0.1
 
 
-def test_the_scale_of_the_projection_does_matter():
+def test_scaling_the_projection_changes_the_scale_invariant_cell():
     weights = make_weights()
     larger = {**weights, "projection": 7 * weights["projection"]}
     cells = [Recurrence("si-cifg").states(w, tf.constant(make_inputs())).cell for w in (weights, larger)]
@@ -141,7 +141,7 @@ def test_the_scale_of_the_projection_does_matter():
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("value", [0.0, -1.0], ids=["all zero", "all negative"])
-def test_dead_gates_give_finite_values_and_gradients(kind, value):
+def test_gates_without_positive_input_give_finite_values_and_gradients(kind, value):
     weights = {n: np.full_like(v, value if n == "bias" else 0) for n, v in make_weights().items()}
     states = Recurrence(kind).states(weights, tf.constant(make_inputs()))
     outputs, cells = oracle.states(kind, weights, make_inputs()[:, 0])
@@ -152,20 +152,20 @@ def test_dead_gates_give_finite_values_and_gradients(kind, value):
 
 @pytest.mark.parametrize("steps", [T, LONGEST_UNROLLED + 1])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_user_axis_equals_a_loop_over_users(kind, steps):
-    users = [make_weights(seed) for seed in range(3)]
-    inputs = np.stack([make_inputs(10 + user, steps) for user in range(3)])
+def test_client_axis_equals_a_loop_over_clients(kind, steps):
+    clients = [make_weights(seed) for seed in range(3)]
+    inputs = np.stack([make_inputs(10 + client, steps) for client in range(3)])
     mask = np.random.default_rng(5).random((3, steps, B)) < 0.7
-    stacked = {n: tf.stack([w[n] for w in users]) for n in users[0]}
+    stacked = {n: tf.stack([w[n] for w in clients]) for n in clients[0]}
     together = Recurrence(kind).states(stacked, tf.constant(inputs), mask=tf.constant(mask))
-    for user, weights in enumerate(users):
-        alone = Recurrence(kind).states(weights, tf.constant(inputs[user]), mask=tf.constant(mask[user]))
-        np.testing.assert_allclose(together.output[user], alone.output, atol=1e-12)
-        np.testing.assert_allclose(together.cell[user], alone.cell, atol=1e-12)
+    for client, weights in enumerate(clients):
+        alone = Recurrence(kind).states(weights, tf.constant(inputs[client]), mask=tf.constant(mask[client]))
+        np.testing.assert_allclose(together.output[client], alone.output, atol=1e-12)
+        np.testing.assert_allclose(together.cell[client], alone.cell, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_masked_step_keeps_the_state(kind):
+def test_masked_step_keeps_the_state(kind):
     weights, inputs = make_weights(), make_inputs()
     mask = np.random.default_rng(6).random((T, B)) < 0.5
     states = Recurrence(kind).states(weights, tf.constant(inputs), mask=tf.constant(mask))
@@ -178,7 +178,7 @@ def test_a_masked_step_keeps_the_state(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_last_state_of_each_row_is_that_after_its_own_length(kind):
+def test_last_state_is_the_state_after_the_length_of_each_row(kind):
     weights, inputs = make_weights(), tf.constant(make_inputs())
     states = Recurrence(kind).states(weights, inputs)
     last = Recurrence(kind).last_state(weights, inputs, tf.constant([0, 2, T]))
@@ -189,17 +189,17 @@ def test_the_last_state_of_each_row_is_that_after_its_own_length(kind):
     assert not np.any(last.cell[0])
 
 
-def test_the_inputs_of_all_steps_are_projected_by_one_product():
+def test_inputs_of_all_steps_are_projected_by_one_product():
     weights = make_weights()
     graph = tf.function(lambda x: Recurrence("si-cifg").states(weights, x)).get_concrete_function(
         tf.TensorSpec([T, B, E], tf.float64)
     )
     products = [op for op in graph.graph.get_operations() if "MatMul" in op.type]
-    # One for all inputs, and the recurrence and the projection of each step.
+    # One product for all inputs, and two for each step: recurrence and projection.
     assert len(products) == 1 + 2 * T
     assert [B * T, 3 * H] in [op.outputs[0].shape.as_list() for op in products]
 
 
-def test_an_unknown_kind_is_refused_by_name():
+def test_recurrence_refuses_an_unknown_kind():
     with pytest.raises(ValueError, match="cell: 'lstm' is not one of 'cifg', 'si-cifg'"):
         Recurrence("lstm")

@@ -34,13 +34,13 @@ def loaded(path):
     "choices",
     [{}, {"temperature": 0.0}, {"temperature": 0.6, "top_k": 5}, {"seed": 2**64 - 1, "request": 3}],
 )
-def test_stream_gives_what_the_graph_gives(loaded, choices):
+def test_stream_gives_the_text_of_the_graph(loaded, choices):
     for seed, prompt in enumerate(["", "the", "é"]):
         arguments = {"max_new_tokens": 40, "stop_at_eos": False, "seed": seed, **choices}
         assert "".join(loaded.stream(prompt, **arguments)) == loaded.text(prompt, **arguments)
 
 
-def test_a_stream_can_be_continued(loaded):
+def test_drawing_from_prompt_and_first_tokens_gives_the_remaining_tokens(loaded):
     prompt = [BOS, *VOCABULARY.encode("the")]
     whole = list(loaded.draw(prompt, Choices(max_new_tokens=30, seed=4)))
     rest = list(loaded.draw([*prompt, *whole[:2]], Choices(max_new_tokens=28, seed=4)))
@@ -60,7 +60,7 @@ def test_long_prompts_are_read_to_the_end(loaded):
         loaded.text("and the other and another", max_new_tokens=3)
 
 
-def test_seeds_and_requests_differ(loaded):
+def test_each_seed_and_request_gives_another_text(loaded):
     texts = {
         loaded.text("the", seed=seed, request=request, max_new_tokens=30, stop_at_eos=False)
         for seed, request in itertools.product(range(3), range(3))
@@ -68,13 +68,13 @@ def test_seeds_and_requests_differ(loaded):
     assert len(texts) == 9
 
 
-def test_the_end_of_a_sentence_ends_the_text(loaded):
+def test_draw_stops_after_the_end_of_sentence_token(loaded):
     for seed in range(40):
         tokens = list(loaded.draw([BOS], Choices(max_new_tokens=40, seed=seed, temperature=3.0, stop=EOS)))
         assert EOS not in tokens[:-1] and (tokens[-1] == EOS or len(tokens) == 40)
 
 
-def test_bad_choices_are_refused_before_the_first_piece(loaded):
+def test_stream_and_text_refuse_bad_choices_before_the_first_piece(loaded):
     for function in (loaded.stream, loaded.text):
         with pytest.raises(ValueError, match="temperature: nan"):
             function("", temperature=float("nan"))
@@ -88,7 +88,7 @@ def byte_tokens(text):
     return [FIRST_BYTE + byte for byte in text.encode()]
 
 
-def test_characters_cut_across_tokens_come_whole():
+def test_decode_stream_joins_characters_split_over_tokens():
     text = "né 😀 ok"
     pieces = list(device.decode_stream(VOCABULARY, byte_tokens(text)))
     assert pieces == list(text)
@@ -96,21 +96,21 @@ def test_characters_cut_across_tokens_come_whole():
     assert list(device.decode_stream(VOCABULARY, half)) == ["😀"]
 
 
-def test_characters_that_never_end():
+def test_decode_stream_replaces_characters_that_are_never_finished():
     begun = byte_tokens("😀")[:2]
     assert "".join(device.decode_stream(VOCABULARY, begun)) == "�"
     assert "".join(device.decode_stream(VOCABULARY, [*begun, *byte_tokens("x")])) == "�x"
-    # A sentence's end also ends a character: its line break must not be eaten.
+    # The end of a sentence ends the character too, and its line break is kept.
     assert "".join(device.decode_stream(VOCABULARY, [*begun, EOS, *byte_tokens("x")])) == "�\nx"
 
 
-def test_sentences_are_lines_and_the_last_has_no_break():
+def test_decode_stream_puts_line_breaks_between_sentences_only():
     tokens = [*byte_tokens("a"), EOS, *byte_tokens("b"), EOS]
     assert "".join(device.decode_stream(VOCABULARY, tokens)) == "a\nb"
     assert "".join(device.decode_stream(VOCABULARY, [EOS, EOS])) == "\n"
 
 
-def test_any_tokens_stream_as_they_decode():
+def test_decode_stream_equals_decode_for_random_tokens():
     rng = np.random.default_rng(0)
     for _ in range(200):
         tokens = [int(token) for token in rng.integers(3, VOCABULARY.size, 30)]
@@ -125,7 +125,7 @@ def refusal(path):
     return message
 
 
-def test_other_files_are_refused(path, tmp_path):
+def test_load_refuses_missing_foreign_cut_and_damaged_files(path, tmp_path):
     wrong = tmp_path / "model.tflite"
     with pytest.raises(FileNotFoundError):
         device.load(wrong)
@@ -144,8 +144,8 @@ def test_other_files_are_refused(path, tmp_path):
         assert "damaged" in refusal(wrong)
 
 
-def test_a_flipped_bit_anywhere_behind_the_model_is_refused_or_changes_nothing(path, tmp_path):
-    """zipfile, zlib and json have errors of many kinds."""
+def test_read_refuses_or_ignores_a_flipped_bit_after_the_flatbuffer(path, tmp_path):
+    """zipfile, zlib and json raise errors of many kinds on such files; all must become a ValueError with the path."""
     whole, read = path.read_bytes(), tflite_file.read(path)
     generator = np.random.default_rng(0)
     for place in generator.integers(read[0].flatbuffer_bytes, len(whole), 1500).tolist():
@@ -161,14 +161,14 @@ def test_a_flipped_bit_anywhere_behind_the_model_is_refused_or_changes_nothing(p
     "changes",
     [{"max_prompt": 1000}, {"max_prompt": "64"}, {"max_new_tokens": 0}, {"flatbuffer_bytes": "x"}, {"config": {}}],
 )
-def test_facts_that_do_not_fit_are_refused(path, tmp_path, changes):
+def test_load_refuses_facts_that_contradict_the_flatbuffer(path, tmp_path, changes):
     facts, vocabulary = tflite_file.read(path)
     wrong = dataclasses.replace(facts, **changes)
     tflite_file.write(tmp_path / "m.tflite", path.read_bytes()[: facts.flatbuffer_bytes], vocabulary, wrong)
     assert "cut short" in refusal(tmp_path / "m.tflite") or "damaged" in refusal(tmp_path / "m.tflite")
 
 
-def test_another_vocabulary_is_refused(path, tmp_path):
+def test_load_refuses_a_vocabulary_of_another_size(path, tmp_path):
     facts, vocabulary = tflite_file.read(path)
     smaller = type(vocabulary)(vocabulary.pieces[:-1])
     tflite_file.write(tmp_path / "m.tflite", path.read_bytes()[: facts.flatbuffer_bytes], smaller, facts)
@@ -181,8 +181,8 @@ def zip_of_text(folder):
     return (folder / "text.zip").read_bytes()
 
 
-def test_what_the_runtime_cannot_load(path, tmp_path):
-    """A file with a right checksum over a wrong flatbuffer."""
+def test_load_refuses_a_flatbuffer_that_the_runtime_cannot_load(path, tmp_path):
+    """The file's checksum is right, but its flatbuffer is broken."""
     facts, vocabulary = tflite_file.read(path)
     content = b"\0\0\0\0TFL3" + b"\0" * 100
     broken = tflite_file.Facts(facts.precision, facts.config, 8, 40, [], len(content), tflite_file.checksum(content))
@@ -190,7 +190,7 @@ def test_what_the_runtime_cannot_load(path, tmp_path):
     assert "the runtime cannot load it" in refusal(tmp_path / "m.tflite")
 
 
-def test_neither_tensorflow_nor_tff_is_imported(path):
+def test_generating_text_imports_neither_tensorflow_nor_tff(path):
     code = f"""
 import sys
 from models import device
@@ -201,7 +201,7 @@ assert not heavy, heavy
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
-def test_a_file_of_version_0_1_is_read(path, tmp_path):
+def test_read_accepts_a_file_of_version_0_1(path, tmp_path):
     facts, vocabulary = tflite_file.read(path)
     old = {name: value for name, value in dataclasses.asdict(facts).items() if name != "max_new_tokens"}
     with open(tmp_path / "old.tflite", "w+b") as file:

@@ -10,8 +10,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from models import device, parity, tflite_file
 from models import export as export_module
-from models.decoding import numpy_ops as host
-from models.decoding import prng
+from models.decoding import numpy_ops, prng
 from models.decoding.numpy_ops import Choices, Stream
 from models.export import Decoder, convert, export, ops
 from models.parity import check_parity
@@ -38,7 +37,7 @@ def float32_path(paths):
     return paths["float32"]
 
 
-def test_parity(paths):
+def test_exports_of_every_precision_pass_the_parity_check(paths):
     results = check_parity(MODEL, WEIGHTS, list(paths.values()))
     for precision, result in zip(paths, results, strict=True):
         assert result.passed
@@ -55,7 +54,7 @@ def test_parity(paths):
     assert max(int8.bytes, float16.bytes) < float32.bytes
 
 
-def test_every_architecture_exports(tmp_path):
+def test_cifg_with_layer_norm_and_output_bias_passes_the_parity_check(tmp_path):
     model = exported.model(cell="cifg", layer_norm=True, output_bias=True, units=20)
     weights = exported.weights(model, seed=1)
     export(model, weights, VOCABULARY, tmp_path / "m.tflite", max_prompt=4, max_new_tokens=8)
@@ -63,14 +62,14 @@ def test_every_architecture_exports(tmp_path):
     assert result.passed and result.equal_to_model == 6
 
 
-def test_only_builtin_ops(paths):
+def test_exported_files_hold_builtin_ops_only(paths):
     for path in paths.values():
-        found = ops(path.read_bytes())
-        assert found["WHILE"] and found["FULLY_CONNECTED"]
-        assert not [name for name in found if name.startswith("CUSTOM")]
+        counts = ops(path.read_bytes())
+        assert counts["WHILE"] and counts["FULLY_CONNECTED"]
+        assert not [name for name in counts if name.startswith("CUSTOM")]
 
 
-def test_foreign_ops_are_seen_and_refused(tmp_path, monkeypatch):
+def test_export_refuses_a_graph_with_ops_that_are_not_builtin(tmp_path, monkeypatch):
     module = tf.Module()
     module.f = tf.function(lambda x: tf.math.cumprod(x), input_signature=[tf.TensorSpec([3], tf.float32)])
     tf.saved_model.save(module, tmp_path / "foreign", signatures=module.f)
@@ -84,40 +83,40 @@ def test_foreign_ops_are_seen_and_refused(tmp_path, monkeypatch):
     assert not (tmp_path / "m.tflite").exists()
 
 
-def test_signatures_share_the_weights(float32_path):
+def test_signatures_share_one_copy_of_the_weights(float32_path):
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(float32_path.read_bytes(), 0))
     sizes = [0 if buffer.data is None else len(buffer.data) for buffer in model.buffers]
     weights = sorted(value.nbytes for value in WEIGHTS.values())
-    # Each weight once, and the table of the sampler, which is smaller than the larger matrices.
-    assert [size for size in sorted(sizes) if size > host.TABLE_BITS.nbytes] == [
-        size for size in weights if size > host.TABLE_BITS.nbytes
+    # Each weight is stored once. Buffers up to the size of the sampler's table are bounded by the total only.
+    assert [size for size in sorted(sizes) if size > numpy_ops.TABLE_BITS.nbytes] == [
+        size for size in weights if size > numpy_ops.TABLE_BITS.nbytes
     ]
-    assert sum(sizes) < sum(weights) + host.TABLE_BITS.nbytes + 4000
+    assert sum(sizes) < sum(weights) + numpy_ops.TABLE_BITS.nbytes + 4000
 
 
-def test_in_int8_every_matrix_stands_once_too():
-    """Half a megabyte, as the docs say, on every converter."""
+def test_int8_file_stores_every_matrix_once():
+    """The tiny preset with 2,000 tokens takes at most half a megabyte with every converter, as docs/export.md says."""
     model = preset("tiny", 2000)
     flatbuffer = convert(Decoder(model, model.init(0), 64, 128), "int8")
     matrices = [shape for shape in model.shapes().values() if len(shape) == 2]
-    found = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(flatbuffer, 0))
-    sizes = sorted(len(buffer.data) for buffer in found.buffers if buffer.data is not None)
-    least = min(rows * columns for rows, columns in matrices)
-    assert [size for size in sizes if size >= least] == sorted(rows * columns for rows, columns in matrices)
+    content = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(flatbuffer, 0))
+    sizes = sorted(len(buffer.data) for buffer in content.buffers if buffer.data is not None)
+    smallest = min(rows * columns for rows, columns in matrices)
+    assert [size for size in sizes if size >= smallest] == sorted(rows * columns for rows, columns in matrices)
     assert len(flatbuffer) < 500_000
 
 
 class _WithoutLiteRT:
-    """As if ai-edge-litert were not installed."""
+    """An import finder that acts as if ai-edge-litert were not installed."""
 
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] == "ai_edge_litert":
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
-# TensorFlow 2.18 and later say that theirs is deprecated for ai-edge-litert, which is what we use first.
+# TensorFlow 2.18 and later warn that their interpreter is deprecated in favour of ai-edge-litert, our first choice.
 @pytest.mark.filterwarnings("ignore:(?s).*tf.lite.Interpreter is deprecated")
-def test_tensorflow_s_own_interpreter_gives_the_same_tokens(float32_path, monkeypatch):
+def test_interpreter_of_tensorflow_gives_the_same_tokens(float32_path, monkeypatch):
     requests = [([BOS], Choices(max_new_tokens=20, seed=seed)) for seed in range(5)]
     pinned = device.load(float32_path)
     expected = [pinned.draw_in_graph(*request)["tokens"].tolist() for request in requests]
@@ -131,7 +130,7 @@ def test_tensorflow_s_own_interpreter_gives_the_same_tokens(float32_path, monkey
 
 
 class StaleState(Decoder):
-    """Planted: the new state is thrown away."""
+    """A decoder with a planted fault: it discards the new state."""
 
     def _step(self, token, state):
         logits, _ = super()._step(token, state)
@@ -139,7 +138,7 @@ class StaleState(Decoder):
 
 
 class SharedStream(Decoder):
-    """Planted: text is drawn with the words that are for drafts."""
+    """A decoder with a planted fault: it draws text with the random words of the stream for drafts."""
 
     def _generate(self, *arguments):
         def draft(seed, stream, request, positions):
@@ -151,7 +150,7 @@ class SharedStream(Decoder):
 
 
 class OffByOne(Decoder):
-    """Planted: positions count from 1."""
+    """A decoder with a planted fault: its positions are too large by 1."""
 
     def _generate(self, *arguments):
         def later(seed, stream, request, positions):
@@ -163,7 +162,7 @@ class OffByOne(Decoder):
 
 
 @pytest.mark.parametrize("planted", [StaleState, SharedStream, OffByOne])
-def test_parity_fails_a_faulty_file(planted, tmp_path, monkeypatch):
+def test_parity_fails_a_file_with_a_planted_fault(planted, tmp_path, monkeypatch):
     monkeypatch.setattr(export_module, "Decoder", planted)
     export(MODEL, WEIGHTS, VOCABULARY, tmp_path / "m.tflite", max_prompt=4, max_new_tokens=12)
     (result,) = check_parity(MODEL, WEIGHTS, [tmp_path / "m.tflite"], sequences=9)
@@ -181,7 +180,7 @@ def test_parity_fails_files_of_other_weights(paths):
     assert not any(result.passed for result in check_parity(MODEL, other, list(paths.values()), sequences=9))
 
 
-def test_equal_exports_are_equal_files(tmp_path):
+def test_equal_exports_give_equal_files(tmp_path):
     decoder = Decoder(MODEL, WEIGHTS, 4, 4)
     flatbuffer = convert(decoder, "float32")
     facts = tflite_file.Facts("float32", MODEL.config(), 4, 4, [], len(flatbuffer), "0")
@@ -190,7 +189,7 @@ def test_equal_exports_are_equal_files(tmp_path):
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
+def test_write_leaves_the_old_file_if_it_fails(tmp_path, monkeypatch):
     path = tmp_path / "m.tflite"
     path.write_text("before")
     facts = tflite_file.Facts("float32", {}, 4, 4, [], 4, "0")
@@ -208,17 +207,17 @@ def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
     ("changes", "message"),
     [
         ({"precision": "int4"}, "precision: 'int4' is not one of float32, float16, int8"),
-        ({"max_prompt": 0}, "max_prompt: 0 is not a positive whole number"),
-        ({"max_new_tokens": True}, "max_new_tokens: True is not a positive whole number"),
+        ({"max_prompt": 0}, "max_prompt: 0 is not a positive integer"),
+        ({"max_new_tokens": True}, "max_new_tokens: True is not a positive integer"),
         (
             {"model": replace(MODEL, vocabulary_size=300)},
-            "vocabulary of 269 tokens, but the model was built for 300",
+            "vocabulary has 269 tokens, but the model was built for 300",
         ),
         ({"weights": {**WEIGHTS, "bias": WEIGHTS["bias"] * np.nan}}, "weight 'bias' is not finite"),
         ({"path": "/nowhere/m.tflite"}, "/nowhere is not a folder"),
     ],
 )
-def test_bad_arguments(changes, message, tmp_path):
+def test_export_refuses_bad_arguments_in_one_line(changes, message, tmp_path):
     arguments = {
         "model": MODEL,
         "weights": WEIGHTS,
@@ -231,7 +230,7 @@ def test_bad_arguments(changes, message, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_parity_is_of_the_files_asked_for(float32_path):
+def test_check_parity_gives_one_result_per_path(float32_path):
     results = check_parity(MODEL, WEIGHTS, [float32_path, float32_path], sequences=3)
     assert [result.path for result in results] == [str(float32_path)] * 2
     assert parity.SEQUENCES == 50

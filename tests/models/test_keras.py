@@ -27,7 +27,7 @@ def make_inputs(steps=T):
 
 
 def make_pair(cell_type, layer_type, projection=R, layer_norm=False, go_backwards=False, **rnn_options):
-    """RNN(cell) and the fused layer with the same weights, none of them zero."""
+    """Builds RNN(cell) and the fused layer with the same weights, none of them zero."""
     rnn = keras.layers.RNN(
         cell_type(H, projection=projection, layer_norm=layer_norm),
         return_sequences=True,
@@ -56,7 +56,7 @@ def assert_close(actual, expected, atol=1e-6):
 @pytest.mark.parametrize("layer_norm", [False, True])
 @pytest.mark.parametrize("projection", [None, R])
 @PAIRS
-def test_the_fused_layer_equals_rnn_of_the_cell(cell_type, layer_type, projection, layer_norm, options):
+def test_fused_layer_equals_rnn_of_the_cell(cell_type, layer_type, projection, layer_norm, options):
     rnn, fused = make_pair(cell_type, layer_type, projection, layer_norm, **options)
     rng = np.random.default_rng(2)
     inputs = tf.constant(make_inputs())
@@ -80,7 +80,7 @@ def test_the_fused_layer_has_the_gradients_of_rnn_of_the_cell(cell_type, layer_t
 
 
 @PAIRS
-def test_the_fused_layer_equals_the_oracle(cell_type, layer_type):
+def test_fused_layer_equals_the_oracle(cell_type, layer_type):
     _, fused = make_pair(cell_type, layer_type)
     weights = {n: np.asarray(v, np.float64) for n, v in fused.cell.compute_weights().items()}
     outputs, _, cell = fused(make_inputs())
@@ -91,7 +91,7 @@ def test_the_fused_layer_equals_the_oracle(cell_type, layer_type):
 
 
 @PAIRS
-def test_return_switches_and_a_mask_from_an_embedding(cell_type, layer_type):
+def test_layers_apply_the_mask_of_an_embedding_and_return_the_last_output(cell_type, layer_type):
     ids = np.array([[1, 2, 3, 0, 0], [4, 0, 0, 0, 0]])
     embedding = keras.layers.Embedding(6, E, mask_zero=True)
     rnn, fused = keras.layers.RNN(cell_type(H)), layer_type(H)
@@ -103,7 +103,7 @@ def test_return_switches_and_a_mask_from_an_embedding(cell_type, layer_type):
 
 
 @PAIRS
-def test_cells_stack_as_any_keras_cell(cell_type, layer_type):
+def test_stacked_cells_equal_stacked_layers(cell_type, layer_type):
     stacked = keras.layers.RNN([cell_type(H, projection=R), cell_type(3)], return_sequences=True)
     first, second = layer_type(H, R, return_sequences=True), layer_type(3, return_sequences=True)
     expected = stacked(make_inputs())
@@ -115,7 +115,7 @@ def test_cells_stack_as_any_keras_cell(cell_type, layer_type):
 
 
 @PAIRS
-def test_both_directions(cell_type, layer_type, tmp_path):
+def test_bidirectional_layer_equals_bidirectional_rnn_and_survives_saving(cell_type, layer_type, tmp_path):
     ids = np.array([[1, 2, 3, 0, 0], [4, 5, 0, 0, 0]])
     models = []
     for layer in (keras.layers.RNN(cell_type(H, R), return_sequences=True), layer_type(H, R, return_sequences=True)):
@@ -129,7 +129,7 @@ def test_both_directions(cell_type, layer_type, tmp_path):
 
 @pytest.mark.parametrize("policy", ["float16", "bfloat16", "mixed_float16", "mixed_bfloat16", "float64"])
 @PAIRS
-def test_dtype_policies(cell_type, layer_type, policy):
+def test_layers_follow_the_dtype_policy(cell_type, layer_type, policy):
     compute = policy.removeprefix("mixed_")
     variable = "float32" if policy.startswith("mixed_") else compute
     rnn = keras.layers.RNN(cell_type(H, R, dtype=policy), dtype=policy)
@@ -142,7 +142,7 @@ def test_dtype_policies(cell_type, layer_type, policy):
 
 
 @PAIRS
-def test_layers_survive_their_config_and_a_file(cell_type, layer_type, tmp_path):
+def test_layers_are_restored_from_config_and_file(cell_type, layer_type, tmp_path):
     inputs = keras.Input((None, E))
     hidden = keras.layers.RNN(cell_type(H, projection=R, layer_norm=True), return_sequences=True)(inputs)
     outputs = layer_type(H, R, layer_norm=True, return_state=True)(hidden)
@@ -154,7 +154,7 @@ def test_layers_survive_their_config_and_a_file(cell_type, layer_type, tmp_path)
         assert type(layer).from_config(layer.get_config()).get_config() == layer.get_config()
 
 
-def test_numpys_whole_numbers_are_sizes(tmp_path):
+def test_layer_accepts_numpy_integers_as_sizes(tmp_path):
     wide: Any = np.int64
     layer = CIFG(wide(H), wide(R))
     assert json.dumps(layer.get_config()["units"]) == str(H) and layer.cell.projection == R
@@ -162,7 +162,7 @@ def test_numpys_whole_numbers_are_sizes(tmp_path):
 
 @pytest.mark.parametrize("arguments", [{"units": 0}, {"units": 3, "projection": -1}, {"units": 2.5}])
 @PAIRS
-def test_wrong_sizes_are_refused_by_name(cell_type, layer_type, arguments):
+def test_layers_refuse_sizes_that_are_not_positive_integers(cell_type, layer_type, arguments):
     for build in (cell_type, layer_type):
         with pytest.raises(ValueError, match=f"{list(arguments)[-1]} .* is not a positive integer"):
             build(**arguments)
@@ -182,7 +182,7 @@ def make_loss():
 @pytest.mark.parametrize("options", [{}, {"layer_norm": True, "output_bias": True}])
 @pytest.mark.parametrize("length", [None, 8])
 @CELLS
-def test_the_keras_model_is_the_language_model(cell, options, length):
+def test_keras_model_gives_the_losses_of_the_language_model(cell, options, length):
     model, weights, tokens = make_language_model(cell, **options)
     logits = to_keras(model, weights, length)(tokens[:, :-1])
     assert logits.shape == (5, 8, 11)
@@ -194,7 +194,7 @@ def test_the_keras_model_is_the_language_model(cell, options, length):
 
 
 @CELLS
-def test_weights_go_to_keras_and_back_by_name(cell):
+def test_weights_loaded_into_keras_come_back_unchanged(cell):
     model, weights, _ = make_language_model(cell, output_bias=True)
     keras_model = to_keras(model)
     load_into_keras(keras_model, weights)
@@ -204,16 +204,17 @@ def test_weights_go_to_keras_and_back_by_name(cell):
         np.testing.assert_array_equal(back[name], weight)
 
 
-def test_new_keras_weights_have_the_law_of_init():
+def test_new_keras_weights_have_the_distribution_of_init():
     model = RecurrentLanguageModel("si-cifg", 300, 40, 90, output_bias=True)
     drawn, expected = from_keras(to_keras(model)), model.init(0)
     assert {n: w.shape for n, w in drawn.items()} == {n: w.shape for n, w in expected.items()}
     for name, weight in expected.items():
-        # Both deviations are of the same law: 5 sigma of their difference, error below 1e-5 for all.
+        # Both are standard deviations of samples of one distribution. The bound is 5 sigma of their difference, so
+        # that the test fails by chance with probability below 1e-5.
         np.testing.assert_allclose(drawn[name].std(), weight.std(), rtol=5 / np.sqrt(weight.size))
 
 
-def test_weights_of_another_model_are_refused_by_name():
+def test_load_into_keras_refuses_wrong_shapes_and_unknown_names():
     model, weights, _ = make_language_model("cifg")
     keras_model = to_keras(model)
     with pytest.raises(ValueError, match="bias has shape"):
@@ -223,7 +224,7 @@ def test_weights_of_another_model_are_refused_by_name():
 
 
 @CELLS
-def test_the_summary_counts_the_tied_embedding_once(cell):
+def test_summary_counts_the_tied_embedding_once(cell):
     lines = []
     model = RecurrentLanguageModel(cell, 4000, 96, 192)
     to_keras(model).summary(print_fn=lambda line, **_: lines.append(line))
@@ -233,7 +234,7 @@ def test_the_summary_counts_the_tied_embedding_once(cell):
 
 
 @CELLS
-def test_the_keras_model_trains_saves_and_loads(cell, tmp_path):
+def test_keras_model_trains_and_is_restored_from_a_file(cell, tmp_path):
     model, _, tokens = make_language_model(cell)
     keras_model = to_keras(model, model.init(0))
     keras_model.compile(keras.optimizers.SGD(0.5), loss=make_loss())
@@ -247,7 +248,7 @@ def test_the_keras_model_trains_saves_and_loads(cell, tmp_path):
 
 
 @CELLS
-def test_one_keras_step_is_one_step_of_the_pure_functions(cell):
+def test_one_keras_sgd_step_equals_one_step_with_the_pure_functions(cell):
     model, weights, tokens = make_language_model(cell)
     keras_model = to_keras(model, weights)
     keras_model.compile(keras.optimizers.SGD(0.1), loss=make_loss())
@@ -261,28 +262,28 @@ def test_one_keras_step_is_one_step_of_the_pure_functions(cell):
         np.testing.assert_allclose(weight, tensors[name] - 0.1 * gradient[name], atol=1e-5)
 
 
-def test_only_to_keras_makes_what_from_keras_takes():
+def test_from_keras_refuses_a_model_that_to_keras_did_not_build():
     other = keras.Sequential([keras.Input((5, 4)), CIFG(3)])
-    with pytest.raises(ValueError, match="was not made by to_keras: use get_weights and set_weights"):
+    with pytest.raises(ValueError, match="was not built by to_keras: use its get_weights and set_weights"):
         from_keras(other)
 
 
-OTHER = "2.14.0" if keras.__version__.startswith("3") else "3.15.1"
+OTHER_VERSION = "2.14.0" if keras.__version__.startswith("3") else "3.15.1"
 
 
 @pytest.mark.parametrize(
     ("files", "message"),
     [
         (
-            {"metadata.json": {"keras_version": OTHER}, "config.json": {}},
-            f"was saved by Keras {OTHER}, .*load_into_keras",
+            {"metadata.json": {"keras_version": OTHER_VERSION}, "config.json": {}},
+            f"was saved by Keras {OTHER_VERSION}, .*load_into_keras",
         ),
-        ({"metadata.json": [], "config.json": {}}, "is no .keras file"),
-        ({"metadata.json": {"keras_version": keras.__version__}}, "is no .keras file"),
-        ({}, "is no .keras file"),
+        ({"metadata.json": [], "config.json": {}}, "is not a .keras file"),
+        ({"metadata.json": {"keras_version": keras.__version__}}, "is not a .keras file"),
+        ({}, "is not a .keras file"),
     ],
 )
-def test_what_is_no_keras_file_of_this_generation_is_refused(files, message, tmp_path):
+def test_load_keras_refuses_other_files_and_other_major_versions(files, message, tmp_path):
     with zipfile.ZipFile(tmp_path / "model.keras", "w") as file:
         for name, content in files.items():
             file.writestr(name, json.dumps(content))

@@ -1,4 +1,4 @@
-"""The LSTM's gradient by hand against autodiff of the definition, in float64; its outputs against Keras' layer."""
+"""Compares the LSTM's hand-written gradient with autodiff of the definition, and its outputs with Keras' layer."""
 
 import numpy as np
 import tensorflow as tf
@@ -11,7 +11,7 @@ H = 3
 
 
 def by_definition(projected, recurrent_kernel):
-    """One user: [T, B, 4H], [H, 4H] -> [T, B, H], as in Hochreiter and Schmidhuber with the forget gate."""
+    """Computes an LSTM with forget gate step by step, without a client axis: [T, B, 4H], [H, 4H] -> [T, B, H]."""
     output = cell = tf.zeros([projected.shape[1], H], projected.dtype)
     outputs = []
     for t in range(projected.shape[0]):
@@ -28,28 +28,28 @@ def with_gradients(function, projected, kernel, upstream):
         tape.watch(arguments)
         outputs = function(*arguments)
         total = tf.reduce_sum(outputs * upstream)
-    # Over one step the recurrent kernel takes no part.
+    # Over one step the result does not depend on the recurrent kernel.
     return outputs, *tape.gradient(total, arguments, unconnected_gradients=tf.UnconnectedGradients.ZERO)
 
 
 @settings(max_examples=15)
 @given(st.integers(1, 5), st.integers(1, 4), st.integers(0, 3), st.integers(0, 99))
-def test_the_gradient_is_that_of_autodiff(steps, batch, users, seed):
-    """`users` 0: without the axis."""
-    rng, lead = np.random.default_rng(seed), [users] * (users > 0)
+def test_outputs_equal_autodiff_of_the_definition_in_values_and_gradients(steps, batch, clients, seed):
+    """`clients` = 0 means no client axis."""
+    rng, lead = np.random.default_rng(seed), [clients] * (clients > 0)
     projected, kernel = rng.normal(size=(*lead, steps, batch, 4 * H)), rng.normal(size=(*lead, H, 4 * H))
     upstream = rng.normal(size=(*lead, steps, batch, H))
-    found = with_gradients(lstm.outputs, projected, kernel, upstream)
-    if users:
-        each = [with_gradients(by_definition, *of_user) for of_user in zip(projected, kernel, upstream, strict=True)]
-        wanted = [np.stack(parts) for parts in zip(*each, strict=True)]
+    actual = with_gradients(lstm.outputs, projected, kernel, upstream)
+    if clients:
+        each = [with_gradients(by_definition, *data) for data in zip(projected, kernel, upstream, strict=True)]
+        expected = [np.stack(parts) for parts in zip(*each, strict=True)]
     else:
-        wanted = with_gradients(by_definition, projected, kernel, upstream)
-    for ours, law in zip(found, wanted, strict=True):
-        np.testing.assert_allclose(ours, law, rtol=1e-11, atol=1e-12)
+        expected = with_gradients(by_definition, projected, kernel, upstream)
+    for a, b in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-12)
 
 
-def test_the_outputs_are_those_of_keras_layer():
+def test_outputs_equal_those_of_the_keras_layer():
     layer = tf.keras.layers.LSTM(H, return_sequences=True)
     inputs = np.random.default_rng(1).normal(size=(4, 6, 2)).astype(np.float32)
     wanted = layer(inputs)

@@ -1,4 +1,4 @@
-"""The output layer against NumPy and against autodiff of the textbook formula, in float64."""
+"""Compares the output layer with NumPy and with autodiff of the textbook formula, in float64."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ V, E = 9, 4
 
 
 def textbook(outputs, table, bias, targets):
-    """By TensorFlow's own operations, which autodiff knows."""
+    """Computes the losses with TensorFlow's own operations, which autodiff differentiates."""
     logits = tf.matmul(outputs, table, transpose_b=True)
     if bias is not None:
         logits += bias
@@ -42,66 +42,66 @@ def with_gradients(function, outputs, table, bias, targets, upstream):
     return [losses, *tape.gradient(total, given_)]
 
 
-def problem(seed=0, users=(), rows=(2, 5), padding=0.3, bias=True, scale=1.0):
+def problem(seed=0, clients=(), rows=(2, 5), padding=0.3, bias=True, scale=1.0):
     rng = np.random.default_rng(seed)
-    targets = rng.integers(1, V, (*users, *rows)).astype(np.int32)
+    targets = rng.integers(1, V, (*clients, *rows)).astype(np.int32)
     targets[rng.random(targets.shape) < padding] = PAD
     return (
-        rng.normal(size=(*users, *rows, E)) * scale,
-        rng.normal(size=(*users, V, E)) * scale,
-        rng.normal(size=(*users, V)) if bias else None,
+        rng.normal(size=(*clients, *rows, E)) * scale,
+        rng.normal(size=(*clients, V, E)) * scale,
+        rng.normal(size=(*clients, V)) if bias else None,
         targets,
         rng.normal(size=targets.shape),
     )
 
 
-def by_user(function, data):
-    """The same for each user of the data alone, stacked; without a user axis just the same."""
+def by_client(function, data):
+    """Applies the function to each client's data alone and stacks the results; without a client axis, just once."""
     if data[1].ndim == 2:
         return with_gradients(function, *data)
-    users = [[None if part is None else part[user] for part in data] for user in range(len(data[1]))]
-    return [np.stack(parts) for parts in zip(*(with_gradients(function, *each) for each in users), strict=True)]
+    clients = [[None if part is None else part[client] for part in data] for client in range(len(data[1]))]
+    return [np.stack(parts) for parts in zip(*(with_gradients(function, *each) for each in clients), strict=True)]
 
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("padding", [0.0, 0.3, 1.0], ids=["none", "some", "all"])
-@pytest.mark.parametrize("users", [(), (3,)], ids=["one", "users"])
+@pytest.mark.parametrize("clients", [(), (3,)], ids=["no client axis", "client axis"])
 @pytest.mark.parametrize(
     ("ours", "theirs"),
     [(cross_entropy, textbook), (loss_sum, textbook_sum), (loss_sum_with_correct, textbook_sum)],
 )
-def test_losses_and_gradients_equal_autodiff_of_the_textbook(ours, theirs, users, padding, bias):
-    data = problem(users=users, padding=padding, bias=bias)
+def test_losses_and_gradients_equal_autodiff_of_the_textbook_formula(ours, theirs, clients, padding, bias):
+    data = problem(clients=clients, padding=padding, bias=bias)
     if ours in (loss_sum, loss_sum_with_correct):
-        data = (*data[:4], np.random.default_rng(9).normal(size=users))
+        data = (*data[:4], np.random.default_rng(9).normal(size=clients))
     got = with_gradients(ours, *data)
-    for a, b in zip(got, by_user(theirs, data), strict=True):
+    for a, b in zip(got, by_client(theirs, data), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-12)
     if ours in (loss_sum, loss_sum_with_correct) and padding == 1.0:
         assert not any(np.any(part) for part in got)
 
 
 @given(st.integers(0, 10**6), st.integers(0, 6), st.sampled_from([1e-3, 1.0, 30.0]), st.booleans())
-def test_the_law_holds_for_any_rows(seed, rows, scale, users):
-    data = problem(seed, users=(2,) if users else (), rows=(rows,), scale=scale)
-    for a, b in zip(with_gradients(cross_entropy, *data), by_user(textbook, data), strict=True):
+def test_cross_entropy_equals_the_textbook_formula_for_random_shapes_and_scales(seed, rows, scale, clients):
+    data = problem(seed, clients=(2,) if clients else (), rows=(rows,), scale=scale)
+    for a, b in zip(with_gradients(cross_entropy, *data), by_client(textbook, data), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-10, rtol=1e-10)
 
 
-def test_a_planted_error_is_rejected(monkeypatch):
-    """Of the softmax that the gradient is made of, and of the target's place in it."""
+def test_comparison_rejects_a_wrong_softmax_and_a_wrong_sign_at_the_target(monkeypatch):
+    """The faults are a softmax of scaled logits, and a 1 that is added instead of subtracted at the target."""
     want = with_gradients(textbook, *problem())
 
-    def off(change):
+    def error(plant):
         with monkeypatch.context() as patch:
-            change(patch)
+            plant(patch)
             got = with_gradients(cross_entropy, *problem())
         return max(np.abs(a - b).max() for a, b in zip(got, want, strict=True))
 
     softmax, add = tf.nn.softmax, tf.tensor_scatter_nd_add
-    assert off(lambda patch: None) < 1e-12
-    assert off(lambda patch: patch.setattr(output_layer.tf.nn, "softmax", lambda x: softmax(1.001 * x))) > 1e-5
-    assert off(lambda patch: patch.setattr(output_layer.tf, "tensor_scatter_nd_sub", add)) > 1e-2
+    assert error(lambda patch: None) < 1e-12
+    assert error(lambda patch: patch.setattr(output_layer.tf.nn, "softmax", lambda x: softmax(1.001 * x))) > 1e-5
+    assert error(lambda patch: patch.setattr(output_layer.tf, "tensor_scatter_nd_sub", add)) > 1e-2
 
 
 @pytest.mark.parametrize("users", [(), (2,)], ids=["one", "users"])
@@ -123,8 +123,8 @@ def test_extreme_logits_have_exact_losses_and_finite_gradients(users):
     assert np.all(np.isfinite(got[2]))
 
 
-def test_a_loss_that_is_not_finite_stays_with_its_user():
-    outputs, table, bias, targets, upstream = problem(users=(3,), padding=0.0)
+def test_loss_that_is_not_finite_affects_only_its_own_client():
+    outputs, table, bias, targets, upstream = problem(clients=(3,), padding=0.0)
     table[1, 2, 0] = np.nan
     losses, d_outputs, d_table, d_bias = with_gradients(cross_entropy, outputs, table, bias, targets, upstream)
     for part in (losses, d_outputs, d_table, d_bias):
@@ -132,10 +132,10 @@ def test_a_loss_that_is_not_finite_stays_with_its_user():
         assert list(finite) == [True, False, True]
 
 
-@pytest.mark.parametrize("users", [(), (2,)], ids=["one", "users"])
+@pytest.mark.parametrize("clients", [(), (2,)], ids=["no client axis", "client axis"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e300])
-def test_what_padding_gives_does_not_count_even_if_it_is_no_number(bad, users):
-    outputs, table, bias, targets, _ = problem(users=users)
+def test_sums_ignore_padding_that_is_not_finite(bad, clients):
+    outputs, table, bias, targets, _ = problem(clients=clients)
     want = with_gradients(loss_sum, outputs, table, bias, targets, 1.0)
     outputs[targets == PAD] = bad
     got = with_gradients(loss_sum, outputs, table, bias, targets, 1.0)
@@ -144,8 +144,8 @@ def test_what_padding_gives_does_not_count_even_if_it_is_no_number(bad, users):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_a_certain_target_costs_nothing_and_an_impossible_one_its_distance(dtype):
-    """The loss is never negative, and small ones keep their digits as far as the logits have them."""
+def test_cross_entropy_is_accurate_and_not_negative_from_certain_to_impossible_targets(dtype):
+    """With two tokens whose logits differ by `gaps`, the loss is log(1 + exp(∓gap)), for gaps from 0 to 1e4."""
     gaps = np.array([0.0, 1e-3, 1.0, 5.0, 15.0, 80.0, 1e3, 1e4])
     outputs = np.ones((len(gaps), 1), dtype)
     for sign in (1, -1):
@@ -163,13 +163,13 @@ def test_a_certain_target_costs_nothing_and_an_impossible_one_its_distance(dtype
         assert np.all(losses >= 0)
 
 
-@pytest.mark.parametrize("users", [(), (3,)], ids=["one", "users"])
-def test_tied_adds_the_gradients_of_repeated_ids_to_that_of_the_table(users):
+@pytest.mark.parametrize("clients", [(), (3,)], ids=["no client axis", "client axis"])
+def test_tied_adds_the_gradients_of_repeated_ids_to_the_gradient_of_the_table(clients):
     rng = np.random.default_rng(3)
-    embedding = tf.constant(rng.normal(size=(*users, V, E)))
-    ids = rng.integers(0, V, (*users, 2, 6)).astype(np.int32)
+    embedding = tf.constant(rng.normal(size=(*clients, V, E)))
+    ids = rng.integers(0, V, (*clients, 2, 6)).astype(np.int32)
     ids[..., 1, :] = 4
-    of_rows, of_table = rng.normal(size=(*ids.shape, E)), rng.normal(size=(*users, V, E))
+    of_rows, of_table = rng.normal(size=(*ids.shape, E)), rng.normal(size=(*clients, V, E))
     with tf.GradientTape() as tape:
         tape.watch(embedding)
         rows, table = tied(embedding, tf.constant(ids))
@@ -178,15 +178,15 @@ def test_tied_adds_the_gradients_of_repeated_ids_to_that_of_the_table(users):
     assert isinstance(gradient, tf.Tensor)
     want = of_table.copy()
     for index in np.ndindex(ids.shape):
-        user = index[: len(users)]
-        np.testing.assert_array_equal(rows[index], embedding[(*user, ids[index])])
-        want[(*user, ids[index])] += of_rows[index]
+        client = index[: len(clients)]
+        np.testing.assert_array_equal(rows[index], embedding[(*client, ids[index])])
+        want[(*client, ids[index])] += of_rows[index]
     np.testing.assert_array_equal(table, embedding)
     np.testing.assert_allclose(gradient, want, atol=1e-12)
 
 
 @pytest.mark.parametrize("used", ["rows", "table"])
-def test_tied_with_one_of_its_two_results_unused(used):
+def test_tied_has_the_right_gradient_if_one_of_its_results_is_unused(used):
     embedding = tf.constant(np.random.default_rng(4).normal(size=(V, E)))
     with tf.GradientTape() as tape:
         tape.watch(embedding)
@@ -197,15 +197,15 @@ def test_tied_with_one_of_its_two_results_unused(used):
     np.testing.assert_array_equal(tape.gradient(total, embedding), want)
 
 
-@pytest.mark.parametrize("users", [(), (3,)], ids=["one", "users"])
-def test_correct_counts_the_targets_that_are_likeliest(users):
-    outputs, table, bias, targets, _ = problem(users=users)
+@pytest.mark.parametrize("clients", [(), (3,)], ids=["no client axis", "client axis"])
+def test_sums_count_the_targets_with_the_largest_logit(clients):
+    outputs, table, bias, targets, _ = problem(clients=clients)
     logits = outputs @ np.swapaxes(table[..., np.newaxis, :, :], -1, -2) + bias[..., np.newaxis, np.newaxis, :]
     targets = np.where(np.random.default_rng(1).random(targets.shape) < 0.5, logits.argmax(-1), targets).astype(
         np.int32
     )
-    right = (logits.argmax(-1) == targets) & (targets != PAD)
-    assert 0 < right.sum() < (targets != PAD).sum()
+    correct = (logits.argmax(-1) == targets) & (targets != PAD)
+    assert 0 < correct.sum() < (targets != PAD).sum()
     outputs, table, bias, targets = (tf.constant(part) for part in (outputs, table, bias, targets))
-    found = output_layer.sums(outputs, table, bias, targets, with_correct=True)[1]
-    np.testing.assert_array_equal(found, right.sum((-2, -1)))
+    count = output_layer.sums(outputs, table, bias, targets, with_correct=True)[1]
+    np.testing.assert_array_equal(count, correct.sum((-2, -1)))

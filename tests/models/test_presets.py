@@ -11,7 +11,7 @@ def parameters(model):
     return sum(int(np.prod(shape)) for shape in model.shapes().values())
 
 
-# vocabulary x embedding + 3 gates x (input + output + bias) x units + projection, typed out by hand.
+# Written out: vocabulary x embedding + 3 gates x (input + recurrent output + bias) x units + units x projection.
 @pytest.mark.parametrize(
     ("name", "cell", "expected"),
     [
@@ -21,14 +21,14 @@ def parameters(model):
         ("si-cifg-18.8m", "si-cifg", 18_782_208),
     ],
 )
-def test_a_preset_has_the_parameters_of_its_name(name, cell, expected):
+def test_preset_has_the_number_of_parameters_in_its_name(name, cell, expected):
     model = preset(name)
     assert model.cell == cell
     assert parameters(model) == expected
     assert f"{expected / 1e6:.1f}m" in name
 
 
-def test_tiny_takes_its_vocabulary_size_from_the_caller():
+def test_tiny_preset_needs_a_vocabulary_size():
     model = preset("tiny", 1024)
     assert (model.vocabulary_size, model.embedding, model.units) == (1024, 96, 192)
     assert parameters(model) == 1024 * 96 + 3 * 193 * 192 + 192 * 96 == 227_904
@@ -36,17 +36,17 @@ def test_tiny_takes_its_vocabulary_size_from_the_caller():
         preset("tiny")
 
 
-def test_the_vocabulary_size_of_a_large_preset_may_be_changed():
+def test_large_preset_accepts_another_vocabulary_size():
     assert preset("cifg-4.7m", 500).vocabulary_size == 500
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_preset_survives_its_config(name):
+def test_from_config_rebuilds_a_preset(name):
     model = preset(name, 300)
     assert from_config(model.config()) == model
 
 
-def test_an_unknown_name_is_refused_with_those_that_exist():
+def test_preset_refuses_an_unknown_name_and_lists_the_known_ones():
     with pytest.raises(ValueError, match="preset: 'huge' is not one of tiny, cifg-4.7m"):
         preset("huge")
 
@@ -59,19 +59,19 @@ def test_an_unknown_name_is_refused_with_those_that_exist():
         ({"units": "many"}, "units: 'many' is not a positive integer"),
     ],
 )
-def test_a_wrong_config_is_refused_in_one_line(change, message):
+def test_from_config_refuses_wrong_entries_in_one_line(change, message):
     with pytest.raises(ValueError, match=message) as error:
         from_config({**preset("tiny", 300).config(), **change})
     assert "\n" not in str(error.value)
 
 
-def test_a_config_without_an_entry_names_it():
+def test_from_config_names_a_missing_entry():
     config = preset("tiny", 300).config()
     del config["units"]
     with pytest.raises(ValueError, match="units"):
         from_config(config)
 
 
-def test_importing_the_package_and_the_names_loads_no_tensorflow():
+def test_importing_package_and_presets_does_not_load_tensorflow():
     code = "import sys, models, models.presets, models.language_model; sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

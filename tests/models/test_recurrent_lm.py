@@ -22,7 +22,7 @@ def make_model(cell="si-cifg", **options):
 
 
 def make_weights(model, seed=0, dtype=np.float64):
-    """All entries random, so that no zero bias hides a fault."""
+    """Draws all weights at random, because biases of zero could hide a fault."""
     rng = np.random.default_rng(seed)
     return {n: rng.normal(size=s).astype(dtype) for n, s in model.shapes().items()}
 
@@ -67,7 +67,7 @@ def test_token_losses_of_a_long_row_equal_the_oracle(cell):
 
 
 @CELLS
-def test_the_gradient_equals_central_differences_of_the_oracle(cell):
+def test_gradient_equals_central_differences_of_the_oracle(cell):
     model = make_model(cell, output_bias=True)
     weights, tokens = make_weights(model), make_tokens(2, 6)
     tensors = {n: tf.constant(w) for n, w in weights.items()}
@@ -77,7 +77,7 @@ def test_the_gradient_equals_central_differences_of_the_oracle(cell):
     gradient = tape.gradient(loss, tensors)
     rng, step = np.random.default_rng(2), 1e-6
     for name, weight in weights.items():
-        assert isinstance(gradient[name], tf.Tensor)  # dense, so that a plain update may follow
+        assert isinstance(gradient[name], tf.Tensor)  # dense, so that plain arithmetic can apply it
         direction = rng.normal(size=weight.shape)
 
         def total(sign, name=name, weight=weight, direction=direction):
@@ -88,7 +88,7 @@ def test_the_gradient_equals_central_differences_of_the_oracle(cell):
         np.testing.assert_allclose(np.sum(gradient[name] * direction), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_the_loss_of_extreme_logits_is_finite():
+def test_token_losses_of_extreme_logits_are_finite():
     model = make_model(output_bias=True)
     weights = make_weights(model, dtype=np.float32)
     weights["output_bias"][:] = [1e4, -1e4, *[0] * (V - 2)]
@@ -98,18 +98,18 @@ def test_the_loss_of_extreme_logits_is_finite():
 
 @CELLS
 @pytest.mark.parametrize("output_bias", [False, True])
-@pytest.mark.parametrize("users", [0, 3])
-def test_the_sum_of_losses_is_that_of_the_real_targets(cell, output_bias, users):
-    """Rows of any length, padding inside a row, and with users (0: without the axis) rows that do not count."""
+@pytest.mark.parametrize("clients", [0, 3])
+def test_loss_sum_and_correct_count_cover_only_targets_that_are_not_padding(cell, output_bias, clients):
+    """The data has short rows, padding inside rows and, with a client axis (clients > 0), rows of padding."""
     model, rng = make_model(cell, output_bias=output_bias), np.random.default_rng(3)
-    lead = [users] * (users > 0)
+    lead = [clients] * (clients > 0)
     weights = {n: tf.constant(rng.normal(size=(*lead, *s))) for n, s in model.shapes().items()}
     tokens = rng.integers(1, V, (*lead, 4, 7)).astype(np.int32)
     tokens[rng.random(tokens.shape) < 0.3] = 0
     tokens[..., 1, 3:] = 0
-    rows = np.array([4, 2, 0][:users], np.int32)
+    rows = np.array([4, 2, 0][:clients], np.int32)
     counted = tokens[..., 1:] != 0
-    if users:
+    if clients:
         counted &= (np.arange(4) < rows[:, np.newaxis])[..., np.newaxis]
 
     def gradients_of(function):
@@ -118,29 +118,29 @@ def test_the_sum_of_losses_is_that_of_the_real_targets(cell, output_bias, users)
             total = function()
         return total, tape.gradient(total, weights)
 
-    total, gradients = gradients_of(lambda: model.loss_sum(weights, tokens, *([rows] if users else [])))
-    masked, wanted = gradients_of(lambda: tf.reduce_sum(model.token_losses(weights, tokens) * counted, [-2, -1]))
+    total, gradients = gradients_of(lambda: model.loss_sum(weights, tokens, *([rows] if clients else [])))
+    masked, expected = gradients_of(lambda: tf.reduce_sum(model.token_losses(weights, tokens) * counted, [-2, -1]))
     np.testing.assert_allclose(total, masked, rtol=1e-11)
-    for name, gradient in wanted.items():
+    for name, gradient in expected.items():
         np.testing.assert_allclose(tf.convert_to_tensor(gradients[name]), tf.convert_to_tensor(gradient), atol=1e-11)
-    loss, correct = model.loss_and_correct(weights, tokens, *([rows] if users else []))
+    loss, correct = model.loss_and_correct(weights, tokens, *([rows] if clients else []))
     np.testing.assert_allclose(loss, masked, rtol=1e-11)
     right = []
-    for user in range(users or 1):
-        own = {name: weight[user] if users else weight for name, weight in weights.items()}
-        its, its_counted = (tokens[user], counted[user]) if users else (tokens, counted)
+    for client in range(clients or 1):
+        own = {name: weight[client] if clients else weight for name, weight in weights.items()}
+        its, its_counted = (tokens[client], counted[client]) if clients else (tokens, counted)
         zero = tf.nest.map_structure(lambda part: tf.cast(part, tf.float64), model.initial_state(4))
         logits, _ = model.extend(own, its[:, :-1], zero)
         right.append(((logits.numpy().argmax(-1) == its[:, 1:]) & its_counted).sum())
-    np.testing.assert_array_equal(correct, right if users else right[0])
+    np.testing.assert_array_equal(correct, right if clients else right[0])
 
 
 @CELLS
-def test_a_user_axis_equals_a_loop_over_users(cell):
+def test_client_axis_equals_a_loop_over_clients(cell):
     model = make_model(cell, output_bias=True)
-    users = [make_weights(model, seed) for seed in range(3)]
+    clients = [make_weights(model, seed) for seed in range(3)]
     tokens = make_tokens(3, 2, 7)
-    stacked = {n: tf.stack([w[n] for w in users]) for n in users[0]}
+    stacked = {n: tf.stack([w[n] for w in clients]) for n in clients[0]}
 
     def loss_and_gradient(weights, tokens):
         weights = {n: tf.convert_to_tensor(w) for n, w in weights.items()}
@@ -152,15 +152,15 @@ def test_a_user_axis_equals_a_loop_over_users(cell):
 
     together, gradients = loss_and_gradient(stacked, tokens)
     assert together.shape == (3, 2, 6)
-    for user, weights in enumerate(users):
-        alone, gradient = loss_and_gradient(weights, tokens[user])
-        np.testing.assert_allclose(together[user], alone, atol=1e-12)
+    for client, weights in enumerate(clients):
+        alone, gradient = loss_and_gradient(weights, tokens[client])
+        np.testing.assert_allclose(together[client], alone, atol=1e-12)
         for name in weights:
-            np.testing.assert_allclose(gradients[name][user], gradient[name], atol=1e-12)
+            np.testing.assert_allclose(gradients[name][client], gradient[name], atol=1e-12)
 
 
 @CELLS
-def test_prefill_gives_the_logits_and_state_after_each_rows_last_token(cell):
+def test_prefill_gives_logits_and_state_after_the_last_token_of_each_row(cell):
     model = make_model(cell, output_bias=True)
     weights, tokens, lengths = make_weights(model), make_tokens(7, 7), np.arange(1, 8, dtype=np.int32)
     logits, state = model.prefill(weights, tokens, lengths)
@@ -176,8 +176,8 @@ def test_prefill_gives_the_logits_and_state_after_each_rows_last_token(cell):
 @CELLS
 @given(data=st.data())
 @settings(max_examples=15, deadline=None)
-def test_any_split_into_prefill_extend_and_rewind_tells_the_same_story(cell, data):
-    """Law: however rows are cut, logits are those of the whole row, and states those of what was kept."""
+def test_prefill_extend_and_rewind_agree_for_any_split_of_a_row(cell, data):
+    """However a row is split, its logits are those of the whole row, and a state is that of the tokens it has read."""
     model = make_model(cell)
     weights = make_weights(model)
     batch, new = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 5))
@@ -191,15 +191,15 @@ def test_any_split_into_prefill_extend_and_rewind_tells_the_same_story(cell, dat
     for index in range(batch):
         whole = np.concatenate([prompt[index, : lengths[index]], more[index]])
         losses = model.token_losses(weights, whole[np.newaxis])[0, lengths[index] - 1 :]
-        laws = log_softmax(np.concatenate([first[index : index + 1], logits[index, :-1]]))
-        np.testing.assert_allclose(-laws[np.arange(new), more[index]], losses, atol=1e-12)
+        log_probabilities = log_softmax(np.concatenate([first[index : index + 1], logits[index, :-1]]))
+        np.testing.assert_allclose(-log_probabilities[np.arange(new), more[index]], losses, atol=1e-12)
         remaining = whole[: lengths[index] + kept[index]]
         _, expected = model.prefill(weights, remaining[np.newaxis], np.array([len(remaining)], np.int32))
         assert_same_state(row(rewound, index), expected)
 
 
 @CELLS
-def test_extending_at_once_equals_extending_one_by_one_after_a_rewind(cell):
+def test_extend_by_five_tokens_equals_five_extends_by_one_with_rewinds(cell):
     model = make_model(cell)
     weights, tokens = make_weights(model, dtype=np.float32), make_tokens(2, 5)
     together, trail = model.extend(weights, tokens, model.initial_state(2))
@@ -214,9 +214,9 @@ def test_extending_at_once_equals_extending_one_by_one_after_a_rewind(cell):
 
 @CELLS
 @pytest.mark.parametrize("compiled", [False, True], ids=["graph", "XLA"])
-def test_eager_graph_and_xla_agree(cell, compiled):
+def test_graph_and_xla_equal_eager_mode(cell, compiled):
     model = make_model(cell, layer_norm=True, output_bias=True)
-    # In float64, where a difference beyond rounding stands out.
+    # In float64 rounding is so small that any other difference stands out.
     weights = {n: tf.constant(w) for n, w in make_weights(model).items()}
     tokens, lengths, kept = make_tokens(3, 5), tf.constant([1, 2, 4]), tf.constant([0, 1, 2])
 
@@ -240,7 +240,7 @@ def test_eager_graph_and_xla_agree(cell, compiled):
 
 
 @CELLS
-def test_a_long_row_trains_under_xla(cell):
+def test_gradient_of_a_long_row_is_the_same_under_xla(cell):
     model = make_model(cell)
     weights = {n: tf.constant(w) for n, w in make_weights(model).items()}
     tokens = tf.constant(make_tokens(1, LONGEST_UNROLLED + 3))
@@ -257,8 +257,8 @@ def test_a_long_row_trains_under_xla(cell):
 
 
 @CELLS
-def test_plain_sgd_learns_from_the_first_weights(cell):
-    """Rows count up from a random start, so all but the first token are certain once learned."""
+def test_plain_sgd_learns_from_the_weights_of_init(cell):
+    """Each row counts up from a random token, so that all other tokens can be predicted with certainty."""
     model = RecurrentLanguageModel(cell, 16, 16, 32)
     rng = np.random.default_rng(0)
     data = ((rng.integers(0, 16, (150, 16, 1)) + np.arange(11)) % 16).astype(np.int32)
@@ -280,7 +280,7 @@ def test_plain_sgd_learns_from_the_first_weights(cell):
     assert losses[-1] < 0.2
 
 
-def test_init_is_a_function_of_the_seed_with_the_shapes_and_scale_it_says():
+def test_init_depends_on_the_seed_alone_and_has_the_stated_shapes_and_scales():
     model = RecurrentLanguageModel("si-cifg", 500, 40, 90, output_bias=True)
     weights, again, other = model.init(3), model.init(3), model.init(4)
     assert list(weights) == sorted(weights)
@@ -298,7 +298,8 @@ def test_init_is_a_function_of_the_seed_with_the_shapes_and_scale_it_says():
     assert not weights["bias"].any()
     assert not weights["output_bias"].any()
     assert not np.array_equal(weights["embedding"], other["embedding"])
-    # The deviation of n normal draws has the relative error 1/sqrt(2n): 5 sigma, error below 1e-5 for all.
+    # The standard deviation of n normal draws has relative error 1/sqrt(2n). The bound is 5 sigma, so that the test
+    # fails by chance with probability below 1e-5.
     for name, fan_in in {
         "embedding": 40,
         "input_kernel": 40,
@@ -309,18 +310,18 @@ def test_init_is_a_function_of_the_seed_with_the_shapes_and_scale_it_says():
         assert abs(relative) < 5 / np.sqrt(2 * weights[name].size)
 
 
-def test_config_is_json_and_makes_the_same_model():
+def test_config_is_json_and_rebuilds_the_same_model():
     model = make_model("cifg", layer_norm=True, output_bias=True)
     assert from_config(json.loads(json.dumps(model.config()))) == model
 
 
 @pytest.mark.parametrize("name", ["vocabulary_size", "embedding", "units"])
 @pytest.mark.parametrize("value", [0, -1, 2.0, True, float("nan")])
-def test_a_size_that_is_no_positive_integer_is_refused_by_name(name, value):
+def test_model_refuses_sizes_that_are_not_positive_integers(name, value):
     with pytest.raises(ValueError, match=f"{name}: .* is not a positive integer"):
         dataclasses.replace(make_model(), **{name: value})
 
 
-def test_an_unknown_cell_is_refused_by_name():
+def test_model_refuses_an_unknown_cell():
     with pytest.raises(ValueError, match="cell: 'gru' is not one of"):
         make_model("gru")

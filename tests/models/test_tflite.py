@@ -11,7 +11,7 @@ V, E, H, B, T, G = 13, 4, 6, 2, 7, 3
 
 
 def convert(path, model, weights):
-    """Converts with TFLITE_BUILTINS alone, which refuses whatever would need another op set."""
+    """Converts the model with TFLITE_BUILTINS alone, so that ops of any other set are an error."""
     module = tf.Module()
     module.held = {n: tf.Variable(w) for n, w in weights.items()}
     state = CIFGState(tf.TensorSpec([B, E], name="output"), tf.TensorSpec([B, H], name="cell"))
@@ -48,7 +48,7 @@ def convert(path, model, weights):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 @pytest.mark.parametrize("layer_norm", [False, True])
 @pytest.mark.parametrize("cell", ["cifg", "si-cifg"])
-def test_decoding_converts_with_builtin_ops_only_and_gives_the_same(cell, layer_norm, tmp_path):
+def test_prefill_extend_and_rewind_convert_to_builtin_ops_and_give_the_same_values(cell, layer_norm, tmp_path):
     model = RecurrentLanguageModel(cell, V, E, H, layer_norm=layer_norm, output_bias=True)
     rng = np.random.default_rng(0)
     weights = {n: rng.normal(size=s).astype(np.float32) for n, s in model.shapes().items()}

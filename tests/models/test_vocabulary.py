@@ -25,7 +25,7 @@ TEXT = [
 
 BYTES = vocabulary.learn([], vocabulary.SMALLEST)
 
-# Letters that the learned merges are about, with the characters that have undone other tokenisers.
+# The letters that the learned merges are made of, and characters that broke other tokenisers.
 HARD = st.text(
     st.sampled_from("theorgas  \u2581\x00\n\t'😀é日本語\u0301\ufeff\ufffd\U0010ffff") | st.characters(codec="utf-8"),
     max_size=60,
@@ -38,7 +38,7 @@ def words():
 
 
 @given(text=HARD)
-def test_every_text_comes_back(words, text):
+def test_decode_returns_the_encoded_text(words, text):
     ids = words.encode(text)
     assert words.decode(ids) == text
     assert all(3 <= token < words.size for token in ids)
@@ -61,16 +61,16 @@ def test_every_text_comes_back(words, text):
         "\u202e\ufffe",
     ],
 )
-def test_texts_that_have_undone_other_tokenisers_come_back(words, text):
+def test_decode_returns_texts_that_broke_other_tokenisers(words, text):
     assert words.decode(words.encode(text)) == text
 
 
 @given(text=HARD)
-def test_encoding_is_that_of_the_definition(words, text):
+def test_encode_follows_the_definition(words, text):
     assert words.encode(text) == bpe.encode(words.pieces, text)
 
 
-# A space only ever leads a piece: so sentencepiece learns them, and so the text is cut into chunks.
+# A space stands only at the start of a piece: sentencepiece learns no other pieces, and `encode` cuts before spaces.
 PIECE = st.builds(str.__add__, st.sampled_from(["", "", " "]), st.text("abc", min_size=2, max_size=4))
 
 
@@ -79,8 +79,8 @@ PIECE = st.builds(str.__add__, st.sampled_from(["", "", " "]), st.text("abc", mi
     pieces=st.lists(PIECE, unique=True, min_size=4, max_size=16),
     text=st.text("abc ", min_size=3, max_size=40),
 )
-def test_encoding_is_that_of_the_definition_for_any_pieces(pieces, text):
-    # With overlapping pieces, a pair that waits for its turn often has lost one of its sides meanwhile.
+def test_encode_follows_the_definition_for_random_pieces(pieces, text):
+    # Overlapping pieces make many heap entries stale: a pair often loses one of its sides before its turn comes.
     words = Vocabulary(BYTES.pieces + tuple(piece.encode() for piece in pieces))
     assert words.encode(text) == bpe.encode(words.pieces, text)
 
@@ -92,7 +92,7 @@ def peer(words):
 
 
 @given(text=HARD)
-def test_encoding_is_that_of_sentencepiece_on_the_mapped_text(words, peer, text):
+def test_encode_equals_sentencepiece_on_the_printable_stand_ins(words, peer, text):
     theirs = [piece.replace("\u2581", " ") for piece in peer.encode_as_pieces(vocabulary.to_printable(text.encode()))]
     assert [vocabulary.to_printable(words.pieces[token]) for token in words.encode(text)] == theirs
 
@@ -102,42 +102,43 @@ def test_ids_are_specials_then_bytes_then_merges(words):
     assert words.size == len(words.pieces) == 340
     assert words.pieces[:3] == (b"", b"", b"")
     assert words.pieces[3:259] == tuple(bytes([byte]) for byte in range(256))
-    # By hand: "th" and "he" are the most frequent pairs of the text, so each " the" becomes one token.
+    # "th" and "he" are the most frequent pairs of the text, so each " the" becomes one token.
     assert len(words.encode(" the the")) == 2
 
 
-def test_learning_twice_gives_the_same(words):
+def test_learn_gives_equal_vocabularies_for_equal_text(words):
     again = vocabulary.learn(iter(TEXT), 340)
     assert again == words
     assert again.digest == words.digest
     assert vocabulary.learn(TEXT, 339).digest != words.digest
 
 
-def test_specials_decode_to_nothing(words):
+def test_decode_gives_no_text_for_special_ids(words):
     assert words.decode([BOS, *words.encode("the end"), EOS, PAD, PAD]) == "the end"
 
 
-def test_half_a_character_decodes_to_the_replacement(words):
+def test_decode_replaces_half_a_character(words):
     assert words.decode([3 + 0xF0, 3 + 0x9F]) == "\ufffd"
     assert words.decode_bytes([3 + 0xF0, 3 + 0x9F]) == b"\xf0\x9f"
 
 
 @pytest.mark.parametrize("token", [-1, 340])
-def test_an_id_outside_is_refused(words, token):
-    with pytest.raises(ValueError, match=f"{token} is outside the vocabulary of 340"):
+def test_decode_refuses_an_id_outside_the_vocabulary(words, token):
+    with pytest.raises(ValueError, match=f"{token} is outside the vocabulary: its ids are 0 to 339"):
         words.decode([token])
 
 
 @given(text=HARD)
-def test_characters_sum_to_the_length_of_the_text(words, text):
+def test_characters_of_ids_sum_to_the_length_of_the_text(words, text):
     assert words.characters.dtype == np.int32
     assert words.characters[words.encode(text)].sum() == len(text)
     assert words.characters[[PAD, BOS, EOS]].tolist() == [0, 0, 1]
 
 
-def test_a_lone_surrogate_is_refused_in_one_line(words):
+def test_encode_refuses_a_lone_surrogate_in_one_line(words):
     with pytest.raises(
-        ValueError, match=r"lone surrogate '\\ud800' at 2, made of a byte that is not UTF-8: give the text in UTF-8$"
+        ValueError,
+        match=r"lone surrogate '\\ud800' at index 2, made of a byte that is not UTF-8: give the text in UTF-8$",
     ):
         words.encode("ab\ud800")
 
@@ -169,13 +170,13 @@ def _timed(words, line):
     return time.process_time() - begin
 
 
-def test_words_longer_than_sentencepiece_can_bear_are_learned_from():
+def test_learn_accepts_words_longer_than_sentencepiece_does():
     words = vocabulary.learn(["xy" * 100_000, "日本" * 50_000, "xyxy"], 264)
     assert b"xy" in words.pieces
 
 
 @given(text=HARD)
-def test_a_saved_vocabulary_is_the_same(words, tmp_path_factory, text):
+def test_load_returns_the_saved_vocabulary(words, tmp_path_factory, text):
     path = tmp_path_factory.mktemp("vocabulary") / "words.json"
     words.save(path)
     loaded = Vocabulary.load(path)
@@ -184,7 +185,7 @@ def test_a_saved_vocabulary_is_the_same(words, tmp_path_factory, text):
     assert loaded.encode(text) == words.encode(text)
 
 
-def test_it_can_be_pickled_after_use(words):
+def test_vocabulary_can_be_pickled_after_use(words):
     words.encode("the")
     assert pickle.loads(pickle.dumps(words)).encode("the other") == words.encode("the other")
 
@@ -200,12 +201,12 @@ def test_it_can_be_pickled_after_use(words):
         (b'{"format": "another"}', "no field 'format'"),
         (b'{"format": "fedspeak vocabulary 1"}', "'merged' is not a list of strings"),
         (b'{"format": "fedspeak vocabulary 1", "merged": [3]}', "'merged' is not a list of strings"),
-        ('{"format": "fedspeak vocabulary 1", "merged": ["日本"]}'.encode(), "'日' stands for no byte"),
+        ('{"format": "fedspeak vocabulary 1", "merged": ["日本"]}'.encode(), "'日' in 'merged' represents no byte"),
         (b'{"format": "fedspeak vocabulary 1", "merged": ["a"]}', "fewer than two bytes"),
         (b'{"format": "fedspeak vocabulary 1", "merged": ["ab", "ab"]}', "twice"),
     ],
 )
-def test_a_wrong_file_is_refused_in_one_line(tmp_path, content, reason):
+def test_load_refuses_a_wrong_file_in_one_line(tmp_path, content, reason):
     path = tmp_path / "words.json"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=reason) as caught:
@@ -214,12 +215,12 @@ def test_a_wrong_file_is_refused_in_one_line(tmp_path, content, reason):
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_file_is_named(tmp_path):
+def test_load_names_a_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match="words.json"):
         Vocabulary.load(tmp_path / "words.json")
 
 
-def test_a_failed_save_leaves_the_old_file(words, tmp_path, monkeypatch):
+def test_save_leaves_the_old_file_if_it_fails(words, tmp_path, monkeypatch):
     path = tmp_path / "words.json"
     words.save(path)
     before = path.read_bytes()
@@ -234,7 +235,7 @@ def test_a_failed_save_leaves_the_old_file(words, tmp_path, monkeypatch):
     assert [entry.name for entry in tmp_path.iterdir()] == ["words.json"]
 
 
-def test_the_bare_bytes_need_no_learning():
+def test_learn_of_size_259_gives_single_bytes_without_text():
     assert vocabulary.learn([], 259).encode("é") == [3 + 0xC3, 3 + 0xA9]
 
 
@@ -242,28 +243,28 @@ def test_the_bare_bytes_need_no_learning():
     ("sentences", "size", "reason"),
     [
         (TEXT, 258, "size 258 is below 259"),
-        (TEXT, 262.0, "vocabulary size 262.0 is not a whole number"),
+        (TEXT, 262.0, "vocabulary size 262.0 is not an integer"),
         ("a text", 300, "give a list of sentences"),
         ([], 300, "no text"),
         (["", ""], 300, "no text"),
-        (["abc"], 300, "size 300 is more than the text yields; at most"),
+        (["abc"], 300, "size 300 is more than the text yields: use more text or a size up to"),
         (["a\udc80"], 300, "lone surrogate"),
     ],
 )
-def test_bad_learning_is_refused_in_one_line(sentences, size, reason):
+def test_learn_refuses_bad_arguments_in_one_line(sentences, size, reason):
     with pytest.raises(ValueError, match=reason) as caught:
         vocabulary.learn(sentences, size)
     assert "\n" not in str(caught.value)
 
 
-def test_the_largest_size_that_an_error_names_can_be_learned():
-    with pytest.raises(ValueError, match="at most") as caught:
+def test_learn_accepts_the_largest_size_that_its_error_names():
+    with pytest.raises(ValueError, match="a size up to") as caught:
         vocabulary.learn(TEXT[:2], 5000)
     largest = int(str(caught.value).rsplit(" ", 1)[1])
     assert vocabulary.learn(TEXT[:2], largest).size == largest
 
 
-def test_an_error_of_the_text_itself_comes_through():
+def test_learn_passes_on_an_error_raised_by_the_sentences():
     def broken():
         yield "abc"
         raise FileNotFoundError("no such play")
@@ -272,12 +273,12 @@ def test_an_error_of_the_text_itself_comes_through():
         vocabulary.learn(broken(), 300)
 
 
-def test_json_is_canonical(words):
+def test_json_is_the_same_after_a_round_trip(words):
     assert json.loads(words.to_json())["format"] == "fedspeak vocabulary 1"
     assert Vocabulary.from_json(words.to_json()).to_json() == words.to_json()
 
 
-def test_encoding_loads_neither_tensorflow_nor_sentencepiece(words, tmp_path):
+def test_encode_loads_neither_tensorflow_nor_sentencepiece(words, tmp_path):
     words.save(tmp_path / "words.json")
     code = (
         "import sys; from models.vocabulary import Vocabulary;"

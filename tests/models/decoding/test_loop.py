@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from models.decoding import numpy_ops as host
+from models.decoding import numpy_ops
 from models.decoding.loop import generate
 from models.decoding.numpy_ops import Choices, Stream
 from models.decoding.prng import random_words
@@ -10,17 +10,17 @@ from tests.oracles import sampling as oracle
 from tests.oracles.backends import everywhere
 
 SIZE, LONGEST = 12, 20
-# A language whose next token depends on the last two.
+# A language model: the logits of the next token for each pair of tokens before it.
 TABLE = (2 * np.random.default_rng(0).standard_normal([SIZE, SIZE, SIZE])).astype(np.float32)
 
 
 def step(token, state):
-    """The state is the token before."""
+    """Takes one step of the model, whose state is the previous token."""
     return tf.gather_nd(TABLE, tf.stack([state, token], axis=-1)), token
 
 
 def run(prompt, seed, request, temperature, top_k, max_new, stop):
-    """Two rows: the request, and another one beside it."""
+    """Generates for a batch of two rows: row 0 is `request`, and row 1 is request 77."""
     requests = tf.stack([request, 77])[:, tf.newaxis]
     words = random_words(seed, Stream.SAMPLE, requests, prompt.shape[0] + tf.range(LONGEST))
     last = tf.repeat(prompt[tf.newaxis], 2, axis=0)
@@ -32,7 +32,7 @@ def run(prompt, seed, request, temperature, top_k, max_new, stop):
 def arguments(prompt, choices):
     return {
         "prompt": np.array(prompt, np.int32),
-        "seed": host.seed_words(choices.seed),
+        "seed": numpy_ops.seed_words(choices.seed),
         "request": np.array(choices.request, np.int32),
         "temperature": np.array(choices.temperature, np.float32),
         "top_k": np.array(choices.top_k, np.int32),
@@ -52,7 +52,7 @@ def by_oracle(prompt, choices):
         choices.max_new_tokens,
         choices.stop,
     )
-    assert least > 1e-7, "a draw too near to a boundary to be decided in float64: take another seed"
+    assert least > 1e-7, "a draw is too near to the boundary between two tokens for the oracle: take another seed"
     return tokens
 
 
@@ -61,7 +61,7 @@ def by_numpy(prompt, choices, table=TABLE):
         return table[before, token], token
 
     logits = table[prompt[-2], prompt[-1]]
-    return list(host.draw(next_logits, logits, prompt[-1], len(prompt), choices))
+    return list(numpy_ops.draw(next_logits, logits, prompt[-1], len(prompt), choices))
 
 
 CASES = [
@@ -74,7 +74,7 @@ CASES = [
 ]
 
 
-def test_every_backend_and_numpy_draw_the_tokens_of_the_oracle():
+def test_generate_draws_the_tokens_of_the_oracle_in_every_backend_and_numpy():
     prompt = [3, 1, 4]
     backends = everywhere(run, **arguments(prompt, CASES[0]))
     for choices in CASES:
@@ -98,7 +98,7 @@ def in_graph():
     return draw
 
 
-def test_ends_after_the_stop_token_only(in_graph):
+def test_generate_ends_a_row_after_the_stop_token_only(in_graph):
     texts = [in_graph([3, 1], Choices(max_new_tokens=20, seed=seed, temperature=2.0, stop=4)) for seed in range(30)]
     assert any(len(text) < 20 for text in texts)
     for text in texts:
@@ -107,7 +107,7 @@ def test_ends_after_the_stop_token_only(in_graph):
 
 
 def continues(function, seeds=20):
-    """Drawing on from prompt and half of the text must give the other half: nothing but positions decides."""
+    """Returns whether drawing from the prompt and half of a text always gives the other half."""
     for seed in range(seeds):
         whole = function([3, 1], Choices(max_new_tokens=20, seed=seed))
         half = function([3, 1, *whole[:10]], Choices(max_new_tokens=10, seed=seed))
@@ -116,31 +116,31 @@ def continues(function, seeds=20):
     return True
 
 
-def test_a_text_can_be_continued(in_graph):
+def test_generating_from_prompt_and_half_of_a_text_gives_the_other_half(in_graph):
     assert continues(in_graph) and continues(by_numpy)
 
     def off_by_one(prompt, choices):
-        """Planted: positions counted from the end of the prompt."""
+        """Planted: counts positions from the end of the prompt."""
         last, text = list(prompt[-2:]), []
         for i in range(choices.max_new_tokens):
-            words = host.random_words(host.seed_words(choices.seed), Stream.SAMPLE, choices.request, i)
-            text.append(int(host.sample(host.process(TABLE[last[0], last[1]], 1.0, 0), words)))
+            words = numpy_ops.random_words(numpy_ops.seed_words(choices.seed), Stream.SAMPLE, choices.request, i)
+            text.append(int(numpy_ops.sample(numpy_ops.process(TABLE[last[0], last[1]], 1.0, 0), words)))
             last = [last[1], text[-1]]
         return text
 
     def stale_state(prompt, choices):
-        """Planted: the state of the prompt is used for every token."""
+        """Planted: uses the state after the prompt for every token."""
         logits = TABLE[prompt[-2], prompt[-1]]
-        return list(host.draw(lambda token, s: (TABLE[s, token], s), logits, prompt[-1], len(prompt), choices))
+        return list(numpy_ops.draw(lambda token, s: (TABLE[s, token], s), logits, prompt[-1], len(prompt), choices))
 
     assert not continues(off_by_one) and not continues(stale_state)
 
 
-def test_longer_than_the_noise_is_cut(in_graph):
+def test_generate_draws_at_most_as_many_tokens_as_there_are_words(in_graph):
     assert len(in_graph([3, 1], Choices(max_new_tokens=1000, seed=0))) == LONGEST
 
 
-def test_logits_that_are_not_finite():
+def test_draw_refuses_logits_that_are_not_finite():
     table = np.where(TABLE > 4, np.float32(np.nan), TABLE)
     with pytest.raises(ValueError, match="logits at position .* are not finite"):
         for seed in range(20):

@@ -4,7 +4,7 @@ import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.decoding import numpy_ops as host
+from models.decoding import numpy_ops
 from models.decoding.numpy_ops import Choices
 from models.decoding.processing import process
 from tests.oracles import sampling as oracle
@@ -14,7 +14,7 @@ CASES = [(1.0, 0), (0.7, 10), (0.0, 0), (0.0, 3), (3.0, 1), (1e-6, 5), (1e6, 50)
 
 
 def tensors(logits, temperature, top_k):
-    """As in a graph: temperature and top-k are inputs, not constants."""
+    """Calls `process` with temperature and top-k as tensors, as a graph with these inputs does."""
     return process(tf.constant(logits), tf.constant(temperature, tf.float32), tf.constant(top_k, tf.int32)).numpy()
 
 
@@ -32,20 +32,20 @@ def probabilities(processed):
     st.sampled_from([0.0, 0.5, 1.0, 2.0]),
     st.integers(0, 14),
 )
-def test_the_law_is_that_of_the_oracle(logits, temperature, top_k):
+def test_process_gives_the_distribution_of_the_oracle(logits, temperature, top_k):
     expected = oracle.law(logits, temperature, top_k)
-    processed = host.process(np.array(logits, np.float32), temperature, top_k)
+    processed = numpy_ops.process(np.array(logits, np.float32), temperature, top_k)
     assert processed.max() == 0
-    np.testing.assert_array_equal(processed > host.LEFT_OUT, np.array(expected) > 0)
+    np.testing.assert_array_equal(processed > numpy_ops.LEFT_OUT, np.array(expected) > 0)
     np.testing.assert_allclose(probabilities(processed), expected, rtol=1e-5, atol=1e-12)
 
 
-def test_every_backend_gives_the_bits_of_numpy():
+def test_process_gives_the_bits_of_numpy_in_every_backend():
     rng = np.random.default_rng(0)
     logits = (3 * rng.standard_normal([6, 300])).astype(np.float32)
     logits[1] = np.round(logits[1])  # many ties
     logits[2] = 0
-    logits[3, :150] = np.nextafter(np.float32(1), np.float32(2))  # neighbours: the bisection must tell them apart
+    logits[3, :150] = np.nextafter(np.float32(1), np.float32(2))  # adjacent floats, which the bisection must separate
     logits[3, 150:] = 1
     logits[4] *= 1e-30
 
@@ -59,25 +59,25 @@ def test_every_backend_gives_the_bits_of_numpy():
         top_ks=np.array([k for _, k in CASES], np.int32),
     )
     for i, (temperature, top_k) in enumerate(CASES):
-        expected = host.process(logits, temperature, top_k)
+        expected = numpy_ops.process(logits, temperature, top_k)
         for output in outputs.values():
             np.testing.assert_array_equal(output[str(i)], expected)
 
 
 @pytest.mark.parametrize("top_k", [1, 2, 150, 151, 299])
-def test_top_k_keeps_k_and_ties(top_k):
+def test_process_keeps_the_k_likeliest_tokens_and_ties_with_the_kth(top_k):
     rng = np.random.default_rng(top_k)
     distinct = rng.permutation(300).astype(np.float32)
-    assert (tensors(distinct, 1.0, top_k) > host.LEFT_OUT).sum() == top_k
-    neighbours = np.where(np.arange(300) < 150, np.nextafter(np.float32(1), np.float32(2)), np.float32(1))
-    assert (tensors(neighbours, 1.0, top_k) > host.LEFT_OUT).sum() == (150 if top_k <= 150 else 300)
+    assert (tensors(distinct, 1.0, top_k) > numpy_ops.LEFT_OUT).sum() == top_k
+    adjacent = np.where(np.arange(300) < 150, np.nextafter(np.float32(1), np.float32(2)), np.float32(1))
+    assert (tensors(adjacent, 1.0, top_k) > numpy_ops.LEFT_OUT).sum() == (150 if top_k <= 150 else 300)
 
 
-def test_greedy_takes_the_first_of_the_likeliest_and_is_what_nonsense_in_a_graph_becomes():
+def test_process_keeps_the_first_likeliest_token_for_zero_negative_and_nan_temperature():
     logits = np.array([1.0, 4.0, 4.0, -1.0], np.float32)
     for temperature in (0.0, -1.0, float("nan")):
         np.testing.assert_array_equal(
-            tensors(logits, temperature, 0), np.array([host.LEFT_OUT, 0, host.LEFT_OUT, host.LEFT_OUT])
+            tensors(logits, temperature, 0), np.array([numpy_ops.LEFT_OUT, 0, numpy_ops.LEFT_OUT, numpy_ops.LEFT_OUT])
         )
 
 
@@ -99,7 +99,7 @@ def test_greedy_takes_the_first_of_the_likeliest_and_is_what_nonsense_in_a_graph
         ("stop", -2),
     ],
 )
-def test_choices_refuse_what_is_out_of_range(field, value):
+def test_choices_refuse_values_out_of_range(field, value):
     with pytest.raises(ValueError, match=f"^{field}: {value!r} ") as caught:
         Choices(**{field: value})
     assert "\n" not in str(caught.value)
