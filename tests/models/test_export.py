@@ -48,9 +48,11 @@ def test_parity(paths):
         low, high = result.tokens_per_second_range
         assert 0 < low <= result.tokens_per_second <= high
     float32, float16, int8 = results
-    # In this runtime, with these seeds; see docs/export.md on why it cannot be promised for all.
-    assert float32.equal_to_model == 50
-    assert float32.max_logit_error < 1e-5 < float16.max_logit_error < int8.max_logit_error
+    # Of 1,600 tokens rounding moves a draw across a boundary with probability 1e-4 each (see docs/export.md): more than
+    # three of the sequences, with probability 2e-5.
+    assert float32.equal_to_model >= 47
+    within = exported.logit_rounding(MODEL, WEIGHTS, 8)
+    assert float32.max_logit_error < within < float16.max_logit_error < int8.max_logit_error
     assert max(int8.bytes, float16.bytes) < float32.bytes
 
 
@@ -120,13 +122,16 @@ def test_tensorflow_s_own_interpreter_gives_the_same_tokens(float32_path, monkey
     requests = [([BOS], Choices(max_tokens=20, seed=seed)) for seed in range(5)]
     pinned = device.load(float32_path)
     expected = [pinned.draw_in_graph(*request)["tokens"].tolist() for request in requests]
+    assert len({tuple(tokens) for tokens in expected}) == 5
     for name in [name for name in sys.modules if name.partition(".")[0] == "ai_edge_litert"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(sys, "meta_path", [_WithoutLiteRT(), *sys.meta_path])
     other = device.load(float32_path)
     assert device.runtime().startswith("tensorflow ")
-    assert [other.draw_in_graph(*request)["tokens"].tolist() for request in requests] == expected
-    assert [list(other.draw(*request)) for request in requests] == expected
+    found = [other.draw_in_graph(*request)["tokens"].tolist() for request in requests]
+    assert [list(other.draw(*request)) for request in requests] == found
+    # Its kernels round otherwise: of 100 tokens one is another with probability 1e-4 each, in two texts with 5e-5.
+    assert sum(a == b for a, b in zip(found, expected, strict=True)) >= 4
 
 
 class StaleState(Decoder):
