@@ -14,14 +14,15 @@ from typing import Any
 import numpy as np
 
 FUNCTION = 16
-"""Operations that a call of exp, log, tanh or sigmoid counts for: kernels return it within 8 units in the last place."""
+"""Operations that a call of exp, log, tanh or sigmoid counts for: kernels are within 8 units in the last place."""
 
-_CHANGE = 2.0**-12
-"""Relative change by which `condition` measures: far above float32's rounding, small enough to act linearly."""
+_CHANGE = 2.0**-18
+"""Relative change by which `condition` measures: above float32's rounding, yet so small that it seldom moves a value
+across a kink of relu or of a largest entry."""
 
 
 def rounding(operations: float, magnitude: float, dtype: Any = np.float32) -> float:
-    """Returns min(n, 6√n) · eps · magnitude for n operations, the largest difference between two ways of computing a value.
+    """Returns the largest difference between two ways of computing a value: min(n, 6√n)·eps·magnitude, n operations.
 
     A sum of n terms, in whatever order, is within n·u·Σ|terms| of the exact one; two such sums are within twice that,
     n·eps·Σ|terms|. The same holds of any chain of n operations, if `magnitude` bounds what an early relative error can

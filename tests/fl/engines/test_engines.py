@@ -289,8 +289,8 @@ def test_removing_any_one_client_changes_the_sum_by_at_most_the_clip_norm(build)
 
     everybody = total(clients)
     moved = [np.linalg.norm(everybody - total(clients[:i] + clients[i + 1 :])) for i in range(len(clients))]
-    # A sum of 7 that is added to the table and read off it, in each of its entries; of clients that are trained together
-    # each one's update, because one more or less changes their shapes.
+    # A sum of 7 that is added to the table and read off it, in each of its entries; of clients trained together each
+    # one's update, because one more or less changes their shapes.
     entry = 6.0 * rounding(len(clients) + 2, 4.0)
     if "users_at_once" in getattr(build, "keywords", {}):
         entry += len(clients) * bigram.table_rounding(6, 0.8, 3 * 5)
