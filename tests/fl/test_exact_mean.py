@@ -10,7 +10,8 @@ from privacy.keys import RunKeys
 from privacy.plan import AdaptiveClip, FixedClip, PrivacyPlan, PrivateMetrics
 from privacy.rounded_noise import rounded_gaussian
 from privacy.sampling import Poisson
-from tests.fl.test_aggregation import dusty, flat, measured, state_of, total, update
+from tests.fl.test_aggregation import flat, measured, state_of, total, update
+from tests.fl.test_clip_norm import dusty
 from tests.tolerance import rounding
 
 KEYS = RunKeys.fixed(3)

@@ -12,19 +12,8 @@ from privacy.dpsgd import KerasDPSGD
 from privacy.examples import checked_examples
 from privacy.private_step import PrivateStep
 from tests.oracles import per_example
-from tests.privacy.keras_training import CROSS_ENTROPY, compiled, examples, settings
-from tests.tolerance import model_operations, rounding
-
-
-def training_rounding(model, steps, examples, rate, largest=1.0):
-    """Largest difference of a weight after steps of SGD between two ways to compute them.
-
-    A step adds the rounding of a mean gradient, whose terms are at most `largest`, and of weights below 4. A later one
-    enlarges it by at most 1 + rate, for the curvature of these losses is below 1 of a weight's.
-    """
-    growth = (1 + rate) ** (steps - 1)
-    of_gradient = rounding(steps * model_operations(model, examples), rate * largest)
-    return growth * (of_gradient + rounding(2 * steps, 4.0))
+from tests.privacy.keras_training import CROSS_ENTROPY, compiled, examples, settings, training_rounding
+from tests.tolerance import rounding
 
 
 @pytest.fixture
