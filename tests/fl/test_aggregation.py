@@ -11,6 +11,8 @@ from privacy.plan import AdaptiveClip, FixedClip, PrivacyPlan, PrivateMetrics
 from privacy.sampling import Poisson
 from tests.tolerance import FUNCTION, rounding
 
+pytestmark = pytest.mark.numerical
+
 SEED = np.array([3, 4], np.int64)
 # Relative distance of a clipped update from the clip norm: norms are taken in float64, so a factor and a product in
 # float32, and the margin that covers them.

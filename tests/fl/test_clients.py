@@ -274,8 +274,14 @@ def test_of_many_pieces_each_is_encoded_once_and_kept_in_little_memory(tmp_path,
         def __iter__(self):
             return ((f"user {number % 5000}", ["a b c d"]) for number in range(30_000))
 
-    encoded, encode = Counter(), Vocabulary.encode
-    monkeypatch.setattr(Vocabulary, "encode", lambda self, text: encoded.update([text]) or encode(self, text))
+    encoded: Counter[str] = Counter()
+    encode = Vocabulary.encode
+
+    def counted(self, text):
+        encoded[text] += 1
+        return encode(self, text)
+
+    monkeypatch.setattr(Vocabulary, "encode", counted)
     tracemalloc.start()
     try:
         store = TokenStore.build(tmp_path / "s", Many([]), WORDS)

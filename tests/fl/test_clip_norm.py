@@ -7,6 +7,8 @@ import tensorflow as tf
 from fl.aggregation import DPMean
 from tests.fl.test_aggregation import flat, plan, state_of, update
 
+pytestmark = pytest.mark.numerical
+
 
 def dusty(size: int) -> np.ndarray:
     """One entry of 1 and many that are lost when their squares are added to it in float32."""

@@ -14,6 +14,8 @@ from tests.fl.test_aggregation import flat, measured, state_of, total, update
 from tests.fl.test_clip_norm import dusty
 from tests.tolerance import rounding
 
+pytestmark = pytest.mark.numerical
+
 KEYS = RunKeys.fixed(3)
 
 

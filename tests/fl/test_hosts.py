@@ -169,8 +169,14 @@ def test_a_hung_worker_is_given_up_and_its_share_done_again(slow, two, caplog):
 
 def test_a_living_worker_that_computes_for_long_is_not_given_up(slow, two, caplog, monkeypatch):
     engine, local = slow
-    asked, beat = Counter(), hosts.Host.beat
-    monkeypatch.setattr(hosts.Host, "beat", lambda host: asked.update([host.address]) or beat(host))
+    asked: Counter[str] = Counter()
+    beat = hosts.Host.beat
+
+    def counted(host):
+        asked[host.address] += 1
+        return beat(host)
+
+    monkeypatch.setattr(hosts.Host, "beat", counted)
     for clients in (5, 20, 80, 320):  # until it is long on this machine
         asked.clear()
         given = values(engine, local, 0) * clients

@@ -17,6 +17,8 @@ from tests.fl import stock
 from tests.fl.stock import Stock
 from tests.tolerance import condition, model_operations, rounding
 
+pytestmark = pytest.mark.numerical
+
 L = keras.layers
 SCALAR = tf.TensorSpec([], tf.int32)
 CROSS_ENTROPY = stock.cross_entropy()

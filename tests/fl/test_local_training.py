@@ -8,6 +8,8 @@ from fl.local_training import Batches, LanguageModelling, LocalSGD, client_updat
 from tests.fl import bigram
 from tests.oracles import fedavg
 
+pytestmark = pytest.mark.numerical
+
 LENGTH = 5
 TASK = LanguageModelling(bigram.token_losses, LENGTH)
 

@@ -24,10 +24,14 @@ def resident_megabytes(pid: int) -> float:
 @pytest.mark.parametrize("users_at_once", [1, 8])
 def test_a_long_run_neither_leaks_nor_traces_again(worker, tmp_path, users_at_once, monkeypatch):
     """The tiny preset, 300 rounds of Poisson cohorts of changing size; memory of the process tree from round 50 on."""
-    traced, compile_ = [], tff.backends.native.transform_to_native_form
-    monkeypatch.setattr(
-        tff.backends.native, "transform_to_native_form", lambda given: traced.append("compiled") or compile_(given)
-    )
+    traced: list[str] = []
+    compiled = tff.backends.native.transform_to_native_form
+
+    def counted(computation):
+        traced.append("compiled")
+        return compiled(computation)
+
+    monkeypatch.setattr(tff.backends.native, "transform_to_native_form", counted)
     model = preset("tiny", 256)
 
     def loss_sum(*arguments):

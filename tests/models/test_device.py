@@ -46,6 +46,7 @@ def test_a_stream_can_be_continued(loaded):
     assert rest == whole[2:]
 
 
+@pytest.mark.numerical
 def test_long_prompts_are_read_to_the_end(loaded):
     """By `prefill` and then by `decode`: the same logits as by `decode` from the first token on.
 

@@ -37,6 +37,7 @@ def float32_path(paths):
     return paths["float32"]
 
 
+@pytest.mark.numerical
 def test_parity(paths):
     results = check_parity(MODEL, WEIGHTS, list(paths.values()))
     for precision, result in zip(paths, results, strict=True):
@@ -56,6 +57,7 @@ def test_parity(paths):
     assert max(int8.bytes, float16.bytes) < float32.bytes
 
 
+@pytest.mark.numerical
 def test_every_architecture_exports(tmp_path):
     model = exported.model(cell="cifg", layer_norm=True, output_bias=True, units=20)
     weights = exported.weights(model, seed=1)
@@ -118,6 +120,7 @@ class _WithoutLiteRT:
 
 # TensorFlow 2.18 and later say that theirs is deprecated for ai-edge-litert, which is what we use first.
 @pytest.mark.filterwarnings("ignore:(?s).*tf.lite.Interpreter is deprecated")
+@pytest.mark.numerical
 def test_tensorflow_s_own_interpreter_gives_the_same_tokens(float32_path, monkeypatch):
     requests = [([BOS], Choices(max_tokens=20, seed=seed)) for seed in range(5)]
     pinned = device.load(float32_path)

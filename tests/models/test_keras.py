@@ -15,7 +15,7 @@ from tests.oracles import cifg as oracle
 from tests.tolerance import FUNCTION, condition, rounding, weights_conditions
 
 # Raised by Keras 3 itself, where it saves a variable under NumPy 2.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+pytestmark = [pytest.mark.numerical, pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")]
 
 B, T, E, H, R = 3, 6, 4, 7, 5
 PAIRS = pytest.mark.parametrize(

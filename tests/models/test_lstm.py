@@ -1,12 +1,15 @@
 """The LSTM's gradient by hand against autodiff of the definition, in float64; its outputs against Keras' layer."""
 
 import numpy as np
+import pytest
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models import lstm
 from tests.tolerance import FUNCTION, condition, rounding
+
+pytestmark = pytest.mark.numerical
 
 H = 3
 

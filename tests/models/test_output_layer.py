@@ -10,6 +10,8 @@ from models import output_layer
 from models.output_layer import PAD, cross_entropy, tied
 from tests.tolerance import FUNCTION, rounding
 
+pytestmark = pytest.mark.numerical
+
 V, E = 9, 4
 
 

@@ -15,6 +15,8 @@ from tests.models import exported
 from tests.oracles import cifg as oracle
 from tests.tolerance import FUNCTION, condition, rounding
 
+pytestmark = pytest.mark.numerical
+
 V, E, H = 11, 4, 6
 CELLS = pytest.mark.parametrize("cell", ["cifg", "si-cifg"])
 

@@ -9,6 +9,8 @@ from models.recurrent_lm import RecurrentLanguageModel
 from tests.models import exported
 from tests.tolerance import condition, rounding
 
+pytestmark = pytest.mark.numerical
+
 V, E, H, B, T, G = 13, 4, 6, 2, 7, 3
 
 

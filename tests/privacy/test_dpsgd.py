@@ -15,6 +15,8 @@ from tests.oracles import per_example
 from tests.privacy.keras_training import CROSS_ENTROPY, compiled, examples, settings, training_rounding
 from tests.tolerance import rounding
 
+pytestmark = pytest.mark.numerical
+
 
 @pytest.fixture
 def seeded(monkeypatch):

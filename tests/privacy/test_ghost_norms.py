@@ -10,6 +10,8 @@ from privacy import clip_bounds, ghost_norms
 from privacy.ghost_norms import Term
 from tests.tolerance import rounding
 
+pytestmark = pytest.mark.numerical
+
 
 def made(term, count):
     """Each example's part of the gradient, in float64."""

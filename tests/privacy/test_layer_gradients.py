@@ -14,6 +14,8 @@ from tests.oracles import per_example
 from tests.privacy.keras_training import CROSS_ENTROPY, drawn
 from tests.tolerance import model_operations, rounding, weights_conditions
 
+pytestmark = pytest.mark.numerical
+
 layers = keras.layers
 
 

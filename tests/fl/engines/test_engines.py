@@ -33,7 +33,7 @@ ENGINES = {
     "all in one": partial(cohort.build, shards=1, users_at_once=8),
 }
 
-pytestmark = pytest.mark.usefixtures("worker")
+pytestmark = [pytest.mark.numerical, pytest.mark.usefixtures("worker")]
 
 
 @pytest.fixture(params=ENGINES)
