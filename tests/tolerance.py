@@ -4,7 +4,7 @@ Kernels of other processors add in another order, fuse products with sums and ap
 polynomials. What they all keep to is the standard model of arithmetic: an operation's result is exact but for a
 relative error of at most u = eps / 2. From it follow the bounds here (Higham, Accuracy and Stability of Numerical
 Algorithms, 2nd edition, sections 1.5, 2.2 and 3.1), to first order in u; many errors add up as independent ones do
-(Higham and Mary, SIAM J. Sci. Comput. 41, 2019, theorem 2.8).
+(Higham and Mary, A New Approach to Probabilistic Rounding Error Analysis, SIAM J. Sci. Comput. 41, 2019).
 """
 
 import math
