@@ -17,8 +17,6 @@ from privacy.private_step import PrivateStep
 from tests.privacy.keras_training import drawn, settings
 from tests.tolerance import model_operations, rounding
 
-pytestmark = pytest.mark.numerical
-
 CLIP = 1e-3
 STEPS = 8
 

@@ -15,8 +15,6 @@ from tests.oracles import per_example
 from tests.privacy.keras_training import CROSS_ENTROPY, compiled, examples, settings, training_rounding
 from tests.tolerance import rounding
 
-pytestmark = pytest.mark.numerical
-
 
 @pytest.fixture
 def seeded(monkeypatch):
@@ -30,6 +28,7 @@ def seeded(monkeypatch):
     return reset
 
 
+@pytest.mark.numerical
 def test_without_clip_and_noise_it_is_sgd():
     x, y = examples()
     plain, private = compiled(layers.Dense(5, "tanh"), layers.Dense(3)), None
@@ -59,6 +58,7 @@ class Weighted(keras.losses.Loss):
 @pytest.mark.parametrize(
     ("loss", "dtype"), [(keras.losses.Huber(50.0), None), (Weighted(3.0), None), (Weighted(3.0), "float64")]
 )
+@pytest.mark.numerical
 def test_it_is_the_loss_that_was_compiled(loss, dtype):
     x, _ = examples()
     y = 20 * x[:, :3]
@@ -76,6 +76,7 @@ def test_it_is_the_loss_that_was_compiled(loss, dtype):
         np.testing.assert_allclose(part, same, rtol=0, atol=within)
 
 
+@pytest.mark.numerical
 def test_a_step_is_the_clipped_sum_over_the_batch_size(seeded):
     x, y = examples()
     model = compiled(optimizer=keras.optimizers.SGD(1.0))
@@ -91,6 +92,7 @@ def test_a_step_is_the_clipped_sum_over_the_batch_size(seeded):
         np.testing.assert_allclose(start - after, step / 10, rtol=0, atol=within)
 
 
+@pytest.mark.numerical
 def test_parts_change_nothing(seeded):
     x, y = examples(50)
     found = []

@@ -33,7 +33,7 @@ ENGINES = {
     "all in one": partial(cohort.build, shards=1, users_at_once=8),
 }
 
-pytestmark = [pytest.mark.numerical, pytest.mark.usefixtures("worker")]
+pytestmark = pytest.mark.usefixtures("worker")
 
 
 @pytest.fixture(params=ENGINES)
@@ -90,6 +90,7 @@ def arrays(rounds: list[list[Batches]]) -> list[list[np.ndarray]]:
     ],
     ids=["uniform", "examples", "clipped"],
 )
+@pytest.mark.numerical
 def test_rounds_equal_the_plain_loops(build, aggregator, settings):
     state, _ = train(make(build, aggregator), cohorts())
     table = bigram.initial_weights()["table"].astype(np.float64)
@@ -184,6 +185,7 @@ def test_an_accuracy_that_is_not_measured_is_refused(build):
 
 
 @pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.numerical
 def test_rounds_equal_stock_federated_averaging(build, weighted):
     build_stock = (
         tff.learning.algorithms.build_weighted_fed_avg if weighted else tff.learning.algorithms.build_unweighted_fed_avg
@@ -265,6 +267,7 @@ class Exploding(LanguageModelling):
         return plain._replace(total=factor * plain.total)
 
 
+@pytest.mark.numerical
 def test_removing_any_one_client_changes_the_sum_by_at_most_the_clip_norm(build):
     """One client has an update of a thousand clip norms, another one that is not a number."""
     generator = np.random.default_rng(4)
@@ -335,6 +338,7 @@ def test_the_same_round_twice_is_the_same_to_the_bit(build):
         np.testing.assert_array_equal(first["weights"]["table"], train(built, many)[0]["weights"]["table"])
 
 
+@pytest.mark.numerical
 def test_the_two_halves_of_a_round_make_the_round(build):
     engine = make(build, DPMean(PrivacyPlan(Poisson(0.5), 12, 5, 1.0, FixedClip(0.7))))
     state = engine.process.initialize()

@@ -9,8 +9,6 @@ from models.decoding.prng import random_words
 from tests.oracles import sampling as oracle
 from tests.oracles.backends import everywhere
 
-pytestmark = pytest.mark.numerical
-
 SIZE, LONGEST = 12, 20
 # A language whose next token depends on the last two.
 TABLE = (2 * np.random.default_rng(0).standard_normal([SIZE, SIZE, SIZE])).astype(np.float32)

@@ -10,8 +10,6 @@ from models.decoding.processing import process
 from tests.oracles import sampling as oracle
 from tests.oracles.backends import run_everywhere
 
-pytestmark = pytest.mark.numerical
-
 CASES = [(1.0, 0), (0.7, 10), (0.0, 0), (0.0, 3), (3.0, 1), (1e-6, 5), (1e6, 50), (1.0, 300), (1.0, 1000)]
 
 
