@@ -26,7 +26,7 @@ endif
 # Two installs at once would be in each other's way.
 .NOTPARALLEL:
 
-.PHONY: help demo test test-slow test-current check format docs build lock bench-peers clean
+.PHONY: help demo test test-slow test-kernels test-current check format docs build lock bench-peers clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 19
@@ -45,6 +45,9 @@ test: $(STAMP)  ## Run the tests
 
 test-slow: $(STAMP)  ## Run the tests that take long
 	@$(PY) -m pytest -m slow
+
+test-kernels: $(STAMP)  ## Run the numerical tests on the kernels that processors without AVX-512 have
+	@TF_ENABLE_ONEDNN_OPTS=0 ONEDNN_MAX_CPU_ISA=AVX2 $(PY) -m pytest -m "numerical and not slow"
 
 .cache/run/complete: tests/current/make_run.py requirements.lock $(shell find $(PACKAGES) -name '*.py') | $(STAMP)
 	@$(PY) tests/current/make_run.py .cache/run

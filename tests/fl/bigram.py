@@ -5,7 +5,13 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tests.tolerance import FUNCTION, rounding
+
 VOCABULARY = 7
+SOFTMAX = 2 * FUNCTION + VOCABULARY
+"""Operations of a softmax or log-softmax over the vocabulary."""
+LARGEST_LOSS = 10.0
+"""In nats; the entries of the tables that tests train are below 4, so that no loss is above 2 · 4 + log 7."""
 
 
 def token_losses(weights: Any, tokens: Any) -> Any:
@@ -35,3 +41,17 @@ def random_sequences(generator: np.random.Generator, rows: int, length: int) -> 
     if rows:
         tokens[-1, length // 2 + 1 :] = 0
     return tokens
+
+
+def table_rounding(steps: int, learning_rate: float, tokens: int) -> float:
+    """Largest difference of an entry of the table between two ways to take steps of SGD on `tokens` tokens.
+
+    The loss is convex with curvature of at most 1/2, and rates are below 2: no step enlarges earlier errors. Each adds
+    those of the softmaxes, of a mean over tokens of terms of at most 1, and of an addition to the table.
+    """
+    return rounding(steps * (SOFTMAX + tokens), learning_rate) + rounding(steps, 4.0)
+
+
+def loss_rounding(tokens: int, table: float = 0.0) -> float:
+    """Largest difference of a sum of losses of tokens, with entries of the table that differ by up to `table`."""
+    return tokens * (rounding(SOFTMAX + tokens, LARGEST_LOSS) + 2 * table)

@@ -4,13 +4,19 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from fl import gaussian
+from fl import aggregation, gaussian
 from fl.aggregation import Contribution, DPMean, ExampleWeightedMean, UniformMean
 from fl.local_training import ClientUpdate
 from privacy.plan import AdaptiveClip, FixedClip, PrivacyPlan, PrivateMetrics
 from privacy.sampling import Poisson
+from tests.tolerance import FUNCTION, rounding
+
+pytestmark = pytest.mark.numerical
 
 SEED = np.array([3, 4], np.int64)
+# Relative distance of a clipped update from the clip norm: norms are taken in float64, so a factor and a product in
+# float32, and the margin that covers them.
+CLIPPED = rounding(2, 1.0) + aggregation._MARGIN
 
 
 def update(values, examples=2.0, loss=1.0) -> ClientUpdate:
@@ -65,7 +71,8 @@ def test_a_non_finite_update_is_zeroed_and_counted(aggregator, bad):
     assert not flat(contribution.update).any()
     assert float(contribution.non_finite) == 1 and float(contribution.clients) == 1
     with_bad = run(aggregator, [*good, update([bad, 1, 1, 1])])
-    np.testing.assert_allclose(flat(with_bad.update), flat(run(aggregator, good).update), atol=1e-7)
+    # A sum of two entries below 0.4, each times its weight or clip factor, over the number.
+    np.testing.assert_allclose(flat(with_bad.update), flat(run(aggregator, good).update), atol=rounding(4, 0.8))
 
 
 def test_a_non_finite_loss_counts_as_a_non_finite_update():
@@ -91,7 +98,7 @@ def test_a_client_moves_the_sum_by_at_most_the_clip_norm(scale):
     if scale < 0.5:  # within the clip norm: untouched, to the bit
         np.testing.assert_array_equal(contribution, np.float32(scale) * direction)
     elif scale < 1e37:
-        assert norm == pytest.approx(1, abs=1e-6) and norm <= 1
+        assert norm == pytest.approx(1, abs=CLIPPED) and norm <= 1
     else:  # the factor is below the smallest normal float32: nothing rather than too much
         assert norm <= 1
 
@@ -104,7 +111,14 @@ def test_clients_with_a_user_axis_are_each_treated_as_alone(aggregator):
     stacked = tf.nest.map_structure(lambda *parts: tf.stack(parts), *each)
     together = aggregator.client(state_of(aggregator), stacked)
     alone = total([aggregator.client(state_of(aggregator), one) for one in each])
-    tf.nest.map_structure(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), together, alone)
+    # A sum of four clients' entries or counts, with the norm of four entries and the factor by it.
+    sizes = tf.nest.map_structure(lambda part: np.abs(part).sum(), together)
+    tf.nest.map_structure(
+        lambda a, b, size: np.testing.assert_allclose(a, b, rtol=0, atol=rounding(4 + 4 + 2, 2 * float(size))),
+        together,
+        alone,
+        sizes,
+    )
 
 
 def test_an_unusual_client_changes_nothing_for_those_beside_it():
@@ -126,13 +140,13 @@ def test_an_unusual_client_changes_nothing_for_those_beside_it():
 def test_the_clip_is_by_the_norm_over_all_tensors():
     aggregator = DPMean(plan())
     contribution = aggregator.client(state_of(aggregator), update([3, 0, 0, 4]))
-    np.testing.assert_allclose(flat(contribution.update), [0.6, 0, 0, 0.8], rtol=1e-6)
+    np.testing.assert_allclose(flat(contribution.update), [0.6, 0, 0, 0.8], rtol=CLIPPED)
 
 
 def test_the_denominator_is_the_expected_cohort_whoever_came():
     for count in (0, 1, 30):
         mean = run(DPMean(plan()), [update([0, 0, 0, 0.5])] * count or [update([0, 0, 0, 0], examples=0.0)])
-        np.testing.assert_allclose(flat(mean.update), [0, 0, 0, 0.5 * count / 20], rtol=1e-6)
+        np.testing.assert_allclose(flat(mean.update), [0, 0, 0, 0.5 * count / 20], rtol=rounding(30 + 2, 1.0))
 
 
 def noise_of(aggregator, seed) -> np.ndarray:
@@ -172,6 +186,10 @@ def test_the_same_seed_gives_the_same_noise_and_another_seed_another():
     assert abs(np.corrcoef(noise_of(aggregator, 7), noise_of(aggregator, 8))[0, 1]) < 0.1  # sd 0.016
 
 
+# Relative rounding of an adapted clip norm: a fraction of at most 1 from an exact count, its exponential, the product.
+OF_THE_CLIP = rounding(3 + FUNCTION + 1, 1.0)
+
+
 def adaptive(noise=0.0, **settings) -> DPMean:
     return DPMean(plan(noise=noise, clip=AdaptiveClip(1.0, 0.5, 0.2, **settings)))
 
@@ -179,9 +197,9 @@ def adaptive(noise=0.0, **settings) -> DPMean:
 def test_the_adaptive_clip_moves_towards_the_quantile():
     small = [update([0.0, 0, 0, 0.01])] * 20
     large = [update([0.0, 0, 0, 100.0])] * 20
-    assert float(run(adaptive(), small).state["clip"]) == pytest.approx(math.exp(-0.2 * 0.5), rel=1e-6)
-    assert float(run(adaptive(), large).state["clip"]) == pytest.approx(math.exp(0.2 * 0.5), rel=1e-6)
-    assert float(run(adaptive(), small[:10] + large[:10]).state["clip"]) == pytest.approx(1.0, rel=1e-6)
+    assert float(run(adaptive(), small).state["clip"]) == pytest.approx(math.exp(-0.2 * 0.5), rel=OF_THE_CLIP)
+    assert float(run(adaptive(), large).state["clip"]) == pytest.approx(math.exp(0.2 * 0.5), rel=OF_THE_CLIP)
+    assert float(run(adaptive(), small[:10] + large[:10]).state["clip"]) == pytest.approx(1.0, rel=OF_THE_CLIP)
 
 
 def test_update_count_and_metrics_have_noise_of_their_own_streams():
@@ -197,8 +215,10 @@ def test_update_count_and_metrics_have_noise_of_their_own_streams():
         name: np.array(gaussian.standard_normal(size, gaussian.stream(SEED, name)))
         for name, size in (("update", 4), ("count", 1), ("metrics", 4))
     }
-    np.testing.assert_allclose(flat(noised.update), promised.value_noise_multiplier * drawn["update"], rtol=1e-6)
-    assert float(noised.within_clip) == pytest.approx(3.0 * drawn["count"][0], rel=1e-6)
+    # A factor in float32 and a product.
+    of_product = rounding(2, 1.0)
+    np.testing.assert_allclose(flat(noised.update), promised.value_noise_multiplier * drawn["update"], rtol=of_product)
+    assert float(noised.within_clip) == pytest.approx(3.0 * drawn["count"][0], rel=of_product)
     steps = np.rint(drawn["metrics"].astype(np.float64) * promised.metric_noise_multiplier * 2**24)
     np.testing.assert_array_equal(np.ravel(noised.pairs - nobody.pairs), steps)
 
@@ -207,7 +227,9 @@ def test_update_count_and_metrics_have_noise_of_their_own_streams():
 def test_the_adaptive_clip_follows_the_plans_quantile(quantile):
     aggregator = DPMean(plan(clip=AdaptiveClip(1.0, quantile, 0.2)))
     half = [update([0.0, 0, 0, 0.01])] * 10 + [update([0.0, 0, 0, 100.0])] * 10
-    assert float(run(aggregator, half).state["clip"]) == pytest.approx(math.exp(-0.2 * (0.5 - quantile)), rel=1e-6)
+    assert float(run(aggregator, half).state["clip"]) == pytest.approx(
+        math.exp(-0.2 * (0.5 - quantile)), rel=OF_THE_CLIP
+    )
 
 
 def test_the_adaptive_count_has_sensitivity_one_half_and_its_own_noise():
@@ -345,54 +367,7 @@ def test_metrics_change_neither_clipping_nor_the_rest_of_the_noise():
     assert float(found.state["clip"]) == float(without.state["clip"])
     plans = with_metrics(1.0, clip=adaptive_clip).plan, plan(1.0, adaptive_clip)
     noise = [flat(mean.update) * 20 - 0.1 for mean in (found, without)]
-    np.testing.assert_allclose(
-        noise[0] / plans[0].value_noise_multiplier, noise[1] / plans[1].value_noise_multiplier, rtol=1e-4
-    )
-
-
-def dusty(size: int) -> np.ndarray:
-    """One entry of 1 and many that are lost when their squares are added to it in float32."""
-    values = np.full(size, 2.0**-12.6, np.float32)
-    values[0] = 1.0
-    return values
-
-
-def contribution_norm(values: np.ndarray, users: int, aggregator: DPMean) -> float:
-    """L2 norm, in float64, of what a client with these values adds, alone or beside clients without data."""
-    client = update(values, loss=1.0)
-    if users > 1:
-        nobody = update(np.zeros_like(values), examples=0.0)
-        client = tf.nest.map_structure(lambda one, none: tf.stack([one] + [none] * (users - 1)), client, nobody)
-    summed = flat(aggregator.client(state_of(aggregator), client).update)
-    return float(np.linalg.norm(summed.astype(np.float64)))
-
-
-class ClippedByFloat32Norms(DPMean):
-    """The planted fault: norms summed in float32, one square after the other.
-
-    Version 0.1 took them from float32 products, whose blocks hide less: 1.0004 clip norms at the demo's size.
-    """
-
-    def client(self, state, update):
-        squares = np.cumsum(np.square(flat(update.delta)), dtype=np.float32)[-1]
-        factor = min(1.0, float(state["clip"]) / np.sqrt(squares))
-        moved = {name: factor * value for name, value in update.delta.items()}
-        return super().client(state, update)._replace(update=moved)
-
-
-@pytest.mark.parametrize("users", [1, 2, 8])
-@pytest.mark.parametrize("size", [1000, 1_000_003])
-def test_a_dusty_update_is_within_the_clip_norm_as_computed(users, size):
-    for scale in (1.0, 1e-20, 1e25):
-        assert 1 - 1e-6 < contribution_norm(dusty(size) * 2 / np.linalg.norm(dusty(size)), users, DPMean(plan())) <= 1
-        assert contribution_norm(np.float32(scale) * dusty(size), users, DPMean(plan())) <= 1
-
-
-def test_the_dusty_update_passes_norms_in_float32():
-    assert contribution_norm(2 * dusty(1_000_003), 1, ClippedByFloat32Norms(plan())) > 1.01
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("users", [1, 2])
-def test_a_dusty_update_of_twenty_million_weights_is_within_the_clip_norm_as_computed(users):
-    assert 1 - 1e-6 < contribution_norm(2 * dusty(20_000_000), users, DPMean(plan())) <= 1
+    # An update of 0.1 and noise, over 20, read off as the noise.
+    multipliers = [each.value_noise_multiplier for each in plans]
+    within = rounding(6, max(np.abs(part).max() for part in noise) + 0.2) / min(multipliers)
+    np.testing.assert_allclose(noise[0] / multipliers[0], noise[1] / multipliers[1], rtol=0, atol=within)

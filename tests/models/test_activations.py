@@ -8,6 +8,8 @@ from hypothesis.extra import numpy as hnp
 from models.activations import DIFFERENTIABLE, scale_invariant_sigmoid, scale_invariant_tanh
 from tests.oracles import cifg as oracle
 
+pytestmark = pytest.mark.numerical
+
 BOTH = pytest.mark.parametrize("activation", [scale_invariant_sigmoid, scale_invariant_tanh])
 ROWS = hnp.arrays(
     np.float64,

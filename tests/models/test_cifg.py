@@ -5,6 +5,8 @@ import tensorflow as tf
 from models.cifg import LONGEST_UNROLLED, CIFGState, Recurrence
 from tests.oracles import cifg as oracle
 
+pytestmark = pytest.mark.numerical
+
 KINDS = ("cifg", "si-cifg")
 B, T, E, H, R = 3, 6, 8, 10, 5
 GATES = np.repeat([7, 0.1, 30], H)

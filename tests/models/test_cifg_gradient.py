@@ -10,6 +10,8 @@ from models import cifg_gradient
 from models.activations import DIFFERENTIABLE, Differentiable
 from models.cifg import Recurrence
 
+pytestmark = pytest.mark.numerical
+
 KINDS = ("cifg", "si-cifg")
 E, H, R = 4, 6, 5
 

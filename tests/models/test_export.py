@@ -37,6 +37,7 @@ def float32_path(paths):
     return paths["float32"]
 
 
+@pytest.mark.numerical
 def test_exports_of_every_precision_pass_the_parity_check(paths):
     results = check_parity(MODEL, WEIGHTS, list(paths.values()))
     for precision, result in zip(paths, results, strict=True):
@@ -48,12 +49,15 @@ def test_exports_of_every_precision_pass_the_parity_check(paths):
         low, high = result.tokens_per_second_range
         assert 0 < low <= result.tokens_per_second <= high
     float32, float16, int8 = results
-    # In this runtime, with these seeds; see docs/export.md on why it cannot be promised for all.
-    assert float32.equal_to_model == 50
-    assert float32.max_logit_error < 1e-5 < float16.max_logit_error < int8.max_logit_error
+    # Of 1,600 tokens rounding moves a draw across a boundary with probability 1e-4 each (see docs/export.md): more than
+    # three of the sequences, with probability 2e-5.
+    assert float32.equal_to_model >= 47
+    within = exported.logit_rounding(MODEL, WEIGHTS, 8)
+    assert float32.max_logit_error < within < float16.max_logit_error < int8.max_logit_error
     assert max(int8.bytes, float16.bytes) < float32.bytes
 
 
+@pytest.mark.numerical
 def test_cifg_with_layer_norm_and_output_bias_passes_the_parity_check(tmp_path):
     model = exported.model(cell="cifg", layer_norm=True, output_bias=True, units=20)
     weights = exported.weights(model, seed=1)
@@ -116,17 +120,21 @@ class _WithoutLiteRT:
 
 # TensorFlow 2.18 and later warn that their interpreter is deprecated in favour of ai-edge-litert, our first choice.
 @pytest.mark.filterwarnings("ignore:(?s).*tf.lite.Interpreter is deprecated")
+@pytest.mark.numerical
 def test_interpreter_of_tensorflow_gives_the_same_tokens(float32_path, monkeypatch):
     requests = [([BOS], Choices(max_new_tokens=20, seed=seed)) for seed in range(5)]
     pinned = device.load(float32_path)
     expected = [pinned.draw_in_graph(*request)["tokens"].tolist() for request in requests]
+    assert len({tuple(tokens) for tokens in expected}) == 5
     for name in [name for name in sys.modules if name.partition(".")[0] == "ai_edge_litert"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(sys, "meta_path", [_WithoutLiteRT(), *sys.meta_path])
     other = device.load(float32_path)
     assert device.runtime().startswith("tensorflow ")
-    assert [other.draw_in_graph(*request)["tokens"].tolist() for request in requests] == expected
-    assert [list(other.draw(*request)) for request in requests] == expected
+    found = [other.draw_in_graph(*request)["tokens"].tolist() for request in requests]
+    assert [list(other.draw(*request)) for request in requests] == found
+    # Its kernels round otherwise: of 100 tokens one is another with probability 1e-4 each, in two texts with 5e-5.
+    assert sum(a == b for a, b in zip(found, expected, strict=True)) >= 4
 
 
 class StaleState(Decoder):

@@ -25,9 +25,18 @@ pytestmark = pytest.mark.filterwarnings("ignore:np.find_common_type is deprecate
 FAKE = f"""#!{sys.executable}
 import sys, time
 import numpy as np
+from experiments.bench.peers import common
 from experiments.bench.peers.common import Unsupported, run
 name = sys.argv.pop(2).rpartition(".")[2]
 sys.argv.pop(1)
+
+class Clock:  # rounds take as long as the test says; when a process begins and ends is real
+    now, time = 0.0, staticmethod(time.time)
+
+    def perf_counter(self):
+        return self.now
+
+common.time = clock = Clock()
 
 def peer(asked, workload, recorder):
     if name == "fails":
@@ -41,7 +50,7 @@ def peer(asked, workload, recorder):
     settings, weights = workload.settings, dict(workload.weights)
     recorder.start()
     for number in range(asked.rounds):
-        time.sleep(0.02 if name == "slow" else 0.01)
+        clock.now += 0.02 if name == "slow" else 0.01
         for key, value in weights.items():
             drawn = generator.standard_normal(value.shape)
             step = (1.01 if name == "differs" else 1.0) * np.ones_like(value)
@@ -59,7 +68,7 @@ run(peer)
 def run_fakes(tmp_path):
     Fake.write(tmp_path, FAKE)
 
-    def run(*names, private=False, repetitions=1, timeout=60.0):
+    def run(*names, private=False, repetitions=1):
         notes: list[str] = []
         peers = [Fake(name, name, None) for name in names]
         case = measure.measure(
@@ -69,7 +78,7 @@ def run_fakes(tmp_path):
             rounds=4,
             repetitions=repetitions,
             folder=tmp_path,
-            timeout=timeout,
+            timeout=60.0,
             note=notes.append,
         )
         return case, peers, notes
@@ -83,15 +92,14 @@ def test_good_peers_are_timed_compared_and_interleaved(run_fakes):
     assert [run.peer for run in case.runs] == ["ours", "slow", "slow", "ours", "ours", "slow"]
     assert case.reference == "ours"
     assert len(case.timed("slow")) == 3 and all(len(run.seconds) == 4 for run in case.runs)
-    assert all(run.difference == 0 and 0 < run.first_round < 30 for run in case.runs)
+    assert all(run.difference == 0 and run.first_round > 0 for run in case.runs)
     # Looked at five times a second; these processes live for less.
     assert max(run.memory for run in case.runs) > 2**22
     assert case.examples[0] > 1000
     assert len(notes) == 6
     text = table.case_table(case, peers, "ours")
     row = next(line for line in text.splitlines() if line.startswith("| slow"))
-    ratio = float(row.split("|")[6].split("×")[0])
-    assert 1.2 < ratio < 3  # 0.02 s and 0.01 s of sleep, and what a busy machine adds
+    assert float(row.split("|")[6].split("×")[0]) == 2.0  # 0.02 s and 0.01 s
     json.dumps(case.to_dict())
 
 
@@ -110,9 +118,13 @@ def test_failures_are_named_and_the_others_go_on(run_fakes):
     assert "cannot: no recurrence here." in text and "broken on purpose" in text
 
 
-def test_a_hanging_peer_is_ended(run_fakes):
-    case, _, _ = run_fakes("hangs", "ours", timeout=3.0)
-    assert [run.problem for run in case.failed()] == ["no end after 3 s"]
+def test_a_hanging_peer_is_ended(run_fakes, monkeypatch):
+    def impatient(command, timeout, **options):
+        return watch(command, timeout=1.0 if "hangs" in " ".join(map(str, command)) else timeout, **options)
+
+    monkeypatch.setattr(measure, "watch", impatient)
+    case, _, _ = run_fakes("hangs", "ours")
+    assert [run.problem for run in case.failed()] == ["no end after 60 s"]
     assert case.reference == "ours"
 
 
@@ -223,14 +235,17 @@ def test_ratios_of_different_rounds_are_refused():
 
 
 def test_a_process_tree_is_measured_and_none_of_it_is_left(tmp_path):
-    child = "import time; data = bytearray(80 << 20); time.sleep(600)"
-    parent = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}]); time.sleep(1.5)"
+    child = "import time; data = bytearray(80 << 20); print('made', flush=True); time.sleep(600)"
+    parent = (
+        f"import subprocess, sys, time; child = [sys.executable, '-c', {child!r}]; "
+        "subprocess.Popen(child, stdout=subprocess.PIPE).stdout.readline(); time.sleep(1.5)"
+    )
     command = [sys.executable, "-c", parent]
     watched = watch(command, folder=tmp_path, environment=dict(os.environ), log=tmp_path / "log", timeout=60)
     assert watched.return_code == 0
     assert watched.peak_memory > 80 << 20
-    assert watched.others >= 0 and time.time() - watched.started < 30
-    deadline = time.time() + 10
+    assert watched.others >= 0
+    deadline = time.time() + 60
     while b"bytearray(80 << 20)" in b"".join(_command_lines()) and time.time() < deadline:
         time.sleep(0.1)
     assert b"bytearray(80 << 20)" not in b"".join(_command_lines())

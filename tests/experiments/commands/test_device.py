@@ -41,7 +41,7 @@ def test_generate_prints_prompt_and_continuation_that_depend_on_the_seed(path, c
         (["--seed", "-1"], "seed: -1"),
         (
             ["--prompt", "\udcff"],
-            "prompt: text holds the lone surrogate '\\udcff' at 0, made of a byte that is not UTF-8: give",
+            "prompt: text holds the lone surrogate '\\udcff' at index 0, made of a byte that is not UTF-8: give",
         ),
     ],
 )

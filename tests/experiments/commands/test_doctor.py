@@ -172,11 +172,13 @@ def test_command_prints_each_check_and_fails_only_on_a_failure(monkeypatch, fact
 
 def test_answers_in_a_blink_without_tensorflow():
     script = (
-        "import resource, sys; from experiments.commands import doctor; doctor.run_checks()\n"
+        "import sys\nstarted = []\n"
+        "sys.addaudithook(lambda event, _: started.append(event) if event == 'subprocess.Popen' else None)\n"
+        "from experiments.commands import doctor; doctor.run_checks()\n"
         "heavy = {'tensorflow', 'tensorflow_federated', 'jax', 'keras', 'numpy'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
-        "ours, children = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))\n"
-        "print(ours.ru_utime + children.ru_utime)"
+        "print(len(sys.modules), len(started))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert float(done.stdout) < 1.0  # processor seconds: a busy machine does not count against us
+    modules, processes = map(int, done.stdout.split())
+    assert modules < 300 and processes <= 5

@@ -1,3 +1,5 @@
+import math
+
 import tensorflow_federated as tff
 import numpy as np
 import pytest
@@ -36,7 +38,7 @@ def test_every_candidate_is_timed_on_the_same_work():
     seconds = calibrate(LanguageModelling(bigram.token_losses, 5, stacks=True), built=built, given=given)
     assert tuple(seconds) == tuple(built) == calibration.CANDIDATES
     assert given == [(2 * max(calibration.CANDIDATES), 2 * max(calibration.CANDIDATES) * 2 * LOCAL.batch_size)] * 2
-    assert all(0 < taken < 60 for taken in seconds.values())
+    assert all(taken > 0 and math.isfinite(taken) for taken in seconds.values())
 
 
 @pytest.mark.usefixtures("worker")

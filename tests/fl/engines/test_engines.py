@@ -19,6 +19,7 @@ from privacy.plan import FixedClip, PrivacyPlan, PrivateMetrics
 from privacy.sampling import Poisson
 from tests.fl import bigram
 from tests.oracles import fedavg
+from tests.tolerance import FUNCTION, rounding
 
 LOCAL = LocalSGD(learning_rate=0.8, batch_size=3, epochs=2, sequence_length=5, max_sequences=8)
 NOISE_SEED = np.array([1, 2], np.int64)
@@ -62,6 +63,20 @@ def train(engine, rounds):
     return state, measured
 
 
+def rounds_rounding(rounds: int) -> float:
+    """Largest difference of the table after rounds of `cohorts` between two ways to compute them.
+
+    A client adds the rounding of 6 steps on 3 sequences, of the norm of 49 entries and of the clip by it. The server's
+    velocity halves from round to round, and a table that is off by e gives an update that is off by at most 2 e.
+    """
+    client = bigram.table_rounding(6, 0.8, 3 * 5) + rounding(bigram.VOCABULARY**2, 0.7)
+    velocity = table = 0.0
+    for _ in range(rounds):
+        velocity = velocity / 2 + client + 2 * table
+        table += 0.9 * velocity + rounding(2, 4.0)
+    return table
+
+
 def arrays(rounds: list[list[Batches]]) -> list[list[np.ndarray]]:
     return [[client.examples for client in clients] for clients in rounds]
 
@@ -75,11 +90,12 @@ def arrays(rounds: list[list[Batches]]) -> list[list[np.ndarray]]:
     ],
     ids=["uniform", "examples", "clipped"],
 )
+@pytest.mark.numerical
 def test_rounds_equal_the_plain_loops(build, aggregator, settings):
     state, _ = train(make(build, aggregator), cohorts())
     table = bigram.initial_weights()["table"].astype(np.float64)
     want = fedavg.rounds(table, arrays(cohorts()), 0.8, 0.9, 0.5, **settings)
-    np.testing.assert_allclose(state["weights"]["table"], want, atol=3e-6)
+    np.testing.assert_allclose(state["weights"]["table"], want, atol=rounds_rounding(3))
     assert np.abs(want - table).max() > 0.1
 
 
@@ -117,7 +133,7 @@ def test_with_exact_noise_a_client_changes_the_sum_by_its_own_integers_alone(bui
         for number in range(len(cohorts()))
     ]
     want = fedavg.rounds(table, arrays(cohorts()), 0.8, 0.9, 0.5, clip=0.7, denominator=6.0, noises=noises)
-    np.testing.assert_allclose(state["weights"]["table"], want, atol=3e-6)
+    np.testing.assert_allclose(state["weights"]["table"], want, atol=rounds_rounding(3))
     assert measured is not None and measured["released"]["noise_stddev"] == pytest.approx(0.49)
 
 
@@ -169,6 +185,7 @@ def test_an_accuracy_that_is_not_measured_is_refused(build):
 
 
 @pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.numerical
 def test_rounds_equal_stock_federated_averaging(build, weighted):
     build_stock = (
         tff.learning.algorithms.build_weighted_fed_avg if weighted else tff.learning.algorithms.build_unweighted_fed_avg
@@ -191,7 +208,7 @@ def test_rounds_equal_stock_federated_averaging(build, weighted):
     batches = [[Batches(b, np.full(len(b), 3, np.int32)) for b in clients] for clients in rounds]
     ours, _ = train(make(build, ExampleWeightedMean() if weighted else UniformMean()), batches)
     trained = stock.get_model_weights(stock_state).trainable[0]
-    np.testing.assert_allclose(ours["weights"]["table"], trained, atol=1e-6)
+    np.testing.assert_allclose(ours["weights"]["table"], trained, atol=rounds_rounding(2))
     assert np.abs(trained - bigram.initial_weights()["table"]).max() > 0.1
 
 
@@ -203,8 +220,16 @@ def test_the_server_optimizer_sees_minus_the_mean_update(build, name):
     start = bigram.initial_weights()["table"]
     gradient = OrderedDict(table=start - plain["weights"]["table"])
     slots = optimizer.initialize(OrderedDict(table=tf.TensorSpec(start.shape, tf.float32)))
-    _, want = optimizer.next(slots, OrderedDict(table=tf.constant(start)), gradient)
-    np.testing.assert_allclose(state["weights"]["table"], want["table"], atol=2e-5)
+
+    def stepped(off: float) -> np.ndarray:
+        """With a gradient that is off by so much, where it is not 0."""
+        gradients = OrderedDict(table=gradient["table"] + np.float32(off) * (gradient["table"] != 0))
+        return optimizer.next(slots, OrderedDict(table=tf.constant(start)), gradients)[1]["table"].numpy()
+
+    # The gradient is a difference of tables, of the mean of 3 updates; the step is a quotient, a root and a sum.
+    off = rounding(3 + 2, 4.0)
+    within = max(np.abs(stepped(sign * off) - stepped(0)).max() for sign in (-1, 1)) + rounding(FUNCTION, 4.0)
+    np.testing.assert_allclose(state["weights"]["table"], stepped(0), atol=within)
 
 
 def test_an_empty_round_is_a_noise_only_round(build):
@@ -242,6 +267,7 @@ class Exploding(LanguageModelling):
         return plain._replace(total=factor * plain.total)
 
 
+@pytest.mark.numerical
 def test_removing_any_one_client_changes_the_sum_by_at_most_the_clip_norm(build):
     """One client has an update of a thousand clip norms, another one that is not a number."""
     generator = np.random.default_rng(4)
@@ -266,8 +292,14 @@ def test_removing_any_one_client_changes_the_sum_by_at_most_the_clip_norm(build)
 
     everybody = total(clients)
     moved = [np.linalg.norm(everybody - total(clients[:i] + clients[i + 1 :])) for i in range(len(clients))]
-    assert max(moved) <= 0.7 * (1 + 1e-5)
-    assert moved[1] == pytest.approx(0.7, rel=1e-4) and moved[3] < 2e-6
+    # A sum of 7 that is added to the table and read off it, in each of its entries; of clients trained together each
+    # one's update, because one more or less changes their shapes.
+    entry = 6.0 * rounding(len(clients) + 2, 4.0)
+    if "clients_at_once" in getattr(build, "keywords", {}):
+        entry += len(clients) * bigram.table_rounding(6, 0.8, 3 * 5)
+    within = bigram.VOCABULARY * entry  # the L2 norm of 49
+    assert max(moved) <= 0.7 + within
+    assert moved[1] == pytest.approx(0.7, abs=within) and moved[3] < within < 0.01
     _, measured = train(engine, [clients])
     assert measured["operator"]["non_finite"] == 1 and measured["operator"]["clients"] == len(clients)
 
@@ -290,7 +322,7 @@ def test_the_average_is_a_running_mean_of_the_rounds_weights(build):
     for clients in cohorts():
         state, _ = engine.process.next(state, engine.client_values(clients), NOISE_SEED)
         want = 0.75 * want + 0.25 * state["weights"]["table"]
-        np.testing.assert_allclose(state["average"]["table"], want, atol=1e-6)
+        np.testing.assert_allclose(state["average"]["table"], want, atol=rounding(3 * len(cohorts()), 4.0))
     plain, _ = train(make(build, UniformMean()), cohorts())
     np.testing.assert_array_equal(plain["average"]["table"], plain["weights"]["table"])
     with pytest.raises(ValueError, match="average_decay is 1.0"):
@@ -306,6 +338,7 @@ def test_the_same_round_twice_is_the_same_to_the_bit(build):
         np.testing.assert_array_equal(first["weights"]["table"], train(built, many)[0]["weights"]["table"])
 
 
+@pytest.mark.numerical
 def test_the_two_halves_of_a_round_make_the_round(build):
     engine = make(build, DPMean(PrivacyPlan(Poisson(0.5), 12, 5, 1.0, FixedClip(0.7))))
     state = engine.process.initialize()
@@ -314,7 +347,8 @@ def test_the_two_halves_of_a_round_make_the_round(build):
     totals = [engine.client_sum(state["weights"], state["aggregator"], [value]) for value in values]
     total = tf.nest.map_structure(lambda first, *rest: sum(rest, first), *totals)
     halves, _ = engine.server_step(state, total, NOISE_SEED)
-    np.testing.assert_allclose(halves["weights"]["table"], whole["weights"]["table"], atol=1e-6)
+    # A sum of three clients and the noise, and its addition to the table.
+    np.testing.assert_allclose(halves["weights"]["table"], whole["weights"]["table"], atol=rounding(3 + 4, 4.0))
 
 
 @pytest.mark.parametrize(("at_once", "padding"), [(1, 0.0), (4, 1 - 24 / 36)])

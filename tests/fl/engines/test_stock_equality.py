@@ -1,8 +1,8 @@
 """The release gate: rounds of the engines equal stock `tff.learning`, for every model, clip, weighting and sampler.
 
-A quick subset spans the four; the whole product is slow. Errors are distances between weights over the distance moved.
-The kit's language models are held to stock TFF twice: with Keras's gradient, and with their own loss and gradient (as
-a distance between weights).
+A quick subset spans the four; the whole product is slow. Both sides compute in float32, so that they agree up to what
+rounding may do (tests/tolerance.py) in three rounds: `allowed`. The kit's language models are held to stock TFF twice:
+with Keras's gradient, and with their own loss and gradient.
 """
 
 import itertools
@@ -18,13 +18,15 @@ import tensorflow as tf
 from fl.aggregation import Contribution, DPMean, ExampleWeightedMean, UniformMean
 from fl.cohorts import draw_cohort
 from fl.engines import cohort, per_client
+from fl.engines.averaging import Engine
 from fl.local_training import Batches, ClientUpdate, LanguageModelling, client_update
 from privacy.plan import AdaptiveClip, FixedClip, PrivacyPlan
 from privacy.sampling import Cyclic, FixedSize, Poisson, Sampling
 from tests.fl import stock
 from tests.fl.stock import Net, Stock
+from tests.tolerance import condition, rounding
 
-pytestmark = pytest.mark.usefixtures("worker")
+pytestmark = [pytest.mark.numerical, pytest.mark.usefixtures("worker")]
 
 POPULATION = 12
 # TensorFlow Privacy clamps the share of updates within the clip norm to [0, 1]; ours, as in the paper, does not.
@@ -103,8 +105,13 @@ def pair(name: str, aggregation: str, sampler: str) -> tuple[Any, Any]:
 
 def train(build: Any, net: Net, aggregator: Any, clients: list[list[Batches]]) -> tuple[dict[str, Any], list[float]]:
     """The weights, and of each round with clients the share that the clip left alone."""
-    engine = build(net.task, net.weights, net.local, aggregator, OPTIMIZER)
+    return run(build(net.task, net.weights, net.local, aggregator, OPTIMIZER), net.weights, clients)
+
+
+def run(engine: Engine, weights: dict[str, Any], clients: list[list[Batches]]) -> tuple[dict[str, Any], list[float]]:
+    """As `train`, from these weights."""
     state, within = engine.process.initialize(), []
+    state["weights"] = {name: np.asarray(weights[name]) for name in state["weights"]}
     for of_round in clients:
         state, measured = engine.process.next(state, engine.client_values(of_round), np.array([1, 2], np.int64))
         if of_round:
@@ -114,6 +121,26 @@ def train(build: Any, net: Net, aggregator: Any, clients: list[list[Batches]]) -
 
 def distance(a: dict[str, Any], b: dict[str, Any]) -> float:
     return float(np.sqrt(sum(np.sum(np.square(np.float64(a[name]) - b[name])) for name in a)))
+
+
+def largest_difference(a: dict[str, Any], b: dict[str, Any]) -> float:
+    """Between two entries of the same weight."""
+    return max(float(np.max(np.abs(np.float64(a[name]) - b[name]))) for name in a)
+
+
+@cache
+def allowed(name: str, aggregation: str, sampler: str) -> float:
+    """Largest difference that rounding may make, in the operations of each local step of each round."""
+    net, sampling = NETS[name](), SAMPLERS[sampler]
+    clients = rounds(net, sampling)
+    ours, _ = pair(name, aggregation, sampler)
+    engine = cohort.build(net.task, net.weights, net.local, ours, OPTIMIZER)
+    steps = sum(max((len(client.rows) for client in of_round), default=0) for of_round in clients)
+
+    def trained(weights: dict[str, Any]) -> list[Any]:
+        return [*run(engine, weights, clients)[0].values()]
+
+    return rounding(steps * net.operations, condition(trained, net.weights))
 
 
 @cache
@@ -131,18 +158,19 @@ def check(name: str, aggregation: str, sampler: str) -> None:
     ours, _ = pair(name, aggregation, sampler)
     want = stock_weights(name, aggregation, sampler)
     own = stock_weights(name, aggregation, sampler, own_loss=True) if isinstance(net.task, LanguageModelling) else None
-    moved = distance(want, net.weights)
+    moved, within = distance(want, net.weights), allowed(name, aggregation, sampler)
     assert moved > 0.02
     for engine, build in ENGINES.items():
         if engine == "three at once" and not net.task.stacks:
             continue
-        got, within = train(build, net, ours, clients)
-        error = distance(got, want) / moved
-        assert error <= net.tolerance, (engine, error)
+        got, unclipped = train(build, net, ours, clients)
+        error = largest_difference(got, want)
+        assert error <= (net.jumps * moved or within), (engine, error)
         if own is not None:
-            assert distance(got, own) <= net.own_tolerance, (engine, distance(got, own))
+            error = largest_difference(got, own)
+            assert error <= (net.jumps * moved or within), (engine, error)
         if "clip" in aggregation:
-            assert min(within) < 1 and max(within) > 0, (engine, within)  # some are clipped and some are not
+            assert min(unclipped) < 1 and max(unclipped) > 0, (engine, unclipped)  # some are clipped and some are not
 
 
 @pytest.mark.parametrize(("net", "aggregation", "sampler"), SPANNING)
@@ -193,7 +221,7 @@ def test_a_planted_bug_is_rejected(wrong):
     ours, _ = pair("dense", "fixed clip", "poisson")
     want = stock_weights("dense", "fixed clip", "poisson")
     got, _ = train(ENGINES["three at once"], net, wrong(ours.plan), clients)
-    assert distance(got, want) / distance(want, net.weights) > 1000 * net.tolerance
+    assert largest_difference(got, want) > 10 * allowed("dense", "fixed clip", "poisson")
 
 
 def test_a_client_that_loses_its_last_example_is_noticed():
@@ -205,4 +233,4 @@ def test_a_client_that_loses_its_last_example_is_noticed():
     rows = clients[0][client].rows
     clients[0][client] = clients[0][client]._replace(rows=np.append(rows[:-1], rows[-1] - 1).astype(np.int32))
     less, _ = train(ENGINES["one after another"], net, ours, clients)
-    assert distance(whole, less) / distance(whole, net.weights) > 1000 * net.tolerance
+    assert largest_difference(whole, less) > 10 * allowed("dense", "uniform", "cyclic")

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import tensorflow_federated as tff
@@ -28,6 +29,7 @@ from privacy.plan import FixedClip, PrivacyPlan
 from privacy.sampling import FixedSize
 from tests.fl import bigram
 from tests.fl.runtime.namespaces import namespaces, needs_stunnel
+from tests.tolerance import rounding
 
 CLIENTS = tuple(f"client-{i}" for i in range(12))
 PLAN = PrivacyPlan(FixedSize(6), len(CLIENTS), 4, 1.0, FixedClip(0.7))
@@ -76,6 +78,11 @@ def run(folder: Path, engine, local) -> list[np.ndarray]:
     return [np.asarray(part) for part in tf.nest.flatten(final_state(federation, RoundLog(folder)))]
 
 
+# In each of four rounds a sum of 6 clients and the noise is made in another order and added to a table of entries below
+# 4; a table that is off changes an update by at most twice that, and the server's momentum adds up to 2 of its steps.
+SUMMED = 4 * (1 + 2 * 2 * 0.9) * rounding(6 + 2, 4.0)
+
+
 def difference(one, other) -> float:
     return max(float(np.abs(a - b).max()) for a, b in zip(one, other, strict=True))
 
@@ -120,7 +127,7 @@ def test_rounds_equal_one_machines(quick, two, tmp_path):
     engine, local = quick
     alone = run(tmp_path / "alone", engine, local)
     spread = run(tmp_path / "spread", two[1].spread(engine), local)
-    assert difference(alone, spread) < 1e-6
+    assert difference(alone, spread) < SUMMED
     assert difference(alone, [np.zeros_like(part) for part in alone]) > 0.1
     assert (tmp_path / "alone/ledger.jsonl").read_bytes() == (tmp_path / "spread/ledger.jsonl").read_bytes()
 
@@ -152,7 +159,7 @@ def test_a_hung_worker_is_given_up_and_its_share_done_again(slow, two, caplog):
     spread = connected.spread(engine).process
     once_busy(workers[0].pid, lambda: os.kill(workers[0].pid, signal.SIGSTOP))
     after, _ = spread.next(state, values(engine, local, 0), seed)
-    assert difference(tf.nest.flatten(alone), tf.nest.flatten(after)) < 1e-6
+    assert difference(tf.nest.flatten(alone), tf.nest.flatten(after)) < SUMMED
     assert f"localhost:{workers[0].port} is lost (3 heartbeats" in caplog.text
     # It is not asked again, though it would answer now.
     os.kill(workers[0].pid, signal.SIGCONT)
@@ -160,11 +167,23 @@ def test_a_hung_worker_is_given_up_and_its_share_done_again(slow, two, caplog):
     assert caplog.text.count("is lost") == 1
 
 
-def test_a_living_worker_that_computes_for_long_is_not_given_up(slow, two, caplog):
+def test_a_living_worker_that_computes_for_long_is_not_given_up(slow, two, caplog, monkeypatch):
     engine, local = slow
-    begin = time.monotonic()
-    two[1].spread(engine).process.next(engine.process.initialize(), values(engine, local, 0) * 5, KEYS.noise_seed(0))
-    assert time.monotonic() - begin > 3 * BEAT
+    asked: Counter[str] = Counter()
+    beat = hosts.Host.beat
+
+    def counted(host):
+        asked[host.address] += 1
+        return beat(host)
+
+    monkeypatch.setattr(hosts.Host, "beat", counted)
+    for clients in (5, 20, 80, 320):  # until it is long on this machine
+        asked.clear()
+        given = values(engine, local, 0) * clients
+        two[1].spread(engine).process.next(engine.process.initialize(), given, KEYS.noise_seed(0))
+        if max(asked.values(), default=0) > hosts._MISSES:
+            break
+    assert max(asked.values()) > hosts._MISSES
     assert "lost" not in caplog.text
 
 
@@ -184,7 +203,7 @@ def test_without_a_worker_left_the_run_stops_and_can_be_resumed(quick, two, tmp_
     ) as caught:
         next(rounds)
     assert "\n" not in str(caught.value)
-    assert difference(alone, run(tmp_path / "spread", engine, local)) < 1e-6
+    assert difference(alone, run(tmp_path / "spread", engine, local)) < SUMMED
     assert (tmp_path / "alone/ledger.jsonl").read_bytes() == (tmp_path / "spread/ledger.jsonl").read_bytes()
 
 
@@ -229,11 +248,12 @@ def test_an_error_of_the_computation_is_not_taken_for_a_loss(two):
 def test_ctrl_c_ends_a_round_at_once_even_if_a_worker_hangs(quick, two):
     engine, local = quick
     os.kill(two[0][1].pid, signal.SIGSTOP)
-    begin = time.monotonic()
-    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
-    with pytest.raises(KeyboardInterrupt):
-        two[1].spread(engine).process.next(engine.process.initialize(), values(engine, local, 0), KEYS.noise_seed(0))
-    assert time.monotonic() - begin < 3
+    spread = two[1].spread(engine).process
+    state, given = engine.process.initialize(), values(engine, local, 0)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(hosts, "_BEAT_SECONDS", 3600.0)  # nothing but Ctrl-C ends the round
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+        spread.next(state, given, KEYS.noise_seed(0))
 
 
 def test_a_worker_that_is_not_there_is_one_line(monkeypatch):
@@ -314,11 +334,11 @@ def test_hosts_behind_tunnels_one_killed_one_cut_off(slow, tmp_path, monkeypatch
         finally:
             for process in running:
                 process.terminate()
-                process.wait(timeout=20)
+                process.wait(timeout=60)
                 assert process.stdout is not None
                 process.stdout.close()
     state = final_state(federation, RoundLog(tmp_path / "spread"))
-    assert difference(alone, [np.asarray(part) for part in tf.nest.flatten(state)]) < 1e-6
+    assert difference(alone, [np.asarray(part) for part in tf.nest.flatten(state)]) < SUMMED
     assert (tmp_path / "alone/ledger.jsonl").read_bytes() == (tmp_path / "spread/ledger.jsonl").read_bytes()
     assert len(Ledger.read(tmp_path / "spread/ledger.jsonl").rounds) == PLAN.rounds
     assert f"{made[0].address}:7000 is lost" in caplog.text

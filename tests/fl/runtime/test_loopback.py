@@ -61,7 +61,7 @@ _STAYING_STRANGER = """
 import socket, sys
 become_nobody()
 connection = socket.socket(int(sys.argv[1]))
-connection.settimeout(20)
+connection.settimeout(60)
 connection.connect((sys.argv[2], int(sys.argv[3])))
 connection.sendall(b"steal")
 print("connected", flush=True)

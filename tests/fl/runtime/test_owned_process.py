@@ -11,7 +11,7 @@ import pytest
 
 from fl.runtime.owned_process import OwnedProcess, WorkerLostError, is_loopback, listening_addresses, require_free_port
 
-SLEEP = ["/bin/sleep", "60"]
+SLEEP = ["/bin/sleep", "600"]
 
 
 def started(command=SLEEP) -> OwnedProcess:
@@ -58,8 +58,8 @@ def test_a_dead_one_is_an_error_that_says_so():
 
 
 def test_what_it_says_is_read_while_it_says_more():
-    process = started(["/bin/sh", "-c", "seq 1000; sleep 0.2; seq 1000 1100; sleep 60"])
-    deadline = time.monotonic() + 10
+    process = started(["/bin/sh", "-c", "seq 1000; sleep 0.2; seq 1000 1100; sleep 600"])
+    deadline = time.monotonic() + 60
     while not process.output().endswith("\n1100"):
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -99,10 +99,10 @@ def test_none_is_left_behind(ending, tmp_path, monkeypatch):
         if sys.argv[1] == "error":
             raise RuntimeError("on purpose")
         if sys.argv[1] not in ("success", "ignored"):
-            time.sleep(20)
+            time.sleep(600)
         """
     )
-    listens = "import socket, time; server = socket.create_server(('127.0.0.1', 0)); time.sleep(60)"
+    listens = "import socket, time; server = socket.create_server(('127.0.0.1', 0)); time.sleep(600)"
     previous = signal.signal(signal.SIGINT, signal.SIG_IGN if ending == "ignored" else signal.SIG_DFL)
     try:
         process = subprocess.Popen(
@@ -117,9 +117,9 @@ def test_none_is_left_behind(ending, tmp_path, monkeypatch):
     pid = int(process.stdout.readline())
     if ending.startswith("SIG"):
         process.send_signal(getattr(signal, ending))
-    process.wait(timeout=30)
+    process.wait(timeout=60)
     process.stdout.close()
-    for _ in range(100):
+    for _ in range(1200):
         if not Path(f"/proc/{pid}").exists():
             assert not list(tmp_path.iterdir())
             return

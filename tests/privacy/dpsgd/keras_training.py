@@ -8,6 +8,7 @@ import numpy as np
 from keras import layers
 
 from privacy.dpsgd import KerasDPSGD
+from tests.tolerance import model_operations, rounding
 
 CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
@@ -38,3 +39,14 @@ def settings(**changed):
     """One step on everybody of 20."""
     plain = {"records": 20, "batch_size": 20, "epochs": 1, "clip": 1.0, "noise_multiplier": 1.0, "delta": 1e-5}
     return KerasDPSGD(**{**plain, **changed})
+
+
+def training_rounding(model, steps, examples, rate, largest=1.0):
+    """Largest difference of a weight after steps of SGD between two ways to compute them.
+
+    A step adds the rounding of a mean gradient, whose terms are at most `largest`, and of weights below 4. A later one
+    enlarges it by at most 1 + rate, for the curvature of these losses is below 1 of a weight's.
+    """
+    growth = (1 + rate) ** (steps - 1)
+    of_gradient = rounding(steps * model_operations(model, examples), rate * largest)
+    return growth * (of_gradient + rounding(2 * steps, 4.0))
