@@ -81,7 +81,7 @@ def test_only_modules_that_need_an_extra_fail_to_import_without_it():
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
     assert [line for line in lines if len(line) > 2] == []  # it fails before anything that takes long is loaded
-    lacking = {name: module for name, module in lines}
+    lacking = dict(lines)
     assert set(lacking.values()) <= {module for modules, _ in extras.EXTRAS.values() for module in modules}
     assert {name for name, module in lacking.items() if module == "tensorflow_federated"} == {
         "fl.engines.averaging",
