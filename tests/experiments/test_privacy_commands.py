@@ -53,6 +53,18 @@ def test_any_one_follows_from_the_others():
     assert rounds["plan"]["rounds"] == pytest.approx(1600, abs=1)
 
 
+def test_rounds_returns_the_last_number_whose_epsilon_as_shown_fits():
+    setting = ["--clients", 100_000_000, "--rate", 1e-5, "--noise", 0.2]
+    found = facts("rounds", *setting, "--epsilon", 75)
+    assert found["epsilon"] <= 75
+    rounds = found["plan"]["rounds"]
+    beyond = facts("epsilon", *setting, "--rounds", rounds + 1)
+    assert beyond["epsilon"] > 75 and beyond["accountant"] == "RDP" and beyond["epsilon"] == beyond["epsilon_rdp"]
+    text = call("epsilon", *setting, "--rounds", rounds + 1)
+    assert "(another upper bound)" in text.split("by PLD")[1].splitlines()[0]
+    assert "(stated), order 1.4" in text.split("by RDP")[1].splitlines()[0]
+
+
 def test_each_sampler_brings_its_relation():
     fixed = facts("epsilon", *STACK_OVERFLOW, "--rounds", 1600, "--noise", 4, "--sampler", "fixed-size")
     assert (fixed["plan"]["relation"], fixed["epsilon_pld"]) == ("replace-one", None)
