@@ -65,6 +65,28 @@ def test_rounds_returns_the_last_number_whose_epsilon_as_shown_fits():
     assert "(stated), order 1.4" in text.split("by RDP")[1].splitlines()[0]
 
 
+@pytest.mark.parametrize(
+    ("noise", "rate", "rounds", "line"),
+    [
+        (1e-6, 1e-12, 1, None),
+        (3e-3, 1e-3, 1000, None),
+        (0.06, 1e-9, 1, None),
+        (0.2, 0.9, 1_000_000, None),
+        (1e8, 1e-6, 1000, None),
+        (1e12, 1e-3, 1, "noise multiplier must lie in"),
+        (1.0, 1e-3, 10**9, "rounds must be at most 1,000,000"),
+    ],
+)
+def test_any_noise_rate_and_rounds_give_a_value_or_one_line(noise, rate, rounds, line):
+    arguments = ["epsilon", "--clients", "1000000", "--noise", noise, "--rate", rate, "--rounds", rounds]
+    if line is None:
+        assert facts(*arguments)["accountant"] in ("PLD", "RDP")
+    else:
+        with pytest.raises(ValueError, match=line) as error:
+            call(*arguments)
+        assert "\n" not in str(error.value)
+
+
 def test_each_sampler_brings_its_relation():
     fixed = facts("epsilon", *STACK_OVERFLOW, "--rounds", 1600, "--noise", 4, "--sampler", "fixed-size")
     assert (fixed["plan"]["relation"], fixed["epsilon_pld"]) == ("replace-one", None)
