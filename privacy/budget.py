@@ -67,6 +67,7 @@ class Releases:
         self.releases: list[Guarantee] = []
         self._file = file
         self._budget = budget
+        self._account = costs.Account(0.0 if budget is None else budget.delta)
 
     @staticmethod
     def open(path: str | pathlib.Path, budget: Budget) -> Releases:
@@ -115,7 +116,12 @@ class Releases:
     @property
     def spent(self) -> float:
         """ε of all releases together, at the budget's δ."""
-        return self._epsilon_with(())
+        return self._account.least.epsilon
+
+    @property
+    def accountant(self) -> str:
+        """What gave `spent`: "PLD", "RDP" or "sum", see `privacy.accounting.costs.Least`."""
+        return self._account.least.accountant
 
     def __str__(self) -> str:
         """ε of all releases together, with all that belongs to it."""
@@ -146,22 +152,24 @@ class Releases:
         if self.budget.delta == 0 and release.delta:
             raise ValueError(f"release at delta {release.delta:g}: the budget's is 0, use a pure mechanism")
         with self._file.writing():
-            total = self._epsilon_with(release.costs)
+            account = self._account.plus(release.costs)
+            total = account.least.epsilon
             if not total <= self.budget.epsilon * (1 + 1e-9):
                 raise ValueError(
                     f"budget: with this release epsilon would be {total:.4g}, above {self.budget.epsilon:g} "
                     f"({self.spent:.4g} is spent): release less, or with more noise"
                 )
             self._file.append({"kind": "release", "number": len(self.releases), **_to_dict(release)})
-            self.releases.append(release)
+            self._append(release, account)
 
     @property
     def has_seeded_noise(self) -> bool:
         """Whether some noise came from a seed: then ε does not hold."""
         return any(SEEDED in release.noise for release in self.releases)
 
-    def _epsilon_with(self, more: tuple[costs.Cost, ...]) -> float:
-        return costs.epsilon([*(cost for release in self.releases for cost in release.costs), *more], self.budget.delta)
+    def _append(self, release: Guarantee, account: costs.Account) -> None:
+        self.releases.append(release)
+        self._account = account
 
     def _replay(self) -> None:
         for number, line in self._file.lines():
@@ -171,7 +179,8 @@ class Releases:
                 elif line["kind"] != "release" or line["number"] != len(self.releases):
                     raise ValueError("it is out of order")
                 else:
-                    self.releases.append(_from_dict(line))
+                    release = _from_dict(line)
+                    self._append(release, self._account.plus(release.costs))
             except (KeyError, TypeError) as error:
                 raise ValueError(f"ledger {self.path} line {number} is no ledger of a budget: {error!r}") from None
         if len(self._file.digests) == 1:
@@ -188,6 +197,7 @@ class Releases:
         if self._budget not in (None, budget):
             raise ValueError(f"ledger {self.path} was begun under another budget, {budget}: go on with it, or anew")
         self._budget, self.version = budget, line["version"]
+        self._account = costs.Account(budget.delta)
 
 
 def _to_dict(release: Guarantee) -> dict[str, Any]:

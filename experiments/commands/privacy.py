@@ -273,8 +273,9 @@ def _print(plan: PrivacyPlan, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(_facts(plan, spent), indent=2))
         return
-    pld = "not available" if spent.pld is None else f"{_round_up(spent.pld)}  (the figure)"
-    rdp = f"{_round_up(spent.rdp)}  ({'the figure' if spent.pld is None else 'cross-check, an upper bound'})"
+    stated = {name: "stated" if name == spent.accountant else "another upper bound" for name in ("PLD", "RDP")}
+    pld = "not available" if spent.pld is None else f"{_round_up(spent.pld)}  ({stated['PLD']})"
+    rdp = f"{_round_up(spent.rdp)}  ({stated['RDP']})"
     rows = [
         (
             "epsilon",
@@ -307,6 +308,7 @@ def _facts(plan: PrivacyPlan, spent: Any) -> dict[str, Any]:
     return {
         "private": plan.is_private,
         "epsilon": finite(spent.value),
+        "accountant": spent.accountant,
         "epsilon_pld": finite(spent.pld),
         "epsilon_rdp": finite(spent.rdp),
         "rdp_order": spent.rdp_order,

@@ -1,4 +1,6 @@
-"""What single releases cost, and what they cost together: one privacy loss distribution over all of them."""
+"""What single releases cost, and what they cost together: the smaller of what one privacy loss distribution over all of
+them says and what Rényi DP says.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +8,16 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
 
 from privacy import checks
-from privacy.accounting.composition import SMALLEST_DELTA, gaussian_epsilon
+from privacy.accounting import loss_grid
+from privacy.accounting.composition import gaussian_epsilon, least_by_renyi, one_round_rdp
 from privacy.noise.training import MOST_EPSILON, exact_delta, with_failures
+from privacy.sampling import Poisson
 
-_FIRST_INTERVAL = 2.0**-7
-_STEPS_OF_EPSILON = 8000
-_SMALLEST_INTERVAL = 2.0**-18
 _LOG_NOISE = -13.0, 18.0
 
 
@@ -31,6 +34,17 @@ class Pure:
     def __post_init__(self) -> None:
         checks.plain_numbers(self)
         checks.positive("epsilon", self.epsilon, "give the cost of the release")
+
+    @property
+    def largest_loss(self) -> float:
+        """Privacy loss at which the distribution ends."""
+        return self.epsilon
+
+    def renyi(self, order: float) -> float:
+        """Returns the Rényi divergence at `order`, above 1, of randomised response (see `loss_distribution`)."""
+        both = np.logaddexp(self.epsilon * order, self.epsilon * (1 - order)) - np.logaddexp(0.0, self.epsilon)
+        rounding = 2.0**-50 * (1 + self.epsilon * order)
+        return float(max(both, 0.0) + rounding) / (order - 1)
 
     def loss_distribution(self, interval: float) -> Any:
         """`dp_accounting`'s: that of randomised response, which dominates every ε-DP mechanism (Kairouz, Oh and
@@ -62,17 +76,26 @@ class Gaussian:
         checks.whole("count", self.count, 1, "count the releases")
         checks.between("sampling rate", self.rate, 0, 1, "give batch size / records", closed_high=True)
 
-    def loss_distribution(self, interval: float) -> Any:
-        """`dp_accounting`'s."""
-        from dp_accounting.pld import privacy_loss_distribution
+    @property
+    def largest_loss(self) -> float:
+        """Privacy loss at which the distribution of one release ends; of all together where everybody is in each."""
+        return loss_grid.largest_loss(self._together if self.rate == 1 else self.noise_multiplier, self.rate)
 
+    def renyi(self, order: float) -> float:
+        """Returns the Rényi divergence of all `count` releases at `order`, above 1."""
         if self.rate == 1:
-            together = self.noise_multiplier / math.sqrt(self.count)
-            return privacy_loss_distribution.from_gaussian_mechanism(together, value_discretization_interval=interval)
-        one = privacy_loss_distribution.from_gaussian_mechanism(
-            self.noise_multiplier, value_discretization_interval=interval, sampling_prob=self.rate
-        )
-        return one.self_compose(self.count)
+            return order / (2 * self._together**2)
+        return self.count * one_round_rdp(Poisson(self.rate), 0, self.noise_multiplier, order)
+
+    def loss_distribution(self, interval: float) -> Any:
+        """`dp_accounting`'s, of all `count` releases."""
+        if self.rate == 1:
+            return loss_grid.gaussian(self._together, 1.0, interval)
+        return loss_grid.gaussian(self.noise_multiplier, self.rate, interval).self_compose(self.count)
+
+    @property
+    def _together(self) -> float:
+        return self.noise_multiplier / math.sqrt(self.count)
 
     def dp_event(self) -> Any:
         """As an event of `dp_accounting`, whose noise is relative to the sensitivity too."""
@@ -87,53 +110,129 @@ class Gaussian:
 Cost = Pure | Gaussian
 
 
+class Least(NamedTuple):
+    """The least ε known of several releases together.
+
+    Attributes:
+      epsilon: an upper bound; inf if none is known.
+      accountant: what gave it: "PLD" (their common privacy loss distribution, or the exact curve of one Gaussian),
+        "RDP" (Rényi DP) or "sum" (of pure releases' ε).
+    """
+
+    epsilon: float
+    accountant: Literal["PLD", "RDP", "sum"]
+
+
+class _Composed(NamedTuple):
+    """The distribution of the first `costs` costs of an account, on a grid of `interval`."""
+
+    interval: float
+    costs: int
+    distribution: Any
+
+
+class Account:
+    """Releases that come one after another, and what they cost together; `plus` returns a new account.
+
+    What was composed is kept: a further release is one convolution, whatever the number before it. When the range of
+    losses has outgrown the grid, all are composed once more, on a grid at least twice as wide.
+
+    Attributes:
+      delta: δ that ε is stated at, in [0, 1).
+      costs: of all releases, in order.
+    """
+
+    def __init__(self, delta: float) -> None:
+        """Begins without a release. Raises ValueError unless `delta` is in [0, 1)."""
+        if delta != 0:
+            checks.between("delta", delta, 0, 1, "1e-6 is usual, below 1 / records")
+        self.delta = delta
+        self.costs: tuple[Cost, ...] = ()
+        self._composed: _Composed | None = None
+        self._divergences: dict[float, tuple[int, float]] = {}  # at an order: of so many costs, their sum
+
+    def plus(self, costs: Sequence[Cost]) -> Account:
+        """Returns the account with these releases too."""
+        larger = Account(self.delta)
+        larger.costs = (*self.costs, *costs)
+        larger._composed, larger._divergences = self._composed, dict(self._divergences)
+        return larger
+
+    @functools.cached_property
+    def least(self) -> Least:
+        """The least ε known at `delta` of all releases together; 0 for none.
+
+        Raises:
+          ValueError: δ is 0 (or with sampling below 1e-12) and a release is not pure.
+        """
+        gaussians = [cost for cost in self.costs if isinstance(cost, Gaussian)]
+        total = math.inf if gaussians else math.fsum(cost.epsilon for cost in self.costs if isinstance(cost, Pure))
+        if self.delta == 0 and gaussians:
+            raise ValueError("delta is 0 and a release has Gaussian noise: give a delta above 0")
+        if self.delta == 0 or not self.costs:
+            return Least(total, "sum")
+        releases = sum(cost.count for cost in gaussians)
+        exact = exact_delta(self.delta) if releases else self.delta
+        unsampled = math.inf
+        if len(gaussians) == len(self.costs):
+            # Sampling never costs: the exact curve without it is a bound, and the answer where nothing is sampled.
+            together = sum(cost.count / cost.noise_multiplier**2 for cost in gaussians) ** -0.5
+            unsampled = with_failures(gaussian_epsilon(together, exact), self.delta, releases)
+            if all(cost.rate == 1 for cost in gaussians):
+                return Least(unsampled, "PLD")
+        if self.delta < loss_grid.SMALLEST_DELTA:
+            if gaussians:
+                raise ValueError(
+                    f"delta {self.delta:g} is below {loss_grid.SMALLEST_DELTA:g}, where loss distributions tell nothing"
+                )
+            return Least(total, "sum")
+        rdp, _ = least_by_renyi(self._renyi, exact)
+        by_distribution = self._by_distribution(exact)
+        if releases:
+            rdp, by_distribution = (with_failures(eps, self.delta, releases) for eps in (rdp, by_distribution))
+        return min(Least(min(by_distribution, unsampled), "PLD"), Least(rdp, "RDP"), Least(total, "sum"))
+
+    def _by_distribution(self, delta: float) -> float:
+        """ε at `delta` of the common loss distribution; inf where it cannot be told."""
+        # Everybody's releases of one noise are one Gaussian.
+        convolutions = sum(cost.count if isinstance(cost, Gaussian) and cost.rate < 1 else 1 for cost in self.costs)
+        if delta < loss_grid.least_delta(convolutions):
+            return math.inf
+        largest = max(cost.largest_loss for cost in self.costs)
+        interval = loss_grid.choose_interval(largest, self._renyi, loss_grid.FINE)
+        if self._composed is not None:
+            interval = max(interval, self._composed.interval)
+        return loss_grid.read_epsilon(self._compose, interval, delta)
+
+    def _compose(self, interval: float) -> Any:
+        """`dp_accounting`'s distribution of all releases, which begins with what is kept if the grid is the same."""
+        kept = self._composed
+        count, composed = (kept.costs, kept.distribution) if kept and kept.interval == interval else (0, None)
+        for cost in self.costs[count:]:
+            one = cost.loss_distribution(interval)
+            composed = one if composed is None else composed.compose(one)
+        self._composed = _Composed(interval, len(self.costs), composed)
+        return composed
+
+    def _renyi(self, order: float) -> float:
+        """Rényi divergence of all releases together, from the sum that is kept."""
+        count, total = self._divergences.get(order, (0, 0.0))
+        total += math.fsum(cost.renyi(order) for cost in self.costs[count:])
+        self._divergences[order] = (len(self.costs), total)
+        return total
+
+
 def epsilon(costs: Sequence[Cost], delta: float) -> float:
     """Least ε known at `delta` of all releases together; 0 for none. An upper bound.
 
-    With δ = 0 the ε of pure releases add up. Else it is read off their common privacy loss distribution (or the exact
-    curve where all are Gaussian without sampling), or is that sum where it is smaller. With Gaussian releases it
-    includes the failures of floating-point noise (`privacy.noise.training`).
+    With δ = 0 the ε of pure releases add up. Else it is the smaller of what their common privacy loss distribution (or
+    the exact curve where all are Gaussian without sampling) and Rényi DP say, or that sum where it is smaller still.
+    With Gaussian releases it includes the failures of floating-point noise (`privacy.noise.training`).
 
     Raises:
       ValueError: δ is not in [0, 1), or is 0 (or with sampling below 1e-12) and a release is not pure.
     """
-    if delta != 0:
-        checks.between("delta", delta, 0, 1, "1e-6 is usual, below 1 / records")
-    if not costs:
-        return 0.0
-    pure = [cost.epsilon for cost in costs if isinstance(cost, Pure)]
-    total = math.fsum(pure) if len(pure) == len(costs) else math.inf
-    if delta == 0:
-        if math.isinf(total):
-            raise ValueError("delta is 0 and a release has Gaussian noise: give a delta above 0")
-        return total
-    gaussians = [cost for cost in costs if isinstance(cost, Gaussian)]
-    releases = sum(cost.count for cost in gaussians)
-    exact = exact_delta(delta) if releases else delta
-    if len(gaussians) == len(costs) and all(cost.rate == 1 for cost in gaussians):
-        together = sum(cost.count / cost.noise_multiplier**2 for cost in gaussians) ** -0.5
-        return with_failures(gaussian_epsilon(together, exact), delta, releases)
-    if delta < SMALLEST_DELTA:
-        if math.isinf(total):
-            raise ValueError(f"delta {delta:g} is below {SMALLEST_DELTA:g}, where loss distributions tell nothing")
-        return total
-    first = _by_distribution(costs, exact, _FIRST_INTERVAL)
-    if math.isinf(first):
-        return total
-    # Powers of two, so that releases share one grid; finer than this changes nothing that is printed.
-    wanted = 2.0 ** math.floor(math.log2(max(first, 1e-9) / _STEPS_OF_EPSILON))
-    finer = _by_distribution(costs, exact, min(max(wanted, _SMALLEST_INTERVAL), _FIRST_INTERVAL))
-    return min(with_failures(min(first, finer), delta, releases), total)
-
-
-def _by_distribution(costs: Sequence[Cost], delta: float, interval: float) -> float:
-    try:
-        composed = costs[0].loss_distribution(interval)
-        for cost in costs[1:]:
-            composed = composed.compose(cost.loss_distribution(interval))
-        return float(composed.get_epsilon_for_delta(delta))
-    except OverflowError:  # of exp(ε): no figure that would be a guarantee
-        return math.inf
+    return Account(delta).plus(costs).least.epsilon
 
 
 def calibrate(together: Callable[[float], Sequence[Cost]], target: float, delta: float) -> float:

@@ -1,14 +1,13 @@
-"""What a plan costs: ε by privacy loss distributions, cross-checked by Rényi DP, and any one of ε, noise,
-rounds from the others.
+"""What a plan costs: ε by privacy loss distributions and by Rényi DP, of which the smaller is shown, and any one of ε,
+noise, rounds from the others.
 
-* Poisson cohorts, add-or-remove-one: the figure is the PLD of the sampled Gaussian, composed numerically
-(Koskela et al.,
-  arXiv:1906.03049; "connect the dots", Doroshenko et al., arXiv:2207.04380), as `dp_accounting` has it.
-* Cyclic cohorts (and Poisson at rate 1): no sampling to analyse, so the figure is the exact curve of one
-Gaussian
-  (Balle and Wang, arXiv:1805.06530).
-* Fixed-size cohorts, replace-one: `dp_accounting` has no PLD, so the figure is the Rényi bound (Wang, Balle,
-  Kasiviswanathan, arXiv:1808.00087), and `Epsilon.pld` is None.
+* Poisson cohorts, add-or-remove-one: the PLD of the sampled Gaussian, composed numerically (Koskela et al.,
+  arXiv:1906.03049; "connect the dots", Doroshenko et al., arXiv:2207.04380), as `dp_accounting` has it. Over very many
+  rounds with little noise its grid is coarse, and Rényi DP gives the smaller bound.
+* Cyclic cohorts (and Poisson at rate 1): no sampling to analyse, so the PLD is the exact curve of one Gaussian (Balle
+  and Wang, arXiv:1805.06530).
+* Fixed-size cohorts, replace-one: `dp_accounting` has no PLD, so ε is the Rényi bound (Wang, Balle, Kasiviswanathan,
+  arXiv:1808.00087), and `Epsilon.pld` is None.
 """
 
 from __future__ import annotations
@@ -16,13 +15,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from privacy import checks, sampling
-from privacy.accounting import composition
+from privacy.accounting import composition, loss_grid
 from privacy.noise.training import MOST_EPSILON
 from privacy.plan import MOST_ROUNDS, PrivacyPlan
 
@@ -40,7 +39,7 @@ class Epsilon(NamedTuple):
       relation: neighbouring relation that both hold for.
       delta: δ that both hold at.
       rounds: rounds accounted for.
-      notes: what a reader must know about these figures.
+      notes: what a reader must know about these values.
     """
 
     pld: float | None
@@ -53,8 +52,13 @@ class Epsilon(NamedTuple):
 
     @property
     def value(self) -> float:
-        """The figure: `pld` where there is one, else `rdp`."""
-        return self.rdp if self.pld is None else self.pld
+        """The ε to state: the smaller of `pld` and `rdp`, which are both upper bounds."""
+        return self.rdp if self.pld is None else min(self.pld, self.rdp)
+
+    @property
+    def accountant(self) -> Literal["PLD", "RDP"]:
+        """Which of the two `value` is; PLD where they are equal."""
+        return "RDP" if self.pld is None or self.rdp < self.pld else "PLD"
 
 
 def epsilon(plan: PrivacyPlan, rounds: int | None = None) -> Epsilon:
@@ -68,11 +72,11 @@ def epsilon(plan: PrivacyPlan, rounds: int | None = None) -> Epsilon:
     z, delta = float(plan.noise_multiplier), plan.target_delta
     rdp, order = composition.rdp_epsilon(plan.sampling, plan.population, z, rounds, delta)
     pld = composition.pld_epsilon(plan.sampling, z, rounds, delta)
-    return Epsilon(pld, rdp, order, plan.relation, delta, rounds, _notes(plan))
+    return Epsilon(pld, rdp, order, plan.relation, delta, rounds, _notes(plan, rounds))
 
 
 def epsilon_curve(plan: PrivacyPlan, rounds: Sequence[int]) -> npt.NDArray[np.float64]:
-    """The figure (`Epsilon.value`) after each of `rounds`, float64 [len(rounds)], never falling as rounds
+    """`Epsilon.value` after each of `rounds`, float64 [len(rounds)], never falling as rounds
     grow.
 
     One round is analysed once and composed for each entry, about 0.05 s each; intermediate entries use a
@@ -122,8 +126,17 @@ def calibrate_noise(plan: PrivacyPlan, target: float) -> PrivacyPlan:
         if low < math.log(LEAST_NOISE):
             raise ValueError(f"epsilon {target:g} asks for hardly any noise: take a smaller one")
     z = _round_up(math.exp(brentq(excess, low, high, xtol=1e-5)))
-    while excess(math.log(z)) > 0:
-        z = _round_up(z * (1 + 1e-5))
+
+    def fits(z: float) -> bool:
+        return epsilon(dataclasses.replace(plan, noise_multiplier=z)).value <= target
+
+    # The end point is verified by the accounting that is shown, which is at times tighter than the coarse one.
+    while not fits(z):
+        z = _round_up(z * (1 + 1e-4))
+    step = 0.01
+    while step >= 0.01:
+        less = _round_up(z * (1 - step))
+        z, step = (less, min(2 * step, 0.5)) if less >= LEAST_NOISE and fits(less) else (z, step / 2)
     return dataclasses.replace(plan, noise_multiplier=z)
 
 
@@ -138,33 +151,37 @@ def calibrate_rounds(plan: PrivacyPlan, target: float) -> PrivacyPlan:
     z, delta = float(plan.noise_multiplier), plan.target_delta
     if not plan.is_private:
         raise ValueError("noise multiplier 0 fits no finite epsilon: give one above 0")
-    if not _coarse(plan, 1) <= target:
-        raise ValueError(f"epsilon {target:g} does not allow one round at noise multiplier {z:g}: add noise")
-    # The Rényi bound costs nothing and is never below the figure, so it is a place to start from.
+    # Each search is cheaper than the next one and starts it near its end; the last is by the accounting that is shown.
     rounds = _most(lambda n: composition.rdp_epsilon(plan.sampling, plan.population, z, n, delta)[0] <= target, 1)
     rounds = _most(lambda n: _coarse(plan, n) <= target, rounds)
     rounds = _most(lambda n: epsilon(plan, n).value <= target, rounds)
+    if rounds == 0:
+        raise ValueError(f"epsilon {target:g} does not allow one round at noise multiplier {z:g}: add noise")
     return dataclasses.replace(plan, rounds=rounds)
 
 
 def _coarse(plan: PrivacyPlan, rounds: int, z: float | None = None) -> float:
-    """The figure on the coarse grid: cheap, and never below the one on the fine grid."""
+    """ε on the coarse grid: cheap, and hardly ever below the one on the fine grid."""
     z = float(plan.noise_multiplier) if z is None else z
-    points = composition.COARSE
-    return composition.figure(plan.sampling, plan.population, z, rounds, plan.target_delta, points)
+    return composition.least_epsilon(plan.sampling, plan.population, z, rounds, plan.target_delta, loss_grid.COARSE)
 
 
 def _most(fits: Callable[[int], bool], start: int) -> int:
-    """Largest n from `start` to MOST_ROUNDS with fits(n), for a monotone `fits` (taken as true at
-    `start`).
+    """Returns n from 0 to MOST_ROUNDS with fits(n) and not fits(n + 1), searched in growing steps from `start`.
+
+    0 fits and MOST_ROUNDS + 1 does not; both others are verified, wherever `start` lies.
     """
-    low, step = start, 1
-    while low + step <= MOST_ROUNDS and fits(low + step):
-        low, step = low + step, 2 * step
-    high = min(low + step, MOST_ROUNDS + 1)
+    low, high, place, step = 0, MOST_ROUNDS + 1, max(start, 1), 1
     while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
+        if fits(place):
+            low = place
+        else:
+            high = place
+        if low > 0 and high <= MOST_ROUNDS:
+            place = (low + high) // 2
+        else:
+            place = min(low + step, MOST_ROUNDS) if low > 0 else max(high - step, 1)
+            step *= 2
     return low
 
 
@@ -174,7 +191,7 @@ def _round_up(value: float) -> float:
     return math.ceil(value * scale) / scale
 
 
-def _notes(plan: PrivacyPlan) -> tuple[str, ...]:
+def _notes(plan: PrivacyPlan, rounds: int) -> tuple[str, ...]:
     notes = []
     match plan.sampling:
         case sampling.Poisson():
@@ -183,10 +200,11 @@ def _notes(plan: PrivacyPlan) -> tuple[str, ...]:
                 notes.append(
                     f"does not cover the number of clients, {plan.population:,}, which was not declared public"
                 )
-            if plan.target_delta < composition.SMALLEST_DELTA and plan.sampling.rate < 1:
-                notes.append(f"PLD not available below delta {composition.SMALLEST_DELTA:g} (rounding)")
+            least = loss_grid.least_delta(rounds)
+            if plan.target_delta < least and plan.sampling.rate < 1:
+                notes.append(f"PLD not available below delta {least:g} over {rounds:,} rounds (rounding)")
         case sampling.FixedSize():
-            notes.append("PLD not available for fixed-size sampling under replace-one; the figure is the RDP bound")
+            notes.append("PLD not available for fixed-size sampling under replace-one; ε is the RDP bound")
             notes.append("replacing a client moves the sum by 2 clips, so the noise multiplier counts half")
         case sampling.Cyclic():
             most = plan.sampling.max_participations(plan.rounds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, get_args
 
@@ -106,15 +107,18 @@ def linear_step(epsilon: float, delta: float) -> LinearDPSGD:
 
 
 def _median(epsilon: float, source: Randomness) -> Case:
-    """Of 0, ..., 0, 2 on {0, 1, 2}, and one more 2: it makes 0 less and 1 more likely."""
+    """Median of one record with a long stretch of the grid below it, and of it and another at the grid's end.
+
+    The second makes the ten points above the first likelier and the stretch less likely, each by exp(ε / 2).
+    """
+    below = math.ceil(100 * math.exp(epsilon / 2))  # so many that the stretch holds most of the probability
+    end = below + 10
 
     def scores(trials: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        zeros = 4 + round(4 / epsilon)  # so many that 0 stays the likeliest, and 1 is seen often enough
-        data = ([0] * zeros + [2], [0] * zeros + [2, 2])
         found = []
-        for values in data:
-            drawn = [dp_quantile(values, 0.5, 0, 2, 1, epsilon, randomness=source).value for _ in range(trials)]
-            found.append(np.array(drawn) == 1)
+        for values in ([below], [below, end]):
+            drawn = [dp_quantile(values, 0.5, 0, end, 1, epsilon, randomness=source).value for _ in range(trials)]
+            found.append(np.array(drawn) > below)
         return found[0].astype(float), found[1].astype(float)
 
     return Case("median", "add-remove", epsilon, 0.0, 10, scores)

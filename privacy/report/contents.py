@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from privacy import accounting
-from privacy.accounting import Epsilon, composition
+from privacy.accounting import Epsilon, composition, loss_grid
 from privacy.budget import Releases
 from privacy.keys import FIXED_PREFIX
 from privacy.ledger import Ledger
@@ -31,6 +31,11 @@ STATISTICS_SCHEMA = "fedspeak-statistics-report/1"
 RECORD_RELATIONS = {
     "add-or-remove-one": "two data sets that differ by one record more or less",
     "replace-one": "two data sets that differ by one record in place of another; their number is public",
+}
+COMPOSITIONS = {
+    "PLD": "one privacy loss distribution over all of them",
+    "RDP": "Rényi divergences add up",
+    "sum": "epsilons add up",
 }
 STATISTICS_NOT_COVERED = (
     "Bounds, grids, classes and hyper-parameters must be public: chosen on the data, they cost ε that is not here.",
@@ -108,7 +113,8 @@ def of_releases(ledger: Releases) -> dict[str, Any]:
             "relation_in_words": RECORD_RELATIONS[budget.relation],
             "epsilon": ledger.spent,
             "delta": budget.delta,
-            "composition": "one privacy loss distribution over all of them" if budget.delta else "epsilons add up",
+            "accountant": ledger.accountant,
+            "composition": COMPOSITIONS[ledger.accountant],
         },
         "budget": {"epsilon": budget.epsilon, "delta": budget.delta},
         "releases": [
@@ -160,7 +166,7 @@ def _guarantee(plan: PrivacyPlan, spent: Epsilon) -> dict[str, Any]:
         "epsilon_pld": None if spent.pld is None else _finite(spent.pld),
         "epsilon_rdp": _finite(spent.rdp),
         "rdp_order": spent.rdp_order,
-        "figure": "RDP" if spent.pld is None else "PLD",
+        "figure": spent.accountant,
         "delta": spent.delta,
         "delta_rule": plan.delta_rule,
         "rounds": spent.rounds,
@@ -253,7 +259,7 @@ def _what_if(plan: PrivacyPlan) -> list[dict[str, Any]]:
                 continue
             z, delta = plan.noise_multiplier * factor, population**-1.1
             sampling = _rescaled(plan.sampling, cohort, population)
-            eps = composition.figure(sampling, population, z, plan.rounds, delta, composition.COARSE)
+            eps = composition.least_epsilon(sampling, population, z, plan.rounds, delta, loss_grid.COARSE)
             rows.append(
                 {
                     "population": population,

@@ -3,6 +3,18 @@
 A grid, and not the real line: between equal values the line has gaps of length zero, so that a mechanism on it never
 finds a point mass. The choice is exact: bits decide between floating-point bounds, and where they fall between two of
 them it is made again with more digits.
+
+With n records, of which `below` are less than a point and `above` are greater, the point's score is
+
+    max(below - q n, above - (1 - q) n, 0),
+
+the number of records by which it misses the q-quantile. The score is 0 exactly where at most a share q lies below and
+at most 1 - q above, so that a value shared by many records is not punished for them; some grid point always has it.
+
+Sensitivity. One record more raises n by 1, and `below` or `above` or neither by 1. So below - q n moves by 1 - q or
+-q, and above - (1 - q) n by q or -(1 - q): under add-or-remove-one each moves by at most max(q, 1 - q). One record in
+place of another leaves n and moves `below` and `above` by at most 1 each: under replace-one each moves by at most 1. A
+maximum moves by no more than what it is the maximum of.
 """
 
 from __future__ import annotations
@@ -39,7 +51,8 @@ class Quantile(NamedTuple):
 
     Attributes:
       value: a point of the grid.
-      rank_slack: with a probability of 95 % so many records, at most, lie between the value and the quantile.
+      rank_slack: with a probability of 95 %, at most this many records lie strictly between the value and the quantile,
+        both on the grid; see `rank_slack`.
       guarantee: see `privacy.accounting.guarantee`.
     """
 
@@ -61,12 +74,12 @@ def dp_quantile(
 ) -> Quantile:
     """The private quantile of numbers [n], among lower, lower + resolution, ... up to `upper`.
 
-    A point's score is how far the records below and above it are from the shares asked for; under add-remove it moves
-    with one record by max(quantile, 1 - quantile) at most.
+    Right for values that many records share (zeros, caps, ratings, counts) as for those that none share: the module's
+    text has the score and the proof of its sensitivity.
 
     Args:
       values: numbers; each is clamped and rounded to the grid. NaN counts as absent (the log tells the operator).
-      quantile: in [0, 1]; 0.5 is the median.
+      quantile: in [0, 1], taken as the nearest multiple of 2^-16; 0.5 is the median.
       lower: public.
       upper: public, above `lower`.
       resolution: of the grid, public, up to `upper - lower`; at most 2^48 points.
@@ -106,21 +119,22 @@ def dp_quantile(
     target = round(share * PARTS)
     sensitivity = PARTS if neighbouring == "swap" else max(target, PARTS - target)
     starts, scores = _scores(places, target, count)
-    run = _choose(
-        source, np.diff(starts, append=count), scores - scores.min(), math.nextafter(epsilon / (2 * sensitivity), 0)
-    )
+    run = _choose(source, np.diff(starts, append=count), scores, math.nextafter(epsilon / (2 * sensitivity), 0))
     end = starts[run + 1] if run + 1 < len(starts) else count
     place = int(starts[run]) + int(exact.uniform(source, int(end - starts[run]), 1)[0])
-    return Quantile(min(lower + place * resolution, upper), rank_slack(share, count, epsilon, neighbouring), guarantee)
+    slack = rank_slack(target / PARTS, count, epsilon, neighbouring)
+    return Quantile(min(lower + place * resolution, upper), slack, guarantee)
 
 
 def rank_slack(
     quantile: float, points: int, epsilon: float, neighbouring: Neighbouring = "add-remove", failure: float = 0.05
 ) -> float:
-    """Most records between the private quantile and the true one, but with probability `failure`.
+    """Returns how many records may lie strictly between the private quantile and the true one.
 
-    2 max(q, 1 - q) log(points / failure) / ε, by the exponential mechanism's tail bound. A quantile nearer to 0 or 1
-    than this share of the records can land anywhere beyond the data.
+    It is 2 Δ log(points / failure) / ε, Δ being the score's sensitivity: the exponential mechanism's tail bound,
+    because the least score is 0. Except with probability `failure`, at most quantile * n + slack records lie below the
+    value and at most (1 - quantile) * n + slack above it, as rounded to the grid. A quantile nearer to 0 or 1 than this
+    share of the records can land anywhere beyond the data.
     """
     sensitivity = 1.0 if neighbouring == "swap" else max(quantile, 1 - quantile)
     return 2 * sensitivity * math.log(points / failure) / epsilon
@@ -141,7 +155,7 @@ def _to_grid(values: Any, lower: float, resolution: float, points: int) -> npt.N
 def _scores(
     places: npt.NDArray[np.int64], target: int, points: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Runs of grid points with one score: where each begins, and that score. int64 [runs] each.
+    """Runs of grid points with one score: where each begins, and that score times `PARTS`. int64 [runs] each.
 
     Every place of data is a run of one point; so is every gap before, between and behind them.
     """
@@ -151,8 +165,10 @@ def _scores(
     total = np.concatenate([[0], np.cumsum(counts)])
     below = total[np.searchsorted(where, starts, side="left")]
     not_above = total[np.searchsorted(where, starts, side="right")]
-    above = total[-1] - not_above
-    return starts, np.abs((PARTS - target) * below - target * above)
+    count = total[-1]
+    too_high = PARTS * below - target * count
+    too_low = PARTS * (count - not_above) - (PARTS - target) * count
+    return starts, np.maximum(np.maximum(too_high, too_low), 0)
 
 
 def _choose(source: Randomness, sizes: npt.NDArray[np.int64], scores: npt.NDArray[np.int64], rate: float) -> int:

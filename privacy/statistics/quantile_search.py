@@ -26,11 +26,13 @@ def quantile_search(
 ) -> tuple[npt.NDArray[np.float64], costs.Gaussian]:
     """The quantile of each column of `values` [n, d], n private, among the points of a public grid.
 
-    A turn asks on which side of the middle point each column's quantile lies: (1 - q) below - q above, which one record
-    moves by at most max(q, 1 - q), and all columns together by √d times that.
+    A turn asks of each column whether a share q of the values is at most the middle point: it is where
+    not_above - q n >= 0, however many values equal the point. One record more moves that number by 1 - q or -q, so by
+    at most max(q, 1 - q), and all columns together by √d times that. Without noise the search ends at the least point
+    of the grid that a share q does not exceed.
 
     Args:
-      values: finite; equal ones do no harm.
+      values: finite; any number of them may be equal.
       quantile: q, in (0, 1).
       grid: rising, float64 [m], m >= 2.
       noise_multiplier: of the whole search: noise / sensitivity = noise_multiplier x √turns in each of its
@@ -49,10 +51,10 @@ def quantile_search(
     for _ in range(turns):
         middle = (low + high) // 2
         edge = grid[middle]
-        below, above = (values < edge).sum(axis=0), (values > edge).sum(axis=0)
-        balance = (PARTS - target) * below - target * above + exact.gaussian(source, stddev, size)
-        # More below than its share: the quantile is at the middle or before it.
-        low, high = np.where(balance > 0, low, np.minimum(middle + 1, high)), np.where(balance > 0, middle, high)
+        not_above = (values <= edge).sum(axis=0)
+        balance = PARTS * not_above - target * len(values) + exact.gaussian(source, stddev, size)
+        # Its share or more is not above: the quantile is at the middle or before it.
+        low, high = np.where(balance >= 0, low, np.minimum(middle + 1, high)), np.where(balance >= 0, middle, high)
     return grid[low], costs.Gaussian(stddev / (sensitivity * math.sqrt(turns)))
 
 

@@ -193,6 +193,28 @@ def test_all_releases_share_one_loss_distribution(tmp_path):
         assert ledger.spent == pytest.approx(4.3771781, rel=1e-6)
 
 
+def test_a_release_of_a_budget_is_one_convolution_and_a_refused_one_leaves_no_trace(tmp_path, monkeypatch):
+    from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
+
+    plain, convolutions = PrivacyLossDistribution.compose, []
+
+    def compose(*both):
+        convolutions.append(both)
+        return plain(*both)
+
+    monkeypatch.setattr(PrivacyLossDistribution, "compose", compose)
+    with Releases.open(tmp_path / "ledger.jsonl", Budget(1.0, 1e-5)) as ledger:
+        for number in range(10):
+            ledger.record(guarantee(costs=(Gaussian(50.0 + number), Pure(1e-3)), delta=1e-5))
+        assert len(convolutions) <= 3 * 20  # composed anew for each release they were 100
+        spent = ledger.spent
+        with pytest.raises(ValueError, match="above 1"):
+            ledger.record(guarantee(costs=(Pure(3.0),)))
+        assert ledger.spent == spent and ledger.accountant == "PLD"
+    again = Releases.read(tmp_path / "ledger.jsonl")
+    assert again.spent == pytest.approx(spent, rel=1e-4)
+
+
 @pytest.mark.parametrize("damage", ["flip", "cut", "swap", "foreign"])
 def test_a_damaged_ledger_is_named(tmp_path, damage):
     path = tmp_path / "ledger.jsonl"

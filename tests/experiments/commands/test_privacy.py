@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from experiments.commands.privacy import privacy
 from experiments.commands.runs import report
 from privacy import Budget, Releases, dp_mean
-from privacy.accounting import composition
+from privacy.accounting import composition, loss_grid
 
 pytestmark = pytest.mark.filterwarnings("ignore:np.find_common_type is deprecated:DeprecationWarning")
 STACK_OVERFLOW = ["--clients", "342477", "--cohort", "100", "--delta", "1e-6"]
@@ -52,6 +52,40 @@ def test_any_one_follows_from_the_others():
     assert noise["plan"]["noise_multiplier"] == pytest.approx(0.5, rel=1e-3)
     rounds = facts("rounds", *STACK_OVERFLOW, "--noise", 0.5, "--epsilon", forward["epsilon"])
     assert rounds["plan"]["rounds"] == pytest.approx(1600, abs=1)
+
+
+def test_rounds_returns_the_last_number_whose_epsilon_as_shown_fits():
+    setting = ["--clients", 100_000_000, "--rate", 1e-5, "--noise", 0.2]
+    found = facts("rounds", *setting, "--epsilon", 75)
+    assert found["epsilon"] <= 75
+    rounds = found["plan"]["rounds"]
+    beyond = facts("epsilon", *setting, "--rounds", rounds + 1)
+    assert beyond["epsilon"] > 75 and beyond["accountant"] == "RDP" and beyond["epsilon"] == beyond["epsilon_rdp"]
+    text = call("epsilon", *setting, "--rounds", rounds + 1)
+    assert "(another upper bound)" in text.split("by PLD")[1].splitlines()[0]
+    assert "(stated), order 1.4" in text.split("by RDP")[1].splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("noise", "rate", "rounds", "line"),
+    [
+        (1e-6, 1e-12, 1, None),
+        (3e-3, 1e-3, 1000, None),
+        (0.06, 1e-9, 1, None),
+        (0.2, 0.9, 1_000_000, None),
+        (1e8, 1e-6, 1000, None),
+        (1e12, 1e-3, 1, "noise multiplier must lie in"),
+        (1.0, 1e-3, 10**9, "rounds must be at most 1,000,000"),
+    ],
+)
+def test_any_noise_rate_and_rounds_give_a_value_or_one_line(noise, rate, rounds, line):
+    arguments = ["epsilon", "--clients", "1000000", "--noise", noise, "--rate", rate, "--rounds", rounds]
+    if line is None:
+        assert facts(*arguments)["accountant"] in ("PLD", "RDP")
+    else:
+        with pytest.raises(ValueError, match=line) as error:
+            call(*arguments)
+        assert "\n" not in str(error.value)
 
 
 def test_each_sampler_brings_its_relation():
@@ -110,7 +144,7 @@ def accounting_work(monkeypatch):
     from dp_accounting.pld import common
 
     work: dict[str, list[int]] = {"rounds": [], "compositions": [], "divergences": []}
-    composed, divergence = common.self_convolve, composition._one_round_rdp.__wrapped__
+    composed, divergence = common.self_convolve, composition.one_round_rdp.__wrapped__
 
     def counted_composition(input_list, *arguments, **options):
         first, found = composed(input_list, *arguments, **options)
@@ -123,9 +157,8 @@ def accounting_work(monkeypatch):
         return divergence(*arguments)
 
     monkeypatch.setattr(common, "self_convolve", counted_composition)
-    monkeypatch.setattr(composition, "_one_round_rdp", functools.lru_cache(maxsize=4096)(counted_divergence))
-    one = functools.lru_cache(maxsize=64)(composition._one_round_pld.__wrapped__)
-    monkeypatch.setattr(composition, "_one_round_pld", one)
+    monkeypatch.setattr(composition, "one_round_rdp", functools.lru_cache(maxsize=4096)(counted_divergence))
+    monkeypatch.setattr(loss_grid, "gaussian", functools.lru_cache(maxsize=64)(loss_grid.gaussian.__wrapped__))
     return work
 
 
@@ -142,8 +175,8 @@ def test_worst_cases_take_bounded_work(arguments, accounting_work):
     done = CliRunner().invoke(privacy, arguments)
     assert done.exit_code == 0, done.output
     assert 0 < len(accounting_work["compositions"]) <= 80
-    assert max(accounting_work["rounds"]) <= 2 * composition.FINE
-    assert max(accounting_work["compositions"]) <= 2 * composition.COMPOSED_POINTS
+    assert max(accounting_work["rounds"]) <= 2 * loss_grid.FINE
+    assert max(accounting_work["compositions"]) <= 2 * loss_grid.COMPOSED_POINTS
     assert len(accounting_work["divergences"]) <= 500
 
 

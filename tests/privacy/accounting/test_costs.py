@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from privacy.accounting import costs
-from privacy.accounting.costs import Gaussian, Pure, calibrate, epsilon
+from privacy.accounting import costs, loss_grid
+from privacy.accounting.costs import Account, Gaussian, Pure, calibrate, epsilon
 from privacy.accounting.guarantee import EXACT, Guarantee, rounded_up
 
 
@@ -54,6 +54,83 @@ def test_more_releases_never_cost_less_and_never_more_than_their_sum(pure, multi
     joint = epsilon([*all_pure, Gaussian(multiplier)], delta)
     alone = epsilon([Gaussian(multiplier)], delta)
     assert alone * (1 - 1e-3) - 1e-6 <= joint <= (alone + math.fsum(pure)) * (1 + 2e-3) + 1e-3
+
+
+@pytest.mark.parametrize("order", [1.1, 2, 63])
+@pytest.mark.parametrize("each", [1e-6, 0.1, 5.0, 800.0])
+def test_divergence_of_a_pure_release_is_that_of_randomised_response(each, order):
+    truth, lie = 1 / (1 + math.exp(-each)), math.exp(-each) / (1 + math.exp(-each))
+    found = Pure(each).renyi(order)
+    assert found <= each * (1 + 1e-9)
+    if each < 10:  # else the powers overflow
+        want = math.log(truth**order * lie ** (1 - order) + lie**order * truth ** (1 - order)) / (order - 1)
+        assert found == pytest.approx(want, rel=1e-6, abs=1e-13)
+
+
+def test_epsilon_is_the_smaller_of_loss_distribution_renyi_and_sum_and_names_it():
+    cases: list[tuple[list[costs.Cost], float, str]] = [
+        ([Gaussian(1.0)], 1e-5, "PLD"),
+        ([Gaussian(2.0, 200, 0.05), Pure(0.1)], 1e-5, "PLD"),
+        ([Gaussian(0.2, 1_000_000, 1e-5)], 1e-9, "RDP"),
+        ([Pure(0.1)], 1e-15, "sum"),
+        ([Pure(800.0)], 1e-5, "sum"),
+    ]
+    for together, delta, accountant in cases:
+        least = Account(delta).plus(together).least
+        assert least.accountant == accountant
+        assert least.epsilon == epsilon(together, delta) < math.inf
+    assert 100 < epsilon([Gaussian(0.2, 1_000_000, 1e-5)], 1e-9) < 160
+
+
+@pytest.mark.parametrize(
+    "together",
+    [
+        [Gaussian(0.003, 2350, 256 / 60_000)],
+        [Gaussian(0.003), Pure(0.1)],
+        [Gaussian(0.05, 10, 0.01), Pure(0.1)],
+        [Gaussian(0.06, 1, 0.001)],
+        [Gaussian(1e8, 1000, 0.1), Pure(1e-3)],
+        [Gaussian(1.0, 10**9, 1e-6)],
+        [Gaussian(1e8, 10**9, 0.5)],
+    ],
+)
+def test_accounting_of_any_noise_stays_within_the_grids_points(together, monkeypatch):
+    """Work, not time: a fixed interval had millions of points where noise is small."""
+    plain, grids = loss_grid.gaussian, []
+
+    def gaussian(noise_multiplier, rate, interval):
+        grids.append(loss_grid.largest_loss(noise_multiplier, rate) / interval)
+        return plain(noise_multiplier, rate, interval)
+
+    monkeypatch.setattr(loss_grid, "gaussian", gaussian)
+    assert epsilon(together, 1e-5) >= 0
+    assert max(grids, default=0) <= loss_grid.FINE
+
+
+def test_a_further_release_is_one_convolution_and_the_sum_is_that_of_all_at_once(monkeypatch):
+    from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
+
+    plain, convolutions = PrivacyLossDistribution.compose, []
+
+    def compose(*arguments):
+        convolutions.append(arguments)
+        return plain(*arguments)
+
+    monkeypatch.setattr(PrivacyLossDistribution, "compose", compose)
+    all_costs: list[costs.Cost] = [Gaussian(30.0 + i) if i % 2 else Pure(0.01 + i / 1000) for i in range(40)]
+    account, spent = Account(1e-5), []
+    for cost in all_costs:
+        account = account.plus([cost])
+        spent.append(account.least.epsilon)
+    # All are composed once more when the range of losses outgrows the grid; one by one from the start it were 780.
+    assert len(convolutions) <= 3 * len(all_costs)
+    assert spent == sorted(spent)
+    assert spent[-1] == pytest.approx(epsilon(all_costs, 1e-5), rel=1e-4)
+    convolutions.clear()
+    refused = account.plus([Pure(0.001)])
+    assert refused.least.epsilon > spent[-1] == account.least.epsilon
+    assert len(convolutions) == 1
+    assert account.plus([Pure(0.001)]).least == refused.least
 
 
 def test_events_are_dp_accountings():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from privacy import AdaptiveClip, Cyclic, FixedClip, FixedSize, Poisson, PrivacyPlan, accounting
-from privacy.accounting import composition, costs
+from privacy.accounting import composition, costs, plan_epsilon
 from privacy.noise import training as training_noise
 from tests.oracles import accounting as oracle
 
@@ -247,6 +247,73 @@ def test_calibrated_rounds_are_the_most_that_fit(sampling, target):
     kept = accounting.calibrate_rounds(plan(sampling, 1.1, 1, 1e-5), target)
     assert accounting.epsilon(kept).value <= target
     assert accounting.epsilon(dataclasses.replace(kept, rounds=kept.rounds + 1)).value > target
+
+
+LITTLE_NOISE = plan(Poisson(1e-5), 0.2, 1, 1e8**-1.1, 10**8)
+
+
+@pytest.mark.parametrize(("rounds", "accountant"), [(100, "PLD"), (104_367, "RDP"), (1_000_000, "RDP")])
+def test_epsilon_is_the_smaller_of_both_bounds_and_names_it(rounds, accountant):
+    """The grid is wide over so many rounds: at 1,000,000 the PLD says inf where Rényi DP says 155."""
+    spent = accounting.epsilon(LITTLE_NOISE, rounds)
+    assert spent.pld is not None
+    assert spent.value == min(spent.pld, spent.rdp) < 156
+    assert spent.accountant == accountant == ("RDP" if spent.rdp < spent.pld else "PLD")
+    assert accounting.epsilon_curve(LITTLE_NOISE, [rounds, 1])[0] == spent.value
+
+
+def test_calibrated_rounds_are_verified_where_both_bounds_differ():
+    kept = accounting.calibrate_rounds(LITTLE_NOISE, 75.0)
+    assert accounting.epsilon(kept).value <= 75.0 < accounting.epsilon(kept, kept.rounds + 1).value
+
+
+@pytest.mark.parametrize("error", [0.9, 1.2])
+def test_calibrated_noise_is_verified_by_the_accounting_shown_where_the_coarse_one_is_off(error, monkeypatch):
+    coarse = plan_epsilon._coarse
+    monkeypatch.setattr(plan_epsilon, "_coarse", lambda *arguments: error * coarse(*arguments))
+    kept = accounting.calibrate_noise(plan(Cyclic(30), 1.0, 300, 1e-5), 2.0)
+    less = dataclasses.replace(kept, noise_multiplier=kept.noise_multiplier * 0.985)
+    assert accounting.epsilon(kept).value <= 2.0 < accounting.epsilon(less).value
+
+
+@pytest.mark.parametrize("start", [1, 7, 500, 700, 999_999, 1_000_000])
+@pytest.mark.parametrize("last", [0, 1, 499, 500, 999_999, 1_000_000])
+def test_a_search_for_rounds_ends_at_the_last_that_fits_wherever_it_starts(start, last):
+    asked = []
+
+    def fits(rounds):
+        asked.append(rounds)
+        return rounds <= last
+
+    assert plan_epsilon._most(fits, start) == last
+    assert last in asked or last == 0
+    assert last + 1 in asked or last == 1_000_000
+    assert len(asked) <= 45
+
+
+@pytest.mark.parametrize("rounds", [1, 1000])
+@pytest.mark.parametrize(
+    ("rate", "z"), [(1e-9, 0.054), (1e-6, 0.057), (1e-3, 0.06), (0.1, 0.064), (1e-6, 5e7), (1e-3, 7e7), (0.1, 1e8)]
+)
+def test_noise_at_which_the_library_fails_has_an_epsilon(rate, z, rounds):
+    """dp-accounting's rounding makes it refuse its own probabilities there ("not in non-increasing order")."""
+    spent = accounting.epsilon(plan(Poisson(rate), z, rounds, 1e-5))
+    assert spent.pld is not None
+    assert 0 <= spent.value <= composition.gaussian_epsilon(z / math.sqrt(rounds), 1e-5) * (1 + 1e-6) or math.isinf(
+        spent.value
+    )
+    if rounds == 1:
+        assert spent.value < math.inf
+
+
+def test_epsilon_on_a_wider_grid_is_near_that_of_the_grid_that_failed():
+    assert accounting.epsilon(plan(Poisson(0.001), 0.06, 1, 1e-5)).value == pytest.approx(169.8184, rel=1e-4)
+
+
+def test_a_delta_below_the_rounding_of_many_rounds_has_no_pld_and_says_so():
+    spent = accounting.epsilon(plan(Poisson(0.01), 20.0, 1_000_000, 1e-10))
+    assert spent.pld is None and spent.value == spent.rdp < math.inf
+    assert "PLD not available below delta 1e-09 over 1,000,000 rounds (rounding)" in spent.notes
 
 
 @pytest.mark.parametrize("target", [0.0, -1.0, math.nan, math.inf])

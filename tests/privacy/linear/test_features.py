@@ -1,5 +1,7 @@
 """Private preprocessing. Statistical assertions hold with a margin of five standard deviations at fixed seeds."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -37,6 +39,52 @@ def test_a_search_finds_point_masses_and_the_ends():
         np.testing.assert_allclose(found, place, atol=0.1 + 1e-9)
     found, _ = quantile_search(np.zeros((0, 2)), 0.5, grid, 1.0, SeededRandomness(4))
     assert ((found >= 0) & (found <= 100)).all()
+
+
+@pytest.mark.parametrize(
+    ("values", "share", "want"),
+    [
+        ([0] * 6 + [7] * 4, 0.5, 0),  # zero-inflated
+        ([0] * 6 + [7] * 4, 0.65, 7),
+        ([0] * 7 + [3] * 3, 0.6, 0),
+        ([5] * 7 + [1, 2, 3], 0.4, 5),  # ratings
+        ([1, 2, 3] + [8] * 7, 0.4, 8),  # capped at the grid's end
+        ([0, 0, 1, 1, 1, 2, 3, 9], 0.5, 1),  # counts
+    ],
+)
+def test_a_search_finds_the_value_that_many_records_share(values, share, want):
+    """On a coarse grid that holds it, where the next point would be a wrong rating. Twenty standard deviations."""
+    column = np.repeat(np.array(values, float), 500)[:, np.newaxis]
+    found, _ = quantile_search(column, share, np.arange(10.0), 1.0, SeededRandomness(6))
+    assert found[0] == want
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.95])
+def test_a_comparison_of_the_search_moves_by_its_sensitivity_at_most(share, monkeypatch):
+    """By enumeration: columns of up to 3 values below, at and above the middle point, and one value more."""
+    balances, asked = [], []
+
+    class Recorded:
+        __array_ufunc__ = None  # leaves the sum to __radd__
+
+        def __radd__(self, balance):
+            balances.append(int(balance[0]))
+            return balance
+
+    def gaussian(source, stddev, size):
+        asked.append(stddev)
+        return Recorded()
+
+    def balance(column):
+        quantile_search(np.array(column)[:, np.newaxis], share, np.array([0.0, 1.0]), 1.0, SeededRandomness(0))
+        return balances[-1]
+
+    monkeypatch.setattr("privacy.noise.gaussian", gaussian)
+    moved = 0
+    for size in range(4):
+        for column in itertools.combinations_with_replacement((-1.0, 0.0, 1.0), size):
+            moved = max(moved, *(abs(balance(column) - balance((*column, new))) for new in (-1.0, 0.0, 1.0)))
+    assert set(asked) == {moved}
 
 
 @pytest.mark.parametrize("quantile", [0.5, 0.95, 0.1])

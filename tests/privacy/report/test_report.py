@@ -1,6 +1,7 @@
 """Reports say what the ledger says, and the one for release says nothing that endangers it."""
 
 import json
+import math
 import os
 import re
 import xml.etree.ElementTree as ElementTree
@@ -10,7 +11,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from privacy import AdaptiveClip, Cyclic, FixedClip, FixedSize, Ledger, Poisson, PrivacyPlan, accounting, report
+from privacy import (
+    AdaptiveClip,
+    Budget,
+    Cyclic,
+    FixedClip,
+    FixedSize,
+    Ledger,
+    Poisson,
+    PrivacyPlan,
+    Releases,
+    accounting,
+    report,
+)
+from privacy.accounting.costs import Gaussian, Pure
+from privacy.accounting.guarantee import EXACT, Guarantee
 from privacy.report import contents as statement
 from privacy.report import report as rendering
 
@@ -302,3 +317,34 @@ def test_the_operators_report_is_closed_to_others_even_in_an_open_folder(tmp_pat
 )
 def test_epsilon_is_printed_rounded_up(value, shown):
     assert rendering._eps(value) == shown
+
+
+@pytest.mark.parametrize(("pld", "stated", "other"), [(79.25, "RDP", "PLD"), (70.0, "PLD", "RDP"), (None, "RDP", None)])
+def test_a_report_states_the_smaller_epsilon_and_says_which_accountant_gave_it(pld, stated, other):
+    plan = PrivacyPlan(Poisson(1e-5), 10**8, 104_367, 0.2, FixedClip(1.0))
+    assert plan.relation is not None
+    spent = accounting.Epsilon(pld, 75.0, 1.4, plan.relation, plan.target_delta, plan.rounds)
+    said = statement._guarantee(plan, spent)
+    assert said["figure"] == stated and said["epsilon"] == min(75.0, pld or math.inf)
+    for template in ("report.md.jinja", "report.html.jinja"):
+        source = (rendering._TEMPLATES / template).read_text()
+        (line,) = [line for line in source.splitlines() if "ε by PLD" in line]
+        shown = rendering._environment(html=False).from_string(line).render(guarantee=said, unless_fixed="")
+        assert ("not available" in shown) == (pld is None)
+        assert ("the ε stated" in shown) == (stated == "PLD") and ("another upper bound" in shown) == (other == "PLD")
+
+
+@pytest.mark.parametrize(
+    ("costs_", "delta", "accountant", "words"),
+    [
+        ((Gaussian(3.0),), 1e-5, "PLD", "one privacy loss distribution over all of them"),
+        ((Gaussian(0.2, 1_000_000, 1e-5),), 1e-9, "RDP", "Rényi divergences add up"),
+        ((Pure(0.5),), 0.0, "sum", "epsilons add up"),
+    ],
+)
+def test_a_report_on_releases_says_which_accountant_gave_epsilon(tmp_path, costs_, delta, accountant, words):
+    with Releases.open(tmp_path / "ledger.jsonl", Budget(200.0, delta)) as ledger:
+        ledger.record(Guarantee("a sum", costs_, "add-or-remove-one", delta, EXACT))
+        said = report.of_releases(ledger)
+    assert said.data["guarantee"]["accountant"] == accountant
+    assert said.data["guarantee"]["composition"] == words and words in said.to_markdown()

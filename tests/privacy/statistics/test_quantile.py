@@ -19,13 +19,18 @@ from tests.oracles.noise import fits
 ALPHA = 1e-6
 
 
+def score(places, share, point):
+    """By how many records a point misses the quantile."""
+    below, above = (sum(p < point for p in places), sum(p > point for p in places))
+    return max(below - share * len(places), above - (1 - share) * len(places), 0)
+
+
 def law(places, share, points, epsilon, sensitivity=None):
     """The exponential mechanism, point by point."""
     sensitivity = max(share, 1 - share) if sensitivity is None else sensitivity
     weights = {}
     for point in range(points):
-        below, above = (sum(p < point for p in places), sum(p > point for p in places))
-        weights[float(point)] = math.exp(-epsilon * abs((1 - share) * below - share * above) / (2 * sensitivity))
+        weights[float(point)] = math.exp(-epsilon * score(places, share, point) / (2 * sensitivity))
     total = sum(weights.values())
     return {point: weight / total for point, weight in weights.items()}
 
@@ -64,6 +69,85 @@ def test_privacy_by_enumeration(epsilon):
                     assert all(abs(math.log(here[x] / there[x])) <= epsilon + 1e-9 for x in here)
 
 
+POINTS = 4
+
+
+def data_sets(largest):
+    """All of up to `largest` records on the points."""
+    sizes = range(largest + 1)
+    return [places for size in sizes for places in itertools.combinations_with_replacement(range(POINTS), size)]
+
+
+def neighbours(places, neighbouring):
+    """All data sets with one record more, or with one in place of another."""
+    if neighbouring == "add-remove":
+        rests = [places]
+    else:
+        rests = [places[:i] + places[i + 1 :] for i in range(len(places))]
+    return [tuple(sorted((*rest, new))) for rest in rests for new in range(POINTS)]
+
+
+def chosen_among(places, share, epsilon, neighbouring):
+    """Each point's score and exact probability, from what `dp_quantile` hands to the choice."""
+    with mock.patch("privacy.statistics.quantile._choose", return_value=0) as choose:
+        dp_quantile(places, share, 0, POINTS - 1, 1, epsilon, neighbouring, randomness=SeededRandomness(0))
+    _, sizes, scores, rate = choose.call_args.args
+    scores = np.repeat(scores, sizes) / quantile.PARTS
+    weights = np.exp(-rate * quantile.PARTS * scores)
+    return scores, weights / weights.sum()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 0.75, 1.0])
+@pytest.mark.parametrize("neighbouring", ["add-remove", "swap"])
+def test_scores_move_by_the_sensitivity_at_most_and_probabilities_by_exp_epsilon(share, neighbouring):
+    """By enumeration of all data sets of up to 5 records on 4 points; the sensitivity is attained."""
+    epsilon = 1.0
+    everything = {places: chosen_among(places, share, epsilon, neighbouring) for places in data_sets(5)}
+    moved = ratio = 0.0
+    for places in data_sets(4):
+        scores, probabilities = everything[places]
+        assert scores.min() == 0
+        for other in neighbours(places, neighbouring):
+            moved = max(moved, np.abs(scores - everything[other][0]).max())
+            ratio = max(ratio, np.abs(np.log(probabilities / everything[other][1])).max())
+    assert moved == (1 if neighbouring == "swap" else max(share, 1 - share))
+    assert epsilon / 3 < ratio <= epsilon
+
+
+GENERATOR = np.random.default_rng(6)
+TIED = {
+    "zero-inflated": (np.r_[np.zeros(60_000), GENERATOR.uniform(10_000, 20_000, 40_000)], 0.5, 20_000, 0.0),
+    "zero-inflated, upper part": (np.r_[np.zeros(40_000), GENERATOR.uniform(10_000, 20_000, 60_000)], 0.3, 20_000, 0.0),
+    "ratings": (np.r_[np.full(7000, 5), GENERATOR.integers(0, 5, 3000)], 0.4, 5, 5.0),
+    "counts": (np.minimum(GENERATOR.geometric(0.7, 10_000) - 1, 100), 0.5, 100, 0.0),
+    "capped": (np.minimum(GENERATOR.exponential(100, 10_000), 60), 0.7, 60, 60.0),
+}
+
+
+@pytest.mark.parametrize("epsilon", [0.1, 1.0, 10.0])
+@pytest.mark.parametrize("neighbouring", ["add-remove", "swap"])
+@pytest.mark.parametrize("kind", TIED)
+def test_the_quantile_of_tied_data_is_the_value_they_share(kind, neighbouring, epsilon):
+    """Any other point is at least 400 records off, so that it is chosen with probability below 1e-4 at ε = 0.1."""
+    values, share, upper, want = TIED[kind]
+    found = dp_quantile(values, share, 0, upper, 1, epsilon, neighbouring, SeededRandomness(7))
+    assert found.value == want == np.quantile(values, share)
+
+
+@pytest.mark.parametrize("kind", TIED)
+def test_the_rank_slack_holds_on_tied_data(kind):
+    """At ε so small that other points are chosen too: 95 % of draws lie within the slack."""
+    values, share, upper, _ = TIED[kind]
+    values, source = np.sort(values[:: max(1, len(values) // 200)]), SeededRandomness(8)
+    true = np.quantile(values, share, method="inverted_cdf")
+    between = []
+    for _ in range(100):
+        found = dp_quantile(values, share, 0, upper, 1, 0.5, randomness=source)
+        low, high = sorted([np.rint(true), found.value])
+        between.append(((np.rint(values) > low) & (np.rint(values) < high)).sum())
+    assert np.mean(np.array(between) > found.rank_slack) <= 0.05
+
+
 def test_swap_uses_its_own_sensitivity():
     source = SeededRandomness(2)
     places = [1, 4, 6, 7]
@@ -100,10 +184,9 @@ def test_runs_have_the_scores_of_their_points(places, share, points):
     places = np.minimum(np.array(places, np.int64), points - 1)
     starts, scores = quantile._scores(places, target, points)
     ends = [*starts[1:], points]
-    for start, end, score in zip(starts, ends, scores, strict=True):
+    for start, end, of_run in zip(starts, ends, scores, strict=True):
         for point in range(start, end):
-            below, above = (places < point).sum(), (places > point).sum()
-            assert score == abs((quantile.PARTS - target) * below - target * above)
+            assert of_run == quantile.PARTS * score(places, target / quantile.PARTS, point)
 
 
 def test_a_point_mass_is_found():
