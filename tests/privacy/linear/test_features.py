@@ -79,7 +79,7 @@ def test_a_comparison_of_the_search_moves_by_its_sensitivity_at_most(share, monk
         quantile_search(np.array(column)[:, np.newaxis], share, np.array([0.0, 1.0]), 1.0, SeededRandomness(0))
         return balances[-1]
 
-    monkeypatch.setattr("privacy.noise.gaussian", gaussian)
+    monkeypatch.setattr("privacy.noise.exact.gaussian", gaussian)
     moved = 0
     for size in range(4):
         for column in itertools.combinations_with_replacement((-1.0, 0.0, 1.0), size):
