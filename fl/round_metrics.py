@@ -113,7 +113,7 @@ def _check_rows(
     last = first + len(rows) - 1
     if last < rounds - 1:
         raise ValueError(
-            f"metrics {path} ends with round {last if rows else 0}, but the checkpoint is of round {rounds}: rows are "
+            f"metrics {path} ends with round {last if rows else 0} and the checkpoint is of round {rounds}: rows are "
             f"lost, {_FIX}"
         )
     newest = line(document["metrics"])

@@ -1,4 +1,4 @@
-"""The same small models for the engines and for stock `tff.learning`, and rounds of the latter."""
+"""Provides the same small models to the engines and to stock `tff.learning`, and runs rounds of the latter."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -18,17 +18,17 @@ TOLERANCE = 2e-6  # 1e-6 of float32's rounding on each side
 
 
 class Net(NamedTuple):
-    """A model twice: as a task of the engines and as a Keras model for stock TFF."""
+    """A model in two forms: a task for the engines and a Keras model for stock TFF."""
 
     task: Task
-    weights: dict[str, np.ndarray]  # where both begin
+    weights: dict[str, np.ndarray]  # initial weights of both
     keras_model: Callable[[], keras.Model]
     loss: Callable[[], keras.losses.Loss]
-    spec: tuple[tf.TensorSpec, tf.TensorSpec]  # of a batch (x, y)
-    examples: Callable[[np.random.Generator, int], Any]  # a client's, as `LocalSGD.batches` takes them
-    split: Callable[[Any], tuple[np.ndarray, np.ndarray]]  # the (x, y) of a batch
+    spec: tuple[tf.TensorSpec, tf.TensorSpec]  # specs of a batch (x, y)
+    examples: Callable[[np.random.Generator, int], Any]  # draws a client's examples, for `LocalSGD.batches`
+    split: Callable[[Any], tuple[np.ndarray, np.ndarray]]  # splits a batch into (x, y)
     local: LocalSGD
-    named: Callable[[list[np.ndarray]], dict[str, np.ndarray]]  # from stock's trained weights, in its order
+    named: Callable[[list[np.ndarray]], dict[str, np.ndarray]]  # names stock's trained weights, given in its order
     tolerance: float = TOLERANCE  # of the distance moved
     own_tolerance: float = TOLERANCE  # on the task's own loss: distance between weights
 
@@ -38,18 +38,19 @@ def cross_entropy() -> keras.losses.Loss:
 
 
 def recurrent(cell: str, layer_norm: bool = False, output_bias: bool = False) -> Net:
-    """A language model of the kit.
+    """Returns one of fedspeak's language models.
 
-    Its sequences hold no padding: stock Keras losses count padded positions among those that they average over.
+    Its sequences hold no padding, because stock Keras losses include padded positions in their mean.
 
-    The scale-invariant cell's gradient jumps where another entry becomes the largest, so rounding becomes a jump where
-    two entries come close, and layer normalisation of a state with few entries that are not zero makes more of it. Two
-    exact gradients in float32 then differ by 1e-5 (with layer normalisation: now and then by 1e-3) of a client's
-    update: the formulas are compared in float64, in tests/models/test_cifg_gradient.py, and the engines with stock TFF
-    on the task's own loss to `TOLERANCE`, but for both together: there even one formula jumps, compiled twice.
+    The gradient of the scale-invariant cell jumps where another entry becomes the largest, so that a rounding error may
+    cause a jump if two entries are close. Layer normalisation of a state with few non-zero entries amplifies this. Two
+    correct gradients in float32 then differ by 1e-5 of a client's update (with layer normalisation occasionally by
+    1e-3). Therefore tests/models/test_cifg_gradient.py compares the formulas in float64, and the engines are compared
+    with stock TFF on the task's own loss to `TOLERANCE`. With both the cell and layer normalisation even that is too
+    strict, because one formula that is compiled twice may jump.
     """
     model = RecurrentLanguageModel(cell, VOCABULARY, 12, 16, layer_norm, output_bias)
-    # The rate so low that rounding is not blown up from step to step.
+    # The learning rate is so low that rounding errors do not grow from step to step.
     rate, tolerance = {
         ("cifg", False): (0.3, TOLERANCE),
         ("cifg", True): (0.02, 1e-5),
@@ -99,7 +100,7 @@ CNN = layers(
 
 
 def of_keras(make: Callable[[], keras.Model], loss: Callable[[], keras.losses.Loss] = cross_entropy) -> Net:
-    """Any Keras classifier."""
+    """Returns a Keras classifier with random initial weights."""
     model, generator = make(), np.random.default_rng(3)
     shape = model.input_shape[1:]
     for variable in model.trainable_variables:
@@ -123,8 +124,8 @@ def of_keras(make: Callable[[], keras.Model], loss: Callable[[], keras.losses.Lo
 
 
 def datasets(net: Net, clients: list[Batches]) -> list[tf.data.Dataset]:
-    """Each client's batches, their real rows only."""
-    found = []
+    """Returns each client's batches as a data set, without padding."""
+    client_datasets = []
     for client in clients:
         steps = []
         for step, rows in enumerate(client.rows):
@@ -133,20 +134,21 @@ def datasets(net: Net, clients: list[Batches]) -> list[tf.data.Dataset]:
         joined = steps[0]
         for more in steps[1:]:
             joined = joined.concatenate(more)
-        found.append(joined)
-    return found
+        client_datasets.append(joined)
+    return client_datasets
 
 
 class Stock:
-    """Stock federated averaging from `net.weights`: plain SGD clients."""
+    """Stock federated averaging that starts from `net.weights`, with plain SGD clients."""
 
     def __init__(
         self, net: Net, server_optimizer: Any, aggregator: Any, weighted: bool = False, own_loss: bool = False
     ) -> None:
-        """A process for `train`.
+        """Builds the process.
 
-        `aggregator` is of `tff.aggregators`, None for the usual one; where it takes weights, examples or 1 each. With
-        `own_loss` the model is the task's loss with its own gradient, and not Keras's.
+        `aggregator` is one of `tff.aggregators`; None: TFF's default. If it takes client weights, they are the numbers
+        of examples if `weighted`, else 1. With `own_loss` the model is the task's loss with its own gradient and not
+        Keras's.
         """
         arguments = {
             "client_optimizer_fn": tff.learning.optimizers.build_sgdm(net.local.learning_rate),
@@ -168,13 +170,13 @@ class Stock:
         self._own_loss = own_loss
 
     def train(self, rounds: list[list[Batches]]) -> dict[str, np.ndarray]:
-        """The weights after the rounds."""
+        """Returns the weights after the rounds."""
         net = self._net._replace(split=lambda tokens: (tokens, tokens)) if self._own_loss else self._net
         state = self._process.initialize()
         if not self._own_loss:
             start = self._process.get_model_weights(state)
-            # In stock's order: that of the variables of the Keras model.
-            ordered = _in_order_of(net, net.keras_model())
+            # Stock TFF orders the weights as the Keras model orders its variables.
+            ordered = _order_weights(net, net.keras_model())
             state = self._process.set_model_weights(
                 state, tff.learning.models.ModelWeights(ordered, start.non_trainable)
             )
@@ -185,14 +187,14 @@ class Stock:
 
 
 def _functional(net: Net) -> tff.learning.models.FunctionalModel:
-    """The language model, whose prediction for each row is the batch's mean loss."""
+    """Returns a model for TFF whose prediction for each row is the batch's mean loss."""
     names = sorted(net.weights)
 
     @tf.function(autograph=False)
     def mean_loss(weights: Any, tokens: tf.Tensor, training: bool) -> tf.Tensor:
         rows = tf.shape(tokens)[0]
         loss = net.task.loss(dict(zip(names, weights[0], strict=True)), tokens, rows)
-        return tf.fill([rows], loss.total / loss.count)  # by their number stock TFF counts examples
+        return tf.fill([rows], loss.total / loss.count)  # one for each row, because stock TFF counts examples by them
 
     tokens = tf.TensorSpec([None, LENGTH + 1], tf.int32)
     return tff.learning.models.FunctionalModel(
@@ -203,8 +205,8 @@ def _functional(net: Net) -> tff.learning.models.FunctionalModel:
     )
 
 
-def _in_order_of(net: Net, keras_model: keras.Model) -> list[np.ndarray]:
-    """`net.weights` in the order of the Keras model's variables: found from numbered weights put through `named`."""
+def _order_weights(net: Net, keras_model: keras.Model) -> list[np.ndarray]:
+    """Returns `net.weights` in the order of the Keras model's variables, found by naming numbered weights."""
     numbered = [np.full(v.shape, i, np.float32) for i, v in enumerate(keras_model.trainable_variables)]
     number_of = {name: int(value.flat[0]) for name, value in net.named(numbered).items()}
     return [net.weights[name] for name in sorted(number_of, key=number_of.__getitem__)]
