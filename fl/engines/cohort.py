@@ -118,7 +118,7 @@ def _check_batches(client: Batches, task: Task, batch_size: int) -> None:
     actual = [(array.dtype, array.shape) for array in tf.nest.flatten(client.examples)]
     if [(np.dtype(dtype), shape) for dtype, shape in expected] != actual:
         raise ValueError(
-            f"client batches are {_describe(actual)}, but the task's examples need {_describe(expected)}: build them "
+            f"client batches are {_describe(actual)} but the task's examples need {_describe(expected)}: build them "
             "with the same LocalSGD, from arrays of the task's type"
         )
     if client.rows.dtype != np.int32 or not ((client.rows >= 1) & (client.rows <= batch_size)).all():
