@@ -29,7 +29,7 @@ clip norm is rounded twice (2 u).
 
 
 class Contribution(NamedTuple):
-    """The values that one client sends, or their sums over several clients; the server sees those over the cohort."""
+    """The values that one client sends, or their sums over several clients; the server sees only the cohort's sums."""
 
     update: Weights  # weighted (or clipped) change of the model
     weight: Any  # float32: the factor that `update` was multiplied by
@@ -70,7 +70,7 @@ class Aggregator(Protocol):
         """Returns the state before the first round."""
 
     def client(self, state: State, update: ClientUpdate) -> Contribution:
-        """Returns one client's contribution; with a leading client axis on `update`, the sum, each client alone."""
+        """Returns one client's contribution; for stacked clients, the sum of the contributions of each one alone."""
 
     def server(self, state: State, total: Contribution, noise: Any) -> Mean:
         """Returns the mean to release; `noise`, int64 [`noise_size`], comes from the method `noise`."""
@@ -136,7 +136,8 @@ class DPMean(SeededNoise):
     Adding or removing one client changes the sum by at most the clip norm in L2 norm, whatever the others send; the
     noise has standard deviation `plan.value_noise_multiplier` * clip norm. Everything that a round releases costs
     together one Gaussian mechanism of `plan.noise_multiplier`. The denominator is the plan's expected cohort, a public
-    constant; the size of the drawn cohort never enters.
+    constant; the size of the drawn cohort never enters. The noise is floating-point (`fl.gaussian`) and not hardened
+    against floating-point attacks; `fl.exact_mean.ExactDPMean` is.
 
     With `AdaptiveClip` the clip norm follows a private quantile of the update norms, and a round also releases a noisy
     count of the updates within the clip norm. With `PrivateMetrics` it also releases the means over the clients of

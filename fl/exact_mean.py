@@ -85,8 +85,9 @@ class ExactDPMean(DPMean):
             scale = factor * (STEPS / state["clip"])
             # A cast cuts towards zero.
             steps = {name: tf.cast(value * column(scale, value), tf.int32) for name, value in delta.items()}
-            # Each square is exact in float64, and the sum has a relative error of at most 2^-23. The margin of the clip
-            # (`fl.aggregation._MARGIN`) is larger than both, so a client that was clipped correctly is never refused.
+            # The squares are exact in float64, and their sum has a relative error of at most 2^-23, which the limit
+            # allows for. The margin of the clip (`fl.aggregation._MARGIN`) is larger still, so that a client that was
+            # clipped correctly is never refused.
             kept = tf.add_n([squares(value, factor) for value in steps.values()]) <= (1 - 2.0**-22) * STEPS**2
             refused.append(tf.reduce_sum(tf.cast(~kept, tf.float32)))
             return {name: _sum_kept(value, kept) for name, value in steps.items()}

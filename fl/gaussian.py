@@ -46,7 +46,7 @@ def standard_normal(size: int, seed: Any) -> Any:
     import tensorflow as tf
 
     if not 0 <= size <= MOST_NUMBERS:
-        raise ValueError(f"size is {size}: give 0 to {MOST_NUMBERS:g}, the most noise values that one release has")
+        raise ValueError(f"size is {size}: draw 0 to {MOST_NUMBERS:g} noise values for one release")
     pairs = (size + 1) // 2
     words = tf.bitcast(_draw_words([pairs], seed), tf.int32)
     leading, angle = words[:, 0], words[:, 1]

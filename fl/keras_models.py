@@ -204,7 +204,7 @@ class _Function:
             names = iter(order)
 
             def creator(next_creator: Callable[..., Any], **settings: Any) -> Any:
-                # Variables that are not trainable are no weights: Keras creates them as state that layers do not use.
+                # A variable that is not trainable is not a weight, but state that Keras creates for a layer.
                 return weights[next(names)] if settings.get("trainable", True) else next_creator(**settings)
 
             clone = _clone(model, creator)
@@ -217,8 +217,8 @@ class _Function:
             self._traced = tf.function(call, autograph=False).get_concrete_function(specs, x)
         except (ValueError, TypeError, tf.errors.OpError) as error:
             raise ValueError(
-                f"model {model.name} cannot be made a function of its weights ({short(error)}): use layers that "
-                "create no variables when they are called, as random and stateful layers do"
+                f"model {model.name} cannot be made a function of its weights ({short(error)}): avoid layers that "
+                "create variables when they are called, such as random and stateful ones"
             ) from error
         traced = self._traced.graph.as_graph_def()
         nodes = list(chain(traced.node, *(inner.node_def for inner in traced.library.function)))
@@ -240,12 +240,12 @@ class _Function:
         return predictions, penalties
 
     def loops_over_time(self) -> str | None:
-        """Returns why loops over time rule out stacking, on which TFF's worker would fail; None if there are none."""
+        """Returns the reason against stacking if layers loop over time, else None: TFF's worker fails on such loops."""
         return "its layers loop over time: set unroll=True on keras.layers.LSTM and the like" if self._loops else None
 
 
 def _name_variables(model: keras.Model) -> dict[str, tf.Variable]:
-    """Names the variables without the numbers that Keras counts up in each process ("dense_7" is its eighth)."""
+    """Names the variables by position, without the numbers that Keras counts up in each process (as in "dense_7")."""
     names = [re.sub(r"_\d+(?=/)|:0$", "", variable.name) for variable in model.trainable_variables]
     return {f"{i:03}_{names[i]}": variable for i, variable in enumerate(model.trainable_variables)}
 

@@ -180,7 +180,7 @@ class LanguageModelling:
         return tf.TensorSpec([self.sequence_length + 1], tf.int32)
 
     def forms(self, batch: Any) -> tuple[Any, list[Any]]:
-        """Returns (which, forms): the batch cut to each of `lengths`, and whole; `which` cuts no real token."""
+        """Returns (which, forms): the batch cut to each of `lengths`, and whole; `which` keeps all real tokens."""
         import tensorflow as tf
 
         if batch.shape.rank == 3 or not self.lengths:

@@ -42,7 +42,7 @@ class BoundedMeanQuery(tfp.SumAggregationDPQuery):
       upper: public bound, finite, above `lower`; larger values are lowered to it.
       noise_multiplier: standard deviation of the noise / (upper - lower), > 0.
       seed: int64 [2], derived from a secret and used for nothing else. `privacy.ledger.Ledger.noise_stream` returns
-        such seeds and refuses to return one twice.
+        such a seed and refuses to return it for a second use.
 
     Raises:
       ValueError: an argument is out of range.
@@ -91,6 +91,7 @@ def private_mean_factory(
     """Returns a TFF aggregator for a private mean: `({float32}@CLIENTS -> <mean=float32, clients=float32>@SERVER)`.
 
     The arguments, the noise and the errors are those of `BoundedMeanQuery`. Under add-or-remove-one each round costs
-    one Gaussian mechanism of `noise_multiplier`, which Poisson sampling amplifies if the round's clients were drawn so.
+    one Gaussian mechanism of `noise_multiplier`; if its clients were drawn by Poisson sampling, amplification lowers
+    that cost.
     """
     return tff.aggregators.DifferentiallyPrivateFactory(BoundedMeanQuery(lower, upper, noise_multiplier, seed))

@@ -55,7 +55,7 @@ def split_store(store: TokenStore, validation: float, test: float) -> Splits:
 
 
 def hold_out(tokens: NDArray[Any], fraction: float) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Cuts a client's tokens into (training, held out), where the held-out part is the last whole sentences.
+    """Cuts a client's tokens into (training, held out), where the held-out part consists of the last sentences.
 
     The targets of a part are all its tokens but the first. The held-out part begins with the end token of the last
     training sentence, which is context only; so the targets of the two parts are disjoint, and together they are those

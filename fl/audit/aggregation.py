@@ -106,7 +106,7 @@ def case(aggregator: DPMean, view: View, keys: RunKeys) -> Case:
 
 
 def tail_plan() -> PrivacyPlan:
-    """Returns a plan of two rounds with so little noise that a canary moves a weight from its centre to its tail.
+    """Returns a plan of two rounds with so little noise that a canary moves a weight into the tail of its distribution.
 
     The claim, ε = 9.4 at δ = 3.5e-5, holds for exact Gaussian noise. Noise that ends at 5.7 standard deviations breaks
     it: a weight lies beyond that end only with the canary, and then with probability 1.2e-4.

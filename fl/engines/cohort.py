@@ -130,7 +130,7 @@ def _describe(arrays: Sequence[tuple[Any, Any]]) -> str:
 
 
 def deal(batches: Sequence[Batches], shards: int, clients_at_once: int) -> list[list[int]]:
-    """Assigns each client to one shard, as its position in `batches`.
+    """Divides the clients, given by their positions in `batches`, among the shards.
 
     Clients of similar length form groups of `clients_at_once`. The groups are assigned in order of length, the longest
     first, each to the shard with the least work so far. Clients without a step are left out: they contribute nothing.

@@ -1,4 +1,7 @@
-"""Starts child processes that end with this process, whatever ends it, and that leave no file behind."""
+"""Starts child processes that end with this process, whatever ends it, and leave no file behind once they have started.
+
+The only file that stays until `stop` is the Unix socket of a tunnel.
+"""
 
 import atexit
 import contextlib
@@ -31,7 +34,7 @@ log = logging.getLogger(__name__)
 
 
 class WorkerLostError(OSError):
-    """Raised if a worker process, or the connection to it, is gone (out of memory, for instance); a run can resume."""
+    """Raised if a worker process or the connection to it is gone (out of memory, perhaps); the run can be resumed."""
 
 
 class OwnedProcess:
@@ -41,7 +44,7 @@ class OwnedProcess:
     """
 
     def __init__(self, name: str) -> None:
-        """Prepares a process that messages call `name`; `_launch` starts it."""
+        """Prepares a process, which `_launch` starts; `name` is its name in messages."""
         self.name = name
         self._output = tempfile.TemporaryFile()  # a file without a name, which nobody needs to delete
         self._folder = Path(tempfile.mkdtemp(prefix="fedspeak-"))  # files that the process reads while it starts

@@ -150,7 +150,7 @@ class Tunnel(OwnedProcess):
             "verifyPeer = yes",
             "sslVersionMin = TLSv1.3",
             "TIMEOUTconnect = 10",
-            # A long computation sends nothing meanwhile: the packets keep routers from dropping its connection.
+            # Nothing is sent during a long computation; keep-alive packets stop routers from dropping the connection.
             *(f"socket = {end}:{option}" for end in "lr" for option in ("SO_KEEPALIVE=1", "TCP_KEEPIDLE=60")),
         ]
         config = self._folder / "stunnel.conf"

@@ -70,9 +70,9 @@ def build_loopback_shim(folder: Path) -> Path | None:
 
 
 def shim_works(library: Path) -> bool:
-    """Returns whether a small server with the shim listens on loopback and accepts a connection of its own account.
+    """Tries the shim on a small server: it must listen on loopback, and accept its own account's open connection only.
 
-    It is False if the kernel does not say who owns a connection, because the shim then refuses everybody.
+    Returns False, too, if the kernel does not say who owns a connection, because the shim then refuses everybody.
     """
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-c", _PROBE],

@@ -194,7 +194,7 @@ def _functional(net: Net) -> tff.learning.models.FunctionalModel:
     def mean_loss(weights: Any, tokens: tf.Tensor, training: bool) -> tf.Tensor:
         rows = tf.shape(tokens)[0]
         loss = net.task.loss(dict(zip(names, weights[0], strict=True)), tokens, rows)
-        return tf.fill([rows], loss.total / loss.count)  # one for each row, because stock TFF counts examples by them
+        return tf.fill([rows], loss.total / loss.count)  # stock TFF counts outputs as examples
 
     tokens = tf.TensorSpec([None, LENGTH + 1], tf.int32)
     return tff.learning.models.FunctionalModel(

@@ -280,7 +280,10 @@ def two_outputs():
             lambda: sequential(L.Embedding(9, 3), L.LSTM(3, stateful=True), batch=4, shape=(5,)),
             "keeps state from one batch",
         ),
-        (lambda: sequential(L.Reshape((2, 2, 1)), L.RandomFlip(), L.Flatten(), L.Dense(3)), "create no variables"),
+        (
+            lambda: sequential(L.Reshape((2, 2, 1)), L.RandomFlip(), L.Flatten(), L.Dense(3)),
+            "avoid layers that create variables",
+        ),
         (calls_python, "calls Python"),
         (
             lambda: sequential(L.StringLookup(vocabulary=["a"]), L.Embedding(3, 3), dtype="string"),

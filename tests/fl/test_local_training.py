@@ -46,7 +46,7 @@ def test_batches_depend_on_round_and_client():
 
 
 def test_batches_use_random_streams_that_do_not_overlap(monkeypatch):
-    """No client's stream is another's shifted by a few blocks: Philox counts up from its counter, lowest word first."""
+    """Philox counts up from its start counter, lowest word first, so the clients' start counters must be far apart."""
     starts, philox = [], np.random.Philox
 
     def recorded(key, counter):

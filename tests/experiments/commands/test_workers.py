@@ -1,4 +1,4 @@
-"""Tests `fedspeak worker`, `certificates` and `train --workers` as processes, as a user runs them."""
+"""Tests `fedspeak worker`, `certificates` and `train --workers` as a user runs them."""
 
 import os
 import re

@@ -319,7 +319,7 @@ def test_engine_client_sum_and_server_step_make_round(build):
 
 @pytest.mark.parametrize(("at_once", "padding"), [(1, 0.0), (4, 1 - 24 / 36)])
 def test_cohort_engine_reports_share_of_padding(at_once, padding):
-    """A group of four stacked clients computes steps of 4, 4 and 1 rows each, because the longest client needs them."""
+    """The longest of four stacked clients has steps of 4, 4 and 1 rows, so all four clients compute that many."""
     local = LocalSGD(0.1, 4, 1, 5, 64)
     clients = [local.batches(np.full((count, 6), 1, np.int32), 0, 0) for count in (9, 9, 5, 1)]
     optimizer = tff.learning.optimizers.build_sgdm(1.0)
