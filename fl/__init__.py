@@ -1,6 +1,6 @@
-"""Federated training: clients and their data, cohorts, local SGD, aggregation, the round loop, TFF runtime.
+"""Trains models by federated averaging: clients' data, cohorts, local SGD, aggregation, the round loop, TFF's runtime.
 
-Importing this package is instant: the names below load their module, and with it TensorFlow or TFF, on first use.
+Importing this package loads neither TensorFlow nor TFF: each public name below imports its module on first use.
 """
 
 from importlib import import_module

@@ -1,9 +1,9 @@
-"""Aggregation: from the clients' updates to one model change.
+"""Aggregates the clients' updates into one change of the model, with or without differential privacy.
 
-An aggregator is three pure TensorFlow functions: what a client sends (`client`), how the sum becomes a mean (`server`)
-and the state that travels between rounds (`initial_state`). Only sums cross from clients to the server, so any engine
-(one TFF client value a user, or a shard of users) gives the same result. `DPMean` has no weights to set: a weighted
-private mean cannot be built by accident.
+An aggregator consists of pure functions: `client` computes what a client sends, `server` turns the sum over the clients
+into a mean, and `initial_state` returns the state that the server keeps between rounds. Only sums pass from clients to
+the server, so every engine (one TFF client value per client, or one per shard of clients) gives the same result.
+`DPMean` accepts no client weights, so that a weighted private mean cannot be built by accident.
 """
 
 import math
@@ -20,38 +20,39 @@ State = dict[str, Any]
 """Named float32 scalars kept by the server between rounds."""
 
 _MARGIN = 2.0**-21
-"""Share by which a client is clipped further than to the clip norm, so that its contribution as computed is within it.
+"""Relative margin by which updates are clipped below the clip norm, so that rounding cannot lift them above it.
 
-With u = 2^-24, the rounding of float32, it covers the norm (float64 products and sums over up to 2^30 weights: u), the
-factor and its product with each weight (2 u), and the noise, whose ratio to the clip norm is rounded twice (2 u).
+With u = 2^-24, the unit roundoff of float32, the margin of 8 u covers the errors of the norm (float64 products and sums
+over up to 2^30 weights: u), of the factor and its product with each weight (2 u), and of the noise, whose ratio to the
+clip norm is rounded twice (2 u).
 """
 
 
 class Contribution(NamedTuple):
-    """What leaves a client, or several clients together; summed over the cohort."""
+    """The values that one client sends, or their sums over several clients; the server sees only the cohort's sums."""
 
     update: Weights  # weighted (or clipped) change of the model
-    weight: Any  # float32: what `update` was multiplied by
+    weight: Any  # float32: the factor that `update` was multiplied by
     within_clip: Any  # float32: 1/2 if the norm is at most the clip norm (zero's is), else -1/2; 0 without clipping
-    clients: Any  # float32: 1 (also for one replaced by zero), or 0 for one without any example
+    clients: Any  # float32: 1 (also if the update was replaced by zero), or 0 for a client without any example
     non_finite: Any  # float32: 1 if the update was not finite and was replaced by zero
-    examples: Any  # float32: examples trained on
-    tokens: Any  # float32: target tokens trained on
+    examples: Any  # float32: number of examples trained on
+    tokens: Any  # float32: number of target tokens trained on
     loss: Any  # float32: sum of their losses in nats
-    computed: Any  # float32: rows that were computed for them, padding among them
-    pairs: Any  # int64 [metrics, 2]: of `fl.metric_pairs`, the loss's first; of no metric where none is released
+    computed: Any  # float32: number of rows that were computed for them, including padding
+    pairs: Any  # int64 [metrics, 2]: pairs of `fl.metric_pairs`, the loss's first; [0, 2] if no metric is released
 
 
 class Mean(NamedTuple):
-    """What the server makes of the summed contributions."""
+    """The server's result of one round."""
 
-    update: Weights
-    state: State
-    released: dict[str, Any]  # differentially private where the aggregator is; public where it is not
+    update: Weights  # mean change of the model
+    state: State  # of the aggregator, for the next round
+    released: dict[str, Any]  # values for publication; differentially private if the aggregator is
 
 
 class Noised(NamedTuple):
-    """The sums of a `Contribution` that a private aggregator releases, with noise."""
+    """The sums of a `Contribution` that a private aggregator releases, with noise added."""
 
     update: Weights
     within_clip: Any
@@ -59,42 +60,43 @@ class Noised(NamedTuple):
 
 
 class Aggregator(Protocol):
-    """Pure functions that engines build into a TFF process."""
+    """A rule that aggregates updates, given as pure functions that the engines build into a TFF process."""
 
     @property
     def needs_accuracy(self) -> bool:
-        """Whether the task must measure it."""
+        """Returns whether the task must measure the accuracy."""
 
-    def initial_state(self) -> State: ...
+    def initial_state(self) -> State:
+        """Returns the state before the first round."""
 
     def client(self, state: State, update: ClientUpdate) -> Contribution:
-        """Of one client; with a leading user axis on `update`, the sum over its clients, each treated alone."""
+        """Returns one client's contribution; for stacked clients, the sum of the contributions of each one alone."""
 
     def server(self, state: State, total: Contribution, noise: Any) -> Mean:
-        """The mean that is released; `noise`, int64 [`noise_size`], is what the method `noise` returned."""
+        """Returns the mean to release; `noise`, int64 [`noise_size`], comes from the method `noise`."""
 
     def noise_size(self, weights: int) -> int:
-        """Length of `noise` for a model of so many weights."""
+        """Returns the length of `noise` for a model with `weights` weights."""
 
     def noise(self, keys: RunKeys, round: int, weights: int) -> Any:
-        """What `server` takes in a round, int64 [`noise_size`]."""
+        """Returns the argument `noise` of `server` for a round, int64 [`noise_size`]."""
 
 
 class SeededNoise:
-    """Part of an aggregator that takes the seed of its noise, int64 [2]."""
+    """A base of aggregators whose argument `noise` is a seed, int64 [2]."""
 
     def noise_size(self, weights: int) -> int:
-        """2."""
+        """Returns 2, the length of the seed."""
         return 2
 
     def noise(self, keys: RunKeys, round: int, weights: int) -> Any:
-        """The round's seed."""
+        """Returns the round's seed."""
         return keys.noise_seed(round)
 
 
 @dataclass(frozen=True)
 class UniformMean(SeededNoise):
-    """Every client counts the same: sum of updates / number of clients with a finite update."""
+    """The mean in which every client counts the same: sum of updates / number of clients with a finite update."""
 
     needs_accuracy: ClassVar[bool] = False
 
@@ -105,12 +107,15 @@ class UniformMean(SeededNoise):
         return contribution(update, lambda norm: (1.0, 0.0), weighted_sum)
 
     def server(self, state: State, total: Contribution, noise: Any) -> Mean:
-        return _weighted_mean(state, total)
+        return _divide_by_weight(state, total)
 
 
 @dataclass(frozen=True)
 class ExampleWeightedMean(SeededNoise):
-    """A client counts by the number of sequences it trained on (McMahan et al. 2017, https://arxiv.org/abs/1602.05629)."""
+    """The mean in which a client counts by the number of examples that it trained on.
+
+    Reference: McMahan et al. 2017, https://arxiv.org/abs/1602.05629.
+    """
 
     needs_accuracy: ClassVar[bool] = False
 
@@ -121,18 +126,29 @@ class ExampleWeightedMean(SeededNoise):
         return contribution(update, lambda norm: (update.examples, 0.0), weighted_sum)
 
     def server(self, state: State, total: Contribution, noise: Any) -> Mean:
-        return _weighted_mean(state, total)
+        return _divide_by_weight(state, total)
 
 
 @dataclass(frozen=True)
 class DPMean(SeededNoise):
-    """DP-FedAvg (McMahan et al. 2018, https://arxiv.org/abs/1710.06963): clip each client, sum, add Gaussian noise.
+    """The private mean of DP-FedAvg: it clips each client's update, sums the updates and adds Gaussian noise.
 
-    The denominator is the plan's expected cohort, a public constant; the realised cohort size never enters. With
-    `AdaptiveClip` the clip norm follows a private quantile of the update norms (Andrew et al. 2021,
-    https://arxiv.org/abs/1905.03871); its noisy count is paid for by `plan.value_noise_multiplier`, which is larger
-    than `plan.noise_multiplier`. So are the metrics of `PrivateMetrics`, if the plan has any: the mean over clients of
-    each one's mean loss, of its accuracy, and their number.
+    Adding or removing one client changes the sum by at most the clip norm in L2 norm, whatever the others send; the
+    noise has standard deviation `plan.value_noise_multiplier` * clip norm. Everything that a round releases costs
+    together one Gaussian mechanism of `plan.noise_multiplier`. The denominator is the plan's expected cohort, a public
+    constant; the size of the drawn cohort never enters. The noise is floating-point (`fl.gaussian`) and not hardened
+    against floating-point attacks; `fl.exact_mean.ExactDPMean` is.
+
+    With `AdaptiveClip` the clip norm follows a private quantile of the update norms, and a round also releases a noisy
+    count of the updates within the clip norm. With `PrivateMetrics` it also releases the means over the clients of
+    their mean losses and accuracies, and the number of clients. To pay for these, the noise on the update grows:
+    `plan.value_noise_multiplier` is then larger than `plan.noise_multiplier`.
+
+    References: McMahan et al. 2018, https://arxiv.org/abs/1710.06963; Andrew et al. 2021,
+    https://arxiv.org/abs/1905.03871.
+
+    Raises:
+      ValueError: the plan has no clip norm, or its noise is not of this aggregator's kind.
     """
 
     plan: PrivacyPlan
@@ -143,13 +159,13 @@ class DPMean(SeededNoise):
             raise ValueError("DPMean needs a clip norm: give the plan FixedClip or AdaptiveClip")
         if self.plan.noise != self._NOISE:
             raise ValueError(
-                f"the plan's noise is {self.plan.noise!r} and this aggregator's is {self._NOISE!r}: take "
+                f"the plan's noise is {self.plan.noise!r} and this aggregator's is {self._NOISE!r}: use "
                 "fl.aggregation.DPMean for 'floating-point', fl.exact_mean.ExactDPMean for 'exact'"
             )
 
     @property
     def needs_accuracy(self) -> bool:
-        """Whether the plan releases it."""
+        """Returns whether the plan releases the accuracy."""
         return self.plan.metrics is not None and self.plan.metrics.accuracy
 
     def initial_state(self) -> State:
@@ -161,72 +177,74 @@ class DPMean(SeededNoise):
         raise ValueError(f"unknown clip {self.plan.clip!r}: use FixedClip or AdaptiveClip")
 
     def client(self, state: State, update: ClientUpdate) -> Contribution:
-        return contribution(update, self._clip_factor(state), weighted_sum)._replace(pairs=self._pairs(update))
+        rule = self._build_clip_rule(state)
+        return contribution(update, rule, weighted_sum)._replace(pairs=self._encode_metrics(update))
 
-    def _clip_factor(self, state: State) -> Callable[[Any], tuple[Any, Any]]:
-        """The function from norms to factors and bits that `contribution` takes."""
+    def _build_clip_rule(self, state: State) -> Callable[[Any], tuple[Any, Any]]:
+        """Returns the function from L2 norms to (factor, within_clip) that `contribution` takes."""
         import tensorflow as tf
 
-        def clipped(norm: Any) -> tuple[Any, Any]:
+        def clip_norms(norm: Any) -> tuple[Any, Any]:
             clip = tf.cast(state["clip"], tf.float64)
-            most = (1 - _MARGIN) * clip
-            # Exactly 1 below: an update within the clip norm is not touched.
-            factor = tf.where(norm > most, most / tf.maximum(norm, most), 1.0)
+            limit = (1 - _MARGIN) * clip
+            # Up to the limit the factor is exactly 1, so that such an update stays the same to the bit.
+            factor = tf.where(norm > limit, limit / tf.maximum(norm, limit), 1.0)
             return tf.cast(factor, tf.float32), tf.where(norm <= clip, 0.5, -0.5)
 
-        return clipped
+        return clip_norms
 
-    def _pairs(self, update: ClientUpdate) -> Any:
-        """Sum over the clients of their metrics' pairs. One without a token, or whose loss is no number, has none."""
+    def _encode_metrics(self, update: ClientUpdate) -> Any:
+        """Sums the pairs of the clients' metrics; a client without a token, or with a NaN loss, adds nothing."""
         import tensorflow as tf
 
         if self.plan.metrics is None:
-            return _no_pairs()
+            return _make_empty_pairs()
         from fl import metric_pairs
 
         present = (update.tokens > 0) & tf.logical_not(tf.math.is_nan(update.loss))
         tokens = tf.where(present, update.tokens, math.nan)
-        found = [metric_pairs.pair(update.loss / tokens, 0.0, self.plan.metrics.loss_bound)]
+        pairs = [metric_pairs.pair(update.loss / tokens, 0.0, self.plan.metrics.loss_bound)]
         if self.plan.metrics.accuracy:
-            found.append(metric_pairs.pair(update.correct / tokens, 0.0, 1.0))
-        stacked = tf.stack(found, axis=-2)
+            pairs.append(metric_pairs.pair(update.correct / tokens, 0.0, 1.0))
+        stacked = tf.stack(pairs, axis=-2)
         return tf.reduce_sum(stacked, axis=0) if stacked.shape.rank == 3 else stacked
 
     def server(self, state: State, total: Contribution, noise: Any) -> Mean:
         import tensorflow as tf
 
         clip, cohort = state["clip"], self.plan.expected_cohort
-        noised = self._noised(state, total, noise)
+        noised = self._add_noise(state, total, noise)
         released = {"clip": clip, "noise_stddev": self.plan.value_noise_multiplier * clip}
         if isinstance(self.plan.clip, AdaptiveClip):
             fraction = noised.within_clip / cohort + 0.5
             clip = clip * tf.exp(-self.plan.clip.learning_rate * (fraction - self.plan.clip.quantile))
             released["fraction_within_clip"] = fraction
         if self.plan.metrics is not None:
-            released |= self._metrics(self.plan.metrics, noised.pairs)
+            released |= self._decode_metrics(self.plan.metrics, noised.pairs)
         return Mean({name: value / cohort for name, value in noised.update.items()}, {"clip": clip}, released)
 
-    def _noised(self, state: State, total: Contribution, noise_seed: Any) -> Noised:
-        """Adds floating-point noise, from streams of the seed."""
+    def _add_noise(self, state: State, total: Contribution, noise_seed: Any) -> Noised:
+        """Adds floating-point noise from streams of the seed, one for each kind of sum."""
         import tensorflow as tf
 
-        def normal(size: int, name: str) -> Any:
+        def draw_normal(size: int, name: str) -> Any:
             return gaussian.standard_normal(size, gaussian.stream(noise_seed, name))
 
-        parts = split(normal(count_weights(total.update), "update"), total.update)
+        parts = split(draw_normal(count_weights(total.update), "update"), total.update)
         stddev = self.plan.value_noise_multiplier * state["clip"]
         update = {name: value + stddev * parts[name] for name, value in total.update.items()}
         within_clip, pairs = total.within_clip, total.pairs
         if isinstance(self.plan.clip, AdaptiveClip):
-            within_clip += self.plan.count_stddev * normal(1, "count")[0]
+            within_clip += self.plan.count_stddev * draw_normal(1, "count")[0]
         if self.plan.metrics is not None:
             from fl import metric_pairs
 
-            of_pairs = tf.reshape(normal(2 * self.plan.metrics.count, "metrics"), [self.plan.metrics.count, 2])
-            pairs += metric_pairs.in_steps(of_pairs, self.plan.metric_noise_multiplier)
+            pair_noise = tf.reshape(draw_normal(2 * self.plan.metrics.count, "metrics"), [self.plan.metrics.count, 2])
+            pairs += metric_pairs.in_steps(pair_noise, self.plan.metric_noise_multiplier)
         return Noised(update, within_clip, pairs)
 
-    def _metrics(self, metrics: PrivateMetrics, noised_pairs: Any) -> dict[str, Any]:
+    def _decode_metrics(self, metrics: PrivateMetrics, noised_pairs: Any) -> dict[str, Any]:
+        """Reads the metrics for publication off the noisy pairs."""
         import tensorflow as tf
 
         from fl import metric_pairs
@@ -242,12 +260,12 @@ class DPMean(SeededNoise):
 
 
 def count_weights(update: Weights) -> int:
-    """Number of weights of a model."""
+    """Returns the number of weights of a model."""
     return sum(math.prod(value.shape) for value in update.values())
 
 
 def split(flat: Any, update: Weights) -> Weights:
-    """A vector of all weights in parts of the shapes of `update`, tensors in the order of their names."""
+    """Splits a vector of all weights into tensors of the shapes of `update`, in the order of their names."""
     import tensorflow as tf
 
     names = sorted(update)
@@ -255,7 +273,7 @@ def split(flat: Any, update: Weights) -> Weights:
     return {name: tf.reshape(part, update[name].shape) for name, part in zip(names, parts, strict=True)}
 
 
-def _no_pairs() -> Any:
+def _make_empty_pairs() -> Any:
     import tensorflow as tf
 
     return tf.zeros([0, 2], tf.int64)
@@ -266,31 +284,35 @@ def contribution(
     weigh: Callable[[Any], tuple[Any, Any]],
     sum_scaled: Callable[[Weights, Any], Weights],
 ) -> Contribution:
-    """Sums the clients' updates, each times its own factor; zero for one with an entry or a loss that is not finite.
+    """Sums the clients' updates, each times its own factor; one with an entry or loss that is not finite adds zero.
 
     Args:
-      update: of one client, or of U clients on a leading client axis.
-      weigh: from the L2 norms, float64 [] or [U], to (factor, within_clip), float32 of that shape.
-      sum_scaled: (updates, factors) -> sum, for instance `weighted_sum`.
+      update: the update of one client, or of U clients with a leading client axis.
+      weigh: function from the L2 norms, float64 [] or [U], to (factor, within_clip), float32 of that shape.
+      sum_scaled: function (updates, factors) -> sum, for instance `weighted_sum`.
+
+    Returns:
+      The contribution, without pairs of metrics.
     """
     import tensorflow as tf
 
-    # Sums of squares of float32 numbers neither overflow nor underflow in float64: finite exactly if every entry is.
+    # In float64, squares of float32 numbers and their sum neither overflow nor underflow: the sum is finite if and only
+    # if every entry is.
     total_squares = tf.add_n([squares(value, update.examples) for value in update.delta.values()])
     finite = tf.math.is_finite(total_squares) & tf.math.is_finite(update.loss)
     present = tf.cast(update.examples > 0, tf.float32)
     counted = present * tf.cast(finite, tf.float32)
 
-    def zeroed() -> list[Any]:
+    def zero_uncounted() -> list[Any]:
         return [tf.where(column(counted, value) > 0, value, tf.zeros_like(value)) for value in update.delta.values()]
 
-    # In the usual case nothing is copied.
+    # Usually every client is finite, and then no update needs to be copied.
     is_usual = tf.reduce_all(finite | tf.equal(present, 0.0))
-    sound = tf.cond(is_usual, lambda: list(update.delta.values()), zeroed)
+    values = tf.cond(is_usual, lambda: list(update.delta.values()), zero_uncounted)
     factor, within_clip = weigh(tf.sqrt(tf.where(counted > 0, total_squares, 0.0)))
     factor *= counted
     return Contribution(
-        update=sum_scaled(dict(zip(update.delta, sound, strict=True)), factor),
+        update=sum_scaled(dict(zip(update.delta, values, strict=True)), factor),
         weight=tf.reduce_sum(factor),
         within_clip=tf.reduce_sum(within_clip * present),
         clients=tf.reduce_sum(present),
@@ -299,12 +321,12 @@ def contribution(
         tokens=tf.reduce_sum(update.tokens * counted),
         loss=tf.reduce_sum(tf.where(counted > 0, update.loss, 0.0)),
         computed=tf.reduce_sum(update.computed),
-        pairs=_no_pairs(),
+        pairs=_make_empty_pairs(),
     )
 
 
 def squares(value: Any, per_client: Any) -> Any:
-    """Sum of squares of `value` [...] or [U, ...], in float64: [] or [U], the shape of `per_client`."""
+    """Returns the sum of squares, in float64, of `value` [...] or [U, ...]: [] or [U], the shape of `per_client`."""
     import tensorflow as tf
 
     rows = 1 if per_client.shape.rank == 0 else tf.shape(per_client)[0]
@@ -313,7 +335,7 @@ def squares(value: Any, per_client: Any) -> Any:
 
 
 def weighted_sum(delta: Weights, factor: Any) -> Weights:
-    """Factor [] or [U] times delta [...] or [U, ...], summed over users."""
+    """Multiplies delta, [...] or [U, ...], by factor, [] or [U], and sums over the U clients."""
     import tensorflow as tf
 
     if factor.shape.rank == 0:
@@ -325,7 +347,8 @@ def weighted_sum(delta: Weights, factor: Any) -> Weights:
     }
 
 
-def _weighted_mean(state: State, total: Contribution) -> Mean:
+def _divide_by_weight(state: State, total: Contribution) -> Mean:
+    """Divides the summed update by the summed weight; without any weight the mean is zero."""
     import tensorflow as tf
 
     return Mean({name: tf.math.divide_no_nan(value, total.weight) for name, value in total.update.items()}, state, {})

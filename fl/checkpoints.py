@@ -1,6 +1,6 @@
-"""Checkpoints of a run: one file a checkpoint, written atomically, checked when read.
+"""Saves and loads a run's checkpoints, each one file that is written atomically and checked when it is read.
 
-A file is a NumPy `.npz` archive of the process state plus one JSON document, followed by the SHA-256 of all before it.
+A file is a NumPy `.npz` archive of the process state plus one JSON document, followed by the archive's SHA-256.
 """
 
 import hashlib
@@ -21,20 +21,20 @@ _DIGEST_BYTES = 32
 
 
 class Checkpoint(NamedTuple):
-    """The state of a run before round `round`."""
+    """The state of a run after `round` rounds, that is, before the round with this number."""
 
-    round: int
+    round: int  # rounds count from 0
     state: Any  # nested mappings of NumPy arrays, as a TFF process returns them
-    document: dict[str, Any]  # JSON: what else must survive
+    document: dict[str, Any]  # everything else that a resumed run needs, as JSON
 
 
 def path_of(folder: Path, round_number: int) -> Path:
-    """File of the checkpoint before that round."""
+    """Returns the file of the checkpoint that is saved before a round."""
     return folder / f"round-{round_number:06d}.ckpt"
 
 
 def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
-    """Writes a checkpoint and deletes all but the `keep` newest. The file is whole or absent, whatever happens."""
+    """Writes a checkpoint and deletes all but the `keep` newest; after a crash the file is complete or absent."""
     files.make_private_folder(folder)
     path = path_of(folder, checkpoint.round)
     _write(path, dict(_flatten(checkpoint.state)), checkpoint.document)
@@ -47,7 +47,7 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
 
 
 def list_files(folder: Path) -> list[Path]:
-    """Checkpoint files, oldest first; files of other names are not looked at."""
+    """Returns the checkpoint files, oldest first; files with other names are ignored."""
     named = [path for path in folder.glob("round-*.ckpt") if path.stem.removeprefix("round-").isdecimal()]
     return sorted(named, key=_round_of)
 
@@ -56,9 +56,9 @@ def load(path: Path, template: Any) -> Checkpoint:
     """Reads a checkpoint whose state has the structure, shapes and dtypes of `template`.
 
     Raises:
-      ValueError: the file is truncated, damaged, or of another model or optimizer.
+      ValueError: the file is truncated or damaged, or of another model or optimizer.
     """
-    content = _content(path)
+    content = _read_content(path)
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         document = json.loads(archive.read(_DOCUMENT))
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
@@ -70,7 +70,8 @@ def _round_of(path: Path) -> int:
     return int(path.stem.removeprefix("round-"))
 
 
-def _content(path: Path) -> bytes:
+def _read_content(path: Path) -> bytes:
+    """Returns the archive in a file after checking it against the digest that follows it."""
     raw = path.read_bytes()
     content, digest = raw[:-_DIGEST_BYTES], raw[-_DIGEST_BYTES:]
     if hashlib.sha256(content).digest() != digest:
@@ -82,25 +83,25 @@ def _content(path: Path) -> bytes:
 
 
 def latest_document(folder: Path) -> tuple[int, dict[str, Any]] | None:
-    """(round, document) of the newest checkpoint, or None if there is none."""
-    files = list_files(folder)
-    if not files:
+    """Returns (round, document) of the newest checkpoint, or None if there is none."""
+    paths = list_files(folder)
+    if not paths:
         return None
-    with zipfile.ZipFile(io.BytesIO(_content(files[-1]))) as archive:
-        return _round_of(files[-1]), json.loads(archive.read(_DOCUMENT))
+    with zipfile.ZipFile(io.BytesIO(_read_content(paths[-1]))) as archive:
+        return _round_of(paths[-1]), json.loads(archive.read(_DOCUMENT))
 
 
 def replace_document(folder: Path, document: dict[str, Any]) -> None:
-    """Gives the newest checkpoint another document; its state stays."""
+    """Replaces the document of the newest checkpoint; its state stays the same."""
     path = list_files(folder)[-1]
-    with np.load(io.BytesIO(_content(path)), allow_pickle=False) as arrays:
+    with np.load(io.BytesIO(_read_content(path)), allow_pickle=False) as arrays:
         _write(path, {name: arrays[name] for name in arrays.files if name != _DOCUMENT}, document)
 
 
 def load_latest(folder: Path, template: Any) -> Checkpoint | None:
-    """The newest checkpoint, or None if there is none. Raises ValueError as `load` does."""
-    files = list_files(folder)
-    return load(files[-1], template) if files else None
+    """Loads the newest checkpoint, or returns None if there is none; raises ValueError as `load` does."""
+    paths = list_files(folder)
+    return load(paths[-1], template) if paths else None
 
 
 def _write(path: Path, arrays: Mapping[str, np.ndarray], document: dict[str, Any]) -> None:
@@ -113,19 +114,22 @@ def _write(path: Path, arrays: Mapping[str, np.ndarray], document: dict[str, Any
 
 
 def _flatten(state: Any, prefix: str = "") -> list[tuple[str, np.ndarray]]:
+    """Returns the arrays in nested mappings, each named by its path, as in "weights/kernel"."""
     if not isinstance(state, Mapping):
         return [(prefix, np.asarray(state))]
     return [pair for name, value in state.items() for pair in _flatten(value, f"{prefix}/{name}" if prefix else name)]
 
 
 def _restore(template: Any, arrays: Mapping[str, np.ndarray], path: Path, prefix: str = "") -> Any:
+    """Arranges arrays that are named by their paths in the nested mappings of `template`."""
     if isinstance(template, Mapping):
         names = [(name, f"{prefix}/{name}" if prefix else name) for name in template]
         return OrderedDict((name, _restore(template[name], arrays, path, full)) for name, full in names)
-    wanted, found = np.asarray(template), arrays.get(prefix)
-    if found is None or (found.shape, found.dtype) != (wanted.shape, wanted.dtype):
-        got = "absent" if found is None else f"{found.dtype} {found.shape}"
+    expected, array = np.asarray(template), arrays.get(prefix)
+    if array is None or (array.shape, array.dtype) != (expected.shape, expected.dtype):
+        actual = "missing" if array is None else f"{array.dtype} {array.shape}"
         raise ValueError(
-            f"checkpoint {path} does not fit this run: {prefix} is {got}, wanted {wanted.dtype} {wanted.shape}"
+            f"checkpoint {path} does not fit this run: {prefix} is {actual}, expected {expected.dtype} "
+            f"{expected.shape}; resume with the model and optimizer that the run began with"
         )
-    return found
+    return array

@@ -1,7 +1,7 @@
-"""Who takes part in a round: cohorts drawn by (sampler key, round) alone, never by history.
+"""Draws the cohort of a round, the clients that take part, from (sampler key, round) alone and never from history.
 
-The *promise* (which scheme, which rate) is data of the privacy plan (`privacy.sampling`); this module carries it out.
-Amplification by sampling holds only while the realised cohorts are secret, so the seeds come from `privacy.keys`.
+The privacy plan states the sampling scheme and its rate (`privacy.sampling`); this module carries them out.
+Amplification by sampling holds only while the drawn cohorts stay secret, so the seeds come from `privacy.keys`.
 """
 
 import math
@@ -12,56 +12,58 @@ import numpy as np
 from privacy.sampling import Cyclic, FixedSize, Poisson, Sampling
 
 SeedOfRound = Callable[[int], int]
-"""128-bit seed of a round, for instance `privacy.keys.RunKeys.sampler_seed`."""
+"""A function from a round to its 128-bit seed, for instance `privacy.keys.RunKeys.sampler_seed`."""
 
 
 def draw_cohort(sampling: Sampling, population: int, round_number: int, seed_of_round: SeedOfRound) -> np.ndarray:
-    """Indices of the clients of one round.
+    """Draws the cohort of one round.
 
     Args:
-      sampling: `Poisson` (every client by its own coin, the cohort may be empty), `FixedSize` (uniform without
-        replacement) or `Cyclic` (one secret partition of the population into equal cohorts, taken in turn: a client's
-        rounds are exactly `sampling.cohorts` apart).
-      population: number of clients, > 0.
-      round_number: round, >= 0.
-      seed_of_round: secret seed of a round; rounds draw from disjoint streams.
+      sampling: `Poisson` (each client joins independently with probability `rate`; the cohort may be empty),
+        `FixedSize` (uniform without replacement) or `Cyclic` (one secret partition of the population into cohorts of
+        equal size, up to one client, taken in turn: a client's rounds are exactly `sampling.cohorts` apart).
+      population: number of clients, >= 1.
+      round_number: round, counted from 0.
+      seed_of_round: returns the secret seed of a round; the seeds of different rounds must give unrelated streams.
 
     Returns:
-      int64 [cohort size], increasing, without repeats.
+      int64 [cohort size], indices of clients in [0, population), increasing, without repeats.
 
     Raises:
       ValueError: the cohort is larger than the population, or a number is out of range.
     """
     if population < 1:
-        raise ValueError(f"population is {population}: at least one client is needed")
+        raise ValueError(f"population is {population}: give at least one client")
     if round_number < 0:
-        raise ValueError(f"round is {round_number}: rounds count from 0")
+        raise ValueError(f"round_number is {round_number}: rounds count from 0")
     match sampling:
         case Poisson(rate=rate):
-            return _coins(_generator(seed_of_round(round_number)), rate, population)
+            return _draw_independently(_make_generator(seed_of_round(round_number)), rate, population)
         case FixedSize(size=size):
             if size > population:
                 raise ValueError(f"cohort size {size} is larger than the population of {population} clients: lower it")
             return np.sort(
-                _generator(seed_of_round(round_number)).choice(population, size, replace=False, shuffle=False)
+                _make_generator(seed_of_round(round_number)).choice(population, size, replace=False, shuffle=False)
             )
         case Cyclic(cohorts=cohorts):
             if cohorts > population:
-                raise ValueError(f"{cohorts} cyclic cohorts for {population} clients: use at most one cohort a client")
-            order = _generator(seed_of_round(0)).permutation(population)  # one partition for the whole run
+                raise ValueError(
+                    f"{cohorts} cyclic cohorts for {population} clients: give at most as many cohorts as clients"
+                )
+            order = _make_generator(seed_of_round(0)).permutation(population)  # one partition for the whole run
             return np.sort(order[round_number % cohorts :: cohorts])
     raise ValueError(f"unknown sampling {sampling!r}: use Poisson, FixedSize or Cyclic")
 
 
-def _coins(generator: np.random.Generator, rate: float, population: int) -> np.ndarray:
-    """Numbers below `population`, each with probability `rate` on its own."""
+def _draw_independently(generator: np.random.Generator, rate: float, population: int) -> np.ndarray:
+    """Draws each index below `population` independently with probability `rate`."""
     if rate > 0.5:
         return np.flatnonzero(generator.random(population) < rate)
-    # Events of a Poisson process spread over the clients: each gets a Poisson number of them, independent of the
-    # others', and none with probability 1 - rate. Unlike geometric gaps, it needs no care at tiny rates.
+    # A Poisson number of events, each at a uniform client: every client gets a Poisson number of events, independent
+    # of the others', and none with probability 1 - rate. Unlike geometric gaps, this needs no care at tiny rates.
     events = generator.poisson(-math.log1p(-rate) * population)
     return np.unique(generator.integers(population, size=events))
 
 
-def _generator(seed: int) -> np.random.Generator:
+def _make_generator(seed: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=seed))

@@ -1,4 +1,4 @@
-"""Evaluation: how well a model predicts the text of clients it did not train on."""
+"""Measures how well a model predicts the text of clients that it was not trained on."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,17 +9,17 @@ import numpy as np
 from fl.clients import PAD
 from fl.local_training import Weights
 
-_ROWS = 128  # sequences a call; the last call is padded, so that one graph serves all
+_ROWS = 128  # sequences in one call; the last call is padded, so that one graph serves all calls
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Sums by client, so that intervals over clients can be drawn.
+    """Losses and correct predictions summed for each client, so that intervals over clients can be computed.
 
     Attributes:
-      loss: float64 [clients], summed nats.
-      correct: float64 [clients], tokens whose most likely prediction was right.
-      tokens: int64 [clients].
+      loss: float64 [clients], sum of the losses in nats.
+      correct: float64 [clients], number of target tokens that were the model's most likely prediction.
+      tokens: int64 [clients], number of target tokens, without padding.
     """
 
     loss: np.ndarray
@@ -28,25 +28,33 @@ class Evaluation:
 
     @property
     def loss_per_token(self) -> float:
-        """Nats a token over all clients' tokens."""
+        """Returns the mean loss over all clients' tokens in nats per token."""
         return float(self.loss.sum() / self.tokens.sum())
 
     @property
     def accuracy(self) -> float:
-        """Share of tokens predicted right (padding excluded, every real token counts)."""
+        """Returns the share of target tokens that were the most likely prediction; padding does not count."""
         return float(self.correct.sum() / self.tokens.sum())
 
 
 class Evaluator:
-    """Evaluates weights on a fixed set of clients' sequences. Makes its TensorFlow graph once."""
+    """Evaluates weights on a fixed set of clients' sequences; builds its TensorFlow graph once."""
 
     def __init__(self, model: Any, sequences: Sequence[np.ndarray]) -> None:
-        """`model` answers `models.language_model.LanguageModel`; `sequences` holds int32 [n, T+1] for each client."""
+        """Joins the clients' sequences and builds the graph.
+
+        Args:
+          model: a `models.language_model.LanguageModel`.
+          sequences: the sequences of each client, int32 [n, T+1], with padding 0.
+
+        Raises:
+          ValueError: no client has a sequence.
+        """
         import tensorflow as tf
 
         rows = np.concatenate(sequences) if sequences else np.zeros((0, 2), np.int32)
         if not len(rows):
-            raise ValueError("no sequence to evaluate on: the clients of this set have no text, enlarge the set")
+            raise ValueError("no sequence to evaluate on: no client of this set has text, so enlarge the set")
         self._owners = np.repeat(np.arange(len(sequences)), [len(s) for s in sequences])
         self._clients = len(sequences)
         padding = -len(rows) % _ROWS
@@ -64,6 +72,7 @@ class Evaluator:
         self._batch_sums = batch_sums
 
     def __call__(self, weights: Weights) -> Evaluation:
+        """Returns the sums for the model's named weights."""
         import tensorflow as tf
 
         constants = {name: tf.constant(value) for name, value in weights.items()}

@@ -1,9 +1,9 @@
-"""Private federated averaging in fixed point: clipped updates become integers before they are added, as is the noise.
+"""Averages clipped updates privately in pure integer arithmetic, hardened against floating-point attacks.
 
-No floating-point number decides what is released: each client's clipped update is cut to integer steps of a grid, the
-L2 bound is checked on those integers, their sum is exact whatever its order, and the noise is a rounded exact Gaussian
-(`privacy.noise.rounded`), drawn outside TFF from the run's key. Reports call this hardened: the attack of Mironov 2012,
-"On significance of the least significant bits for differential privacy", finds no bit to use.
+Each client's clipped update is cut to integer steps of a grid, and the L2 bound is checked on those integers. Their sum
+is exact in any order, and the noise is a rounded exact Gaussian (`privacy.noise.rounded`), drawn outside TFF from the
+run's key. Only the noisy sum is converted back to floating point. So the attack of Mironov 2012, "On significance of
+the least significant bits for differential privacy", has no rounding to exploit; reports call such a run hardened.
 """
 
 from dataclasses import dataclass
@@ -18,24 +18,25 @@ from privacy.noise.rounded import LARGEST_STDDEV, rounded_gaussian
 from privacy.plan import AdaptiveClip, Noise
 
 STEPS = 2**24
-"""Grid steps in one clip norm. Sums hold up to 2^38 clients."""
+"""Number of grid steps in one clip norm; the int64 sums hold up to 2^38 clients."""
 COUNT_STEPS = 2**10
-"""Grid steps in 1/2, what one client adds to the count of adaptive clipping."""
+"""Number of grid steps in 1/2, the amount by which one client changes the count of adaptive clipping."""
 SMALLEST_CLIP = 1e-30
-"""The number of steps in a weight of 1 must be a float32 number."""
+"""Smallest clip norm: the number of grid steps in a weight of 1, `STEPS` / clip, must not overflow float32."""
 
 
 @dataclass(frozen=True)
 class ExactDPMean(DPMean):
-    """`fl.aggregation.DPMean` with exact arithmetic from clipping to release, for a plan with `noise="exact"`.
+    """A `fl.aggregation.DPMean` with exact arithmetic from the clipped update to the noisy sum, for `noise="exact"`.
 
-    A client's contribution is a vector of integers q with ||q||₂ <= `STEPS`, always; the sum of them plus rounded
-    Gaussian noise of standard deviation `plan.value_noise_multiplier` * `STEPS` post-processes the Gaussian
-    mechanism of that noise multiplier, so that the plan's (ε, δ) holds without a failure probability. Cutting moves
-    each weight of a client by less than clip / 2^24, towards zero.
+    Each client contributes a vector of integers q with ||q||₂ <= `STEPS`. To their sum is added Gaussian noise of
+    standard deviation `plan.value_noise_multiplier` * `STEPS`, rounded to integers. Since the sum is an integer, this
+    equals rounding the output of the Gaussian mechanism with that noise multiplier, which is post-processing: the
+    plan's (ε, δ) for its clients holds without a failure probability. Cutting moves each weight of a client by less
+    than clip / 2^24, towards zero.
 
     Raises:
-      ValueError: the plan's noise is not "exact", or its noise multipliers are out of range.
+      ValueError: the plan's noise is not "exact", or a noise multiplier or the clip norm is out of range.
     """
 
     _NOISE: ClassVar[Noise] = "exact"
@@ -49,7 +50,7 @@ class ExactDPMean(DPMean):
         ):
             if stddev > LARGEST_STDDEV:
                 raise ValueError(
-                    f"{name} is {stddev / LARGEST_STDDEV:.3g} times too large for exact noise: take less, or "
+                    f"{name} is {stddev / LARGEST_STDDEV:.3g} times too large for exact noise: lower it, or use "
                     "floating-point noise"
                 )
         clip = self.initial_state()["clip"]
@@ -57,15 +58,15 @@ class ExactDPMean(DPMean):
             raise ValueError(f"clip norm {clip:g} is too small for exact noise: take at least {SMALLEST_CLIP:g}")
 
     def noise_size(self, weights: int) -> int:
-        """One value for each weight, and those of the count and the metrics."""
-        return weights + self._extra
+        """Returns the number of noise values: one for each weight, and those of the count and the metrics."""
+        return weights + self._extra_values
 
     @property
-    def _extra(self) -> int:
+    def _extra_values(self) -> int:
         return int(isinstance(self.plan.clip, AdaptiveClip)) + (2 * self.plan.metrics.count if self.plan.metrics else 0)
 
     def noise(self, keys: RunKeys, round: int, weights: int) -> Any:
-        """The round's noise in grid steps, int64 [`noise_size`]."""
+        """Draws the round's noise in grid steps, int64 [`noise_size`]."""
         parts = [(b"update", self.plan.value_noise_multiplier * STEPS, weights)]
         if isinstance(self.plan.clip, AdaptiveClip):
             parts.append((b"count", self.plan.count_stddev * 2 * COUNT_STEPS, 1))
@@ -75,7 +76,7 @@ class ExactDPMean(DPMean):
         return np.concatenate([rounded_gaussian(key + name, stddev, size) for name, stddev, size in parts])
 
     def client(self, state: State, update: ClientUpdate) -> Contribution:
-        """See `Aggregator`; the update is int64, in steps of clip / `STEPS`."""
+        """Returns the contribution, see `Aggregator.client`; its update is int64, in steps of clip / `STEPS`."""
         import tensorflow as tf
 
         refused = []
@@ -84,21 +85,23 @@ class ExactDPMean(DPMean):
             scale = factor * (STEPS / state["clip"])
             # A cast cuts towards zero.
             steps = {name: tf.cast(value * column(scale, value), tf.int32) for name, value in delta.items()}
-            # Squares are exact, and their sum to 2^-23. With the margin of the clip none is refused.
+            # The squares are exact in float64, and their sum has a relative error of at most 2^-23, which the limit
+            # allows for. The margin of the clip (`fl.aggregation._MARGIN`) is larger still, so that a client that was
+            # clipped correctly is never refused.
             kept = tf.add_n([squares(value, factor) for value in steps.values()]) <= (1 - 2.0**-22) * STEPS**2
             refused.append(tf.reduce_sum(tf.cast(~kept, tf.float32)))
-            return {name: _sum_of(value, kept) for name, value in steps.items()}
+            return {name: _sum_kept(value, kept) for name, value in steps.items()}
 
-        found = contribution(update, self._clip_factor(state), in_steps)
-        return found._replace(non_finite=found.non_finite + refused[0], pairs=self._pairs(update))
+        sums = contribution(update, self._build_clip_rule(state), in_steps)
+        return sums._replace(non_finite=sums.non_finite + refused[0], pairs=self._encode_metrics(update))
 
-    def _noised(self, state: State, total: Contribution, noise: Any) -> Noised:
-        """Adds the noise, and only then leaves the integers."""
+    def _add_noise(self, state: State, total: Contribution, noise: Any) -> Noised:
+        """Adds the noise to the integers, and only then converts the sums to floating point."""
         import tensorflow as tf
 
         weights = count_weights(total.update)
-        of_update, noise = noise[:weights], noise[weights:]
-        parts = split(of_update, total.update)
+        update_noise, noise = noise[:weights], noise[weights:]
+        parts = split(update_noise, total.update)
         step = tf.cast(state["clip"], tf.float64) / STEPS
         update = {
             name: tf.cast(tf.cast(value + parts[name], tf.float64) * step, tf.float32)
@@ -113,8 +116,8 @@ class ExactDPMean(DPMean):
         return Noised(update, within_clip, pairs)
 
 
-def _sum_of(steps: Any, kept: Any) -> Any:
-    """Sum over clients of the integers of those that are kept, int64."""
+def _sum_kept(steps: Any, kept: Any) -> Any:
+    """Sums the integers of the clients that are kept, int64."""
     import tensorflow as tf
 
     exact = tf.cast(tf.where(column(kept, steps), steps, 0), tf.int64)

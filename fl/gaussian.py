@@ -1,10 +1,12 @@
-"""Gaussian noise as TensorFlow operations, and named streams of random numbers from one seed.
+"""Draws Gaussian noise with TensorFlow operations, and derives named streams of random numbers from one seed.
 
-The sampler is that of `privacy.noise.training`, with the same promise: each number is coupled to an exact, independent
-standard normal one within `training_noise.DISTANCE`, except with probability `training_noise.FAILURE`.
+The sampler is that of `privacy.noise.training`, with the same guarantee. There are independent, exact standard normal
+numbers such that each number drawn is within `DISTANCE` * (1 + R) of its own, R being the L2 norm of the pair it
+belongs to, except with probability `FAILURE` for all numbers of one release.
 
-TensorFlow's own normal numbers keep no such promise. Its Box-Muller radius has 23 bits, so that float32 numbers end at
-5.7; and two neighbouring outputs are the sine and the cosine of one radius, so that their sum ends there too.
+TensorFlow's own normal sampler gives no such guarantee. Its Box-Muller radius has 23 random bits, so that its float32
+numbers end at 5.7 standard deviations. And two neighbouring outputs are the sine and the cosine of one radius, so that
+their sum, scaled to variance 1, ends there too.
 """
 
 import hashlib
@@ -17,9 +19,9 @@ from privacy.noise.training import FURTHER_WORDS, MOST_NUMBERS, NEAR_ONE, NEAR_Z
 
 
 def stream(seed: Any, name: str) -> Any:
-    """Returns the seed, int64 [2], of the stream `name` under a seed.
+    """Returns the seed, int64 [2], of the stream `name` that belongs to `seed`, int64 [2].
 
-    Different names give different streams: the seed is combined (exclusive or) with a hash of the name, and Philox
+    Different names give different streams: the seed is combined by exclusive or with a hash of the name, and Philox
     gives unrelated numbers for different seeds.
     """
     import tensorflow as tf
@@ -32,7 +34,7 @@ def standard_normal(size: int, seed: Any) -> Any:
     """Draws standard normal numbers from a seed that is used for nothing else.
 
     Args:
-      size: number of values, from 0 to `training_noise.MOST_NUMBERS`.
+      size: number of values, from 0 to `privacy.noise.training.MOST_NUMBERS`.
       seed: int64 [2].
 
     Returns:
@@ -44,27 +46,27 @@ def standard_normal(size: int, seed: Any) -> Any:
     import tensorflow as tf
 
     if not 0 <= size <= MOST_NUMBERS:
-        raise ValueError(f"size is {size}: a release has 0 to {MOST_NUMBERS:g} noise values")
+        raise ValueError(f"size is {size}: draw 0 to {MOST_NUMBERS:g} noise values for one release")
     pairs = (size + 1) // 2
-    words = tf.bitcast(_words([pairs], seed), tf.int32)
+    words = tf.bitcast(_draw_words([pairs], seed), tf.int32)
     leading, angle = words[:, 0], words[:, 1]
-    # int32 is the cell of U less 2^31.
+    # `leading` is the cell of U, 0 to 2^32 - 1, minus 2^31: the comparisons find the cells at either end of (0, 1].
     ends = tf.where((leading < -(2**31) + NEAR_ZERO) | (leading >= 2**31 - NEAR_ONE))
-    further = _words([FURTHER_WORDS, tf.shape(ends)[0]], stream(seed, "further bits"))
+    further = _draw_words([FURTHER_WORDS, tf.shape(ends)[0]], stream(seed, "further bits"))
     return from_words(leading, angle, ends, further)[:size]
 
 
 def from_words(leading: Any, angle: Any, ends: Any, further: Any) -> Any:
-    """Returns the normal numbers that random words stand for.
+    """Computes the normal numbers that belong to given random words: the pair R (cos A, sin A), R = sqrt(-2 log U).
 
     Args:
-      leading: int32 [n], first 32 bits of each U, less 2^31.
-      angle: int32 [n], of each A / (π 2^-31).
-      ends: int64 [m, 1], indices of the U that have further bits.
-      further: int64 [14, m], those bits, high words first.
+      leading: int32 [n], the first 32 bits of each U, minus 2^31.
+      angle: int32 [n], each angle A in units of π 2^-31.
+      ends: int64 [m, 1], indices of the U so near to 0 or 1 that they get further bits.
+      further: int64 [14, m], those further bits, most significant words first.
 
     Returns:
-      float32 [2 n]: n cosines, then n sines.
+      float32 [2 n]: the n cosine parts, then the n sine parts.
     """
     import tensorflow as tf
 
@@ -78,8 +80,8 @@ def from_words(leading: Any, angle: Any, ends: Any, further: Any) -> Any:
     return tf.concat([radius * tf.cos(angle), radius * tf.sin(angle)], 0)
 
 
-def _words(shape: Any, seed: Any) -> Any:
-    """Uniform int64 words of all 64 bits."""
+def _draw_words(shape: Any, seed: Any) -> Any:
+    """Draws int64 words whose 64 bits are uniform and independent."""
     import tensorflow as tf
 
     return tf.random.stateless_uniform(shape, seed, None, None, tf.int64, "philox")

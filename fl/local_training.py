@@ -1,7 +1,7 @@
-"""Local training: what one client does with the model it receives.
+"""Trains a client's copy of the model by plain SGD on the client's own examples.
 
-Plain SGD on the client's own examples. Examples and their order are chosen on the host (`LocalSGD.batches`), so the
-TensorFlow part (`client_update`) sees dense tensors: no `tf.data` inside a TFF computation.
+The examples and their order are chosen on the host (`LocalSGD.batches`). So the TensorFlow part (`client_update`) sees
+dense tensors, and there is no `tf.data` inside a TFF computation.
 """
 
 import functools
@@ -15,30 +15,34 @@ from fl.clients import PAD
 from privacy import checks
 
 Weights = dict[str, Any]
-"""Named tensors, keys in sorted order."""
+"""A model's named tensors, with keys in sorted order."""
 
 TokenLosses = Callable[[Weights, Any], Any]
-"""(weights, tokens int32 [B, T+1]) -> float32 [B, T]: nats lost on predicting tokens[:, 1:]. A leading user axis that
-stands on every weight and on tokens stands on the losses too."""
+"""A function (weights, tokens int32 [B, T+1]) -> float32 [B, T]: the losses in nats on predicting tokens[:, 1:]. If
+every weight and the tokens have a leading client axis, so have the losses."""
 
 
 class Batches(NamedTuple):
-    """A client's batches in the order of training."""
+    """The batches of one client, in the order of training."""
 
-    examples: Any  # an array [steps, B, ...], or a tuple of such; rows after the real ones are zeros
-    rows: np.ndarray  # int32 [steps]: real rows of each batch, the first ones, 1 to B (stacked: 0 after a user's last)
+    examples: Any  # an array [steps, B, ...], or a tuple of such; rows after the real ones are zeros (padding)
+    rows: np.ndarray  # int32 [steps]: number of real rows, which come first: 1 to B (stacked clients: 0 after the last)
 
 
 @dataclass(frozen=True)
 class LocalSGD:
-    """Local training of a client: `epochs` passes of SGD over at most `max_sequences` of its sequences.
+    """The settings of a client's local training: passes of SGD over at most `max_sequences` of its sequences.
 
     Attributes:
-      learning_rate: of SGD, > 0; the gradient is of the mean loss over a batch's real tokens.
-      batch_size: sequences a step.
-      epochs: passes over the chosen sequences.
-      sequence_length: predicted tokens T of a sequence (sentences are packed back to back).
-      max_sequences: most sequences of a client in a round; a client with more gets a fresh random choice each round.
+      learning_rate: step size of SGD, > 0; the gradient is that of the mean loss over a batch's real tokens.
+      batch_size: sequences in one step, >= 1.
+      epochs: passes over the chosen sequences, >= 1.
+      sequence_length: predicted tokens T of a sequence, >= 1 (sentences are packed back to back).
+      max_sequences: maximum number of a client's sequences in a round, >= 1; of a client with more, each round uses a
+        fresh random choice.
+
+    Raises:
+      ValueError: a value is out of range.
     """
 
     learning_rate: float
@@ -48,30 +52,30 @@ class LocalSGD:
     max_sequences: int = 64
 
     def __post_init__(self) -> None:
-        checks.positive("learning_rate", self.learning_rate, "give one")
+        checks.positive("learning_rate", self.learning_rate, "choose a step size such as 0.5")
         for name in ("batch_size", "epochs", "sequence_length", "max_sequences"):
-            checks.whole(name, getattr(self, name), 1, "give a whole number")
+            checks.whole(name, getattr(self, name), 1, "choose an integer")
 
     def batches(self, examples: Any, seed: int, client: int) -> Batches:
-        """The batches of one client in one round, shuffled anew for every epoch.
+        """Returns the batches of one client in one round, shuffled anew for every epoch.
 
         Args:
           examples: all examples of the client: sequences, int32 [n, T+1], or a tuple of arrays [n, ...].
           seed: 128-bit seed of the round.
-          client: index of the client; each draws from its own stream, whoever else takes part.
+          client: index of the client, >= 0; each client draws from its own stream, whoever else takes part.
 
         Returns:
-          The last batch of an epoch padded with rows of zeros; no step without data.
+          The batches. The last one of an epoch is padded with rows of zeros. Without examples there is no step.
 
         Raises:
-          ValueError: the arrays of a tuple are not equally long, or `client` is negative.
+          ValueError: the arrays of a tuple differ in length, or `client` is negative.
         """
-        checks.whole("client", client, 0, "give its index")
+        checks.whole("client", client, 0, "give the client's index")
         generator = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 1, client]))
         arrays = examples if isinstance(examples, tuple) else (examples,)
         count = len(arrays[0])
         if any(len(array) != count for array in arrays):
-            raise ValueError(f"client {client} has arrays of {[*map(len, arrays)]} examples: equally many are needed")
+            raise ValueError(f"client {client} has arrays of {[*map(len, arrays)]} examples: give each the same number")
         chosen = min(count, self.max_sequences)
         steps = -(-chosen // self.batch_size)
         rows = generator.permutation(count)[:chosen]
@@ -82,64 +86,71 @@ class LocalSGD:
             for epoch, positions in enumerate(order):
                 out[epoch, :chosen] = array[positions]
             padded.append(out.reshape(self.epochs * steps, self.batch_size, *array.shape[1:]))
-        of_an_epoch = np.full(steps, self.batch_size, np.int32)
-        of_an_epoch[steps - 1 :] -= steps * self.batch_size - chosen
-        return Batches(tuple(padded) if isinstance(examples, tuple) else padded[0], np.tile(of_an_epoch, self.epochs))
+        epoch_rows = np.full(steps, self.batch_size, np.int32)
+        epoch_rows[steps - 1 :] -= steps * self.batch_size - chosen
+        return Batches(tuple(padded) if isinstance(examples, tuple) else padded[0], np.tile(epoch_rows, self.epochs))
 
 
 class Loss(NamedTuple):
-    """Of one batch, or [U] of one batch a user."""
+    """The loss of one batch; every field is [], or [U] for one batch of each of U clients."""
 
     total: Any  # float32: sum of the losses
-    count: Any  # float32: predictions summed over; SGD follows the gradient of total / count
-    correct: Any = 0.0  # float32: how many of these were right; 0 where the task does not measure it
+    count: Any  # float32: number of predictions in the sum; SGD follows the gradient of total / count
+    correct: Any = 0.0  # float32: how many of these were correct; 0 if the task does not measure it
 
 
 class Task(Protocol):
-    """What is learned: a loss, and the form of one example."""
+    """A learning task: a loss, and the specs of one example."""
 
     @property
     def example(self) -> Any:
-        """`tf.TensorSpec`s of one example, without batch axis, nested as `Batches.examples` is."""
+        """Returns the `tf.TensorSpec`s of one example, without batch axis, nested as `Batches.examples` is."""
 
     @property
     def stacks(self) -> bool:
-        """Whether `loss` takes a leading user axis."""
+        """Returns whether `loss` accepts a leading client axis."""
 
     @property
     def measures_accuracy(self) -> bool:
-        """Whether `loss` counts what is right."""
+        """Returns whether `loss` counts correct predictions."""
 
     def forms(self, batch: Any) -> tuple[Any, list[Any]]:
-        """The batch in one or more forms of other shapes and the same loss, and which is computed, int32 [].
+        """Returns (which, forms): the batch in shapes that all have the same loss, and the index of the one to compute.
 
-        `(0, [batch])` where there is but one.
+        The index is an int32 []. A task with only one form returns `(0, [batch])`.
         """
 
     def loss(self, weights: Weights, batch: Any, rows: Any) -> Loss:
-        """The loss of a batch `[b, ...]` of which the first `rows` int32 [] rows are real.
+        """Returns the loss of a batch `[b, ...]` whose first `rows` rows, int32 [], are real.
 
-        Without a user axis all rows are real. With it, weights, batch and rows [U] all have it; a user's other rows
-        repeat its last one and do not count. One without rows has a row of zeros, which may give no number.
+        Without a client axis all b rows are real. With a client axis, weights, batch and rows [U] all have it. The
+        other rows of a client repeat its last real row and must not count. A client without real rows has rows of
+        zeros, on which the loss may be NaN: it is discarded.
         """
 
 
 @dataclass(frozen=True)
 class LanguageModelling:
-    """Next-token prediction by a model of the kit, or by any function of this form.
+    """The task of next-token prediction, for one of fedspeak's models or any other `TokenLosses` function.
 
     Attributes:
-      token_losses: of the model, see `TokenLosses`.
+      token_losses: the model's losses, see `TokenLosses`.
       sequence_length: predicted tokens T of a sequence.
-      stacks: whether `token_losses` takes a leading client axis, as those of `models` do. It is a promise: if one
-        client's losses depended on another's weights or tokens, no clip norm would bound one client's contribution.
-        `fl.engines.stacking` tries it on made-up data.
-      lengths: below T, rising. A batch whose rows are all padding from one of these on is cut there: for sequences that
-        are lines or sentences, and not text packed back to back. Each length adds to the size of the graph. Clients
-        trained together are not cut: it would depend on the others.
-      loss_sum: (weights, tokens) -> the sum of `token_losses` over the targets that are not padding, where the model
-        has a faster way to it; with a user axis (weights, tokens, rows [U]), of each user's first rows alone.
-      loss_and_correct: the same, and how many of these tokens were the likeliest: then the accuracy is measured too.
+      stacks: whether `token_losses` accepts a leading client axis, as those of `models` do. The privacy guarantee
+        relies on it: if one client's losses depended on another's weights or tokens, no clip norm would bound one
+        client's contribution. `fl.engines.stacking` tests this on synthetic data.
+      lengths: shorter lengths in increasing order, each from 1 to below T. A batch whose rows are all padding after the
+        first L predicted tokens is cut to the shortest such length L. This pays for sequences that are lines or
+        sentences, not for text packed back to back. Each length makes the graph larger. Batches of clients trained
+        together are never cut, because the cut would depend on the other clients.
+      loss_sum: function (weights, tokens) -> sum of `token_losses` over the targets that are not padding, for a model
+        that computes the sum faster; with a client axis (weights, tokens, rows [U]) -> [U], over each client's first
+        `rows` rows.
+      loss_and_correct: function like `loss_sum` that also returns how many of these tokens were the most likely
+        prediction; if it is given, the accuracy is measured, too.
+
+    Raises:
+      ValueError: `lengths` is out of order or range.
     """
 
     token_losses: TokenLosses
@@ -152,24 +163,24 @@ class LanguageModelling:
     def __post_init__(self) -> None:
         if list(self.lengths) != sorted({length for length in self.lengths if 0 < length < self.sequence_length}):
             raise ValueError(
-                f"lengths is {self.lengths}: rising numbers from 1 to below sequence_length, {self.sequence_length}, "
-                "are needed"
+                f"lengths is {self.lengths}: give increasing integers from 1 to below sequence_length, "
+                f"{self.sequence_length}"
             )
 
     @property
     def measures_accuracy(self) -> bool:
-        """Whether `loss_and_correct` was given."""
+        """Returns whether `loss_and_correct` was given."""
         return self.loss_and_correct is not None
 
     @property
     def example(self) -> Any:
-        """int32 [T+1]."""
+        """Returns the spec of one sequence, int32 [T+1]."""
         import tensorflow as tf
 
         return tf.TensorSpec([self.sequence_length + 1], tf.int32)
 
     def forms(self, batch: Any) -> tuple[Any, list[Any]]:
-        """Cut to each of `lengths`, and whole."""
+        """Returns (which, forms): the batch cut to each of `lengths`, and whole; `which` keeps all real tokens."""
         import tensorflow as tf
 
         if batch.shape.rank == 3 or not self.lengths:
@@ -181,105 +192,108 @@ class LanguageModelling:
         return which, [batch[..., : length + 1] for length in cuts]
 
     def loss(self, weights: Weights, batch: Any, rows: Any) -> Loss:
-        """Sum over the tokens that are not padding."""
+        """Returns the sum over the target tokens that are not padding."""
         import tensorflow as tf
 
         real = tf.not_equal(batch[..., 1:], PAD)
-        of_users: tuple[Any, ...] = ()
+        client_rows: tuple[Any, ...] = ()
         if rows.shape.rank:
             real &= tf.sequence_mask(rows, tf.shape(batch)[-2])[..., tf.newaxis]
-            of_users = (rows,)
+            client_rows = (rows,)
         count = tf.reduce_sum(tf.cast(real, tf.float32), [-2, -1])
         if self.loss_and_correct is not None:
-            loss, correct = self.loss_and_correct(weights, batch, *of_users)
+            loss, correct = self.loss_and_correct(weights, batch, *client_rows)
             return Loss(loss, count, correct)
         if self.loss_sum is not None:
-            return Loss(self.loss_sum(weights, batch, *of_users), count)
+            return Loss(self.loss_sum(weights, batch, *client_rows), count)
         losses = tf.where(real, self.token_losses(weights, batch), 0.0)
         return Loss(tf.reduce_sum(losses, [-2, -1]), count)
 
 
 class ClientUpdate(NamedTuple):
-    """What local training gives: the model's change and what the client saw on the way (before any clipping).
+    """The result of local training: the model's change before any clipping, and counts of what it was trained on.
 
-    Of one client, or of U clients with a leading user axis on everything.
+    It is of one client, or of U clients with a leading client axis on every field.
     """
 
     delta: Weights  # trained weights minus received weights
-    examples: Any  # float32 []: examples trained on, counted once an epoch
+    examples: Any  # float32 []: examples trained on, counted once per epoch
     tokens: Any  # float32 []: predictions (real target tokens) of all steps
-    loss: Any  # float32 []: sum over those of the loss in nats, each before the step that used it
-    computed: Any  # float32 []: rows computed, the padding of users trained together among them
-    correct: Any  # float32 []: of the predictions, those that were right (0 if the task does not measure it)
+    loss: Any  # float32 []: sum of their losses in nats, each taken before the step that used it
+    computed: Any  # float32 []: rows computed, including the padding of clients trained together
+    correct: Any  # float32 []: number of correct predictions (0 if the task does not measure it)
 
 
 def client_update(
     task: Task, weights: Weights, batches: Batches, learning_rate: float, steps: tuple[Any, Any] | None = None
 ) -> ClientUpdate:
-    """Trains one client, or U clients at once: a TensorFlow graph function of (weights, batches).
+    """Trains one client, or U clients at once, as a TensorFlow graph function of (weights, batches).
 
     Args:
-      task: what is learned.
-      weights: the model as received, without a user axis.
+      task: the learning task.
+      weights: the weights as received, without a client axis.
       batches: examples [steps, B, ...] and rows int32 [steps], or [steps, U, B, ...] and [steps, U] for a task that
-        stacks. There may be no step; their number need not be known when the graph is made.
-      learning_rate: of SGD.
-      steps: int32 scalars (first, last + 1): only these steps of `batches`. All if None.
+        stacks. The number of steps may be 0 and need not be known when the graph is built.
+      learning_rate: step size of SGD.
+      steps: int32 scalars (first, last + 1): the range of steps of `batches` to train on; None: all steps.
+
+    Returns:
+      The update, with a leading client axis U if `batches` has one.
     """
     import tensorflow as tf
 
     names = sorted(weights)
     examples, rows = tf.nest.map_structure(tf.convert_to_tensor, (batches.examples, batches.rows))
-    users = rows.shape[1:]  # [] or [U]
+    client_axis = rows.shape[1:]  # [] or [U]
     first, end = (0, tf.shape(rows)[0]) if steps is None else steps
     start = [tf.convert_to_tensor(weights[name]) for name in names]
-    if users.rank:
-        start = [tf.repeat(value[tf.newaxis], users[0], axis=0) for value in start]
+    if client_axis.rank:
+        start = [tf.repeat(value[tf.newaxis], client_axis[0], axis=0) for value in start]
 
     @tf.function(autograph=False, experimental_attributes={"_noinline": True})
     def step(
         index: Any, examples_seen: Any, tokens: Any, total: Any, computed: Any, correct: Any, *values: Any
     ) -> tuple[Any, ...]:
         real = rows[index]
-        # Only as many rows as the fullest batch has: padding costs nothing.
-        most = tf.reduce_max(real)
+        # Computes only as many rows as the fullest batch has, so that most padding costs nothing.
+        row_count = tf.reduce_max(real)
         batch = tf.nest.map_structure(lambda array: array[index], examples)
-        if users.rank:
-            # A user's rows of padding become its own last row, which is not counted: what padding would give could be
-            # no number where the user's own rows are fine, and how much of it there is depends on the others.
-            own = tf.minimum(tf.range(most), tf.maximum(real - 1, 0)[:, tf.newaxis])
+        if client_axis.rank:
+            # A client's padding is replaced by copies of its own last row, which do not count. Rows of zeros could give
+            # NaN where the client's own rows do not, and how many there are depends on the other clients.
+            own = tf.minimum(tf.range(row_count), tf.maximum(real - 1, 0)[:, tf.newaxis])
             batch = tf.nest.map_structure(lambda array: tf.gather(array, own, axis=1, batch_dims=1), batch)
         else:
-            batch = tf.nest.map_structure(lambda array: array[:most], batch)
+            batch = tf.nest.map_structure(lambda array: array[:row_count], batch)
 
-        def trained(batch: Any) -> Any:
+        def train(batch: Any) -> Any:
             with tf.GradientTape() as tape:
                 tape.watch(values)
                 loss = task.loss(dict(zip(names, values, strict=True)), batch, real)
-                # Users do not see each other's weights: the gradient of the sum holds each one's own. Scaled here,
-                # where it is one number, and not in the gradients.
+                # No client's loss depends on another's weights, so the gradient of the sum holds each client's own
+                # gradient. The learning rate scales this one number, which is cheaper than scaling the gradients.
                 mean = tf.reduce_sum(learning_rate * loss.total / tf.maximum(loss.count, 1.0))
-            steps_down = tape.gradient(mean, values, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-            return loss, [_descend(value, down) for value, down in zip(values, steps_down, strict=True)]
+            decrements = tape.gradient(mean, values, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+            return loss, [_subtract(value, decrement) for value, decrement in zip(values, decrements, strict=True)]
 
         which, forms = task.forms(batch)
-        branches = [functools.partial(trained, form) for form in forms]
+        branches = [functools.partial(train, form) for form in forms]
         loss, updated = branches[0]() if len(branches) == 1 else tf.switch_case(which, branches)
-        if users.rank:
-            left = real > 0
-            updated = _only(left, updated, values)
-            loss = Loss(*(tf.where(left, part, 0.0) for part in loss))
+        if client_axis.rank:
+            active = real > 0
+            updated = _keep_inactive(active, updated, values)
+            loss = Loss(*(tf.where(active, part, 0.0) for part in loss))
         return (
             index + 1,
             examples_seen + tf.cast(real, tf.float32),
             tokens + loss.count,
             total + loss.total,
-            computed + tf.cast(most, tf.float32),
+            computed + tf.cast(row_count, tf.float32),
             correct + loss.correct,
             *updated,
         )
 
-    zeros = [tf.zeros(users)] * 5
+    zeros = [tf.zeros(client_axis)] * 5
     _, examples_seen, tokens, total, computed, correct, *trained = tf.while_loop(
         lambda index, *_: index < end,
         step,
@@ -290,31 +304,31 @@ def client_update(
     return ClientUpdate(delta, examples_seen, tokens, total, computed, correct)
 
 
-def _only(left: Any, updated: Any, values: Any) -> Any:
-    """Updated for the users that have rows left, bool [U]; the others stand still.
+def _keep_inactive(active: Any, updated: Any, values: Any) -> Any:
+    """Returns `updated` for the clients with rows left, `active` bool [U], and the old `values` for the others.
 
-    Whatever their weights make of padding (it may be no number): what a user contributes may not depend on how long
-    others go on.
+    The others keep their values whatever their weights give on padding, which may be NaN: a client's contribution must
+    not depend on how many steps the others take.
     """
     import tensorflow as tf
 
-    def chosen() -> list[Any]:
-        return [tf.where(column(left, value), after, value) for after, value in zip(updated, values, strict=True)]
+    def select() -> list[Any]:
+        return [tf.where(column(active, value), after, value) for after, value in zip(updated, values, strict=True)]
 
-    return tf.cond(tf.reduce_all(left), lambda: updated, chosen)
+    return tf.cond(tf.reduce_all(active), lambda: updated, select)
 
 
-def _descend(value: Any, down: Any) -> Any:
-    """Value - down; only the rows that were looked up change where `down` is sparse."""
+def _subtract(value: Any, decrement: Any) -> Any:
+    """Returns value - decrement; if `decrement` is sparse, only the rows that were looked up change."""
     import tensorflow as tf
 
-    if isinstance(down, tf.IndexedSlices):
-        return tf.tensor_scatter_nd_sub(value, down.indices[:, tf.newaxis], down.values)
-    return value - down
+    if isinstance(decrement, tf.IndexedSlices):
+        return tf.tensor_scatter_nd_sub(value, decrement.indices[:, tf.newaxis], decrement.values)
+    return value - decrement
 
 
-def column(per_user: Any, value: Any) -> Any:
-    """[] or [U], shaped to stand beside `value` [...] or [U, ...]."""
+def column(per_client: Any, value: Any) -> Any:
+    """Reshapes `per_client`, [] or [U], so that it broadcasts against `value`, [...] or [U, ...]."""
     import tensorflow as tf
 
-    return tf.reshape(per_user, [-1] + [1] * (value.shape.rank - 1)) if per_user.shape.rank else per_user
+    return tf.reshape(per_client, [-1] + [1] * (value.shape.rank - 1)) if per_client.shape.rank else per_client

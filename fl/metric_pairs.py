@@ -1,7 +1,8 @@
-"""A bounded metric of each client as a pair of whole numbers, and the mean from the pairs' noised sum.
+"""Encodes a bounded metric of each client as a pair of integers, and reads the mean off the noisy sum of the pairs.
 
-The pair of x in [lower, upper] is (x - lower, upper - x) in steps of a grid. It adds up to `STEPS`, so that its L2 norm
-is at most that, and a sum of pairs holds the number of clients too (Kulesza, Suresh and Wang 2024, arXiv:2312.06658).
+The pair of x in [lower, upper] is (x - lower, upper - x) in steps of a grid. Its two entries are at least 0 and add up
+to `STEPS`. So its L2 norm is at most `STEPS`, and the sum of all pairs also gives the number of clients (Kulesza,
+Suresh and Wang 2024, arXiv:2312.06658).
 """
 
 from typing import Any
@@ -9,29 +10,30 @@ from typing import Any
 import tensorflow as tf
 
 STEPS = 2**24
-"""Grid steps from lower to upper: float32 has no finer ones. Sums hold up to 2^39 clients."""
+"""Number of grid steps from lower to upper; near 1, float32 is no finer. The int64 sums hold up to 2^39 clients."""
 
 
 def pair(value: Any, lower: float, upper: float) -> Any:
-    """Of float32 [...]: int64 [..., 2]; (0, 0), as of a client that is absent, where it is no number."""
+    """Returns the pairs, int64 [..., 2], of values, float32 [...]; NaN gives (0, 0), like a client that is absent."""
     share = (tf.clip_by_value(value, lower, upper) - lower) / (upper - lower)
     is_number = tf.logical_not(tf.math.is_nan(share))
     above = tf.cast(tf.round(tf.where(is_number, tf.clip_by_value(share, 0.0, 1.0), 0.0) * STEPS), tf.int64)
-    found = tf.stack([above, STEPS - above], axis=-1)
-    return tf.where(is_number[..., tf.newaxis], found, tf.zeros_like(found))
+    pairs = tf.stack([above, STEPS - above], axis=-1)
+    return tf.where(is_number[..., tf.newaxis], pairs, tf.zeros_like(pairs))
 
 
 def in_steps(noise: Any, noise_multiplier: float) -> Any:
-    """Returns standard normal noise [..., 2] times `noise_multiplier` in whole steps of the grid, int64 [..., 2]."""
+    """Returns standard normal noise [..., 2] times `noise_multiplier`, rounded to grid steps, int64 [..., 2]."""
     return tf.cast(tf.round(tf.cast(noise, tf.float64) * (noise_multiplier * STEPS)), tf.int64)
 
 
 def released(noised: Any) -> tuple[Any, Any]:
-    """Reads the mean and the number of clients off a noised sum of pairs, int64 [..., 2].
+    """Reads the mean and the number of clients off a noisy sum of pairs, int64 [..., 2].
 
     Returns:
-      (Where the mean lies from lower to upper, float64 [...] in [0, 1], the middle where the noise left nobody; how
-      many clients, float64 [...], maybe below 0.)
+      (share, clients). `share`, float64 [...] in [0, 1], says where the mean lies between lower (0) and upper (1); it
+      is 0.5 if the noise left neither entry above 0. `clients`, float64 [...], is the estimated number of clients,
+      which the noise may make negative.
     """
     first, second = tf.unstack(tf.cast(noised, tf.float64), axis=-1)
     clients = (first + second) / STEPS

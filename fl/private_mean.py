@@ -1,7 +1,7 @@
-"""The private mean of a bounded client metric in TFF: a loss, an accuracy, a share; with it the number of clients.
+"""Releases the private mean of a bounded metric of the clients (a loss, an accuracy, a share) and their number, in TFF.
 
-The pair (x - lower, upper - x) of each client is summed as whole numbers and noised once (Kulesza, Suresh and Wang
-2024, arXiv:2312.06658; without TFF: `privacy.statistics.mean`). A client that sends no number counts as absent.
+The pairs (x - lower, upper - x) of all clients are summed as integers, and noise is added once (Kulesza, Suresh and
+Wang 2024, arXiv:2312.06658; without TFF: `privacy.statistics.mean`). A client whose value is NaN counts as absent.
 """
 
 import collections
@@ -18,11 +18,11 @@ from privacy.accounting import costs
 
 
 class Result(NamedTuple):
-    """What is released.
+    """The estimates that one round releases.
 
     Attributes:
-      mean: float32 in [lower, upper]; the middle where the noise left nobody.
-      clients: float32, how many; may be below 0.
+      mean: float32 in [lower, upper]; the midpoint if the noise left neither entry of the sum above 0.
+      clients: float32, estimated number of clients; the noise may make it negative.
     """
 
     mean: Any
@@ -30,18 +30,19 @@ class Result(NamedTuple):
 
 
 class BoundedMeanQuery(tfp.SumAggregationDPQuery):
-    """`tensorflow_privacy.DPQuery` for one float32 a client, with Gaussian noise; add-or-remove-one.
+    """A `tensorflow_privacy.DPQuery` that releases the mean of one float32 per client with Gaussian noise.
 
-    A client moves the pair by at most one width in L2 norm, so that a sample costs one Gaussian of `noise_multiplier`,
-    which is also the event that the query returns. Its noise is floating-point and not hardened; it follows from the
-    seed and the number of the round, so that a round that is done again releases the same.
+    Under add-or-remove-one, with the client as unit, one client changes the sum of the pairs by at most
+    `upper - lower` in L2 norm. So each round costs one Gaussian mechanism of `noise_multiplier`, which is also the
+    event that the query returns. The noise is floating-point and not hardened against floating-point attacks. It
+    follows from the seed and the number of the round, so that a repeated round releases the same values.
 
     Args:
-      lower: public, finite; smaller values are raised to it.
-      upper: public, finite, above `lower`.
-      noise_multiplier: noise standard deviation / width, above 0.
-      seed: int64 [2] from a secret and of no other use: of `privacy.ledger.Ledger.noise_stream`, which refuses a
-        second use.
+      lower: public bound, finite; smaller values are raised to it.
+      upper: public bound, finite, above `lower`; larger values are lowered to it.
+      noise_multiplier: standard deviation of the noise / (upper - lower), > 0.
+      seed: int64 [2], derived from a secret and used for nothing else. `privacy.ledger.Ledger.noise_stream` returns
+        such a seed and refuses to return it for a second use.
 
     Raises:
       ValueError: an argument is out of range.
@@ -51,29 +52,31 @@ class BoundedMeanQuery(tfp.SumAggregationDPQuery):
 
     def __init__(self, lower: float, upper: float, noise_multiplier: float, seed: Any) -> None:
         self._lower, self._upper = checks.bounds(lower, upper)
-        self._multiplier = checks.positive("noise multiplier", noise_multiplier, "give noise / width")
+        self._multiplier = checks.positive(
+            "noise_multiplier", noise_multiplier, "give the standard deviation of the noise / (upper - lower)"
+        )
         self._seed = np.asarray(seed, np.int64)
         if self._seed.shape != (2,):
-            raise ValueError(f"seed has shape {list(self._seed.shape)}: int64 [2] is needed, as of Ledger.noise_stream")
+            raise ValueError(f"seed has shape {list(self._seed.shape)}: give int64 [2], such as Ledger.noise_stream's")
 
     def initial_global_state(self) -> Any:
-        """The seed, and round 0."""
+        """Returns the seed and round 0."""
         return self._State(tf.constant(self._seed), tf.constant(0, tf.int64))
 
     def derive_sample_params(self, global_state: Any) -> Any:
-        """None are needed."""
+        """Returns no parameters, because the query needs none."""
         return ()
 
     def initial_sample_state(self, template: Any = None) -> Any:
-        """No client yet: int64 [2]."""
+        """Returns the sum over no client, int64 [2]."""
         return tf.zeros([2], tf.int64)
 
     def preprocess_record(self, params: Any, record: Any) -> Any:
-        """The client's pair, int64 [2]; see `fl.metric_pairs`."""
+        """Returns the client's pair, int64 [2]; see `fl.metric_pairs`."""
         return metric_pairs.pair(record, self._lower, self._upper)
 
     def get_noised_result(self, sample_state: Any, global_state: Any) -> Any:
-        """(`Result`, the next global state, the event)."""
+        """Returns the `Result`, the next global state and the privacy event of one round."""
         seed = gaussian.stream(tf.stack([global_state.seed[0], global_state.seed[1] + global_state.round]), "mean")
         noise = metric_pairs.in_steps(gaussian.standard_normal(2, seed), self._multiplier)
         share, clients = metric_pairs.released(sample_state + noise)
@@ -85,9 +88,10 @@ class BoundedMeanQuery(tfp.SumAggregationDPQuery):
 def private_mean_factory(
     lower: float, upper: float, noise_multiplier: float, seed: Any
 ) -> tff.aggregators.UnweightedAggregationFactory:
-    """The query as a TFF aggregator: `({float32}@CLIENTS -> <mean=float32, clients=float32>@SERVER)`.
+    """Returns a TFF aggregator for a private mean: `({float32}@CLIENTS -> <mean=float32, clients=float32>@SERVER)`.
 
-    Arguments, noise and errors as of `BoundedMeanQuery`. Each round costs one Gaussian of `noise_multiplier` under
-    add-or-remove-one, amplified by Poisson sampling where that is how its clients were drawn.
+    The arguments, the noise and the errors are those of `BoundedMeanQuery`. Under add-or-remove-one each round costs
+    one Gaussian mechanism of `noise_multiplier`; if its clients were drawn by Poisson sampling, amplification lowers
+    that cost.
     """
     return tff.aggregators.DifferentiallyPrivateFactory(BoundedMeanQuery(lower, upper, noise_multiplier, seed))

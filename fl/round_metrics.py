@@ -1,7 +1,8 @@
-"""The rows of `metrics.jsonl`, and the running SHA-256 over them that a run's checkpoints hold.
+"""Reads and checks the rows of `metrics.jsonl`, with a running SHA-256 over them that a run's checkpoints hold.
 
-A row is appended after its round's checkpoint, which holds it too: a kill between the two loses nothing. Older rows are
-in the file alone, so the checkpoint's digest tells whether they are still all there, and unchanged.
+The round loop appends a round's row after it has saved the round's checkpoint, which holds the same row: a kill between
+the two loses nothing. Older rows are in the file only; the checkpoint's digest shows whether all of them are still
+there, unchanged.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from privacy.json_values import plain
 log = logging.getLogger(__name__)
 
 _FIX = (
-    "restore the file from a copy; if there is none, fedspeak train --resume with --set-aside-metrics goes on without "
-    "the older rows"
+    "restore the file from a copy; if there is none, fedspeak train --resume with --set-aside-metrics continues "
+    "without the older rows"
 )
 
 
 @dataclass(frozen=True)
 class Running:
-    """What stands in a checkpoint about the rows so far.
+    """The state of the running digest over the rows so far, as a checkpoint stores it.
 
     Attributes:
       first: round of the first row; above 1 if older rows were set aside.
@@ -37,71 +38,77 @@ class Running:
     digest: str = ""
 
     def after(self, row: dict[str, Any]) -> Running:
-        """With one more row."""
+        """Returns the state after one more row."""
         return self.after_line(line(row))
 
     def after_line(self, raw: bytes) -> Running:
-        """With one more row, given as its line in the file."""
+        """Returns the state after one more row, which is given as its line in the file."""
         return Running(self.first, hashlib.sha256(self.digest.encode() + raw).hexdigest())
 
     def document(self, newest: dict[str, Any]) -> dict[str, Any]:
-        """The checkpoint's part that `check` and `restore` read."""
+        """Returns the entries of a checkpoint's document that `check` and `restore` read."""
         return {"metrics": newest, "metrics_first": self.first, "metrics_sha256": self.digest}
 
 
 def line(row: dict[str, Any]) -> bytes:
-    """A row as it stands in the file. It holds no NaN: `fl.rounds` makes rows of values that JSON has."""
+    """Returns a row as its line in the file: JSON with sorted keys, and a line feed. The row must hold no NaN."""
     return json.dumps(row, sort_keys=True).encode() + b"\n"
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Rows of `metrics.jsonl`; an unfinished last line (a kill in the middle of a write) is left out.
+    """Returns the rows of `metrics.jsonl`, without an unfinished last line (left by a kill during a write).
 
-    A value that is not finite is None, also where an earlier version wrote NaN. Raises ValueError naming a damaged
-    line.
+    A value that is not finite is None, also where an earlier version wrote NaN.
+
+    Raises:
+      ValueError: a line is damaged; the message names it.
     """
-    return [plain(row) for _, row in _lines(path)]
+    return [plain(row) for _, row in _read_lines(path)]
 
 
 def check(path: Path, rounds: int, document: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """The rows of the file, which must be all of those up to the checkpoint's round, unchanged.
+    """Returns the rows of the file after checking that those up to the checkpoint's round are complete and unchanged.
 
     Args:
       path: `metrics.jsonl`.
-      rounds: the newest checkpoint's round; 0 if there is none.
-      document: that checkpoint's document; None if there is none.
+      rounds: round of the newest checkpoint; 0 if there is none.
+      document: JSON document of that checkpoint; None if there is none.
 
     Raises:
-      ValueError: in one line that names the file, the line if it is known, and the fix.
+      ValueError: rows are lost, changed or damaged. The message is one line that names the file, the line in it if
+        that is known, and the fix.
     """
-    return [plain(row) for _, row in _checked(path, rounds, document)[0]]
+    return [plain(row) for _, row in _check_rows(path, rounds, document)[0]]
 
 
 def restore(path: Path, rounds: int, document: dict[str, Any] | None) -> Running:
-    """Leaves exactly the rows up to `rounds` in the file: later ones will come again, the checkpoint holds the newest.
+    """Leaves exactly the rows up to `rounds` in the file: it drops later ones and adds the checkpoint's row if missing.
 
-    Takes the arguments of `check` and raises as it does. Returns what the next checkpoint goes on from.
+    It takes the arguments of `check` and raises the same errors.
+
+    Returns:
+      The digest state from which the next checkpoint continues.
     """
-    if document is None:  # all rounds come again
+    if document is None:  # without a checkpoint, every round runs again
         files.write_private(path, b"")
         return Running()
-    rows, running = _checked(path, rounds, document)
+    rows, running = _check_rows(path, rounds, document)
     files.write_private(path, b"".join(raw for raw, row in rows if row["round"] <= rounds))
     return running
 
 
-def _checked(
+def _check_rows(
     path: Path, rounds: int, document: dict[str, Any] | None
 ) -> tuple[list[tuple[bytes, dict[str, Any]]], Running]:
-    """The rows with their lines, the checkpoint's among them, and the digest over those up to its round."""
-    rows = _lines(path)
+    """Returns the rows with their lines, the checkpoint's row among them, and the digest over those up to its round."""
+    rows = _read_lines(path)
     first = 1 if document is None else document["metrics_first"]
     if first > 1:
         log.warning("%s begins with round %d: older rows were lost and set aside", path, first)
     for number, (_, row) in enumerate(rows, 1):
         if row["round"] != first + number - 1:
             raise ValueError(
-                f"metrics {path} line {number} is of round {row['round']!r} and not of round {first + number - 1}: "
+                f"metrics {path} line {number} holds round {row['round']!r} instead of round {first + number - 1}: "
                 f"rows are lost, {_FIX}"
             )
     if document is None:
@@ -119,14 +126,14 @@ def _checked(
     for raw, _ in rows[: rounds - first + 1]:
         running = running.after_line(raw)
     if rows[rounds - first][0] != newest:
-        raise ValueError(f"metrics {path} line {rounds - first + 1} is not the checkpoint's row: {_FIX}")
+        raise ValueError(f"metrics {path} line {rounds - first + 1} differs from the row in the checkpoint: {_FIX}")
     if running.digest != document["metrics_sha256"]:
         raise ValueError(f"metrics {path} was changed in lines 1 to {rounds - first}: {_FIX}")
     return rows, running
 
 
-def _lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
-    """Each whole line with the row that it holds."""
+def _read_lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
+    """Returns each complete line with the row that it holds."""
     if not path.exists():
         return []
     content = path.read_bytes()

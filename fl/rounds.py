@@ -1,9 +1,9 @@
-"""The round loop: draw a cohort, write it to the ledger, train, save the state, then show the metrics. In that order.
+"""Runs the rounds: draws a cohort, writes it to the ledger, trains, saves the state, then shows the metrics.
 
-The order is the privacy contract. The ledger line stands on disk before anything of the round is released; the state is
-saved before its metrics; cohort and noise follow from (secret key, round) alone. So a run killed at any moment and
-resumed gives the same weights, ledger and metrics, bit for bit, and no round's noise is ever drawn twice with different
-values.
+The order matters for privacy. The ledger line is on disk before anything of the round is released; the state is saved
+before its metrics are shown; cohort and noise follow from (secret key, round) alone. So a run that is killed at any
+moment and resumed gives the same weights, ledger and metrics, bit for bit, and the noise of a round never takes two
+different values.
 """
 
 import logging
@@ -27,25 +27,30 @@ from privacy.plan import PrivacyPlan
 log = logging.getLogger(__name__)
 
 Evaluated = tuple[dict[str, float], dict[str, float]]
-"""Losses on clients outside training, and values read from training clients, which are for the operator's eyes only."""
+"""(evaluation, operator): losses on clients outside training, and exact values from training clients, which only the
+operator may see."""
 
 
 @dataclass(frozen=True)
 class Federation:
-    """All that a run's rounds depend on.
+    """Everything that the rounds of a run depend on.
 
     Attributes:
-      process: a TFF iterative process of `fl.engines`, or what answers `initialize` and `next` as it does.
-      client_values: the engine's: client values from the batches of a cohort.
-      plan: the promise; its sampling draws the cohorts, its noise and clip are what the process was built with.
-      keys: the operator's secrets.
+      process: a TFF iterative process of `fl.engines`, or an object whose `initialize` and `next` behave the same.
+      client_values: the engine's function from the batches of a cohort to its client values.
+      plan: the privacy plan. Its sampling draws the cohorts; `process` must have been built with its noise and clip.
+      keys: the secret keys of the run.
       clients: ids of the population, in a fixed order.
-      sequences: int32 [n, T+1], all training sequences of the client with that index.
-      local: the local training that `process` was built with.
-      inputs: names all that a round's result follows from besides plan and keys (data, starting weights, settings), for
-        instance a digest. It stands in the ledger: a run does not go on with other inputs, since the same noise on two
-        different updates would show their difference.
-      noise: the engine's: from keys and round to what `process.next` takes as noise.
+      sequences: function from a client's index to all its training sequences, int32 [n, T+1].
+      local: settings of the local training that `process` was built with.
+      inputs: identifies everything else that a round's result depends on (data, starting weights, settings), for
+        instance by a digest. It is recorded in the ledger, and the run refuses to continue with other inputs, because
+        the same noise on two different updates would leak their difference.
+      noise: the engine's function from (keys, round) to the noise argument of `process.next`; by default the round's
+        noise seed.
+
+    Raises:
+      ValueError: the number of clients is not the plan's population.
     """
 
     process: Any
@@ -61,19 +66,24 @@ class Federation:
     def __post_init__(self) -> None:
         if len(self.clients) != self.plan.population and not self.plan.any_population:
             raise ValueError(
-                f"the plan promises a population of {self.plan.population} clients and there are {len(self.clients)}: "
-                "make the plan from the clients at hand"
+                f"the plan has a population of {self.plan.population} clients, but there are {len(self.clients)}: "
+                "build the plan from the clients at hand"
             )
 
     def batches(self, cohort: np.ndarray, round_number: int) -> list[Batches]:
-        """The cohort's batches, client by client."""
+        """Returns the batches of each client of the cohort, in the cohort's order."""
         seed = self.keys.sampler_seed(round_number)
         return [self.local.batches(self.sequences(int(client)), seed, int(client)) for client in cohort]
 
 
 @dataclass(frozen=True)
 class RoundLog:
-    """Where a run keeps its state: `ledger.jsonl`, `metrics.jsonl` and `checkpoints/` in one folder."""
+    """The folder in which a run keeps its state: `ledger.jsonl`, `metrics.jsonl` and `checkpoints/`.
+
+    Attributes:
+      folder: the folder.
+      keep_checkpoints: number of newest checkpoints that are kept, >= 1.
+    """
 
     folder: Path
     keep_checkpoints: int = 3
@@ -96,22 +106,23 @@ def run_rounds(
     run: RoundLog,
     evaluate: Callable[[int, Any], Evaluated],
 ) -> Iterator[dict[str, Any]]:
-    """Runs (or resumes) all rounds of the plan; needs a TFF runtime (`fl.runtime.local_runtime`).
+    """Runs or resumes all rounds of the plan; needs a TFF runtime (`fl.runtime.local_runtime`).
 
     Args:
-      federation: what to run.
-      run: where its state is; an existing state is resumed.
-      evaluate: (rounds done, averaged weights) -> what to add to that round's metrics: (evaluation, operator), both
-        {} on rounds without evaluation. Must depend on nothing else.
+      federation: everything that the rounds depend on.
+      run: where the run keeps its state; if there is state already, the run is resumed from it.
+      evaluate: function (rounds done, averaged weights) -> (evaluation, operator), the values to add to that round's
+        metrics; both are {} in rounds without evaluation. It must depend on its arguments only.
 
     Yields:
-      One row of metrics for every round from the resumed one on, after it is safely on disk: `round` (from 1: rounds
-      done), `released`, `operator` (exact, for the operator's eyes only) and `evaluation`. A value that is not finite
-      is None, `null` in the file: JSON has neither NaN nor infinities.
+      One row of metrics for each round, from the first or the resumed one on, after it is safely on disk: `round` (the
+      number of rounds done, from 1), `released`, `operator` (exact values that only the operator may see) and
+      `evaluation`. A value that is not finite is None, `null` in the file, because JSON has neither NaN nor infinities.
 
     Raises:
-      ValueError: a damaged or foreign checkpoint, a ledger or keys that do not fit, or weights that are not finite.
-      OSError: the disk is full or read-only; the run can be resumed once that is mended.
+      ValueError: a checkpoint is damaged or of another run; ledger, keys, inputs or metrics are not those of the run;
+        the process used another clip norm or noise than the plan; or the weights are not finite.
+      OSError: the disk is full or read-only, or the ledger is missing; the run can be resumed once that is fixed.
     """
     plan, keys = federation.plan, federation.keys
     run.folder.mkdir(parents=True, exist_ok=True)
@@ -125,19 +136,19 @@ def run_rounds(
             start, state = saved.round, saved.state
             if len(ledger.rounds) < start:
                 raise ValueError(
-                    f"ledger {run.ledger} holds {len(ledger.rounds)} rounds and the checkpoint is of round {start}: "
-                    "restore the ledger, epsilon cannot be computed without it"
+                    f"ledger {run.ledger} holds {len(ledger.rounds)} rounds, but the checkpoint is of round {start}: "
+                    "restore the ledger, because epsilon cannot be computed without it"
                 )
             if ledger.head_after(start) != saved.document["ledger_head"]:
                 raise ValueError(f"ledger {run.ledger} is not the one of this run's checkpoints: restore the run's own")
         if not keys.made(ledger.rounds):
             raise ValueError(
-                f"the keys are not those of the rounds in {run.ledger}: restore this run's keys, with others noise "
-                "could come twice"
+                f"the keys are not those of the rounds in {run.ledger}: restore this run's keys, because other keys "
+                "could repeat the noise of another run"
             )
         if ledger.rounds and ledger.rounds[-1].facts.get("inputs") != federation.inputs:
             raise ValueError(
-                f"data, starting weights or settings are not those of the rounds in {run.ledger}: bring them back, or "
+                f"data, starting weights or settings are not those of the rounds in {run.ledger}: restore them, or "
                 "start a new run"
             )
         if saved is None and ledger.rounds:
@@ -175,28 +186,35 @@ def run_rounds(
 
 
 def require_ledger(run: RoundLog) -> None:
-    """Raises FileNotFoundError if rounds were made here and their ledger is gone."""
+    """Raises FileNotFoundError if the run has checkpoints or metrics, but no ledger."""
     if not run.ledger.exists() and (checkpoints.list_files(run.checkpoints) or run.metrics.exists()):
-        raise FileNotFoundError(f"ledger {run.ledger} is missing: restore it, epsilon cannot be computed without it")
+        raise FileNotFoundError(
+            f"ledger {run.ledger} is missing: restore it, because epsilon cannot be computed without it"
+        )
 
 
 def _check_noise(released: Any, plan: PrivacyPlan, clip: float) -> None:
-    """The process must have used the clip norm and the noise that are in the ledger."""
-    promised = {
+    """Raises ValueError unless the process used the clip norm and the noise that were written to the ledger."""
+    planned = {
         "clip": clip,
         "noise_stddev": plan.value_noise_multiplier * clip,
         "metric_noise_multiplier": plan.metric_noise_multiplier,
     }
-    for name, value in promised.items():
+    for name, value in planned.items():
         used = float(released.get(name, 0.0))
         if not math.isclose(used, value, rel_tol=1e-5):
             raise ValueError(
-                f"the process used {name} {used:g} and the plan promises {value:g}: build it from the plan"
+                f"the process used {name} {used:g}, but the plan requires {value:g}: build the process from the plan"
             )
 
 
 def final_state(federation: Federation, run: RoundLog) -> Any:
-    """The process state of the newest checkpoint. Raises FileNotFoundError if there is none."""
+    """Returns the process state of the newest checkpoint.
+
+    Raises:
+      FileNotFoundError: there is no checkpoint.
+      ValueError: the checkpoint is damaged, or of another model or optimizer.
+    """
     saved = checkpoints.load_latest(run.checkpoints, federation.process.initialize())
     if saved is None:
         raise FileNotFoundError(f"no checkpoint in {run.checkpoints}: train the run first")
@@ -204,9 +222,9 @@ def final_state(federation: Federation, run: RoundLog) -> Any:
 
 
 def checked_metrics(run: RoundLog) -> list[dict[str, Any]]:
-    """Rows of a run's `metrics.jsonl`, held against its newest checkpoint.
+    """Returns the rows of a run's `metrics.jsonl` after checking them against its newest checkpoint.
 
-    They begin after round 1 if earlier ones were set aside (`set_aside_metrics`).
+    The first row is of a round after 1 if earlier rows were set aside (`set_aside_metrics`).
 
     Raises:
       ValueError: a row is damaged, changed or lost.
@@ -218,14 +236,15 @@ def checked_metrics(run: RoundLog) -> list[dict[str, Any]]:
 def set_aside_metrics(run: RoundLog) -> bool:
     """Gives up rows that are lost: the run's metrics then begin with the newest round, whose row is in its checkpoint.
 
-    To be called after `run_rounds` or `checked_metrics` refused the file and if no copy of it is left. What remains of
-    it is kept as `metrics-until-round-N.jsonl`. Whatever reads the metrics later says that older rows are missing.
+    Call this after `run_rounds` or `checked_metrics` has refused the file, if no copy of the file is left. The rest of
+    the old file is kept as `metrics-until-round-N.jsonl`. Every later reading of the metrics logs that older rows are
+    missing.
 
     Returns:
-      Whether rows were given up; False if nothing is wrong with the file, which then stays.
+      True if rows were given up; False if the file is in order, which then stays as it is.
 
     Raises:
-      FileNotFoundError: there is no checkpoint, so that no row is due yet.
+      FileNotFoundError: there is no checkpoint, so that there cannot be a lost row yet.
     """
     newest = checkpoints.latest_document(run.checkpoints)
     if newest is None:
@@ -239,9 +258,9 @@ def set_aside_metrics(run: RoundLog) -> bool:
     aside = run.metrics.with_name(f"metrics-until-round-{rounds:06d}.jsonl")
     if run.metrics.exists():
         files.write_private(aside, run.metrics.read_bytes())
-    # The checkpoint first: killed between the two, the file is still refused.
+    # The checkpoint is replaced first: after a kill between the two writes, the file is still refused.
     newest_row = plain(document["metrics"])  # an earlier version wrote NaN
-    begun = round_metrics.Running(first=rounds).after(newest_row)
-    checkpoints.replace_document(run.checkpoints, {**document, **begun.document(newest_row)})
+    running = round_metrics.Running(first=rounds).after(newest_row)
+    checkpoints.replace_document(run.checkpoints, {**document, **running.document(newest_row)})
     files.write_private(run.metrics, round_metrics.line(newest_row))
     return True

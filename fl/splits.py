@@ -1,4 +1,4 @@
-"""Who trains, who validates, who tests; and which text of a training client is held out."""
+"""Splits clients into training, validation and test sets, and holds out a part of a training client's text."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fl.clients import EOS, TokenStore
 class Splits(NamedTuple):
     """Three disjoint sets of client ids, each in the order given.
 
-    Every choice (hyper-parameters, early stopping) is made on `validation`; every figure is of `test`.
+    Make every choice (hyper-parameters, early stopping) on `validation`, and publish results on `test` only.
     """
 
     train: Sequence[str]
@@ -25,45 +25,45 @@ class Splits(NamedTuple):
 
 
 def split_clients(ids: Iterable[str], validation: float, test: float, seed: int) -> Splits:
-    """Splits clients by a keyed hash of their id: adding or removing a client moves no other.
+    """Splits clients by a keyed hash of their ids, so that adding or removing a client moves no other.
 
     Args:
       ids: client ids, all different.
-      validation: the chance of a client to validate, in [0, 1]. The realised share varies as a binomial does,
-        and a set may come out empty when there are few clients.
-      test: the chance of a client to test, in [0, 1]; the two sum to at most 1.
+      validation: probability that a client is in the validation set, in [0, 1]. The size of the set is binomial, so
+        with few clients it may be empty.
+      test: probability that a client is in the test set, in [0, 1]; the two probabilities sum to at most 1.
       seed: key of the hash, any integer of at most 128 bits.
 
     Raises:
-      ValueError: a share out of range, or a client id that stands twice.
+      ValueError: a probability is out of range, or a client id occurs twice.
     """
     ids = tuple(ids)
-    twice = next((client for client, count in Counter(ids).items() if count > 1), None)
-    if twice is not None:
-        raise ValueError(f"client id {twice!r} stands twice")
+    duplicate = next((client for client, count in Counter(ids).items() if count > 1), None)
+    if duplicate is not None:
+        raise ValueError(f"client id {duplicate!r} occurs twice: give each id once")
     numbers = _split(places(ids, seed), validation, test)
     return Splits(*(tuple(ids[number] for number in part) for part in numbers))
 
 
 def split_store(store: TokenStore, validation: float, test: float) -> Splits:
-    """As `split_clients` with the seed that the store was built with, but without hashing or copying an id.
+    """Splits a store's clients as `split_clients` does with the store's split seed, but hashes and copies no id.
 
     Raises:
-      ValueError: a share out of range.
+      ValueError: a probability is out of range.
     """
     return Splits(*map(store.clients.take, _split(store.places, validation, test)))
 
 
 def hold_out(tokens: NDArray[Any], fraction: float) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Cuts a client's tokens into (training, held out): the held-out part is the last, in whole sentences.
+    """Cuts a client's tokens into (training, held out), where the held-out part consists of the last sentences.
 
-    The held-out part begins with the end of the last training sentence, as context only: the targets (all
-    tokens of a part but its first) of the two parts are disjoint and together those of `tokens`. It has no
-    target when no whole sentence fits in `fraction`.
+    The targets of a part are all its tokens but the first. The held-out part begins with the end token of the last
+    training sentence, which is context only; so the targets of the two parts are disjoint, and together they are those
+    of `tokens`. The held-out part has no target if no whole sentence fits in `fraction`.
 
     Args:
-      tokens: int [n], `bos s1 eos s2 eos …`, as `TokenStore.tokens` gives them.
-      fraction: largest share of the n - 1 targets that is held out, in [0, 1).
+      tokens: int [n], `bos s1 eos s2 eos …`, as `TokenStore.tokens` returns them.
+      fraction: maximum share of the n - 1 targets that is held out, in [0, 1).
 
     Returns:
       Two views of `tokens`.
@@ -72,9 +72,9 @@ def hold_out(tokens: NDArray[Any], fraction: float) -> tuple[NDArray[Any], NDArr
       ValueError: `fraction` is outside [0, 1), or `tokens` is not one-dimensional.
     """
     if not 0 <= fraction < 1:
-        raise ValueError(f"held-out fraction {fraction} is outside [0, 1)")
+        raise ValueError(f"held-out fraction {fraction} is outside [0, 1): give the share of targets to hold out")
     if tokens.ndim != 1:
-        raise ValueError(f"tokens have shape {tokens.shape}, not one dimension")
+        raise ValueError(f"tokens have shape {tokens.shape}: give an array of one dimension")
     targets = max(len(tokens) - 1, 0)
     ends = np.flatnonzero(tokens == EOS)
     fitting = ends[targets - ends <= fraction * targets]
@@ -82,12 +82,12 @@ def hold_out(tokens: NDArray[Any], fraction: float) -> tuple[NDArray[Any], NDArr
     return tokens[: last + 1], tokens[last:]
 
 
-def _split(placed: NDArray[np.float64], validation: float, test: float) -> tuple[NDArray[np.int64], ...]:
-    """Numbers of the training, validation and test clients."""
+def _split(hashes: NDArray[np.float64], validation: float, test: float) -> tuple[NDArray[np.int64], ...]:
+    """Returns the indices of the training, validation and test clients, given the hash in [0, 1) of each client."""
     for name, share in (("validation", validation), ("test", test)):
         if not 0 <= share <= 1:
-            raise ValueError(f"{name} share {share} is outside [0, 1]")
+            raise ValueError(f"{name} share {share} is outside [0, 1]: give the share of clients in that set")
     if not validation + test <= 1:
-        raise ValueError(f"validation share {validation} and test share {test} sum to more than 1")
-    part = np.where(placed < test, 2, np.where(placed < test + validation, 1, 0))
+        raise ValueError(f"validation share {validation} and test share {test} sum to more than 1: lower one of them")
+    part = np.where(hashes < test, 2, np.where(hashes < test + validation, 1, 0))
     return tuple(np.flatnonzero(part == number) for number in range(3))

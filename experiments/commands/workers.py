@@ -1,4 +1,4 @@
-"""Commands on other hosts' workers: worker, certificates."""
+"""Implements `fedspeak worker` and `fedspeak certificates`, by which other hosts lend their cores to a training run."""
 
 import contextlib
 import os
@@ -9,23 +9,28 @@ import click
 
 from experiments import extras, interrupt
 
-_LOOK_SECONDS = 0.5
+_CHECK_SECONDS = 0.5
 
 
 @click.command()
-@click.option("--port", type=click.IntRange(1, 65535), required=True, help="Where drivers reach this worker.")
-@click.option("--cores", type=click.IntRange(min=1), help="Client computations at once; by default all cores.")
+@click.option("--port", type=click.IntRange(1, 65535), required=True, help="Port on which drivers reach this worker.")
+@click.option(
+    "--cores",
+    type=click.IntRange(min=1),
+    help="Number of client computations to run at the same time; by default the number of cores.",
+)
 @click.option(
     "--certificates",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Listen to the network, for the driver with the matching certificate only (needs stunnel).",
+    help="Listen on the network, for the driver with the matching certificate only (needs stunnel). DIR is the folder "
+    "worker that fedspeak certificates made.",
 )
-@click.option("--insecure-network", is_flag=True, help="Listen to the network WITHOUT authentication.")
+@click.option("--insecure-network", is_flag=True, help="Listen on the network WITHOUT authentication or encryption.")
 def worker(port: int, cores: int | None, certificates: Path | None, insecure_network: bool) -> None:
     """Compute for another host's `fedspeak train --workers`, until Ctrl-C.
 
-    By default the port is on loopback only, for an ssh tunnel's end.
+    By default the worker listens on loopback only, so that a driver on another host needs an ssh tunnel.
     """
     extras.require("federated")
     from fl.runtime import tunnel
@@ -37,35 +42,35 @@ def worker(port: int, cores: int | None, certificates: Path | None, insecure_net
     if certificates is not None:
         tunnel.check_certificates(certificates, "worker")
     cores = len(os.sched_getaffinity(0)) if cores is None else cores
-    open_only = OSError(
-        "TFF's worker can be bound to loopback only with a C compiler: install gcc, or take --insecure-network behind "
+    no_loopback = OSError(
+        "without a C compiler TFF's worker cannot be bound to loopback: install gcc, or use --insecure-network behind "
         "a firewall"
     )
     if not insecure_network and c_compiler() is None:
-        raise open_only
+        raise no_loopback
     try:
         with contextlib.ExitStack() as stack:
-            started = Worker(cores, 1, None if certificates else port, all_interfaces=insecure_network)
-            stack.callback(started.stop)
-            started.wait_until_it_listens()
-            running: list[OwnedProcess] = [started]
+            tff_worker = Worker(cores, 1, None if certificates else port, all_interfaces=insecure_network)
+            stack.callback(tff_worker.stop)
+            tff_worker.wait_until_it_listens()
+            running: list[OwnedProcess] = [tff_worker]
             place = f"loopback, port {port}"
             if insecure_network:
-                warn_of_open(started, "use --certificates or an ssh tunnel")
+                warn_of_open(tff_worker, "use --certificates or an ssh tunnel")
                 place = f"ALL INTERFACES, port {port}, WITHOUT AUTHENTICATION"
-            elif started.is_open:
-                raise open_only
+            elif tff_worker.is_open:
+                raise no_loopback
             if certificates is not None:
-                front = tunnel.before_worker(port, started.port, certificates)
-                stack.callback(front.stop)
-                running.append(front)
+                tunnel_end = tunnel.before_worker(port, tff_worker.port, certificates)
+                stack.callback(tunnel_end.stop)
+                running.append(tunnel_end)
                 place = f"all interfaces, port {port}, for the driver whose certificate is {certificates / tunnel.PEER}"
             click.echo(f"worker: {cores} core{'s' * (cores > 1)}; listens on {place}; Ctrl-C ends it")
             while True:
                 interrupt.check()
                 for process in running:
                     process.check_alive("start the worker again")
-                time.sleep(_LOOK_SECONDS)
+                time.sleep(_CHECK_SECONDS)
     except KeyboardInterrupt:
         click.echo("worker: ended")
 
@@ -73,13 +78,13 @@ def worker(port: int, cores: int | None, certificates: Path | None, insecure_net
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 def certificates(folder: Path) -> None:
-    """Make the certificates with which a driver and its workers know each other.
+    """Make the certificates by which a driver and its workers recognise each other.
 
-    FOLDER/driver stays here, for `fedspeak train --certificates`; FOLDER/worker goes to the workers' hosts, for
+    Keep FOLDER/driver here, for `fedspeak train --certificates`. Copy FOLDER/worker to the workers' hosts, for
     `fedspeak worker --certificates`.
     """
     from fl.runtime.tunnel import make_certificates
 
-    driver, worker_folder = make_certificates(folder)
-    click.echo(f"{driver}: stays here, for fedspeak train --certificates")
+    driver_folder, worker_folder = make_certificates(folder)
+    click.echo(f"{driver_folder}: stays here, for fedspeak train --certificates")
     click.echo(f"{worker_folder}: copy it to the workers' hosts (scp -pr), for fedspeak worker --certificates")

@@ -1,4 +1,4 @@
-"""Your own Keras language model in fedspeak's trainer, under DP, and the trained weights back in the model."""
+"""Trains your own Keras language model under DP in fedspeak's trainer, and puts the trained weights into the model."""
 
 import sys
 from pathlib import Path
@@ -30,7 +30,7 @@ with local_runtime(), Ledger.open(folder / "ledger.jsonl", plan) as ledger:
     state = engine.process.initialize()
     for number in range(rounds):
         cohort = draw_cohort(plan.sampling, plan.population, number, keys.sampler_seed)
-        names = [f"user-{client}" for client in cohort]
+        names = [f"client-{client}" for client in cohort]
         ledger.record(round=number, cohort=names, noise_id=keys.noise_id(number), noise_stddev=0.5, clip=0.5)
         batches = [local.batches(texts[client], keys.sampler_seed(number), int(client)) for client in cohort]
         state, _ = engine.process.next(state, engine.client_values(batches), keys.noise_seed(number))

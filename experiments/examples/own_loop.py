@@ -1,4 +1,4 @@
-"""fedspeak's trainer driven by hand: it is a TFF iterative process."""
+"""Runs fedspeak's trainer, which is a TFF iterative process, round by round in a loop of your own."""
 
 import sys
 from pathlib import Path
@@ -31,7 +31,7 @@ with local_runtime(), Ledger.open(folder / "ledger.jsonl", plan) as ledger:
     for number in range(rounds):
         seed = keys.sampler_seed(number)
         cohort = draw_cohort(plan.sampling, plan.population, number, keys.sampler_seed)
-        names = [f"user-{client}" for client in cohort]
+        names = [f"client-{client}" for client in cohort]
         ledger.record(round=number, cohort=names, noise_id=keys.noise_id(number), noise_stddev=0.5, clip=0.5)
         batches = [local.batches(texts[client], seed, int(client)) for client in cohort]
         state, metrics = engine.process.next(state, engine.client_values(batches), keys.noise_seed(number))

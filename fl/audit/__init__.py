@@ -1,1 +1,1 @@
-"""Audits of federated training by canaries: of one aggregation (`aggregation`) and of a whole run (`training_run`)."""
+"""Audits federated training with canaries: a single aggregation (`aggregation`) and a whole run (`training_run`)."""

@@ -1,8 +1,10 @@
-"""Audit of a whole training run by canaries in one run (Steinke, Nasr and Jagielski 2023,
-https://arxiv.org/abs/2305.08846): the loop, the engine, local training and the aggregator as they train any model.
+"""Audits a whole training run with canaries in one run: the loop, the engine, local training and the aggregator.
 
-Every client is a canary. Its one example moves a weight of its own, by a thousand clip norms in a step of SGD; whether
-it has that example or none is a coin of its own. Who sees the model after each round guesses the coins.
+All of them run as for any model. Every client is a canary. Its one example moves a weight of its own, by a thousand
+clip norms in a step of SGD; an independent coin for each client decides whether it has that example or no data. The
+attacker sees the model after each round and guesses the coins.
+
+Reference: Steinke, Nasr and Jagielski 2023, https://arxiv.org/abs/2305.08846.
 """
 
 import dataclasses
@@ -25,19 +27,20 @@ from privacy.plan import FixedClip, PrivacyPlan
 from privacy.sampling import Cyclic
 
 CANARIES = 2000
+"""Number of clients, each of which is a canary."""
 DELTA = 1e-7
-"""Of the claim: the theorem for one run pays for every canary with 2 δ, and at 1e-5 nothing would be left."""
+"""δ of the claim. The theorem for one run spends 2 δ for every canary, so that at δ = 1e-5 no bound would be left."""
 
 _CLIP = 1.0
 _ROUNDS = 4
-_USERS_AT_ONCE = 50
+_CLIENTS_AT_ONCE = 50
 
 
 @dataclasses.dataclass(frozen=True)
 class CanaryTask:
-    """A model of one weight a canary; the loss of an example falls by the weight that it names, times `slope`.
+    """A `fl.local_training.Task` whose model has one weight for each canary.
 
-    A task of `fl.local_training.Task`; an example is int32 [], the index of its weight.
+    An example is int32 [], the index of a weight, and its loss is minus `slope` times that weight.
     """
 
     slope: float
@@ -46,34 +49,35 @@ class CanaryTask:
 
     @property
     def example(self) -> Any:
-        """int32 []."""
+        """Returns the spec of an example, int32 []."""
         import tensorflow as tf
 
         return tf.TensorSpec([], tf.int32)
 
     def forms(self, batch: Any) -> tuple[Any, list[Any]]:
-        """One."""
+        """Returns the batch as its only form."""
         return 0, [batch]
 
     def loss(self, weights: Any, batch: Any, rows: Any) -> Loss:
-        """Minus `slope` times the sum of the weights that the real rows name."""
+        """Returns minus `slope` times the sum of the weights whose indices are the real rows."""
         import tensorflow as tf
 
-        users = rows.shape.rank
-        named = tf.gather(weights["canaries"], batch, axis=users, batch_dims=users)
-        real = tf.sequence_mask(rows, tf.shape(batch)[-1]) if users else tf.ones_like(batch, tf.bool)
+        client_axes = rows.shape.rank  # 1 with a leading client axis
+        indexed = tf.gather(weights["canaries"], batch, axis=client_axes, batch_dims=client_axes)
+        real = tf.sequence_mask(rows, tf.shape(batch)[-1]) if client_axes else tf.ones_like(batch, tf.bool)
         count = tf.reduce_sum(tf.cast(real, tf.float32), -1)
-        return Loss(-self.slope * tf.reduce_sum(tf.where(real, named, 0.0), -1), count)
+        return Loss(-self.slope * tf.reduce_sum(tf.where(real, indexed, 0.0), -1), count)
 
 
 class CanaryRun(NamedTuple):
-    """What was thrown and what was released.
+    """The coins of a run and the changes that it released.
 
     Attributes:
-      included: bool [canaries], the coins.
-      turns: bool [rounds, canaries], in which rounds each had its turn, included or not; the audit may use it, since
-        cyclic cohorts are not secret in the accounting.
-      released: float64 [rounds, canaries], the model's change in each round, read off the released models.
+      included: bool [canaries], whether each canary's coin gave it its example.
+      turns: bool [rounds, canaries], whether it was each canary's turn in a round, included or not; the audit may use
+        this, since cyclic cohorts are not secret in the accounting.
+      released: float64 [rounds, canaries], the change of each canary's weight in each round, read off the released
+        models.
     """
 
     included: npt.NDArray[np.bool_]
@@ -81,10 +85,11 @@ class CanaryRun(NamedTuple):
     released: npt.NDArray[np.float64]
 
     def bound(self, delta: float, confidence: float) -> Bound:
-        """The better of two attacks, each with half of what may fail.
+        """Returns the better lower bound of two attacks, each computed with half of the allowed failure probability.
 
-        The change in a canary's own rounds; and how little it differs from that in some other round, which is nothing
-        at all for one left out if the two rounds have the same noise.
+        The first attack scores a canary by the sum of its changes in its own rounds. The second scores it by the
+        smallest difference between its change in one of its own rounds and in another round: if those two rounds have
+        the same noise, the difference is zero for a canary that was left out.
         """
         own = np.where(self.turns, self.released, 0).sum(axis=0)
         differences = np.abs(self.released[:, np.newaxis] - self.released)
@@ -96,7 +101,7 @@ class CanaryRun(NamedTuple):
 
 
 def four_rounds(epsilon: float) -> PrivacyPlan:
-    """Four rounds of two cohorts in turn, `CANARIES` clients, and noise for `epsilon` at `DELTA`.
+    """Returns a plan of four rounds: two cohorts in turn, `CANARIES` clients, and the noise for `epsilon` at `DELTA`.
 
     Raises:
       ValueError: epsilon is out of range.
@@ -106,12 +111,14 @@ def four_rounds(epsilon: float) -> PrivacyPlan:
 
 
 def train(aggregator: DPMean, keys: RunKeys, coins: np.random.Generator) -> CanaryRun:
-    """Trains all rounds of the aggregator's plan; needs a TFF runtime (`fl.runtime.local_runtime`).
+    """Trains all rounds of the aggregator's plan and returns what they released.
+
+    It needs a TFF runtime (`fl.runtime.local_runtime`).
 
     Args:
-      aggregator: `DPMean`, or a variant of it, of a cyclic plan.
-      keys: of cohorts and noise.
-      coins: of the canaries; independent of the keys.
+      aggregator: a `DPMean` or a variant of it, with a plan of cyclic cohorts.
+      keys: keys of cohorts and noise.
+      coins: generator of the canaries' coins, independent of the keys.
     """
     import tensorflow_federated as tff
 
@@ -126,7 +133,7 @@ def train(aggregator: DPMean, keys: RunKeys, coins: np.random.Generator) -> Cana
         local,
         aggregator,
         tff.learning.optimizers.build_sgdm(1.0),
-        clients_at_once=_USERS_AT_ONCE,
+        clients_at_once=_CLIENTS_AT_ONCE,
     )
     federation = Federation(
         engine.process,
@@ -141,12 +148,12 @@ def train(aggregator: DPMean, keys: RunKeys, coins: np.random.Generator) -> Cana
     )
     models = [np.zeros(plan.population)]
 
-    def look(done: int, weights: Any) -> tuple[dict[str, float], dict[str, float]]:
+    def record_model(done: int, weights: Any) -> tuple[dict[str, float], dict[str, float]]:
         models.append(np.array(weights["canaries"], np.float64))
         return {}, {}
 
     turns = np.zeros((plan.rounds, plan.population), bool)
     with tempfile.TemporaryDirectory() as folder:
-        for number, _ in enumerate(run_rounds(federation, RoundLog(Path(folder)), look)):
+        for number, _ in enumerate(run_rounds(federation, RoundLog(Path(folder)), record_model)):
             turns[number, draw_cohort(plan.sampling, plan.population, number, keys.sampler_seed)] = True
     return CanaryRun(included, turns, np.diff(models, axis=0))

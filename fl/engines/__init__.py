@@ -1,1 +1,1 @@
-"""Engines: how a round of local training is carried out on TFF."""
+"""Holds the engines, which carry out the rounds of federated averaging on TFF."""

@@ -1,6 +1,6 @@
-"""Federated averaging in TFF around any client work: the state, the sum over clients, the server's step.
+"""Builds federated averaging in TFF around any client work: the state, the sum over the clients, the server's step.
 
-An engine says what one TFF client value is and what is done with it; everything else is here, once.
+An engine defines what one TFF client value is and what is done with it; everything that engines share is here.
 """
 
 from collections import OrderedDict
@@ -17,21 +17,21 @@ from privacy.keys import RunKeys
 
 
 class Engine(NamedTuple):
-    """A way to run rounds of federated averaging.
+    """The TFF computations and functions that run rounds of federated averaging.
 
-    With the state S = <weights, average, optimizer, aggregator>, one client value V of the engine, and the metrics
-    M = <released, operator>, of which `released` is differentially private where the aggregator is and `operator`
-    (loss, tokens, clients, non-finite updates, share of padding among the rows computed) is exact up to the rounding of
-    32-bit sums, and for the operator's eyes only:
+    In the types below, S = <weights, average, optimizer, aggregator> is the state, V is one client value of the engine,
+    and M = <released, operator> are the metrics. `released` is differentially private if the aggregator is. `operator`
+    (loss, tokens, clients, non-finite updates, share of padding among the rows computed and so on) is exact up to the
+    rounding of 32-bit sums; only the operator may see it.
 
     Attributes:
       process: `initialize`: `( -> S@SERVER)` and `next`: `(<S@SERVER, {V}@CLIENTS, int64[K]@SERVER> -> <S@SERVER,
-        M@SERVER>)`. The int64[K] is the round's noise, or its seed: what `noise` returns.
-      client_sum: the first half of `next`: `(<S.weights@SERVER, S.aggregator@SERVER, {V}@CLIENTS> -> C@SERVER)`, a sum
-        of `fl.aggregation.Contribution`s, which may be added to those of other clients.
-      server_step: the second half: `(<S@SERVER, C@SERVER, int64[K]@SERVER> -> <S@SERVER, M@SERVER>)`.
-      client_values: client values from the batches of a round's clients.
-      noise: from the run's keys and the number of the round to the noise, int64 [K]. K is 2, a seed, but for
+        M@SERVER>)`. The int64[K] is the return value of `noise`: the round's noise, or its seed.
+      client_sum: the first half of `next`: `(<S.weights@SERVER, S.aggregator@SERVER, {V}@CLIENTS> -> C@SERVER)`. C is a
+        sum of `fl.aggregation.Contribution`s, to which the sum over other clients may be added.
+      server_step: the second half of `next`: `(<S@SERVER, C@SERVER, int64[K]@SERVER> -> <S@SERVER, M@SERVER>)`.
+      client_values: function from the batches of a round's clients to client values.
+      noise: function from the run's keys and the number of the round to int64 [K]. K is 2, for a seed, except with
         aggregators whose noise is drawn outside TFF (`fl.exact_mean`).
     """
 
@@ -58,17 +58,20 @@ def build(
       value_type: TFF type of a client value.
       client_values: see `Engine`.
       initial_weights: named float32 arrays.
-      aggregator: of `fl.aggregation`.
-      server_optimizer: of `tff.learning.optimizers`; sees minus the mean update as the gradient.
-      average_decay: in [0, 1). The model to use is `average`, average_decay * average + (1 - average_decay) * weights
-        after each round (Polyak and Juditsky 1992): noise of single rounds cancels, at no cost in privacy. 0: the
-        weights.
+      aggregator: an aggregator of `fl.aggregation`.
+      server_optimizer: an optimizer of `tff.learning.optimizers`; its gradient is minus the mean update.
+      average_decay: decay of the running average of the weights, in [0, 1). After each round, average = average_decay *
+        average + (1 - average_decay) * weights; this `average` is the model to use (Polyak and Juditsky 1992). It
+        averages out the noise of single rounds, at no cost in privacy. With 0 the average equals the weights.
+
+    Returns:
+      The engine.
 
     Raises:
-      ValueError: average_decay is out of range, or an initial weight is no float32 array.
+      ValueError: average_decay is out of range, or an initial weight is not a float32 array.
     """
     if not 0 <= average_decay < 1:
-        raise ValueError(f"average_decay is {average_decay}: a number from 0 to below 1 is needed")
+        raise ValueError(f"average_decay is {average_decay}: give a number from 0 to below 1")
     named = sorted(initial_weights.items())
     for name, value in named:
         if getattr(value, "dtype", None) != np.float32:
@@ -98,7 +101,7 @@ def build(
     def work(weights: Any, state: Any, value: Any) -> Any:
         @tf.function(autograph=False)  # keeps the training graph out of the computation's top level
         def train(weights: Any, state: Any, value: Any) -> Contribution:
-            return _ordered(client_work(dict(weights), dict(state), value))
+            return _order(client_work(dict(weights), dict(state), value))
 
         return train(weights, state, value)
 
@@ -143,8 +146,8 @@ def build(
         tff.FederatedType(value_type, tff.CLIENTS),
     )
     def client_sum(weights: Any, state: Any, values: Any) -> Any:
-        sent = tff.federated_broadcast(weights), tff.federated_broadcast(state)
-        return tff.federated_sum(tff.federated_map(work, (*sent, values)))
+        broadcasts = tff.federated_broadcast(weights), tff.federated_broadcast(state)
+        return tff.federated_sum(tff.federated_map(work, (*broadcasts, values)))
 
     @tff.federated_computation(
         tff.FederatedType(state_type, tff.SERVER),
@@ -168,22 +171,24 @@ def build(
 
 
 def check_accuracy(task: Task, aggregator: Aggregator) -> None:
-    """Raises ValueError if the aggregator is to release an accuracy and the task does not measure it."""
+    """Raises ValueError if the aggregator needs an accuracy that the task does not measure."""
     if aggregator.needs_accuracy and not task.measures_accuracy:
         raise ValueError(
-            "the plan's metrics have the accuracy and this task does not measure it: give LanguageModelling a "
+            "the plan's metrics include the accuracy, but this task does not measure it: give LanguageModelling a "
             "loss_and_correct, or the plan PrivateMetrics(accuracy=False)"
         )
 
 
-def batches_type(task: Task, batch_size: int, users: tuple[int, ...]) -> Any:
-    """TFF type of `Batches` of any number of steps; `users` is () or (U,)."""
+def batches_type(task: Task, batch_size: int, client_axis: tuple[int, ...]) -> Any:
+    """Returns the TFF type of `Batches` of any length; `client_axis` is () for one client, (U,) for U stacked ones."""
     examples = tf.nest.map_structure(
-        lambda spec: tff.TensorType(spec.dtype.as_numpy_dtype, (None, *users, batch_size, *spec.shape)), task.example
+        lambda spec: tff.TensorType(spec.dtype.as_numpy_dtype, (None, *client_axis, batch_size, *spec.shape)),
+        task.example,
     )
-    return tff.types.to_type(OrderedDict(examples=examples, rows=tff.TensorType(np.int32, (None, *users))))
+    return tff.types.to_type(OrderedDict(examples=examples, rows=tff.TensorType(np.int32, (None, *client_axis))))
 
 
-def _ordered(contribution: Contribution) -> Any:
+def _order(contribution: Contribution) -> Any:
+    """Converts a contribution to ordered mappings, since the order of names is part of a TFF type."""
     update = OrderedDict((name, contribution.update[name]) for name in sorted(contribution.update))
     return OrderedDict(contribution._asdict(), update=update)

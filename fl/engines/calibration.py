@@ -1,6 +1,6 @@
-"""Which way of training a shard's clients is the faster here: one after another, or several stacked.
+"""Measures whether this machine trains a shard's clients faster one after another or several at a time, stacked.
 
-Measured on made-up batches, so that no client's data are touched before the first round is in the ledger.
+It uses synthetic batches, so that no client's data are touched before the first round is in the ledger.
 """
 
 import time
@@ -14,8 +14,10 @@ from fl.local_training import Batches, LocalSGD, Task, Weights
 from privacy import checks
 
 CANDIDATES = (1, 8)
+"""Values of `clients_at_once` that are compared."""
 LARGEST_STACKED = 2_000_000
-"""Weights of a model from which on stacking is not tried: products, not dispatch, take its time."""
+"""Largest number of weights with which stacking is tried: larger models spend their time in matrix products, and
+stacking saves only the dispatch of operations."""
 
 _STEPS = 2
 
@@ -23,24 +25,24 @@ _STEPS = 2
 def calibrate(
     build: Callable[[int], Engine], task: Task, initial_weights: Weights, local: LocalSGD, shards: int, cohort: float
 ) -> dict[int, float]:
-    """Seconds for the same clients with each number of users at once; needs a TFF runtime.
+    """Measures how long the same clients take with each candidate of `clients_at_once`; needs a TFF runtime.
 
     Args:
-      build: from `clients_at_once` to the engine.
-      task: what is learned; integer inputs are drawn as 1 (every vocabulary has it).
-      initial_weights: of the model.
-      local: what a client does.
-      shards: of the engine.
-      cohort: clients of a usual round. So many are trained, but at most one full group in each shard.
+      build: function from `clients_at_once` to the engine.
+      task: the learning task; all inputs are 1, a token that every vocabulary has.
+      initial_weights: the model's named float32 arrays.
+      local: settings of local training.
+      shards: number of shards of the engine.
+      cohort: number of clients in a usual round, > 0. That many are trained, but at most one full group in each shard.
 
     Returns:
-      The least of three timings for each candidate, after one call that is not timed. Only 1, with 0 seconds, where
-      there is nothing to choose: the task does not stack, or the model is large.
+      Seconds for each candidate: the shortest of three timings, after a first call that is not counted. {1: 0.0} if
+      there is nothing to choose, because the task does not stack or the model is large.
 
     Raises:
-      ValueError: `cohort` is no positive number.
+      ValueError: `cohort` is not a positive number.
     """
-    checks.positive("cohort", cohort, "give the clients of a usual round")
+    checks.positive("cohort", cohort, "give the number of clients in a usual round")
     size = sum(int(np.size(value)) for value in initial_weights.values())
     if not task.stacks or size > LARGEST_STACKED:
         return {1: 0.0}

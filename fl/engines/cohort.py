@@ -1,10 +1,10 @@
-"""The cohort engine: one TFF client value is a *shard*, many clients whose updates are treated one by one inside.
+"""Builds the cohort engine, in which one TFF client value is a *shard*: many clients, each treated alone.
 
-A shard trains its clients one after another, or `clients_at_once` of them stacked on a leading axis (batched products:
-faster where a client's step is bound by the dispatch of small operations, slower where it is bound by its products;
-`fl.engines.calibration` measures which). What leaves a shard is the sum of its clients' contributions, each clipped,
-zeroed and counted alone, so that the result is that of `fl.engines.per_client`. The number of shards is fixed and their
-length is free: any cohort, an empty one too, is one call of one computation that was traced once.
+A shard trains its clients one after another, or `clients_at_once` of them stacked on a leading client axis. Stacking is
+faster if the dispatch of small operations limits a client's step, and slower if the matrix products do;
+`fl.engines.calibration` measures which. A shard returns the sum of its clients' contributions, each clipped, zeroed and
+counted alone, so that the result is that of `fl.engines.per_client`. The number of shards is fixed, and a shard may
+hold any number of clients: any cohort, even an empty one, is one call of one computation that was traced once.
 """
 
 from collections import OrderedDict
@@ -34,35 +34,40 @@ def build(
     shards: int = 2,
     clients_at_once: int = 1,
 ) -> Engine:
-    """Federated averaging with SGD clients, many to a client value.
+    """Builds federated averaging with SGD clients, many clients to one TFF client value.
 
-    A client value is <examples, rows, ends>: the batches of the shard's groups of U users one after another, [S, U, B,
-    ...] and int32 [S, U] (without the axis U for `clients_at_once=1`), and the groups' ends in it, int32 [groups].
+    A client value is <examples, rows, ends>. The examples are the batches of the shard's groups of U clients, one group
+    after another, [S, U, B, ...], and the rows are int32 [S, U]; both lack the axis U if `clients_at_once` is 1. The
+    ends are the positions on the axis S at which the groups end, int32 [groups].
 
     Args:
-      task: what is learned.
+      task: the learning task.
       initial_weights: named float32 arrays.
-      local: what a client does.
-      aggregator: of `fl.aggregation`.
-      server_optimizer: of `tff.learning.optimizers`; sees minus the mean update as the gradient.
-      average_decay: see `fl.engines.averaging.build`.
-      shards: client values a round, those that run at once: the number of cores of all workers.
-      clients_at_once: U, clients of a shard trained together; 1: one after another.
+      local: settings of local training.
+      aggregator: an aggregator of `fl.aggregation`.
+      server_optimizer: an optimizer of `tff.learning.optimizers`; its gradient is minus the mean update.
+      average_decay: decay of the running average, see `fl.engines.averaging.build`.
+      shards: number of client values in a round, >= 1. They run at the same time, so use the number of cores of all
+        workers.
+      clients_at_once: U, the number of a shard's clients that are trained together, >= 1; 1: one after another.
+
+    Returns:
+      The engine.
 
     Raises:
-      ValueError: a number is out of range; clients_at_once is above 1 and the task does not stack, or the noise is
-        exact; or the task does not measure the accuracy that the aggregator is to release.
+      ValueError: a number is out of range; clients_at_once is above 1 although the task does not stack or the noise is
+        exact; or the task does not measure the accuracy that the aggregator needs.
     """
     for name, value in (("shards", shards), ("clients_at_once", clients_at_once)):
-        checks.whole(name, value, 1, "give a whole number")
+        checks.whole(name, value, 1, "choose an integer")
     averaging.check_accuracy(task, aggregator)
     if clients_at_once > 1 and isinstance(aggregator, ExactDPMean):
         raise ValueError(
-            f"clients_at_once is {clients_at_once} with exact noise: use 1, for clients trained together share the "
-            "shapes of their products, and one more or less changes the last bits of the others"
+            f"clients_at_once is {clients_at_once} with exact noise: use 1, because the last bits of a client's update "
+            "depend on which clients it is trained together with"
         )
     if clients_at_once > 1 and not task.stacks:
-        raise ValueError(f"clients_at_once is {clients_at_once} and this task takes no user axis: use 1")
+        raise ValueError(f"clients_at_once is {clients_at_once}, but this task takes no leading client axis: use 1")
 
     def client_work(weights: Weights, state: dict[str, Any], shard: Any) -> Contribution:
         batches, ends = Batches(shard["examples"], shard["rows"]), shard["ends"]
@@ -72,62 +77,63 @@ def build(
             return tf.nest.flatten(aggregator.client(state, update))
 
         def group(index: Any, first: Any, *total: Any) -> tuple[Any, ...]:
-            added = [sum_ + part for sum_, part in zip(total, train(first, ends[index]), strict=True)]
-            return (index + 1, ends[index], *added)
+            sums = [sum_ + part for sum_, part in zip(total, train(first, ends[index]), strict=True)]
+            return (index + 1, ends[index], *sums)
 
-        form = aggregator.client(state, _no_update(weights))
-        zeros = [tf.zeros(part.shape, part.dtype) for part in tf.nest.flatten(form)]
+        structure = aggregator.client(state, _make_empty_update(weights))
+        zeros = [tf.zeros(part.shape, part.dtype) for part in tf.nest.flatten(structure)]
         _, _, *total = tf.while_loop(
             lambda index, *_: index < tf.size(ends),
             group,
             [tf.constant(0), tf.constant(0), *zeros],
             parallel_iterations=1,
         )
-        packed: Contribution = tf.nest.pack_sequence_as(form, total)
-        return packed
+        contribution: Contribution = tf.nest.pack_sequence_as(structure, total)
+        return contribution
 
-    users = () if clients_at_once == 1 else (clients_at_once,)
-    batches_type = averaging.batches_type(task, local.batch_size, users)
+    client_axis = () if clients_at_once == 1 else (clients_at_once,)
+    batches_type = averaging.batches_type(task, local.batch_size, client_axis)
     value_type = tff.types.to_type(
         OrderedDict(
             examples=batches_type["examples"], rows=batches_type["rows"], ends=tff.TensorType(np.int32, (None,))
         )
     )
-    empty = _empty_batches(task, local.batch_size)
+    empty = _make_empty_batches(task, local.batch_size)
 
     def client_values(batches: Sequence[Batches]) -> list[Any]:
         for client in batches:
-            _check(client, task, local.batch_size)
-        return [_shard([batches[i] for i in c], clients_at_once, empty) for c in deal(batches, shards, clients_at_once)]
+            _check_batches(client, task, local.batch_size)
+        dealt = deal(batches, shards, clients_at_once)
+        return [_build_shard([batches[i] for i in indices], clients_at_once, empty) for indices in dealt]
 
     return averaging.build(
         client_work, value_type, client_values, initial_weights, aggregator, server_optimizer, average_decay
     )
 
 
-def _check(client: Batches, task: Task, batch_size: int) -> None:
-    """Raises ValueError if a client's batches are not of the task's examples."""
+def _check_batches(client: Batches, task: Task, batch_size: int) -> None:
+    """Raises ValueError if a client's batches do not hold examples of the task's shapes and dtypes."""
     steps = len(client.rows)
-    wanted = [(spec.dtype.as_numpy_dtype, (steps, batch_size, *spec.shape)) for spec in tf.nest.flatten(task.example)]
-    given = [(array.dtype, array.shape) for array in tf.nest.flatten(client.examples)]
-    if [(np.dtype(dtype), shape) for dtype, shape in wanted] != given:
+    expected = [(spec.dtype.as_numpy_dtype, (steps, batch_size, *spec.shape)) for spec in tf.nest.flatten(task.example)]
+    actual = [(array.dtype, array.shape) for array in tf.nest.flatten(client.examples)]
+    if [(np.dtype(dtype), shape) for dtype, shape in expected] != actual:
         raise ValueError(
-            f"client batches are {_names(given)} and the task's examples need {_names(wanted)}: build them with the "
-            "same LocalSGD, from arrays of the task's type"
+            f"client batches are {_describe(actual)} but the task's examples need {_describe(expected)}: build them "
+            "with the same LocalSGD, from arrays of the task's type"
         )
     if client.rows.dtype != np.int32 or not ((client.rows >= 1) & (client.rows <= batch_size)).all():
-        raise ValueError(f"client rows are {client.rows}: int32 from 1 to the batch size, {batch_size}, are needed")
+        raise ValueError(f"client rows are {client.rows}: give int32 from 1 to the batch size, {batch_size}")
 
 
-def _names(arrays: Sequence[tuple[Any, Any]]) -> str:
+def _describe(arrays: Sequence[tuple[Any, Any]]) -> str:
     return ", ".join(f"{np.dtype(dtype).name} {list(shape)}" for dtype, shape in arrays)
 
 
 def deal(batches: Sequence[Batches], shards: int, clients_at_once: int) -> list[list[int]]:
-    """Which clients come into which shard, as positions in `batches`: every one once.
+    """Divides the clients, given by their positions in `batches`, among the shards.
 
-    Clients of like length stand together in groups of `clients_at_once`; the longest group goes first, each to the
-    shard with the least to do. Clients without a step are left out: they contribute nothing.
+    Clients of similar length form groups of `clients_at_once`. The groups are assigned in order of length, the longest
+    first, each to the shard with the least work so far. Clients without a step are left out: they contribute nothing.
 
     Returns:
       For each shard its clients in order; every `clients_at_once` of them are a group (the last may be smaller).
@@ -144,7 +150,8 @@ def deal(batches: Sequence[Batches], shards: int, clients_at_once: int) -> list[
     return dealt
 
 
-def _shard(clients: list[Batches], clients_at_once: int, empty: Batches) -> Any:
+def _build_shard(clients: list[Batches], clients_at_once: int, empty: Batches) -> Any:
+    """Joins the clients' batches to one TFF client value; see `build`."""
     if clients_at_once == 1:
         groups = clients
     else:
@@ -158,27 +165,27 @@ def _shard(clients: list[Batches], clients_at_once: int, empty: Batches) -> Any:
 
 
 def _stack(group: list[Batches]) -> Batches:
-    """[steps, ...] of each user -> [most steps, U, ...]; zeros after a user's last step."""
-    steps = max(len(user.rows) for user in group)
+    """Stacks each client's [steps, ...] to [longest steps, U, ...], with zeros after a client's last step."""
+    steps = max(len(client.rows) for client in group)
 
-    def stacked(*arrays: np.ndarray) -> np.ndarray:
+    def stack_arrays(*arrays: np.ndarray) -> np.ndarray:
         out = np.zeros((steps, len(arrays), *arrays[0].shape[1:]), arrays[0].dtype)
-        for user, array in enumerate(arrays):
-            out[: len(array), user] = array
+        for client, array in enumerate(arrays):
+            out[: len(array), client] = array
         return out
 
-    joined: Batches = tf.nest.map_structure(stacked, *group)
-    return joined
+    stacked: Batches = tf.nest.map_structure(stack_arrays, *group)
+    return stacked
 
 
-def _empty_batches(task: Task, batch_size: int) -> Batches:
+def _make_empty_batches(task: Task, batch_size: int) -> Batches:
     examples = tf.nest.map_structure(
         lambda spec: np.zeros((0, batch_size, *spec.shape), spec.dtype.as_numpy_dtype), task.example
     )
     return Batches(examples, np.zeros(0, np.int32))
 
 
-def _no_update(weights: Weights) -> Any:
-    """The update of no client, for the form of a contribution."""
+def _make_empty_update(weights: Weights) -> Any:
+    """Returns the update of no client, from which the structure of a contribution is read."""
     zero = tf.constant(0.0)
     return ClientUpdate({name: tf.zeros_like(value) for name, value in weights.items()}, *[zero] * 5)

@@ -1,6 +1,6 @@
-"""The plain engine: one TFF client value is one client. It is the law that `fl.engines.cohort` must follow.
+"""Builds the plain engine, in which one TFF client value is one client; `fl.engines.cohort` must give the same results.
 
-Client data are dense tensors, never datasets: a dataset argument is serialised, parsed again on every call and leaks.
+Client data are dense tensors, never datasets: TFF serialises a dataset, parses it again on every call and leaks memory.
 """
 
 from collections import OrderedDict
@@ -23,19 +23,22 @@ def build(
     server_optimizer: tff.learning.optimizers.Optimizer,
     average_decay: float = 0.0,
 ) -> Engine:
-    """Federated averaging with SGD clients; a client value is <examples, rows> of `fl.local_training.Batches`.
+    """Builds federated averaging with SGD clients; a client value is <examples, rows> of `fl.local_training.Batches`.
 
     Args:
-      task: what is learned.
+      task: the learning task.
       initial_weights: named float32 arrays.
-      local: what a client does.
-      aggregator: of `fl.aggregation`.
-      server_optimizer: of `tff.learning.optimizers`; sees minus the mean update as the gradient.
-      average_decay: see `fl.engines.averaging.build`.
+      local: settings of local training.
+      aggregator: an aggregator of `fl.aggregation`.
+      server_optimizer: an optimizer of `tff.learning.optimizers`; its gradient is minus the mean update.
+      average_decay: decay of the running average, see `fl.engines.averaging.build`.
+
+    Returns:
+      The engine.
 
     Raises:
-      ValueError: average_decay is out of range, or the task does not measure the accuracy that the aggregator is to
-        release.
+      ValueError: average_decay is out of range, an initial weight is not a float32 array, or the task does not measure
+        the accuracy that the aggregator needs.
     """
     averaging.check_accuracy(task, aggregator)
 
@@ -43,12 +46,12 @@ def build(
         update = client_update(task, weights, Batches(**value), local.learning_rate)
         return aggregator.client(state, update)
 
-    value_type = averaging.batches_type(task, local.batch_size, users=())
+    value_type = averaging.batches_type(task, local.batch_size, client_axis=())
     return averaging.build(
         client_work, value_type, client_values, initial_weights, aggregator, server_optimizer, average_decay
     )
 
 
 def client_values(batches: Sequence[Batches]) -> list[Any]:
-    """One value a client."""
+    """Returns one client value for each client."""
     return [OrderedDict(client._asdict()) for client in batches]

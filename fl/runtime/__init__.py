@@ -1,4 +1,4 @@
-"""TFF's processes: the worker on this machine (`local`), those of other hosts (`hosts`, `tunnel`), and their guards."""
+"""Runs TFF's worker processes: one on this machine (`local`) or several on other hosts (`hosts`, `tunnel`)."""
 
 from fl.runtime.local import LocalRuntime, local_runtime
 

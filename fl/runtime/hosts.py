@@ -1,8 +1,8 @@
-"""Rounds over several hosts, each with a TFF worker: who gets which shards, and what happens when a host is lost.
+"""Runs rounds over several hosts, each with a TFF worker: distributes the clients and handles the loss of a host.
 
-The hosts compute `Engine.client_sum` on their shares of a round's client values; the partial sums are added here and
-`Engine.server_step`, which draws the noise, runs once on the driver's own worker. So a share that is done again changes
-neither cohort nor noise, and nothing of a round is released before all of it is there.
+The hosts compute `Engine.client_sum` on their shares of a round's client values. The driver adds the partial sums and
+runs `Engine.server_step`, which adds the noise, once on its own worker. So repeating a share changes neither cohort nor
+noise, and nothing of a round is released before its whole sum is there.
 """
 
 import contextlib
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from fl.engines.averaging import Engine
 
-_BEAT_SECONDS = 2.5  # between two heartbeats, and the time a host has for its answer
-_MISSES = 3  # heartbeats in a row that a living host does not miss
+_BEAT_SECONDS = 2.5  # time between two heartbeats, and the time that a host has to answer one
+_MISSES = 3  # number of unanswered heartbeats in a row after which a host is lost
 _START_SECONDS = 20.0
 
 log = logging.getLogger(__name__)
@@ -36,12 +36,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Workers:
-    """Which hosts' workers a driver uses: of the place, not of the run.
+    """The addresses of the workers that a driver uses; they belong to the machines at hand, not to the run.
 
     Attributes:
-      addresses: (host, port) of each.
-      certificates: the driver's folder of `tunnel.make_certificates`: each host is reached through a tunnel. None:
-        the addresses are dialled as they are, without authentication or encryption.
+      addresses: (host, port) of each worker.
+      certificates: the driver's folder from `tunnel.make_certificates`; each host is then reached through a tunnel.
+        None: the driver connects to the addresses directly, without authentication or encryption.
     """
 
     addresses: tuple[tuple[str, int], ...]
@@ -49,50 +49,55 @@ class Workers:
 
     @staticmethod
     def parse(text: str, certificates: Path | None, insecure_network: bool) -> "Workers":
-        """From `host:port,host:port`.
+        """Parses a list of addresses.
+
+        Args:
+          text: `host:port`, or several of them separated by commas.
+          certificates: see `Workers`.
+          insecure_network: allow hosts on the network without certificates.
 
         Raises:
-          ValueError: not such a list, or a host is on the network, there are no certificates, and `insecure_network`
-            does not allow it.
-          OSError: the certificates are not there.
+          ValueError: `text` is not such a list; the certificates are not in order; or a host is on the network,
+            without certificates and without `insecure_network`.
+          OSError: the certificates or stunnel are missing.
         """
         addresses = []
         for item in text.split(","):
-            found = re.fullmatch(r"([\w.-]+|\[[0-9a-fA-F:.]+\]):(\d{1,5})", item.strip())
-            if found is None or not 0 < int(found[2]) < 2**16:
+            match = re.fullmatch(r"([\w.-]+|\[[0-9a-fA-F:.]+\]):(\d{1,5})", item.strip())
+            if match is None or not 0 < int(match[2]) < 2**16:
                 raise ValueError(f"{text}: {item.strip()!r} is not host:port, as in 10.0.0.2:7000")
-            addresses.append((found[1], int(found[2])))
+            addresses.append((match[1], int(match[2])))
         if len(set(addresses)) < len(addresses):
-            raise ValueError(f"{text}: an address is named twice; name each host once")
+            raise ValueError(f"{text}: an address occurs twice; give each address once")
         if certificates is not None:
             tunnel.check_certificates(certificates, "driver")
         elif not insecure_network:
             for host, port in addresses:
-                if not _is_here(host):
+                if not _is_on_loopback(host):
                     raise ValueError(
                         f"{host}:{port} is on the network and would get the clients' text unencrypted: give "
-                        "certificates, dial an ssh tunnel's end on localhost, or allow the insecure network"
+                        "certificates, connect to an ssh tunnel on localhost, or allow the insecure network"
                     )
         return Workers(tuple(addresses), certificates)
 
     @contextlib.contextmanager
     def connected(self) -> Iterator["Hosts"]:
-        """Connects to all of them, for the `with` block.
+        """Connects to all workers for the `with` block.
 
         Raises:
-          WorkerLostError: one does not answer, or refuses our certificate.
+          WorkerLostError: a worker does not answer, or it and the driver do not accept each other's certificates.
         """
         with contextlib.ExitStack() as stack:
             hosts = []
-            for host, port in self.addresses:
-                hosts.append(Host(host, port, self.certificates))
+            for name, port in self.addresses:
+                hosts.append(Host(name, port, self.certificates))
                 stack.callback(hosts[-1].close)
-            for one in hosts:
-                one.wait_until_it_answers()
+            for host in hosts:
+                host.wait_until_it_answers()
             yield Hosts(hosts)
 
 
-def _is_here(host: str) -> bool:
+def _is_on_loopback(host: str) -> bool:
     return host in ("localhost", "[::1]") or re.fullmatch(r"127(\.\d{1,3}){3}", host) is not None
 
 
@@ -101,7 +106,7 @@ class Host:
 
     Attributes:
       address: host:port, for messages.
-      lost: why it is not asked any more; None while it is.
+      lost: why the driver has given up the worker; None while it uses it.
     """
 
     def __init__(self, host: str, port: int, certificates: Path | None) -> None:
@@ -113,16 +118,20 @@ class Host:
             self._tunnel = tunnel.to_worker(host, port, certificates)
             target = f"unix:{self._tunnel.path}"
         self._channel, self._beats = open_channel(target), open_channel(target)
-        # Any method that the worker does not have: a living one says so at once, however busy it is.
+        # A method that no worker has: a living worker answers UNIMPLEMENTED at once, however busy it is.
         self._beat = self._beats.unary_unary("/fedspeak/Heartbeat")
         self._connection = Connection(_Stub(stub(self._channel)), lambda: None)
 
     def beat(self) -> "grpc.Future":
-        """Asks for a sign of life, without waiting for it."""
+        """Sends a heartbeat without waiting for the answer."""
         return self._beat.future(b"", timeout=_BEAT_SECONDS)
 
     def wait_until_it_answers(self) -> None:
-        """Raises WorkerLostError if it does not, for 20 seconds, or if either end refuses the other's certificate."""
+        """Waits until the worker answers.
+
+        Raises:
+          WorkerLostError: it does not within 20 seconds, or one end refuses the other's certificate.
+        """
         deadline = time.monotonic() + _START_SECONDS
         while not is_alive(self.beat()):
             if self._tunnel is not None and (reason := self._tunnel.refusal()):
@@ -138,20 +147,20 @@ class Host:
             time.sleep(0.1)
 
     def call(self, computation: Any, *arguments: Any) -> Any:
-        """Runs a TFF computation there. Raises WorkerLostError if the worker is gone or `abandon`ed meanwhile."""
+        """Runs a TFF computation on the worker; raises WorkerLostError if it is gone or is abandoned meanwhile."""
         import tensorflow_federated as tff
 
         with tff.framework.get_context_stack().install(self._connection.context):
             return computation(*arguments)
 
     def abandon(self, reason: str) -> None:
-        """It is lost: ends the call under way, and all later ones."""
+        """Marks the worker as lost for a reason, and ends the call under way and all later ones."""
         self.lost = reason
         self._channel.close()
         self._beats.close()
 
     def close(self) -> None:
-        """Frees what the worker holds for us, if it lives, and ends the connection."""
+        """Frees what the worker holds for this driver, if it is alive, and ends the connection."""
         if self.lost is None:
             if is_alive(self.beat()):
                 self._connection.disconnect()
@@ -161,14 +170,14 @@ class Host:
 
 
 def is_alive(beat: "grpc.Future") -> bool:
-    """Whether a heartbeat was answered; waits for that."""
+    """Waits for the answer to a heartbeat and returns whether there was one."""
     import grpc
 
     return bool(beat.code() == grpc.StatusCode.UNIMPLEMENTED)
 
 
 class Hosts:
-    """Connected hosts; a lost one is not asked again."""
+    """The connected hosts of a run; a lost host is not used again."""
 
     def __init__(self, hosts: Sequence[Host]) -> None:
         self._hosts = list(hosts)
@@ -177,11 +186,20 @@ class Hosts:
         return len(self._hosts)
 
     def spread(self, engine: "Engine") -> "Engine":
-        """The engine with rounds that run on the hosts. Needs `fl.runtime.local_runtime` for the server's part."""
+        """Returns the engine with rounds that run on the hosts; `fl.runtime.local_runtime` runs the server's part."""
         return engine._replace(process=_SpreadProcess(engine, self))
 
     def sum(self, client_sum: Any, weights: Any, aggregator: Any, values: Sequence[Any]) -> Any:
-        """The sum of `client_sum` over all client values, in shares.
+        """Computes `client_sum` over all client values, in shares; the others repeat the share of a lost host.
+
+        Args:
+          client_sum: the engine's `client_sum`.
+          weights: the model's weights.
+          aggregator: the aggregator's state.
+          values: client values, at least one.
+
+        Returns:
+          The sum over all client values.
 
         Raises:
           WorkerLostError: no host is left.
@@ -191,24 +209,24 @@ class Hosts:
         while waiting:
             alive = [host for host in self._hosts if host.lost is None]
             if not alive:
-                why = "; ".join(f"{host.address}: {host.lost}" for host in self._hosts)
-                raise WorkerLostError(f"no worker is left ({why}): start workers and resume the run")
-            shares = [share for share in np.array_split(waiting, len(alive)) if len(share)]
-            given = {host: [int(index) for index in share] for host, share in zip(alive, shares, strict=False)}
+                reasons = "; ".join(f"{host.address}: {host.lost}" for host in self._hosts)
+                raise WorkerLostError(f"no worker is left ({reasons}): start workers and resume the run")
+            parts = [part for part in np.array_split(waiting, len(alive)) if len(part)]
+            shares = {host: [int(index) for index in part] for host, part in zip(alive, parts, strict=False)}
             done = self._run(
                 {
                     host: functools.partial(
                         host.call, client_sum, weights, aggregator, [values[index] for index in share]
                     )
-                    for host, share in given.items()
+                    for host, share in shares.items()
                 }
             )
-            sums |= {given[host][0]: result for host, result in done.items()}
-            waiting = sorted(index for host in given.keys() - done.keys() for index in given[host])
-        return _added([sums[first] for first in sorted(sums)])
+            sums |= {shares[host][0]: result for host, result in done.items()}
+            waiting = sorted(index for host in shares.keys() - done.keys() for index in shares[host])
+        return _add_sums([sums[first] for first in sorted(sums)])
 
     def _run(self, calls: dict[Host, Callable[[], Any]]) -> dict[Host, Any]:
-        """Runs one call a host, all at once; a host that is lost meanwhile has no result."""
+        """Runs one call on each host, all at the same time; a host that is lost meanwhile has no result."""
         pool = futures.ThreadPoolExecutor(len(calls))
         running = {pool.submit(call): host for host, call in calls.items()}
         misses = dict.fromkeys(calls, 0)
@@ -217,14 +235,14 @@ class Hosts:
                 waiting = futures.wait(running, timeout=_BEAT_SECONDS).not_done
                 if not waiting:
                     break
-                asked = [running[future] for future in waiting if running[future].lost is None]
-                for host, beat in [(host, host.beat()) for host in asked]:
+                busy = [running[future] for future in waiting if running[future].lost is None]
+                for host, beat in [(host, host.beat()) for host in busy]:
                     misses[host] = 0 if is_alive(beat) else misses[host] + 1
                     if misses[host] == _MISSES:
-                        host.abandon(f"{_MISSES} heartbeats in a row not answered ({beat.code().name})")
+                        host.abandon(f"{_MISSES} heartbeats in a row were not answered ({beat.code().name})")
         except BaseException:
             for host in calls:
-                host.abandon("the round was broken off")  # ends the calls, which nothing else can
+                host.abandon("the round was interrupted")  # nothing else can end the calls
             raise
         finally:
             pool.shutdown()
@@ -239,7 +257,7 @@ class Hosts:
 
 
 class _SpreadProcess:
-    """`Engine.process` on hosts."""
+    """An engine's iterative process whose client sums are computed on hosts."""
 
     def __init__(self, engine: "Engine", hosts: Hosts) -> None:
         self._engine = engine
@@ -249,18 +267,18 @@ class _SpreadProcess:
         return self._engine.process.initialize()
 
     def next(self, state: Any, values: Sequence[Any], noise: np.ndarray) -> Any:
-        sum_on = self._hosts.sum if values else _at_home
-        total = sum_on(self._engine.client_sum, state["weights"], state["aggregator"], values)
+        compute_sum = self._hosts.sum if values else _sum_locally
+        total = compute_sum(self._engine.client_sum, state["weights"], state["aggregator"], values)
         return self._engine.server_step(state, total, noise)
 
 
-def _at_home(client_sum: Any, weights: Any, aggregator: Any, values: Sequence[Any]) -> Any:
-    """No client, no host to ask."""
+def _sum_locally(client_sum: Any, weights: Any, aggregator: Any, values: Sequence[Any]) -> Any:
+    """Computes the sum of a round without clients on the driver's own worker."""
     return client_sum(weights, aggregator, values)
 
 
 class _Stub:
-    """A stub whose calls fail with WorkerLostError; TFF's context would try again for ever."""
+    """A stub whose calls raise WorkerLostError if the worker is gone, where TFF's context would retry for ever."""
 
     def __init__(self, plain: Any) -> None:
         self._plain = plain
@@ -274,21 +292,22 @@ class _Stub:
                 return getattr(self._plain, name)(request)
             except (tff.framework.RetryableError, grpc.RpcError, ValueError) as error:
                 if name.startswith("dispose"):
-                    return None  # gone is gone
-                # FAILED_PRECONDITION: another worker took its place; ValueError: we closed the channel.
+                    return None  # the worker's values are gone already
+                # FAILED_PRECONDITION: another worker took its place; ValueError: this driver closed the channel.
                 code = error.code().name if isinstance(error, grpc.Call) else str(error)
                 if code in ("UNAVAILABLE", "FAILED_PRECONDITION", "CANCELLED") or "closed" in code.lower():
-                    raise WorkerLostError(f"it ended, or the way to it is cut ({code})") from error
+                    raise WorkerLostError(f"it ended, or the connection to it is broken ({code})") from error
                 if isinstance(error, grpc.Call) and code in ("RESOURCE_EXHAUSTED", "UNIMPLEMENTED", "UNKNOWN"):
-                    # Too large a message, or no worker of this TFF's. An error of the computation is INTERNAL.
-                    said = " ".join((error.details() or "").split())[:200]
-                    raise WorkerLostError(f"it refused the call ({code}: {said})") from error
+                    # The message is too large, or this is not a worker of this TFF version. An error of the computation
+                    # has the code INTERNAL.
+                    details = " ".join((error.details() or "").split())[:200]
+                    raise WorkerLostError(f"it refused the call ({code}: {details})") from error
                 raise
 
         return call
 
 
-def _added(sums: Sequence[Any]) -> Any:
+def _add_sums(sums: Sequence[Any]) -> Any:
     import tensorflow as tf
 
     return tf.nest.map_structure(lambda *parts: functools.reduce(np.add, parts), *sums)

@@ -1,7 +1,7 @@
-"""TFF's local runtime, owned: computations run on one worker process of ours (`fl.runtime.worker`).
+"""Runs TFF computations on a worker process that fedspeak itself starts and ends (`fl.runtime.worker`).
 
-TFF's default context also compiles with Grappler in our process, every pass aggressive, which can abort the
-interpreter on hand-written recurrent cells. Ours does not.
+TFF's default context also runs Grappler in the Python process, with every pass set to aggressive, which can abort the
+interpreter on hand-written recurrent cells. The context here does not.
 """
 
 import contextlib
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     import tensorflow_federated as tff
     import grpc
 
-_MESSAGE_BYTES = 2**31 - 1  # the most gRPC allows
+_MESSAGE_BYTES = 2**31 - 1  # the maximum that gRPC allows
 
 
 def open_channel(target: str) -> "grpc.Channel":
-    """A gRPC channel to host:port or unix:path with a connection of its own, that it shares with no other channel."""
+    """Opens a gRPC channel to host:port or unix:path, over a connection that no other channel shares."""
     import grpc
 
     return grpc.insecure_channel(
@@ -32,14 +32,14 @@ def open_channel(target: str) -> "grpc.Channel":
 
 
 def stub(channel: "grpc.Channel", check: Callable[[], None] = lambda: None) -> Any:
-    """TFF's stub on a channel that may be closed at any time; `check` runs before each call and may raise."""
+    """Returns TFF's stub for a channel that may be closed at any time; `check` runs before each call and may raise."""
     import tensorflow_federated as tff
 
     return tff.framework.RemoteExecutorGrpcStub(_Unwatched(channel, check))
 
 
 class _Unwatched:
-    """A channel whose state nobody watches: the thread with which TFF's stub does so trips over a closed channel."""
+    """A channel that ignores subscriptions to its state, because the thread for them fails once it is closed."""
 
     def __init__(self, channel: "grpc.Channel", check: Callable[[], None]) -> None:
         self._channel = channel
@@ -55,25 +55,25 @@ class _Unwatched:
         return call
 
     def subscribe(self, callback: Callable[..., None], try_to_connect: bool) -> None:
-        """Forgets it."""
+        """Ignores the subscription."""
 
 
 class Connection:
     """A TFF context that computes on the worker behind a stub.
 
     Attributes:
-      context: to be installed on TFF's context stack.
-      stub: of `tff.framework.RemoteExecutorGrpcStub`'s methods; may be set anew after `disconnect`.
+      context: the context, which the caller installs on TFF's context stack.
+      stub: an object with the methods of `tff.framework.RemoteExecutorGrpcStub`; it may be replaced after `disconnect`.
     """
 
     def __init__(self, stub: Any, check: Callable[[], None]) -> None:
-        """`check` raises if the worker is known to be gone."""
+        """Builds the context; `check` must raise if the worker is known to be gone."""
         import tensorflow_federated as tff
 
         self.stub = stub
         self._check = check
         self._cardinalities: list[dict[Any, int]] = []
-        self._factory = tff.framework.ResourceManagingExecutorFactory(self._executor)
+        self._factory = tff.framework.ResourceManagingExecutorFactory(self._build_executor)
         self.context = tff.framework.SyncExecutionContext(
             executor_fn=self._factory,
             compiler_fn=_compile,
@@ -81,7 +81,7 @@ class Connection:
             transform_result=tff.tensorflow.transform_result,
         )
 
-    def _executor(self, cardinalities: dict[Any, int]) -> "tff.framework.RemoteExecutor":
+    def _build_executor(self, cardinalities: dict[Any, int]) -> "tff.framework.RemoteExecutor":
         import tensorflow_federated as tff
 
         from fl.runtime.remote_executor import RemoteExecutor
@@ -90,13 +90,13 @@ class Connection:
         if cardinalities not in self._cardinalities:
             self._cardinalities.append(dict(cardinalities))
         cardinalities.setdefault(tff.CLIENTS, 0)
-        # Values are freed one by one: in TFF's batches of 20 the worker holds those of the last rounds all at once.
+        # Values are freed one by one: with TFF's batches of 20 the worker would hold the values of several rounds.
         remote = RemoteExecutor(self.stub, dispose_batch_size=1)
         remote.set_cardinalities(cardinalities)
         return remote
 
     def disconnect(self) -> None:
-        """Frees all that the worker holds for us."""
+        """Frees everything that the worker holds for this connection."""
         for cardinalities in self._cardinalities:
             self._factory.clean_up_executor(cardinalities)
         self._cardinalities.clear()
@@ -106,32 +106,33 @@ class LocalRuntime:
     """A worker process on this machine and the TFF context that uses it.
 
     Attributes:
-      worker: its `pid` and `port` are for logs and monitoring.
-      connection: its `context` is installed by `local_runtime`.
+      worker: the process; its `pid` and `port` are useful for logs and monitoring.
+      connection: the connection to it, whose `context` is installed by `local_runtime`.
     """
 
     def __init__(self, concurrent_calls: int, threads_per_call: int) -> None:
         self._settings = concurrent_calls, threads_per_call
         self._start()
-        self.connection = Connection(self._stub(), lambda: self.worker.check_alive())
+        self.connection = Connection(self._build_stub(), lambda: self.worker.check_alive())
 
     def recycle(self) -> None:
-        """Replaces the worker by a new process, between two computations. Results are the same to the bit.
+        """Replaces the worker by a new process, which frees the memory by which the old one has grown.
 
-        What a worker's memory has grown by is given back. Computations are traced anew. Main thread only.
+        Call it from the main thread, between two computations. Results stay the same to the bit. The new worker traces
+        the computations anew.
         """
         self.connection.disconnect()
         self.stop()
         self._start()
-        self.connection.stub = self._stub()
+        self.connection.stub = self._build_stub()
 
     def stop(self) -> None:
-        """Ends the worker."""
+        """Closes the connection and ends the worker."""
         self._channel.close()
         self.worker.stop()
 
-    def _stub(self) -> Any:
-        # The port of a worker that died is free for any account: nothing is sent there any more.
+    def _build_stub(self) -> Any:
+        # Once a worker has died, any account may take its port: the check stops anything from being sent there.
         return stub(self._channel, self.worker.check_alive)
 
     def _start(self) -> None:
@@ -146,14 +147,17 @@ class LocalRuntime:
 
 @contextlib.contextmanager
 def local_runtime(concurrent_calls: int = 2, threads_per_call: int = 1) -> Iterator[LocalRuntime]:
-    """Runs TFF computations of the `with` block on an owned local worker process.
+    """Runs the TFF computations of the `with` block on a worker process that lives as long as the block.
 
     Args:
-      concurrent_calls: client computations that run at once; give it the number of cores.
-      threads_per_call: TensorFlow intra-op threads for each of them.
+      concurrent_calls: number of client computations that run at the same time; use the number of cores.
+      threads_per_call: number of TensorFlow intra-op threads for each of them.
+
+    Yields:
+      The runtime, with its worker process.
 
     Raises:
-      WorkerLostError: the worker did not start, or ended.
+      WorkerLostError: the worker did not start, or it ended.
     """
     import tensorflow_federated as tff
 
@@ -165,14 +169,14 @@ def local_runtime(concurrent_calls: int = 2, threads_per_call: int = 1) -> Itera
             try:
                 yield runtime
             except Exception:
-                runtime.worker.check_alive()  # a call that failed because its worker is gone says just that
+                runtime.worker.check_alive()  # if the call failed because the worker is gone, say so instead
                 raise
     finally:
         runtime.stop()
 
 
 def _compile(computation: "tff.framework.ConcreteComputation") -> object:
-    """TFF's own compiler (`desugar_and_transform_to_native`) without its Grappler pass, see the module's docstring."""
+    """Compiles as TFF's `desugar_and_transform_to_native` does, but without Grappler; see the module's docstring."""
     import tensorflow_federated as tff
     from tensorflow_federated.python.core.environments.tensorflow_backend import (
         tensorflow_tree_transformations,

@@ -1,10 +1,10 @@
-/* Preloaded into TFF's worker process, which binds the unspecified address and so offers an unauthenticated executor
- * (whoever reaches it reads and writes files as its owner) to the whole network.
+/* A shim that is preloaded into TFF's worker process. By itself the worker binds the unspecified address, and so offers
+ * an unauthenticated executor to the whole network: whoever reaches it can read and write files as its owner.
  *
- * bind(): the unspecified address becomes loopback.
- * accept(), accept4(): loopback is shared by all accounts of the machine, and TCP has no peer credentials. So the
- * kernel is asked whose socket is at the other end of each connection; one that is not of the worker's own user id is
- * closed before the worker sees it. Anything but a clear answer refuses. */
+ * bind() replaces the unspecified address by loopback.
+ * accept() and accept4() refuse other accounts: all accounts of the machine share loopback, and TCP has no peer
+ * credentials. So they ask the kernel who owns the socket at the other end of each connection, and close a connection
+ * that is not of the worker's own user id before the worker sees it. Without a clear answer they refuse it, too. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <dlfcn.h>
@@ -40,8 +40,8 @@ int bind(int descriptor, const struct sockaddr *address, socklen_t length) {
   return real_bind(descriptor, address, length);
 }
 
-/* Writes the address and the port of one end of a connection as the kernel's diagnosis takes them; 0 if it is no IP
- * address. */
+/* Writes the address and the port of one end of a connection in the form that the kernel's socket diagnosis expects.
+ * Returns 0 if it is not an IP address. */
 static int read_end(const struct sockaddr_storage *end, __be32 address[4], __be16 *port) {
   const struct sockaddr_in *v4 = (const struct sockaddr_in *)end;
   const struct sockaddr_in6 *v6 = (const struct sockaddr_in6 *)end;
@@ -55,7 +55,7 @@ static int read_end(const struct sockaddr_storage *end, __be32 address[4], __be1
   return end->ss_family == AF_INET || end->ss_family == AF_INET6;
 }
 
-/* Asks the kernel for the TCP socket at the other end of a connection on this machine; 0 if it does not tell. */
+/* Asks the kernel about the TCP socket at the other end of a connection on this machine. Returns 0 without an answer. */
 static int find_peer(int connection, struct inet_diag_msg *peer) {
   struct sockaddr_storage ours, theirs;
   socklen_t our_length = sizeof ours, their_length = sizeof theirs;
@@ -74,10 +74,10 @@ static int find_peer(int connection, struct inet_diag_msg *peer) {
   request.body.sdiag_protocol = IPPROTO_TCP;
   struct inet_diag_sockid *id = &request.body.id;
   id->idiag_cookie[0] = id->idiag_cookie[1] = INET_DIAG_NOCOOKIE;
-  /* Source and destination as the peer sees them: it is the peer's socket that is looked for. */
+  /* Source and destination are as the peer sees them, because the question is about the peer's socket. */
   if (!read_end(&theirs, id->idiag_src, &id->idiag_sport) || !read_end(&ours, id->idiag_dst, &id->idiag_dport)) return 0;
 
-  /* A socket for each question needs no lock and no care after fork(). The answer is there when send() returns. */
+  /* A new socket for each question needs no lock and is safe after fork(). The answer is there when send() returns. */
   int netlink = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_SOCK_DIAG);
   if (netlink < 0) return 0;
   struct sockaddr_nl kernel = {.nl_family = AF_NETLINK}, sender;
@@ -102,28 +102,28 @@ static int is_established(int connection) {
   return getsockopt(connection, IPPROTO_TCP, TCP_INFO, &info, &length) == 0 && info.tcpi_state == TCP_ESTABLISHED;
 }
 
-/* Whether a connection's other end is a socket that this process's user id opened and that is still open. */
+/* Returns whether a connection's other end is a socket that this process's user id opened and that is still open. */
 static int is_ours(int connection) {
   struct inet_diag_msg peer;
   if (!find_peer(connection, &peer)) return 0;
-  /* A closed socket that still sends what it was given has lost its owner: the kernel may print user id 0. */
+  /* A closed socket that still has data to send has lost its owner: the kernel may report user id 0 for it. */
   if (peer.idiag_state != TCP_ESTABLISHED || peer.idiag_inode == 0) return 0;
   if (peer.idiag_uid != geteuid()) return 0;
-  /* Still established after the question: so the answer was not about a later connection from the same port. */
+  /* If the connection is still established now, the answer was not about a later connection from the same port. */
   return is_established(connection);
 }
 
 int accept4(int descriptor, struct sockaddr *address, socklen_t *length, int flags) {
   accept4_function real_accept4 = (accept4_function)dlsym(RTLD_NEXT, "accept4");
-  socklen_t room = length ? *length : 0;
+  socklen_t capacity = length ? *length : 0;
   for (;;) {
-    if (length) *length = room;
+    if (length) *length = capacity;
     int connection = real_accept4(descriptor, address, length, flags);
-    if (connection < 0) return connection; /* the kernel's own error: EAGAIN once nobody else waits */
+    if (connection < 0) return connection; /* the kernel's own error, such as EAGAIN if no connection waits */
     int family = AF_UNSPEC;
     socklen_t family_length = sizeof family;
-    int told = getsockopt(connection, SOL_SOCKET, SO_DOMAIN, &family, &family_length) == 0;
-    int allowed = (told && family != AF_INET && family != AF_INET6) || is_ours(connection);
+    int is_known = getsockopt(connection, SOL_SOCKET, SO_DOMAIN, &family, &family_length) == 0;
+    int allowed = (is_known && family != AF_INET && family != AF_INET6) || is_ours(connection);
     if (allowed) return connection;
     close(connection);
   }

@@ -1,9 +1,9 @@
-"""The way between machines: TLS tunnels (Debian's stunnel) in which each end knows the other's certificate.
+"""Connects machines by TLS tunnels (Debian's stunnel) in which each end accepts exactly one certificate.
 
-TFF's workers speak plain gRPC, so they listen on loopback only. In front of a worker stands a tunnel's far end, on the
-driver its near end; either accepts exactly one certificate, that in its folder's `peer.pem`. No authority is involved.
-The driver reaches its near end over a Unix socket in a folder of its own (mode 0700): a port on loopback would lend the
-driver's certificate to every account of the machine.
+TFF's workers speak plain gRPC, so they listen on loopback only. One end of a tunnel runs in front of a worker, the
+other on the driver's machine; each accepts only the certificate in its folder's `peer.pem`, without any certificate
+authority. The driver reaches its own end over a Unix socket in a private folder (mode 0700), because with a port on
+loopback every account of the machine could use the driver's certificate.
 """
 
 import logging
@@ -20,62 +20,70 @@ from fl.runtime.owned_process import OwnedProcess, require_free_port
 KEY, CERTIFICATE, PEER = "key.pem", "certificate.pem", "peer.pem"
 SIDES = ("driver", "worker")
 _DAYS = 3650
-_PATH_BYTES = 107  # the longest name of a Unix socket
+_PATH_BYTES = 107  # maximum length of a Unix socket's path
 
 log = logging.getLogger(__name__)
 
 
 def make_certificates(folder: Path) -> tuple[Path, Path]:
-    """Makes `folder`/driver and `folder`/worker, one for either end, each with a key of its own (mode 0600).
+    """Makes the folders `folder`/driver and `folder`/worker, one for each end, each with its own key (mode 0600).
 
-    The second is to be copied to the workers' hosts; it does not hold the driver's key.
+    Copy the worker's folder to the workers' hosts; it does not hold the driver's key.
+
+    Returns:
+      (driver's folder, worker's folder).
 
     Raises:
       FileExistsError: there are certificates already.
       FileNotFoundError: openssl is not installed.
-      OSError: it failed.
+      OSError: openssl failed, or a folder cannot be written.
     """
     if shutil.which("openssl") is None:
-        raise FileNotFoundError("openssl is not installed (Debian: apt install openssl): certificates need it")
+        raise FileNotFoundError(
+            "openssl is not installed: install it to make certificates (Debian: apt install openssl)"
+        )
     driver, worker = (folder / side for side in SIDES)
-    for made in (driver, worker):
-        if made.exists():
-            raise FileExistsError(f"{made} exists: choose another folder, or delete the old certificates")
+    for side_folder in (driver, worker):
+        if side_folder.exists():
+            raise FileExistsError(f"{side_folder} exists: choose another folder, or delete the old certificates")
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".making-") as making:
-        sides = [Path(making) / side for side in SIDES]
-        for made in sides:
-            _make_certificate(made)
-        for made, other in (sides, reversed(sides)):
-            shutil.copy(other / CERTIFICATE, made / PEER)
-        for made in sides:
-            made.rename(folder / made.name)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".making-") as unfinished:
+        side_folders = [Path(unfinished) / side for side in SIDES]
+        for side_folder in side_folders:
+            _make_certificate(side_folder)
+        for side_folder, other in (side_folders, reversed(side_folders)):
+            shutil.copy(other / CERTIFICATE, side_folder / PEER)
+        for side_folder in side_folders:
+            side_folder.rename(folder / side_folder.name)
     return driver, worker
 
 
-def _make_certificate(made: Path) -> None:
-    made.mkdir(mode=0o700)
+def _make_certificate(folder: Path) -> None:
+    folder.mkdir(mode=0o700)
     curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    name = ["-subj", f"/CN={_common_name(made.name)}", "-days", str(_DAYS)]
-    files = ["-keyout", str(made / KEY), "-out", str(made / CERTIFICATE)]
+    name = ["-subj", f"/CN={_common_name(folder.name)}", "-days", str(_DAYS)]
+    files = ["-keyout", str(folder / KEY), "-out", str(folder / CERTIFICATE)]
     done = subprocess.run(
         ["openssl", "req", "-x509", *curve, *name, *files], capture_output=True, text=True, check=False, umask=0o077
     )
     if done.returncode:
-        raise OSError(f"openssl made no certificate in {made}: {done.stderr.strip()[-300:]}")
+        raise OSError(f"openssl made no certificate in {folder}: {done.stderr.strip()[-300:]}")
 
 
 def check_certificates(folder: Path, side: str) -> None:
-    """Raises OSError or ValueError, in one line, if `folder` is not the certificates of `side`, or stunnel is missing.
+    """Checks that `folder` holds the certificates of `side` and that stunnel is installed.
 
     Args:
-      folder: of `make_certificates`.
+      folder: one of the folders of `make_certificates`.
       side: "driver" or "worker".
+
+    Raises:
+      OSError, ValueError: a file or stunnel is missing, or the certificates are not in order; the message is one line.
     """
     for name in (KEY, CERTIFICATE, PEER):
         if not (folder / name).is_file():
             raise FileNotFoundError(
-                f"{folder} holds no {name}: give the folder driver or worker of those that fedspeak certificates made"
+                f"{folder} holds no {name}: give the folder driver or worker that fedspeak certificates made"
             )
     if (mode := (folder / KEY).stat().st_mode & 0o777) & 0o077:
         raise ValueError(
@@ -84,11 +92,11 @@ def check_certificates(folder: Path, side: str) -> None:
     if (folder / CERTIFICATE).read_bytes() == (folder / PEER).read_bytes():
         raise ValueError(f"{folder}: both ends have the same certificate: make new ones with fedspeak certificates")
     other = next(name for name in SIDES if name != side)
-    if _common_name(other).encode() in _der(folder / CERTIFICATE):
+    if _common_name(other).encode() in _read_der(folder / CERTIFICATE):
         raise ValueError(f"{folder} holds the {other}'s certificate: give the folder {side} here")
     if shutil.which("stunnel") is None:
         raise FileNotFoundError(
-            "stunnel is not installed (Debian: apt install stunnel4): install it, or join the hosts by ssh -L"
+            "stunnel is not installed (Debian: apt install stunnel4): install it, or connect the hosts by ssh -L"
         )
 
 
@@ -96,29 +104,36 @@ def _common_name(side: str) -> str:
     return f"fedspeak {side}"
 
 
-def _der(certificate: Path) -> bytes:
+def _read_der(certificate: Path) -> bytes:
     try:
         return ssl.PEM_cert_to_DER_cert(certificate.read_text().strip())
-    except ValueError:  # UnicodeDecodeError and base64's errors among them
-        raise ValueError(f"{certificate} is no certificate: make new ones with fedspeak certificates") from None
+    except ValueError:  # includes UnicodeDecodeError and base64's errors
+        raise ValueError(f"{certificate} is not a certificate: make new ones with fedspeak certificates") from None
 
 
 class Tunnel(OwnedProcess):
-    """One end of a tunnel: a running stunnel process. See `to_worker` and `before_worker`.
+    """One end of a tunnel: a running stunnel process, which `to_worker` or `before_worker` starts.
 
     Attributes:
       path: the Unix socket on which it listens, for this account only; None if it listens on an address.
     """
 
     def __init__(self, accept: str | None, connect: str, certificates: Path, is_client: bool) -> None:
-        """`accept` is the address on which it listens; None: a Unix socket."""
+        """Starts stunnel and waits until it listens.
+
+        Args:
+          accept: address on which it listens; None: a Unix socket.
+          connect: address to which it connects.
+          certificates: folder of this end's certificates.
+          is_client: whether this is the driver's end.
+        """
         check_certificates(certificates, SIDES[not is_client])
         super().__init__("stunnel")
         self.path = self._folder / "socket" if accept is None else None
         if self.path is not None and len(os.fsencode(self.path)) > _PATH_BYTES:
             self._output.close()
             self._remove_folder()
-            raise OSError(f"{self.path} is too long for a socket's name: set TMPDIR to a folder with a shorter path")
+            raise OSError(f"{self.path} is too long for a socket's path: set TMPDIR to a folder with a shorter path")
         files = certificates.resolve()
         lines = [
             "foreground = yes",
@@ -135,7 +150,7 @@ class Tunnel(OwnedProcess):
             "verifyPeer = yes",
             "sslVersionMin = TLSv1.3",
             "TIMEOUTconnect = 10",
-            # A call that computes for long says nothing meanwhile: routers must not forget its connection.
+            # Nothing is sent during a long computation; keep-alive packets stop routers from dropping the connection.
             *(f"socket = {end}:{option}" for end in "lr" for option in ("SO_KEEPALIVE=1", "TCP_KEEPIDLE=60")),
         ]
         config = self._folder / "stunnel.conf"
@@ -158,23 +173,23 @@ class Tunnel(OwnedProcess):
         return False
 
     def _release_folder(self) -> None:
-        if self.path is None:  # else the socket is in it
+        if self.path is None:  # otherwise the folder holds the socket
             super()._release_folder()
 
     def refusal(self) -> str | None:
-        """Why the other end of the driver's tunnel will not have us, or we not it; None while nothing says so."""
-        said = self.output()
-        if "Rejected by CERT" in said or "certificate verify failed" in said:
-            return f"its certificate is not that in our {PEER}"
-        if "alert" in said:
+        """Returns why the driver's end and the other end refuse each other; None if stunnel reported no refusal."""
+        output = self.output()
+        if "Rejected by CERT" in output or "certificate verify failed" in output:
+            return f"its certificate is not the one in our {PEER}"
+        if "alert" in output:
             return f"it refuses our {CERTIFICATE}"
-        if "wrong version number" in said:
-            return "what listens there is not a tunnel's end: start that worker with its certificates"
+        if "wrong version number" in output:
+            return "no tunnel listens there: start that worker with its certificates"
         return None
 
 
 def to_worker(host: str, port: int, certificates: Path) -> Tunnel:
-    """Starts the driver's end of the tunnel to a host's worker; its `path` is where the driver reaches it.
+    """Starts the driver's end of the tunnel to a host's worker; the driver connects to its `path`.
 
     Raises:
       OSError, ValueError: stunnel is not installed or did not start, or the certificates are not in order.
@@ -183,11 +198,11 @@ def to_worker(host: str, port: int, certificates: Path) -> Tunnel:
 
 
 def before_worker(port: int, worker_port: int, certificates: Path) -> Tunnel:
-    """The worker's end: listens on `port` of all interfaces; lets the driver, and nobody else, to the worker.
+    """Starts the worker's end: it listens on `port` of all interfaces and lets only the driver through to the worker.
 
     Raises:
-      OSError, ValueError: as `to_worker`, or the port is taken.
+      OSError, ValueError: as in `to_worker`, or the port is taken.
     """
     require_free_port(port)
-    everywhere = "::" if socket.has_dualstack_ipv6() else "0.0.0.0"
-    return Tunnel(f"{everywhere}:{port}", f"127.0.0.1:{worker_port}", certificates, is_client=False)
+    any_address = "::" if socket.has_dualstack_ipv6() else "0.0.0.0"
+    return Tunnel(f"{any_address}:{port}", f"127.0.0.1:{worker_port}", certificates, is_client=False)

@@ -1,7 +1,7 @@
-"""TFF's worker process, owned: on loopback and for this account only, ended on every exit path.
+"""Starts TFF's worker process on loopback, open to this account only, and ends it however Python ends.
 
-Stock TFF 0.87 starts `worker_binary` by itself: it listens without authentication on all interfaces, and is left
-behind as an orphan when Python ends abnormally.
+Stock TFF 0.87 starts `worker_binary` by itself. That process listens without authentication on all interfaces, and it
+is left behind as an orphan if Python ends abnormally.
 """
 
 import logging
@@ -18,8 +18,8 @@ from fl.runtime.kernels import prefer_onednn
 from fl.runtime.owned_process import OwnedProcess, WorkerLostError, is_loopback, listening_addresses, require_free_port
 
 _ANSWER_SECONDS = 120.0
-# Run with the shim: binds all addresses and connects to itself twice. The first connection is closed for sending, so
-# that the shim must refuse it. Prints the address, and whether the second is the one that was let in.
+# Runs with the shim: binds all addresses and connects to itself twice. The first connection is closed for sending, so
+# that the shim must refuse it. Prints the bound address, and whether the connection accepted is the second one.
 _PROBE = """
 import socket
 server = socket.create_server(("0.0.0.0", 0))
@@ -36,11 +36,11 @@ log = logging.getLogger(__name__)
 
 
 class OpenExecutorWarning(UserWarning):
-    """TFF's worker listens on every interface without authentication."""
+    """Warns that TFF's worker listens on every interface without authentication."""
 
 
 def worker_binary() -> Path:
-    """Path of TFF's executor binary. Raises ModuleNotFoundError if TFF is not installed."""
+    """Returns the path of TFF's worker binary; raises ModuleNotFoundError if TFF is not installed."""
     spec = find_spec("tensorflow_federated")
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(
@@ -50,12 +50,12 @@ def worker_binary() -> Path:
 
 
 def c_compiler() -> str | None:
-    """Path of the one that builds the shim; None: the worker cannot be bound to loopback."""
+    """Returns the path of a C compiler for the shim; with None, the worker cannot be bound to loopback."""
     return shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
 
 
 def build_loopback_shim(folder: Path) -> Path | None:
-    """Compiles the shim (`loopback.c`) into `folder`; returns None where there is no C compiler (or it fails)."""
+    """Compiles the shim (`loopback.c`) into `folder`; returns its path, or None if there is no working C compiler."""
     compiler = c_compiler()
     if compiler is None:
         return None
@@ -70,9 +70,9 @@ def build_loopback_shim(folder: Path) -> Path | None:
 
 
 def shim_works(library: Path) -> bool:
-    """Tries the shim in a small process that listens: is it on loopback, and is just its own account let in?
+    """Tries the shim on a small server: it must listen on loopback, and accept its own account's open connection only.
 
-    Where the kernel does not tell whose a connection is, nobody is let in, and this is False.
+    Returns False, too, if the kernel does not say who owns a connection, because the shim then refuses everybody.
     """
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-c", _PROBE],
@@ -85,14 +85,14 @@ def shim_works(library: Path) -> bool:
 
 
 class Worker(OwnedProcess):
-    """One running TFF worker process.
+    """A running TFF worker process.
 
     Args:
-      concurrent_calls: client computations that run at once; give it the number of cores.
-      threads_per_call: TensorFlow intra-op threads for each of them.
-      port: where it listens; left out: a free one.
-      all_interfaces: listen not on loopback but to the whole network, without authentication. Then, and where there
-        is no C compiler, any account of this machine is let in, too; otherwise only this process's own.
+      concurrent_calls: number of client computations that run at the same time; use the number of cores.
+      threads_per_call: number of TensorFlow intra-op threads for each of them.
+      port: port to listen on; None takes a free one.
+      all_interfaces: listen on all interfaces, without authentication, and not on loopback only. With this, or without
+        a C compiler, the worker accepts every account of this machine, too; otherwise only this process's own.
 
     Raises:
       OSError: the port is taken.
@@ -110,7 +110,7 @@ class Worker(OwnedProcess):
         shim = None if all_interfaces else build_loopback_shim(self._folder)
         prefer_onednn()
         environment = dict(os.environ, TF_NUM_INTRAOP_THREADS=str(threads_per_call), TF_CPP_MIN_LOG_LEVEL="2")
-        # An arena of memory for each of gRPC's many threads would keep what the others could use.
+        # With a memory arena for each of gRPC's many threads, memory that one thread frees stays unused by the others.
         environment.setdefault("MALLOC_ARENA_MAX", str(concurrent_calls))
         if shim is not None:
             environment["LD_PRELOAD"] = " ".join([str(shim), *environment.get("LD_PRELOAD", "").split()])
@@ -120,31 +120,36 @@ class Worker(OwnedProcess):
         log.info("TFF worker started: pid %d, port %d", self.pid, self.port)
 
     def wait_until_it_listens(self) -> None:
-        """Also raises WorkerLostError if the worker does not let us in: the kernel must say whose a connection is."""
+        """Waits until the worker listens and accepts a connection of this account.
+
+        Raises:
+          WorkerLostError: the worker did not start, or it refuses this account, because the kernel does not say who
+            owns a connection.
+        """
         super().wait_until_it_listens()
         try:
             with socket.create_connection(("127.0.0.1", self.port), timeout=_ANSWER_SECONDS) as connection:
-                answered = connection.recv(1) != b""  # a gRPC server speaks first
+                is_accepted = connection.recv(1) != b""  # a gRPC server sends first
         except ConnectionError:
-            answered = False
-        if not answered:
-            self.check_alive("it did not start, see what it said, then try again")
+            is_accepted = False
+        if not is_accepted:
+            self.check_alive("it did not start, so look at its output and try again")
             raise WorkerLostError(
-                f"{self.name} refuses this account: the kernel does not tell whose a connection is (module tcp_diag): "
-                "ask fedspeak doctor"
+                f"{self.name} refuses this account, because the kernel does not say who owns a connection (module "
+                "tcp_diag): run fedspeak doctor"
             )
 
     @property
     def is_open(self) -> bool:
-        """Whether it listens on anything but loopback, for any account. Known only once it listens."""
+        """Returns whether it listens on more than loopback, for any account; call this only once it listens."""
         return not all(map(is_loopback, listening_addresses(self.pid)))
 
 
-def warn_of_open(worker: Worker, mend: str) -> None:
-    """The loud warning that belongs to an open worker; `mend` says how to close it."""
+def warn_of_open(worker: Worker, fix: str) -> None:
+    """Warns that a worker is open to all hosts and accounts; `fix` tells the reader how to close it."""
     warnings.warn(
         f"TFF's worker (port {worker.port}) accepts connections from ANY host without authentication, and from any "
-        f"account of this one, and runs whatever they send: {mend}; a firewall keeps out other hosts, not accounts",
+        f"account of this host, and runs whatever they send: {fix} (a firewall keeps out other hosts, not accounts)",
         OpenExecutorWarning,
         stacklevel=3,
     )

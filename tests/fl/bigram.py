@@ -1,4 +1,4 @@
-"""The smallest model that the federated tests train: a table of bigram scores (see `tests.oracles.fedavg`)."""
+"""Defines the smallest model that the federated tests train: a table of bigram scores (see `tests.oracles.fedavg`)."""
 
 from typing import Any
 
@@ -15,17 +15,17 @@ LARGEST_LOSS = 10.0
 
 
 def token_losses(weights: Any, tokens: Any) -> Any:
-    users = tokens.shape.rank - 2  # 1 with a leading user axis
-    logits = tf.gather(weights["table"], tokens[..., :-1], axis=users, batch_dims=users)
+    client_axes = tokens.shape.rank - 2  # 1 with a leading client axis
+    logits = tf.gather(weights["table"], tokens[..., :-1], axis=client_axes, batch_dims=client_axes)
     return tf.nn.sparse_softmax_cross_entropy_with_logits(tokens[..., 1:], logits)
 
 
 def loss_and_correct(weights: Any, tokens: Any, rows: Any = None) -> tuple[Any, Any]:
-    users = tokens.shape.rank - 2
+    client_axes = tokens.shape.rank - 2
     real = tf.not_equal(tokens[..., 1:], 0)
     if rows is not None:
         real &= tf.sequence_mask(rows, tf.shape(tokens)[-2])[..., tf.newaxis]
-    logits = tf.gather(weights["table"], tokens[..., :-1], axis=users, batch_dims=users)
+    logits = tf.gather(weights["table"], tokens[..., :-1], axis=client_axes, batch_dims=client_axes)
     right = tf.equal(tf.argmax(logits, -1, tf.int32), tokens[..., 1:])
     losses = tf.where(real, token_losses(weights, tokens), 0.0)
     return tf.reduce_sum(losses, [-2, -1]), tf.reduce_sum(tf.cast(real & right, tf.float32), [-2, -1])
@@ -36,7 +36,7 @@ def initial_weights(seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def random_sequences(generator: np.random.Generator, rows: int, length: int) -> np.ndarray:
-    """int32 [rows, length + 1]; the last row ends in padding."""
+    """Returns random sequences, int32 [rows, length + 1]; the last row ends in padding."""
     tokens = generator.integers(1, VOCABULARY, size=(rows, length + 1)).astype(np.int32)
     if rows:
         tokens[-1, length // 2 + 1 :] = 0

@@ -1,4 +1,4 @@
-"""One TFF worker for all tests of federated computations: it takes seconds to start."""
+"""Provides one TFF worker to all tests of federated computations, because a worker takes seconds to start."""
 
 import subprocess
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ def worker() -> Iterator[Worker]:
 
 @pytest.fixture(scope="session")
 def blind_shim(tmp_path_factory) -> Path:
-    """The shim as it is where the kernel does not tell whose a connection is."""
+    """Builds a shim to which the kernel never says who owns a connection."""
     folder, compiler = tmp_path_factory.mktemp("blind"), c_compiler()
     assert compiler is not None
     source, library = folder / "blind.c", folder / "blind.so"

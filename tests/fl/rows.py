@@ -1,4 +1,4 @@
-"""Clients' text for the tests of the token store."""
+"""Provides clients' text for the tests of the token store."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""The same small models for the engines and for stock `tff.learning`, and rounds of the latter."""
+"""Provides the same small models to the engines and to stock `tff.learning`, and runs rounds of the latter."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -19,19 +19,19 @@ LENGTH, VOCABULARY, CLASSES = 5, 11, 6
 
 
 class Net(NamedTuple):
-    """A model twice: as a task of the engines and as a Keras model for stock TFF."""
+    """A model in two forms: a task for the engines and a Keras model for stock TFF."""
 
     task: Task
-    weights: dict[str, np.ndarray]  # where both begin
+    weights: dict[str, np.ndarray]  # initial weights of both
     keras_model: Callable[[], keras.Model]
     loss: Callable[[], keras.losses.Loss]
-    spec: tuple[tf.TensorSpec, tf.TensorSpec]  # of a batch (x, y)
-    examples: Callable[[np.random.Generator, int], Any]  # a client's, as `LocalSGD.batches` takes them
-    split: Callable[[Any], tuple[np.ndarray, np.ndarray]]  # the (x, y) of a batch
+    spec: tuple[tf.TensorSpec, tf.TensorSpec]  # specs of a batch (x, y)
+    examples: Callable[[np.random.Generator, int], Any]  # draws a client's examples, for `LocalSGD.batches`
+    split: Callable[[Any], tuple[np.ndarray, np.ndarray]]  # splits a batch into (x, y)
     local: LocalSGD
-    named: Callable[[list[np.ndarray]], dict[str, np.ndarray]]  # from stock's trained weights, in its order
+    named: Callable[[list[np.ndarray]], dict[str, np.ndarray]]  # names stock's trained weights, given in its order
     operations: int  # of a step's loss and gradient, for `tests.tolerance.rounding`
-    # Where the gradient jumps so often that rounding has no useful bound: a jump, as a part of the distance moved.
+    # Where the gradient jumps so often that rounding has no useful bound: a jump, relative to the distance moved.
     jumps: float = 0.0
 
 
@@ -40,17 +40,18 @@ def cross_entropy() -> keras.losses.Loss:
 
 
 def recurrent(cell: str, layer_norm: bool = False, output_bias: bool = False) -> Net:
-    """A language model of the kit.
+    """Returns one of fedspeak's language models.
 
-    Its sequences hold no padding: stock Keras losses count padded positions among those that they average over.
+    Its sequences hold no padding, because stock Keras losses include padded positions in their mean.
 
-    The scale-invariant cell's gradient jumps where another entry becomes the largest, so rounding becomes a jump where
-    two entries come close, and layer normalisation of a state with few entries that are not zero makes more of it. With
-    both, two exact gradients in float32 now and then differ in what one of 15 tokens adds to one of 6 steps, and even
-    one formula does, compiled twice; the formulas are compared in float64, in tests/models/test_cifg_gradient.py.
+    The gradient of the scale-invariant cell jumps where another entry becomes the largest, so that a rounding error may
+    cause a jump if two entries are close. Layer normalisation of a state with few non-zero entries amplifies this. With
+    both, two correct gradients in float32 occasionally differ in the contribution of one of 15 tokens to one of 6
+    steps, even those of one formula that is compiled twice. Therefore tests/models/test_cifg_gradient.py compares the formulas
+    in float64.
     """
     model = RecurrentLanguageModel(cell, VOCABULARY, 12, 16, layer_norm, output_bias)
-    # The rate so low that rounding is not blown up from step to step.
+    # The learning rate is so low that rounding errors do not grow from step to step.
     rate = {("cifg", False): 0.3, ("cifg", True): 0.02, ("si-cifg", False): 0.3, ("si-cifg", True): 0.002}
     tokens = tf.TensorSpec([None, LENGTH], tf.int32)
 
@@ -96,7 +97,7 @@ CNN = layers(
 
 
 def of_keras(make: Callable[[], keras.Model], loss: Callable[[], keras.losses.Loss] = cross_entropy) -> Net:
-    """Any Keras classifier."""
+    """Returns a Keras classifier with random initial weights."""
     model, generator = make(), np.random.default_rng(3)
     shape = model.input_shape[1:]
     for variable in model.trainable_variables:
@@ -122,8 +123,8 @@ def of_keras(make: Callable[[], keras.Model], loss: Callable[[], keras.losses.Lo
 
 
 def datasets(net: Net, clients: list[Batches]) -> list[tf.data.Dataset]:
-    """Each client's batches, their real rows only."""
-    found = []
+    """Returns each client's batches as a data set, without padding."""
+    client_datasets = []
     for client in clients:
         steps = []
         for step, rows in enumerate(client.rows):
@@ -132,20 +133,21 @@ def datasets(net: Net, clients: list[Batches]) -> list[tf.data.Dataset]:
         joined = steps[0]
         for more in steps[1:]:
             joined = joined.concatenate(more)
-        found.append(joined)
-    return found
+        client_datasets.append(joined)
+    return client_datasets
 
 
 class Stock:
-    """Stock federated averaging from `net.weights`: plain SGD clients."""
+    """Stock federated averaging that starts from `net.weights`, with plain SGD clients."""
 
     def __init__(
         self, net: Net, server_optimizer: Any, aggregator: Any, weighted: bool = False, own_loss: bool = False
     ) -> None:
-        """A process for `train`.
+        """Builds the process.
 
-        `aggregator` is of `tff.aggregators`, None for the usual one; where it takes weights, examples or 1 each. With
-        `own_loss` the model is the task's loss with its own gradient, and not Keras's.
+        `aggregator` is one of `tff.aggregators`; None: TFF's default. If it takes client weights, they are the numbers
+        of examples if `weighted`, else 1. With `own_loss` the model is the task's loss with its own gradient and not
+        Keras's.
         """
         arguments = {
             "client_optimizer_fn": tff.learning.optimizers.build_sgdm(net.local.learning_rate),
@@ -167,13 +169,13 @@ class Stock:
         self._own_loss = own_loss
 
     def train(self, rounds: list[list[Batches]]) -> dict[str, np.ndarray]:
-        """The weights after the rounds."""
+        """Returns the weights after the rounds."""
         net = self._net._replace(split=lambda tokens: (tokens, tokens)) if self._own_loss else self._net
         state = self._process.initialize()
         if not self._own_loss:
             start = self._process.get_model_weights(state)
-            # In stock's order: that of the variables of the Keras model.
-            ordered = _in_order_of(net, net.keras_model())
+            # Stock TFF orders the weights as the Keras model orders its variables.
+            ordered = _order_weights(net, net.keras_model())
             state = self._process.set_model_weights(
                 state, tff.learning.models.ModelWeights(ordered, start.non_trainable)
             )
@@ -184,14 +186,14 @@ class Stock:
 
 
 def _functional(net: Net) -> tff.learning.models.FunctionalModel:
-    """The language model, whose prediction for each row is the batch's mean loss."""
+    """Returns a model for TFF whose prediction for each row is the batch's mean loss."""
     names = sorted(net.weights)
 
     @tf.function(autograph=False)
     def mean_loss(weights: Any, tokens: tf.Tensor, training: bool) -> tf.Tensor:
         rows = tf.shape(tokens)[0]
         loss = net.task.loss(dict(zip(names, weights[0], strict=True)), tokens, rows)
-        return tf.fill([rows], loss.total / loss.count)  # by their number stock TFF counts examples
+        return tf.fill([rows], loss.total / loss.count)  # stock TFF counts outputs as examples
 
     tokens = tf.TensorSpec([None, LENGTH + 1], tf.int32)
     return tff.learning.models.FunctionalModel(
@@ -202,8 +204,8 @@ def _functional(net: Net) -> tff.learning.models.FunctionalModel:
     )
 
 
-def _in_order_of(net: Net, keras_model: keras.Model) -> list[np.ndarray]:
-    """`net.weights` in the order of the Keras model's variables: found from numbered weights put through `named`."""
+def _order_weights(net: Net, keras_model: keras.Model) -> list[np.ndarray]:
+    """Returns `net.weights` in the order of the Keras model's variables, found by naming numbered weights."""
     numbered = [np.full(v.shape, i, np.float32) for i, v in enumerate(keras_model.trainable_variables)]
     number_of = {name: int(value.flat[0]) for name, value in net.named(numbered).items()}
     return [net.weights[name] for name in sorted(number_of, key=number_of.__getitem__)]

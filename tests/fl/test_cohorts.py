@@ -24,32 +24,32 @@ SAMPLINGS = st.one_of(
 
 
 @given(SAMPLINGS, st.integers(20, 60), st.integers(0, 1000))
-def test_a_cohort_is_a_set_of_clients_that_depends_on_key_and_round_alone(sampling, population, round_number):
+def test_cohort_is_sorted_set_that_depends_on_key_and_round_only(sampling, population, round_number):
     cohort = draw_cohort(sampling, population, round_number, seed_of_round)
     assert np.all(np.diff(cohort) > 0)
     assert np.all((0 <= cohort) & (cohort < population))
-    # Other rounds in between change nothing.
+    # Drawing other rounds in between changes nothing.
     for other in (0, round_number + 1, 7):
         draw_cohort(sampling, population, other, seed_of_round)
     np.testing.assert_array_equal(cohort, draw_cohort(sampling, population, round_number, seed_of_round))
 
 
 @given(st.integers(1, 20), st.integers(20, 60), st.integers(0, 100))
-def test_fixed_size_cohorts_have_that_size(size, population, round_number):
+def test_fixed_size_cohort_has_given_size(size, population, round_number):
     assert len(draw_cohort(FixedSize(size), population, round_number, seed_of_round)) == size
 
 
 @given(st.integers(1, 20), st.integers(20, 60))
-def test_cyclic_cohorts_partition_the_population_and_come_back_in_turn(cohorts, population):
-    drawn = [draw_cohort(Cyclic(cohorts), population, r, seed_of_round) for r in range(2 * cohorts)]
-    assert sorted(np.concatenate(drawn[:cohorts])) == list(range(population))
-    for first, second in zip(drawn[:cohorts], drawn[cohorts:], strict=True):
+def test_cyclic_cohorts_partition_population_and_repeat_in_turn(cohorts, population):
+    cohorts_drawn = [draw_cohort(Cyclic(cohorts), population, r, seed_of_round) for r in range(2 * cohorts)]
+    assert sorted(np.concatenate(cohorts_drawn[:cohorts])) == list(range(population))
+    for first, second in zip(cohorts_drawn[:cohorts], cohorts_drawn[cohorts:], strict=True):
         np.testing.assert_array_equal(first, second)
-    assert max(map(len, drawn)) - min(map(len, drawn)) <= 1
+    assert max(map(len, cohorts_drawn)) - min(map(len, cohorts_drawn)) <= 1
 
 
 def _worst_deviation(membership: np.ndarray, rate: float) -> float:
-    """Largest |z| among the counts of each client, of each round and of pairs of clients in one round."""
+    """Returns the largest |z| among the counts of each client, of each round and of pairs of clients in one round."""
     rounds, clients = membership.shape
     by_client = (membership.sum(0) - rounds * rate) / np.sqrt(rounds * rate * (1 - rate))
     by_round = (membership.sum(1) - clients * rate) / np.sqrt(clients * rate * (1 - rate))
@@ -59,37 +59,37 @@ def _worst_deviation(membership: np.ndarray, rate: float) -> float:
     return float(np.max(np.abs(np.concatenate([by_client, by_round, by_pair]))))
 
 
-# 2,000 rounds x 40 clients: 2,060 standard normal counts; one beyond 5.5 has probability below 1e-4.
+# 2,000 rounds and 40 clients give 2,060 standard normal counts; one is beyond 5.5 with a probability below 1e-4.
 LIMIT = 5.5
 
 
 def membership(seed) -> np.ndarray:
-    drawn = np.zeros((2000, 40), bool)
+    cohorts_drawn = np.zeros((2000, 40), bool)
     for r in range(2000):
-        drawn[r, draw_cohort(Poisson(0.3), 40, r, seed)] = True
-    return drawn
+        cohorts_drawn[r, draw_cohort(Poisson(0.3), 40, r, seed)] = True
+    return cohorts_drawn
 
 
-def test_poisson_cohorts_are_independent_coins():
+def test_poisson_cohorts_include_clients_independently():
     assert _worst_deviation(membership(seed_of_round), 0.3) < LIMIT
 
 
-def test_the_coin_test_rejects_a_key_that_repeats():
+def test_independence_check_rejects_repeated_seeds():
     assert _worst_deviation(membership(lambda r: seed_of_round(r % 20)), 0.3) > LIMIT
 
 
-def fit(draw: Callable[[int], np.ndarray], law: oracle.Law, rounds: int = 20_000) -> float:
-    """The chance of cohorts as far from `law` as those of `draw`, by chi-square over all subsets.
+def fit(draw: Callable[[int], np.ndarray], distribution: oracle.Law, rounds: int = 20_000) -> float:
+    """Returns the p-value of a chi-square test that the cohorts of `draw` follow `distribution` over all subsets.
 
-    Subsets expected less than 10 times are counted together.
+    Subsets that are expected less than 10 times are counted together.
     """
-    found = Counter(tuple(draw(r).tolist()) for r in range(rounds))
-    assert found.keys() <= law.keys()
+    counts = Counter(tuple(draw(r).tolist()) for r in range(rounds))
+    assert counts.keys() <= distribution.keys()
     cells: dict[tuple[int, ...] | None, np.ndarray] = {}
-    for cohort, probability in law.items():
+    for cohort, probability in distribution.items():
         cell = cohort if probability * rounds >= 10 else None
-        cells[cell] = cells.get(cell, np.zeros(2)) + (found[cohort], float(probability) * rounds)
-    # A remainder that is expected less than once in a thousand such tests must not come at all.
+        cells[cell] = cells.get(cell, np.zeros(2)) + (counts[cohort], float(probability) * rounds)
+    # A remainder that is expected less than once in a thousand such tests must not occur at all.
     if (rest := cells.get(None)) is not None and rest[1] < 1e-3:
         assert rest[0] == 0
         del cells[None]
@@ -99,19 +99,19 @@ def fit(draw: Callable[[int], np.ndarray], law: oracle.Law, rounds: int = 20_000
 
 POISSON = [(1, 0.3), (2, 0.5), (3, 0.9), (5, 0.2), (6, 0.1), (6, 0.5), (6, 0.51), (6, 1 - 1e-3), (6, 1.0), (4, 1e-9)]
 FIXED = [(1, 1), (6, 1), (5, 2), (6, 3), (6, 6)]
-CHANCE = 1e-6  # of a false alarm in each of the fifteen tests below
+FALSE_ALARM = 1e-6  # probability of a false alarm in each of the fifteen tests below
 
 
 @pytest.mark.parametrize(("population", "rate"), POISSON)
-def test_poisson_cohorts_have_their_law(population, rate):
-    law = oracle.poisson(rate, population)
-    assert fit(lambda r: draw_cohort(Poisson(rate), population, r, seed_of_round), law) > CHANCE
+def test_poisson_cohorts_follow_exact_distribution(population, rate):
+    distribution = oracle.poisson(rate, population)
+    assert fit(lambda r: draw_cohort(Poisson(rate), population, r, seed_of_round), distribution) > FALSE_ALARM
 
 
 @pytest.mark.parametrize(("population", "size"), FIXED)
-def test_fixed_size_cohorts_have_their_law(population, size):
-    law = oracle.fixed_size(size, population)
-    assert fit(lambda r: draw_cohort(FixedSize(size), population, r, seed_of_round), law) > CHANCE
+def test_fixed_size_cohorts_follow_exact_distribution(population, size):
+    distribution = oracle.fixed_size(size, population)
+    assert fit(lambda r: draw_cohort(FixedSize(size), population, r, seed_of_round), distribution) > FALSE_ALARM
 
 
 WRONG: dict[str, Callable[[np.random.Generator], np.ndarray]] = {
@@ -126,16 +126,16 @@ WRONG: dict[str, Callable[[np.random.Generator], np.ndarray]] = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_the_test_of_the_poisson_law_rejects(name):
-    assert fit(lambda r: WRONG[name](np.random.default_rng(r)), oracle.poisson(0.3, 6)) < CHANCE / 1e6
+def test_poisson_check_rejects_wrong_sampler(name):
+    assert fit(lambda r: WRONG[name](np.random.default_rng(r)), oracle.poisson(0.3, 6)) < FALSE_ALARM / 1e6
 
 
-def test_the_test_of_the_fixed_size_law_rejects_a_favourite():
+def test_fixed_size_check_rejects_favoured_client():
     def draw(r: int) -> np.ndarray:
         order = np.random.default_rng(r).random(6) * [0.9, 1, 1, 1, 1, 1]
         return np.sort(np.argsort(order)[:3])
 
-    assert fit(draw, oracle.fixed_size(3, 6)) < CHANCE / 1e6
+    assert fit(draw, oracle.fixed_size(3, 6)) < FALSE_ALARM / 1e6
 
 
 @pytest.fixture
@@ -160,35 +160,35 @@ def random_numbers(monkeypatch):
 
 
 @pytest.mark.parametrize(("population", "rate"), [(10**8, 1e-6), (2 * 10**18, 1e-18), (10**6, 1e-9), (10**6, 1e-3)])
-def test_poisson_cohorts_of_large_populations_have_their_law_at_the_cost_of_a_cohort(population, rate, random_numbers):
-    drawn = [draw_cohort(Poisson(rate), population, r, seed_of_round) for r in range(2000)]
-    # Their size and each member, now and then one twice: not a coin for each client.
-    assert sum(random_numbers) <= 2000 + 1.01 * sum(len(cohort) for cohort in drawn)
-    # The size: binomial, whose distance from a Poisson law is below the rate where that is small.
+def test_poisson_cohorts_of_large_population_follow_distribution_at_cost_of_cohort(population, rate, random_numbers):
+    cohorts_drawn = [draw_cohort(Poisson(rate), population, r, seed_of_round) for r in range(2000)]
+    # One number for the size and one for each member, now and then one drawn twice: not a coin for each client.
+    assert sum(random_numbers) <= 2000 + 1.01 * sum(len(cohort) for cohort in cohorts_drawn)
+    # The size is binomial, whose distance from a Poisson distribution is below the rate if that is small.
     size = stats.binom(population, rate) if rate > 1e-12 else stats.poisson(population * rate)
     quantiles = np.unique(size.ppf(np.linspace(0.05, 0.95, 19)))
     expected = np.diff(np.concatenate([[0], size.cdf(quantiles), [1]])) * 2000
-    found = np.bincount(np.searchsorted(quantiles, [len(cohort) for cohort in drawn]), minlength=len(expected))
-    wanted = expected > 5
-    assert found[~wanted].sum() < 30
-    chi_square = ((found - expected)[wanted] ** 2 / expected[wanted]).sum()
-    assert stats.chi2.sf(chi_square, wanted.sum()) > CHANCE
-    # Who: all alike. A twentieth of the clients each, the first and the last among them.
-    members = np.concatenate(drawn)
+    counts = np.bincount(np.searchsorted(quantiles, [len(cohort) for cohort in cohorts_drawn]), minlength=len(expected))
+    frequent = expected > 5
+    assert counts[~frequent].sum() < 30
+    chi_square = ((counts - expected)[frequent] ** 2 / expected[frequent]).sum()
+    assert stats.chi2.sf(chi_square, frequent.sum()) > FALSE_ALARM
+    # All clients are equally likely, counted by twentieths of the population, which include the first and the last.
+    members = np.concatenate(cohorts_drawn)
     if len(members) > 1000:
         counts = np.bincount((members / population * 20).astype(int), minlength=20)
         chi_square = ((counts - len(members) / 20) ** 2 / (len(members) / 20)).sum()
-        assert stats.chi2.sf(chi_square, 19) > CHANCE
+        assert stats.chi2.sf(chi_square, 19) > FALSE_ALARM
 
 
-def test_fixed_size_cohorts_of_large_populations_cost_a_cohort(random_numbers):
+def test_fixed_size_cohorts_of_large_population_cost_one_number_per_member(random_numbers):
     for r in range(1000):
         cohort = draw_cohort(FixedSize(1000), 10**9, r, seed_of_round)
         assert len(cohort) == 1000 and np.all(np.diff(cohort) > 0)
     assert random_numbers == [1000] * 1000
 
 
-def test_poisson_cohorts_may_be_empty():
+def test_poisson_cohort_may_be_empty():
     assert draw_cohort(Poisson(1e-9), 50, 3, seed_of_round).shape == (0,)
 
 
@@ -198,10 +198,10 @@ def test_poisson_cohorts_may_be_empty():
         (FixedSize(6), 5, 0, "cohort size 6 is larger than the population of 5"),
         (Cyclic(6), 5, 0, "6 cyclic cohorts for 5 clients"),
         (Poisson(0.5), 0, 0, "population is 0"),
-        (Poisson(0.5), 5, -1, "round is -1"),
+        (Poisson(0.5), 5, -1, "round_number is -1"),
         ("poisson", 5, 0, "unknown sampling 'poisson'"),
     ],
 )
-def test_errors(sampling, population, round_number, message):
+def test_draw_cohort_refuses_invalid_arguments(sampling, population, round_number, message):
     with pytest.raises(ValueError, match=message):
         draw_cohort(sampling, population, round_number, seed_of_round)

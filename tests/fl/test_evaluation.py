@@ -24,7 +24,7 @@ def sums(rows, weights):
     return [np.sum(MODEL.token_losses(weights, rows).numpy() * (rows[:, 1:] != 0), dtype=np.float64)]
 
 
-def test_sums_by_client_equal_the_models_own_losses():
+def test_evaluator_sums_equal_model_losses():
     weights = MODEL.init(1)
     found = Evaluator(MODEL, sequences())(weights)
     for client, rows in enumerate(sequences()):
@@ -38,18 +38,18 @@ def test_sums_by_client_equal_the_models_own_losses():
     assert found.loss_per_token == pytest.approx(found.loss.sum() / found.tokens.sum())
 
 
-def test_accuracy_counts_the_most_likely_token():
+def test_evaluator_accuracy_counts_most_likely_token():
     weights = MODEL.init(2)
     rows = sequences()[2]
     logits, _ = MODEL.extend(weights, rows[:, :-1], MODEL.initial_state(len(rows)))
-    likeliest = np.argmax(logits, -1)
-    assert Evaluator(MODEL, [rows])(weights).correct[0] == (likeliest == rows[:, 1:]).sum()
-    rows[:, 1] = likeliest[:, 0]  # the first prediction is now right everywhere
+    most_likely = np.argmax(logits, -1)
+    assert Evaluator(MODEL, [rows])(weights).correct[0] == (most_likely == rows[:, 1:]).sum()
+    rows[:, 1] = most_likely[:, 0]  # makes the first prediction of every row correct
     found = Evaluator(MODEL, [rows])(weights)
     assert found.correct[0] >= len(rows) and 1 / 7 <= found.accuracy < 0.5
 
 
-def test_nothing_to_evaluate_is_an_error():
+def test_evaluator_refuses_clients_without_sequences():
     with pytest.raises(ValueError, match="no sequence to evaluate on"):
         Evaluator(MODEL, [np.zeros((0, 8), np.int32)])
     with pytest.raises(ValueError, match="no sequence to evaluate on"):

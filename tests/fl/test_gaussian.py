@@ -1,6 +1,6 @@
-"""The sampler of training noise as TensorFlow operations: its structure exactly, its distribution by fixed seeds.
+"""Tests the TensorFlow sampler of training noise: its structure exactly, its distribution at fixed seeds.
 
-Each p-value is below 1e-4 with that probability.
+With other seeds, a p-value of a correct sampler would be below 1e-4 with a probability of 1e-4.
 """
 
 import math
@@ -19,7 +19,7 @@ SEED = np.array([7, 8], np.int64)
 
 
 def released_in_version_0_1(size, seed):
-    """What fl.aggregation added until then: (a + b) / √2 of two neighbouring outputs of TensorFlow's generator."""
+    """Returns the noise of version 0.1: (a + b) / √2 of two neighbouring outputs of TensorFlow's generator."""
     both = tf.random.stateless_normal([size, 2], seed, alg="philox")
     return tf.reduce_sum(both, axis=-1) * tf.constant(math.sqrt(0.5))
 
@@ -30,14 +30,14 @@ def int32(values):
 
 def from_words(leading, angle, ends=(), further=()):
     return gaussian.from_words(
-        tf.constant(int32([value ^ 2**31 for value in leading])),  # less 2^31, modulo 2^32
+        tf.constant(int32([value ^ 2**31 for value in leading])),  # minus 2^31, modulo 2^32
         tf.constant(int32(angle)),
         tf.constant(np.array(ends, np.int64).reshape(-1, 1)),
         tf.constant(np.array(further, np.uint64).view(np.int64).reshape(14, len(ends))),
     ).numpy()
 
 
-def test_each_number_is_as_near_to_the_exact_one_as_promised():
+def test_from_words_is_within_distance_of_exact_normal():
     leading, angle = (x.ravel().tolist() for x in np.meshgrid(MIDDLE, ANGLES))
     pairs = from_words(leading, angle).reshape(2, -1).T
     for pair, first, turn in zip(pairs, leading, angle, strict=True):
@@ -47,30 +47,30 @@ def test_each_number_is_as_near_to_the_exact_one_as_promised():
 
 @pytest.mark.parametrize("leading", [0, 1, 77, 2**20 - 1, 2**32 - 1024, 2**32 - 1])
 @pytest.mark.parametrize("further", [[0] * 14, [2**64 - 1] * 14, [0, 0, 0, 1] + [0] * 10, [2**63] + [0] * 13])
-def test_at_the_ends_896_further_bits_count(leading, further):
+def test_from_words_uses_896_further_bits_at_ends(leading, further):
     pair = from_words([leading], [5], [0], further)
     radius, cosine, sine = exact_pair(leading, 5, further)
     assert max(abs(pair[0] - cosine), abs(pair[1] - sine)) <= DISTANCE / 2 * (1 + radius)
 
 
-def test_the_far_tail_is_not_cut():
-    """The square of a pair's length passes 80, and 89, where 64 bits would end."""
+def test_from_words_reaches_far_tail():
+    """The square of a pair's L2 norm exceeds 80, and also 89, where 64 bits would end."""
     assert from_words([0], [0], [0], [0] * 14)[0] ** 2 > 1200
 
 
-def test_numbers_are_those_of_the_words():
-    """Every word is used once, and the further bits go to the radii at the ends: 0.02 % of them."""
+def test_standard_normal_uses_each_word_once():
+    """Every word is used once, and further bits go to the radii at the ends, which are 0.02 % of all."""
     size = 200_001
     words = np.array(tf.random.stateless_uniform([(size + 1) // 2], SEED, None, None, tf.int64, "philox"))
     angle, leading = words.view(np.int32).reshape(-1, 2).T[::-1].view(np.uint32)
     ends = np.flatnonzero((leading ^ 2**31) + np.uint32(1024) < np.uint32(2**20 + 1024))
-    assert 10 < len(ends) < 60  # 24 in the mean
+    assert 10 < len(ends) < 60  # 24 are expected
     stream = gaussian.stream(SEED, "further bits")
     further = np.array(tf.random.stateless_uniform([14, len(ends)], stream, None, None, tf.int64, "philox"))
     drawn = np.array(gaussian.standard_normal(size, SEED))
     assert drawn.shape == (size,)
     values = np.append(drawn.astype(np.float64), np.nan).reshape(2, -1).T
-    # To the bit; and, for some, what the words stand for.
+    # The numbers equal those of `from_words` to the bit and, for a sample, the exact normal numbers of the words.
     places = np.sort(ends)
     again = gaussian.from_words(
         tf.constant(leading.view(np.int32)),
@@ -88,26 +88,26 @@ def test_numbers_are_those_of_the_words():
 
 
 @pytest.mark.parametrize("size", [0, 1, 2, 5])
-def test_any_size(size):
+def test_standard_normal_returns_given_size(size):
     assert np.isfinite(gaussian.standard_normal(size, SEED)).sum() == size
 
 
-def test_a_size_out_of_range_is_refused():
+def test_standard_normal_refuses_size_out_of_range():
     with pytest.raises(ValueError, match="size is 2000000000000"):
         gaussian.standard_normal(2 * 10**12, SEED)
 
 
-def test_it_is_standard_normal():
+def test_standard_normal_has_normal_distribution():
     values = np.array(gaussian.standard_normal(4_000_000, SEED))
     assert p_value(values) > 1e-4
     assert p_value(1.01 * values) < 1e-4
-    for lag in (1, 2, 2_000_000):  # the last: the two of a pair
+    for lag in (1, 2, 2_000_000):  # the last lag joins the two numbers of a pair
         assert stats.pearsonr(values[lag:], values[:-lag]).pvalue > 1e-4
         assert stats.pearsonr(values[lag:] ** 2, values[:-lag] ** 2).pvalue > 1e-4
 
 
-def test_streams_are_apart():
-    """The same seed, other names; another seed, the same name."""
+def test_streams_of_other_name_or_seed_are_uncorrelated():
+    """Compares two names under one seed, two seeds under one name, and a stream with its seed itself."""
     seeds = [gaussian.stream(SEED, "a"), gaussian.stream(SEED, "b"), gaussian.stream(SEED + 1, "a"), tf.constant(SEED)]
     drawn = np.array([gaussian.standard_normal(10_000, seed) for seed in seeds])
     for one, other in ((0, 1), (0, 2), (1, 2), (0, 3)):
@@ -119,24 +119,25 @@ THRESHOLDS = (4.0, 5.0, 5.5, 5.68)
 
 
 def tail_p_values(draw, runs, size, thresholds=THRESHOLDS):
-    """Two-sided Poisson p-values of how many numbers lie beyond each threshold, [4, thresholds].
+    """Returns two-sided Poisson p-values of how many numbers lie beyond each threshold, [4, thresholds].
 
-    Of the numbers themselves; and of the sums over √2 of the two of a pair, of neighbours, and of a coordinate in two
-    rounds one after the other: each is standard normal where the numbers are independent.
+    The four rows are for the numbers themselves and for three sums divided by √2: of the two numbers of a pair, of
+    neighbours, and of the same coordinate in two successive rounds. Each is standard normal if the numbers are
+    independent.
     """
 
     @tf.function(autograph=False)
-    def counted(seed, before):
+    def count_tails(seed, before):
         values = draw(size, seed)
         pairs, neighbours = values[: size // 2] + values[size // 2 :], values[:-1] + values[1:]
-        looked_at = [values, *(math.sqrt(0.5) * both for both in (pairs, neighbours, values + before))]
-        counts = [[tf.reduce_sum(tf.cast(tf.abs(x) > t, tf.int64)) for t in thresholds] for x in looked_at]
+        statistics = [values, *(math.sqrt(0.5) * both for both in (pairs, neighbours, values + before))]
+        counts = [[tf.reduce_sum(tf.cast(tf.abs(x) > t, tf.int64)) for t in thresholds] for x in statistics]
         return tf.convert_to_tensor(counts), values
 
     keys, total = RunKeys.fixed(2), np.zeros([4, len(thresholds)], np.int64)
     before = draw(size, tf.constant(keys.noise_seed(0)))
     for run in range(1, runs + 1):
-        counts, before = counted(tf.constant(keys.noise_seed(run)), before)
+        counts, before = count_tails(tf.constant(keys.noise_seed(run)), before)
         total += np.array(counts)
     numbers = runs * np.array([[size], [size // 2], [size - 1], [size]])
     expected = numbers * 2 * stats.norm.sf(thresholds)
@@ -144,19 +145,19 @@ def tail_p_values(draw, runs, size, thresholds=THRESHOLDS):
 
 
 @pytest.mark.slow
-def test_tails_and_pairs_and_rounds_over_a_thousand_million_numbers():
-    """Sixteen p-values above 1e-5: a right sampler fails with probability below 2e-4."""
+def test_standard_normal_has_gaussian_tails_in_billion_numbers():
+    """All sixteen p-values must be above 1e-5: a correct sampler fails with a probability below 2e-4."""
     assert (tail_p_values(gaussian.standard_normal, 250, 4_000_000) > 1e-5).all()
 
 
 @pytest.mark.slow
-def test_the_noise_of_version_0_1_has_an_end():
-    """13 numbers beyond 5.68 are expected of 10^9, and none ever comes."""
+def test_tail_check_rejects_noise_of_version_0_1():
+    """Of 10^9 numbers, 13 beyond 5.68 are expected, and the generator of version 0.1 gives none."""
     assert tail_p_values(released_in_version_0_1, 250, 4_000_000)[0, -1] < 1e-5
 
 
-def test_the_test_of_tails_rejects_shared_radii_and_rounds_with_the_same_noise():
-    """At lower thresholds, where a few million numbers are enough."""
+def test_tail_check_rejects_shared_radii_and_repeated_rounds():
+    """Uses lower thresholds, for which a few million numbers are enough."""
 
     def shared(size, seed):
         half = gaussian.standard_normal(size // 2, seed)

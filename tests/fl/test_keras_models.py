@@ -1,4 +1,4 @@
-"""Keras models in the engines; whole rounds beside stock TFF are in tests/fl/engines/test_stock_equality.py."""
+"""Tests Keras models as tasks; tests/fl/engines/test_stock_equality.py compares whole rounds with stock TFF."""
 
 import logging
 
@@ -36,14 +36,14 @@ def calls_python():
 
 
 def attention():
-    """The gradient of the keys' bias is zero in theory, and rounding here."""
+    """Returns a model in which the gradient of the keys' bias is zero in theory and consists of rounding errors."""
     inputs = keras.Input((30,))
     rows = L.Reshape((5, 6))(inputs)
     return keras.Model(inputs, L.Dense(3)(L.Flatten()(L.MultiHeadAttention(2, 3)(rows, rows))))
 
 
 def two_branches():
-    """Variables are not made in the order of the model's list, and one layer is used twice."""
+    """Returns a model whose variables are not created in the order of its list, and which uses one layer twice."""
     inputs = keras.Input((4,))
     late, shared = L.Dense(3, name="late"), L.Dense(4, activation="tanh", name="shared")
     once = shared(L.Dense(4, name="early")(inputs))
@@ -65,7 +65,7 @@ def tensors(weights):
 
 @pytest.mark.parametrize("graph", [False, True], ids=["eager", "graph"])
 @pytest.mark.parametrize("make", [stock.DENSE, stock.CNN, two_branches, penalised])
-def test_loss_and_gradient_are_those_of_the_keras_model(make, graph):
+def test_keras_task_loss_and_gradient_equal_keras_model(make, graph):
     model = make()
     task, weights = KerasTask(model, CROSS_ENTROPY, SCALAR), tensors(initial_weights(model))
     x, y = data(model, 5)
@@ -93,18 +93,18 @@ def test_loss_and_gradient_are_those_of_the_keras_model(make, graph):
 
 
 @pytest.mark.parametrize("make", [stock.DENSE, two_branches, penalised, attention])
-def test_stacked_users_are_those_users_alone(make):
+def test_keras_task_treats_stacked_clients_like_single_clients(make):
     model = make()
     task, weights = KerasTask(model, CROSS_ENTROPY, SCALAR), initial_weights(model)
     assert task.stacks
     generator = np.random.default_rng(1)
-    users = [
+    clients = [
         {n: v + 0.1 * generator.normal(size=v.shape).astype(np.float32) for n, v in weights.items()} for _ in "abc"
     ]
     x, y = data(model, 3 * 4)
     x, y, rows = x.reshape(3, 4, -1), y.reshape(3, 4), np.array([4, 2, 0], np.int32)
     x[1, 2:], y[1, 2:], x[2], y[2] = 0, 0, 0, 0
-    stacked = {name: tf.stack([user[name] for user in users]) for name in weights}
+    stacked = {name: tf.stack([client[name] for client in clients]) for name in weights}
     with tf.GradientTape() as tape:
         tape.watch(stacked)
         together = task.loss(stacked, (x, y), tf.constant(rows))
@@ -120,14 +120,14 @@ def test_stacked_users_are_those_users_alone(make):
             return [loss.total, *tape.gradient(loss.total, own).values()]
 
         # 4 rows; attention has 5 positions.
-        within = rounding(model_operations(model, 4 * 5), condition(alone, users[user]))
+        within = rounding(model_operations(model, 4 * 5), condition(alone, clients[user]))
         found = [together.total[user], *(part[user] for part in gradient.values())]
-        for many, one in zip(found, alone(users[user]), strict=True):
+        for many, one in zip(found, alone(clients[user]), strict=True):
             np.testing.assert_allclose(many, one, atol=within)
 
 
-def test_rows_of_zeros_without_a_finite_gradient_do_not_count():
-    """Padding is a copy of the user's own row: x / |x| of zeros has none."""
+def test_client_update_ignores_zero_rows_without_finite_gradient():
+    """Padding is replaced by the client's own row, because x / |x| has no finite gradient at zero."""
     model = sequential(L.Lambda(lambda x: x / tf.norm(x, axis=-1, keepdims=True)), L.Dense(3))
     task, weights = KerasTask(model, CROSS_ENTROPY, SCALAR), initial_weights(model)
     x, y = data(model, 6)
@@ -161,16 +161,16 @@ def batch_mean(x):
     ],
     ids=["sum", "ignored class", "rows mixed", "activities", "not vectorised"],
 )
-def test_what_does_not_stack_is_said_in_one_line(layer, loss, reason, caplog):
+def test_keras_task_logs_once_why_it_does_not_stack(layer, loss, reason, caplog):
     more = [L.Conv2D(2, 2), L.Flatten()] if isinstance(layer, L.Reshape) else []
     model = sequential(L.Dense(4), layer, *more, L.Dense(3))
     task = KerasTask(model, keras.losses.SparseCategoricalCrossentropy(from_logits=True, **loss), SCALAR)
     with caplog.at_level(logging.WARNING):
         assert not task.stacks
         assert not task.stacks
-    said = [record.getMessage() for record in caplog.records if record.name == "fl.keras_models"]
-    assert len(said) == 1 and reason in said[0] and "\n" not in said[0]
-    with pytest.raises(ValueError, match="takes no user axis"):
+    messages = [record.getMessage() for record in caplog.records if record.name == "fl.keras_models"]
+    assert len(messages) == 1 and reason in messages[0] and "\n" not in messages[0]
+    with pytest.raises(ValueError, match="takes no leading client axis"):
         cohort.build(
             task,
             initial_weights(model),
@@ -182,7 +182,7 @@ def test_what_does_not_stack_is_said_in_one_line(layer, loss, reason, caplog):
 
 
 @pytest.mark.parametrize("reduction", ["auto", "sum_over_batch_size", "sum"])
-def test_the_loss_is_keras_own_whatever_its_reduction(reduction):
+def test_keras_task_loss_follows_keras_reduction(reduction):
     model = sequential(L.Dense(2))
     task = KerasTask(model, keras.losses.MeanSquaredError(reduction=reduction), tf.TensorSpec([2], tf.float32))
     x, _ = data(model, 3)
@@ -201,7 +201,7 @@ def recurrent(length=5, masked=False):
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_a_language_model_counts_no_padding(masked):
+def test_language_modelling_ignores_padding(masked):
     model = recurrent(masked=masked)
     task, weights = language_modelling(model), tensors(initial_weights(model))
     assert isinstance(task, LanguageModelling) and task.sequence_length == 5
@@ -221,13 +221,13 @@ def test_a_language_model_counts_no_padding(masked):
     assert both.total[1] == 0
 
 
-def test_layers_that_loop_over_time_are_not_stacked(caplog):
+def test_language_modelling_does_not_stack_looping_layers(caplog):
     model = sequential(L.Embedding(11, 6), L.GRU(7, return_sequences=True), L.Dense(11), shape=(5,), dtype="int32")
     assert not language_modelling(model).stacks
     assert "unroll=True" in caplog.text
 
 
-def test_a_mask_of_keras_reaches_the_loss_as_little_as_in_stock():
+def test_keras_task_drops_keras_mask_as_stock_tff_does():
     model = recurrent(masked=True)
     task = KerasTask(model, CROSS_ENTROPY, tf.TensorSpec([5], tf.int32))
     x, y = np.array([[1, 2, 0, 0, 0]], np.int32), np.array([[2, 3, 1, 1, 1]], np.int32)
@@ -241,10 +241,10 @@ def test_a_mask_of_keras_reaches_the_loss_as_little_as_in_stock():
     assert abs(float(loss) - float(CROSS_ENTROPY(y, model(x)))) > 1e-3
 
 
-def test_trained_weights_go_back_into_the_model():
+def test_assign_puts_weights_into_another_model():
     model, other = two_branches(), two_branches()
     weights = initial_weights(model)
-    # Whatever numbers Keras gives to the layers of a process: a checkpoint fits the model of the next.
+    # The names do not depend on the numbers that Keras gives to layers, so a checkpoint fits a later process's model.
     assert list(weights) == sorted(weights) == list(initial_weights(other))
     assert "000_early/kernel" in weights
     assert list(initial_weights(stock.DENSE()))[0] == "000_dense/kernel" == list(initial_weights(stock.DENSE()))[0]
@@ -299,7 +299,7 @@ def two_outputs():
     [
         (lambda: "model", "give a keras.Model"),
         (lambda: keras.Sequential([L.Dense(3)]), "is not built: begin it with a keras.Input"),
-        (lambda: built(Subclassed()), "is subclassed: make it with keras.Sequential or from a keras.Input"),
+        (lambda: built(Subclassed()), "is subclassed: build it with keras.Sequential or from a keras.Input"),
         (two_outputs, "1 inputs and 2 outputs"),
         (
             lambda: sequential(L.Embedding(5, 3), shape=(None,)),
@@ -311,21 +311,24 @@ def two_outputs():
             lambda: sequential(L.Embedding(9, 3), L.LSTM(3, stateful=True), batch=4, shape=(5,)),
             "keeps state from one batch",
         ),
-        (lambda: sequential(L.Reshape((2, 2, 1)), L.RandomFlip(), L.Flatten(), L.Dense(3)), "make no variables"),
+        (
+            lambda: sequential(L.Reshape((2, 2, 1)), L.RandomFlip(), L.Flatten(), L.Dense(3)),
+            "avoid layers that create variables",
+        ),
         (calls_python, "calls Python"),
         (
             lambda: sequential(L.StringLookup(vocabulary=["a"]), L.Embedding(3, 3), dtype="string"),
-            "takes inputs of string",
+            "takes inputs of type string",
         ),
         (frozen, "weights that are not trained .*freeze no layer"),
         (lambda: sequential(L.Flatten()), "has no weights"),
         (lambda: sequential(L.Dense(3, dtype="float64")), "not float32 .*dtype='float32'"),
-        (lambda: sequential(L.Dense(3), L.Dropout(0.5)), "draws random numbers .*take dropout and noise out"),
+        (lambda: sequential(L.Dense(3), L.Dropout(0.5)), "draws random numbers .*remove its dropout and noise layers"),
         (lambda: sequential(L.GaussianNoise(0.5), L.Dense(3)), "draws random numbers"),
         (lambda: sequential(NoConfig(lambda: 3)), "cannot be cloned: give its layers a get_config"),
     ],
 )
-def test_a_model_that_cannot_be_trained_is_refused_with_the_mend(make, message):
+def test_unsuitable_keras_model_is_refused_with_fix(make, message):
     model = make()
     for use in (initial_weights, language_modelling, lambda model: KerasTask(model, CROSS_ENTROPY, SCALAR)):
         with pytest.raises(ValueError, match=message) as refused:
@@ -333,31 +336,31 @@ def test_a_model_that_cannot_be_trained_is_refused_with_the_mend(make, message):
         assert "\n" not in str(refused.value)
 
 
-def test_other_errors():
+def test_keras_task_and_language_modelling_refuse_invalid_arguments():
     model = sequential(L.Dense(3))
     with pytest.raises(ValueError, match="reduction 'none'"):
         KerasTask(model, keras.losses.MeanSquaredError(reduction="none"), SCALAR)
     with pytest.raises(ValueError, match="give an object of keras.losses"):
         KerasTask(model, keras.losses.mean_squared_error, SCALAR)
-    with pytest.raises(ValueError, match="label is None: give the form of one example's y"):
+    with pytest.raises(ValueError, match="label is None: give the spec of one example's y"):
         KerasTask(model, keras.losses.MeanSquaredError(), None)
     for label in (tf.TensorSpec([None], tf.int32), tf.TensorSpec([], tf.string)):
-        with pytest.raises(ValueError, match="numbers of a known shape are needed"):
+        with pytest.raises(ValueError, match="give numbers of a known shape"):
             KerasTask(model, keras.losses.MeanSquaredError(), label)
     with pytest.raises(ValueError, match="tokens .* -> logits"):
         language_modelling(model)
     penalised_rows = L.Embedding(11, 11, embeddings_regularizer="l2")
-    with pytest.raises(ValueError, match="has regularisation losses, which are no token's"):
+    with pytest.raises(ValueError, match="has regularisation losses, which belong to no token"):
         language_modelling(sequential(penalised_rows, shape=(5,), dtype="int32"))
 
 
-def test_dropout_of_rate_zero_draws_nothing():
+def test_initial_weights_accepts_dropout_of_rate_zero():
     assert list(initial_weights(sequential(L.Dense(3), L.Dropout(0.0)))) == ["000_dense/kernel", "001_dense/bias"]
 
 
 @pytest.mark.usefixtures("worker")
-def test_the_usual_stock_process_gives_the_same_rounds():
-    """Built as its documentation does, without an aggregator."""
+def test_cohort_engine_rounds_equal_default_stock_process():
+    """The stock process is built as in TFF's documentation, without an aggregator."""
     net, optimizer = stock.of_keras(stock.DENSE), tff.learning.optimizers.build_sgdm(1.0)
     generator = np.random.default_rng(2)
     rounds = [

@@ -22,11 +22,11 @@ TASK = LanguageModelling(bigram.token_losses, LENGTH)
     st.integers(0, 99),
     st.integers(0, 99),
 )
-def test_batches_hold_each_chosen_sequence_once_an_epoch(rows, batch_size, epochs, most, seed, client):
-    local = LocalSGD(0.1, batch_size, epochs, LENGTH, most)
+def test_batches_hold_each_chosen_sequence_once_per_epoch(rows, batch_size, epochs, limit, seed, client):
+    local = LocalSGD(0.1, batch_size, epochs, LENGTH, limit)
     sequences = np.arange(1, rows * (LENGTH + 1) + 1, dtype=np.int32).reshape(rows, LENGTH + 1)
     batches, real_rows = local.batches(sequences, seed, client)
-    chosen = min(rows, most)
+    chosen = min(rows, limit)
     np.testing.assert_array_equal(real_rows, batches.any(-1).sum(-1))
     assert batches.shape == (epochs * -(-chosen // batch_size), batch_size, LENGTH + 1)
     per_epoch = batches.reshape(epochs, -1, LENGTH + 1)
@@ -38,37 +38,38 @@ def test_batches_hold_each_chosen_sequence_once_an_epoch(rows, batch_size, epoch
     np.testing.assert_array_equal(batches, local.batches(sequences, seed, client).examples)
 
 
-def test_a_clients_batches_depend_on_round_and_client():
+def test_batches_depend_on_round_and_client():
     local = LocalSGD(0.1, 4, 1, LENGTH, 8)
     sequences = bigram.random_sequences(np.random.default_rng(0), 30, LENGTH)
     first = local.batches(sequences, 1, 2).examples
     assert not np.array_equal(first, local.batches(sequences, 2, 2).examples)
     of_each = {local.batches(sequences, 1, client).examples.tobytes() for client in range(2000)}
-    assert len(of_each) == 2000  # of 30! orders none comes twice
+    assert len(of_each) == 2000  # among 30! orders none repeats
 
 
-def test_streams_of_clients_are_far_apart(monkeypatch):
-    """No client's stream is another's a few blocks later: Philox counts up from its counter, lowest word first."""
-    begun, philox = [], np.random.Philox
+def test_batches_use_random_streams_that_do_not_overlap(monkeypatch):
+    """Philox counts up from its start counter, lowest word first, so the clients' start counters must be far apart."""
+    starts, philox = [], np.random.Philox
 
     def recorded(key, counter):
-        begun.append(sum(word << (64 * place) for place, word in enumerate(counter)))
+        starts.append(sum(word << (64 * place) for place, word in enumerate(counter)))
         return philox(key=key, counter=counter)
 
     monkeypatch.setattr(np.random, "Philox", recorded)
     for client in range(100):
         LocalSGD(0.1, 4, 1, LENGTH, 8).batches(np.ones((3, LENGTH + 1), np.int32), 1, client)
-    assert min(np.diff(sorted(begun))) >= 2**64
+    assert min(np.diff(sorted(starts))) >= 2**64
 
 
-def test_every_epoch_has_an_order_of_its_own():
+def test_batches_shuffle_each_epoch_anew():
     local = LocalSGD(0.1, 4, 3, LENGTH, 30)
     epochs = local.batches(bigram.random_sequences(np.random.default_rng(0), 30, LENGTH), 1, 2).examples
     assert len({epoch.tobytes() for epoch in epochs.reshape(3, -1)}) == 3
 
 
-def test_every_sequence_is_chosen_equally_often():
-    # 3,000 draws of 8 of 30: each row's count is binomial(3000, 8/30), sd 24; beyond 5.5 sd with probability < 1e-5.
+def test_batches_choose_sequences_uniformly():
+    # In 3,000 draws of 8 of 30 rows, each row's count is binomial(3000, 8/30) with a standard deviation of 24; one of
+    # them is beyond 5.5 standard deviations with a probability below 1e-5.
     local = LocalSGD(0.1, 8, 1, LENGTH, 8)
     sequences = np.repeat(np.arange(1, 31, dtype=np.int32)[:, None], LENGTH + 1, 1)
     drawn = (local.batches(sequences, r, 0).examples[:, :, 0].ravel() for r in range(3000))
@@ -77,7 +78,7 @@ def test_every_sequence_is_chosen_equally_often():
 
 
 @pytest.mark.parametrize(("rows", "epochs"), [(0, 1), (1, 1), (7, 1), (7, 3)])
-def test_client_update_equals_the_plain_loop(rows, epochs):
+def test_client_update_equals_numpy_loop(rows, epochs):
     local = LocalSGD(0.7, 3, epochs, LENGTH, 64)
     batches = local.batches(bigram.random_sequences(np.random.default_rng(rows), rows, LENGTH), 1, 1)
     weights = bigram.initial_weights()
@@ -89,7 +90,7 @@ def test_client_update_equals_the_plain_loop(rows, epochs):
     assert float(update.tokens) == np.count_nonzero(batches.examples[:, :, 1:])
 
 
-def test_loss_is_taken_before_each_step():
+def test_client_update_takes_loss_before_each_step():
     local = LocalSGD(0.7, 2, 1, LENGTH, 64)
     batches = local.batches(bigram.random_sequences(np.random.default_rng(5), 5, LENGTH), 1, 1)
     table = bigram.initial_weights()["table"].astype(np.float64)
@@ -103,37 +104,37 @@ def test_loss_is_taken_before_each_step():
 
 
 @pytest.mark.parametrize("rows", [[4, 1, 7], [3, 3, 3], [0, 5, 2]])
-def test_users_trained_at_once_equal_users_trained_alone(rows):
+def test_client_update_of_stacked_clients_equals_single_clients(rows):
     local = LocalSGD(0.7, 3, 2, LENGTH, 64)
     generator = np.random.default_rng(1)
-    users = [local.batches(bigram.random_sequences(generator, n, LENGTH), 1, i) for i, n in enumerate(rows)]
-    steps = max(len(user.rows) for user in users)
+    clients = [local.batches(bigram.random_sequences(generator, n, LENGTH), 1, i) for i, n in enumerate(rows)]
+    steps = max(len(client.rows) for client in clients)
     stacked = Batches(
-        np.stack([np.pad(u.examples, ((0, steps - len(u.rows)), (0, 0), (0, 0))) for u in users], 1),
-        np.stack([np.pad(u.rows, (0, steps - len(u.rows))) for u in users], 1),
+        np.stack([np.pad(u.examples, ((0, steps - len(u.rows)), (0, 0), (0, 0))) for u in clients], 1),
+        np.stack([np.pad(u.rows, (0, steps - len(u.rows))) for u in clients], 1),
     )
     together = client_update(TASK, bigram.initial_weights(), stacked, 0.7)
     within = bigram.table_rounding(steps, 0.7, 3 * LENGTH)
-    for index, user in enumerate(users):
-        alone = client_update(TASK, bigram.initial_weights(), user, 0.7)
+    for index, client in enumerate(clients):
+        alone = client_update(TASK, bigram.initial_weights(), client, 0.7)
         np.testing.assert_allclose(together.delta["table"][index], alone.delta["table"], atol=within)
         of_loss = bigram.loss_rounding(2 * rows[index] * LENGTH, within)
         for name, atol in (("examples", 0), ("tokens", 0), ("loss", of_loss)):
             assert abs(float(getattr(together, name)[index]) - float(getattr(alone, name))) <= atol
 
 
-class NoNumberOnPadding(LanguageModelling):
-    """As a model whose weights have diverged may have it."""
+class NanOnPadding(LanguageModelling):
+    """Gives NaN on padding, as a model whose weights have diverged may do."""
 
     def loss(self, weights, batch, rows):
         plain = super().loss(weights, batch, rows)
         padded = tf.equal(batch[..., 0, 0], 0)
-        spoilt = tf.where(padded, float("nan"), 0.0) * tf.reduce_sum(weights["table"], [-2, -1])
-        return plain._replace(total=plain.total + spoilt)
+        nan_or_zero = tf.where(padded, float("nan"), 0.0) * tf.reduce_sum(weights["table"], [-2, -1])
+        return plain._replace(total=plain.total + nan_or_zero)
 
 
-def test_a_user_is_the_same_however_long_the_others_go_on():
-    task = NoNumberOnPadding(bigram.token_losses, LENGTH)
+def test_client_update_does_not_depend_on_steps_of_other_clients():
+    task = NanOnPadding(bigram.token_losses, LENGTH)
     local, generator = LocalSGD(0.7, 3, 1, LENGTH, 64), np.random.default_rng(1)
     short, long = (local.batches(bigram.random_sequences(generator, rows, LENGTH), 1, rows) for rows in (3, 9))
     stacked = Batches(
@@ -142,46 +143,46 @@ def test_a_user_is_the_same_however_long_the_others_go_on():
     )
     together = client_update(task, bigram.initial_weights(), stacked, 0.7)
     within = bigram.table_rounding(len(long.rows), 0.7, 3 * LENGTH)
-    for index, user in enumerate((short, long)):
-        alone = client_update(task, bigram.initial_weights(), user, 0.7)
+    for index, client in enumerate((short, long)):
+        alone = client_update(task, bigram.initial_weights(), client, 0.7)
         np.testing.assert_allclose(together.delta["table"][index], alone.delta["table"], atol=within)
-        of_loss = bigram.loss_rounding(user.rows.sum() * LENGTH, within)
+        of_loss = bigram.loss_rounding(client.rows.sum() * LENGTH, within)
         assert float(together.loss[index]) == pytest.approx(float(alone.loss), abs=of_loss)
 
 
 def lines(generator, lengths):
-    """Sequences of that many tokens, and padding."""
+    """Returns sequences of the given numbers of tokens, filled up with padding."""
     rows = bigram.random_sequences(generator, len(lengths), LENGTH)
     return np.where(np.arange(LENGTH + 1) <= np.reshape(lengths, (-1, 1)), rows, 0).astype(np.int32)
 
 
-def spoilt_by_padding(weights, tokens):
-    """No number where the input is padding."""
+def nan_on_padding(weights, tokens):
+    """Returns NaN or infinite losses if the input is padding."""
     return bigram.token_losses(weights, tokens) * tf.exp(1e4 * tf.cast(tf.equal(tokens[..., :-1], 0), tf.float32))
 
 
-def test_how_long_the_others_lines_are_changes_nothing():
-    """Were stacked batches cut to the longest line of all, a user would be trained on padding for the others' sake."""
-    task = LanguageModelling(spoilt_by_padding, LENGTH, stacks=True, lengths=(2,))
+def test_client_update_does_not_depend_on_line_lengths_of_other_clients():
+    """If stacked batches were cut to the longest line of all, a client's padding would depend on the others' lines."""
+    task = LanguageModelling(nan_on_padding, LENGTH, stacks=True, lengths=(2,))
     generator = np.random.default_rng(8)
     short, long = (lines(generator, [length, length]) for length in (2, LENGTH))
 
-    def update(*users):
+    def update(*clients):
         return client_update(
             task,
             bigram.initial_weights(),
-            Batches(np.stack(users)[np.newaxis], np.full((1, len(users)), 2, np.int32)),
+            Batches(np.stack(clients)[np.newaxis], np.full((1, len(clients)), 2, np.int32)),
             0.7,
         ).delta["table"][0]
 
     np.testing.assert_array_equal(update(short, short), update(short, long))
 
 
-@pytest.mark.parametrize("users", [1, 3])
-def test_batches_cut_to_their_longest_line_train_the_same(users):
+@pytest.mark.parametrize("clients", [1, 3])
+def test_client_update_with_cut_batches_equals_whole_batches(clients):
     generator, local = np.random.default_rng(6), LocalSGD(0.7, 2, 1, LENGTH, 64)
-    clients = [local.batches(lines(generator, generator.integers(1, LENGTH + 1, 8)), 1, i) for i in range(users)]
-    batches = clients[0] if users == 1 else Batches(*(np.stack(parts, 1) for parts in zip(*clients, strict=True)))
+    clients = [local.batches(lines(generator, generator.integers(1, LENGTH + 1, 8)), 1, i) for i in range(clients)]
+    batches = clients[0] if clients == 1 else Batches(*(np.stack(parts, 1) for parts in zip(*clients, strict=True)))
     cut = LanguageModelling(bigram.token_losses, LENGTH, stacks=True, lengths=(1, 2, 4))
     whole, shorter = (client_update(task, bigram.initial_weights(), batches, 0.7) for task in (TASK, cut))
     # Four steps on two rows each; the loss, the coarsest of what is compared, is over all their tokens.
@@ -197,7 +198,7 @@ def test_batches_cut_to_their_longest_line_train_the_same(users):
 @pytest.mark.parametrize(
     ("longest", "which"), [([0, 0], 0), ([1, 0], 0), ([2, 1], 0), ([3, 1], 1), ([4, 4], 1), ([5, 1], 2)]
 )
-def test_a_batch_is_cut_as_short_as_it_may_be(longest, which):
+def test_forms_cut_batch_to_shortest_sufficient_length(longest, which):
     cut = LanguageModelling(bigram.token_losses, LENGTH, lengths=(2, 4))
     chosen, forms = cut.forms(tf.constant(lines(np.random.default_rng(7), longest)))
     assert int(chosen) == which
@@ -205,12 +206,12 @@ def test_a_batch_is_cut_as_short_as_it_may_be(longest, which):
 
 
 @pytest.mark.parametrize("lengths", [(0, 2), (2, 5), (3, 2), (2, 2), (-1,)])
-def test_lengths_out_of_order_or_range_are_refused(lengths):
-    with pytest.raises(ValueError, match=r"lengths is .* rising numbers from 1 to below sequence_length, 5"):
+def test_language_modelling_refuses_lengths_out_of_order_or_range(lengths):
+    with pytest.raises(ValueError, match=r"lengths is .* give increasing integers from 1 to below sequence_length, 5"):
         LanguageModelling(bigram.token_losses, LENGTH, lengths=lengths)
 
 
-def test_a_range_of_steps_is_those_steps_alone():
+def test_client_update_trains_only_given_steps():
     local = LocalSGD(0.7, 2, 1, LENGTH, 64)
     batches = local.batches(bigram.random_sequences(np.random.default_rng(5), 9, LENGTH), 1, 1)
     part = client_update(TASK, bigram.initial_weights(), batches, 0.7, steps=(1, 4))
@@ -218,7 +219,7 @@ def test_a_range_of_steps_is_those_steps_alone():
     np.testing.assert_array_equal(part.delta["table"], alone.delta["table"])
 
 
-def test_batches_of_a_tuple_of_arrays_keep_them_together():
+def test_batches_shuffle_tuple_of_arrays_together():
     local = LocalSGD(0.1, 4, 2, LENGTH, 6)
     x, y = np.arange(1, 10, dtype=np.float32)[:, None] * np.ones([1, 3], np.float32), np.arange(1, 10, dtype=np.int32)
     (bx, by), rows = local.batches((x, y), 1, 2)
@@ -238,13 +239,13 @@ def test_batches_of_a_tuple_of_arrays_keep_them_together():
         ({"learning_rate": 1.0, "max_sequences": 0}, "max_sequences must be .*, got 0"),
     ],
 )
-def test_errors(settings, message):
+def test_local_sgd_refuses_invalid_settings(settings, message):
     with pytest.raises(ValueError, match=message):
         LocalSGD(**settings)
 
 
-def test_a_users_padding_cannot_spoil_its_update():
-    """With weights for which padding alone gives no number, beside a neighbour with more rows or fewer."""
+def test_client_update_ignores_nan_on_own_padding():
+    """Uses losses that are NaN on rows of padding only, and a stacked client with more rows."""
 
     def token_losses(weights, tokens):
         blank = tf.cast(tf.reduce_all(tf.equal(tokens, 0), -1, keepdims=True), tf.float32)

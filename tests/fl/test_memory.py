@@ -22,8 +22,8 @@ def resident_megabytes(pid: int) -> float:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("clients_at_once", [1, 8])
-def test_a_long_run_neither_leaks_nor_traces_again(worker, tmp_path, clients_at_once, monkeypatch):
-    """The tiny preset, 300 rounds of Poisson cohorts of changing size; memory of the process tree from round 50 on."""
+def test_run_rounds_neither_leaks_memory_nor_traces_again(worker, tmp_path, clients_at_once, monkeypatch):
+    """Runs the tiny preset for 300 rounds of Poisson cohorts; the memory must not grow from round 50 on."""
     traced: list[str] = []
     compiled = tff.backends.native.transform_to_native_form
 
@@ -59,5 +59,5 @@ def test_a_long_run_neither_leaks_nor_traces_again(worker, tmp_path, clients_at_
     slope = np.polyfit(np.arange(50, 300), memory[50:], 1)[0]
     print(f"memory {memory[50]:.0f} MB at round 50, {memory[-1]:.0f} MB at 300, slope {slope:.4f} MB a round")
     assert slope < 0.1
-    # The first round's computation serves all later ones, whatever their cohorts' sizes.
+    # The computation of the first round serves all later ones, whatever the sizes of their cohorts.
     assert {"loss", "compiled"} == set(traced) and traces == traces[:1] * 300

@@ -1,4 +1,4 @@
-"""Rows of metrics that are lost or changed are never passed over; whose the files of the loop are."""
+"""Tests that lost or changed rows of metrics stop a run, and that the files of a run are private."""
 
 import os
 import re
@@ -24,7 +24,7 @@ def undisturbed(tmp_path_factory):
 
 
 def stop_after(folder, rounds: int) -> None:
-    """Runs that many rounds, as if killed then."""
+    """Runs a number of rounds, as if killed after them."""
     for row in run_rounds(federation(), RoundLog(folder, keep_checkpoints=2), evaluate):
         if row["round"] == rounds:
             return
@@ -40,10 +40,10 @@ def take_out(content: bytes) -> bytes:
 
 
 def flip_digit(content: bytes) -> bytes:
-    """In the loss of the first row."""
-    found = re.search(rb'"loss": 0\.\d*(\d)', content)
-    assert found
-    place = found.start(1)
+    """Changes a digit in the loss of the first row."""
+    match = re.search(rb'"loss": 0\.\d*(\d)', content)
+    assert match
+    place = match.start(1)
     return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
 
 
@@ -55,16 +55,19 @@ def flip_newest(content: bytes) -> bytes:
 DAMAGES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "cut": (cut, f"metrics.jsonl ends with round 1 and the checkpoint is of round 3: {LOST}"),
     "emptied": (lambda _: b"", f"metrics.jsonl ends with round 0 and the checkpoint is of round 3: {LOST}"),
-    "row taken out": (take_out, f"metrics.jsonl line 2 is of round 3 and not of round 2: {LOST}"),
+    "row taken out": (take_out, f"metrics.jsonl line 2 holds round 3 instead of round 2: {LOST}"),
     "digit": (flip_digit, "metrics.jsonl was changed in lines 1 to 2: restore the file from a copy"),
-    "newest digit": (flip_newest, "metrics.jsonl line 3 is not the checkpoint's row: restore the file from a copy"),
+    "newest digit": (
+        flip_newest,
+        "metrics.jsonl line 3 differs from the row in the checkpoint: restore the file from a copy",
+    ),
     "space": (lambda content: content.replace(b": ", b":", 1), "metrics.jsonl was changed in lines 1 to 2"),
     "nonsense": (lambda content: b"x" + content, "metrics.jsonl line 1 is damaged: restore the file from a copy"),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_file_stops_run_and_reports_and_restored_the_run_goes_on(tmp_path, undisturbed, damage):
+def test_run_rounds_refuses_damaged_metrics_and_resumes_once_restored(tmp_path, undisturbed, damage):
     change, message = DAMAGES[damage]
     stop_after(tmp_path, 3)
     path = tmp_path / "metrics.jsonl"
@@ -83,7 +86,7 @@ def test_a_damaged_file_stops_run_and_reports_and_restored_the_run_goes_on(tmp_p
 
 
 @pytest.mark.parametrize("damage", ["cut", "digit", "gone"])
-def test_set_aside_the_run_goes_on_to_the_same_weights_with_the_newest_row(tmp_path, undisturbed, damage, caplog):
+def test_set_aside_metrics_lets_run_resume_to_same_weights(tmp_path, undisturbed, damage, caplog):
     stop_after(tmp_path, 3)
     path, log = tmp_path / "metrics.jsonl", RoundLog(tmp_path)
     whole = read_metrics(path)
@@ -105,10 +108,10 @@ def test_set_aside_the_run_goes_on_to_the_same_weights_with_the_newest_row(tmp_p
     caplog.clear()
     assert [row["round"] for row in checked_metrics(log)] == [3, 4]
     assert "begins with round 3: older rows were lost and set aside" in caplog.text
-    assert not set_aside_metrics(log) and len(read_metrics(path)) == 2  # in order: nothing is done
+    assert not set_aside_metrics(log) and len(read_metrics(path)) == 2  # the file is in order now and stays
 
 
-def test_killed_while_setting_aside_the_file_is_still_refused(tmp_path):
+def test_set_aside_metrics_killed_midway_leaves_file_refused(tmp_path):
     stop_after(tmp_path, 3)
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(cut(path.read_bytes()))
@@ -187,7 +190,7 @@ def test_rows_of_an_earlier_version_that_are_set_aside_are_json_then(tmp_path, m
     assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
 
 
-def test_rows_after_a_deleted_checkpoint_come_again(tmp_path, undisturbed):
+def test_run_rounds_rewrites_rows_after_deleted_checkpoint(tmp_path, undisturbed):
     stop_after(tmp_path, 3)
     checkpoints.list_files(tmp_path / "checkpoints")[-1].unlink()
     assert len(checked_metrics(RoundLog(tmp_path))) == 3
@@ -195,8 +198,8 @@ def test_rows_after_a_deleted_checkpoint_come_again(tmp_path, undisturbed):
     assert outcome(tmp_path) == undisturbed
 
 
-def test_a_row_is_on_the_disk_before_the_next_checkpoint(tmp_path, monkeypatch):
-    """Else a power cut leaves a checkpoint whose older rows are nowhere."""
+def test_run_rounds_syncs_row_before_next_checkpoint(tmp_path, monkeypatch):
+    """Otherwise a power cut could leave a checkpoint whose older rows are lost."""
     synced, real = set(), os.fsync
 
     def fsync(descriptor):
@@ -210,16 +213,16 @@ def test_a_row_is_on_the_disk_before_the_next_checkpoint(tmp_path, monkeypatch):
         assert row["round"] in synced
 
 
-def test_all_files_of_the_loop_are_the_operators_even_in_an_open_folder(tmp_path):
+def test_run_files_are_private_in_world_readable_folder(tmp_path):
     before = os.umask(0o022)
     try:
         tmp_path.chmod(0o755)
         stop_after(tmp_path, 2)
-        made = list(tmp_path.rglob("*"))
-        assert len(made) == 5 and not [path for path in made if path.stat().st_mode & 0o077]
-        for path in made:
-            path.chmod(0o755 if path.is_dir() else 0o644)
-        run(tmp_path)  # as an earlier version left them
+        paths = list(tmp_path.rglob("*"))
+        assert len(paths) == 5 and not [path for path in paths if path.stat().st_mode & 0o077]
+        for path in paths:
+            path.chmod(0o755 if path.is_dir() else 0o644)  # as an earlier version left them
+        run(tmp_path)
         assert not [path for path in tmp_path.rglob("*") if path.stat().st_mode & 0o077]
         assert tmp_path.stat().st_mode & 0o777 == 0o755
     finally:

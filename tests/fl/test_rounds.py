@@ -1,4 +1,4 @@
-"""The loop under kills at every write, with a process of a few lines of NumPy in TFF's place."""
+"""Tests the round loop under kills at every write, with a process of a few lines of NumPy in place of TFF's."""
 
 import errno
 import hashlib
@@ -27,7 +27,7 @@ PLAN = PrivacyPlan(Poisson(0.3), len(CLIENTS), 4, 1.0, AdaptiveClip(1.0, count_s
 
 
 class FakeProcess:
-    """State and metrics depend on all that a round is given, to the bit; remembers what each round was given."""
+    """A process whose state and metrics depend on every bit that a round is given, and which records those inputs."""
 
     def __init__(self, plan=PLAN, finite: bool = True, noise: float | None = None) -> None:
         self.given: dict[str, set[str]] = {}
@@ -88,11 +88,11 @@ def outcome(folder: Path) -> tuple:
 
 
 class Kill(BaseException):
-    """Stands for kill -9: nothing of ours may handle it."""
+    """Stands for kill -9: no code under test may handle it."""
 
 
 class Disk:
-    """Counts what reaches the disk and kills the run at the n-th operation, before or half-way through it."""
+    """Counts operations on the disk and kills the run at the n-th one, before it or half-way through it."""
 
     def __init__(self, monkeypatch, kill_at: int, half: bool, error: BaseException | None = None) -> None:
         self.count, self.kill_at, self.half, self.error = 0, kill_at, half, error or Kill()
@@ -122,7 +122,7 @@ def undisturbed(tmp_path_factory):
     return rows, outcome(folder)
 
 
-def test_rows_are_what_the_file_holds(tmp_path, undisturbed):
+def test_run_rounds_yields_rows_of_metrics_file(tmp_path, undisturbed):
     rows, (_, metrics, _) = undisturbed
     assert [json.loads(line) for line in metrics.splitlines()] == rows
     assert [row["round"] for row in rows] == [1, 2, 3, 4]
@@ -130,7 +130,7 @@ def test_rows_are_what_the_file_holds(tmp_path, undisturbed):
     assert ["held_out_loss" in row["operator"] for row in rows] == [False, True, False, True]
 
 
-def test_the_average_is_what_is_evaluated(tmp_path):
+def test_run_rounds_evaluates_averaged_weights(tmp_path):
     seen = []
 
     def look(done, weights):
@@ -145,7 +145,7 @@ def test_the_average_is_what_is_evaluated(tmp_path):
 
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("kill_at", range(1, 38))
-def test_killed_anywhere_and_resumed_equals_never_killed(tmp_path, undisturbed, kill_at, half):
+def test_run_rounds_killed_anywhere_resumes_to_same_bits(tmp_path, undisturbed, kill_at, half):
     process = FakeProcess()
     with pytest.MonkeyPatch.context() as patch:
         disk = Disk(patch, kill_at, half)
@@ -154,7 +154,7 @@ def test_killed_anywhere_and_resumed_equals_never_killed(tmp_path, undisturbed, 
         except Kill:
             pass
         else:
-            assert disk.count < kill_at  # past the last operation: nothing to kill
+            assert disk.count < kill_at  # the run ended before this operation, so nothing was killed
     # A second kill while resuming, then the end.
     with pytest.MonkeyPatch.context() as patch:
         Disk(patch, 3 + kill_at % 5, half)
@@ -164,18 +164,18 @@ def test_killed_anywhere_and_resumed_equals_never_killed(tmp_path, undisturbed, 
             pass
     run(tmp_path, process)
     assert outcome(tmp_path) == undisturbed[1]
-    # No state ever met two different cohorts or noises.
+    # No state was ever given two different cohorts or noises.
     assert all(len(given) == 1 for given in process.given.values())
 
 
-def test_the_kills_reach_every_kind_of_operation(tmp_path):
+def test_kill_points_cover_all_disk_operations(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         disk = Disk(patch, 10**9, False)
         run(tmp_path)
     assert 33 <= disk.count <= 37
 
 
-def test_the_kill_test_rejects_noise_drawn_afresh_on_resume(tmp_path, undisturbed, monkeypatch):
+def test_kill_check_rejects_new_noise_on_resume(tmp_path, undisturbed, monkeypatch):
     with pytest.MonkeyPatch.context() as patch:
         Disk(patch, 20, False)
         with pytest.raises(Kill):
@@ -187,7 +187,7 @@ def test_the_kill_test_rejects_noise_drawn_afresh_on_resume(tmp_path, undisturbe
     assert outcome(tmp_path) != undisturbed[1]
 
 
-def test_a_full_disk_is_an_error_and_the_run_resumes(tmp_path, undisturbed):
+def test_run_rounds_raises_on_full_disk_and_resumes(tmp_path, undisturbed):
     with pytest.MonkeyPatch.context() as patch:
         Disk(patch, 18, True, OSError(errno.ENOSPC, "No space left on device"))
         with pytest.raises(OSError, match="No space left"):
@@ -196,13 +196,13 @@ def test_a_full_disk_is_an_error_and_the_run_resumes(tmp_path, undisturbed):
     assert outcome(tmp_path) == undisturbed[1]
 
 
-def test_a_finished_run_stays_as_it_is(tmp_path, undisturbed):
+def test_run_rounds_leaves_finished_run_unchanged(tmp_path, undisturbed):
     run(tmp_path)
     assert run(tmp_path) == []
     assert outcome(tmp_path) == undisturbed[1]
 
 
-def test_the_ledger_is_written_before_the_round_runs(tmp_path):
+def test_run_rounds_writes_ledger_before_training(tmp_path):
     class Checking(FakeProcess):
         def next(self, state, values, noise_seed):
             recorded = Ledger.read(tmp_path / "ledger.jsonl").rounds
@@ -213,7 +213,7 @@ def test_the_ledger_is_written_before_the_round_runs(tmp_path):
     run(tmp_path, Checking())
 
 
-def test_the_ledger_holds_cohort_clip_and_noise(tmp_path, undisturbed):
+def test_run_rounds_records_cohort_clip_and_noise(tmp_path, undisturbed):
     rows, _ = undisturbed
     run(tmp_path)
     recorded = Ledger.read(tmp_path / "ledger.jsonl").rounds
@@ -224,8 +224,8 @@ def test_the_ledger_holds_cohort_clip_and_noise(tmp_path, undisturbed):
     assert [len(r.cohort) for r in recorded] == [row["operator"]["clients"] for row in rows]
 
 
-def test_every_round_has_its_own_cohort_noise_and_batches(tmp_path):
-    """Kills loops that seed every round alike, which resume to the same bits all the same."""
+def test_run_rounds_draws_new_cohort_noise_and_batches_each_round(tmp_path):
+    """Rejects loops that seed every round alike, which would also resume to the same bits."""
     process, keys = FakeProcess(), RunKeys.fixed(5)
     run(tmp_path, process)
     recorded = Ledger.read(tmp_path / "ledger.jsonl").rounds
@@ -234,15 +234,15 @@ def test_every_round_has_its_own_cohort_noise_and_batches(tmp_path):
         assert recorded[number].cohort == tuple(sorted(CLIENTS[client] for client in cohort))
         np.testing.assert_array_equal(noise_seed, keys.noise_seed(number))
         for value, client in zip(values, cohort, strict=True):
-            wanted = LOCAL.batches(sequences(client), keys.sampler_seed(number), int(client))
-            np.testing.assert_array_equal(value.examples, wanted.examples)
-            np.testing.assert_array_equal(value.rows, wanted.rows)
+            expected = LOCAL.batches(sequences(client), keys.sampler_seed(number), int(client))
+            np.testing.assert_array_equal(value.examples, expected.examples)
+            np.testing.assert_array_equal(value.rows, expected.rows)
     assert len({seed.tobytes() for _, seed in process.rounds}) == 4
     assert len({entry.cohort for entry in recorded}) == 4
 
 
-def test_a_process_that_adds_other_noise_than_the_ledger_says_is_stopped(tmp_path):
-    with pytest.raises(ValueError, match="used noise_stddev 0.1 and the plan promises"):
+def test_run_rounds_stops_process_with_other_noise_than_ledger(tmp_path):
+    with pytest.raises(ValueError, match="used noise_stddev 0.1, but the plan requires"):
         run(tmp_path, FakeProcess(noise=0.1))
     assert not (tmp_path / "checkpoints").exists()
 
@@ -250,7 +250,7 @@ def test_a_process_that_adds_other_noise_than_the_ledger_says_is_stopped(tmp_pat
 @pytest.mark.parametrize(
     ("name", "factor"), [("clip", 2.0), ("noise_stddev", 2.0), ("noise_stddev", 0.5), ("metric_noise_multiplier", 1.0)]
 )
-def test_neither_more_nor_less_clip_or_noise_than_recorded_is_let_through(tmp_path, name, factor):
+def test_run_rounds_refuses_larger_and_smaller_clip_or_noise(tmp_path, name, factor):
     class Other(FakeProcess):
         def next(self, state, values, noise_seed):
             state, measured = super().next(state, values, noise_seed)
@@ -261,7 +261,7 @@ def test_neither_more_nor_less_clip_or_noise_than_recorded_is_let_through(tmp_pa
         run(tmp_path, Other())
 
 
-def test_ledger_and_checkpoints_lost_is_no_fresh_start(tmp_path):
+def test_run_rounds_refuses_fresh_start_over_old_metrics(tmp_path):
     run(tmp_path)
     (tmp_path / "ledger.jsonl").unlink()
     for path in checkpoints.list_files(tmp_path / "checkpoints"):
@@ -270,22 +270,22 @@ def test_ledger_and_checkpoints_lost_is_no_fresh_start(tmp_path):
         run(tmp_path)
 
 
-def test_a_run_does_not_go_on_with_other_inputs(tmp_path):
+def test_run_rounds_refuses_other_inputs_on_resume(tmp_path):
     run(tmp_path)
     checkpoints.list_files(tmp_path / "checkpoints")[-1].unlink()
     with pytest.raises(ValueError, match="data, starting weights or settings are not those of the rounds"):
         run(tmp_path, inputs="other data")
 
 
-def test_a_run_does_not_go_on_with_other_keys(tmp_path):
-    """With those of a run on other data, the noise of a round would come twice."""
+def test_run_rounds_refuses_other_keys_on_resume(tmp_path):
+    """With the keys of a run on other data, the same noise would be used twice."""
     run(tmp_path)
     checkpoints.list_files(tmp_path / "checkpoints")[-1].unlink()
     with pytest.raises(ValueError, match="the keys are not those of the rounds in .*: restore this run's keys"):
         run(tmp_path, key=6)
 
 
-def test_metrics_never_show_a_round_whose_state_is_not_saved(tmp_path):
+def test_metrics_never_hold_round_without_saved_state(tmp_path):
     def rows() -> int:
         return len(read_metrics(tmp_path / "metrics.jsonl"))
 
@@ -299,7 +299,7 @@ def test_metrics_never_show_a_round_whose_state_is_not_saved(tmp_path):
     assert read_metrics(tmp_path / "second" / "metrics.jsonl") == []
 
 
-def test_a_lost_ledger_stops_the_run(tmp_path):
+def test_run_rounds_refuses_missing_ledger(tmp_path):
     run(tmp_path)
     (tmp_path / "ledger.jsonl").unlink()
     with pytest.raises(FileNotFoundError, match="ledger.jsonl is missing: restore it"):
@@ -307,15 +307,15 @@ def test_a_lost_ledger_stops_the_run(tmp_path):
     assert not (tmp_path / "ledger.jsonl").exists()
 
 
-def test_a_cut_ledger_stops_the_run(tmp_path):
+def test_run_rounds_refuses_truncated_ledger(tmp_path):
     run(tmp_path)
     lines = (tmp_path / "ledger.jsonl").read_bytes().splitlines(keepends=True)
     (tmp_path / "ledger.jsonl").write_bytes(b"".join(lines[:2]))
-    with pytest.raises(ValueError, match="holds 1 rounds and the checkpoint is of round 4"):
+    with pytest.raises(ValueError, match="holds 1 rounds, but the checkpoint is of round 4"):
         run(tmp_path)
 
 
-def test_the_ledger_of_another_run_is_refused(tmp_path):
+def test_run_rounds_refuses_ledger_of_other_run(tmp_path):
     run(tmp_path / "one")
     run(tmp_path / "two", key=6)
     (tmp_path / "one" / "ledger.jsonl").write_bytes((tmp_path / "two" / "ledger.jsonl").read_bytes())
@@ -323,7 +323,7 @@ def test_the_ledger_of_another_run_is_refused(tmp_path):
         run(tmp_path / "one")
 
 
-def test_a_damaged_checkpoint_stops_the_run_and_the_one_before_resumes_it(tmp_path, undisturbed):
+def test_run_rounds_refuses_damaged_checkpoint_and_resumes_from_previous(tmp_path, undisturbed):
     run(tmp_path)
     newest = checkpoints.list_files(tmp_path / "checkpoints")[-1]
     newest.write_bytes(newest.read_bytes()[:-5])
@@ -334,34 +334,36 @@ def test_a_damaged_checkpoint_stops_the_run_and_the_one_before_resumes_it(tmp_pa
     assert outcome(tmp_path) == undisturbed[1]
 
 
-def test_weights_that_are_not_finite_stop_the_run(tmp_path):
+def test_run_rounds_stops_on_non_finite_weights(tmp_path):
     with pytest.raises(ValueError, match="not finite after round 1: the server learning rate"):
         run(tmp_path, FakeProcess(finite=False))
 
 
 @pytest.mark.parametrize("declared", [30, 60])
-def test_all_clients_are_drawn_from_whatever_population_was_declared(tmp_path, declared):
-    """Each of the 40 joins by its own coin; the noise and the denominator are those of the declared number."""
+def test_run_rounds_draws_from_all_clients_with_declared_population(tmp_path, declared):
+    """Each of the 40 clients joins independently; noise and denominator are those of the declared population."""
     clip = AdaptiveClip(1.0, count_stddev=5.0)
     plan = PrivacyPlan(Poisson(0.9), declared, 4, 1.0, clip, population_declared=True)
     run(tmp_path, FakeProcess(plan), plan=plan)
     read = Ledger.read(tmp_path / "ledger.jsonl")
-    assert set(read.participations()) == set(CLIENTS)  # one of 40 is in no round with probability 0.4 %: not so here
+    assert set(read.participations()) == set(
+        CLIENTS
+    )  # with other keys, one of 40 is in no round with probability 0.4 %
     assert plan.expected_cohort == 0.9 * declared
 
 
-def test_the_population_must_be_the_plans():
-    with pytest.raises(ValueError, match="population of 41 clients and there are 40"):
+def test_federation_refuses_other_population_than_plan():
+    with pytest.raises(ValueError, match="population of 41 clients, but there are 40"):
         federation(plan=PrivacyPlan(Poisson(0.3), 41, 4, 1.0, AdaptiveClip(1.0, count_stddev=5.0)))
 
 
-def test_metrics_with_an_unfinished_line_are_read_without_it(tmp_path):
+def test_read_metrics_ignores_unfinished_line(tmp_path):
     (tmp_path / "metrics.jsonl").write_bytes(b'{"round": 1, "operator": {}}\n{"roun')
     assert read_metrics(tmp_path / "metrics.jsonl") == [{"round": 1, "operator": {}}]
 
 
 @pytest.mark.parametrize("line", [b"{}", b"[1]", b"nonsense", b"\xff", b"[" * 100_000])
-def test_a_damaged_line_of_metrics_is_named(tmp_path, line):
+def test_read_metrics_names_damaged_line(tmp_path, line):
     (tmp_path / "metrics.jsonl").write_bytes(b'{"round": 1, "operator": {}}\n' + line + b"\n")
     with pytest.raises(ValueError, match="line 2 is damaged: restore the file"):
         read_metrics(tmp_path / "metrics.jsonl")

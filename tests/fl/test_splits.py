@@ -17,13 +17,13 @@ SHARES = st.tuples(st.floats(0, 1), st.floats(0, 1)).filter(lambda shares: sum(s
 
 
 @given(ids=IDS, shares=SHARES, seed=SEED)
-def test_the_three_sets_are_disjoint_and_hold_every_client_once(ids, shares, seed):
+def test_split_clients_puts_each_client_in_exactly_one_set(ids, shares, seed):
     splits = split_clients(ids, shares[0], shares[1], seed)
     assert sorted([*splits.train, *splits.validation, *splits.test]) == sorted(ids)
 
 
 @given(ids=IDS, new=st.text("abc", min_size=9, max_size=9), place=st.integers(0, 40), shares=SHARES, seed=SEED)
-def test_adding_a_client_moves_no_other(ids, new, place, shares, seed):
+def test_split_clients_moves_no_other_client_when_one_is_added(ids, new, place, shares, seed):
     before = split_clients(ids, shares[0], shares[1], seed)
     after = split_clients([*ids[:place], new, *ids[place:]], shares[0], shares[1], seed)
     for old, grown in zip(before, after, strict=True):
@@ -31,7 +31,7 @@ def test_adding_a_client_moves_no_other(ids, new, place, shares, seed):
 
 
 @given(ids=IDS, shares=SHARES, seed=SEED, order=st.randoms())
-def test_order_of_the_clients_does_not_matter(ids, shares, seed, order):
+def test_split_clients_does_not_depend_on_order(ids, shares, seed, order):
     shuffled = order.sample(ids, len(ids))
     for left, right in zip(
         split_clients(ids, shares[0], shares[1], seed),
@@ -41,24 +41,24 @@ def test_order_of_the_clients_does_not_matter(ids, shares, seed, order):
         assert set(left) == set(right)
 
 
-def test_shares_and_seeds_are_kept():
+def test_split_clients_keeps_shares_and_depends_on_seed():
     ids = [f"client {number}" for number in range(20_000)]
     splits = split_clients(ids, 0.1, 0.3, seed=0)
-    # Binomial: five standard deviations, an error probability below 1e-6 for each.
+    # The sizes are binomial; each is beyond five standard deviations with a probability below 1e-6.
     for part, share in ((splits.validation, 0.1), (splits.test, 0.3)):
         assert abs(len(part) - share * 20_000) < 5 * math.sqrt(20_000 * share * (1 - share))
     other = split_clients(ids, 0.1, 0.3, seed=1)
-    # Independent of the first: of its test clients, three in ten are test clients again.
+    # Another seed gives an independent split: three in ten of the first one's test clients are test clients again.
     both = len(set(splits.test) & set(other.test))
     assert abs(both - 0.09 * 20_000) < 5 * math.sqrt(20_000 * 0.09 * 0.91)
 
 
-def test_a_larger_test_share_keeps_the_test_clients():
+def test_split_clients_with_larger_test_share_keeps_test_clients():
     ids = [f"client {number}" for number in range(500)]
     assert set(split_clients(ids, 0.1, 0.1, 7).test) < set(split_clients(ids, 0.1, 0.2, 7).test)
 
 
-def test_a_store_is_split_as_its_ids_are(tmp_path):
+def test_split_store_equals_split_clients(tmp_path):
     ids = sorted(f"client {number} é" for number in range(300))
     (tmp_path / "rows").write_text("".join(json.dumps({"user": name, "text": "a"}) + "\n" for name in ids))
     source, words = jsonl.load(tmp_path / "rows", "user", "text"), learn([], SMALLEST)
@@ -69,13 +69,13 @@ def test_a_store_is_split_as_its_ids_are(tmp_path):
         split_store(store, 0.2, 2)
 
 
-def test_a_split_is_that_of_earlier_versions():
-    # A split that changed would turn test clients of finished runs into training clients.
+def test_split_clients_equals_earlier_versions():
+    # A changed split would turn test clients of finished runs into training clients.
     earlier = (("0", "1", "5", "11"), ("2", "3", "7", "8"), ("4", "6", "9", "10"))
     assert split_clients(map(str, range(12)), 0.3, 0.3, 5) == earlier
 
 
-def test_all_or_nothing():
+def test_split_clients_accepts_shares_of_zero_and_one():
     ids = ["a", "b", "c"]
     assert split_clients(ids, 0, 0, 0) == (("a", "b", "c"), (), ())
     assert split_clients(ids, 0, 1, 0) == ((), (), ("a", "b", "c"))
@@ -93,13 +93,13 @@ def test_all_or_nothing():
         (0.1, 0.1, 2**127, "does not fit 128 bits"),
     ],
 )
-def test_bad_arguments_are_refused(validation, test, seed, reason):
+def test_split_clients_refuses_invalid_shares_and_seeds(validation, test, seed, reason):
     with pytest.raises(ValueError, match=reason):
         split_clients(["a"], validation, test, seed)
 
 
-def test_a_client_that_stands_twice_is_refused():
-    with pytest.raises(ValueError, match="'a' stands twice"):
+def test_split_clients_refuses_duplicate_id():
+    with pytest.raises(ValueError, match="'a' occurs twice"):
         split_clients(["a", "b", "a"], 0.1, 0.1, 0)
 
 
@@ -110,18 +110,18 @@ def client_tokens(draw):
 
 
 @given(tokens=client_tokens(), fraction=st.floats(0, 1, exclude_max=True))
-def test_targets_of_the_two_parts_are_those_of_the_whole(tokens, fraction):
+def test_hold_out_parts_have_all_targets_once(tokens, fraction):
     train, held = hold_out(tokens, fraction)
     assert np.concatenate([train[1:], held[1:]]).tolist() == tokens[1:].tolist()
     assert held[0] == train[-1]
     assert len(held) - 1 <= fraction * (len(tokens) - 1)
-    # Whole sentences, as many as fit.
+    # The held-out part consists of whole sentences, as many as fit.
     assert train[-1] == 2 or len(tokens) == 1 or len(train) == 1
     ends = [place for place, token in enumerate(tokens) if token == 2 and place < len(train) - 1]
     assert not ends or len(tokens) - 1 - ends[-1] > fraction * (len(tokens) - 1)
 
 
-def test_hold_out_by_hand():
+def test_hold_out_cuts_example_at_sentence_ends():
     tokens = np.array([1, 10, 11, 2, 12, 2, 13, 2])
     train, held = hold_out(tokens, 0.3)
     assert train.tolist() == [1, 10, 11, 2, 12, 2]
@@ -132,11 +132,11 @@ def test_hold_out_by_hand():
 
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.0, math.nan])
-def test_a_bad_fraction_is_refused(fraction):
+def test_hold_out_refuses_fraction_out_of_range(fraction):
     with pytest.raises(ValueError, match="outside"):
         hold_out(np.array([1, 5, 2]), fraction)
 
 
-def test_tokens_of_another_shape_are_refused():
+def test_hold_out_refuses_two_dimensional_tokens():
     with pytest.raises(ValueError, match="one dimension"):
         hold_out(np.ones((2, 3), np.int32), 0.1)

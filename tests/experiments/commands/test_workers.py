@@ -1,4 +1,4 @@
-"""`fedspeak worker`, `certificates` and `train --workers` as a user runs them."""
+"""Tests `fedspeak worker`, `certificates` and `train --workers` as a user runs them."""
 
 import os
 import re
@@ -20,12 +20,12 @@ from tests.fl.runtime.strangers import assert_refuses_nobody
 
 
 def children(pid: int) -> list[int]:
-    found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False)
-    return [int(child) for child in found.stdout.split()]
+    result = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False)
+    return [int(child) for child in result.stdout.split()]
 
 
 def start_worker(*options: str) -> tuple[subprocess.Popen, int, str]:
-    """The process, its port, its first line."""
+    """Starts a worker and returns its process, its port and its first line."""
     port = portpicker.pick_unused_port()
     process = start("worker", "--port", str(port), "--cores", "1", *options)
     assert process.stdout is not None
@@ -34,15 +34,15 @@ def start_worker(*options: str) -> tuple[subprocess.Popen, int, str]:
 
 @pytest.fixture
 def own_temporary_folder(tmp_path, monkeypatch):
-    made = tmp_path / "temporary"
-    made.mkdir()
-    monkeypatch.setenv("TMPDIR", str(made))
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
     monkeypatch.setattr(tempfile, "tempdir", None)
-    return made
+    return folder
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_worker_listens_on_loopback_and_leaves_nothing_behind(number, own_temporary_folder):
+def test_worker_command_listens_on_loopback_and_leaves_nothing_behind(number, own_temporary_folder):
     process, port, line = start_worker()
     assert line == f"worker: 1 core; listens on loopback, port {port}; Ctrl-C ends it\n"
     running = children(process.pid)
@@ -58,18 +58,20 @@ def test_a_worker_listens_on_loopback_and_leaves_nothing_behind(number, own_temp
 
 @needs_stunnel
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_worker_behind_a_tunnel_ends_with_it(number, tmp_path, own_temporary_folder):
-    _, theirs = tunnel.make_certificates(tmp_path / "certificates")
-    process, port, line = start_worker("--certificates", str(theirs))
-    assert f"listens on all interfaces, port {port}, for the driver whose certificate is {theirs}/peer.pem" in line
+def test_worker_command_ends_tunnel_and_worker_process(number, tmp_path, own_temporary_folder):
+    _, worker_folder = tunnel.make_certificates(tmp_path / "certificates")
+    process, port, line = start_worker("--certificates", str(worker_folder))
+    assert (
+        f"listens on all interfaces, port {port}, for the driver whose certificate is {worker_folder}/peer.pem" in line
+    )
     running = children(process.pid)
     assert len(running) == 2
     names = {Path(f"/proc/{pid}/comm").read_text().strip(): pid for pid in running}
     assert all(map(is_loopback, listening_addresses(names["worker_binary"])))
     command = Path(f"/proc/{names['worker_binary']}/cmdline").read_text()
-    behind = re.search(r"--port=(\d+)", command)
-    assert behind is not None
-    assert_refuses_nobody(int(behind[1]))
+    match = re.search(r"--port=(\d+)", command)
+    assert match is not None
+    assert_refuses_nobody(int(match[1]))
     process.send_signal(number)
     code, _, _ = finish(process)
     assert code == (0 if number == signal.SIGTERM else -number)
@@ -77,7 +79,7 @@ def test_a_worker_behind_a_tunnel_ends_with_it(number, tmp_path, own_temporary_f
     assert number == signal.SIGKILL or not list(own_temporary_folder.iterdir())
 
 
-def test_an_open_worker_warns():
+def test_worker_command_warns_with_insecure_network():
     process, port, line = start_worker("--insecure-network")
     assert f"ALL INTERFACES, port {port}, WITHOUT AUTHENTICATION" in line
     assert not all(map(is_loopback, listening_addresses(children(process.pid)[0])))
@@ -86,7 +88,7 @@ def test_an_open_worker_warns():
     assert code == 0 and "accepts connections from ANY host without authentication" in err
 
 
-def test_a_worker_process_that_dies_ends_the_command():
+def test_worker_command_ends_when_worker_process_dies():
     process, _, _ = start_worker()
     os.kill(children(process.pid)[0], signal.SIGKILL)
     code, _, err = finish(process)
@@ -112,7 +114,7 @@ def test_a_worker_process_that_dies_ends_the_command():
         (["train", "demo", "--set", "run.recycle_worker=0"], "run.recycle_worker = 0: must be an integer, at least 1"),
     ],
 )
-def test_mistakes_are_one_line(arguments, message, capsys, tmp_path, monkeypatch):
+def test_invalid_worker_options_are_refused_in_one_line(arguments, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stop:
         main(arguments)
@@ -122,7 +124,7 @@ def test_mistakes_are_one_line(arguments, message, capsys, tmp_path, monkeypatch
 
 
 @needs_stunnel
-def test_certificates_says_which_half_goes_where(tmp_path, capsys):
+def test_certificates_command_says_where_each_folder_goes(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["certificates", str(tmp_path / "made")])
     assert stop.value.code == 0
@@ -134,10 +136,10 @@ def test_certificates_says_which_half_goes_where(tmp_path, capsys):
 
 @needs_stunnel
 @pytest.mark.slow
-def test_training_on_workers_equals_training_here(request, tmp_path):
-    """One worker is killed, then the other; resumed with a new one, then without any, recycling all the while."""
+def test_train_on_workers_equals_train_on_one_machine(request, tmp_path):
+    """Both workers are killed in turn; the run resumes with a new worker, then with none, and recycles its own."""
     config = str(request.getfixturevalue("folder") / "config.toml")
-    driver, theirs = tunnel.make_certificates(tmp_path / "certificates")
+    driver, worker_folder = tunnel.make_certificates(tmp_path / "certificates")
     settings = ["--set", "run.clients_at_once=1"]
     here, there = tmp_path / "here", tmp_path / "there"
     code, _, err = finish(start("train", config, "--output", str(here), *settings))
@@ -146,7 +148,7 @@ def test_training_on_workers_equals_training_here(request, tmp_path):
     workers: list[subprocess.Popen] = []
 
     def options(count: int) -> list[str]:
-        new = [start_worker("--certificates", str(theirs)) for _ in range(count)]
+        new = [start_worker("--certificates", str(worker_folder)) for _ in range(count)]
         workers.extend(process for process, _, _ in new)
         addresses = ",".join(f"localhost:{port}" for _, port, _ in new)
         return ["--workers", addresses, "--certificates", str(driver)]

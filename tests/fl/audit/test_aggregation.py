@@ -1,7 +1,7 @@
-"""White-box audits of `DPMean`: what is right stands, and planted faults are refuted.
+"""Tests that audits refute planted faults in `DPMean`, and do not refute the correct aggregator.
 
-Confidence 0.9999 each and fixed seeds: with others, one of the four that must stand would be refuted in at most one of
-2500 runs. A fault moves the bound far above the claim: all were found with each of eight seeds.
+Each audit has confidence 0.9999 and fixed seeds. With other seeds, one of the four correct cases would be refuted in at
+most one of 2500 runs. A fault moves the bound far above the claim: every fault was detected with each of eight seeds.
 """
 
 import dataclasses
@@ -24,12 +24,12 @@ KEYS = RunKeys.fixed(1)
 UNCLIPPED = {"clip": 1e30}
 
 
-def found(case, trials=10_000):
+def compute_bound(case, trials=10_000):
     without, with_ = case.scores(trials)
     return from_scores(without, with_, case.delta, CONFIDENCE)
 
 
-def test_the_claim_is_the_plans_own():
+def test_cases_claim_epsilon_of_plan():
     assert PLAN.relation == "zero-out" and PLAN.max_participations == 1
     assert EPSILON * 0.98 < accounting.epsilon(PLAN).value <= EPSILON
     cases = audit.cases(EPSILON, DELTA, KEYS)
@@ -38,18 +38,18 @@ def test_the_claim_is_the_plans_own():
     assert all(case.claimed == accounting.epsilon(PLAN).value for case in cases)
 
 
-@pytest.mark.parametrize(("number", "least"), [(0, 0.7), (1, 0.7), (2, 0.3), (3, 0.65)])
-def test_what_is_right_stands_and_is_bounded_from_below(number, least):
+@pytest.mark.parametrize(("number", "minimum"), [(0, 0.7), (1, 0.7), (2, 0.3), (3, 0.65)])
+def test_correct_aggregator_is_not_refuted_and_bound_is_near_claim(number, minimum):
     case = audit.cases(EPSILON, DELTA, KEYS)[number]
-    bound = found(case, 20_000)
+    bound = compute_bound(case, 20_000)
     assert not bound.refutes(case.claimed), case.name
-    assert bound.epsilon > least * case.claimed, (case.name, bound.epsilon)
+    assert bound.epsilon > minimum * case.claimed, (case.name, bound.epsilon)
 
 
 @pytest.mark.slow
-def test_it_stands_at_a_small_delta_too():
+def test_correct_aggregator_is_not_refuted_at_small_delta():
     for case in audit.cases(1.0, 1e-3, KEYS):
-        bound = found(case, 200_000)
+        bound = compute_bound(case, 200_000)
         assert not bound.refutes(case.claimed), case.name
         assert bound.epsilon > (0.4 if "next" in case.name else 0.65), (case.name, bound.epsilon)
 
@@ -103,7 +103,7 @@ class TwiceTheClip(DPMean):
 
 
 class OneUnclipped(DPMean):
-    """The last of those trained together."""
+    """Leaves the last of the stacked clients unclipped."""
 
     def client(self, state, update):
         last = tf.nest.map_structure(lambda value: value[-1:], update)
@@ -114,7 +114,7 @@ class OneUnclipped(DPMean):
 
 
 class NoiseOnceInTwoRounds(RunKeys):
-    """As a resumed run would draw it that takes the round before for its own."""
+    """Draws the same noise in two successive rounds, like a resumed run that repeats a round's number."""
 
     def noise_seed(self, round):
         return super().noise_seed(round - round % 2)
@@ -132,32 +132,32 @@ class NoiseOnceInTwoRounds(RunKeys):
         (OneUnclipped, "alone"),
     ],
 )
-def test_a_planted_fault_is_refuted(fault, view):
+def test_planted_fault_is_refuted(fault, view):
     case = audit.case(fault(PLAN), view, KEYS)
-    bound = found(case)
+    bound = compute_bound(case)
     assert bound.refutes(case.claimed), bound.epsilon
 
 
-def test_noise_used_twice_is_refuted():
+def test_repeated_noise_is_refuted():
     again = NoiseOnceInTwoRounds(b"1" * 32, is_fixed=True)
     case = audit.case(DPMean(PLAN), "less the next round", again)
-    assert found(case).refutes(case.claimed)
+    assert compute_bound(case).refutes(case.claimed)
 
 
-def test_the_claim_follows_the_plan_and_not_the_noise_that_was_added():
-    """A plan with twice the clip norm and the same noise multiplier has the same bound: the audit is in clip norms."""
+def test_bound_does_not_depend_on_clip_norm():
+    """A plan with twice the clip norm and the same noise multiplier has the same bound."""
     plan = dataclasses.replace(PLAN, clip=FixedClip(2.0))
-    one, two = (found(audit.case(DPMean(p), "alone", KEYS), 2000).epsilon for p in (PLAN, plan))
+    one, two = (compute_bound(audit.case(DPMean(p), "alone", KEYS), 2000).epsilon for p in (PLAN, plan))
     assert one == pytest.approx(two, rel=1e-3)
 
 
-def test_nonsense_is_refused():
+def test_two_rounds_refuses_delta_out_of_range():
     with pytest.raises(ValueError, match="delta must lie"):
         audit.two_rounds(1.0, 1.0)
 
 
 class NoiseThatEnds(DPMean):
-    """Noise cut off at `end` standard deviations."""
+    """Cuts off the noise at `end` standard deviations."""
 
     end = 3.6
 
@@ -172,8 +172,8 @@ class NoiseThatEnds(DPMean):
         return mean._replace(update=cut)
 
 
-def test_noise_that_ends_is_refuted_and_noise_that_does_not_stands():
-    """An end at 3.6 standard deviations shows in 10^7 numbers; that of version 0.1 in 2·10^9 (a slow test)."""
+def test_tail_refutes_truncated_noise_only():
+    """An end at 3.6 standard deviations is detected in 10^7 numbers; that of version 0.1 takes 2·10^9 (a slow test)."""
     claimed, bound = audit.tail(NoiseThatEnds(audit.tail_plan()), KEYS, CONFIDENCE, releases=5, weights=2**21)
     assert claimed == pytest.approx(9.4, abs=0.05) and bound.refutes(claimed)
     claimed, bound = audit.tail(DPMean(audit.tail_plan()), KEYS, CONFIDENCE, releases=5, weights=2**21)
@@ -181,9 +181,9 @@ def test_noise_that_ends_is_refuted_and_noise_that_does_not_stands():
 
 
 class NoiseOfVersion01(DPMean):
-    """What was released: sums of two neighbouring outputs of TensorFlow's generator, sine and cosine of one radius."""
+    """Draws version 0.1's noise: sums of two neighbouring TensorFlow outputs, the sine and cosine of one radius."""
 
-    def _noised(self, state, total, noise_seed):
+    def _add_noise(self, state, total, noise_seed):
         stddev = self.plan.value_noise_multiplier * state["clip"]
         update = {}
         for name, value in total.update.items():
@@ -193,7 +193,7 @@ class NoiseOfVersion01(DPMean):
 
 
 @pytest.mark.slow
-def test_the_noise_of_version_0_1_is_refuted_and_todays_stands():
+def test_tail_refutes_noise_of_version_0_1_only():
     claimed, bound = audit.tail(NoiseOfVersion01(audit.tail_plan()), KEYS, CONFIDENCE)
     assert bound.refutes(claimed)
     claimed, bound = audit.tail(DPMean(audit.tail_plan()), KEYS, CONFIDENCE)
@@ -201,7 +201,7 @@ def test_the_noise_of_version_0_1_is_refuted_and_todays_stands():
 
 
 class ClipOfVersion01(DPMean):
-    """What was released: norms from float32 products of all weights at once."""
+    """Computes version 0.1's norms, from float32 products over all weights at once."""
 
     def client(self, state, update):
         rows = [tf.reshape(value, [value.shape[0], 1, -1]) for value in update.delta.values()]
@@ -211,21 +211,21 @@ class ClipOfVersion01(DPMean):
         return super().client(state, update)._replace(update=moved)
 
 
-def test_norms_that_overlook_dust_are_refuted_and_todays_stand():
+def test_dusty_refutes_norms_of_version_0_1_only():
     claimed, bound = audit.dusty(ClipOfVersion01(PLAN), CONFIDENCE)
     assert bound.refutes(claimed)
     claimed, bound = audit.dusty(DPMean(PLAN), CONFIDENCE)
     assert 0.999 * claimed < bound.epsilon <= claimed == accounting.epsilon(PLAN).value
 
 
-def test_exact_noise_stands_and_half_of_it_is_refuted():
+def test_exact_mean_is_not_refuted_but_half_its_noise_is():
     exact = dataclasses.replace(PLAN, noise="exact")
-    bound = found(audit.case(ExactDPMean(exact), "alone", KEYS), 4000)
+    bound = compute_bound(audit.case(ExactDPMean(exact), "alone", KEYS), 4000)
     assert 0.5 * EPSILON < bound.epsilon <= accounting.epsilon(exact).value
 
-    class HalfOfIt(ExactDPMean):
+    class HalfTheExactNoise(ExactDPMean):
         def noise(self, keys, round, weights):
             return super().noise(keys, round, weights) // 2
 
-    case = audit.case(HalfOfIt(exact), "alone", KEYS)
-    assert found(case, 4000).refutes(case.claimed)
+    case = audit.case(HalfTheExactNoise(exact), "alone", KEYS)
+    assert compute_bound(case, 4000).refutes(case.claimed)

@@ -1,6 +1,7 @@
-"""The audit of a whole run: what is right stands, planted faults are refuted.
+"""Tests that the audit of a whole run refutes planted faults, and does not refute a correct run.
 
-Confidence 0.9999 and fixed seeds: with others, what is right would be refuted in at most one of 10,000 runs.
+The confidence is 0.9999 and the seeds are fixed. With other seeds, a correct run would be refuted in at most one of
+10,000 runs.
 """
 
 import dataclasses
@@ -26,30 +27,30 @@ def train(aggregator) -> canary_run.CanaryRun:
 
 
 @pytest.fixture(scope="module")
-def right(worker) -> canary_run.CanaryRun:
+def correct_run(worker) -> canary_run.CanaryRun:
     return train(DPMean(PLAN))
 
 
-def test_what_is_right_stands_and_shows_something(right):
-    bound = right.bound(PLAN.target_delta, CONFIDENCE)
+def test_correct_run_is_not_refuted_and_bound_is_positive(correct_run):
+    bound = correct_run.bound(PLAN.target_delta, CONFIDENCE)
     assert 0.05 * CLAIMED < bound.epsilon < CLAIMED
 
 
-def test_the_run_is_the_plans(right):
-    """Each canary has two turns of four, is clipped to one clip norm in each, and all get the plan's noise.
+def test_canary_run_follows_plan(correct_run):
+    """Each canary has two turns in four rounds, moves by one clip norm in each, and the noise is that of the plan.
 
-    Standard errors of the means of some 1000 canaries' sums over two rounds: 0.16; five of them are exceeded in less
-    than one of a million runs. The noise's deviation is known to 1.6 % of itself.
+    The means over about 1000 canaries of sums over two rounds have standard errors of 0.16; five of them are exceeded
+    in less than one of a million runs. The standard deviation of the noise has a relative standard error of 1.6 %.
     """
-    assert (right.turns.sum(axis=0) == PLAN.max_participations).all() and PLAN.max_participations == 2
-    moved = np.where(right.turns, right.released, 0).sum(axis=0) * PLAN.expected_cohort
-    assert moved[right.included].mean() == pytest.approx(2.0, abs=0.8)
-    assert moved[~right.included].mean() == pytest.approx(0.0, abs=0.8)
-    assert moved[~right.included].std() == pytest.approx(PLAN.noise_multiplier * 2**0.5, rel=0.12)
+    assert (correct_run.turns.sum(axis=0) == PLAN.max_participations).all() and PLAN.max_participations == 2
+    moved = np.where(correct_run.turns, correct_run.released, 0).sum(axis=0) * PLAN.expected_cohort
+    assert moved[correct_run.included].mean() == pytest.approx(2.0, abs=0.8)
+    assert moved[~correct_run.included].mean() == pytest.approx(0.0, abs=0.8)
+    assert moved[~correct_run.included].std() == pytest.approx(PLAN.noise_multiplier * 2**0.5, rel=0.12)
 
 
 def test_noise_reused_on_resume_is_refuted(monkeypatch):
-    """A run that was resumed after its first round and counts noise from 0 again."""
+    """The run is resumed after its first round and counts the rounds of its noise from 0 again."""
     drawn = RunKeys.noise_seed
     monkeypatch.setattr(RunKeys, "noise_seed", lambda keys, round: drawn(keys, max(round - 1, 0)))
     assert train(DPMean(PLAN)).bound(PLAN.target_delta, CONFIDENCE).refutes(CLAIMED)
@@ -61,7 +62,7 @@ class Unclipped(DPMean):
 
 
 class ATwelfthOfTheNoise(DPMean):
-    """Noise for a realised cohort of a twelfth; what it says of itself is the plan's."""
+    """Adds a twelfth of the noise, but reports the plan's noise."""
 
     def server(self, state, total, noise_seed):
         less = dataclasses.replace(self.plan, noise_multiplier=self.plan.noise_multiplier / 12)
@@ -70,12 +71,12 @@ class ATwelfthOfTheNoise(DPMean):
 
 
 @pytest.mark.parametrize("fault", [Unclipped, ATwelfthOfTheNoise])
-def test_a_planted_fault_is_refuted(fault):
+def test_planted_fault_in_run_is_refuted(fault):
     assert train(fault(PLAN)).bound(PLAN.target_delta, CONFIDENCE).refutes(CLAIMED)
 
 
-def test_a_canary_moves_its_own_weight_alone():
-    """By `slope` times the number of its real rows; other rows of a user are padding and do not count."""
+def test_canary_task_gradient_moves_only_indexed_weight():
+    """The gradient is minus `slope` for each real row; a client's other rows are padding and do not count."""
     task = CanaryTask(10.0)
     weights = tf.Variable([1.0, 2.0, 3.0])
     with tf.GradientTape() as tape:

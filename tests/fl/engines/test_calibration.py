@@ -12,18 +12,18 @@ from tests.fl import bigram
 LOCAL = LocalSGD(0.1, 4, 1, 5, 64)
 
 
-def calibrate(task, weights=None, built=None, given=None, clients=100.0):
+def calibrate(task, weights=None, candidates=None, work=None, clients=100.0):
     weights = weights or bigram.initial_weights()
     optimizer = tff.learning.optimizers.build_sgdm(1.0)
 
     def build(clients_at_once):
-        if built is not None:
-            built.append(clients_at_once)
+        if candidates is not None:
+            candidates.append(clients_at_once)
         engine = cohort.build(task, weights, LOCAL, UniformMean(), optimizer, clients_at_once=clients_at_once)
 
         def client_values(clients):
-            if given is not None:
-                given.append((len(clients), sum(int(client.rows.sum()) for client in clients)))
+            if work is not None:
+                work.append((len(clients), sum(int(client.rows.sum()) for client in clients)))
             return engine.client_values(clients)
 
         return engine._replace(client_values=client_values)
@@ -32,26 +32,26 @@ def calibrate(task, weights=None, built=None, given=None, clients=100.0):
 
 
 @pytest.mark.usefixtures("worker")
-def test_every_candidate_is_timed_on_the_same_work():
-    built: list[int] = []
-    given: list[tuple[int, int]] = []
-    seconds = calibrate(LanguageModelling(bigram.token_losses, 5, stacks=True), built=built, given=given)
-    assert tuple(seconds) == tuple(built) == calibration.CANDIDATES
-    assert given == [(2 * max(calibration.CANDIDATES), 2 * max(calibration.CANDIDATES) * 2 * LOCAL.batch_size)] * 2
+def test_calibrate_times_every_candidate_on_same_work():
+    candidates: list[int] = []
+    work: list[tuple[int, int]] = []
+    seconds = calibrate(LanguageModelling(bigram.token_losses, 5, stacks=True), candidates=candidates, work=work)
+    assert tuple(seconds) == tuple(candidates) == calibration.CANDIDATES
+    assert work == [(2 * max(calibration.CANDIDATES), 2 * max(calibration.CANDIDATES) * 2 * LOCAL.batch_size)] * 2
     assert all(taken > 0 and math.isfinite(taken) for taken in seconds.values())
 
 
 @pytest.mark.usefixtures("worker")
 @pytest.mark.parametrize(("cohort_size", "clients"), [(0.2, 1), (5.6, 6), (16.0, 16), (1e6, 16)])
-def test_no_more_clients_are_tried_than_a_round_has(cohort_size, clients):
-    given: list[tuple[int, int]] = []
-    calibrate(LanguageModelling(bigram.token_losses, 5, stacks=True), given=given, clients=cohort_size)
-    assert [number for number, _ in given] == [clients, clients]
+def test_calibrate_trains_at_most_clients_of_a_round(cohort_size, clients):
+    work: list[tuple[int, int]] = []
+    calibrate(LanguageModelling(bigram.token_losses, 5, stacks=True), work=work, clients=cohort_size)
+    assert [number for number, _ in work] == [clients, clients]
 
 
-def test_there_is_nothing_to_choose_for_a_task_that_does_not_stack_or_a_large_model():
-    built: list[int] = []
-    assert calibrate(LanguageModelling(bigram.token_losses, 5), built=built) == {1: 0.0}
+def test_calibrate_skips_unstackable_task_and_large_model():
+    candidates: list[int] = []
+    assert calibrate(LanguageModelling(bigram.token_losses, 5), candidates=candidates) == {1: 0.0}
     large = {"table": np.zeros([1, calibration.LARGEST_STACKED + 1], np.float32)}
-    assert calibrate(LanguageModelling(bigram.token_losses, 5, stacks=True), large, built) == {1: 0.0}
-    assert not built
+    assert calibrate(LanguageModelling(bigram.token_losses, 5, stacks=True), large, candidates) == {1: 0.0}
+    assert not candidates

@@ -1,4 +1,4 @@
-"""Every engine against the NumPy loops of `tests.oracles.fedavg` and against stock `tff.learning`."""
+"""Compares every engine with the NumPy loops of `tests.oracles.fedavg` and with stock `tff.learning`."""
 
 import dataclasses
 from collections import OrderedDict
@@ -91,7 +91,7 @@ def arrays(rounds: list[list[Batches]]) -> list[list[np.ndarray]]:
     ids=["uniform", "examples", "clipped"],
 )
 @pytest.mark.numerical
-def test_rounds_equal_the_plain_loops(build, aggregator, settings):
+def test_engine_rounds_equal_numpy_loops(build, aggregator, settings):
     state, _ = train(make(build, aggregator), cohorts())
     table = bigram.initial_weights()["table"].astype(np.float64)
     want = fedavg.rounds(table, arrays(cohorts()), 0.8, 0.9, 0.5, **settings)
@@ -102,14 +102,14 @@ def test_rounds_equal_the_plain_loops(build, aggregator, settings):
 EXACT = PrivacyPlan(Poisson(0.5), 12, 5, 0.7, FixedClip(0.7), noise="exact")
 
 
-def test_exact_noise_needs_clients_trained_one_by_one():
+def test_cohort_engine_refuses_exact_noise_with_stacked_clients():
     with pytest.raises(ValueError, match="clients_at_once is 3 with exact noise: use 1"):
         make(ENGINES["three at once"], ExactDPMean(EXACT))
 
 
 @pytest.mark.parametrize("build", [ENGINES["per client"], ENGINES["one after another"]])
-def test_with_exact_noise_a_client_changes_the_sum_by_its_own_integers_alone(build):
-    """And the order of the clients changes nothing."""
+def test_exact_client_sum_is_sum_of_single_client_integers(build):
+    """The order of the clients does not change the sum, either."""
     aggregator, keys = ExactDPMean(EXACT), RunKeys.fixed(1)
     measured = None
     engine = make(build, aggregator)
@@ -138,7 +138,7 @@ def test_with_exact_noise_a_client_changes_the_sum_by_its_own_integers_alone(bui
 
 
 class _Bigram(tf.keras.layers.Layer):
-    """The test's model for stock `tff.learning`."""
+    """The bigram model for stock `tff.learning`."""
 
     def __init__(self):
         super().__init__()
@@ -156,7 +156,7 @@ def stock_model():
     return tff.learning.models.from_keras_model(tf.keras.Model(tokens, _Bigram()(tokens)), loss, spec)
 
 
-def test_the_metrics_of_a_round_are_the_means_over_its_clients(build):
+def test_engine_releases_metric_means_over_clients(build):
     metrics = PrivateMetrics(0.1, 5.0)
     aggregator = DPMean(dataclasses.replace(PLAN, noise_multiplier=1e-5, metrics=metrics))
     task = dataclasses.replace(TASK, loss_and_correct=bigram.loss_and_correct)
@@ -178,7 +178,7 @@ def test_the_metrics_of_a_round_are_the_means_over_its_clients(build):
     assert released["train_clients"] == pytest.approx(3, abs=1e-3)
 
 
-def test_an_accuracy_that_is_not_measured_is_refused(build):
+def test_engine_refuses_accuracy_that_task_does_not_measure(build):
     aggregator = DPMean(dataclasses.replace(PLAN, noise_multiplier=1.0, metrics=PrivateMetrics()))
     with pytest.raises(ValueError, match="this task does not measure it"):
         make(build, aggregator)
@@ -186,7 +186,7 @@ def test_an_accuracy_that_is_not_measured_is_refused(build):
 
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.numerical
-def test_rounds_equal_stock_federated_averaging(build, weighted):
+def test_engine_rounds_equal_stock_federated_averaging(build, weighted):
     build_stock = (
         tff.learning.algorithms.build_weighted_fed_avg if weighted else tff.learning.algorithms.build_unweighted_fed_avg
     )
@@ -195,7 +195,7 @@ def test_rounds_equal_stock_federated_averaging(build, weighted):
         client_optimizer_fn=tff.learning.optimizers.build_sgdm(0.8),
         server_optimizer_fn=tff.learning.optimizers.build_sgdm(0.9, 0.5),
     )
-    # Whole batches without padding: stock Keras losses average over padded positions in their own way.
+    # The batches are full and without padding, because stock Keras losses include padded positions in their mean.
     generator = np.random.default_rng(3)
     rounds = [
         [generator.integers(1, bigram.VOCABULARY, (steps, 3, 6)).astype(np.int32) for steps in clients]
@@ -213,7 +213,7 @@ def test_rounds_equal_stock_federated_averaging(build, weighted):
 
 
 @pytest.mark.parametrize("name", ["sgdm", "adam", "yogi", "adagrad"])
-def test_the_server_optimizer_sees_minus_the_mean_update(build, name):
+def test_engine_gives_server_optimizer_minus_mean_update(build, name):
     optimizer = getattr(tff.learning.optimizers, f"build_{name}")(0.1)
     state, _ = train(make(build, UniformMean(), optimizer), cohorts(1))
     plain, _ = train(make(build, UniformMean(), tff.learning.optimizers.build_sgdm(1.0)), cohorts(1))
@@ -232,19 +232,19 @@ def test_the_server_optimizer_sees_minus_the_mean_update(build, name):
     np.testing.assert_allclose(state["weights"]["table"], stepped(0), atol=within)
 
 
-def test_an_empty_round_is_a_noise_only_round(build):
+def test_engine_round_without_clients_adds_noise_only(build):
     plan = PrivacyPlan(Poisson(0.5), 12, 5, 2.0, FixedClip(0.7))
-    built = make(build, DPMean(plan), tff.learning.optimizers.build_sgdm(1.0))
-    state, measured = train(built, [[]])
+    engine = make(build, DPMean(plan), tff.learning.optimizers.build_sgdm(1.0))
+    state, measured = train(engine, [[]])
     moved = (state["weights"]["table"] - bigram.initial_weights()["table"]) * 6.0
-    # 49 draws of N(0, 1.4^2): the standard deviation is within 1.4 * (1 +- 4 / sqrt(98)) with probability > 0.9999.
+    # The standard deviation of 49 draws of N(0, 1.4^2) is within 1.4 * (1 +- 4 / sqrt(98)) with probability > 0.9999.
     assert 1.4 * 0.6 < moved.std() < 1.4 * 1.4
     assert measured["operator"]["clients"] == 0 and measured["operator"]["loss"] == 0
-    again, _ = train(built, [[]])
+    again, _ = train(engine, [[]])
     np.testing.assert_array_equal(state["weights"]["table"], again["weights"]["table"])
 
 
-def test_clients_without_data_change_nothing(build):
+def test_engine_ignores_clients_without_data(build):
     empty = LOCAL.batches(np.zeros((0, 6), np.int32), 0, 0)
     alone, seen = train(make(build, UniformMean()), cohorts(2))
     padded, seen_padded = train(make(build, UniformMean()), [clients + [empty] * 3 for clients in cohorts(2)])
@@ -254,7 +254,7 @@ def test_clients_without_data_change_nothing(build):
 
 @dataclasses.dataclass(frozen=True)
 class Exploding(LanguageModelling):
-    """The bigram's loss, multiplied for batches that begin with some token."""
+    """Multiplies the bigram's loss by a factor for batches that begin with a given token."""
 
     factors: tuple[tuple[int, float], ...] = ()
 
@@ -262,14 +262,14 @@ class Exploding(LanguageModelling):
         plain = super().loss(weights, batch, rows)
         factor = tf.ones_like(plain.total)
         for token, value in self.factors:
-            # Not ==, which compares Python objects inside TFF.
+            # Inside TFF, == would compare Python objects.
             factor = tf.where(tf.equal(batch[..., 0, 0], token), value, factor)
         return plain._replace(total=factor * plain.total)
 
 
 @pytest.mark.numerical
-def test_removing_any_one_client_changes_the_sum_by_at_most_the_clip_norm(build):
-    """One client has an update of a thousand clip norms, another one that is not a number."""
+def test_engine_sum_changes_by_at_most_clip_norm_without_one_client(build):
+    """One client has an update of more than a thousand clip norms, another client one that is NaN."""
     generator = np.random.default_rng(4)
     clients = [
         LOCAL.batches(bigram.random_sequences(generator, rows, 5), 0, i) for i, rows in enumerate([4, 6, 3, 5, 2])
@@ -304,7 +304,7 @@ def test_removing_any_one_client_changes_the_sum_by_at_most_the_clip_norm(build)
     assert measured["operator"]["non_finite"] == 1 and measured["operator"]["clients"] == len(clients)
 
 
-def test_what_is_measured(build):
+def test_engine_measures_clients_tokens_examples_and_loss(build):
     _, measured = train(make(build, UniformMean()), cohorts(1))
     batches = cohorts(1)[0]
     assert measured["operator"]["clients"] == 3
@@ -314,7 +314,7 @@ def test_what_is_measured(build):
     assert measured["released"]["finite"]
 
 
-def test_the_average_is_a_running_mean_of_the_rounds_weights(build):
+def test_engine_average_is_running_mean_of_weights(build):
     optimizer = tff.learning.optimizers.build_sgdm(0.9, 0.5)
     engine = build(TASK, bigram.initial_weights(), LOCAL, UniformMean(), optimizer, 0.75)
     state = engine.process.initialize()
@@ -329,17 +329,17 @@ def test_the_average_is_a_running_mean_of_the_rounds_weights(build):
         build(TASK, bigram.initial_weights(), LOCAL, UniformMean(), optimizer, 1.0)
 
 
-def test_the_same_round_twice_is_the_same_to_the_bit(build):
+def test_engine_repeats_round_to_the_bit(build):
     plan = PrivacyPlan(Poisson(0.5), 12, 5, 1.0, FixedClip(0.7))
-    built = make(build, DPMean(plan))
+    engine = make(build, DPMean(plan))
     many = [cohorts(2)[0] * 8]
-    first, _ = train(built, many)
+    first, _ = train(engine, many)
     for _ in range(3):
-        np.testing.assert_array_equal(first["weights"]["table"], train(built, many)[0]["weights"]["table"])
+        np.testing.assert_array_equal(first["weights"]["table"], train(engine, many)[0]["weights"]["table"])
 
 
 @pytest.mark.numerical
-def test_the_two_halves_of_a_round_make_the_round(build):
+def test_engine_client_sum_and_server_step_make_round(build):
     engine = make(build, DPMean(PrivacyPlan(Poisson(0.5), 12, 5, 1.0, FixedClip(0.7))))
     state = engine.process.initialize()
     whole, _ = engine.process.next(state, engine.client_values(cohorts(1)[0]), NOISE_SEED)
@@ -352,8 +352,8 @@ def test_the_two_halves_of_a_round_make_the_round(build):
 
 
 @pytest.mark.parametrize(("at_once", "padding"), [(1, 0.0), (4, 1 - 24 / 36)])
-def test_padding_is_counted(at_once, padding):
-    """One group of four: steps of 4, 4 and 1 rows by the longest, of four users."""
+def test_cohort_engine_reports_share_of_padding(at_once, padding):
+    """The longest of four stacked clients has steps of 4, 4 and 1 rows, so all four clients compute that many."""
     local = LocalSGD(0.1, 4, 1, 5, 64)
     clients = [local.batches(np.full((count, 6), 1, np.int32), 0, 0) for count in (9, 9, 5, 1)]
     optimizer = tff.learning.optimizers.build_sgdm(1.0)

@@ -1,8 +1,8 @@
-"""The release gate: rounds of the engines equal stock `tff.learning`, for every model, clip, weighting and sampler.
+"""Checks that rounds of the engines equal stock `tff.learning` for every model, clip, weighting and sampler.
 
-A quick subset spans the four; the whole product is slow. Both sides compute in float32, so that they agree up to what
-rounding may do (tests/tolerance.py) in three rounds: `allowed`. The kit's language models are held to stock TFF twice:
-with Keras's gradient, and with their own loss and gradient.
+A quick subset covers every value of the four; their whole product is a slow test. Both sides compute in float32, so
+they agree up to what rounding may do (tests/tolerance.py) in three rounds: `allowed`. fedspeak's language models are
+compared with stock TFF twice: with Keras's gradient, and with their own loss and gradient.
 """
 
 import itertools
@@ -29,8 +29,8 @@ from tests.tolerance import condition, rounding
 pytestmark = [pytest.mark.numerical, pytest.mark.usefixtures("worker")]
 
 POPULATION = 12
-# TensorFlow Privacy clamps the share of updates within the clip norm to [0, 1]; ours, as in the paper, does not.
-# Cohorts that are no larger than expected keep it inside.
+# TensorFlow Privacy clamps the share of updates within the clip norm to [0, 1]; fedspeak, like the paper, does not.
+# With cohorts that are no larger than expected the share stays inside.
 SAMPLERS: dict[str, Sampling] = {"poisson": Poisson(0.25), "fixed size": FixedSize(3), "cyclic": Cyclic(3)}
 AGGREGATIONS = ("uniform", "examples", "fixed clip", "adaptive clip")
 ENGINES = {
@@ -57,24 +57,24 @@ OPTIMIZER = tff.learning.optimizers.build_sgdm(0.9, 0.5)
 
 
 def rounds(net: Net, sampling: Sampling) -> list[list[Batches]]:
-    """Batches of the cohorts that the sampler draws; of Poisson's rounds one of three, an empty one, one of one."""
+    """Returns batches of the cohorts that the sampler draws; the Poisson rounds have three clients, none and one."""
     generator = np.random.default_rng(5)
-    # 4 to 11 examples a client, at most 8 of them used, 3 a batch: with ragged last batches and without.
+    # Each client has 4 to 11 examples and uses at most 8, in batches of 3, so that some last batches are not full.
     data = [net.examples(generator, int(count)) for count in generator.permutation(np.arange(POPULATION) % 8 + 4)]
 
-    def drawn(number: int) -> np.ndarray:
+    def draw(number: int) -> np.ndarray:
         return draw_cohort(sampling, POPULATION, number, lambda round_number: 1000 + round_number)
 
     if isinstance(sampling, Poisson):
-        numbers = [next(r for r in itertools.count() if len(drawn(r)) == size) for size in (3, 0, 1)]
+        numbers = [next(r for r in itertools.count() if len(draw(r)) == size) for size in (3, 0, 1)]
     else:
         numbers = [0, 1, 2]
-    return [[net.local.batches(data[i], 7 + number, int(i)) for i in drawn(number)] for number in numbers]
+    return [[net.local.batches(data[i], 7 + number, int(i)) for i in draw(number)] for number in numbers]
 
 
 @cache
 def middle_norm(name: str, sampler: str) -> float:
-    """Of the updates of the first round's clients, whose geometric mean leaves some alone and others not."""
+    """Returns the geometric mean of the first round's update norms: as a clip norm it clips some clients only."""
     net = NETS[name]()
 
     @tf.function(reduce_retracing=True)
@@ -87,7 +87,7 @@ def middle_norm(name: str, sampler: str) -> float:
 
 
 def pair(name: str, aggregation: str, sampler: str) -> tuple[Any, Any]:
-    """The same aggregation of ours and of stock."""
+    """Returns the same aggregation twice: fedspeak's aggregator and stock TFF's."""
     sampling, clip = SAMPLERS[sampler], middle_norm(name, sampler)
     cohort_size = PrivacyPlan(sampling, POPULATION, 3, 0.0, None).expected_cohort
     dp = tff.aggregators.DifferentiallyPrivateFactory
@@ -104,17 +104,17 @@ def pair(name: str, aggregation: str, sampler: str) -> tuple[Any, Any]:
 
 
 def train(build: Any, net: Net, aggregator: Any, clients: list[list[Batches]]) -> tuple[dict[str, Any], list[float]]:
-    """The weights, and of each round with clients the share that the clip left alone."""
+    """Returns the weights, and for each round with clients the share of clients within the clip norm."""
     return run(build(net.task, net.weights, net.local, aggregator, OPTIMIZER), net.weights, clients)
 
 
 def run(engine: Engine, weights: dict[str, Any], clients: list[list[Batches]]) -> tuple[dict[str, Any], list[float]]:
-    """As `train`, from these weights."""
+    """Trains as `train` does, from these weights."""
     state, within = engine.process.initialize(), []
     state["weights"] = {name: np.asarray(weights[name]) for name in state["weights"]}
-    for of_round in clients:
-        state, measured = engine.process.next(state, engine.client_values(of_round), np.array([1, 2], np.int64))
-        if of_round:
+    for round_clients in clients:
+        state, measured = engine.process.next(state, engine.client_values(round_clients), np.array([1, 2], np.int64))
+        if round_clients:
             within.append(float(measured["operator"]["within_clip"]))
     return state["weights"], within
 
@@ -145,7 +145,7 @@ def allowed(name: str, aggregation: str, sampler: str) -> float:
 
 @cache
 def stock_weights(name: str, aggregation: str, sampler: str, own_loss: bool = False) -> dict[str, np.ndarray]:
-    """Once for all engines, the wrong ones among them."""
+    """Returns stock TFF's weights, computed once for all engines and planted bugs."""
     net = NETS[name]()
     _, theirs = pair(name, aggregation, sampler)
     process = Stock(net, OPTIMIZER, theirs, weighted=aggregation == "examples", own_loss=own_loss)
@@ -174,7 +174,7 @@ def check(name: str, aggregation: str, sampler: str) -> None:
 
 
 @pytest.mark.parametrize(("net", "aggregation", "sampler"), SPANNING)
-def test_rounds_equal_stock(net, aggregation, sampler):
+def test_engine_rounds_equal_stock(net, aggregation, sampler):
     check(net, aggregation, sampler)
 
 
@@ -182,12 +182,12 @@ def test_rounds_equal_stock(net, aggregation, sampler):
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 @pytest.mark.parametrize("net", NETS)
-def test_rounds_equal_stock_in_every_combination(net, aggregation, sampler):
+def test_engine_rounds_equal_stock_in_every_combination(net, aggregation, sampler):
     check(net, aggregation, sampler)
 
 
 class ClipsTheSum(DPMean):
-    """Planted bug: the clip is applied to what is summed over users, not to each."""
+    """Planted bug: the clip is applied to the sum over clients, not to each client."""
 
     def client(self, state: dict[str, Any], update: ClientUpdate) -> Contribution:
         if update.examples.shape.rank:
@@ -195,7 +195,7 @@ class ClipsTheSum(DPMean):
         return super().client(state, update)
 
 
-class DividesByTheCohortThatCame(DPMean):
+class DividesByTheRealisedCohort(DPMean):
     """Planted bug: the denominator is the realised cohort."""
 
     def server(self, state: dict[str, Any], total: Contribution, noise_seed: Any) -> Any:
@@ -210,12 +210,12 @@ class ForgetsTheBias(DPMean):
     def client(self, state: dict[str, Any], update: ClientUpdate) -> Contribution:
         name = min(update.delta, key=lambda name: update.delta[name].shape.rank)
         without = {**update.delta, name: tf.zeros_like(update.delta[name])}
-        found = super().client(state, update._replace(delta=without))
-        return found._replace(update={**found.update, name: super().client(state, update).update[name]})
+        total = super().client(state, update._replace(delta=without))
+        return total._replace(update={**total.update, name: super().client(state, update).update[name]})
 
 
-@pytest.mark.parametrize("wrong", [ClipsTheSum, DividesByTheCohortThatCame, ForgetsTheBias])
-def test_a_planted_bug_is_rejected(wrong):
+@pytest.mark.parametrize("wrong", [ClipsTheSum, DividesByTheRealisedCohort, ForgetsTheBias])
+def test_stock_comparison_rejects_planted_bug(wrong):
     net, sampling = NETS["dense"](), SAMPLERS["poisson"]
     clients = rounds(net, sampling)
     ours, _ = pair("dense", "fixed clip", "poisson")
@@ -224,7 +224,7 @@ def test_a_planted_bug_is_rejected(wrong):
     assert largest_difference(got, want) > 10 * allowed("dense", "fixed clip", "poisson")
 
 
-def test_a_client_that_loses_its_last_example_is_noticed():
+def test_stock_comparison_notices_missing_example():
     net, sampling = NETS["dense"](), SAMPLERS["cyclic"]
     clients = rounds(net, sampling)
     ours, _ = pair("dense", "uniform", "cyclic")

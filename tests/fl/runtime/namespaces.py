@@ -1,4 +1,4 @@
-"""Hosts made on one machine: network namespaces, each joined to the test's own by a veth pair."""
+"""Simulates hosts on one machine by network namespaces, each connected to the test's own by a veth pair."""
 
 import contextlib
 import os
@@ -17,7 +17,7 @@ needs_stunnel = pytest.mark.skipif(
 
 
 def skip(reason: str) -> None:
-    """Skips the test; where the build machine asks for all of them, that is a failure."""
+    """Skips the test, or fails it if FEDSPEAK_NO_SKIPS is set, as on the build machine."""
     if "FEDSPEAK_NO_SKIPS" in os.environ:
         pytest.fail(reason)
     pytest.skip(reason)
@@ -25,14 +25,14 @@ def skip(reason: str) -> None:
 
 @dataclass(frozen=True)
 class Namespace:
-    """One host: its namespace's name, its address, and the test's end of the link to it."""
+    """A simulated host: the name of its namespace, its address, and the test's end of the link to it."""
 
     name: str
     address: str
     link: str
 
     def start(self, arguments: Sequence[str]) -> subprocess.Popen:
-        """`fedspeak ARGUMENTS` on that host; has said its first line when this returns."""
+        """Starts `fedspeak ARGUMENTS` on that host and waits for its first line."""
         process = subprocess.Popen(
             ["ip", "netns", "exec", self.name, sys.executable, "-m", "experiments", *arguments],
             stdout=subprocess.PIPE,
@@ -43,18 +43,18 @@ class Namespace:
         return process
 
     def cut(self) -> None:
-        """Nothing goes over the link any more, and nobody is told."""
+        """Cuts the link without closing any connection over it."""
         _ip("link", "set", self.link, "down")
 
 
 @contextlib.contextmanager
 def namespaces(count: int) -> Iterator[list[Namespace]]:
-    """Hosts with addresses in 10.0.0.0/8, for the `with` block; skips the test where they cannot be made."""
+    """Creates hosts with addresses in 10.0.0.0/8 for the `with` block; skips the test if this is not possible."""
     if shutil.which("ip") is None:
         skip("iproute2 is not installed (Debian: apt install iproute2)")
     if os.geteuid() != 0:
         skip("network namespaces need root")
-    net, made = 64 + os.getpid() % 190, []
+    net, hosts = 64 + os.getpid() % 190, []
     with contextlib.ExitStack() as stack:
         for index in range(count):
             name = f"fedspeak{os.getpid()}n{index}"
@@ -71,8 +71,8 @@ def namespaces(count: int) -> Iterator[list[Namespace]]:
             _ip("-n", name, "addr", "add", f"10.{net}.{index}.2/30", "dev", there)
             _ip("-n", name, "link", "set", there, "up")
             _ip("-n", name, "link", "set", "lo", "up")
-            made.append(Namespace(name, f"10.{net}.{index}.2", link))
-        yield made
+            hosts.append(Namespace(name, f"10.{net}.{index}.2", link))
+        yield hosts
 
 
 def _ip(*arguments: str) -> None:

@@ -1,4 +1,4 @@
-"""Another account of this machine: `nobody`, whom a server of ours must not let in."""
+"""Runs scripts as another account of this machine, `nobody`, which a server under test must refuse."""
 
 import os
 import subprocess
@@ -13,23 +13,23 @@ def become_nobody():
     os.setgid(65534)
     os.setuid(65534)
 """
-# Prints what a server says to a connection on which nothing was sent: b"" if it is closed.
+# Connects a number of times without sending anything and checks that the server closes each connection.
 _LISTEN = """
 import socket, sys
 become_nobody()
 for _ in range(int(sys.argv[2])):
     with socket.create_connection(("127.0.0.1", int(sys.argv[1])), timeout=60) as connection:
         try:
-            heard = connection.recv(1)
+            received = connection.recv(1)
         except ConnectionError:
-            heard = b""
-        assert heard == b"", heard
+            received = b""
+        assert received == b"", received
 print("refused")
 """
 
 
 def start_as_nobody(script: str, *arguments: str) -> subprocess.Popen[str]:
-    """Starts a Python script, which is to call `become_nobody`; skips the test if we are not root."""
+    """Starts a Python script, which must call `become_nobody`; skips the test unless it runs as root."""
     if os.geteuid() != 0:
         skip("becoming another user needs root")
     command = [sys.executable, "-c", _BECOME + script, *arguments]
@@ -37,7 +37,7 @@ def start_as_nobody(script: str, *arguments: str) -> subprocess.Popen[str]:
 
 
 def as_nobody(script: str, *arguments: str) -> str:
-    """Runs a script as `start_as_nobody` does; returns what it prints."""
+    """Runs a script as `start_as_nobody` does and returns what it printed."""
     with start_as_nobody(script, *arguments) as process:
         out, err = process.communicate()
     assert process.returncode == 0, err
@@ -45,5 +45,5 @@ def as_nobody(script: str, *arguments: str) -> str:
 
 
 def assert_refuses_nobody(port: int, times: int = 1) -> None:
-    """Connects as `nobody`, one connection after the other: each is closed without a word."""
+    """Connects as `nobody`, one connection after another, and checks that each is closed without an answer."""
     assert as_nobody(_LISTEN, str(port), str(times)) == "refused\n"

@@ -1,4 +1,4 @@
-"""Rounds on several hosts: equal to one machine's, whatever happens to the hosts."""
+"""Tests that rounds on several hosts equal those on one machine, whatever happens to the hosts."""
 
 import os
 import signal
@@ -51,13 +51,13 @@ def build(local: LocalSGD, engine=cohort.build, **options) -> Engine:
 
 @pytest.fixture(scope="module")
 def quick():
-    """Rounds of milliseconds."""
+    """Builds an engine whose rounds take milliseconds."""
     return build(local_sgd(2), shards=6), local_sgd(2)
 
 
 @pytest.fixture(scope="module")
 def slow():
-    """Rounds of seconds, in which there is time for a mishap."""
+    """Builds an engine whose rounds take seconds, so that something can go wrong meanwhile."""
     return build(local_sgd(700), shards=6), local_sgd(700)
 
 
@@ -71,7 +71,7 @@ def values(engine, local, number: int):
 
 
 def run(folder: Path, engine, local) -> list[np.ndarray]:
-    """All rounds of the plan; what the state ends with."""
+    """Runs all rounds of the plan and returns the arrays of the final state."""
     federation = Federation(engine.process, engine.client_values, PLAN, KEYS, CLIENTS, sequences, local, "data")
     for _ in run_rounds(federation, RoundLog(folder), lambda done, weights: ({}, {})):
         pass
@@ -88,11 +88,11 @@ def difference(one, other) -> float:
 
 
 def once_busy(pid: int, mishap) -> threading.Thread:
-    """Does it in the middle of a round: when process `pid` has computed for some time from now on."""
+    """Calls `mishap` in the middle of a round: once process `pid` has used some processor time from now on."""
 
     def ticks() -> int:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return int(fields[11]) + int(fields[12])  # of user and system, 10 ms each
+        return int(fields[11]) + int(fields[12])  # user and system time, in units of 10 ms
 
     begin = ticks()
 
@@ -108,22 +108,23 @@ def once_busy(pid: int, mishap) -> threading.Thread:
 
 @pytest.fixture
 def two(monkeypatch):
-    """Two workers that are reached on loopback, and the connected hosts."""
+    """Starts two workers on loopback; yields them and the connected hosts."""
     monkeypatch.setattr(hosts, "_BEAT_SECONDS", BEAT)
     workers = [Worker(concurrent_calls=1, threads_per_call=1) for _ in range(2)]
     try:
-        for one in workers:
-            one.wait_until_it_listens()
-        with Workers.parse(",".join(f"localhost:{one.port}" for one in workers), None, False).connected() as connected:
+        for worker in workers:
+            worker.wait_until_it_listens()
+        addresses = ",".join(f"localhost:{worker.port}" for worker in workers)
+        with Workers.parse(addresses, None, False).connected() as connected:
             yield workers, connected
     finally:
-        for one in workers:
-            if one._process.poll() is None:
-                one._process.send_signal(signal.SIGCONT)
-            one.stop()
+        for worker in workers:
+            if worker._process.poll() is None:
+                worker._process.send_signal(signal.SIGCONT)
+            worker.stop()
 
 
-def test_rounds_equal_one_machines(quick, two, tmp_path):
+def test_spread_rounds_equal_rounds_on_one_machine(quick, two, tmp_path):
     engine, local = quick
     alone = run(tmp_path / "alone", engine, local)
     spread = run(tmp_path / "spread", two[1].spread(engine), local)
@@ -132,17 +133,17 @@ def test_rounds_equal_one_machines(quick, two, tmp_path):
     assert (tmp_path / "alone/ledger.jsonl").read_bytes() == (tmp_path / "spread/ledger.jsonl").read_bytes()
 
 
-def test_a_share_that_is_not_counted_is_seen(quick, two, tmp_path):
-    """The check of equality can fail: a planted bug leaves out the second host's part."""
+def test_spread_comparison_detects_missing_share(quick, two, tmp_path):
+    """A planted bug leaves out the second host's sum, which the comparison must notice."""
     engine, local = quick
     alone = run(tmp_path / "alone", engine, local)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hosts, "_added", lambda sums: sums[0])
+        patch.setattr(hosts, "_add_sums", lambda sums: sums[0])
         assert difference(alone, run(tmp_path / "spread", two[1].spread(engine), local)) > 1e-3
 
 
 @pytest.mark.parametrize("kind", [cohort.build, per_client.build])
-def test_an_empty_round_is_noise_alone(two, kind):
+def test_spread_round_without_clients_adds_noise_only(two, kind):
     engine = build(local_sgd(2), kind)
     state, seed = engine.process.initialize(), KEYS.noise_seed(0)
     alone, measured = engine.process.next(state, engine.client_values([]), seed)
@@ -151,7 +152,7 @@ def test_an_empty_round_is_noise_alone(two, kind):
     assert measured["operator"]["clients"] == 0
 
 
-def test_a_hung_worker_is_given_up_and_its_share_done_again(slow, two, caplog):
+def test_hung_worker_is_lost_and_its_share_repeated(slow, two, caplog):
     engine, local = slow
     workers, connected = two
     state, seed = engine.process.initialize(), KEYS.noise_seed(0)
@@ -161,13 +162,13 @@ def test_a_hung_worker_is_given_up_and_its_share_done_again(slow, two, caplog):
     after, _ = spread.next(state, values(engine, local, 0), seed)
     assert difference(tf.nest.flatten(alone), tf.nest.flatten(after)) < SUMMED
     assert f"localhost:{workers[0].port} is lost (3 heartbeats" in caplog.text
-    # It is not asked again, though it would answer now.
+    # The driver does not use it again, although it would answer now.
     os.kill(workers[0].pid, signal.SIGCONT)
     spread.next(state, values(engine, local, 0), seed)
     assert caplog.text.count("is lost") == 1
 
 
-def test_a_living_worker_that_computes_for_long_is_not_given_up(slow, two, caplog, monkeypatch):
+def test_worker_that_computes_long_is_not_lost(slow, two, caplog, monkeypatch):
     engine, local = slow
     asked: Counter[str] = Counter()
     beat = hosts.Host.beat
@@ -187,7 +188,7 @@ def test_a_living_worker_that_computes_for_long_is_not_given_up(slow, two, caplo
     assert "lost" not in caplog.text
 
 
-def test_without_a_worker_left_the_run_stops_and_can_be_resumed(quick, two, tmp_path):
+def test_run_stops_without_workers_and_resumes(quick, two, tmp_path):
     engine, local = quick
     alone = run(tmp_path / "alone", engine, local)
     workers, connected = two
@@ -196,8 +197,8 @@ def test_without_a_worker_left_the_run_stops_and_can_be_resumed(quick, two, tmp_
     )
     rounds = run_rounds(federation, RoundLog(tmp_path / "spread"), lambda done, weights: ({}, {}))
     assert next(rounds)["round"] == 1
-    for one in workers:
-        os.kill(one.pid, signal.SIGKILL)
+    for worker in workers:
+        os.kill(worker.pid, signal.SIGKILL)
     with pytest.raises(
         WorkerLostError, match=r"no worker is left \(localhost:.*; localhost:.*resume the run"
     ) as caught:
@@ -208,12 +209,12 @@ def test_without_a_worker_left_the_run_stops_and_can_be_resumed(quick, two, tmp_
 
 
 @pytest.mark.parametrize("code", ["RESOURCE_EXHAUSTED", "UNIMPLEMENTED", "UNKNOWN"])
-def test_a_host_that_refuses_calls_is_lost_in_one_line(code):
-    """A share above gRPC's limit, or a server there that is no worker of TFF's."""
+def test_host_that_refuses_calls_is_lost_with_reason(code):
+    """A host refuses calls if a share exceeds gRPC's limit, or if its server is not a worker of TFF."""
 
     class Refusal(grpc.RpcError, grpc.Call):
         code = lambda self: grpc.StatusCode[code]  # noqa: E731
-        details = lambda self: "of no use\nat all"  # noqa: E731
+        details = lambda self: "refused\nby test"  # noqa: E731
 
     Refusal.__abstractmethods__ = frozenset()
 
@@ -221,11 +222,11 @@ def test_a_host_that_refuses_calls_is_lost_in_one_line(code):
         def compute(self, request):
             raise Refusal()
 
-    with pytest.raises(WorkerLostError, match=rf"it refused the call \({code}: of no use at all\)"):
+    with pytest.raises(WorkerLostError, match=rf"it refused the call \({code}: refused by test\)"):
         hosts._Stub(Plain()).compute(None)
 
 
-def test_an_error_of_the_computation_is_not_taken_for_a_loss(two):
+def test_computation_error_is_not_reported_as_lost_worker(two):
     @tff.tensorflow.computation(np.int32)
     def fails(x):
         with tf.control_dependencies([tf.debugging.assert_positive(x)]):
@@ -245,7 +246,7 @@ def test_an_error_of_the_computation_is_not_taken_for_a_loss(two):
     assert two[1].sum(client_sum, 0, 0, [1, 2]) == 3
 
 
-def test_ctrl_c_ends_a_round_at_once_even_if_a_worker_hangs(quick, two):
+def test_ctrl_c_ends_round_at_once_with_hung_worker(quick, two):
     engine, local = quick
     os.kill(two[0][1].pid, signal.SIGSTOP)
     spread = two[1].spread(engine).process
@@ -256,7 +257,7 @@ def test_ctrl_c_ends_a_round_at_once_even_if_a_worker_hangs(quick, two):
         spread.next(state, given, KEYS.noise_seed(0))
 
 
-def test_a_worker_that_is_not_there_is_one_line(monkeypatch):
+def test_connected_names_worker_that_does_not_answer(monkeypatch):
     monkeypatch.setattr(hosts, "_START_SECONDS", 0.3)
     with pytest.raises(WorkerLostError, match="^worker 127.0.0.1:9 does not answer: is fedspeak worker running there"):
         with Workers.parse("127.0.0.1:9", None, False).connected():
@@ -271,52 +272,52 @@ def test_a_worker_that_is_not_there_is_one_line(monkeypatch):
         ("a:0", "'a:0' is not host:port"),
         ("a:70000", "'a:70000' is not host:port"),
         ("a b:7", "is not host:port"),
-        ("localhost:7000, localhost:7000", "an address is named twice"),
-        ("10.0.0.2:7000", "on the network and would get the clients' text unencrypted: give --certificates"),
+        ("localhost:7000, localhost:7000", "an address occurs twice"),
+        ("10.0.0.2:7000", "on the network and would get the clients' text unencrypted: give certificates"),
         ("localhost:7000,worker.example:7000", "worker.example:7000 is on the network"),
         ("127.0.0.1.evil.example:7000", "is on the network"),
     ],
 )
-def test_addresses_that_are_refused(text, message):
+def test_workers_parse_refuses_invalid_and_insecure_addresses(text, message):
     with pytest.raises(ValueError, match=message):
         Workers.parse(text, None, False)
 
 
-def test_addresses_that_are_taken():
+def test_workers_parse_accepts_valid_addresses():
     assert Workers.parse("localhost:1,127.0.0.2:2, [::1]:3", None, False).addresses[2] == ("[::1]", 3)
     assert Workers.parse("10.0.0.2:7000", None, insecure_network=True).addresses == (("10.0.0.2", 7000),)
 
 
 def worker_of(process: subprocess.Popen) -> int:
-    """TFF's worker below a `fedspeak worker`."""
-    found = subprocess.run(["pgrep", "-P", str(process.pid), "worker_binary"], capture_output=True, check=True)
-    return int(found.stdout)
+    """Returns the process id of the TFF worker that a `fedspeak worker` started."""
+    result = subprocess.run(["pgrep", "-P", str(process.pid), "worker_binary"], capture_output=True, check=True)
+    return int(result.stdout)
 
 
 @needs_stunnel
-def test_hosts_behind_tunnels_one_killed_one_cut_off(slow, tmp_path, monkeypatch, caplog):
-    """Three network namespaces; in the second round one is killed, in the third one is cut off."""
+def test_run_over_tunnels_survives_killed_and_disconnected_host(slow, tmp_path, monkeypatch, caplog):
+    """There are three network namespaces; one is killed in the second round, one is disconnected in the third."""
     monkeypatch.setattr(hosts, "_BEAT_SECONDS", BEAT)
     engine, local = slow
     alone = run(tmp_path / "alone", engine, local)
-    driver, theirs = tunnel.make_certificates(tmp_path / "certificates")
+    driver, worker_folder = tunnel.make_certificates(tmp_path / "certificates")
     foreign, _ = tunnel.make_certificates(tmp_path / "foreign")
     (foreign / "peer.pem").write_bytes((driver / "peer.pem").read_bytes())
     running = []
-    with namespaces(3) as made:
+    with namespaces(3) as machines:
         try:
-            arguments = ["worker", "--port", "7000", "--cores", "1", "--certificates", str(theirs)]
-            running = [host.start(arguments) for host in made]
-            addresses = ",".join(f"{host.address}:7000" for host in made)
-            refused = "cannot be used .it refuses our certificate.pem.: give the two folders"
-            for name, certificates, said, seconds in (
-                ("without one", None, "does not answer", 0.5),
-                ("a foreign one", foreign, refused, 60.0),  # stunnel says so as soon as it knows
+            arguments = ["worker", "--port", "7000", "--cores", "1", "--certificates", str(worker_folder)]
+            running = [machine.start(arguments) for machine in machines]
+            addresses = ",".join(f"{machine.address}:7000" for machine in machines)
+            refusal = "cannot be used .it refuses our certificate.pem.: give the two folders"
+            for name, certificates, message, seconds in (
+                ("without a certificate", None, "does not answer", 0.5),
+                ("with a foreign one", foreign, refusal, 60.0),  # stunnel reports this as soon as it knows
             ):
-                with pytest.MonkeyPatch.context() as patch, pytest.raises(WorkerLostError, match=said):
+                with pytest.MonkeyPatch.context() as patch, pytest.raises(WorkerLostError, match=message):
                     patch.setattr(hosts, "_START_SECONDS", seconds)
                     with Workers.parse(addresses, certificates, certificates is None).connected():
-                        pytest.fail(f"connected with {name}")
+                        pytest.fail(f"connected {name}")
             with Workers.parse(addresses, driver, False).connected() as connected:
                 spread = connected.spread(engine)
                 federation = Federation(
@@ -325,7 +326,7 @@ def test_hosts_behind_tunnels_one_killed_one_cut_off(slow, tmp_path, monkeypatch
                 rounds = run_rounds(federation, RoundLog(tmp_path / "spread"), lambda done, weights: ({}, {}))
                 next(rounds)
                 assert "is lost" not in caplog.text
-                for number, mishap in enumerate([running[0].kill, made[1].cut]):
+                for number, mishap in enumerate([running[0].kill, machines[1].cut]):
                     thread = once_busy(worker_of(running[number]), mishap)
                     next(rounds)
                     assert not thread.is_alive() and caplog.text.count("is lost") == number + 1
@@ -341,5 +342,5 @@ def test_hosts_behind_tunnels_one_killed_one_cut_off(slow, tmp_path, monkeypatch
     assert difference(alone, [np.asarray(part) for part in tf.nest.flatten(state)]) < SUMMED
     assert (tmp_path / "alone/ledger.jsonl").read_bytes() == (tmp_path / "spread/ledger.jsonl").read_bytes()
     assert len(Ledger.read(tmp_path / "spread/ledger.jsonl").rounds) == PLAN.rounds
-    assert f"{made[0].address}:7000 is lost" in caplog.text
-    assert f"{made[1].address}:7000 is lost (3 heartbeats" in caplog.text
+    assert f"{machines[0].address}:7000 is lost" in caplog.text
+    assert f"{machines[1].address}:7000 is lost (3 heartbeats" in caplog.text

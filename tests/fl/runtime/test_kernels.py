@@ -1,7 +1,7 @@
 from fl.runtime import kernels
 
 
-def test_onednn_is_on_unless_the_user_has_set_it(monkeypatch):
+def test_prefer_onednn_keeps_setting_of_environment(monkeypatch):
     monkeypatch.delenv("TF_ENABLE_ONEDNN_OPTS", raising=False)
     assert kernels.describe_kernels().startswith("oneDNN by TensorFlow's default, ")
     kernels.prefer_onednn()
@@ -11,7 +11,7 @@ def test_onednn_is_on_unless_the_user_has_set_it(monkeypatch):
     assert kernels.describe_kernels().startswith("oneDNN off, ")
 
 
-def test_a_limited_instruction_set_is_named(monkeypatch):
+def test_describe_kernels_names_limited_instruction_set(monkeypatch):
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     monkeypatch.delenv("DNNL_MAX_CPU_ISA", raising=False)
     assert "limited" not in kernels.describe_kernels()

@@ -27,13 +27,13 @@ def doubled_sum(values):
     return tff.federated_sum(tff.federated_map(double, values))
 
 
-def test_computations_run_and_clients_may_be_none(worker):
+def test_local_runtime_computes_with_and_without_clients(worker):
     assert doubled_sum([1.0, 2.0]) == 6.0
     assert doubled_sum([]) == 0.0
 
 
-def test_a_recycled_worker_is_another_process_and_computes_the_same():
-    # Sums of such numbers depend on their order in the last bits.
+def test_recycle_starts_new_process_with_same_results():
+    # The last bits of sums of such numbers depend on the order of addition.
     values = list(np.random.default_rng(0).lognormal(sigma=9, size=50).astype(np.float32))
     with local_runtime() as runtime:
         results, pids = [doubled_sum(values)], [runtime.worker.pid]
@@ -46,7 +46,7 @@ def test_a_recycled_worker_is_another_process_and_computes_the_same():
     assert {result.tobytes() for result in results} == {results[0].tobytes()}
 
 
-def test_training_goes_on_in_a_recycled_worker_to_the_bit():
+def test_training_with_recycled_worker_is_bit_equal():
     plan = PrivacyPlan(Poisson(0.5), 12, 5, 1.0, FixedClip(0.7))
     local = LocalSGD(learning_rate=0.8, batch_size=3, epochs=2, sequence_length=5, max_sequences=8)
     task, optimizer = LanguageModelling(bigram.token_losses, 5), tff.learning.optimizers.build_sgdm(0.9, 0.5)
@@ -65,7 +65,7 @@ def test_training_goes_on_in_a_recycled_worker_to_the_bit():
         assert train(lambda: None) == train(runtime.recycle)
 
 
-def test_a_worker_that_dies_is_an_error_that_says_so():
+def test_local_runtime_raises_worker_lost_when_worker_dies():
     with pytest.raises(WorkerLostError, match="TFF's worker process .* ended with code -9.*resume the run"):
         with local_runtime(concurrent_calls=1) as runtime:
             assert doubled_sum([1.0]) == 2.0

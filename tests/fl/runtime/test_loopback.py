@@ -1,4 +1,4 @@
-"""The shim in front of a small server: whose connections it lets in."""
+"""Tests which connections the shim lets through to a small server."""
 
 import os
 import socket
@@ -13,8 +13,9 @@ import pytest
 from fl.runtime.worker import build_loopback_shim, shim_works
 from tests.fl.runtime.strangers import as_nobody, start_as_nobody
 
-# Answers each line on standard input: waits for a connection, accepts (without waiting) and prints the peer's port and
-# what it sent; "nobody" if there is none. A number sets the limit of open files to so many more than are open.
+# For each line on standard input it waits until a connection arrives, then tries to accept one and prints the peer's
+# port and what it sent, or "nobody" if the shim refused it. A number in the line limits how many more files it may
+# open.
 _SERVER = """
 import ctypes, errno, os, resource, select, socket, sys
 family, address, function = int(sys.argv[1]), sys.argv[2], sys.argv[3]
@@ -49,7 +50,7 @@ for line in sys.stdin:
     connection.close()
     print(port, sent, flush=True)
 """
-# A stranger that connects so many times and leaves each connection in the way that is given; one that stays.
+# Another account that connects a number of times and ends each connection in a given way, and one that stays connected.
 _STRANGER = """
 import socket, sys
 from tests.fl.runtime.test_loopback import connect
@@ -74,7 +75,7 @@ WAYS = ["sends and closes", "closes while it sends", "resets", "closes its half"
 
 
 class Server:
-    """The server behind the shim."""
+    """A server that is preloaded with the shim."""
 
     def __init__(self, shim: Path, family: int, address: str, function: str = "accept4") -> None:
         self.process = subprocess.Popen(
@@ -88,7 +89,7 @@ class Server:
         self.port = int(self.process.stdout.readline().strip() or 0)
 
     def accept(self, spare_files: str = "") -> str:
-        """Lets it accept once; what it prints."""
+        """Lets the server accept once and returns the line that it prints."""
         assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.write(spare_files + "\n")
         self.process.stdin.flush()
@@ -99,7 +100,7 @@ class Server:
 
 
 def connect(family: int, address: str, port: int, sent: bytes, way: str = "stays", own_port: int = 0) -> socket.socket:
-    """A connection on which `sent` was sent, and which was left, or not, in the way that is given."""
+    """Opens a connection, sends `sent` and then ends the connection in a given way, or keeps it open ("stays")."""
     connection = socket.socket(family)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if own_port:
@@ -110,7 +111,7 @@ def connect(family: int, address: str, port: int, sent: bytes, way: str = "stays
         connection.shutdown(socket.SHUT_WR)
     elif way == "resets":
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    elif way == "closes while it sends":  # the server reads nothing: the kernel keeps the rest and tries on
+    elif way == "closes while it sends":  # the server reads nothing, so the kernel keeps the rest and goes on trying
         connection.setblocking(False)
         try:
             while connection.send(bytes(100_000)):
@@ -123,7 +124,7 @@ def connect(family: int, address: str, port: int, sent: bytes, way: str = "stays
 
 
 def as_nobody_connects(server: Server, way: str, times: int = 1) -> None:
-    """Connects, sends and is gone as another account; what is left waits to be accepted when this returns."""
+    """Connects as another account, sends and ends; the connections wait to be accepted when this returns."""
     as_nobody(_STRANGER, str(server.port), str(times), way)
 
 
@@ -148,7 +149,7 @@ def start(shim) -> Iterator:
         server.process.communicate()
 
 
-# Where a server listens and how a client dials it: a client's socket may be of the other family than the server's.
+# The server's family and address, and the client's: their families may differ.
 IPV4 = [(socket.AF_INET, "0.0.0.0", socket.AF_INET, "127.0.0.1")]
 IPV6 = [
     (socket.AF_INET, "127.0.0.1", socket.AF_INET6, "::ffff:127.0.0.1"),
@@ -161,19 +162,19 @@ EVERYWHERE = (socket.AF_INET6, "::") if socket.has_dualstack_ipv6() else (socket
 
 @pytest.mark.parametrize("function", ["accept", "accept4"])
 @pytest.mark.parametrize(("family", "address", "dialled_family", "dialled"), IPV4 + IPV6 * socket.has_dualstack_ipv6())
-def test_own_account_is_let_in_and_another_is_not(family, address, dialled_family, dialled, function, start):
+def test_shim_accepts_own_account_and_refuses_other(family, address, dialled_family, dialled, function, start):
     server = start(family, address, function)
     with start_as_nobody(_STAYING_STRANGER, str(int(dialled_family)), dialled, str(server.port)) as stranger:
         assert stranger.stdout is not None and stranger.stdout.readline() == "connected\n"
         assert server.accept() == "nobody"
-        assert stranger.stdout.readline() == "b''\n", "it is told"
+        assert stranger.stdout.readline() == "b''\n", "the connection was not closed"
     with connect(dialled_family, dialled, server.port, b"hello") as connection:
         assert server.accept() == f"{connection.getsockname()[1]} hello"
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_connection_whose_other_end_is_given_up_is_refused(way, start):
-    """Also our own: the kernel has no owner for such a socket, and may print user id 0, as for root's."""
+def test_shim_refuses_connection_whose_other_end_closed(way, start):
+    """This holds for its own account, too: the kernel knows no owner of such a socket and may report user id 0."""
     server = start(*EVERYWHERE)
     left = connect(socket.AF_INET, "127.0.0.1", server.port, b"steal", way)
     assert server.accept() == "nobody"
@@ -183,13 +184,13 @@ def test_a_connection_whose_other_end_is_given_up_is_refused(way, start):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_connection_that_another_account_gave_up_is_refused(way, start):
+def test_shim_refuses_closed_connection_of_other_account(way, start):
     server = start(*EVERYWHERE)
     as_nobody_connects(server, way)
     assert server.accept() == "nobody"
 
 
-def test_our_connection_from_the_same_port_does_not_vouch_for_one_that_was_reset(start):
+def test_shim_refuses_reset_connection_despite_later_one_from_same_port(start):
     server = start(*EVERYWHERE)
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
@@ -198,8 +199,8 @@ def test_our_connection_from_the_same_port_does_not_vouch_for_one_that_was_reset
         assert server.accept() == f"{port} hello"
 
 
-def test_whom_the_kernel_does_not_name_is_refused(start):
-    """There is room for the connection, and none for the question whose it is."""
+def test_shim_refuses_connection_without_answer_of_kernel(start):
+    """The server may open one more file, which is enough for the connection but not for the question to the kernel."""
     server = start(*EVERYWHERE)
     with connect(socket.AF_INET, "127.0.0.1", server.port, b"steal"):
         assert server.accept(spare_files="1") == "nobody"
@@ -207,16 +208,16 @@ def test_whom_the_kernel_does_not_name_is_refused(start):
         assert server.accept(spare_files="2").endswith(" hello")
 
 
-def test_a_flood_of_refused_connections_leaks_no_file(start):
+def test_shim_leaks_no_file_for_refused_connections(start):
     server = start(*EVERYWHERE)
     before = server.open_files()
     as_nobody_connects(server, "sends and closes", times=500)
     with connect(socket.AF_INET, "127.0.0.1", server.port, b"hello"):
-        assert server.accept().endswith(" hello")  # behind all of them
+        assert server.accept().endswith(" hello")  # this connection arrived after all of them
     assert server.open_files() == before
 
 
-def test_unix_sockets_are_left_alone(start, tmp_path):
+def test_shim_accepts_unix_sockets(start, tmp_path):
     server = start(socket.AF_UNIX, str(tmp_path / "socket"))
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(str(tmp_path / "socket"))
@@ -224,7 +225,7 @@ def test_unix_sockets_are_left_alone(start, tmp_path):
         assert server.accept() == "hello"
 
 
-def test_the_shim_is_tried_before_it_is_said_to_work(shim, blind_shim, tmp_path):
+def test_shim_works_is_false_for_blind_or_missing_shim(shim, blind_shim, tmp_path):
     assert shim_works(shim)
     assert not shim_works(blind_shim)
     assert not shim_works(tmp_path / "missing.so")

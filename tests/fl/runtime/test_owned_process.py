@@ -14,7 +14,7 @@ from fl.runtime.owned_process import OwnedProcess, WorkerLostError, is_loopback,
 SLEEP = ["/bin/sleep", "600"]
 
 
-def started(command=SLEEP) -> OwnedProcess:
+def start(command=SLEEP) -> OwnedProcess:
     process = OwnedProcess("the sleeper's")
     process._launch(command, os.environ)
     return process
@@ -34,12 +34,12 @@ def started(command=SLEEP) -> OwnedProcess:
         ("0000000000000000FFFF00000101A8C0", False),
     ],
 )
-def test_addresses_as_the_kernel_prints_them(address, loopback):
+def test_is_loopback_reads_addresses_as_kernel_prints_them(address, loopback):
     assert is_loopback(address) is loopback
 
 
-def test_it_is_ended_and_its_folder_removed():
-    process = started()
+def test_stop_ends_process_and_removes_folder():
+    process = start()
     folder = process._folder
     assert folder.exists()
     process.check_alive()
@@ -48,8 +48,8 @@ def test_it_is_ended_and_its_folder_removed():
     assert not folder.exists() and not Path(f"/proc/{process.pid}").exists()
 
 
-def test_a_dead_one_is_an_error_that_says_so():
-    process = started()
+def test_check_alive_raises_when_process_died():
+    process = start()
     os.kill(process.pid, signal.SIGKILL)
     process._process.wait()
     with pytest.raises(WorkerLostError, match=f"sleeper's process {process.pid} ended with code -9.*: wake it"):
@@ -57,8 +57,8 @@ def test_a_dead_one_is_an_error_that_says_so():
     process.stop()
 
 
-def test_what_it_says_is_read_while_it_says_more():
-    process = started(["/bin/sh", "-c", "seq 1000; sleep 0.2; seq 1000 1100; sleep 600"])
+def test_output_is_read_while_process_writes():
+    process = start(["/bin/sh", "-c", "seq 1000; sleep 0.2; seq 1000 1100; sleep 600"])
     deadline = time.monotonic() + 60
     while not process.output().endswith("\n1100"):
         assert time.monotonic() < deadline
@@ -67,26 +67,26 @@ def test_what_it_says_is_read_while_it_says_more():
     process.stop()
 
 
-def test_one_that_ends_instead_of_listening_says_why():
-    process = started(["/bin/sh", "-c", "echo no such port; exit 3"])
+def test_wait_until_it_listens_reports_output_of_ended_process():
+    process = start(["/bin/sh", "-c", "echo no such port; exit 3"])
     with pytest.raises(WorkerLostError, match="ended with code 3 .*no such port"):
         process.wait_until_it_listens()
     process.stop()
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "0.0.0.0"])
-def test_a_port_that_is_taken_is_refused(address):
+def test_require_free_port_refuses_taken_port(address):
     with socket.create_server((address, 0), reuse_port=True) as server:
         port = server.getsockname()[1]
         assert listening_addresses(os.getpid())
-        with pytest.raises(OSError, match=f"port {port} cannot be had .*in use.*choose another"):
+        with pytest.raises(OSError, match=f"port {port} cannot be used .*in use.*choose another"):
             require_free_port(port)
     require_free_port(port)
 
 
-# `ignored`: started as under nohup or `&`, with Ctrl-C ignored by the parent.
+# "ignored": the parent ignores Ctrl-C, as if started by nohup or in the background.
 @pytest.mark.parametrize("ending", ["success", "error", "SIGINT", "SIGTERM", "SIGKILL", "ignored"])
-def test_none_is_left_behind(ending, tmp_path, monkeypatch):
+def test_child_ends_with_parent(ending, tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     script = textwrap.dedent(
         """

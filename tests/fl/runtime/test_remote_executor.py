@@ -1,4 +1,4 @@
-"""What goes to a worker is what TFF would send, byte for byte."""
+"""Tests that the remote executor sends a worker the same bytes as TFF's own executor."""
 
 import asyncio
 import gc
@@ -17,7 +17,7 @@ WEIGHTS = OrderedDict(a=np.arange(6, dtype=np.float32).reshape(2, 3), b=np.full(
 
 
 class Recorded:
-    """A stub that keeps what is sent."""
+    """A stub that records the requests."""
 
     def __init__(self):
         self.requests = []
@@ -33,7 +33,7 @@ class Recorded:
         pass
 
 
-def sent(kind, value, type_spec):
+def send(kind, value, type_spec):
     stub = Recorded()
     executor = kind(stub)
     executor.set_cardinalities({tff.CLIENTS: 2})
@@ -64,8 +64,8 @@ VALUES = {
 
 
 @pytest.mark.parametrize("case", VALUES)
-def test_the_message_is_that_of_tff(case):
-    assert sent(RemoteExecutor, *VALUES[case]) == sent(tff.framework.RemoteExecutor, *VALUES[case])
+def test_remote_executor_sends_same_bytes_as_tff(case):
+    assert send(RemoteExecutor, *VALUES[case]) == send(tff.framework.RemoteExecutor, *VALUES[case])
 
 
 ON_SERVER, ON_CLIENTS = tff.FederatedType(MODEL["a"], tff.SERVER), tff.FederatedType(MODEL["a"], tff.CLIENTS)
@@ -81,17 +81,17 @@ ON_SERVER, ON_CLIENTS = tff.FederatedType(MODEL["a"], tff.SERVER), tff.Federated
         (OrderedDict(a=WEIGHTS["a"]), tff.FederatedType(MODEL, tff.SERVER)),
     ],
 )
-def test_a_value_of_another_type_is_refused_as_tff_refuses_it(value, type_spec):
+def test_remote_executor_refuses_values_of_other_type_as_tff_does(value, type_spec):
     with pytest.raises(TypeError) as theirs:
-        sent(tff.framework.RemoteExecutor, value, type_spec)
+        send(tff.framework.RemoteExecutor, value, type_spec)
     with pytest.raises(TypeError) as ours:
-        sent(RemoteExecutor, value, type_spec)
+        send(RemoteExecutor, value, type_spec)
     assert str(ours.value) == str(theirs.value)
 
 
 @pytest.mark.parametrize("error", [ValueError("Cannot invoke RPC on closed channel!"), grpc.RpcError()])
-def test_a_value_is_let_go_of_silently_when_the_connection_is_gone(error):
-    """As when Ctrl-C ends a round: pytest makes an exception in a finalizer a failure."""
+def test_remote_executor_frees_value_silently_without_connection(error):
+    """This happens when Ctrl-C ends a round; pytest reports an exception in a finalizer as a failure."""
 
     class Gone(Recorded):
         def dispose(self, request):

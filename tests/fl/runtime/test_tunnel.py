@@ -25,7 +25,7 @@ def certificates(tmp_path_factory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="module")
 def echo():
-    """What stands behind the tunnel: says "echo" and what it was told. Its port, and how often it was reached."""
+    """Runs a server behind the tunnel that answers "echo" and what it was sent; yields its port and a list of calls."""
     reached: list[int] = []
 
     def serve():
@@ -78,7 +78,7 @@ def refused(call, *arguments) -> bool:
         return True
 
 
-def test_each_side_has_its_own_key_that_only_its_owner_reads(certificates):
+def test_make_certificates_gives_each_side_its_own_private_key(certificates):
     driver, worker = certificates
     assert sorted(path.name for path in worker.iterdir()) == ["certificate.pem", "key.pem", "peer.pem"]
     assert (driver / "key.pem").read_bytes() != (worker / "key.pem").read_bytes()
@@ -94,12 +94,12 @@ def test_each_side_has_its_own_key_that_only_its_owner_reads(certificates):
 
 
 @needs_stunnel
-def test_the_right_certificate_is_let_through(certificates, far_end):
+def test_tunnel_accepts_right_certificate(certificates, far_end):
     assert through_tunnel(far_end, certificates[0]) == b"echo hello"
 
 
 @needs_stunnel
-def test_the_drivers_end_is_for_its_own_account_only(certificates, far_end, echo):
+def test_driver_end_refuses_other_accounts(certificates, far_end, echo):
     near_end = tunnel.to_worker("localhost", far_end, certificates[0])
     try:
         assert near_end.path is not None and ask(near_end.path) == b"echo hello"
@@ -122,20 +122,20 @@ except PermissionError:
 
 
 @needs_stunnel
-def test_a_folder_whose_name_is_too_long_for_a_socket_is_one_line(certificates, tmp_path, monkeypatch):
+def test_to_worker_refuses_too_long_socket_path(certificates, tmp_path, monkeypatch):
     long = tmp_path / ("x" * 100)
     long.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(long))
-    with pytest.raises(OSError, match="too long for a socket's name: set TMPDIR"):
+    with pytest.raises(OSError, match="too long for a socket's path: set TMPDIR"):
         tunnel.to_worker("localhost", 1, certificates[0])
     assert not list(long.iterdir())
 
 
 @needs_stunnel
-def test_without_the_drivers_certificate_nobody_reaches_the_worker(certificates, far_end, echo, tmp_path):
+def test_worker_end_refuses_all_but_driver_certificate(certificates, far_end, echo, tmp_path):
     driver, worker = certificates
     foreign, _ = tunnel.make_certificates(tmp_path / "foreign")
-    shutil.copy(driver / "peer.pem", foreign / "peer.pem")  # it knows the worker, and the worker does not know it
+    shutil.copy(driver / "peer.pem", foreign / "peer.pem")  # it accepts the worker, but the worker does not accept it
     as_worker = tmp_path / "as-worker"
     shutil.copytree(worker, as_worker)
     shutil.copy(foreign / "peer.pem", as_worker / "peer.pem")
@@ -156,13 +156,13 @@ def test_without_the_drivers_certificate_nobody_reaches_the_worker(certificates,
     assert refused(without_certificate)
     assert refused(through_tunnel, far_end, foreign)
     with mock.patch("fl.runtime.tunnel.check_certificates"):
-        assert refused(through_tunnel, far_end, as_worker)  # one worker's host is no driver of the others
+        assert refused(through_tunnel, far_end, as_worker)  # a worker's host cannot pose as the driver
     assert len(echo[1]) == before
     assert through_tunnel(far_end, driver) == b"echo hello" and len(echo[1]) == before + 1
 
 
 @needs_stunnel
-def test_the_driver_sends_nothing_to_a_foreign_worker(certificates, echo, tmp_path):
+def test_driver_end_sends_nothing_to_foreign_worker(certificates, echo, tmp_path):
     driver, _ = certificates
     _, foreign = tunnel.make_certificates(tmp_path / "foreign")
     shutil.copy(driver / "certificate.pem", foreign / "peer.pem")
@@ -177,7 +177,7 @@ def test_the_driver_sends_nothing_to_a_foreign_worker(certificates, echo, tmp_pa
 
 
 @needs_stunnel
-def test_certificates_that_are_not_in_order_are_refused(certificates, tmp_path):
+def test_check_certificates_refuses_faulty_folders(certificates, tmp_path):
     driver, worker = certificates
     with pytest.raises(FileNotFoundError, match="holds no key.pem: give the folder driver or worker"):
         tunnel.check_certificates(driver.parent, "driver")
@@ -196,7 +196,7 @@ def test_certificates_that_are_not_in_order_are_refused(certificates, tmp_path):
         tunnel.to_worker("localhost", 1, worker)
     shutil.copytree(driver, tmp_path / "damaged")
     (tmp_path / "damaged" / "certificate.pem").write_bytes(b"\xff\n")
-    with pytest.raises(ValueError, match="certificate.pem is no certificate: make new ones"):
+    with pytest.raises(ValueError, match="certificate.pem is not a certificate: make new ones"):
         tunnel.check_certificates(tmp_path / "damaged", "driver")
     with mock.patch("fl.runtime.tunnel.shutil.which", return_value=None):
         with pytest.raises(FileNotFoundError, match="stunnel is not installed .*apt install stunnel4"):

@@ -16,7 +16,7 @@ from fl.runtime.owned_process import WorkerLostError, is_loopback, listening_add
 from fl.runtime.worker import OpenExecutorWarning, Worker
 from tests.fl.runtime.strangers import as_nobody, assert_refuses_nobody
 
-# Reads and writes a file by TFF's executor, first as the account that runs the worker, then as another.
+# Reads and writes a file through TFF's executor, first as the account that runs the worker, then as another one.
 _THEFT = """
 import sys
 import numpy as np
@@ -24,7 +24,7 @@ import tensorflow as tf
 import tensorflow_federated as tff
 from fl.runtime.hosts import _Stub
 from fl.runtime.owned_process import WorkerLostError
-from fl.runtime import Connection, open_channel, stub
+from fl.runtime.local import Connection, open_channel, stub
 
 port, folder = sys.argv[1:]
 
@@ -56,12 +56,12 @@ attack("by-nobody")
 """
 
 
-def test_the_worker_listens_on_loopback_only(worker):
+def test_worker_listens_on_loopback_only(worker):
     addresses = listening_addresses(worker.pid)
     assert addresses and all(map(is_loopback, addresses))
 
 
-def test_another_account_reads_and_writes_nothing_by_the_worker(worker, tmp_path):
+def test_worker_refuses_file_access_of_other_account(worker, tmp_path):
     (tmp_path / "key").touch(mode=0o600)
     (tmp_path / "key").write_text("secret")
     printed = as_nobody(_THEFT, str(worker.port), str(tmp_path)).splitlines()
@@ -69,7 +69,7 @@ def test_another_account_reads_and_writes_nothing_by_the_worker(worker, tmp_path
     assert (tmp_path / "by-owner").exists() and not (tmp_path / "by-nobody").exists()
 
 
-def test_a_flood_of_another_accounts_connections_leaks_no_file_and_does_not_end_service(worker):
+def test_worker_survives_flood_of_refused_connections(worker):
     def open_files() -> int:
         return len(list(Path(f"/proc/{worker.pid}/fd").iterdir()))
 
@@ -83,7 +83,7 @@ def test_a_flood_of_another_accounts_connections_leaks_no_file_and_does_not_end_
         time.sleep(0.01)
 
 
-def test_a_port_that_another_takes_from_a_dead_worker_gets_nothing():
+def test_local_runtime_sends_nothing_to_port_of_dead_worker():
     clients = executor_pb2.Cardinality(placement=computation_pb2.Placement(uri=tff.CLIENTS.uri), cardinality=0)
     request = executor_pb2.GetExecutorRequest(cardinalities=[clients])
     with local_runtime(concurrent_calls=1) as runtime:
@@ -98,34 +98,34 @@ def test_a_port_that_another_takes_from_a_dead_worker_gets_nothing():
                 impostor.accept()
 
 
-def test_a_worker_that_refuses_its_own_account_is_one_line(blind_shim):
+def test_local_runtime_reports_worker_that_refuses_own_account(blind_shim):
     with mock.patch("fl.runtime.worker.build_loopback_shim", return_value=blind_shim):
-        with pytest.raises(WorkerLostError, match="the kernel does not tell whose a connection is"):
+        with pytest.raises(WorkerLostError, match="the kernel does not say who owns a connection"):
             with local_runtime(concurrent_calls=1):
                 pass
 
 
-def test_without_a_compiler_the_open_port_is_told_loudly():
+def test_local_runtime_warns_of_open_worker_without_compiler():
     with mock.patch("fl.runtime.worker.shutil.which", return_value=None):
         with pytest.warns(OpenExecutorWarning, match="ANY host without authentication.*install a C compiler"):
             with local_runtime(concurrent_calls=1) as runtime:
-                # The listening test can fail: this worker is the stock one.
+                # This worker is the stock one, so the check of test_worker_listens_on_loopback_only would fail.
                 assert not all(map(is_loopback, listening_addresses(runtime.worker.pid)))
 
 
-def test_it_listens_where_it_is_told_and_nobody_shares_its_port():
+def test_worker_listens_on_given_port_and_does_not_share_it():
     port = portpicker.pick_unused_port()
     first = Worker(concurrent_calls=1, threads_per_call=1, port=port)
     try:
         first.wait_until_it_listens()
         assert first.port == port and not first.is_open
-        with pytest.raises(OSError, match=f"port {port} cannot be had"):
+        with pytest.raises(OSError, match=f"port {port} cannot be used"):
             Worker(concurrent_calls=1, threads_per_call=1, port=port)
     finally:
         first.stop()
 
 
-def test_tff_missing_is_one_line():
+def test_worker_binary_raises_without_tff():
     with mock.patch.object(workers, "find_spec", return_value=None):
         with pytest.raises(ModuleNotFoundError, match="tensorflow_federated is not installed"):
             workers.worker_binary()
