@@ -47,8 +47,8 @@ def recurrent(cell: str, layer_norm: bool = False, output_bias: bool = False) ->
     The gradient of the scale-invariant cell jumps where another entry becomes the largest, so that a rounding error may
     cause a jump if two entries are close. Layer normalisation of a state with few non-zero entries amplifies this. With
     both, two correct gradients in float32 occasionally differ in the contribution of one of 15 tokens to one of 6
-    steps, even those of one formula that is compiled twice. Therefore tests/models/test_cifg_gradient.py compares the formulas
-    in float64.
+    steps, even those of one formula that is compiled twice. Therefore tests/models/test_cifg_gradient.py compares the
+    formulas in float64.
     """
     model = RecurrentLanguageModel(cell, VOCABULARY, 12, 16, layer_norm, output_bias)
     # The learning rate is so low that rounding errors do not grow from step to step.

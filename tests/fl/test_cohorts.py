@@ -155,7 +155,7 @@ def random_numbers(monkeypatch):
 
             return counted
 
-    monkeypatch.setattr(cohorts, "_generator", Counting)
+    monkeypatch.setattr(cohorts, "_make_generator", Counting)
     return counts
 
 
