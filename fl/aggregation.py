@@ -170,9 +170,9 @@ class DPMean(SeededNoise):
 
     def initial_state(self) -> State:
         match self.plan.clip:
-            case FixedClip(norm=norm):
+            case FixedClip(clip_norm=norm):
                 return {"clip": norm}
-            case AdaptiveClip(initial=initial):
+            case AdaptiveClip(initial_clip_norm=initial):
                 return {"clip": initial}
         raise ValueError(f"unknown clip {self.plan.clip!r}: use FixedClip or AdaptiveClip")
 

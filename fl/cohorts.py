@@ -37,7 +37,7 @@ def draw_cohort(sampling: Sampling, population: int, round_number: int, seed_of_
     if round_number < 0:
         raise ValueError(f"round_number is {round_number}: rounds count from 0")
     match sampling:
-        case Poisson(rate=rate):
+        case Poisson(sampling_probability=rate):
             return _draw_independently(_make_generator(seed_of_round(round_number)), rate, population)
         case FixedSize(size=size):
             if size > population:

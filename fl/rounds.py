@@ -162,7 +162,7 @@ def run_rounds(
                 cohort=[federation.clients[client] for client in cohort],
                 noise_id=keys.noise_id(number),
                 noise_stddev=plan.value_noise_multiplier * clip if clip is not None else 0.0,
-                clip=clip,
+                clip_norm=clip,
                 inputs=federation.inputs,
             )
             values = federation.client_values(federation.batches(cohort, number))

@@ -28,15 +28,15 @@ class FixedClip:
     """Each client's update is scaled down to L2 norm at most `norm`.
 
     Attributes:
-      norm: clip norm C, above 0.
+      clip_norm: clip norm C, above 0.
     """
 
-    norm: float
+    clip_norm: float
     kind: ClassVar[str] = "fixed"
 
     def __post_init__(self) -> None:
         checks.plain_numbers(self)
-        checks.positive("clip norm", self.norm, "give the largest L2 norm an update may keep")
+        checks.positive("clip norm", self.clip_norm, "give the largest L2 norm an update may keep")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,14 +48,14 @@ class AdaptiveClip:
     1/2, and noised with `count_stddev`.
 
     Attributes:
-      initial: first clip norm, above 0.
+      initial_clip_norm: first clip norm, above 0.
       quantile: target quantile of the update norms, in (0, 1).
       learning_rate: geometric step, above 0.
       count_stddev: standard deviation s_b of the noise on the count, above 0; None takes a twentieth of the
         expected cohort as that paper recommends.
     """
 
-    initial: float
+    initial_clip_norm: float
     quantile: float = 0.5
     learning_rate: float = 0.2
     count_stddev: float | None = None
@@ -63,7 +63,7 @@ class AdaptiveClip:
 
     def __post_init__(self) -> None:
         checks.plain_numbers(self)
-        checks.positive("initial clip norm", self.initial, "give a first guess of the update norms")
+        checks.positive("initial clip norm", self.initial_clip_norm, "give a first guess of the update norms")
         checks.between("clip quantile", self.quantile, 0, 1, "0.5 follows the median update norm")
         checks.positive("clip learning rate", self.learning_rate, "0.2 is customary")
         if self.count_stddev is not None:

@@ -23,24 +23,26 @@ Relation = Literal["add-or-remove-one", "replace-one", "zero-out"]
 
 @dataclasses.dataclass(frozen=True)
 class Poisson:
-    """Each client enters each round's cohort independently with probability `rate`.
+    """Each client enters each round's cohort independently with probability `sampling_probability`.
 
     Attributes:
-      rate: sampling rate q, in (0, 1].
+      sampling_probability: probability q, in (0, 1].
     """
 
-    rate: float
+    sampling_probability: float
     relation: ClassVar[Relation] = "add-or-remove-one"
     kind: ClassVar[str] = "poisson"
     min_separation: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         checks.plain_numbers(self)
-        checks.between("sampling rate", self.rate, 0, 1, "give cohort size / population", closed_high=True)
+        checks.between(
+            "sampling_probability", self.sampling_probability, 0, 1, "give cohort size / population", closed_high=True
+        )
 
     def expected_cohort(self, population: int) -> float:
-        """Mean number of clients in a round, rate * population."""
-        return self.rate * population
+        """Mean number of clients in a round, sampling_probability * population."""
+        return self.sampling_probability * population
 
     def check(self, population: int) -> None:
         """Any rate fits any population."""
@@ -57,11 +59,11 @@ class Poisson:
         """One round as a `dp_accounting` event; `noise_multiplier` is noise / clip norm."""
         import dp_accounting as dp
 
-        return dp.PoissonSampledDpEvent(self.rate, dp.GaussianDpEvent(float(noise_multiplier)))
+        return dp.PoissonSampledDpEvent(self.sampling_probability, dp.GaussianDpEvent(float(noise_multiplier)))
 
     def describe(self) -> str:
         """One phrase for reports."""
-        return f"Poisson: each client joins each round independently with probability {self.rate:.6g}"
+        return f"Poisson: each client joins each round independently with probability {self.sampling_probability:.6g}"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,7 +31,7 @@ with local_runtime(), Ledger.open(folder / "ledger.jsonl", plan) as ledger:
     for number in range(rounds):
         cohort = draw_cohort(plan.sampling, plan.population, number, keys.sampler_seed)
         names = [f"client-{client}" for client in cohort]
-        ledger.record(round=number, cohort=names, noise_id=keys.noise_id(number), noise_stddev=0.5, clip=0.5)
+        ledger.record(round=number, cohort=names, noise_id=keys.noise_id(number), noise_stddev=0.5, clip_norm=0.5)
         batches = [local.batches(texts[client], keys.sampler_seed(number), int(client)) for client in cohort]
         state, _ = engine.process.next(state, engine.client_values(batches), keys.noise_seed(number))
     assign(model, state["weights"])

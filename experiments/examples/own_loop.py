@@ -32,7 +32,7 @@ with local_runtime(), Ledger.open(folder / "ledger.jsonl", plan) as ledger:
         seed = keys.sampler_seed(number)
         cohort = draw_cohort(plan.sampling, plan.population, number, keys.sampler_seed)
         names = [f"client-{client}" for client in cohort]
-        ledger.record(round=number, cohort=names, noise_id=keys.noise_id(number), noise_stddev=0.5, clip=0.5)
+        ledger.record(round=number, cohort=names, noise_id=keys.noise_id(number), noise_stddev=0.5, clip_norm=0.5)
         batches = [local.batches(texts[client], seed, int(client)) for client in cohort]
         state, metrics = engine.process.next(state, engine.client_values(batches), keys.noise_seed(number))
         print(number, metrics["released"])

@@ -34,7 +34,7 @@ with local_runtime(), Ledger.open(folder / "ledger.jsonl", plan) as ledger:
     state = process.initialize()
     for number in range(rounds):
         cohort = [client for client in texts if random.SystemRandom().random() < rate]
-        ledger.record(round=number, cohort=cohort, noise_id=f"{number}", noise_stddev=noise * clip, clip=clip)
+        ledger.record(round=number, cohort=cohort, noise_id=f"{number}", noise_stddev=noise * clip, clip_norm=clip)
         data = [tf.data.Dataset.from_tensor_slices((texts[c][:, :-1], texts[c][:, 1:])).batch(4) for c in cohort]
         state = process.next(state, data).state
     print("\n".join(map(str, report.build(plan, ledger, {}).write(folder))))

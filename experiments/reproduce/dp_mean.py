@@ -99,9 +99,13 @@ def _row(name: str, relation: str, n: int, epsilon: float, mu: float, found: npt
 
 
 def _of_ours(n: int, epsilon: float, mu: float, trials: int) -> list[dict[str, Any]]:
-    found = [_row(m, "add-remove", n, epsilon, mu, errors(n, epsilon, mu, m, "add-remove", trials)) for m in _OURS]
+    found = [
+        _row(m, "add-or-remove-one", n, epsilon, mu, errors(n, epsilon, mu, m, "add-or-remove-one", trials))
+        for m in _OURS
+    ]
     return found + [
-        _row(f"{m}, n known", "swap", n, epsilon, mu, errors(n, epsilon, mu, m, "swap", trials)) for m in _SWAP
+        _row(f"{m}, n known", "replace-one", n, epsilon, mu, errors(n, epsilon, mu, m, "replace-one", trials))
+        for m in _SWAP
     ]
 
 
@@ -130,22 +134,24 @@ def _worst_cases(trials: int) -> list[dict[str, Any]]:
             over_means = [
                 _row(
                     mechanism,
-                    "add-remove",
+                    "add-or-remove-one",
                     _MANY,
                     epsilon,
                     mu,
-                    errors(_MANY, epsilon, mu, mechanism, "add-remove", trials),
+                    errors(_MANY, epsilon, mu, mechanism, "add-or-remove-one", trials),
                 )
                 for mu in (0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999)
             ]
             most = max(over_means, key=lambda row: row["error"])
             by_mechanism[mechanism] = {"error": most["error"], "half": most["half"], "mu": most["mu"]}
-        swap = _row("", "swap", _MANY, epsilon, 0.5, errors(_MANY, epsilon, 0.5, "hourglass", "swap", trials))
+        swap = _row(
+            "", "replace-one", _MANY, epsilon, 0.5, errors(_MANY, epsilon, 0.5, "hourglass", "replace-one", trials)
+        )
         found.append(
             {
                 "epsilon": epsilon,
                 "bound": worst_case(epsilon),
-                "swap": {"error": swap["error"], "half": swap["half"]},
+                "replace-one": {"error": swap["error"], "half": swap["half"]},
                 **by_mechanism,
             }
         )
@@ -160,16 +166,16 @@ def _under_zcdp(trials: int) -> list[dict[str, Any]]:
 
     generator, source, delta = np.random.default_rng(0), SeededRandomness(0), 1e-6
     n, sigma = 1000, 1 / math.sqrt(2 * _RHO)
-    kit = BoundedMean(0.0, 1.0, gaussian_epsilon(sigma, delta), "gaussian", "add-remove", delta)
+    kit = BoundedMean(0.0, 1.0, gaussian_epsilon(sigma, delta), "gaussian", "add-or-remove-one", delta)
     found = []
     for mu in (0.1, 0.3, 0.5):
         above, below = ([round(share * n) * STEPS] * trials for share in (mu, 1 - mu))
         shares = np.array(kit._released(above, below, source))[:, 0]
-        pair = _row("", "add-remove", n, _RHO, mu, n * (shares - mu))
+        pair = _row("", "add-or-remove-one", n, _RHO, mu, n * (shares - mu))
         # Sensitivities 1/2 and 1 at ρ/2 each.
         total = (mu - 0.5) * n + 0.5 * math.sqrt(2) * sigma * generator.normal(size=trials)
         count = n + math.sqrt(2) * sigma * generator.normal(size=trials)
-        split = _row("", "add-remove", n, _RHO, mu, n * (0.5 + total / count - mu))
+        split = _row("", "add-or-remove-one", n, _RHO, mu, n * (0.5 + total / count - mu))
         found.append(
             {"mu": mu, "pair": pair["error"], "split": split["error"], "half": max(pair["half"], split["half"])}
         )
@@ -219,7 +225,7 @@ def _table(rows: list[dict[str, Any]], worst: list[dict[str, Any]], gaussian: li
     for entry in worst:
         cells = [
             f"{entry[m]['error']:.4g} ± {entry[m]['half']:.1g}"
-            for m in ("hourglass", "transformed-laplace", "midpoint", "swap")
+            for m in ("hourglass", "transformed-laplace", "midpoint", "replace-one")
         ]
         ratio = entry["midpoint"]["error"] / entry["hourglass"]["error"]
         lines.append(f"| {entry['epsilon']:g} | {entry['bound']:.4g} | {' | '.join(cells)} | {ratio:.2f} |")

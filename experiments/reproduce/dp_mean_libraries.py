@@ -45,9 +45,9 @@ def diffprivlib(values: list[float], epsilon: float) -> Callable[[], float]:
 
 
 LIBRARIES = (
-    ("python-dp", "Google's BoundedMean", "add-remove", google),
-    ("opendp", "OpenDP, sum / count", "add-remove", opendp),
-    ("diffprivlib", "diffprivlib mean", "swap", diffprivlib),
+    ("python-dp", "Google's BoundedMean", "add-or-remove-one", google),
+    ("opendp", "OpenDP, sum / count", "add-or-remove-one", opendp),
+    ("diffprivlib", "diffprivlib mean", "replace-one", diffprivlib),
 )
 
 

@@ -147,7 +147,7 @@ def _runs(problem: Problem, preprocess: bool, learning_rate: float, seeds: Seque
                 bound=math.hypot(problem.distance, problem.diameter / 2),
                 share=SHARES[preprocess],
                 steps=STEPS,
-                rate=1.0,
+                sampling_probability=1.0,
                 learning_rate=learning_rate,
                 classes=(0, 1),
                 random_state=seed,

@@ -91,10 +91,10 @@ def pld_epsilon(sampling: Sampling, z: float, rounds: int, delta: float, points:
     exact = exact_delta(delta)
     # Sampling never costs: the exact curve without it is a bound too, also where no grid serves.
     eps = gaussian_epsilon(z / math.sqrt(sampling.repetitions(rounds)), exact)
-    if isinstance(sampling, Poisson) and sampling.rate < 1:
+    if isinstance(sampling, Poisson) and sampling.sampling_probability < 1:
         if delta < loss_grid.least_delta(rounds):
             return None
-        rate = sampling.rate
+        rate = sampling.sampling_probability
         interval = loss_grid.choose_interval(
             loss_grid.largest_loss(z, rate), lambda order: rounds * one_round_rdp(sampling, 0, z, order), points
         )

@@ -63,35 +63,40 @@ class Gaussian:
     Attributes:
       noise_multiplier: noise standard deviation / sensitivity under the relation, above 0.
       count: releases, at least 1.
-      rate: of Poisson sampling, afresh for each; 1 takes everybody. Below 1 the relation must be add-or-remove-one.
+      sampling_probability: probability with which each record joins each release, drawn afresh; 1 takes everybody.
+        Below 1 the relation must be add-or-remove-one.
     """
 
     noise_multiplier: float
     count: int = 1
-    rate: float = 1.0
+    sampling_probability: float = 1.0
 
     def __post_init__(self) -> None:
         checks.plain_numbers(self)
         checks.noise_multiplier(self.noise_multiplier, "give noise / sensitivity")
         checks.whole("count", self.count, 1, "count the releases")
-        checks.between("sampling rate", self.rate, 0, 1, "give batch size / records", closed_high=True)
+        checks.between(
+            "sampling_probability", self.sampling_probability, 0, 1, "give batch size / records", closed_high=True
+        )
 
     @property
     def largest_loss(self) -> float:
         """Privacy loss at which the distribution of one release ends; of all together where everybody is in each."""
-        return loss_grid.largest_loss(self._together if self.rate == 1 else self.noise_multiplier, self.rate)
+        return loss_grid.largest_loss(
+            self._together if self.sampling_probability == 1 else self.noise_multiplier, self.sampling_probability
+        )
 
     def renyi(self, order: float) -> float:
         """Returns the Rényi divergence of all `count` releases at `order`, above 1."""
-        if self.rate == 1:
+        if self.sampling_probability == 1:
             return order / (2 * self._together**2)
-        return self.count * one_round_rdp(Poisson(self.rate), 0, self.noise_multiplier, order)
+        return self.count * one_round_rdp(Poisson(self.sampling_probability), 0, self.noise_multiplier, order)
 
     def loss_distribution(self, interval: float) -> Any:
         """`dp_accounting`'s, of all `count` releases."""
-        if self.rate == 1:
+        if self.sampling_probability == 1:
             return loss_grid.gaussian(self._together, 1.0, interval)
-        return loss_grid.gaussian(self.noise_multiplier, self.rate, interval).self_compose(self.count)
+        return loss_grid.gaussian(self.noise_multiplier, self.sampling_probability, interval).self_compose(self.count)
 
     @property
     def _together(self) -> float:
@@ -102,8 +107,8 @@ class Gaussian:
         import dp_accounting as dp
 
         one: dp.DpEvent = dp.GaussianDpEvent(self.noise_multiplier)
-        if self.rate < 1:
-            one = dp.PoissonSampledDpEvent(self.rate, one)
+        if self.sampling_probability < 1:
+            one = dp.PoissonSampledDpEvent(self.sampling_probability, one)
         return one if self.count == 1 else dp.SelfComposedDpEvent(one, self.count)
 
 
@@ -178,7 +183,7 @@ class Account:
             # Sampling never costs: the exact curve without it is a bound, and the answer where nothing is sampled.
             together = sum(cost.count / cost.noise_multiplier**2 for cost in gaussians) ** -0.5
             unsampled = with_failures(gaussian_epsilon(together, exact), self.delta, releases)
-            if all(cost.rate == 1 for cost in gaussians):
+            if all(cost.sampling_probability == 1 for cost in gaussians):
                 return Least(unsampled, "PLD")
         if self.delta < loss_grid.SMALLEST_DELTA:
             if gaussians:
@@ -195,7 +200,9 @@ class Account:
     def _by_distribution(self, delta: float) -> float:
         """ε at `delta` of the common loss distribution; inf where it cannot be told."""
         # Everybody's releases of one noise are one Gaussian.
-        convolutions = sum(cost.count if isinstance(cost, Gaussian) and cost.rate < 1 else 1 for cost in self.costs)
+        convolutions = sum(
+            cost.count if isinstance(cost, Gaussian) and cost.sampling_probability < 1 else 1 for cost in self.costs
+        )
         if delta < loss_grid.least_delta(convolutions):
             return math.inf
         largest = max(cost.largest_loss for cost in self.costs)

@@ -42,7 +42,7 @@ class Guarantee:
     unit: str = "record"
 
     def __post_init__(self) -> None:
-        sampled = any(isinstance(cost, costs.Gaussian) and cost.rate < 1 for cost in self.costs)
+        sampled = any(isinstance(cost, costs.Gaussian) and cost.sampling_probability < 1 for cost in self.costs)
         if sampled and self.relation != "add-or-remove-one":
             raise ValueError(
                 f"relation {self.relation!r} has no accounting with Poisson samples: state add-or-remove-one"
@@ -61,7 +61,7 @@ class Guarantee:
         found = 0.0
         for cost in self.costs:
             match cost:
-                case costs.Gaussian(rate=1.0):
+                case costs.Gaussian(sampling_probability=1.0):
                     found += cost.count / (2 * cost.noise_multiplier**2)
                 case costs.Pure():
                     found += cost.epsilon**2 / 2

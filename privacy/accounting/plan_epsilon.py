@@ -201,7 +201,7 @@ def _notes(plan: PrivacyPlan, rounds: int) -> tuple[str, ...]:
                     f"does not cover the number of clients, {plan.population:,}, which was not declared public"
                 )
             least = loss_grid.least_delta(rounds)
-            if plan.target_delta < least and plan.sampling.rate < 1:
+            if plan.target_delta < least and plan.sampling.sampling_probability < 1:
                 notes.append(f"PLD not available below delta {least:g} over {rounds:,} rounds (rounding)")
         case sampling.FixedSize():
             notes.append("PLD not available for fixed-size sampling under replace-one; ε is the RDP bound")

@@ -44,19 +44,19 @@ def cases(epsilon: float, delta: float, source: Randomness) -> list[Case]:
     step = training_step(linear_step(epsilon, delta), epsilon, delta, secure_generator())
     found = []
     for mechanism in get_args(Mechanism):
-        for neighbouring in ("add-remove", "swap"):
-            if neighbouring == "add-remove" or mechanism not in ("midpoint", "sum-count"):
-                found.append(_mean(epsilon, delta, mechanism, neighbouring, source))
+        for relation in ("add-or-remove-one", "replace-one"):
+            if relation == "add-or-remove-one" or mechanism not in ("midpoint", "sum-count"):
+                found.append(_mean(epsilon, delta, mechanism, relation, source))
     return [*found, _median(epsilon, source), step]
 
 
-def _mean(epsilon: float, delta: float, mechanism: Any, neighbouring: Any, source: Randomness) -> Case:
-    """Zeros and ones, and one more one; or, to swap, a one in place of a zero."""
+def _mean(epsilon: float, delta: float, mechanism: Any, relation: Any, source: Randomness) -> Case:
+    """Zeros and ones, and one more one; or, to replace a record, a one in place of a zero."""
     at = delta if mechanism == "gaussian" else 0.0
 
     def scores(trials: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        one = BoundedMean(0.0, 1.0, epsilon, mechanism, neighbouring, at)
-        added = (1, 0) if neighbouring == "add-remove" else (1, -1)
+        one = BoundedMean(0.0, 1.0, epsilon, mechanism, relation, at)
+        added = (1, 0) if relation == "add-or-remove-one" else (1, -1)
         data = [(_RECORDS * STEPS, _RECORDS * STEPS), tuple((_RECORDS + more) * STEPS for more in added)]
         outcomes = []
         for above, below in data:
@@ -64,7 +64,7 @@ def _mean(epsilon: float, delta: float, mechanism: Any, neighbouring: Any, sourc
             outcomes.append(_score(mechanism, shares, counts))
         return outcomes[0], outcomes[1]
 
-    return Case(f"mean, {mechanism}", neighbouring, epsilon, at, 1, scores)
+    return Case(f"mean, {mechanism}", relation, epsilon, at, 1, scores)
 
 
 def _score(mechanism: str, share: npt.NDArray[np.float64], count: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -97,7 +97,7 @@ def training_step(step: LinearDPSGD, epsilon: float, delta: float, generator: np
         )
         return without, with_
 
-    return Case("DP-SGD, one step", "add-remove", epsilon, delta, 10, scores)
+    return Case("DP-SGD, one step", "add-or-remove-one", epsilon, delta, 10, scores)
 
 
 def linear_step(epsilon: float, delta: float) -> LinearDPSGD:
@@ -121,4 +121,4 @@ def _median(epsilon: float, source: Randomness) -> Case:
             found.append(np.array(drawn) > below)
         return found[0].astype(float), found[1].astype(float)
 
-    return Case("median", "add-remove", epsilon, 0.0, 10, scores)
+    return Case("median", "add-or-remove-one", epsilon, 0.0, 10, scores)

@@ -60,7 +60,7 @@ def cancelling_record(epsilon: float, delta: float) -> Case:
             noisy.close()
         return without, with_
 
-    return Case("KerasDPSGD, one step, a record that cancels", "add-remove", epsilon, delta, _SLOW, scores)
+    return Case("KerasDPSGD, one step, a record that cancels", "add-or-remove-one", epsilon, delta, _SLOW, scores)
 
 
 def _candidates(generator: np.random.Generator) -> tuple[Any, Any]:

@@ -73,7 +73,7 @@ def clip_factors(bounds: Bounds, clip: float, denominator: float, dtypes: Sequen
 
     Args:
       bounds: of `compute_bounds`.
-      clip: L2 norm C of one example's part, > 0; inf: none is scaled down.
+      clip_norm: L2 norm C of one example's part, > 0; inf: none is scaled down.
       denominator: > 0, of the sum.
       dtypes: those of the weights.
 

@@ -3,7 +3,7 @@
 An example contributes at most the clip norm to a step's sum, rounding included (`privacy.dpsgd.clip_bounds`).
 
 model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
-private = KerasDPSGD.for_budget(epsilon=2.0, delta=1e-5, records=60_000, batch_size=256, epochs=10, clip=1.0)
+private = KerasDPSGD.for_budget(epsilon=2.0, delta=1e-5, records=60_000, batch_size=256, epochs=10, clip_norm=1.0)
 private.fit(model, images, labels, validation_data=(test_images, test_labels))
 """
 
@@ -40,7 +40,7 @@ class KerasDPSGD:
         another number.
       batch_size: expected size of a sample, from 1 to `records`.
       epochs: at least 1; each of ceil(records / batch_size) steps.
-      clip: L2 norm C of one example's gradient, above 1e-12; inf only without noise.
+      clip_norm: L2 norm C of one example's gradient, above 1e-12; inf only without noise.
       noise_multiplier: standard deviation of the noise / C, at least 0; 0 is not private.
       delta: δ that ε is stated at, above 0 and below 1 / records; far below is usual.
       at_once: most examples whose gradients are taken together, at least 1; larger samples go in parts, which changes
@@ -50,7 +50,7 @@ class KerasDPSGD:
     records: int
     batch_size: int
     epochs: int
-    clip: float
+    clip_norm: float
     noise_multiplier: float
     delta: float
     at_once: int | None = None
@@ -67,9 +67,9 @@ class KerasDPSGD:
         if self.at_once is not None:
             checks.whole("at_once", self.at_once, 1, "None takes all")
         # Squares of gradients much smaller than that would be lost in float32.
-        checks.between("clip", self.clip, 1e-12, math.inf, "1 is a usual start", closed_high=True)
-        if math.isinf(self.clip) and self.noise_multiplier > 0:
-            raise ValueError("clip is infinite and there is noise: without a clip norm no noise protects a record")
+        checks.between("clip_norm", self.clip_norm, 1e-12, math.inf, "1 is a usual start", closed_high=True)
+        if math.isinf(self.clip_norm) and self.noise_multiplier > 0:
+            raise ValueError("clip_norm is infinite and there is noise: without a clip norm no noise protects a record")
 
     @classmethod
     def for_budget(
@@ -80,7 +80,7 @@ class KerasDPSGD:
         records: int,
         batch_size: int,
         epochs: int,
-        clip: float,
+        clip_norm: float,
         at_once: int | None = None,
     ) -> KerasDPSGD:
         """With the least noise, to 0.1 %, at which the whole training costs at most `epsilon` at `delta`.
@@ -88,12 +88,12 @@ class KerasDPSGD:
         Raises:
           ValueError: a setting is out of range, or no noise is enough.
         """
-        plain = cls(records, batch_size, epochs, clip, 1.0, delta, at_once)
-        found = costs.calibrate(lambda z: [costs.Gaussian(z, plain.steps, plain.rate)], epsilon, delta)
+        plain = cls(records, batch_size, epochs, clip_norm, 1.0, delta, at_once)
+        found = costs.calibrate(lambda z: [costs.Gaussian(z, plain.steps, plain.sampling_probability)], epsilon, delta)
         return dataclasses.replace(plain, noise_multiplier=found)
 
     @property
-    def rate(self) -> float:
+    def sampling_probability(self) -> float:
         """Probability with which each record joins a step's sample."""
         return self.batch_size / self.records
 
@@ -113,12 +113,13 @@ class KerasDPSGD:
         if not self.noise_multiplier:
             raise ValueError("noise multiplier is 0: the training is not private, and has no epsilon")
         return Guarantee(
-            f"DP-SGD, {self.steps} steps, clip norm {self.clip:g}, noise multiplier {self.noise_multiplier:.4g}",
-            (costs.Gaussian(self.noise_multiplier, self.steps, self.rate),),
+            f"DP-SGD, {self.steps} steps, clip norm {self.clip_norm:g}, noise multiplier {self.noise_multiplier:.4g}",
+            (costs.Gaussian(self.noise_multiplier, self.steps, self.sampling_probability),),
             "add-or-remove-one",
             float(self.delta),
             "floating-point Gaussian (Philox, seeded by the operating system), not hardened",
-            f"{self.steps} Poisson samples at rate {self.rate:.4g}; the number of records ({self.records}) is public",
+            f"{self.steps} Poisson samples with probability {self.sampling_probability:.4g}; "
+            f"the number of records ({self.records}) is public",
         )
 
     def fit(
@@ -158,7 +159,7 @@ class KerasDPSGD:
         data = checked_examples(x, y)
         # A Poisson sample of a small expected size is often more than twice as large.
         largest = self.at_once or 2 * self.batch_size + 16
-        step = PrivateStep(model, self.clip, self.noise_multiplier, float(self.batch_size), data, largest)
+        step = PrivateStep(model, self.clip_norm, self.noise_multiplier, float(self.batch_size), data, largest)
         try:
             _check_validation(model, validation_data)
             follow = self._callbacks(model, callbacks, verbose)
@@ -201,7 +202,7 @@ class KerasDPSGD:
             follow.on_epoch_begin(epoch)
             for batch in range(self.steps_per_epoch):
                 follow.on_train_batch_begin(batch)
-                step(data, np.flatnonzero(generator.random(len(data.y)) < self.rate), self.at_once)
+                step(data, np.flatnonzero(generator.random(len(data.y)) < self.sampling_probability), self.at_once)
                 follow.on_train_batch_end(batch)
                 if model.stop_training:
                     break

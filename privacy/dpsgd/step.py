@@ -29,7 +29,7 @@ class PrivateStep:
     def __init__(
         self,
         model: Any,
-        clip: float,
+        clip_norm: float,
         noise_multiplier: float,
         denominator: float,
         data: Examples,
@@ -39,8 +39,8 @@ class PrivateStep:
 
         Args:
           model: built and compiled.
-          clip: L2 bound on one example's gradient, > 0.
-          noise_multiplier: standard deviation of the noise / clip, >= 0.
+          clip_norm: L2 bound on one example's gradient, > 0.
+          noise_multiplier: standard deviation of the noise / clip_norm, >= 0.
           denominator: what the noisy sum is divided by, > 0.
           data: what the model is tried on.
           largest: number of examples, at least 1, that a step takes at once, about; the model is tried with as many.
@@ -54,7 +54,7 @@ class PrivateStep:
                 "TensorFloat-32 is on, which rounds products to 11 bits, so that clipping is not exact: call "
                 "tf.config.experimental.enable_tensor_float_32_execution(False)"
             )
-        self._model, self._clip, self._denominator = model, clip, denominator
+        self._model, self._clip, self._denominator = model, clip_norm, denominator
         self._losses = losses_of(model)
         self._weights = list(model.trainable_weights)
         if not self._weights:
@@ -63,7 +63,7 @@ class PrivateStep:
         self._sums = [tf.Variable(tf.zeros(weight.shape, weight.dtype), trainable=False) for weight in self._weights]
         self._left_out = tf.Variable(0, trainable=False, dtype=tf.int64)
         self._sizes = [int(np.prod(weight.shape)) for weight in self._weights]
-        stddev = noise_multiplier * clip / denominator if noise_multiplier else 0.0
+        stddev = noise_multiplier * clip_norm / denominator if noise_multiplier else 0.0
         dtype = np.result_type(*(total.dtype.as_numpy_dtype for total in self._sums))
         self._noise = _NoiseAhead(sum(self._sizes) if stddev else 0, stddev, dtype)
         if hasattr(model.optimizer, "build"):

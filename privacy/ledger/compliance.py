@@ -26,7 +26,7 @@ class Round:
       cohort: sorted ids of the clients whose updates are in the sum.
       noise_id: name of the noise.
       noise_stddev: its standard deviation on each coordinate of the sum.
-      clip: clip norm in force; None where the plan does not clip.
+      clip_norm: clip norm in force; None where the plan does not clip.
       facts: further JSON-able facts, the operator's only.
     """
 
@@ -34,7 +34,7 @@ class Round:
     cohort: tuple[str, ...]
     noise_id: str
     noise_stddev: float
-    clip: float | None
+    clip_norm: float | None
     facts: Mapping[str, Any]
 
 
@@ -100,19 +100,19 @@ def _cohort(plan: PrivacyPlan, history: History, entry: Round) -> Iterator[str]:
 
 def _noise(plan: PrivacyPlan, history: History, entry: Round) -> Iterator[str]:
     if plan.clip is None:
-        if entry.clip is not None or entry.noise_stddev != 0:
+        if entry.clip_norm is not None or entry.noise_stddev != 0:
             yield "the plan neither clips nor adds noise: record clip None and noise 0"
         return
-    if entry.clip is None or not entry.clip > 0 or math.isinf(entry.clip):
-        yield f"clip must be a finite number above 0, got {entry.clip}: record the norm in force"
+    if entry.clip_norm is None or not entry.clip_norm > 0 or math.isinf(entry.clip_norm):
+        yield f"clip must be a finite number above 0, got {entry.clip_norm}: record the norm in force"
         return
-    if isinstance(plan.clip, FixedClip) and not math.isclose(entry.clip, plan.clip.norm, rel_tol=TOLERANCE):
-        yield f"clip {entry.clip:g} is not the plan's {plan.clip.norm:g}: clip as planned"
-    promised = plan.value_noise_multiplier * entry.clip
+    if isinstance(plan.clip, FixedClip) and not math.isclose(entry.clip_norm, plan.clip.clip_norm, rel_tol=TOLERANCE):
+        yield f"clip {entry.clip_norm:g} is not the plan's {plan.clip.clip_norm:g}: clip as planned"
+    promised = plan.value_noise_multiplier * entry.clip_norm
     if not math.isclose(entry.noise_stddev, promised, rel_tol=TOLERANCE):
         yield (
             f"noise stddev {entry.noise_stddev:g} is not the plan's {plan.value_noise_multiplier:g} * clip "
-            f"{entry.clip:g} = {promised:g}: add the noise planned"
+            f"{entry.clip_norm:g} = {promised:g}: add the noise planned"
         )
     if plan.is_private and entry.noise_id in history.noise_ids:
         used = history.noise_ids[entry.noise_id]

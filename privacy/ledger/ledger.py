@@ -126,7 +126,7 @@ class Ledger:
         cohort: Sequence[str],
         noise_id: str,
         noise_stddev: float,
-        clip: float | None,
+        clip_norm: float | None,
         **facts: Any,
     ) -> None:
         """Writes down one round and returns once it is on the disk. Call it before anything of the round is
@@ -140,8 +140,8 @@ class Ledger:
           cohort: the ids, texts, of the clients whose updates are in the sum; empty is a noise-only round.
           noise_id: name of the noise; must be new with each round (`RunKeys.noise_id`).
           noise_stddev: standard deviation of the noise on each coordinate of the sum,
-            value_noise_multiplier * clip.
-          clip: the clip norm in force; None only under a plan without clipping.
+            value_noise_multiplier * clip_norm.
+          clip_norm: the clip norm in force; None only under a plan without clipping.
           **facts: JSON-able, finite, the operator's only: for instance `non_finite=2`, updates zeroed.
 
         Raises:
@@ -159,7 +159,7 @@ class Ledger:
             tuple(sorted(cohort)),
             noise_id,
             float(noise_stddev),
-            None if clip is None else float(clip),
+            None if clip_norm is None else float(clip_norm),
             MappingProxyType(facts),
         )
         line = _as_line(entry)

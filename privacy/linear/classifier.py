@@ -59,8 +59,8 @@ class DPLinearClassifier(ClassifierMixin, BaseEstimator):
         bound: float | None = None,
         share: float = 0.1,
         steps: int = 100,
-        rate: float = 0.1,
-        clip: float = 1.0,
+        sampling_probability: float = 0.1,
+        clip_norm: float = 1.0,
         learning_rate: float = 10.0,
         momentum: float = 0.9,
         classes: Any = None,
@@ -72,8 +72,8 @@ class DPLinearClassifier(ClassifierMixin, BaseEstimator):
         self.bound = bound
         self.share = share
         self.steps = steps
-        self.rate = rate
-        self.clip = clip
+        self.sampling_probability = sampling_probability
+        self.clip_norm = clip_norm
         self.learning_rate = learning_rate
         self.momentum = momentum
         self.classes = classes
@@ -94,7 +94,9 @@ class DPLinearClassifier(ClassifierMixin, BaseEstimator):
         delta = checks.between("delta", self.delta, 0, 1, "1e-5 is usual, below 1 / records")
         share = checks.between("share", self.share, 0, 1, "0.1 is usual")
         # Refuses wrong settings; the noise follows from ε, and the batch is known after the preprocessing.
-        training = LinearDPSGD(self.steps, self.rate, 1.0, self.clip, 1.0, self.learning_rate, self.momentum)
+        training = LinearDPSGD(
+            self.steps, self.sampling_probability, 1.0, self.clip_norm, 1.0, self.learning_rate, self.momentum
+        )
         if not isinstance(self.preprocess, (bool, np.bool_)):
             raise ValueError(f"preprocess is {self.preprocess!r}: give True or False")
         if self.bound is not None:
@@ -108,14 +110,15 @@ class DPLinearClassifier(ClassifierMixin, BaseEstimator):
             source = SeededRandomness(self.random_state)
             generator = np.random.default_rng(self.random_state)
 
-        before, z = _noise_multipliers(epsilon, delta, share, training.steps, training.rate)
+        before, z = _noise_multipliers(epsilon, delta, share, training.steps, training.sampling_probability)
         guarantee = Guarantee(
             f"linear classifier by {'DPSGD-F' if self.preprocess else 'DP-SGD'}, classes public",
-            (costs.Gaussian(before), costs.Gaussian(z, training.steps, training.rate)),
+            (costs.Gaussian(before), costs.Gaussian(z, training.steps, training.sampling_probability)),
             "add-or-remove-one",
             delta,
             f"preprocessing: {hardness(source)}; training: floating-point Gaussian, not hardened",
-            f"training: {training.steps} Poisson samples at rate {training.rate:g}; else everybody, once",
+            f"training: {training.steps} Poisson samples with probability {training.sampling_probability:g}; "
+            "otherwise everybody, once",
         )
         if ledger is not None:
             ledger.record(guarantee)
@@ -128,7 +131,7 @@ class DPLinearClassifier(ClassifierMixin, BaseEstimator):
             feature_map = centre_of_ball(prepared, 1.0, before, source)
         else:
             feature_map = fit_feature_map(prepared, self.bound, before, source)
-        batch = max(training.rate * feature_map.records, 1.0)
+        batch = max(training.sampling_probability * feature_map.records, 1.0)
         training = dataclasses.replace(training, noise_multiplier=z, expected_batch=batch)
         weights = training.train(feature_map(prepared, clip=True), labels, len(classes), generator)
         # All at once and last: a `fit` that was refused leaves an earlier one's weights beside their own guarantee.

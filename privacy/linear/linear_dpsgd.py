@@ -33,18 +33,18 @@ class LinearDPSGD:
 
     Attributes:
       steps: at least 1.
-      rate: probability with which each record joins a step's batch, in (0, 1].
+      sampling_probability: probability with which each record joins a step's batch, in (0, 1].
       expected_batch: the denominator, above 0; public, for instance rate x a private count.
-      clip: norm C of one example's gradient over all weights, above 0; inf only without noise.
+      clip_norm: norm C of one example's gradient over all weights, above 0; inf only without noise.
       noise_multiplier: z, at least 0; 0 is not private.
       learning_rate: above 0; of the mean gradient divided by the clip norm where there is one.
       momentum: in [0, 1).
     """
 
     steps: int
-    rate: float
+    sampling_probability: float
     expected_batch: float
-    clip: float
+    clip_norm: float
     noise_multiplier: float
     learning_rate: float
     momentum: float = 0.9
@@ -52,20 +52,22 @@ class LinearDPSGD:
     def __post_init__(self) -> None:
         checks.plain_numbers(self)
         checks.whole("steps", self.steps, 1, "give at least one")
-        checks.between("sampling rate", self.rate, 0, 1, "give batch / records", closed_high=True)
+        checks.between(
+            "sampling_probability", self.sampling_probability, 0, 1, "give batch / records", closed_high=True
+        )
         checks.positive("expected batch", self.expected_batch, "give rate x a public number of records")
         checks.non_negative("noise multiplier", self.noise_multiplier, "0 switches privacy off, 1 is a usual start")
         checks.positive("learning rate", self.learning_rate, "10 is a usual start")
-        if self.clip != math.inf:
-            checks.positive("clip", self.clip, "1 is usual for features of norm 1")
+        if self.clip_norm != math.inf:
+            checks.positive("clip_norm", self.clip_norm, "1 is usual for features of norm 1")
         elif self.noise_multiplier > 0:
-            raise ValueError("clip is infinite and there is noise: without a clip norm no noise protects a record")
+            raise ValueError("clip_norm is infinite and there is noise: without a clip norm no noise protects a record")
         if not checks.non_negative("momentum", self.momentum, "0.9 is usual") < 1:
             raise ValueError(f"momentum must lie in [0, 1), got {self.momentum!r}: 0.9 is usual")
 
     def cost(self) -> costs.Cost:
         """Of the whole training, under add-or-remove-one. Raises ValueError without noise."""
-        return costs.Gaussian(self.noise_multiplier, self.steps, self.rate)
+        return costs.Gaussian(self.noise_multiplier, self.steps, self.sampling_probability)
 
     def train(self, features: Any, labels: Any, classes: int, generator: np.random.Generator) -> Floats:
         """Trains on features [n, d] and labels, whole numbers [n] from 0 to below `classes`.
@@ -93,22 +95,26 @@ class LinearDPSGD:
             norms = row_lengths(features)
         weights = np.zeros((size, classes), features.dtype)
         velocity, average = np.zeros_like(weights), np.zeros_like(weights)
-        scale = 1.0 if math.isinf(self.clip) else self.clip
+        scale = 1.0 if math.isinf(self.clip_norm) else self.clip_norm
         averaged = self.steps - self.steps // 2
         margin = 1 - 4 * float(np.finfo(features.dtype).eps)  # for the rounding of factors and products
         for step in range(self.steps):
-            batch = np.flatnonzero(generator.random(count) < self.rate) if self.rate < 1 else np.arange(count)
+            batch = (
+                np.flatnonzero(generator.random(count) < self.sampling_probability)
+                if self.sampling_probability < 1
+                else np.arange(count)
+            )
             x = features[batch]
             residuals = softmax(x @ weights)
             residuals[np.arange(len(x)), labels[batch]] -= 1
-            if not math.isinf(self.clip):
+            if not math.isinf(self.clip_norm):
                 lengths = norms[batch] * row_lengths(residuals)
-                factors = margin * self.clip / np.maximum(lengths, self.clip)
+                factors = margin * self.clip_norm / np.maximum(lengths, self.clip_norm)
                 residuals *= factors[:, np.newaxis].astype(residuals.dtype)
             total = x.T @ residuals
             if self.noise_multiplier:
                 noise = standard_normal(generator, total.size, total.dtype).reshape(total.shape)
-                total += self.noise_multiplier * self.clip * noise
+                total += self.noise_multiplier * self.clip_norm * noise
             velocity = self.momentum * velocity + total / (self.expected_batch * scale)
             weights = weights - self.learning_rate * velocity
             if step >= self.steps - averaged:

@@ -191,8 +191,8 @@ def _planned(plan: PrivacyPlan) -> dict[str, Any]:
 
 
 def _happened(ledger: Ledger) -> dict[str, Any]:
-    clips = [entry.clip for entry in ledger.rounds if entry.clip is not None]
-    multipliers = [entry.noise_stddev / entry.clip for entry in ledger.rounds if entry.clip is not None]
+    clips = [entry.clip_norm for entry in ledger.rounds if entry.clip_norm is not None]
+    multipliers = [entry.noise_stddev / entry.clip_norm for entry in ledger.rounds if entry.clip_norm is not None]
     return {
         "rounds": len(ledger.rounds),
         "first_clip": clips[0] if clips else None,
@@ -231,7 +231,7 @@ def _adaptive(plan: PrivacyPlan, ledger: Ledger, spent: Epsilon) -> dict[str, An
     if not isinstance(plan.clip, AdaptiveClip):
         return None
     rest = (plan.noise_multiplier**-2 - (2 * plan.count_stddev) ** -2) ** -0.5 if plan.is_private else 0.0
-    fixed = dataclasses.replace(plan, clip=FixedClip(plan.clip.initial), noise_multiplier=rest)
+    fixed = dataclasses.replace(plan, clip=FixedClip(plan.clip.initial_clip_norm), noise_multiplier=rest)
     without = accounting.epsilon(fixed, len(ledger.rounds))
     return {
         "noise_multiplier": plan.noise_multiplier,
@@ -239,7 +239,7 @@ def _adaptive(plan: PrivacyPlan, ledger: Ledger, spent: Epsilon) -> dict[str, An
         "count_stddev": plan.count_stddev,
         "epsilon_with": _finite(spent.value),
         "epsilon_without": _finite(without.value),
-        "clip_by_round": [entry.clip for entry in ledger.rounds],
+        "clip_by_round": [entry.clip_norm for entry in ledger.rounds],
     }
 
 
@@ -313,7 +313,7 @@ def _looks_poisson(plan: PrivacyPlan, ledger: Ledger) -> bool:
     from scipy.stats import binom
 
     assert isinstance(plan.sampling, Poisson)
-    sizes, rate = [len(entry.cohort) for entry in ledger.rounds], plan.sampling.rate
+    sizes, rate = [len(entry.cohort) for entry in ledger.rounds], plan.sampling.sampling_probability
     total, trials = sum(sizes), len(sizes) * plan.population
     mean = plan.expected_cohort
     if plan.any_population:

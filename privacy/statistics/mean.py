@@ -25,12 +25,12 @@ from privacy.arrays import as_floats, shortened
 from privacy.noise import exact
 from privacy.noise.exact import EXPONENT_BITS
 from privacy.noise.randomness import Randomness, SecureRandomness
+from privacy.sampling import Relation
 
 if TYPE_CHECKING:
     from privacy.budget import Releases
 
 Mechanism = Literal["hourglass", "transformed-laplace", "midpoint", "sum-count", "gaussian"]
-Neighbouring = Literal["add-remove", "swap"]
 
 STEPS = 2**32
 """Grid steps from lower to upper: rounding moves a mean by at most a 2^33rd of the width."""
@@ -46,7 +46,7 @@ class Mean(NamedTuple):
 
     Attributes:
       value: in [lower, upper]: a number, or float64 [d]. The middle where the noise left no record.
-      records: how many, private too (of several coordinates the mean); with "swap" the true number, which is
+      records: how many, private too (of several coordinates the mean); with "replace-one" the true number, which is
         public there.
       guarantee: see `privacy.accounting.guarantee`.
     """
@@ -69,8 +69,8 @@ class BoundedMean:
       mechanism: "hourglass" has the least worst-case error for pure ε, whatever ε is; "transformed-laplace" nearly the
         same up to ε = 1; "midpoint" is what other libraries do (twice the error and more) and "sum-count" the naive
         way; "gaussian" is for an account in (ε, δ), and wins where many releases add up.
-      neighbouring: "add-remove": neighbours have one record more or less, and the count is private. "swap": one
-        record is another, and the number of records is public; only the sum gets noise.
+      relation: "add-or-remove-one": neighbours have one record more or less, and the count is private. "replace-one":
+        one record is another, and the number of records is public; only the sum gets noise.
       delta: of "gaussian", in (0, 1); 0 for the others.
       coordinates: of a record, each in [lower, upper]. ε is for all of them together.
     """
@@ -79,7 +79,7 @@ class BoundedMean:
     upper: float
     epsilon: float
     mechanism: Mechanism = "hourglass"
-    neighbouring: Neighbouring = "add-remove"
+    relation: Relation = "add-or-remove-one"
     delta: float = 0.0
     coordinates: int = 1
 
@@ -92,11 +92,11 @@ class BoundedMean:
         checks.positive("epsilon", self.epsilon, "give the cost of this mean")
         if self.mechanism not in get_args(Mechanism):
             raise ValueError(f"mechanism {self.mechanism!r} is unknown: use one of {', '.join(get_args(Mechanism))}")
-        if self.neighbouring not in ("add-remove", "swap"):
-            raise ValueError(f"neighbouring {self.neighbouring!r} is unknown: use add-remove or swap")
-        if self.neighbouring == "swap" and self.mechanism in ("midpoint", "sum-count"):
+        if self.relation not in ("add-or-remove-one", "replace-one"):
+            raise ValueError(f"relation {self.relation!r} is unknown: use add-or-remove-one or replace-one")
+        if self.relation == "replace-one" and self.mechanism in ("midpoint", "sum-count"):
             raise ValueError(
-                f"mechanism {self.mechanism!r} spends half of epsilon on a count that is public under swap: "
+                f"mechanism {self.mechanism!r} spends half of epsilon on a count that is public under replace-one: "
                 "use hourglass, transformed-laplace or gaussian"
             )
         if self.mechanism == "gaussian":
@@ -135,7 +135,7 @@ class BoundedMean:
         absent = np.isnan(array).any(axis=1)
         if absent.any():
             log.warning("%d of %d records hold NaN (for the operator's eyes only)", absent.sum(), len(array))
-            if self.neighbouring == "swap":
+            if self.relation == "replace-one":
                 array[np.isnan(array)] = self.lower / 2 + self.upper / 2
             else:
                 array = array[~absent]
@@ -203,7 +203,7 @@ class BoundedMean:
 
     def _released(self, above: list[int], below: list[int], source: Randomness) -> list[tuple[float, float]]:
         """Of each pair of sums the mean, as a share of the width, and the count; noise afresh for each."""
-        if self.neighbouring == "swap":
+        if self.relation == "replace-one":
             return self._release_swap(above, below, source)
         return self._release_add_remove(above, below, source)
 
@@ -247,13 +247,12 @@ class BoundedMean:
         return round(hourglass_core(self._each) * STEPS)
 
     def _guarantee(self, source: Randomness) -> Guarantee:
-        relation: Any = "add-or-remove-one" if self.neighbouring == "add-remove" else "replace-one"
         cost: costs.Cost = costs.Pure(self.epsilon)
         if self.mechanism == "gaussian":
             cost = costs.Gaussian(self._scale / (STEPS * math.sqrt(self.coordinates)))
         of = "" if self.coordinates == 1 else f" of {self.coordinates} coordinates"
         words = f"mean{of} in [{self.lower:g}, {self.upper:g}] by {self.mechanism}"
-        return Guarantee(words, (cost,), relation, self.delta, hardness(source))
+        return Guarantee(words, (cost,), self.relation, self.delta, hardness(source))
 
 
 def dp_mean(
@@ -262,7 +261,7 @@ def dp_mean(
     upper: float,
     epsilon: float,
     mechanism: Mechanism = "hourglass",
-    neighbouring: Neighbouring = "add-remove",
+    relation: Relation = "add-or-remove-one",
     delta: float = 0.0,
     randomness: Randomness | None = None,
     ledger: Releases | None = None,
@@ -277,7 +276,7 @@ def dp_mean(
     """
     array = as_floats("values", values)
     coordinates = array.shape[1] if array.ndim == 2 else 1
-    mean = BoundedMean(lower, upper, epsilon, mechanism, neighbouring, delta, coordinates)
+    mean = BoundedMean(lower, upper, epsilon, mechanism, relation, delta, coordinates)
     found = mean.release(mean.sums(array), randomness, ledger)
     return found if array.ndim != 2 else found._replace(value=np.reshape(found.value, coordinates))
 

@@ -33,7 +33,7 @@ from privacy.accounting.guarantee import Guarantee, hardness
 from privacy.arrays import as_floats
 from privacy.noise import exact
 from privacy.noise.randomness import Randomness, SecureRandomness
-from privacy.statistics.mean import Neighbouring
+from privacy.sampling import Relation
 
 if TYPE_CHECKING:
     from privacy.budget import Releases
@@ -68,7 +68,7 @@ def dp_quantile(
     upper: float,
     resolution: float,
     epsilon: float,
-    neighbouring: Neighbouring = "add-remove",
+    relation: Relation = "add-or-remove-one",
     randomness: Randomness | None = None,
     ledger: Releases | None = None,
 ) -> Quantile:
@@ -84,7 +84,7 @@ def dp_quantile(
       upper: public, above `lower`.
       resolution: of the grid, public, up to `upper - lower`; at most 2^48 points.
       epsilon: pure ε, above 0.
-      neighbouring: "add-remove" (the number of records is private) or "swap".
+      relation: "add-or-remove-one" (the number of records is private) or "replace-one".
       randomness: the operating system's if left out.
       ledger: of a `privacy.budget.Budget`; the release is written there before its noise is drawn.
 
@@ -97,15 +97,14 @@ def dp_quantile(
     lower, upper = checks.bounds(lower, upper)
     resolution = checks.positive("resolution", resolution, "give the public grid's step")
     epsilon = checks.positive("epsilon", epsilon, "give the cost of this quantile")
-    if neighbouring not in ("add-remove", "swap"):
-        raise ValueError(f"neighbouring {neighbouring!r} is unknown: use add-remove or swap")
+    if relation not in ("add-or-remove-one", "replace-one"):
+        raise ValueError(f"relation {relation!r} is unknown: use add-or-remove-one or replace-one")
     points = (upper - lower) / resolution + 1
     if not 2 <= points <= _MOST_POINTS:
         raise ValueError(f"resolution {resolution:g} makes {points:.3g} points of [{lower:g}, {upper:g}]: 2 to 2^48")
     count = math.floor(points * (1 + 1e-12))
     source = SecureRandomness() if randomness is None else randomness
 
-    relation: Any = "add-or-remove-one" if neighbouring == "add-remove" else "replace-one"
     guarantee = Guarantee(
         f"{share:g}-quantile on {count} points of [{lower:g}, {upper:g}] by the exponential mechanism",
         (costs.Pure(epsilon),),
@@ -117,17 +116,17 @@ def dp_quantile(
     if ledger is not None:
         ledger.record(guarantee)
     target = round(share * PARTS)
-    sensitivity = PARTS if neighbouring == "swap" else max(target, PARTS - target)
+    sensitivity = PARTS if relation == "replace-one" else max(target, PARTS - target)
     starts, scores = _scores(places, target, count)
     run = _choose(source, np.diff(starts, append=count), scores, math.nextafter(epsilon / (2 * sensitivity), 0))
     end = starts[run + 1] if run + 1 < len(starts) else count
     place = int(starts[run]) + int(exact.uniform(source, int(end - starts[run]), 1)[0])
-    slack = rank_slack(target / PARTS, count, epsilon, neighbouring)
+    slack = rank_slack(target / PARTS, count, epsilon, relation)
     return Quantile(min(lower + place * resolution, upper), slack, guarantee)
 
 
 def rank_slack(
-    quantile: float, points: int, epsilon: float, neighbouring: Neighbouring = "add-remove", failure: float = 0.05
+    quantile: float, points: int, epsilon: float, relation: Relation = "add-or-remove-one", failure: float = 0.05
 ) -> float:
     """Returns how many records may lie strictly between the private quantile and the true one.
 
@@ -136,7 +135,7 @@ def rank_slack(
     value and at most (1 - quantile) * n + slack above it, as rounded to the grid. A quantile nearer to 0 or 1 than this
     share of the records can land anywhere beyond the data.
     """
-    sensitivity = 1.0 if neighbouring == "swap" else max(quantile, 1 - quantile)
+    sensitivity = 1.0 if relation == "replace-one" else max(quantile, 1 - quantile)
     return 2 * sensitivity * math.log(points / failure) / epsilon
 
 

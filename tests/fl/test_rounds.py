@@ -219,7 +219,7 @@ def test_run_rounds_records_cohort_clip_and_noise(tmp_path, undisturbed):
     recorded = Ledger.read(tmp_path / "ledger.jsonl").rounds
     clips = [row["released"]["clip"] for row in rows]
     assert clips[0] == 1.0 and len(set(clips)) == 4
-    assert [r.clip for r in recorded] == pytest.approx(clips)
+    assert [r.clip_norm for r in recorded] == pytest.approx(clips)
     assert [r.noise_stddev for r in recorded] == pytest.approx([PLAN.value_noise_multiplier * c for c in clips])
     assert [len(r.cohort) for r in recorded] == [row["operator"]["clients"] for row in rows]
 

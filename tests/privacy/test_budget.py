@@ -44,7 +44,7 @@ def test_every_function_writes_down_its_release(tmp_path):
             dp_quantile(AGES, 0.5, 0, 100, 1, 0.5, ledger=ledger),
             mean_in_ball(vectors, 1.0, 0.5, 1e-6, ledger=ledger),
         ]
-        model = DPLinearClassifier(1.0, classes=(0, 1), steps=5, rate=1.0)
+        model = DPLinearClassifier(1.0, classes=(0, 1), steps=5, sampling_probability=1.0)
         model.fit(vectors, (vectors[:, 0] > 0).astype(int), ledger=ledger)
         assert ledger.releases == [*(result.guarantee for result in results), model.guarantee_]
         spent = ledger.spent
@@ -88,7 +88,7 @@ def test_what_passes_the_budget_is_refused_and_nothing_is_drawn(tmp_path, monkey
         with pytest.raises(ValueError, match=r"epsilon would be 1.2, above 1 \(0.7 is spent\): release less"):
             dp_mean(AGES, 0, 100, 0.5, ledger=ledger)
         with pytest.raises(ValueError, match="relation replace-one: the budget is of add-or-remove-one"):
-            dp_mean(AGES, 0, 100, 0.1, neighbouring="swap", ledger=ledger)
+            dp_mean(AGES, 0, 100, 0.1, relation="replace-one", ledger=ledger)
         with pytest.raises(ValueError, match="release at delta 1e-06: the budget's is 0, use a pure mechanism"):
             dp_mean(AGES, 0, 100, 0.1, "gaussian", delta=1e-6, ledger=ledger)
         assert path.read_bytes() == before
@@ -215,7 +215,7 @@ def test_a_release_of_a_budget_is_one_convolution_and_a_refused_one_leaves_no_tr
     assert again.spent == pytest.approx(spent, rel=1e-4)
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "swap", "foreign"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "replace-one", "foreign"])
 def test_a_damaged_ledger_is_named(tmp_path, damage):
     path = tmp_path / "ledger.jsonl"
     with Releases.open(path, Budget(9.0)) as ledger:
@@ -227,7 +227,7 @@ def test_a_damaged_ledger_is_named(tmp_path, damage):
             lines[2] = lines[2].replace(b"0.5", b"0.1")
         case "cut":
             del lines[1]
-        case "swap":
+        case "replace-one":
             lines[1], lines[2] = lines[2], lines[1]
         case "foreign":
             lines = [b'{"kind": "header"}\n']

@@ -30,9 +30,9 @@ def _linear(task: Task, noise_multiplier: float | None) -> Loop:
     def run(steps: int) -> None:
         training = LinearDPSGD(
             steps,
-            rate=batch / len(x),
+            sampling_probability=batch / len(x),
             expected_batch=batch,
-            clip=CLIP if private else math.inf,
+            clip_norm=CLIP if private else math.inf,
             noise_multiplier=noise_multiplier or 0.0,
             learning_rate=LEARNING_RATE * (CLIP if private else 1.0),  # its gradients are over the clip norm
             momentum=0.0,

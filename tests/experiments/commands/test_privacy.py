@@ -197,7 +197,7 @@ def test_an_audit_lets_our_own_mechanisms_stand():
     assert all(("says nothing" in line) == (float(line.split("at least ")[1].split()[0]) <= 0.2) for line in lines[1:])
     assert "mean, hourglass (add-remove): epsilon at delta 0 claimed 2, at least" in text
     rows = facts("audit", "--epsilon", 2, "--trials", 3000)
-    assert {row["relation"] for row in rows} == {"add-remove", "swap"}
+    assert {row["relation"] for row in rows} == {"add-or-remove-one", "replace-one"}
     assert all(0 <= row["epsilon"] <= row["claimed"] == 2 for row in rows)
     assert {(row["unit"], row["sampler"]) for row in rows} == {("record", "everybody, once")}
 
@@ -229,7 +229,9 @@ def test_an_audit_of_training_lets_it_stand():
     for row in rows:
         of_record = row["mechanism"].startswith("KerasDPSGD")
         assumed = (
-            ("record", "add-remove", "everybody, once") if of_record else ("client", "zero-out", "two cohorts in turn")
+            ("record", "add-or-remove-one", "everybody, once")
+            if of_record
+            else ("client", "zero-out", "two cohorts in turn")
         )
         assert (row["unit"], row["relation"], row["sampler"]) == assumed
         assert 0 <= row["epsilon"] <= row["claimed"] <= (9.5 if "tail" in row["mechanism"] else 2)
@@ -241,7 +243,9 @@ def test_an_audit_that_refutes_ends_with_1(monkeypatch):
     def told(trials):
         return np.zeros(trials), np.ones(trials)
 
-    monkeypatch.setattr(audited, "cases", lambda *_: [audited.Case("a sum without noise", "swap", 1.0, 0.0, 1, told)])
+    monkeypatch.setattr(
+        audited, "cases", lambda *_: [audited.Case("a sum without noise", "replace-one", 1.0, 0.0, 1, told)]
+    )
     done = CliRunner().invoke(privacy, ["audit"])
     assert done.exit_code == 1 and done.output.strip().endswith("REFUTED") and "claimed 1, at least" in done.output
 

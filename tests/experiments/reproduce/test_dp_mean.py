@@ -15,7 +15,7 @@ def test_the_study_writes_its_table_figures_and_plot(tmp_path, monkeypatch):
     text = (tmp_path / "out/table.md").read_text()
     assert text.strip() in done.output and "### n = 100" in text and "| hourglass | add-remove | 1 |" in text
     found = json.loads((tmp_path / "out/metrics.json").read_text())
-    assert {row["relation"] for row in found["rows"]} == {"add-remove", "swap"}
+    assert {row["relation"] for row in found["rows"]} == {"add-or-remove-one", "replace-one"}
     for row in found["worst"]:
         # 4000 trials: a standard error of some 4 %.
         assert row["hourglass"]["error"] == pytest.approx(row["bound"], rel=0.4 if row["epsilon"] == 8 else 0.2)
@@ -29,12 +29,14 @@ def fake_libraries(path, lines):
 
 
 def test_libraries_are_asked_in_their_own_environment(tmp_path, monkeypatch):
-    line = {"package": "p", "name": "theirs", "relation": "swap", "n": 10, "epsilon": 1.0, "mu": 0.5}
+    line = {"package": "p", "name": "theirs", "relation": "replace-one", "n": 10, "epsilon": 1.0, "mu": 0.5}
     program = tmp_path / "python"
     monkeypatch.setattr(study, "LIBRARIES", program)
     fake_libraries(program, [line | {"errors": [1.0, -1.0], "seconds": 0.5, "version": "1.2"}])
     (row,) = study._of_libraries([(10, 1.0, 0.5)], 100)
-    assert row["error"] == 1.0 and row["relation"] == "swap" and row["version"] == "1.2" and row["seconds"] == 0.5
+    assert (
+        row["error"] == 1.0 and row["relation"] == "replace-one" and row["version"] == "1.2" and row["seconds"] == 0.5
+    )
     fake_libraries(program, [line | {"problem": "ImportError: no such module"}])
     with pytest.raises(OSError, match="p failed: ImportError"):
         list(study._of_libraries([(10, 1.0, 0.5)], 100))

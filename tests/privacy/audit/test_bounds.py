@@ -166,14 +166,14 @@ def right(step, **changes) -> LinearDPSGD:
 
 
 def exact(step) -> LinearDPSGD:
-    return right(step, clip=math.inf, noise_multiplier=0.0)
+    return right(step, clip_norm=math.inf, noise_multiplier=0.0)
 
 
 class ClipAfterSum(LinearDPSGD):
     def train(self, features, labels, classes, generator):
         summed = exact(self).train(features, labels, classes, generator)
-        clipped = summed * min(1.0, self.clip / np.linalg.norm(summed))
-        return clipped + generator.normal(0, self.noise_multiplier * self.clip, clipped.shape)
+        clipped = summed * min(1.0, self.clip_norm / np.linalg.norm(summed))
+        return clipped + generator.normal(0, self.noise_multiplier * self.clip_norm, clipped.shape)
 
 
 class NoiseByRealisedBatch(LinearDPSGD):

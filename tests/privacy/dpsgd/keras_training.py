@@ -37,7 +37,7 @@ def examples(count=20, seed=0):
 
 def settings(**changed):
     """One step on everybody of 20."""
-    plain = {"records": 20, "batch_size": 20, "epochs": 1, "clip": 1.0, "noise_multiplier": 1.0, "delta": 1e-5}
+    plain = {"records": 20, "batch_size": 20, "epochs": 1, "clip_norm": 1.0, "noise_multiplier": 1.0, "delta": 1e-5}
     return KerasDPSGD(**{**plain, **changed})
 
 

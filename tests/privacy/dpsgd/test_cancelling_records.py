@@ -180,7 +180,7 @@ def test_fit_moves_the_weights_by_at_most_the_clip_norm():
     x, y = np.full((1, 16, 256), 1.1, np.float32), right[worst : worst + 1].numpy()
     model = dense(256, 16)
     model.compile(keras.optimizers.SGD(1.0), linear_loss)
-    settings(records=1, batch_size=1, clip=CLIP, noise_multiplier=0.0, delta=0.5).fit(model, x, y)
+    settings(records=1, batch_size=1, clip_norm=CLIP, noise_multiplier=0.0, delta=0.5).fit(model, x, y)
     assert norm(model.get_weights()) <= CLIP * (1 + 1e-6)  # from weights of zero
 
 

@@ -39,7 +39,7 @@ def test_without_clip_and_noise_it_is_sgd():
     private.compile(keras.optimizers.SGD(0.5, momentum=0.9), CROSS_ENTROPY)
     plain.compile(keras.optimizers.SGD(0.5, momentum=0.9), CROSS_ENTROPY)
     plain.fit(x, y, batch_size=20, epochs=4, verbose=0, shuffle=False)
-    settings(epochs=4, clip=float("inf"), noise_multiplier=0.0).fit(private, x, y)
+    settings(epochs=4, clip_norm=float("inf"), noise_multiplier=0.0).fit(private, x, y)
     # Momentum 0.9 adds up to 1 + 0.9 + 0.81 + 0.73 of a step's gradient.
     within = training_rounding(plain, 4, 20, 0.5 * 3.44)
     for found, expected in zip(private.get_weights(), plain.get_weights(), strict=True):
@@ -65,7 +65,7 @@ def test_it_is_the_loss_that_was_compiled(loss, dtype):
     x, _ = examples()
     y = 20 * x[:, :3]
     found = []
-    for train in (settings(clip=float("inf"), noise_multiplier=0.0).fit, keras.Model.fit):
+    for train in (settings(clip_norm=float("inf"), noise_multiplier=0.0).fit, keras.Model.fit):
         model = compiled(layers.Dense(3, dtype=dtype), loss=loss, optimizer=keras.optimizers.SGD(1e-2))
         if train is keras.Model.fit:
             train(model, x, y, batch_size=20, verbose=0)
@@ -88,7 +88,7 @@ def test_a_step_is_the_clipped_sum_over_the_batch_size(seeded):
     expected = per_example.clipped_sum(per_example.gradients(model, CROSS_ENTROPY, x[chosen], y[chosen]), 0.2)
     stop = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: moved.append(model.get_weights()))
     moved: list[list[np.ndarray]] = []
-    settings(batch_size=10, clip=0.2, noise_multiplier=0.0).fit(model, x, y, callbacks=[stop])
+    settings(batch_size=10, clip_norm=0.2, noise_multiplier=0.0).fit(model, x, y, callbacks=[stop])
     within = training_rounding(model, 1, 20, 1.0, largest=0.2)
     for start, after, step in zip(before, moved[0], expected, strict=True):
         np.testing.assert_allclose(start - after, step / 10, rtol=0, atol=within)
@@ -188,7 +188,7 @@ def test_an_average_of_the_weights_is_what_stays():
     averaged = compiled(optimizer=keras.optimizers.SGD(0.5, use_ema=True, ema_momentum=0.5))
     plain = compiled()
     for model in (averaged, plain):
-        settings(epochs=4, clip=float("inf"), noise_multiplier=0.0).fit(model, x, y)
+        settings(epochs=4, clip_norm=float("inf"), noise_multiplier=0.0).fit(model, x, y)
     assert not np.allclose(averaged.get_weights()[0], plain.get_weights()[0], atol=1e-3)
 
 
@@ -274,7 +274,7 @@ def test_a_gradient_that_is_not_finite_counts_as_zero_and_is_told():
 
     def fitted(rows):
         model = compiled(layers.Dense(5, "relu"), layers.Dense(3))
-        settings(clip=1.0, noise_multiplier=0.0).fit(model, x[rows], y[rows])
+        settings(clip_norm=1.0, noise_multiplier=0.0).fit(model, x[rows], y[rows])
         return model.get_weights()
 
     with pytest.warns(RuntimeWarning, match="1 gradients were not finite"):
@@ -299,7 +299,7 @@ def test_what_it_costs_is_on_the_ledger_first(tmp_path):
     private = settings(batch_size=5, epochs=2, noise_multiplier=3.0)
     assert private.guarantee.costs == (costs.Gaussian(3.0, 8, 0.25),)
     assert private.guarantee.relation == "add-or-remove-one"
-    assert "8 Poisson samples at rate 0.25" in str(private.guarantee)
+    assert "8 Poisson samples with probability 0.25" in str(private.guarantee)
     assert "not hardened" in str(private.guarantee)
     model = compiled()
     before = model.get_weights()
@@ -317,10 +317,10 @@ def test_what_it_costs_is_on_the_ledger_first(tmp_path):
 
 def test_budget():
     """The noise of 10 epochs at 256 of 60,000 for ε = 2: 0.7861 by dp-accounting's own calibration."""
-    found = KerasDPSGD.for_budget(2.0, 1e-5, records=60_000, batch_size=256, epochs=10, clip=1.0)
+    found = KerasDPSGD.for_budget(2.0, 1e-5, records=60_000, batch_size=256, epochs=10, clip_norm=1.0)
     assert 0.786 <= found.noise_multiplier <= 0.788
     assert 1.98 < found.guarantee.epsilon <= 2.0
-    assert (found.steps, found.rate) == (2350, 256 / 60_000)
+    assert (found.steps, found.sampling_probability) == (2350, 256 / 60_000)
 
 
 @pytest.mark.parametrize(
@@ -330,10 +330,10 @@ def test_budget():
         ({"batch_size": 21}, "batch size 21 is above the 20 records"),
         ({"batch_size": 2.5}, "batch size must be a whole number"),
         ({"epochs": 0}, "epochs must be"),
-        ({"clip": 0.0}, "clip must lie in"),
-        ({"clip": 1e-13}, "clip must lie in"),
-        ({"clip": float("nan")}, "clip must lie in"),
-        ({"clip": float("inf")}, "clip is infinite and there is noise"),
+        ({"clip_norm": 0.0}, "clip_norm must lie in"),
+        ({"clip_norm": 1e-13}, "clip_norm must lie in"),
+        ({"clip_norm": float("nan")}, "clip_norm must lie in"),
+        ({"clip_norm": float("inf")}, "clip_norm is infinite and there is noise"),
         ({"noise_multiplier": -1.0}, "noise multiplier must be"),
         ({"noise_multiplier": float("nan")}, "noise multiplier must be"),
         ({"delta": 1.0}, "delta must lie in"),

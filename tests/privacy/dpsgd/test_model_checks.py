@@ -281,7 +281,7 @@ def test_labels_without_an_axis_for_one_output(loss):
     found = []
     for labels in (y.astype(np.float32), y.astype(np.float32)[:, np.newaxis]):
         model = compiled(layers.Dense(1), loss=loss)
-        settings(clip=0.1, noise_multiplier=0.0).fit(model, x, labels)
+        settings(clip_norm=0.1, noise_multiplier=0.0).fit(model, x, labels)
         found.append(model.get_weights())
     for part, same in zip(*found, strict=True):
         np.testing.assert_array_equal(part, same)

@@ -29,7 +29,7 @@ def round_of(number, cohort, plan=PLAN, clip=0.5):
         "cohort": cohort,
         "noise_id": f"noise{number}",
         "noise_stddev": stddev,
-        "clip": clip,
+        "clip_norm": clip,
     }
 
 
@@ -177,9 +177,9 @@ def test_removed_and_swapped_lines_are_found(tmp_path):
         ({"noise_stddev": 0.7}, "noise stddev 0.7 is not the plan's 1.5 [*] clip 0.5 = 0.75"),
         ({"noise_stddev": 0.75 * (1 - 1e-5)}, "noise stddev"),
         ({"noise_stddev": float("nan")}, "cannot be recorded|noise stddev nan"),
-        ({"clip": 0.6, "noise_stddev": 0.9}, "clip 0.6 is not the plan's 0.5"),
-        ({"clip": float("inf")}, "clip must be a finite number|cannot be recorded"),
-        ({"clip": None}, "clip must be a finite number"),
+        ({"clip_norm": 0.6, "noise_stddev": 0.9}, "clip 0.6 is not the plan's 0.5"),
+        ({"clip_norm": float("inf")}, "clip.*must be a finite number|cannot be recorded"),
+        ({"clip_norm": None}, "clip.*must be a finite number"),
         ({"noise_id": "noise0"}, "noise 'noise0' was used in round 0"),
         ({"loss": float("nan")}, "cannot be recorded"),
         ({"what": object()}, "cannot be recorded"),
@@ -240,16 +240,16 @@ def test_adaptive_clip_varies_and_is_recorded(tmp_path):
         ledger.record(**round_of(1, ["a"], plan, clip=0.4))
         with pytest.raises(ValueError, match="noise stddev"):  # total z on the update would be too little
             ledger.record(**{**round_of(2, ["a"], plan, clip=0.4), "noise_stddev": 1.5 * 0.4})
-    assert [entry.clip for entry in Ledger.read(tmp_path / "ledger").rounds] == [0.5, 0.4]
+    assert [entry.clip_norm for entry in Ledger.read(tmp_path / "ledger").rounds] == [0.5, 0.4]
 
 
 def test_a_run_without_privacy_is_recorded_too(tmp_path):
     plan = PrivacyPlan(Poisson(0.5), 10, 6, 0.0, None)
     with Ledger.open(tmp_path / "ledger", plan) as ledger:
-        ledger.record(round=0, cohort=["a"], noise_id="", noise_stddev=0.0, clip=None)
-        ledger.record(round=1, cohort=["a"], noise_id="", noise_stddev=0.0, clip=None)
+        ledger.record(round=0, cohort=["a"], noise_id="", noise_stddev=0.0, clip_norm=None)
+        ledger.record(round=1, cohort=["a"], noise_id="", noise_stddev=0.0, clip_norm=None)
         with pytest.raises(ValueError, match="neither clips nor adds noise"):
-            ledger.record(round=2, cohort=["a"], noise_id="", noise_stddev=1.0, clip=None)
+            ledger.record(round=2, cohort=["a"], noise_id="", noise_stddev=1.0, clip_norm=None)
 
 
 def test_another_plan_cannot_resume(tmp_path):

@@ -23,7 +23,9 @@ def digits():
 
 
 def classifier(**changes):
-    return DPLinearClassifier(**{"classes": range(10), "random_state": 1, "steps": 40, "rate": 1.0, **changes})
+    return DPLinearClassifier(
+        **{"classes": range(10), "random_state": 1, "steps": 40, "sampling_probability": 1.0, **changes}
+    )
 
 
 def test_scikit_learns_checks():
@@ -31,7 +33,7 @@ def test_scikit_learns_checks():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         results = check_estimator(
-            DPLinearClassifier(epsilon=50.0, rate=1.0, random_state=0), on_fail=None, on_skip=None
+            DPLinearClassifier(epsilon=50.0, sampling_probability=1.0, random_state=0), on_fail=None, on_skip=None
         )
     failed = {result["check_name"]: result["exception"] for result in results if result["status"] == "failed"}
     assert not failed
@@ -80,13 +82,22 @@ def test_what_is_predicted_is_the_model_on_the_mapped_features(digits):
 
 def test_one_account_covers_all_stages(digits):
     x, y, _, _ = digits
-    settings: tuple[dict[str, Any], ...] = ({}, {"bound": 80.0}, {"preprocess": False}, {"rate": 0.2, "steps": 30})
+    settings: tuple[dict[str, Any], ...] = (
+        {},
+        {"bound": 80.0},
+        {"preprocess": False},
+        {"sampling_probability": 0.2, "steps": 30},
+    )
     for changes in settings:
         model = classifier(epsilon=2.0, delta=1e-6, **changes).fit(x, y)
         guarantee = model.guarantee_
         assert guarantee.delta == 1e-6 and 1.98 < guarantee.epsilon <= 2.0
         preprocessing, training = guarantee.costs
-        assert isinstance(training, costs.Gaussian) and training.count == model.steps and training.rate == model.rate
+        assert (
+            isinstance(training, costs.Gaussian)
+            and training.count == model.steps
+            and training.sampling_probability == model.sampling_probability
+        )
         assert costs.epsilon([preprocessing], 1e-6) <= 0.2
         # What the stages really cost is what was planned for them.
         spent = costs.epsilon(model.feature_map_.costs, 1e-6)
@@ -155,11 +166,11 @@ def test_labels_of_any_kind(digits):
         ({"share": 1.0}, "share must lie"),
         ({"bound": -1.0}, "bound must be"),
         ({"bound": -1.0, "preprocess": False}, "bound must be"),
-        ({"rate": 2.0}, "sampling rate must"),
+        ({"sampling_probability": 2.0}, "sampling_probability must"),
         ({"steps": 0}, "count must be|steps must be"),
-        ({"clip": 0}, "clip must be"),
+        ({"clip_norm": 0}, "clip_norm must be"),
         ({"learning_rate": float("nan")}, "learning rate must be"),
-        ({"clip": 10**400}, "clip must be"),
+        ({"clip_norm": 10**400}, "clip_norm must be"),
         ({"momentum": "x"}, "momentum must be"),
         ({"momentum": 1.0}, "momentum must lie"),
         ({"preprocess": "no"}, "preprocess is 'no': give True or False"),
@@ -180,7 +191,7 @@ def test_bad_parameters(digits, changes, message):
 
 def test_a_fit_that_is_refused_leaves_the_model_its_own_guarantee(digits, tmp_path):
     x, y, _, _ = digits
-    model = classifier(epsilon=8.0, clip=np.float32(1)).fit(x, y)
+    model = classifier(epsilon=8.0, clip_norm=np.float32(1)).fit(x, y)
     kept = dict(vars(model))
     with Releases.open(tmp_path / "ledger", Budget(0.01, 1e-5)) as ledger, pytest.raises(ValueError, match="budget"):
         model.set_params(epsilon=0.1).fit(x, y, ledger)

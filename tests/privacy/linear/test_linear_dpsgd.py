@@ -162,12 +162,12 @@ def test_the_cost_is_that_of_its_steps():
     ("changes", "message"),
     [
         ({"steps": 0}, "steps must be"),
-        ({"rate": 0}, "sampling rate must"),
-        ({"rate": 1.5}, "sampling rate must"),
+        ({"sampling_probability": 0}, "sampling_probability must"),
+        ({"sampling_probability": 1.5}, "sampling_probability must"),
         ({"expected_batch": 0}, "expected batch must"),
-        ({"clip": 0}, "clip must be a finite number above 0, got 0"),
-        ({"clip": math.nan}, "clip must be a finite number above 0, got nan"),
-        ({"clip": math.inf}, "clip is infinite and there is noise"),
+        ({"clip_norm": 0}, "clip_norm must be a finite number above 0, got 0"),
+        ({"clip_norm": math.nan}, "clip_norm must be a finite number above 0, got nan"),
+        ({"clip_norm": math.inf}, "clip_norm is infinite and there is noise"),
         ({"noise_multiplier": -1}, "noise multiplier must"),
         ({"noise_multiplier": math.nan}, "noise multiplier must"),
         ({"learning_rate": 0}, "learning rate must"),
@@ -177,9 +177,9 @@ def test_the_cost_is_that_of_its_steps():
 def test_bad_settings(changes, message):
     arguments = {
         "steps": 1,
-        "rate": 0.5,
+        "sampling_probability": 0.5,
         "expected_batch": 1.0,
-        "clip": 1.0,
+        "clip_norm": 1.0,
         "noise_multiplier": 1.0,
         "learning_rate": 1.0,
     }

@@ -65,7 +65,7 @@ def run(
     with Ledger.open(folder / "ledger.jsonl", plan) as ledger:
         for number in range(rounds if done is None else done):
             match plan.sampling:
-                case Poisson(rate=rate):
+                case Poisson(sampling_probability=rate):
                     cohort = np.flatnonzero(generator.random(N) < rate)
                 case FixedSize(size=size):
                     cohort = generator.choice(N, size, replace=False)
@@ -76,7 +76,7 @@ def run(
                 cohort=[f"secret-client-{client}" for client in cohort],
                 noise_id=f"{noise}-{number}",
                 noise_stddev=plan.value_noise_multiplier * norm,
-                clip=norm,
+                clip_norm=norm,
                 non_finite=number % 2,
             )
             norm *= 0.9 if isinstance(plan.clip, AdaptiveClip) else 1.0
@@ -275,7 +275,7 @@ def test_cohorts_of_one_size_under_a_poisson_plan_are_called_out(tmp_path):
     with Ledger.open(tmp_path / "ledger", plan) as ledger:
         for number in range(40):
             names = [f"c{(number * 20 + i) % N}" for i in range(20)]
-            ledger.record(round=number, cohort=names, noise_id=str(number), noise_stddev=0.5, clip=0.5)
+            ledger.record(round=number, cohort=names, noise_id=str(number), noise_stddev=0.5, clip_norm=0.5)
     assert any("do not look like Poisson" in line for line in report.build(plan, ledger, {}).data["warnings"])
     (tmp_path / "honest").mkdir()
     assert not any("look like" in line for line in reported({}, tmp_path / "honest", rounds=40).data["warnings"])

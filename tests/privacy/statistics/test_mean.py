@@ -23,9 +23,9 @@ from privacy.statistics.mean import STEPS, BoundedMean, Mechanism, hourglass_cor
 TRIALS = 100_000
 
 
-def scaled_errors(mechanism: Any, n, epsilon, mu, neighbouring="add-remove", delta=0.0, seed=1, trials=TRIALS):
+def scaled_errors(mechanism: Any, n, epsilon, mu, relation="add-or-remove-one", delta=0.0, seed=1, trials=TRIALS):
     """n² (estimate - mu)² of as many releases as there are trials, at ε each: coordinates of one call."""
-    mean = BoundedMean(0.0, 1.0, epsilon * trials, mechanism, neighbouring, delta, trials)
+    mean = BoundedMean(0.0, 1.0, epsilon * trials, mechanism, relation, delta, trials)
     ones = round(mu * n)
     assert ones == pytest.approx(mu * n)
     sums = np.repeat(np.array([[ones * STEPS], [(n - ones) * STEPS]]), trials, axis=1)
@@ -69,10 +69,10 @@ def test_the_error_is_that_measured_by_another_program(n, epsilon, mu, measured)
 
 @pytest.mark.parametrize(("mechanism", "want"), [("transformed-laplace", 2.0), ("hourglass", worst_case(1.0))])
 def test_with_the_number_known_the_swap_models_error(mechanism, want):
-    assert agrees(scaled_errors(mechanism, 1000, 1, 0.5, "swap"), want)
+    assert agrees(scaled_errors(mechanism, 1000, 1, 0.5, "replace-one"), want)
 
 
-@pytest.mark.parametrize("neighbouring", ["add-remove", "swap"])
+@pytest.mark.parametrize("neighbouring", ["add-or-remove-one", "replace-one"])
 def test_gaussian_error(neighbouring):
     epsilon, delta, mu = 1.0, 1e-6, 0.3
     one = BoundedMean(0, 1, epsilon, "gaussian", neighbouring, delta)
@@ -83,7 +83,7 @@ def test_gaussian_error(neighbouring):
     sums = one.sums(np.repeat([1.0, 0.0], [300, 700]))
     source = SeededRandomness(4)
     errors = np.array([1000**2 * (one.release(sums, source).value - mu) ** 2 for _ in range(2000)])
-    shape = mu**2 + (1 - mu) ** 2 if neighbouring == "add-remove" else 1.0
+    shape = mu**2 + (1 - mu) ** 2 if neighbouring == "add-or-remove-one" else 1.0
     assert agrees(errors, multiplier**2 * shape)
 
 
@@ -117,7 +117,7 @@ def test_the_count_comes_with_it():
         assert abs(counts.mean() - 500) < 5 * counts.std() / 20 and 0.5 < counts.std() < 4
         if mechanism == "hourglass":
             assert (counts == np.rint(counts)).all()
-    assert dp_mean([0.5] * 7, 0, 1, 1.0, neighbouring="swap").records == 7
+    assert dp_mean([0.5] * 7, 0, 1, 1.0, relation="replace-one").records == 7
 
 
 def test_bounds_move_and_stretch_the_law():
@@ -151,9 +151,9 @@ def test_values_outside_are_clamped_and_nan_is_absent(caplog):
 
 
 def test_under_swap_nan_is_the_middle_and_the_number_of_records_stays():
-    mean = BoundedMean(0, 2, 1.0, neighbouring="swap")
+    mean = BoundedMean(0, 2, 1.0, relation="replace-one")
     assert mean.sums([0.5, np.nan, 2]).tolist() == mean.sums([0.5, 1.0, 2]).tolist()
-    assert dp_mean([0.5, np.nan], 0, 2, 1.0, neighbouring="swap").records == 2
+    assert dp_mean([0.5, np.nan], 0, 2, 1.0, relation="replace-one").records == 2
 
 
 def test_numbers_of_any_kind():
@@ -181,7 +181,7 @@ def test_no_data():
     for empty in ([], np.zeros((0,)), [float("nan")]):
         found = dp_mean(empty, 2, 4, 1.0, randomness=SeededRandomness(1))
         assert 2 <= found.value <= 4
-    assert dp_mean([], 2, 4, 1.0, neighbouring="swap", mechanism="transformed-laplace").value == 3
+    assert dp_mean([], 2, 4, 1.0, relation="replace-one", mechanism="transformed-laplace").value == 3
 
 
 def test_sums_beyond_64_bits_are_released():
@@ -211,7 +211,7 @@ def test_the_guarantee_says_all_that_belongs_to_an_epsilon():
         "exact integers",
     ):
         assert part in said
-    seeded = dp_mean([0.5], 0, 1, 1.0, "gaussian", "swap", 1e-6, SeededRandomness(1)).guarantee
+    seeded = dp_mean([0.5], 0, 1, 1.0, "gaussian", "replace-one", 1e-6, SeededRandomness(1)).guarantee
     assert "SEED: not secure" in str(seeded) and "replace-one" in str(seeded) and "at delta 1e-06" in str(seeded)
 
 
@@ -281,7 +281,7 @@ def test_noise_of_vectors_is_of_its_own_in_each_coordinate_and_in_the_count():
 
 
 def test_the_gaussian_of_many_coordinates_is_that_of_their_joint_sensitivity():
-    for neighbouring in ("add-remove", "swap"):
+    for neighbouring in ("add-or-remove-one", "replace-one"):
         mean = BoundedMean(0, 1, 1.0, "gaussian", neighbouring, 1e-6, 9)  # type: ignore[arg-type]
         (cost,) = mean.release(mean.sums(np.full((500, 9), 0.5))).guarantee.costs
         assert isinstance(cost, costs.Gaussian)
@@ -356,8 +356,8 @@ def test_sums_do_not_depend_on_the_order():
         ({"upper": np.complex64(1)}, "upper must be a number, got"),
         ({"delta": "x"}, "delta must be a number, got 'x'"),
         ({"mechanism": "laplace"}, "mechanism 'laplace' is unknown: use one of hourglass"),
-        ({"neighbouring": "replace"}, "neighbouring 'replace' is unknown: use add-remove or swap"),
-        ({"mechanism": "midpoint", "neighbouring": "swap"}, "spends half of epsilon on a count"),
+        ({"relation": "replace"}, "relation 'replace' is unknown: use add-or-remove-one or replace-one"),
+        ({"mechanism": "midpoint", "relation": "replace-one"}, "spends half of epsilon on a count"),
         ({"mechanism": "gaussian"}, "delta must lie in .0, 1., got 0.0: gaussian noise needs one"),
         ({"mechanism": "gaussian", "delta": 1}, "delta must lie in .0, 1., got 1"),
         ({"delta": 1e-6}, "delta is 1e-06 and hourglass is pure: leave it out"),

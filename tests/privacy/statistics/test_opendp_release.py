@@ -99,10 +99,10 @@ def test_the_mean_as_sum_over_count_errs_as_opendps_and_the_hourglass_less():
     pairs = np.array([measurement(RECORDS) for _ in range(trials)])
     squares = np.square(1000 * (pairs[:, 0] / pairs[:, 1] - 0.5))
     spread = float(squares.std()) / math.sqrt(trials)
-    ours = np.square(errors(1000, 1.0, 0.5, "sum-count", "add-remove", 100_000)).mean()
+    ours = np.square(errors(1000, 1.0, 0.5, "sum-count", "add-or-remove-one", 100_000)).mean()
     # About 10; half the noise on either side would give 2.5. Fails by chance with probability 6e-7.
     assert abs(squares.mean() - ours) < 5 * spread < 4
-    assert np.square(errors(1000, 1.0, 0.5, "hourglass", "add-remove", 100_000)).mean() < ours / 5
+    assert np.square(errors(1000, 1.0, 0.5, "hourglass", "add-or-remove-one", 100_000)).mean() < ours / 5
 
 
 def test_a_release_by_opendp_is_in_the_budget(tmp_path):

@@ -80,7 +80,7 @@ def data_sets(largest):
 
 def neighbours(places, neighbouring):
     """All data sets with one record more, or with one in place of another."""
-    if neighbouring == "add-remove":
+    if neighbouring == "add-or-remove-one":
         rests = [places]
     else:
         rests = [places[:i] + places[i + 1 :] for i in range(len(places))]
@@ -98,7 +98,7 @@ def chosen_among(places, share, epsilon, neighbouring):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 0.75, 1.0])
-@pytest.mark.parametrize("neighbouring", ["add-remove", "swap"])
+@pytest.mark.parametrize("neighbouring", ["add-or-remove-one", "replace-one"])
 def test_scores_move_by_the_sensitivity_at_most_and_probabilities_by_exp_epsilon(share, neighbouring):
     """By enumeration of all data sets of up to 5 records on 4 points; the sensitivity is attained."""
     epsilon = 1.0
@@ -110,7 +110,7 @@ def test_scores_move_by_the_sensitivity_at_most_and_probabilities_by_exp_epsilon
         for other in neighbours(places, neighbouring):
             moved = max(moved, np.abs(scores - everything[other][0]).max())
             ratio = max(ratio, np.abs(np.log(probabilities / everything[other][1])).max())
-    assert moved == (1 if neighbouring == "swap" else max(share, 1 - share))
+    assert moved == (1 if neighbouring == "replace-one" else max(share, 1 - share))
     assert epsilon / 3 < ratio <= epsilon
 
 
@@ -125,7 +125,7 @@ TIED = {
 
 
 @pytest.mark.parametrize("epsilon", [0.1, 1.0, 10.0])
-@pytest.mark.parametrize("neighbouring", ["add-remove", "swap"])
+@pytest.mark.parametrize("neighbouring", ["add-or-remove-one", "replace-one"])
 @pytest.mark.parametrize("kind", TIED)
 def test_the_quantile_of_tied_data_is_the_value_they_share(kind, neighbouring, epsilon):
     """Any other point is at least 400 records off, so that it is chosen with probability below 1e-4 at ε = 0.1."""
@@ -151,7 +151,7 @@ def test_the_rank_slack_holds_on_tied_data(kind):
 def test_swap_uses_its_own_sensitivity():
     source = SeededRandomness(2)
     places = [1, 4, 6, 7]
-    drawn = Counter(dp_quantile(places, 0.5, 0, 8, 1, 2.0, "swap", randomness=source).value for _ in range(5000))
+    drawn = Counter(dp_quantile(places, 0.5, 0, 8, 1, 2.0, "replace-one", randomness=source).value for _ in range(5000))
     assert fits(law(places, 0.5, 9, 2.0, sensitivity=1.0), drawn, ALPHA)
     assert not fits(law(places, 0.5, 9, 2.0), drawn, ALPHA)  # add-remove's law is another, and is told from it
 
@@ -217,7 +217,7 @@ def test_bounds_nan_and_guarantee(caplog):
     assert found.value in np.arange(-2, 2.5, 0.5)
     said = str(found.guarantee)
     assert "epsilon 1.00;" in said and "add-or-remove-one" in said and "0.5-quantile on 9 points of [-2, 2]" in said
-    assert dp_quantile([0.0], 0.5, 0, 1, 1, 5.0, "swap").guarantee.relation == "replace-one"
+    assert dp_quantile([0.0], 0.5, 0, 1, 1, 5.0, "replace-one").guarantee.relation == "replace-one"
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_bounds_nan_and_guarantee(caplog):
         ({"resolution": 1e-300}, "points of"),
         ({"epsilon": 0}, "epsilon must be"),
         ({"epsilon": float("nan")}, "epsilon must be"),
-        ({"neighbouring": "x"}, "use add-remove or swap"),
+        ({"relation": "x"}, "use add-or-remove-one or replace-one"),
         ({"values": [[1.0]]}, r"shape \[1, 1\].*numbers \[n\] are needed"),
         ({"values": ["a"]}, "numbers are needed"),
     ],
