@@ -4,17 +4,17 @@ from collections import Counter
 import pytest
 from click.testing import CliRunner
 
-from experiments.bench.population import SyntheticUsers, population
+from experiments.bench.population import SyntheticClients, population
 
 
 def test_synthetic_users_come_twice_each_and_are_always_the_same():
-    pieces = list(SyntheticUsers(2500))
+    pieces = list(SyntheticClients(2500))
     assert set(Counter(user for user, _ in pieces).values()) == {2}
     assert len({user for user, _ in pieces}) == 2500
-    assert pieces == list(SyntheticUsers(2500))
+    assert pieces == list(SyntheticClients(2500))
     assert [user for user, _ in pieces] != sorted(user for user, _ in pieces)
     assert sum(len(sentences) for _, sentences in pieces) == pytest.approx(4 * 2500, rel=0.1)
-    assert SyntheticUsers(2500).fingerprint() != SyntheticUsers(2501).fingerprint()
+    assert SyntheticClients(2500).fingerprint() != SyntheticClients(2501).fingerprint()
 
 
 def test_the_bench_writes_its_figures(tmp_path):
