@@ -30,7 +30,7 @@ _REPLACE_ONE = ("hourglass", "transformed-laplace")  # mechanisms measured under
 _RHO = 0.5
 _MANY = 1_000_000  # so many records that only the leading term of the error matters
 # Names of the neighbouring relations in `BoundedMean`.
-_NEIGHBOURING = {"add-or-remove-one": "add-remove", "replace-one": "swap"}
+_NEIGHBOURING: dict[str, Any] = {"add-or-remove-one": "add-remove", "replace-one": "swap"}
 
 
 @click.command("dp-mean")

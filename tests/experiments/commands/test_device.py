@@ -15,14 +15,14 @@ def path(tmp_path_factory):
 
 
 def run(capfd, *arguments):
-    """(exit code, standard output, standard error)."""
+    """Runs a command; returns its exit code, standard output and standard error."""
     with pytest.raises(SystemExit) as caught:
         main([str(argument) for argument in arguments])
     captured = capfd.readouterr()
     return caught.value.code, captured.out, captured.err
 
 
-def test_generate(path, capfd):
+def test_generate_continues_the_prompt_and_follows_the_seed(path, capfd):
     code, out, err = run(capfd, "generate", path, "--prompt", "the", "--max-new-tokens", 10, "--count", 2, "--seed", 3)
     assert (code, err) == (0, "")
     assert out.endswith("\n") and out.startswith("the") and "\nthe" in out
@@ -51,7 +51,7 @@ def test_generate_refuses_bad_options_in_one_line(path, capfd, options, message)
     assert message in err and err.count("\n") == 1
 
 
-def test_generate_refuses_other_files_in_one_line(tmp_path, capfd):
+def test_generate_refuses_files_that_are_no_model_in_one_line(tmp_path, capfd):
     (tmp_path / "text.tflite").write_text("hello")
     for name, message in (
         ("text.tflite", "not a TFLite file"),
@@ -63,7 +63,7 @@ def test_generate_refuses_other_files_in_one_line(tmp_path, capfd):
         assert message in err and err.count("\n") == 1
 
 
-def test_export_of_no_run(tmp_path, capfd):
+def test_export_refuses_folder_that_does_not_exist(tmp_path, capfd):
     code, _, err = run(capfd, "export", tmp_path / "none")
     assert code == 2 and "does not exist" in err and err.count("\n") == 1
 
@@ -91,15 +91,15 @@ def test_export_writes_all_precisions_and_prints_the_comparison(tmp_path, capfd,
         ),
     ],
 )
-def test_names_of_exported_files(capfd, monkeypatch, options, expected):
-    asked = []
+def test_export_names_files_after_precision_and_output(capfd, monkeypatch, options, expected):
+    calls = []
     monkeypatch.setattr("experiments.runs.load_trained", lambda run: (None, None, None))
-    monkeypatch.setattr("experiments.commands.device.export_and_check", lambda *values: asked.append(values[-1]))
+    monkeypatch.setattr("experiments.commands.device.export_and_check", lambda *values: calls.append(values[-1]))
     assert run(capfd, "export", "run", *options)[0] == 0
-    assert [{precision: str(path) for precision, path in paths.items()} for paths in asked] == [expected]
+    assert [{precision: str(path) for precision, path in paths.items()} for paths in calls] == [expected]
 
 
-def test_a_file_that_differs_is_an_error(path, capfd, monkeypatch):
+def test_export_fails_if_file_differs_from_trained_model(path, capfd, monkeypatch):
     other = exported.weights(MODEL, seed=1)
     monkeypatch.setattr("experiments.runs.load_trained", lambda run: (MODEL, other, exported.vocabulary()))
     monkeypatch.setattr("models.export.export", lambda *arguments: None)

@@ -25,7 +25,7 @@ def children(pid: int) -> list[int]:
 
 
 def start_worker(*options: str) -> tuple[subprocess.Popen, int, str]:
-    """The process, its port, its first line."""
+    """Starts a worker; returns its process, its port, and its first line of output."""
     port = portpicker.pick_unused_port()
     process = start("worker", "--port", str(port), "--cores", "1", *options)
     assert process.stdout is not None
@@ -34,15 +34,15 @@ def start_worker(*options: str) -> tuple[subprocess.Popen, int, str]:
 
 @pytest.fixture
 def own_temporary_folder(tmp_path, monkeypatch):
-    made = tmp_path / "temporary"
-    made.mkdir()
-    monkeypatch.setenv("TMPDIR", str(made))
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
     monkeypatch.setattr(tempfile, "tempdir", None)
-    return made
+    return folder
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_worker_listens_on_loopback_and_leaves_nothing_behind(number, own_temporary_folder):
+def test_worker_listens_on_loopback_and_leaves_nothing_behind(number, own_temporary_folder):
     process, port, line = start_worker()
     assert line == f"worker: 1 core; listens on loopback, port {port}; Ctrl-C ends it\n"
     running = children(process.pid)
@@ -58,7 +58,7 @@ def test_a_worker_listens_on_loopback_and_leaves_nothing_behind(number, own_temp
 
 @needs_stunnel
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_worker_behind_a_tunnel_ends_with_it(number, tmp_path, own_temporary_folder):
+def test_worker_processes_end_when_command_with_certificates_is_signalled(number, tmp_path, own_temporary_folder):
     _, theirs = tunnel.make_certificates(tmp_path / "certificates")
     process, port, line = start_worker("--certificates", str(theirs))
     assert f"listens on all interfaces, port {port}, for the driver whose certificate is {theirs}/peer.pem" in line
@@ -77,7 +77,7 @@ def test_a_worker_behind_a_tunnel_ends_with_it(number, tmp_path, own_temporary_f
     assert number == signal.SIGKILL or not list(own_temporary_folder.iterdir())
 
 
-def test_an_open_worker_warns():
+def test_worker_on_insecure_network_warns():
     process, port, line = start_worker("--insecure-network")
     assert f"ALL INTERFACES, port {port}, WITHOUT AUTHENTICATION" in line
     assert not all(map(is_loopback, listening_addresses(children(process.pid)[0])))
@@ -86,7 +86,7 @@ def test_an_open_worker_warns():
     assert code == 0 and "accepts connections from ANY host without authentication" in err
 
 
-def test_a_worker_process_that_dies_ends_the_command():
+def test_worker_command_ends_when_tff_process_dies():
     process, _, _ = start_worker()
     os.kill(children(process.pid)[0], signal.SIGKILL)
     code, _, err = finish(process)
@@ -107,12 +107,12 @@ def test_a_worker_process_that_dies_ends_the_command():
         (["train", "demo", "--workers", "nonsense"], "'nonsense' is not host:port"),
         (["train", "demo", "--workers", "a:1", "--certificates", "none"], "none holds no key.pem"),
         (["train", "demo", "--workers", "a:1", "--certificates", "x", "--insecure-network"], "contradict each other"),
-        (["train", "demo", "--certificates", "x"], "belong to --workers"),
-        (["train", "demo", "--insecure-network"], "belong to --workers"),
+        (["train", "demo", "--certificates", "x"], "need --workers"),
+        (["train", "demo", "--insecure-network"], "need --workers"),
         (["train", "demo", "--set", "run.recycle_worker=0"], "run.recycle_worker = 0: must be an integer, at least 1"),
     ],
 )
-def test_mistakes_are_one_line(arguments, message, capsys, tmp_path, monkeypatch):
+def test_wrong_worker_options_are_refused_in_one_line(arguments, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stop:
         main(arguments)
@@ -122,7 +122,7 @@ def test_mistakes_are_one_line(arguments, message, capsys, tmp_path, monkeypatch
 
 
 @needs_stunnel
-def test_certificates_says_which_half_goes_where(tmp_path, capsys):
+def test_certificates_says_which_folder_goes_where(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["certificates", str(tmp_path / "made")])
     assert stop.value.code == 0
@@ -134,8 +134,8 @@ def test_certificates_says_which_half_goes_where(tmp_path, capsys):
 
 @needs_stunnel
 @pytest.mark.slow
-def test_training_on_workers_equals_training_here(request, tmp_path):
-    """One worker is killed, then the other; resumed with a new one, then without any, recycling all the while."""
+def test_training_on_workers_equals_local_training(request, tmp_path):
+    """One worker is killed, then the other; the run resumes with a new one, then without any, recycling throughout."""
     config = str(request.getfixturevalue("folder") / "config.toml")
     driver, theirs = tunnel.make_certificates(tmp_path / "certificates")
     settings = ["--set", "run.clients_at_once=1"]
@@ -166,7 +166,7 @@ def test_training_on_workers_equals_training_here(request, tmp_path):
         wait_for_rounds(there, driving, 3)
         driving.send_signal(signal.SIGINT)
         code, _, err = finish(driving)
-        assert code == 130 and "go on with: fedspeak train --resume" in err, err
+        assert code == 130 and "resume with: fedspeak train --resume" in err, err
 
         code, _, err = finish(start("train", "--resume", str(there)))
         assert code == 0, err
