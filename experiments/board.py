@@ -31,7 +31,7 @@ class Board:
             raise files.not_written(folder, error) from None
         with self._one_line_errors():
             self._writer = tf.summary.create_file_writer(str(folder))
-        files.close_all_to_others(folder)  # the event file that TensorFlow has just created
+        files.close_all_to_others(folder)  # with the event file that TensorFlow has just created
 
     def __enter__(self) -> "Board":
         return self

@@ -92,8 +92,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Runs the command line and exits the process.
 
     The exit code is 0 on success, 2 on bad input or a failure that the user can fix (one line on standard error), and
-    130 when interrupted. An error inside fedspeak keeps its traceback. `FEDSPEAK_TRACEBACK=1` in the environment shows
-    the traceback of the other errors too.
+    130 when interrupted. An error inside fedspeak keeps its traceback. With `FEDSPEAK_TRACEBACK=1` in the environment,
+    the other errors keep theirs too.
 
     Args:
       arguments: the words after `fedspeak`; None: those of `sys.argv`.

@@ -98,13 +98,19 @@ def prepare(config: Config, vocabulary_path: Path | None) -> Data:
     sets = splits.split_store(store, config.data.validation, config.data.test)
     for set_name, ids in zip(sets._fields, sets, strict=True):
         if not ids:
-            raise ValueError(
-                f"data.{set_name}: this set has none of the {len(store.clients)} clients: enlarge its share, or give "
-                f"more clients{store.statistics.left_out}"
-            )
+            raise ValueError(_describe_empty_set(config, set_name, store))
     length = config.clients.sequence_length
     tokens = np.array([clients.BOS, *(t for line in public for t in [*words.encode(line), clients.EOS])], np.int32)
     return Data(words, store, sets, clients.sequences(tokens, length), declared, length, config.data.held_out)
+
+
+def _describe_empty_set(config: Config, name: str, store: TokenStore) -> str:
+    shares = f"data.validation = {config.data.validation:g} and data.test = {config.data.test:g}"
+    fix = "lower them" if name == "train" else f"raise data.{name}"
+    return (
+        f"{shares} leave none of the {len(store.clients)} clients in the {name} set: {fix}, or give more clients"
+        f"{store.statistics.left_out}"
+    )
 
 
 def describe(data: Data) -> str:

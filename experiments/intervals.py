@@ -76,7 +76,7 @@ def paired_interval(
     """Returns the mean loss difference a - b per unit with a bootstrap interval over clients.
 
     Values below zero mean that model a is better. Both models predict the same tokens of the same clients, so the
-    difficulty of a client's text cancels, and the interval is narrower than that of two separate means.
+    difficulty of a client's text cancels, which usually makes the interval narrower than those of the single means.
 
     Args:
       a_loss: float [clients], each client's sum of losses under model a.

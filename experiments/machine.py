@@ -1,4 +1,4 @@
-"""Reads what `fedspeak doctor` checks from the machine, without importing TensorFlow or another large package."""
+"""Gathers the facts about this machine that `fedspeak doctor` checks, without importing a large package."""
 
 import os
 import platform

@@ -72,7 +72,7 @@ class RunFolder:
 
     @property
     def evaluation(self) -> Path:
-        """Results on the test clients, as `fedspeak evaluate` writes them."""
+        """File with the results on the test clients, which `fedspeak evaluate` writes."""
         return self.path / "evaluation.json"
 
     @property
@@ -81,7 +81,7 @@ class RunFolder:
 
     @property
     def facts(self) -> Path:
-        """Facts about the start of the run: the command, the versions, the kernels and a summary of the data."""
+        """File with facts about the start of the run: command, versions, kernels and a summary of the data."""
         return self.path / "facts.json"
 
     @property
@@ -91,7 +91,7 @@ class RunFolder:
 
     @property
     def engine(self) -> Path:
-        """Number of clients that are trained at once, chosen by a measurement when the run began.
+        """File with the number of clients that are trained at once, which was measured when the run began.
 
         A resumed run must keep it: another number rounds the sums differently.
         """

@@ -75,7 +75,7 @@ def _check_population(plan: PrivacyPlan, clients: int) -> str | None:
     return (
         f"warning: cohort.population = {plan.population:,}, but the data holds {clients:,} clients (operator only): δ "
         "and the mean's denominator are computed from cohort.population, so each round moves the model too little or "
-        "too much; declare a number near the true one"
+        "too much; correct it if a better public estimate is known"
     )
 
 
@@ -211,7 +211,7 @@ def _check_divergence(row: dict[str, Any], metrics: Path, plan: PrivacyPlan, siz
     first = read_metrics(metrics)[0]
     # In round 1, clients train the initial model, which neither noise nor the server has changed yet.
     if first["round"] == 1 and _is_lost(first):
-        cause = "clients.learning_rate is too large for this model"
+        cause = "clients.learning_rate is too large for this model; start a new run with a smaller one"
     else:
         cause = likely_cause(plan, row["released"].get("clip"), size)
     return f"warning: round {row['round']}: {what}: {cause} (operator only, outside ε)"

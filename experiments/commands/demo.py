@@ -41,7 +41,7 @@ def demo(output: Path) -> None:
     table = results.evaluate(run)
     reports = results.write_reports(run, show.note)
     model, weights, vocabulary = load_trained(output)
-    show.note("exporting and checking …")
+    show.note("exporting the model and comparing each file with it …")
     export_and_check(model, weights, vocabulary, all_precisions(output / "model.tflite"))
     samples = _generate_samples(output / "model.tflite")
     write_public(output / "samples.txt", samples.encode())

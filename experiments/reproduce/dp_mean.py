@@ -190,8 +190,8 @@ def _measure_worst_cases(trials: int) -> list[dict[str, Any]]:
 def _measure_under_zcdp(trials: int) -> list[dict[str, Any]]:
     """Returns n² times the mean squared error of two ways to release a mean at ρ = 1/2, for some μ.
 
-    "pair" is fedspeak's: one Gaussian for the pair of sums. "split" is the sum of the distances from the middle of the
-    interval and the count, with half of ρ each.
+    "pair" is fedspeak's: one Gaussian for the pair of sums. "split" is the sum of x - 1/2 and the count, with half of ρ
+    each.
     """
     from privacy.accounting.composition import gaussian_epsilon
     from privacy.noise.randomness import SeededRandomness

@@ -191,7 +191,7 @@ def _measure_accuracies(name: str, data_set: Images, seeds: int, show: ConsoleDi
 
 
 def _tune(name: str, data_set: Images, preprocess: bool, epsilon: float) -> dict[str, Any]:
-    """Returns the grid's settings with the best validation score, the mean of two runs with seeds of their own."""
+    """Returns the settings with the best validation score in the grid; a score is the mean of two runs."""
     grid = [
         {"steps": steps, "rate": rate, "learning_rate": learning_rate}
         for (steps, rate), learning_rate in itertools.product(_GRIDS[name], _RATES)
@@ -205,7 +205,7 @@ def _tune(name: str, data_set: Images, preprocess: bool, epsilon: float) -> dict
 
 
 def _measure_plain(data_set: Images) -> float:
-    """Returns the test accuracy without privacy, of scikit-learn's logistic regression on the same features."""
+    """Returns the test accuracy of scikit-learn's logistic regression, which is not private, on the same features."""
     from sklearn.linear_model import LogisticRegression
 
     def scale(x: npt.NDArray[Any]) -> npt.NDArray[Any]:

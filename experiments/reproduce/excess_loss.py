@@ -1,9 +1,10 @@
 """Measures how the excess loss of DP-SGD and DPSGD-F depends on the features' diameter and distance from the origin.
 
-The theorem (arXiv:2307.11106) bounds the excess loss of DP-SGD by G|θ*| R √(rank log 1/δ) / (nε). The bound of DPSGD-F
-has the diameter in place of R, plus a term R log n / (nε). The bounds hold for all data, so only the hardest data show
-their slopes. Therefore the study varies how strongly the features show the label (`Problem.signal`) and reports the
-worst case.
+The theorem (arXiv:2307.11106) bounds the excess loss of DP-SGD by G|θ*| R √(rank log 1/δ) / (nε), for a loss with
+Lipschitz constant G, best weights θ*, and n feature vectors of L2 norm at most R and the given rank. The bound of
+DPSGD-F has the features' diameter in place of R, plus a term R log n / (nε). The bounds hold for all data, so only the
+hardest data show their slopes. Therefore the study varies how strongly the features show the label (`Problem.signal`)
+and reports the worst case.
 """
 
 from __future__ import annotations
@@ -143,7 +144,7 @@ def slope(sizes: Sequence[float], excess: Sequence[Sequence[float]]) -> dict[str
       excess: excess losses [sizes, seeds].
 
     Returns:
-      The mean slope over the seeds and half the width of its 95 % interval, as `seeds.interval` does.
+      The mean slope over the seeds and half the width of its 95 % interval, as `seeds.interval` returns them.
     """
     return interval(np.polyfit(np.log(sizes), np.log(np.array(excess)), 1)[0].tolist())
 

@@ -79,6 +79,6 @@ def _prepare_repetition(repeated: RunFolder, source: RunFolder, config: Config) 
         same = same and copy.read_bytes() == content
     if not same:
         raise ValueError(
-            f"{repeated.path} repeats another run than the present {source.path}: delete {repeated.path.parent}, or "
-            "give another --output"
+            f"{repeated.path} is a repetition of another run, or {source.path} has changed since: delete "
+            f"{repeated.path.parent}, or give another --output"
         )

@@ -29,7 +29,7 @@ def test_overrides_take_precedence_over_file():
     assert (config.run.rounds, config.model.preset, config.data.public) == (5, "tiny", ("a", "b"))
 
 
-def test_integer_is_accepted_for_number_but_not_number_for_integer():
+def test_integer_is_accepted_for_float_but_float_is_refused_for_integer():
     assert config_file.parse("[clients]\nlearning_rate = 1\n", "x").clients.learning_rate == 1.0
     with pytest.raises(ValueError, match="clients.epochs = 1.0: must be an integer"):
         config_file.parse("[clients]\nepochs = 1.0\n", "x")

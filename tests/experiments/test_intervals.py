@@ -119,7 +119,7 @@ def test_paired_interval_refuses_losses_on_different_clients():
         paired_interval(np.ones(2), np.ones(3), np.ones(3))
 
 
-def test_bits_per_character_converts_nats_and_refuses_no_characters():
+def test_bits_per_character_converts_nats_and_refuses_zero_characters():
     # 10 nats in 20 characters are half a nat per character, which is 1 / (2 ln 2) bits.
     assert bits_per_character(10.0, 20) == pytest.approx(0.7213475204444817)
     with pytest.raises(ValueError, match="need at least one"):

@@ -1,4 +1,4 @@
-"""Runs the tasks of `bench dp-step` in fedspeak: `LinearDPSGD` for the linear task, the step of `KerasDPSGD` else."""
+"""Runs the tasks of `bench dp-step` in fedspeak: `LinearDPSGD` for "linear", the step of `KerasDPSGD` for others."""
 
 import math
 from collections.abc import Callable

@@ -11,7 +11,7 @@ from jax_privacy import clipped_grad, noise_addition
 
 from experiments.bench.peers.dp_common import CLIP, LEARNING_RATE, Loop, Task, main
 
-# The fastest of 1, 4, 8, 16, 32, 64 and the whole batch on two cores. All gradients of a batch do not fit the caches.
+# The fastest of 1, 4, 8, 16, 32, 64 and the whole batch on two cores. The gradients of a whole batch exceed the caches.
 _MICROBATCH = {"linear": 64, "mlp": 1, "lstm": 1}
 
 

@@ -26,7 +26,7 @@ def test_renamed_option_is_refused_before_other_mistakes_are_reported():
     assert done.exit_code == 2 and "--users is now --clients" in done.output
 
 
-def test_renamed_option_is_hidden_and_leaves_the_new_one_as_it_is():
+def test_renamed_option_is_hidden_and_does_not_change_the_new_option():
     assert "--users" not in CliRunner().invoke(command, ["--help"]).output
     assert CliRunner().invoke(command, ["--clients", "3"]).output == "3\n"
     assert CliRunner().invoke(command, []).output == "7\n"

@@ -38,7 +38,7 @@ def test_prepare_repetition_refuses_repetition_of_another_run(source, tmp_path, 
         source.vocabulary.write_text("[]")
     else:
         source.public_weights.write_bytes(b"others")
-    with pytest.raises(ValueError, match="seed-1 repeats another run than the present .*: delete"):
+    with pytest.raises(ValueError, match="seed-1 is a repetition of another run, or .* has changed since: delete"):
         noise_seeds._prepare_repetition(repeated, source, config)
 
 
