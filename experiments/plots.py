@@ -60,7 +60,7 @@ def round_cost(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
 
     Args:
       path: path of the files, without suffix.
-      rows: rows of `fedspeak bench cohort`.
+      rows: seconds by number of clients, as `fedspeak bench cohort` measures them.
     """
     figure, axes = _figure()
     clients = [row["clients"] for row in rows]
@@ -79,7 +79,7 @@ def worst_case(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
 
     Args:
       path: path of the files, without suffix.
-      rows: worst cases of `fedspeak reproduce dp-mean`.
+      rows: worst-case errors by ε, as `fedspeak reproduce dp-mean` measures them.
     """
     figure, axes = _figure()
     epsilons = [row["epsilon"] for row in rows]
@@ -99,7 +99,7 @@ def offsets(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
 
     Args:
       path: path of the files, without suffix.
-      rows: offsets of `fedspeak reproduce dpsgd-f`.
+      rows: accuracies by offset, as `fedspeak reproduce dpsgd-f` measures them.
     """
     figure, axes = _figure()
     for name in ("DP-SGD", "DPSGD-F"):

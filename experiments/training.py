@@ -264,7 +264,7 @@ def _choose_clients_at_once(
         if config.run.clients_at_once not in (None, 1):
             raise ValueError(
                 f'run.clients_at_once = {config.run.clients_at_once} with privacy.noise = "exact": use 1, or leave it '
-                "out; a client trained beside others may get an update with other last bits"
+                "out; a client's update may differ in its last bits if others are trained at the same time"
             )
         return 1
     if config.run.clients_at_once is not None:

@@ -14,9 +14,9 @@ from tests.experiments.processes import ended, finish, start, wait_for_rounds
 
 
 def worker_of(err: str) -> int:
-    found = re.search(r"TFF worker: process (\d+)", err)
-    assert found, err
-    return int(found[1])
+    match = re.search(r"TFF worker: process (\d+)", err)
+    assert match, err
+    return int(match[1])
 
 
 def outcome(run: Path) -> tuple:
@@ -87,11 +87,11 @@ def test_evaluation_uses_the_test_clients(folder, whole, tmp_path, monkeypatch):
     run = RunFolder(whole[0])
     prepared = data.prepare(run.read_config(), run.vocabulary)
     model, weights, _ = load_trained(run.path)
-    found = json.loads(run.evaluation.read_text())
-    assert found["clients"] == len(prepared.splits.test) != len(prepared.splits.validation)
-    mine = Evaluator(model, [prepared.whole(client) for client in prepared.splits.test])(weights).loss_per_token
-    rows = {row["name"]: row["nats"]["estimate"] for row in found["rows"]}
-    assert rows["after federated training"] == pytest.approx(mine, rel=1e-6)
+    evaluation = json.loads(run.evaluation.read_text())
+    assert evaluation["clients"] == len(prepared.splits.test) != len(prepared.splits.validation)
+    expected = Evaluator(model, [prepared.whole(client) for client in prepared.splits.test])(weights).loss_per_token
+    rows = {row["name"]: row["nats"]["estimate"] for row in evaluation["rows"]}
+    assert rows["after federated training"] == pytest.approx(expected, rel=1e-6)
     released = json.loads((run.path / "report-release.json").read_text())["evaluation"]["rows"]
     assert [row["name"] for row in released] == ["public model", "after federated training"]
 

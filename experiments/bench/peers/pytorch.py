@@ -1,4 +1,4 @@
-"""Runs a workload as a bare loop in PyTorch; the time beyond this one is a PyTorch framework's overhead."""
+"""Runs a workload as a bare loop in PyTorch; what a PyTorch framework takes longer is its overhead."""
 
 import torch
 

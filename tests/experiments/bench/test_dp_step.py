@@ -103,7 +103,7 @@ def small():
 
 @pytest.mark.parametrize("engine", ["linear", "mlp"])
 def test_fedspeak_peer_clips_like_hand_computed_gradients(engine):
-    """Both implementations train the linear task from zero weights: as "mlp" it has no hidden layer."""
+    """The task "linear" runs `LinearDPSGD`; "mlp" runs the step of `KerasDPSGD`, here on the same model."""
     task = small()._replace(name=engine)
     line = dp_common.measure(dp_fedspeak.build, task, steps=2, repetitions=1)
     x = np.concatenate([task.x[0], np.ones((8, 1))], axis=1)

@@ -43,9 +43,9 @@ def peer(request, workload, recorder):
     for number in range(request.rounds):
         time.sleep(0.02 if name == "slow" else 0.01)
         for key, value in weights.items():
-            drawn = generator.standard_normal(value.shape)
+            unit_noise = generator.standard_normal(value.shape)
             step = (1.01 if name == "differs" else 1.0) * np.ones_like(value)
-            weights[key] = value + step + noise * settings.clip / len(workload.cohort(number)) * drawn
+            weights[key] = value + step + noise * settings.clip / len(workload.cohort(number)) * unit_noise
         recorder.round_done(lambda: weights)
     if name == "garbles":
         open(recorder.output + ".npz", "w").write("no archive")
@@ -133,8 +133,8 @@ def test_simulation_command_names_peers_that_are_not_installed(tmp_path, monkeyp
     assert done.exit_code == 0, done.output
     assert "fedjax: not installed: make bench-peers." in done.output
     assert (tmp_path / "out" / "table.md").read_text() in done.output
-    found = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert found["cases"][0]["missing"] == {"fedjax": "not installed: make bench-peers"}
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["cases"][0]["missing"] == {"fedjax": "not installed: make bench-peers"}
 
 
 @pytest.mark.parametrize(

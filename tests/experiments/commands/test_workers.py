@@ -20,8 +20,8 @@ from tests.fl.runtime.strangers import assert_refuses_nobody
 
 
 def children(pid: int) -> list[int]:
-    found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False)
-    return [int(child) for child in found.stdout.split()]
+    done = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False)
+    return [int(child) for child in done.stdout.split()]
 
 
 def start_worker(*options: str) -> tuple[subprocess.Popen, int, str]:
