@@ -1,1 +1,1 @@
-"""Runnable studies and the command line."""
+"""The command line `fedspeak`, the benchmarks and the studies that can be reproduced."""

@@ -1,4 +1,4 @@
-"""`python -m experiments …` is `fedspeak …`."""
+"""Runs the command line: `python -m experiments …` does what `fedspeak …` does."""
 
 from experiments.cli import main
 

@@ -1,4 +1,8 @@
-"""The command line. Heavy imports stay inside the command that needs them: help and argument errors answer at once."""
+"""Defines the command line `fedspeak` and turns errors into one line and an exit code.
+
+A command imports TensorFlow and other large packages only when it runs, so that help and argument errors are shown at
+once.
+"""
 
 import os
 import sys
@@ -11,7 +15,8 @@ import click
 from experiments import interrupt
 from fl.runtime.kernels import prefer_onednn
 
-# command → (module, name of its click command, help line): a module is imported when its command is called.
+# Maps each command to (its module, the name of its click command, its help line). The help line stands here so that
+# `fedspeak --help` imports none of the modules.
 _COMMANDS = {
     "demo": (
         "experiments.commands.demo",
@@ -34,24 +39,32 @@ _COMMANDS = {
     "privacy": (
         "experiments.commands.privacy",
         "privacy",
-        "Epsilon, noise or rounds, any one from the others.",
+        "Compute epsilon, the noise or the number of rounds from the other two; audit mechanisms.",
     ),
-    "data": ("experiments.commands.runs", "data", "Build the token store of a config and say what is in it."),
+    "data": ("experiments.commands.runs", "data", "Build the token store of a config and describe its contents."),
     "config": ("experiments.commands.config", "config", "Describe all keys of a configuration, for editors."),
-    "worker": ("experiments.commands.workers", "worker", "Compute for another host's train --workers."),
+    "worker": (
+        "experiments.commands.workers",
+        "worker",
+        "Train clients for another host that runs fedspeak train --workers.",
+    ),
     "certificates": (
         "experiments.commands.workers",
         "certificates",
-        "Make the certificates with which a driver and its workers know each other.",
+        "Make the certificates with which a driver and its workers authenticate each other.",
     ),
-    "reproduce": ("experiments.commands.reproduce", "reproduce", "Repeat a study and write its table and plot."),
-    "bench": ("experiments.commands.bench", "bench", "Time this kit beside other frameworks, and on big populations."),
-    "doctor": ("experiments.commands.doctor", "doctor", "Say in plain words what is missing or mismatched here."),
+    "reproduce": ("experiments.commands.reproduce", "reproduce", "Rerun a study and write its table and plot."),
+    "bench": (
+        "experiments.commands.bench",
+        "bench",
+        "Time fedspeak: beside other frameworks, and on large populations.",
+    ),
+    "doctor": ("experiments.commands.doctor", "doctor", "Check this machine for missing or mismatched software."),
 }
 
 
 class _Commands(click.Group):
-    """Commands whose modules are imported only when called."""
+    """Group of commands that imports a command's module when the command is called."""
 
     def list_commands(self, context: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -76,16 +89,25 @@ def cli() -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the command line and exits: 0 done, 2 bad input (one line on standard error), 130 interrupted."""
+    """Runs the command line and exits the process.
+
+    The exit code is 0 on success, 2 on bad input or a failure that the user can fix (one line on standard error), and
+    130 when interrupted. An error inside fedspeak keeps its traceback. With `FEDSPEAK_TRACEBACK=1` in the environment,
+    the other errors keep theirs too.
+
+    Args:
+      arguments: the words after `fedspeak`; None: those of `sys.argv`.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     prefer_onednn()
     interrupt.install()
-    sys.exit(_guarded(lambda: cli.main(arguments, prog_name="fedspeak", standalone_mode=False)))
+    sys.exit(_run(lambda: cli.main(arguments, prog_name="fedspeak", standalone_mode=False)))
 
 
-def _guarded(run: Callable[[], Any]) -> int:
+def _run(command: Callable[[], Any]) -> int:
+    """Runs a command and returns its exit code; expected errors become one line on standard error."""
     try:
-        run()
+        command()
         return 0
     except click.exceptions.Exit as error:
         return error.exit_code
@@ -111,18 +133,19 @@ def _message(error: BaseException) -> str:
 
         return missing(error.name)
     if isinstance(error, ImportError) and not isinstance(error, ModuleNotFoundError):
-        return f"{error.name or 'a package'} is installed but broken ({error}): install it anew, or fedspeak"
+        return f"{error.name or 'a package'} is installed but broken ({error}): reinstall it, or reinstall fedspeak"
     if isinstance(error, OSError) and error.strerror:
         from privacy.files import DENIED, FULL
 
         fix = ""
         if error.errno in DENIED:
-            fix = ": give yourself the right to it, or choose another"
+            fix = ": give yourself access to it, or choose another"
         if error.errno in FULL:
-            fix = ": make room on its disk"
+            fix = ": free space on its disk"
         if error.filename:
             return f"{error.filename}: {error.strerror}{fix}"
-        # A file of ours is named by who writes it; standard output has no name.
+        # Code that writes a file puts its name into the error. An operating system's bare message without a name
+        # comes from standard output.
         return f"output: {error.strerror}{fix}" if error.strerror == os.strerror(error.errno or 0) else error.strerror
     return str(error)
 

@@ -1,4 +1,4 @@
-"""From a config to data: public text, vocabulary, token store, three disjoint sets of clients."""
+"""Prepares a config's data: the public text, the vocabulary, the token store and three disjoint sets of clients."""
 
 import contextlib
 import filecmp
@@ -22,14 +22,16 @@ from privacy.files import close_to_others, make_private_folder
 
 @dataclass(frozen=True)
 class Data:
-    """A config's data, ready to train on.
+    """The data of a config, ready to train on.
 
     Attributes:
-      vocabulary: learned from the public text alone.
-      store: every client's tokens (no client has public text).
-      splits: training, validation and test clients.
+      vocabulary: sub-word vocabulary, learned from the public text alone.
+      store: tokens of every client; the public text is not in it.
+      splits: ids of the training, validation and test clients.
       public: int32 [n, T+1], the public text as sequences.
-      declared_public: what was declared public, in words, for the plan.
+      declared_public: descriptions of the public text, which the privacy plan names.
+      sequence_length: number T of predicted tokens in a sequence.
+      held_out_share: share at the end of each training client's text on which no model is trained, in [0, 1).
     """
 
     vocabulary: Vocabulary
@@ -41,15 +43,15 @@ class Data:
     held_out_share: float
 
     def training(self, client_id: str) -> np.ndarray:
-        """int32 [n, T+1], the sequences a training client trains on (its held-out text left out)."""
+        """Returns the sequences that a training client trains on, without its held-out text; int32 [n, T+1]."""
         return self._sequences(splits.hold_out(self._tokens(client_id), self.held_out_share)[0])
 
     def held_out(self, client_id: str) -> np.ndarray:
-        """int32 [n, T+1], the held-out text of a training client; n may be 0."""
+        """Returns the held-out text of a training client as sequences, int32 [n, T+1]; n may be 0."""
         return self._sequences(splits.hold_out(self._tokens(client_id), self.held_out_share)[1])
 
     def whole(self, client_id: str) -> np.ndarray:
-        """int32 [n, T+1], all text of a client (validation and test clients)."""
+        """Returns all text of a client as sequences, int32 [n, T+1]; meant for validation and test clients."""
         return self._sequences(self._tokens(client_id))
 
     def _tokens(self, client_id: str) -> np.ndarray:
@@ -60,18 +62,19 @@ class Data:
 
 
 STORES = Path("runs") / "data"
-"""Token stores, shared by all runs of a working folder; a store can always be built anew."""
+"""Folder of the token stores, which all runs of a working folder share; a deleted store is built again."""
 
 
 def prepare(config: Config, vocabulary_path: Path | None) -> Data:
-    """Builds what is missing and re-uses the rest.
+    """Prepares the data of a config; a vocabulary or token store that exists already is used again.
 
     Args:
-      config: the run's.
-      vocabulary_path: where the run keeps its vocabulary; learned and written if it is not there. None: learned.
+      config: configuration of the run.
+      vocabulary_path: file of the run's vocabulary. If it does not exist, the vocabulary is learned and written there.
+        None: the vocabulary is learned and not kept.
 
     Raises:
-      OSError, ValueError: one line that names the file, row or option.
+      OSError, ValueError: the data cannot be used; one line that names the file, row or option.
     """
     source, public, declared = sources(config)
     if vocabulary_path is not None and vocabulary_path.exists():
@@ -90,65 +93,72 @@ def prepare(config: Config, vocabulary_path: Path | None) -> Data:
         split_seed=config.data.split_seed,
         merge_ids=config.data.merge_ids,
     )
-    with contextlib.suppress(PermissionError):  # another user's store may be read
+    with contextlib.suppress(PermissionError):  # another account owns the store and lets us read it
         close_to_others(STORES / f"{name}.tokens", STORES / f"{name}.tokens")
     sets = splits.split_store(store, config.data.validation, config.data.test)
     for set_name, ids in zip(sets._fields, sets, strict=True):
         if not ids:
-            raise ValueError(
-                f"data.{set_name}: no client of {len(store.clients)} fell into this set: enlarge its share, or bring "
-                f"more clients{store.statistics.left_out}"
-            )
+            raise ValueError(_describe_empty_set(config, set_name, store))
     length = config.clients.sequence_length
     tokens = np.array([clients.BOS, *(t for line in public for t in [*words.encode(line), clients.EOS])], np.int32)
     return Data(words, store, sets, clients.sequences(tokens, length), declared, length, config.data.held_out)
 
 
+def _describe_empty_set(config: Config, name: str, store: TokenStore) -> str:
+    shares = f"data.validation = {config.data.validation:g} and data.test = {config.data.test:g}"
+    fix = "lower them" if name == "train" else f"raise data.{name}"
+    return (
+        f"{shares} leave none of the {len(store.clients)} clients in the {name} set: {fix}, or give more clients"
+        f"{store.statistics.left_out}"
+    )
+
+
 def describe(data: Data) -> str:
-    """What is in the data, for people: counts of clients, tokens and rows left out."""
+    """Returns a summary of the data for the operator: counts of clients and tokens, and of the rows left out."""
     tokens, sets = data.store.num_tokens, data.splits
     lines = [
         f"public: {'; '.join(data.declared_public)}",
         f"vocabulary: {data.vocabulary.size} sub-words ({data.vocabulary.digest[:12]})",
         f"clients: {len(sets.train)} train*, {len(sets.validation)} validation, {len(sets.test)} test",
-        f"tokens a client*: median {np.median(tokens):.0f}, mean {tokens.mean():.0f}, most {tokens.max()}",
+        f"tokens per client*: median {np.median(tokens):.0f}, mean {tokens.mean():.0f}, maximum {tokens.max()}",
         *_left_out(data.store.statistics),
         *_near_equal(data.store.statistics),
-        "* read from clients' text without noise: operator only, outside ε",
+        "* computed from clients' text without noise: operator only, outside ε",
     ]
     return "\n".join(lines)
 
 
 def _left_out(statistics: BuildStatistics) -> list[str]:
-    """Lines on what did not come into the store; none if all did."""
+    """Returns lines on the clients and rows that were left out of the store; none if nothing was."""
     lines = []
     if statistics.dropped_clients:
         lines.append(
-            f"left out*: {statistics.dropped_clients} clients below min_tokens ({statistics.dropped_tokens} tokens)"
+            f"left out*: {statistics.dropped_clients} clients with fewer tokens than data.min_tokens "
+            f"({statistics.dropped_tokens} tokens)"
         )
     if statistics.bad_rows:
-        lines.append(f"left out*: {statistics.bad_rows} bad rows, the first ones:")
+        lines.append(f"left out*: {statistics.bad_rows} bad rows, of which the first are:")
         lines += [f"  {example}" for example in statistics.examples[:5]]
     return [*lines, *(f"note*: {note}" for note in statistics.notes)]
 
 
 def _near_equal(statistics: BuildStatistics) -> list[str]:
-    """A line on client ids that may be one person's; none if there are none."""
+    """Returns a line on client ids that may belong to one person; none if there are no such ids."""
     if not statistics.near_groups:
         return []
     ids, groups = statistics.near_ids, statistics.near_groups
     examples = "; ".join(statistics.near_examples)
     if statistics.merged_ids:
-        return [f"joined*: {ids} near-equal client ids to {groups} clients (data.merge_ids), for example {examples}"]
+        return [f"joined*: {ids} near-equal client ids into {groups} clients (data.merge_ids), for example {examples}"]
     return [
         f"warning*: {ids} client ids form {groups} groups that differ only in white space, invisible characters, "
-        f"Unicode form or a final .0, for example {examples}; if a group is one person, ε is per id, not per person: "
-        'set data.merge_ids = "normalize" to join each group'
+        f"Unicode form or a final .0, for example {examples}; ε holds per id, so not per person where a group is one "
+        'person: set data.merge_ids = "normalize" to join each group into one client'
     ]
 
 
 def absolute(config: Config) -> Config:
-    """The config with its paths made absolute, so that a run can be resumed from any folder."""
+    """Returns the config with absolute paths, so that a run can be resumed from any folder."""
     data = config.data
     if data.source == "shakespeare":
         return config
@@ -158,15 +168,25 @@ def absolute(config: Config) -> Config:
 
 
 def sources(config: Config) -> tuple[Source, Iterable[str], tuple[str, ...]]:
-    """(the clients' source, the public sentences, what was declared public in words)."""
+    """Opens the clients' source and the public text of a config.
+
+    Returns:
+      The source of the clients' text, the public sentences, and descriptions of the public text for the privacy plan.
+
+    Raises:
+      OSError, ValueError: `data.path` or `data.public` cannot be used; one line that names it.
+    """
     data = config.data
     if data.source == "shakespeare":
         if data.path:
-            raise ValueError("data.path is for other sources: leave it out for shakespeare")
+            raise ValueError(
+                f'data.path = {data.path!r} has no effect with data.source = "shakespeare": remove it, or set another '
+                "data.source"
+            )
         public, private = shakespeare.load(strict=data.strict).divide(data.public)
         if not public.files:
             raise ValueError(
-                'data.public is empty: name genres or plays to learn the vocabulary from, as in ["histories"]'
+                'data.public is empty: name the genres or plays to learn the vocabulary from, as in ["histories"]'
             )
         return (
             private,
@@ -174,16 +194,19 @@ def sources(config: Config) -> tuple[Source, Iterable[str], tuple[str, ...]]:
             (f"Shakespeare's {', '.join(data.public)} ({', '.join(public.genres)})",),
         )
     if not data.path:
-        raise ValueError(f"data.path is missing: give the path of the {data.source} source")
+        raise ValueError(f'data.path is missing: data.source = "{data.source}" needs the path of the clients\' text')
     if not data.public:
         raise ValueError(
-            "data.public is empty: give text files that may be made public, the vocabulary is learned from them"
+            "data.public is empty: name text files that may be published; the vocabulary is learned from them"
         )
     files = tuple(Path(name) for name in data.public)
     path = Path(data.path)
     for file in files:
         if path.resolve() in (file.resolve(), *file.resolve().parents) or _is_copy(file, path):
-            raise ValueError(f"data.public names {file}, which is clients' text (data.path is {path}): keep them apart")
+            raise ValueError(
+                f"data.public names {file}, which is clients' text (data.path is {path}): name files without clients' "
+                "text"
+            )
     declared = tuple(f"text file {file.name}" for file in files)
     user, text = data.user_column or "user", data.text_column or "text"
     match data.source:
@@ -201,17 +224,19 @@ def sources(config: Config) -> tuple[Source, Iterable[str], tuple[str, ...]]:
 
 
 def _is_copy(file: Path, clients_text: Path) -> bool:
-    """Whether the clients' file, or one of their folder, has these very bytes."""
+    """Returns whether the clients' file, or one in their folder, has the same bytes as `file`."""
     if not file.is_file():
         return False
     size = file.stat().st_size
     theirs = clients_text.rglob("*") if clients_text.is_dir() else (clients_text,)
-    same_size = (one for one in theirs if one.is_file() and one.stat().st_size == size > 0)
-    return any(filecmp.cmp(one, file, shallow=False) for one in same_size)
+    same_size = (other for other in theirs if other.is_file() and other.stat().st_size == size > 0)
+    return any(filecmp.cmp(other, file, shallow=False) for other in same_size)
 
 
 @dataclass(frozen=True)
 class _Sentences(Iterable[str]):
+    """The sentences of public plays; each iteration reads them again."""
+
     source: shakespeare.Shakespeare
 
     def __iter__(self) -> Iterator[str]:
@@ -220,6 +245,8 @@ class _Sentences(Iterable[str]):
 
 @dataclass(frozen=True)
 class _Lines(Iterable[str]):
+    """The lines of public text files that are not blank; each iteration reads the files again."""
+
     files: tuple[Path, ...]
 
     def __iter__(self) -> Iterator[str]:
@@ -227,7 +254,9 @@ class _Lines(Iterable[str]):
             try:
                 text = path.read_text(encoding="utf-8-sig")
             except FileNotFoundError:
-                raise FileNotFoundError(f"public text {path} does not exist: correct data.public") from None
+                raise FileNotFoundError(f"data.public names {path}, which does not exist: correct the name") from None
             except UnicodeDecodeError as error:
-                raise ValueError(f"public text {path} is not UTF-8 at byte {error.start}: convert it") from None
+                raise ValueError(
+                    f"data.public names {path}, which is not UTF-8 at byte {error.start}: convert the file to UTF-8"
+                ) from None
             yield from (line for line in text.splitlines() if line.strip())

@@ -1,4 +1,4 @@
-"""How a run's course is shown: a progress bar with ETA on a terminal, plain lines elsewhere."""
+"""Shows the progress of a run: a progress bar with ETA on a terminal, plain lines elsewhere."""
 
 import math
 import os
@@ -19,7 +19,7 @@ from rich.progress import (
 from experiments import interrupt
 
 LABELS = {
-    "public_loss": "loss on public text set aside",
+    "public_loss": "loss on held-out public text",
     "loss": "train loss*",
     "train_loss": "train loss (DP)",
     "train_accuracy": "train acc (DP)",
@@ -32,39 +32,53 @@ LABELS = {
     "epsilon_fixed_key": "ε that does not hold (fixed key)",
 }
 PRIVATE_METRICS = ("train_loss", "train_accuracy", "train_clients")
-OPERATOR_ONLY = ("loss", "held_out_loss", "non_finite")  # read from training clients
+OPERATOR_ONLY = ("loss", "held_out_loss", "non_finite")  # computed from training clients without noise
 FOOTNOTE = (
-    "* read without noise in a simulation: operator only, outside ε; "
-    "val loss and acc are exact values of clients outside training, outside ε too"
+    "* computed without noise, which only a simulation can do: operator only, outside ε; "
+    "val loss and val acc are exact values of clients outside training, outside ε too"
 )
-FIXED_KEY = "BUT ε DOES NOT HOLD: run.fixed_key is set, and whoever knows it can redraw the noise and the cohorts"
+FIXED_KEY = "BUT ε DOES NOT HOLD: run.fixed_key is set, and whoever knows it can recompute the noise and the cohorts"
 
 
 def rounded_up(epsilon: float) -> str:
-    """Epsilon with three decimals, never less than it is: what is printed must hold."""
+    """Returns ε with three decimals, rounded up, so that the printed bound holds."""
     return f"{math.ceil(epsilon * 1000 - 1e-9) / 1000:.3f}" if math.isfinite(epsilon) else "inf"
 
 
-def _shown(key: str, value: float) -> str:
+def _format_value(key: str, value: float) -> str:
     if key in ("epsilon", "epsilon_fixed_key"):
         return rounded_up(value)
     return f"{value:.0f}" if key == "non_finite" else f"{value:.3f}"
 
 
 class ConsoleDisplay:
-    """Shows notes and tasks on standard error, so that standard output stays for results."""
+    """Display of notes and progress on standard error; standard output is left for results."""
 
     def __init__(self) -> None:
         self.console = Console(stderr=True, highlight=False)
 
     def note(self, text: str) -> None:
-        """One line; a wish to stop ends the command here."""
+        """Prints one line.
+
+        Raises:
+          KeyboardInterrupt: the user has asked the command to stop.
+        """
         interrupt.check()
         self.console.print(text, markup=False, soft_wrap=True)
 
     @contextmanager
     def task(self, name: str, total: int) -> Iterator[Callable[[int, dict[str, float]], None]]:
-        """Yields `advance(done, values)`; the newest of each value stays on show."""
+        """Shows the progress of a task while the `with` block runs.
+
+        Args:
+          name: name of the task, shown before the progress.
+          total: number of steps.
+
+        Yields:
+          A function `advance(done, values)`, to be called after each step with the number of finished steps and the
+          metrics that are new. The last value of every metric stays visible. It raises KeyboardInterrupt if the user
+          has asked the command to stop.
+        """
         latest: dict[str, float] = {}
         columns = [
             TextColumn("{task.description}"),
@@ -76,17 +90,17 @@ class ConsoleDisplay:
             TextColumn("{task.fields[values]}", markup=False),
         ]
         with Progress(*columns, console=self.console, disable=not self.console.is_terminal) as progress:
-            handle = progress.add_task(name, total=total, values="")
+            task = progress.add_task(name, total=total, values="")
 
             def advance(done: int, values: dict[str, float]) -> None:
                 interrupt.check()
                 latest.update(values)
                 text = "  ".join(
-                    f"{LABELS.get(key, key)} {_shown(key, value)}"
+                    f"{LABELS.get(key, key)} {_format_value(key, value)}"
                     for key, value in latest.items()
                     if key != "non_finite" or value
                 )
-                progress.update(handle, completed=done, values=text)
+                progress.update(task, completed=done, values=text)
                 if not self.console.is_terminal:
                     self.note(f"{name} {done}/{total}  {text}")
 
@@ -95,14 +109,16 @@ class ConsoleDisplay:
 
 @contextmanager
 def no_notices() -> Iterator[None]:
-    """Keeps from standard error what no setting turns off: that TensorFlow and LiteRT use their fast kernels, and that
-    there is no GPU."""
+    """Hides standard error while the `with` block runs.
+
+    TensorFlow and LiteRT print there that they use fast kernels and that there is no GPU; no setting turns this off.
+    """
     sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
+    stderr, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
     try:
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(null)

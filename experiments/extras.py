@@ -1,8 +1,8 @@
-"""Which optional packages fedspeak can use, how each is installed, and the line that says so when one is missing."""
+"""Lists fedspeak's optional packages and words the message when one of them is missing."""
 
 from importlib.util import find_spec
 
-# Extra → the modules of the packages that it adds, and how to install it.
+# Maps each extra to the modules that it installs and the way to install it.
 EXTRAS = {
     "models": (("tensorflow", "keras", "ai_edge_litert", "sentencepiece"), "pip install 'fedspeak[models]'"),
     "federated": (
@@ -15,9 +15,13 @@ EXTRAS = {
 
 
 def require(extra: str) -> None:
-    """Raises ModuleNotFoundError, in one line that names the fix, if a package of the extra is not installed.
+    """Checks that the packages of an extra are installed, without importing them.
 
-    Nothing is imported, so that it answers at once.
+    Args:
+      extra: key of `EXTRAS`.
+
+    Raises:
+      ModuleNotFoundError: a package is missing; one line says how to install it.
     """
     for module in EXTRAS[extra][0]:
         if find_spec(module) is None:
@@ -25,7 +29,7 @@ def require(extra: str) -> None:
 
 
 def missing(module: str) -> str:
-    """Returns one line: which extra the missing module belongs to, and how to install it."""
+    """Returns one line that names the extra of a missing module and the way to install it."""
     root = module.partition(".")[0]
     for extra, (modules, fix) in EXTRAS.items():
         if root in modules:

@@ -1,29 +1,30 @@
-"""Ctrl-C and kill -TERM end a command in order: every `with` block gives back what it holds.
+"""Ends a command cleanly on Ctrl-C and on SIGTERM: every `with` block is left and releases its resources.
 
-The exception that a signal raises can land in a callback that swallows it (garbage collection in the middle of an
-import); so the wish to stop is also kept, and `check` raises it again at the next step of the work.
+Both signals raise KeyboardInterrupt. The exception can be lost when the signal arrives inside a callback that swallows
+exceptions, such as a finalizer during garbage collection. So the request to stop is also stored, and `check`, which
+long commands call at every step, raises KeyboardInterrupt again.
 """
 
 import signal
 import threading
 from types import FrameType
 
-_wanted = threading.Event()
+_stop_requested = threading.Event()
 
 
 def install() -> None:
-    """Takes over both signals; Ctrl-C stays ignored where our parent ignores it (`nohup`, `&`)."""
+    """Installs the handlers of both signals; Ctrl-C stays ignored if the parent process ignores it (`nohup`, `&`)."""
     signal.signal(signal.SIGTERM, _stop)
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
         signal.signal(signal.SIGINT, _stop)
 
 
 def check() -> None:
-    """Raises KeyboardInterrupt if a signal has asked to stop."""
-    if _wanted.is_set():
+    """Raises KeyboardInterrupt if one of the signals has arrived."""
+    if _stop_requested.is_set():
         raise KeyboardInterrupt
 
 
 def _stop(signal_number: int, frame: FrameType | None) -> None:
-    _wanted.set()
+    _stop_requested.set()
     raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""Intervals over clients: how far a figure would move if other clients had been drawn."""
+"""Computes bootstrap intervals over clients: how much an estimate varies with the choice of the clients."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _CHUNK = 1 << 22
 
 
 class Interval(NamedTuple):
-    """An estimate and the ends of its confidence interval, all in the same unit."""
+    """An estimate and the ends of its confidence interval, all in one unit."""
 
     estimate: float
     low: float
@@ -21,39 +21,45 @@ class Interval(NamedTuple):
 
 
 def mean_interval(loss: NDArray[Any], units: NDArray[Any], *, confidence: float = 0.95, seed: int = 0) -> Interval:
-    """Mean loss a unit with a bootstrap interval over clients.
+    """Returns the mean loss per unit with a percentile bootstrap interval over clients.
+
+    The estimate is the sum of all losses divided by the sum of all units. The interval comes from resampling whole
+    clients with replacement.
 
     Args:
       loss: float [clients], each client's sum of losses.
-      units: int [clients], what to divide by: its number of tokens, or of characters. A client may have none.
+      units: integers [clients], each client's number of units (tokens or characters), ≥ 0.
       confidence: coverage of the interval, in (0, 1).
-      seed: of the resampling; equal seeds, equal intervals.
-
-    Returns:
-      The sum of all losses over that of all units, and its percentile interval (Efron and Tibshirani 1993,
-      §13.3) when whole clients are drawn with replacement.
+      seed: seed of the resampling; equal seeds give equal intervals.
 
     Raises:
-      ValueError: shapes differ, there is no unit, a loss is not finite, or `confidence` is out of range.
+      ValueError: shapes differ, all units are 0, a loss is not finite, or `confidence` is out of range.
+
+    Reference: Efron and Tibshirani 1993, An Introduction to the Bootstrap, section 13.3.
     """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence {confidence} is outside (0, 1)")
     loss, units = np.asarray(loss, np.float64), np.asarray(units, np.float64)
     if loss.ndim != 1 or loss.shape != units.shape:
-        raise ValueError(f"losses of shape {loss.shape} and units of shape {units.shape}: not one of each a client")
-    # A client without a unit changes no sum; without it, no resample is empty.
+        raise ValueError(
+            f"losses of shape {loss.shape} and units of shape {units.shape}: give one loss and one number of units per "
+            "client"
+        )
+    # Clients without units change no sum. Without them, every resample has at least one unit to divide by.
     loss, units = loss[units > 0], units[units > 0]
     if not len(units):
-        raise ValueError("no token to take the mean over")
+        raise ValueError("no client has a token: the mean is undefined, give clients with text")
     if not np.isfinite(loss).all():
-        raise ValueError(f"the losses of {np.count_nonzero(~np.isfinite(loss))} clients are not finite")
+        raise ValueError(
+            f"the losses of {np.count_nonzero(~np.isfinite(loss))} clients are not finite: the model has diverged"
+        )
     generator = np.random.default_rng(seed)
     clients = len(units)
     rows = max(_CHUNK // clients, 1)
     ratios = []
     for begin in range(0, _RESAMPLES, rows):
-        drawn = generator.integers(clients, size=(min(rows, _RESAMPLES - begin), clients))
-        ratios.append(loss[drawn].sum(axis=1) / units[drawn].sum(axis=1))
+        sample = generator.integers(clients, size=(min(rows, _RESAMPLES - begin), clients))
+        ratios.append(loss[sample].sum(axis=1) / units[sample].sum(axis=1))
     tail = (1 - confidence) / 2
     low, high = np.quantile(np.concatenate(ratios), [tail, 1 - tail])
     return Interval(float(loss.sum() / units.sum()), float(low), float(high))
@@ -67,31 +73,39 @@ def paired_interval(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Interval:
-    """Mean of a - b a unit with a bootstrap interval over clients: below zero, `a` is the better model.
+    """Returns the mean loss difference a - b per unit with a bootstrap interval over clients.
 
-    The two models predict the same tokens of the same clients, so what makes a client hard cancels.
+    Values below zero mean that model a is better. Both models predict the same tokens of the same clients, so the
+    difficulty of a client's text cancels, which usually makes the interval narrower than those of the single means.
 
     Args:
-      a_loss: float [clients], each client's sum of losses under the one model.
-      b_loss: float [clients], the same under the other.
-      units: int [clients], as in `mean_interval`.
+      a_loss: float [clients], each client's sum of losses under model a.
+      b_loss: float [clients], each client's sum of losses under model b.
+      units: integers [clients], each client's number of units (tokens or characters), ≥ 0.
       confidence: coverage of the interval, in (0, 1).
-      seed: of the resampling.
+      seed: seed of the resampling; equal seeds give equal intervals.
 
     Raises:
-      ValueError: as `mean_interval`.
+      ValueError: shapes differ, all units are 0, a loss is not finite, or `confidence` is out of range.
     """
     if np.shape(a_loss) != np.shape(b_loss):
-        raise ValueError(f"losses of shape {np.shape(a_loss)} and {np.shape(b_loss)}: not the same clients")
+        raise ValueError(
+            f"losses of shape {np.shape(a_loss)} and {np.shape(b_loss)}: give the losses of both models on the same "
+            "clients"
+        )
     return mean_interval(np.subtract(a_loss, b_loss), units, confidence=confidence, seed=seed)
 
 
 def bits_per_character(nats: float, characters: float) -> float:
-    """Nats in total, over characters in total, as bits a character.
+    """Returns the loss in bits per character.
+
+    Args:
+      nats: total loss in nats.
+      characters: total number of characters, > 0.
 
     Raises:
       ValueError: `characters` is not positive.
     """
     if not characters > 0:
-        raise ValueError(f"{characters} characters: there is nothing to divide by")
+        raise ValueError(f"{characters} characters: bits per character need at least one")
     return nats / (characters * math.log(2))

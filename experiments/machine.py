@@ -1,4 +1,4 @@
-"""What `fedspeak doctor` reads from the machine, without importing anything heavy."""
+"""Gathers the facts about this machine that `fedspeak doctor` checks, without importing a large package."""
 
 import os
 import platform
@@ -18,7 +18,13 @@ _CLONE = Path(__file__).resolve().parents[1]
 
 
 class Worker(NamedTuple):
-    """A running TFF worker: its process id, its parent's, the parent's command line ("" if that is gone)."""
+    """A running process of TFF's worker.
+
+    Attributes:
+      pid: process id.
+      parent_pid: process id of the parent.
+      parent: command line of the parent; "" if it cannot be read.
+    """
 
     pid: int
     parent_pid: int
@@ -27,25 +33,45 @@ class Worker(NamedTuple):
 
 @dataclass(frozen=True)
 class Facts:
-    """What `gather` reads from the machine. None means that it could not be read."""
+    """Facts about a machine. None means that a fact could not be read.
+
+    Attributes:
+      python: version of the interpreter.
+      machine: architecture, as in "x86_64".
+      versions: installed versions of the packages that were asked for, by name.
+      locked: versions in requirements.lock (the stack with TFF), by name; None outside a clone.
+      current: versions in requirements-current.lock (the stack without TFF), by name; None outside a clone.
+      cpu_flags: processor flags of /proc/cpuinfo.
+      cores: processor cores that this process may use.
+      memory: bytes that a new process can still allocate.
+      disk: free bytes in the working folder, where runs are written.
+      loopback_shim: whether the library that restricts TFF's worker to loopback and this account could be built.
+      shim_works: whether that library was tried and worked.
+      stunnel: whether stunnel is installed.
+      workers: TFF workers that run on the machine.
+    """
 
     python: tuple[int, int, int]
     machine: str
     versions: Mapping[str, str]
-    locked: Mapping[str, str] | None  # requirements.lock, the stack with TFF
-    current: Mapping[str, str] | None  # requirements-current.lock, that without
+    locked: Mapping[str, str] | None
+    current: Mapping[str, str] | None
     cpu_flags: frozenset[str] | None
     cores: int
-    memory: int | None  # bytes that a new process can still have
-    disk: int  # free bytes where runs are written
-    loopback_shim: bool  # it could be built
-    shim_works: bool  # and was tried: on loopback, for this account only
+    memory: int | None
+    disk: int
+    loopback_shim: bool
+    shim_works: bool
     stunnel: bool
     workers: tuple[Worker, ...] = field(default=())
 
 
 def gather(packages: Iterable[str]) -> Facts:
-    """Reads this machine, and the versions of those of `packages` that are installed."""
+    """Reads the facts of this machine.
+
+    Args:
+      packages: names of the packages whose installed versions are read.
+    """
     with tempfile.TemporaryDirectory() as folder:
         shim = build_loopback_shim(Path(folder))
         works = shim is not None and shim_works(shim)
@@ -67,7 +93,7 @@ def gather(packages: Iterable[str]) -> Facts:
 
 
 def read_lock(path: Path) -> dict[str, str] | None:
-    """Name → version of a lock's pins; None if there is no such file (an installation without a clone)."""
+    """Returns the versions that a lock file pins, by lower-case name; None if there is no such file."""
     if not path.is_file():
         return None
     pins = re.findall(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)", path.read_text(), flags=re.MULTILINE)
@@ -91,7 +117,7 @@ def _cpu_flags() -> frozenset[str] | None:
 
 
 def _memory_left() -> int | None:
-    """Free bytes, as the kernel and, in a container, its memory limit allow."""
+    """Returns the bytes that can still be allocated: the kernel's estimate, at most what a container's limit leaves."""
     try:
         available = re.search(r"MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text())
     except OSError:
@@ -101,19 +127,19 @@ def _memory_left() -> int | None:
     free = int(available.group(1)) * 1024
     try:
         limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
-    except (OSError, ValueError):  # no such controller, or "max": no limit
+    except (OSError, ValueError):  # no memory controller, or its limit is the word "max", which means none
         return free
     return min(free, limit - used)
 
 
 def workers() -> Iterable[Worker]:
-    """TFF's worker processes that this user can see, whoever started them."""
+    """Yields TFF's worker processes that this account can see, whoever started them."""
     for folder in Path("/proc").glob("[0-9]*"):
         command = _command(folder)
         if os.path.basename(command.partition(" ")[0]) == "worker_binary":
             try:
                 parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
-            except OSError:  # ended while we looked
+            except OSError:  # the process has just ended
                 continue
             yield Worker(int(folder.name), int(parent), _command(Path("/proc") / parent))
 

@@ -1,4 +1,4 @@
-"""Plots of runs and studies, each as PNG and SVG."""
+"""Draws the plots of runs and studies, each as PNG and SVG. Every function returns the paths of both files."""
 
 import io
 from collections.abc import Callable, Mapping, Sequence
@@ -12,28 +12,35 @@ from privacy.files import write_private, write_public
 
 
 def loss_curve(path: Path, metrics: Sequence[Mapping[str, Any]], lines: Mapping[str, float]) -> list[Path]:
-    """Validation loss by round, with horizontal lines to compare with; for the operator only (mode 0600).
+    """Plots the validation loss by round beside reference values; the files are the operator's (mode 0600).
 
     Args:
-      path: without suffix.
-      metrics: rows of `metrics.jsonl`; those without an evaluation are left out.
-      lines: name → nats a token.
+      path: path of the files, without suffix.
+      metrics: rows of `metrics.jsonl`; rows without an evaluation are skipped.
+      lines: reference values in nats per token, by name; each becomes a horizontal line.
     """
     rows = [row for row in metrics if "validation_loss" in row["evaluation"]]
     figure, axes = _figure()
     rounds = [row["round"] for row in rows]
-    losses = np.array([row["evaluation"]["validation_loss"] for row in rows], float)  # NaN for None: not finite
+    # A loss that is not finite is None in the metrics and NaN here, which leaves a gap in the curve.
+    losses = np.array([row["evaluation"]["validation_loss"] for row in rows], float)
     axes.plot(rounds, losses, marker="o", markersize=3, label="federated model")
     for number, (name, value) in enumerate(lines.items(), 1):
         axes.axhline(value, linestyle="--", color=f"C{number}", label=name)
     axes.set_xlabel("round")
-    axes.set_ylabel("nats a token, validation clients")
+    axes.set_ylabel("nats per token, validation clients")
     axes.legend()
     return _save(figure, path, write_private)
 
 
 def repetitions(path: Path, name: str, values: Sequence[Interval]) -> list[Path]:
-    """One figure of each repetition with its interval over clients; the line is the mean."""
+    """Plots the estimate of each repetition with its interval over clients, and their mean as a line.
+
+    Args:
+      path: path of the files, without suffix.
+      name: label of the values' axis.
+      values: one estimate with its interval per repetition.
+    """
     figure, axes = _figure()
     numbers = np.arange(1, len(values) + 1)
     estimates = np.array([value.estimate for value in values])
@@ -49,7 +56,12 @@ def repetitions(path: Path, name: str, values: Sequence[Interval]) -> list[Path]
 
 
 def round_cost(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
-    """Seconds of a round's parts by clients in it, both logarithmic."""
+    """Plots the seconds of a round's parts against its number of clients, on logarithmic axes.
+
+    Args:
+      path: path of the files, without suffix.
+      rows: seconds by number of clients, as `fedspeak bench cohort` measures them.
+    """
     figure, axes = _figure()
     clients = [row["clients"] for row in rows]
     for part in ("reading", "packing", "training"):
@@ -63,7 +75,12 @@ def round_cost(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
 
 
 def worst_case(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
-    """Worst-case error of private means over the least possible one, by ε."""
+    """Plots the worst-case error of private means, divided by the least possible one, against ε.
+
+    Args:
+      path: path of the files, without suffix.
+      rows: worst-case errors by ε, as `fedspeak reproduce dp-mean` measures them.
+    """
     figure, axes = _figure()
     epsilons = [row["epsilon"] for row in rows]
     for name in ("midpoint", "transformed-laplace", "hourglass"):
@@ -78,30 +95,40 @@ def worst_case(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
 
 
 def offsets(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
-    """Accuracy of linear models by the constant added to every pixel."""
+    """Plots the accuracy of linear models against the constant that is added to every pixel.
+
+    Args:
+      path: path of the files, without suffix.
+      rows: accuracies by offset, as `fedspeak reproduce dpsgd-f` measures them.
+    """
     figure, axes = _figure()
     for name in ("DP-SGD", "DPSGD-F"):
         means = [100 * row[name]["mean"] for row in rows]
         halves = [100 * row[name]["half"] for row in rows]
         axes.errorbar([row["offset"] for row in rows], means, yerr=halves, marker="o", capsize=3, label=name)
-    axes.set_xlabel("added to every pixel")
+    axes.set_xlabel("constant added to every pixel")
     axes.set_ylabel("test accuracy, %")
     axes.legend()
     return _save(figure, path)
 
 
-def excess_loss(path: Path, found: Mapping[str, Any]) -> list[Path]:
-    """Excess loss of linear models by the features' diameter, and by their distance from the origin."""
+def excess_loss(path: Path, study: Mapping[str, Any]) -> list[Path]:
+    """Plots the excess loss of linear models against the features' diameter and their distance from the origin.
+
+    Args:
+      path: path of the files, without suffix.
+      study: result of `experiments.reproduce.excess_loss.measure`.
+    """
     figure, both = _figure(2)
     for axes, key, size, label in (
         (both[0], "by_diameter", "diameter", "diameter of the features, R = 10"),
         (both[1], "by_distance", "distance", "R, diameter 1"),
     ):
-        rows = found[key]
+        rows = study[key]
         sizes = [row[size] for row in rows]
         for name in ("DP-SGD", "DPSGD-F"):
             means, halves = ([row[name][part] for row in rows] for part in ("mean", "half"))
-            # An interval that reaches below zero has no place on a logarithmic axis: it ends at a tenth of the mean.
+            # A logarithmic axis cannot show an interval that reaches below zero: it is cut at a tenth of the mean.
             below = [min(half, 0.9 * mean) for mean, half in zip(means, halves, strict=True)]
             axes.errorbar(sizes, means, yerr=[below, halves], marker="o", capsize=3, label=name)
         axes.plot(sizes, [row["nothing"] for row in rows], color="grey", linestyle="--", label="nothing learned")
@@ -109,12 +136,12 @@ def excess_loss(path: Path, found: Mapping[str, Any]) -> list[Path]:
         axes.set_yscale("log")
         axes.set_xlabel(label)
         axes.legend()
-    both[0].set_ylabel("training loss above the least, nats")
+    both[0].set_ylabel("training loss above the minimum, nats")
     return _save(figure, path)
 
 
 def _figure(panels: int = 1) -> Any:
-    from matplotlib.figure import Figure  # not pyplot: no window system, no global state
+    from matplotlib.figure import Figure  # pyplot would need a window system and keep global state
 
     figure = Figure(figsize=(6 if panels == 1 else 4.5 * panels, 3.6), layout="constrained")
     return figure, figure.subplots(1, panels, sharey=True)
@@ -123,7 +150,7 @@ def _figure(panels: int = 1) -> Any:
 def _save(figure: Any, path: Path, write: Callable[[Path, bytes], None] = write_public) -> list[Path]:
     paths = [path.with_suffix(".png"), path.with_suffix(".svg")]
     for file in paths:
-        drawn = io.BytesIO()
-        figure.savefig(drawn, format=file.suffix[1:], dpi=150)
-        write(file, drawn.getvalue())
+        image = io.BytesIO()
+        figure.savefig(image, format=file.suffix[1:], dpi=150)
+        write(file, image.getvalue())
     return paths

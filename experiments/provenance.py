@@ -1,4 +1,4 @@
-"""What produced a result: the command as typed and the versions of the software."""
+"""Records what produced a result: the command as typed and the versions of the software."""
 
 import platform
 import shlex
@@ -15,10 +15,10 @@ def command_line() -> str:
 
 def versions() -> dict[str, str]:
     """Returns the versions of Python and of the key packages, by name."""
-    found = {"python": platform.python_version()}
+    by_name = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
-            found[package] = version(package)
+            by_name[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            by_name[package] = "not installed"
+    return by_name

@@ -1,4 +1,4 @@
-"""What a trained run is worth: test clients' losses beside baselines, with intervals over clients; and its reports."""
+"""Evaluates a trained run on its test clients, beside baselines, and writes its privacy reports."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -29,12 +29,14 @@ NGRAM_FOOTNOTE = "With *: fitted to the training clients' text without noise, op
 
 @dataclass(frozen=True)
 class Row:
-    """One predictor on the test clients.
+    """Result of one model on the test clients.
 
     Attributes:
-      nats: nats a token, with a 95 % bootstrap interval over clients.
-      bits: bits a character (the end of a sentence counts as one).
-      gain: this minus the trained model in nats a token, paired over clients; None for the trained model itself.
+      name: name of the model, as in the table.
+      nats: loss in nats per token, with a 95 % bootstrap interval over clients.
+      bits: loss in bits per character; the end of a sentence counts as one character.
+      gain: loss of this model minus that of the trained model in nats per token, paired over clients, with a 95 %
+        bootstrap interval; None for the trained model itself.
     """
 
     name: str
@@ -43,13 +45,23 @@ class Row:
     gain: Interval | None
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able form, as `privacy.report` takes it."""
+        """Returns the row as JSON-able values, in the form that `privacy.report` takes."""
         gain = None if self.gain is None else self.gain._asdict()
         return {"name": self.name, "nats": self.nats._asdict(), "bits": self.bits, "gain": gain}
 
 
 def evaluate(run: RunFolder) -> str:
-    """Evaluates a finished run on its test clients; returns the table as Markdown and keeps it in the run's folder."""
+    """Evaluates a finished run on its test clients and writes the results and the loss curve into the run's folder.
+
+    Args:
+      run: folder of a finished run.
+
+    Returns:
+      The table of results as Markdown.
+
+    Raises:
+      OSError, ValueError: the run is not finished, or a file of it is missing, damaged or another run's.
+    """
     config = run.read_config()
     require_writable(run.path)
     run.close_to_others()
@@ -57,8 +69,8 @@ def evaluate(run: RunFolder) -> str:
     prepared = data.prepare(config, run.vocabulary)
     run.check_data(prepared.store.digest)
     rows = test_rows(run, prepared)
-    found = {"clients": len(prepared.splits.test), "rows": [row.to_dict() for row in rows], "versions": versions()}
-    write_json(run.evaluation, found)
+    evaluation = {"clients": len(prepared.splits.test), "rows": [row.to_dict() for row in rows], "versions": versions()}
+    write_json(run.evaluation, evaluation)
     text = table(rows, len(prepared.splits.test))
     write_private(run.table, text.encode())
     plots.loss_curve(run.path / "curve", metrics, _validation_lines(run, prepared))
@@ -66,11 +78,16 @@ def evaluate(run: RunFolder) -> str:
 
 
 def table(rows: list[Row], clients: int) -> str:
-    """The rows as Markdown."""
+    """Returns the results as Markdown.
+
+    Args:
+      rows: one result per model.
+      clients: number of test clients.
+    """
     lines = [
         f"Test clients ({clients}), measured without noise, outside ε; 95 % bootstrap intervals over clients.",
         "",
-        "| | nats a token | bits a character | worse than the trained model by (nats a token, paired) |",
+        "| | nats per token | bits per character | worse than the trained model by (nats per token, paired) |",
         "|---|---|---|---|",
     ]
     for row in rows:
@@ -81,68 +98,86 @@ def table(rows: list[Row], clients: int) -> str:
 
 
 def _marked(name: str) -> str:
-    """A row's name, with an asterisk if the row is for the operator only."""
+    """Returns a row's name, with an asterisk if the row is for the operator only."""
     return name if name in (PUBLIC, TRAINED) else f"{name}*"
 
 
 def write_reports(run: RunFolder, note: Callable[[str], None]) -> list[Path]:
-    """Writes the operator's report and the one for release, each as HTML, Markdown and JSON, from the ledger.
+    """Writes the operator's report and the report for publication, each as HTML, Markdown and JSON.
+
+    The privacy guarantee is computed from the ledger, which must hold all rounds that the run has trained.
 
     Args:
-      run: a run, finished or not.
-      note: is given a line that the user must see beside the reports.
+      run: folder of a run, finished or not.
+      note: called with each line that the user must see beside the reports.
 
     Returns:
-      The files.
+      Paths of the files.
 
     Raises:
-      OSError, ValueError: one line that names the file.
+      OSError, ValueError: a file of the run is missing, damaged or another run's; one line that names it.
     """
     run.read_config()
     require_writable(run.path)
     run.close_to_others()
     ledger = Ledger.read(run.ledger)
     metrics = checked_metrics(RoundLog(run.path))
-    done = metrics[-1]["round"] if metrics else 0
-    made = ledger.plan.rounds if run.weights.exists() else done
-    is_whole = [row["round"] for row in metrics] == list(range(1, made + 1))
-    if not is_whole:
-        note(f"{run.metrics} lacks rows of the {made} rounds: the report does not say how many updates were zeroed")
-    if len(ledger.rounds) < made:
+    trained_rounds = ledger.plan.rounds if run.weights.exists() else metrics[-1]["round"] if metrics else 0
+    is_complete = [row["round"] for row in metrics] == list(range(1, trained_rounds + 1))
+    if not is_complete:
+        note(
+            f"{run.metrics} lacks rows of the {trained_rounds} rounds: the report does not say how many updates were "
+            "zeroed"
+        )
+    if len(ledger.rounds) < trained_rounds:
         raise ValueError(
-            f"ledger {run.ledger} holds {len(ledger.rounds)} of the {made} rounds that this run has made: restore it, "
-            "epsilon cannot be computed without it"
+            f"ledger {run.ledger} holds {len(ledger.rounds)} of the {trained_rounds} rounds that this run has trained: "
+            "restore it, epsilon cannot be computed without it"
         )
     newest = checkpoints.latest_document(RoundLog(run.path).checkpoints)
     if newest is not None:
         rounds, document = newest
         if len(ledger.rounds) < rounds or ledger.head_after(rounds) != document["ledger_head"]:
             raise ValueError(
-                f"ledger {run.ledger} lacks rounds that this run has made ({rounds}), or is another run's: restore it, "
-                "epsilon cannot be computed without it"
+                f"ledger {run.ledger} lacks some of the {rounds} rounds that this run has trained, or is another "
+                "run's: restore it, epsilon cannot be computed without it"
             )
     if run.keys.exists() and not RunKeys.load(run.keys).made(ledger.rounds):
-        raise ValueError(f"ledger {run.ledger} is not of the rounds of this run's keys: restore both")
+        raise ValueError(
+            f"ledger {run.ledger} holds rounds that were not made with the keys in {run.keys}: restore both files of "
+            "this run"
+        )
     facts: dict[str, Any] = {"versions": versions(), "run": run.path.resolve().name}
-    facts["non_finite"] = int(sum(row["operator"]["non_finite"] for row in metrics)) if is_whole else None
+    facts["non_finite"] = int(sum(row["operator"]["non_finite"] for row in metrics)) if is_complete else None
     if run.evaluation.exists():
         facts["evaluation"] = _read_evaluation(run.evaluation)
-    operators = report.build(ledger.plan, ledger, facts)
-    if operators.data["status"] == "fixed key":
-        note(f"privacy: epsilon stands in the reports, {FIXED_KEY}")
-    written = operators.write(run.path, "report")
+    operator_report = report.build(ledger.plan, ledger, facts)
+    if operator_report.data["status"] == "fixed key":
+        note(f"privacy: the reports state an epsilon, {FIXED_KEY}")
+    paths = operator_report.write(run.path, "report")
     if "evaluation" in facts:
-        # The n-gram models are exact functions of the training clients' text: nothing of them may be released.
+        # The n-gram models are exact functions of the training clients' text: their results may not be published.
         rows = [row for row in facts["evaluation"]["rows"] if row["name"] in (PUBLIC, TRAINED)]
         facts["evaluation"] = {**facts["evaluation"], "rows": rows}
     return [
-        *written,
+        *paths,
         *report.build(ledger.plan, ledger, facts, release=True).write(run.path, "report-release"),
     ]
 
 
 def test_rows(run: RunFolder, prepared: data.Data) -> list[Row]:
-    """A finished run and its baselines on the test clients."""
+    """Evaluates a finished run and its baselines on the test clients.
+
+    Args:
+      run: folder of a finished run.
+      prepared: data of the run's config.
+
+    Returns:
+      One row each for the unigram, the bigram, the public model (if there is one) and the trained model.
+
+    Raises:
+      OSError, ValueError: a file of the run is missing or damaged, or the trained model's loss is not finite.
+    """
     from fl.evaluation import Evaluator
 
     model, weights, _ = load_trained(run.path)
@@ -166,9 +201,9 @@ def test_rows(run: RunFolder, prepared: data.Data) -> list[Row]:
     losses |= {name: evaluate_model(weights).loss for name, weights in neural.items()}
     if bad := int(np.count_nonzero(~np.isfinite(losses[TRAINED]))):
         raise ValueError(
-            f"{run.path}: the trained model's loss is not finite on {bad} of {len(sequences)} test clients, its "
-            "training diverged: start a new run with other settings (the warnings in training name the likely cause); "
-            "fedspeak report writes the privacy report of this one"
+            f"{run.path}: the trained model's loss is not finite on {bad} of {len(sequences)} test clients, so its "
+            "training diverged: start a new run with other settings (the warnings during training name the likely "
+            "cause); fedspeak report still writes the privacy report of this run"
         )
     return [
         Row(
@@ -182,7 +217,7 @@ def test_rows(run: RunFolder, prepared: data.Data) -> list[Row]:
 
 
 def _validation_lines(run: RunFolder, prepared: data.Data) -> dict[str, float]:
-    """What the curve of validation losses is compared with."""
+    """Returns the losses on validation clients, in nats per token, that the curve is compared with, by name."""
     from fl.evaluation import Evaluator
 
     sequences = [prepared.whole(client) for client in prepared.splits.validation]
@@ -197,9 +232,13 @@ def _validation_lines(run: RunFolder, prepared: data.Data) -> dict[str, float]:
 
 
 def seeds_table(evaluations: list[list[Row]]) -> str:
-    """Repetitions of one run as Markdown: each repetition, then mean and standard deviation over them."""
+    """Returns the results of a run's repetitions as Markdown, with their mean and standard deviation in the last row.
+
+    Args:
+      evaluations: rows of each repetition, at least two.
+    """
     compared = [row.name for row in evaluations[0] if row.gain is not None]
-    header = ["repetition", "nats a token", "bits a character", *(f"{_marked(name)} worse by" for name in compared)]
+    header = ["repetition", "nats per token", "bits per character", *(f"{_marked(name)} worse by" for name in compared)]
     lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
     columns = []
     for number, rows in enumerate(evaluations, 1):
@@ -207,17 +246,17 @@ def seeds_table(evaluations: list[list[Row]]) -> str:
         gains = [by_name[name].gain for name in compared]
         trained = by_name[TRAINED]
         columns.append([trained.nats.estimate, trained.bits, *(gain.estimate for gain in gains if gain)])
-        shown = "".join(f" {g.estimate:.3f} [{g.low:.3f}, {g.high:.3f}] |" for g in gains if g)
-        lines.append(f"| {number} | {trained.nats.estimate:.3f} | {trained.bits:.3f} |{shown}")
+        cells = "".join(f" {g.estimate:.3f} [{g.low:.3f}, {g.high:.3f}] |" for g in gains if g)
+        lines.append(f"| {number} | {trained.nats.estimate:.3f} | {trained.bits:.3f} |{cells}")
     mean, deviation = np.mean(columns, 0), np.std(columns, 0, ddof=1)
     summary = "".join(f" {m:.3f} ± {d:.3f} |" for m, d in zip(mean, deviation, strict=True))
     return "\n".join([*lines, f"| mean ± standard deviation |{summary}", "", NGRAM_FOOTNOTE]) + "\n"
 
 
 def _read_evaluation(path: Path) -> dict[str, Any]:
-    """What `evaluate` wrote."""
-    found = read_json(path, "clients", "rows", "versions")
-    rows, keys = found["rows"], {field.name for field in fields(Row)}
+    """Reads the file that `evaluate` wrote; raises ValueError if it is damaged."""
+    evaluation = read_json(path, "clients", "rows", "versions")
+    rows, keys = evaluation["rows"], {field.name for field in fields(Row)}
     if not (isinstance(rows, list) and all(isinstance(row, dict) and set(row) == keys for row in rows)):
-        raise ValueError(f"{path} is damaged: make it anew with fedspeak evaluate")
-    return found
+        raise ValueError(f"{path} is damaged: write it again with fedspeak evaluate")
+    return evaluation

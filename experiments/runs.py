@@ -1,4 +1,4 @@
-"""The folder of a run: what lies where, and how a trained model is read back."""
+"""Defines the files in a run's folder, and writes and reads them."""
 
 import contextlib
 import hashlib
@@ -17,15 +17,19 @@ from fl.rounds import RoundLog
 from privacy.files import close_all_to_others, make_private_folder, write_private
 from privacy.json_values import plain
 
-_WANTED = "train one with fedspeak train, or give the folder of a run"
+_HINT = "train one with fedspeak train, or give the folder of a run"
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths inside a run's folder.
+    """Folder of a run, with the paths of its files.
 
-    All files are the operator's and have mode 0600, except those made for publication: `report-release.*`,
-    `model*.tflite`, `samples.txt`, and `vocabulary.json`, which comes from public text and is in every exported model.
+    The files are for the operator only and have mode 0600, except those for publication: `report-release.*`,
+    `model*.tflite`, `samples.txt`, and `vocabulary.json`, which is learned from public text and is part of every
+    exported model.
+
+    Attributes:
+      path: path of the folder, which need not exist.
     """
 
     path: Path
@@ -68,7 +72,7 @@ class RunFolder:
 
     @property
     def evaluation(self) -> Path:
-        """Losses on the test clients."""
+        """File with the results on the test clients, which `fedspeak evaluate` writes."""
         return self.path / "evaluation.json"
 
     @property
@@ -77,37 +81,46 @@ class RunFolder:
 
     @property
     def facts(self) -> Path:
-        """How the run began: the command, the versions, what is in the data."""
+        """File with facts about the start of the run: command, versions, kernels and a summary of the data."""
         return self.path / "facts.json"
 
     @property
     def tensorboard(self) -> Path:
-        """Events for TensorBoard."""
+        """Folder of the events for TensorBoard."""
         return self.path / "tensorboard"
 
     @property
     def engine(self) -> Path:
-        """How many clients are trained at once, measured when the run began: another number rounds otherwise."""
+        """File with the number of clients that are trained at once, which was measured when the run began.
+
+        A resumed run must keep it: another number rounds the sums differently.
+        """
         return self.path / "engine.json"
 
     def close_to_others(self) -> None:
-        """Takes the rights of other users from the operator's files: an earlier version left them open."""
+        """Closes the operator's files to other accounts; earlier versions of fedspeak left them readable."""
         log = RoundLog(self.path)
         own = [self.config, self.config_digest, self.facts, self.evaluation, self.table, self.tensorboard]
         own += [self.path / f"report.{suffix}" for suffix in ("html", "md", "json")]
         own += [self.path / f"curve.{suffix}" for suffix in ("png", "svg")]
-        for pattern in ("metrics-until-round-*.jsonl", ".*.tmp", ".*.draft"):  # drafts that a kill left
+        for pattern in ("metrics-until-round-*.jsonl", ".*.tmp", ".*.draft"):  # a killed write leaves a .tmp or .draft
             own += self.path.glob(pattern)
-        for path in (*own, *(path for path in self._made if path != self.keys), log.checkpoints):
+        for path in (*own, *(path for path in self._progress_files if path != self.keys), log.checkpoints):
             close_all_to_others(path)
 
     def create(self, config: Config) -> bool:
-        """Writes the resolved config into the folder; True if the folder was made for it.
+        """Writes the resolved config into the folder, which is made if it does not exist.
+
+        Args:
+          config: configuration of the new run.
+
+        Returns:
+          Whether the folder is new.
 
         Raises:
-          FileExistsError: there is something of a run already.
+          FileExistsError: the folder holds files of a run already.
         """
-        if any(path.exists() for path in (*self._set_up, *self._made)):
+        if any(path.exists() for path in (*self._setup_files, *self._progress_files)):
             raise FileExistsError(
                 f"{self.path} holds a run: resume it with --resume {self.path}, or choose another folder"
             )
@@ -118,27 +131,31 @@ class RunFolder:
             write_private(self.config_digest, hashlib.sha256(text).hexdigest().encode())
             write_private(self.config, text)
         except OSError:
-            # A digest without its config could neither be resumed nor begun again.
+            # With only one of the two files, the folder could neither be resumed nor used for a new run.
             with contextlib.suppress(OSError):
                 self.discard(is_new)
             raise
         return is_new
 
     def discard(self, with_folder: bool) -> None:
-        """Takes back what `create` and the setting up wrote, unless something has been made with it since."""
-        if any(path.exists() for path in self._made):
+        """Deletes the files that were written before training; does nothing if training has written a file.
+
+        Args:
+          with_folder: whether to delete the folder too, if it is empty then.
+        """
+        if any(path.exists() for path in self._progress_files):
             return
-        for path in self._set_up:
+        for path in self._setup_files:
             path.unlink(missing_ok=True)
         if with_folder and not any(self.path.iterdir()):
             self.path.rmdir()
 
     @property
-    def _set_up(self) -> tuple[Path, ...]:
+    def _setup_files(self) -> tuple[Path, ...]:
         return self.config, self.config_digest, self.vocabulary, self.facts
 
     @property
-    def _made(self) -> tuple[Path, ...]:
+    def _progress_files(self) -> tuple[Path, ...]:
         log = RoundLog(self.path)
         return (
             self.public_weights,
@@ -152,37 +169,44 @@ class RunFolder:
         )
 
     def check_data(self, store_digest: str) -> None:
-        """Raises ValueError if the clients' tokens or the vocabulary are not those that the run began with."""
+        """Checks that the clients' tokens and the vocabulary are those that the run began with.
+
+        Args:
+          store_digest: digest of the token store.
+
+        Raises:
+          ValueError: they are not.
+        """
         if self.facts.exists() and read_json(self.facts, "store")["store"] != store_digest:
             raise ValueError(
-                f"the data is not what {self.path} began with (clients, texts or vocabulary.json differ): bring it "
-                "back, or start a new run"
+                f"the data differs from what {self.path} began with (clients, texts or vocabulary.json): restore it, "
+                "or start a new run"
             )
 
     def read_config(self) -> Config:
-        """The resolved config the run was started with.
+        """Reads the resolved config that the run was started with.
 
         Raises:
-          FileNotFoundError: there is no run here.
-          ValueError: the config was changed since: its rounds are under the old one.
+          FileNotFoundError: the folder holds no run.
+          ValueError: the config was changed after the run began.
         """
         if not self.config.is_file():
-            raise FileNotFoundError(f"{self.path} holds no run (no config.toml): {_WANTED}")
+            raise FileNotFoundError(f"{self.path} holds no run (no config.toml): {_HINT}")
         text = self.config.read_bytes()
         if (
             not self.config_digest.exists()
             or hashlib.sha256(text).hexdigest() != self.config_digest.read_text().strip()
         ):
             raise ValueError(
-                f"{self.config} was changed after the run began: its rounds were made under another config; undo the "
-                "change, or start a new run with it"
+                f"{self.config} was changed after the run began, and its rounds were trained with the old config: undo "
+                "the change, or start a new run with it"
             )
         return config_file.parse(text.decode(), str(self.config))
 
     def require_trained(self) -> None:
-        """Raises FileNotFoundError unless the run is finished."""
+        """Checks that the run is finished; raises FileNotFoundError otherwise."""
         if not self.path.is_dir():
-            raise FileNotFoundError(f"{self.path} does not exist: {_WANTED}")
+            raise FileNotFoundError(f"{self.path} does not exist: {_HINT}")
         if not self.weights.exists():
             raise FileNotFoundError(
                 f"{self.path} holds no trained model: finish it with fedspeak train --resume {self.path}"
@@ -190,36 +214,53 @@ class RunFolder:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes JSON for people and programs, atomically; what is not finite is null."""
+    """Writes a value as indented JSON, atomically and with mode 0600; numbers that are not finite become null."""
     write_private(path, json.dumps(plain(content), indent=2, sort_keys=True, allow_nan=False).encode() + b"\n")
 
 
 def read_json(path: Path, *keys: str) -> dict[str, Any]:
-    """An object of JSON with these keys. Raises ValueError, in one line that names the file, if it is none."""
+    """Reads a JSON object.
+
+    Args:
+      path: file to read.
+      keys: names that the object must have.
+
+    Raises:
+      ValueError: the file holds no such object; one line that names the file.
+    """
     try:
-        found = json.loads(path.read_text())
-        if not isinstance(found, dict) or not all(key in found for key in keys):
-            raise ValueError(f"no object with {', '.join(keys) or 'names'}")
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict) or not all(key in content for key in keys):
+            raise ValueError(f"not a JSON object with {', '.join(keys)}" if keys else "not a JSON object")
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged ({error}): restore it, or make it anew") from None
-    return found
+        raise ValueError(f"{path} is damaged ({error}): restore it, or write it again") from None
+    return content
 
 
 def save_weights(path: Path, weights: dict[str, Any]) -> None:
-    """Named arrays as one `.npz`, atomically."""
+    """Writes weights by name as one `.npz` file, atomically and with mode 0600."""
     buffer = io.BytesIO()
     np.savez(buffer, **{name: np.asarray(value) for name, value in weights.items()})
     write_private(path, buffer.getvalue())
 
 
 def load_weights(path: Path, model: Any = None) -> dict[str, np.ndarray]:
-    """Inverse of `save_weights`; with a model, its weights. Raises FileNotFoundError or ValueError in one line."""
+    """Reads weights that `save_weights` wrote.
+
+    Args:
+      path: the `.npz` file.
+      model: model whose shapes the weights must have; None: any shapes.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: the file is damaged, or its weights are not the model's.
+    """
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist: {_WANTED}")
+        raise FileNotFoundError(f"{path} does not exist: {_HINT}")
     try:
         with np.load(path, allow_pickle=False) as arrays:
             weights = {name: arrays[name] for name in sorted(arrays.files)}
-    except Exception as error:  # zipfile, zlib and NumPy each have their own
+    except Exception as error:  # zipfile, zlib and NumPy each raise exceptions of their own
         raise ValueError(f"{path} is damaged ({error}): delete it and resume the run") from None
     if model is not None and {name: array.shape for name, array in weights.items()} != model.shapes():
         raise ValueError(f"{path} does not hold the weights of this run's model: delete it and resume the run")
@@ -227,8 +268,17 @@ def load_weights(path: Path, model: Any = None) -> dict[str, np.ndarray]:
 
 
 def load_trained(folder: Path | str) -> tuple[Any, dict[str, np.ndarray], Any]:
-    """(model, weights, vocabulary) of a finished run. Raises FileNotFoundError if it is not there or not finished,
-    ValueError if a file of it is damaged or another run's.
+    """Loads the trained model of a finished run.
+
+    Args:
+      folder: folder of the run.
+
+    Returns:
+      The model, its weights by name, and its vocabulary.
+
+    Raises:
+      FileNotFoundError: there is no run, or it is not finished.
+      ValueError: a file of the run is damaged, or is another run's.
     """
     from models.presets import from_config
     from models.vocabulary import Vocabulary
@@ -239,5 +289,5 @@ def load_trained(folder: Path | str) -> tuple[Any, dict[str, np.ndarray], Any]:
         model = from_config(read_json(run.model, "architecture"))
     vocabulary = Vocabulary.load(run.vocabulary)
     if run.facts.exists() and read_json(run.facts).get("vocabulary", vocabulary.digest) != vocabulary.digest:
-        raise ValueError(f"{run.vocabulary} is not the one that the run was trained with: restore it")
+        raise ValueError(f"{run.vocabulary} is not the vocabulary that the run was trained with: restore it")
     return model, load_weights(run.weights, model), vocabulary

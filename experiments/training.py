@@ -1,4 +1,4 @@
-"""One run, from its config to a trained model in its folder; resumable at any point."""
+"""Trains one run, from its config to the trained model in its folder; a run can be resumed after any interruption."""
 
 import math
 from collections.abc import Sequence
@@ -23,81 +23,82 @@ from privacy.plan import PrivacyPlan
 
 
 def train(run: RunFolder, command: str, show: ConsoleDisplay, hosts: Any = None) -> None:
-    """Carries a run (begun or not) to its end. The folder must hold its config (`RunFolder.create`).
+    """Trains a run to its end, whether it is new, was interrupted or is finished already.
 
     Args:
-      run: where everything is read from and written to.
-      command: the command line, for the run's `facts.json`.
-      show: who shows the run's course.
-      hosts: connected `fl.runtime.hosts.Hosts` that train the clients; None: this machine.
+      run: folder of the run. It must hold the run's config (`RunFolder.create`); all results are written there.
+      command: the command line, which is recorded in the run's `facts.json`.
+      show: display of the notes and the progress.
+      hosts: connected `fl.runtime.hosts.Hosts` that train the clients; None: this machine trains them.
 
     Raises:
-      OSError, ValueError: one line; the run can be resumed once the cause is mended.
+      OSError, ValueError: training cannot begin or go on; one line. The run can be resumed after the cause is fixed.
     """
     config = run.read_config()
     require_writable(run.path)
     run.close_to_others()
     if run.weights.exists():
-        show.note(f"{run.path} is trained already")
+        show.note(f"{run.path} holds a trained model already: nothing is trained")
         return
     show.note(f"run: {run.path}")
     prepared = data.prepare(config, run.vocabulary)
     run.check_data(prepared.store.digest)
-    described = data.describe(prepared)
-    show.note(described)
+    summary = data.describe(prepared)
+    show.note(summary)
     model = assembly.build_model(config, prepared.vocabulary.size)
-    begun = Ledger.read(run.ledger) if _has_lines(run.ledger) else None
-    noise = None if begun is None else begun.plan.noise_multiplier
+    ledger = Ledger.read(run.ledger) if _has_header(run.ledger) else None
+    noise = None if ledger is None else ledger.plan.noise_multiplier
     assembly.check_clients(config, prepared)
-    plan = assembly.build_plan(config, len(prepared.splits.train), _declared(config, prepared), noise)
-    if warning := _far_from_declared(plan, len(prepared.splits.train)):
+    plan = assembly.build_plan(config, len(prepared.splits.train), _describe_public_uses(config, prepared), noise)
+    if warning := _check_population(plan, len(prepared.splits.train)):
         show.note(warning)
-    show.note(_promise(plan, config.run.fixed_key is not None))
+    show.note(_describe_privacy(plan, config.run.fixed_key is not None))
     if not run.facts.exists():
-        lines = described.splitlines()
+        lines = summary.splitlines()
         facts = {"command": command, "versions": versions(), "data": lines, "store": prepared.store.digest}
         write_json(run.facts, {**facts, "vocabulary": prepared.vocabulary.digest, "kernels": [describe_kernels()]})
-    elif warning := _other_kernels(run):
+    elif warning := _check_kernels(run):
         show.note(warning)
 
     show.note("loading TensorFlow Federated …")
-    public_weights = _public_weights(run, config, prepared, model, show)
-    recorded = begun.rounds[-1].facts.get("inputs") if begun is not None and begun.rounds else None
-    weights = _federated(run, config, prepared, plan, model, public_weights, recorded, show, hosts)
+    public_weights = _load_public_weights(run, config, prepared, model, show)
+    last_inputs = ledger.rounds[-1].facts.get("inputs") if ledger is not None and ledger.rounds else None
+    weights = _train_rounds(run, config, prepared, plan, model, public_weights, last_inputs, show, hosts)
     write_json(run.model, model.config())
     save_weights(run.weights, weights)
 
 
-def _far_from_declared(plan: PrivacyPlan, clients: int) -> str | None:
-    """A warning for the operator if the declared population is off by more than a factor of two."""
+def _check_population(plan: PrivacyPlan, clients: int) -> str | None:
+    """Returns a warning if the declared population differs from the clients' number by more than a factor of two."""
     if not plan.any_population or plan.population / 2 <= clients <= 2 * plan.population:
         return None
     return (
-        f"warning: cohort.population is {plan.population:,} and the data holds {clients:,} clients (operator only): δ "
-        "and the mean's denominator follow from the first, so that a round moves the model too little or too much"
+        f"warning: cohort.population = {plan.population:,}, but the data holds {clients:,} clients (operator only): δ "
+        "and the mean's denominator are computed from cohort.population, so each round moves the model too little or "
+        "too much; correct it if a better public estimate is known"
     )
 
 
-def _other_kernels(run: RunFolder) -> str | None:
-    """Records the kernels of a resumed run; returns a warning if they are not those of the rounds before."""
+def _check_kernels(run: RunFolder) -> str | None:
+    """Records the kernels of a resumed run; returns a warning if they are not those of the earlier rounds."""
     facts, kernels = read_json(run.facts), describe_kernels()
     before = facts.get("kernels", [])
     if not before or before[-1] == kernels:
         return None
     write_json(run.facts, {**facts, "kernels": [*before, kernels]})
     return (
-        f"warning: the rounds before were computed with {before[-1]}, those from here on with {kernels}: the result "
-        "will not be bit-equal to that of a run without interruption (set TF_ENABLE_ONEDNN_OPTS as it was)"
+        f"warning: earlier rounds were computed with {before[-1]}, the next ones will be with {kernels}: the result "
+        "will not be bit-equal to that of an uninterrupted run (to avoid this, set TF_ENABLE_ONEDNN_OPTS as before)"
     )
 
 
-def _has_lines(ledger: Path) -> bool:
-    """Whether its header is there: a kill may have left less."""
+def _has_header(ledger: Path) -> bool:
+    """Returns whether the ledger has its first line in full; a process killed while writing may leave part of it."""
     return ledger.exists() and b"\n" in ledger.read_bytes()
 
 
-def _declared(config: Config, prepared: data.Data) -> tuple[str, ...]:
-    """What the plan declares public."""
+def _describe_public_uses(config: Config, prepared: data.Data) -> tuple[str, ...]:
+    """Describes each use of the public text; the plan lists these as public inputs."""
     uses = ["vocabulary learned from"]
     if config.warm_start.epochs:
         uses.append("initial model trained on")
@@ -106,10 +107,10 @@ def _declared(config: Config, prepared: data.Data) -> tuple[str, ...]:
     return tuple(f"{use} {source}" for use in uses for source in prepared.declared_public)
 
 
-def _public_weights(
+def _load_public_weights(
     run: RunFolder, config: Config, prepared: data.Data, model: Any, show: ConsoleDisplay
 ) -> dict[str, Any]:
-    """The weights before the first round: trained once, then read back."""
+    """Returns the weights before the first round; they are trained if the run's folder does not hold them yet."""
     if run.public_weights.exists():
         return load_weights(run.public_weights, model)
     with show.task("public model", config.warm_start.epochs) as advance:
@@ -124,18 +125,21 @@ def _public_weights(
     return weights
 
 
-def _federated(
+def _train_rounds(
     run: RunFolder,
     config: Config,
     prepared: data.Data,
     plan: PrivacyPlan,
     model: Any,
     public_weights: dict[str, Any],
-    recorded: str | None,
+    last_inputs: str | None,
     show: ConsoleDisplay,
     hosts: Any,
 ) -> dict[str, Any]:
-    """Runs the rounds that are left; returns the final weights. `recorded`: the ledger's inputs of its last round."""
+    """Trains the remaining rounds and returns the final weights.
+
+    `last_inputs` is what the ledger's last round records as `inputs`, None if the ledger has no round.
+    """
     from experiments.board import Board
     from fl.evaluation import Evaluator
     from fl.rounds import Evaluated, RoundLog, final_state, require_ledger, run_rounds
@@ -143,153 +147,165 @@ def _federated(
 
     require_ledger(RoundLog(run.path))
     keys = assembly.load_keys(config, run.keys, begun=run.ledger.exists())
-    most = config.run.evaluate_clients
-    validation = Evaluator(model, [prepared.whole(client) for client in _some(prepared.splits.validation, most)])
-    held_out_sequences = [prepared.held_out(client) for client in _some(prepared.splits.train, most)]
-    held_out = Evaluator(model, held_out_sequences) if any(map(len, held_out_sequences)) else None
+    maximum = config.run.evaluate_clients
+    validation_clients = _choose_clients(prepared.splits.validation, maximum)
+    evaluate_validation = Evaluator(model, [prepared.whole(client) for client in validation_clients])
+    held_out_sequences = [prepared.held_out(client) for client in _choose_clients(prepared.splits.train, maximum)]
+    evaluate_held_out = Evaluator(model, held_out_sequences) if any(map(len, held_out_sequences)) else None
 
     def evaluate(done: int, weights: Any) -> Evaluated:
         if done % config.run.evaluate_every and done != plan.rounds:
             return {}, {}
-        found = validation(weights)
-        operator = {} if held_out is None else {"held_out_loss": held_out(weights).loss_per_token}
-        return {"validation_loss": found.loss_per_token, "validation_accuracy": found.accuracy}, operator
+        result = evaluate_validation(weights)
+        operator = {} if evaluate_held_out is None else {"held_out_loss": evaluate_held_out(weights).loss_per_token}
+        return {"validation_loss": result.loss_per_token, "validation_accuracy": result.accuracy}, operator
 
     with local_runtime(concurrent_calls=config.run.shards) as runtime:
-        reach = "OPEN to any host and account" if runtime.worker.is_open else "on loopback, for this account only"
+        reach = (
+            "OPEN to any host and account" if runtime.worker.is_open else "reachable by this account on loopback only"
+        )
         show.note(f"TFF worker: process {runtime.worker.pid}, port {runtime.worker.port}, {reach}")
-        clients_at_once = _clients_at_once(run, config, model, plan, public_weights, recorded, show)
+        clients_at_once = _choose_clients_at_once(run, config, model, plan, public_weights, last_inputs, show)
         shards = config.run.shards * (1 if hosts is None else len(hosts))
-        spread = msgspec.structs.replace(config, run=msgspec.structs.replace(config.run, shards=shards))
-        engine = assembly.build_engine(spread, model, public_weights, plan, clients_at_once)
+        config_of_hosts = msgspec.structs.replace(config, run=msgspec.structs.replace(config.run, shards=shards))
+        engine = assembly.build_engine(config_of_hosts, model, public_weights, plan, clients_at_once)
         if hosts is not None:
             engine = hosts.spread(engine)
         inputs = assembly.describe_inputs(config, prepared, public_weights, clients_at_once)
         federation = assembly.build_federation(config, prepared, plan, keys, engine, inputs)
         log, board = RoundLog(run.path, config.run.keep_checkpoints), Board(run.tensorboard)
         if plan.is_private:
-            show.note("accounting for all rounds …")
-        spent, epsilon = _epsilon_by_round(plan), "epsilon" if config.run.fixed_key is None else "epsilon_fixed_key"
+            show.note("computing epsilon for all rounds …")
+        epsilons = _epsilon_by_round(plan)
+        epsilon_name = "epsilon" if config.run.fixed_key is None else "epsilon_fixed_key"
         show.note(FOOTNOTE)
         size = sum(value.size for value in public_weights.values())
         with show.task("rounds", plan.rounds) as advance, board:
             for row in run_rounds(federation, log, evaluate):
-                if warning := _divergence(row, run.metrics, plan, size):
+                if warning := _check_divergence(row, run.metrics, plan, size):
                     show.note(warning)
-                operator = _with_nan(_shown_to_the_operator(row["operator"]))
-                shown = {name: row["released"][name] for name in PRIVATE_METRICS if name in row["released"]}
-                shown = _with_nan(shown | row["evaluation"])
-                if spent is not None:
-                    shown[epsilon] = spent[row["round"] - 1]
-                board.write(row["round"], {**shown, **{f"operator/{name}": v for name, v in operator.items()}})
-                advance(row["round"], {**operator, **shown})
+                operator = _replace_none(_select_operator_metrics(row["operator"]))
+                metrics = {name: row["released"][name] for name in PRIVATE_METRICS if name in row["released"]}
+                metrics = _replace_none(metrics | row["evaluation"])
+                if epsilons is not None:
+                    metrics[epsilon_name] = epsilons[row["round"] - 1]
+                board.write(row["round"], {**metrics, **{f"operator/{name}": v for name, v in operator.items()}})
+                advance(row["round"], {**operator, **metrics})
                 if config.run.recycle_worker and row["round"] % config.run.recycle_worker == 0:
                     runtime.recycle()
         state = final_state(federation, log)
     return dict(state["average"])
 
 
-def _divergence(row: dict[str, Any], metrics: Path, plan: PrivacyPlan, size: int) -> str | None:
-    """A warning, with the likely cause, if a round's row shows that training has diverged.
+def _check_divergence(row: dict[str, Any], metrics: Path, plan: PrivacyPlan, size: int) -> str | None:
+    """Returns a warning with the likely cause if a round's metrics show that training has diverged.
 
-    `metrics` is the file that holds the row and those before it, `size` the number of the model's weights.
+    `metrics` is the file of all rounds' metrics, this round's included; `size` is the number of the model's weights.
     """
     if _is_lost(row):
-        what = "no client's update was finite, each counts as zero"
+        what = "no client's update was finite, so each counts as zero"
     elif row["evaluation"].get("validation_loss", 0.0) is None:
         what = "the validation loss is not finite"
     else:
         return None
     first = read_metrics(metrics)[0]
-    if first["round"] == 1 and _is_lost(first):  # on the initial model, which neither noise nor the server has changed
-        cause = "clients.learning_rate is too large for this model"
+    # In round 1, clients train the initial model, which neither noise nor the server has changed yet.
+    if first["round"] == 1 and _is_lost(first):
+        cause = "clients.learning_rate is too large for this model; start a new run with a smaller one"
     else:
         cause = likely_cause(plan, row["released"].get("clip"), size)
     return f"warning: round {row['round']}: {what}: {cause} (operator only, outside ε)"
 
 
 def _is_lost(row: dict[str, Any]) -> bool:
-    """Whether no client's update of the round was finite."""
+    """Returns whether the round had updates and none of them was finite."""
     return bool(row["operator"]["non_finite"]) and not row["operator"]["tokens"]
 
 
-def _with_nan(values: dict[str, float | None]) -> dict[str, float]:
-    """NaN for None, which stands in metrics for what is not finite."""
+def _replace_none(values: dict[str, float | None]) -> dict[str, float]:
+    """Replaces None by NaN; in metrics, None stands for a number that is not finite."""
     return {name: math.nan if value is None else value for name, value in values.items()}
 
 
-def _shown_to_the_operator(measured: dict[str, float | None]) -> dict[str, float | None]:
-    """Of what was read from training clients; no loss is a number of no tokens."""
-    shown = {name: measured[name] for name in OPERATOR_ONLY if name in measured}
-    return shown if measured["tokens"] else {**shown, "loss": None}
+def _select_operator_metrics(metrics: dict[str, float | None]) -> dict[str, float | None]:
+    """Returns the operator's metrics that are displayed; the loss is None where no token was trained on."""
+    selected = {name: metrics[name] for name in OPERATOR_ONLY if name in metrics}
+    return selected if metrics["tokens"] else {**selected, "loss": None}
 
 
-def _some(clients: Sequence[str], most: int) -> list[str]:
-    """At most that many of them, the same ones every time."""
-    if len(clients) <= most:
+def _choose_clients(clients: Sequence[str], maximum: int) -> list[str]:
+    """Returns at most `maximum` clients, chosen at random but the same ones in every call."""
+    if len(clients) <= maximum:
         return list(clients)
-    return [clients[int(i)] for i in np.sort(np.random.default_rng(0).choice(len(clients), most, replace=False))]
+    return [clients[int(i)] for i in np.sort(np.random.default_rng(0).choice(len(clients), maximum, replace=False))]
 
 
-def _clients_at_once(
+def _choose_clients_at_once(
     run: RunFolder,
     config: Config,
     model: Any,
     plan: PrivacyPlan,
     weights: dict[str, Any],
-    recorded: str | None,
+    last_inputs: str | None,
     show: ConsoleDisplay,
 ) -> int:
-    """Clients of a shard trained together: what the config says, else what was measured when the run began.
+    """Returns how many clients of a shard are trained at once.
+
+    The config may set the number. Otherwise the fastest one is measured when the run begins, and kept. `last_inputs` is
+    what the ledger's last round records as `inputs`, None if the ledger has no round.
 
     Raises:
-      ValueError: the rounds that are `recorded` were made with another number.
+      ValueError: earlier rounds were trained with another number than `engine.json` says, or the config's number does
+        not go with exact noise.
     """
     from fl.engines.calibration import calibrate
 
     if plan.noise == "exact":
         if config.run.clients_at_once not in (None, 1):
             raise ValueError(
-                f'run.clients_at_once is {config.run.clients_at_once} with privacy.noise "exact": use 1, or leave it '
-                "out; clients trained together change the last bits of each other"
+                f'run.clients_at_once = {config.run.clients_at_once} with privacy.noise = "exact": use 1, or leave it '
+                "out; a client's update may differ in its last bits if others are trained at the same time"
             )
         return 1
     if config.run.clients_at_once is not None:
         return config.run.clients_at_once
-    before = None if recorded is None else assembly.read_clients_at_once(recorded)
+    in_ledger = None if last_inputs is None else assembly.read_clients_at_once(last_inputs)
     if run.engine.exists():
-        return _clients_at_once_in(run.engine, run.ledger, before)
-    if before is not None:
-        show.note(f"{run.engine} is missing: {before} clients of a shard are trained at once, as {run.ledger} says")
-        write_json(run.engine, {"clients_at_once": before})
-        return before
+        return _read_clients_at_once(run.engine, run.ledger, in_ledger)
+    if in_ledger is not None:
+        show.note(f"{run.engine} is missing: {in_ledger} clients of a shard are trained at once, as {run.ledger} says")
+        write_json(run.engine, {"clients_at_once": in_ledger})
+        return in_ledger
     seconds = calibrate(
-        lambda users: assembly.build_engine(config, model, weights, plan, users),
+        lambda clients_at_once: assembly.build_engine(config, model, weights, plan, clients_at_once),
         assembly.build_task(config, model, plan),
         weights,
         assembly.build_local_sgd(config),
         config.run.shards,
         plan.expected_cohort,
     )
-    chosen = min(seconds, key=seconds.__getitem__)
-    write_json(run.engine, {"clients_at_once": chosen, "seconds": {str(users): s for users, s in seconds.items()}})
-    measured = ", ".join(f"{users} at once {s:.2f} s" for users, s in seconds.items())
-    show.note(f"clients of a shard trained at once: {chosen} ({measured}; fix it with run.clients_at_once)")
-    return chosen
+    fastest = min(seconds, key=seconds.__getitem__)
+    write_json(run.engine, {"clients_at_once": fastest, "seconds": {str(number): s for number, s in seconds.items()}})
+    timings = ", ".join(f"{number} at once {s:.2f} s" for number, s in seconds.items())
+    show.note(f"clients of a shard trained at once: {fastest} ({timings}; run.clients_at_once sets another number)")
+    return fastest
 
 
-def _clients_at_once_in(engine: Path, ledger: Path, before: int | None) -> int:
-    """The number in `engine.json`, which must be that of the rounds `before`, if it is known."""
-    found = read_json(engine, "clients_at_once")["clients_at_once"]
-    if type(found) is not int or not 1 <= found <= MAX_CLIENTS_AT_ONCE or before not in (None, found):
-        fix = "restore it" if before is None else "delete it, the number is read from the ledger then"
-        made = "" if before is None else f" and the rounds in {ledger} were made with {before}"
-        raise ValueError(f"{engine} says clients_at_once {found!r}{made}: {fix}")
-    return found
+def _read_clients_at_once(engine: Path, ledger: Path, in_ledger: int | None) -> int:
+    """Reads the number from `engine.json`; raises ValueError if it is invalid or not the ledger's (where known)."""
+    number = read_json(engine, "clients_at_once")["clients_at_once"]
+    if type(number) is not int or not 1 <= number <= MAX_CLIENTS_AT_ONCE or in_ledger not in (None, number):
+        fix = "restore it" if in_ledger is None else "delete it, and the number will be read from the ledger"
+        conflict = "" if in_ledger is None else f", but the rounds in {ledger} were trained with {in_ledger}"
+        raise ValueError(f"{engine} says clients_at_once {number!r}{conflict}: {fix}")
+    return number
 
 
 def _epsilon_by_round(plan: PrivacyPlan) -> list[float] | None:
-    """Epsilon after each round, for show; in a long run that of the next of 25 rounds, an upper bound."""
+    """Returns ε after each round, for display; None without privacy.
+
+    ε is computed at 25 rounds or fewer. A round between two of them gets the ε of the later one, an upper bound.
+    """
     if not plan.is_private:
         return None
     stride = -(-plan.rounds // 25)
@@ -297,12 +313,12 @@ def _epsilon_by_round(plan: PrivacyPlan) -> list[float] | None:
     return [float(value) for value in np.repeat(accounting.epsilon_curve(plan, ends), stride)[: plan.rounds]]
 
 
-def _promise(plan: PrivacyPlan, has_fixed_key: bool) -> str:
+def _describe_privacy(plan: PrivacyPlan, has_fixed_key: bool) -> str:
     if not plan.is_private:
         return "privacy: NOT PRIVATE (no noise)"
-    figure = accounting.epsilon(plan)
+    epsilon = accounting.epsilon(plan)
     return (
-        f"privacy: epsilon {rounded_up(figure.value)} at delta {plan.target_delta:.3g} ({plan.delta_rule}), "
+        f"privacy: epsilon {rounded_up(epsilon.value)} at delta {plan.target_delta:.3g} ({plan.delta_rule}), "
         f"unit {plan.unit}, {plan.relation}, {plan.sampling.describe()}, {plan.rounds} rounds, "
         f"noise multiplier {plan.noise_multiplier:.4g}{f'; {FIXED_KEY}' if has_fixed_key else ''}"
     )

@@ -1,1 +1,4 @@
-"""Side-by-side runs of this kit and of other frameworks. Nothing heavy here: the peers' processes import it too."""
+"""Benchmarks of fedspeak alone and beside other frameworks.
+
+This module imports nothing, since the other frameworks' processes import it too and have neither TensorFlow nor TFF.
+"""

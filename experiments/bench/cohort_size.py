@@ -1,4 +1,7 @@
-"""What a round costs as the cohort grows: drawing and reading it, packing it into shards, training it."""
+"""Defines `fedspeak bench cohort`: the time of a round against the size of its cohort, part by part.
+
+The parts are drawing and reading the cohort, packing it into shards, and training it.
+"""
 
 import time
 from pathlib import Path
@@ -8,30 +11,48 @@ import click
 import numpy as np
 
 from experiments import extras
+from experiments.commands.renamed import renamed
 
 COHORTS = (10, 100, 1000, 10_000)
+"""Expected cohort sizes at which a round is timed."""
 
 
 @click.command("cohort")
-@click.option("--folder", default="runs/bench/population", show_default=True, type=click.Path(path_type=Path))
-@click.option("--most", default=COHORTS[-1], show_default=True, type=click.IntRange(min=COHORTS[0]), help="Clients.")
-def cohort_size(folder: Path, most: int) -> None:
-    """Time a private round of the tiny preset for cohorts of 10 to 10,000 users of `bench population`'s store."""
+@click.option(
+    "--output",
+    default="runs/bench/population",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="Folder with the store of `bench population`; the results are written there too.",
+)
+@click.option(
+    "--max-clients",
+    default=COHORTS[-1],
+    show_default=True,
+    type=click.IntRange(min=COHORTS[0]),
+    help="Largest expected cohort to time.",
+)
+@renamed("--folder", "--output")
+@renamed("--most", "--max-clients")
+def cohort_size(output: Path, max_clients: int) -> None:
+    """Time a private round of the tiny preset for cohorts of 10 to 10,000 clients of `bench population`'s store."""
     from experiments import plots
     from experiments.provenance import versions
     from experiments.runs import write_json
 
     extras.require("federated")
-    if not (folder / "store.tokens").exists():
-        raise FileNotFoundError(f"{folder} holds no store: run fedspeak bench population --folder {folder} first")
-    rows = _measure(folder, most)
-    write_json(folder / "cohort.json", {"rounds": rows, "versions": versions()})
-    plots.round_cost(folder / "cohort", rows)
-    (folder / "cohort.md").write_text(_table(rows))
-    click.echo(_table(rows), nl=False)
+    if not (output / "store.tokens").exists():
+        raise FileNotFoundError(
+            f"--output {output} holds no store: run fedspeak bench population --output {output} first"
+        )
+    rows = _measure(output, max_clients)
+    write_json(output / "cohort.json", {"rounds": rows, "versions": versions()})
+    plots.round_cost(output / "cohort", rows)
+    (output / "cohort.md").write_text(_format_table(rows))
+    click.echo(_format_table(rows), nl=False)
 
 
-def _measure(folder: Path, most: int) -> list[dict[str, float]]:
+def _measure(folder: Path, max_clients: int) -> list[dict[str, float]]:
     import tensorflow_federated as tff
 
     from fl.aggregation import DPMean
@@ -45,12 +66,12 @@ def _measure(folder: Path, most: int) -> list[dict[str, float]]:
     from privacy import FixedClip, Poisson, PrivacyPlan, RunKeys
 
     store = TokenStore.open(folder / "store.tokens")
-    users = len(store.clients)
+    population = len(store.clients)
     model, local = preset("tiny", Vocabulary.load(folder / "vocabulary.json").size), LocalSGD(0.5, 8)
     keys, rows = RunKeys.fixed(1), []
     with local_runtime():
-        for size in (size for size in COHORTS if size <= min(most, users)):
-            plan = PrivacyPlan(Poisson(size / users), users, 3, 1.0, FixedClip(0.3))
+        for size in (size for size in COHORTS if size <= min(max_clients, population)):
+            plan = PrivacyPlan(Poisson(size / population), population, 3, 1.0, FixedClip(0.3))
             engine = cohort.build(
                 LanguageModelling(model.token_losses, local.sequence_length, stacks=True, loss_sum=model.loss_sum),
                 model.init(0),
@@ -60,20 +81,21 @@ def _measure(folder: Path, most: int) -> list[dict[str, float]]:
                 clients_at_once=8,
             )
             state, timings = engine.process.initialize(), []
-            for number in range(3):  # the first pays for the tracing of the graph in the worker
+            for number in range(3):  # the first round, in which the worker traces the graph, is not counted
                 begin = time.perf_counter()
-                chosen = draw_cohort(plan.sampling, users, number, keys.sampler_seed)
+                clients = draw_cohort(plan.sampling, population, number, keys.sampler_seed)
                 batches = [
                     local.batches(sequences(store.tokens(int(c)), 20), keys.sampler_seed(number), int(c))
-                    for c in chosen
+                    for c in clients
                 ]
-                read = time.perf_counter()
+                reading_end = time.perf_counter()
                 values = engine.client_values(batches)
-                packed = time.perf_counter()
-                state, measured = engine.process.next(state, values, keys.noise_seed(number))
-                timings.append((read - begin, packed - read, time.perf_counter() - packed))
+                packing_end = time.perf_counter()
+                state, metrics = engine.process.next(state, values, keys.noise_seed(number))
+                end = time.perf_counter()
+                timings.append((reading_end - begin, packing_end - reading_end, end - packing_end))
             reading, packing, training = (float(np.median(part)) for part in zip(*timings[1:], strict=True))
-            operator = measured["operator"]
+            operator = metrics["operator"]
             rows.append(
                 {
                     "expected": size,
@@ -85,11 +107,11 @@ def _measure(folder: Path, most: int) -> list[dict[str, float]]:
                     "training_seconds": training,
                 }
             )
-            click.echo(f"{len(chosen)} clients: {reading + packing + training:.2f} s")
+            click.echo(f"{len(clients)} clients: {reading + packing + training:.2f} s")
     return rows
 
 
-def _table(rows: list[dict[str, Any]]) -> str:
+def _format_table(rows: list[dict[str, Any]]) -> str:
     lines = ["| clients | sequences | draw and read, s | pack, s | train, s | padding |", "|---|---|---|---|---|---|"]
     for row in rows:
         lines.append(

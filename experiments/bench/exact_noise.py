@@ -1,4 +1,7 @@
-"""What exact noise costs: rounds with `privacy.noise` "exact" and "floating-point" by turns, in one process."""
+"""Defines `fedspeak bench exact-noise`: the cost of exact noise.
+
+Rounds with `privacy.noise` "exact" and "floating-point" alternate in one process.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +14,24 @@ import click
 import numpy as np
 
 from experiments import extras
+from experiments.commands.renamed import renamed
 
 CASES = (("tiny", 1024, 50, 8), ("tiny", 1024, 400, 8), ("si-cifg-4.7m", 4000, 16, 1))
-"""Preset, vocabulary, clients in a round, clients trained at once where noise is floating-point (exact noise: 1)."""
+"""Preset, vocabulary size, clients per round, and clients trained at once with floating-point noise (exact noise
+always trains them one by one)."""
 
 
 @click.command("exact-noise")
-@click.option("--rounds", type=click.IntRange(2, 100), default=10, show_default=True, help="Rounds of each kind.")
-@click.option("--clients", type=click.IntRange(1), help="Clients in a round; left out: 16 to 400, by model.")
-@click.option("--output", default="runs/bench/exact-noise", show_default=True, type=click.Path(path_type=Path))
+@click.option("--rounds", type=click.IntRange(2, 100), default=10, show_default=True, help="Rounds per kind of noise.")
+@click.option("--clients", type=click.IntRange(1), help="Clients per round.", show_default="16 to 400, by model")
+@click.option(
+    "--output",
+    default="runs/bench/exact-noise",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="Folder for the table and the results.",
+)
+@renamed("--out", "--output")
 def exact_noise(rounds: int, clients: int | None, output: Path) -> None:
     """Time private rounds with exact noise beside rounds with floating-point noise."""
     extras.require("federated")
@@ -29,11 +41,11 @@ def exact_noise(rounds: int, clients: int | None, output: Path) -> None:
 
     output.mkdir(parents=True, exist_ok=True)
     rows = []
-    for preset, vocabulary, usual, clients_at_once in CASES:
-        rows.append(_measure(preset, vocabulary, clients or usual, clients_at_once, rounds))
+    for preset, vocabulary, default_clients, clients_at_once in CASES:
+        rows.append(_measure(preset, vocabulary, clients or default_clients, clients_at_once, rounds))
     write_json(output / "results.json", {"rows": rows, "versions": versions()})
-    files.write_public(output / "table.md", _table(rows).encode())
-    click.echo(_table(rows), nl=False)
+    files.write_public(output / "table.md", _format_table(rows).encode())
+    click.echo(_format_table(rows), nl=False)
 
 
 def _measure(preset_name: str, vocabulary: int, clients: int, clients_at_once: int, rounds: int) -> dict[str, Any]:
@@ -61,14 +73,14 @@ def _measure(preset_name: str, vocabulary: int, clients: int, clients_at_once: i
                 task,
                 model.init(0),
                 local,
-                each,
+                aggregator,
                 tff.learning.optimizers.build_sgdm(1.0),
                 clients_at_once=clients_at_once if kind == "floating-point" else 1,
             )
-            for kind, each in aggregators.items()
+            for kind, aggregator in aggregators.items()
         }
         states = {kind: engine.process.initialize() for kind, engine in engines.items()}
-        for number in range(rounds + 1):  # the first pays for the tracing of the graph in the worker
+        for number in range(rounds + 1):  # the first round, in which the worker traces the graph, is not counted
             for kind, engine in engines.items():
                 values = engine.client_values(batches)
                 begin = time.perf_counter()
@@ -85,7 +97,7 @@ def _measure(preset_name: str, vocabulary: int, clients: int, clients_at_once: i
     }
 
 
-def _table(rows: list[dict[str, Any]]) -> str:
+def _format_table(rows: list[dict[str, Any]]) -> str:
     lines = [
         "| model | weights | clients | round with floating-point noise, s | exact / floating-point (quartiles) |",
         "|---|---|---|---|---|",

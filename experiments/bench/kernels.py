@@ -1,4 +1,7 @@
-"""How near a training step of each cell is to its floor: its matrix products alone, each timed in its own shape."""
+"""Defines `fedspeak bench kernels`: a training step of each recurrent cell beside its matrix products alone.
+
+The time of the products, each measured alone in its own shape, is a lower bound on the time of the step.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +14,25 @@ from typing import Any
 import click
 import numpy as np
 
+from experiments.commands.renamed import renamed
 from experiments.runs import write_json
 
 _REPEATS = 5
-_SECONDS = 0.3  # each measurement's length, about
+_SECONDS = 0.3  # approximate duration of one measurement
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A recurrent language model and its batches, as they are trained."""
+    """Sizes of a recurrent language model and of its training batches.
+
+    Attributes:
+      cell: "lstm", "cifg" or "si-cifg".
+      vocabulary: number of tokens V.
+      embedding: size E of the embedding.
+      units: size H of the cell.
+      batch: sequences B per batch.
+      length: predicted tokens T per sequence.
+    """
 
     cell: str
     vocabulary: int
@@ -30,7 +43,7 @@ class Shape:
 
     @property
     def name(self) -> str:
-        """Cell and sizes."""
+        """Name of the shape: the cell and its sizes."""
         return f"{self.cell} V{self.vocabulary} E{self.embedding} H{self.units} B{self.batch} T{self.length}"
 
 
@@ -45,12 +58,13 @@ SHAPES = (
 
 @dataclass(frozen=True)
 class Measured:
-    """Of one step of SGD on one thread.
+    """Measurements of one SGD step on one thread.
 
     Attributes:
-      gigaflop: of its matrix products.
-      products: milliseconds of those, each alone in its own shape, as often as a step has it.
-      update: milliseconds of weights minus gradients, for all weights: bytes, not FLOPs.
+      gigaflop: billions of floating-point operations in the step's matrix products.
+      products: milliseconds of these products, each timed alone in its own shape and multiplied by how often the step
+        computes it.
+      update: milliseconds of subtracting the gradients from all weights, which memory bandwidth bounds.
       step: milliseconds of the whole step.
     """
 
@@ -61,35 +75,39 @@ class Measured:
 
     @property
     def share(self) -> float:
-        """Of the step that its products alone would take."""
+        """Share of the step's time that its matrix products alone would take."""
         return self.products / self.step
 
 
 def products(shape: Shape) -> list[tuple[int, int, int, int]]:
-    """(times, m, k, n): every product [m, k] x [k, n] of a step, forward and backward."""
+    """Lists the matrix products of a step, forward and backward.
+
+    Returns:
+      (times, m, k, n) for each product [m, k] x [k, n] that a step computes `times` times.
+    """
     rows, gates = shape.batch * shape.length, (4 if shape.cell == "lstm" else 3) * shape.units
-    state = shape.units if shape.cell == "lstm" else shape.embedding  # what the recurrent kernel meets
+    state = shape.units if shape.cell == "lstm" else shape.embedding  # rows of the recurrent kernel
     batch, length, embedding, units = shape.batch, shape.length, shape.embedding, shape.units
-    found = [
-        (1, rows, embedding, gates),  # input projection, its two gradients
+    listed = [
+        (1, rows, embedding, gates),  # input projection, and its two gradients
         (1, rows, gates, embedding),
         (1, embedding, rows, gates),
-        (length - 1, batch, state, gates),  # recurrence there and back, its kernel's gradient
+        (length - 1, batch, state, gates),  # recurrence forward and backward, and its kernel's gradient
         (length - 1, batch, gates, state),
         (1, state, rows - batch, gates),
-        (1, rows, embedding, shape.vocabulary),  # output layer, its two gradients
+        (1, rows, embedding, shape.vocabulary),  # output layer, and its two gradients
         (1, rows, shape.vocabulary, embedding),
         (1, shape.vocabulary, rows, embedding),
     ]
-    if shape.cell == "lstm":  # the projection stands after the recurrence
-        found += [(1, rows, units, embedding), (1, rows, embedding, units), (1, units, rows, embedding)]
+    if shape.cell == "lstm":  # the projection is outside the recurrence, so it is one product over all steps
+        listed += [(1, rows, units, embedding), (1, rows, embedding, units), (1, units, rows, embedding)]
     else:
-        found += [(length, batch, units, embedding), (length, batch, embedding, units), (1, units, rows, embedding)]
-    return found
+        listed += [(length, batch, units, embedding), (length, batch, embedding, units), (1, units, rows, embedding)]
+    return listed
 
 
 def measure(shape: Shape) -> Measured:
-    """Measures one shape; TensorFlow must have been set to one thread."""
+    """Measures a step of one shape. TensorFlow must have been limited to one thread before."""
     import tensorflow as tf
 
     generator = np.random.default_rng(0)
@@ -97,10 +115,10 @@ def measure(shape: Shape) -> Measured:
     def array(*size: int) -> Any:
         return tf.constant(generator.standard_normal(size, np.float32))
 
-    alone = {
+    product_milliseconds = {
         (m, k, n): _milliseconds(tf.matmul, array(m, k), array(k, n)) for m, k, n in {p[1:] for p in products(shape)}
     }
-    model, weights = _model(shape)
+    model, weights = _build_model(shape)
     update = sum(_milliseconds(tf.subtract, array(*value.shape), array(*value.shape)) for value in weights.values())
     tokens = generator.integers(4, shape.vocabulary, (shape.batch, shape.length + 1)).astype(np.int32)
     names = sorted(weights)
@@ -116,12 +134,13 @@ def measure(shape: Shape) -> Measured:
             for value, g in zip(values, tape.gradient(loss, values), strict=True)
         ]
 
-    taken = _milliseconds(step, tf.constant(tokens), *[tf.constant(weights[name]) for name in names])
+    whole = _milliseconds(step, tf.constant(tokens), *[tf.constant(weights[name]) for name in names])
     flop = sum(times * 2 * m * k * n for times, m, k, n in products(shape))
-    return Measured(flop / 1e9, sum(times * alone[m, k, n] for times, m, k, n in products(shape)), update, taken)
+    alone = sum(times * product_milliseconds[m, k, n] for times, m, k, n in products(shape))
+    return Measured(flop / 1e9, alone, update, whole)
 
 
-def _model(shape: Shape) -> tuple[Callable[[Any, Any], Any], dict[str, np.ndarray]]:
+def _build_model(shape: Shape) -> tuple[Callable[[Any, Any], Any], dict[str, np.ndarray]]:
     from experiments.bench.models import lstm_loss_sum, lstm_weights
     from models.recurrent_lm import RecurrentLanguageModel
 
@@ -132,35 +151,35 @@ def _model(shape: Shape) -> tuple[Callable[[Any, Any], Any], dict[str, np.ndarra
 
 
 def _milliseconds(function: Callable[..., Any], *arguments: Any) -> float:
-    """Processor time of one call inside a graph, the least of several rounds of calls."""
+    """Returns the processor time of one call inside a graph, in milliseconds: the minimum of several measurements."""
     import tensorflow as tf
 
     @tf.function(autograph=False)
     def repeated(calls: Any, *arguments: Any) -> Any:
         def body(index: Any, total: Any) -> tuple[Any, Any]:
-            with tf.control_dependencies([total]):  # one after another
+            with tf.control_dependencies([total]):  # each call waits for the one before
                 results = tf.nest.flatten(function(*arguments))
             return index + 1, total + tf.add_n([tf.reshape(result, [-1])[0] for result in results])
 
         return tf.while_loop(lambda index, _: index < calls, body, (tf.constant(0), tf.constant(0.0)))[1]
 
-    def taken(calls: int) -> float:
+    def seconds_of(calls: int) -> float:
         begin = time.process_time()
         repeated(tf.constant(calls), *arguments)
         return time.process_time() - begin
 
-    taken(1)
-    calls = max(2, int(_SECONDS / max(taken(2) / 2, 1e-6)))
-    return min(taken(calls) for _ in range(_REPEATS)) / calls * 1e3
+    seconds_of(1)  # traces the graph
+    calls = max(2, int(_SECONDS / max(seconds_of(2) / 2, 1e-6)))
+    return min(seconds_of(calls) for _ in range(_REPEATS)) / calls * 1e3
 
 
-def table(found: dict[str, Measured]) -> str:
-    """As Markdown."""
+def table(measurements: dict[str, Measured]) -> str:
+    """Returns the measurements by shape as Markdown."""
     lines = [
-        "| cell | GFLOP a step | its products alone, ms | update of the weights, ms | step, ms | products / step |",
+        "| cell | GFLOP per step | its products alone, ms | update of the weights, ms | step, ms | products / step |",
         "|---|---|---|---|---|---|",
     ]
-    for name, m in found.items():
+    for name, m in measurements.items():
         lines.append(
             f"| {name} | {m.gigaflop:.2f} | {m.products:.2f} | {m.update:.2f} | {m.step:.2f} | {m.share:.0%} |"
         )
@@ -168,22 +187,39 @@ def table(found: dict[str, Measured]) -> str:
 
 
 @click.command()
-@click.option("--output", type=click.Path(file_okay=False, path_type=Path), default=Path("runs/bench/kernels"))
-@click.option("--cell", "cells", multiple=True, help="Only shapes whose name begins so; may be repeated.")
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("runs/bench/kernels"),
+    show_default=True,
+    help="Folder for the table and the results.",
+)
+@click.option(
+    "--cell",
+    "cells",
+    multiple=True,
+    help="Beginning of the names of the shapes to run, as in lstm; may be repeated. By default, all.",
+)
+@renamed("--out", "--output")
 def kernels(output: Path, cells: tuple[str, ...]) -> None:
     """Time a training step of each recurrent cell beside its matrix products alone, on one thread."""
     import tensorflow as tf
 
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
-    chosen = [shape for shape in SHAPES if not cells or shape.name.startswith(cells)]
-    if not chosen:
-        raise ValueError(f"--cell {' '.join(cells)} names none of {', '.join(shape.name for shape in SHAPES)}")
-    found = {}
-    for shape in chosen:
-        found[shape.name] = measure(shape)
-        click.echo(f"{shape.name}: {found[shape.name].share:.0%} of the step is its products")
+    shapes = [shape for shape in SHAPES if not cells or shape.name.startswith(cells)]
+    if not shapes:
+        raise ValueError(
+            f"--cell {' '.join(cells)} matches no shape: give the beginning of one of "
+            f"{', '.join(shape.name for shape in SHAPES)}"
+        )
+    measurements = {}
+    for shape in shapes:
+        measurements[shape.name] = measure(shape)
+        click.echo(
+            f"{shape.name}: the matrix products alone take {measurements[shape.name].share:.0%} of a step's time"
+        )
     output.mkdir(parents=True, exist_ok=True)
-    write_json(output / "kernels.json", {name: asdict(m) for name, m in found.items()})
-    (output / "kernels.md").write_text(table(found) + "\n")
-    click.echo(table(found))
+    write_json(output / "kernels.json", {name: asdict(m) for name, m in measurements.items()})
+    (output / "kernels.md").write_text(table(measurements) + "\n")
+    click.echo(table(measurements))

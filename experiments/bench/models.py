@@ -1,4 +1,7 @@
-"""The language model of the bench: embedding, LSTM, linear projection, output layer; on the kernels of `models`."""
+"""Holds the benchmarks' LSTM language model, computed with the kernels of `models`.
+
+Its layers are an embedding, an LSTM, a linear projection and an output layer.
+"""
 
 from typing import Any
 
@@ -6,7 +9,15 @@ import numpy as np
 
 
 def lstm_weights(vocabulary: int, embedding: int, units: int) -> dict[str, np.ndarray]:
-    """Small random weights; "output_table" `[V, E]` is the output layer's kernel, a row a word."""
+    """Draws small random weights, float32 by name, always the same ones.
+
+    "output_table" `[V, E]` is the output layer's kernel with one row per word.
+
+    Args:
+      vocabulary: number of words V.
+      embedding: size E of the embedding and of the projection.
+      units: size H of the LSTM.
+    """
     shapes = {
         "bias": (4 * units,),
         "embedding": (vocabulary, embedding),
@@ -22,7 +33,12 @@ def lstm_weights(vocabulary: int, embedding: int, units: int) -> dict[str, np.nd
 
 
 def lstm_token_losses(weights: dict[str, Any], tokens: Any) -> Any:
-    """int32 [B, T+1] -> float32 [B, T]: the losses in nats."""
+    """Returns the loss of each target in nats, float32 [B, T], padding included.
+
+    Args:
+      weights: as from `lstm_weights`.
+      tokens: int32 [B, T+1].
+    """
     import tensorflow as tf
 
     hidden, targets = _hidden(weights, tokens)
@@ -30,17 +46,22 @@ def lstm_token_losses(weights: dict[str, Any], tokens: Any) -> Any:
 
 
 def lstm_loss_sum(weights: dict[str, Any], tokens: Any) -> Any:
-    """int32 [B, T+1] -> float32 []: the sum of the losses in nats where the target is not padding (id 0)."""
+    """Returns the sum of the losses in nats over all targets that are not padding (id 0), float32 [].
+
+    Args:
+      weights: as from `lstm_weights`.
+      tokens: int32 [B, T+1].
+    """
     import tensorflow as tf
 
     hidden, targets = _hidden(weights, tokens)
-    # Only what has a target is projected, as in models.output_layer.sums.
-    real = tf.where(tf.not_equal(targets, 0))
-    return tf.reduce_sum(_losses(weights, tf.gather_nd(hidden, real), tf.gather_nd(targets, real)))
+    # Padding is dropped before the projection and the output layer, as in models.output_layer.sums.
+    positions = tf.where(tf.not_equal(targets, 0))
+    return tf.reduce_sum(_losses(weights, tf.gather_nd(hidden, positions), tf.gather_nd(targets, positions)))
 
 
 def _hidden(weights: dict[str, Any], tokens: Any) -> tuple[Any, Any]:
-    """(outputs of the LSTM [T, B, H], targets [T, B])."""
+    """Returns the LSTM's outputs [T, B, H] and the targets [T, B]."""
     import tensorflow as tf
 
     from models import lstm

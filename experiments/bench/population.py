@@ -1,7 +1,7 @@
-"""What a population of a million users costs: building its token store, opening it, drawing and reading a cohort.
+"""Defines `fedspeak bench population`: time and memory for a population of a million clients.
 
-Each part runs in a process of its own, so that one's memory is not counted as another's. Memory is read from
-`/proc/self/status`, so this needs Linux.
+It builds the token store, opens it, and draws and reads cohorts. Each part runs in its own process, so that its memory
+can be measured alone. Memory is read from `/proc/self/status`, so this needs Linux.
 """
 
 import hashlib
@@ -19,33 +19,39 @@ import click
 import numpy as np
 
 from experiments import extras
+from experiments.commands.renamed import renamed
 from fl.sources.base import BadRows
 
 POPULATIONS = (10**4, 10**5, 10**6, 10**7, 10**8)
-"""Sizes at which drawing a cohort is timed; no store is needed for that."""
+"""Population sizes at which drawing a cohort is timed, which needs no store."""
 
 _CHUNK = 10_000
 
 
 @dataclass
-class SyntheticUsers:
-    """A source of `users` users with a few sentences each, in two pieces that lie far apart. Always the same.
+class SyntheticClients:
+    """A source of clients with made-up text, the same in every run.
 
-    A sentence is one of 4,096, of 5 to 10 of 500 made-up words; a piece has two of them on average (geometric).
+    Each client comes twice, far apart, with a piece of text each time. A piece has two sentences on average (geometric
+    distribution), drawn from 4,096 sentences of 5 to 10 words, with 500 different words in all.
+
+    Attributes:
+      clients: number of clients.
+      bad_rows: counter that every source has; it stays at 0 here.
     """
 
-    users: int
+    clients: int
     bad_rows: BadRows = field(default_factory=lambda: BadRows(strict=True))
 
     @property
     def description(self) -> str:
-        return f"{self.users} synthetic users"
+        return f"{self.clients} synthetic clients"
 
     def fingerprint(self) -> str:
         return hashlib.sha256(self.description.encode()).hexdigest()
 
     def sentences(self) -> list[str]:
-        """The sentences that users say, 4,096 of them."""
+        """Returns the 4,096 sentences that the clients' text is drawn from."""
         generator = np.random.default_rng(0)
         words = ["".join(map(chr, generator.integers(97, 123, generator.integers(2, 9)))) for _ in range(500)]
         return [" ".join(generator.choice(words, generator.integers(5, 11))) for _ in range(4096)]
@@ -54,55 +60,71 @@ class SyntheticUsers:
         sentences = self.sentences()
         for half in range(2):
             generator = np.random.default_rng(1 + half)
-            for begin in range(0, self.users, _CHUNK):
-                counts = generator.geometric(0.5, min(_CHUNK, self.users - begin))
-                said = iter(generator.integers(len(sentences), size=counts.sum()).tolist())
+            for begin in range(0, self.clients, _CHUNK):
+                counts = generator.geometric(0.5, min(_CHUNK, self.clients - begin))
+                indices = iter(generator.integers(len(sentences), size=counts.sum()).tolist())
                 for number, count in enumerate(counts.tolist(), begin):
-                    # A stride, so that users do not come sorted; 2^31 - 1 is prime.
-                    yield f"user-{number * (2**31 - 1) % self.users:09d}", [sentences[next(said)] for _ in range(count)]
+                    # The stride 2^31 - 1, a prime, visits every client once and not in sorted order.
+                    client = number * (2**31 - 1) % self.clients
+                    yield f"user-{client:09d}", [sentences[next(indices)] for _ in range(count)]
 
 
 @click.command()
-@click.option("--folder", default="runs/bench/population", show_default=True, type=click.Path(path_type=Path))
-@click.option("--users", default=1_000_000, show_default=True, type=click.IntRange(min=1000))
-def population(folder: Path, users: int) -> None:
-    """Build the token store of a population of synthetic users, open it, draw and read cohorts; time and memory."""
+@click.option(
+    "--output",
+    default="runs/bench/population",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="Folder for the store, the table and the results.",
+)
+@click.option(
+    "--clients",
+    default=1_000_000,
+    show_default=True,
+    type=click.IntRange(min=1000),
+    help="Number of clients in the population.",
+)
+@renamed("--folder", "--output")
+@renamed("--users", "--clients")
+def population(output: Path, clients: int) -> None:
+    """Measure time and memory to build and open a token store of made-up clients, and to draw and read cohorts."""
     extras.require("models")
     from experiments.provenance import versions
     from experiments.runs import write_json
     from privacy.files import make_private_folder
 
-    make_private_folder(folder)
-    (folder / "store.tokens").unlink(missing_ok=True)
-    built = _alone(_build, folder, users)
-    used = _alone(_use, folder, users)
-    sizes = _alone(_draw)
-    write_json(folder / "population.json", {"build": built, "use": used, "draw": sizes, "versions": versions()})
-    table = _table(built, used, sizes)
-    (folder / "population.md").write_text(table)
+    make_private_folder(output)
+    (output / "store.tokens").unlink(missing_ok=True)
+    building = _run_alone(_measure_building, output, clients)
+    use = _run_alone(_measure_use, output, clients)
+    drawing = _run_alone(_measure_drawing)
+    write_json(output / "population.json", {"build": building, "use": use, "draw": drawing, "versions": versions()})
+    table = _format_table(building, use, drawing)
+    (output / "population.md").write_text(table)
     click.echo(table, nl=False)
 
 
-def _alone(work: Callable[..., Any], *arguments: Any) -> Any:
-    """The result of `work` in a fresh process."""
+def _run_alone(work: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls `work` in a fresh process and returns its result."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         try:
             return pool.submit(work, *arguments).result()
         except BrokenProcessPool:
-            raise OSError("the measuring process was killed (memory?): take fewer --users") from None
+            raise OSError("the measuring process was killed, perhaps for want of memory: lower --clients") from None
 
 
-def _build(folder: Path, users: int) -> dict[str, float]:
+def _measure_building(folder: Path, clients: int) -> dict[str, float]:
+    """Learns the vocabulary and builds the store; returns time, memory and sizes."""
     from fl.clients import TokenStore
     from models import vocabulary
 
-    source = SyntheticUsers(users)
+    source = SyntheticClients(clients)
     before, begin = _memory("VmRSS"), time.perf_counter()
     words = vocabulary.learn(source.sentences(), 512)
     words.save(folder / "vocabulary.json")
     store = TokenStore.build(folder / "store.tokens", source, words)
     return {
-        "users": len(store.clients),
+        "clients": len(store.clients),
         "tokens": store.statistics.tokens,
         "file_megabytes": (folder / "store.tokens").stat().st_size / 1e6,
         "seconds": time.perf_counter() - begin,
@@ -111,8 +133,8 @@ def _build(folder: Path, users: int) -> dict[str, float]:
     }
 
 
-def _use(folder: Path, users: int) -> dict[str, Any]:
-    """Opens the store from a cold page cache and reads cohorts."""
+def _measure_use(folder: Path, clients: int) -> dict[str, Any]:
+    """Opens the store with a cold page cache and reads cohorts; returns time and memory."""
     from experiments.data import Data
     from fl.clients import TokenStore
     from fl.cohorts import draw_cohort
@@ -125,7 +147,7 @@ def _use(folder: Path, users: int) -> dict[str, Any]:
     descriptor = os.open(path, os.O_RDONLY)
     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
     os.close(descriptor)
-    words, source = Vocabulary.load(folder / "vocabulary.json"), SyntheticUsers(users)
+    words, source = Vocabulary.load(folder / "vocabulary.json"), SyntheticClients(clients)
     before, begin = _memory("VmRSS"), time.perf_counter()
     store = TokenStore.build(path, source, words)
     sets = split_store(store, validation=0.1, test=0.1)
@@ -136,19 +158,20 @@ def _use(folder: Path, users: int) -> dict[str, Any]:
     cohorts = []
     keys, round_number = RunKeys.fixed(1), 0
     for expected in (size for size in (10, 100, 1000, 10_000) if size <= len(sets.train)):
-        seconds, clients, sequences = [], 0, 0
+        seconds, num_clients, num_sequences = [], 0, 0
         for _ in range(5):
             begin = time.perf_counter()
             sampling = Poisson(expected / len(sets.train))
             cohort = draw_cohort(sampling, len(sets.train), round_number, keys.sampler_seed)
             rows = [data.training(sets.train[client]) for client in cohort]
             seconds.append(time.perf_counter() - begin)
-            clients, sequences, round_number = clients + len(rows), sequences + sum(map(len, rows)), round_number + 1
+            num_clients, num_sequences = num_clients + len(rows), num_sequences + sum(map(len, rows))
+            round_number += 1
         cohorts.append(
             {
                 "expected": expected,
-                "clients": clients / 5,
-                "sequences": sequences / 5,
+                "clients": num_clients / 5,
+                "sequences": num_sequences / 5,
                 "first_seconds": seconds[0],
                 "median_seconds": float(np.median(seconds)),
             }
@@ -162,44 +185,45 @@ def _use(folder: Path, users: int) -> dict[str, Any]:
     }
 
 
-def _draw() -> list[dict[str, float]]:
-    """Seconds to draw a Poisson cohort of 1,000 expected clients, or everybody if they are fewer, by population."""
+def _measure_drawing() -> list[dict[str, float]]:
+    """Returns the seconds to draw a Poisson cohort of 1,000 expected clients from each of `POPULATIONS`."""
     from fl.cohorts import draw_cohort
     from privacy.keys import RunKeys
     from privacy.sampling import Poisson
 
-    keys, found = RunKeys.fixed(1), []
+    keys, results = RunKeys.fixed(1), []
     for size in POPULATIONS:
         begin = time.perf_counter()
         for round_number in range(100):
             draw_cohort(Poisson(1000 / size), size, round_number, keys.sampler_seed)
-        found.append({"population": size, "seconds": (time.perf_counter() - begin) / 100})
-    return found
+        results.append({"population": size, "seconds": (time.perf_counter() - begin) / 100})
+    return results
 
 
 def _memory(name: str) -> float:
-    """A field of /proc/self/status, in megabytes."""
+    """Reads a field of /proc/self/status, in megabytes."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024 / 1e6
-    raise OSError(f"/proc/self/status has no {name}: this bench needs Linux")
+    raise OSError(f"/proc/self/status has no {name}: fedspeak bench population needs Linux")
 
 
-def _table(built: dict[str, float], used: dict[str, Any], sizes: list[dict[str, float]]) -> str:
+def _format_table(building: dict[str, float], use: dict[str, Any], drawing: list[dict[str, float]]) -> str:
     lines = [
-        f"{built['users']:,} users, {built['tokens']:,} tokens, a file of {built['file_megabytes']:.0f} MB.",
-        f"Memory is the most resident above the imports ({used['imports_megabytes']:.0f} MB).",
+        f"{building['clients']:,} clients, {building['tokens']:,} tokens, a file of "
+        f"{building['file_megabytes']:.0f} MB.",
+        f"Memory is resident memory above that of the imports ({use['imports_megabytes']:.0f} MB): its peak, or the",
+        "memory after opening.",
         "",
         "| | seconds | MB |",
         "|---|---|---|",
-        f"| build | {built['seconds']:.1f} | {built['peak_megabytes']:.0f} |",
-        f"| open and split, cold | {used['opening_seconds']:.3f} | {used['opened_megabytes']:.0f} |",
+        f"| build | {building['seconds']:.1f} | {building['peak_megabytes']:.0f} |",
+        f"| open and split, cold page cache | {use['opening_seconds']:.3f} | {use['opened_megabytes']:.0f} |",
     ]
     lines += [
-        f"| draw and read {row['expected']:,} clients, cold | {row['median_seconds']:.4f} | |"
-        for row in used["cohorts"]
+        f"| draw and read {row['expected']:,} clients | {row['median_seconds']:.4f} | |" for row in use["cohorts"]
     ]
-    lines.append(f"| all of that | | {used['peak_megabytes']:.0f} |")
-    lines += ["", "| population | milliseconds to draw 1,000 of it |", "|---|---|"]
-    lines += [f"| {row['population']:,} | {1000 * row['seconds']:.3f} |" for row in sizes]
+    lines.append(f"| peak of opening, drawing and reading | | {use['peak_megabytes']:.0f} |")
+    lines += ["", "| population | milliseconds to draw 1,000 of its clients |", "|---|---|"]
+    lines += [f"| {row['population']:,} | {1000 * row['seconds']:.3f} |" for row in drawing]
     return "\n".join(lines) + "\n"

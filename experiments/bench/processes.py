@@ -1,4 +1,4 @@
-"""One peer's process: started, watched, timed out, and ended with all that it started."""
+"""Runs a peer's process: measures its memory, enforces its time limit, and ends it with all of its descendants."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-_INTERVAL = 0.2  # seconds between two looks at the tree: one costs a few ms of a core that the peer wants
+_INTERVAL = 0.2
+"""Seconds between two looks at the process tree; each look takes a few milliseconds of a core that the peer needs."""
 
 
 class Watched(NamedTuple):
-    """How a process went.
+    """Outcome of a process.
 
     Attributes:
-      started: wall clock in seconds since the epoch.
-      return_code: of the process; None if it ran out of time and was killed.
-      peak_memory: largest sum of resident memory over its process tree, bytes; shared pages count in each process.
-      others: processor cores that everything else on the machine used meanwhile, on average (a virtual machine's
-        stolen time too).
+      started: time of the start, in seconds since the epoch.
+      return_code: return code of the process; None if it exceeded its time limit and was killed.
+      peak_memory: largest sum of resident memory over its process tree in bytes; shared pages count in each process.
+      others: average number of processor cores that the rest of the machine used meanwhile, a virtual machine's stolen
+        time included.
     """
 
     started: float
@@ -32,8 +33,16 @@ class Watched(NamedTuple):
 
 
 def watch(command: Sequence[str], *, folder: Path, environment: dict[str, str], log: Path, timeout: float) -> Watched:
-    """Runs a command to its end; all its output goes to `log`. No process of its tree is left behind."""
-    started, peak, busy, waited = time.time(), 0, _busy(), _waited_for()
+    """Runs a command to its end, or kills it at its time limit. No process of its tree is left behind.
+
+    Args:
+      command: program and arguments.
+      folder: working folder of the process.
+      environment: environment variables of the process.
+      log: file for standard output and standard error.
+      timeout: time limit in seconds.
+    """
+    started, peak, busy, waited = time.time(), 0, _busy_ticks(), _waited_ticks()
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,
@@ -44,8 +53,9 @@ def watch(command: Sequence[str], *, folder: Path, environment: dict[str, str], 
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        seen: dict[int, int] = {}  # pid → when it started: a number may be used again
-        own: dict[int, int] = {}  # pid → processor time, ticks
+        # Start time by process id. It tells whether an id still is the process that was seen, since ids are reused.
+        seen: dict[int, int] = {}
+        own: dict[int, int] = {}  # processor time in ticks, by process id
         code: int | None = None
         try:
             while time.time() - started < timeout:
@@ -61,17 +71,21 @@ def watch(command: Sequence[str], *, folder: Path, environment: dict[str, str], 
                     continue
         finally:
             for pid, birth in seen.items():
-                if _birth(pid) == birth:
+                if _start_time(pid) == birth:
                     _kill(pid)
             process.wait()
-    # Looks miss what came between them, waiting misses who was never waited for.
-    used = max(sum(own.values()), _waited_for() - waited)
+    # Both counts miss something: the looks at the tree miss processes that lived between two of them, and the resource
+    # usage misses processes that no parent has waited for. The larger one is nearer to the truth.
+    used = max(sum(own.values()), _waited_ticks() - waited)
     ticks = os.sysconf("SC_CLK_TCK") * (time.time() - started)
-    return Watched(started, code, peak, max(_busy() - busy - used, 0) / ticks)
+    return Watched(started, code, peak, max(_busy_ticks() - busy - used, 0) / ticks)
 
 
 def _tree(root: int, seen: dict[int, int]) -> dict[int, int]:
-    """The living processes below `root`, itself included, and those once seen there that lost their parent since."""
+    """Returns the start time of each living process of the tree below `root`, by process id.
+
+    The tree includes `root` itself, and processes in `seen` that have lost their parent since.
+    """
     parents: dict[int, int] = {}
     births: dict[int, int] = {}
     for entry in os.listdir("/proc"):
@@ -84,26 +98,26 @@ def _tree(root: int, seen: dict[int, int]) -> dict[int, int]:
 
 
 def _stat(pid: int) -> list[str] | None:
-    """The fields of /proc/PID/stat after the command's name (state, parent, …); None if it is gone."""
+    """Returns the fields of /proc/PID/stat after the command's name (state, parent, …); None if the process is gone."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
 
 
-def _birth(pid: int) -> int | None:
+def _start_time(pid: int) -> int | None:
     fields = _stat(pid)
     return int(fields[19]) if fields else None
 
 
-def _busy() -> int:
-    """Ticks that all cores were not idle since the machine started."""
+def _busy_ticks() -> int:
+    """Returns the ticks in which the machine's cores were not idle, since its start."""
     user, nice, system, _, _, *rest = map(int, Path("/proc/stat").read_text().splitlines()[0].split()[1:9])
     return user + nice + system + sum(rest)
 
 
-def _waited_for() -> int:
-    """Ticks of all processes that ended and were waited for, by us or by such a one."""
+def _waited_ticks() -> int:
+    """Returns the ticks of all ended processes that this process, or one of those, has waited for."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return round((usage.ru_utime + usage.ru_stime) * os.sysconf("SC_CLK_TCK"))
 

@@ -1,4 +1,4 @@
-"""What runs say of each other: paired ratios with intervals."""
+"""Computes paired ratios of benchmark results, with confidence intervals."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from experiments.intervals import Interval
 
 
 def paired_ratio(theirs: Sequence[float], ours: Sequence[float], *, confidence: float = 0.95) -> Interval:
-    """Geometric mean of theirs / ours, with Student's interval of the mean log ratio over the pairs.
+    """Returns the geometric mean of theirs / ours, with Student's t interval for the mean log ratio.
 
     Args:
-      theirs: positive figures, one a repetition.
-      ours: the figures of the same repetitions.
+      theirs: values of the one side, one per repetition, > 0.
+      ours: values of the other side for the same repetitions, > 0.
       confidence: coverage of the interval, in (0, 1).
 
     Returns:
-      The ratio; of a single pair the ends are 0 and inf: it says nothing of the spread.
+      The ratio and its interval. With a single pair the interval is (0, inf), since one pair shows no spread.
 
     Raises:
-      ValueError: there is no pair, the lengths differ, a figure is not positive and finite, or `confidence` is out
-        of range.
+      ValueError: there is no pair, the lengths differ, a value is not positive and finite, or `confidence` is out of
+        range.
     """
     from scipy.stats import t
 
     if not 0 < confidence < 1:
         raise ValueError(f"confidence {confidence} is outside (0, 1)")
     if len(theirs) != len(ours) or not theirs:
-        raise ValueError(f"{len(theirs)} and {len(ours)} figures: not one of each a repetition")
-    figures = np.array([theirs, ours], float)
-    if not (np.isfinite(figures).all() and (figures > 0).all()):
-        raise ValueError("a figure is not a positive number: it has no ratio")
-    logs = np.log(figures[0] / figures[1])
+        raise ValueError(f"{len(theirs)} and {len(ours)} values: give one value of each side per repetition")
+    values = np.array([theirs, ours], float)
+    if not (np.isfinite(values).all() and (values > 0).all()):
+        raise ValueError("a value is not positive and finite: give positive numbers")
+    logs = np.log(values[0] / values[1])
     mean, pairs = float(logs.mean()), len(logs)
     if pairs == 1:
         return Interval(math.exp(mean), 0.0, math.inf)
@@ -43,20 +43,23 @@ def paired_ratio(theirs: Sequence[float], ours: Sequence[float], *, confidence: 
 
 
 def paired_time_ratio(theirs: Sequence[Sequence[float]], ours: Sequence[Sequence[float]]) -> Interval:
-    """`paired_ratio` of seconds, repetition by repetition; in each, the median over the rounds of the rounds' ratio.
+    """Returns the ratio of two sides' times, with an interval over the repetitions.
 
-    Rounds have the same clients for both sides, so what makes a round long cancels. The first round is left out.
+    A repetition's ratio is the median of its rounds' ratios, without the first round. Both sides train the same clients
+    in a round, so differences between rounds cancel. `paired_ratio` combines the repetitions.
 
     Args:
-      theirs: seconds of each round of each repetition.
-      ours: the same repetitions and rounds.
+      theirs: seconds of each round, by repetition.
+      ours: seconds of the other side in the same repetitions and rounds.
 
     Raises:
-      ValueError: the rounds differ in number, there are fewer than two, or as `paired_ratio`.
+      ValueError: a repetition's rounds differ in number or are fewer than two, or `paired_ratio` raises.
     """
     medians = []
     for their_rounds, our_rounds in zip(theirs, ours, strict=True):
         if len(their_rounds) != len(our_rounds) or len(our_rounds) < 2:
-            raise ValueError(f"{len(their_rounds)} and {len(our_rounds)} rounds: not the same two or more")
+            raise ValueError(
+                f"{len(their_rounds)} and {len(our_rounds)} rounds: give the same number of rounds, at least two"
+            )
         medians.append(float(np.median(np.array(their_rounds[1:]) / np.array(our_rounds[1:]))))
     return paired_ratio(medians, [1.0] * len(medians))

@@ -1,4 +1,4 @@
-"""The bench's figures as Markdown."""
+"""Formats the results of `fedspeak bench simulation` as Markdown."""
 
 from __future__ import annotations
 
@@ -17,21 +17,23 @@ from experiments.bench.workloads import RECIPES
 from experiments.intervals import Interval
 from fl.runtime.kernels import describe_kernels
 
-QUIET = 0.1  # cores in use by others, above which figures are marked
+QUIET = 0.1
+"""Processor cores in use by other programs above which a table is marked as noisy."""
+
 _HEADER = (
-    "| framework | s a round: median (quartiles) | {unit}/s | memory, MB | first round, s "
-    "| {ours} is faster by | {ours}'s memory over its | weights apart |\n"
+    "| framework | s per round: median (quartiles) | {unit}/s | memory, MB | first round, s "
+    "| {ours} is faster by | {ours}'s memory / this | weight difference |\n"
     "|---|---|---|---|---|---|---|---|\n"
 )
 
 
 def case_table(case: Case, peers: Sequence[Peer], ours: str) -> str:
-    """One case: a line of description, the table, and what did not run and why.
+    """Returns the results of a case as Markdown: a description, the table, and the peers that did not run and why.
 
     Args:
-      case: the runs.
-      peers: in the order of the rows.
-      ours: the peer that the ratios are of.
+      case: the case with its runs.
+      peers: peers in the order of the rows.
+      ours: name of the peer that all others are compared with.
     """
     recipe = RECIPES[case.workload]
     about = recipe.about + ("; uniform mean, clip and noise" if case.private else "; mean weighted by examples")
@@ -42,10 +44,10 @@ def case_table(case: Case, peers: Sequence[Peer], ours: str) -> str:
         if problem := case.problem(peer.name):
             absent.append(f"{peer.name}: {problem}.")
         if runs:
-            lines.append(_row(peer.name, runs, case, ours))
+            lines.append(_format_row(peer.name, runs, case, ours))
     text = "\n".join(lines) + "\n"
     if absent:
-        text += "\nNot in the table, or in part: " + " ".join(absent) + "\n"
+        text += "\nMissing or incomplete: " + " ".join(absent) + "\n"
     others = max((run.others for run in case.runs), default=0.0)
     if others > QUIET:
         text += f"\nNOISY: other processes used up to {others:.1f} cores during a run.\n"
@@ -53,29 +55,29 @@ def case_table(case: Case, peers: Sequence[Peer], ours: str) -> str:
 
 
 def machine() -> str:
-    """Returns one line: processor, cores, system, and the kernels that TensorFlow computes with."""
+    """Describes this machine in one line: processor, cores, system, and the kernels that TensorFlow computes with."""
     try:
-        found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        model = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:
-        found = None
+        model = None
     cores = len(os.sched_getaffinity(0))
-    name = found[1] if found else platform.machine()
+    name = model[1] if model else platform.machine()
     return f"{name}, {cores} cores, {platform.system()} {platform.machine()}; {describe_kernels()}"
 
 
-def _row(peer: str, runs: Sequence[Run], case: Case, ours: str) -> str:
+def _format_row(peer: str, runs: Sequence[Run], case: Case, ours: str) -> str:
     rounds = np.concatenate([run.seconds[1:] for run in runs])
     low, median, high = np.quantile(rounds, [0.25, 0.5, 0.75])
     speeds = [sum(case.examples[1 : len(run.seconds)]) / sum(run.seconds[1:]) for run in runs]
     memory = np.median([run.memory for run in runs]) / 2**20
     first = np.median([run.first_round for run in runs])
     faster = lighter = "–"
-    mine = {run.repetition: run for run in case.timed(ours)}
-    pairs = [(run, mine[run.repetition]) for run in runs if run.repetition in mine]
+    our_runs = {run.repetition: run for run in case.timed(ours)}
+    pairs = [(run, our_runs[run.repetition]) for run in runs if run.repetition in our_runs]
     if pairs and peer != ours:
         faster = ratio(paired_time_ratio([run.seconds for run, _ in pairs], [own.seconds for _, own in pairs]))
         lighter = ratio(paired_ratio([own.memory for _, own in pairs], [run.memory for run, _ in pairs]))
-    apart = [run.difference for run in case.runs if run.peer == peer and run.difference is not None]
+    differences = [run.difference for run in case.runs if run.peer == peer and run.difference is not None]
     cells = [
         f"{peer} ({runs[0].framework} {runs[0].version})",
         f"{median:.3g} ({low:.3g}–{high:.3g})",
@@ -84,12 +86,12 @@ def _row(peer: str, runs: Sequence[Run], case: Case, ours: str) -> str:
         f"{first:.1f}",
         faster,
         lighter,
-        "reference" if peer == case.reference else f"{max(apart):.0e}" if apart else "–",
+        "reference" if peer == case.reference else f"{max(differences):.0e}" if differences else "–",
     ]
     return "| " + " | ".join(cells) + " |"
 
 
 def ratio(interval: Interval) -> str:
-    """Estimate and ends; of a single pair the estimate alone."""
+    """Formats a ratio with its interval; the ratio of a single pair has no interval."""
     ends = "" if math.isinf(interval.high) else f" ({interval.low:.2f}–{interval.high:.2f})"
     return f"{interval.estimate:.2f} ×{ends}"

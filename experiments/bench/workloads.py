@@ -1,7 +1,7 @@
-"""The bench's workloads: each written from seeds (and Shakespeare's plays) into one file that every framework reads.
+"""Defines the workloads of `fedspeak bench simulation` and writes each into one file that every framework reads.
 
-Weights by name, all float32, Keras' layouts: kernels [in, out], convolutions [height, width, in, out], LSTM gates in
-the order i f g o.
+Data and weights are drawn from seeds; text is Shakespeare's plays. Weights are float32 arrays by name in Keras'
+layouts: kernels [in, out], convolutions [height, width, in, out], LSTM gates in the order i, f, g, o.
 """
 
 from __future__ import annotations
@@ -18,30 +18,32 @@ import numpy as np
 from experiments.bench.peers.common import Settings
 
 Weights = dict[str, np.ndarray]
-Examples = tuple[np.ndarray, np.ndarray | None]  # x, y of one client; no y for text
+Examples = tuple[np.ndarray, np.ndarray | None]  # x and y of one client; text has no y
 
-_TOKENS = 20  # predicted tokens a line
+_TOKENS = 20  # predicted tokens per line
 _BOS, _EOS, _UNKNOWN, _FIRST_WORD = 1, 2, 3, 4
-# The gradient of a ReLU, of max-pooling and of the scale-invariant activations jumps where two entries change places.
-# A rounding error that turns one such switch changes a client's update by some 4e-3, and each later round multiplies
-# them: the CNN under two of JAX's compilers is 1.3e-2 apart after three rounds. So these are compared after one round.
-_WITH_SWITCHES = 2e-3
+# The gradients of ReLU, max-pooling and the scale-invariant activations are discontinuous: they jump where the sign of
+# an entry, or the order of two entries, changes. A rounding error that causes one such jump changes a client's update
+# by about 4e-3, and every later round amplifies the differences: trained with two of JAX's compilers, the CNN's weights
+# differ by 1.3e-2 after three rounds. So these models are compared after one round, with this larger tolerance.
+_DISCONTINUOUS_TOLERANCE = 2e-3
 _WORD = re.compile(r"[a-z']+|[.,;:!?-]")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a workload is made.
+    """Recipe of a workload.
 
     Attributes:
-      about: one line for the table.
-      unit: what an example is, in the plural.
-      settings: of local training.
-      cohort: clients a round.
-      population: clients in the file; rounds draw from them without replacement.
-      weights: makes the initial weights.
-      clients: makes that many clients' examples.
-      tolerance: how far two frameworks' compared weights may be apart, over the distance moved.
+      about: description for the table, one line.
+      unit: name of the examples, in the plural.
+      settings: settings of local training.
+      cohort: number of clients per round.
+      population: number of clients in the file; each round draws its clients without replacement.
+      weights: draws the initial weights.
+      clients: draws the examples of a given number of clients.
+      tolerance: largest accepted difference between the weights of two frameworks, relative to the distance that
+        training moved them.
     """
 
     about: str
@@ -54,7 +56,12 @@ class Recipe:
     tolerance: float = 1e-4
 
     def write(self, path: Path, rounds: int) -> None:
-        """Writes the workload's file, the same bytes of data for the same number of rounds."""
+        """Writes the workload's file; equal numbers of rounds give equal arrays.
+
+        Args:
+          path: the `.npz` file; `experiments.bench.peers.common` describes its arrays.
+          rounds: number of rounds for which cohorts are drawn.
+        """
         generator = np.random.default_rng(20)
         weights = self.weights(generator)
         clients = self.clients(self.population, generator)
@@ -71,24 +78,25 @@ class Recipe:
 
 
 def _lines(vocabulary: int, shortest: int, longest: int) -> Callable[[int, np.random.Generator], list[Examples]]:
-    """Speakers of the plays with at least `shortest` lines, of which the first `longest` count."""
+    """Returns a function that draws speakers with at least `shortest` lines and takes their first `longest` lines."""
 
     def clients(number: int, generator: np.random.Generator) -> list[Examples]:
         from fl.sources import shakespeare
 
         speakers = {name: [_WORD.findall(line.lower()) for line in lines] for name, lines in shakespeare.load()}
         counts = Counter(word for lines in speakers.values() for line in lines for word in line)
-        # Equal counts stand in the order of the alphabet, so that the vocabulary is the same everywhere.
+        # Words with equal counts are sorted alphabetically, so that the vocabulary is the same in every process.
         common = sorted(counts, key=lambda word: (-counts[word], word))[: vocabulary - _FIRST_WORD]
         ids = {word: index + _FIRST_WORD for index, word in enumerate(common)}
         names = sorted(name for name, lines in speakers.items() if len(lines) >= shortest)
-        chosen = [names[index] for index in generator.permutation(len(names))[:number]]
-        return [(_rows(speakers[name][:longest], ids), None) for name in chosen]
+        sample = [names[index] for index in generator.permutation(len(names))[:number]]
+        return [(_encode(speakers[name][:longest], ids), None) for name in sample]
 
     return clients
 
 
-def _rows(lines: list[list[str]], ids: dict[str, int]) -> np.ndarray:
+def _encode(lines: list[list[str]], ids: dict[str, int]) -> np.ndarray:
+    """Encodes lines of words as rows of tokens, padded with 0, int32 [lines, T+1]."""
     rows = np.zeros((len(lines), _TOKENS + 1), np.int32)
     for row, words in zip(rows, lines, strict=True):
         line = [_BOS, *(ids.get(word, _UNKNOWN) for word in words), _EOS][: _TOKENS + 1]
@@ -97,14 +105,14 @@ def _rows(lines: list[list[str]], ids: dict[str, int]) -> np.ndarray:
 
 
 def _images(number: int, generator: np.random.Generator) -> list[Examples]:
-    """100 images a client of 62 classes: a pattern for each class, under noise; values around 0."""
+    """Draws 100 images of 62 classes for each client: the pattern of the class plus noise, with mean 0."""
     patterns = generator.standard_normal((62, 28, 28, 1), np.float32)
     labels = generator.integers(62, size=(number, 100)).astype(np.int32)
     return [(0.5 * patterns[y] + 0.5 * generator.standard_normal((len(y), 28, 28, 1), np.float32), y) for y in labels]
 
 
 def _vectors(number: int, generator: np.random.Generator) -> list[Examples]:
-    """20 to 60 vectors a client of 10 classes."""
+    """Draws 20 to 60 vectors of 10 classes for each client."""
     centres = generator.standard_normal((10, 64), np.float32)
     clients: list[Examples] = []
     for size in generator.integers(20, 61, number):
@@ -122,7 +130,7 @@ def _glorot(generator: np.random.Generator, *shape: int) -> np.ndarray:
 def _lstm_weights(generator: np.random.Generator) -> Weights:
     vocabulary, embedding, units = 4000, 96, 256
     bias = np.zeros(4 * units)
-    bias[units : 2 * units] = 1  # the forget gate's, as Keras starts it
+    bias[units : 2 * units] = 1  # the bias of the forget gate, as in Keras
     return {
         "embedding": generator.uniform(-0.05, 0.05, (vocabulary, embedding)),
         "kernel": _glorot(generator, embedding, 4 * units),
@@ -177,7 +185,7 @@ RECIPES = {
         population=40,
         weights=_preset_weights("si-cifg-4.7m", 4000),
         clients=_lines(4000, shortest=10, longest=48),
-        tolerance=_WITH_SWITCHES,
+        tolerance=_DISCONTINUOUS_TOLERANCE,
     ),
     "cnn": Recipe(
         "convolutions 5 × 5 × 16 and 5 × 5 × 32 with pooling, output 62 (0.11 M weights); 100 clients of 100 images",
@@ -187,7 +195,7 @@ RECIPES = {
         population=100,
         weights=_cnn_weights,
         clients=_images,
-        tolerance=_WITH_SWITCHES,
+        tolerance=_DISCONTINUOUS_TOLERANCE,
     ),
     "logistic": Recipe(
         "softmax regression, 64 features, 10 classes; 100 clients of 20 to 60 vectors",
@@ -206,6 +214,6 @@ RECIPES = {
         population=400,
         weights=_preset_weights("tiny", 1024),
         clients=_lines(1024, shortest=2, longest=16),
-        tolerance=_WITH_SWITCHES,
+        tolerance=_DISCONTINUOUS_TOLERANCE,
     ),
 }

@@ -1,1 +1,1 @@
-"""The commands of `fedspeak`, one module a group; `experiments.cli` lists them and imports each when it is called."""
+"""Holds the commands of `fedspeak`, one module per group; `experiments.cli` imports a module when it is called."""

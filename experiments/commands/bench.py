@@ -1,4 +1,4 @@
-"""`fedspeak bench`: this kit beside other frameworks."""
+"""Defines `fedspeak bench`, the benchmarks of fedspeak alone and beside other frameworks."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from experiments.bench.dp_step import dp_step
 from experiments.bench.exact_noise import exact_noise
 from experiments.bench.kernels import kernels
 from experiments.bench.population import population
+from experiments.commands.renamed import renamed
 from experiments.display import ConsoleDisplay
 from privacy.json_values import plain
 
 OURS = "fedspeak"
-# The first of them is the reference for the weights: the law that all must follow.
+# Maps each peer to the arguments of `measure.Peer` after its name. The weights of the first peer that runs are the
+# reference that the others' weights are compared with.
 _PEERS = {
     "stock-tff": ("stock_tff", None, 1),
     OURS: ("fedspeak", None, 1),
@@ -33,7 +35,7 @@ CASES = tuple(workload + suffix for workload in _WORKLOADS for suffix in ("", "-
 
 @click.group()
 def bench() -> None:
-    """Time this kit beside others, in rounds and in private steps, its kernels beside their floor, big populations."""
+    """Time fedspeak: rounds and private steps beside other frameworks, kernels, cohorts and large populations."""
 
 
 for command in (population, cohort_size, kernels, dp_step, exact_noise):
@@ -41,21 +43,42 @@ for command in (population, cohort_size, kernels, dp_step, exact_noise):
 
 
 @bench.command()
-@click.option("--case", "cases", type=click.Choice(CASES), multiple=True, help="Only this one; may be repeated.")
-@click.option("--peer", "names", type=click.Choice(list(_PEERS)), multiple=True, help="Only this one; may be repeated.")
-@click.option("--rounds", type=click.IntRange(3, 50), default=6, show_default=True, help="Of each process.")
-@click.option("--repetitions", type=click.IntRange(1, 100), default=5, show_default=True, help="Processes a peer.")
-@click.option("--timeout", type=click.IntRange(1), default=600, show_default=True, help="Seconds of one process.")
 @click.option(
-    "--output", type=click.Path(path_type=Path), default=Path("runs/bench"), show_default=True, help="Folder."
+    "--case", "cases", type=click.Choice(CASES), multiple=True, help="Case to run; may be repeated. By default, all."
 )
+@click.option(
+    "--peer",
+    "names",
+    type=click.Choice(list(_PEERS)),
+    multiple=True,
+    help="Framework to run; may be repeated. By default, all.",
+)
+@click.option("--rounds", type=click.IntRange(3, 50), default=6, show_default=True, help="Rounds per process.")
+@click.option(
+    "--repetitions", type=click.IntRange(1, 100), default=5, show_default=True, help="Processes per framework and case."
+)
+@click.option(
+    "--timeout",
+    type=click.IntRange(1),
+    default=600,
+    show_default=True,
+    help="Seconds after which a process is ended and counted as failed.",
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("runs/bench"),
+    show_default=True,
+    help="Folder for the table and the results.",
+)
+@renamed("--out", "--output")
 def simulation(
     cases: tuple[str, ...], names: tuple[str, ...], rounds: int, repetitions: int, timeout: int, output: Path
 ) -> None:
-    """Rounds of federated training: this kit, stock TFF, pfl-research, Flower, FedJAX, a bare PyTorch loop.
+    """Time rounds of federated training: fedspeak, stock TFF, pfl-research, Flower, FedJAX, a bare PyTorch loop.
 
-    All do the same work; their weights are compared. The table goes to OUTPUT/table.md and standard output, all figures
-    to OUTPUT/results.json. The peers' environments: `make bench-peers`.
+    All frameworks do the same work; their weights are compared. The table goes to OUTPUT/table.md and to standard
+    output, all measurements to OUTPUT/results.json. `make bench-peers` installs the other frameworks.
     """
     extras.require("federated")
     from experiments.bench import measure, table
@@ -79,7 +102,7 @@ def simulation(
         results.append(case.to_dict())
         failed += [f"{name}: {run.peer}: {run.problem}" for run in case.failed()]
         tables.append(table.case_table(case, peers, OURS))
-        # After each case: what is measured is kept when a later one is interrupted.
+        # Written after each case, so that an interruption loses no finished case.
         document = plain({"machine": table.machine(), "cases": results})
         (output / "results.json").write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
         (output / "table.md").write_text("\n".join(tables))

@@ -1,4 +1,4 @@
-"""`fedspeak config`: the configuration's JSON Schema and its reference page."""
+"""Defines `fedspeak config`, which prints the configuration's JSON Schema and its reference page."""
 
 import json
 

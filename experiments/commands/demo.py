@@ -1,4 +1,4 @@
-"""The demo: from public plays to a private keyboard model on a device, in one command."""
+"""Defines `fedspeak demo`, which trains a private keyboard model on public plays and exports it for a device."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from experiments.runs import RunFolder, load_trained
 from privacy.files import require_writable, write_public
 
 _PROMPTS = ("I will", "My lord,", "What is", "O,")
-_SAMPLES_A_PROMPT = 3
+_SAMPLES_PER_PROMPT = 3
 
 
 @click.command()
@@ -20,7 +20,7 @@ _SAMPLES_A_PROMPT = 3
     type=click.Path(path_type=Path),
     default=Path("runs") / "demo",
     show_default=True,
-    help="Folder of the run; an interrupted demo goes on where it stopped.",
+    help="Folder of the run; an interrupted demo is resumed from it.",
 )
 def demo(output: Path) -> None:
     """Train, report, export and generate on Shakespeare's plays."""
@@ -32,7 +32,7 @@ def demo(output: Path) -> None:
     if not run.config.exists():
         run.create(config_file.load("demo"))
     elif run.weights.exists():
-        show.note(f"{output} holds a finished demo: only its results are made anew (delete it to train again)")
+        show.note(f"{output} holds a finished demo: only its results are written again (delete it to train again)")
     require_writable(output)
     if not run.weights.exists():
         training.train(run, command_line(), show)
@@ -41,26 +41,26 @@ def demo(output: Path) -> None:
     table = results.evaluate(run)
     reports = results.write_reports(run, show.note)
     model, weights, vocabulary = load_trained(output)
-    show.note("exporting and checking …")
+    show.note("exporting the model and comparing each file with it …")
     export_and_check(model, weights, vocabulary, all_precisions(output / "model.tflite"))
-    samples = _samples(output / "model.tflite")
+    samples = _generate_samples(output / "model.tflite")
     write_public(output / "samples.txt", samples.encode())
 
     click.echo(table)
-    click.echo("The exported model goes on from:\n")
+    click.echo("The exported model continues some prompts:\n")
     click.echo(samples)
     for path in [*reports, output / "samples.txt"]:
         click.echo(str(path))
 
 
-def _samples(path: Path) -> str:
-    """What the exported model says, by the LiteRT runtime."""
+def _generate_samples(path: Path) -> str:
+    """Generates a few continuations of each prompt with the exported model in the LiteRT runtime."""
     from models import device
 
     loaded = device.load(path)
     lines = [
         prompt + loaded.text(prompt, max_new_tokens=40, temperature=0.8, seed=1, request=number)
         for prompt in _PROMPTS
-        for number in range(_SAMPLES_A_PROMPT)
+        for number in range(_SAMPLES_PER_PROMPT)
     ]
     return "\n".join(lines) + "\n"

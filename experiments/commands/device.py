@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from experiments import extras
+from experiments.commands.renamed import renamed
 from experiments.display import no_notices
 from privacy.files import require_writable
 
@@ -98,6 +99,7 @@ def export_and_check(model: Any, weights: Any, vocabulary: Any, paths: dict[str,
 @click.option(
     "--count", default=1, show_default=True, help="Number of independent texts to generate, one after the other."
 )
+@renamed("--max-tokens", "--max-new-tokens")
 def generate(
     model: Path, prompt: str, max_new_tokens: int, temperature: float, top_k: int, seed: int, count: int
 ) -> None:

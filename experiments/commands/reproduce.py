@@ -1,4 +1,4 @@
-"""`fedspeak reproduce`: repeats a study."""
+"""Defines `fedspeak reproduce`, which reruns a study."""
 
 import click
 
@@ -7,7 +7,7 @@ from experiments.reproduce import dp_mean, dpsgd_f, noise_seeds
 
 @click.group()
 def reproduce() -> None:
-    """Repeat a study and write its table and plot."""
+    """Rerun a study and write its table and plot."""
 
 
 for command in (dp_mean.dp_mean, dpsgd_f.dpsgd_f, noise_seeds.noise_seeds):

@@ -1,4 +1,4 @@
-"""Commands on runs: train, evaluate, report, data."""
+"""Defines the commands on runs: `fedspeak train`, `evaluate`, `report` and `data`."""
 
 import contextlib
 from datetime import datetime
@@ -13,13 +13,13 @@ from experiments.provenance import command_line
 from experiments.runs import RunFolder
 from privacy.files import FULL
 
-_STRICT = click.option("--strict", is_flag=True, help="Refuse the first bad row of the data (data.strict=true).")
+_STRICT = click.option("--strict", is_flag=True, help="Stop at the first bad row of the data (data.strict=true).")
 _SETTINGS = click.option(
     "--set",
     "overrides",
     multiple=True,
     metavar="SECTION.KEY=VALUE",
-    help="Change a key of the config (VALUE none takes it out); repeatable.",
+    help="Change a key of the config; VALUE none removes the key. May be repeated.",
 )
 
 
@@ -27,21 +27,25 @@ _SETTINGS = click.option(
 @click.argument("config", required=False)
 @_SETTINGS
 @_STRICT
-@click.option("--output", type=click.Path(path_type=Path), help="Folder of the run; by default runs/CONFIG-DATE.")
-@click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Go on with an interrupted run.")
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="Folder of the new run.", show_default="runs/CONFIG-DATE"
+)
+@click.option(
+    "--resume", type=click.Path(path_type=Path), metavar="RUN", help="Folder of an interrupted run to resume."
+)
 @click.option(
     "--set-aside-metrics",
     is_flag=True,
-    help="With --resume: go on though rows of metrics.jsonl are lost or damaged; the file is kept beside it.",
+    help="With --resume: continue although rows of metrics.jsonl are lost or damaged; the damaged file is kept.",
 )
-@click.option("--workers", metavar="HOST:PORT,…", help="Train the clients on other hosts, which run fedspeak worker.")
+@click.option("--workers", metavar="HOST:PORT,…", help="Other hosts that train the clients; each runs fedspeak worker.")
 @click.option(
     "--certificates",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="With --workers: the driver's half of what fedspeak certificates made.",
+    help="With --workers: folder with the driver's certificates, as fedspeak certificates made it.",
 )
-@click.option("--insecure-network", is_flag=True, help="With --workers: dial them WITHOUT authentication.")
+@click.option("--insecure-network", is_flag=True, help="With --workers: connect WITHOUT encryption or authentication.")
 def train(
     config: str | None,
     overrides: tuple[str, ...],
@@ -59,13 +63,13 @@ def train(
     """
     extras.require("federated")
     if (config is None) == (resume is None):
-        raise click.UsageError("give a config to start a run, or --resume RUN to go on with one")
+        raise click.UsageError("give either a config to start a run, or --resume RUN to continue one")
     show, is_new_folder = ConsoleDisplay(), False
-    place = _place(workers, certificates, insecure_network)
+    remote_workers = _parse_workers(workers, certificates, insecure_network)
     if resume is not None:
         if overrides or strict or output:
             raise click.UsageError(
-                "--resume goes on with the run's own config in its folder: drop --set, --strict, --output"
+                "--resume takes the config and the folder from the run itself: drop --set, --strict and --output"
             )
         run = RunFolder(resume)
         run.read_config()
@@ -73,7 +77,7 @@ def train(
             _set_metrics_aside(run, show)
     else:
         if set_aside_metrics:
-            raise click.UsageError("--set-aside-metrics belongs to --resume: a new run has no metrics to lose")
+            raise click.UsageError("--set-aside-metrics needs --resume: a new run has no metrics yet")
         from experiments.data import absolute
 
         assert config is not None
@@ -85,18 +89,20 @@ def train(
     try:
         with contextlib.ExitStack() as stack:
             hosts = None
-            if place is not None and not run.weights.exists():
-                show.note(f"connecting to {len(place.addresses)} worker{'s' * (len(place.addresses) > 1)} …")
-                hosts = stack.enter_context(place.connected())
+            if remote_workers is not None and not run.weights.exists():
+                count = len(remote_workers.addresses)
+                show.note(f"connecting to {count} worker{'s' * (count > 1)} …")
+                hosts = stack.enter_context(remote_workers.connected())
             training.train(run, command_line(), show, hosts)
     except KeyboardInterrupt:
-        click.echo(f"go on with: fedspeak train --resume {run.path}", err=True)
+        click.echo(f"resume with: fedspeak train --resume {run.path}", err=True)
         raise
     except Exception as error:
-        full = isinstance(error, OSError) and error.errno in FULL
-        if resume is None and not full:
+        disk_is_full = isinstance(error, OSError) and error.errno in FULL
+        if resume is None and not disk_is_full:
+            # If nothing was trained, the user corrects a setting and runs the command again: leave no folder behind.
             with contextlib.suppress(OSError):
-                run.discard(is_new_folder)  # a setting to correct, not a run to resume
+                run.discard(is_new_folder)
         raise
     show.note("evaluating on the test clients and writing the reports …")
     click.echo(results.evaluate(run))
@@ -108,34 +114,37 @@ def _set_metrics_aside(run: RunFolder, show: ConsoleDisplay) -> None:
     from fl.rounds import RoundLog, set_aside_metrics
 
     if set_aside_metrics(RoundLog(run.path)):
-        show.note(f"{run.metrics} begins with the newest round now; what was left of it is kept beside it")
+        show.note(f"{run.metrics} begins with the newest round now; the previous file is kept in the same folder")
     else:
-        show.note(f"{run.metrics} is in order: nothing is set aside")
+        show.note(f"{run.metrics} is not damaged: it stays as it is")
 
 
-def _place(workers: str | None, certificates: Path | None, insecure_network: bool) -> Any:
-    """The `fl.runtime.hosts.Workers` of the options; None: this machine alone."""
+def _parse_workers(workers: str | None, certificates: Path | None, insecure_network: bool) -> Any:
+    """Returns the `fl.runtime.hosts.Workers` that the options name; None if this machine trains the clients."""
     if workers is None:
         if certificates is not None or insecure_network:
-            raise click.UsageError("--certificates and --insecure-network belong to --workers: give it, or drop them")
+            raise click.UsageError("--certificates and --insecure-network need --workers: add it, or drop them")
         return None
     if certificates is not None and insecure_network:
         raise click.UsageError("--certificates and --insecure-network contradict each other: drop one")
     from fl.runtime.hosts import Workers
 
     if insecure_network:
-        click.echo("WARNING: clients' text goes to the workers unencrypted, and to whoever answers there", err=True)
+        click.echo(
+            "WARNING: clients' text is sent unencrypted, to whatever program answers at the workers' addresses",
+            err=True,
+        )
     try:
-        place = Workers.parse(workers, certificates, insecure_network)
+        remote_workers = Workers.parse(workers, certificates, insecure_network)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--workers") from None
     if certificates is None and not insecure_network:
         click.echo(
-            "WARNING: any account of this machine reaches a worker through an ssh tunnel's port here, and can take "
-            "that port once ssh ends: use --certificates on a shared machine",
+            "WARNING: every account of this machine can reach a worker through the local port of an ssh tunnel, and "
+            "can take over that port when ssh ends: on a shared machine, use --certificates",
             err=True,
         )
-    return place
+    return remote_workers
 
 
 def _with_strict(overrides: tuple[str, ...], strict: bool) -> tuple[str, ...]:
@@ -155,9 +164,10 @@ def evaluate(run: Path) -> None:
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
 def report(run: Path) -> None:
-    """Write the privacy report of a run from its ledger: report.* for the operator, report-release.* to give away.
+    """Write the privacy reports of a run from its ledger: report.* for the operator, report-release.* for publication.
 
-    RUN may also be the ledger file of a budget: then the report is on its releases, and stands beside it.
+    RUN is the folder of a run. It may also be the ledger file of a budget: then the report on the budget's releases is
+    written beside that file.
     """
     from experiments import results
 
@@ -177,7 +187,11 @@ def report(run: Path) -> None:
 @_SETTINGS
 @_STRICT
 def data(config: str, overrides: tuple[str, ...], strict: bool) -> None:
-    """Build the token store of a config (re-used by its runs) and say what is in it."""
+    """Build the token store of a config and describe its contents.
+
+    CONFIG is a TOML file, or the name of a shipped one (demo, scratch, long). Runs of the same config use the store
+    again.
+    """
     extras.require("models")
     from experiments.data import describe, prepare
 

@@ -1,1 +1,1 @@
-"""Studies, one module each. A study writes a folder with metrics.json, its table and its plot."""
+"""Holds the studies of `fedspeak reproduce`; each writes metrics.json, a table and a plot into a folder."""

@@ -1,4 +1,7 @@
-"""The add-remove mean (arXiv:2312.06658) beside what others do, at equal meaning of ε."""
+"""Defines `fedspeak reproduce dp-mean`: the private mean of arXiv:2312.06658 beside other mechanisms and libraries.
+
+Each row of the table names its neighbouring relation, since values of ε can only be compared within one relation.
+"""
 
 from __future__ import annotations
 
@@ -23,22 +26,40 @@ _ROOT = Path(__file__).resolve().parents[2]
 LIBRARIES = _ROOT / ".venv-bench" / "dp-libraries" / "bin" / "python"
 _SIZES, _EPSILONS, _MEANS = (100, 1000, 10_000), (0.1, 1.0, 4.0, 8.0), (0.0, 0.1, 0.5, 1.0)
 _OURS = ("hourglass", "transformed-laplace", "midpoint", "sum-count")
-_SWAP = ("hourglass", "transformed-laplace")
+_REPLACE_ONE = ("hourglass", "transformed-laplace")  # mechanisms measured under replace-one too
 _RHO = 0.5
-_MANY = 1_000_000  # records, where only the leading term of the error is left
+_MANY = 1_000_000  # so many records that only the leading term of the error matters
+# Names of the neighbouring relations in `BoundedMean`.
 
 
 @click.command("dp-mean")
-@click.option("--trials", default=100_000, show_default=True, type=click.IntRange(min=100), help="Of our mechanisms.")
 @click.option(
-    "--library-trials", default=2000, show_default=True, type=click.IntRange(min=100), help="Of other libraries."
+    "--trials",
+    default=100_000,
+    show_default=True,
+    type=click.IntRange(min=100),
+    help="Number of releases per estimate for fedspeak's mechanisms.",
 )
-@click.option("--output", type=click.Path(path_type=Path), default=Path("runs/dp-mean"), show_default=True)
+@click.option(
+    "--library-trials",
+    default=2000,
+    show_default=True,
+    type=click.IntRange(min=100),
+    help="Number of releases per estimate for the other libraries.",
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("runs/dp-mean"),
+    show_default=True,
+    help="Folder for the table, the plot and the results.",
+)
 def dp_mean(trials: int, library_trials: int, output: Path) -> None:
-    """Errors of private means for many n, ε and μ, beside other libraries, the min-max bound, and under zCDP.
+    """Measure the errors of private means for many numbers of records n, ε and true means μ.
 
-    The libraries (python-dp, OpenDP, diffprivlib) run in their own environment, made by `make bench-peers`; without it
-    they are left out.
+    The errors are compared with those of other libraries and with the min-max bound; Gaussian noise is measured under
+    zCDP. The libraries (python-dp, OpenDP, diffprivlib) run in their own environment, which `make bench-peers`
+    installs; without it they are left out.
     """
     from experiments import plots
 
@@ -46,23 +67,23 @@ def dp_mean(trials: int, library_trials: int, output: Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
     rows = []
     cases = [(n, epsilon, mu) for n in _SIZES for epsilon in _EPSILONS for mu in _MEANS]
-    with show.task("our mechanisms", len(cases)) as advance:
+    with show.task("fedspeak's mechanisms", len(cases)) as advance:
         for done, case in enumerate(cases, 1):
-            rows += _of_ours(*case, trials)
+            rows += _measure_mechanisms(*case, trials)
             advance(done, {})
     if LIBRARIES.exists():
-        show.note("other libraries: some minutes")
-        rows += list(_of_libraries([case for case in cases if case[0] == 1000], library_trials))
+        show.note("measuring the other libraries, which takes some minutes …")
+        rows += list(_measure_libraries([case for case in cases if case[0] == 1000], library_trials))
     else:
-        show.note("other libraries are left out: make bench-peers makes their environment")
-    worst = _worst_cases(trials)
-    gaussian = _under_zcdp(trials)
+        show.note("other libraries are not installed and left out: make bench-peers installs them")
+    worst = _measure_worst_cases(trials)
+    gaussian = _measure_under_zcdp(trials)
     write_json(
         output / "metrics.json",
         {"command": command_line(), "versions": versions(), "rows": rows, "worst": worst, "zcdp": gaussian},
     )
     plots.worst_case(output / "plot", worst)
-    text = _table(rows, worst, gaussian, trials)
+    text = _format_table(rows, worst, gaussian, trials)
     write_public(output / "table.md", text.encode())
     click.echo(text)
 
@@ -70,9 +91,19 @@ def dp_mean(trials: int, library_trials: int, output: Path) -> None:
 def errors(
     n: int, epsilon: float, mu: float, mechanism: Any, neighbouring: Any, trials: int, delta: float = 0.0
 ) -> npt.NDArray[np.float64]:
-    """Estimate minus mu, times n, of `trials` releases for data of zeros and ones, float64 [trials].
+    """Returns n times the error of each of `trials` releases of the mean of zeros and ones, float64 [trials].
 
-    They are the coordinates of one release whose ε is as many times larger; noise from a seed.
+    The releases are the coordinates of one release with `trials` times the ε, which is faster. Its noise is drawn from
+    a seed.
+
+    Args:
+      n: number of records.
+      epsilon: ε of each release, > 0.
+      mu: true mean, the share of ones, in [0, 1].
+      mechanism: mechanism of `BoundedMean`.
+      neighbouring: neighbouring relation of `BoundedMean`.
+      trials: number of releases.
+      delta: δ of the mechanism "gaussian"; 0 for the others.
     """
     from privacy.noise.randomness import SeededRandomness
     from privacy.statistics.mean import STEPS, BoundedMean
@@ -83,8 +114,11 @@ def errors(
     return n * (mean.release(sums, SeededRandomness(n + round(1000 * mu))).value - mu)
 
 
-def _row(name: str, relation: str, n: int, epsilon: float, mu: float, found: npt.NDArray[np.float64]) -> dict[str, Any]:
-    squares = np.square(found)
+def _summarise(
+    name: str, relation: str, n: int, epsilon: float, mu: float, scaled_errors: npt.NDArray[np.float64]
+) -> dict[str, Any]:
+    """Returns a row with n² times the mean squared error ("error") and half its 95 % interval ("half")."""
+    squares = np.square(scaled_errors)
     half = 1.96 * float(squares.std()) / math.sqrt(len(squares))
     return {
         "name": name,
@@ -94,22 +128,24 @@ def _row(name: str, relation: str, n: int, epsilon: float, mu: float, found: npt
         "mu": mu,
         "error": float(squares.mean()),
         "half": half,
-        "trials": len(found),
+        "trials": len(scaled_errors),
     }
 
 
-def _of_ours(n: int, epsilon: float, mu: float, trials: int) -> list[dict[str, Any]]:
-    found = [
-        _row(m, "add-or-remove-one", n, epsilon, mu, errors(n, epsilon, mu, m, "add-or-remove-one", trials))
-        for m in _OURS
-    ]
-    return found + [
-        _row(f"{m}, n known", "replace-one", n, epsilon, mu, errors(n, epsilon, mu, m, "replace-one", trials))
-        for m in _SWAP
-    ]
+def _measure(mechanism: str, relation: str, n: int, epsilon: float, mu: float, trials: int) -> dict[str, Any]:
+    scaled_errors = errors(n, epsilon, mu, mechanism, relation, trials)
+    return _summarise(mechanism, relation, n, epsilon, mu, scaled_errors)
 
 
-def _of_libraries(cases: Sequence[tuple[int, float, float]], trials: int) -> Iterator[dict[str, Any]]:
+def _measure_mechanisms(n: int, epsilon: float, mu: float, trials: int) -> list[dict[str, Any]]:
+    rows = [_measure(mechanism, "add-or-remove-one", n, epsilon, mu, trials) for mechanism in _OURS]
+    for mechanism in _REPLACE_ONE:
+        row = _measure(mechanism, "replace-one", n, epsilon, mu, trials)
+        rows.append(row | {"name": f"{mechanism}, n known"})
+    return rows
+
+
+def _measure_libraries(cases: Sequence[tuple[int, float, float]], trials: int) -> Iterator[dict[str, Any]]:
     arguments = [f"{n},{epsilon},{mu},{trials}" for n, epsilon, mu in cases]
     script = Path(__file__).with_name("dp_mean_libraries.py")
     done = subprocess.run([LIBRARIES, script, *arguments], capture_output=True, text=True, check=False)
@@ -119,89 +155,89 @@ def _of_libraries(cases: Sequence[tuple[int, float, float]], trials: int) -> Ite
         line = json.loads(text)
         if "problem" in line:
             raise OSError(f"{line['package']} failed: {line['problem']}")
-        row = _row(line["name"], line["relation"], line["n"], line["epsilon"], line["mu"], np.array(line["errors"]))
+        scaled_errors = np.array(line["errors"])
+        row = _summarise(line["name"], line["relation"], line["n"], line["epsilon"], line["mu"], scaled_errors)
         yield row | {"seconds": line["seconds"], "version": line["version"]}
 
 
-def _worst_cases(trials: int) -> list[dict[str, Any]]:
-    """For each ε the largest error over μ, beside the bound and the swap model's best with n known."""
+def _measure_worst_cases(trials: int) -> list[dict[str, Any]]:
+    """Returns the largest error over μ for each ε, the bound, and the error of "hourglass" under replace-one."""
     from privacy.statistics.mean import worst_case
 
-    found = []
+    worst = []
     for epsilon in (0.1, 0.5, 1.0, 2.0, 4.0, 8.0):
         by_mechanism = {}
         for mechanism in ("hourglass", "transformed-laplace", "midpoint"):
-            over_means = [
-                _row(
-                    mechanism,
-                    "add-or-remove-one",
-                    _MANY,
-                    epsilon,
-                    mu,
-                    errors(_MANY, epsilon, mu, mechanism, "add-or-remove-one", trials),
-                )
+            rows = [
+                _measure(mechanism, "add-or-remove-one", _MANY, epsilon, mu, trials)
                 for mu in (0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999)
             ]
-            most = max(over_means, key=lambda row: row["error"])
-            by_mechanism[mechanism] = {"error": most["error"], "half": most["half"], "mu": most["mu"]}
-        swap = _row(
-            "", "replace-one", _MANY, epsilon, 0.5, errors(_MANY, epsilon, 0.5, "hourglass", "replace-one", trials)
-        )
-        found.append(
+            largest = max(rows, key=lambda row: row["error"])
+            by_mechanism[mechanism] = {"error": largest["error"], "half": largest["half"], "mu": largest["mu"]}
+        known = _measure("hourglass", "replace-one", _MANY, epsilon, 0.5, trials)
+        worst.append(
             {
                 "epsilon": epsilon,
                 "bound": worst_case(epsilon),
-                "replace-one": {"error": swap["error"], "half": swap["half"]},
+                "replace-one": {"error": known["error"], "half": known["half"]},
                 **by_mechanism,
             }
         )
-    return found
+    return worst
 
 
-def _under_zcdp(trials: int) -> list[dict[str, Any]]:
-    """n² MSE at ρ = 1/2: the kit's pair with one Gaussian, and the middle point's sum and count with half of ρ each."""
+def _measure_under_zcdp(trials: int) -> list[dict[str, Any]]:
+    """Returns n² times the mean squared error of two ways to release a mean at ρ = 1/2, for some μ.
+
+    "pair" is fedspeak's: one Gaussian for the pair of sums. "split" is the sum of x - 1/2 and the count, with half of ρ
+    each.
+    """
     from privacy.accounting.composition import gaussian_epsilon
     from privacy.noise.randomness import SeededRandomness
     from privacy.statistics.mean import STEPS, BoundedMean
 
     generator, source, delta = np.random.default_rng(0), SeededRandomness(0), 1e-6
     n, sigma = 1000, 1 / math.sqrt(2 * _RHO)
-    kit = BoundedMean(0.0, 1.0, gaussian_epsilon(sigma, delta), "gaussian", "add-or-remove-one", delta)
-    found = []
+    relation = "add-or-remove-one"
+    mean = BoundedMean(0.0, 1.0, gaussian_epsilon(sigma, delta), "gaussian", "add-or-remove-one", delta)
+    rows = []
     for mu in (0.1, 0.3, 0.5):
         above, below = ([round(share * n) * STEPS] * trials for share in (mu, 1 - mu))
-        shares = np.array(kit._released(above, below, source))[:, 0]
-        pair = _row("", "add-or-remove-one", n, _RHO, mu, n * (shares - mu))
-        # Sensitivities 1/2 and 1 at ρ/2 each.
+        shares = np.array(mean._released(above, below, source))[:, 0]
+        pair = _summarise("", relation, n, _RHO, mu, n * (shares - mu))
+        # The sum has sensitivity 1/2, the count 1; each gets noise for ρ/2.
         total = (mu - 0.5) * n + 0.5 * math.sqrt(2) * sigma * generator.normal(size=trials)
         count = n + math.sqrt(2) * sigma * generator.normal(size=trials)
-        split = _row("", "add-or-remove-one", n, _RHO, mu, n * (0.5 + total / count - mu))
-        found.append(
+        split = _summarise("", relation, n, _RHO, mu, n * (0.5 + total / count - mu))
+        rows.append(
             {"mu": mu, "pair": pair["error"], "split": split["error"], "half": max(pair["half"], split["half"])}
         )
-    return found
+    return rows
 
 
-def _seconds_of_ours() -> dict[str, float]:
-    """Seconds of one call on 1000 numbers with secure noise, the least of 50."""
+def _time_mechanisms() -> dict[str, float]:
+    """Returns the seconds of one call on 1000 numbers with secure noise, the minimum of 50, by mechanism."""
     from privacy import dp_mean as call
 
     values = np.linspace(0, 1, 1000)
-    found = {}
+    seconds = {}
     for mechanism in _OURS:
         timings = []
         for _ in range(50):
             begin = time.perf_counter()
             call(values, 0, 1, 1.0, mechanism)  # type: ignore[arg-type]
             timings.append(time.perf_counter() - begin)
-        found[mechanism] = min(timings)
-    return found
+        seconds[mechanism] = min(timings)
+    return seconds
 
 
-def _table(rows: list[dict[str, Any]], worst: list[dict[str, Any]], gaussian: list[dict[str, Any]], trials: int) -> str:
+def _format_table(
+    rows: list[dict[str, Any]], worst: list[dict[str, Any]], gaussian: list[dict[str, Any]], trials: int
+) -> str:
     lines = [
-        "n² MSE of private means in [0, 1] of zeros and ones, pure ε; ± is half a 95 % interval. Of our mechanisms",
-        f"{trials} trials. Rows marked swap know n and hide only a record's value: their ε promises less.",
+        "n² times the mean squared error of private means of zeros and ones in [0, 1], pure ε; ± is half the width of",
+        f"a 95 % interval. Fedspeak's mechanisms were measured in {trials} trials. Under replace-one, n is public and",
+        "only a record's value is hidden, so that ε promises less.",
     ]
     for n in sorted({row["n"] for row in rows}):
         lines += [
@@ -212,25 +248,25 @@ def _table(rows: list[dict[str, Any]], worst: list[dict[str, Any]], gaussian: li
         ]
         lines.append("|---" * (3 + len(_MEANS)) + "|")
         for epsilon in _EPSILONS:
-            of = [row for row in rows if row["n"] == n and row["epsilon"] == epsilon]
-            for name in dict.fromkeys(row["name"] for row in of):
-                mine = {row["mu"]: row for row in of if row["name"] == name}
-                figures = " | ".join(f"{mine[mu]['error']:.3g} ± {mine[mu]['half']:.1g}" for mu in _MEANS)
-                lines.append(f"| {name} | {mine[_MEANS[0]]['relation']} | {epsilon:g} | {figures} |")
+            selected = [row for row in rows if row["n"] == n and row["epsilon"] == epsilon]
+            for name in dict.fromkeys(row["name"] for row in selected):
+                by_mean = {row["mu"]: row for row in selected if row["name"] == name}
+                cells = " | ".join(f"{by_mean[mu]['error']:.3g} ± {by_mean[mu]['half']:.1g}" for mu in _MEANS)
+                lines.append(f"| {name} | {by_mean[_MEANS[0]]['relation']} | {epsilon:g} | {cells} |")
     lines += ["", "### The worst case over μ (n = 1,000,000)", ""]
     lines += [
-        "| ε | bound V* | hourglass | transformed-laplace | midpoint | swap, n known | midpoint / hourglass |",
+        "| ε | bound V* | hourglass | transformed-laplace | midpoint | hourglass, replace-one | midpoint / hourglass |",
         "|---" * 7 + "|",
     ]
     for entry in worst:
-        cells = [
+        cells = " | ".join(
             f"{entry[m]['error']:.4g} ± {entry[m]['half']:.1g}"
             for m in ("hourglass", "transformed-laplace", "midpoint", "replace-one")
-        ]
+        )
         ratio = entry["midpoint"]["error"] / entry["hourglass"]["error"]
-        lines.append(f"| {entry['epsilon']:g} | {entry['bound']:.4g} | {' | '.join(cells)} | {ratio:.2f} |")
-    lines += ["", f"### Gaussian noise at ρ = {_RHO:g} (zCDP): the gain over an even split is gone", ""]
-    lines += ["| μ | the pair | sum about the middle, and count | formula |", "|---" * 4 + "|"]
+        lines.append(f"| {entry['epsilon']:g} | {entry['bound']:.4g} | {cells} | {ratio:.2f} |")
+    lines += ["", f"### Gaussian noise at ρ = {_RHO:g} (zCDP): no gain over a sum and a count with half of ρ each", ""]
+    lines += ["| μ | pair of sums | sum around the middle, and count | formula |", "|---" * 4 + "|"]
     for entry in gaussian:
         formula = (entry["mu"] ** 2 + (1 - entry["mu"]) ** 2) / (2 * _RHO)
         lines.append(
@@ -238,7 +274,7 @@ def _table(rows: list[dict[str, Any]], worst: list[dict[str, Any]], gaussian: li
             f"| {entry['split']:.3f} ± {entry['half']:.1g} | {formula:.3f} |"
         )
     lines += ["", "### Time of one call on 1000 numbers", "", "| | ms |", "|---|---|"]
-    lines += [f"| {name} | {1000 * seconds:.2f} |" for name, seconds in _seconds_of_ours().items()]
+    lines += [f"| {name} | {1000 * seconds:.2f} |" for name, seconds in _time_mechanisms().items()]
     timed = {row["name"]: row for row in rows if "seconds" in row}
     lines += [f"| {name} ({row['version']}) | {1000 * row['seconds']:.2f} |" for name, row in timed.items()]
     return "\n".join(lines) + "\n"

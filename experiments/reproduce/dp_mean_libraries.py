@@ -1,7 +1,7 @@
-"""Other libraries' private means, in an environment of their own.
+"""Runs the private means of other libraries for `fedspeak reproduce dp-mean`, in an environment of their own.
 
-Run as a script by `fedspeak reproduce dp-mean`; imports nothing of this kit. An argument is a case n,epsilon,mu,trials;
-for each, and each library, a line of JSON is printed.
+It is run as a script and imports nothing of fedspeak. Each argument is a case `n,epsilon,mu,trials`. For each case and
+library it prints a line of JSON with the errors of the trials, or with what went wrong ("problem").
 """
 
 import json
@@ -16,7 +16,7 @@ import numpy as np
 
 
 def google(values: list[float], epsilon: float) -> Callable[[], float]:
-    """python-dp, the wrapper of Google's C++ library: BoundedMean."""
+    """Returns a function that releases the mean by BoundedMean of python-dp, the wrapper of Google's C++ library."""
     from pydp.algorithms.laplacian import BoundedMean
 
     return lambda: float(
@@ -25,7 +25,10 @@ def google(values: list[float], epsilon: float) -> Callable[[], float]:
 
 
 def opendp(values: list[float], epsilon: float) -> Callable[[], float]:
-    """OpenDP of unknown size: a private sum over a private count, half of ε each, as its guide composes them."""
+    """Returns a function that releases the mean by OpenDP for data of unknown size.
+
+    It is a private sum divided by a private count, each with half of ε, combined as in OpenDP's guide.
+    """
     import opendp.prelude as dp
 
     dp.enable_features("contrib", "floating-point")
@@ -37,7 +40,10 @@ def opendp(values: list[float], epsilon: float) -> Callable[[], float]:
 
 
 def diffprivlib(values: list[float], epsilon: float) -> Callable[[], float]:
-    """IBM's: the number of records is public, so its ε is of the swap model."""
+    """Returns a function that releases the mean by IBM's diffprivlib.
+
+    There the number of records is public, so its ε holds under replace-one.
+    """
     from diffprivlib.tools import mean
 
     array = np.array(values)
@@ -52,7 +58,7 @@ LIBRARIES = (
 
 
 def main() -> None:
-    """Prints one line for each library and case."""
+    """Prints one line of JSON for each case and library."""
     warnings.simplefilter("ignore")
     for text in sys.argv[1:]:
         n, epsilon, mu, trials = (float(part) for part in text.split(","))
@@ -64,13 +70,13 @@ def main() -> None:
             try:
                 release = make(values, epsilon)
                 begin = time.perf_counter()
-                found = np.array([release() for _ in range(int(trials))])
+                means = np.array([release() for _ in range(int(trials))])
                 line |= {
                     "version": version(package),
                     "seconds": (time.perf_counter() - begin) / trials,
-                    "errors": (n * (found - mu)).tolist(),
+                    "errors": (n * (means - mu)).tolist(),
                 }
-            except Exception as error:  # whatever a library does, the others are measured
+            except Exception as error:  # a failure of one library must not stop the others
                 line["problem"] = f"{type(error).__name__}: {error}"[:200]
             print(json.dumps(line), flush=True)
 

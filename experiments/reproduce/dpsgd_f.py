@@ -1,4 +1,7 @@
-"""DPSGD-F (arXiv:2307.11106) beside DP-SGD, both tuned over one grid on a validation split."""
+"""Defines `fedspeak reproduce dpsgd-f`: DPSGD-F (arXiv:2307.11106) beside DP-SGD on linear models.
+
+Both methods are tuned over the same grid on a validation split.
+"""
 
 from __future__ import annotations
 
@@ -21,24 +24,54 @@ from experiments.runs import write_json
 from privacy.files import write_public
 
 DELTA = 1e-5
-SHARES = {False: 1 / 30, True: 0.1}  # of ε: for the number of records alone, for all of the preprocessing
+# Share of ε spent before training. Without preprocessing (DP-SGD) it is spent on the number of records alone, with it
+# (DPSGD-F) on the number of records, the centre and the radius.
+SHARES = {False: 1 / 30, True: 0.1}
 _RATES = (3.0, 10.0, 30.0)
-# (steps, sampling rate): of the small set all records, of the large one samples.
+# Candidate pairs (steps, sampling probability). A step takes all records of the small set, a sample of the large one.
 _GRIDS = {"digits": ((20, 1.0), (40, 1.0)), "fashion-mnist": ((100, 0.05), (300, 0.05))}
 _OFFSETS = (0.0, 1.0, 3.0)
 _MEANS = (1.0, 10.0, 100.0, 1e3, 1e4, 1e5)
 
 
 @click.command("dpsgd-f")
-@click.option("--images", "folder", type=click.Path(path_type=Path), default=images.DEBIAN, show_default=True)
-@click.option("--data", type=click.Choice([*_GRIDS, "all"]), default="all", show_default=True)
-@click.option("--seeds", type=click.Choice(["3", "5", "10"]), default="5", show_default=True, help="Runs of a figure.")
-@click.option("--output", type=click.Path(path_type=Path), default=Path("runs/dpsgd-f"), show_default=True)
+@click.option(
+    "--images",
+    "folder",
+    type=click.Path(path_type=Path),
+    default=images.DEBIAN,
+    show_default=True,
+    help="Folder with the files of Fashion-MNIST, in MNIST's format.",
+)
+@click.option(
+    "--data",
+    type=click.Choice([*_GRIDS, "all"]),
+    default="all",
+    show_default=True,
+    help="Image data set to train on.",
+)
+@click.option(
+    "--seeds",
+    type=click.Choice(["3", "5", "10"]),
+    default="5",
+    show_default=True,
+    help="Number of runs per estimate of an accuracy.",
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("runs/dpsgd-f"),
+    show_default=True,
+    help="Folder for the table, the plots and the results.",
+)
 def dpsgd_f(folder: Path, data: str, seeds: str, output: Path) -> None:
-    """Accuracy on the counter-example, excess loss by diameter and by distance from the origin, accuracy on images at
-    ε = 1, 2, 4, 8, and with a constant added to every pixel.
+    """Compare DPSGD-F with DP-SGD on linear models.
 
-    Images: Fashion-MNIST from Debian's dataset-fashion-mnist, or any folder with MNIST's files; scikit-learn's digits.
+    Measures the accuracy on the paper's counter-example, the excess loss by the features' diameter and by their
+    distance from the origin, and the accuracy on images at ε = 1, 2, 4, 8 and with a constant added to every pixel.
+
+    The images are Fashion-MNIST (Debian's package dataset-fashion-mnist, or a folder with files in MNIST's format) and
+    scikit-learn's digits.
     """
     from experiments import plots
 
@@ -50,29 +83,39 @@ def dpsgd_f(folder: Path, data: str, seeds: str, output: Path) -> None:
         sets["fashion-mnist"] = images.fashion_mnist(folder)
     output.mkdir(parents=True, exist_ok=True)
     show.note("the counter-example …")
-    found: dict[str, Any] = {"counter_example": counter_example(count)}
-    text = [_counter_table(found["counter_example"])]
-    show.note("excess loss by diameter and by distance: three minutes …")
-    found["excess_loss"] = excess_loss.measured(4 * count, show)
-    text.append(excess_loss.table(found["excess_loss"]))
-    plots.excess_loss(output / "excess-loss", found["excess_loss"])
-    for name, of in sets.items():
-        found[name] = _accuracies(name, of, count, show)
-        text.append(_accuracy_table(name, found[name], count))
+    results: dict[str, Any] = {"counter_example": counter_example(count)}
+    text = [_counter_table(results["counter_example"])]
+    show.note("excess loss by diameter and by distance: about three minutes …")
+    results["excess_loss"] = excess_loss.measure(4 * count, show)
+    text.append(excess_loss.table(results["excess_loss"]))
+    plots.excess_loss(output / "excess-loss", results["excess_loss"])
+    for name, data_set in sets.items():
+        results[name] = _measure_accuracies(name, data_set, count, show)
+        text.append(_accuracy_table(name, results[name], count))
     large = sets.get("fashion-mnist")
     if large is not None:
-        found["offsets"] = _offsets(large, count, found["fashion-mnist"], show)
-        text.append(_offset_table(found["offsets"]))
-        plots.offsets(output / "plot", found["offsets"])
-    write_json(output / "metrics.json", {"command": command_line(), "versions": versions(), **found})
+        results["offsets"] = _measure_offsets(large, count, results["fashion-mnist"], show)
+        text.append(_offset_table(results["offsets"]))
+        plots.offsets(output / "plot", results["offsets"])
+    write_json(output / "metrics.json", {"command": command_line(), "versions": versions(), **results})
     write_public(output / "table.md", "\n".join(text).encode())
     click.echo("\n".join(text))
 
 
-def fitted(
+def fit_classifier(
     preprocess: bool, epsilon: float, part: tuple[Any, Any], seed: int, *, steps: int, rate: float, learning_rate: float
 ) -> Any:
-    """A `DPLinearClassifier` on features scaled to length 1, with seeded noise."""
+    """Fits a `DPLinearClassifier` to features scaled to L2 norm 1, with seeded noise.
+
+    Args:
+      preprocess: whether to fit DPSGD-F; otherwise DP-SGD.
+      epsilon: ε at δ = `DELTA`, > 0.
+      part: features [n, size] and labels [n].
+      seed: seed of the samples and of the noise.
+      steps: number of steps.
+      rate: sampling probability of a record in a step, in (0, 1].
+      learning_rate: learning rate, > 0.
+    """
     from privacy.linear.classifier import DPLinearClassifier
 
     classes = range(int(part[1].max()) + 1)
@@ -91,7 +134,16 @@ def fitted(
 
 
 def counter_example(seeds: int) -> list[dict[str, Any]]:
-    """Features μ e1 ± e2 (section 4): 5000 records, ε = 1; of each method the best learning rate of three."""
+    """Measures the accuracy on the paper's counter-example (section 4), features μ e₁ ± e₂.
+
+    There are 5000 records, and ε = 1. Each method has the best of three learning rates.
+
+    Args:
+      seeds: number of runs per estimate.
+
+    Returns:
+      For each μ a row with "mu" and, by method, the mean accuracy with its interval.
+    """
     from privacy.linear.classifier import DPLinearClassifier
 
     labels = np.random.default_rng(0).integers(0, 2, 5000)
@@ -125,61 +177,64 @@ def counter_example(seeds: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _accuracies(name: str, of: Images, seeds: int, show: ConsoleDisplay) -> list[dict[str, Any]]:
+def _measure_accuracies(name: str, data_set: Images, seeds: int, show: ConsoleDisplay) -> list[dict[str, Any]]:
     rows = []
     for epsilon in (1.0, 2.0, 4.0, 8.0):
         row: dict[str, Any] = {"epsilon": epsilon}
         for method, preprocess in METHODS.items():
-            settings = _tuned(name, of, preprocess, epsilon)
-            scores = [fitted(preprocess, epsilon, of.train, seed, **settings).score(*of.test) for seed in range(seeds)]
-            row[method] = {**interval(scores), "settings": settings}
+            settings = _tune(name, data_set, preprocess, epsilon)
+            models = [fit_classifier(preprocess, epsilon, data_set.train, seed, **settings) for seed in range(seeds)]
+            row[method] = {**interval([model.score(*data_set.test) for model in models]), "settings": settings}
         rows.append(row)
-        show.note(f"{name}, ε = {epsilon:g}: {_said(row)}")
-    return [*rows, {"epsilon": None, "plain": _plain(of)}]
+        show.note(f"{name}, ε = {epsilon:g}: {_describe(row)}")
+    return [*rows, {"epsilon": None, "plain": _measure_plain(data_set)}]
 
 
-def _tuned(name: str, of: Images, preprocess: bool, epsilon: float) -> dict[str, Any]:
-    """The settings of the grid with the best validation score, the mean of two runs with other noise."""
+def _tune(name: str, data_set: Images, preprocess: bool, epsilon: float) -> dict[str, Any]:
+    """Returns the settings with the best validation score in the grid; a score is the mean of two runs."""
     grid = [
         {"steps": steps, "rate": rate, "learning_rate": learning_rate}
         for (steps, rate), learning_rate in itertools.product(_GRIDS[name], _RATES)
     ]
 
     def score(settings: dict[str, Any]) -> float:
-        runs = [fitted(preprocess, epsilon, of.train, seed, **settings) for seed in (1000, 1001)]
-        return float(np.mean([run.score(*of.validation) for run in runs]))
+        models = [fit_classifier(preprocess, epsilon, data_set.train, seed, **settings) for seed in (1000, 1001)]
+        return float(np.mean([model.score(*data_set.validation) for model in models]))
 
     return max(grid, key=score)
 
 
-def _plain(of: Images) -> float:
-    """Test accuracy without privacy: scikit-learn's logistic regression on the same features."""
+def _measure_plain(data_set: Images) -> float:
+    """Returns the test accuracy of scikit-learn's logistic regression, which is not private, on the same features."""
     from sklearn.linear_model import LogisticRegression
 
-    def scaled(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    def scale(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-9)
 
-    model = LogisticRegression(C=100.0, max_iter=200, tol=1e-3).fit(scaled(of.train[0]), of.train[1])
-    return float(model.score(scaled(of.test[0]), of.test[1]))
+    (x, y), (test_x, test_y) = data_set.train, data_set.test
+    model = LogisticRegression(C=100.0, max_iter=200, tol=1e-3).fit(scale(x), y)
+    return float(model.score(scale(test_x), test_y))
 
 
-def _offsets(of: Images, seeds: int, tuned: list[dict[str, Any]], show: ConsoleDisplay) -> list[dict[str, Any]]:
-    """ε = 1, with the settings of offset 0."""
+def _measure_offsets(
+    data_set: Images, seeds: int, accuracies: list[dict[str, Any]], show: ConsoleDisplay
+) -> list[dict[str, Any]]:
+    """Measures the accuracy at ε = 1 for each offset, with the settings that were tuned without an offset."""
     rows = []
     for offset in _OFFSETS:
-        moved = [(x + np.float32(offset), y) for x, y in (of.train, of.test)]
+        train, test = [(x + np.float32(offset), y) for x, y in (data_set.train, data_set.test)]
         row: dict[str, Any] = {"offset": offset}
         for method, preprocess in METHODS.items():
-            settings = tuned[0][method]["settings"]
+            settings = accuracies[0][method]["settings"]
             row[method] = interval(
-                [fitted(preprocess, 1.0, moved[0], seed, **settings).score(*moved[1]) for seed in range(seeds)]
+                [fit_classifier(preprocess, 1.0, train, seed, **settings).score(*test) for seed in range(seeds)]
             )
         rows.append(row)
-        show.note(f"offset {offset:g}: {_said(row)}")
+        show.note(f"offset {offset:g}: {_describe(row)}")
     return rows
 
 
-def _said(row: dict[str, Any]) -> str:
+def _describe(row: dict[str, Any]) -> str:
     return ", ".join(f"{method} {row[method]['mean']:.3f}" for method in METHODS)
 
 
@@ -188,9 +243,9 @@ def _cell(entry: dict[str, float]) -> str:
 
 
 def _counter_table(rows: list[dict[str, Any]]) -> str:
-    words = "Accuracy in %, best learning rate of 1, 10, 100; unit record, add-or-remove-one; everybody in every step."
+    text = "Accuracy in %, best learning rate of 1, 10, 100; unit record, add-or-remove-one; all records in every step."
     title = "Counter-example: x = μ e₁ ± e₂, 5000 records, ε = 1, δ = 1e-5"
-    return _by_method(title, words, "μ", [(row["mu"], row) for row in rows])
+    return _method_table(title, text, "μ", [(row["mu"], row) for row in rows])
 
 
 def _accuracy_table(name: str, rows: list[dict[str, Any]], seeds: int) -> str:
@@ -199,19 +254,20 @@ def _accuracy_table(name: str, rows: list[dict[str, Any]], seeds: int) -> str:
     lines = [
         f"### {name}, test accuracy in %, δ = 1e-5",
         "",
-        f"Mean of {seeds} seeds ± half a 95 % interval; unit record, add-or-remove-one. Chosen on the validation",
-        f"split, for each method and ε: steps at sampling rate ({grid}) and learning rate ({rates});",
-        "the choice itself is not paid for, for either. Rows are scaled to length 1 for both; clip norm 1, momentum",
-        "0.9. A tenth of ε goes to DPSGD-F's preprocessing, a thirtieth to the number of records in DP-SGD.",
+        f"Mean of {seeds} seeds ± half the width of a 95 % interval; unit record, add-or-remove-one. For each method",
+        f"and ε, the steps with their sampling probability ({grid}) and the learning rate ({rates}) were chosen on",
+        "the validation split; ε does not cover this choice, for either method. Rows are scaled to L2 norm 1 for both;",
+        "clip norm 1, momentum 0.9. DPSGD-F spends a tenth of ε on preprocessing, DP-SGD a thirtieth on the number of",
+        "records.",
         "",
-        "| ε | " + " | ".join(f"{m} | steps, rate, learning rate" for m in METHODS) + " |",
+        "| ε | " + " | ".join(f"{m} | steps, sampling probability, learning rate" for m in METHODS) + " |",
         "|---" * (1 + 2 * len(METHODS)) + "|",
     ]
     for row in rows[:-1]:
         cells = []
         for method in METHODS:
-            chosen = row[method]["settings"]
-            cells += [_cell(row[method]), f"{chosen['steps']}, {chosen['rate']:g}, {chosen['learning_rate']:g}"]
+            settings = row[method]["settings"]
+            cells += [_cell(row[method]), f"{settings['steps']}, {settings['rate']:g}, {settings['learning_rate']:g}"]
         lines.append(f"| {row['epsilon']:g} | {' | '.join(cells)} |")
     lines += ["", f"Not private (scikit-learn's logistic regression): {100 * rows[-1]['plain']:.1f}."]
     return "\n".join(lines) + "\n"
@@ -219,11 +275,12 @@ def _accuracy_table(name: str, rows: list[dict[str, Any]], seeds: int) -> str:
 
 def _offset_table(rows: list[dict[str, Any]]) -> str:
     title = "fashion-mnist with a constant added to every pixel, ε = 1, δ = 1e-5"
-    return _by_method(title, "Settings as tuned without it.", "added", [(row["offset"], row) for row in rows])
+    text = "The settings are those tuned without the constant."
+    return _method_table(title, text, "constant", [(row["offset"], row) for row in rows])
 
 
-def _by_method(title: str, words: str, name: str, rows: list[tuple[float, dict[str, Any]]]) -> str:
-    lines = [f"### {title}", "", words, "", f"| {name} | " + " | ".join(METHODS) + " |"]
+def _method_table(title: str, text: str, name: str, rows: list[tuple[float, dict[str, Any]]]) -> str:
+    lines = [f"### {title}", "", text, "", f"| {name} | " + " | ".join(METHODS) + " |"]
     lines.append("|---" * (1 + len(METHODS)) + "|")
     lines += [f"| {value:g} | {' | '.join(_cell(row[m]) for m in METHODS)} |" for value, row in rows]
     return "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""What runs that differ by their seed alone say together."""
+"""Summarises the results of runs that differ in their seed only."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 
 def interval(values: Sequence[float]) -> dict[str, float]:
-    """Mean of at least two values, and half of Student's 95 % interval."""
+    """Returns the mean of at least two values ("mean") and half the width of its 95 % Student's t interval ("half")."""
     from scipy.stats import t
 
     half = float(t.ppf(0.975, len(values) - 1)) * float(np.std(values, ddof=1)) / math.sqrt(len(values))

@@ -1,4 +1,4 @@
-"""One small run on made-up text, which nothing disturbs, for all tests of the commands."""
+"""A small run on made-up text, trained once without interruption, which all tests of the commands share."""
 
 import json
 from pathlib import Path
@@ -70,7 +70,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def whole(folder) -> tuple[Path, str, str]:
-    """A run that nothing disturbed, and what it printed."""
+    """Trains a run without interruption; returns its folder, standard output and standard error."""
     run = folder / "whole"
     code, out, err = finish(start("train", str(folder / "config.toml"), "--output", str(run)))
     assert code == 0, err

@@ -1,4 +1,4 @@
-"""The command line as processes of their own."""
+"""Helpers that run the command line in processes of their own."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ import pytest
 
 
 def start(*arguments: str) -> subprocess.Popen:
-    # As a user's shell: what the test run sets for TensorFlow is not there.
+    # The variables that the test run sets for TensorFlow are removed, since a user's shell does not have them.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TF_")}
     return subprocess.Popen(
         [sys.executable, "-m", "experiments", *arguments],
@@ -19,7 +19,7 @@ def start(*arguments: str) -> subprocess.Popen:
         stderr=subprocess.PIPE,
         text=True,
         env=environment,
-        cwd=tempfile.gettempdir(),  # token stores go to runs/data of the working folder
+        cwd=tempfile.gettempdir(),  # token stores are written to runs/data in the working folder
     )
 
 

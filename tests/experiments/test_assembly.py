@@ -1,4 +1,4 @@
-"""From a config to the plan: what else a round releases, and what is refused."""
+"""Building a plan from a config: the metrics that a round releases, and the settings that are refused."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -14,16 +14,18 @@ def plan(*settings):
     return assembly.build_plan(config_file.parse("", "test", settings), 100, ())
 
 
-def test_a_private_run_releases_its_metrics_within_epsilon():
-    found = plan("privacy.epsilon=5.0", "privacy.clip_norm=0.5", "privacy.metrics_share=0.1", "privacy.loss_bound=7.0")
+def test_private_plan_splits_noise_between_update_and_metrics():
+    with_metrics = plan(
+        "privacy.epsilon=5.0", "privacy.clip_norm=0.5", "privacy.metrics_share=0.1", "privacy.loss_bound=7.0"
+    )
     without = plan("privacy.epsilon=5.0", "privacy.clip_norm=0.5", "privacy.metrics_share=0")
-    assert found.metrics == PrivateMetrics(0.1, 7.0)
+    assert with_metrics.metrics == PrivateMetrics(0.1, 7.0)
     assert without.metrics is None
-    assert found.noise_multiplier == without.noise_multiplier
-    assert found.value_noise_multiplier == pytest.approx(without.noise_multiplier / 0.9**0.5)
+    assert with_metrics.noise_multiplier == without.noise_multiplier
+    assert with_metrics.value_noise_multiplier == pytest.approx(without.noise_multiplier / 0.9**0.5)
 
 
-def test_metrics_are_released_unless_told_otherwise():
+def test_private_plan_releases_metrics_by_default():
     assert plan("privacy.noise_multiplier=1.0", "privacy.clip_norm=0.5").metrics == PrivateMetrics(0.02, 10.0)
     assert plan().metrics is None
 
@@ -47,12 +49,12 @@ def test_metrics_are_released_unless_told_otherwise():
         ),
     ],
 )
-def test_metrics_settings_that_do_not_fit(settings, message):
+def test_metrics_settings_without_effect_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         plan(*settings)
 
 
-def test_the_inputs_of_a_round_name_how_many_clients_are_trained_at_once():
+def test_described_inputs_contain_number_of_clients_trained_at_once():
     data: Any = SimpleNamespace(store=SimpleNamespace(digest="d"))
     parsed, weights = config_file.parse("", "test", ()), {"w": np.zeros(2)}
     eight, nine = (assembly.describe_inputs(parsed, data, weights, number) for number in (8, 9))

@@ -15,14 +15,14 @@ def test_every_command_loads_and_has_help(capsys):
 
 
 @pytest.mark.parametrize("arguments", [[], ["privacy"], ["bench"], ["reproduce"]])
-def test_a_group_alone_shows_its_commands(arguments, capsys):
+def test_command_group_without_command_shows_help(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(arguments)
     assert stop.value.code == 2
     assert capsys.readouterr().err.startswith(f"Usage: {' '.join(['fedspeak', *arguments])} [OPTIONS] COMMAND")
 
 
-def test_an_unknown_command_is_bad_input(capsys):
+def test_unknown_command_exits_with_2(capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(["trian"])
     assert stop.value.code == 2 and "No such command 'trian'" in capsys.readouterr().err
@@ -33,9 +33,13 @@ def test_an_unknown_command_is_bad_input(capsys):
     [
         (ValueError("two\nlines"), 2, "fedspeak: error: two lines\n"),
         (FileNotFoundError(2, "No such file or directory", "x"), 2, "fedspeak: error: x: No such file or directory\n"),
-        (OSError(28, "No space left on device", "x"), 2, "fedspeak: error: x: No space left on device: make room on"),
-        (OSError(30, "Read-only file system", "x"), 2, "fedspeak: error: x: Read-only file system: give yourself the"),
-        (OSError(28, "No space left on device"), 2, "fedspeak: error: output: No space left on device: make room on"),
+        (OSError(28, "No space left on device", "x"), 2, "fedspeak: error: x: No space left on device: free space on"),
+        (
+            OSError(30, "Read-only file system", "x"),
+            2,
+            "fedspeak: error: x: Read-only file system: give yourself access",
+        ),
+        (OSError(28, "No space left on device"), 2, "fedspeak: error: output: No space left on device: free space on"),
         (OSError(28, "x could not be written: fix"), 2, "fedspeak: error: x could not be written: fix\n"),
         (OSError("no name"), 2, "fedspeak: error: no name\n"),
         (
@@ -47,20 +51,20 @@ def test_an_unknown_command_is_bad_input(capsys):
         (KeyboardInterrupt(), 130, "fedspeak: interrupted"),
     ],
 )
-def test_errors_are_one_line(error, code, message, capsys):
+def test_expected_errors_are_one_line_with_exit_code(error, code, message, capsys):
     def fail() -> None:
         raise error
 
-    assert cli._guarded(fail) == code
+    assert cli._run(fail) == code
     assert capsys.readouterr().err.startswith(message)
 
 
-def test_a_mistake_of_ours_keeps_its_traceback():
+def test_unexpected_error_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
-        cli._guarded(lambda: 1 / 0)
+        cli._run(lambda: 1 / 0)
 
 
-def test_help_and_argument_errors_load_nothing_heavy():
+def test_help_and_argument_errors_import_no_large_package():
     script = (
         "import sys; from experiments import cli\n"
         "for arguments in (['--help'], ['train', '--help'], ['train'], ['train', 'none'], ['privacy', '--help']):\n"

@@ -8,7 +8,7 @@ from experiments.config import Config, DataConfig
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 
 
-def test_every_shipped_config_is_valid_and_comes_back_as_it_was():
+def test_shipped_configs_are_valid_and_survive_dump_and_parse():
     files = sorted(config_file.CONFIGS.glob("*.toml"))
     assert {file.stem for file in files} >= {"demo"}
     for file in files:
@@ -17,19 +17,19 @@ def test_every_shipped_config_is_valid_and_comes_back_as_it_was():
 
 
 @given(TEXT, st.tuples(TEXT, TEXT), st.booleans(), st.just(0.0) | st.floats(1e-37, 0.999))
-def test_a_dumped_config_comes_back_as_it_was(path, public, strict, share):
+def test_config_survives_dump_and_parse(path, public, strict, share):
     config = Config(data=DataConfig(path=path, public=public, strict=strict, held_out=share))
     assert config_file.parse(config_file.dump(config), "dumped") == config
 
 
-def test_overrides_go_on_top():
+def test_overrides_take_precedence_over_file():
     config = config_file.parse(
         "[run]\nrounds = 3\n", "x", ["run.rounds=5", "model.preset=tiny", 'data.public=["a", "b"]']
     )
     assert (config.run.rounds, config.model.preset, config.data.public) == (5, "tiny", ("a", "b"))
 
 
-def test_a_whole_number_does_for_a_number_and_not_the_other_way_round():
+def test_integer_is_accepted_for_float_but_float_is_refused_for_integer():
     assert config_file.parse("[clients]\nlearning_rate = 1\n", "x").clients.learning_rate == 1.0
     with pytest.raises(ValueError, match="clients.epochs = 1.0: must be an integer"):
         config_file.parse("[clients]\nepochs = 1.0\n", "x")
@@ -68,23 +68,23 @@ def test_a_whole_number_does_for_a_number_and_not_the_other_way_round():
         ("x", [], "is not TOML: "),
     ],
 )
-def test_errors_name_the_key_and_the_mend(text, overrides, message):
+def test_errors_name_the_key_and_the_fix(text, overrides, message):
     with pytest.raises(ValueError, match=message) as caught:
         config_file.parse(text, "file.toml", overrides)
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_file_names_the_shipped_configs(tmp_path):
+def test_missing_file_error_names_shipped_configs(tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist: give a TOML file, or one of .*demo"):
         config_file.load(tmp_path / "none.toml")
 
 
-def test_a_byte_order_mark_is_no_part_of_it(tmp_path):
+def test_byte_order_mark_is_skipped(tmp_path):
     (tmp_path / "x.toml").write_bytes(b"\xef\xbb\xbf[run]\nrounds = 3\n")
     assert config_file.load(tmp_path / "x.toml").run.rounds == 3
 
 
-def test_a_file_that_is_not_text(tmp_path):
+def test_file_that_is_not_utf8_is_refused(tmp_path):
     (tmp_path / "x.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(ValueError, match="not UTF-8"):
         config_file.load(tmp_path / "x.toml")
@@ -99,12 +99,12 @@ def test_a_file_that_is_not_text(tmp_path):
         ("run.users_at_once", "run.clients_at_once"),
     ],
 )
-def test_a_key_of_version_0_1_is_refused_with_its_new_name(old, new):
+def test_key_of_version_0_1_is_refused_with_its_new_name(old, new):
     with pytest.raises(ValueError, match=f"{old} is now {new}: rename the key"):
         config_file.parse("", "file.toml", [f"{old}=1"])
 
 
-def test_the_schema_describes_every_key_with_its_range():
+def test_schema_describes_every_key_with_its_range():
     schema = config_reference.schema()
     section = schema["$defs"]["RunConfig"]["properties"]
     assert section["rounds"]["minimum"] == 1 and section["rounds"]["default"] == 20

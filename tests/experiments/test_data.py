@@ -28,11 +28,11 @@ def config(tmp_path, monkeypatch):
 
 
 def targets(rows: np.ndarray) -> list[int]:
-    """The predicted tokens in order, padding left out."""
+    """Returns the predicted tokens in order, without padding."""
     return [int(token) for token in rows[:, 1:].ravel() if token]
 
 
-def test_training_and_held_out_targets_are_disjoint_and_rebuild_the_client(config, tmp_path):
+def test_training_and_held_out_targets_partition_the_clients_tokens(config, tmp_path):
     prepared = data.prepare(config, tmp_path / "vocabulary.json")
     held = 0
     for client in prepared.splits.train:
@@ -47,7 +47,7 @@ def test_training_and_held_out_targets_are_disjoint_and_rebuild_the_client(confi
         assert targets(prepared.whole(client)) == tokens[1:].tolist()
 
 
-def test_the_vocabulary_is_learned_from_public_text_alone_and_kept(config, tmp_path):
+def test_vocabulary_is_learned_from_public_text_only_and_kept_by_the_run(config, tmp_path):
     path = tmp_path / "vocabulary.json"
     first = data.prepare(config, path).vocabulary
     (tmp_path / "users.jsonl").write_text(
@@ -58,7 +58,7 @@ def test_the_vocabulary_is_learned_from_public_text_alone_and_kept(config, tmp_p
     assert data.prepare(config, path).vocabulary == first  # a run keeps its own
 
 
-def test_public_text_inside_a_folder_of_clients_is_refused(config, tmp_path):
+def test_public_text_inside_clients_folder_is_refused(config, tmp_path):
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.txt").write_text("a\n")
     wrong = msgspec.structs.replace(config.data, source="folder", path="texts", public=("texts/a.txt",))
@@ -68,7 +68,7 @@ def test_public_text_inside_a_folder_of_clients_is_refused(config, tmp_path):
 
 @pytest.mark.parametrize("place", [shutil.copy, os.link, os.symlink])
 @pytest.mark.parametrize("source", ["jsonl", "folder"])
-def test_a_copy_of_clients_text_is_not_public(config, tmp_path, place, source):
+def test_copy_or_link_of_clients_text_is_refused_as_public(config, tmp_path, place, source):
     theirs = "users.jsonl"
     if source == "folder":
         (tmp_path / "texts" / "deep").mkdir(parents=True)
@@ -80,7 +80,7 @@ def test_a_copy_of_clients_text_is_not_public(config, tmp_path, place, source):
         data.sources(msgspec.structs.replace(config, data=wrong))
 
 
-def test_the_store_is_for_the_operator_only(config, tmp_path):
+def test_token_stores_are_closed_to_other_accounts(config, tmp_path):
     data.prepare(config, None)
     assert data.STORES.stat().st_mode & 0o777 == 0o700
 
@@ -90,7 +90,7 @@ def with_data(config: Config, **changes: Any) -> Config:
 
 
 def spell_again(tmp_path, ids: dict[str, str]) -> None:
-    """Writes every other row of some users under another spelling of their id."""
+    """Changes every other row of some clients to another spelling of their id."""
     rows = [json.loads(line) for line in (tmp_path / "users.jsonl").read_text().splitlines()]
     for number, row in enumerate(rows):
         if number % 2 and row["user"] in ids:
@@ -98,21 +98,21 @@ def spell_again(tmp_path, ids: dict[str, str]) -> None:
     (tmp_path / "users.jsonl").write_text("\n".join(map(json.dumps, rows)))
 
 
-def test_near_equal_ids_are_one_warning_with_counts_and_examples_or_joined(config, tmp_path):
+def test_near_equal_ids_give_one_warning_or_are_joined(config, tmp_path):
     assert "warning" not in data.describe(data.prepare(config, None))
     before = data.prepare(config, None).store.clients
     spell_again(tmp_path, {"u6": "u6 ", "u13": "u1\u200b3", "u20": "ｕ20"})
     lines = data.describe(data.prepare(config, None)).splitlines()
     [line] = [line for line in lines if line.startswith("warning*")]
     assert "6 client ids form 3 groups" in line and r"'u6' = 'u6 '; 'u13' = 'u1\u200b3'; " in line
-    assert 'ε is per id, not per person: set data.merge_ids = "normalize"' in line
+    assert "ε holds per id, so not per person" in line and 'set data.merge_ids = "normalize"' in line
     joined = data.prepare(with_data(config, merge_ids="normalize"), None)
     assert joined.store.clients == before
     [line] = [line for line in data.describe(joined).splitlines() if "near-equal" in line]
-    assert line.startswith("joined*: 6 near-equal client ids to 3 clients (data.merge_ids), for example 'u6'")
+    assert line.startswith("joined*: 6 near-equal client ids into 3 clients (data.merge_ids), for example 'u6'")
 
 
-def test_a_folder_says_what_it_passes_over(config, tmp_path):
+def test_describe_names_files_that_a_folder_source_skips(config, tmp_path):
     (tmp_path / "texts").mkdir()
     for number in range(30):
         (tmp_path / "texts" / f"u{number}.txt").write_text("to be or not\n" * 3)
@@ -124,7 +124,7 @@ def test_a_folder_says_what_it_passes_over(config, tmp_path):
     assert "30 hidden ('._u0.txt'" in line and "1 files not named *.txt ('v.TXT')" in line
 
 
-def test_parquet_gives_the_same_data_as_json_lines(config, tmp_path):
+def test_parquet_source_gives_same_data_as_json_lines(config, tmp_path):
     pa = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
@@ -134,35 +134,35 @@ def test_parquet_gives_the_same_data_as_json_lines(config, tmp_path):
         path = tmp_path / "parts" / f"train-{number:05d}-of-00002.parquet"
         parquet.write_table(pa.Table.from_pylist([{"text": row["text"], "who": row["user"]} for row in part]), path)
     changes = {"source": "parquet", "path": "parts", "user_column": "who"}
-    found, wanted = data.prepare(with_data(config, **changes), None), data.prepare(config, None)
-    assert found.store.clients == wanted.store.clients
-    for client in range(len(wanted.store.clients)):
-        assert found.store.tokens(client).tolist() == wanted.store.tokens(client).tolist()
+    from_parquet, from_jsonl = data.prepare(with_data(config, **changes), None), data.prepare(config, None)
+    assert from_parquet.store.clients == from_jsonl.store.clients
+    for client in range(len(from_jsonl.store.clients)):
+        assert from_parquet.store.tokens(client).tolist() == from_jsonl.store.tokens(client).tolist()
 
 
 def lose_rows(tmp_path, kept: int) -> None:
-    """Leaves `kept` rows readable: the ids of all others are numbers that are no ids."""
+    """Leaves `kept` rows readable; the others get numbers with a fraction as ids, which are refused."""
     rows = [json.loads(line) for line in (tmp_path / "users.jsonl").read_text().splitlines()]
     rows[kept:] = [{**row, "user": number + 0.5} for number, row in enumerate(rows[kept:])]
     (tmp_path / "users.jsonl").write_text("\n".join(map(json.dumps, rows)))
 
 
-def test_a_set_without_clients_names_the_rows_and_clients_that_were_lost(config, tmp_path):
+def test_error_on_empty_set_names_rows_and_clients_left_out(config, tmp_path):
     lose_rows(tmp_path, 3)
     with (tmp_path / "users.jsonl").open("a") as file:
         file.write('\n{"user": "short", "text": ""}\n{"user": "short", "text": "a"}\n')
     with pytest.raises(
-        ValueError, match="no client of 1 fell into this set: enlarge its share, or bring more"
+        ValueError, match="leave none of the 1 clients in the [a-z]+ set: .*, or give more clients"
     ) as caught:
         data.prepare(config, None)
-    said = str(caught.value)
+    message = str(caught.value)
     assert re.search(
-        r"\(173 bad rows, the first: .*users.jsonl:4: column 'user' is not a string; 1 clients below", said
+        r"\(173 bad rows, the first: .*users.jsonl:4: column 'user' is not a string; 1 clients below", message
     )
-    assert "\n" not in said
+    assert "\n" not in message
 
 
-def test_a_csv_whose_quote_is_never_closed_is_named_where_the_split_fails(config, tmp_path):
+def test_error_on_empty_set_names_unclosed_quote_in_csv(config, tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "users.jsonl").read_text().splitlines()]
     lines = [f"{row['user']},{row['text']}" for row in rows]
     lines[4] = lines[4].replace(",", ',"')
@@ -182,7 +182,7 @@ def test_a_csv_whose_quote_is_never_closed_is_named_where_the_split_fails(config
         ),
     ],
 )
-def test_too_few_clients_for_a_cohort_name_the_rows_that_were_lost(config, tmp_path, settings, message):
+def test_error_on_too_few_clients_for_cohort_names_rows_left_out(config, tmp_path, settings, message):
     lose_rows(tmp_path, 150)
     prepared = data.prepare(config, None)
     with pytest.raises(ValueError, match=rf"{message}.* \(\d+ bad rows, the first: .*users.jsonl:151: ") as caught:
@@ -190,6 +190,6 @@ def test_too_few_clients_for_a_cohort_name_the_rows_that_were_lost(config, tmp_p
     assert "\n" not in str(caught.value)
 
 
-def test_paths_are_kept_absolute(config, tmp_path):
+def test_absolute_makes_data_paths_absolute(config, tmp_path):
     kept = data.absolute(config).data
     assert kept.path == str(tmp_path / "users.jsonl") and kept.public == (str(tmp_path / "public.txt"),)

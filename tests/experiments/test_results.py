@@ -10,14 +10,14 @@ def rows(nats: float) -> list[Row]:
     ]
 
 
-def test_the_table_shows_every_row_with_its_interval():
+def test_table_shows_every_row_with_its_interval():
     text = results.table(rows(4.0), 7)
     assert "Test clients (7)" in text
     assert "| unigram of the training clients* | 5.000 [4.900, 5.100] | 3.000 | 1.000 [0.900, 1.100] |" in text
     assert "| after federated training | 4.000 [3.900, 4.100] | 2.500 |  |" in text
 
 
-def test_the_table_of_repetitions_ends_with_mean_and_standard_deviation():
+def test_seeds_table_ends_with_mean_and_standard_deviation():
     text = results.seeds_table([rows(4.0), rows(4.2)])
     assert "| 2 | 4.200 | 2.500 | 0.800 [0.900, 1.100] |" in text
     assert text.splitlines()[-3] == "| mean ± standard deviation | 4.100 ± 0.141 | 2.500 ± 0.000 | 0.900 ± 0.141 |"
@@ -31,6 +31,6 @@ def test_plots_are_written_as_png_and_svg(tmp_path):
     assert all(path.stat().st_size > 1000 for path in written)
 
 
-def test_the_curve_has_a_gap_where_a_loss_was_not_finite(tmp_path):
+def test_loss_curve_accepts_loss_that_is_not_finite(tmp_path):
     metrics = [{"round": number, "evaluation": {"validation_loss": loss}} for number, loss in ((1, 4.0), (2, None))]
     assert plots.loss_curve(tmp_path / "curve", metrics, {})

@@ -1,4 +1,4 @@
-"""The files of a run: whose they are, what is marked as the operator's, what is said where nothing can be written."""
+"""The files of a run: their modes, the operator's marks, and the errors where a file cannot be written."""
 
 import errno
 import json
@@ -30,7 +30,7 @@ def run(whole, tmp_path) -> Path:
 
 
 def open_to_others(run: Path) -> list[str]:
-    """Names of what is the operator's and open to others."""
+    """Returns the names of the operator's files that other accounts can open."""
     return sorted(
         path.name
         for path in run.rglob("*")
@@ -38,21 +38,21 @@ def open_to_others(run: Path) -> list[str]:
     )
 
 
-def test_all_that_is_not_for_publication_is_the_operators(whole):
+def test_files_not_for_publication_are_closed_to_other_accounts(whole):
     run = whole[0]
     assert {"config.toml", "metrics.jsonl", "report.html", "evaluation.md"} <= {path.name for path in run.iterdir()}
     assert not open_to_others(run)
 
 
-def test_a_report_says_that_the_key_is_fixed_and_closes_files_that_an_earlier_version_left_open(run):
+def test_write_reports_notes_fixed_key_and_closes_files_of_earlier_versions(run):
     for path in run.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)
     (run / "mine.txt").touch(0o644)
-    said: list[str] = []
-    results.write_reports(RunFolder(run), said.append)
+    notes: list[str] = []
+    results.write_reports(RunFolder(run), notes.append)
     assert open_to_others(run) == ["mine.txt"]
     assert (run / "report-release.html").stat().st_mode & 0o777 == 0o666 & ~_umask()
-    assert len(said) == 1 and "BUT ε DOES NOT HOLD: run.fixed_key is set" in said[0]
+    assert len(notes) == 1 and "BUT ε DOES NOT HOLD: run.fixed_key is set" in notes[0]
 
 
 def _umask() -> int:
@@ -61,10 +61,10 @@ def _umask() -> int:
     return before
 
 
-def test_what_is_read_without_noise_is_marked(whole):
+def test_values_computed_without_noise_are_marked_for_operator_only(whole):
     _, out, err = whole
-    assert "tokens a client*: median" in err and "left out*: 1 bad rows" in err
-    assert "* read from clients' text without noise: operator only, outside ε" in err
+    assert "tokens per client*: median" in err and "left out*: 1 bad rows" in err
+    assert "* computed from clients' text without noise: operator only, outside ε" in err
     lines = out.splitlines()
     assert [line.split("|")[1].strip() for line in lines if "clients*" in line] == [
         "unigram of the training clients*",
@@ -75,7 +75,7 @@ def test_what_is_read_without_noise_is_marked(whole):
     assert err.index("operator only, outside ε; val loss") < err.index("train loss*")
 
 
-def test_the_operators_report_marks_n_grams_and_the_one_for_release_has_none(whole):
+def test_n_grams_are_marked_in_operator_report_and_absent_from_release_report(whole):
     note = "N-gram models are fitted to the training clients' text without noise: their rows are for the operator only."
     for form in ("html", "md"):
         assert note in (whole[0] / f"report.{form}").read_text().replace("&#39;", "'")
@@ -83,25 +83,25 @@ def test_the_operators_report_marks_n_grams_and_the_one_for_release_has_none(who
         assert "public model" in released and "gram" not in re.split("</section>|##", released)[0]
 
 
-def test_wherever_epsilon_of_a_fixed_key_is_shown_it_does_not_hold(whole, run, capsys):
+def test_every_epsilon_of_run_with_fixed_key_is_marked_as_not_holding(whole, run, capsys):
     _, _, err = whole
     shown = [line for line in err.splitlines() if "ε " in line or "epsilon" in line]
-    promise, progress, summary = shown[0], [line for line in shown if line.startswith("rounds ")], shown[-1]
-    assert promise.startswith("privacy: epsilon ") and "BUT ε DOES NOT HOLD: run.fixed_key is set" in promise
+    guarantee, progress, summary = shown[0], [line for line in shown if line.startswith("rounds ")], shown[-1]
+    assert guarantee.startswith("privacy: epsilon ") and "BUT ε DOES NOT HOLD: run.fixed_key is set" in guarantee
     assert len(progress) == 5 and all("ε that does not hold (fixed key) " in line for line in progress)
-    assert summary.startswith("privacy: epsilon stands in the reports, BUT ε DOES NOT HOLD: run.fixed_key is set")
+    assert summary.startswith("privacy: the reports state an epsilon, BUT ε DOES NOT HOLD: run.fixed_key is set")
     for name in ("report.md", "report-release.md"):
         table = [line for line in (run / name).read_text().splitlines() if line.startswith("| ε")]
         assert len(table) >= 3 and all("(with a secret key)" in line for line in table)
 
 
-def test_the_ledger_names_how_many_clients_are_trained_at_once(whole):
+def test_ledger_records_number_of_clients_trained_at_once(whole):
     inputs = {entry.facts["inputs"] for entry in Ledger.read(whole[0] / "ledger.jsonl").rounds}
     assert [text.split()[1:] for text in inputs] == [["clients_at_once=2"]]
 
 
 @pytest.mark.parametrize("command", ["report", "evaluate"])
-def test_lost_rows_of_metrics_stop_what_reads_them(run, refuse, command):
+def test_commands_refuse_metrics_with_lost_rows(run, refuse, command):
     path = run / "metrics.jsonl"
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:2]))
     message = refuse(command, str(run))
@@ -109,56 +109,56 @@ def test_lost_rows_of_metrics_stop_what_reads_them(run, refuse, command):
     assert "--resume with --set-aside-metrics" in message
 
 
-def test_rows_are_set_aside_by_command_only_and_the_report_counts_nothing_then(run, refuse, monkeypatch, capsys):
+def test_set_aside_metrics_keeps_old_file_and_report_omits_zeroed_updates(run, refuse, monkeypatch, capsys):
     from experiments.cli import main
 
     path = run / "metrics.jsonl"
     path.write_bytes(path.read_bytes()[400:])
-    assert "belongs to --resume" in refuse("train", "demo", "--set-aside-metrics")
+    assert "--set-aside-metrics needs --resume" in refuse("train", "demo", "--set-aside-metrics")
     monkeypatch.setattr(results, "evaluate", lambda _: "")
     with pytest.raises(SystemExit) as stop:
         main(["train", "--resume", str(run), "--set-aside-metrics"])
     assert stop.value.code == 0
-    said = " ".join(capsys.readouterr().err.split())
-    assert "metrics.jsonl begins with the newest round now; what was left of it is kept beside it" in said
-    assert "metrics.jsonl lacks rows of the 5 rounds" in said
+    err = " ".join(capsys.readouterr().err.split())
+    assert "metrics.jsonl begins with the newest round now; the previous file is kept in the same folder" in err
+    assert "metrics.jsonl lacks rows of the 5 rounds" in err
     assert (run / "metrics-until-round-000005.jsonl").exists() and not open_to_others(run)
 
 
-def test_without_checkpoints_a_cut_file_is_still_noticed(run):
+def test_write_reports_notes_cut_metrics_without_checkpoints(run):
     shutil.rmtree(run / "checkpoints")
     path = run / "metrics.jsonl"
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:2]))
-    said: list[str] = []
-    results.write_reports(RunFolder(run), said.append)
-    assert said[0] == f"{path} lacks rows of the 5 rounds: the report does not say how many updates were zeroed"
+    notes: list[str] = []
+    results.write_reports(RunFolder(run), notes.append)
+    assert notes[0] == f"{path} lacks rows of the 5 rounds: the report does not say how many updates were zeroed"
     assert json.loads((run / "report.json").read_text())["operator"]["non_finite_updates"] is None
 
 
 @pytest.mark.parametrize("command", ["report", "evaluate", "train --resume", "export", "demo --output"])
-def test_a_run_that_cannot_be_written_is_refused_at_once(run, refuse, command):
+def test_run_folder_that_cannot_be_written_is_refused(run, refuse, command):
     with read_only(run):
         message = refuse(*command.split(), str(run))
     assert message.startswith(f"fedspeak: error: {run} could not be written (")
     assert "give yourself the right to write there" in message
 
 
-def test_a_run_to_resume_that_cannot_be_written_is_refused_at_once(run, refuse):
+def test_resume_of_run_folder_that_cannot_be_written_is_refused(run, refuse):
     (run / "weights.npz").unlink()
     with read_only(run):
         assert f"{run} could not be written (" in refuse("train", "--resume", str(run))
 
 
-def test_a_checkpoint_folder_that_cannot_be_written_is_named(run):
+def test_checkpoint_that_cannot_be_written_is_named(run):
     newest = checkpoints.list_files(RoundLog(run).checkpoints)[-1]
     with read_only(newest.parent), pytest.raises(OSError, match="give yourself the right") as caught:
         checkpoints.replace_document(newest.parent, {})
     assert str(newest) in str(caught.value)
 
 
-def test_a_full_disk_under_tensorboard_is_one_line(tmp_path):
+def test_board_on_full_disk_raises_one_line(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with pytest.raises(OSError, match="board could not be written .*: make room or give rights") as caught:
+    with pytest.raises(OSError, match="board could not be written .*: free disk space or give yourself") as caught:
         with Board(tmp_path / "board") as board:
             board.write(1, {"loss": 1.0})
             resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
@@ -171,14 +171,14 @@ def test_a_full_disk_under_tensorboard_is_one_line(tmp_path):
     assert not [path for path in tmp_path.rglob("*") if path.stat().st_mode & 0o077]
 
 
-def test_a_folder_that_tensorboard_cannot_write_is_one_line(tmp_path):
+def test_board_in_folder_that_cannot_be_written_raises_one_line(tmp_path):
     (tmp_path / "board").mkdir()
     with read_only(tmp_path / "board"), pytest.raises(OSError, match="board could not be written") as caught:
         Board(tmp_path / "board")
     assert "\n" not in str(caught.value)
 
 
-def test_a_full_disk_names_the_vocabulary_and_the_model(whole, tmp_path, monkeypatch):
+def test_full_disk_error_names_vocabulary_or_model_file(whole, tmp_path, monkeypatch):
     words = Vocabulary.load(whole[0] / "vocabulary.json")
     facts = tflite_file.Facts("float32", {}, 1, 1, [], 4, "")
 
@@ -197,8 +197,8 @@ def test_a_full_disk_names_the_vocabulary_and_the_model(whole, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("writes", [0, 1, 2, 3])
-def test_a_disk_that_is_full_as_a_run_begins_leaves_nothing(tmp_path, monkeypatch, writes):
-    """Each file takes two calls: itself and its folder."""
+def test_create_on_full_disk_leaves_no_folder(tmp_path, monkeypatch, writes):
+    """Writing a file calls fsync twice: for the file and for its folder."""
     calls, real = [], os.fsync
 
     def fill(descriptor):

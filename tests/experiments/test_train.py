@@ -1,4 +1,4 @@
-"""The train command as a user runs it: to its end, killed and resumed."""
+"""The train command as a user runs it: undisturbed, and killed and resumed."""
 
 import json
 import os
@@ -14,9 +14,9 @@ from tests.experiments.processes import ended, finish, start, wait_for_rounds
 
 
 def worker_of(err: str) -> int:
-    found = re.search(r"TFF worker: process (\d+)", err)
-    assert found, err
-    return int(found[1])
+    match = re.search(r"TFF worker: process (\d+)", err)
+    assert match, err
+    return int(match[1])
 
 
 def outcome(run: Path) -> tuple:
@@ -25,7 +25,7 @@ def outcome(run: Path) -> tuple:
     return weights, (run / "ledger.jsonl").read_bytes(), (run / "metrics.jsonl").read_bytes()
 
 
-def test_a_run_leaves_all_that_was_promised(whole):
+def test_run_writes_all_documented_files_and_ends_its_worker(whole):
     run, out, err = whole
     for name in (
         "config.toml", "vocabulary.json", "keys.json", "ledger.jsonl", "metrics.jsonl", "weights.npz", "model.json",
@@ -39,18 +39,18 @@ def test_a_run_leaves_all_that_was_promised(whole):
     assert list((run / "tensorboard").iterdir())
 
 
-def test_no_warning_reaches_the_screen(whole):
+def test_run_prints_no_warning(whole):
     _, _, err = whole
     assert not re.search(r"warning|deprecat|traceback|cuda|tensorrt", err, re.IGNORECASE)
 
 
-def test_terminated_killed_and_resumed_equals_undisturbed(folder, whole):
+def test_terminated_killed_and_resumed_run_equals_uninterrupted_run(folder, whole):
     run = folder / "disturbed"
     process = start("train", str(folder / "config.toml"), "--output", str(run))
     wait_for_rounds(run, process, 1)
     process.send_signal(signal.SIGTERM)
     code, _, err = finish(process)
-    assert code == 130 and f"go on with: fedspeak train --resume {run}" in err
+    assert code == 130 and f"resume with: fedspeak train --resume {run}" in err
     assert ended(worker_of(err))
 
     process = start("train", "--resume", str(run))
@@ -65,7 +65,7 @@ def test_terminated_killed_and_resumed_equals_undisturbed(folder, whole):
     assert outcome(run) == outcome(whole[0])
 
 
-def test_a_lost_worker_is_one_line_and_the_run_resumes(folder, whole):
+def test_killed_worker_gives_one_line_and_run_can_be_resumed(folder, whole):
     run = folder / "lost-worker"
     process = start("train", str(folder / "config.toml"), "--output", str(run))
     wait_for_rounds(run, process, 1)
@@ -78,7 +78,7 @@ def test_a_lost_worker_is_one_line_and_the_run_resumes(folder, whole):
     assert outcome(run) == outcome(whole[0])
 
 
-def test_the_figures_are_of_the_test_clients(folder, whole, tmp_path, monkeypatch):
+def test_evaluation_uses_the_test_clients(folder, whole, tmp_path, monkeypatch):
     from experiments import data
     from experiments.runs import RunFolder, load_trained
     from fl.evaluation import Evaluator
@@ -87,17 +87,17 @@ def test_the_figures_are_of_the_test_clients(folder, whole, tmp_path, monkeypatc
     run = RunFolder(whole[0])
     prepared = data.prepare(run.read_config(), run.vocabulary)
     model, weights, _ = load_trained(run.path)
-    found = json.loads(run.evaluation.read_text())
-    assert found["clients"] == len(prepared.splits.test) != len(prepared.splits.validation)
-    mine = Evaluator(model, [prepared.whole(client) for client in prepared.splits.test])(weights).loss_per_token
-    rows = {row["name"]: row["nats"]["estimate"] for row in found["rows"]}
-    assert rows["after federated training"] == pytest.approx(mine, rel=1e-6)
+    evaluation = json.loads(run.evaluation.read_text())
+    assert evaluation["clients"] == len(prepared.splits.test) != len(prepared.splits.validation)
+    expected = Evaluator(model, [prepared.whole(client) for client in prepared.splits.test])(weights).loss_per_token
+    rows = {row["name"]: row["nats"]["estimate"] for row in evaluation["rows"]}
+    assert rows["after federated training"] == pytest.approx(expected, rel=1e-6)
     released = json.loads((run.path / "report-release.json").read_text())["evaluation"]["rows"]
     assert [row["name"] for row in released] == ["public model", "after federated training"]
 
 
-def test_a_run_whose_updates_are_all_lost_says_so(folder):
-    """Beyond float32 after a step: each update counts as zero, and no loss is a loss of 0."""
+def test_run_without_finite_updates_warns(folder):
+    """One step overflows float32, so each update counts as zero; the loss is shown as NaN, not as 0."""
     settings = ["clients.learning_rate=1e38", "run.rounds=1", "warm_start.epochs=0"]
     options = [part for setting in settings for part in ("--set", setting)]
     code, _, err = finish(start("train", str(folder / "config.toml"), "--output", str(folder / "lost"), *options))
@@ -106,8 +106,8 @@ def test_a_run_whose_updates_are_all_lost_says_so(folder):
     assert re.search(r"train loss\* nan .*updates zeroed\* [1-9]", err)
 
 
-def test_a_full_disk_is_named_and_leaves_a_resumable_run(folder, whole, tmp_path):
-    """The run begins on a small file system, which its files fill."""
+def test_full_disk_gives_one_line_and_run_can_be_resumed(folder, whole, tmp_path):
+    """The run begins on a small file system, which its own files fill."""
     small = ["mount", "-t", "tmpfs", "-o", "size=1500k", "none", str(tmp_path)]
     if os.geteuid() != 0 or subprocess.run(small, check=False).returncode:
         pytest.skip("needs the right to mount a small file system")
@@ -124,7 +124,7 @@ def test_a_full_disk_is_named_and_leaves_a_resumable_run(folder, whole, tmp_path
         subprocess.run(["umount", str(tmp_path)], check=True)
 
 
-def test_the_keys_stay_in_their_file(folder):
+def test_secret_key_appears_in_key_file_only(folder):
     run = folder / "secret"
     settings = ["--set", "run.rounds=1"]
     text = (folder / "config.toml").read_text().replace("fixed_key = 1\n", "")

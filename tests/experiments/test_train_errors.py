@@ -1,4 +1,4 @@
-"""The train command and what follows it, on bad settings and on run folders that were damaged."""
+"""The errors of train, report, evaluate and export: bad settings, and damaged or incomplete run folders."""
 
 import hashlib
 import json
@@ -11,12 +11,12 @@ from models.vocabulary import Vocabulary
 from privacy.keys import RunKeys
 
 
-def test_a_report_on_a_cut_ledger_is_refused(whole, tmp_path, refuse):
+def test_report_refuses_cut_ledger(whole, tmp_path, refuse):
     run = tmp_path / "cut"
     shutil.copytree(whole[0], run)
     lines = (run / "ledger.jsonl").read_bytes().splitlines(keepends=True)
     (run / "ledger.jsonl").write_bytes(b"".join(lines[:3]))
-    assert "holds 2 of the 5 rounds that this run has made" in refuse("report", str(run))
+    assert "holds 2 of the 5 rounds that this run has trained" in refuse("report", str(run))
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_a_report_on_a_cut_ledger_is_refused(whole, tmp_path, refuse):
         ("report", "evaluation.json", "["),
     ],
 )
-def test_a_damaged_file_is_named(whole, tmp_path, refuse, command, name, content):
+def test_damaged_file_is_named(whole, tmp_path, refuse, command, name, content):
     run = tmp_path / "damaged"
     shutil.copytree(whole[0], run)
     if content is None:
@@ -44,16 +44,16 @@ def test_a_damaged_file_is_named(whole, tmp_path, refuse, command, name, content
     assert str(run / name) in refuse(command, str(run))
 
 
-def test_another_runs_vocabulary_is_not_exported(whole, tmp_path, refuse):
-    """Of the same size, so that nothing else would show it."""
+def test_export_refuses_vocabulary_of_another_run(whole, tmp_path, refuse):
+    """The vocabulary has the same size, so that no other check would notice it."""
     run = tmp_path / "other-words"
     shutil.copytree(whole[0], run)
     words = Vocabulary.load(run / "vocabulary.json")
     (run / "vocabulary.json").write_text(Vocabulary((*words.pieces[:-1], b"another")).to_json())
-    assert "vocabulary.json is not the one that the run was trained with" in refuse("export", str(run))
+    assert "vocabulary.json is not the vocabulary that the run was trained with" in refuse("export", str(run))
 
 
-def test_a_report_without_checkpoints_still_knows_the_rounds(whole, tmp_path, refuse):
+def test_report_refuses_cut_ledger_without_checkpoints(whole, tmp_path, refuse):
     run = tmp_path / "no-checkpoints"
     shutil.copytree(whole[0], run)
     shutil.rmtree(run / "checkpoints")
@@ -62,15 +62,15 @@ def test_a_report_without_checkpoints_still_knows_the_rounds(whole, tmp_path, re
     assert "holds 2 of the 5 rounds" in refuse("report", str(run))
 
 
-def test_a_finished_run_is_not_evaluated_on_other_data(whole, tmp_path, refuse):
+def test_evaluate_refuses_other_data_than_the_run_began_with(whole, tmp_path, refuse):
     run = tmp_path / "other-data"
     shutil.copytree(whole[0], run)
     facts = json.loads((run / "facts.json").read_text())
     (run / "facts.json").write_text(json.dumps({**facts, "store": "0" * 64}))
-    assert "the data is not what" in refuse("evaluate", str(run))
+    assert "the data differs from what" in refuse("evaluate", str(run))
 
 
-def test_a_model_that_diverged_is_refused_with_what_to_do(whole, tmp_path, refuse):
+def test_evaluate_refuses_diverged_model_with_the_fix(whole, tmp_path, refuse):
     run = tmp_path / "diverged"
     shutil.copytree(whole[0], run)
     with np.load(run / "weights.npz") as arrays:
@@ -79,7 +79,7 @@ def test_a_model_that_diverged_is_refused_with_what_to_do(whole, tmp_path, refus
     assert f"{run}: the trained model's loss is not finite on " in message and "start a new run" in message
 
 
-def test_a_mistake_deletes_nothing_of_the_users(folder, tmp_path, refuse):
+def test_failed_start_keeps_the_users_files(folder, tmp_path, refuse):
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "note.txt").write_text("keep")
@@ -92,7 +92,7 @@ def test_a_mistake_deletes_nothing_of_the_users(folder, tmp_path, refuse):
         (mine / name).unlink()
 
 
-def test_a_lost_key_file_is_not_replaced(folder, whole, tmp_path, refuse):
+def test_resume_refuses_missing_key_file_and_makes_no_new_one(folder, whole, tmp_path, refuse):
     run = tmp_path / "lost-key"
     shutil.copytree(whole[0], run)
     (run / "weights.npz").unlink()
@@ -103,7 +103,7 @@ def test_a_lost_key_file_is_not_replaced(folder, whole, tmp_path, refuse):
     assert not (run / "keys.json").exists()
 
 
-def test_resuming_with_a_changed_config_is_refused(folder, whole, refuse):
+def test_resume_refuses_changed_config(folder, whole, refuse):
     run = folder / "changed"
     run.mkdir()
     for name in ("config.toml", "config.sha256"):
@@ -139,7 +139,7 @@ def test_resuming_with_a_changed_config_is_refused(folder, whole, refuse):
         ("run.fixed_key=-1", "run.fixed_key = -1: must be an integer, at least"),
         ("data.path=none.jsonl", "none.jsonl"),
         ("data.public=[]", "data.public is empty"),
-        ("data.public=[\"none.txt\"]", "none.txt does not exist: correct data.public"),
+        ("data.public=[\"none.txt\"]", "none.txt, which does not exist: correct the name"),
         ("data.strict=true", "users.jsonl:8"),
         ("vocabulary.size=100", "vocabulary"),
         ("model.preset=huge", "preset: 'huge' is not one of tiny"),
@@ -152,16 +152,19 @@ def test_resuming_with_a_changed_config_is_refused(folder, whole, refuse):
         ("warm_start.epochs=-1", "warm_start.epochs"),
         ("warm_start.batch_size=0", "warm_start.batch_size"),
         ("data.validation=0.9", "share"),
-        ("cohort.rate=0.001", "clients a round on average: raise it (1 bad rows, the first: {folder}/users.jsonl:8"),
+        (
+            "cohort.sampling_probability=0.001",
+            "clients per round on average: raise it (1 bad rows, the first: {folder}/users.jsonl:8",
+        ),
         ("data.min_tokens=1", "min_tokens"),
         ("data.min_tokens=1000000", "all 40 clients have fewer than 1000000 tokens"),
     ],
 )  # fmt: skip
-def test_bad_settings_are_answered_in_one_line(folder, tmp_path, refuse, setting, message):
+def test_bad_setting_is_refused_in_one_line_and_leaves_no_folder(folder, tmp_path, refuse, setting, message):
     config, run = str(folder / "config.toml"), tmp_path / "run"
-    said = refuse("train", config, "--output", str(run), "--set", setting.format(folder=folder))
-    assert message.format(folder=folder) in said
-    assert not run.exists()  # corrected, the same command works
+    error = refuse("train", config, "--output", str(run), "--set", setting.format(folder=folder))
+    assert message.format(folder=folder) in error
+    assert not run.exists()  # so the same command works once the setting is corrected
 
 
 def test_strict_refuses_the_first_bad_row(folder, tmp_path, refuse):
@@ -169,7 +172,7 @@ def test_strict_refuses_the_first_bad_row(folder, tmp_path, refuse):
         assert "users.jsonl:8" in refuse(*command, str(folder / "config.toml"), "--strict")
 
 
-def test_a_fixed_size_cohort_larger_than_the_population(folder, tmp_path, refuse):
+def test_fixed_size_cohort_larger_than_population_is_refused(folder, tmp_path, refuse):
     settings = [
         "--set",
         "cohort.sampler=fixed-size",
@@ -182,17 +185,17 @@ def test_a_fixed_size_cohort_larger_than_the_population(folder, tmp_path, refuse
     assert "cohort size 1000 is larger than the population" in message
 
 
-def test_an_empty_file(folder, tmp_path, refuse):
+def test_empty_data_file_is_refused(folder, tmp_path, refuse):
     (tmp_path / "empty.jsonl").touch()
     setting = f"data.path={tmp_path}/empty.jsonl"
     message = refuse("train", str(folder / "config.toml"), "--output", str(tmp_path / "run"), "--set", setting)
     assert "empty.jsonl: the file is empty" in message
 
 
-def test_wrong_uses_of_the_command(folder, whole, tmp_path, refuse):
+def test_wrong_arguments_of_run_commands_are_refused(folder, whole, tmp_path, refuse):
     config = str(folder / "config.toml")
-    assert "give a config" in refuse("train")
-    assert "give a config" in refuse("train", config, "--resume", str(whole[0]))
+    assert "give either a config" in refuse("train")
+    assert "give either a config" in refuse("train", config, "--resume", str(whole[0]))
     assert "drop --set" in refuse("train", "--resume", str(whole[0]), "--set", "run.rounds=7")
     assert "holds no run" in refuse("train", "--resume", str(tmp_path))
     assert "holds a run: resume it" in refuse("train", config, "--output", str(whole[0]))
@@ -201,16 +204,16 @@ def test_wrong_uses_of_the_command(folder, whole, tmp_path, refuse):
     assert "holds no run" in refuse("evaluate", str(tmp_path))
 
 
-def test_a_folder_that_cannot_be_written(folder, refuse):
+def test_output_folder_that_cannot_be_written_is_refused(folder, refuse):
     # /sys refuses a new folder to everybody, root too.
     message = refuse("train", str(folder / "config.toml"), "--output", "/sys/run")
     assert message.startswith("fedspeak: error: /sys/run: ")
 
 
-def test_a_ledger_of_other_keys_is_not_reported(whole, tmp_path, refuse):
-    """Where the checkpoints are gone, too: the run of the fixed key, and a key file that is not its own."""
+def test_report_refuses_ledger_of_other_keys(whole, tmp_path, refuse):
+    """The run has a fixed key, no checkpoints, and a key file that is not its own."""
     run = tmp_path / "other-ledger"
     shutil.copytree(whole[0], run)
     shutil.rmtree(run / "checkpoints")
     RunKeys.create(run / "keys.json")
-    assert "is not of the rounds of this run's keys: restore both" in refuse("report", str(run))
+    assert "holds rounds that were not made with the keys in" in refuse("report", str(run))

@@ -1,4 +1,4 @@
-"""What a run decides once and keeps; whole runs are in `test_train`."""
+"""Choices that a run makes once and keeps, and its warnings; `test_train` holds whole runs."""
 
 import dataclasses
 import json
@@ -21,11 +21,11 @@ class Notes(list):
 
 @pytest.fixture
 def choose(tmp_path, monkeypatch):
-    """Chooses for a run in one folder; returns (choice, what was said, how often it was measured)."""
-    measured = []
+    """Chooses clients_at_once for a run in one folder; returns (choice, notes, number of measurements)."""
+    measurements = []
 
     def calibrate(*_):
-        measured.append(1)
+        measurements.append(1)
         return {1: 0.5, 8: 0.25}
 
     monkeypatch.setattr(calibration, "calibrate", calibrate)
@@ -34,45 +34,45 @@ def choose(tmp_path, monkeypatch):
         plan = PrivacyPlan(Poisson(0.1), 60, 5, 1.0, FixedClip(0.5))
         notes: Any = Notes()
         parsed = config_file.parse("", "test", overrides)
-        chosen = training._clients_at_once(
+        choice = training._choose_clients_at_once(
             RunFolder(tmp_path), parsed, RecurrentLanguageModel("si-cifg", 300, 8, 8), plan, {}, recorded, notes
         )
-        return chosen, notes, len(measured)
+        return choice, notes, len(measurements)
 
     return run
 
 
-def test_the_faster_way_is_measured_once_said_and_kept(choose, tmp_path):
-    chosen, notes, measured = choose()
-    assert (chosen, measured) == (8, 1)
+def test_clients_at_once_is_measured_once_shown_and_kept(choose, tmp_path):
+    choice, notes, measurements = choose()
+    assert (choice, measurements) == (8, 1)
     assert "trained at once: 8 (1 at once 0.50 s, 8 at once 0.25 s" in notes[0]
     assert json.loads((tmp_path / "engine.json").read_text())["clients_at_once"] == 8
     assert choose() == (8, [], 1)
 
 
-def test_the_config_fixes_it(choose, tmp_path):
+def test_clients_at_once_of_config_is_used_without_measuring(choose, tmp_path):
     assert choose(["run.clients_at_once=3"]) == (3, [], 0)
     assert not (tmp_path / "engine.json").exists()
 
 
-def test_a_large_population_is_looked_at_in_part_the_same_part_every_time():
+def test_choose_clients_returns_same_subset_every_time():
     clients = [f"c{i}" for i in range(50)]
-    some = training._some(clients, 7)
-    assert len(set(some)) == 7 and set(some) <= set(clients) and some == training._some(clients, 7)
-    assert training._some(clients, 50) == clients
+    some = training._choose_clients(clients, 7)
+    assert len(set(some)) == 7 and set(some) <= set(clients) and some == training._choose_clients(clients, 7)
+    assert training._choose_clients(clients, 50) == clients
 
 
-def test_the_engine_of_the_rounds_in_the_ledger_stays(choose, tmp_path):
+def test_clients_at_once_of_ledger_is_used_if_engine_file_is_missing(choose, tmp_path):
     choose()
     assert choose(recorded="abc clients_at_once=8") == (8, [], 1)
     (tmp_path / "engine.json").unlink()
-    chosen, notes, measured = choose(recorded="abc clients_at_once=8")
-    assert (chosen, measured) == (8, 1) and "engine.json is missing: 8 clients of a shard" in notes[0]
+    choice, notes, measurements = choose(recorded="abc clients_at_once=8")
+    assert (choice, measurements) == (8, 1) and "engine.json is missing: 8 clients of a shard" in notes[0]
     assert json.loads((tmp_path / "engine.json").read_text()) == {"clients_at_once": 8}
 
 
 @pytest.mark.parametrize("bit", range(7))
-def test_another_engine_than_that_of_the_rounds_is_refused_with_the_fix(choose, tmp_path, bit):
+def test_engine_file_that_contradicts_ledger_is_refused_with_the_fix(choose, tmp_path, bit):
     choose()
     path = tmp_path / "engine.json"
     flipped = bytearray(path.read_bytes())
@@ -81,23 +81,24 @@ def test_another_engine_than_that_of_the_rounds_is_refused_with_the_fix(choose, 
     with pytest.raises(ValueError, match="engine.json (says clients_at_once .*|is damaged.*)") as caught:
         choose(recorded="abc clients_at_once=8")
     if flipped.decode().isascii() and "says" in str(caught.value):
-        assert "were made with 8: delete it, the number is read from the ledger then" in str(caught.value)
+        assert "were trained with 8: delete it, and the number will be read from the ledger" in str(caught.value)
 
 
 @pytest.mark.parametrize("value", ["0", "-8", "4097", "true", "8.0", '"8"', "null"])
-def test_an_engine_that_is_no_number_of_clients_is_refused(choose, tmp_path, value):
+def test_engine_file_with_invalid_number_is_refused(choose, tmp_path, value):
     (tmp_path / "engine.json").write_text(f'{{"clients_at_once": {value}}}')
     with pytest.raises(ValueError, match="engine.json says clients_at_once .*: restore it"):
         choose()
 
 
-def test_a_declared_population_far_from_the_data_is_said_to_the_operator():
+def test_declared_population_far_from_data_gives_warning():
     plan = PrivacyPlan(Poisson(0.1), 1000, 5, 1.0, FixedClip(1.0), population_declared=True)
-    said = training._far_from_declared(plan, 499)
-    assert said is not None and "cohort.population is 1,000 and the data holds 499 clients (operator only)" in said
-    assert training._far_from_declared(plan, 2001)
-    assert training._far_from_declared(plan, 500) is training._far_from_declared(plan, 2000) is None
-    assert training._far_from_declared(dataclasses.replace(plan, population_declared=False), 1000) is None
+    warning = training._check_population(plan, 499)
+    assert warning is not None
+    assert "cohort.population = 1,000, but the data holds 499 clients (operator only)" in warning
+    assert training._check_population(plan, 2001)
+    assert training._check_population(plan, 500) is training._check_population(plan, 2000) is None
+    assert training._check_population(dataclasses.replace(plan, population_declared=False), 1000) is None
 
 
 NOISY = PrivacyPlan(Poisson(0.1), 1000, 5, 1.0, FixedClip(1.0))
@@ -114,7 +115,7 @@ def row(number: int, lost: bool = False, validation_loss: float | None = 3.0) ->
 
 
 @pytest.mark.parametrize(
-    ("rows", "size", "said"),
+    ("rows", "size", "warning"),
     [
         ([row(1)], 10**6, None),
         ([row(1, lost=True)], 10**6, "no client's update was finite, .*: clients.learning_rate is too large"),
@@ -132,30 +133,32 @@ def row(number: int, lost: bool = False, validation_loss: float | None = 3.0) ->
         ([row(1), row(2, lost=True)], 100, "round 2: .*: the server learning rate is too large"),
     ],
 )
-def test_the_warning_on_divergence_names_the_likely_cause(tmp_path, rows, size, said):
+def test_divergence_warning_names_likely_cause(tmp_path, rows, size, warning):
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps(each) + "\n" for each in rows))
-    found = training._divergence(rows[-1], path, NOISY, size)
-    assert (found is None) if said is None else re.search(f"^warning: .*{said}", found or "")
+    actual = training._check_divergence(rows[-1], path, NOISY, size)
+    assert (actual is None) if warning is None else re.search(f"^warning: .*{warning}", actual or "")
 
 
-def test_exact_noise_trains_clients_one_by_one(tmp_path):
+def test_exact_noise_allows_one_client_at_once_only(tmp_path):
     plan = PrivacyPlan(Poisson(0.1), 1000, 5, 1.0, FixedClip(1.0), noise="exact")
     show: Any = Notes()
     for overrides in ((), ("run.clients_at_once=1",)):
         parsed = config_file.parse("", "test", overrides)
-        assert training._clients_at_once(RunFolder(tmp_path), parsed, 9, plan, {}, None, show) == 1
-    with pytest.raises(ValueError, match='run.clients_at_once is 8 with privacy.noise "exact": use 1, or leave it out'):
+        assert training._choose_clients_at_once(RunFolder(tmp_path), parsed, 9, plan, {}, None, show) == 1
+    with pytest.raises(
+        ValueError, match='run.clients_at_once = 8 with privacy.noise = "exact": use 1, or leave it out'
+    ):
         parsed = config_file.parse("", "test", ("run.clients_at_once=8",))
-        training._clients_at_once(RunFolder(tmp_path), parsed, 9, plan, {}, None, show)
+        training._choose_clients_at_once(RunFolder(tmp_path), parsed, 9, plan, {}, None, show)
 
 
-def test_a_resume_with_other_kernels_is_said_and_recorded(tmp_path, monkeypatch):
+def test_resume_with_other_kernels_warns_and_records_them(tmp_path, monkeypatch):
     run = RunFolder(tmp_path)
     run.facts.write_text(json.dumps({"store": "x", "kernels": ["oneDNN on, AVX2"]}))
     monkeypatch.setattr(training, "describe_kernels", lambda: "oneDNN on, AVX2")
-    assert training._other_kernels(run) is None
+    assert training._check_kernels(run) is None
     monkeypatch.setattr(training, "describe_kernels", lambda: "oneDNN off, AVX2")
-    assert "not be bit-equal" in str(training._other_kernels(run))
+    assert "not be bit-equal" in str(training._check_kernels(run))
     assert json.loads(run.facts.read_text()) == {"store": "x", "kernels": ["oneDNN on, AVX2", "oneDNN off, AVX2"]}
-    assert training._other_kernels(run) is None
+    assert training._check_kernels(run) is None

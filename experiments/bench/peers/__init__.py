@@ -1,4 +1,5 @@
-"""One module a framework, each run as a process of its own: `python -m experiments.bench.peers.NAME WORKLOAD …`.
+"""Holds one module per framework; each is run in its own process: `python -m experiments.bench.peers.NAME WORKLOAD …`.
 
-They need Python's standard library, NumPy and their framework, nothing else of this kit.
+A module that runs in an environment of its own imports the standard library, NumPy, its framework and other modules of
+this package only, since its environment holds nothing else.
 """

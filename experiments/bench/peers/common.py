@@ -1,13 +1,13 @@
-"""What every framework's process shares: its arguments, the workload it reads, what it writes.
+"""Holds what the processes of all frameworks share: their arguments, the workload file and the results file.
 
 A workload file (`.npz`) holds, for C clients with N examples in all, R rounds of K clients, and weights by name:
 
-- "x", "y": examples in the clients' order. Text: x int32 `[N, T+1]`, rows of tokens padded with 0, and no y.
-  Images and feature vectors: x float32 `[N, …]`, y int32 `[N]`.
-- "offsets": int64 `[C+1]`; client c has the examples from offsets[c] to below offsets[c+1].
-- "cohorts": int64 `[R, K]`, the clients of each round.
-- "weight/NAME": float32, the initial weights; for each model see `experiments.bench.workloads`.
-- "settings": JSON, the fields of `Settings`.
+- "x", "y": examples in the order of the clients. For text, x is int32 `[N, T+1]`, rows of tokens padded with 0, and
+  there is no y. For images and feature vectors, x is float32 `[N, …]` and y is int32 `[N]`.
+- "offsets": int64 `[C+1]`; client c has the examples offsets[c] to offsets[c+1] - 1.
+- "cohorts": int64 `[R, K]`, indices of each round's clients.
+- "weight/NAME": float32, the initial weights; `experiments.bench.workloads` lists them for each model.
+- "settings": JSON object with the fields of `Settings`.
 """
 
 from __future__ import annotations
@@ -23,19 +23,20 @@ import numpy as np
 
 
 class Unsupported(Exception):
-    """This framework does not do that workload; the message says why."""
+    """Raised where a framework cannot express a workload; the message says why."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is trained and how.
+    """Settings of local training.
 
     Attributes:
       model: "lstm", "si-cifg", "cnn" or "logistic".
-      batch_size: examples a step of local SGD; batches are taken in order, the last one may be smaller.
-      learning_rate: of local SGD, on the gradient of the mean loss over a batch's examples (text: real tokens).
-      clip: L2 norm to which a client's change of the model is clipped in private runs.
-      compared_after: rounds, at most 3, after which the weights are written, to be compared.
+      batch_size: examples per step of local SGD; batches are taken in order, and the last one may be smaller.
+      learning_rate: learning rate of local SGD, on the mean loss over a batch's examples (for text, over its tokens
+        without padding).
+      clip: L2 norm to which a client's update is clipped in private runs.
+      compared_after: number of rounds, at most 3, after which the weights are written for the comparison.
     """
 
     model: str
@@ -46,7 +47,7 @@ class Settings:
 
 
 class Client(NamedTuple):
-    """A client's examples. `weight` is its number of examples."""
+    """A client's examples x and y; `weight` is their number."""
 
     x: np.ndarray
     y: np.ndarray
@@ -55,7 +56,14 @@ class Client(NamedTuple):
 
 @dataclass(frozen=True)
 class Workload:
-    """A workload file in memory."""
+    """Content of a workload file.
+
+    Attributes:
+      settings: settings of local training.
+      weights: initial weights by name, float32.
+      clients: examples of each client.
+      cohorts: int64 [rounds, clients per round], indices of each round's clients.
+    """
 
     settings: Settings
     weights: dict[str, np.ndarray]
@@ -64,16 +72,16 @@ class Workload:
 
     @property
     def is_text(self) -> bool:
-        """Whether examples are rows of tokens."""
+        """Whether the examples are rows of tokens."""
         return self.settings.model in ("lstm", "si-cifg")
 
     def cohort(self, number: int) -> list[Client]:
-        """The clients of a round."""
+        """Returns the clients of round `number`, counted from 0."""
         return [self.clients[client] for client in self.cohorts[number]]
 
 
 def load(path: str) -> Workload:
-    """Reads a workload file. For text, x and y become `[n, T]`: the tokens, and those after them."""
+    """Reads a workload file. For text, x and y become int32 `[n, T]`: the input tokens, and the token after each."""
     with np.load(path) as stored:
         arrays = {name: stored[name] for name in stored.files}
     settings = Settings(**json.loads(str(arrays["settings"])))
@@ -93,63 +101,72 @@ def load(path: str) -> Workload:
 
 @dataclass(frozen=True)
 class Request:
-    """The arguments of a peer's process.
+    """Arguments of a peer's process.
 
     Attributes:
-      workload: file to read.
-      rounds: to run, at most those of the file.
-      noise_multiplier: None: mean weighted by the clients' examples. A number z ≥ 0: uniform mean of clipped updates,
-        plus Gaussian noise of standard deviation z · clip on their sum.
-      processes: that do the clients' work, for frameworks that know such a number.
-      out: JSON file to write; the weights go beside it.
+      workload: path of the workload file.
+      rounds: number of rounds to run, at most the number in the file.
+      noise_multiplier: None for a mean weighted by the clients' numbers of examples. A number z ≥ 0 for a uniform mean
+        of clipped updates, with Gaussian noise of standard deviation z · clip added to their sum.
+      processes: number of processes that train the clients; frameworks without such a setting ignore it.
+      output: path of the JSON file to write; the weights go to the same path with ".npz" appended.
     """
 
     workload: str
     rounds: int
     noise_multiplier: float | None
     processes: int
-    out: str
+    output: str
 
 
-def request() -> Request:
-    """Parses the command line."""
+def parse_request() -> Request:
+    """Parses the command line of a peer's process."""
     parser = argparse.ArgumentParser()
     parser.add_argument("workload")
     parser.add_argument("--rounds", type=int, required=True)
     parser.add_argument("--dp", type=float, metavar="NOISE_MULTIPLIER")
     parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--out", required=True)
-    asked = parser.parse_args()
-    return Request(asked.workload, asked.rounds, asked.dp, asked.processes, asked.out)
+    parser.add_argument("--output", required=True)
+    arguments = parser.parse_args()
+    return Request(arguments.workload, arguments.rounds, arguments.dp, arguments.processes, arguments.output)
 
 
 class Recorder:
-    """Times rounds and writes what the harness reads."""
+    """Recorder of a peer's rounds: times them and writes the results file and the weights.
 
-    def __init__(self, out: str, compared_after: int) -> None:
-        self.out = out
+    Args:
+      output: path of the JSON file; the weights go to the same path with ".npz" appended.
+      compared_after: number of rounds after which the weights are written.
+    """
+
+    def __init__(self, output: str, compared_after: int) -> None:
+        self.output = output
         self.compared_after = compared_after
         self.seconds: list[float] = []
         self.first_round_end = 0.0
         self._last = 0.0
 
     def start(self) -> None:
-        """The data are in memory and the model is built: the first round begins."""
+        """Starts the clock; to be called when the data is in memory and the model is built."""
         self._last = time.perf_counter()
 
     def round_done(self, weights: Callable[[], dict[str, Any]]) -> None:
-        """A round has ended; `weights` gives the model by the workload's names (called once, in the round after which
-        weights are compared)."""
+        """Records the end of a round.
+
+        Args:
+          weights: returns the model's weights by the workload's names. It is called only after the round
+            `compared_after`.
+        """
         self.seconds.append(time.perf_counter() - self._last)
         if len(self.seconds) == 1:
             self.first_round_end = time.time()
         if len(self.seconds) == self.compared_after:
             named = {name: np.asarray(value, np.float32) for name, value in weights().items()}
-            np.savez(self.out + ".npz", **named)  # type: ignore[arg-type]
+            np.savez(self.output + ".npz", **named)  # type: ignore[arg-type]
         self._last = time.perf_counter()
 
     def write(self, framework: str, version: str) -> None:
-        """Writes the JSON file."""
+        """Writes the results file, with the name and the version of the framework."""
         self._dump(
             {
                 "framework": framework,
@@ -160,20 +177,24 @@ class Recorder:
         )
 
     def _dump(self, content: dict[str, Any]) -> None:
-        with open(self.out, "w") as file:
+        with open(self.output, "w") as file:
             json.dump(content, file)
 
     def write_unsupported(self, reason: str) -> None:
-        """Writes that this framework does not do the workload."""
+        """Writes a results file that says why the framework cannot express the workload."""
         self._dump({"unsupported": reason})
 
 
 def run(peer: Callable[[Request, Workload, Recorder], None]) -> None:
-    """A peer's main: reads the workload, runs it, and says so if it cannot be expressed."""
-    asked = request()
-    workload = load(asked.workload)
-    recorder = Recorder(asked.out, workload.settings.compared_after)
+    """Runs a peer's process: parses its arguments, reads the workload and trains.
+
+    Args:
+      peer: trains the workload and records its rounds; it raises `Unsupported` if it cannot.
+    """
+    request = parse_request()
+    workload = load(request.workload)
+    recorder = Recorder(request.output, workload.settings.compared_after)
     try:
-        peer(asked, workload, recorder)
+        peer(request, workload, recorder)
     except Unsupported as error:
         recorder.write_unsupported(str(error))

@@ -1,4 +1,4 @@
-"""This kit: `LinearDPSGD` on the linear task, what `KerasDPSGD` does in a step on the others."""
+"""Runs the tasks of `bench dp-step` in fedspeak: `LinearDPSGD` for "linear", the step of `KerasDPSGD` for others."""
 
 import math
 from collections.abc import Callable
@@ -12,13 +12,14 @@ from privacy.linear.linear_dpsgd import LinearDPSGD
 
 
 def build(task: Task, noise_multiplier: float | None) -> Loop:
-    """By the task."""
+    """Builds the training loop of a task; a noise multiplier of None means plain steps."""
     return (_linear if task.name == "linear" else _keras)(task, noise_multiplier)
 
 
 def _linear(task: Task, noise_multiplier: float | None) -> Loop:
-    """Poisson samples and the checks at the start of a training are part of it, and timed here; without noise, it is
-    everybody in the first batch.
+    """Builds a loop with `LinearDPSGD`, whose Poisson sampling and checks before the first step are timed too.
+
+    With a noise multiplier of 0, which is for the comparison of gradients, each step takes the whole first batch.
     """
     batch, private = task.x.shape[1], noise_multiplier is not None
     x, y = task.x.reshape(-1, task.x.shape[2]), task.y.reshape(-1)
@@ -34,7 +35,8 @@ def _linear(task: Task, noise_multiplier: float | None) -> Loop:
             expected_batch=batch,
             clip_norm=CLIP if private else math.inf,
             noise_multiplier=noise_multiplier or 0.0,
-            learning_rate=LEARNING_RATE * (CLIP if private else 1.0),  # its gradients are over the clip norm
+            # `LinearDPSGD` divides the gradient by the clip norm.
+            learning_rate=LEARNING_RATE * (CLIP if private else 1.0),
             momentum=0.0,
         )
         weights[:] = training.train(x, y, weights.shape[1], generator)
@@ -43,7 +45,7 @@ def _linear(task: Task, noise_multiplier: float | None) -> Loop:
 
 
 def _keras(task: Task, noise_multiplier: float | None) -> Loop:
-    """Keras' own layers, in both; samples are cut from memory by their rows, as `fit` does it."""
+    """Builds a loop for a model of Keras' own layers; a step reads its examples by row numbers, as `fit` does."""
     model = _model(task)
     step = _plain_step(model, task) if noise_multiplier is None else _private_step(model, task, noise_multiplier)
 

@@ -1,4 +1,4 @@
-"""JAX Privacy: per-example gradients by `vmap`, clipped and summed inside one compiled step."""
+"""Runs the tasks of `bench dp-step` in JAX Privacy: `vmap` gives per-example gradients inside one compiled step."""
 
 from importlib.metadata import version
 from typing import Any
@@ -11,12 +11,12 @@ from jax_privacy import clipped_grad, noise_addition
 
 from experiments.bench.peers.dp_common import CLIP, LEARNING_RATE, Loop, Task, main
 
-# The fastest of 1, 4, 8, 16, 32, 64 and the whole batch on two cores: at once, the gradients do not fit the caches.
+# The fastest of 1, 4, 8, 16, 32, 64 and the whole batch on two cores. The gradients of a whole batch exceed the caches.
 _MICROBATCH = {"linear": 64, "mlp": 1, "lstm": 1}
 
 
 def _logits(weights: dict[str, Any], x: Any) -> Any:
-    """Of one example, features [d] or tokens [T]."""
+    """Returns the logits of one example, features [d] or tokens [T]."""
     if "embedding" in weights:
         projected = weights["embedding"][x] @ weights["lstm_kernel"] + weights["lstm_bias"]
         zeros = jnp.zeros(weights["recurrent_kernel"].shape[0])
@@ -43,7 +43,7 @@ def _mean_loss(weights: dict[str, Any], x: Any, y: Any) -> Any:
 
 
 def build(task: Task, noise_multiplier: float | None) -> Loop:
-    """`clipped_grad` and `gaussian_privatizer`, as its guide composes them with Optax."""
+    """Builds a loop with `clipped_grad` and `gaussian_privatizer`, combined with Optax as in JAX Privacy's guide."""
     batch = task.x.shape[1]
     optimizer = optax.sgd(LEARNING_RATE)
     gradient: Any = jax.grad(_mean_loss)

@@ -1,4 +1,8 @@
-"""Opacus with ghost clipping: norms from two vectors where a layer allows it, then a second backward pass."""
+"""Runs the tasks of `bench dp-step` in Opacus with ghost clipping.
+
+Ghost clipping computes an example's gradient norm from a layer's inputs and output gradients where the layer allows it,
+and gets the clipped gradients from a second backward pass.
+"""
 
 import warnings
 from importlib.metadata import version
@@ -14,7 +18,11 @@ from experiments.bench.peers.dp_common import CLIP, LEARNING_RATE, Loop, Task, m
 
 
 class _LSTM(nn.Module):
-    """Opacus takes no `nn.LSTM`, and its own is of many small steps in Python; not private, PyTorch's stands there."""
+    """Model of the "lstm" task.
+
+    Opacus does not support `nn.LSTM`, so the private model has its `DPLSTM`, a loop of small steps in Python. The plain
+    model has PyTorch's LSTM.
+    """
 
     def __init__(self, task: Task, private: bool) -> None:
         super().__init__()
@@ -28,7 +36,7 @@ class _LSTM(nn.Module):
 
 
 def _model(task: Task, private: bool) -> nn.Module:
-    """The task's model from its first weights."""
+    """Builds the task's model with its initial weights."""
     weights = task.weights
     if task.name == "lstm":
         model: nn.Module = _LSTM(task, private)
@@ -41,7 +49,7 @@ def _model(task: Task, private: bool) -> nn.Module:
             (model.output.weight, weights["kernel"]),
             (model.output.bias, weights["bias"]),
         ]
-        # PyTorch adds two biases; with both trained there would be a gradient more.
+        # PyTorch's LSTM has two biases that are added. Training both would add a second gradient to the norm.
         nn.init.zeros_(recurrent["bias_hh_l0"])
         recurrent["bias_hh_l0"].requires_grad_(False)
     else:
@@ -58,7 +66,7 @@ def _model(task: Task, private: bool) -> nn.Module:
 
 
 def build(task: Task, noise_multiplier: float | None) -> Loop:
-    """`make_private` with `grad_sample_mode="ghost"`; batches go past its Poisson sampler."""
+    """Builds a loop with `make_private(grad_sample_mode="ghost")`; batches are passed directly, without its sampler."""
     x, y = torch.from_numpy(task.x).float(), torch.from_numpy(task.y).long()
     if task.name == "lstm":
         x = x.long()
@@ -97,6 +105,6 @@ def build(task: Task, noise_multiplier: float | None) -> Loop:
 
 
 if __name__ == "__main__":
-    # Opacus' of its own hooks, and that this generator is no secure one.
+    # Opacus warns about its own hooks, and that its random generator is not cryptographically secure.
     warnings.simplefilter("ignore")
     main("Opacus, ghost clipping", version("opacus"), build)

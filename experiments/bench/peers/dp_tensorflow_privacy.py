@@ -1,4 +1,4 @@
-"""TensorFlow Privacy's vectorised Keras optimiser: per-example gradients as a Jacobian."""
+"""Runs the tasks of `bench dp-step` in TensorFlow Privacy: a Jacobian gives its optimizer per-example gradients."""
 
 from importlib.metadata import version
 from typing import Any
@@ -30,7 +30,7 @@ def _model(task: Task) -> Any:
 
 
 def build(task: Task, noise_multiplier: float | None) -> Loop:
-    """One graph a step; `num_microbatches` is the batch, so that each example is clipped alone."""
+    """Builds a loop with one graph per step; there is one microbatch per example, so that each is clipped alone."""
     model, batch = _model(task), task.x.shape[1]
     if noise_multiplier is None:
         optimizer = tf.keras.optimizers.legacy.SGD(LEARNING_RATE)

@@ -1,4 +1,4 @@
-"""FedJAX: one jitted step, clients one after the other; batches of a fixed size with a mask, as its guide advises."""
+"""Runs a workload in FedJAX: clients one after another, one compiled step, padded batches as its guide advises."""
 
 import os
 from collections.abc import Callable
@@ -16,21 +16,21 @@ from experiments.bench.peers.jax_models import LOGITS
 MASK = fedjax.EXAMPLE_MASK_KEY
 
 
-def peer(asked: Request, workload: Workload, recorder: Recorder) -> None:
-    """Federated averaging from `fedjax.for_each_client`, FedJAX's way to write an algorithm."""
+def peer(request: Request, workload: Workload, recorder: Recorder) -> None:
+    """Trains with federated averaging, written with `fedjax.for_each_client` as FedJAX's own algorithms are."""
     settings = workload.settings
     if settings.model == "cnn":
-        # XLA's older CPU runtime is 1.6 times as fast here; it crashes on the recurrent models' scan. Read by JAX at
-        # its first computation.
+        # XLA's older CPU runtime is 1.6 times as fast on this model, but crashes on the recurrent models' scan. JAX
+        # reads the variable at its first computation.
         os.environ["XLA_FLAGS"] = "--xla_cpu_use_thunk_runtime=false"
-    private = asked.noise_multiplier is not None
+    private = request.noise_multiplier is not None
     logits = LOGITS[settings.model]
 
     def loss(params: Any, batch: Any) -> Any:
-        real = batch["y"] > 0 if workload.is_text else batch[MASK]
-        logged = jax.nn.log_softmax(logits(params, batch["x"]))
-        losses = -jnp.take_along_axis(logged, batch["y"][..., None], axis=-1)[..., 0]
-        return jnp.sum(losses * real) / jnp.maximum(jnp.sum(real), 1)
+        is_target = batch["y"] > 0 if workload.is_text else batch[MASK]
+        log_probabilities = jax.nn.log_softmax(logits(params, batch["x"]))
+        losses = -jnp.take_along_axis(log_probabilities, batch["y"][..., None], axis=-1)[..., 0]
+        return jnp.sum(losses * is_target) / jnp.maximum(jnp.sum(is_target), 1)
 
     def client_init(server: Any, client: Any) -> Any:
         return server
@@ -44,12 +44,12 @@ def peer(asked: Request, workload: Workload, recorder: Recorder) -> None:
         return fedjax.tree_util.tree_clip_by_global_norm(delta, settings.clip) if private else delta
 
     train = fedjax.for_each_client(client_init, client_step, client_final, with_step_result=True)
-    update = _server_update(asked.noise_multiplier, settings.clip)
+    update = _server_update(request.noise_multiplier, settings.clip)
     datasets = [fedjax.ClientDataset({"x": client.x, "y": client.y}) for client in workload.clients]
     weight = {number: 1.0 if private else client.weight for number, client in enumerate(workload.clients)}
     params = {name: jnp.asarray(value) for name, value in workload.weights.items()}
     recorder.start()
-    for number in range(asked.rounds):
+    for number in range(request.rounds):
         cohort = workload.cohorts[number].tolist()
         batches = [(client, datasets[client].padded_batch(batch_size=settings.batch_size), 0.0) for client in cohort]
         total = fedjax.tree_util.tree_zeros_like(params)

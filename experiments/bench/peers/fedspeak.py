@@ -1,4 +1,4 @@
-"""This kit's engine."""
+"""Runs a workload in fedspeak's engine."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,17 +20,18 @@ from fl.runtime import local_runtime
 from models.recurrent_lm import RecurrentLanguageModel
 from privacy import FixedClip, FixedSize, PrivacyPlan
 
-_LENGTHS = (13, 16)  # the longest line of a batch has 14 of 20 tokens on average
+_LENGTHS = (13, 16)  # lengths to which batches are cut; a batch's longest line has 14 of 20 tokens on average
 
 
 @dataclass(frozen=True)
 class Classification:
-    """Softmax classification of vectors or images.
+    """Softmax classification of vectors or images, a `fl.local_training.Task`.
 
     Attributes:
-      shape: of one x.
-      logits: (weights, x) -> [..., classes].
-      stacks: whether `logits` takes a user axis.
+      shape: shape of one x.
+      logits: maps weights and x to logits [..., classes].
+      stacks: whether `logits` accepts a leading client axis.
+      measures_accuracy: whether `loss` counts correct predictions, which it does not.
     """
 
     shape: tuple[int, ...]
@@ -41,22 +42,22 @@ class Classification:
 
     @property
     def example(self) -> Any:
-        """One x float32, one y int32."""
+        """Specs of one example: x float32 and y int32 []."""
         return tf.TensorSpec(self.shape, tf.float32), tf.TensorSpec([], tf.int32)
 
     def forms(self, batch: Any) -> tuple[int, list[Any]]:
-        """As it is."""
+        """Returns the batch as its only form."""
         return 0, [batch]
 
     def loss(self, weights: Any, batch: Any, rows: Any) -> Loss:
-        """Sum over the real rows."""
+        """Returns the sum of the losses over the first `rows` rows, and the number of these rows."""
         x, y = batch
         losses = tf.nn.sparse_softmax_cross_entropy_with_logits(y, self.logits(weights, x))
-        real = tf.sequence_mask(rows, tf.shape(y)[-1], tf.float32)
-        return Loss(tf.reduce_sum(losses * real, -1), tf.reduce_sum(real, -1))
+        is_used = tf.sequence_mask(rows, tf.shape(y)[-1], tf.float32)
+        return Loss(tf.reduce_sum(losses * is_used, -1), tf.reduce_sum(is_used, -1))
 
 
-def _task(workload: Workload) -> Task:
+def _build_task(workload: Workload) -> Task:
     model, weights = workload.settings.model, workload.weights
     shape = workload.clients[0].x.shape[1:]
     if model == "lstm":
@@ -81,72 +82,72 @@ def _cnn_logits(weights: Any, x: Any) -> Any:
     return tf.reshape(x, [tf.shape(x)[0], -1]) @ weights["output_kernel"] + weights["output_bias"]
 
 
-def _turned(weights: dict[str, Any]) -> dict[str, Any]:
-    """The output layer's kernel as the table that the kit's kernels want, [V, E], or back; the rest as it is."""
+def _transpose_output(weights: dict[str, Any]) -> dict[str, Any]:
+    """Converts a language model's "output_kernel" [E, V] to the "output_table" [V, E] of `models`, or back."""
     other = {"output_kernel": "output_table", "output_table": "output_kernel"}
-    text = "embedding" in weights
-    turned = {
-        other[name] if text and name in other else name: np.asarray(value).T if text and name in other else value
+    is_text = "embedding" in weights
+    converted = {
+        other[name] if is_text and name in other else name: np.asarray(value).T if is_text and name in other else value
         for name, value in weights.items()
     }
-    return {name: np.ascontiguousarray(turned[name]) for name in sorted(turned)}
+    return {name: np.ascontiguousarray(converted[name]) for name in sorted(converted)}
 
 
-def _aggregator(asked: Request, workload: Workload) -> Aggregator:
-    if asked.noise_multiplier is None:
+def _build_aggregator(request: Request, workload: Workload) -> Aggregator:
+    if request.noise_multiplier is None:
         return ExampleWeightedMean()
     plan = PrivacyPlan(
         FixedSize(workload.cohorts.shape[1]),
         population=len(workload.clients),
-        rounds=asked.rounds,
-        noise_multiplier=asked.noise_multiplier,
+        rounds=request.rounds,
+        noise_multiplier=request.noise_multiplier,
         clip=FixedClip(workload.settings.clip),
     )
     return DPMean(plan)
 
 
 def _batches(client: Client, workload: Workload) -> Batches:
-    """The client's batches in order, the last one padded with zeros."""
+    """Returns the client's batches in order; the last one is padded with zeros."""
     size = workload.settings.batch_size
     steps = -(-len(client.x) // size)
 
-    def padded(rows: np.ndarray) -> np.ndarray:
-        out = np.zeros((steps * size, *rows.shape[1:]), rows.dtype)
-        out[: len(rows)] = rows
-        return out.reshape(steps, size, *rows.shape[1:])
+    def pad(rows: np.ndarray) -> np.ndarray:
+        padded = np.zeros((steps * size, *rows.shape[1:]), rows.dtype)
+        padded[: len(rows)] = rows
+        return padded.reshape(steps, size, *rows.shape[1:])
 
     rows = np.full(steps, size, np.int32)
     rows[-1] -= steps * size - len(client.x)
     if workload.is_text:
-        return Batches(padded(np.concatenate([client.x, client.y[:, -1:]], axis=1)), rows)
-    return Batches((padded(client.x), padded(client.y)), rows)
+        return Batches(pad(np.concatenate([client.x, client.y[:, -1:]], axis=1)), rows)
+    return Batches((pad(client.x), pad(client.y)), rows)
 
 
-def peer(asked: Request, workload: Workload, recorder: Recorder) -> None:
-    """The rounds of `fedspeak train`, without its bookkeeping."""
+def peer(request: Request, workload: Workload, recorder: Recorder) -> None:
+    """Trains as the rounds of `fedspeak train` do, but without ledger, checkpoints and metrics."""
     settings = workload.settings
-    task, weights = _task(workload), _turned(workload.weights)
-    local, aggregator = LocalSGD(settings.learning_rate, settings.batch_size), _aggregator(asked, workload)
+    task, weights = _build_task(workload), _transpose_output(workload.weights)
+    local, aggregator = LocalSGD(settings.learning_rate, settings.batch_size), _build_aggregator(request, workload)
 
     def build(clients_at_once: int) -> Engine:
         server = tff.learning.optimizers.build_sgdm(1.0)
         return cohort_engine.build(task, weights, local, aggregator, server, clients_at_once=clients_at_once)
 
     with local_runtime():
-        # As `fedspeak train` chooses.
+        # `fedspeak train` chooses the number of clients at once in the same way.
         seconds = calibrate(build, task, weights, local, 2, workload.cohorts.shape[1])
         engine = build(min(seconds, key=seconds.__getitem__))
         state = engine.process.initialize()
 
-        def trained() -> dict[str, Any]:
-            return _turned(dict(state["weights"]))
+        def get_weights() -> dict[str, Any]:
+            return _transpose_output(dict(state["weights"]))
 
         recorder.start()
-        for number in range(asked.rounds):
+        for number in range(request.rounds):
             batches = [_batches(workload.clients[client], workload) for client in workload.cohorts[number]]
             values = engine.client_values(batches)
             state, _ = engine.process.next(state, values, np.array([0, number], np.int64))
-            recorder.round_done(trained)
+            recorder.round_done(get_weights)
     recorder.write("fedspeak", version("fedspeak"))
 
 

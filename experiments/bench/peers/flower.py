@@ -1,8 +1,8 @@
-"""Flower's simulation runtime: PyTorch clients on Ray, one actor a core."""
+"""Runs a workload in Flower's simulation runtime: PyTorch clients on Ray, one actor per core."""
 
 import os
 
-# Read when the packages are imported: nothing here shall ask the network.
+# The packages read these when they are imported. They switch off telemetry, so that nothing uses the network.
 os.environ.update(FLWR_TELEMETRY_ENABLED="0", RAY_USAGE_STATS_ENABLED="0", RAY_DEDUP_LOGS="0")
 
 from typing import Any
@@ -18,9 +18,9 @@ from experiments.bench.peers.common import Recorder, Request, Workload, run
 from experiments.bench.peers.torch_models import build
 
 
-def peer(asked: Request, workload: Workload, recorder: Recorder) -> None:
-    """`FedAvg`, and for private runs Flower's wrapper with clipping on the clients."""
-    private = asked.noise_multiplier is not None
+def peer(request: Request, workload: Workload, recorder: Recorder) -> None:
+    """Trains with `FedAvg`; private runs use Flower's wrapper for clipping on the clients and noise on the server."""
+    private = request.noise_multiplier is not None
     cohort = workload.cohorts.shape[1]
     model = build(workload.settings, workload.weights)
     server = ServerApp()
@@ -28,9 +28,9 @@ def peer(asked: Request, workload: Workload, recorder: Recorder) -> None:
     @server.main()
     def main(grid: Grid, context: Context) -> None:
         strategy: Any = FedAvg(fraction_evaluate=0.0, min_train_nodes=cohort, min_available_nodes=cohort)
-        if asked.noise_multiplier is not None:
+        if request.noise_multiplier is not None:
             strategy = DifferentialPrivacyClientSideFixedClipping(
-                strategy, asked.noise_multiplier, workload.settings.clip, cohort
+                strategy, request.noise_multiplier, workload.settings.clip, cohort
             )
 
         def watch(number: int, arrays: ArrayRecord) -> MetricRecord | None:
@@ -47,13 +47,13 @@ def peer(asked: Request, workload: Workload, recorder: Recorder) -> None:
 
         strategy.start(
             grid=grid,
-            initial_arrays=ArrayRecord(torch_state_dict=flower_client.trained(model)),
-            num_rounds=asked.rounds,
-            train_config=ConfigRecord({"workload": os.path.abspath(asked.workload), "uniform": private}),
+            initial_arrays=ArrayRecord(torch_state_dict=flower_client.trainable(model)),
+            num_rounds=request.rounds,
+            train_config=ConfigRecord({"workload": os.path.abspath(request.workload), "uniform": private}),
             evaluate_fn=watch,
         )
 
-    resources = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}, "init_args": {"num_cpus": asked.processes}}
+    resources = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}, "init_args": {"num_cpus": request.processes}}
     run_simulation(server, flower_client.client_app(private), cohort, backend_config=resources)  # type: ignore[arg-type]
     recorder.write("Flower on Ray, PyTorch", flwr.__version__)
 

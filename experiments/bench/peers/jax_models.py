@@ -1,4 +1,4 @@
-"""The workloads' models in JAX: pure functions of (weights by the workload's names, x) -> logits."""
+"""Holds the workloads' models in JAX: pure functions from weights (by the workload's names) and x to logits."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,7 @@ Weights = dict[str, Any]
 
 
 def _lstm(weights: Weights, x: Any) -> Any:
-    # All input projections are one product, before the scan over time.
+    # The input projections of all time steps are one matrix product, before the scan over time.
     projected = weights["embedding"][x.T] @ weights["kernel"] + weights["bias"]
     zeros = jnp.zeros((x.shape[0], weights["recurrent_kernel"].shape[0]))
 
@@ -53,7 +53,7 @@ def _tanh(x: Any) -> Any:
 
 
 def _divide(x: Any, largest: Any) -> Any:
-    # A row of zeros stays zero, also in the gradient.
+    # A row of zeros gives zeros, and its gradient is finite.
     return x / jnp.where(largest > 0, largest, 1.0)
 
 

@@ -1,4 +1,4 @@
-"""Apple's pfl-research with PyTorch: one process, or two that share the clients (torchrun)."""
+"""Runs a workload in Apple's pfl-research with PyTorch: in one process, or in two that share the clients (torchrun)."""
 
 import itertools
 import os
@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from experiments.bench.peers.common import Recorder, Request, Workload, request, run
+from experiments.bench.peers.common import Recorder, Request, Workload, parse_request, run
 from experiments.bench.peers.torch_models import Model, build, tensors
 
 
-def peer(asked: Request, workload: Workload, recorder: Recorder) -> None:
-    """`FederatedAveraging` on the `SimulatedBackend`, as in the project's benchmarks."""
-    # Imported late: the import joins the group of processes.
+def peer(request: Request, workload: Workload, recorder: Recorder) -> None:
+    """Trains with `FederatedAveraging` on the `SimulatedBackend`, as in the project's own benchmarks."""
+    # Importing pfl joins the group of processes, so it must not happen in `main` before torchrun starts.
     from pfl.aggregate.simulate import SimulatedBackend
     from pfl.aggregate.weighting import WeightByDatapoints, WeightByUser
     from pfl.algorithm.base import NNAlgorithmParams
@@ -37,14 +37,14 @@ def peer(asked: Request, workload: Workload, recorder: Recorder) -> None:
         PyTorchTensorDataset(tensors(client.x, client.y), user_id=str(number))
         for number, client in enumerate(workload.clients)
     ]
-    order = itertools.cycle(workload.cohorts[: asked.rounds].ravel().tolist())
+    order = itertools.cycle(workload.cohorts[: request.rounds].ravel().tolist())
     sizes = {number: int(client.weight) for number, client in enumerate(workload.clients)}
     dataset = FederatedDataset(users.__getitem__, lambda: next(order), sizes)
     steps: list[Any] = [WeightByDatapoints()]
-    if asked.noise_multiplier is not None:
+    if request.noise_multiplier is not None:
         clipping = (
-            GaussianMechanism(settings.clip, asked.noise_multiplier)
-            if asked.noise_multiplier
+            GaussianMechanism(settings.clip, request.noise_multiplier)
+            if request.noise_multiplier
             else NormClippingOnly(2, settings.clip)
         )
         steps = [WeightByUser(), CentrallyAppliedPrivacyMechanism(clipping)]
@@ -52,7 +52,7 @@ def peer(asked: Request, workload: Workload, recorder: Recorder) -> None:
     first = get_framework_module().distributed.global_rank == 0
 
     class Watch(TrainingProcessCallback):  # type: ignore[misc]
-        """Takes the time of each round."""
+        """Callback that records the time of each round."""
 
         def after_central_iteration(
             self, aggregate_metrics: Any, model: Any, *, central_iteration: int
@@ -62,8 +62,8 @@ def peer(asked: Request, workload: Workload, recorder: Recorder) -> None:
             return False, Metrics()
 
     rounds = NNAlgorithmParams(
-        central_num_iterations=asked.rounds,
-        evaluation_frequency=asked.rounds + 1,
+        central_num_iterations=request.rounds,
+        evaluation_frequency=request.rounds + 1,
         train_cohort_size=workload.cohorts.shape[1],
         val_cohort_size=None,
     )
@@ -78,14 +78,14 @@ def peer(asked: Request, workload: Workload, recorder: Recorder) -> None:
 
 
 def _with_metrics(module: Model) -> Model:
-    """The framework wants a method `metrics`; it is never called here."""
+    """Adds the method `metrics`, which pfl requires; it is never called here."""
     module.metrics = lambda *batch: {}  # type: ignore[assignment]
     return module
 
 
 def main() -> None:
-    """With more than one process, starts itself again under torchrun, one thread each."""
-    processes = request().processes
+    """Runs the peer; for more than one process, it is started again under torchrun with one thread per process."""
+    processes = parse_request().processes
     if processes > 1 and "TORCHELASTIC_RUN_ID" not in os.environ:
         os.environ["OMP_NUM_THREADS"] = "1"
         launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]

@@ -1,4 +1,4 @@
-"""Federated averaging as a bare loop in PyTorch, without a framework: what a framework adds is its own time."""
+"""Runs a workload as a bare loop in PyTorch; what a PyTorch framework takes longer is its overhead."""
 
 import torch
 
@@ -6,8 +6,8 @@ from experiments.bench.peers.common import Recorder, Request, Workload, run
 from experiments.bench.peers.torch_models import build, tensors
 
 
-def peer(asked: Request, workload: Workload, recorder: Recorder) -> None:
-    """Clients one after the other, each product on all cores."""
+def peer(request: Request, workload: Workload, recorder: Recorder) -> None:
+    """Trains with federated averaging: clients one after another, each matrix product on all cores."""
     settings = workload.settings
     model = build(settings, workload.weights)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -15,7 +15,7 @@ def peer(asked: Request, workload: Workload, recorder: Recorder) -> None:
     data = {id(client): tensors(client.x, client.y) for client in workload.clients}
     start = [parameter.detach().clone() for parameter in trained]
     recorder.start()
-    for number in range(asked.rounds):
+    for number in range(request.rounds):
         total = [torch.zeros_like(value) for value in start]
         weights = 0.0
         for client in workload.cohort(number):
@@ -29,15 +29,15 @@ def peer(asked: Request, workload: Workload, recorder: Recorder) -> None:
             with torch.no_grad():
                 delta = [parameter - value for parameter, value in zip(trained, start, strict=True)]
                 weight, scale = client.weight, client.weight
-                if asked.noise_multiplier is not None:
+                if request.noise_multiplier is not None:
                     norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(value) for value in delta]))
                     weight, scale = 1.0, min(1.0, settings.clip / float(norm))
                 for accumulated, value in zip(total, delta, strict=True):
                     accumulated.add_(value, alpha=scale)
                 weights += weight
-        if asked.noise_multiplier:
+        if request.noise_multiplier:
             for accumulated in total:
-                accumulated.add_(torch.randn_like(accumulated), alpha=asked.noise_multiplier * settings.clip)
+                accumulated.add_(torch.randn_like(accumulated), alpha=request.noise_multiplier * settings.clip)
         for value, accumulated in zip(start, total, strict=True):
             value.add_(accumulated, alpha=1 / weights)
         with torch.no_grad():

@@ -1,4 +1,7 @@
-"""Stock TensorFlow Federated: `tff.learning`, a Keras model, one `tf.data` client dataset a user, default context."""
+"""Runs a workload in TensorFlow Federated as its tutorials use it.
+
+That is `tff.learning`, a Keras model, one `tf.data` dataset per client, and the default execution context.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,12 +14,12 @@ from experiments.bench.peers.common import Recorder, Request, Workload, run
 
 
 class TokenLoss(tf.keras.losses.Loss):
-    """Mean cross-entropy over the real tokens of a batch."""
+    """Mean cross-entropy over the tokens of a batch that are not padding."""
 
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
-        real = tf.cast(tf.not_equal(y_true, 0), tf.float32)
+        is_target = tf.cast(tf.not_equal(y_true, 0), tf.float32)
         losses = tf.nn.sparse_softmax_cross_entropy_with_logits(y_true, y_pred)
-        return tf.reduce_sum(losses * real) / tf.maximum(tf.reduce_sum(real), 1.0)
+        return tf.reduce_sum(losses * is_target) / tf.maximum(tf.reduce_sum(is_target), 1.0)
 
 
 def _lstm(weights: dict[str, np.ndarray]) -> tuple[tf.keras.Model, list[str]]:
@@ -69,8 +72,8 @@ _MODELS: dict[str, Callable[[dict[str, np.ndarray]], tuple[tf.keras.Model, list[
 }
 
 
-def peer(asked: Request, workload: Workload, recorder: Recorder) -> None:
-    """Weighted or private federated averaging, as in TFF's tutorials."""
+def peer(request: Request, workload: Workload, recorder: Recorder) -> None:
+    """Trains with weighted or private federated averaging, as in TFF's tutorials."""
     settings = workload.settings
     build = _MODELS[settings.model]
     datasets = {
@@ -85,11 +88,11 @@ def peer(asked: Request, workload: Workload, recorder: Recorder) -> None:
 
     client_optimizer = tff.learning.optimizers.build_sgdm(settings.learning_rate)
     server_optimizer = tff.learning.optimizers.build_sgdm(1.0)
-    if asked.noise_multiplier is None:
+    if request.noise_multiplier is None:
         process = tff.learning.algorithms.build_weighted_fed_avg(model_fn, client_optimizer, server_optimizer)
     else:
         aggregator = tff.aggregators.DifferentiallyPrivateFactory.gaussian_fixed(
-            asked.noise_multiplier, clients_per_round=workload.cohorts.shape[1], clip=settings.clip
+            request.noise_multiplier, clients_per_round=workload.cohorts.shape[1], clip=settings.clip
         )
         process = tff.learning.algorithms.build_unweighted_fed_avg(
             model_fn, client_optimizer, server_optimizer, model_aggregator=aggregator
@@ -103,7 +106,7 @@ def peer(asked: Request, workload: Workload, recorder: Recorder) -> None:
         return dict(zip(names, process.get_model_weights(state).trainable, strict=True))
 
     recorder.start()
-    for number in range(asked.rounds):
+    for number in range(request.rounds):
         state = process.next(state, [datasets[id(client)] for client in workload.cohort(number)]).state
         recorder.round_done(weights)
     recorder.write("stock TFF + Keras", tff.__version__)

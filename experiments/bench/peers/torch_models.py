@@ -1,6 +1,6 @@
-"""The workloads' models in PyTorch, as its users would write them, and their weights to and from the workload's names.
+"""Holds the workloads' models in PyTorch, written as its users would, and converts their weights.
 
-Each module has `loss(x, y)`: the mean loss of a batch.
+The workload's weights have the names and layouts that `experiments.bench.workloads` describes.
 """
 
 from collections.abc import Iterator
@@ -14,28 +14,28 @@ from experiments.bench.peers.common import Settings
 
 
 class Model(nn.Module):
-    """A model with a loss, and a way to and from NumPy weights."""
+    """A PyTorch model with a loss, whose weights can be set from and read as the workload's NumPy arrays."""
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
-        """Mean cross-entropy; targets that are 0 are padding in text (int64 `[B, T]`) and count nothing."""
+        """Returns the mean cross-entropy of a batch; for text (y int64 `[B, T]`), targets of 0 are padding."""
         logits = self(x)
         if y.ndim == 2:
             return functional.cross_entropy(logits.flatten(0, 1), y.flatten(), ignore_index=0)
         return functional.cross_entropy(logits, y)
 
     def pairs(self) -> Iterator[tuple[str, Tensor, tuple[int, ...] | None]]:
-        """The workload's name, the parameter, and the axes that lead from the workload's layout to PyTorch's."""
+        """Yields each weight's name, its parameter, and the transposition from the workload's layout to PyTorch's."""
         raise NotImplementedError
 
     def load(self, weights: dict[str, np.ndarray]) -> None:
-        """Takes the workload's weights."""
+        """Sets the parameters to the workload's weights."""
         with torch.no_grad():
             for name, parameter, axes in self.pairs():
                 value = weights[name] if axes is None else weights[name].transpose(axes)
                 parameter.copy_(torch.from_numpy(np.ascontiguousarray(value)))
 
     def dump(self) -> dict[str, np.ndarray]:
-        """The weights by the workload's names, copies."""
+        """Returns copies of the weights by the workload's names, in its layouts."""
         named = {}
         for name, parameter, axes in self.pairs():
             value = parameter.detach().numpy()
@@ -44,7 +44,7 @@ class Model(nn.Module):
 
 
 class LSTM(Model):
-    """Embedding, LSTM, linear projection, linear output. The gates' order, i f g o, is the workload's."""
+    """Embedding, LSTM, linear projection and output layer. The gates' order is the workload's: i, f, g, o."""
 
     def __init__(self, weights: dict[str, np.ndarray]) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class LSTM(Model):
         projection = weights["projection_kernel"].shape[1]
         self.embedding = nn.Embedding(vocabulary, embedding)
         self.lstm = nn.LSTM(embedding, units, batch_first=True)
-        # PyTorch adds two biases; with both trained, their sum would learn at twice the rate.
+        # PyTorch's LSTM has two biases that are added. Training both would double the learning rate of their sum.
         nn.init.zeros_(self.lstm.bias_hh_l0)
         self.lstm.bias_hh_l0.requires_grad_(False)
         self.projection = nn.Linear(units, projection)
@@ -74,7 +74,7 @@ class LSTM(Model):
 
 
 class SICIFG(Model):
-    """The kit's SI-CIFG language model (`models.cifg`), with its input projection as one product."""
+    """Fedspeak's SI-CIFG language model (`models.cifg`); the input projections of all time steps are one product."""
 
     def __init__(self, weights: dict[str, np.ndarray]) -> None:
         super().__init__()
@@ -113,12 +113,12 @@ def _tanh(x: Tensor) -> Tensor:
 
 
 def _divide(x: Tensor, largest: Tensor) -> Tensor:
-    # A row of zeros stays zero, also in the gradient.
+    # A row of zeros gives zeros, and its gradient is finite.
     return x / torch.where(largest > 0, largest, 1.0)
 
 
 class CNN(Model):
-    """Two 5 × 5 convolutions with ReLU and pooling, one linear layer. Images come and go as `[B, 28, 28, 1]`."""
+    """Two 5 × 5 convolutions with max-pooling and ReLU, and a linear layer, for images `[B, 28, 28, 1]`."""
 
     def __init__(self, weights: dict[str, np.ndarray]) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ class CNN(Model):
     def forward(self, x: Tensor) -> Tensor:
         x = x.permute(0, 3, 1, 2)
         for layer in (self.first, self.second):
-            # Bias and ReLU after pooling: the same function, on a quarter of the entries.
+            # Bias and ReLU come after pooling, which gives the same function on a quarter of the entries.
             pooled = functional.max_pool2d(functional.conv2d(x, layer.weight, padding=2), 2)
             x = torch.relu(pooled + layer.bias[:, None, None])
         return self.output(x.permute(0, 2, 3, 1).flatten(1))
@@ -163,13 +163,13 @@ _MODELS = {"lstm": LSTM, "si-cifg": SICIFG, "cnn": CNN, "logistic": Logistic}
 
 
 def build(settings: Settings, weights: dict[str, np.ndarray]) -> Model:
-    """The workload's model with the given weights."""
+    """Builds the workload's model with the given weights."""
     model = _MODELS[settings.model](weights)
     model.load(weights)
     return model
 
 
 def tensors(x: np.ndarray, y: np.ndarray) -> tuple[Tensor, Tensor]:
-    """A client's examples as tensors; integers as PyTorch wants indices."""
+    """Converts a client's examples to tensors; integers become int64, as PyTorch requires for indices."""
     inputs = torch.from_numpy(x)
     return (inputs if inputs.is_floating_point() else inputs.long()), torch.from_numpy(y).long()

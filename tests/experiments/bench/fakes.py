@@ -1,4 +1,4 @@
-"""Peers of a bench whose interpreter is a script of the test."""
+"""A fake peer for the tests of the benchmarks, whose interpreter is a script of the test."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ class Fake(Peer):
 
     @classmethod
     def write(cls, folder: Path, text: str) -> None:
-        """Puts the script there."""
+        """Writes the script into a folder and makes it executable."""
         cls.script = folder / "fake"
         cls.script.write_text(text)
         cls.script.chmod(0o755)

@@ -1,4 +1,4 @@
-"""`fedspeak bench dp-step`: the harness with made-up peers, the tasks, the kit's own peer."""
+"""`fedspeak bench dp-step`: the harness with fake peers, the tasks, and fedspeak's own peer."""
 
 import json
 import sys
@@ -11,7 +11,7 @@ from experiments.bench import dp_step, measure
 from experiments.bench.peers import dp_common, dp_fedspeak
 from tests.experiments.bench.fakes import Fake
 
-# Plays every peer: what it does follows from its name, the module that it is asked to be.
+# A script that plays every peer. Its behaviour follows from the name of the module that it is asked to run.
 FAKE = f"""#!{sys.executable}
 import sys
 import numpy as np
@@ -53,47 +53,50 @@ def run_fakes(tmp_path, monkeypatch):
 
     def run(*names, processes=2):
         peers, notes = [Fake(name, name, None) for name in names], list[str]()
-        found = dp_step.measure("lstm", peers, processes, 2, folder=tmp_path, timeout=60, note=notes.append)
-        return {figures.peer: figures for figures in found}, notes
+        results = dp_step.measure("lstm", peers, processes, 2, folder=tmp_path, timeout=60, note=notes.append)
+        return {timings.peer: timings for timings in results}, notes
 
     return run
 
 
-def test_good_peers_are_timed_in_turn_and_compared(run_fakes):
-    found, notes = run_fakes("fedspeak", "slow")
+def test_measure_times_peers_in_turns_and_compares_gradients(run_fakes):
+    results, notes = run_fakes("fedspeak", "slow")
     assert [note.split()[1] for note in notes] == ["fedspeak,", "slow,"] * 2
-    for figures, private in ((found["fedspeak"], 2e-3), (found["slow"], 4e-3)):
-        assert not figures.failed and not figures.missing and len(figures.lines) == 2
-        assert figures.lines[0]["clipped"] == pytest.approx(2.0)  # four weights, each moved by the learning rate
-        assert figures.seconds("private") == pytest.approx([private] * len(figures.seconds("private")))
-        assert figures.seconds("plain") == pytest.approx([1e-3] * len(figures.seconds("plain")))
-    text = dp_step.task_table("lstm", list(found.values()))
+    for timings, private in ((results["fedspeak"], 2e-3), (results["slow"], 4e-3)):
+        assert not timings.failed and not timings.missing and len(timings.lines) == 2
+        assert timings.lines[0]["clipped"] == pytest.approx(2.0)  # four weights, each moved by the learning rate
+        assert timings.seconds("private") == pytest.approx([private] * len(timings.seconds("private")))
+        assert timings.seconds("plain") == pytest.approx([1e-3] * len(timings.seconds("plain")))
+    text = dp_step.task_table("lstm", list(results.values()))
     row = next(line for line in text.splitlines() if line.startswith("| slow (Fake slow 1.0)"))
     assert float(row.split("|")[5].split("×")[0]) == 2.0  # 4 ms and 2 ms
 
 
-def test_failures_are_named_and_the_others_go_on(run_fakes):
-    found, _ = run_fakes("fedspeak", "fails", "differs", "cannot", processes=1)
-    assert found["fails"].failed == "exit code 1: RuntimeError: broken on purpose"
-    assert found["differs"].failed == "other clipped gradients than fedspeak's: their length is 1.0e-02 apart"
-    assert found["cannot"].missing == "no recurrence here" and not found["cannot"].failed
-    assert len(found["fedspeak"].lines) == 1 and not found["fedspeak"].failed
-    text = dp_step.task_table("lstm", list(found.values()))
+def test_measure_names_failed_peers_and_continues_with_others(run_fakes):
+    results, _ = run_fakes("fedspeak", "fails", "differs", "cannot", processes=1)
+    assert results["fails"].failed == "exit code 1: RuntimeError: broken on purpose"
+    assert (
+        results["differs"].failed
+        == "clipped gradients differ from those of fedspeak: their norms by 1.0e-02 (relative)"
+    )
+    assert results["cannot"].missing == "no recurrence here" and not results["cannot"].failed
+    assert len(results["fedspeak"].lines) == 1 and not results["fedspeak"].failed
+    text = dp_step.task_table("lstm", list(results.values()))
     assert "| fedspeak" in text and "cannot: no recurrence here." in text and "broken on purpose" in text
 
 
-def test_the_command_says_what_is_not_installed(tmp_path, monkeypatch):
+def test_dp_step_command_names_peers_that_are_not_installed(tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "ROOT", tmp_path)
     arguments = ["--task", "linear", "--peer", "opacus", "--processes", "1", "--output", str(tmp_path / "out")]
     done = CliRunner().invoke(dp_step.dp_step, arguments)
     assert done.exit_code == 0, done.output
     assert "opacus: not installed: make bench-peers." in done.output
     assert (tmp_path / "out" / "dp-step.md").read_text() in done.output
-    found = json.loads((tmp_path / "out" / "dp-step.json").read_text())
-    assert found["tasks"]["linear"][0]["missing"] == "not installed: make bench-peers"
+    results = json.loads((tmp_path / "out" / "dp-step.json").read_text())
+    assert results["tasks"]["linear"][0]["missing"] == "not installed: make bench-peers"
 
 
-def test_every_task_has_words_steps_and_the_weights_that_are_said():
+def test_every_task_has_description_steps_and_documented_number_of_weights():
     assert set(dp_step.TASKS) == set(dp_step.STEPS) == set(dp_common.TASKS)
     sizes = {name: make(np.random.default_rng(0)) for name, make in dp_common.TASKS.items()}
     count = {name: sum(value.size for value in task.weights.values()) for name, task in sizes.items()}
@@ -109,8 +112,8 @@ def small():
 
 
 @pytest.mark.parametrize("engine", ["linear", "mlp"])
-def test_the_kits_own_peer_clips_as_by_hand(engine):
-    """Without a hidden layer the MLP's engine has the linear task, from weights of zero."""
+def test_fedspeak_peer_clips_like_hand_computed_gradients(engine):
+    """The task "linear" runs `LinearDPSGD`; "mlp" runs the step of `KerasDPSGD`, here on the same model."""
     task = small()._replace(name=engine)
     line = dp_common.measure(dp_fedspeak.build, task, steps=2, repetitions=1)
     x = np.concatenate([task.x[0], np.ones((8, 1))], axis=1)

@@ -7,7 +7,7 @@ from experiments.bench import exact_noise as bench
 
 
 @pytest.mark.slow
-def test_the_bench_writes_its_figures(tmp_path, monkeypatch):
+def test_exact_noise_command_writes_results_and_table(tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "CASES", bench.CASES[:1])
     done = CliRunner().invoke(bench.exact_noise, ["--rounds", "2", "--clients", "3", "--output", str(tmp_path)])
     assert done.exit_code == 0, done.output

@@ -1,4 +1,4 @@
-"""`fedspeak bench simulation`: the harness with made-up peers, the workloads, the ratios, the table."""
+"""`fedspeak bench simulation`: the harness with fake peers, the workloads, the ratios and the table."""
 
 import dataclasses
 import json
@@ -21,7 +21,7 @@ from tests.experiments.bench.fakes import Fake
 
 pytestmark = pytest.mark.filterwarnings("ignore:np.find_common_type is deprecated:DeprecationWarning")
 
-# Plays every peer: what it does follows from its name, the module that it is asked to be.
+# A script that plays every peer. Its behaviour follows from the name of the module that it is asked to run.
 FAKE = f"""#!{sys.executable}
 import sys, time
 import numpy as np
@@ -38,7 +38,7 @@ class Clock:  # rounds take as long as the test says; when a process begins and 
 
 common.time = clock = Clock()
 
-def peer(asked, workload, recorder):
+def peer(request, workload, recorder):
     if name == "fails":
         raise RuntimeError("broken on purpose")
     if name == "hangs":
@@ -46,18 +46,18 @@ def peer(asked, workload, recorder):
     if name == "cannot":
         raise Unsupported("no recurrence here")
     generator = np.random.default_rng(1)
-    noise = 0.0 if name == "forgets" else (asked.noise_multiplier or 0.0)
+    noise = 0.0 if name == "forgets" else (request.noise_multiplier or 0.0)
     settings, weights = workload.settings, dict(workload.weights)
     recorder.start()
-    for number in range(asked.rounds):
+    for number in range(request.rounds):
         clock.now += 0.02 if name == "slow" else 0.01
         for key, value in weights.items():
-            drawn = generator.standard_normal(value.shape)
+            unit_noise = generator.standard_normal(value.shape)
             step = (1.01 if name == "differs" else 1.0) * np.ones_like(value)
-            weights[key] = value + step + noise * settings.clip / len(workload.cohort(number)) * drawn
+            weights[key] = value + step + noise * settings.clip / len(workload.cohort(number)) * unit_noise
         recorder.round_done(lambda: weights)
     if name == "garbles":
-        open(recorder.out + ".npz", "w").write("no archive")
+        open(recorder.output + ".npz", "w").write("no archive")
     recorder.write("fake " + name, "1.0")
 
 run(peer)
@@ -86,14 +86,14 @@ def run_fakes(tmp_path):
     return run
 
 
-def test_good_peers_are_timed_compared_and_interleaved(run_fakes):
+def test_measure_times_peers_in_rotating_order_and_compares_weights(run_fakes):
     case, peers, notes = run_fakes("ours", "slow", repetitions=3)
     assert not case.failed()
     assert [run.peer for run in case.runs] == ["ours", "slow", "slow", "ours", "ours", "slow"]
     assert case.reference == "ours"
     assert len(case.timed("slow")) == 3 and all(len(run.seconds) == 4 for run in case.runs)
     assert all(run.difference == 0 and run.first_round > 0 for run in case.runs)
-    # Looked at five times a second; these processes live for less.
+    # Memory is looked at five times a second; some of these processes end before the first look.
     assert max(run.memory for run in case.runs) > 2**22
     assert case.examples[0] > 1000
     assert len(notes) == 6
@@ -103,50 +103,50 @@ def test_good_peers_are_timed_compared_and_interleaved(run_fakes):
     json.dumps(case.to_dict())
 
 
-def test_failures_are_named_and_the_others_go_on(run_fakes):
+def test_measure_names_failed_peers_and_continues_with_others(run_fakes):
     case, peers, _ = run_fakes("fails", "ours", "differs", "garbles", "cannot", repetitions=2)
     problems = {run.peer: run.problem for run in case.failed()}
     assert set(problems) == {"fails", "differs", "garbles"}
     assert problems["fails"] == "exit code 1: RuntimeError: broken on purpose"
-    assert problems["differs"] == "other weights than ours: 1.0e-02 of the distance moved"
+    assert problems["differs"] == "weights differ from those of ours by 1.0e-02 of the distance moved"
     assert "cannot be read" in problems["garbles"]
     assert case.missing == {"cannot": "no recurrence here"}
-    assert len(case.timed("ours")) == 2  # and no second try of the others
+    assert len(case.timed("ours")) == 2  # a peer that failed is not run again
     assert sum(run.peer == "fails" for run in case.runs) == 1
     text = table.case_table(case, peers, "ours")
     assert "| ours" in text and "| differs" not in text
     assert "cannot: no recurrence here." in text and "broken on purpose" in text
 
 
-def test_a_hanging_peer_is_ended(run_fakes, monkeypatch):
+def test_measure_ends_peer_after_time_limit(run_fakes, monkeypatch):
     def impatient(command, timeout, **options):
         return watch(command, timeout=1.0 if "hangs" in " ".join(map(str, command)) else timeout, **options)
 
     monkeypatch.setattr(measure, "watch", impatient)
     case, _, _ = run_fakes("hangs", "ours")
-    assert [run.problem for run in case.failed()] == ["no end after 60 s"]
+    assert [run.problem for run in case.failed()] == ["ended after its time limit of 60 s"]
     assert case.reference == "ours"
 
 
-def test_private_weights_are_compared_without_noise_and_noise_is_looked_for(run_fakes):
+def test_private_case_compares_weights_without_noise_and_detects_missing_noise(run_fakes):
     case, _, _ = run_fakes("ours", "slow", "forgets", private=True)
     assert case.name == "logistic-dp"
     assert {run.peer: run.difference for run in case.runs if run.repetition < 0} == {"ours": 0, "slow": 0, "forgets": 0}
     assert [(run.peer, run.problem) for run in case.failed()] == [
-        ("forgets", "less noise in the weights than asked for")
+        ("forgets", "the weights show less noise than was asked for")
     ]
     assert len(case.timed("ours")) == 1
 
 
-def test_the_command_says_what_is_not_installed(tmp_path, monkeypatch):
+def test_simulation_command_names_peers_that_are_not_installed(tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "ROOT", tmp_path)
     arguments = ["--case", "logistic", "--peer", "fedjax", "--rounds", "3", "--output", str(tmp_path / "out")]
     done = CliRunner().invoke(simulation, arguments)
     assert done.exit_code == 0, done.output
     assert "fedjax: not installed: make bench-peers." in done.output
     assert (tmp_path / "out" / "table.md").read_text() in done.output
-    found = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert found["cases"][0]["missing"] == {"fedjax": "not installed: make bench-peers"}
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["cases"][0]["missing"] == {"fedjax": "not installed: make bench-peers"}
 
 
 @pytest.mark.parametrize(
@@ -158,17 +158,17 @@ def test_the_command_says_what_is_not_installed(tmp_path, monkeypatch):
         (["--peer", "jax"], "'jax' is not one of"),
     ],
 )
-def test_wrong_arguments_are_refused(arguments, words):
+def test_simulation_command_refuses_wrong_arguments(arguments, words):
     done = CliRunner().invoke(simulation, arguments)
     assert done.exit_code == 2
     assert words in done.output
 
 
-def test_every_workload_has_its_cases():
+def test_every_workload_has_a_plain_and_a_private_case():
     assert set(CASES) == {name + suffix for name in RECIPES for suffix in ("", "-dp")}
 
 
-def test_a_workload_file_is_the_same_each_time_and_read_as_written(tmp_path):
+def test_workload_file_is_reproducible_and_read_as_written(tmp_path):
     for name in ("a", "b"):
         RECIPES["logistic"].write(tmp_path / f"{name}.npz", 4)
     first, second = (common.load(str(tmp_path / f"{name}.npz")) for name in ("a", "b"))
@@ -181,7 +181,7 @@ def test_a_workload_file_is_the_same_each_time_and_read_as_written(tmp_path):
         assert np.array_equal(one.x, other.x) and np.array_equal(one.y, other.y)
 
 
-def test_text_targets_are_the_tokens_after_the_inputs(tmp_path):
+def test_text_targets_are_the_inputs_shifted_by_one_token(tmp_path):
     RECIPES["tiny-recurrent"].write(tmp_path / "w.npz", 3)
     workload = common.load(str(tmp_path / "w.npz"))
     assert workload.is_text
@@ -189,14 +189,15 @@ def test_text_targets_are_the_tokens_after_the_inputs(tmp_path):
         assert client.x.shape == client.y.shape == (int(client.weight), 20)
         assert np.array_equal(client.x[:, 1:], client.y[:, :-1])
         assert (client.x[:, 0] == 1).all() and client.x.max() < 1024
-        # Padding only stands at the end of a line, after its end mark.
+        # Padding stands at the end of a line only, after the end mark.
         assert all((row[row.argmin() :] == 0).all() for row in client.y if (row == 0).any())
 
 
-def test_a_ratio_and_its_interval():
+def test_paired_ratio_equals_geometric_mean_with_students_interval():
     ratio = paired_ratio([2.0, 4.0, 8.0], [1.0, 2.0, 4.0])
     assert ratio == pytest.approx((2, 2, 2))
-    # By hand: logs 0 and ln 4, mean ln 2, standard error ln 2; t of one degree of freedom at 97.5 % is 12.706.
+    # By hand: the logs are 0 and ln 4, with mean ln 2 and standard error ln 2. The 97.5 % quantile of Student's t with
+    # one degree of freedom is 12.706.
     ratio = paired_ratio([1.0, 4.0], [1.0, 1.0])
     assert ratio.estimate == pytest.approx(2)
     assert ratio.high == pytest.approx(2 ** (1 + 12.7062), rel=1e-4)
@@ -204,19 +205,19 @@ def test_a_ratio_and_its_interval():
     assert paired_ratio([3.0], [1.0]) == pytest.approx((3, 0, np.inf))
 
 
-def test_the_interval_covers_as_often_as_it_says():
+def test_paired_ratio_interval_has_its_nominal_coverage():
     generator = np.random.default_rng(5)
     trials, hits = 1000, 0
     for _ in range(trials):
-        slow = np.exp(0.3 * generator.standard_normal(5))  # what befalls both sides of a pair
+        slow = np.exp(0.3 * generator.standard_normal(5))  # a disturbance that both sides of a pair share
         theirs, ours = (slow * np.exp(0.1 * generator.standard_normal(5)) for _ in range(2))
         interval = paired_ratio((3 * theirs).tolist(), ours.tolist())
         hits += interval.low <= 3 <= interval.high
-    # 95 % ± 4 standard deviations of a binomial: a right interval fails here once in 16,000 seeds.
+    # The tolerance is 4 standard deviations of a binomial: a correct interval fails here for one seed in 16,000.
     assert abs(hits / trials - 0.95) < 4 * np.sqrt(0.95 * 0.05 / trials)
 
 
-def test_a_time_ratio_is_paired_by_round_without_the_first():
+def test_paired_time_ratio_pairs_rounds_and_skips_the_first():
     theirs, ours = [[90.0, 2.0, 20.0, 6.0]] * 2, [[1.0, 1.0, 10.0, 3.0]] * 2
     assert paired_time_ratio(theirs, ours) == pytest.approx((2, 2, 2))
 
@@ -224,17 +225,17 @@ def test_a_time_ratio_is_paired_by_round_without_the_first():
 @pytest.mark.parametrize(
     ("theirs", "ours"), [([], []), ([1.0], [1.0, 2.0]), ([0.0], [1.0]), ([1.0], [float("nan")]), ([-1.0], [1.0])]
 )
-def test_ratios_of_nothing_are_refused(theirs, ours):
-    with pytest.raises(ValueError, match="figure"):
+def test_paired_ratio_refuses_missing_unequal_or_not_positive_values(theirs, ours):
+    with pytest.raises(ValueError, match="value"):
         paired_ratio(theirs, ours)
 
 
-def test_ratios_of_different_rounds_are_refused():
+def test_paired_time_ratio_refuses_unequal_numbers_of_rounds():
     with pytest.raises(ValueError, match="rounds"):
         paired_time_ratio([[1.0, 1.0]], [[1.0, 1.0, 1.0]])
 
 
-def test_a_process_tree_is_measured_and_none_of_it_is_left(tmp_path):
+def test_watch_measures_process_tree_and_leaves_no_process_behind(tmp_path):
     child = "import time; data = bytearray(80 << 20); print('made', flush=True); time.sleep(600)"
     parent = (
         f"import subprocess, sys, time; child = [sys.executable, '-c', {child!r}]; "
@@ -260,7 +261,7 @@ def _command_lines():
             continue
 
 
-def test_noisy_figures_are_marked():
+def test_case_table_marks_results_of_noisy_machine():
     quiet = Run("ours", 0, framework="fake", seconds=[1.0, 1.0, 1.0], memory=1, others=0.01)
     case = Case("logistic", False, examples=[5, 5, 5], runs=[quiet])
     assert "NOISY" not in table.case_table(case, [Peer("ours", "ours", None)], "ours")
@@ -269,10 +270,10 @@ def test_noisy_figures_are_marked():
     assert "cores" in table.machine()
 
 
-def test_models_of_other_names_or_shapes_are_infinitely_far():
+def test_difference_of_models_with_other_names_or_shapes_is_infinite():
     model = {"a": np.zeros(3), "b": np.ones(2)}
     moved = {"a": np.ones(3), "b": np.ones(2)}
     assert measure.difference(moved, moved, model) == 0
     assert measure.difference({"a": np.ones(3)}, moved, model) == np.inf
     assert measure.difference({**moved, "b": np.ones(3)}, moved, model) == np.inf
-    assert measure.difference(model, model, model) == np.inf  # nothing moved: nothing is shown
+    assert measure.difference(model, model, model) == np.inf  # the reference did not move

@@ -6,7 +6,7 @@ from experiments.cli import main
 
 
 @pytest.mark.slow
-def test_the_demo_beats_the_public_model_and_the_bigram_under_its_epsilon(tmp_path):
+def test_demo_beats_public_model_and_bigram_within_its_epsilon(tmp_path):
     with pytest.raises(SystemExit) as stop:
         main(["demo", "--output", str(tmp_path / "demo")])
     assert stop.value.code == 0
@@ -21,7 +21,7 @@ def test_the_demo_beats_the_public_model_and_the_bigram_under_its_epsilon(tmp_pa
 
 
 @pytest.mark.slow
-def test_from_scratch_beats_the_unigram_by_half_a_nat_under_its_epsilon(tmp_path):
+def test_scratch_config_beats_unigram_by_half_a_nat(tmp_path):
     with pytest.raises(SystemExit) as stop:
         main(["train", "scratch", "--output", str(tmp_path / "scratch")])
     assert stop.value.code == 0

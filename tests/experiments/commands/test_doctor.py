@@ -53,16 +53,16 @@ BASE = {name: LOCKED[name] for name in ("numpy", "scipy", "dp-accounting", "jinj
 MODELS = {**BASE, **{name: LOCKED[name] for name in ("tensorflow", "keras", "sentencepiece", "ai-edge-litert")}}
 
 
-def found(facts: machine.Facts, name: str) -> doctor.Check:
+def get_check(facts: machine.Facts, name: str) -> doctor.Check:
     checks = [check for check in doctor.run_checks(facts) if check.name == name]
     assert len(checks) == 1
     return checks[0]
 
 
-def test_healthy_machine_has_nothing_to_mend():
+def test_healthy_machine_has_nothing_to_fix():
     checks = doctor.run_checks(HEALTHY)
     assert {check.status for check in checks} == {"ok"}
-    assert not any(check.mend for check in checks)
+    assert not any(check.fix for check in checks)
 
 
 @pytest.mark.parametrize(
@@ -81,9 +81,9 @@ def test_healthy_machine_has_nothing_to_mend():
         ({"versions": {**LOCKED, "keras": "3.0.0"}}, "keras", "warn", "3.0.0, but tested with 2.14.0"),
         ({"versions": without("jaxlib")}, "jaxlib", "fail", "0.4.14.*jaxlib is not installed"),
         ({"versions": {**LOCKED, "jaxlib": "0.4.30"}}, "jaxlib", "warn", "jax 0.4.18 and jaxlib 0.4.30"),
-        ({"versions": without("ai-edge-litert")}, "LiteRT", "warn", "TensorFlow's interpreter stands in"),
+        ({"versions": without("ai-edge-litert")}, "LiteRT", "warn", "TensorFlow's interpreter is used instead"),
         ({"versions": {k: v for k, v in BASE.items() if k != "jinja2"}}, "jinja2", "fail", "needed for reports"),
-        # What was not asked for is no fault; one line says what it would give and how to have it.
+        # An extra that the user did not ask for is no fault; one line says what it is for and how to install it.
         ({"versions": BASE}, "tensorflow", "ok", "of the extra 'models'; only evaluation.*fedspeak.models."),
         ({"versions": BASE}, "LiteRT", "ok", "no runtime for exported models .*pip install ai-edge-litert"),
         ({"versions": MODELS}, "tensorflow-federated", "ok", "'federated'.*Plain pip cannot .* 0.4.14.*`make test`"),
@@ -96,7 +96,7 @@ def test_healthy_machine_has_nothing_to_mend():
             "not installed; needed for learning a vocabulary",
         ),
         ({"loopback_shim": False, "shim_works": False}, "executor socket", "warn", "OPEN: .*any account.*C compiler"),
-        ({"shim_works": False}, "executor socket", "fail", "refuse everyone: .*does not tell whose"),
+        ({"shim_works": False}, "executor socket", "fail", "refuse everyone, .*does not tell which account"),
         ({"stunnel": False}, "stunnel", "ok", "not installed .*stunnel4.*several machines"),
         ({"memory": 3 * doctor.GIB}, "memory", "warn", "3.0 GiB free"),
         ({"memory": None}, "memory", "warn", "cannot tell"),
@@ -105,33 +105,33 @@ def test_healthy_machine_has_nothing_to_mend():
         ({"cores": 1}, "cores", "warn", "1: "),
     ],
 )
-def test_what_is_wrong_is_said(change: dict, name: str, status: str, message: str):
-    check = found(replace(HEALTHY, **change), name)
+def test_each_problem_is_reported_with_status_and_message(change: dict, name: str, status: str, message: str):
+    check = get_check(replace(HEALTHY, **change), name)
     assert check.status == status
     assert re.search(message, check.message)
 
 
 @pytest.mark.parametrize("versions", [BASE, MODELS])
 @pytest.mark.parametrize("locked", [LOCKED, None])
-def test_an_installation_without_tff_is_whole(versions: dict, locked: dict | None):
-    """Nothing is compared with a stack that it is not, and nothing asks for TFF's socket, tunnel or jaxlib."""
+def test_installation_without_tff_has_no_warnings(versions: dict, locked: dict | None):
+    """Versions are not compared with the lock of the stack with TFF, and TFF's own checks are skipped."""
     facts = replace(HEALTHY, versions=versions, locked=locked, loopback_shim=False, shim_works=False, stunnel=False)
     checks = doctor.run_checks(facts)
     assert {check.status for check in checks} == {"ok"}
     assert not {"lock", "jaxlib", "executor socket", "stunnel"} & {check.name for check in checks}
 
 
-def test_orphan_is_a_worker_whose_parent_is_no_python():
+def test_worker_whose_parent_is_not_python_is_reported_as_orphan():
     ours = machine.Worker(100, 99, "/clone/.venv/bin/python -m experiments train")
     adopted = machine.Worker(200, 1, "/sbin/init")
     parentless = machine.Worker(300, 299, "")
     checks = doctor.run_checks(replace(HEALTHY, workers=(ours, adopted, parentless)))
     orphans = [check for check in checks if check.name == "orphan workers"]
-    assert [check.mend for check in orphans] == ["kill 200", "kill 300"]
-    assert found(replace(HEALTHY, workers=(ours,)), "orphan workers").status == "ok"
+    assert [check.fix for check in orphans] == ["kill 200", "kill 300"]
+    assert get_check(replace(HEALTHY, workers=(ours,)), "orphan workers").status == "ok"
 
 
-def test_finds_a_worker_that_runs_here(tmp_path):
+def test_gather_finds_running_worker(tmp_path):
     worker = tmp_path / "worker_binary"
     worker.symlink_to("/bin/sleep")
     with subprocess.Popen([str(worker), "60"]) as process:
@@ -143,14 +143,14 @@ def test_finds_a_worker_that_runs_here(tmp_path):
 
 
 @pytest.mark.parametrize("compiler", ["here", None])
-def test_the_executor_socket_is_tried(compiler, monkeypatch):
+def test_gather_tries_the_loopback_shim_if_a_compiler_exists(compiler, monkeypatch):
     if compiler is None:
         monkeypatch.setattr("fl.runtime.worker.c_compiler", lambda: None)
     facts = machine.gather([])
     assert facts.loopback_shim == facts.shim_works == (compiler is not None)
 
 
-def test_reads_the_projects_own_lock():
+def test_read_lock_reads_every_pin_of_the_project_lock():
     pins = machine.read_lock(LOCK)
     assert pins is not None
     assert pins["tensorflow-federated"] == "0.87.0"
@@ -161,16 +161,18 @@ def test_reads_the_projects_own_lock():
 @pytest.mark.parametrize(
     ("facts", "code"), [(HEALTHY, 0), (replace(HEALTHY, cores=1), 0), (replace(HEALTHY, disk=0), 1)]
 )
-def test_command_prints_each_check_and_fails_only_on_a_failure(monkeypatch, facts: machine.Facts, code: int):
+def test_doctor_command_prints_each_check_and_exits_with_1_on_failure_only(
+    monkeypatch, facts: machine.Facts, code: int
+):
     monkeypatch.setattr(doctor, "gather", lambda packages: facts)
     result = CliRunner().invoke(doctor.doctor)
     assert result.exit_code == code
     for check in doctor.run_checks(facts):
         assert check.message in result.output
-        assert check.mend in result.output
+        assert check.fix in result.output
 
 
-def test_answers_in_a_blink_without_tensorflow():
+def test_run_checks_takes_under_a_second_and_imports_no_tensorflow():
     script = (
         "import sys\nstarted = []\n"
         "sys.addaudithook(lambda event, _: started.append(event) if event == 'subprocess.Popen' else None)\n"

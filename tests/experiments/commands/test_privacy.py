@@ -1,4 +1,4 @@
-"""`fedspeak privacy`: the figures, the refusals, the speed."""
+"""`fedspeak privacy`: its results, the input that it refuses, and its speed."""
 
 import functools
 import json
@@ -28,7 +28,7 @@ def facts(*arguments):
     return json.loads(call(*arguments, "--json"))
 
 
-def test_epsilon_prints_both_figures_and_every_assumption():
+def test_epsilon_prints_both_bounds_and_every_assumption():
     text = call("epsilon", "--clients", 1000, "--cohort", 50, "--rounds", 200, "--noise", 2.0, "--delta", 1e-5)
     for words in (
         "1.561",
@@ -45,7 +45,7 @@ def test_epsilon_prints_both_figures_and_every_assumption():
     assert "200 of 200 rounds a client" in text
 
 
-def test_any_one_follows_from_the_others():
+def test_epsilon_noise_and_rounds_follow_from_one_another():
     forward = facts("epsilon", *STACK_OVERFLOW, "--rounds", 1600, "--noise", 0.5)
     assert forward["epsilon"] == pytest.approx(2.630036, abs=2e-4)
     noise = facts("noise", *STACK_OVERFLOW, "--rounds", 1600, "--epsilon", forward["epsilon"])
@@ -88,7 +88,7 @@ def test_any_noise_rate_and_rounds_give_a_value_or_one_line(noise, rate, rounds,
         assert "\n" not in str(error.value)
 
 
-def test_each_sampler_brings_its_relation():
+def test_each_sampler_has_its_neighbouring_relation():
     fixed = facts("epsilon", *STACK_OVERFLOW, "--rounds", 1600, "--noise", 4, "--sampler", "fixed-size")
     assert (fixed["plan"]["relation"], fixed["epsilon_pld"]) == ("replace-one", None)
     assert fixed["epsilon"] == pytest.approx(0.144934, abs=1e-6)
@@ -100,11 +100,11 @@ def test_each_sampler_brings_its_relation():
     assert cyclic["epsilon"] == pytest.approx(2.254085, abs=1e-6)
 
 
-def test_no_noise_is_not_private():
+def test_epsilon_without_noise_says_not_private():
     assert "NOT PRIVATE" in call("epsilon", "--clients", 100, "--rate", 0.1, "--rounds", 5, "--noise", 0)
 
 
-def test_adaptive_clipping_shows_its_split():
+def test_epsilon_with_adaptive_clipping_shows_how_noise_is_split():
     text = call("epsilon", *STACK_OVERFLOW, "--rounds", 10, "--noise", 4, "--clip-count-stddev", 5)
     assert "4.36436 on the update, 5 on the clip's count" in text
 
@@ -162,7 +162,7 @@ def accounting_work(monkeypatch):
     return work
 
 
-# About a second's work each on an idle machine; what is counted is what the time follows from.
+# Each takes about a second on an idle machine. The test counts the work that the time follows from.
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -180,7 +180,7 @@ def test_worst_cases_take_bounded_work(arguments, accounting_work):
     assert len(accounting_work["divergences"]) <= 500
 
 
-def test_help_loads_nothing_heavy():
+def test_help_imports_no_large_package():
     code = (
         "import sys; from experiments.commands.privacy import privacy\n"
         "privacy(['epsilon', '--help'], standalone_mode=False)\n"
@@ -189,7 +189,7 @@ def test_help_loads_nothing_heavy():
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
-def test_an_audit_lets_our_own_mechanisms_stand():
+def test_audit_does_not_refute_own_mechanisms():
     text = call("audit", "--epsilon", 2, "--trials", 3000)
     lines = text.splitlines()
     assert lines[0].startswith("unit: one record; sampler: everybody, once")
@@ -202,15 +202,15 @@ def test_an_audit_lets_our_own_mechanisms_stand():
     assert {(row["unit"], row["sampler"]) for row in rows} == {("record", "everybody, once")}
 
 
-def test_an_ordinary_plan_prints_nothing_beside_its_figure():
-    """dp-accounting 0.6 warns, in a cross-check, of orders that it leaves out."""
-    asked = ["--clients", "1000", "--rate", "0.1", "--noise", "1", "--rounds", "1000"]
-    command = [sys.executable, "-m", "experiments", "privacy", "epsilon", *asked]
+def test_epsilon_prints_no_warning_for_ordinary_plan():
+    """dp-accounting 0.6 prints a warning about the Rényi orders that it skips in a cross-check."""
+    options = ["--clients", "1000", "--rate", "0.1", "--noise", "1", "--rounds", "1000"]
+    command = [sys.executable, "-m", "experiments", "privacy", "epsilon", *options]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "by RDP" in done.stdout and done.stderr == ""
 
 
-def test_an_audit_without_training_loads_no_tensorflow():
+def test_audit_without_training_imports_no_tensorflow():
     code = (
         "import sys; from experiments.commands.privacy import privacy\n"
         "privacy(['audit', '--trials', '1000'], standalone_mode=False)\n"
@@ -219,8 +219,8 @@ def test_an_audit_without_training_loads_no_tensorflow():
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
-def test_an_audit_of_training_lets_it_stand():
-    """Eight bounds of confidence 0.9999 with fresh noise: one of a thousand runs fails by chance, or fewer."""
+def test_audit_does_not_refute_training():
+    """Eight bounds have confidence 0.9999 each and fresh noise, so at most one run in a thousand fails by chance."""
     pytest.importorskip("tensorflow_federated")
     rows = facts("audit", "--training", "--epsilon", 2, "--delta", 0.05, "--trials", 20_000)
     named = [row["mechanism"].split(",")[0] for row in rows]
@@ -237,26 +237,26 @@ def test_an_audit_of_training_lets_it_stand():
         assert 0 <= row["epsilon"] <= row["claimed"] <= (9.5 if "tail" in row["mechanism"] else 2)
 
 
-def test_an_audit_that_refutes_ends_with_1(monkeypatch):
+def test_audit_exits_with_1_if_it_refutes(monkeypatch):
     from privacy.audit import cases as audited
 
-    def told(trials):
+    def sample(trials):
         return np.zeros(trials), np.ones(trials)
 
     monkeypatch.setattr(
-        audited, "cases", lambda *_: [audited.Case("a sum without noise", "replace-one", 1.0, 0.0, 1, told)]
+        audited, "cases", lambda *_: [audited.Case("a sum without noise", "replace-one", 1.0, 0.0, 1, sample)]
     )
     done = CliRunner().invoke(privacy, ["audit"])
     assert done.exit_code == 1 and done.output.strip().endswith("REFUTED") and "claimed 1, at least" in done.output
 
 
 @pytest.mark.parametrize("arguments", [["--epsilon", "0"], ["--epsilon", "nan"], ["--delta", "1"], ["--trials", "10"]])
-def test_an_audit_of_nonsense_is_one_line(arguments):
+def test_audit_refuses_invalid_arguments(arguments):
     done = CliRunner().invoke(privacy, ["audit", *arguments])
     assert done.exit_code != 0 and (done.exit_code == 2 or isinstance(done.exception, ValueError))
 
 
-def test_the_report_on_single_releases(tmp_path):
+def test_privacy_report_covers_single_releases(tmp_path):
     from privacy import Budget, Releases, dp_mean
 
     with Releases.open(tmp_path / "ledger.jsonl", Budget(1.0)) as ledger:
@@ -268,7 +268,7 @@ def test_the_report_on_single_releases(tmp_path):
     assert isinstance(done.exception, FileNotFoundError) and "is missing" in str(done.exception)
 
 
-def test_the_report_command_of_runs_takes_a_budgets_ledger_too(tmp_path):
+def test_report_command_accepts_ledger_of_a_budget(tmp_path):
     with Releases.open(tmp_path / "ages.jsonl", Budget(epsilon=1.0)) as ledger:
         dp_mean([1.0, 2.0], 0, 4, 0.5, ledger=ledger)
         assert str(ledger).startswith("epsilon 0.500 of 1; unit record, add-or-remove-one; 1 releases")

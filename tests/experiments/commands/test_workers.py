@@ -109,8 +109,8 @@ def test_worker_command_ends_when_worker_process_dies():
         (["train", "demo", "--workers", "nonsense"], "'nonsense' is not host:port"),
         (["train", "demo", "--workers", "a:1", "--certificates", "none"], "none holds no key.pem"),
         (["train", "demo", "--workers", "a:1", "--certificates", "x", "--insecure-network"], "contradict each other"),
-        (["train", "demo", "--certificates", "x"], "belong to --workers"),
-        (["train", "demo", "--insecure-network"], "belong to --workers"),
+        (["train", "demo", "--certificates", "x"], "need --workers"),
+        (["train", "demo", "--insecure-network"], "need --workers"),
         (["train", "demo", "--set", "run.recycle_worker=0"], "run.recycle_worker = 0: must be an integer, at least 1"),
     ],
 )
@@ -168,7 +168,7 @@ def test_train_on_workers_equals_train_on_one_machine(request, tmp_path):
         wait_for_rounds(there, driving, 3)
         driving.send_signal(signal.SIGINT)
         code, _, err = finish(driving)
-        assert code == 130 and "go on with: fedspeak train --resume" in err, err
+        assert code == 130 and "resume with: fedspeak train --resume" in err, err
 
         code, _, err = finish(start("train", "--resume", str(there)))
         assert code == 0, err

@@ -7,7 +7,7 @@ from experiments.reproduce import dpsgd_f as study
 from experiments.reproduce import excess_loss
 
 
-def test_the_counter_example(monkeypatch):
+def test_dpsgd_f_learns_the_counter_example_where_dpsgd_fails(monkeypatch):
     monkeypatch.setattr(study, "_MEANS", (1.0, 1e5))
     near, far = study.counter_example(3)
     assert near["DP-SGD"]["mean"] == near["DPSGD-F"]["mean"] == far["DPSGD-F"]["mean"] == 1.0
@@ -15,7 +15,7 @@ def test_the_counter_example(monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_study_on_digits(tmp_path, monkeypatch):
+def test_study_on_digits_finds_dpsgd_f_better_at_epsilon_1(tmp_path, monkeypatch):
     monkeypatch.setattr(study, "_MEANS", (1.0,))
     for name in ("DIAMETERS", "DISTANCES", "SIGNALS"):
         monkeypatch.setattr(excess_loss, name, getattr(excess_loss, name)[-2:])
@@ -28,6 +28,6 @@ def test_the_study_on_digits(tmp_path, monkeypatch):
     assert first["DPSGD-F"]["mean"] > first["DP-SGD"]["mean"] + 0.02
 
 
-def test_a_folder_without_images_is_one_line(tmp_path):
+def test_folder_without_images_is_refused_with_the_fix(tmp_path):
     done = CliRunner().invoke(study.dpsgd_f, ["--images", str(tmp_path), "--data", "fashion-mnist"])
     assert isinstance(done.exception, FileNotFoundError) and "apt install dataset-fashion-mnist" in str(done.exception)

@@ -1,4 +1,4 @@
-"""A study of repetitions stays that of the run it was begun for; its rounds are those of `fedspeak train`."""
+"""The repetitions of a run: their folders are prepared from the run, and those of another run are refused."""
 
 import msgspec
 import pytest
@@ -17,31 +17,31 @@ def source(tmp_path) -> RunFolder:
     return run
 
 
-def test_a_repetition_begins_as_the_run_did_and_goes_on(source, tmp_path):
+def test_prepare_repetition_copies_the_run_and_restores_missing_files(source, tmp_path):
     repeated = RunFolder(tmp_path / "seed-1")
     for _ in range(2):
-        noise_seeds._begin(repeated, source, Config())
+        noise_seeds._prepare_repetition(repeated, source, Config())
         assert repeated.public_weights.read_bytes() == b"weights" and repeated.vocabulary.read_text() == "{}"
-    # Killed between the files: what is missing comes from the run, and is not made anew.
+    # A process killed between two files leaves the second one missing: it is copied from the run again.
     repeated.public_weights.unlink()
-    noise_seeds._begin(repeated, source, Config())
+    noise_seeds._prepare_repetition(repeated, source, Config())
     assert repeated.public_weights.read_bytes() == b"weights"
 
 
 @pytest.mark.parametrize("change", ["config", "vocabulary", "weights"])
-def test_a_repetition_of_another_run_is_not_shown(source, tmp_path, change):
+def test_prepare_repetition_refuses_repetition_of_another_run(source, tmp_path, change):
     repeated, config = RunFolder(tmp_path / "seed-1"), Config()
-    noise_seeds._begin(repeated, source, config)
+    noise_seeds._prepare_repetition(repeated, source, config)
     if change == "config":
         config = msgspec.structs.replace(config, run=msgspec.structs.replace(config.run, rounds=99))
     elif change == "vocabulary":
         source.vocabulary.write_text("[]")
     else:
         source.public_weights.write_bytes(b"others")
-    with pytest.raises(ValueError, match="seed-1 is a repetition of another run than .* is now: delete"):
-        noise_seeds._begin(repeated, source, config)
+    with pytest.raises(ValueError, match="seed-1 is a repetition of another run, or .* has changed since: delete"):
+        noise_seeds._prepare_repetition(repeated, source, config)
 
 
-def test_an_unfinished_run_is_not_repeated(source):
+def test_require_trained_refuses_unfinished_run(source):
     with pytest.raises(FileNotFoundError, match="holds no trained model: finish it"):
         source.require_trained()
