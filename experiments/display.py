@@ -1,6 +1,5 @@
 """Shows the progress of a run: a progress bar with ETA on a terminal, plain lines elsewhere."""
 
-import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from rich.progress import (
 )
 
 from experiments import interrupt
+from privacy.accounting.guarantee import format_epsilon
 
 LABELS = {
     "public_loss": "loss on held-out public text",
@@ -40,14 +40,9 @@ FOOTNOTE = (
 FIXED_KEY = "BUT ε DOES NOT HOLD: run.fixed_key is set, and whoever knows it can recompute the noise and the cohorts"
 
 
-def rounded_up(epsilon: float) -> str:
-    """Returns ε with three decimals, rounded up, so that the printed bound holds."""
-    return f"{math.ceil(epsilon * 1000 - 1e-9) / 1000:.3f}" if math.isfinite(epsilon) else "inf"
-
-
 def _format_value(key: str, value: float) -> str:
     if key in ("epsilon", "epsilon_fixed_key"):
-        return rounded_up(value)
+        return format_epsilon(value)
     return f"{value:.0f}" if key == "non_finite" else f"{value:.3f}"
 
 

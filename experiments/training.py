@@ -10,13 +10,14 @@ import numpy as np
 
 from experiments import assembly, data, warm_start
 from experiments.config import MAX_CLIENTS_AT_ONCE, Config
-from experiments.display import FIXED_KEY, FOOTNOTE, OPERATOR_ONLY, PRIVATE_METRICS, ConsoleDisplay, rounded_up
+from experiments.display import FIXED_KEY, FOOTNOTE, OPERATOR_ONLY, PRIVATE_METRICS, ConsoleDisplay
 from experiments.provenance import versions
 from experiments.runs import RunFolder, load_weights, read_json, save_weights, write_json
 from fl.divergence import likely_cause
 from fl.round_metrics import read_metrics
 from fl.runtime.kernels import describe_kernels
 from privacy import accounting
+from privacy.accounting.guarantee import format_epsilon
 from privacy.files import require_writable
 from privacy.ledger import Ledger
 from privacy.plan import PrivacyPlan
@@ -318,7 +319,7 @@ def _describe_privacy(plan: PrivacyPlan, has_fixed_key: bool) -> str:
         return "privacy: NOT PRIVATE (no noise)"
     epsilon = accounting.epsilon(plan)
     return (
-        f"privacy: epsilon {rounded_up(epsilon.value)} at delta {plan.target_delta:.3g} ({plan.delta_rule}), "
+        f"privacy: epsilon {format_epsilon(epsilon.value)} at delta {plan.target_delta:.3g} ({plan.delta_rule}), "
         f"unit {plan.unit}, {plan.relation}, {plan.sampling.describe()}, {plan.rounds} rounds, "
         f"noise multiplier {plan.noise_multiplier:.4g}{f'; {FIXED_KEY}' if has_fixed_key else ''}"
     )

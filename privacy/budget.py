@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 
 from privacy import checks
 from privacy.accounting import costs
-from privacy.accounting.guarantee import SEEDED, Guarantee, rounded_up
+from privacy.accounting.guarantee import SEEDED, Guarantee, format_epsilon
 from privacy.ledger.append_only_file import ChainedFile
 from privacy.ledger.ledger import version
 from privacy.sampling import Relation
@@ -128,7 +128,7 @@ class Releases:
         budget = self.budget
         at = f" at delta {budget.delta:.3g}" if budget.delta else ""
         return (
-            f"epsilon {rounded_up(self.spent)}{at} of {budget.epsilon:g}; unit {budget.unit}, {budget.relation}; "
+            f"epsilon {format_epsilon(self.spent)}{at} of {budget.epsilon:g}; unit {budget.unit}, {budget.relation}; "
             f"{len(self.releases)} releases, samplers and noise as of each"
         )
 

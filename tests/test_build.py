@@ -75,7 +75,7 @@ with privacy.Releases.open("ages.jsonl", privacy.Budget(epsilon=1.0)) as ledger:
     assert run(sys.executable, "-c", release.format(here=str(here))).startswith("epsilon 0.500;")
     fedspeak = str(here / "bin" / "fedspeak")
     assert "doctor" in run(fedspeak, "--help")
-    settings = ["--clients", "10000", "--cohort", "100", "--rounds", "100", "--noise", "1", "--json"]
+    settings = ["--population", "10000", "--cohort-size", "100", "--rounds", "100", "--noise-multiplier", "1", "--json"]
     assert 0.5 < json.loads(run(fedspeak, "privacy", "epsilon", *settings))["epsilon"] < 2
     run(fedspeak, "privacy", "report", "ages.jsonl")
     assert {path.name for path in tmp_path.glob("report.*")} == {"report.html", "report.json", "report.md"}

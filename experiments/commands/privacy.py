@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from experiments import extras
+from experiments.commands.renamed import renamed
 from privacy.json_values import plain
+from privacy.plan import DELTA_EXPONENT
 
 if TYPE_CHECKING:
     from privacy import PrivacyPlan
@@ -24,6 +26,14 @@ _AUDIT_CONFIDENCE = 0.9999  # of each mechanism: a false alarm among all of them
 _AUDIT_TRIALS = 400_000
 
 
+_RENAMED = {
+    "--clients": "--population",
+    "--cohort": "--cohort-size",
+    "--rate": "--sampling-probability",
+    "--noise": "--noise-multiplier",
+}
+
+
 @click.group()
 def privacy() -> None:
     """What a training run costs in privacy: epsilon, noise or rounds, any one from the others; an audit."""
@@ -32,10 +42,24 @@ def privacy() -> None:
 def _described(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that all three commands share."""
     options = [
-        click.option("--clients", type=int, required=True, metavar="N", help="Clients who could take part."),
-        click.option("--cohort", type=float, metavar="K", help="Clients in a round (poisson: expected number)."),
-        click.option("--rate", type=float, metavar="Q", help="Sampling rate instead of --cohort (poisson)."),
-        click.option("--cohorts", type=int, metavar="B", help="Cohorts that take turns, instead of --cohort (cyclic)."),
+        click.option(
+            "--population", type=int, required=True, metavar="N", help="Number of clients who could take part."
+        ),
+        click.option(
+            "--cohort-size", type=float, metavar="K", help="Number of clients per round (poisson: on average)."
+        ),
+        click.option(
+            "--sampling-probability",
+            type=float,
+            metavar="Q",
+            help="Probability with which each client joins each round (poisson), instead of --cohort-size.",
+        ),
+        click.option(
+            "--cohorts",
+            type=int,
+            metavar="B",
+            help="Number of cohorts that take turns (cyclic), instead of --cohort-size.",
+        ),
         click.option(
             "--sampler",
             type=click.Choice(["poisson", "fixed-size", "cyclic"]),
@@ -43,7 +67,7 @@ def _described(command: Callable[..., Any]) -> Callable[..., Any]:
             show_default=True,
             help="How cohorts are drawn.",
         ),
-        click.option("--delta", type=float, help="Default: clients^-1.1."),
+        click.option("--delta", type=float, help=f"δ of the guarantee. [default: population^{DELTA_EXPONENT}]"),
         click.option(
             "--clip-count-stddev",
             type=float,
@@ -52,13 +76,17 @@ def _described(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--json", "as_json", is_flag=True, help="Print JSON."),
     ]
+    for old, new in _RENAMED.items():
+        options.append(renamed(old, new))
     for option in reversed(options):
         command = option(command)
     return command
 
 
 _ROUNDS = click.option("--rounds", type=int, required=True, metavar="T", help="Rounds of training.")
-_NOISE = click.option("--noise", type=float, required=True, metavar="Z", help="Noise standard deviation / clip norm.")
+_NOISE = click.option(
+    "--noise-multiplier", type=float, required=True, metavar="Z", help="Noise standard deviation / clip norm."
+)
 _EPSILON = click.option("--epsilon", "target", type=float, required=True, metavar="E", help="Budget to keep.")
 
 
@@ -84,6 +112,7 @@ def audit(claimed: float, delta: float, trials: int, training: bool, as_json: bo
     Ends with 1 if a claim is refuted. The smaller epsilon, the more trials a bound needs that says anything.
     """
     from privacy import checks
+    from privacy.accounting.guarantee import format_epsilon
 
     checks.positive("--epsilon", claimed, "give the claim to test")
     checks.between("--delta", delta, 0, 1, "1e-3 shows most")
@@ -112,7 +141,7 @@ def audit(claimed: float, delta: float, trials: int, training: bool, as_json: bo
             weak = "" if bound.epsilon > claim / 10 else ", but this says nothing: more --trials"
             verdict = "REFUTED" if bound.refutes(claim) else f"stands{weak}"
             click.echo(
-                f"{name} ({relation}): epsilon at delta {bound.delta:g} claimed {_round_up(claim)}, at least "
+                f"{name} ({relation}): epsilon at delta {bound.delta:g} claimed {format_epsilon(claim)}, at least "
                 f"{bound.epsilon:.3f} with confidence {_AUDIT_CONFIDENCE:g} from {bound.trials} outcomes: {verdict}"
             )
     if as_json:
@@ -182,9 +211,9 @@ def report(ledger: Path, output: Path | None) -> None:
 @_described
 @_ROUNDS
 @_NOISE
-def epsilon(rounds: int, noise: float, as_json: bool, **setting: Any) -> None:
-    """Epsilon of a run with this noise and these rounds."""
-    _print(_plan(rounds=rounds, noise=noise, **setting), as_json)
+def epsilon(rounds: int, noise_multiplier: float, as_json: bool, **setting: Any) -> None:
+    """Print ε of a run with this noise multiplier and this number of rounds."""
+    _print(_build_plan(rounds=rounds, noise_multiplier=noise_multiplier, **setting), as_json)
 
 
 @privacy.command()
@@ -192,94 +221,100 @@ def epsilon(rounds: int, noise: float, as_json: bool, **setting: Any) -> None:
 @_ROUNDS
 @_EPSILON
 def noise(rounds: int, target: float, as_json: bool, **setting: Any) -> None:
-    """Least noise multiplier that keeps epsilon over these rounds."""
+    """Print the least noise multiplier that keeps ε over this number of rounds."""
     from privacy import accounting
 
-    _print(accounting.calibrate_noise(_plan(rounds=rounds, noise=0.0, **setting), target), as_json)
+    _print(accounting.calibrate_noise(_build_plan(rounds=rounds, noise_multiplier=0.0, **setting), target), as_json)
 
 
 @privacy.command()
 @_described
 @_EPSILON
 @_NOISE
-def rounds(target: float, noise: float, as_json: bool, **setting: Any) -> None:
-    """Most rounds (up to 1,000,000) that keep epsilon at this noise."""
+def rounds(target: float, noise_multiplier: float, as_json: bool, **setting: Any) -> None:
+    """Print the largest number of rounds, up to 1,000,000, that keeps ε at this noise multiplier."""
     from privacy import accounting
 
-    _print(accounting.calibrate_rounds(_plan(rounds=1, noise=noise, **setting), target), as_json)
+    _print(
+        accounting.calibrate_rounds(_build_plan(rounds=1, noise_multiplier=noise_multiplier, **setting), target),
+        as_json,
+    )
 
 
-def _plan(
+def _build_plan(
     *,
-    clients: int,
-    cohort: float | None,
-    rate: float | None,
+    population: int,
+    cohort_size: float | None,
+    sampling_probability: float | None,
     cohorts: int | None,
     sampler: str,
     delta: float | None,
     clip_count_stddev: float | None,
     rounds: int,
-    noise: float,
+    noise_multiplier: float,
 ) -> PrivacyPlan:
     from privacy import AdaptiveClip, Cyclic, FixedClip, FixedSize, Poisson, PrivacyPlan, checks
     from privacy.sampling import Sampling
 
-    checks.whole("--clients", clients, 2, "count the clients who could take part")
-    sizes = {"--cohort": cohort, "--rate": rate, "--cohorts": cohorts}
+    checks.whole("--population", population, 2, "count the clients who could take part")
+    sizes = {"--cohort-size": cohort_size, "--sampling-probability": sampling_probability, "--cohorts": cohorts}
     allowed = {
-        "poisson": ("--cohort", "--rate"),
-        "fixed-size": ("--cohort",),
-        "cyclic": ("--cohort", "--cohorts"),
+        "poisson": ("--cohort-size", "--sampling-probability"),
+        "fixed-size": ("--cohort-size",),
+        "cyclic": ("--cohort-size", "--cohorts"),
     }[sampler]
     given = [name for name, value in sizes.items() if value is not None]
     if len(given) != 1 or given[0] not in allowed:
         raise ValueError(f"{' and '.join(given) or 'no cohort'} given: {sampler} takes one of {' or '.join(allowed)}")
-    if cohort is not None:
-        checks.positive("--cohort", cohort, "give the number of clients in a round")
-        if cohort > clients:
+    if cohort_size is not None:
+        checks.positive("--cohort-size", cohort_size, "give the number of clients per round")
+        if cohort_size > population:
             raise ValueError(
-                f"--cohort {cohort:g} is larger than the population, --clients {clients}: take a smaller one"
+                f"--cohort-size {cohort_size:g} is larger than --population {population}: give a smaller cohort"
             )
-        if sampler == "fixed-size" and cohort != int(cohort):
-            raise ValueError(f"--cohort {cohort:g} is no whole number: fixed-size cohorts are")
-        if sampler == "cyclic" and cohort < 1:
-            raise ValueError(f"--cohort {cohort} is below 1: a cohort that takes its turn has at least one client")
-        # For turns, rounding down makes cohorts larger and a client's turn come sooner: the cautious side.
-        rate, cohorts = cohort / clients, int(clients // cohort) if sampler == "cyclic" else None
-    if rate is not None and 0 < rate < sys.float_info.min:
+        if sampler == "fixed-size" and cohort_size != int(cohort_size):
+            raise ValueError(f"--cohort-size {cohort_size:g} is not an integer: fixed-size cohorts need one")
+        if sampler == "cyclic" and cohort_size < 1:
+            raise ValueError(f"--cohort-size {cohort_size} is below 1: a cyclic cohort has at least one client")
+        # Rounding down makes cohorts larger and a client's turn come sooner, so that ε is not understated.
+        sampling_probability = cohort_size / population
+        cohorts = int(population // cohort_size) if sampler == "cyclic" else None
+    if sampling_probability is not None and 0 < sampling_probability < sys.float_info.min:
         raise ValueError(
-            f"{given[0]} {sizes[given[0]]} samples nobody: give a rate of at least {sys.float_info.min:.0e}"
+            f"{given[0]} {sizes[given[0]]} is too small: the sampling probability must be at least "
+            f"{sys.float_info.min:.0e}"
         )
     sampling: Sampling
     if sampler == "poisson":
-        assert rate is not None
-        sampling = Poisson(rate)
+        assert sampling_probability is not None
+        sampling = Poisson(sampling_probability)
     elif sampler == "fixed-size":
-        assert cohort is not None
-        sampling = FixedSize(int(cohort))
+        assert cohort_size is not None
+        sampling = FixedSize(int(cohort_size))
     else:
         assert cohorts is not None
         sampling = Cyclic(cohorts)
     clip: FixedClip | AdaptiveClip = FixedClip(1.0)
     if clip_count_stddev is not None:
         clip = AdaptiveClip(1.0, count_stddev=clip_count_stddev)
-    return PrivacyPlan(sampling, clients, rounds, noise, clip, delta)
+    return PrivacyPlan(sampling, population, rounds, noise_multiplier, clip, delta)
 
 
 def _print(plan: PrivacyPlan, as_json: bool) -> None:
     from privacy import accounting
+    from privacy.accounting.guarantee import format_epsilon
 
     spent = accounting.epsilon(plan)
     if as_json:
         click.echo(json.dumps(_facts(plan, spent), indent=2))
         return
     stated = {name: "stated" if name == spent.accountant else "another upper bound" for name in ("PLD", "RDP")}
-    pld = "not available" if spent.pld is None else f"{_round_up(spent.pld)}  ({stated['PLD']})"
-    rdp = f"{_round_up(spent.rdp)}  ({stated['RDP']})"
+    pld = "not available" if spent.pld is None else f"{format_epsilon(spent.pld)}  ({stated['PLD']})"
+    rdp = f"{format_epsilon(spent.rdp)}  ({stated['RDP']})"
     rows = [
         (
             "epsilon",
-            _round_up(spent.value) if plan.is_private else "NOT PRIVATE: infinite, there is no noise",
+            format_epsilon(spent.value) if plan.is_private else "NOT PRIVATE: infinite, there is no noise",
         ),
         ("  by PLD", pld),
         ("  by RDP", f"{rdp}, order {spent.rdp_order:g}"),
@@ -290,7 +325,7 @@ def _print(plan: PrivacyPlan, as_json: bool) -> None:
         ("participations", f"at most {plan.max_participations:,} of {plan.rounds:,} rounds a client"),
         ("rounds", f"{plan.rounds:,}"),
         ("noise multiplier", f"{plan.noise_multiplier:g}"),
-        ("noise", "floating-point Gaussian, not hardened, as in this kit's training"),
+        ("noise", "floating-point Gaussian, not hardened, as in fedspeak's training"),
     ]
     if plan.value_noise_multiplier != plan.noise_multiplier:
         split = f"{plan.value_noise_multiplier:.6g} on the update, {plan.count_stddev:g} on the clip's count"
@@ -320,11 +355,3 @@ def _facts(plan: PrivacyPlan, spent: Any) -> dict[str, Any]:
         "plan": plan.to_dict(),
         "notes": list(spent.notes),
     }
-
-
-def _round_up(value: float) -> str:
-    """ε for people, 4 figures rounded up: what is printed must hold."""
-    if value == 0 or not math.isfinite(value):
-        return f"{value:g}"
-    scale = 10.0 ** (3 - math.floor(math.log10(value)))
-    return f"{math.ceil(value * scale - 1e-9) / scale:.6g}"

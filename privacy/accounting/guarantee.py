@@ -72,16 +72,21 @@ class Guarantee:
     def __str__(self) -> str:
         at = ""
         if self.delta:
-            at = f" at delta {self.delta:.3g}" + ("" if self.rho is None else f" (rho {rounded_up(self.rho)} of zCDP)")
+            at = f" at delta {self.delta:.3g}" + (
+                "" if self.rho is None else f" (rho {format_epsilon(self.rho)} of zCDP)"
+            )
         return (
-            f"epsilon {rounded_up(self.epsilon)}{at}; unit {self.unit}, {self.relation}; sampler: {self.sampler}; "
+            f"epsilon {format_epsilon(self.epsilon)}{at}; unit {self.unit}, {self.relation}; sampler: {self.sampler}; "
             f"{self.mechanism}; noise: {self.noise}"
         )
 
 
-def rounded_up(epsilon: float) -> str:
-    """ε for people, with at least two decimals, rounded up: what is printed must hold."""
-    if epsilon == 0 or math.isinf(epsilon):
+def format_epsilon(epsilon: float) -> str:
+    """Returns ε for people to read, rounded up so that what is printed holds: three decimals, below 0.01 more.
+
+    It is the one format of ε in reports and on the screen; JSON holds the value itself.
+    """
+    if epsilon == 0 or not math.isfinite(epsilon):
         return f"{epsilon:g}"
-    digits = max(2, 2 - math.floor(math.log10(epsilon)) if epsilon < 1 else 2)
-    return f"{math.ceil(epsilon * 10**digits - 1e-9) / 10**digits:.{digits}f}"
+    decimals = max(3, 2 - math.floor(math.log10(epsilon)))
+    return f"{math.ceil(epsilon * 10**decimals - 1e-9) / 10**decimals:.{decimals}f}"

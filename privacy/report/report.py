@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from privacy import files
-from privacy.accounting.guarantee import rounded_up
+from privacy.accounting.guarantee import format_epsilon
 from privacy.budget import Releases
 from privacy.ledger import Ledger
 from privacy.plan import PrivacyPlan
@@ -134,7 +134,7 @@ def _environment(*, html: bool) -> Any:
 
 
 def _eps(value: float | None) -> str:
-    return "∞" if value is None else rounded_up(value)
+    return "∞" if value is None else format_epsilon(value)
 
 
 def _delta(value: float) -> str:

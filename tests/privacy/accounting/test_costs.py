@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from privacy.accounting import costs, loss_grid
 from privacy.accounting.costs import Account, Gaussian, Pure, calibrate, epsilon
-from privacy.accounting.guarantee import EXACT, Guarantee, rounded_up
+from privacy.accounting.guarantee import EXACT, Guarantee, format_epsilon
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_extremes_are_bounds_or_refused():
     for target, delta in ((1.0, 0.1), (0.01, 0.01), (1e-5, 1e-5)):
         z = calibrate(lambda z: [Gaussian(z)], target, delta)
         assert epsilon([Gaussian(z)], delta) <= target
-    assert rounded_up(math.inf) == "inf"
+    assert format_epsilon(math.inf) == "inf"
 
 
 def test_calibration_keeps_the_budget_and_leaves_little():
@@ -189,19 +189,19 @@ def test_errors(act, message):
     assert "\n" not in str(error.value)
 
 
-def test_figures_are_printed_rounded_up():
+def test_epsilon_is_printed_rounded_up():
     for value, said in (
         (0.12345, "0.124"),
-        (1.0, "1.00"),
-        (1.001, "1.01"),
+        (1.0, "1.000"),
+        (1.0011, "1.002"),
         (0.05, "0.0500"),
         (0, "0"),
-        (12.34, "12.34"),
+        (12.34, "12.340"),
     ):
-        assert rounded_up(value) == said
+        assert format_epsilon(value) == said
         assert float(said) >= value
     guarantee = Guarantee("a sum", (Gaussian(1.0),), "replace-one", 1e-5, EXACT)
     assert str(guarantee).startswith(
-        "epsilon 4.38 at delta 1e-05 (rho 0.500 of zCDP); unit record, replace-one; sampler: everybody, once;"
+        "epsilon 4.378 at delta 1e-05 (rho 0.500 of zCDP); unit record, replace-one; sampler: everybody, once;"
     )
     assert costs.epsilon(guarantee.costs, 1e-5) == guarantee.epsilon

@@ -313,7 +313,7 @@ def test_the_operators_report_is_closed_to_others_even_in_an_open_folder(tmp_pat
 
 @pytest.mark.parametrize(
     ("value", "shown"),
-    [(None, "∞"), (0, "0"), (5.4011, "5.41"), (5.4, "5.40"), (0.03011, "0.0302"), (123.0, "123.00")],
+    [(None, "∞"), (0, "0"), (5.4011, "5.402"), (5.4, "5.400"), (0.03011, "0.0302"), (123.0, "123.000")],
 )
 def test_epsilon_is_printed_rounded_up(value, shown):
     assert rendering._eps(value) == shown
