@@ -1,4 +1,4 @@
-"""The train command as a user runs it: to its end, killed and resumed."""
+"""The train command: to its end, killed and resumed. Processes only where a signal or the screen is the point."""
 
 import json
 import os
@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.experiments.processes import ended, finish, start, wait_for_rounds
+from experiments import machine
+from experiments.board import Board
+from tests.experiments.processes import call, ended, finish, start, wait_for_rounds
 
 
 def worker_of(err: str) -> int:
@@ -25,8 +27,7 @@ def outcome(run: Path) -> tuple:
     return weights, (run / "ledger.jsonl").read_bytes(), (run / "metrics.jsonl").read_bytes()
 
 
-def test_a_run_leaves_all_that_was_promised(whole):
-    run, out, err = whole
+def assert_all_that_was_promised(run: Path, out: str, err: str) -> None:
     for name in (
         "config.toml", "vocabulary.json", "keys.json", "ledger.jsonl", "metrics.jsonl", "weights.npz", "model.json",
         "evaluation.json", "report.html", "report.md", "report.json", "report-release.html",
@@ -39,41 +40,59 @@ def test_a_run_leaves_all_that_was_promised(whole):
     assert list((run / "tensorboard").iterdir())
 
 
-def test_no_warning_reaches_the_screen(whole):
-    _, _, err = whole
-    assert not re.search(r"warning|deprecat|traceback|cuda|tensorrt", err, re.IGNORECASE)
+def test_a_run_leaves_all_that_was_promised(whole):
+    assert_all_that_was_promised(*whole)
 
 
-def test_terminated_killed_and_resumed_equals_undisturbed(folder, whole):
+@pytest.fixture(scope="module")
+def disturbed(folder) -> tuple[Path, list[tuple[int, str, str]]]:
+    """A run that was terminated, resumed, killed and resumed again: as a user's shell does, three processes."""
     run = folder / "disturbed"
-    process = start("train", str(folder / "config.toml"), "--output", str(run))
+    process = start("train", str(folder / "config.toml"), "--output", str(run), folder=folder)
     wait_for_rounds(run, process, 1)
     process.send_signal(signal.SIGTERM)
-    code, _, err = finish(process)
-    assert code == 130 and f"go on with: fedspeak train --resume {run}" in err
-    assert ended(worker_of(err))
-
-    process = start("train", "--resume", str(run))
+    terminated = finish(process)
+    process = start("train", "--resume", str(run), folder=folder)
     wait_for_rounds(run, process, 3)
     process.send_signal(signal.SIGKILL)
-    code, _, err = finish(process)
+    killed = finish(process)
+    return run, [terminated, killed, finish(start("train", "--resume", str(run), folder=folder))]
+
+
+def test_terminated_killed_and_resumed_equals_undisturbed(disturbed, whole):
+    run, (terminated, killed, resumed) = disturbed
+    code, _, err = terminated
+    assert code == 130 and f"go on with: fedspeak train --resume {run}" in err
+    assert ended(worker_of(err))
+    code, _, err = killed
     assert code == -signal.SIGKILL
     assert ended(worker_of(err))
-
-    code, _, err = finish(start("train", "--resume", str(run)))
+    code, out, err = resumed
     assert code == 0, err
     assert outcome(run) == outcome(whole[0])
+    assert_all_that_was_promised(run, out, err)
 
 
-def test_a_lost_worker_is_one_line_and_the_run_resumes(folder, whole):
-    run = folder / "lost-worker"
-    process = start("train", str(folder / "config.toml"), "--output", str(run))
-    wait_for_rounds(run, process, 1)
-    children = subprocess.run(["pgrep", "-P", str(process.pid), "-f", "worker_binary"], capture_output=True, text=True)
-    os.kill(int(children.stdout.split()[0]), signal.SIGKILL)
-    code, _, err = finish(process)
+def test_no_warning_reaches_the_screen(disturbed):
+    """The first process shows how a run begins, the last how it ends."""
+    for _, _, err in disturbed[1]:
+        assert not re.search(r"warning|deprecat|traceback|cuda|tensorrt", err, re.IGNORECASE)
+
+
+def test_a_lost_worker_is_one_line_and_the_run_resumes(folder, whole, monkeypatch):
+    run, others, write = folder / "lost-worker", {worker.pid for worker in machine.workers()}, Board.write
+
+    def write_and_kill(board: Board, *row) -> None:
+        """Kills the worker after the first round."""
+        write(board, *row)
+        (mine,) = [each.pid for each in machine.workers() if each.parent_pid == os.getpid() and each.pid not in others]
+        os.kill(mine, signal.SIGKILL)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Board, "write", write_and_kill)
+        code, _, err = call("train", str(folder / "config.toml"), "--output", str(run), folder=folder)
     assert code == 2 and "ended with code -9" in err and "Traceback" not in err, err
-    code, _, err = finish(start("train", "--resume", str(run)))
+    code, _, err = call("train", "--resume", str(run), folder=folder)
     assert code == 0, err
     assert outcome(run) == outcome(whole[0])
 
@@ -100,7 +119,7 @@ def test_a_run_whose_updates_are_all_lost_says_so(folder):
     """Beyond float32 after a step: each update counts as zero, and no loss is a loss of 0."""
     settings = ["clients.learning_rate=1e38", "run.rounds=1", "warm_start.epochs=0"]
     options = [part for setting in settings for part in ("--set", setting)]
-    code, _, err = finish(start("train", str(folder / "config.toml"), "--output", str(folder / "lost"), *options))
+    code, _, err = call("train", str(folder / "config.toml"), "--output", str(folder / "lost"), *options, folder=folder)
     assert code == 0, err
     assert "warning: round 1: no client's update was finite" in err
     assert re.search(r"train loss\* nan .*updates zeroed\* [1-9]", err)
@@ -114,10 +133,10 @@ def test_a_full_disk_is_named_and_leaves_a_resumable_run(folder, whole, tmp_path
     run = tmp_path / "run"
     try:
         (tmp_path / "filler").write_bytes(bytes(1_380_000))
-        code, _, err = finish(start("train", str(folder / "config.toml"), "--output", str(run)))
+        code, _, err = call("train", str(folder / "config.toml"), "--output", str(run), folder=folder)
         assert code == 2 and "could not be written" in err and "make room" in err and "Traceback" not in err, err
         (tmp_path / "filler").unlink()
-        code, _, err = finish(start("train", "--resume", str(run)))
+        code, _, err = call("train", "--resume", str(run), folder=folder)
         assert code == 0, err
         assert outcome(run) == outcome(whole[0])
     finally:
@@ -129,7 +148,7 @@ def test_the_keys_stay_in_their_file(folder):
     settings = ["--set", "run.rounds=1"]
     text = (folder / "config.toml").read_text().replace("fixed_key = 1\n", "")
     (folder / "own-key.toml").write_text(text)
-    code, out, err = finish(start("train", str(folder / "own-key.toml"), "--output", str(run), *settings))
+    code, out, err = call("train", str(folder / "own-key.toml"), "--output", str(run), *settings, folder=folder)
     assert code == 0, err
     keys = run / "keys.json"
     assert keys.stat().st_mode & 0o777 == 0o600
