@@ -160,7 +160,7 @@ def test_an_audit_without_training_loads_no_tensorflow():
 def test_an_audit_of_training_lets_it_stand():
     """Eight bounds of confidence 0.9999 with fresh noise: one of a thousand runs fails by chance, or fewer."""
     pytest.importorskip("tensorflow_federated")
-    rows = facts("audit", "--training", "--epsilon", 2, "--delta", 0.05, "--trials", 20_000)
+    rows = facts("audit", "--training", "--epsilon", 2, "--delta", 0.05, "--trials", 4000)
     named = [row["mechanism"].split(",")[0] for row in rows]
     assert named == ["training"] + ["DPMean"] * 4 + ["KerasDPSGD"] + ["DPMean"] * 2
     assert [row["delta"] for row in rows] == [1e-7] + [0.05] * 6 + [3.5e-5]
