@@ -152,7 +152,10 @@ def test_resuming_with_a_changed_config_is_refused(folder, whole, refuse):
         ("warm_start.epochs=-1", "warm_start.epochs"),
         ("warm_start.batch_size=0", "warm_start.batch_size"),
         ("data.validation=0.9", "share"),
-        ("cohort.sampling_probability=0.001", "clients a round on average: raise it (1 bad rows, the first: {folder}/users.jsonl:8"),
+        (
+            "cohort.sampling_probability=0.001",
+            "clients a round on average: raise it (1 bad rows, the first: {folder}/users.jsonl:8",
+        ),
         ("data.min_tokens=1", "min_tokens"),
         ("data.min_tokens=1000000", "all 40 clients have fewer than 1000000 tokens"),
     ],
