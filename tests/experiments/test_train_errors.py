@@ -154,7 +154,7 @@ def test_resuming_with_a_changed_config_is_refused(folder, whole, refuse):
         ("data.validation=0.9", "share"),
         (
             "cohort.sampling_probability=0.001",
-            "clients a round on average: raise it (1 bad rows, the first: {folder}/users.jsonl:8",
+            "clients per round on average: raise it (1 bad rows, the first: {folder}/users.jsonl:8",
         ),
         ("data.min_tokens=1", "min_tokens"),
         ("data.min_tokens=1000000", "all 40 clients have fewer than 1000000 tokens"),
