@@ -3,7 +3,6 @@
 import contextlib
 import io
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -21,14 +20,9 @@ def call(*arguments: str, folder: Path) -> tuple[int, str, str]:
       Exit code, standard output, standard error.
     """
     out, err = io.StringIO(), io.StringIO()
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        with contextlib.chdir(folder), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            with pytest.raises(SystemExit) as stop:
-                main(list(arguments))
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+    with contextlib.chdir(folder), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        with pytest.raises(SystemExit) as stop:
+            main(list(arguments))
     assert isinstance(stop.value.code, int)
     return stop.value.code, out.getvalue(), err.getvalue()
 

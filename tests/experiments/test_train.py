@@ -62,7 +62,7 @@ def disturbed(folder) -> tuple[Path, list[tuple[int, str, str]]]:
 def test_terminated_killed_and_resumed_equals_undisturbed(disturbed, whole):
     run, (terminated, killed, resumed) = disturbed
     code, _, err = terminated
-    assert code == 130 and f"go on with: fedspeak train --resume {run}" in err
+    assert code == 130 and f"resume with: fedspeak train --resume {run}" in err
     assert ended(worker_of(err))
     code, _, err = killed
     assert code == -signal.SIGKILL

@@ -64,7 +64,7 @@ def test_clopper_and_pearson():
 @pytest.mark.parametrize(
     ("epsilon", "trials", "share"),
     [
-        (2.0, 60_000, 0.6),
+        (2.0, 100_000, 0.6),
         pytest.param(1.0, 400_000, 0.7, marks=pytest.mark.slow),
         pytest.param(4.0, 400_000, 0.7, marks=pytest.mark.slow),
     ],
