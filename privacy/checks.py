@@ -69,7 +69,7 @@ def bounds(lower: float, upper: float) -> tuple[float, float]:
     low = between("lower", lower, -math.inf, math.inf, "give a finite bound that is public")
     high = between("upper", upper, -math.inf, math.inf, "give a finite bound that is public")
     if not low < high:
-        raise ValueError(f"lower {low:g} is not below upper {high:g}: give a smaller lower or a larger upper")
+        raise ValueError(f"lower {low:g} is not below upper {high:g}: exchange them")
     return low, high
 
 
@@ -86,4 +86,4 @@ def _number(name: str, value: float, fix: str) -> float:
     try:
         return float(value)
     except OverflowError:
-        raise ValueError(f"{name} must be a number within the range of float64: {fix}") from None
+        raise ValueError(f"{name} must be a number that a double can hold: {fix}") from None
