@@ -33,7 +33,7 @@ class Budget:
       delta: δ at which that ε is stated, in [0, 1); the default 0 allows only releases with pure ε.
       relation: neighbouring relation, "add-or-remove-one" or "replace-one". Releases for the other one are refused,
         never converted.
-      unit: what one unit of protection is; only "record" is supported.
+      unit: what is protected; only "record" is supported.
     """
 
     epsilon: float
@@ -153,7 +153,7 @@ class Releases:
             if getattr(release, name) != getattr(self.budget, name):
                 raise ValueError(
                     f"release has {name} {getattr(release, name)!r}, the budget {getattr(self.budget, name)!r}: "
-                    "use a budget of the same"
+                    f"use a budget with the same {name}"
                 )
         if self.budget.delta == 0 and release.delta:
             raise ValueError(f"release has delta {release.delta:g}, the budget has 0: use a mechanism of pure epsilon")

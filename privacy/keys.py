@@ -49,7 +49,7 @@ class RunKeys:
 
     @staticmethod
     def create(path: str | pathlib.Path) -> RunKeys:
-        """Draws a fresh secret, writes it to `path` with mode 0600 and returns it.
+        """Draws a fresh secret, writes it to `path` with mode 0600 and returns the keys.
 
         Raises:
           FileExistsError: `path` exists. Its secret is never overwritten, because the noise of its run follows from
@@ -117,7 +117,7 @@ class RunKeys:
         return np.frombuffer(self._digest(f"noise stream {name}", 0)[:16], dtype="<i8").astype(np.int64)
 
     def stream_id(self, name: str) -> str:
-        """Returns the name in the ledger of the noise of a stream, as `noise_id` does for a round."""
+        """Returns the name that identifies the noise of a stream in the ledger, like `noise_id` for a round."""
         return (FIXED_PREFIX if self.is_fixed else "") + self._digest(f"noise stream id {name}", 0)[:8].hex()
 
     def noise_key(self, round: int) -> bytes:
@@ -129,7 +129,7 @@ class RunKeys:
         return int.from_bytes(self._digest("sampler seed", round)[:16], "little")
 
     def noise_id(self, round: int) -> str:
-        """Returns the name in the ledger of the noise of a round, which reveals nothing about the noise.
+        """Returns the name that identifies the noise of a round in the ledger and reveals nothing about it.
 
         It is 16 hexadecimal digits. Fixed keys put `FIXED_PREFIX` before them, so that every report on the ledger can
         say that the key was fixed.

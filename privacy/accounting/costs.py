@@ -1,6 +1,7 @@
 """Computes what single releases cost, and what several cost together.
 
-Together they cost the smaller of the ε by one privacy loss distribution over all of them and the ε by Rényi DP.
+The cost of several is the least of two or three bounds on ε: by one privacy loss distribution over all of them, by
+Rényi DP, and for pure releases by adding up.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ class Gaussian:
     def largest_loss(self) -> float:
         """Returns the privacy loss at which the distribution of one release is cut off.
 
-        Without sampling all `count` releases count as one.
+        Releases of all records count as one release, whatever their number.
         """
         return loss_grid.largest_loss(
             self._combined_multiplier if self.sampling_probability == 1 else self.noise_multiplier,
@@ -176,8 +177,8 @@ class Account:
         """Returns the least ε known at `delta` for all releases together; 0 if there are none.
 
         Raises:
-          ValueError: a release is not pure and δ is 0, or is below 1e-12 with sampling or with pure releases beside
-            it.
+          ValueError: some releases are Gaussian and δ is 0; or δ is below 1e-12, and they are sampled or there are
+            pure releases beside them.
         """
         gaussians = [cost for cost in self.costs if isinstance(cost, Gaussian)]
         total = math.inf if gaussians else math.fsum(cost.epsilon for cost in self.costs if isinstance(cost, Pure))
@@ -253,8 +254,8 @@ def epsilon(costs: Sequence[Cost], delta: float) -> float:
       delta: δ that ε is stated at, in [0, 1).
 
     Raises:
-      ValueError: δ is not in [0, 1); or a release is not pure and δ is 0, or is below 1e-12 with sampling or with pure
-        releases beside it.
+      ValueError: δ is not in [0, 1); or some releases are Gaussian and δ is 0; or δ is below 1e-12, and they are
+        sampled or there are pure releases beside them.
     """
     return Account(delta).plus(costs).least.epsilon
 
@@ -291,7 +292,7 @@ def calibrate(build_costs: Callable[[float], Sequence[Cost]], target: float, del
         guess += min(max(overshoot + math.copysign(0.05, overshoot), -1.0), 2.0)
         if guess > _LOG_NOISE[1]:
             raise ValueError(
-                f"epsilon {target:g} is out of reach: the other releases alone cost more, give a larger one"
+                f"epsilon {target:g} is out of reach: the other releases alone cost more, give a larger epsilon"
             )
         if guess < _LOG_NOISE[0]:
             raise ValueError(f"epsilon {target:g} asks for hardly any noise: give a smaller one")

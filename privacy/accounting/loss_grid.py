@@ -20,13 +20,13 @@ COARSE = 10_000
 COMPOSED_POINTS = 200_000
 # Convolution by fast Fourier transform leaves errors of about 1e-15 in probabilities: a smaller δ cannot be read off.
 SMALLEST_DELTA = 1e-12
-# The n-th power of a transform multiplies its rounding error by n. The measured error is below 1 % of this per release.
+# The n-th power of a transform multiplies its rounding error by n. Measured errors are below 1 % of n times this value.
 _DELTA_PER_RELEASE = 1e-15
 # With more releases the library takes minutes to set up the power.
 MAX_RELEASES = 10**6
-# With a wider interval e^interval overflows in the library, and ε would be too large to mean anything.
+# With a wider interval e^interval may overflow in the library, and ε would be too large to mean anything.
 WIDEST_INTERVAL = 64.0
-# The library cuts a composed distribution where its tails have probability 1e-15. Rényi divergences bound that place.
+# The library cuts a composed distribution where its tails have probability 1e-15. Rényi divergences bound where.
 _LOG_TAIL = math.log(1e15)
 SPARSE_ORDERS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 50, 63, 128, 512, 1024)
 

@@ -72,7 +72,7 @@ def epsilon(plan: PrivacyPlan, rounds: int | None = None) -> Epsilon:
     z, delta = float(plan.noise_multiplier), plan.target_delta
     rdp, order = composition.rdp_epsilon(plan.sampling, plan.population, z, rounds, delta)
     pld = composition.pld_epsilon(plan.sampling, z, rounds, delta)
-    return Epsilon(pld, rdp, order, plan.relation, delta, rounds, _notes(plan, rounds))
+    return Epsilon(pld, rdp, order, plan.relation, delta, rounds, _list_notes(plan, rounds))
 
 
 def epsilon_curve(plan: PrivacyPlan, rounds: Sequence[int]) -> npt.NDArray[np.float64]:
@@ -89,7 +89,7 @@ def epsilon_curve(plan: PrivacyPlan, rounds: Sequence[int]) -> npt.NDArray[np.fl
     if max(counts) == 0 or not plan.is_private:
         return np.array([last if count else 0.0 for count in counts])
     distinct = sorted(set(counts))
-    values = np.array([_coarse(plan, count) if count else 0.0 for count in distinct[:-1]] + [last])
+    values = np.array([_coarse_epsilon(plan, count) if count else 0.0 for count in distinct[:-1]] + [last])
     # The error of the coarser grid may lift values above the last one, which is a bound for every earlier round too.
     values = np.minimum(np.maximum.accumulate(values), last)
     by_count = dict(zip(distinct, values, strict=True))
@@ -116,14 +116,14 @@ def calibrate_noise(plan: PrivacyPlan, target: float) -> PrivacyPlan:
         raise ValueError(f"epsilon {target:g} asks for hardly any noise: give at most {MOST_EPSILON:g}")
 
     def excess(log_z: float) -> float:
-        return math.log(min(max(_coarse(plan, plan.rounds, math.exp(log_z)), 1e-12), 1e6) / target)
+        return math.log(min(max(_coarse_epsilon(plan, plan.rounds, math.exp(log_z)), 1e-12), 1e6) / target)
 
     low = high = 0.0
     while excess(high) > 0:
         high = 2 * high + 1
         if high > math.log(MAX_NOISE):
             raise ValueError(
-                f"epsilon {target:g} is out of reach with noise_multiplier up to {MAX_NOISE:g}: give a larger one"
+                f"epsilon {target:g} is out of reach with noise_multiplier up to {MAX_NOISE:g}: give a larger epsilon"
             )
     while excess(low) <= 0:
         low = low - 1
@@ -166,16 +166,14 @@ def calibrate_rounds(plan: PrivacyPlan, target: float) -> PrivacyPlan:
     rounds = _largest_fitting(
         lambda n: composition.rdp_epsilon(plan.sampling, plan.population, z, n, delta)[0] <= target, 1
     )
-    rounds = _largest_fitting(lambda n: _coarse(plan, n) <= target, rounds)
+    rounds = _largest_fitting(lambda n: _coarse_epsilon(plan, n) <= target, rounds)
     rounds = _largest_fitting(lambda n: epsilon(plan, n).value <= target, rounds)
     if rounds == 0:
-        raise ValueError(
-            f"epsilon {target:g} does not allow one round at noise_multiplier {z:g}: give a larger one of either"
-        )
+        raise ValueError(f"epsilon {target:g} does not allow one round at noise_multiplier {z:g}: raise one of them")
     return dataclasses.replace(plan, rounds=rounds)
 
 
-def _coarse(plan: PrivacyPlan, rounds: int, z: float | None = None) -> float:
+def _coarse_epsilon(plan: PrivacyPlan, rounds: int, z: float | None = None) -> float:
     """Returns ε on the coarse grid, which is cheap and hardly ever below the ε on the fine grid."""
     z = float(plan.noise_multiplier) if z is None else z
     return composition.least_epsilon(plan.sampling, plan.population, z, rounds, plan.target_delta, loss_grid.COARSE)
@@ -206,7 +204,7 @@ def _round_up(value: float) -> float:
     return math.ceil(value * scale) / scale
 
 
-def _notes(plan: PrivacyPlan, rounds: int) -> tuple[str, ...]:
+def _list_notes(plan: PrivacyPlan, rounds: int) -> tuple[str, ...]:
     notes = []
     match plan.sampling:
         case sampling.Poisson():

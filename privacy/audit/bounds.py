@@ -62,7 +62,7 @@ def from_scores(without: Any, with_: Any, delta: float = 0.0, confidence: float 
     checks.between("confidence", confidence, 0, 1, "0.95 is usual")
     # Sort each half once: events are then counted by looking up thresholds.
     halves = [[np.sort(scores[part::2]) for scores in (first, second)] for part in (0, 1)]
-    thresholds = _thresholds(halves[0][0])
+    thresholds = _choose_thresholds(halves[0][0])
     # Many thresholds compete: wide intervals keep a lucky one in the tails from winning.
     chosen_at = 1 - (1 - confidence) / _THRESHOLDS
     best, event = -1.0, (0, 1, 0.0)
@@ -97,8 +97,8 @@ def from_counts(
     return Bound(float(bounds.max()), float(delta), confidence, trials + false_trials)
 
 
-def _thresholds(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Returns scores on one data set, given sorted, that lie closer together the nearer they are to a tail."""
+def _choose_thresholds(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Returns at most 2 * _THRESHOLDS of the sorted scores on one data set, closer together towards either tail."""
     places = np.unique(np.geomspace(1, (len(scores) + 1) // 2, _THRESHOLDS).astype(int)) - 1
     return np.unique(np.concatenate([scores[places], scores[len(scores) - 1 - places]]))
 
@@ -146,8 +146,9 @@ def in_one_run(included: Any, scores: Any, delta: float = 0.0, confidence: float
     """Returns the bound from many canaries in one run, each included by an independent fair coin.
 
     The canaries with the highest scores are guessed to be included, those with the lowest not. If the run is (ε,
-    δ)-DP, the number of right guesses among r is, up to a term of δ, at most binomial with success probability e^ε /
-    (1 + e^ε). The number of guesses is chosen among ten, each tested at a tenth of the error probability.
+    δ)-DP, the number of right guesses among r is, up to a term of δ, stochastically no larger than a binomial number
+    of r trials with success probability e^ε / (1 + e^ε). The number of guesses is chosen among ten, each tested at a
+    tenth of the error probability.
 
     Args:
       included: bool [m], the coins, m >= 10; independent of each other and of everything else.

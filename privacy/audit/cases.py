@@ -52,14 +52,14 @@ def cases(epsilon: float, delta: float, source: Randomness) -> list[Case]:
     for mechanism in get_args(Mechanism):
         for relation in ("add-or-remove-one", "replace-one"):
             if relation == "add-or-remove-one" or mechanism not in ("midpoint", "sum-count"):
-                means.append(_mean(epsilon, delta, mechanism, relation, source))
-    return [*means, _median(epsilon, source), step]
+                means.append(_build_mean_case(epsilon, delta, mechanism, relation, source))
+    return [*means, _build_median_case(epsilon, source), step]
 
 
-def _mean(epsilon: float, delta: float, mechanism: Any, relation: Any, source: Randomness) -> Case:
-    """Returns the audit of a private mean of zeros and ones, equally many.
+def _build_mean_case(epsilon: float, delta: float, mechanism: Any, relation: Any, source: Randomness) -> Case:
+    """Returns the audit of a private mean of equally many zeros and ones.
 
-    The neighbouring data set has one more one, or under replace-one a one in place of a zero.
+    The neighbouring data set has one more record of value 1, or under replace-one a 1 in place of a 0.
     """
     claimed_delta = delta if mechanism == "gaussian" else 0.0
 
@@ -119,11 +119,12 @@ def linear_step(epsilon: float, delta: float) -> LinearDPSGD:
     return LinearDPSGD(1, 1.0, 1.0, 1.0, z, 1.0, 0.0)
 
 
-def _median(epsilon: float, source: Randomness) -> Case:
-    """Returns the audit of a private median of one record, and of this record and another at the end of the grid.
+def _build_median_case(epsilon: float, source: Randomness) -> Case:
+    """Returns the audit of a private median.
 
-    A long stretch of the grid lies below the first record and ten points lie above it. The second record raises the
-    weight of the ten points and lowers that of the stretch, each by a factor of up to exp(ε / 2).
+    The data hold one record, or this record and another at the end of the grid. A long stretch of the grid lies below
+    the first record and ten points lie above it. The second record raises the weight of the ten points and lowers that
+    of the stretch, each by a factor of up to exp(ε / 2).
     """
     below = math.ceil(100 * math.exp(epsilon / 2))  # long enough to hold most of the probability
     end = below + 10

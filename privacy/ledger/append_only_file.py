@@ -167,7 +167,7 @@ class ChainedFile:
 
 
 def _is_complete(line: bytes) -> bool:
-    """Returns whether `line` is a complete JSON object, which the beginning of one never is."""
+    """Returns whether `line` is a complete JSON object; a line that was cut short never is."""
     try:
         return isinstance(json.loads(line), dict)
     except (ValueError, RecursionError):

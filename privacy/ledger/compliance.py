@@ -65,22 +65,22 @@ def check(plan: PrivacyPlan, history: History, entry: Round) -> None:
 
     The message is one line that names the round, the value and the fix.
     """
-    for breach in _order(plan, history, entry):
+    for breach in _check_order(plan, history, entry):
         raise ValueError(f"round {entry.round}: {breach}")
-    for breach in _cohort(plan, history, entry):
+    for breach in _check_cohort(plan, history, entry):
         raise ValueError(f"round {entry.round}: {breach}")
-    for breach in _noise(plan, history, entry):
+    for breach in _check_noise(plan, history, entry):
         raise ValueError(f"round {entry.round}: {breach}")
 
 
-def _order(plan: PrivacyPlan, history: History, entry: Round) -> Iterator[str]:
+def _check_order(plan: PrivacyPlan, history: History, entry: Round) -> Iterator[str]:
     if history.rounds >= plan.rounds:
         yield f"the plan has {plan.rounds} rounds and all are recorded: plan more rounds in a new run"
     if isinstance(entry.round, bool) or not isinstance(entry.round, int) or entry.round != history.rounds:
         yield f"out of order, round {history.rounds} comes next: record rounds one by one, from 0 on"
 
 
-def _cohort(plan: PrivacyPlan, history: History, entry: Round) -> Iterator[str]:
+def _check_cohort(plan: PrivacyPlan, history: History, entry: Round) -> Iterator[str]:
     repeated = [client for client, count in collections.Counter(entry.cohort).items() if count > 1]
     if repeated:
         yield f"client {repeated[0]!r} is in the cohort twice: a cohort is a set of clients"
@@ -102,7 +102,7 @@ def _cohort(plan: PrivacyPlan, history: History, entry: Round) -> Iterator[str]:
         yield f"{seen} different clients seen, the plan's population is {plan.population}: correct the population"
 
 
-def _noise(plan: PrivacyPlan, history: History, entry: Round) -> Iterator[str]:
+def _check_noise(plan: PrivacyPlan, history: History, entry: Round) -> Iterator[str]:
     if plan.clip is None:
         if entry.clip_norm is not None or entry.noise_stddev != 0:
             yield "the plan neither clips nor adds noise: record clip_norm None and noise_stddev 0"

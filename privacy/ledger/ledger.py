@@ -54,7 +54,7 @@ class Ledger:
         self.streams: dict[str, dict[str, Any]] = {}
         self._file = file
         self._history = compliance.History()
-        self._ends = [1]  # by number of rounds: number of lines up to the last of them
+        self._ends = [1]  # _ends[n]: number of lines up to the end of round n - 1, or of the header for n = 0
         self._in_use: set[str] = set()
 
     def head_after(self, rounds: int) -> str:
@@ -176,7 +176,7 @@ class Ledger:
             None if clip_norm is None else float(clip_norm),
             MappingProxyType(facts),
         )
-        line = _as_line(entry)
+        line = _to_line(entry)
         with self._file.writing():
             if isinstance(round, int) and 0 <= round < len(self.rounds):
                 end = self._ends[round + 1]
@@ -187,7 +187,7 @@ class Ledger:
                 return
             compliance.check(self.plan, self._history, entry)
             self._file.append(line)
-            self._note(entry)
+            self._add_round(entry)
 
     def noise_stream(self, keys: RunKeys, name: str, *, resume: bool = False, **facts: Any) -> npt.NDArray[np.int64]:
         """Returns the seed of a stream of noise for releases beside the rounds, and records that it was issued.
@@ -238,7 +238,7 @@ class Ledger:
     @staticmethod
     def _replay(file: ChainedFile, header: dict[str, Any], lines: Iterator[tuple[int, dict[str, Any]]]) -> Ledger:
         """Returns the ledger that the file's lines give, checking each round against the plan."""
-        ledger = Ledger(file, _plan_of(header, file.path), header["version"])
+        ledger = Ledger(file, _read_plan(header, file.path), header["version"])
         for number, line in lines:
             try:
                 if line["kind"] == "stream":
@@ -248,16 +248,16 @@ class Ledger:
                 compliance.check(ledger.plan, ledger._history, entry)
             except (KeyError, TypeError, ValueError) as error:
                 raise ValueError(f"ledger {file.path} line {number} breaks its own plan: {error}") from None
-            ledger._note(entry)
+            ledger._add_round(entry)
         return ledger
 
-    def _note(self, entry: Round) -> None:
+    def _add_round(self, entry: Round) -> None:
         self.rounds.append(entry)
         self._history.add(entry)
         self._ends.append(len(self._file.digests) - 1)
 
 
-def _as_line(entry: Round) -> dict[str, Any]:
+def _to_line(entry: Round) -> dict[str, Any]:
     fields = {field.name: getattr(entry, field.name) for field in dataclasses.fields(entry)}
     return {"kind": "round", **fields, "cohort": list(entry.cohort), "facts": dict(entry.facts)}
 
@@ -278,7 +278,7 @@ def _as_json(facts: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _plan_of(header: dict[str, Any], path: pathlib.Path) -> PrivacyPlan:
+def _read_plan(header: dict[str, Any], path: pathlib.Path) -> PrivacyPlan:
     if header.get("kind") == "header" and header.get("format") == _TRUNCATED_NOISE:
         raise ValueError(
             f"ledger {path} was begun by version 0.1, whose training noise ended at 5.68 standard deviations, so "

@@ -269,8 +269,8 @@ def test_calibrated_rounds_are_verified_where_bounds_differ():
 
 @pytest.mark.parametrize("error", [0.9, 1.2])
 def test_calibrated_noise_is_verified_on_fine_grid(error, monkeypatch):
-    coarse = plan_epsilon._coarse
-    monkeypatch.setattr(plan_epsilon, "_coarse", lambda *arguments: error * coarse(*arguments))
+    coarse = plan_epsilon._coarse_epsilon
+    monkeypatch.setattr(plan_epsilon, "_coarse_epsilon", lambda *arguments: error * coarse(*arguments))
     kept = accounting.calibrate_noise(plan(Cyclic(30), 1.0, 300, 1e-5), 2.0)
     less = dataclasses.replace(kept, noise_multiplier=kept.noise_multiplier * 0.985)
     assert accounting.epsilon(kept).value <= 2.0 < accounting.epsilon(less).value
