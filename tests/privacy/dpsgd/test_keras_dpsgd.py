@@ -326,9 +326,9 @@ def test_budget():
 @pytest.mark.parametrize(
     ("changed", "line"),
     [
-        ({"records": 0}, "records must be a whole number of at least 1"),
+        ({"records": 0}, "records must be an integer of at least 1"),
         ({"batch_size": 21}, "batch size 21 is above the 20 records"),
-        ({"batch_size": 2.5}, "batch size must be a whole number"),
+        ({"batch_size": 2.5}, "batch size must be an integer"),
         ({"epochs": 0}, "epochs must be"),
         ({"clip_norm": 0.0}, "clip_norm must lie in"),
         ({"clip_norm": 1e-13}, "clip_norm must lie in"),

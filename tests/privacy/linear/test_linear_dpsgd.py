@@ -190,7 +190,7 @@ def test_bad_settings(changes, message):
 @pytest.mark.parametrize(
     ("features", "labels", "classes", "message"),
     [
-        (np.ones((2, 2)), [0, 1], 1, "classes must be a whole number of at least 2, got 1: one class"),
+        (np.ones((2, 2)), [0, 1], 1, "classes must be an integer of at least 2, got 1: one class"),
         (np.ones((2, 2), int), [0, 1], 2, "dtype int64: floats"),
         (np.ones(2), [0, 1], 2, r"shape \[2\]"),
         (np.array([[1.0], [np.nan]]), [0, 1], 2, "features of 1 records are not finite"),

@@ -192,7 +192,7 @@ def test_bad_scales(scale):
 
 def test_bad_seeds():
     for seed in (-1, 1.5, None):
-        with pytest.raises(ValueError, match="seed must be a whole number of at least 0"):
+        with pytest.raises(ValueError, match="seed must be an integer of at least 0"):
             SeededRandomness(seed)  # type: ignore[arg-type]
 
 
