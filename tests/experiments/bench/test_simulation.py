@@ -15,8 +15,8 @@ from experiments.bench.measure import Case, Peer, Run
 from experiments.bench.peers import common
 from experiments.bench.processes import watch
 from experiments.bench.ratios import paired_ratio, paired_time_ratio
+from experiments.bench.simulation import CASES, simulation
 from experiments.bench.workloads import RECIPES
-from experiments.commands.bench import CASES, simulation
 from tests.experiments.bench.fakes import Fake
 
 pytestmark = pytest.mark.filterwarnings("ignore:np.find_common_type is deprecated:DeprecationWarning")
