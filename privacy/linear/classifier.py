@@ -49,8 +49,8 @@ class DPLinearClassifier(ClassifierMixin, BaseEstimator):
       classes: all possible labels; None: those in y.
       random_state: None: secure randomness. An integer repeats a run in tests; such a run protects nobody.
       classes_: the labels, in the order of the columns of `predict_proba`.
-      weights_: float [features + 1, classes], applied to `feature_map_(X)`; with `bound` None, X scaled row by row to L2
-        norm 1 beforehand.
+      weights_: float [features + 1, classes], applied to `feature_map_(X)`; with `bound` None, the rows of X are scaled
+        to L2 norm 1 first.
       guarantee_: `privacy.accounting.guarantee.Guarantee` of `fit`: ε with unit, relation, δ, sampler and noise.
       feature_map_: `privacy.linear.features.FeatureMap` of the preprocessing.
     """
@@ -151,7 +151,7 @@ class DPLinearClassifier(ClassifierMixin, BaseEstimator):
         return self
 
     def decision_function(self, X: Any) -> npt.NDArray[Any]:
-        """Returns the logits [n, classes] of features [n, d]; with two classes, their difference [n], second less first."""
+        """Returns the logits [n, classes] of features [n, d]; with two classes, second less first logit, [n]."""
         logits = self._logits(X)
         return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
 
