@@ -130,7 +130,7 @@ class DPLinearClassifier(ClassifierMixin, BaseEstimator):
             f"preprocessing: {hardness(source)}; training: floating-point Gaussian, not hardened against "
             "floating-point attacks",
             f"training: {training.steps} Poisson samples with probability {training.sampling_probability:g}; "
-            "preprocessing: all records, once",
+            "preprocessing: every record, once",
         )
         if ledger is not None:
             ledger.record(guarantee)
