@@ -6,9 +6,14 @@ SHELL := bash
 MAKEFLAGS += --no-print-directory
 
 PY := .venv/bin/python
-# Tests of commands that need no TFF.
+# Test processes, of one thread each; every one takes up to 3 GB with the TFF worker that it starts.
+WORKERS ?= $(shell n=$$(nproc); [ $$n -lt 4 ] && echo $$n || echo 4)
+PYTEST := -m pytest -n $(WORKERS) --dist loadfile --durations 25
+# Tests of commands that need no TFF and can differ with the versions of packages. Left to `make test` is what cannot:
+# what reads sources alone (test_build, test_house), and audits and studies (tests/privacy/audit, reproduce), which compute
+# with parts that tests/privacy tries on both.
 WITHOUT_TFF := $(addprefix tests/experiments/, test_assembly.py test_baselines.py test_cli.py test_config_file.py test_data.py test_extras.py \
-	test_intervals.py test_results.py commands/test_device.py commands/test_doctor.py commands/test_privacy.py reproduce) tests/test_build.py tests/test_house.py
+	test_intervals.py test_results.py commands/test_device.py commands/test_doctor.py commands/test_privacy.py)
 PACKAGES := fl privacy models experiments
 
 # Written last by .ci/install, with the folder it was made for: an interrupted install leaves no stamp, and a
@@ -41,25 +46,25 @@ demo: $(STAMP)  ## Train, report, export and generate on Shakespeare's plays, in
 	@$(PY) -m experiments demo
 
 test: $(STAMP)  ## Run the tests
-	@$(PY) -m pytest
+	@$(PY) $(PYTEST)
 
 test-slow: $(STAMP)  ## Run the tests that take long
-	@$(PY) -m pytest -m slow
+	@$(PY) -m pytest -m slow --durations 25
 
 test-kernels: $(STAMP)  ## Run the numerical tests on the kernels that processors without AVX-512 have
-	@TF_ENABLE_ONEDNN_OPTS=0 ONEDNN_MAX_CPU_ISA=AVX2 $(PY) -m pytest -m "numerical and not slow"
+	@TF_ENABLE_ONEDNN_OPTS=0 ONEDNN_MAX_CPU_ISA=AVX2 $(PY) $(PYTEST) -m "numerical and not slow"
 
 .cache/run/complete: tests/current/make_run.py requirements.lock $(shell find $(PACKAGES) -name '*.py') | $(STAMP)
 	@$(PY) tests/current/make_run.py .cache/run
 
 test-current: $(CURRENT) .cache/run/complete  ## Run on current TensorFlow, Keras and NumPy the tests of what needs no TFF
-	@.venv-current/bin/python -m pytest tests/models tests/privacy tests/current $(WITHOUT_TFF)
+	@.venv-current/bin/python $(PYTEST) tests/models tests/privacy tests/current $(WITHOUT_TFF) --ignore=tests/privacy/audit
 
 check: $(STAMP)  ## All that must pass before a change goes in: format, lint, types, tests, docs
 	@$(PY) -m ruff format --check .
 	@$(PY) -m ruff check .
 	@$(PY) -m mypy
-	@$(PY) -m pytest
+	@$(PY) $(PYTEST)
 	@$(MAKE) docs
 
 format: $(STAMP)  ## Rewrite the sources in the house format

@@ -4,16 +4,14 @@ TFLite runtimes read the flatbuffer and ignore what follows it. `zipfile` finds 
 `unzip -l model.tflite` lists it. The module needs only the standard library and `models.vocabulary`.
 """
 
-import contextlib
 import hashlib
 import json
 import os
-import tempfile
 import zipfile
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
+from models.atomic_file import replace_file
 from models.vocabulary import Vocabulary
 
 PRECISIONS = ("float32", "float16", "int8")
@@ -58,31 +56,11 @@ def write(path: str | os.PathLike[str], flatbuffer: bytes, vocabulary: Vocabular
     Raises:
       OSError: `path` cannot be written.
     """
-    target = Path(path)
-    try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(target)) from None
-    try:
-        with os.fdopen(handle, "w+b") as file:
-            file.write(flatbuffer)
-            with zipfile.ZipFile(file, "a", zipfile.ZIP_DEFLATED) as archive:
-                _add(
-                    archive,
-                    _FACTS,
-                    json.dumps({"format": _FORMAT, **asdict(facts)}, sort_keys=True, indent=1),
-                )
-                _add(archive, _VOCABULARY, vocabulary.to_json())
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, target)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        if isinstance(error, OSError):
-            raise OSError(error.errno, error.strerror, str(target)) from None
-        raise
+    with replace_file(path) as file:
+        file.write(flatbuffer)
+        with zipfile.ZipFile(file, "a", zipfile.ZIP_DEFLATED) as archive:
+            _add(archive, _FACTS, json.dumps({"format": _FORMAT, **asdict(facts)}, sort_keys=True, indent=1))
+            _add(archive, _VOCABULARY, vocabulary.to_json())
 
 
 def read(path: str | os.PathLike[str]) -> tuple[Facts, Vocabulary]:

@@ -9,7 +9,6 @@ A vocabulary contains pieces of the text that it was learned from, without priva
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import heapq
 import io
@@ -17,7 +16,6 @@ import itertools
 import json
 import os
 import re
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -26,6 +24,8 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from models.atomic_file import replace_file
 
 PAD = 0
 BOS = 1
@@ -166,24 +166,8 @@ class Vocabulary:
         Raises:
           OSError: `path` cannot be written.
         """
-        target = Path(path)
-        try:
-            handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(target)) from None
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(self.to_json() + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, target)
-        except BaseException as error:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            if isinstance(error, OSError):
-                raise OSError(error.errno, error.strerror, str(target)) from None
-            raise
+        with replace_file(path) as file:
+            file.write(f"{self.to_json()}\n".encode())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Vocabulary:

@@ -30,13 +30,14 @@ MAY_IMPORT: dict[str, frozenset[str] | None] = {
     "privacy/report": NUMERIC | {"privacy", "jinja2", "markupsafe", "matplotlib"},
     "models": NUMERIC | {"models", "tensorflow", "keras", "ai_edge_litert"},
     "models/__init__.py": frozenset({"models"}),
-    "models/vocabulary.py": frozenset({"models.vocabulary", "numpy", "sentencepiece"}),
+    "models/vocabulary.py": frozenset({"models.vocabulary", "models.atomic_file", "numpy", "sentencepiece"}),
     # What goes on the device beside the model: NumPy and the LiteRT runtime, or TensorFlow's in its place.
     "models/device.py": frozenset(
         {"models.device", "models.vocabulary", "models.tflite_file", "models.decoding.numpy_ops"}
         | {"numpy", "ai_edge_litert", "tensorflow"}
     ),
-    "models/tflite_file.py": frozenset({"models.vocabulary", "numpy"}),
+    "models/atomic_file.py": frozenset(),
+    "models/tflite_file.py": frozenset({"models.atomic_file", "models.vocabulary", "numpy"}),
     "models/decoding": frozenset({"models.decoding", "numpy", "tensorflow"}),
     "models/decoding/numpy_ops.py": frozenset({"numpy"}),
     "models/alignment": NUMERIC | {"models.alignment"},

@@ -40,11 +40,11 @@ batch_size = 4
 sequence_length = 8
 
 [cohort]
-rate = 0.4
+sampling_probability = 0.4
 
 [privacy]
 noise_multiplier = 1.0
-clip = 0.5
+clip_norm = 0.5
 
 [run]
 rounds = 2

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments.cli import main
-from tests.experiments.processes import finish, start
+from tests.experiments.processes import call
 
 CONFIG = """
 [data]
@@ -72,7 +72,7 @@ def folder(tmp_path_factory) -> Path:
 def whole(folder) -> tuple[Path, str, str]:
     """Trains a run without interruption; returns its folder, standard output and standard error."""
     run = folder / "whole"
-    code, out, err = finish(start("train", str(folder / "config.toml"), "--output", str(run)))
+    code, out, err = call("train", str(folder / "config.toml"), "--output", str(run), folder=folder)
     assert code == 0, err
     return run, out, err
 

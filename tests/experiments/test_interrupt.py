@@ -6,15 +6,6 @@ import pytest
 from experiments import interrupt
 
 
-@pytest.fixture(autouse=True)
-def restore_handlers():
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    interrupt._stop_requested.clear()
-    for number, handler in previous.items():
-        signal.signal(number, handler)
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_check_raises_after_signal_whose_exception_was_swallowed(number):

@@ -1,4 +1,4 @@
-"""The train command as a user runs it: undisturbed, and killed and resumed."""
+"""The train command: undisturbed, and killed and resumed. Processes only where a signal or the screen is the point."""
 
 import json
 import os
@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.experiments.processes import ended, finish, start, wait_for_rounds
+from experiments import machine
+from experiments.board import Board
+from tests.experiments.processes import call, ended, finish, start, wait_for_rounds
 
 
 def worker_of(err: str) -> int:
@@ -25,8 +27,7 @@ def outcome(run: Path) -> tuple:
     return weights, (run / "ledger.jsonl").read_bytes(), (run / "metrics.jsonl").read_bytes()
 
 
-def test_run_writes_all_documented_files_and_ends_its_worker(whole):
-    run, out, err = whole
+def assert_run_wrote_all_documented_files_and_ended_its_worker(run: Path, out: str, err: str) -> None:
     for name in (
         "config.toml", "vocabulary.json", "keys.json", "ledger.jsonl", "metrics.jsonl", "weights.npz", "model.json",
         "evaluation.json", "report.html", "report.md", "report.json", "report-release.html",
@@ -39,41 +40,59 @@ def test_run_writes_all_documented_files_and_ends_its_worker(whole):
     assert list((run / "tensorboard").iterdir())
 
 
-def test_run_prints_no_warning(whole):
-    _, _, err = whole
-    assert not re.search(r"warning|deprecat|traceback|cuda|tensorrt", err, re.IGNORECASE)
+def test_run_writes_all_documented_files_and_ends_its_worker(whole):
+    assert_run_wrote_all_documented_files_and_ended_its_worker(*whole)
 
 
-def test_terminated_killed_and_resumed_run_equals_uninterrupted_run(folder, whole):
+@pytest.fixture(scope="module")
+def disturbed(folder) -> tuple[Path, list[tuple[int, str, str]]]:
+    """A run that was terminated, resumed, killed and resumed again: three processes, as from a user's shell."""
     run = folder / "disturbed"
-    process = start("train", str(folder / "config.toml"), "--output", str(run))
+    process = start("train", str(folder / "config.toml"), "--output", str(run), folder=folder)
     wait_for_rounds(run, process, 1)
     process.send_signal(signal.SIGTERM)
-    code, _, err = finish(process)
-    assert code == 130 and f"resume with: fedspeak train --resume {run}" in err
-    assert ended(worker_of(err))
-
-    process = start("train", "--resume", str(run))
+    terminated = finish(process)
+    process = start("train", "--resume", str(run), folder=folder)
     wait_for_rounds(run, process, 3)
     process.send_signal(signal.SIGKILL)
-    code, _, err = finish(process)
+    killed = finish(process)
+    return run, [terminated, killed, finish(start("train", "--resume", str(run), folder=folder))]
+
+
+def test_terminated_killed_and_resumed_equals_undisturbed(disturbed, whole):
+    run, (terminated, killed, resumed) = disturbed
+    code, _, err = terminated
+    assert code == 130 and f"resume with: fedspeak train --resume {run}" in err
+    assert ended(worker_of(err))
+    code, _, err = killed
     assert code == -signal.SIGKILL
     assert ended(worker_of(err))
-
-    code, _, err = finish(start("train", "--resume", str(run)))
+    code, out, err = resumed
     assert code == 0, err
     assert outcome(run) == outcome(whole[0])
+    assert_run_wrote_all_documented_files_and_ended_its_worker(run, out, err)
 
 
-def test_killed_worker_gives_one_line_and_run_can_be_resumed(folder, whole):
-    run = folder / "lost-worker"
-    process = start("train", str(folder / "config.toml"), "--output", str(run))
-    wait_for_rounds(run, process, 1)
-    children = subprocess.run(["pgrep", "-P", str(process.pid), "-f", "worker_binary"], capture_output=True, text=True)
-    os.kill(int(children.stdout.split()[0]), signal.SIGKILL)
-    code, _, err = finish(process)
+def test_run_prints_no_warning(disturbed):
+    """The first process shows how a run begins, the last how it ends."""
+    for _, _, err in disturbed[1]:
+        assert not re.search(r"warning|deprecat|traceback|cuda|tensorrt", err, re.IGNORECASE)
+
+
+def test_killed_worker_gives_one_line_and_run_can_be_resumed(folder, whole, monkeypatch):
+    run, others, write = folder / "lost-worker", {worker.pid for worker in machine.workers()}, Board.write
+
+    def write_and_kill(board: Board, *row) -> None:
+        """Kills the worker after the first round."""
+        write(board, *row)
+        (mine,) = [each.pid for each in machine.workers() if each.parent_pid == os.getpid() and each.pid not in others]
+        os.kill(mine, signal.SIGKILL)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Board, "write", write_and_kill)
+        code, _, err = call("train", str(folder / "config.toml"), "--output", str(run), folder=folder)
     assert code == 2 and "ended with code -9" in err and "Traceback" not in err, err
-    code, _, err = finish(start("train", "--resume", str(run)))
+    code, _, err = call("train", "--resume", str(run), folder=folder)
     assert code == 0, err
     assert outcome(run) == outcome(whole[0])
 
@@ -100,7 +119,7 @@ def test_run_without_finite_updates_warns(folder):
     """One step overflows float32, so each update counts as zero; the loss is shown as NaN, not as 0."""
     settings = ["clients.learning_rate=1e38", "run.rounds=1", "warm_start.epochs=0"]
     options = [part for setting in settings for part in ("--set", setting)]
-    code, _, err = finish(start("train", str(folder / "config.toml"), "--output", str(folder / "lost"), *options))
+    code, _, err = call("train", str(folder / "config.toml"), "--output", str(folder / "lost"), *options, folder=folder)
     assert code == 0, err
     assert "warning: round 1: no client's update was finite" in err
     assert re.search(r"train loss\* nan .*updates zeroed\* [1-9]", err)
@@ -114,10 +133,10 @@ def test_full_disk_gives_one_line_and_run_can_be_resumed(folder, whole, tmp_path
     run = tmp_path / "run"
     try:
         (tmp_path / "filler").write_bytes(bytes(1_380_000))
-        code, _, err = finish(start("train", str(folder / "config.toml"), "--output", str(run)))
+        code, _, err = call("train", str(folder / "config.toml"), "--output", str(run), folder=folder)
         assert code == 2 and "could not be written" in err and "make room" in err and "Traceback" not in err, err
         (tmp_path / "filler").unlink()
-        code, _, err = finish(start("train", "--resume", str(run)))
+        code, _, err = call("train", "--resume", str(run), folder=folder)
         assert code == 0, err
         assert outcome(run) == outcome(whole[0])
     finally:
@@ -129,7 +148,7 @@ def test_secret_key_appears_in_key_file_only(folder):
     settings = ["--set", "run.rounds=1"]
     text = (folder / "config.toml").read_text().replace("fixed_key = 1\n", "")
     (folder / "own-key.toml").write_text(text)
-    code, out, err = finish(start("train", str(folder / "own-key.toml"), "--output", str(run), *settings))
+    code, out, err = call("train", str(folder / "own-key.toml"), "--output", str(run), *settings, folder=folder)
     assert code == 0, err
     keys = run / "keys.json"
     assert keys.stat().st_mode & 0o777 == 0o600

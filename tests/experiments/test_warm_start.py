@@ -20,10 +20,10 @@ def test_warm_start_learns_returns_best_epoch_and_is_repeatable():
     seen = []
     config = WarmStartConfig(epochs=6, learning_rate=0.02, batch_size=10)
     weights = train_on_public_text(MODEL, sequences(), config, 3, lambda epoch, loss: seen.append((epoch, loss)))
-    aside = sequences()[::20]
+    evaluate = Evaluator(MODEL, [sequences()[::20]])
     assert [epoch for epoch, _ in seen] == list(range(1, len(seen) + 1))
-    assert Evaluator(MODEL, [aside])(weights).loss_per_token == pytest.approx(min(loss for _, loss in seen), rel=1e-6)
-    assert min(loss for _, loss in seen) < 0.5 < Evaluator(MODEL, [aside])(MODEL.init(3)).loss_per_token
+    assert evaluate(weights).loss_per_token == pytest.approx(min(loss for _, loss in seen), rel=1e-6)
+    assert min(loss for _, loss in seen) < 0.5 < evaluate(MODEL.init(3)).loss_per_token
     again = train_on_public_text(MODEL, sequences(), config, 3)
     assert all(np.array_equal(weights[name], again[name]) for name in weights)
 

@@ -131,10 +131,11 @@ def test_handwritten_gradient_equals_autodiff(written, activation, x, data):
     upstream = data.draw(hnp.arrays(np.float64, x.shape, elements=st.floats(-1, 1)))
     value, slope = by_hand(written, x, upstream)
     np.testing.assert_array_equal(value, activation(tf.constant(x)))
-    # Both gradients add terms of size upstream / scale, which may cancel: the error is bounded relative to that size.
+    # Both gradients add terms of size upstream / scale, which may cancel: the error is bounded relative to that size,
+    # and by what flushing of numbers below the smallest normal one may change.
     scale = written.value(tf.constant(x))[1]
     size = np.abs(upstream).sum(-1, keepdims=True) / (1.0 if scale is None else np.where(scale > 0, scale, np.inf))
-    assert np.all(np.abs(slope - gradient(activation, x, upstream)) <= 1e-10 * size)
+    assert np.all(np.abs(slope - gradient(activation, x, upstream)) <= 1e-10 * size + 8 * np.finfo(np.float64).tiny)
 
 
 @WRITTEN_OUT

@@ -11,7 +11,7 @@ import itertools
 import math
 
 import numpy as np
-from scipy.stats import norm
+from scipy.special import ndtr
 
 
 def delta_one(eps, rate: float, z: float, *, remove: bool):
@@ -28,10 +28,14 @@ def delta_one(eps, rate: float, z: float, *, remove: bool):
     with np.errstate(divide="ignore"):
         x = z * z * np.log(inside) + 0.5  # -inf where the loss is above the level everywhere
     if remove:
-        mixture = (1 - rate) * norm.sf(x / z) + rate * norm.sf((x - 1) / z)
-        return mixture - np.exp(eps) * norm.sf(x / z)
-    mixture = (1 - rate) * norm.cdf(x / z) + rate * norm.cdf((x - 1) / z)
-    return norm.cdf(x / z) - np.exp(eps) * mixture
+        mixture = (1 - rate) * ndtr(-x / z) + rate * ndtr((1 - x) / z)
+        return mixture - np.exp(eps) * ndtr(-x / z)
+    mixture = (1 - rate) * ndtr(x / z) + rate * ndtr((x - 1) / z)
+    return ndtr(x / z) - np.exp(eps) * mixture
+
+
+def _density(x, mean: float, z: float):
+    return np.exp(-np.square((x - mean) / z) / 2) / (z * math.sqrt(2 * math.pi))
 
 
 def delta(eps: float, rate: float, z: float, rounds: int) -> float:
@@ -65,7 +69,7 @@ def _composed(eps: float, rate: float, z: float, rounds: int, remove: bool) -> f
 def _losses(rate: float, z: float, remove: bool):
     """Density and privacy loss of one round on a grid of outcomes, and the grid's step."""
     x = np.linspace(-12 * z, 1 + 12 * z, 4001)
-    base, shifted = norm.pdf(x, 0, z), norm.pdf(x, 1, z)
+    base, shifted = _density(x, 0, z), _density(x, 1, z)
     mixture = (1 - rate) * base + rate * shifted
     loss = np.log1p(rate * np.expm1(np.clip((2 * x - 1) / (2 * z * z), None, 600)))
     return (mixture, loss, x[1] - x[0]) if remove else (base, -loss, x[1] - x[0])
@@ -94,8 +98,8 @@ def fixed_size_delta(eps: float, rate: float, z: float) -> float:
     then moves the sum by 2 C. Plain quadrature.
     """
     x = np.linspace(-1 - 14 * z, 1 + 14 * z, 400_001)
-    p = (1 - rate) * norm.pdf(x, 0, z) + rate * norm.pdf(x, 1, z)
-    q = (1 - rate) * norm.pdf(x, 0, z) + rate * norm.pdf(x, -1, z)
+    p = (1 - rate) * _density(x, 0, z) + rate * _density(x, 1, z)
+    q = (1 - rate) * _density(x, 0, z) + rate * _density(x, -1, z)
     return float(np.sum(np.maximum(p - math.exp(eps) * q, 0)) * (x[1] - x[0]))
 
 

@@ -18,8 +18,8 @@ def test_synthetic_clients_come_twice_each_and_are_always_the_same():
 
 
 def test_population_command_writes_results_and_table(tmp_path):
-    for _ in range(2):  # the second call replaces the store of the first
-        done = CliRunner().invoke(population, ["--output", str(tmp_path / "bench"), "--clients", "10000"])
+    for clients in ("1000", "10000"):  # the second call replaces the store of the first
+        done = CliRunner().invoke(population, ["--output", str(tmp_path / "bench"), "--clients", clients])
         assert done.exit_code == 0, done.output
     results = json.loads((tmp_path / "bench" / "population.json").read_text())
     assert results["build"]["clients"] == 10_000

@@ -236,7 +236,8 @@ def test_paired_time_ratio_refuses_unequal_numbers_of_rounds():
 
 
 def test_watch_measures_process_tree_and_leaves_no_process_behind(tmp_path):
-    child = "import time; data = bytearray(80 << 20); print('made', flush=True); time.sleep(600)"
+    mark = f"of {tmp_path}"  # other test runs of this machine measure processes too
+    child = f"import time; data = bytearray(80 << 20); print('made', flush=True); time.sleep(600)  # {mark}"
     parent = (
         f"import subprocess, sys, time; child = [sys.executable, '-c', {child!r}]; "
         "subprocess.Popen(child, stdout=subprocess.PIPE).stdout.readline(); time.sleep(1.5)"
@@ -247,9 +248,9 @@ def test_watch_measures_process_tree_and_leaves_no_process_behind(tmp_path):
     assert watched.peak_memory > 80 << 20
     assert watched.others >= 0
     deadline = time.time() + 60
-    while b"bytearray(80 << 20)" in b"".join(_command_lines()) and time.time() < deadline:
+    while mark.encode() in b"".join(_command_lines()) and time.time() < deadline:
         time.sleep(0.1)
-    assert b"bytearray(80 << 20)" not in b"".join(_command_lines())
+    assert mark.encode() not in b"".join(_command_lines())
 
 
 def _command_lines():

@@ -14,7 +14,7 @@ import pytest
 from experiments.cli import main
 from fl.runtime import tunnel
 from fl.runtime.owned_process import is_loopback, listening_addresses
-from tests.experiments.processes import ended, finish, start, wait_for_rounds
+from tests.experiments.processes import call, ended, finish, start, wait_for_rounds
 from tests.fl.runtime.namespaces import needs_stunnel
 from tests.fl.runtime.strangers import assert_refuses_nobody
 
@@ -27,7 +27,7 @@ def children(pid: int) -> list[int]:
 def start_worker(*options: str) -> tuple[subprocess.Popen, int, str]:
     """Starts a worker and returns its process, its port and its first line."""
     port = portpicker.pick_unused_port()
-    process = start("worker", "--port", str(port), "--cores", "1", *options)
+    process = start("worker", "--port", str(port), "--cores", "1", *options, folder=Path.cwd())
     assert process.stdout is not None
     return process, port, process.stdout.readline()
 
@@ -136,13 +136,13 @@ def test_certificates_command_says_where_each_folder_goes(tmp_path, capsys):
 
 @needs_stunnel
 @pytest.mark.slow
-def test_train_on_workers_equals_train_on_one_machine(request, tmp_path):
+def test_train_on_workers_equals_train_on_one_machine(folder, tmp_path):
     """Both workers are killed in turn; the run resumes with a new worker, then with none, and recycles its own."""
-    config = str(request.getfixturevalue("folder") / "config.toml")
+    config = str(folder / "config.toml")
     driver, worker_folder = tunnel.make_certificates(tmp_path / "certificates")
     settings = ["--set", "run.clients_at_once=1"]
     here, there = tmp_path / "here", tmp_path / "there"
-    code, _, err = finish(start("train", config, "--output", str(here), *settings))
+    code, _, err = call("train", config, "--output", str(here), *settings, folder=folder)
     assert code == 0, err
 
     workers: list[subprocess.Popen] = []
@@ -155,7 +155,7 @@ def test_train_on_workers_equals_train_on_one_machine(request, tmp_path):
 
     try:
         recycled = ["--set", "run.recycle_worker=1", "--set", "run.evaluate_every=1"]
-        driving = start("train", config, "--output", str(there), *settings, *recycled, *options(2))
+        driving = start("train", config, "--output", str(there), *settings, *recycled, *options(2), folder=folder)
         wait_for_rounds(there, driving, 1)
         workers[0].kill()
         wait_for_rounds(there, driving, 2)
@@ -164,13 +164,13 @@ def test_train_on_workers_equals_train_on_one_machine(request, tmp_path):
         assert code == 2 and "no worker is left" in err and "resume the run" in err and "Traceback" not in err, err
         assert "is lost" in err
 
-        driving = start("train", "--resume", str(there), *options(1))
+        driving = start("train", "--resume", str(there), *options(1), folder=folder)
         wait_for_rounds(there, driving, 3)
         driving.send_signal(signal.SIGINT)
         code, _, err = finish(driving)
         assert code == 130 and "resume with: fedspeak train --resume" in err, err
 
-        code, _, err = finish(start("train", "--resume", str(there)))
+        code, _, err = call("train", "--resume", str(there), folder=folder)
         assert code == 0, err
     finally:
         for process in workers:

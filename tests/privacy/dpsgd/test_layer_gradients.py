@@ -184,7 +184,13 @@ def allowed(model, clipped_sum, expected, terms):
     return [rounding(operations, found) + cancelling for found in weights_conditions(model, clipped_sum)]
 
 
-@pytest.mark.parametrize("name", CASES)
+# Of other sizes alone: what the first of their kind shows.
+REPEATED = {"mlp 11", "mlp 12", "lstm 1", "lstm 2", "cifg 1", "cifg 2"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in REPEATED else name for name in CASES]
+)
 def test_equals_one_example_after_the_other(name):
     make: Any
     make, recomputed = CASES[name]

@@ -216,7 +216,7 @@ def test_bounds_nan_and_guarantee(caplog):
     assert "1 of 5 values are NaN" in caplog.text
     assert found.value in np.arange(-2, 2.5, 0.5)
     said = str(found.guarantee)
-    assert "epsilon 1.00;" in said and "add-or-remove-one" in said and "0.5-quantile on 9 points of [-2, 2]" in said
+    assert "epsilon 1.000;" in said and "add-or-remove-one" in said and "0.5-quantile on 9 points of [-2, 2]" in said
     assert dp_quantile([0.0], 0.5, 0, 1, 1, 5.0, "replace-one").guarantee.relation == "replace-one"
 
 
