@@ -46,7 +46,9 @@ def checked_examples(x: Any, y: Any) -> Examples:
     x, y = tf.nest.map_structure(np.asarray, x), np.asarray(y)
     for name, part in zip([*names, "y"], [*tf.nest.flatten(x), y], strict=True):
         if not part.ndim or not y.ndim or len(part) != len(y) or not len(y):
-            raise ValueError(f"{name} has shape {list(part.shape)}, y {list(y.shape)}: equally many rows are needed")
+            raise ValueError(
+                f"{name} has shape {list(part.shape)}, y {list(y.shape)}: give equally many rows, at least one"
+            )
         if part.dtype.kind not in "iufb":
             raise ValueError(f"{name} has dtype {part.dtype}: numbers are needed")
         if part.dtype.kind == "f" and not np.isfinite(part).all():
