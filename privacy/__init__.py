@@ -1,13 +1,13 @@
-"""Differential privacy for federated training: the plan, the ledger, the accounting and the report.
+"""Differential privacy for federated training and for single statistics: plan, ledger, accounting and report.
 
     plan = PrivacyPlan(
         sampling=Poisson(0.01), population=10_000, rounds=200, noise_multiplier=1.0, clip=FixedClip(0.5)
     )
     with Ledger.open("ledger.jsonl", plan) as ledger:
-        ...  # the loop records each round before it releases anything
+        ...  # the training loop records each round before it releases anything
     report.build(plan, ledger, {}).write("run")
 
-Importing this package is instant: the names below load their module on first use.
+Importing this package loads no other module of it: each name below loads its module when it is first used.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""Records as arrays of numbers: what is done to each row alone, whatever its entries."""
+"""Converts records to float arrays, and measures and scales their rows, each row independently of all others."""
 
 from __future__ import annotations
 
@@ -8,71 +8,88 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-_ROWS = 256  # that a processor's cache holds
-_USUAL = 1e-200, 1e200  # squared lengths that lost nothing
+_BLOCK_ROWS = 256  # few enough that a block fits into a processor's cache
+_SAFE_SQUARES = 1e-200, 1e200  # squared norms between these lost nothing to overflow or underflow
 
 
 def as_floats(name: str, values: Any) -> npt.NDArray[np.float64]:
-    """A new float64 array of real numbers; None and masked values are NaN. Raises ValueError for anything else."""
+    """Returns a new float64 array of real numbers, with NaN for None and for masked values.
+
+    Args:
+      name: name of the argument, for the message.
+      values: an array or a nested list of numbers, with equally many in each row.
+
+    Raises:
+      ValueError: `values` is anything else.
+    """
     require_array(name, values)
     masked = isinstance(values, np.ma.MaskedArray)
     try:
         array = np.ma.filled(values.astype(float), np.nan) if masked else np.asarray(values)
     except ValueError:
-        raise ValueError(f"{name} are no array: numbers are needed, as many in each row") from None
+        raise ValueError(f"{name} is not a rectangular array: numbers are needed, equally many in each row") from None
     if array.dtype.kind not in "biufO":
-        raise ValueError(f"{name} have dtype {array.dtype}: numbers are needed")
+        raise ValueError(f"{name} has dtype {array.dtype}: numbers are needed")
     try:
         return array.astype(np.float64)
     except (TypeError, ValueError, OverflowError):
-        raise ValueError(f"{name} have dtype {array.dtype}: numbers are needed, as many in each row") from None
+        raise ValueError(f"{name} has dtype {array.dtype}: numbers are needed, equally many in each row") from None
 
 
 def require_array(name: str, values: Any) -> None:
-    """Raises ValueError for what is read one by one or by name: a generator, a `tf.data.Dataset`, a set, a mapping."""
+    """Raises ValueError if `values` can only be iterated or looked up by key, not indexed by position.
+
+    Generators, `tf.data.Dataset`s, sets and mappings are refused.
+    """
     is_array = hasattr(values, "__array__") or (hasattr(values, "__getitem__") and not isinstance(values, Mapping))
     if isinstance(values, Iterable) and not is_array:
         raise ValueError(
-            f"{name} has type {type(values).__name__}, which is no array: give an array or a list, as "
-            f"np.array(list({name})), or of a tf.data.Dataset np.array(list({name}.as_numpy_iterator()))"
+            f"{name} has type {type(values).__name__}, which is not an array: give np.array(list({name})), or for a "
+            f"tf.data.Dataset np.array(list({name}.as_numpy_iterator()))"
         )
 
 
 def row_lengths(vectors: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """L2 lengths of vectors [n, d], float64 [n]: no square overflows or underflows, and no row depends on another."""
-    found = np.zeros(len(vectors))
-    for first in range(0, len(vectors), _ROWS):
-        part = np.ascontiguousarray(vectors[first : first + _ROWS], np.float64)
+    """Returns the L2 norms of `vectors` [n, d] as float64 [n].
+
+    No square overflows or underflows, and the norm of a row does not depend on the other rows.
+    """
+    norms = np.zeros(len(vectors))
+    for first in range(0, len(vectors), _BLOCK_ROWS):
+        block = np.ascontiguousarray(vectors[first : first + _BLOCK_ROWS], np.float64)
         with np.errstate(over="ignore", invalid="ignore"):
-            squares = np.einsum("ij,ij->i", part, part)
-        lengths = np.sqrt(squares)
-        unusual = ~((squares > _USUAL[0]) & (squares < _USUAL[1]))
-        if unusual.any():
-            lengths[unusual] = _scaled_lengths(part[unusual])
-        found[first : first + _ROWS] = lengths
-    return found
+            squares = np.einsum("ij,ij->i", block, block)
+        block_norms = np.sqrt(squares)
+        inexact = ~((squares > _SAFE_SQUARES[0]) & (squares < _SAFE_SQUARES[1]))
+        if inexact.any():
+            block_norms[inexact] = _scaled_norms(block[inexact])
+        norms[first : first + _BLOCK_ROWS] = block_norms
+    return norms
 
 
-def _scaled_lengths(vectors: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """By the largest entry first, so that no square is lost."""
+def _scaled_norms(vectors: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Returns the L2 norms of `vectors`, dividing by each row's largest entry first so that no square is lost."""
     largest = np.abs(vectors).max(axis=1, keepdims=True, initial=0.0)
     scaled = vectors / np.where(largest > 0, largest, 1)
-    lengths: npt.NDArray[np.float64] = largest[:, 0] * np.sqrt(np.square(scaled).sum(axis=1))
-    return lengths
+    norms: npt.NDArray[np.float64] = largest[:, 0] * np.sqrt(np.square(scaled).sum(axis=1))
+    return norms
 
 
-def shortened(vectors: npt.NDArray[Any], length: float) -> npt.NDArray[Any]:
-    """Vectors [n, d], finite, those longer than `length` scaled down to it; each by itself, whatever its entries."""
+def shortened(vectors: npt.NDArray[Any], max_norm: float) -> npt.NDArray[Any]:
+    """Returns finite `vectors` [n, d] with those of L2 norm above `max_norm` scaled down to it.
+
+    Each row is scaled independently of the others, whatever its entries.
+    """
     largest = np.abs(vectors).max(axis=1, keepdims=True, initial=0.0)
-    # First to entries of at most `length`, then by the length of what is left: at most that times the root of d.
-    within = vectors * (length / np.maximum(largest, length)).astype(vectors.dtype)
-    lengths = row_lengths(within / vectors.dtype.type(length))[:, np.newaxis]
-    return within * (1 / np.maximum(lengths, 1)).astype(vectors.dtype)
+    # Scale first to entries of at most `max_norm`: the norm is then at most √d times that and cannot overflow.
+    bounded = vectors * (max_norm / np.maximum(largest, max_norm)).astype(vectors.dtype)
+    norms = row_lengths(bounded / vectors.dtype.type(max_norm))[:, np.newaxis]
+    return bounded * (1 / np.maximum(norms, 1)).astype(vectors.dtype)
 
 
 def of_length_one(vectors: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Vectors [n, d], each over its length; zeros stay."""
+    """Returns `vectors` [n, d] with each row divided by its L2 norm; rows of zeros stay zero."""
     largest = np.abs(vectors).max(axis=1, keepdims=True, initial=0.0)
     scaled = vectors / np.where(largest > 0, largest, 1)
-    lengths = row_lengths(scaled)[:, np.newaxis].astype(vectors.dtype)
-    return scaled / np.where(lengths > 0, lengths, 1)
+    norms = row_lengths(scaled)[:, np.newaxis].astype(vectors.dtype)
+    return scaled / np.where(norms > 0, norms, 1)

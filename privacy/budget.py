@@ -1,9 +1,9 @@
-"""A budget for several releases about one set of records, and their ledger.
+"""Budgets for several releases about one set of records, and the ledger that enforces them.
 
 with Releases.open("ledger.jsonl", Budget(epsilon=2.0, delta=1e-6)) as ledger:
     mean = dp_mean(ages, 0, 100, epsilon=0.5, ledger=ledger)
 
-Each release is on the disk before its noise is drawn; one that would pass the budget is refused.
+Each release is on the disk before its noise is drawn. A release that would exceed the budget is refused.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ _COSTS: dict[str, Any] = {"pure": costs.Pure, "gaussian": costs.Gaussian}
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """What all releases about the records may cost together.
+    """The most that all releases about a set of records may cost together.
 
     Attributes:
-      epsilon: ε, above 0.
-      delta: δ, in [0, 1); 0 allows releases of pure ε only.
-      relation: "add-or-remove-one" or "replace-one"; releases for another are refused, never converted.
-      unit: whose data is protected.
+      epsilon: largest ε that all releases together may reach, above 0.
+      delta: δ at which that ε is stated, in [0, 1); the default 0 allows only releases with pure ε.
+      relation: neighbouring relation, "add-or-remove-one" or "replace-one". Releases for the other one are refused,
+        never converted.
+      unit: what is protected; only "record" is supported.
     """
 
     epsilon: float
@@ -46,19 +47,19 @@ class Budget:
         if self.delta != 0:
             checks.between("delta", self.delta, 0, 1, "1e-6 is usual, below 1 / records")
         if self.relation not in get_args(Relation)[:2]:
-            raise ValueError(f"relation {self.relation!r} is none of records: add-or-remove-one or replace-one")
+            raise ValueError(f"relation is {self.relation!r}: for records give 'add-or-remove-one' or 'replace-one'")
         if self.unit != "record":
-            raise ValueError(f"unit must be 'record', got {self.unit!r}: clients have a PrivacyPlan")
+            raise ValueError(f"unit must be 'record', got {self.unit!r}: for clients use a PrivacyPlan")
 
 
 class Releases:
-    """The ledger of a `Budget`: `open` begins it or goes on with it, `read` reads it without writing.
+    """The ledger of a `Budget`: `open` begins or continues it, `read` reads it without writing.
 
     Attributes:
-      path: the file.
-      budget: in its header.
-      version: of the kit that began it.
-      releases: what was recorded, in order.
+      path: path of the file.
+      budget: the budget in the file's header.
+      version: version of fedspeak that began the ledger.
+      releases: guarantees of the recorded releases, in order.
     """
 
     def __init__(self, file: ChainedFile, budget: Budget | None) -> None:
@@ -73,12 +74,16 @@ class Releases:
     def open(path: str | pathlib.Path, budget: Budget) -> Releases:
         """Opens the ledger at `path` for writing, or begins it, and holds a lock on it until `close`.
 
-        Threads may share it; a fork or a copy of it records nothing.
+        Several threads may use it. A forked process or a copy of the object cannot record.
+
+        Args:
+          path: path of the ledger's file.
+          budget: the budget to keep; must equal the one in the header of an existing ledger.
 
         Raises:
-          ValueError: a damaged line, or a ledger begun under another budget.
-          BlockingIOError: another process is writing it.
-          OSError: it cannot be opened or written.
+          ValueError: a line is damaged, or the ledger was begun under another budget.
+          BlockingIOError: another process is writing the ledger.
+          OSError: the file cannot be opened or written.
         """
         releases = Releases(ChainedFile.open(path), budget)
         try:
@@ -102,29 +107,29 @@ class Releases:
 
     @staticmethod
     def read(path: str | pathlib.Path) -> Releases:
-        """Reads a ledger without touching it. Raises ValueError naming a damaged line."""
-        found = Releases(ChainedFile.read(path), None)
-        found._replay()
-        return found
+        """Returns the ledger at `path` without changing it. Raises ValueError naming a damaged line."""
+        releases = Releases(ChainedFile.read(path), None)
+        releases._replay()
+        return releases
 
     @property
     def budget(self) -> Budget:
-        """That of the header."""
+        """Returns the budget in the ledger's header."""
         assert self._budget is not None
         return self._budget
 
     @property
     def spent(self) -> float:
-        """ε of all releases together, at the budget's δ."""
+        """Returns the ε of all releases together, at the budget's δ."""
         return self._account.least.epsilon
 
     @property
     def accountant(self) -> str:
-        """What gave `spent`: "PLD", "RDP" or "sum", see `privacy.accounting.costs.Least`."""
+        """Returns which bound gave `spent`: "PLD", "RDP" or "sum" (see `privacy.accounting.costs.Least`)."""
         return self._account.least.accountant
 
     def __str__(self) -> str:
-        """ε of all releases together, with all that belongs to it."""
+        """Describes what was spent: ε of all releases together, with δ, budget, unit and relation."""
         budget = self.budget
         at = f" at delta {budget.delta:.3g}" if budget.delta else ""
         return (
@@ -134,29 +139,30 @@ class Releases:
 
     @property
     def head(self) -> str:
-        """SHA-256 of the last line."""
+        """Returns the SHA-256 of the ledger's last line."""
         return self._file.digests[-1]
 
     def record(self, release: Guarantee) -> None:
-        """Writes down a release and returns once it is on the disk. Call it before its noise is drawn.
+        """Records a release and returns once it is on the disk. Call it before the release's noise is drawn.
 
         Raises:
-          ValueError: it is for another unit or relation, or the budget does not allow it; nothing was written.
-          OSError: the disk would not take it; nothing may be released.
+          ValueError: the release has another unit or relation, or would exceed the budget; nothing was written.
+          OSError: the ledger could not be written; nothing may be released.
         """
         for name in ("unit", "relation"):
             if getattr(release, name) != getattr(self.budget, name):
                 raise ValueError(
-                    f"release of {name} {getattr(release, name)}: the budget is of {getattr(self.budget, name)}"
+                    f"release has {name} {getattr(release, name)!r}, the budget {getattr(self.budget, name)!r}: "
+                    f"use a budget with the same {name}"
                 )
         if self.budget.delta == 0 and release.delta:
-            raise ValueError(f"release at delta {release.delta:g}: the budget's is 0, use a pure mechanism")
+            raise ValueError(f"release has delta {release.delta:g}, the budget has 0: use a mechanism of pure epsilon")
         with self._file.writing():
             account = self._account.plus(release.costs)
             total = account.least.epsilon
             if not total <= self.budget.epsilon * (1 + 1e-9):
                 raise ValueError(
-                    f"budget: with this release epsilon would be {total:.4g}, above {self.budget.epsilon:g} "
+                    f"with this release epsilon would be {total:.4g}, above the budget of {self.budget.epsilon:g} "
                     f"({self.spent:.4g} is spent): release less, or with more noise"
                 )
             self._file.append({"kind": "release", "number": len(self.releases), **_to_dict(release)})
@@ -164,7 +170,7 @@ class Releases:
 
     @property
     def has_seeded_noise(self) -> bool:
-        """Whether some noise came from a seed: then ε does not hold."""
+        """Returns whether the noise of some release came from a seed. If so, ε does not hold."""
         return any(SEEDED in release.noise for release in self.releases)
 
     def _append(self, release: Guarantee, account: costs.Account) -> None:
@@ -177,12 +183,14 @@ class Releases:
                 if number == 1:
                     self._begin(line)
                 elif line["kind"] != "release" or line["number"] != len(self.releases):
-                    raise ValueError("it is out of order")
+                    raise ValueError(f"ledger {self.path} line {number} is out of order: restore the file")
                 else:
                     release = _from_dict(line)
                     self._append(release, self._account.plus(release.costs))
             except (KeyError, TypeError) as error:
-                raise ValueError(f"ledger {self.path} line {number} is no ledger of a budget: {error!r}") from None
+                raise ValueError(
+                    f"ledger {self.path} line {number} is not a release under a budget: {error!r}"
+                ) from None
         if len(self._file.digests) == 1:
             self.version = version()
             budget = {"kind": "budget", **dataclasses.asdict(self.budget)}
@@ -192,10 +200,10 @@ class Releases:
     def _begin(self, line: dict[str, Any]) -> None:
         plan = dict(line["plan"])
         if line["format"] != FORMAT or plan.pop("kind", None) != "budget":
-            raise ValueError(f"ledger {self.path} is not that of a budget: choose another file")
+            raise ValueError(f"ledger {self.path} does not belong to a budget: choose another file")
         budget = Budget(**plan)
         if self._budget not in (None, budget):
-            raise ValueError(f"ledger {self.path} was begun under another budget, {budget}: go on with it, or anew")
+            raise ValueError(f"ledger {self.path} was begun under another budget: give {budget}, or another file")
         self._budget, self.version = budget, line["version"]
         self._account = costs.Account(budget.delta)
 

@@ -1,7 +1,7 @@
-"""Writes files whole or not at all, private to the operator (mode 0600) unless they are made for publication.
+"""Writes files whole or not at all, readable by the operator only (mode 0600) unless they are for publication.
 
-A run's files tell who took part, how large cohorts were and what models without noise make of the clients' text. So the
-private writer is the one to take by default, whatever the umask and whoever made the folder.
+A run's files tell who took part, how large cohorts were and how models without noise do on the clients' text. The
+private functions are therefore the ones to use by default. They do not depend on the umask or on who made the folder.
 """
 
 from __future__ import annotations
@@ -19,21 +19,28 @@ _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
 def write_private(path: str | pathlib.Path, content: bytes) -> None:
-    """Replaces `path` by `content` with mode 0600, durably: after a crash the file is the old one or the new one.
+    """Replaces `path` by `content` with mode 0600. After a crash the file holds the old content or the new.
 
-    Raises OSError in one line that names the file, the reason and the fix.
+    Raises:
+      OSError: the file could not be written; one line names the file, the reason and a fix.
     """
     _write(pathlib.Path(path), content, 0o600)
 
 
 def write_public(path: str | pathlib.Path, content: bytes) -> None:
-    """Writes as `write_private` does a file that is made for publication: its mode follows the umask."""
+    """Replaces `path` by `content`, which is for publication: the file's mode follows the umask.
+
+    Raises:
+      OSError: as for `write_private`.
+    """
     _write(pathlib.Path(path), content, 0o666)
 
 
 def append_private(path: str | pathlib.Path, content: bytes) -> None:
-    """Appends to `path`, made with mode 0600 or given it, and returns once that is on the disk. Raises OSError as
-    `write_private` does; a part of `content` may then stand at the end.
+    """Appends `content` to `path`, with mode 0600 in any case, and returns once it is on the disk.
+
+    Raises:
+      OSError: as for `write_private`; a part of `content` may then stand at the end of the file.
     """
     try:
         with open(path, "ab", opener=private_opener) as file:
@@ -46,19 +53,26 @@ def append_private(path: str | pathlib.Path, content: bytes) -> None:
 
 
 def private_opener(path: str, flags: int) -> int:
-    """The `opener` for `open` with which a new file has mode 0600."""
+    """Opens `path` so that a new file has mode 0600; it is an `opener` for the built-in `open`."""
     return os.open(path, flags, 0o600)
 
 
 def make_private_folder(path: str | pathlib.Path) -> None:
-    """Makes a folder with mode 0700; one that exists stays as it is, for what lies in it has modes of its own."""
+    """Makes a folder with mode 0700, and its parents. The mode of an existing folder is not changed.
+
+    That is safe because the files in it have modes of their own.
+    """
     folder = pathlib.Path(path)
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.mkdir(mode=0o700, exist_ok=True)
 
 
 def close_to_others(file: int | str | pathlib.Path, name: str | pathlib.Path) -> None:
-    """Takes all rights of group and others away, from an open file or from a path; `name` stands in the error.
+    """Removes all permissions of group and others from a file.
+
+    Args:
+      file: path or descriptor of an open file.
+      name: name of the file in the error message.
 
     Raises:
       PermissionError: the file is open to others and belongs to another user.
@@ -75,7 +89,10 @@ def close_to_others(file: int | str | pathlib.Path, name: str | pathlib.Path) ->
 
 
 def close_all_to_others(path: str | pathlib.Path) -> None:
-    """`close_to_others` for a path and, if it is a folder, for all below it; nothing if it does not exist."""
+    """Calls `close_to_others` for `path` and, if it is a folder, for everything below it.
+
+    Symbolic links and a path that does not exist are skipped.
+    """
     top = pathlib.Path(path)
     if top.is_symlink() or not top.exists():
         return
@@ -85,7 +102,10 @@ def close_all_to_others(path: str | pathlib.Path) -> None:
 
 
 def require_writable(folder: str | pathlib.Path) -> None:
-    """Raises OSError as `write_private` does unless a file can be made in `folder`: before work that would be lost."""
+    """Raises OSError, as `write_private` does, unless a file can be made in `folder`.
+
+    Call it before long work whose result would be lost.
+    """
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass
@@ -94,27 +114,27 @@ def require_writable(folder: str | pathlib.Path) -> None:
 
 
 def not_written(path: str | pathlib.Path, error: OSError) -> OSError:
-    """The error of a write that failed, in one line that names the file, the reason and the fix."""
+    """Returns an OSError for a failed write, in one line that names the file, the reason and a fix."""
     return OSError(
         error.errno, f"{path} could not be written ({error.strerror}): {fix_of(error)}, then run again or resume"
     )
 
 
 def fix_of(error: OSError) -> str:
-    """What to do about a file that could not be written, in a few words."""
+    """Returns what to do about a file that could not be written, in a few words."""
     if error.errno in FULL:
         return "make room on its disk"
     if error.errno in DENIED:
         return "give yourself the right to write there"
     if error.errno == errno.ENOENT:
         return "make its folder"
-    return "make room or give rights"
+    return "make room on its disk or give yourself the right to write there"
 
 
 def _write(path: pathlib.Path, content: bytes, mode: int) -> None:
     draft = path.with_name(f".{path.name}.tmp")
     try:
-        # A draft that a kill left may be open to others: never write into it.
+        # A killed process may have left a draft that is open to others: never write into it.
         with contextlib.suppress(FileNotFoundError):
             os.unlink(draft)
         with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode), "wb") as file:

@@ -1,4 +1,4 @@
-"""Values that JSON can hold: it has no NumPy numbers, and neither NaN nor infinities."""
+"""Converts values to what JSON can hold: it has no NumPy numbers, no NaN and no infinities."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any
 
 
 def plain(values: Any) -> Any:
-    """Returns nested mappings and sequences with NumPy scalars as Python's, and None (`null`) for what is not finite.
+    """Returns `values` with Python's own numbers in place of NumPy's, and with None (`null`) for NaN and infinities.
 
-    Python's own `json` writes NaN and Infinity, which are not JSON and which other readers refuse.
+    Mappings and sequences are converted at every depth. Python's own `json` would write NaN and Infinity, which are
+    not JSON and which other readers refuse.
     """
     if isinstance(values, Mapping):
         return {name: plain(value) for name, value in values.items()}

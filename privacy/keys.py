@@ -1,9 +1,9 @@
-"""The operator's two secrets of a run: what seeds the noise and what seeds the cohort sampler.
+"""Keys of a run: the secret from which the noise and the cohorts of every round are derived.
 
-Amplification by sampling holds only while cohorts are secret, and noise protects only while nobody can
-regenerate it. So both keys come from the operating system's randomness and live in one file of mode 0600
-that no report, export or log contains. All values are HMAC-SHA256 of (purpose, round) under one 32-byte
-secret: round r's noise never depends on history, and a killed run redraws exactly the same.
+Amplification by sampling holds only while cohorts are secret, and noise protects only while nobody can compute it
+again. The secret therefore comes from the operating system's randomness and is kept in one file of mode 0600, which no
+report, export or log contains. Every derived value is an HMAC-SHA256 of (purpose, round) under this 32-byte secret.
+The noise of a round thus does not depend on earlier rounds, and a killed run that is resumed draws exactly the same.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ FIXED_PREFIX = "fixed-"
 
 
 class RunKeys:
-    """Secrets of one run. `repr` shows none of them.
+    """The secret of one run and the values derived from it. `repr` shows neither.
 
     Attributes:
-      is_fixed: True when the secret came from a number somebody typed; a report must then say that ε does
-        not hold.
+      is_fixed: True if the secret was derived from a seed that somebody typed. A report must then say that ε does not
+        hold.
     """
 
     __slots__ = ("_secret", "is_fixed")
@@ -49,13 +49,15 @@ class RunKeys:
 
     @staticmethod
     def create(path: str | pathlib.Path) -> RunKeys:
-        """Draws a fresh secret and writes it to `path`, which must not exist, with mode 0600.
+        """Draws a fresh secret, writes it to `path` with mode 0600 and returns the keys.
 
         Raises:
-          FileExistsError: there is a file already (its noise must never be forgotten or drawn anew).
+          FileExistsError: `path` exists. Its secret is never overwritten, because the noise of its run follows from
+            it.
+          OSError: the file could not be written.
         """
         keys, target = RunKeys(secrets.token_bytes(_SECRET_BYTES), is_fixed=False), pathlib.Path(path)
-        # Written whole under another name and then linked: a kill leaves a whole key file or none.
+        # Write under another name, then link: a killed process leaves a whole key file or none.
         draft = target.with_name(f".{target.name}.{os.getpid()}.draft")
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
@@ -74,18 +76,22 @@ class RunKeys:
 
     @staticmethod
     def fixed(seed: int) -> RunKeys:
-        """Keys that anybody who knows `seed` can redraw: for tests only, they protect nobody."""
-        checks.whole("fixed key seed", seed, 0, "give a whole number")
+        """Returns keys that anybody who knows `seed` can compute. They protect nobody and are for tests only.
+
+        Args:
+          seed: an integer of at least 0.
+        """
+        checks.whole("seed", seed, 0, "give a number such as 1")
         return RunKeys(hashlib.sha256(f"fixed key {seed}".encode()).digest(), is_fixed=True)
 
     @staticmethod
     def load(path: str | pathlib.Path) -> RunKeys:
-        """Reads what `create` wrote.
+        """Returns the keys in a file that `create` wrote.
 
         Raises:
-          FileNotFoundError: no such file.
-          PermissionError: group or others may read or write the file.
-          ValueError: not a key file.
+          FileNotFoundError: there is no such file.
+          PermissionError: group or others have permissions on the file.
+          ValueError: the file is not a key file, or is damaged.
         """
         try:
             mode = stat.S_IMODE(os.stat(path).st_mode)
@@ -103,35 +109,35 @@ class RunKeys:
         return RunKeys(secret, is_fixed=False)
 
     def noise_seed(self, round: int) -> npt.NDArray[np.int64]:
-        """int64[2]: the stateless seed of round `round`'s noise."""
+        """Returns the seed of the floating-point noise of a round, int64 [2], for stateless generators."""
         return np.frombuffer(self._digest("noise seed", round)[:16], dtype="<i8").astype(np.int64)
 
     def stream_seed(self, name: str) -> npt.NDArray[np.int64]:
-        """int64[2]: the seed of the noise stream `name`, for releases beside the rounds (`Ledger.noise_stream`)."""
+        """Returns the seed of the noise stream `name`, int64 [2] (see `Ledger.noise_stream`)."""
         return np.frombuffer(self._digest(f"noise stream {name}", 0)[:16], dtype="<i8").astype(np.int64)
 
     def stream_id(self, name: str) -> str:
-        """Names the noise of a stream in the ledger, as `noise_id` does a round's."""
+        """Returns the name that identifies the noise of a stream in the ledger, like `noise_id` for a round."""
         return (FIXED_PREFIX if self.is_fixed else "") + self._digest(f"noise stream id {name}", 0)[:8].hex()
 
     def noise_key(self, round: int) -> bytes:
-        """32 bytes: the key of round `round`'s exact noise (`privacy.noise.rounded`)."""
+        """Returns the key of the exact noise of a round, 32 bytes (`privacy.noise.rounded`)."""
         return self._digest("exact noise", round)
 
     def sampler_seed(self, round: int) -> int:
-        """128-bit seed of round `round`'s cohort, for instance for
-        `np.random.Generator(np.random.Philox(key))`.
-        """
+        """Returns the 128-bit seed of the cohort of a round, for instance for `np.random.Philox(key=...)`."""
         return int.from_bytes(self._digest("sampler seed", round)[:16], "little")
 
     def noise_id(self, round: int) -> str:
-        """Names round `round`'s noise in the ledger and tells nothing about it: 16 hex digits, after `FIXED_PREFIX` if
-        the key is fixed, so that a report on the ledger says so whoever asks for it.
+        """Returns the name that identifies the noise of a round in the ledger and reveals nothing about it.
+
+        It is 16 hexadecimal digits. Fixed keys put `FIXED_PREFIX` before them, so that every report on the ledger can
+        say that the key was fixed.
         """
         return (FIXED_PREFIX if self.is_fixed else "") + self._digest("noise id", round)[:8].hex()
 
     def made(self, rounds: Sequence[Round]) -> bool:
-        """Whether the noise of the last of these rounds, if there is one, is of these keys."""
+        """Returns whether the noise of the last of `rounds` was drawn with these keys; True if there are no rounds."""
         return not rounds or rounds[-1].noise_id == self.noise_id(len(rounds) - 1)
 
     def _digest(self, purpose: str, round: int) -> bytes:

@@ -1,5 +1,6 @@
-"""The privacy plan: the promise of a run, from which sampler, noise, ledger, accounting and report all
-follow.
+"""The privacy plan of a training run: what the run guarantees, fixed before it starts.
+
+Cohort sampler, noise, ledger, accounting and report are all derived from it.
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ Noise = Literal["floating-point", "exact"]
 
 DELTA_EXPONENT = -1.1
 COUNT_STDDEV_FRACTION = 0.05
-MOST_ROUNDS = 1_000_000
+MAX_ROUNDS = 1_000_000
 
 
 @dataclasses.dataclass(frozen=True)
 class FixedClip:
-    """Each client's update is scaled down to L2 norm at most `norm`.
+    """A fixed clip norm: each client's update is scaled down to an L2 norm of at most `clip_norm`.
 
     Attributes:
-      clip_norm: clip norm C, above 0.
+      clip_norm: L2 bound C on one client's update, above 0.
     """
 
     clip_norm: float
@@ -36,23 +37,23 @@ class FixedClip:
 
     def __post_init__(self) -> None:
         checks.plain_numbers(self)
-        checks.positive("clip norm", self.clip_norm, "give the largest L2 norm an update may keep")
+        checks.positive("clip_norm", self.clip_norm, "give the largest L2 norm an update may keep")
 
 
 @dataclasses.dataclass(frozen=True)
 class AdaptiveClip:
-    """The clip norm follows a quantile of the update norms, learned privately from one noised bit a client.
+    """A clip norm that follows a quantile of the update norms, learned privately from one noised bit per client.
 
-    Geometric update of Andrew et al. 2021, "Differentially private learning with adaptive clipping"
-    (arXiv:1905.03871): the bit b = [norm <= C] is centred to b - 1/2, so that the count has sensitivity
-    1/2, and noised with `count_stddev`.
+    It uses the geometric update of Andrew et al. 2021, "Differentially private learning with adaptive clipping"
+    (arXiv:1905.03871). The bit b = [norm <= C] is centred to b - 1/2, so that the count has sensitivity 1/2. The count
+    is noised with `count_stddev`.
 
     Attributes:
-      initial_clip_norm: first clip norm, above 0.
-      quantile: target quantile of the update norms, in (0, 1).
-      learning_rate: geometric step, above 0.
-      count_stddev: standard deviation s_b of the noise on the count, above 0; None takes a twentieth of the
-        expected cohort as that paper recommends.
+      initial_clip_norm: clip norm of the first round, above 0.
+      quantile: target quantile of the update norms, in (0, 1); the default 0.5 follows the median.
+      learning_rate: step size of the logarithm of the clip norm, above 0.
+      count_stddev: standard deviation s_b of the noise on the count, above 0; None is a twentieth of the expected
+        cohort, as that paper recommends.
     """
 
     initial_clip_norm: float
@@ -63,25 +64,27 @@ class AdaptiveClip:
 
     def __post_init__(self) -> None:
         checks.plain_numbers(self)
-        checks.positive("initial clip norm", self.initial_clip_norm, "give a first guess of the update norms")
-        checks.between("clip quantile", self.quantile, 0, 1, "0.5 follows the median update norm")
-        checks.positive("clip learning rate", self.learning_rate, "0.2 is customary")
+        checks.positive("initial_clip_norm", self.initial_clip_norm, "give a first guess of the update norms")
+        checks.between("quantile", self.quantile, 0, 1, "0.5 follows the median update norm")
+        checks.positive("learning_rate", self.learning_rate, "0.2 is usual")
         if self.count_stddev is not None:
-            checks.positive("clip count stddev", self.count_stddev, "leave it out for a twentieth of the cohort")
+            checks.positive("count_stddev", self.count_stddev, "leave it out for a twentieth of the cohort")
 
 
 @dataclasses.dataclass(frozen=True)
 class PrivateMetrics:
-    """Each round also releases the training loss, the accuracy and the number of its clients, privately.
+    """Metrics that each round also releases with noise: training loss, accuracy and the number of its clients.
 
-    A metric is one number x in [0, 1] a client, and the pair (x, 1 - x) is summed over clients: its L2 norm is at most
-    1, and the noised sums give the mean and, as a by-product, the number of clients (Kulesza, Suresh and Wang 2024,
+    A metric is one number x in [0, 1] per client. The pairs (x, 1 - x) are summed over clients. The L2 norm of a pair
+    is at most 1, and the noised sums give both the mean and the number of clients (Kulesza, Suresh and Wang 2024,
     arXiv:2312.06658).
 
     Attributes:
-      share: of what a round may tell, 1 / noise_multiplier², in (1e-6, 1); the model's update gets the rest.
-      loss_bound: public, in (1e-3, 1e6), in nats a token: a client's mean loss above it counts as this.
-      accuracy: whether it is released, besides the loss.
+      share: share of a round's privacy, 1 / noise_multiplier², that the metrics take, in (1e-6, 1); the model's update
+        gets the rest.
+      loss_bound: public bound on a client's mean loss, in nats per token, in (1e-3, 1e6); a larger loss counts as
+        this.
+      accuracy: whether the accuracy is released besides the loss.
     """
 
     share: float = 0.02
@@ -90,49 +93,49 @@ class PrivateMetrics:
 
     def __post_init__(self) -> None:
         checks.plain_numbers(self)
-        checks.between("metrics share", self.share, 1e-6, 1, "0.02 costs the update 1 % more noise")
+        checks.between("share", self.share, 1e-6, 1, "0.02 costs the update 1 % more noise")
         checks.between(
-            "loss bound", self.loss_bound, 1e-3, 1e6, "10 nats is more than a guess among 20,000 words loses"
+            "loss_bound", self.loss_bound, 1e-3, 1e6, "10 nats is above the loss of a guess among 20,000 words"
         )
         if not isinstance(self.accuracy, bool):
             raise ValueError(f"accuracy is {self.accuracy!r}: give True or False")
 
     @property
     def count(self) -> int:
-        """Pairs a round."""
+        """Returns the number of pairs released per round."""
         return 2 if self.accuracy else 1
 
 
 @dataclasses.dataclass(frozen=True)
 class PrivacyPlan:
-    """What a training run promises before it starts.
+    """What a training run guarantees, fixed before it starts.
 
-    The mechanism is the Gaussian sum of clipped updates: each round releases sum of clipped updates + N(0,
-    (z_v C)^2 I), divided by the fixed `expected_cohort` (never by the realised size), with adaptive clipping
-    also the noised count, and the noised pairs of `metrics`.
+    The mechanism is the Gaussian mechanism on sums of clipped updates. Each round releases the sum plus N(0, (z_v C)²
+    I), divided by the fixed `expected_cohort` (never by the number of clients who came). With adaptive clipping it
+    also releases the noised count, and with `metrics` their noised pairs.
 
     Attributes:
-      sampling: how cohorts are chosen; it determines `relation`.
-      population: number N of clients who could take part, at least 2. It is published: δ and the expected cohort follow
-        from it.
-      rounds: number T of rounds planned, 1 to 1,000,000.
-      noise_multiplier: total z = noise standard deviation / clip norm, 1e-6 to 1e8, or 0, which gives no privacy. With
-        adaptive clipping or metrics it covers all that a round releases, and the noise on the update is
+      sampling: how cohorts are drawn; it determines `relation`.
+      population: number N of clients who could take part, at least 2. It is published, because δ and the expected
+        cohort follow from it.
+      rounds: number T of planned rounds, 1 to 1,000,000.
+      noise_multiplier: total z = standard deviation of the noise / clip norm, 1e-6 to 1e8, or 0 for no privacy. With
+        adaptive clipping or metrics it covers everything that a round releases, and the noise on the update is
         `value_noise_multiplier`.
-      clip: fixed or adaptive; None (no clipping) only together with noise_multiplier 0.
-      delta: in (0, 1); None takes population**-1.1 and is replaced by that number.
-      public: what was declared public and is outside the accounting, for instance the text a vocabulary was
-        learned from.
-      metrics: what else each round releases; None: nothing.
-      noise: "floating-point": float32 sums and noise, the latter as near to exact Gaussian noise as
-        `privacy.noise.training` says. "exact": integer sums and rounded exact Gaussian noise (`fl.exact_mean`),
+      clip: fixed or adaptive clip norm; None (no clipping) only together with noise_multiplier 0.
+      delta: δ of the guarantee, in (0, 1); None is replaced by population**-1.1.
+      public: what was declared public and is outside the accounting, for instance the text from which a vocabulary was
+        learned.
+      metrics: metrics that each round also releases; None for none.
+      noise: "floating-point" for float32 sums and noise, the noise as close to exact Gaussian noise as
+        `privacy.noise.training` states; "exact" for integer sums and rounded exact Gaussian noise (`fl.exact_mean`),
         hardened against floating-point attacks.
-      population_declared: True if `population` is a public number, declared without looking at the data, so that with
-        one client more or fewer the run would be the same: ε then covers how many there really are. False if it was
-        counted; under add-or-remove-one ε then does not cover the count.
-      relation: the neighbouring relation; None takes the sampler's. Any other value is refused, never
+      population_declared: True if `population` is a public number, declared without looking at the data, so that the
+        run would be the same with one client more or fewer; ε then covers the true number of clients. False if the
+        clients were counted; under add-or-remove-one ε then does not cover the count.
+      relation: neighbouring relation of the guarantee; None takes the sampler's, and any other value is refused, never
         converted.
-      unit: whose data is protected.
+      unit: what is protected; only "client" is supported, with all its text.
     """
 
     sampling: Sampling
@@ -151,17 +154,17 @@ class PrivacyPlan:
     def __post_init__(self) -> None:
         checks.plain_numbers(self)
         checks.whole("population", self.population, 2, "count the clients who could take part")
-        if checks.whole("rounds", self.rounds, 1, "plan at least one round") > MOST_ROUNDS:
-            raise ValueError(f"rounds must be at most {MOST_ROUNDS:,}, got {self.rounds:,}: plan fewer")
-        mend = "0 switches privacy off, 1 is a usual start"
-        if checks.non_negative("noise multiplier", self.noise_multiplier, mend) > 0:
-            checks.noise_multiplier(self.noise_multiplier, mend)
+        if checks.whole("rounds", self.rounds, 1, "plan at least one round") > MAX_ROUNDS:
+            raise ValueError(f"rounds must be at most {MAX_ROUNDS:,}, got {self.rounds:,}: plan fewer")
+        fix = "0 switches privacy off, 1 is a usual start"
+        if checks.non_negative("noise_multiplier", self.noise_multiplier, fix) > 0:
+            checks.noise_multiplier(self.noise_multiplier, fix)
         if self.unit != "client":
-            raise ValueError(f"unit must be 'client', got {self.unit!r}: cohorts here are made of clients")
+            raise ValueError(f"unit must be 'client', got {self.unit!r}: cohorts consist of clients")
         if self.relation not in (None, self.sampling.relation):
             raise ValueError(
                 f"relation {self.relation!r} has no accounting under {self.sampling.kind} sampling: "
-                f"leave it out for {self.sampling.relation!r}"
+                f"leave it out to get {self.sampling.relation!r}"
             )
         self.sampling.check(self.population)
         object.__setattr__(self, "relation", self.sampling.relation)
@@ -170,59 +173,66 @@ class PrivacyPlan:
             object.__setattr__(self, "delta", self.population**DELTA_EXPONENT)
         checks.between("delta", self.target_delta, 0, 1, f"leave it out for population**{DELTA_EXPONENT}")
         if self.clip is None and self.noise_multiplier > 0:
-            raise ValueError("clip must be given with noise: without a clip norm no noise protects a client")
+            raise ValueError(
+                f"clip is None but noise_multiplier is {self.noise_multiplier:g}: give FixedClip or AdaptiveClip, "
+                "without a clip norm no noise protects a client"
+            )
         if not isinstance(self.metrics, (PrivateMetrics, type(None))):
-            raise ValueError(f"metrics are {self.metrics!r}: give PrivateMetrics, or None")
+            raise ValueError(f"metrics is {self.metrics!r}: give PrivateMetrics or None")
         if self.metrics is not None and not self.is_private:
-            raise ValueError("metrics are given and there is no noise: they are for private runs, leave them out")
+            raise ValueError("metrics is given but noise_multiplier is 0: leave it out, it is for private runs")
         if self.noise not in get_args(Noise):
             raise ValueError(f"noise is {self.noise!r}: give one of {', '.join(map(repr, get_args(Noise)))}")
         if self.noise == "exact" and not self.is_private:
-            raise ValueError("noise is 'exact' and the noise multiplier is 0: there is no noise, leave it out")
+            raise ValueError("noise is 'exact' but noise_multiplier is 0: leave it out, no noise is added")
         if not isinstance(self.population_declared, bool):
             raise ValueError(f"population_declared is {self.population_declared!r}: give True or False")
         least = self.noise_multiplier / (2 * math.sqrt(1 - self._metrics_share))
         if isinstance(self.clip, AdaptiveClip) and self.is_private and not self.count_stddev > least:
             raise ValueError(
-                f"clip count stddev {self.count_stddev:g} leaves the update no noise: take more than {least:g}"
+                f"count_stddev {self.count_stddev:g} of the clip leaves the update no noise: give more than {least:g}"
             )
 
     @property
     def is_private(self) -> bool:
-        """False exactly when the plan adds no noise."""
+        """Returns whether the plan adds noise."""
         return self.noise_multiplier > 0
 
     @property
     def target_delta(self) -> float:
-        """`delta` as the number in force."""
+        """Returns `delta` as a float; it is never None once the plan exists."""
         assert self.delta is not None
         return self.delta
 
     @property
     def delta_rule(self) -> str:
-        """How delta came about, for printing beside it."""
+        """Returns how delta was chosen, for printing beside it: "population^-1.1" or "given"."""
         by_rule = self.target_delta == self.population**DELTA_EXPONENT
         return f"population^{DELTA_EXPONENT}" if by_rule else "given"
 
     @property
     def expected_cohort(self) -> float:
-        """The public, fixed denominator of every round's mean."""
+        """Returns the expected number of clients per round, the public and fixed denominator of every round's mean."""
         return self.sampling.expected_cohort(self.population)
 
     @property
     def any_population(self) -> bool:
-        """Whether the data may hold any number of clients: it was declared, and each joins by a coin of its own."""
+        """Returns whether the data may hold any number of clients.
+
+        That is so if `population` was declared and each client joins independently of all others (Poisson sampling).
+        """
         return self.population_declared and isinstance(self.sampling, samplers.Poisson)
 
     @property
     def max_participations(self) -> int:
-        """Most rounds one client can be in over the whole plan."""
+        """Returns the maximum number of rounds that one client can be in over the whole plan."""
         return self.sampling.max_participations(self.rounds)
 
     @property
     def count_stddev(self) -> float:
-        """Noise standard deviation s_b on the count of adaptive clipping; 0 with a fixed clip or without
-        privacy.
+        """Returns the standard deviation s_b of the noise on the count of adaptive clipping.
+
+        It is 0 with a fixed clip norm and without privacy.
         """
         if not isinstance(self.clip, AdaptiveClip) or not self.is_private:
             return 0.0
@@ -231,10 +241,10 @@ class PrivacyPlan:
 
     @property
     def value_noise_multiplier(self) -> float:
-        """Noise standard deviation on the update / clip norm: ((1 - share) z^-2 - (2 s_b)^-2)^-1/2, which is z with a
-        fixed clip and without metrics.
+        """Returns the standard deviation of the noise on the update's sum, divided by the clip norm.
 
-        All noises together then cost exactly one Gaussian of multiplier z (arXiv:1905.03871, theorem 1).
+        It is ((1 - share) z^-2 - (2 s_b)^-2)^-1/2, which is z with a fixed clip norm and without metrics. All noises
+        of a round together then cost exactly as much as one Gaussian of multiplier z (arXiv:1905.03871, theorem 1).
         """
         if not self.is_private:
             return 0.0
@@ -245,7 +255,7 @@ class PrivacyPlan:
 
     @property
     def metric_noise_multiplier(self) -> float:
-        """Noise standard deviation on each number of each pair of `metrics`; 0 without."""
+        """Returns the standard deviation of the noise on each number of each pair of `metrics`; 0 without metrics."""
         if self.metrics is None:
             return 0.0
         return self.noise_multiplier * math.sqrt(self.metrics.count / self.metrics.share)
@@ -255,11 +265,11 @@ class PrivacyPlan:
         return 0.0 if self.metrics is None else self.metrics.share
 
     def dp_event(self, rounds: int | None = None) -> dp_accounting.DpEvent:
-        """The run as a `dp_accounting` event for `rounds` rounds (default: all).
+        """Returns the run as a `dp_accounting` event over `rounds` rounds (default: all planned).
 
-        Noise multipliers in the event are relative to the sensitivity under the plan's relation. Replacing
-        a client moves the sum by up to 2C where adding one moves it by C, hence the halved multiplier for
-        fixed-size sampling. Feed it to an accountant of that relation; `privacy.accounting.epsilon` does.
+        Its noise multipliers are relative to the sensitivity under the plan's relation. Replacing a client moves the
+        sum by up to 2 C, adding one by up to C, so the multiplier is halved for fixed-size sampling. Give the event to
+        an accountant for that relation, as `privacy.accounting.epsilon` does.
         """
         import dp_accounting as dp
 
@@ -272,7 +282,7 @@ class PrivacyPlan:
         return dp.SelfComposedDpEvent(one, self.sampling.repetitions(count))
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able form; `from_dict` gives the plan back."""
+        """Returns the plan as a JSON-able dict, which `from_dict` turns back into the plan."""
         clip = None if self.clip is None else {"kind": self.clip.kind, **dataclasses.asdict(self.clip)}
         return {
             "unit": self.unit,
@@ -291,12 +301,16 @@ class PrivacyPlan:
 
     @staticmethod
     def from_dict(data: dict[str, Any]) -> PrivacyPlan:
-        """Inverse of `to_dict`; raises ValueError naming what is missing, unknown or out of range."""
+        """Returns the plan that `to_dict` wrote.
+
+        Raises:
+          ValueError: a field is missing, unknown or out of range.
+        """
         fields = dict(data)
         names = {f.name for f in dataclasses.fields(PrivacyPlan)}
         if set(fields) != names:
             raise ValueError(
-                f"privacy plan fields differ at {sorted(set(fields) ^ names)}: take the plan of this version"
+                f"privacy plan: missing or unknown fields {sorted(set(fields) ^ names)}: use the version that wrote it"
             )
         clip = fields.pop("clip")
         if clip is not None:
@@ -308,13 +322,17 @@ class PrivacyPlan:
             try:
                 clip = kinds[kind](**clip)
             except TypeError:
-                raise ValueError(f"clip fields {sorted(clip)} do not fit kind {kind!r}: see privacy.plan") from None
+                raise ValueError(
+                    f"clip fields {sorted(clip)} do not fit kind {kind!r}: give those of {kinds[kind].__name__}"
+                ) from None
         metrics = fields.pop("metrics")
         if metrics is not None:
             try:
                 metrics = PrivateMetrics(**metrics)
             except TypeError:
-                raise ValueError(f"metrics {metrics!r} do not fit: see privacy.plan.PrivateMetrics") from None
+                raise ValueError(
+                    f"metrics {metrics!r} do not fit: give the fields of privacy.plan.PrivateMetrics"
+                ) from None
         sampling = samplers.from_dict(fields.pop("sampling"))
         public = tuple(fields.pop("public"))
         return PrivacyPlan(sampling=sampling, clip=clip, metrics=metrics, public=public, **fields)

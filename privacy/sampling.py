@@ -1,10 +1,9 @@
-"""The three ways a round's cohort may be chosen, each with the neighbouring relation its accounting holds
-for.
+"""The three samplers that draw a round's cohort, each with the neighbouring relation that its accounting holds for.
 
-The sampler decides which theorem applies, so the relation is a fact of the sampler and not a separate choice:
-amplification by Poisson sampling is proved for adding or removing a client, fixed-size sampling for
-replacing one, and a fixed cyclic partition only bounds how often one client's data can enter (its data
-replaced by none, everybody else's place unchanged).
+The sampler decides which theorem applies, so the relation belongs to the sampler and is not a separate choice.
+Amplification by Poisson sampling is proved for adding or removing a client, amplification by fixed-size sampling for
+replacing one. A fixed cyclic partition has no amplification: it only bounds how often one client's data can enter. Its
+relation is zero-out, in which a client's data become empty and every other client keeps its place in the partition.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ Relation = Literal["add-or-remove-one", "replace-one", "zero-out"]
 
 @dataclasses.dataclass(frozen=True)
 class Poisson:
-    """Each client enters each round's cohort independently with probability `sampling_probability`.
+    """Poisson sampling: each client enters each round's cohort independently, with probability `sampling_probability`.
 
     Attributes:
       sampling_probability: probability q, in (0, 1].
@@ -41,37 +40,38 @@ class Poisson:
         )
 
     def expected_cohort(self, population: int) -> float:
-        """Mean number of clients in a round, sampling_probability * population."""
+        """Returns the mean number of clients in a round, sampling_probability * population."""
         return self.sampling_probability * population
 
     def check(self, population: int) -> None:
-        """Any rate fits any population."""
+        """Accepts every population, since any probability fits any population."""
 
     def max_participations(self, rounds: int) -> int:
-        """Most rounds one client can be in."""
+        """Returns the maximum number of rounds that one client can be in."""
         return rounds
 
     def repetitions(self, rounds: int) -> int:
-        """How many times one round's event is composed with itself over `rounds` rounds."""
+        """Returns how many times one round's event is composed with itself over `rounds` rounds."""
         return rounds
 
     def dp_event(self, population: int, noise_multiplier: float) -> dp_accounting.DpEvent:
-        """One round as a `dp_accounting` event; `noise_multiplier` is noise / clip norm."""
+        """Returns one round as a `dp_accounting` event; `noise_multiplier` is noise / clip norm."""
         import dp_accounting as dp
 
         return dp.PoissonSampledDpEvent(self.sampling_probability, dp.GaussianDpEvent(float(noise_multiplier)))
 
     def describe(self) -> str:
-        """One phrase for reports."""
+        """Returns a description of the sampler in one phrase, for reports."""
         return f"Poisson: each client joins each round independently with probability {self.sampling_probability:.6g}"
 
 
 @dataclasses.dataclass(frozen=True)
 class FixedSize:
-    """Exactly `size` different clients, drawn uniformly without replacement, afresh each round.
+    """Fixed-size sampling: exactly `size` different clients per round, drawn uniformly without replacement, afresh
+    each round.
 
     Attributes:
-      size: clients in a cohort, at least 1.
+      size: number of clients in a cohort, at least 1.
     """
 
     size: int
@@ -81,46 +81,45 @@ class FixedSize:
 
     def __post_init__(self) -> None:
         checks.plain_numbers(self)
-        checks.whole("cohort size", self.size, 1, "give the number of clients in a round")
+        checks.whole("size", self.size, 1, "give the number of clients in a round")
 
     def expected_cohort(self, population: int) -> float:
-        """Number of clients in a round, whatever the population."""
+        """Returns the number of clients in a round, which does not depend on the population."""
         return float(self.size)
 
     def check(self, population: int) -> None:
-        """Raises ValueError for a cohort larger than the population."""
+        """Raises ValueError if the cohort is larger than the population."""
         if self.size > population:
-            raise ValueError(f"cohort size {self.size} is larger than the population {population}: take a smaller one")
+            raise ValueError(f"cohort size {self.size} is larger than the population {population}: give a smaller one")
 
     def max_participations(self, rounds: int) -> int:
-        """Most rounds one client can be in."""
+        """Returns the maximum number of rounds that one client can be in."""
         return rounds
 
     def repetitions(self, rounds: int) -> int:
-        """How many times one round's event is composed with itself over `rounds` rounds."""
+        """Returns how many times one round's event is composed with itself over `rounds` rounds."""
         return rounds
 
     def dp_event(self, population: int, noise_multiplier: float) -> dp_accounting.DpEvent:
-        """One round as a `dp_accounting` event; `noise_multiplier` is noise / clip norm."""
+        """Returns one round as a `dp_accounting` event; `noise_multiplier` is noise / clip norm."""
         import dp_accounting as dp
 
-        # The library's noise is relative to what replacing a client can do to the sum, 2 clips where adding
-        # one does 1.
+        # dp-accounting wants noise relative to the sensitivity: replacing a client moves the sum by up to twice the
+        # clip norm.
         halved = dp.GaussianDpEvent(noise_multiplier / 2)
         return dp.SampledWithoutReplacementDpEvent(population, self.size, halved)
 
     def describe(self) -> str:
-        """One phrase for reports."""
-        return f"fixed size: exactly {self.size} clients a round, without replacement"
+        """Returns a description of the sampler in one phrase, for reports."""
+        return f"fixed size: exactly {self.size} clients per round, without replacement"
 
 
 @dataclasses.dataclass(frozen=True)
 class Cyclic:
-    """A fixed partition of the clients into `cohorts` cohorts that take turns: nobody is seen twice within
-    a cycle.
+    """Cyclic sampling: a fixed partition of the clients into `cohorts` cohorts that take turns.
 
-    One convention for separation here: two rounds i < j of one client satisfy j - i >= cohorts. The
-    literature has two, one apart; use the named constructor that matches your source.
+    No client takes part twice within a cycle. Two rounds i < j of one client satisfy j - i >= cohorts. The literature
+    counts this separation in two ways that differ by one: use the named constructor that matches your source.
 
     Attributes:
       cohorts: number of cohorts in a cycle, at least 1.
@@ -132,52 +131,54 @@ class Cyclic:
 
     def __post_init__(self) -> None:
         checks.plain_numbers(self)
-        checks.whole("cyclic cohorts", self.cohorts, 1, "give the number of cohorts that take turns")
+        checks.whole("cohorts", self.cohorts, 1, "give the number of cohorts that take turns")
 
     @classmethod
     def by_round_distance(cls, distance: int) -> Cyclic:
-        """Separation as |i - j| >= distance (jax-privacy's `min_sep`; Choquette-Choo et al. 2022,
-        arXiv:2211.06530).
+        """Returns the sampler for a separation counted as |i - j| >= distance.
+
+        That is `min_sep` in jax-privacy and in Choquette-Choo et al. 2022 (arXiv:2211.06530).
         """
-        return cls(checks.whole("round distance", distance, 1, "two rounds of one client differ by at least 1"))
+        return cls(checks.whole("distance", distance, 1, "two rounds of one client differ by at least 1"))
 
     @classmethod
     def by_rounds_between(cls, between: int) -> Cyclic:
-        """Separation as j - i - 1 >= between (TensorFlow Privacy's `min_separation`; arXiv:2103.00039)."""
-        return cls(checks.whole("rounds between", between, 0, "0 allows a client in consecutive rounds") + 1)
+        """Returns the sampler for a separation counted as j - i - 1 >= between.
+
+        That is `min_separation` in TensorFlow Privacy and in Kairouz et al. 2021 (arXiv:2103.00039).
+        """
+        return cls(checks.whole("between", between, 0, "0 allows a client in consecutive rounds") + 1)
 
     @property
     def min_separation(self) -> int:
-        """Least |i - j| of two rounds of one client."""
+        """Returns the smallest |i - j| of two rounds i and j of one client."""
         return self.cohorts
 
     def expected_cohort(self, population: int) -> float:
-        """Mean number of clients in a round over a cycle."""
+        """Returns the mean number of clients in a round over a cycle."""
         return population / self.cohorts
 
     def check(self, population: int) -> None:
-        """Raises ValueError for more cohorts than clients."""
+        """Raises ValueError if there are more cohorts than clients."""
         if self.cohorts > population:
-            raise ValueError(f"cyclic cohorts {self.cohorts} are more than the population {population}: take fewer")
+            raise ValueError(f"cyclic cohorts {self.cohorts} are more than the population {population}: give fewer")
 
     def max_participations(self, rounds: int) -> int:
-        """Most rounds one client can be in: ceil(rounds / cohorts), which the separation implies."""
+        """Returns the maximum number of rounds that one client can be in, ceil(rounds / cohorts) by the separation."""
         return math.ceil(rounds / self.cohorts)
 
     def repetitions(self, rounds: int) -> int:
-        """How many times one round's event is composed with itself over `rounds` rounds."""
+        """Returns how many times one round's event is composed with itself over `rounds` rounds."""
         return self.max_participations(rounds)
 
     def dp_event(self, population: int, noise_multiplier: float) -> dp_accounting.DpEvent:
-        """One round with the client in it as a `dp_accounting` event; `noise_multiplier` is noise / clip
-        norm.
-        """
+        """Returns one participation of a client as a `dp_accounting` event; `noise_multiplier` is noise / clip norm."""
         import dp_accounting as dp
 
         return dp.GaussianDpEvent(float(noise_multiplier))
 
     def describe(self) -> str:
-        """One phrase for reports."""
+        """Returns a description of the sampler in one phrase, for reports."""
         return f"cyclic: a fixed partition into {self.cohorts} cohorts that take turns"
 
 
@@ -186,12 +187,12 @@ _KINDS: dict[Any, Any] = {Poisson.kind: Poisson, FixedSize.kind: FixedSize, Cycl
 
 
 def to_dict(sampling: Sampling) -> dict[str, Any]:
-    """JSON-able form, with the sampler's name under `kind`."""
+    """Returns the sampler as a JSON-able dict, with its name under `kind`."""
     return {"kind": sampling.kind, **dataclasses.asdict(sampling)}
 
 
 def from_dict(data: dict[str, Any]) -> Sampling:
-    """Inverse of `to_dict`; raises ValueError for an unknown kind or field."""
+    """Returns the sampler that `to_dict` wrote; raises ValueError for an unknown kind or field."""
     fields = dict(data)
     kind = fields.pop("kind", None)
     if kind not in _KINDS:
@@ -199,4 +200,6 @@ def from_dict(data: dict[str, Any]) -> Sampling:
     try:
         return _KINDS[kind](**fields)
     except TypeError:
-        raise ValueError(f"sampling fields {sorted(fields)} do not fit kind {kind!r}: see privacy.sampling") from None
+        raise ValueError(
+            f"sampling fields {sorted(fields)} do not fit kind {kind!r}: give those of {_KINDS[kind].__name__}"
+        ) from None

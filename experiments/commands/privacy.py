@@ -1,4 +1,4 @@
-"""`fedspeak privacy epsilon|noise|rounds`: any one of ε, noise and rounds from the others, without a run; `audit`."""
+"""The commands `fedspeak privacy`: ε, noise or rounds of a run from the other two, an audit, and a report."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from privacy.audit.cases import Case
 
 
-_AUDIT_CONFIDENCE = 0.9999  # of each mechanism: a false alarm among all of them in a thousand audits
+_AUDIT_CONFIDENCE = 0.9999  # of each bound: of a thousand audits, about one has a false alarm
 _AUDIT_TRIALS = 400_000
 
 
@@ -36,17 +36,20 @@ _RENAMED = {
 
 @click.group()
 def privacy() -> None:
-    """What a training run costs in privacy: epsilon, noise or rounds, any one from the others; an audit."""
+    """Compute the epsilon, noise or rounds of a run from the other two, run an audit, or write a report."""
 
 
-def _described(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that all three commands share."""
+def _add_plan_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options that `epsilon`, `noise` and `rounds` share."""
     options = [
         click.option(
             "--population", type=int, required=True, metavar="N", help="Number of clients who could take part."
         ),
         click.option(
-            "--cohort-size", type=float, metavar="K", help="Number of clients per round (poisson: on average)."
+            "--cohort-size",
+            type=float,
+            metavar="K",
+            help="Number of clients per round (with poisson: the mean number).",
         ),
         click.option(
             "--sampling-probability",
@@ -72,7 +75,7 @@ def _described(command: Callable[..., Any]) -> Callable[..., Any]:
             "--clip-count-stddev",
             type=float,
             metavar="S",
-            help="Adaptive clipping with this noise on its count: shows the split of the total noise.",
+            help="Standard deviation of the noise on the count of adaptive clipping; shows how the noise is split.",
         ),
         click.option("--json", "as_json", is_flag=True, help="Print JSON."),
     ]
@@ -83,62 +86,69 @@ def _described(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-_ROUNDS = click.option("--rounds", type=int, required=True, metavar="T", help="Rounds of training.")
+_ROUNDS = click.option("--rounds", type=int, required=True, metavar="T", help="Number of training rounds.")
 _NOISE = click.option(
-    "--noise-multiplier", type=float, required=True, metavar="Z", help="Noise standard deviation / clip norm."
+    "--noise-multiplier", type=float, required=True, metavar="Z", help="Standard deviation of the noise / clip norm."
 )
-_EPSILON = click.option("--epsilon", "target", type=float, required=True, metavar="E", help="Budget to keep.")
+_EPSILON = click.option(
+    "--epsilon", "target", type=float, required=True, metavar="E", help="Largest epsilon that the run may reach."
+)
 
 
 @privacy.command()
-@click.option("--epsilon", "claimed", type=float, default=1.0, show_default=True, help="Claimed by every mechanism.")
-@click.option("--delta", type=float, default=1e-3, show_default=True, help="Of mechanisms with Gaussian noise.")
+@click.option(
+    "--epsilon", "claimed", type=float, default=1.0, show_default=True, help="Epsilon that every mechanism claims."
+)
+@click.option(
+    "--delta", type=float, default=1e-3, show_default=True, help="Delta that mechanisms with Gaussian noise claim."
+)
 @click.option(
     "--trials",
     type=click.IntRange(min=1000),
     default=_AUDIT_TRIALS,
     show_default=True,
-    help="On each data set; slow ones less.",
+    help="Number of outcomes drawn on each data set; slow mechanisms draw fewer.",
 )
 @click.option(
     "--training",
     is_flag=True,
-    help="Audit training instead: federated rounds and a step of KerasDPSGD, by canaries; needs TFF.",
+    help="Audit federated rounds and a step of KerasDPSGD instead, with canaries; needs TFF.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def audit(claimed: float, delta: float, trials: int, training: bool, as_json: bool) -> None:
-    """Try to refute the kit's own mechanisms: lower bounds on their epsilon from outcomes on neighbouring data.
+    """Try to refute the claims of fedspeak's own mechanisms.
 
-    Ends with 1 if a claim is refuted. The smaller epsilon, the more trials a bound needs that says anything.
+    Prints a lower bound on the epsilon of each mechanism, from its outcomes on two neighbouring data sets. The exit
+    code is 1 if a bound is above the claim. The smaller epsilon is, the more trials a bound needs to be near it.
     """
     from privacy import checks
     from privacy.accounting.guarantee import format_epsilon
 
     checks.positive("--epsilon", claimed, "give the claim to test")
-    checks.between("--delta", delta, 0, 1, "1e-3 shows most")
+    checks.between("--delta", delta, 0, 1, "the default 1e-3 is usual")
     if training:
         extras.require("federated")
         unit, sampler, noise = "client", "two cohorts in turn", "floating-point Gaussian, not hardened"
-        audited = _audited_training(claimed, delta, trials)
+        results = _audit_training(claimed, delta, trials)
     else:
-        unit, sampler = "record", "everybody, once"
-        noise = "exact integers, but DP-SGD's, which is floating-point and not hardened"
-        audited = _audited_mechanisms(claimed, delta, trials)
+        unit, sampler = "record", "every record, once"
+        noise = "exact integers; in DP-SGD floating-point, not hardened"
+        results = _audit_mechanisms(claimed, delta, trials)
     if not as_json:
-        also = "; of KerasDPSGD one record, everybody, once" if training else ""
-        click.echo(f"unit: one {unit}; sampler: {sampler}; noise: {noise}{also}")
+        exception = "; KerasDPSGD: unit: one record, sampler: every record, once" if training else ""
+        click.echo(f"unit: one {unit}; sampler: {sampler}; noise: {noise}{exception}")
     rows = []
-    for name, relation, claim, bound in audited:
+    for name, relation, claim, bound in results:
         of_record = training and name.startswith("KerasDPSGD")
-        assumed = {
+        assumptions = {
             "unit": "record" if of_record else unit,
             "relation": relation,
-            "sampler": "everybody, once" if of_record else sampler,
+            "sampler": "every record, once" if of_record else sampler,
             "noise": noise,
         }
-        rows.append({"mechanism": name, **assumed, "claimed": claim, **bound._asdict()})
+        rows.append({"mechanism": name, **assumptions, "claimed": claim, **bound._asdict()})
         if not as_json:
-            weak = "" if bound.epsilon > claim / 10 else ", but this says nothing: more --trials"
+            weak = "" if bound.epsilon > claim / 10 else ", but this says nothing: give more --trials"
             verdict = "REFUTED" if bound.refutes(claim) else f"stands{weak}"
             click.echo(
                 f"{name} ({relation}): epsilon at delta {bound.delta:g} claimed {format_epsilon(claim)}, at least "
@@ -150,19 +160,23 @@ def audit(claimed: float, delta: float, trials: int, training: bool, as_json: bo
         raise SystemExit(1)
 
 
-_Audited = tuple[str, str, float, "Bound"]
-"""Name, relation, claim, and what was found."""
+_AuditResult = tuple[str, str, float, "Bound"]
+"""The name, relation and claim of a mechanism, and the bound on its epsilon."""
 
 
-def _audited_mechanisms(claimed: float, delta: float, trials: int) -> Iterator[_Audited]:
+def _audit_mechanisms(claimed: float, delta: float, trials: int) -> Iterator[_AuditResult]:
     from privacy.audit.cases import cases
     from privacy.noise.randomness import SecureRandomness
 
-    yield from _bounded(cases(claimed, delta, SecureRandomness()), trials)
+    yield from _bound_cases(cases(claimed, delta, SecureRandomness()), trials)
 
 
-def _audited_training(claimed: float, delta: float, trials: int) -> Iterator[_Audited]:
-    """A run with a canary in every client, then one round of many outcomes; noise that nobody can foresee."""
+def _audit_training(claimed: float, delta: float, trials: int) -> Iterator[_AuditResult]:
+    """Yields the results for federated training and for a step of KerasDPSGD.
+
+    The first result is of a run with a canary in every client. The others are of one or two rounds, or of one step,
+    with many outcomes each. The noise is drawn with a fresh secret key.
+    """
     import secrets
 
     import numpy as np
@@ -179,15 +193,15 @@ def _audited_training(claimed: float, delta: float, trials: int) -> Iterator[_Au
     assert plan.relation is not None
     with local_runtime():
         run = canary_run.train(DPMean(plan), keys, np.random.default_rng(secrets.randbits(128)))
-    found = run.bound(plan.target_delta, _AUDIT_CONFIDENCE)
-    yield f"training, {plan.rounds} rounds, all canaries", plan.relation, accounting.epsilon(plan).value, found
-    yield from _bounded([*cases(claimed, delta, keys), cancelling_record(claimed, delta)], trials)
+    bound = run.bound(plan.target_delta, _AUDIT_CONFIDENCE)
+    yield f"training, {plan.rounds} rounds, all canaries", plan.relation, accounting.epsilon(plan).value, bound
+    yield from _bound_cases([*cases(claimed, delta, keys), cancelling_record(claimed, delta)], trials)
     yield "DPMean, canary of dust", plan.relation, *dusty(DPMean(two_rounds(claimed, delta)), _AUDIT_CONFIDENCE)
     releases = max(1, TAIL_RELEASES * trials // _AUDIT_TRIALS)
     yield "DPMean, canary in the tail", plan.relation, *tail(DPMean(tail_plan()), keys, _AUDIT_CONFIDENCE, releases)
 
 
-def _bounded(cases: list[Case], trials: int) -> Iterator[_Audited]:
+def _bound_cases(cases: list[Case], trials: int) -> Iterator[_AuditResult]:
     from privacy.audit.bounds import from_scores
 
     for case in cases:
@@ -197,9 +211,9 @@ def _bounded(cases: list[Case], trials: int) -> Iterator[_Audited]:
 
 @privacy.command()
 @click.argument("ledger", type=click.Path(path_type=Path))
-@click.option("--output", type=click.Path(path_type=Path), help="Folder; by default the ledger's.")
+@click.option("--output", type=click.Path(path_type=Path), help="Folder for the report. [default: folder of LEDGER]")
 def report(ledger: Path, output: Path | None) -> None:
-    """Write the report on single releases from LEDGER, that of a `privacy.budget.Budget`."""
+    """Write the report on single releases from LEDGER, the ledger of a `privacy.budget.Budget`."""
     from privacy import report as reports
     from privacy.budget import Releases
 
@@ -208,34 +222,38 @@ def report(ledger: Path, output: Path | None) -> None:
 
 
 @privacy.command()
-@_described
+@_add_plan_options
 @_ROUNDS
 @_NOISE
 def epsilon(rounds: int, noise_multiplier: float, as_json: bool, **setting: Any) -> None:
     """Print ε of a run with this noise multiplier and this number of rounds."""
-    _print(_build_plan(rounds=rounds, noise_multiplier=noise_multiplier, **setting), as_json)
+    _print_result(_build_plan(rounds=rounds, noise_multiplier=noise_multiplier, **setting), as_json)
 
 
 @privacy.command()
-@_described
+@_add_plan_options
 @_ROUNDS
 @_EPSILON
 def noise(rounds: int, target: float, as_json: bool, **setting: Any) -> None:
-    """Print the least noise multiplier that keeps ε over this number of rounds."""
-    from privacy import accounting
+    """Print the least noise multiplier that keeps ε within the budget over this number of rounds."""
+    from privacy import accounting, checks
 
-    _print(accounting.calibrate_noise(_build_plan(rounds=rounds, noise_multiplier=0.0, **setting), target), as_json)
+    checks.positive("--epsilon", target, "give the largest epsilon that the run may reach")
+    _print_result(
+        accounting.calibrate_noise(_build_plan(rounds=rounds, noise_multiplier=0.0, **setting), target), as_json
+    )
 
 
 @privacy.command()
-@_described
+@_add_plan_options
 @_EPSILON
 @_NOISE
 def rounds(target: float, noise_multiplier: float, as_json: bool, **setting: Any) -> None:
-    """Print the largest number of rounds, up to 1,000,000, that keeps ε at this noise multiplier."""
-    from privacy import accounting
+    """Print the largest number of rounds, up to 1,000,000, that keeps ε within the budget at this noise multiplier."""
+    from privacy import accounting, checks
 
-    _print(
+    checks.positive("--epsilon", target, "give the largest epsilon that the run may reach")
+    _print_result(
         accounting.calibrate_rounds(_build_plan(rounds=1, noise_multiplier=noise_multiplier, **setting), target),
         as_json,
     )
@@ -257,6 +275,12 @@ def _build_plan(
     from privacy.sampling import Sampling
 
     checks.whole("--population", population, 2, "count the clients who could take part")
+    checks.whole("--rounds", rounds, 1, "plan at least one round")
+    checks.non_negative("--noise-multiplier", noise_multiplier, "0 switches privacy off, 1 is a usual start")
+    if delta is not None:
+        checks.between("--delta", delta, 0, 1, f"leave it out for population^{DELTA_EXPONENT}")
+    if clip_count_stddev is not None:
+        checks.positive("--clip-count-stddev", clip_count_stddev, "leave it out for a fixed clip norm")
     sizes = {"--cohort-size": cohort_size, "--sampling-probability": sampling_probability, "--cohorts": cohorts}
     allowed = {
         "poisson": ("--cohort-size", "--sampling-probability"),
@@ -265,7 +289,9 @@ def _build_plan(
     }[sampler]
     given = [name for name, value in sizes.items() if value is not None]
     if len(given) != 1 or given[0] not in allowed:
-        raise ValueError(f"{' and '.join(given) or 'no cohort'} given: {sampler} takes one of {' or '.join(allowed)}")
+        raise ValueError(
+            f"{' and '.join(given) or 'no cohort size'} given: {sampler} takes exactly one of {', '.join(allowed)}"
+        )
     if cohort_size is not None:
         checks.positive("--cohort-size", cohort_size, "give the number of clients per round")
         if cohort_size > population:
@@ -276,7 +302,7 @@ def _build_plan(
             raise ValueError(f"--cohort-size {cohort_size:g} is not an integer: fixed-size cohorts need one")
         if sampler == "cyclic" and cohort_size < 1:
             raise ValueError(f"--cohort-size {cohort_size} is below 1: a cyclic cohort has at least one client")
-        # Rounding down makes cohorts larger and a client's turn come sooner, so that ε is not understated.
+        # Rounding the number of cohorts down makes a client's turn come sooner, so that ε is not understated.
         sampling_probability = cohort_size / population
         cohorts = int(population // cohort_size) if sampler == "cyclic" else None
     if sampling_probability is not None and 0 < sampling_probability < sys.float_info.min:
@@ -300,13 +326,13 @@ def _build_plan(
     return PrivacyPlan(sampling, population, rounds, noise_multiplier, clip, delta)
 
 
-def _print(plan: PrivacyPlan, as_json: bool) -> None:
+def _print_result(plan: PrivacyPlan, as_json: bool) -> None:
     from privacy import accounting
     from privacy.accounting.guarantee import format_epsilon
 
     spent = accounting.epsilon(plan)
     if as_json:
-        click.echo(json.dumps(_facts(plan, spent), indent=2))
+        click.echo(json.dumps(_result_as_json(plan, spent), indent=2))
         return
     stated = {name: "stated" if name == spent.accountant else "another upper bound" for name in ("PLD", "RDP")}
     pld = "not available" if spent.pld is None else f"{format_epsilon(spent.pld)}  ({stated['PLD']})"
@@ -322,10 +348,10 @@ def _print(plan: PrivacyPlan, as_json: bool) -> None:
         ("unit", f"one {plan.unit} of {plan.population:,}, with all its text"),
         ("relation", spent.relation),
         ("sampler", plan.sampling.describe()),
-        ("participations", f"at most {plan.max_participations:,} of {plan.rounds:,} rounds a client"),
+        ("participations", f"at most {plan.max_participations:,} of {plan.rounds:,} rounds per client"),
         ("rounds", f"{plan.rounds:,}"),
         ("noise multiplier", f"{plan.noise_multiplier:g}"),
-        ("noise", "floating-point Gaussian, not hardened, as in fedspeak's training"),
+        ("noise", "floating-point Gaussian, not hardened, the default of fedspeak's training"),
     ]
     if plan.value_noise_multiplier != plan.noise_multiplier:
         split = f"{plan.value_noise_multiplier:.6g} on the update, {plan.count_stddev:g} on the clip's count"
@@ -336,7 +362,7 @@ def _print(plan: PrivacyPlan, as_json: bool) -> None:
         click.echo(f"note: {note}")
 
 
-def _facts(plan: PrivacyPlan, spent: Any) -> dict[str, Any]:
+def _result_as_json(plan: PrivacyPlan, spent: Any) -> dict[str, Any]:
     def finite(value: float | None) -> float | None:
         return value if value is not None and math.isfinite(value) else None
 

@@ -1,6 +1,6 @@
-"""Accounting: computes the ε of a whole plan, of single releases, and of several releases together.
+"""Privacy accounting: computes the ε of a whole plan, of single releases, and of several releases together.
 
-`accounting.epsilon(plan)` and its kin answer for a plan of many rounds; `privacy.accounting.costs` for single releases.
+The functions exported here answer for a plan of many rounds; `privacy.accounting.costs` answers for single releases.
 """
 
 from privacy.accounting.plan_epsilon import Epsilon, calibrate_noise, calibrate_rounds, epsilon, epsilon_curve

@@ -1,11 +1,11 @@
-"""ε of one mechanism composed with itself, as plain functions of numbers; `privacy.accounting` asks them
-for a plan.
+"""Computes the ε of one mechanism composed with itself, as functions of plain numbers.
 
-Every ε includes the rare event that training noise is not Gaussian (`privacy.noise.training`): it is computed at a δ
-smaller by what such failures may cost.
+`privacy.accounting.plan_epsilon` calls them for a plan. Training noise fails to be Gaussian with a tiny probability
+(`privacy.noise.training`), and every ε here includes that event: it is computed at a δ reduced by what such failures
+may cost.
 
-One round is analysed once (and remembered) and composed for any number of rounds: that is what makes curves
-and calibration cheap.
+One round is analysed once, cached, and then composed for any number of rounds. That makes curves and calibration
+cheap.
 """
 
 from __future__ import annotations
@@ -21,19 +21,21 @@ from privacy.accounting import loss_grid
 from privacy.noise.training import exact_delta, with_failures
 from privacy.sampling import FixedSize, Poisson, Sampling
 
-# What double arithmetic may lose of a divergence near 0, whose logarithms are of numbers near 1.
+# Added to each Rényi divergence. Near 0 the library takes it from logarithms of numbers near 1, which lose this much.
 _RDP_ROUNDING = 1e-15
-# The Rényi orders of dp_accounting 0.4.3, written out so that no value of ε moves with a version's own list. Sparse
-# ones are tried first, then those beside the best: the bound has one valley in the order, and fractional orders are
-# slow.
+# The Rényi orders of dp_accounting 0.4.3, written out so that ε does not change when a version changes its list. A few
+# sparse orders are tried first, then the neighbours of the best one: as a function of the order the bound has a single
+# minimum, and fractional orders are slow.
 ORDERS = (*(1 + x / 10 for x in range(1, 100)), *range(11, 64), 128, 256, 512, 1024)
 
 
 def gaussian_epsilon(noise_multiplier: float, delta: float) -> float:
-    """Least ε at `delta` of one Gaussian mechanism with noise / sensitivity = `noise_multiplier`, exactly.
+    """Returns the least ε at `delta` of one Gaussian mechanism with noise / sensitivity = `noise_multiplier`.
 
-    Solves Φ(1/2z - εz) - e^ε Φ(-1/2z - εz) = δ (Balle and Wang, arXiv:1805.06530, theorem 8) in the log
-    domain.
+    The result is exact up to rounding. It solves Φ(1/2z - εz) - e^ε Φ(-1/2z - εz) = δ in the log domain.
+
+    Reference: Balle and Wang 2018, "Improving the Gaussian mechanism for differential privacy" (arXiv:1805.06530),
+    theorem 8.
     """
     from scipy.optimize import brentq
     from scipy.special import log_ndtr
@@ -54,14 +56,27 @@ def gaussian_epsilon(noise_multiplier: float, delta: float) -> float:
 
 
 def rdp_epsilon(sampling: Sampling, population: int, z: float, rounds: int, delta: float) -> tuple[float, float]:
-    """(ε, order) by Rényi DP under the sampler's own relation; `z` is noise / clip norm."""
+    """Returns (ε, order) by Rényi DP under the sampler's own relation.
+
+    Args:
+      sampling: the sampler of the rounds.
+      population: number of clients; only fixed-size sampling depends on it.
+      z: noise multiplier, noise / clip norm, above 0.
+      rounds: number of rounds, at least 1.
+      delta: δ that ε is stated at, in (0, 1).
+    """
     count = sampling.repetitions(rounds)
     eps, order = least_by_renyi(lambda order: count * one_round_rdp(sampling, population, z, order), exact_delta(delta))
     return with_failures(eps, delta, rounds), order
 
 
 def least_by_renyi(renyi: Callable[[float], float], delta: float) -> tuple[float, float]:
-    """Returns the least ε at `delta` that Rényi divergences `renyi(order)` imply over `ORDERS`, and its order."""
+    """Returns the least ε at `delta` that Rényi divergences imply over `ORDERS`, and the order that gave it.
+
+    Args:
+      renyi: returns the Rényi divergence at an order above 1.
+      delta: δ that ε is stated at, in (0, 1).
+    """
     from dp_accounting.rdp import rdp_privacy_accountant as library
 
     def best(orders: Sequence[float]) -> tuple[float, float]:
@@ -74,34 +89,37 @@ def least_by_renyi(renyi: Callable[[float], float], delta: float) -> tuple[float
         loss_grid.SPARSE_ORDERS[max(place - 1, 0)],
         loss_grid.SPARSE_ORDERS[min(place + 1, len(loss_grid.SPARSE_ORDERS) - 1)],
     )
-    whole = [o for o in ORDERS if low <= o <= high and o == int(o)] or [order]
-    eps, order = min((eps, order), best(whole))
+    integers = [o for o in ORDERS if low <= o <= high and o == int(o)] or [order]
+    eps, order = min((eps, order), best(integers))
     return min((eps, order), best([o for o in ORDERS if order - 1 < o < order + 1]))
 
 
 def pld_epsilon(sampling: Sampling, z: float, rounds: int, delta: float, points: int = loss_grid.FINE) -> float | None:
-    """ε by privacy loss distribution, or the exact Gaussian curve where nothing is sampled; None where
-    there is none.
+    """Returns ε by privacy loss distribution, or None where that gives none.
+
+    There is none for fixed-size sampling, or if `delta` is below the rounding errors of the composition. Without
+    sampling the exact curve of one Gaussian is used instead.
 
     Args:
-      points: of one round's distribution; more points tighten this upper bound.
+      sampling, z, rounds, delta: as for `rdp_epsilon`.
+      points: maximum number of grid points of one round's distribution; more points tighten this upper bound.
     """
     if isinstance(sampling, FixedSize):
         return None
     exact = exact_delta(delta)
-    # Sampling never costs: the exact curve without it is a bound too, also where no grid serves.
+    # Sampling never increases ε, so the exact curve without it is an upper bound too, even where no grid works.
     eps = gaussian_epsilon(z / math.sqrt(sampling.repetitions(rounds)), exact)
     if isinstance(sampling, Poisson) and sampling.sampling_probability < 1:
         if delta < loss_grid.least_delta(rounds):
             return None
-        rate = sampling.sampling_probability
+        probability = sampling.sampling_probability
         interval = loss_grid.choose_interval(
-            loss_grid.largest_loss(z, rate), lambda order: rounds * one_round_rdp(sampling, 0, z, order), points
+            loss_grid.largest_loss(z, probability), lambda order: rounds * one_round_rdp(sampling, 0, z, order), points
         )
         eps = min(
             eps,
             loss_grid.read_epsilon(
-                lambda width: loss_grid.gaussian(z, rate, width).self_compose(rounds), interval, exact
+                lambda width: loss_grid.gaussian(z, probability, width).self_compose(rounds), interval, exact
             ),
         )
     return with_failures(eps, delta, rounds)
@@ -110,7 +128,7 @@ def pld_epsilon(sampling: Sampling, z: float, rounds: int, delta: float, points:
 def least_epsilon(
     sampling: Sampling, population: int, z: float, rounds: int, delta: float, points: int = loss_grid.FINE
 ) -> float:
-    """The smaller of the PLD's ε, where there is one, and the Rényi one: both are upper bounds."""
+    """Returns the smaller of the ε by PLD, where there is one, and by Rényi DP; both are upper bounds."""
     pld = pld_epsilon(sampling, z, rounds, delta, points)
     rdp, _ = rdp_epsilon(sampling, population, z, rounds, delta)
     return rdp if pld is None else min(pld, rdp)
@@ -118,24 +136,28 @@ def least_epsilon(
 
 @functools.lru_cache(maxsize=4096)
 def one_round_rdp(sampling: Sampling, population: int, z: float, order: float) -> float:
-    """Rényi DP of one round (one participation where the sampler is cyclic) at `order`."""
+    """Returns the Rényi divergence of one round at `order`.
+
+    With a cyclic sampler it is that of one round in which the client takes part.
+    """
     import dp_accounting as dp
 
     relation = dp.NeighboringRelation.ADD_OR_REMOVE_ONE
     if isinstance(sampling, FixedSize):
         relation = dp.NeighboringRelation.REPLACE_ONE
     accountant = dp.rdp.RdpAccountant([order], relation)
-    # dp-accounting 0.6 warns of an order whose series does not converge, and gives infinity: the best is another one.
+    # dp-accounting 0.6 warns of an order whose series does not converge and returns infinity. That order is not the
+    # best one then, so the warning tells the user nothing.
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
         accountant.compose(sampling.dp_event(population, z))
-        found = float(accountant.rdp[0])
+        divergence = float(accountant.rdp[0])
     except ValueError:
-        # Noise so large that rounding defeats the library: without sampling the divergence is a formula, and no less.
+        # With very large noise the library fails by rounding. The formula without sampling is an upper bound.
         relative = z / 2 if isinstance(sampling, FixedSize) else z
-        found = order / (2 * relative * relative)
+        divergence = order / (2 * relative * relative)
     finally:
         logger.setLevel(level)
-    return max(found, 0.0) + _RDP_ROUNDING
+    return max(divergence, 0.0) + _RDP_ROUNDING

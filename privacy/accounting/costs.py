@@ -1,5 +1,7 @@
-"""What single releases cost, and what they cost together: the smaller of what one privacy loss distribution over all of
-them says and what Rényi DP says.
+"""Computes what single releases cost, and what several cost together.
+
+The cost of several is the least of two or three bounds on ε: by one privacy loss distribution over all of them, by
+Rényi DP, and for pure releases by adding up.
 """
 
 from __future__ import annotations
@@ -18,15 +20,15 @@ from privacy.accounting.composition import gaussian_epsilon, least_by_renyi, one
 from privacy.noise.training import MOST_EPSILON, exact_delta, with_failures
 from privacy.sampling import Poisson
 
-_LOG_NOISE = -13.0, 18.0
+_LOG_NOISE = -13.0, 18.0  # range of the search for the logarithm of a noise multiplier
 
 
 @dataclasses.dataclass(frozen=True)
 class Pure:
-    """An ε-DP release.
+    """The cost of one release under pure ε-DP.
 
     Attributes:
-      epsilon: above 0.
+      epsilon: ε of the release, above 0.
     """
 
     epsilon: float
@@ -37,18 +39,19 @@ class Pure:
 
     @property
     def largest_loss(self) -> float:
-        """Privacy loss at which the distribution ends."""
+        """Returns the largest privacy loss that the release can have."""
         return self.epsilon
 
     def renyi(self, order: float) -> float:
         """Returns the Rényi divergence at `order`, above 1, of randomised response (see `loss_distribution`)."""
-        both = np.logaddexp(self.epsilon * order, self.epsilon * (1 - order)) - np.logaddexp(0.0, self.epsilon)
+        log_moment = np.logaddexp(self.epsilon * order, self.epsilon * (1 - order)) - np.logaddexp(0.0, self.epsilon)
         rounding = 2.0**-50 * (1 + self.epsilon * order)
-        return float(max(both, 0.0) + rounding) / (order - 1)
+        return float(max(log_moment, 0.0) + rounding) / (order - 1)
 
     def loss_distribution(self, interval: float) -> Any:
-        """`dp_accounting`'s: that of randomised response, which dominates every ε-DP mechanism (Kairouz, Oh and
-        Viswanath 2015, arXiv:1311.0776).
+        """Returns `dp_accounting`'s loss distribution of randomised response, on a grid of `interval`.
+
+        Randomised response dominates every ε-DP mechanism (Kairouz, Oh and Viswanath 2015, arXiv:1311.0776).
         """
         from dp_accounting.pld import common, privacy_loss_distribution
 
@@ -58,13 +61,13 @@ class Pure:
 
 @dataclasses.dataclass(frozen=True)
 class Gaussian:
-    """Gaussian releases of everybody's data, or of a Poisson sample of it.
+    """The cost of one or more Gaussian releases of all records, or of a Poisson sample of them.
 
     Attributes:
-      noise_multiplier: noise standard deviation / sensitivity under the relation, above 0.
-      count: releases, at least 1.
-      sampling_probability: probability with which each record joins each release, drawn afresh; 1 takes everybody.
-        Below 1 the relation must be add-or-remove-one.
+      noise_multiplier: standard deviation of the noise / sensitivity under the relation, 1e-6 to 1e8.
+      count: number of releases, at least 1.
+      sampling_probability: probability with which each record joins each release, drawn afresh, in (0, 1]; the default
+        1 takes every record. Below 1 the relation must be add-or-remove-one.
     """
 
     noise_multiplier: float
@@ -81,29 +84,34 @@ class Gaussian:
 
     @property
     def largest_loss(self) -> float:
-        """Privacy loss at which the distribution of one release ends; of all together where everybody is in each."""
+        """Returns the privacy loss at which the distribution of one release is cut off.
+
+        Releases of all records count as one release, whatever their number.
+        """
         return loss_grid.largest_loss(
-            self._together if self.sampling_probability == 1 else self.noise_multiplier, self.sampling_probability
+            self._combined_multiplier if self.sampling_probability == 1 else self.noise_multiplier,
+            self.sampling_probability,
         )
 
     def renyi(self, order: float) -> float:
         """Returns the Rényi divergence of all `count` releases at `order`, above 1."""
         if self.sampling_probability == 1:
-            return order / (2 * self._together**2)
+            return order / (2 * self._combined_multiplier**2)
         return self.count * one_round_rdp(Poisson(self.sampling_probability), 0, self.noise_multiplier, order)
 
     def loss_distribution(self, interval: float) -> Any:
-        """`dp_accounting`'s, of all `count` releases."""
+        """Returns `dp_accounting`'s loss distribution of all `count` releases, on a grid of `interval`."""
         if self.sampling_probability == 1:
-            return loss_grid.gaussian(self._together, 1.0, interval)
+            return loss_grid.gaussian(self._combined_multiplier, 1.0, interval)
         return loss_grid.gaussian(self.noise_multiplier, self.sampling_probability, interval).self_compose(self.count)
 
     @property
-    def _together(self) -> float:
+    def _combined_multiplier(self) -> float:
+        """Returns the multiplier of the one Gaussian release that equals all `count` releases without sampling."""
         return self.noise_multiplier / math.sqrt(self.count)
 
     def dp_event(self) -> Any:
-        """As an event of `dp_accounting`, whose noise is relative to the sensitivity too."""
+        """Returns the releases as a `dp_accounting` event; its noise is relative to the sensitivity, too."""
         import dp_accounting as dp
 
         one: dp.DpEvent = dp.GaussianDpEvent(self.noise_multiplier)
@@ -116,12 +124,12 @@ Cost = Pure | Gaussian
 
 
 class Least(NamedTuple):
-    """The least ε known of several releases together.
+    """The least ε known for several releases together.
 
     Attributes:
       epsilon: an upper bound; inf if none is known.
-      accountant: what gave it: "PLD" (their common privacy loss distribution, or the exact curve of one Gaussian),
-        "RDP" (Rényi DP) or "sum" (of pure releases' ε).
+      accountant: the bound that gave it: "PLD" (their joint privacy loss distribution, or the exact curve of one
+        Gaussian), "RDP" (Rényi DP) or "sum" (the sum of the ε of pure releases).
     """
 
     epsilon: float
@@ -129,7 +137,7 @@ class Least(NamedTuple):
 
 
 class _Composed(NamedTuple):
-    """The distribution of the first `costs` costs of an account, on a grid of `interval`."""
+    """The loss distribution of the first `costs` costs of an account, on a grid of `interval`."""
 
     interval: float
     costs: int
@@ -137,27 +145,28 @@ class _Composed(NamedTuple):
 
 
 class Account:
-    """Releases that come one after another, and what they cost together; `plus` returns a new account.
+    """A sequence of releases and what they cost together; `plus` returns a longer account.
 
-    What was composed is kept: a further release is one convolution, whatever the number before it. When the range of
-    losses has outgrown the grid, all are composed once more, on a grid at least twice as wide.
+    The composed distribution is kept, so that a further release takes one convolution whatever the number before it.
+    When the range of losses no longer fits the grid, all releases are composed once more on a grid at least twice as
+    wide.
 
     Attributes:
       delta: δ that ε is stated at, in [0, 1).
-      costs: of all releases, in order.
+      costs: costs of all releases, in order.
     """
 
     def __init__(self, delta: float) -> None:
-        """Begins without a release. Raises ValueError unless `delta` is in [0, 1)."""
+        """Makes an account without releases. Raises ValueError unless `delta` is in [0, 1)."""
         if delta != 0:
             checks.between("delta", delta, 0, 1, "1e-6 is usual, below 1 / records")
         self.delta = delta
         self.costs: tuple[Cost, ...] = ()
         self._composed: _Composed | None = None
-        self._divergences: dict[float, tuple[int, float]] = {}  # at an order: of so many costs, their sum
+        self._divergences: dict[float, tuple[int, float]] = {}  # by order: number of costs, sum of their divergences
 
     def plus(self, costs: Sequence[Cost]) -> Account:
-        """Returns the account with these releases too."""
+        """Returns a new account that also has these releases."""
         larger = Account(self.delta)
         larger.costs = (*self.costs, *costs)
         larger._composed, larger._divergences = self._composed, dict(self._divergences)
@@ -165,10 +174,11 @@ class Account:
 
     @functools.cached_property
     def least(self) -> Least:
-        """The least ε known at `delta` of all releases together; 0 for none.
+        """Returns the least ε known at `delta` for all releases together; 0 if there are none.
 
         Raises:
-          ValueError: δ is 0 (or with sampling below 1e-12) and a release is not pure.
+          ValueError: some releases are Gaussian and δ is 0; or δ is below 1e-12, and they are sampled or there are
+            pure releases beside them.
         """
         gaussians = [cost for cost in self.costs if isinstance(cost, Gaussian)]
         total = math.inf if gaussians else math.fsum(cost.epsilon for cost in self.costs if isinstance(cost, Pure))
@@ -180,26 +190,26 @@ class Account:
         exact = exact_delta(self.delta) if releases else self.delta
         unsampled = math.inf
         if len(gaussians) == len(self.costs):
-            # Sampling never costs: the exact curve without it is a bound, and the answer where nothing is sampled.
-            together = sum(cost.count / cost.noise_multiplier**2 for cost in gaussians) ** -0.5
-            unsampled = with_failures(gaussian_epsilon(together, exact), self.delta, releases)
+            # Sampling never increases ε: the exact curve without it is an upper bound, and exact if nothing is sampled.
+            multiplier = sum(cost.count / cost.noise_multiplier**2 for cost in gaussians) ** -0.5
+            unsampled = with_failures(gaussian_epsilon(multiplier, exact), self.delta, releases)
             if all(cost.sampling_probability == 1 for cost in gaussians):
                 return Least(unsampled, "PLD")
         if self.delta < loss_grid.SMALLEST_DELTA:
             if gaussians:
                 raise ValueError(
-                    f"delta {self.delta:g} is below {loss_grid.SMALLEST_DELTA:g}, where loss distributions tell nothing"
+                    f"delta {self.delta:g} is below {loss_grid.SMALLEST_DELTA:g}, too small for ε: give a larger one"
                 )
             return Least(total, "sum")
         rdp, _ = least_by_renyi(self._renyi, exact)
-        by_distribution = self._by_distribution(exact)
+        pld = self._pld_epsilon(exact)
         if releases:
-            rdp, by_distribution = (with_failures(eps, self.delta, releases) for eps in (rdp, by_distribution))
-        return min(Least(min(by_distribution, unsampled), "PLD"), Least(rdp, "RDP"), Least(total, "sum"))
+            rdp, pld = (with_failures(eps, self.delta, releases) for eps in (rdp, pld))
+        return min(Least(min(pld, unsampled), "PLD"), Least(rdp, "RDP"), Least(total, "sum"))
 
-    def _by_distribution(self, delta: float) -> float:
-        """ε at `delta` of the common loss distribution; inf where it cannot be told."""
-        # Everybody's releases of one noise are one Gaussian.
+    def _pld_epsilon(self, delta: float) -> float:
+        """Returns ε at `delta` by the joint loss distribution of all releases; inf if that gives none."""
+        # Without sampling all releases of one cost are one Gaussian, which takes one convolution.
         convolutions = sum(
             cost.count if isinstance(cost, Gaussian) and cost.sampling_probability < 1 else 1 for cost in self.costs
         )
@@ -212,7 +222,10 @@ class Account:
         return loss_grid.read_epsilon(self._compose, interval, delta)
 
     def _compose(self, interval: float) -> Any:
-        """`dp_accounting`'s distribution of all releases, which begins with what is kept if the grid is the same."""
+        """Returns `dp_accounting`'s loss distribution of all releases on a grid of `interval`.
+
+        It starts from the distribution that is kept if that is on the same grid.
+        """
         kept = self._composed
         count, composed = (kept.costs, kept.distribution) if kept and kept.interval == interval else (0, None)
         for cost in self.costs[count:]:
@@ -222,7 +235,7 @@ class Account:
         return composed
 
     def _renyi(self, order: float) -> float:
-        """Rényi divergence of all releases together, from the sum that is kept."""
+        """Returns the Rényi divergence of all releases together, continuing the sum that is kept."""
         count, total = self._divergences.get(order, (0, 0.0))
         total += math.fsum(cost.renyi(order) for cost in self.costs[count:])
         self._divergences[order] = (len(self.costs), total)
@@ -230,46 +243,60 @@ class Account:
 
 
 def epsilon(costs: Sequence[Cost], delta: float) -> float:
-    """Least ε known at `delta` of all releases together; 0 for none. An upper bound.
+    """Returns the least ε known at `delta` for all releases together, an upper bound; 0 if there are none.
 
-    With δ = 0 the ε of pure releases add up. Else it is the smaller of what their common privacy loss distribution (or
-    the exact curve where all are Gaussian without sampling) and Rényi DP say, or that sum where it is smaller still.
+    With δ = 0 the ε of pure releases add up. Otherwise it is the least of three bounds: the joint privacy loss
+    distribution (or the exact curve, if all are Gaussian without sampling), Rényi DP, and the sum for pure releases.
     With Gaussian releases it includes the failures of floating-point noise (`privacy.noise.training`).
 
+    Args:
+      costs: costs of the releases.
+      delta: δ that ε is stated at, in [0, 1).
+
     Raises:
-      ValueError: δ is not in [0, 1), or is 0 (or with sampling below 1e-12) and a release is not pure.
+      ValueError: δ is not in [0, 1); or some releases are Gaussian and δ is 0; or δ is below 1e-12, and they are
+        sampled or there are pure releases beside them.
     """
     return Account(delta).plus(costs).least.epsilon
 
 
-def calibrate(together: Callable[[float], Sequence[Cost]], target: float, delta: float) -> float:
-    """The least noise multiplier z, to 0.1 % and rounded up, at which the ε of `together(z)` is at most `target`.
+def calibrate(build_costs: Callable[[float], Sequence[Cost]], target: float, delta: float) -> float:
+    """Returns the least noise multiplier z, to 0.1 % and rounded up, at which the ε of `build_costs(z)` is at most
+    `target`.
+
+    Args:
+      build_costs: returns the costs of all releases for a noise multiplier.
+      target: ε to keep, above 0 and at most 500.
+      delta: δ that ε is stated at, in [0, 1).
 
     Raises:
-      ValueError: `target` is not a number above 0, or no noise is enough: what does not depend on z costs more.
+      ValueError: `target` is out of range, or no noise is enough because the releases that do not depend on z cost
+        more.
     """
     from scipy.optimize import brentq
 
     checks.positive("epsilon", target, "give the budget to keep")
     if target > MOST_EPSILON:
-        raise ValueError(f"epsilon {target:g} asks for hardly any noise: take at most {MOST_EPSILON:g}")
+        raise ValueError(f"epsilon {target:g} asks for hardly any noise: give at most {MOST_EPSILON:g}")
 
     @functools.cache
     def excess(log_z: float) -> float:
-        found = epsilon(together(math.exp(log_z)), delta)
-        return math.log(min(max(found, 1e-12), 1e6) / target)
+        spent = epsilon(build_costs(math.exp(log_z)), delta)
+        return math.log(min(max(spent, 1e-12), 1e6) / target)
 
-    # ε goes about as 1 / z, so that each step lands near the root, and a little beyond it.
-    place, low, high = 0.0, -math.inf, math.inf
+    # ε is roughly proportional to 1 / z, so each step lands near the root, slightly beyond it.
+    guess, low, high = 0.0, -math.inf, math.inf
     while math.isinf(low) or math.isinf(high):
-        ahead = excess(place)
-        low, high = (place, high) if ahead > 0 else (low, place)
-        place += min(max(ahead + math.copysign(0.05, ahead), -1.0), 2.0)
-        if place > _LOG_NOISE[1]:
-            raise ValueError(f"epsilon {target:g} is out of reach: the other releases cost more than that")
-        if place < _LOG_NOISE[0]:
-            raise ValueError(f"epsilon {target:g} asks for hardly any noise: take a smaller one")
-    found = brentq(excess, low, high, xtol=5e-4)
-    while excess(found) > 0:
-        found += 5e-4
-    return math.exp(found)
+        overshoot = excess(guess)
+        low, high = (guess, high) if overshoot > 0 else (low, guess)
+        guess += min(max(overshoot + math.copysign(0.05, overshoot), -1.0), 2.0)
+        if guess > _LOG_NOISE[1]:
+            raise ValueError(
+                f"epsilon {target:g} is out of reach: the other releases alone cost more, give a larger epsilon"
+            )
+        if guess < _LOG_NOISE[0]:
+            raise ValueError(f"epsilon {target:g} asks for hardly any noise: give a smaller one")
+    root = brentq(excess, low, high, xtol=5e-4)
+    while excess(root) > 0:
+        root += 5e-4
+    return math.exp(root)

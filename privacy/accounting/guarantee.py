@@ -1,4 +1,7 @@
-"""What stands beside every ε of a single release: unit, relation, δ, sampler, and how hard its noise is."""
+"""The guarantee of a single release: ε with unit, relation, δ, sampler, and where the noise came from.
+
+A guarantee also says whether its noise is hardened against floating-point attacks.
+"""
 
 from __future__ import annotations
 
@@ -15,22 +18,22 @@ SEEDED = "exact integers from a SEED: not secure, for tests only"
 
 
 def hardness(source: Randomness) -> str:
-    """Of exact noise from `source`, in words."""
+    """Returns in words where exact noise drawn from `source` comes from, and whether that is secure."""
     return EXACT if source.is_secure else SEEDED
 
 
 @dataclasses.dataclass(frozen=True)
 class Guarantee:
-    """The privacy of one release.
+    """The privacy guarantee of one release.
 
     Attributes:
-      mechanism: what was done, in words.
-      costs: what it costs, for an account over several releases.
-      relation: the neighbouring relation that it holds for.
-      delta: δ that ε is stated at; 0 for pure differential privacy.
-      noise: where the noise came from and how hard it is.
-      sampler: whose data went in.
-      unit: whose data is protected.
+      mechanism: what was released and how, in words.
+      costs: cost of the release, for an account over several releases.
+      relation: neighbouring relation that the guarantee holds for.
+      delta: δ that ε is stated at, in [0, 1); 0 for pure differential privacy.
+      noise: where the noise came from and whether it is hardened against floating-point attacks, in words.
+      sampler: which records entered the release, in words.
+      unit: what is protected; "record".
     """
 
     mechanism: str
@@ -38,53 +41,58 @@ class Guarantee:
     relation: Relation
     delta: float
     noise: str
-    sampler: str = "everybody, once"
+    sampler: str = "every record, once"
     unit: str = "record"
 
     def __post_init__(self) -> None:
         sampled = any(isinstance(cost, costs.Gaussian) and cost.sampling_probability < 1 for cost in self.costs)
         if sampled and self.relation != "add-or-remove-one":
             raise ValueError(
-                f"relation {self.relation!r} has no accounting with Poisson samples: state add-or-remove-one"
+                f"relation {self.relation!r} has no accounting under Poisson sampling: give 'add-or-remove-one'"
             )
 
     @property
     def epsilon(self) -> float:
-        """ε at `delta`."""
+        """Returns the ε of the release, at `delta`."""
         return costs.epsilon(self.costs, self.delta)
 
     @property
     def rho(self) -> float | None:
-        """ρ of zero-concentrated differential privacy (Bun and Steinke 2016, arXiv:1605.02065): 1 / (2 z²) for a
-        Gaussian of everybody's data, ε² / 2 for a pure release, and their sum; None where samples are among them.
+        """Returns the ρ of zero-concentrated differential privacy; None if a cost has Poisson sampling.
+
+        A Gaussian release of all records has 1 / (2 z²), a pure release ε² / 2, and several have the sum.
+
+        Reference: Bun and Steinke 2016 (arXiv:1605.02065).
         """
-        found = 0.0
+        total = 0.0
         for cost in self.costs:
             match cost:
                 case costs.Gaussian(sampling_probability=1.0):
-                    found += cost.count / (2 * cost.noise_multiplier**2)
+                    total += cost.count / (2 * cost.noise_multiplier**2)
                 case costs.Pure():
-                    found += cost.epsilon**2 / 2
+                    total += cost.epsilon**2 / 2
                 case _:
                     return None
-        return found
+        return total
 
     def __str__(self) -> str:
-        at = ""
+        """Describes the guarantee on one line: ε with everything that it depends on."""
+        delta = ""
         if self.delta:
-            at = f" at delta {self.delta:.3g}" + (
+            delta = f" at delta {self.delta:.3g}" + (
                 "" if self.rho is None else f" (rho {format_epsilon(self.rho)} of zCDP)"
             )
         return (
-            f"epsilon {format_epsilon(self.epsilon)}{at}; unit {self.unit}, {self.relation}; sampler: {self.sampler}; "
-            f"{self.mechanism}; noise: {self.noise}"
+            f"epsilon {format_epsilon(self.epsilon)}{delta}; unit {self.unit}, {self.relation}; "
+            f"sampler: {self.sampler}; {self.mechanism}; noise: {self.noise}"
         )
 
 
 def format_epsilon(epsilon: float) -> str:
-    """Returns ε for people to read, rounded up so that what is printed holds: three decimals, below 0.01 more.
+    """Returns ε as text for people, rounded up so that the printed value still holds.
 
-    It is the one format of ε in reports and on the screen; JSON holds the value itself.
+    It has three decimals, and below 0.1 three significant digits. Reports and the screen show ε in this format only;
+    JSON holds the value itself.
     """
     if epsilon == 0 or not math.isfinite(epsilon):
         return f"{epsilon:g}"

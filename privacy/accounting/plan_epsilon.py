@@ -1,13 +1,14 @@
-"""What a plan costs: ε by privacy loss distributions and by Rényi DP, of which the smaller is shown, and any one of ε,
-noise, rounds from the others.
+"""Computes the ε of a plan, and the noise or the rounds that keep a given ε.
 
-* Poisson cohorts, add-or-remove-one: the PLD of the sampled Gaussian, composed numerically (Koskela et al.,
-  arXiv:1906.03049; "connect the dots", Doroshenko et al., arXiv:2207.04380), as `dp_accounting` has it. Over very many
-  rounds with little noise its grid is coarse, and Rényi DP gives the smaller bound.
-* Cyclic cohorts (and Poisson at rate 1): no sampling to analyse, so the PLD is the exact curve of one Gaussian (Balle
-  and Wang, arXiv:1805.06530).
+ε is computed by privacy loss distribution (PLD) and by Rényi DP (RDP), and the smaller one is stated:
+
+* Poisson cohorts, add-or-remove-one: the PLD is that of the sampled Gaussian, composed numerically by `dp_accounting`
+  (Koskela et al., arXiv:1906.03049; "connect the dots", Doroshenko et al., arXiv:2207.04380). Over very many rounds
+  with little noise its grid is coarse, and Rényi DP gives the smaller bound.
+* Cyclic cohorts, and Poisson cohorts with probability 1: nothing is sampled, so the PLD is replaced by the exact curve
+  of one Gaussian (Balle and Wang, arXiv:1805.06530).
 * Fixed-size cohorts, replace-one: `dp_accounting` has no PLD, so ε is the Rényi bound (Wang, Balle, Kasiviswanathan,
-  arXiv:1808.00087), and `Epsilon.pld` is None.
+  arXiv:1808.00087) and `Epsilon.pld` is None.
 """
 
 from __future__ import annotations
@@ -23,22 +24,21 @@ import numpy.typing as npt
 from privacy import checks, sampling
 from privacy.accounting import composition, loss_grid
 from privacy.noise.training import MOST_EPSILON
-from privacy.plan import MOST_ROUNDS, PrivacyPlan
+from privacy.plan import MAX_ROUNDS, PrivacyPlan
 
-LEAST_NOISE, MOST_NOISE = 1e-2, 1e7
+MIN_NOISE, MAX_NOISE = 1e-2, 1e7
 
 
 class Epsilon(NamedTuple):
-    """ε at the plan's δ after some rounds; both are inf when the plan is not private, and 0 after no round.
+    """The ε of a plan after some rounds. Both bounds are inf if the plan is not private, and 0 after no round.
 
     Attributes:
-      pld: ε by privacy loss distribution (or the exact Gaussian curve); None where there is none, see
-        `notes`.
-      rdp: ε by Rényi DP, an upper bound.
-      rdp_order: Rényi order that gave it; 0 where none was needed.
-      relation: neighbouring relation that both hold for.
-      delta: δ that both hold at.
-      rounds: rounds accounted for.
+      pld: ε by privacy loss distribution, or by the exact Gaussian curve; None if that gives none (see `notes`).
+      rdp: ε by Rényi DP.
+      rdp_order: Rényi order that gave `rdp`; 0 if none was needed.
+      relation: neighbouring relation that both bounds hold for.
+      delta: δ that both bounds hold at.
+      rounds: number of rounds accounted for.
       notes: what a reader must know about these values.
     """
 
@@ -52,17 +52,17 @@ class Epsilon(NamedTuple):
 
     @property
     def value(self) -> float:
-        """The ε to state: the smaller of `pld` and `rdp`, which are both upper bounds."""
+        """Returns the ε to state: the smaller of `pld` and `rdp`, which are both upper bounds."""
         return self.rdp if self.pld is None else min(self.pld, self.rdp)
 
     @property
     def accountant(self) -> Literal["PLD", "RDP"]:
-        """Which of the two `value` is; PLD where they are equal."""
+        """Returns which of the two bounds `value` is; PLD if they are equal."""
         return "RDP" if self.pld is None or self.rdp < self.pld else "PLD"
 
 
 def epsilon(plan: PrivacyPlan, rounds: int | None = None) -> Epsilon:
-    """ε of `plan` after `rounds` rounds (default: all planned), under the plan's relation and at its δ."""
+    """Returns the ε of `plan` after `rounds` rounds (default: all planned), under the plan's relation and at its δ."""
     rounds = plan.rounds if rounds is None else checks.whole("rounds", rounds, 0, "count the rounds that ran")
     assert plan.relation is not None
     if rounds == 0 or not plan.is_private:
@@ -72,16 +72,15 @@ def epsilon(plan: PrivacyPlan, rounds: int | None = None) -> Epsilon:
     z, delta = float(plan.noise_multiplier), plan.target_delta
     rdp, order = composition.rdp_epsilon(plan.sampling, plan.population, z, rounds, delta)
     pld = composition.pld_epsilon(plan.sampling, z, rounds, delta)
-    return Epsilon(pld, rdp, order, plan.relation, delta, rounds, _notes(plan, rounds))
+    return Epsilon(pld, rdp, order, plan.relation, delta, rounds, _list_notes(plan, rounds))
 
 
 def epsilon_curve(plan: PrivacyPlan, rounds: Sequence[int]) -> npt.NDArray[np.float64]:
-    """`Epsilon.value` after each of `rounds`, float64 [len(rounds)], never falling as rounds
-    grow.
+    """Returns `Epsilon.value` after each of the round counts `rounds`, float64 [len(rounds)].
 
-    One round is analysed once and composed for each entry, about 0.05 s each; intermediate entries use a
-    coarser grid than `epsilon` and stay upper bounds. The entry of the most rounds equals `epsilon(plan,
-    max(rounds)).value`.
+    It never falls as rounds grow. One round is analysed once and composed for each entry, about 0.05 s each.
+    Intermediate entries use a coarser grid than `epsilon` and stay upper bounds. The entry of the largest count equals
+    `epsilon(plan, max(rounds)).value`.
     """
     counts = [checks.whole("rounds", count, 0, "count the rounds that ran") for count in rounds]
     if not counts:
@@ -90,59 +89,71 @@ def epsilon_curve(plan: PrivacyPlan, rounds: Sequence[int]) -> npt.NDArray[np.fl
     if max(counts) == 0 or not plan.is_private:
         return np.array([last if count else 0.0 for count in counts])
     distinct = sorted(set(counts))
-    values = np.array([_coarse(plan, count) if count else 0.0 for count in distinct[:-1]] + [last])
-    # Coarser values may exceed the last one by their grid's error; a later bound holds for every earlier
-    # round too.
+    values = np.array([_coarse_epsilon(plan, count) if count else 0.0 for count in distinct[:-1]] + [last])
+    # The error of the coarser grid may lift values above the last one, which is a bound for every earlier round too.
     values = np.minimum(np.maximum.accumulate(values), last)
     by_count = dict(zip(distinct, values, strict=True))
     return np.array([by_count[count] for count in counts])
 
 
 def calibrate_noise(plan: PrivacyPlan, target: float) -> PrivacyPlan:
-    """The plan with the least noise multiplier, to about 1%, whose ε is at most `target`.
+    """Returns the plan with the least noise multiplier, to about 1 %, whose ε is at most `target`.
 
     The noise multiplier of `plan` itself is ignored.
 
+    Args:
+      plan: the plan whose noise multiplier is to be found.
+      target: ε to keep, above 0 and at most 500.
+
     Raises:
-      ValueError: `target` is not a finite number above 0 or out of reach, or adaptive clipping's count
-        noise does not allow the result.
+      ValueError: `target` is out of range or out of reach, or the count noise of adaptive clipping is too small for
+        the result.
     """
     from scipy.optimize import brentq
 
     checks.positive("epsilon", target, "give the budget to keep")
     if target > MOST_EPSILON:
-        raise ValueError(f"epsilon {target:g} asks for hardly any noise: take at most {MOST_EPSILON:g}")
+        raise ValueError(f"epsilon {target:g} asks for hardly any noise: give at most {MOST_EPSILON:g}")
 
     def excess(log_z: float) -> float:
-        return math.log(min(max(_coarse(plan, plan.rounds, math.exp(log_z)), 1e-12), 1e6) / target)
+        return math.log(min(max(_coarse_epsilon(plan, plan.rounds, math.exp(log_z)), 1e-12), 1e6) / target)
 
     low = high = 0.0
     while excess(high) > 0:
         high = 2 * high + 1
-        if high > math.log(MOST_NOISE):
-            raise ValueError(f"epsilon {target:g} is out of reach: take a larger one")
+        if high > math.log(MAX_NOISE):
+            raise ValueError(
+                f"epsilon {target:g} is out of reach with noise_multiplier up to {MAX_NOISE:g}: give a larger epsilon"
+            )
     while excess(low) <= 0:
         low = low - 1
-        if low < math.log(LEAST_NOISE):
-            raise ValueError(f"epsilon {target:g} asks for hardly any noise: take a smaller one")
+        if low < math.log(MIN_NOISE):
+            raise ValueError(
+                f"epsilon {target:g} asks for hardly any noise (noise_multiplier < {MIN_NOISE:g}): give a smaller one"
+            )
     z = _round_up(math.exp(brentq(excess, low, high, xtol=1e-5)))
 
     def fits(z: float) -> bool:
         return epsilon(dataclasses.replace(plan, noise_multiplier=z)).value <= target
 
-    # The end point is verified by the accounting that is shown, which is at times tighter than the coarse one.
+    # Verify the end point with the fine grid, whose ε is the one shown and is sometimes smaller than the coarse one.
     while not fits(z):
         z = _round_up(z * (1 + 1e-4))
     step = 0.01
     while step >= 0.01:
-        less = _round_up(z * (1 - step))
-        z, step = (less, min(2 * step, 0.5)) if less >= LEAST_NOISE and fits(less) else (z, step / 2)
+        smaller = _round_up(z * (1 - step))
+        z, step = (smaller, min(2 * step, 0.5)) if smaller >= MIN_NOISE and fits(smaller) else (z, step / 2)
     return dataclasses.replace(plan, noise_multiplier=z)
 
 
 def calibrate_rounds(plan: PrivacyPlan, target: float) -> PrivacyPlan:
-    """The plan with the most rounds (at most 1,000,000) whose ε is at most `target`; its own number is
-    ignored.
+    """Returns the plan with the largest number of rounds, up to 1,000,000, whose ε is at most `target`.
+
+    The number of rounds of `plan` itself is ignored.
+
+    Args:
+      plan: the plan whose number of rounds is to be found.
+      target: ε to keep, above 0.
 
     Raises:
       ValueError: `target` is not a finite number above 0, not even one round fits, or the plan adds no noise.
@@ -150,48 +161,50 @@ def calibrate_rounds(plan: PrivacyPlan, target: float) -> PrivacyPlan:
     checks.positive("epsilon", target, "give the budget to keep")
     z, delta = float(plan.noise_multiplier), plan.target_delta
     if not plan.is_private:
-        raise ValueError("noise multiplier 0 fits no finite epsilon: give one above 0")
-    # Each search is cheaper than the next one and starts it near its end; the last is by the accounting that is shown.
-    rounds = _most(lambda n: composition.rdp_epsilon(plan.sampling, plan.population, z, n, delta)[0] <= target, 1)
-    rounds = _most(lambda n: _coarse(plan, n) <= target, rounds)
-    rounds = _most(lambda n: epsilon(plan, n).value <= target, rounds)
+        raise ValueError("noise_multiplier 0 fits no finite epsilon: give one above 0")
+    # Each search is cheaper than the next, which starts from its result. The last one uses the ε that is shown.
+    rounds = _largest_fitting(
+        lambda n: composition.rdp_epsilon(plan.sampling, plan.population, z, n, delta)[0] <= target, 1
+    )
+    rounds = _largest_fitting(lambda n: _coarse_epsilon(plan, n) <= target, rounds)
+    rounds = _largest_fitting(lambda n: epsilon(plan, n).value <= target, rounds)
     if rounds == 0:
-        raise ValueError(f"epsilon {target:g} does not allow one round at noise multiplier {z:g}: add noise")
+        raise ValueError(f"epsilon {target:g} does not allow one round at noise_multiplier {z:g}: raise one of them")
     return dataclasses.replace(plan, rounds=rounds)
 
 
-def _coarse(plan: PrivacyPlan, rounds: int, z: float | None = None) -> float:
-    """ε on the coarse grid: cheap, and hardly ever below the one on the fine grid."""
+def _coarse_epsilon(plan: PrivacyPlan, rounds: int, z: float | None = None) -> float:
+    """Returns ε on the coarse grid, which is cheap and hardly ever below the ε on the fine grid."""
     z = float(plan.noise_multiplier) if z is None else z
     return composition.least_epsilon(plan.sampling, plan.population, z, rounds, plan.target_delta, loss_grid.COARSE)
 
 
-def _most(fits: Callable[[int], bool], start: int) -> int:
-    """Returns n from 0 to MOST_ROUNDS with fits(n) and not fits(n + 1), searched in growing steps from `start`.
+def _largest_fitting(fits: Callable[[int], bool], start: int) -> int:
+    """Returns n from 0 to MAX_ROUNDS with fits(n) and not fits(n + 1), searched in growing steps from `start`.
 
-    0 fits and MOST_ROUNDS + 1 does not; both others are verified, wherever `start` lies.
+    0 is taken to fit and MAX_ROUNDS + 1 not to. Otherwise both n and n + 1 are checked, wherever `start` lies.
     """
-    low, high, place, step = 0, MOST_ROUNDS + 1, max(start, 1), 1
+    low, high, probe, step = 0, MAX_ROUNDS + 1, max(start, 1), 1
     while high - low > 1:
-        if fits(place):
-            low = place
+        if fits(probe):
+            low = probe
         else:
-            high = place
-        if low > 0 and high <= MOST_ROUNDS:
-            place = (low + high) // 2
+            high = probe
+        if low > 0 and high <= MAX_ROUNDS:
+            probe = (low + high) // 2
         else:
-            place = min(low + step, MOST_ROUNDS) if low > 0 else max(high - step, 1)
+            probe = min(low + step, MAX_ROUNDS) if low > 0 else max(high - step, 1)
             step *= 2
     return low
 
 
 def _round_up(value: float) -> float:
-    """`value` with 5 significant figures, not below it."""
+    """Returns `value` rounded up to 5 significant digits."""
     scale = 10.0 ** (4 - math.floor(math.log10(value)))
     return math.ceil(value * scale) / scale
 
 
-def _notes(plan: PrivacyPlan, rounds: int) -> tuple[str, ...]:
+def _list_notes(plan: PrivacyPlan, rounds: int) -> tuple[str, ...]:
     notes = []
     match plan.sampling:
         case sampling.Poisson():
@@ -205,11 +218,19 @@ def _notes(plan: PrivacyPlan, rounds: int) -> tuple[str, ...]:
                 notes.append(f"PLD not available below delta {least:g} over {rounds:,} rounds (rounding)")
         case sampling.FixedSize():
             notes.append("PLD not available for fixed-size sampling under replace-one; ε is the RDP bound")
-            notes.append("replacing a client moves the sum by 2 clips, so the noise multiplier counts half")
+            notes.append(
+                "replacing a client moves the sum by up to twice the clip norm: the noise multiplier is halved"
+            )
         case sampling.Cyclic():
-            most = plan.sampling.max_participations(plan.rounds)
-            notes.append(f"no amplification by sampling; a client is in at most {most} of {plan.rounds} rounds")
-            notes.append("zero-out: a client's data replaced by none, the fixed partition of all others unchanged")
+            participations = plan.sampling.max_participations(plan.rounds)
+            notes.append(
+                f"no amplification by sampling; a client is in at most {participations} of {plan.rounds} rounds"
+            )
+            notes.append(
+                "zero-out: one client's data become empty, every other client keeps its place in the partition"
+            )
     if plan.target_delta > 1 / plan.population:
-        notes.append(f"delta {plan.target_delta:g} is above 1/population: it would allow giving one client away")
+        notes.append(
+            f"delta {plan.target_delta:g} is above 1/population: it would allow publishing the data of one client"
+        )
     return tuple(notes)

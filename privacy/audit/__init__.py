@@ -1,4 +1,4 @@
-"""Audits: attacks on fedspeak's own mechanisms (`cases`), and the bounds on ε that their scores prove (`bounds`)."""
+"""Audits fedspeak's own mechanisms: attacks on them (`cases`), and lower bounds on ε from the scores (`bounds`)."""
 
 from privacy.audit.bounds import Bound, from_counts, from_scores, in_one_run
 

@@ -1,5 +1,7 @@
-"""An audit tries to break a claim: it measures how well two neighbouring data sets can be told apart, and gives a lower
-bound on ε that holds with a stated confidence. Above the claim, the claim is false; a bound of zero proves nothing.
+"""Lower bounds on ε from the outcomes of an attack, for audits of privacy claims.
+
+An audit measures how well the outcomes on two neighbouring data sets can be told apart, and gives a lower bound on ε
+that holds with a stated confidence. A bound above the claimed ε refutes the claim. A bound of zero proves nothing.
 """
 
 from __future__ import annotations
@@ -12,17 +14,17 @@ import numpy.typing as npt
 
 from privacy import checks
 
-_THRESHOLDS = 400
+_THRESHOLDS = 400  # tried on each side of the scores' middle
 
 
 class Bound(NamedTuple):
-    """What an audit found.
+    """The result of an audit: a lower bound on ε.
 
     Attributes:
-      epsilon: with `confidence`, the true ε at `delta` is at least this; 0 where nothing was found.
-      delta: δ.
-      confidence: in (0, 1).
-      trials: outcomes that were looked at.
+      epsilon: the true ε at `delta` is at least this, with probability `confidence`; 0 if nothing was found.
+      delta: δ that the bound is stated at.
+      confidence: confidence of the bound, in (0, 1).
+      trials: number of outcomes examined.
     """
 
     epsilon: float
@@ -31,37 +33,37 @@ class Bound(NamedTuple):
     trials: int
 
     def refutes(self, claimed: float) -> bool:
-        """Whether a claim of ε = `claimed` at this δ is false, but with probability 1 - confidence."""
+        """Returns whether a claim of ε = `claimed` at this δ is false, with an error probability of 1 - confidence."""
         return self.epsilon > claimed
 
 
 def from_scores(without: Any, with_: Any, delta: float = 0.0, confidence: float = 0.95) -> Bound:
-    """The bound from a number for each outcome on either of two neighbouring data sets.
+    """Returns the bound from one score per outcome, on either of two neighbouring data sets.
 
-    (ε, δ)-DP asks of every event P'(event) <= e^ε P(event) + δ, both ways. Events are "the score is above (or below) a
-    threshold": the best is chosen on half of the outcomes, and its two probabilities are bounded on the other half
-    (Clopper and Pearson 1934), so that choosing costs no confidence.
+    (ε, δ)-DP requires P'(event) <= e^ε P(event) + δ for every event, both ways. The events tried are "the score is
+    above (or below) a threshold". The best one is chosen on half of the outcomes. Its two probabilities are bounded on
+    the other half (Clopper and Pearson 1934), so that the choice costs no confidence.
 
     Args:
-      without: scores [n] of independent outcomes on the data without the record, finite or infinite.
-      with_: scores [m] of independent outcomes on the data with the record, finite or infinite.
-      delta: in [0, 1).
-      confidence: of the bound, in (0, 1).
+      without: scores [n] of independent outcomes on the data without the record, finite or infinite, n >= 4.
+      with_: scores [m] of independent outcomes on the data with the record, finite or infinite, m >= 4.
+      delta: δ of the claim, in [0, 1).
+      confidence: confidence of the bound, in (0, 1).
 
     Raises:
-      ValueError: fewer than four scores of one kind, NaN, or a number is out of range.
+      ValueError: there are fewer than four scores on a data set, a score is NaN, or a number is out of range.
     """
     first, second = np.asarray(without, np.float64), np.asarray(with_, np.float64)
     for name, scores in (("without", first), ("with", second)):
         if scores.ndim != 1 or len(scores) < 4 or np.isnan(scores).any():
-            raise ValueError(f"scores {name} have shape {list(scores.shape)}: at least four numbers, none NaN")
+            raise ValueError(f"scores {name} have shape {list(scores.shape)}: give at least four numbers, none NaN")
     if delta != 0:
-        checks.between("delta", delta, 0, 1, "that of the claim")
+        checks.between("delta", delta, 0, 1, "give the delta of the claim")
     checks.between("confidence", confidence, 0, 1, "0.95 is usual")
-    # Each half once sorted: events are counted by looking thresholds up.
+    # Sort each half once: events are then counted by looking up thresholds.
     halves = [[np.sort(scores[part::2]) for scores in (first, second)] for part in (0, 1)]
-    thresholds = _thresholds(halves[0][0])
-    # Of many thresholds: intervals so wide that luck in the tails does not win.
+    thresholds = _choose_thresholds(halves[0][0])
+    # Many thresholds compete: wide intervals keep a lucky one in the tails from winning.
     chosen_at = 1 - (1 - confidence) / _THRESHOLDS
     best, event = -1.0, (0, 1, 0.0)
     for likely in (0, 1):
@@ -70,31 +72,33 @@ def from_scores(without: Any, with_: Any, delta: float = 0.0, confidence: float 
             if bounds.max() > best:
                 best, event = float(bounds.max()), (likely, sign, float(thresholds[bounds.argmax()]))
     likely, sign, threshold = event
-    found = _bounds(halves[1], likely, sign, np.array([threshold]), delta, confidence)
-    return Bound(float(found[0]), float(delta), confidence, len(first) + len(second))
+    bound = _bounds(halves[1], likely, sign, np.array([threshold]), delta, confidence)
+    return Bound(float(bound[0]), float(delta), confidence, len(first) + len(second))
 
 
 def from_counts(
     hits: Any, trials: int, false_hits: Any, false_trials: int, delta: float = 0.0, confidence: float = 0.95
 ) -> Bound:
-    """The bound from how often events came, of which the best is taken, each for its share of what may fail.
+    """Returns the bound from how often events occurred on either of two neighbouring data sets.
+
+    It is the best bound over all events. Each event is tested at an equal share of the error probability.
 
     Args:
-      hits: integers [events], how often each came of `trials` outcomes on the data set where it is likelier.
-      trials: outcomes there, at least 1.
-      false_hits: integers [events], how often each came on the other data set.
-      false_trials: outcomes there, at least 1.
-      delta: in [0, 1).
-      confidence: of the bound, in (0, 1).
+      hits: integers [events], how often each event occurred on the data set on which it is likelier.
+      trials: number of outcomes on that data set, at least 1.
+      false_hits: integers [events], how often each event occurred on the other data set.
+      false_trials: number of outcomes on the other data set, at least 1.
+      delta: δ of the claim, in [0, 1).
+      confidence: confidence of the bound, in (0, 1).
     """
     hits, false_hits = np.atleast_1d(hits), np.atleast_1d(false_hits)
-    each = 1 - (1 - confidence) / len(hits)
-    found = _bound(hits, trials, false_hits, false_trials, delta, each)
-    return Bound(float(found.max()), float(delta), confidence, trials + false_trials)
+    confidence_each = 1 - (1 - confidence) / len(hits)
+    bounds = _bound(hits, trials, false_hits, false_trials, delta, confidence_each)
+    return Bound(float(bounds.max()), float(delta), confidence, trials + false_trials)
 
 
-def _thresholds(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Scores of one kind, sorted, from its middle out to either tail."""
+def _choose_thresholds(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Returns at most 2 * _THRESHOLDS of the sorted scores on one data set, closer together towards either tail."""
     places = np.unique(np.geomspace(1, (len(scores) + 1) // 2, _THRESHOLDS).astype(int)) - 1
     return np.unique(np.concatenate([scores[places], scores[len(scores) - 1 - places]]))
 
@@ -107,21 +111,27 @@ def _bounds(
     delta: float,
     confidence: float,
 ) -> npt.NDArray[np.float64]:
-    """For each threshold the bound of "above it" (sign 1) or "below it" (-1), likelier in `scores[likely]`."""
+    """Returns, for each threshold, the bound by the event "above it" (sign 1) or "below it" (sign -1).
 
-    def counted(values: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    `scores[likely]` are the scores on the data set on which the event is taken to be likelier.
+    """
+
+    def count_events(values: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
         if sign == 1:
             return len(values) - np.searchsorted(values, thresholds, side="right")
         return np.searchsorted(values, thresholds, side="left")
 
-    hits, false_hits = counted(scores[likely]), counted(scores[1 - likely])
+    hits, false_hits = count_events(scores[likely]), count_events(scores[1 - likely])
     return _bound(hits, len(scores[likely]), false_hits, len(scores[1 - likely]), delta, confidence)
 
 
 def _bound(
     hits: Any, trials: int, false_hits: Any, false_trials: int, delta: float, confidence: float
 ) -> npt.NDArray[np.float64]:
-    """log((P'(event) - δ) / P(event)) at the worse ends of two intervals, each for half of what may fail; or 0."""
+    """Returns log((P'(event) - δ) / P(event)) at the unfavourable ends of two intervals, or 0 if that is negative.
+
+    Each interval has half of the error probability.
+    """
     from scipy.stats import beta
 
     failure = (1 - confidence) / 2
@@ -133,44 +143,47 @@ def _bound(
 
 
 def in_one_run(included: Any, scores: Any, delta: float = 0.0, confidence: float = 0.95) -> Bound:
-    """The bound from many canaries in one run, each put in by a fair coin of its own.
+    """Returns the bound from many canaries in one run, each included by an independent fair coin.
 
-    The highest scores are guessed to be in and the lowest out; of r guesses, whatever is (ε, δ)-DP leaves the number of
-    right ones below a binomial of success rate e^ε / (1 + e^ε), but for a term of δ (Steinke, Nasr and Jagielski 2023,
-    "Privacy auditing with one (1) training run", arXiv:2305.08846, theorem 5.2). The number of guesses is chosen among
-    ten, each at a tenth of what may fail.
+    The canaries with the highest scores are guessed to be included, those with the lowest not. If the run is (ε,
+    δ)-DP, the number of right guesses among r is, up to a term of δ, stochastically no larger than a binomial number
+    of r trials with success probability e^ε / (1 + e^ε). The number of guesses is chosen among ten, each tested at a
+    tenth of the error probability.
 
     Args:
-      included: bool [m], the coins; independent of each other and of all else.
-      scores: [m], higher where a canary was in.
-      delta: of one canary added or removed, in [0, 1).
-      confidence: in (0, 1).
+      included: bool [m], the coins, m >= 10; independent of each other and of everything else.
+      scores: [m], higher if a canary was included.
+      delta: δ of the claim for adding or removing one canary, in [0, 1).
+      confidence: confidence of the bound, in (0, 1).
 
     Raises:
       ValueError: the arrays differ in shape, are shorter than ten or hold NaN, or a number is out of range.
+
+    Reference: Steinke, Nasr and Jagielski 2023, "Privacy auditing with one (1) training run" (arXiv:2305.08846),
+    theorem 5.2.
     """
     coins, values = np.asarray(included), np.asarray(scores, np.float64)
     if coins.dtype != bool:
-        raise ValueError(f"included has dtype {coins.dtype}: the coins, bool [m], are needed")
+        raise ValueError(f"included has dtype {coins.dtype}: give the coins as bool [m]")
     if coins.shape != values.shape or coins.ndim != 1 or len(coins) < 10 or np.isnan(values).any():
         raise ValueError(
-            f"included has shape {list(coins.shape)} and scores {list(values.shape)}: one number, not NaN, for each of "
-            "at least ten canaries"
+            f"included has shape {list(coins.shape)} and scores {list(values.shape)}: give one number, not NaN, for "
+            "each of at least ten canaries"
         )
     if delta != 0:
-        checks.between("delta", delta, 0, 1, "that of the claim")
+        checks.between("delta", delta, 0, 1, "give the delta of the claim")
     checks.between("confidence", confidence, 0, 1, "0.95 is usual")
     order = np.argsort(values)
-    found = 0.0
+    largest = 0.0
     for part in range(1, 11):
         half = part * len(values) // 20
         right = int((~coins[order[:half]]).sum() + coins[order[len(order) - half :]].sum())
-        found = max(found, _largest_refuted(right, 2 * half, len(values), delta, (1 - confidence) / 10))
-    return Bound(found, float(delta), confidence, len(values))
+        largest = max(largest, _largest_refuted(right, 2 * half, len(values), delta, (1 - confidence) / 10))
+    return Bound(largest, float(delta), confidence, len(values))
 
 
 def _largest_refuted(right: int, guesses: int, canaries: int, delta: float, failure: float) -> float:
-    """The largest ε at which so many right guesses are likelier than `failure` to be no accident."""
+    """Returns the largest ε at which so many right guesses have a probability of at most `failure`."""
     if not guesses or _p_value(right, guesses, canaries, 0.0, delta) > failure:
         return 0.0
     low, high = 0.0, 1.0
@@ -183,7 +196,10 @@ def _largest_refuted(right: int, guesses: int, canaries: int, delta: float, fail
 
 
 def _p_value(right: int, guesses: int, canaries: int, epsilon: float, delta: float) -> float:
-    """Most that (ε, δ)-DP allows as the probability of so many right guesses (arXiv:2305.08846, theorem 5.2)."""
+    """Returns an upper bound on the probability of at least `right` right guesses under (ε, δ)-DP.
+
+    Reference: arXiv:2305.08846, theorem 5.2.
+    """
     from scipy.stats import binom
 
     success = 1 / (1 + math.exp(-epsilon))

@@ -1,4 +1,4 @@
-"""The kit's own mechanisms, each on the neighbours that its noise protects least, for an audit."""
+"""Builds audits of fedspeak's own mechanisms, on the neighbouring data sets that their noise protects least."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from privacy.noise.training import secure_generator
 from privacy.statistics.mean import STEPS, BoundedMean, Mechanism
 from privacy.statistics.quantile import dp_quantile
 
-_RECORDS = 1000  # of either value in the data: no result is at a bound
+_RECORDS = 1000  # number of records of either value, so many that no result is clamped to a bound
 
 
 class Case(NamedTuple):
-    """A mechanism under audit.
+    """A mechanism under audit, on two neighbouring data sets.
 
     Attributes:
-      name: in words.
-      relation: of its two data sets.
-      claimed: the ε that it claims.
-      delta: at this δ.
-      slow: how many times longer than a mean's one of its outcomes takes.
-      scores: from a number of outcomes to their scores, without a record and with it.
+      name: the mechanism in words.
+      relation: neighbouring relation of the two data sets.
+      claimed: ε that the mechanism claims.
+      delta: δ that it claims ε at.
+      slow: time of one outcome, as a multiple of the time of a mean.
+      scores: returns, for a number of outcomes, their scores without the record and with it.
     """
 
     name: str
@@ -40,36 +40,47 @@ class Case(NamedTuple):
 
 
 def cases(epsilon: float, delta: float, source: Randomness) -> list[Case]:
-    """All means and the median, at a claim of `epsilon` (the Gaussian at `delta`)."""
+    """Returns the audits of all private means, the private median and a step of DP-SGD.
+
+    Args:
+      epsilon: ε that each mechanism claims.
+      delta: δ of the Gaussian mean and of the step of DP-SGD; the others claim pure ε.
+      source: randomness of the exact noise.
+    """
     step = training_step(linear_step(epsilon, delta), epsilon, delta, secure_generator())
-    found = []
+    means = []
     for mechanism in get_args(Mechanism):
         for relation in ("add-or-remove-one", "replace-one"):
             if relation == "add-or-remove-one" or mechanism not in ("midpoint", "sum-count"):
-                found.append(_mean(epsilon, delta, mechanism, relation, source))
-    return [*found, _median(epsilon, source), step]
+                means.append(_build_mean_case(epsilon, delta, mechanism, relation, source))
+    return [*means, _build_median_case(epsilon, source), step]
 
 
-def _mean(epsilon: float, delta: float, mechanism: Any, relation: Any, source: Randomness) -> Case:
-    """Zeros and ones, and one more one; or, to replace a record, a one in place of a zero."""
-    at = delta if mechanism == "gaussian" else 0.0
+def _build_mean_case(epsilon: float, delta: float, mechanism: Any, relation: Any, source: Randomness) -> Case:
+    """Returns the audit of a private mean of equally many zeros and ones.
+
+    The neighbouring data set has one more record of value 1, or under replace-one a 1 in place of a 0.
+    """
+    claimed_delta = delta if mechanism == "gaussian" else 0.0
 
     def scores(trials: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        one = BoundedMean(0.0, 1.0, epsilon, mechanism, relation, at)
-        added = (1, 0) if relation == "add-or-remove-one" else (1, -1)
-        data = [(_RECORDS * STEPS, _RECORDS * STEPS), tuple((_RECORDS + more) * STEPS for more in added)]
+        mean = BoundedMean(0.0, 1.0, epsilon, mechanism, relation, claimed_delta)
+        change = (1, 0) if relation == "add-or-remove-one" else (1, -1)
+        data = [(_RECORDS * STEPS, _RECORDS * STEPS), tuple((_RECORDS + extra) * STEPS for extra in change)]
         outcomes = []
         for above, below in data:
-            shares, counts = np.array(one._released([above] * trials, [below] * trials, source)).T
+            shares, counts = np.array(mean._released([above] * trials, [below] * trials, source)).T
             outcomes.append(_score(mechanism, shares, counts))
         return outcomes[0], outcomes[1]
 
-    return Case(f"mean, {mechanism}", relation, epsilon, at, 1, scores)
+    return Case(f"mean, {mechanism}", relation, epsilon, claimed_delta, 1, scores)
 
 
 def _score(mechanism: str, share: npt.NDArray[np.float64], count: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """From what is released, a number that is large where the record is in: the noised sum, or the lesser of the two
-    noised numbers where each spends half of ε."""
+    """Returns, from what is released, a number that is large if the record is included.
+
+    It is the noised sum, or the smaller of the two noised numbers where each spends half of ε.
+    """
     match mechanism:
         case "midpoint":
             return np.minimum((2 * share - 1) * count, count - 2 * _RECORDS)
@@ -79,18 +90,20 @@ def _score(mechanism: str, share: npt.NDArray[np.float64], count: npt.NDArray[np
 
 
 def training_step(step: LinearDPSGD, epsilon: float, delta: float, generator: np.random.Generator) -> Case:
-    """A step of DP-SGD at a claim of `epsilon`, on a record and on one more, whose gradient is the opposite and twice
-    as long (a gradient canary); both are far longer than the clip norm, and the step is seen whole.
+    """Returns the audit of one step of DP-SGD by a gradient canary.
+
+    The data hold one record, or this record and the canary, whose gradient has the opposite direction and twice the
+    norm. Both gradients are far longer than the clip norm, and the attacker sees the whole step.
 
     Args:
-      step: of `linear_step`, or a variant of it.
+      step: the step, as from `linear_step`, or a faulty variant of it.
       epsilon, delta: the claim.
-      generator: of the noise.
+      generator: generator of the noise.
     """
 
     def scores(trials: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         features, labels = np.array([[500.0], [1000.0]]), np.array([1, 0])
-        # Of two classes the canary's gradient is (-1, 1) / root 2: the step moves the difference of the weights.
+        # With two classes the canary's clipped gradient is (-1, 1) / √2: it shows in the difference of the weights.
         without, with_ = (
             np.array([np.subtract(*step.train(features[:n], labels[:n], 2, generator)[0]) for _ in range(trials)])
             for n in (1, 2)
@@ -101,24 +114,26 @@ def training_step(step: LinearDPSGD, epsilon: float, delta: float, generator: np
 
 
 def linear_step(epsilon: float, delta: float) -> LinearDPSGD:
-    """One step on all records, of learning rate 1, whose noise is just enough for (epsilon, delta)."""
+    """Returns one step of learning rate 1 on all records, whose noise is just enough for (epsilon, delta)."""
     z = costs.calibrate(lambda z: [costs.Gaussian(z)], epsilon, delta)
     return LinearDPSGD(1, 1.0, 1.0, 1.0, z, 1.0, 0.0)
 
 
-def _median(epsilon: float, source: Randomness) -> Case:
-    """Median of one record with a long stretch of the grid below it, and of it and another at the grid's end.
+def _build_median_case(epsilon: float, source: Randomness) -> Case:
+    """Returns the audit of a private median.
 
-    The second makes the ten points above the first likelier and the stretch less likely, each by exp(ε / 2).
+    The data hold one record, or this record and another at the end of the grid. A long stretch of the grid lies below
+    the first record and ten points lie above it. The second record raises the weight of the ten points and lowers that
+    of the stretch, each by a factor of up to exp(ε / 2).
     """
-    below = math.ceil(100 * math.exp(epsilon / 2))  # so many that the stretch holds most of the probability
+    below = math.ceil(100 * math.exp(epsilon / 2))  # long enough to hold most of the probability
     end = below + 10
 
     def scores(trials: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        found = []
+        outcomes = []
         for values in ([below], [below, end]):
-            drawn = [dp_quantile(values, 0.5, 0, end, 1, epsilon, randomness=source).value for _ in range(trials)]
-            found.append(np.array(drawn) > below)
-        return found[0].astype(float), found[1].astype(float)
+            medians = [dp_quantile(values, 0.5, 0, end, 1, epsilon, randomness=source).value for _ in range(trials)]
+            outcomes.append(np.array(medians) > below)
+        return outcomes[0].astype(float), outcomes[1].astype(float)
 
     return Case("median", "add-or-remove-one", epsilon, 0.0, 10, scores)

@@ -1,4 +1,4 @@
-"""An append-only file of chained lines: one writer at a time, and each line is on the disk before it counts."""
+"""Appends chained lines to a file: one writer at a time, and a line counts only once it is on the disk."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from typing import Any, NoReturn
 from privacy import files
 from privacy.ledger import hash_chain as chain
 
-_HEADER_START = b'{"format": '  # sorted first: a header torn by a kill still shows what it was to be
+_HEADER_START = b'{"format": '  # the first key of a header, so that even a torn one can be recognised
 
 
 class ChainedFile:
-    """A ledger's file. `open` to append, `read` to look; then `lines` once, for what is there.
+    """The file of a ledger: `open` it to append or `read` it, then iterate over `lines` once.
 
     Attributes:
-      path: the file.
-      digests: "" for the nothing before the first line, then each line's SHA-256.
+      path: path of the file.
+      digests: the empty string, which the first line is chained to, then the SHA-256 of each line.
     """
 
     def __init__(self, path: str | pathlib.Path) -> None:
@@ -38,12 +38,13 @@ class ChainedFile:
     def open(path: str | pathlib.Path) -> ChainedFile:
         """Opens `path` for writing, or begins it, and holds a lock on it until `close`.
 
-        A last line that was never finished (a kill in the middle of a write) is dropped: nothing of it was released.
+        A last line that was never finished, because the process was killed while writing it, is dropped. Nothing was
+        released for it.
 
         Raises:
-          ValueError: it is no ledger.
-          BlockingIOError: another process is writing it.
-          OSError: it cannot be opened or written.
+          ValueError: the file is not a ledger.
+          BlockingIOError: another process is writing the file.
+          OSError: the file cannot be opened or written.
         """
         file = ChainedFile(path)
         file._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -51,13 +52,15 @@ class ChainedFile:
             try:
                 fcntl.flock(file._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise BlockingIOError(f"ledger {path} is being written by another process: let it end first") from None
+                raise BlockingIOError(
+                    f"ledger {path} is being written by another process: wait until that ends"
+                ) from None
             with os.fdopen(os.dup(file._descriptor), "rb") as handle:
                 content = handle.read()
             files.close_to_others(file._descriptor, f"ledger {path}")
-            file._keep_whole_lines(content)
+            file._keep_complete_lines(content)
             if not file._size and not _HEADER_START.startswith(content[: len(_HEADER_START)]):
-                raise ValueError(f"ledger {path} line 1 is damaged or no ledger: choose another file")
+                raise ValueError(f"ledger {path} line 1 is damaged or not a ledger: choose another file")
             if len(content) > file._size:
                 os.ftruncate(file._descriptor, file._size)
                 os.fsync(file._descriptor)
@@ -71,10 +74,15 @@ class ChainedFile:
 
     @staticmethod
     def read(path: str | pathlib.Path) -> ChainedFile:
-        """Reads `path` without touching it. Raises FileNotFoundError, or ValueError if it holds no whole line."""
+        """Reads `path` without changing it.
+
+        Raises:
+          FileNotFoundError: there is no such file.
+          ValueError: the file holds no complete line.
+        """
         file = ChainedFile(path)
         try:
-            file._keep_whole_lines(file.path.read_bytes())
+            file._keep_complete_lines(file.path.read_bytes())
         except FileNotFoundError:
             raise FileNotFoundError(f"ledger {path} is missing: give the folder of a run") from None
         if not file._size:
@@ -82,7 +90,11 @@ class ChainedFile:
         return file
 
     def lines(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """(number from 1, content) of each line that was there; raises ValueError naming a damaged one."""
+        """Yields (number from 1, content) of each line that was in the file when it was opened or read.
+
+        Raises:
+          ValueError: a line is damaged; the message names it.
+        """
         content, self._content = self._content, b""
         for number, raw in enumerate(content[:-1].split(b"\n") if content else (), 1):
             line, digest = chain.parse(raw, self.digests[-1], number, self.path)
@@ -91,26 +103,26 @@ class ChainedFile:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Around a look at what is there and the `append` that follows from it: one thread at a time.
+        """Holds the file for one thread, from a check of its content to the `append` that relies on the check.
 
         Raises:
-          ValueError: the file is closed, or another process opened it: a fork shares the lock on it, but not what the
-            other has written since.
+          ValueError: the file is closed, or another process opened it. A forked process shares the lock, but not the
+            lines that the other process has written since.
         """
         if self._descriptor is None:
             raise ValueError(f"ledger {self.path} is closed: record inside its `with` block")
         if os.getpid() != self._process:
             raise ValueError(
-                f"ledger {self.path} was opened by another process: record there, before work is handed out"
+                f"ledger {self.path} was opened by another process: record in that one, before it hands out work"
             )
         with self._turn:
             yield
 
     def append(self, line: Mapping[str, Any]) -> None:
-        """Writes one line, within `writing`, and returns once it is on the disk.
+        """Writes one line, inside `writing`, and returns once it is on the disk.
 
         Raises:
-          OSError: the disk would not take it; the file is as before.
+          OSError: the disk did not take the line; the file is as before.
           ValueError: JSON cannot hold the line.
         """
         assert self._descriptor is not None
@@ -126,8 +138,8 @@ class ChainedFile:
             try:
                 os.ftruncate(self._descriptor, self._size)
             except OSError:
-                pass  # an unfinished line is dropped when the ledger is opened next
-            reason = f"ledger {self.path} could not be written ({error.strerror}): make room and resume"
+                pass  # the next opening of the ledger drops the unfinished line
+            reason = f"ledger {self.path} could not be written ({error.strerror}): make room on its disk and resume"
             raise OSError(error.errno, reason) from error
         self._size += len(data)
         self.digests.append(digest)
@@ -138,21 +150,24 @@ class ChainedFile:
         raise TypeError(f"ledger {self.path} cannot be copied or sent to another process: record where it was opened")
 
     def close(self) -> None:
-        """Gives up the lock."""
+        """Closes the file and releases the lock on it."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
 
-    def _keep_whole_lines(self, content: bytes) -> None:
-        """Drops a last line that was never finished. One that lacks nothing but its end may have been released."""
-        if _is_whole(content[content.rfind(b"\n") + 1 :]):
+    def _keep_complete_lines(self, content: bytes) -> None:
+        """Drops a last line that was never finished.
+
+        A line that lacks only its line end is kept, because its round may have been released.
+        """
+        if _is_complete(content[content.rfind(b"\n") + 1 :]):
             content += b"\n"
         self._size = content.rfind(b"\n") + 1
         self._content = content[: self._size]
 
 
-def _is_whole(line: bytes) -> bool:
-    """Whether `line` is a whole object of JSON: the beginning of one never is."""
+def _is_complete(line: bytes) -> bool:
+    """Returns whether `line` is a complete JSON object; a line that was cut short never is."""
     try:
         return isinstance(json.loads(line), dict)
     except (ValueError, RecursionError):
@@ -160,7 +175,7 @@ def _is_whole(line: bytes) -> bool:
 
 
 def _fsync_folder(folder: pathlib.Path) -> None:
-    """A new file survives a power cut only once its folder is on the disk too."""
+    """Syncs a folder to the disk, without which a new file in it may not survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,6 +1,4 @@
-"""Does a round keep the plan's promise? One place that knows, for recording and for reading a ledger
-alike.
-"""
+"""Checks whether a round complies with the plan, both when it is recorded and when a ledger is read."""
 
 from __future__ import annotations
 
@@ -13,7 +11,7 @@ from typing import Any
 from privacy.plan import FixedClip, PrivacyPlan
 from privacy.sampling import FixedSize
 
-# Noise and clip are recorded as 64-bit floats of what the loop used, which may have passed through 32 bits.
+# The ledger holds noise and clip norm as 64-bit floats; the training loop may have computed them in 32 bits.
 TOLERANCE = 1e-6
 
 
@@ -22,12 +20,12 @@ class Round:
     """One recorded round.
 
     Attributes:
-      round: index from 0.
+      round: index of the round, from 0.
       cohort: sorted ids of the clients whose updates are in the sum.
-      noise_id: name of the noise.
-      noise_stddev: its standard deviation on each coordinate of the sum.
-      clip_norm: clip norm in force; None where the plan does not clip.
-      facts: further JSON-able facts, the operator's only.
+      noise_id: name of the noise, new for each round.
+      noise_stddev: standard deviation of the noise on each coordinate of the sum.
+      clip_norm: clip norm of the round; None if the plan does not clip.
+      facts: further JSON-able facts, for the operator only.
     """
 
     round: int
@@ -40,8 +38,13 @@ class Round:
 
 @dataclasses.dataclass
 class History:
-    """What earlier rounds left to remember: rounds recorded, each client's count and last round, each
-    noise's round.
+    """The parts of earlier rounds that later checks need.
+
+    Attributes:
+      rounds: number of rounds recorded.
+      participations: number of rounds by client.
+      last_seen: last round by client.
+      noise_ids: round by name of its noise.
     """
 
     rounds: int = 0
@@ -50,7 +53,7 @@ class History:
     noise_ids: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def add(self, entry: Round) -> None:
-        """Takes in one round that was checked."""
+        """Adds a round that was checked."""
         self.rounds += 1
         self.noise_ids[entry.noise_id] = entry.round
         self.participations.update(entry.cohort)
@@ -58,32 +61,33 @@ class History:
 
 
 def check(plan: PrivacyPlan, history: History, entry: Round) -> None:
-    """Raises ValueError, one line naming round, value and mend, unless `entry` may follow `history` under
-    `plan`.
+    """Raises ValueError unless round `entry` may follow `history` under `plan`.
+
+    The message is one line that names the round, the value and the fix.
     """
-    for breach in _order(plan, history, entry):
+    for breach in _check_order(plan, history, entry):
         raise ValueError(f"round {entry.round}: {breach}")
-    for breach in _cohort(plan, history, entry):
+    for breach in _check_cohort(plan, history, entry):
         raise ValueError(f"round {entry.round}: {breach}")
-    for breach in _noise(plan, history, entry):
+    for breach in _check_noise(plan, history, entry):
         raise ValueError(f"round {entry.round}: {breach}")
 
 
-def _order(plan: PrivacyPlan, history: History, entry: Round) -> Iterator[str]:
+def _check_order(plan: PrivacyPlan, history: History, entry: Round) -> Iterator[str]:
     if history.rounds >= plan.rounds:
         yield f"the plan has {plan.rounds} rounds and all are recorded: plan more rounds in a new run"
     if isinstance(entry.round, bool) or not isinstance(entry.round, int) or entry.round != history.rounds:
-        yield f"out of order, round {history.rounds} comes next: record rounds one by one from 0"
+        yield f"out of order, round {history.rounds} comes next: record rounds one by one, from 0 on"
 
 
-def _cohort(plan: PrivacyPlan, history: History, entry: Round) -> Iterator[str]:
+def _check_cohort(plan: PrivacyPlan, history: History, entry: Round) -> Iterator[str]:
     repeated = [client for client, count in collections.Counter(entry.cohort).items() if count > 1]
     if repeated:
         yield f"client {repeated[0]!r} is in the cohort twice: a cohort is a set of clients"
     size = len(entry.cohort)
     if isinstance(plan.sampling, FixedSize) and size != plan.sampling.size:
-        yield f"cohort of {size}, the plan's fixed size is {plan.sampling.size}: draw that many"
-    # Within the planned rounds, separation alone keeps everybody at or below plan.max_participations.
+        yield f"cohort of {size} clients, the plan's fixed size is {plan.sampling.size}: draw that many"
+    # Within the planned rounds, the separation alone keeps every client at or below plan.max_participations.
     separation = plan.sampling.min_separation
     for client in entry.cohort:
         last = history.last_seen.get(client, entry.round - separation)
@@ -95,25 +99,25 @@ def _cohort(plan: PrivacyPlan, history: History, entry: Round) -> Iterator[str]:
     new = sum(client not in history.last_seen for client in entry.cohort)
     seen = len(history.last_seen) + new
     if seen > plan.population and not plan.any_population:
-        yield f"{seen} different clients seen, the plan's population is {plan.population}: count it again"
+        yield f"{seen} different clients seen, the plan's population is {plan.population}: correct the population"
 
 
-def _noise(plan: PrivacyPlan, history: History, entry: Round) -> Iterator[str]:
+def _check_noise(plan: PrivacyPlan, history: History, entry: Round) -> Iterator[str]:
     if plan.clip is None:
         if entry.clip_norm is not None or entry.noise_stddev != 0:
-            yield "the plan neither clips nor adds noise: record clip None and noise 0"
+            yield "the plan neither clips nor adds noise: record clip_norm None and noise_stddev 0"
         return
     if entry.clip_norm is None or not entry.clip_norm > 0 or math.isinf(entry.clip_norm):
-        yield f"clip must be a finite number above 0, got {entry.clip_norm}: record the norm in force"
+        yield f"clip_norm must be a finite number above 0, got {entry.clip_norm}: record the one that was used"
         return
     if isinstance(plan.clip, FixedClip) and not math.isclose(entry.clip_norm, plan.clip.clip_norm, rel_tol=TOLERANCE):
-        yield f"clip {entry.clip_norm:g} is not the plan's {plan.clip.clip_norm:g}: clip as planned"
-    promised = plan.value_noise_multiplier * entry.clip_norm
-    if not math.isclose(entry.noise_stddev, promised, rel_tol=TOLERANCE):
+        yield f"clip_norm {entry.clip_norm:g} is not the plan's {plan.clip.clip_norm:g}: clip as planned"
+    planned = plan.value_noise_multiplier * entry.clip_norm
+    if not math.isclose(entry.noise_stddev, planned, rel_tol=TOLERANCE):
         yield (
-            f"noise stddev {entry.noise_stddev:g} is not the plan's {plan.value_noise_multiplier:g} * clip "
-            f"{entry.clip_norm:g} = {promised:g}: add the noise planned"
+            f"noise_stddev {entry.noise_stddev:g} is not the plan's {plan.value_noise_multiplier:g} * clip_norm "
+            f"{entry.clip_norm:g} = {planned:g}: add the noise planned"
         )
     if plan.is_private and entry.noise_id in history.noise_ids:
-        used = history.noise_ids[entry.noise_id]
-        yield f"noise {entry.noise_id!r} was used in round {used}: draw it afresh"
+        earlier = history.noise_ids[entry.noise_id]
+        yield f"noise_id {entry.noise_id!r} was used in round {earlier}: draw the noise of each round afresh"

@@ -1,4 +1,4 @@
-"""The privacy report: `build` makes it from a plan and its ledger, `of_releases` from the ledger of single releases."""
+"""Builds privacy reports: `build` from a plan and its ledger, `of_releases` from the ledger of single releases."""
 
 from privacy.report.report import SCHEMA_FILE, Report, build, of_releases
 

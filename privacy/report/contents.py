@@ -1,5 +1,6 @@
-"""The contents of a privacy report as one JSON-able dict, computed from plan and ledger; `privacy.report`
-renders it.
+"""Computes the contents of a privacy report from plan and ledger, as one JSON-able dict.
+
+`privacy.report.report` renders it as JSON, Markdown and HTML.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ RELATIONS = {
 }
 STATISTICS_SCHEMA = "fedspeak-statistics-report/1"
 RECORD_RELATIONS = {
-    "add-or-remove-one": "two data sets that differ by one record more or less",
-    "replace-one": "two data sets that differ by one record in place of another; their number is public",
+    "add-or-remove-one": "two data sets, one of which has one record more than the other",
+    "replace-one": "two data sets that differ by replacing one record by another; the number of records is public",
 }
 COMPOSITIONS = {
     "PLD": "one privacy loss distribution over all of them",
@@ -38,21 +39,22 @@ COMPOSITIONS = {
     "sum": "epsilons add up",
 }
 STATISTICS_NOT_COVERED = (
-    "Bounds, grids, classes and hyper-parameters must be public: chosen on the data, they cost ε that is not here.",
+    "Bounds, grids, classes and hyper-parameters must be public: to choose them on the data costs ε that is not "
+    "included here.",
     "Releases about the same records that are not in this ledger add to ε.",
-    "The time that a release takes, and noise that is named as not hardened above.",
+    "The time that a release takes, and floating-point attacks on noise that is called not hardened above.",
 )
 NOT_COVERED = (
     "Hyper-parameter search is not accounted for: each further run on the same clients costs ε of its own.",
-    "Losses on validation and test clients, and the number of these, are exact: what they tell is outside ε.",
-    "The figures hold against whoever sees every released model but neither the cohorts, the keys nor the "
-    "ledger, and who relies on the server to clip, to add the noise and to forget the updates.",
+    "Losses on validation and test clients, and the number of these clients, are exact: ε does not cover them.",
+    "ε holds against anyone who sees every released model but neither the cohorts, the keys nor the ledger. The server "
+    "is trusted to clip, to add the noise and to forget the updates.",
 )
 NOISE = {
     "floating-point": (
         "Noise is floating-point, not hardened: each value of fedspeak's aggregators is within 2^-20 (1 + R) standard "
-        "deviations of exact Gaussian noise (R: length of its pair), except with a probability that δ includes. That "
-        "distance, the rounding of sums to 32 bits, pseudo-random bits (Philox) and timing are not covered."
+        "deviations of exact Gaussian noise (R: L2 norm of its pair), except with a probability that δ includes. "
+        "That distance, the rounding of sums to 32 bits, pseudo-random bits (Philox) and timing are not covered."
     ),
     "exact": (
         "Updates, sums and noise are integers, hardened against floating-point attacks: rounded exact Gaussian noise, "
@@ -65,44 +67,51 @@ COUNT = (
 )
 OMITTED = (
     "cohort sizes and how many rounds were empty",
-    "participations a client, and how many different clients were seen",
+    "participations per client, and how many different clients were seen",
     "updates zeroed because they were not finite",
     "digest of the ledger, the ledger itself and the keys",
-    "training-side loss and accuracy, which are read without noise",
-    "the losses of models fitted to the training clients' text without noise (n-grams)",
+    "loss and accuracy on the training clients, computed without noise",
+    "losses of n-gram models, which are fitted to the training clients' text without noise",
 )
 
 
 def compose(plan: PrivacyPlan, ledger: Ledger, facts: Mapping[str, Any], *, release: bool) -> dict[str, Any]:
-    """Everything a report says. Figures are Python numbers; an infinite ε is None."""
+    """Returns the contents of the report of a run. An infinite ε is None.
+
+    Args:
+      plan: plan of the run.
+      ledger: ledger of the run.
+      facts: as for `privacy.report.build`.
+      release: True for the report for publication, without what only the operator may see.
+    """
     rounds = len(ledger.rounds)
     spent = accounting.epsilon(plan, rounds)
     data: dict[str, Any] = {
         "schema": SCHEMA,
         "release": release,
         "run": facts.get("run"),
-        "status": _status(plan, ledger),
-        "guarantee": _guarantee(plan, spent),
-        "planned": _planned(plan),
-        "happened": _happened(ledger),
-        "epsilon_by_round": _curve(plan, rounds),
-        "adaptive_clipping": _adaptive(plan, ledger, spent),
-        "what_if": _what_if(plan),
-        "public": _public(plan),
-        "warnings": _warnings(plan, ledger),
-        "not_covered": _not_covered(plan),
+        "status": _find_status(plan, ledger),
+        "guarantee": _describe_guarantee(plan, spent),
+        "planned": _describe_plan(plan),
+        "happened": _describe_rounds(ledger),
+        "epsilon_by_round": _compute_curve(plan, rounds),
+        "adaptive_clipping": _compute_clipping_cost(plan, ledger, spent),
+        "what_if": _compute_what_if(plan),
+        "public": _list_public(plan),
+        "warnings": _list_warnings(plan, ledger),
+        "not_covered": _list_not_covered(plan),
         "evaluation": facts.get("evaluation"),
         "versions": dict(facts.get("versions", {})),
         "ledger_version": ledger.version,
         "omitted": list(OMITTED) if release else [],
     }
     if not release:
-        data["operator"] = _operator(ledger, facts)
+        data["operator"] = _describe_operator_facts(ledger, facts)
     return data
 
 
 def of_releases(ledger: Releases) -> dict[str, Any]:
-    """Everything a report on single releases says."""
+    """Returns the contents of the report on single releases."""
     budget = ledger.budget
     return {
         "schema": STATISTICS_SCHEMA,
@@ -133,38 +142,38 @@ def of_releases(ledger: Releases) -> dict[str, Any]:
     }
 
 
-def _status(plan: PrivacyPlan, ledger: Ledger) -> str:
+def _find_status(plan: PrivacyPlan, ledger: Ledger) -> str:
     if not plan.is_private:
         return "not private"
     return "fixed key" if _has_fixed_key(ledger) else "private"
 
 
 def _has_fixed_key(ledger: Ledger) -> bool:
-    named = [entry.noise_id for entry in ledger.rounds] + [facts["noise_id"] for facts in ledger.streams.values()]
-    return any(name.startswith(FIXED_PREFIX) for name in named)
+    noise_ids = [entry.noise_id for entry in ledger.rounds] + [facts["noise_id"] for facts in ledger.streams.values()]
+    return any(name.startswith(FIXED_PREFIX) for name in noise_ids)
 
 
-def _public(plan: PrivacyPlan) -> list[str]:
-    """What was declared public."""
+def _list_public(plan: PrivacyPlan) -> list[str]:
+    """Returns what was declared public."""
     declared = [f"number of clients: {plan.population:,}"] if plan.population_declared else []
     return [*plan.public, *declared]
 
 
-def _not_covered(plan: PrivacyPlan) -> list[str]:
-    counted = isinstance(plan.sampling, Poisson) and not plan.population_declared
-    count = [COUNT.format(population=plan.population)] if counted else []
-    noise = [NOISE[plan.noise]] if plan.is_private else []
-    return [*count, *noise, *NOT_COVERED]
+def _list_not_covered(plan: PrivacyPlan) -> list[str]:
+    is_counted = isinstance(plan.sampling, Poisson) and not plan.population_declared
+    count_line = [COUNT.format(population=plan.population)] if is_counted else []
+    noise_line = [NOISE[plan.noise]] if plan.is_private else []
+    return [*count_line, *noise_line, *NOT_COVERED]
 
 
-def _guarantee(plan: PrivacyPlan, spent: Epsilon) -> dict[str, Any]:
+def _describe_guarantee(plan: PrivacyPlan, spent: Epsilon) -> dict[str, Any]:
     return {
         "unit": plan.unit,
         "relation": spent.relation,
         "relation_in_words": RELATIONS[spent.relation],
-        "epsilon": _finite(spent.value),
-        "epsilon_pld": None if spent.pld is None else _finite(spent.pld),
-        "epsilon_rdp": _finite(spent.rdp),
+        "epsilon": _finite_or_none(spent.value),
+        "epsilon_pld": None if spent.pld is None else _finite_or_none(spent.pld),
+        "epsilon_rdp": _finite_or_none(spent.rdp),
         "rdp_order": spent.rdp_order,
         "figure": spent.accountant,
         "delta": spent.delta,
@@ -174,8 +183,8 @@ def _guarantee(plan: PrivacyPlan, spent: Epsilon) -> dict[str, Any]:
     }
 
 
-def _planned(plan: PrivacyPlan) -> dict[str, Any]:
-    promised = accounting.epsilon(plan)
+def _describe_plan(plan: PrivacyPlan) -> dict[str, Any]:
+    whole = accounting.epsilon(plan)
     return {
         **{
             name: value for name, value in plan.to_dict().items() if name not in ("unit", "relation", "delta", "public")
@@ -186,11 +195,11 @@ def _planned(plan: PrivacyPlan) -> dict[str, Any]:
         "value_noise_multiplier": plan.value_noise_multiplier,
         "count_stddev": plan.count_stddev,
         "metric_noise_multiplier": plan.metric_noise_multiplier,
-        "epsilon": _finite(promised.value),
+        "epsilon": _finite_or_none(whole.value),
     }
 
 
-def _happened(ledger: Ledger) -> dict[str, Any]:
+def _describe_rounds(ledger: Ledger) -> dict[str, Any]:
     clips = [entry.clip_norm for entry in ledger.rounds if entry.clip_norm is not None]
     multipliers = [entry.noise_stddev / entry.clip_norm for entry in ledger.rounds if entry.clip_norm is not None]
     return {
@@ -201,7 +210,7 @@ def _happened(ledger: Ledger) -> dict[str, Any]:
     }
 
 
-def _operator(ledger: Ledger, facts: Mapping[str, Any]) -> dict[str, Any]:
+def _describe_operator_facts(ledger: Ledger, facts: Mapping[str, Any]) -> dict[str, Any]:
     counts = collections.Counter(ledger.participations().values())
     if not ledger.plan.any_population:
         counts[0] = ledger.plan.population - sum(counts.values())
@@ -217,17 +226,20 @@ def _operator(ledger: Ledger, facts: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _curve(plan: PrivacyPlan, rounds: int) -> list[list[float]]:
-    """[round count, ε] at no more than CURVE_POINTS places; empty where ε is infinite."""
+def _compute_curve(plan: PrivacyPlan, rounds: int) -> list[list[float]]:
+    """Returns pairs [number of rounds, ε], at most CURVE_POINTS of them; none where ε is infinite."""
     if not plan.is_private or rounds == 0:
         return []
-    places = sorted({round(1 + i * (rounds - 1) / (CURVE_POINTS - 1)) for i in range(CURVE_POINTS)})
-    values = accounting.epsilon_curve(plan, places)
-    return [[place, float(value)] for place, value in zip(places, values, strict=True) if math.isfinite(value)]
+    counts = sorted({round(1 + i * (rounds - 1) / (CURVE_POINTS - 1)) for i in range(CURVE_POINTS)})
+    values = accounting.epsilon_curve(plan, counts)
+    return [[count, float(value)] for count, value in zip(counts, values, strict=True) if math.isfinite(value)]
 
 
-def _adaptive(plan: PrivacyPlan, ledger: Ledger, spent: Epsilon) -> dict[str, Any] | None:
-    """What learning the clip norm cost: the same noise on all else with a fixed clip would have spent less."""
+def _compute_clipping_cost(plan: PrivacyPlan, ledger: Ledger, spent: Epsilon) -> dict[str, Any] | None:
+    """Returns what learning the clip norm cost; None with a fixed one.
+
+    The comparison is a run with a fixed clip norm and the same noise on everything else, which would have spent less.
+    """
     if not isinstance(plan.clip, AdaptiveClip):
         return None
     rest = (plan.noise_multiplier**-2 - (2 * plan.count_stddev) ** -2) ** -0.5 if plan.is_private else 0.0
@@ -237,17 +249,17 @@ def _adaptive(plan: PrivacyPlan, ledger: Ledger, spent: Epsilon) -> dict[str, An
         "noise_multiplier": plan.noise_multiplier,
         "value_noise_multiplier": plan.value_noise_multiplier,
         "count_stddev": plan.count_stddev,
-        "epsilon_with": _finite(spent.value),
-        "epsilon_without": _finite(without.value),
+        "epsilon_with": _finite_or_none(spent.value),
+        "epsilon_without": _finite_or_none(without.value),
         "clip_by_round": [entry.clip_norm for entry in ledger.rounds],
     }
 
 
-def _what_if(plan: PrivacyPlan) -> list[dict[str, Any]]:
-    """Hypothetical runs with the same noise on each coordinate of the mean, z C / cohort, at other scales.
+def _compute_what_if(plan: PrivacyPlan) -> list[dict[str, Any]]:
+    """Returns hypothetical runs at other scales, with the same noise z C / cohort on each coordinate of the mean.
 
-    The noise multiplier then grows with the cohort, as in McMahan et al. 2018 (arXiv:1710.06963) and
-    Kairouz et al. 2021 (arXiv:2103.00039), who train small cohorts and report what large ones would cost.
+    The noise multiplier then grows with the cohort, as in McMahan et al. 2018 (arXiv:1710.06963) and Kairouz et al.
+    2021 (arXiv:2103.00039), who train small cohorts and report what large ones would cost.
     """
     if not plan.is_private:
         return []
@@ -258,7 +270,7 @@ def _what_if(plan: PrivacyPlan) -> list[dict[str, Any]]:
             if population <= plan.population or not 1 <= cohort <= population / 10:
                 continue
             z, delta = plan.noise_multiplier * factor, population**-1.1
-            sampling = _rescaled(plan.sampling, cohort, population)
+            sampling = _rescale(plan.sampling, cohort, population)
             eps = composition.least_epsilon(sampling, population, z, plan.rounds, delta, loss_grid.COARSE)
             rows.append(
                 {
@@ -266,13 +278,13 @@ def _what_if(plan: PrivacyPlan) -> list[dict[str, Any]]:
                     "cohort": cohort,
                     "noise_multiplier": z,
                     "delta": delta,
-                    "epsilon": _finite(eps),
+                    "epsilon": _finite_or_none(eps),
                 }
             )
     return rows
 
 
-def _rescaled(sampling: Sampling, cohort: float, population: int) -> Sampling:
+def _rescale(sampling: Sampling, cohort: float, population: int) -> Sampling:
     match sampling:
         case Poisson():
             return Poisson(cohort / population)
@@ -282,33 +294,39 @@ def _rescaled(sampling: Sampling, cohort: float, population: int) -> Sampling:
             return Cyclic(max(1, int(population / cohort)))
 
 
-def _warnings(plan: PrivacyPlan, ledger: Ledger) -> list[str]:
-    found = []
+def _list_warnings(plan: PrivacyPlan, ledger: Ledger) -> list[str]:
+    warnings = []
     if not plan.is_private:
-        found.append("NOT PRIVATE: no noise was added, the released model may give away any client's text.")
+        warnings.append("NOT PRIVATE: no noise was added, the released model may reveal any client's text.")
     if _has_fixed_key(ledger):
-        found.append(
-            "The key is fixed: whoever knows it can redraw the noise and the cohorts, so ε does not hold. "
+        warnings.append(
+            "The key is fixed: whoever knows it can compute the noise and the cohorts, so ε does not hold. "
             "Fixed keys are for tests."
         )
     if plan.target_delta > 1 / plan.population:
-        found.append("δ is above 1 / population: a mechanism that gives one client away would satisfy it.")
+        warnings.append(
+            "δ is above 1 / population: a mechanism that publishes the text of one random client would satisfy it."
+        )
     if len(ledger.rounds) < plan.rounds:
-        found.append(f"The run stands at round {len(ledger.rounds)} of {plan.rounds}: ε is what was spent so far.")
+        warnings.append(f"The run has done {len(ledger.rounds)} of {plan.rounds} rounds: ε is what was spent so far.")
     if isinstance(plan.sampling, Poisson) and not _looks_poisson(plan, ledger):
-        found.append("The cohort sizes do not look like Poisson sampling: if they are not, ε does not hold.")
+        warnings.append(
+            "The cohort sizes do not look like Poisson sampling: if cohorts were drawn otherwise, ε does not hold."
+        )
     for name in ledger.streams:
-        found.append(f"The ledger gave out noise for another release, {name!r}: ε does not include it.")
+        warnings.append(f"The ledger issued noise for another release, {name!r}: ε does not include that release.")
     if not plan.public:
-        found.append("Nothing was declared public: a vocabulary or warm start from clients' text would cost privacy.")
-    return found
+        warnings.append(
+            "Nothing was declared public: a vocabulary or warm start learned from clients' text costs privacy."
+        )
+    return warnings
 
 
 def _looks_poisson(plan: PrivacyPlan, ledger: Ledger) -> bool:
-    """False where sizes would arise under Poisson sampling with probability below about 1e-6.
+    """Returns False if the cohort sizes would arise under Poisson sampling with probability below about 1e-6.
 
-    Two signs: a total far from rounds * N * q, and sizes far too equal over 30 rounds or more (a fixed-size
-    loop).
+    There are two signs: a total far from rounds * N * q, and sizes that are far too equal over 30 rounds or more, as
+    in a loop with cohorts of fixed size.
     """
     from scipy.stats import binom
 
@@ -317,7 +335,7 @@ def _looks_poisson(plan: PrivacyPlan, ledger: Ledger) -> bool:
     total, trials = sum(sizes), len(sizes) * plan.population
     mean = plan.expected_cohort
     if plan.any_population:
-        mean = total / max(len(sizes), 1)  # how many clients there are is not known here
+        mean = total / max(len(sizes), 1)  # the number of clients is not known here
     elif min(binom.cdf(total, trials, rate), binom.sf(total - 1, trials, rate)) < 5e-7:
         return False
     variance = mean * (1 - rate)
@@ -325,5 +343,5 @@ def _looks_poisson(plan: PrivacyPlan, ledger: Ledger) -> bool:
     return not (len(sizes) >= 30 and variance >= 1 and spread < 0.15 * variance)
 
 
-def _finite(value: float) -> float | None:
+def _finite_or_none(value: float) -> float | None:
     return value if math.isfinite(value) else None

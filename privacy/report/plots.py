@@ -1,5 +1,6 @@
-"""The report's plots as inline SVG: no colour scheme of their own, so that they read on a light and a dark
-page.
+"""Draws the plots of a report as inline SVG.
+
+Their colours are readable on a light and on a dark page.
 """
 
 from __future__ import annotations
@@ -14,45 +15,52 @@ ACCENT = "#2f7de1"
 
 
 def draw(data: dict[str, Any]) -> dict[str, str]:
-    """SVG by name for whatever `data` (see `privacy.report.contents`) holds: epsilon, clip, participations,
-    cohorts.
+    """Returns SVG by name, for the plots that `data` has values for.
+
+    Args:
+      data: contents of a report of a run (`privacy.report.contents`).
+
+    Returns:
+      Some of the plots "epsilon", "clip", "participations" and "cohorts".
     """
     plots = {}
     if len(data["epsilon_by_round"]) > 1:
         rounds, eps = zip(*data["epsilon_by_round"], strict=True)
-        plots["epsilon"] = _svg(
-            lambda axes: axes.plot(rounds, eps, color=ACCENT, linewidth=2), "rounds released", "ε", zero=True
+        plots["epsilon"] = _render_svg(
+            lambda axes: axes.plot(rounds, eps, color=ACCENT, linewidth=2), "rounds released", "ε", from_zero=True
         )
     adaptive = data["adaptive_clipping"]
     if adaptive and len(adaptive["clip_by_round"]) > 1:
-        path = adaptive["clip_by_round"]
-        plots["clip"] = _svg(
-            lambda axes: axes.plot(range(len(path)), path, color=ACCENT, linewidth=2),
+        norms = adaptive["clip_by_round"]
+        plots["clip"] = _render_svg(
+            lambda axes: axes.plot(range(len(norms)), norms, color=ACCENT, linewidth=2),
             "round",
             "clip norm",
-            zero=True,
+            from_zero=True,
         )
     operator = data.get("operator")
     if operator:
         counts = {int(count): clients for count, clients in operator["participations"].items()}
-        plots["participations"] = _svg(
+        plots["participations"] = _render_svg(
             lambda axes: axes.bar(counts.keys(), counts.values(), color=ACCENT, width=0.85),
             "rounds a client took part in",
             "clients",
-            whole=True,
+            integers=True,
         )
         sizes = operator["cohort_sizes"]
         if len(sizes) > 1:
 
-            def cohorts(axes: Any) -> None:
+            def draw_cohorts(axes: Any) -> None:
                 axes.scatter(range(len(sizes)), sizes, color=ACCENT, s=12)
                 axes.axhline(data["planned"]["expected_cohort"], color=INK, linestyle="--", linewidth=1)
 
-            plots["cohorts"] = _svg(cohorts, "round", "clients (dashes: expected)", zero=True)
+            plots["cohorts"] = _render_svg(draw_cohorts, "round", "clients (dashes: expected)", from_zero=True)
     return plots
 
 
-def _svg(paint: Callable[[Any], Any], across: str, up: str, *, zero: bool = False, whole: bool = False) -> str:
+def _render_svg(
+    draw_axes: Callable[[Any], Any], x_label: str, y_label: str, *, from_zero: bool = False, integers: bool = False
+) -> str:
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -73,16 +81,16 @@ def _svg(paint: Callable[[Any], Any], across: str, up: str, *, zero: bool = Fals
         figure = Figure(figsize=(5.2, 2.7), layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.subplots()
-        paint(axes)
-        axes.set_xlabel(across)
-        axes.set_ylabel(up)
+        draw_axes(axes)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color=INK, alpha=0.25, linewidth=0.6)
         axes.set_axisbelow(True)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
-        if whole:
+        if integers:
             axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-        if zero:
+        if from_zero:
             axes.set_ylim(bottom=0)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})

@@ -1,8 +1,8 @@
-"""The privacy report: what was promised, what happened and what it cost, computed from the ledger.
+"""The privacy report: what was planned, what happened and what it cost, computed from the ledger.
 
-Two variants. The operator's names cohort sizes, participations and rejected updates. The one for release
-leaves out all that is only safe with the operator, because amplification by sampling holds only while
-cohorts are secret, and lists what it leaves out. Neither holds a client id or a key.
+A run has two reports. The operator's contains cohort sizes, participations and the number of updates that were not
+finite. The one for publication leaves out everything that only the operator may see, because amplification by sampling
+holds only while cohorts are secret, and lists what it leaves out. Neither contains a client id or a key.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from privacy.accounting.guarantee import format_epsilon
 from privacy.budget import Releases
 from privacy.ledger import Ledger
 from privacy.plan import PrivacyPlan
-from privacy.report import contents as statement
+from privacy.report import contents
 
 _TEMPLATES = pathlib.Path(__file__).parent / "templates"
 SCHEMA_FILE = _TEMPLATES / "report.schema.json"
@@ -27,11 +27,11 @@ SCHEMA_FILE = _TEMPLATES / "report.schema.json"
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """A report's contents and its three forms.
+    """The contents of a report, with methods that render them in three formats.
 
     Attributes:
-      data: JSON-able contents; `privacy/templates/report.schema.json` describes those of a run.
-      template: name of the templates, "report" or "statistics".
+      data: JSON-able contents; `SCHEMA_FILE` describes those of a run.
+      template: name of the templates, "report" for a run or "statistics" for single releases.
     """
 
     data: dict[str, Any]
@@ -39,33 +39,34 @@ class Report:
 
     @property
     def is_for_publication(self) -> bool:
-        """Whether everybody may read it; the report of a run for its operator is the one that nobody else may."""
+        """Returns whether everybody may read the report; only the operator's report of a run is not for publication."""
         return self.template == "statistics" or bool(self.data["release"])
 
     def to_json(self) -> str:
-        """JSON, indented; an infinite ε is null."""
+        """Returns the report as indented JSON; an infinite ε is null."""
         return json.dumps(self.data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
     def to_markdown(self) -> str:
-        """Markdown with tables and no plots."""
-        text = _environment(html=False).get_template(f"{self.template}.md.jinja").render(self.data)
+        """Returns the report as Markdown, with tables and without plots."""
+        text = _make_environment(html=False).get_template(f"{self.template}.md.jinja").render(self.data)
         return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
     def to_html(self) -> str:
-        """One HTML page with its style and plots inside: no script, no request."""
+        """Returns the report as one HTML page with its style and plots inside, without scripts or requests."""
         from markupsafe import Markup
 
-        drawn = {}
+        images = {}
         if self.template == "report":
             from privacy.report import plots
 
-            drawn = {name: Markup(svg) for name, svg in plots.draw(self.data).items()}
-        return _environment(html=True).get_template(f"{self.template}.html.jinja").render(self.data, plots=drawn)
+            images = {name: Markup(svg) for name, svg in plots.draw(self.data).items()}
+        return _make_environment(html=True).get_template(f"{self.template}.html.jinja").render(self.data, plots=images)
 
     def write(self, folder: str | pathlib.Path, stem: str = "report") -> list[pathlib.Path]:
-        """Writes `stem`.html, .md and .json into `folder` (made if missing), each whole or not at all; returns them.
+        """Writes `stem`.html, .md and .json into `folder`, each whole or not at all, and returns their paths.
 
-        An operator's report has mode 0600; the mode of one that is for publication follows the umask.
+        The folder is made if it does not exist. The operator's report has mode 0600; the mode of a report for
+        publication follows the umask.
         """
         folder = pathlib.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -83,37 +84,37 @@ class Report:
 
 
 def build(plan: PrivacyPlan, ledger: Ledger, facts: Mapping[str, Any], release: bool = False) -> Report:
-    """The report of a run.
+    """Returns the report of a run.
 
     Args:
-      plan: the run's plan; must be the one in the ledger's header.
-      ledger: what happened, open or read.
-      facts: what the ledger cannot know; all optional:
-        run: str, the run's name.
-        non_finite: int, updates zeroed; the operator's. Without it the ledger's `non_finite` facts are
-          summed.
-        evaluation: {"clients": int, "rows": [{"name", "nats": {"estimate", "low", "high"}, "bits", "gain":
-          same or None}]}, losses on clients who are in no training cohort.
+      plan: plan of the run; must be the one in the ledger's header.
+      ledger: ledger of the run, open or read.
+      facts: what the ledger does not know, all optional:
+        run: str, name of the run.
+        non_finite: int, number of updates zeroed because they were not finite, for the operator. By default the
+          `non_finite` facts in the ledger are summed.
+        evaluation: {"clients": int, "rows": [{"name", "nats": {"estimate", "low", "high"}, "bits", "gain": same or
+          None}]}, losses on clients who are in no training cohort; nats and gain per token, bits per character.
         versions: dict of package versions.
-      release: leave out what is only safe with the operator.
+      release: True for the report for publication, which leaves out what only the operator may see.
 
     Raises:
       ValueError: the plan differs from the ledger's.
     """
     if plan != ledger.plan:
-        raise ValueError(f"the plan is not the one in ledger {ledger.path}: report on ledger.plan")
-    return Report(statement.compose(plan, ledger, facts, release=release))
+        raise ValueError(f"the plan is not the one in ledger {ledger.path}: give ledger.plan")
+    return Report(contents.compose(plan, ledger, facts, release=release))
 
 
 def of_releases(ledger: Releases) -> Report:
-    """The report on single releases, from the ledger of their `privacy.budget.Budget`, open or read.
+    """Returns the report on single releases, from the ledger of their `privacy.budget.Budget`, open or read.
 
-    Everything in it may be released: it names mechanisms and costs, and no result.
+    All of it may be published: it contains mechanisms and costs, and no result.
     """
-    return Report(statement.of_releases(ledger), "statistics")
+    return Report(contents.of_releases(ledger), "statistics")
 
 
-def _environment(*, html: bool) -> Any:
+def _make_environment(*, html: bool) -> Any:
     import jinja2
 
     environment = jinja2.Environment(
@@ -124,28 +125,28 @@ def _environment(*, html: bool) -> Any:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters |= {
-        "eps": _eps,
-        "num": _num,
-        "md": _markdown,
-        "delta": _delta,
+        "eps": _format_epsilon,
+        "num": _format_number,
+        "md": _escape_markdown,
+        "delta": _format_delta,
         "count": lambda value: f"{value:,.10g}",
     }
     return environment
 
 
-def _eps(value: float | None) -> str:
+def _format_epsilon(value: float | None) -> str:
     return "∞" if value is None else format_epsilon(value)
 
 
-def _delta(value: float) -> str:
+def _format_delta(value: float) -> str:
     mantissa, exponent = f"{value:.1e}".split("e")
     return f"{mantissa} · 10{str(int(exponent)).translate(str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹'))}"
 
 
-def _num(value: float | None) -> str:
+def _format_number(value: float | None) -> str:
     return "none" if value is None else f"{value:.4g}"
 
 
-def _markdown(value: object) -> str:
-    """Text that Markdown shows as it is, on one line."""
+def _escape_markdown(value: object) -> str:
+    """Returns text that Markdown shows as it is, on one line."""
     return re.sub(r"([\\`*_{}\[\]<>|#])", r"\\\1", " ".join(str(value).split()))

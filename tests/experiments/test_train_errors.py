@@ -122,7 +122,7 @@ def test_resume_refuses_changed_config(folder, whole, refuse):
         ("privacy.clip_norm=0", "privacy.clip_norm = 0: must be a positive number"),
         ("privacy.clip_norm=-1", "privacy.clip_norm = -1: must be a positive number"),
         ("privacy.noise_multiplier=-1", "privacy.noise_multiplier = -1: must be"),
-        ("privacy.noise_multiplier=1e30", "noise multiplier must lie in [1e-6, 1e8]"),
+        ("privacy.noise_multiplier=1e30", "noise_multiplier must lie in [1e-6, 1e8]"),
         ("privacy.delta=1", "privacy.delta = 1: must be"),
         ("privacy.epsilon=2", "privacy.epsilon and privacy.noise_multiplier are both set"),
         ("server.weighting=examples", "use \"uniform\""),

@@ -154,7 +154,7 @@ def test_exact_mean_refuses_unsuitable_plans():
         ExactDPMean(plan(clip=AdaptiveClip(1.0, count_stddev=1e7)))
     with pytest.raises(ValueError, match="clip norm 1e-37 is too small for exact noise: take at least 1e-30"):
         ExactDPMean(plan(clip=FixedClip(1e-37)))
-    with pytest.raises(ValueError, match="noise is 'exact' and the noise multiplier is 0"):
+    with pytest.raises(ValueError, match="noise is 'exact' but noise_multiplier is 0"):
         plan(0.0)
     with pytest.raises(ValueError, match="noise is 'hard': give one of 'floating-point', 'exact'"):
         plan(kind="hard")

@@ -8,43 +8,43 @@ from privacy.linear.features import centre_of_ball
 from privacy.noise.randomness import SecureRandomness
 
 
-def one_by_one():
+def generate_values():
     yield 1.0
 
 
 class Dataset:
-    """Is read as a `tf.data.Dataset` is."""
+    """An object that can only be iterated, as a `tf.data.Dataset`."""
 
     def __iter__(self):
-        return one_by_one()
+        return generate_values()
 
 
 @pytest.mark.parametrize(
-    "values", [one_by_one(), Dataset(), {1.0, 2.0}, {"a": 1.0}, {"a": 1.0}.values(), map(float, [1])]
+    "values", [generate_values(), Dataset(), {1.0, 2.0}, {"a": 1.0}, {"a": 1.0}.values(), map(float, [1])]
 )
 @pytest.mark.parametrize("call", [dp_mean, dp_quantile])
-def test_what_is_no_array_is_refused_with_the_way_to_make_one(call, values):
+def test_private_statistics_refuse_iterables_and_say_how_to_make_an_array(call, values):
     arguments = {"quantile": 0.5, "resolution": 1.0} if call is dp_quantile else {}
     with pytest.raises(
-        ValueError, match=r"^values has type \w+, which is no array: .* np.array\(list\(values\)\)"
+        ValueError, match=r"^values has type \w+, which is not an array: .* np.array\(list\(values\)\)"
     ) as caught:
         call(values, lower=0, upper=5, epsilon=1.0, **arguments)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("values", [[1, 2], (1, 2), range(1, 3), np.array([1, 2])])
-def test_arrays_and_sequences_are_taken(values):
+def test_as_floats_accepts_arrays_and_sequences(values):
     assert as_floats("values", values).tolist() == [1.0, 2.0]
 
 
 @pytest.mark.parametrize("name", ["features", "labels"])
-def test_linear_training_refuses_what_is_no_array(name):
-    given = {"features": np.ones((2, 2)), "labels": np.array([0, 1]), name: one_by_one()}
+def test_linear_dpsgd_refuses_generators(name):
+    arguments = {"features": np.ones((2, 2)), "labels": np.array([0, 1]), name: generate_values()}
     training = LinearDPSGD(1, 1.0, 2.0, 1.0, 0.0, 0.5)
-    with pytest.raises(ValueError, match=f"^{name} has type generator, which is no array"):
-        training.train(given["features"], given["labels"], 2, np.random.default_rng(0))
+    with pytest.raises(ValueError, match=f"^{name} has type generator, which is not an array"):
+        training.train(arguments["features"], arguments["labels"], 2, np.random.default_rng(0))
 
 
-def test_private_features_refuse_what_is_no_array():
-    with pytest.raises(ValueError, match="^features has type generator, which is no array"):
-        centre_of_ball(one_by_one(), 1.0, 1.0, SecureRandomness())
+def test_centre_of_ball_refuses_generators():
+    with pytest.raises(ValueError, match="^features has type generator, which is not an array"):
+        centre_of_ball(generate_values(), 1.0, 1.0, SecureRandomness())

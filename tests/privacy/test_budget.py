@@ -1,4 +1,4 @@
-"""A budget and its ledger: nothing is given out that is not written down first, and nothing beyond the budget."""
+"""Tests of budgets: every release is recorded before its noise is drawn, and none exceeds the budget."""
 
 import copy
 import html
@@ -34,7 +34,7 @@ def guarantee(**changes) -> Guarantee:
     return Guarantee(**(fields | changes))
 
 
-def test_every_function_writes_down_its_release(tmp_path):
+def test_every_private_function_records_its_release(tmp_path):
     path = tmp_path / "ledger.jsonl"
     vectors = np.random.default_rng(0).normal(size=(200, 3))
     with Releases.open(path, Budget(8.0, 1e-5)) as ledger:
@@ -54,63 +54,67 @@ def test_every_function_writes_down_its_release(tmp_path):
     assert oct(path.stat().st_mode)[-3:] == "600"
 
 
-def test_it_is_on_the_disk_before_noise_is_drawn(tmp_path, monkeypatch):
+def test_release_is_on_disk_before_noise_is_drawn(tmp_path, monkeypatch):
     path = tmp_path / "ledger.jsonl"
     lines = []
 
-    def drawn(*arguments):
+    def interrupt(*arguments):
         lines.append(len(path.read_bytes().splitlines()))
         raise KeyboardInterrupt
 
     for name in ("hourglass", "gaussian", "uniform"):
-        monkeypatch.setattr(exact, name, drawn)
+        monkeypatch.setattr(exact, name, interrupt)
     x = np.ones((20, 2))
-    acts = [
+    releases = [
         lambda ledger: dp_mean(AGES, 0, 100, 0.1, ledger=ledger),
         lambda ledger: dp_quantile(AGES, 0.5, 0, 100, 1, 0.1, ledger=ledger),
         lambda ledger: mean_in_ball(x, 1.0, 0.1, 1e-6, ledger=ledger),
         lambda ledger: DPLinearClassifier(0.1, classes=(0, 1)).fit(x, np.arange(20) % 2, ledger=ledger),
     ]
     with Releases.open(path, Budget(2.0, 1e-5)) as ledger:
-        for act in acts:
+        for release in releases:
             with pytest.raises(KeyboardInterrupt):
-                act(ledger)
+                release(ledger)
     assert lines == [2, 3, 4, 5]  # the header and one more each time
     assert len(Releases.read(path).releases) == 4
 
 
-def test_what_passes_the_budget_is_refused_and_nothing_is_drawn(tmp_path, monkeypatch):
+def test_release_above_budget_is_refused_before_noise_is_drawn(tmp_path, monkeypatch):
     path = tmp_path / "ledger.jsonl"
     with Releases.open(path, Budget(1.0)) as ledger:
         dp_mean(AGES, 0, 100, 0.7, ledger=ledger)
         before = path.read_bytes()
         monkeypatch.setattr(exact, "hourglass", lambda *_: pytest.fail("noise was drawn"))
-        with pytest.raises(ValueError, match=r"epsilon would be 1.2, above 1 \(0.7 is spent\): release less"):
+        with pytest.raises(
+            ValueError, match=r"epsilon would be 1.2, above the budget of 1 \(0.7 is spent\): release less"
+        ):
             dp_mean(AGES, 0, 100, 0.5, ledger=ledger)
-        with pytest.raises(ValueError, match="relation replace-one: the budget is of add-or-remove-one"):
+        with pytest.raises(ValueError, match="release has relation 'replace-one', the budget 'add-or-remove-one'"):
             dp_mean(AGES, 0, 100, 0.1, relation="replace-one", ledger=ledger)
-        with pytest.raises(ValueError, match="release at delta 1e-06: the budget's is 0, use a pure mechanism"):
+        with pytest.raises(
+            ValueError, match="release has delta 1e-06, the budget has 0: use a mechanism of pure epsilon"
+        ):
             dp_mean(AGES, 0, 100, 0.1, "gaussian", delta=1e-6, ledger=ledger)
         assert path.read_bytes() == before
         monkeypatch.undo()
-        dp_mean(AGES, 0, 100, 0.3, ledger=ledger)  # exactly the rest
+        dp_mean(AGES, 0, 100, 0.3, ledger=ledger)  # exactly what is left
     with pytest.raises(ValueError, match="is closed: record inside its `with` block"):
         ledger.record(guarantee(costs=(Pure(1e-12),)))
 
 
-def test_a_release_that_cannot_be_is_not_paid_for(tmp_path):
+def test_impossible_release_is_not_recorded(tmp_path):
     with Releases.open(tmp_path / "ledger.jsonl", Budget(1.0, 1e-6)) as ledger:
-        with pytest.raises(ValueError, match="noise multiplier"):
+        with pytest.raises(ValueError, match="noise.multiplier .* is too large"):
             mean_in_ball(np.ones((3, 2)), 1.0, 1e-8, 1e-12, ledger=ledger)
         with pytest.raises(ValueError, match="more noise than the grid holds"):
             dp_mean(AGES, 0, 100, 1e-6, "gaussian", delta=1e-300, ledger=ledger)
         assert ledger.releases == []
-    with pytest.raises(ValueError, match="has no accounting with Poisson samples"):
+    with pytest.raises(ValueError, match="has no accounting under Poisson sampling"):
         guarantee(costs=(Gaussian(1.0, 100, 0.01),), relation="replace-one")
 
 
 @pytest.mark.parametrize("kind", [np.float16, np.float32, np.int64, np.uint8, Fraction])
-def test_numbers_of_any_kind(tmp_path, kind):
+def test_numbers_of_any_type_are_recorded(tmp_path, kind):
     single: Any = np.float32
     path = tmp_path / "ledger.jsonl"
     with Releases.open(path, Budget(kind(3), single(1e-6))) as ledger:
@@ -127,7 +131,7 @@ def test_numbers_of_any_kind(tmp_path, kind):
     )
 
 
-def test_threads_take_turns(tmp_path):
+def test_concurrent_threads_keep_budget(tmp_path):
     path = tmp_path / "ledger.jsonl"
     with Releases.open(path, Budget(1.0)) as ledger:
         start, released = threading.Barrier(8), []
@@ -138,7 +142,7 @@ def test_threads_take_turns(tmp_path):
                 try:
                     released.append(dp_mean(AGES, 0, 100, 0.05, ledger=ledger))
                 except ValueError as error:
-                    assert "above 1" in str(error)
+                    assert "above the budget of 1" in str(error)
 
         threads = [threading.Thread(target=release) for _ in range(8)]
         for thread in threads:
@@ -148,7 +152,7 @@ def test_threads_take_turns(tmp_path):
     assert len(released) == len(Releases.read(path).releases) == 20
 
 
-def test_a_fork_and_a_copy_write_nothing(tmp_path):
+def test_forked_process_and_copy_cannot_record(tmp_path):
     path = tmp_path / "ledger.jsonl"
     with Releases.open(path, Budget(1.0)) as ledger:
         before = path.read_bytes()
@@ -156,7 +160,7 @@ def test_a_fork_and_a_copy_write_nothing(tmp_path):
             try:
                 ledger.record(guarantee())
             except ValueError as error:
-                os._exit(42 if "was opened by another process: record there" in str(error) else 1)
+                os._exit(42 if "was opened by another process: record in that one" in str(error) else 1)
             os._exit(0)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 42
         ways: list[Any] = [copy.copy, copy.deepcopy, pickle.dumps]
@@ -168,7 +172,7 @@ def test_a_fork_and_a_copy_write_nothing(tmp_path):
         assert path.read_bytes() == before
 
 
-def test_a_budget_goes_on_in_another_process(tmp_path):
+def test_reopened_ledger_continues_budget(tmp_path):
     path = tmp_path / "ledger.jsonl"
     with Releases.open(path, Budget(1.0)) as ledger:
         ledger.record(guarantee())
@@ -180,43 +184,43 @@ def test_a_budget_goes_on_in_another_process(tmp_path):
     with Releases.open(path, Budget(1.0)) as ledger:
         assert ledger.spent == 0.5
         ledger.record(guarantee())
-        with pytest.raises(ValueError, match="above 1"):
+        with pytest.raises(ValueError, match="above the budget of 1"):
             ledger.record(guarantee())
     with pytest.raises(ValueError, match="begun under another budget"), Releases.open(path, Budget(2.0)):
         pytest.fail("another budget")
 
 
-def test_all_releases_share_one_loss_distribution(tmp_path):
+def test_spent_composes_all_releases_in_one_loss_distribution(tmp_path):
     with Releases.open(tmp_path / "ledger.jsonl", Budget(10.0, 1e-5)) as ledger:
         for _ in range(100):
             ledger.record(guarantee(costs=(Gaussian(10.0),), delta=1e-5))
         assert ledger.spent == pytest.approx(4.3771781, rel=1e-6)
 
 
-def test_a_release_of_a_budget_is_one_convolution_and_a_refused_one_leaves_no_trace(tmp_path, monkeypatch):
+def test_record_takes_one_convolution_and_refused_release_leaves_no_trace(tmp_path, monkeypatch):
     from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 
-    plain, convolutions = PrivacyLossDistribution.compose, []
+    real_compose, convolutions = PrivacyLossDistribution.compose, []
 
-    def compose(*both):
-        convolutions.append(both)
-        return plain(*both)
+    def compose(*arguments):
+        convolutions.append(arguments)
+        return real_compose(*arguments)
 
     monkeypatch.setattr(PrivacyLossDistribution, "compose", compose)
     with Releases.open(tmp_path / "ledger.jsonl", Budget(1.0, 1e-5)) as ledger:
         for number in range(10):
             ledger.record(guarantee(costs=(Gaussian(50.0 + number), Pure(1e-3)), delta=1e-5))
-        assert len(convolutions) <= 3 * 20  # composed anew for each release they were 100
+        assert len(convolutions) <= 3 * 20  # composing all anew for each release would take 100
         spent = ledger.spent
-        with pytest.raises(ValueError, match="above 1"):
+        with pytest.raises(ValueError, match="above the budget of 1"):
             ledger.record(guarantee(costs=(Pure(3.0),)))
         assert ledger.spent == spent and ledger.accountant == "PLD"
     again = Releases.read(tmp_path / "ledger.jsonl")
     assert again.spent == pytest.approx(spent, rel=1e-4)
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "replace-one", "foreign"])
-def test_a_damaged_ledger_is_named(tmp_path, damage):
+@pytest.mark.parametrize("damage", ["flip", "cut", "swap", "foreign"])
+def test_read_names_damaged_line(tmp_path, damage):
     path = tmp_path / "ledger.jsonl"
     with Releases.open(path, Budget(9.0)) as ledger:
         for _ in range(3):
@@ -227,7 +231,7 @@ def test_a_damaged_ledger_is_named(tmp_path, damage):
             lines[2] = lines[2].replace(b"0.5", b"0.1")
         case "cut":
             del lines[1]
-        case "replace-one":
+        case "swap":
             lines[1], lines[2] = lines[2], lines[1]
         case "foreign":
             lines = [b'{"kind": "header"}\n']
@@ -236,7 +240,7 @@ def test_a_damaged_ledger_is_named(tmp_path, damage):
         Releases.read(path)
 
 
-def test_an_unfinished_line_is_dropped_and_a_runs_ledger_is_refused(tmp_path):
+def test_unfinished_line_is_dropped_and_ledger_of_a_run_is_refused(tmp_path):
     path = tmp_path / "ledger.jsonl"
     with Releases.open(path, Budget(9.0)) as ledger:
         ledger.record(guarantee())
@@ -255,30 +259,34 @@ def test_an_unfinished_line_is_dropped_and_a_runs_ledger_is_refused(tmp_path):
     plan = PrivacyPlan(Poisson(0.1), 100, 3, 1.0, FixedClip(1.0))
     with Ledger.open(tmp_path / "run.jsonl", plan):
         pass
-    with pytest.raises(ValueError, match="not that of a budget"):
+    with pytest.raises(ValueError, match="does not belong to a budget"):
         Releases.read(tmp_path / "run.jsonl")
 
 
-def test_the_report_says_what_the_ledger_holds(tmp_path):
+def test_report_of_releases_states_what_ledger_holds(tmp_path):
     with Releases.open(tmp_path / "ledger.jsonl", Budget(2.0, 1e-5)) as ledger:
         dp_mean(AGES, 0, 100, 0.5, ledger=ledger)
         dp_mean(AGES, 0, 100, 0.5, "gaussian", delta=1e-6, ledger=ledger)
-        found = report.of_releases(ledger)
-    assert found.data["guarantee"]["epsilon"] == ledger.spent and found.data["status"] == "private"
-    for text in (found.to_markdown().replace("\\", ""), html.unescape(found.to_html())):
-        for part in ("one record", "add-or-remove-one", "mean in [0, 100] by hourglass", "everybody, once", EXACT):
+        releases_report = report.of_releases(ledger)
+    assert releases_report.data["guarantee"]["epsilon"] == ledger.spent and releases_report.data["status"] == "private"
+    for text in (releases_report.to_markdown().replace("\\", ""), html.unescape(releases_report.to_html())):
+        for part in ("one record", "add-or-remove-one", "mean in [0, 100] by hourglass", "every record, once", EXACT):
             assert part in text, part
         assert "budget is ε = 2.00" in text and "<script" not in text
-    assert json.loads(found.to_json())["schema"] == "fedspeak-statistics-report/1"
-    assert [path.name for path in found.write(tmp_path / "out")] == ["report.html", "report.md", "report.json"]
+    assert json.loads(releases_report.to_json())["schema"] == "fedspeak-statistics-report/1"
+    assert [path.name for path in releases_report.write(tmp_path / "out")] == [
+        "report.html",
+        "report.md",
+        "report.json",
+    ]
 
 
-def test_seeded_noise_is_said_first(tmp_path):
+def test_report_with_seeded_noise_states_that_epsilon_does_not_hold(tmp_path):
     with Releases.open(tmp_path / "ledger.jsonl", Budget(2.0)) as ledger:
         dp_mean(AGES, 0, 100, 0.5, randomness=SeededRandomness(1), ledger=ledger)
-        found = report.of_releases(ledger)
-    assert found.data["status"] == "seeded noise"
-    assert "ε DOES NOT HOLD" in found.to_markdown() and "ε does not hold" in found.to_html()
+        releases_report = report.of_releases(ledger)
+    assert releases_report.data["status"] == "seeded noise"
+    assert "ε DOES NOT HOLD" in releases_report.to_markdown() and "ε does not hold" in releases_report.to_html()
 
 
 @pytest.mark.parametrize(
@@ -288,10 +296,10 @@ def test_seeded_noise_is_said_first(tmp_path):
         ({"epsilon": float("nan")}, "epsilon must be"),
         ({"delta": 1}, "delta must lie"),
         ({"delta": float("nan")}, "delta must lie"),
-        ({"relation": "zero-out"}, "relation 'zero-out' is none of records"),
-        ({"unit": "client"}, "unit must be 'record', got 'client': clients have a PrivacyPlan"),
+        ({"relation": "zero-out"}, "relation is 'zero-out': for records give"),
+        ({"unit": "client"}, "unit must be 'record', got 'client': for clients use a PrivacyPlan"),
     ],
 )
-def test_bad_budgets(changes, message):
+def test_invalid_budget_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         Budget(**({"epsilon": 1.0} | changes))

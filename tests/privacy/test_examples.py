@@ -18,7 +18,9 @@ X, Y = np.ones((8, 3), np.float32), np.zeros(8, np.float32)
     ],
     ids=["dataset", "generator of x", "generator of y", "generator in a list", "dataset of y"],
 )
-def test_fit_refuses_what_is_no_array_with_the_way_to_make_one(x, y, name):
-    with pytest.raises(ValueError, match=rf"^{name} has type \w+, which is no array: .*as_numpy_iterator") as caught:
+def test_fit_refuses_iterables_and_says_how_to_make_an_array(x, y, name):
+    with pytest.raises(
+        ValueError, match=rf"^{name} has type \w+, which is not an array: .*as_numpy_iterator"
+    ) as caught:
         KerasDPSGD(8, 2, 1, 1.0, 1.0, 1e-5).fit(None, x, y)
     assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Whose the files are that we write, at every moment, and what is said when they cannot be written."""
+"""Tests of writing files: their permissions at every moment, and the errors of writes that fail."""
 
 import errno
 import os
@@ -16,21 +16,21 @@ def mode_of(path) -> int:
 
 
 @pytest.fixture(autouse=True)
-def open_world(tmp_path):
-    """The usual umask, and a folder that everybody may enter."""
+def usual_permissions(tmp_path):
+    """Sets the usual umask, and lets everybody enter the folder."""
     before = os.umask(0o022)
     tmp_path.chmod(0o755)
     yield
     os.umask(before)
 
 
-def test_write_private_is_never_open_to_others(tmp_path, monkeypatch):
+def test_write_private_never_opens_its_file_to_others(tmp_path, monkeypatch):
     path, seen = tmp_path / "file", []
     path.write_text("of an earlier version")
     draft = tmp_path / ".file.tmp"
     draft.write_text("left by a kill")
     assert mode_of(path) == mode_of(draft) == 0o644
-    with draft.open() as held:  # whoever has the old draft open does not see what comes
+    with draft.open() as held:  # a process that holds the old draft open does not see the new content
         real = os.fsync
 
         def look(descriptor):
@@ -52,7 +52,7 @@ def test_write_public_follows_the_umask(tmp_path):
     assert mode_of(tmp_path / "file") == 0o640
 
 
-def test_append_private_closes_a_file_that_was_open_to_others(tmp_path):
+def test_append_private_closes_file_that_was_open_to_others(tmp_path):
     path = tmp_path / "rows"
     files.append_private(path, b"one\n")
     assert mode_of(path) == 0o600
@@ -61,7 +61,7 @@ def test_append_private_closes_a_file_that_was_open_to_others(tmp_path):
     assert mode_of(path) == 0o600 and path.read_bytes() == b"one\ntwo\n"
 
 
-def test_close_all_to_others_closes_a_folder_and_all_below_it_but_no_link(tmp_path):
+def test_close_all_to_others_closes_folder_and_all_below_but_no_link(tmp_path):
     outside = tmp_path / "outside"
     outside.touch()
     below = tmp_path / "folder" / "sub"
@@ -73,7 +73,7 @@ def test_close_all_to_others_closes_a_folder_and_all_below_it_but_no_link(tmp_pa
     assert [mode_of(path) for path in (below.parent, below, below / "file", outside)] == [0o700, 0o700, 0o600, 0o644]
 
 
-def test_a_file_of_another_user_that_stays_open_is_named(tmp_path, monkeypatch):
+def test_close_all_to_others_names_file_of_another_user(tmp_path, monkeypatch):
     (tmp_path / "rows").touch()
 
     def refuse(*_):
@@ -86,10 +86,14 @@ def test_a_file_of_another_user_that_stays_open_is_named(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("number", "fix"),
-    [(errno.ENOSPC, "make room on its disk"), (errno.EROFS, "give yourself the right"), (errno.EIO, "make room or")],
+    [
+        (errno.ENOSPC, "make room on its disk"),
+        (errno.EROFS, "give yourself the right"),
+        (errno.EIO, "make room on its disk or"),
+    ],
 )
 @pytest.mark.parametrize("write", [files.write_private, files.append_private, RunKeys.create])
-def test_a_write_that_fails_names_file_reason_and_fix(tmp_path, monkeypatch, write, number, fix):
+def test_failed_write_names_file_reason_and_fix(tmp_path, monkeypatch, write, number, fix):
     def fail(_):
         raise OSError(number, os.strerror(number))
 
@@ -101,7 +105,7 @@ def test_a_write_that_fails_names_file_reason_and_fix(tmp_path, monkeypatch, wri
     assert caught.value.errno == number and "\n" not in str(caught.value)
 
 
-def test_require_writable_leaves_nothing_and_refuses_a_folder_that_cannot_be_written(tmp_path):
+def test_require_writable_leaves_no_file_and_refuses_unwritable_folder(tmp_path):
     files.require_writable(tmp_path)
     assert not list(tmp_path.iterdir())
     with pytest.raises(OSError, match="missing could not be written .*: make its folder"):

@@ -1,4 +1,4 @@
-"""Secrets: where they come from, who may read them, what they give."""
+"""Tests of the keys of a run: how they are made, who may read them, and the values derived from them."""
 
 import os
 import stat
@@ -9,7 +9,7 @@ import pytest
 from privacy import RunKeys
 
 
-def test_created_keys_are_secret_fresh_and_come_back(tmp_path):
+def test_create_writes_fresh_keys_with_mode_0600_that_load_reads(tmp_path):
     old = os.umask(0)
     try:
         first = RunKeys.create(tmp_path / "a")
@@ -24,7 +24,7 @@ def test_created_keys_are_secret_fresh_and_come_back(tmp_path):
     assert loaded.sampler_seed(3) == first.sampler_seed(3)
 
 
-def test_values_differ_by_round_and_purpose_and_have_their_shapes():
+def test_derived_values_differ_by_round_and_purpose():
     keys = RunKeys.fixed(7)
     assert keys.is_fixed
     seeds = {tuple(keys.noise_seed(r)) for r in range(200)} | {(keys.sampler_seed(r),) for r in range(200)}
@@ -37,19 +37,19 @@ def test_values_differ_by_round_and_purpose_and_have_their_shapes():
     assert RunKeys.fixed(7).noise_id(5) == keys.noise_id(5) != RunKeys.fixed(8).noise_id(5)
 
 
-def test_repr_tells_nothing(tmp_path):
+def test_repr_shows_no_secret(tmp_path):
     keys = RunKeys.create(tmp_path / "keys")
     assert repr(keys) == "RunKeys(is_fixed=False)"
 
 
-def test_an_existing_key_is_never_overwritten(tmp_path):
+def test_create_refuses_existing_file(tmp_path):
     RunKeys.create(tmp_path / "keys")
     with pytest.raises(FileExistsError, match="exists already"):
         RunKeys.create(tmp_path / "keys")
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o666])
-def test_a_key_open_to_others_is_refused_with_the_mend(tmp_path, mode):
+def test_load_refuses_file_open_to_others_and_names_the_fix(tmp_path, mode):
     RunKeys.create(tmp_path / "keys")
     (tmp_path / "keys").chmod(mode)
     with pytest.raises(PermissionError, match="chmod 600"):
@@ -59,20 +59,20 @@ def test_a_key_open_to_others_is_refused_with_the_mend(tmp_path, mode):
 @pytest.mark.parametrize(
     "content", ["", "{}", "[]", '{"format": 1, "secret": "ab"}', '{"format": 2, "secret": "ab"}', "\x00"]
 )
-def test_a_damaged_key_is_refused(tmp_path, content):
+def test_load_refuses_damaged_file(tmp_path, content):
     (tmp_path / "keys").write_text(content)
     (tmp_path / "keys").chmod(0o600)
     with pytest.raises(ValueError, match="damaged or not a key file"):
         RunKeys.load(tmp_path / "keys")
 
 
-def test_a_missing_key_is_named(tmp_path):
+def test_load_names_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match="is missing"):
         RunKeys.load(tmp_path / "keys")
 
 
-def test_bad_rounds_and_seeds_are_refused():
+def test_negative_rounds_and_seeds_are_refused():
     with pytest.raises(ValueError, match="round must be"):
         RunKeys.fixed(1).noise_id(-1)
-    with pytest.raises(ValueError, match="fixed key seed"):
+    with pytest.raises(ValueError, match="seed must be an integer of at least 0, got -1"):
         RunKeys.fixed(-1)

@@ -1,4 +1,4 @@
-"""The promise: its validation, its derived numbers, its event."""
+"""Tests of samplers and plans: their validation, their derived numbers and their events."""
 
 import json
 import math
@@ -27,17 +27,17 @@ CLIPS: list[FixedClip | AdaptiveClip] = [FixedClip(0.5), AdaptiveClip(0.5), Adap
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("population", 1, "population must be a whole number of at least 2, got 1"),
-        ("population", 10.5, "population must be a whole number"),
-        ("rounds", 0, "rounds must be a whole number of at least 1, got 0"),
+        ("population", 1, "population must be an integer of at least 2, got 1"),
+        ("population", 10.5, "population must be an integer"),
+        ("rounds", 0, "rounds must be an integer of at least 1, got 0"),
         ("rounds", 1_000_001, "rounds must be at most 1,000,000, got 1,000,001"),
-        ("noise_multiplier", 1e-9, r"noise multiplier must lie in \[1e-6, 1e8\], got 1e-09"),
-        ("noise_multiplier", 1e300, "noise multiplier must lie in"),
-        ("rounds", True, "rounds must be a whole number"),
-        ("noise_multiplier", math.nan, "noise multiplier must be a finite number of at least 0, got nan"),
-        ("noise_multiplier", math.inf, "noise multiplier must be"),
-        ("noise_multiplier", -1.0, "noise multiplier must be"),
-        ("noise_multiplier", "1", "noise multiplier must be a number"),
+        ("noise_multiplier", 1e-9, r"noise_multiplier must lie in \[1e-6, 1e8\], got 1e-09"),
+        ("noise_multiplier", 1e300, "noise_multiplier must lie in"),
+        ("rounds", True, "rounds must be an integer"),
+        ("noise_multiplier", math.nan, "noise_multiplier must be a finite number of at least 0, got nan"),
+        ("noise_multiplier", math.inf, "noise_multiplier must be"),
+        ("noise_multiplier", -1.0, "noise_multiplier must be"),
+        ("noise_multiplier", "1", "noise_multiplier must be a number"),
         ("delta", 0.0, r"delta must lie in \(0, 1\), got 0.0"),
         ("delta", 1.0, "delta must lie in"),
         ("delta", math.nan, "delta must lie in"),
@@ -45,11 +45,11 @@ CLIPS: list[FixedClip | AdaptiveClip] = [FixedClip(0.5), AdaptiveClip(0.5), Adap
         ("unit", "example", "unit must be 'client'"),
         ("sampling", FixedSize(1001), "cohort size 1001 is larger than the population 1000"),
         ("sampling", Cyclic(1001), "cyclic cohorts 1001 are more than the population 1000"),
-        ("clip", None, "clip must be given with noise"),
-        ("clip", AdaptiveClip(0.5, count_stddev=0.5), "clip count stddev 0.5 leaves the update no noise"),
+        ("clip", None, "clip is None but noise_multiplier is 1: give FixedClip or AdaptiveClip"),
+        ("clip", AdaptiveClip(0.5, count_stddev=0.5), "count_stddev 0.5 of the clip leaves the update no noise"),
     ],
 )
-def test_a_bad_field_is_named_with_its_value_and_the_mend(field, value, message):
+def test_plan_names_invalid_field_with_its_value_and_a_fix(field, value, message):
     with pytest.raises(ValueError, match=message) as caught:
         PrivacyPlan(**{**GOOD, field: value})
     assert "\n" not in str(caught.value)
@@ -76,13 +76,13 @@ def test_a_bad_field_is_named_with_its_value_and_the_mend(field, value, message)
         lambda: AdaptiveClip(1.0, count_stddev=0.0),
     ],
 )
-def test_bad_parts_are_refused_in_one_line(make):
+def test_invalid_sampler_or_clip_is_refused_in_one_line(make):
     with pytest.raises(ValueError, match=": ") as caught:
         make()
     assert "\n" not in str(caught.value)
 
 
-def test_numpy_numbers_are_pythons(tmp_path):
+def test_numpy_numbers_become_python_numbers(tmp_path):
     half: Any = np.float16
     given: dict[str, Any] = {
         "population": np.int64(1000),
@@ -98,7 +98,7 @@ def test_numpy_numbers_are_pythons(tmp_path):
     assert FixedSize(given["rounds"]).expected_cohort(1000) == 3 and type(Cyclic(given["rounds"]).cohorts) is int
 
 
-def test_delta_follows_the_rule_unless_given():
+def test_delta_defaults_to_population_rule():
     plan = PrivacyPlan(**GOOD)
     # δ = N^-1.1 (arXiv:1710.06963, section 1): 10^-3.3 for a thousand.
     assert plan.delta == pytest.approx(5.01187e-4, rel=1e-5)
@@ -111,21 +111,21 @@ def test_delta_follows_the_rule_unless_given():
 @pytest.mark.parametrize(
     ("z", "count_stddev", "value"), [(1.0, 5.0, 1.0050378), (0.7, 2.5, 0.7069625), (4.0, 5.0, 4.3643578)]
 )
-def test_adaptive_split_goldens(z, count_stddev, value):
-    # tensorflow-privacy 0.9's QuantileAdaptiveClipSumQuery arithmetic, computed apart.
+def test_adaptive_noise_split_equals_tensorflow_privacy(z, count_stddev, value):
+    # Expected: computed with the formulas of tensorflow-privacy 0.9's QuantileAdaptiveClipSumQuery, outside this code.
     clip = AdaptiveClip(1.0, count_stddev=count_stddev)
     plan = PrivacyPlan(**{**GOOD, "clip": clip, "noise_multiplier": z})
     assert plan.value_noise_multiplier == pytest.approx(value, abs=1e-7)
     assert plan.count_stddev == count_stddev
-    # Both Gaussians together are one of multiplier z: precisions relative to sensitivity (1 and 1/2) add up.
+    # Both Gaussians together equal one of multiplier z: their precisions, relative to sensitivities 1 and 1/2, add up.
     assert plan.value_noise_multiplier**-2 + (2 * count_stddev) ** -2 == pytest.approx(z**-2)
 
 
 @pytest.mark.parametrize("clip", [FixedClip(0.5), AdaptiveClip(0.5, count_stddev=5.0)])
 @pytest.mark.parametrize("accuracy", [False, True])
-def test_metrics_and_update_together_are_one_gaussian(clip, accuracy):
+def test_metrics_and_update_together_cost_one_gaussian(clip, accuracy):
     plan = PrivacyPlan(**{**GOOD, "clip": clip, "metrics": PrivateMetrics(0.1, 5.0, accuracy=accuracy)})
-    # Precisions relative to the sensitivities add up: 1 of the update and of each pair, 1/2 of the count.
+    # Precisions relative to the sensitivities add up: 1 for the update and for each pair, 1/2 for the count.
     of_count = (2 * plan.count_stddev) ** -2 if plan.count_stddev else 0.0
     of_metrics = (2 if accuracy else 1) * plan.metric_noise_multiplier**-2
     assert plan.value_noise_multiplier**-2 + of_count + of_metrics == pytest.approx(1.0)
@@ -137,40 +137,40 @@ def test_metrics_and_update_together_are_one_gaussian(clip, accuracy):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"noise_multiplier": 0.0}, "metrics are given and there is no noise"),
-        # Without metrics more than 0.5 is enough.
-        ({"clip": AdaptiveClip(0.5, count_stddev=0.51)}, "clip count stddev 0.51 leaves the update no noise"),
+        ({"noise_multiplier": 0.0}, "metrics is given but noise_multiplier is 0"),
+        # Without metrics, anything above 0.5 would be enough.
+        ({"clip": AdaptiveClip(0.5, count_stddev=0.51)}, "count_stddev 0.51 of the clip leaves the update no noise"),
     ],
 )
-def test_metrics_that_do_not_fit(changes, message):
+def test_metrics_are_refused_without_noise_or_with_too_little_count_noise(changes, message):
     with pytest.raises(ValueError, match=message):
         PrivacyPlan(**{**GOOD, "metrics": PrivateMetrics(0.1), **changes})
 
 
 @pytest.mark.parametrize("share", [0.0, 1e-320, 1.0, -0.1, math.nan])
-def test_a_share_is_between_none_and_all(share):
-    with pytest.raises(ValueError, match="metrics share must lie in"):
+def test_metrics_share_outside_range_is_refused(share):
+    with pytest.raises(ValueError, match="share must lie in"):
         PrivateMetrics(share)
 
 
 @pytest.mark.parametrize("bound", [0.0, -1.0, math.nan, math.inf, 1e39, 1e-38])
-def test_a_loss_bound_is_a_number_above_zero(bound):
-    with pytest.raises(ValueError, match="loss bound must lie in"):
+def test_loss_bound_outside_range_is_refused(bound):
+    with pytest.raises(ValueError, match="loss_bound must lie in"):
         PrivateMetrics(0.1, bound)
 
 
-def test_metrics_are_metrics_and_accuracy_is_yes_or_no():
+def test_metrics_and_accuracy_of_wrong_type_are_refused():
     with pytest.raises(ValueError, match="give True or False"):
         PrivateMetrics(0.1, 5.0, accuracy="no")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="give PrivateMetrics"):
         PrivacyPlan(**GOOD, metrics="yes")  # type: ignore[arg-type]
 
 
-def test_adaptive_count_noise_defaults_to_a_twentieth_of_the_cohort():
+def test_count_stddev_defaults_to_twentieth_of_cohort():
     assert PrivacyPlan(**{**GOOD, "clip": AdaptiveClip(1.0)}).count_stddev == pytest.approx(5.0)
 
 
-def test_without_noise_nothing_is_private_and_no_clip_is_needed():
+def test_plan_without_noise_is_not_private_and_needs_no_clip():
     plan = PrivacyPlan(**{**GOOD, "noise_multiplier": 0.0, "clip": None})
     assert not plan.is_private
     assert plan.dp_event() == dp.NonPrivateDpEvent()
@@ -189,31 +189,31 @@ def test_without_noise_nothing_is_private_and_no_clip_is_needed():
         (Cyclic(7), dp.SelfComposedDpEvent(dp.GaussianDpEvent(1.0), 3)),
     ],
 )
-def test_events(sampling, event):
+def test_dp_event_follows_from_sampler(sampling, event):
     plan = PrivacyPlan(**{**GOOD, "sampling": sampling})
     assert plan.dp_event() == event
     assert plan.dp_event(0) == dp.NoOpDpEvent()
 
 
-def test_the_two_separations_of_the_literature_are_one_apart():
+def test_cyclic_constructors_differ_by_one():
     assert Cyclic.by_round_distance(313) == Cyclic(313)
     assert Cyclic.by_rounds_between(312) == Cyclic(313)
     assert Cyclic(313).min_separation == 313
 
 
 @given(st.integers(1, 30), st.integers(1, 200))
-def test_separation_alone_bounds_participations(cohorts, rounds):
+def test_cyclic_separation_bounds_participations(cohorts, rounds):
     assert len(range(0, rounds, cohorts)) == Cyclic(cohorts).max_participations(rounds)
 
 
 @pytest.mark.parametrize("sampling", [Poisson(0.1), FixedSize(50), Cyclic(7)])
 @pytest.mark.parametrize("clip", CLIPS)
-def test_plans_survive_json(sampling, clip):
+def test_plan_equals_itself_after_json(sampling, clip):
     plan = PrivacyPlan(**{**GOOD, "sampling": sampling, "clip": clip, "public": ("a vocabulary",)})
     assert PrivacyPlan.from_dict(plan.to_dict()) == plan
 
 
-def test_foreign_json_is_refused():
+def test_from_dict_refuses_unknown_fields_and_kinds():
     data = PrivacyPlan(**GOOD).to_dict()
     changes: tuple[dict[str, Any], ...] = (
         {"new": 1},
@@ -228,12 +228,12 @@ def test_foreign_json_is_refused():
         PrivacyPlan.from_dict({**data, "sampling": {"kind": "poisson", "size": 3}})
 
 
-def test_expected_cohort_is_the_public_denominator():
+def test_expected_cohort_follows_from_sampler_and_population():
     for sampling, cohort in ((Poisson(0.1), 100.0), (FixedSize(50), 50.0), (Cyclic(7), 1000 / 7)):
         assert PrivacyPlan(**{**GOOD, "sampling": sampling}).expected_cohort == cohort
 
 
-def test_importing_privacy_loads_nothing_heavy():
+def test_importing_privacy_loads_no_large_package():
     code = (
         "import sys, privacy, privacy.accounting, privacy.report\n"
         "heavy = ('dp_accounting', 'scipy', 'matplotlib', 'jinja2', 'tensorflow')\n"

@@ -1,4 +1,4 @@
-"""`fedspeak privacy`: its results, the input that it refuses, and its speed."""
+"""Tests of `fedspeak privacy`: its results, the input that it refuses, and the work that it does."""
 
 import functools
 import json
@@ -54,7 +54,7 @@ def test_epsilon_prints_both_bounds_and_every_assumption():
         "not hardened",
     ):
         assert words in text
-    assert "200 of 200 rounds a client" in text
+    assert "200 of 200 rounds per client" in text
 
 
 def test_epsilon_noise_and_rounds_follow_from_one_another():
@@ -68,9 +68,9 @@ def test_epsilon_noise_and_rounds_follow_from_one_another():
 
 def test_rounds_returns_the_last_number_whose_epsilon_as_shown_fits():
     setting = ["--population", 100_000_000, "--sampling-probability", 1e-5, "--noise-multiplier", 0.2]
-    found = facts("rounds", *setting, "--epsilon", 75)
-    assert found["epsilon"] <= 75
-    rounds = found["plan"]["rounds"]
+    longest = facts("rounds", *setting, "--epsilon", 75)
+    assert longest["epsilon"] <= 75
+    rounds = longest["plan"]["rounds"]
     beyond = facts("epsilon", *setting, "--rounds", rounds + 1)
     assert beyond["epsilon"] > 75 and beyond["accountant"] == "RDP" and beyond["epsilon"] == beyond["epsilon_rdp"]
     text = call("epsilon", *setting, "--rounds", rounds + 1)
@@ -86,7 +86,7 @@ def test_rounds_returns_the_last_number_whose_epsilon_as_shown_fits():
         (0.06, 1e-9, 1, None),
         (0.2, 0.9, 1_000_000, None),
         (1e8, 1e-6, 1000, None),
-        (1e12, 1e-3, 1, "noise multiplier must lie in"),
+        (1e12, 1e-3, 1, "noise_multiplier must lie in"),
         (1.0, 1e-3, 10**9, "rounds must be at most 1,000,000"),
     ],
 )
@@ -137,10 +137,10 @@ def test_epsilon_with_adaptive_clipping_shows_how_noise_is_split():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--noise-multiplier", "nan"], "noise multiplier must be a finite number of at least 0, got nan"),
-        (["--noise-multiplier", "-1"], "noise multiplier"),
-        (["--rounds", "0"], "rounds must be a whole number of at least 1, got 0"),
-        (["--delta", "1"], "delta must lie in"),
+        (["--noise-multiplier", "nan"], "--noise-multiplier must be a finite number of at least 0, got nan"),
+        (["--noise-multiplier", "-1"], "--noise-multiplier must be"),
+        (["--rounds", "0"], "--rounds must be an integer of at least 1, got 0"),
+        (["--delta", "1"], "--delta must lie in"),
         (["--cohort-size", "200"], "--cohort-size 200 is larger than --population 100"),
         (["--cohort-size", "nan"], "--cohort-size must be a finite number above 0"),
         (
@@ -149,11 +149,14 @@ def test_epsilon_with_adaptive_clipping_shows_how_noise_is_split():
         ),
         (["--cohort-size", "1e-320", "--sampler", "cyclic"], "--cohort-size 1e-320 is below 1: a cyclic cohort has"),
         (["--cohort-size", "1e-320", "--sampler", "fixed-size"], "is not an integer"),
-        (["--sampling-probability", "0.1"], "--cohort-size and --sampling-probability given: poisson takes one of"),
+        (
+            ["--sampling-probability", "0.1"],
+            "--cohort-size and --sampling-probability given: poisson takes exactly one of",
+        ),
         (["--cohorts", "5"], "--cohort-size and --cohorts given"),
         (["--population", "1"], "--population must be"),
         (["--cohort-size", "2.5", "--sampler", "fixed-size"], "--cohort-size 2.5 is not an integer"),
-        (["--clip-count-stddev", "0.1"], "clip count stddev 0.1"),
+        (["--clip-count-stddev", "0.1"], "count_stddev 0.1 of the clip leaves the update no noise"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(arguments, message):
@@ -168,17 +171,17 @@ def test_bad_input_is_one_line_and_exit_2(arguments, message):
 
 @pytest.fixture
 def accounting_work(monkeypatch):
-    """What the accounting computed: sizes of rounds' loss distributions, sizes of compositions, Rényi divergences."""
+    """Records the work of the accounting: sizes of loss distributions and compositions, and Rényi divergences."""
     from dp_accounting.pld import common
 
     work: dict[str, list[int]] = {"rounds": [], "compositions": [], "divergences": []}
     composed, divergence = common.self_convolve, composition.one_round_rdp.__wrapped__
 
     def counted_composition(input_list, *arguments, **options):
-        first, found = composed(input_list, *arguments, **options)
+        first, coefficients = composed(input_list, *arguments, **options)
         work["rounds"].append(len(input_list))
-        work["compositions"].append(len(found))
-        return first, found
+        work["compositions"].append(len(coefficients))
+        return first, coefficients
 
     def counted_divergence(*arguments):
         work["divergences"].append(1)
@@ -190,7 +193,7 @@ def accounting_work(monkeypatch):
     return work
 
 
-# Each takes about a second on an idle machine. The test counts the work that the time follows from.
+# Each takes about a second on an idle machine. The test counts the work instead of measuring the time.
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -240,14 +243,14 @@ def test_help_imports_no_large_package():
 def test_audit_does_not_refute_own_mechanisms():
     text = call("audit", "--epsilon", 2, "--trials", 3000)
     lines = text.splitlines()
-    assert lines[0].startswith("unit: one record; sampler: everybody, once")
+    assert lines[0].startswith("unit: one record; sampler: every record, once")
     assert len(lines) == 11 and all(": stands" in line for line in lines[1:])
     assert all(("says nothing" in line) == (float(line.split("at least ")[1].split()[0]) <= 0.2) for line in lines[1:])
     assert "mean, hourglass (add-or-remove-one): epsilon at delta 0 claimed 2.000, at least" in text
     rows = facts("audit", "--epsilon", 2, "--trials", 3000)
     assert {row["relation"] for row in rows} == {"add-or-remove-one", "replace-one"}
     assert all(0 <= row["epsilon"] <= row["claimed"] == 2 for row in rows)
-    assert {(row["unit"], row["sampler"]) for row in rows} == {("record", "everybody, once")}
+    assert {(row["unit"], row["sampler"]) for row in rows} == {("record", "every record, once")}
 
 
 def test_epsilon_prints_no_warning_for_ordinary_plan():
@@ -277,7 +280,7 @@ def test_audit_does_not_refute_training():
     for row in rows:
         of_record = row["mechanism"].startswith("KerasDPSGD")
         assumed = (
-            ("record", "add-or-remove-one", "everybody, once")
+            ("record", "add-or-remove-one", "every record, once")
             if of_record
             else ("client", "zero-out", "two cohorts in turn")
         )

@@ -1,3 +1,5 @@
+"""Tests of the cost of single releases and of several together."""
+
 import math
 from collections.abc import Callable
 
@@ -11,9 +13,9 @@ from privacy.accounting.guarantee import EXACT, Guarantee, format_epsilon
 
 
 @pytest.mark.parametrize(
-    ("together", "delta", "want", "tolerance"),
+    ("releases", "delta", "expected", "tolerance"),
     [
-        # dp-accounting 0.4.3's PLD at an interval of 1e-4, unless said.
+        # By dp-accounting 0.4.3's PLD at an interval of 1e-4, unless stated.
         ([Gaussian(1.0)], 1e-5, 4.3771781, 1e-6),  # exact curve
         ([Gaussian(10.0, 100)], 1e-5, 4.3771781, 1e-6),
         ([Gaussian(10.0, 50), Gaussian(20.0, 200)], 1e-5, 4.3771781, 1e-6),
@@ -26,29 +28,29 @@ from privacy.accounting.guarantee import EXACT, Guarantee, format_epsilon
         ([], 0, 0.0, 0),
     ],
 )
-def test_known_figures(together, delta, want, tolerance):
-    assert epsilon(together, delta) == pytest.approx(want, rel=tolerance)
-    assert epsilon(together[::-1], delta) == pytest.approx(want, rel=tolerance)
+def test_epsilon_equals_known_values(releases, delta, expected, tolerance):
+    assert epsilon(releases, delta) == pytest.approx(expected, rel=tolerance)
+    assert epsilon(releases[::-1], delta) == pytest.approx(expected, rel=tolerance)
 
 
-def test_pure_releases_compose_by_the_exact_law():
-    """k releases of ε-DP: the optimal composition theorem of Kairouz, Oh and Viswanath 2015, by enumeration."""
+def test_pure_releases_compose_by_the_optimal_composition_theorem():
+    """The optimal composition of k ε-DP releases (Kairouz, Oh and Viswanath 2015), by enumeration."""
     count, each, delta = 30, 0.1, 1e-6
 
     def delta_of(total):
-        # Of randomised response: losses (2 j - k) ε with binomial weights.
+        # Randomised response has losses (2 j - k) ε with binomial weights.
         p = math.exp(each) / (1 + math.exp(each))
         weights = {2 * j - count: math.comb(count, j) * p**j * (1 - p) ** (count - j) for j in range(count + 1)}
         return sum(w * max(0.0, -math.expm1(total - loss * each)) for loss, w in weights.items())
 
-    found = epsilon([Pure(each)] * count, delta)
-    assert delta_of(found) <= delta * (1 + 1e-6) and delta_of(found * 0.99) > delta
-    assert found < count * each
+    spent = epsilon([Pure(each)] * count, delta)
+    assert delta_of(spent) <= delta * (1 + 1e-6) and delta_of(spent * 0.99) > delta
+    assert spent < count * each
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.floats(0.01, 2), min_size=1, max_size=3), st.floats(0.5, 20), st.sampled_from([1e-9, 1e-5, 1e-2]))
-def test_more_releases_never_cost_less_and_never_more_than_their_sum(pure, multiplier, delta):
+def test_more_releases_cost_at_least_as_much_and_at_most_their_sum(pure, multiplier, delta):
     all_pure = [Pure(each) for each in pure]
     assert epsilon(all_pure, delta) <= math.fsum(pure) + 1e-12
     joint = epsilon([*all_pure, Gaussian(multiplier)], delta)
@@ -58,16 +60,16 @@ def test_more_releases_never_cost_less_and_never_more_than_their_sum(pure, multi
 
 @pytest.mark.parametrize("order", [1.1, 2, 63])
 @pytest.mark.parametrize("each", [1e-6, 0.1, 5.0, 800.0])
-def test_divergence_of_a_pure_release_is_that_of_randomised_response(each, order):
+def test_renyi_divergence_of_pure_release_is_that_of_randomised_response(each, order):
     truth, lie = 1 / (1 + math.exp(-each)), math.exp(-each) / (1 + math.exp(-each))
-    found = Pure(each).renyi(order)
-    assert found <= each * (1 + 1e-9)
+    divergence = Pure(each).renyi(order)
+    assert divergence <= each * (1 + 1e-9)
     if each < 10:  # else the powers overflow
-        want = math.log(truth**order * lie ** (1 - order) + lie**order * truth ** (1 - order)) / (order - 1)
-        assert found == pytest.approx(want, rel=1e-6, abs=1e-13)
+        expected = math.log(truth**order * lie ** (1 - order) + lie**order * truth ** (1 - order)) / (order - 1)
+        assert divergence == pytest.approx(expected, rel=1e-6, abs=1e-13)
 
 
-def test_epsilon_is_the_smaller_of_loss_distribution_renyi_and_sum_and_names_it():
+def test_epsilon_is_least_of_three_bounds_and_names_it():
     cases: list[tuple[list[costs.Cost], float, str]] = [
         ([Gaussian(1.0)], 1e-5, "PLD"),
         ([Gaussian(2.0, 200, 0.05), Pure(0.1)], 1e-5, "PLD"),
@@ -75,15 +77,15 @@ def test_epsilon_is_the_smaller_of_loss_distribution_renyi_and_sum_and_names_it(
         ([Pure(0.1)], 1e-15, "sum"),
         ([Pure(800.0)], 1e-5, "sum"),
     ]
-    for together, delta, accountant in cases:
-        least = Account(delta).plus(together).least
+    for releases, delta, accountant in cases:
+        least = Account(delta).plus(releases).least
         assert least.accountant == accountant
-        assert least.epsilon == epsilon(together, delta) < math.inf
+        assert least.epsilon == epsilon(releases, delta) < math.inf
     assert 100 < epsilon([Gaussian(0.2, 1_000_000, 1e-5)], 1e-9) < 160
 
 
 @pytest.mark.parametrize(
-    "together",
+    "releases",
     [
         [Gaussian(0.003, 2350, 256 / 60_000)],
         [Gaussian(0.003), Pure(0.1)],
@@ -94,27 +96,27 @@ def test_epsilon_is_the_smaller_of_loss_distribution_renyi_and_sum_and_names_it(
         [Gaussian(1e8, 10**9, 0.5)],
     ],
 )
-def test_accounting_of_any_noise_stays_within_the_grids_points(together, monkeypatch):
-    """Work, not time: a fixed interval had millions of points where noise is small."""
-    plain, grids = loss_grid.gaussian, []
+def test_accounting_of_any_noise_uses_at_most_the_grid_points(releases, monkeypatch):
+    """A fixed interval would need millions of grid points where the noise is small."""
+    real_gaussian, grids = loss_grid.gaussian, []
 
-    def gaussian(noise_multiplier, rate, interval):
-        grids.append(loss_grid.largest_loss(noise_multiplier, rate) / interval)
-        return plain(noise_multiplier, rate, interval)
+    def gaussian(noise_multiplier, probability, interval):
+        grids.append(loss_grid.largest_loss(noise_multiplier, probability) / interval)
+        return real_gaussian(noise_multiplier, probability, interval)
 
     monkeypatch.setattr(loss_grid, "gaussian", gaussian)
-    assert epsilon(together, 1e-5) >= 0
+    assert epsilon(releases, 1e-5) >= 0
     assert max(grids, default=0) <= loss_grid.FINE
 
 
-def test_a_further_release_is_one_convolution_and_the_sum_is_that_of_all_at_once(monkeypatch):
+def test_further_release_takes_one_convolution_and_equals_composing_all_at_once(monkeypatch):
     from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 
-    plain, convolutions = PrivacyLossDistribution.compose, []
+    real_compose, convolutions = PrivacyLossDistribution.compose, []
 
     def compose(*arguments):
         convolutions.append(arguments)
-        return plain(*arguments)
+        return real_compose(*arguments)
 
     monkeypatch.setattr(PrivacyLossDistribution, "compose", compose)
     all_costs: list[costs.Cost] = [Gaussian(30.0 + i) if i % 2 else Pure(0.01 + i / 1000) for i in range(40)]
@@ -122,18 +124,18 @@ def test_a_further_release_is_one_convolution_and_the_sum_is_that_of_all_at_once
     for cost in all_costs:
         account = account.plus([cost])
         spent.append(account.least.epsilon)
-    # All are composed once more when the range of losses outgrows the grid; one by one from the start it were 780.
+    # All are composed anew only when the range of losses outgrows the grid; to do so each time would take 780.
     assert len(convolutions) <= 3 * len(all_costs)
     assert spent == sorted(spent)
     assert spent[-1] == pytest.approx(epsilon(all_costs, 1e-5), rel=1e-4)
     convolutions.clear()
-    refused = account.plus([Pure(0.001)])
-    assert refused.least.epsilon > spent[-1] == account.least.epsilon
+    longer = account.plus([Pure(0.001)])
+    assert longer.least.epsilon > spent[-1] == account.least.epsilon
     assert len(convolutions) == 1
-    assert account.plus([Pure(0.001)]).least == refused.least
+    assert account.plus([Pure(0.001)]).least == longer.least
 
 
-def test_events_are_dp_accountings():
+def test_dp_event_is_that_of_dp_accounting():
     import dp_accounting as dp
 
     assert Gaussian(2.0).dp_event() == dp.GaussianDpEvent(2.0)
@@ -144,10 +146,10 @@ def test_events_are_dp_accountings():
     assert accountant.get_epsilon(1e-5) == pytest.approx(epsilon([Gaussian(2.0, 200, 0.05)], 1e-5), rel=1e-2)
 
 
-def test_extremes_are_bounds_or_refused():
+def test_extreme_releases_have_a_bound_or_are_refused():
     assert epsilon([Pure(0.1)] * 200, 1e-14) == pytest.approx(20)
     assert epsilon([Pure(800.0)], 1e-5) == 800.0 and math.isinf(epsilon([Pure(800.0), Gaussian(1.0)], 1e-5))
-    with pytest.raises(ValueError, match="delta 1e-14 is below 1e-12, where loss distributions tell nothing"):
+    with pytest.raises(ValueError, match="delta 1e-14 is below 1e-12, too small for ε: give a larger one"):
         epsilon([Gaussian(1.0, 10, 0.1)], 1e-14)
     for target, delta in ((1.0, 0.1), (0.01, 0.01), (1e-5, 1e-5)):
         z = calibrate(lambda z: [Gaussian(z)], target, delta)
@@ -155,15 +157,15 @@ def test_extremes_are_bounds_or_refused():
     assert format_epsilon(math.inf) == "inf"
 
 
-def test_calibration_keeps_the_budget_and_leaves_little():
+def test_calibrate_keeps_budget_and_leaves_little():
     cases: list[tuple[float, Callable[[float], list[costs.Cost]]]] = [
         (1.0, lambda z: [Gaussian(20.0), Pure(0.05), Gaussian(z, 200, 0.05)]),
         (4.0, lambda z: [Gaussian(z, 40)]),
         (0.1, lambda z: [Gaussian(z)]),
     ]
-    for target, together in cases:
-        z = calibrate(together, target, 1e-5)
-        assert 0.995 * target < epsilon(together(z), 1e-5) <= target
+    for target, build_costs in cases:
+        z = calibrate(build_costs, target, 1e-5)
+        assert 0.995 * target < epsilon(build_costs(z), 1e-5) <= target
 
 
 @pytest.mark.parametrize(
@@ -171,7 +173,7 @@ def test_calibration_keeps_the_budget_and_leaves_little():
     [
         (lambda: Pure(0), "epsilon must be"),
         (lambda: Pure(math.nan), "epsilon must be"),
-        (lambda: Gaussian(0), "noise multiplier must be"),
+        (lambda: Gaussian(0), "noise_multiplier must be"),
         (lambda: Gaussian(1, 0), "count must be"),
         (lambda: Gaussian(1, 1, 0), "sampling_probability must"),
         (lambda: Gaussian(1, 1, 1.1), "sampling_probability must"),
@@ -183,14 +185,14 @@ def test_calibration_keeps_the_budget_and_leaves_little():
         (lambda: calibrate(lambda z: [Gaussian(z)], 1e8, 1e-5), "asks for hardly any noise"),
     ],
 )
-def test_errors(act, message):
+def test_invalid_arguments_are_refused_in_one_line(act, message):
     with pytest.raises(ValueError, match=message) as error:
         act()
     assert "\n" not in str(error.value)
 
 
-def test_epsilon_is_printed_rounded_up():
-    for value, said in (
+def test_format_epsilon_rounds_up():
+    for value, text in (
         (0.12345, "0.124"),
         (1.0, "1.000"),
         (1.0011, "1.002"),
@@ -198,10 +200,10 @@ def test_epsilon_is_printed_rounded_up():
         (0, "0"),
         (12.34, "12.340"),
     ):
-        assert format_epsilon(value) == said
-        assert float(said) >= value
+        assert format_epsilon(value) == text
+        assert float(text) >= value
     guarantee = Guarantee("a sum", (Gaussian(1.0),), "replace-one", 1e-5, EXACT)
     assert str(guarantee).startswith(
-        "epsilon 4.378 at delta 1e-05 (rho 0.500 of zCDP); unit record, replace-one; sampler: everybody, once;"
+        "epsilon 4.378 at delta 1e-05 (rho 0.500 of zCDP); unit record, replace-one; sampler: every record, once;"
     )
     assert costs.epsilon(guarantee.costs, 1e-5) == guarantee.epsilon

@@ -1,4 +1,4 @@
-"""The ledger keeps what happened, refuses what breaks the plan, and names what was damaged."""
+"""Tests of the ledger: it keeps what happened, refuses rounds that break the plan, and names damaged lines."""
 
 import errno
 import json
@@ -33,7 +33,7 @@ def round_of(number, cohort, plan=PLAN, clip=0.5):
     }
 
 
-def test_rounds_come_back_as_recorded(tmp_path):
+def test_read_returns_rounds_as_recorded(tmp_path):
     write(tmp_path / "ledger")
     read = Ledger.read(tmp_path / "ledger")
     assert read.plan == PLAN
@@ -42,16 +42,16 @@ def test_rounds_come_back_as_recorded(tmp_path):
     assert oct((tmp_path / "ledger").stat().st_mode & 0o777) == "0o600"
 
 
-def test_a_noise_stream_is_given_out_once_and_again_to_a_resumed_run(tmp_path):
+def test_noise_stream_is_issued_once_and_again_to_resumed_run(tmp_path):
     keys = RunKeys.fixed(1)
     with Ledger.open(tmp_path / "ledger", PLAN) as ledger:
         ledger.record(**round_of(0, COHORTS[0]))
-        with pytest.raises(ValueError, match="noise stream 'accuracy' was never given out: leave out resume"):
+        with pytest.raises(ValueError, match="noise stream 'accuracy' was never issued: leave out resume"):
             ledger.noise_stream(keys, "accuracy", resume=True)
         seed = ledger.noise_stream(keys, "accuracy", noise_multiplier=2.0, bounds=(0, 1))
         other = ledger.noise_stream(keys, "loss", noise_multiplier=2.0)
         for resume in (False, True):
-            with pytest.raises(ValueError, match="noise stream 'accuracy' was given out before"):
+            with pytest.raises(ValueError, match="noise stream 'accuracy' was issued before"):
                 ledger.noise_stream(keys, "accuracy", resume=resume, noise_multiplier=2.0, bounds=(0, 1))
         with pytest.raises(ValueError, match="facts of the noise stream cannot be recorded"):
             ledger.noise_stream(keys, "third", noise_multiplier=float("nan"))
@@ -64,15 +64,15 @@ def test_a_noise_stream_is_given_out_once_and_again_to_a_resumed_run(tmp_path):
     whole = (tmp_path / "ledger").read_bytes()
     with Ledger.open(tmp_path / "ledger", PLAN) as ledger:
         assert ledger.head_after(1) == head and len(ledger.rounds) == 4
-        with pytest.raises(ValueError, match="noise stream 'accuracy' was given out before"):
+        with pytest.raises(ValueError, match="noise stream 'accuracy' was issued before"):
             ledger.noise_stream(keys, "accuracy", noise_multiplier=2.0, bounds=(0, 1))
-        with pytest.raises(ValueError, match="noise stream 'accuracy' was given out for {'bounds': "):
+        with pytest.raises(ValueError, match="noise stream 'accuracy' was issued for {'bounds': "):
             ledger.noise_stream(keys, "accuracy", resume=True, noise_multiplier=1.0)
-        with pytest.raises(ValueError, match="noise stream 'accuracy' was given out for {'bounds': "):
+        with pytest.raises(ValueError, match="noise stream 'accuracy' was issued for {'bounds': "):
             ledger.noise_stream(RunKeys.fixed(2), "accuracy", resume=True, noise_multiplier=2.0, bounds=(0, 1))
         again = ledger.noise_stream(keys, "accuracy", resume=True, noise_multiplier=2.0, bounds=(0, 1))
         np.testing.assert_array_equal(again, seed)
-        ledger.record(**round_of(0, COHORTS[0]))  # a replay, before and after the streams' lines
+        ledger.record(**round_of(0, COHORTS[0]))  # a replay of rounds before and after the streams' lines
         ledger.record(**round_of(3, COHORTS[3]))
         with pytest.raises(ValueError, match="round 3 is in the ledger with other content"):
             ledger.record(**round_of(3, ["x"]))
@@ -82,7 +82,7 @@ def test_a_noise_stream_is_given_out_once_and_again_to_a_resumed_run(tmp_path):
     assert read == {"accuracy": {"noise_multiplier": 2.0, "bounds": [0, 1]}, "loss": {"noise_multiplier": 2.0}}
 
 
-def test_a_ledger_of_version_0_1_is_refused_with_the_reason(tmp_path):
+def test_ledger_of_version_0_1_is_refused_with_the_reason(tmp_path):
     write(tmp_path / "ledger", cohorts=[])
     header = json.loads((tmp_path / "ledger").read_text())
     old = {name: value for name, value in header.items() if name not in ("sha256", "previous")} | {"format": 1}
@@ -92,7 +92,7 @@ def test_a_ledger_of_version_0_1_is_refused_with_the_reason(tmp_path):
 
 
 @pytest.mark.parametrize("stop", range(len(COHORTS)))
-def test_a_resumed_ledger_is_the_uninterrupted_one_to_the_byte(tmp_path, stop):
+def test_resumed_ledger_equals_uninterrupted_one_in_every_byte(tmp_path, stop):
     write(tmp_path / "whole")
     write(tmp_path / "resumed", cohorts=COHORTS[:stop])
     # The checkpoint is two rounds behind: those rounds are recorded again, identically.
@@ -100,7 +100,7 @@ def test_a_resumed_ledger_is_the_uninterrupted_one_to_the_byte(tmp_path, stop):
     assert (tmp_path / "resumed").read_bytes() == (tmp_path / "whole").read_bytes()
 
 
-def test_every_torn_tail_is_dropped_and_nothing_else(tmp_path):
+def test_unfinished_last_line_is_dropped_and_nothing_else(tmp_path):
     write(tmp_path / "ledger", cohorts=COHORTS[:3])
     whole = (tmp_path / "ledger").read_bytes()
     write(tmp_path / "longer", cohorts=COHORTS[:4])
@@ -111,7 +111,7 @@ def test_every_torn_tail_is_dropped_and_nothing_else(tmp_path):
         with Ledger.open(tmp_path / "torn", PLAN) as ledger:
             assert len(ledger.rounds) == 3
         assert (tmp_path / "torn").read_bytes() == whole
-    # Nothing but its end is missing: an editor may have taken it, so that the round counts.
+    # Only the line end is missing, which an editor may have removed: the round counts.
     (tmp_path / "torn").write_bytes(longer[:-1])
     assert len(Ledger.read(tmp_path / "torn").rounds) == 4
     with Ledger.open(tmp_path / "torn", PLAN) as ledger:
@@ -122,7 +122,7 @@ def test_every_torn_tail_is_dropped_and_nothing_else(tmp_path):
     assert (tmp_path / "torn").read_bytes() == whole
 
 
-def test_facts_are_kept_and_part_of_what_a_replay_must_repeat(tmp_path):
+def test_facts_are_kept_and_must_be_repeated_by_replay(tmp_path):
     with Ledger.open(tmp_path / "ledger", PLAN) as ledger:
         ledger.record(**round_of(0, ["a"]), non_finite=1)
         ledger.record(**round_of(0, ["a"]), non_finite=1)
@@ -132,7 +132,7 @@ def test_facts_are_kept_and_part_of_what_a_replay_must_repeat(tmp_path):
     assert Ledger.read(tmp_path / "ledger").rounds[0].facts["non_finite"] == 1
 
 
-def test_every_changed_byte_of_a_line_is_found_and_the_line_named(tmp_path):
+def test_read_and_open_name_line_with_changed_byte(tmp_path):
     write(tmp_path / "ledger", cohorts=COHORTS[:3])
     lines = (tmp_path / "ledger").read_bytes().splitlines(keepends=True)
     for number, line in enumerate(lines, 1):
@@ -148,7 +148,7 @@ def test_every_changed_byte_of_a_line_is_found_and_the_line_named(tmp_path):
                 Ledger.open(tmp_path / "bad", PLAN)
 
 
-def test_removed_and_swapped_lines_are_found(tmp_path):
+def test_read_names_first_removed_or_swapped_line(tmp_path):
     write(tmp_path / "ledger", cohorts=COHORTS[:4])
     lines = (tmp_path / "ledger").read_bytes().splitlines(keepends=True)
     for changed, number in (
@@ -168,24 +168,24 @@ def test_removed_and_swapped_lines_are_found(tmp_path):
         ({"round": 2}, "round 2: out of order, round 1 comes next"),
         ({"round": -1}, "round -1: out of order"),
         ({"round": True}, "out of order|other content"),
-        ({"cohort": [1, 2]}, r"round 1: cohort \[1, 2\] is no list of texts: record ids as str"),
-        ({"cohort": ["a", None]}, "is no list of texts"),
-        ({"cohort": "ben"}, "cohort 'ben' is no list of texts"),
-        ({"noise_id": 7}, "noise id 7 is no text"),
+        ({"cohort": [1, 2]}, r"round 1: cohort \[1, 2\] is not a list of str: give the clients' ids as str"),
+        ({"cohort": ["a", None]}, "is not a list of str"),
+        ({"cohort": "ben"}, "cohort 'ben' is not a list of str"),
+        ({"noise_id": 7}, "noise_id 7 is not a str"),
         ({"cohort": ["a", "b", "a"]}, "client 'a' is in the cohort twice"),
         ({"cohort": list("bcdefghijkl")}, "12 different clients seen, the plan's population is 10"),
-        ({"noise_stddev": 0.7}, "noise stddev 0.7 is not the plan's 1.5 [*] clip 0.5 = 0.75"),
-        ({"noise_stddev": 0.75 * (1 - 1e-5)}, "noise stddev"),
-        ({"noise_stddev": float("nan")}, "cannot be recorded|noise stddev nan"),
-        ({"clip_norm": 0.6, "noise_stddev": 0.9}, "clip 0.6 is not the plan's 0.5"),
+        ({"noise_stddev": 0.7}, "noise_stddev 0.7 is not the plan's 1.5 [*] clip_norm 0.5 = 0.75"),
+        ({"noise_stddev": 0.75 * (1 - 1e-5)}, "noise_stddev"),
+        ({"noise_stddev": float("nan")}, "cannot be recorded|noise_stddev nan"),
+        ({"clip_norm": 0.6, "noise_stddev": 0.9}, "clip_norm 0.6 is not the plan's 0.5"),
         ({"clip_norm": float("inf")}, "clip.*must be a finite number|cannot be recorded"),
         ({"clip_norm": None}, "clip.*must be a finite number"),
-        ({"noise_id": "noise0"}, "noise 'noise0' was used in round 0"),
+        ({"noise_id": "noise0"}, "noise_id 'noise0' was used in round 0"),
         ({"loss": float("nan")}, "cannot be recorded"),
         ({"what": object()}, "cannot be recorded"),
     ],
 )
-def test_a_round_that_breaks_the_plan_is_refused_and_leaves_no_trace(tmp_path, change, message):
+def test_round_that_breaks_plan_is_refused_and_leaves_no_trace(tmp_path, change, message):
     with Ledger.open(tmp_path / "ledger", PLAN) as ledger:
         ledger.record(**round_of(0, ["a"]))
         before = (tmp_path / "ledger").read_bytes()
@@ -196,7 +196,7 @@ def test_a_round_that_breaks_the_plan_is_refused_and_leaves_no_trace(tmp_path, c
         ledger.record(**round_of(1, ["b"]))
 
 
-def test_noise_through_32_bits_is_the_noise_planned(tmp_path):
+def test_noise_computed_in_32_bits_is_accepted(tmp_path):
     import numpy as np
 
     with Ledger.open(tmp_path / "ledger", PLAN) as ledger:
@@ -213,15 +213,15 @@ def test_more_rounds_than_planned_are_refused(tmp_path):
         ledger.record(**round_of(6, ["a"]))
 
 
-def test_fixed_size_cohorts_have_that_size(tmp_path):
+def test_fixed_size_cohort_of_other_size_is_refused(tmp_path):
     plan = PrivacyPlan(FixedSize(2), 10, 6, 1.5, FixedClip(0.5))
     with Ledger.open(tmp_path / "ledger", plan) as ledger:
         ledger.record(**round_of(0, ["a", "b"], plan))
-        with pytest.raises(ValueError, match="cohort of 1, the plan's fixed size is 2"):
+        with pytest.raises(ValueError, match="cohort of 1 clients, the plan's fixed size is 2"):
             ledger.record(**round_of(1, ["a"], plan))
 
 
-def test_cyclic_clients_keep_their_distance(tmp_path):
+def test_cyclic_client_within_separation_is_refused(tmp_path):
     plan = PrivacyPlan(Cyclic(3), 10, 7, 1.5, FixedClip(0.5))
     with Ledger.open(tmp_path / "ledger", plan) as ledger:
         for number, cohort in enumerate((["a"], ["b"])):
@@ -233,17 +233,17 @@ def test_cyclic_clients_keep_their_distance(tmp_path):
         assert ledger.participations()["a"] == plan.max_participations == 3
 
 
-def test_adaptive_clip_varies_and_is_recorded(tmp_path):
+def test_adaptive_clip_norm_may_vary_and_noise_must_follow(tmp_path):
     plan = PrivacyPlan(Poisson(0.5), 10, 6, 1.5, AdaptiveClip(0.5, count_stddev=2.0))
     with Ledger.open(tmp_path / "ledger", plan) as ledger:
         ledger.record(**round_of(0, ["a"], plan, clip=0.5))
         ledger.record(**round_of(1, ["a"], plan, clip=0.4))
-        with pytest.raises(ValueError, match="noise stddev"):  # total z on the update would be too little
+        with pytest.raises(ValueError, match="noise_stddev"):  # the total z would be too little on the update
             ledger.record(**{**round_of(2, ["a"], plan, clip=0.4), "noise_stddev": 1.5 * 0.4})
     assert [entry.clip_norm for entry in Ledger.read(tmp_path / "ledger").rounds] == [0.5, 0.4]
 
 
-def test_a_run_without_privacy_is_recorded_too(tmp_path):
+def test_run_without_privacy_is_recorded(tmp_path):
     plan = PrivacyPlan(Poisson(0.5), 10, 6, 0.0, None)
     with Ledger.open(tmp_path / "ledger", plan) as ledger:
         ledger.record(round=0, cohort=["a"], noise_id="", noise_stddev=0.0, clip_norm=None)
@@ -252,14 +252,14 @@ def test_a_run_without_privacy_is_recorded_too(tmp_path):
             ledger.record(round=2, cohort=["a"], noise_id="", noise_stddev=1.0, clip_norm=None)
 
 
-def test_another_plan_cannot_resume(tmp_path):
+def test_open_refuses_another_plan(tmp_path):
     write(tmp_path / "ledger", cohorts=COHORTS[:2])
     other = PrivacyPlan(Poisson(0.4), population=10, rounds=9, noise_multiplier=1.0, clip=FixedClip(0.5))
     with pytest.raises(ValueError, match="another plan [(]differs in rounds, noise_multiplier[)]"):
         Ledger.open(tmp_path / "ledger", other)
 
 
-def test_a_forged_round_with_a_valid_chain_still_has_to_keep_the_plan(tmp_path):
+def test_read_refuses_forged_round_that_breaks_plan(tmp_path):
     from privacy.ledger import hash_chain as chain
 
     write(tmp_path / "ledger", cohorts=COHORTS[:1])
@@ -267,11 +267,11 @@ def test_a_forged_round_with_a_valid_chain_still_has_to_keep_the_plan(tmp_path):
     head = json.loads(raw.splitlines()[-1])["sha256"]
     line = {"kind": "round", **round_of(1, ["a"]), "noise_stddev": 0.0, "facts": {}}
     (tmp_path / "ledger").write_bytes(raw + chain.encode(line, chain.digest(head, line)))
-    with pytest.raises(ValueError, match="line 3 breaks its own plan: round 1: noise stddev 0"):
+    with pytest.raises(ValueError, match="line 3 breaks its own plan: round 1: noise_stddev 0"):
         Ledger.read(tmp_path / "ledger")
 
 
-def test_two_writers_at_once_are_refused_and_the_lock_ends_with_its_process(tmp_path):
+def test_second_writer_is_refused_until_first_process_ends(tmp_path):
     path = tmp_path / "ledger"
     write(path, cohorts=COHORTS[:1])
     code = (
@@ -288,7 +288,7 @@ def test_two_writers_at_once_are_refused_and_the_lock_ends_with_its_process(tmp_
     Ledger.open(path, PLAN).close()
 
 
-def test_a_full_disk_leaves_the_ledger_as_it_was(tmp_path, monkeypatch):
+def test_full_disk_leaves_ledger_as_it_was(tmp_path, monkeypatch):
     real = os.pwrite
     with Ledger.open(tmp_path / "ledger", PLAN) as ledger:
         ledger.record(**round_of(0, ["a"]))
@@ -308,7 +308,7 @@ def test_a_full_disk_leaves_the_ledger_as_it_was(tmp_path, monkeypatch):
     assert len(Ledger.read(tmp_path / "ledger").rounds) == 2
 
 
-def test_a_closed_or_missing_ledger_is_named(tmp_path):
+def test_closed_missing_or_empty_ledger_is_named(tmp_path):
     with Ledger.open(tmp_path / "ledger", PLAN) as ledger:
         pass
     with pytest.raises(ValueError, match="is closed"):
@@ -322,7 +322,7 @@ def test_a_closed_or_missing_ledger_is_named(tmp_path):
         Ledger.open(tmp_path / "missing" / "ledger", PLAN)
 
 
-def test_a_wrong_file_is_no_ledger(tmp_path):
+def test_open_refuses_file_that_is_not_a_ledger(tmp_path):
     for text in ("# Notes\nnothing\n", "no newline at all"):
         (tmp_path / "other").write_text(text)
         with pytest.raises(ValueError, match="line 1 is damaged"):
@@ -330,15 +330,15 @@ def test_a_wrong_file_is_no_ledger(tmp_path):
         assert (tmp_path / "other").read_text() == text
 
 
-def test_each_round_is_on_the_disk_before_record_returns(tmp_path, monkeypatch):
+def test_record_syncs_round_to_disk_before_it_returns(tmp_path, monkeypatch):
     synced = []
     real = os.fsync
 
-    def counted(descriptor):
+    def count_sync(descriptor):
         synced.append(descriptor)
         real(descriptor)
 
-    monkeypatch.setattr(os, "fsync", counted)
+    monkeypatch.setattr(os, "fsync", count_sync)
     with Ledger.open(tmp_path / "ledger", PLAN) as ledger:
         before = len(synced)
         ledger.record(**round_of(0, ["a"]))

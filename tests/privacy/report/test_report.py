@@ -1,4 +1,4 @@
-"""Reports say what the ledger says, and the one for release says nothing that endangers it."""
+"""Tests of reports: they state what the ledger holds, and the one for publication contains nothing secret."""
 
 import json
 import math
@@ -26,7 +26,7 @@ from privacy import (
 )
 from privacy.accounting.costs import Gaussian, Pure
 from privacy.accounting.guarantee import EXACT, Guarantee
-from privacy.report import contents as statement
+from privacy.report import contents
 from privacy.report import report as rendering
 
 pytestmark = pytest.mark.filterwarnings("ignore:np.find_common_type is deprecated:DeprecationWarning")
@@ -83,13 +83,13 @@ def run(
     return plan, ledger
 
 
-def reported(facts, folder, **settings):
+def build_report(facts, folder, **settings):
     plan, ledger = run(folder, **settings)
     return report.build(plan, ledger, facts)
 
 
-def matches(value, schema, where="$"):
-    """The small part of JSON Schema that the report's uses."""
+def check_schema(value, schema, where="$"):
+    """Checks `value` against a JSON Schema, for the small part of JSON Schema that the report uses."""
     kinds: dict[str, Any] = {
         "string": str,
         "number": (int, float),
@@ -102,7 +102,7 @@ def matches(value, schema, where="$"):
     if "type" in schema:
         names = [schema["type"]] if isinstance(schema["type"], str) else schema["type"]
         allowed = [n for n in names if isinstance(value, kinds[n]) and not (n != "boolean" and isinstance(value, bool))]
-        assert allowed, f"{where}: {value!r} is no {names}"
+        assert allowed, f"{where}: {value!r} is not of type {names}"
     assert "const" not in schema or value == schema["const"], where
     assert "enum" not in schema or value in schema["enum"], where
     if isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -117,14 +117,14 @@ def matches(value, schema, where="$"):
             set(value) - set(known),
         )
         for name in set(value) & set(known):
-            matches(value[name], known[name], f"{where}.{name}")
+            check_schema(value[name], known[name], f"{where}.{name}")
     if isinstance(value, list) and "items" in schema:
         for place, item in enumerate(value):
-            matches(item, schema["items"], f"{where}[{place}]")
+            check_schema(item, schema["items"], f"{where}[{place}]")
 
 
 class Page(HTMLParser):
-    """Tags and attributes of a page; the tags must nest."""
+    """A parser that collects the tags and attributes of a page and checks that its tags nest."""
 
     def __init__(self):
         super().__init__()
@@ -156,15 +156,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", SETTINGS)
 @pytest.mark.parametrize("release", [False, True])
-def test_every_form_of_every_run(tmp_path, name, release):
+def test_every_format_fits_schema_and_contains_no_secret(tmp_path, name, release):
     plan, ledger = run(tmp_path, **SETTINGS[name])
-    built = report.build(plan, ledger, FACTS, release=release)
-    matches(json.loads(built.to_json()), json.loads(report.SCHEMA_FILE.read_text()))
-    assert built.data["guarantee"]["rounds"] == len(ledger.rounds)
-    figure = accounting.epsilon(plan, len(ledger.rounds)).value
-    assert built.data["guarantee"]["epsilon"] == (None if figure == float("inf") else figure)
+    built_report = report.build(plan, ledger, FACTS, release=release)
+    check_schema(json.loads(built_report.to_json()), json.loads(report.SCHEMA_FILE.read_text()))
+    assert built_report.data["guarantee"]["rounds"] == len(ledger.rounds)
+    epsilon = accounting.epsilon(plan, len(ledger.rounds)).value
+    assert built_report.data["guarantee"]["epsilon"] == (None if epsilon == float("inf") else epsilon)
 
-    page, html = Page(), built.to_html()
+    page, html = Page(), built_report.to_html()
     page.feed(html)
     assert not page.open
     assert not {"script", "img", "link", "iframe", "object", "base", "form"} & set(page.seen)
@@ -177,17 +177,17 @@ def test_every_form_of_every_run(tmp_path, name, release):
     for svg in re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL):
         ElementTree.fromstring(svg)
 
-    for text in (html, built.to_markdown(), built.to_json()):
+    for text in (html, built_report.to_markdown(), built_report.to_json()):
         assert "secret-client" not in text
         assert "secret-noise" not in text
         assert "<script>" not in text or text.startswith("{")
         assert (ledger.head in text) is not release
         assert any(word in text for word in OPERATOR_WORDS) is (not release and not text.startswith("{"))
-    assert "operator" not in built.data if release else "operator" in built.data
-    assert bool(built.data["omitted"]) is release
+    assert "operator" not in built_report.data if release else "operator" in built_report.data
+    assert bool(built_report.data["omitted"]) is release
 
 
-def test_the_operators_numbers_are_the_ledgers(tmp_path):
+def test_operator_numbers_equal_those_of_ledger(tmp_path):
     plan, ledger = run(tmp_path)
     operator = report.build(plan, ledger, {}).data["operator"]
     sizes = [len(entry.cohort) for entry in ledger.rounds]
@@ -197,25 +197,25 @@ def test_the_operators_numbers_are_the_ledgers(tmp_path):
     assert operator["non_finite_updates"] == 6
 
 
-def test_without_noise_every_form_says_not_private(tmp_path):
-    built = reported({}, tmp_path, z=0.0)
+def test_every_format_of_run_without_noise_says_not_private(tmp_path):
+    built = build_report({}, tmp_path, z=0.0)
     for text in (built.to_html(), built.to_markdown(), built.to_json()):
         assert "NOT PRIVATE" in text
         assert "differentially private, per" not in text
 
 
-def test_a_fixed_key_voids_epsilon_in_every_form(tmp_path):
-    built = reported({}, tmp_path, noise="fixed-noise")
+def test_every_format_of_run_with_fixed_key_says_so(tmp_path):
+    built = build_report({}, tmp_path, noise="fixed-noise")
     assert built.data["status"] == "fixed key"
     for text in (built.to_html(), built.to_markdown(), built.to_json()):
         assert "The key is fixed" in text
 
 
-def test_pld_and_rdp_are_both_shown_and_a_missing_pld_is_said(tmp_path):
+def test_pld_and_rdp_are_shown_and_missing_pld_is_stated(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    poisson = reported({}, tmp_path / "a")
-    fixed = reported({}, tmp_path / "b", sampling=FixedSize(20))
+    poisson = build_report({}, tmp_path / "a")
+    fixed = build_report({}, tmp_path / "b", sampling=FixedSize(20))
     assert poisson.data["guarantee"]["epsilon"] == poisson.data["guarantee"]["epsilon_pld"]
     assert poisson.data["guarantee"]["epsilon_rdp"] > poisson.data["guarantee"]["epsilon_pld"]
     assert fixed.data["guarantee"]["figure"] == "RDP"
@@ -225,7 +225,7 @@ def test_pld_and_rdp_are_both_shown_and_a_missing_pld_is_said(tmp_path):
         assert "replace-one" in text
 
 
-def test_what_adaptive_clipping_cost_is_the_same_update_noise_under_a_fixed_clip(tmp_path):
+def test_adaptive_clipping_is_compared_with_fixed_clip_of_same_update_noise(tmp_path):
     plan, ledger = run(tmp_path, clip=AdaptiveClip(0.5, count_stddev=2.0))
     cost = report.build(plan, ledger, {}).data["adaptive_clipping"]
     fixed = PrivacyPlan(plan.sampling, N, plan.rounds, plan.value_noise_multiplier, FixedClip(1.0))
@@ -233,7 +233,7 @@ def test_what_adaptive_clipping_cost_is_the_same_update_noise_under_a_fixed_clip
     assert cost["clip_by_round"] == pytest.approx([0.5 * 0.9**number for number in range(12)])
 
 
-def test_what_if_keeps_the_noise_of_the_mean_and_follows_the_delta_rule(tmp_path):
+def test_what_if_keeps_noise_of_mean_and_delta_rule(tmp_path):
     plan, ledger = run(tmp_path)
     rows = report.build(plan, ledger, {}).data["what_if"]
     assert {row["population"] for row in rows} == {10**5, 10**6, 10**7}
@@ -250,7 +250,7 @@ def test_what_if_keeps_the_noise_of_the_mean_and_follows_the_delta_rule(tmp_path
         assert row["epsilon"] == pytest.approx(accounting.epsilon(hypothetical).value, rel=0.05)
 
 
-def test_whether_epsilon_covers_the_number_of_clients_is_said(tmp_path):
+def test_report_states_whether_epsilon_covers_number_of_clients(tmp_path):
     cases: tuple[tuple[bool, Any, bool], ...] = (
         (False, Poisson(0.1), False),
         (True, Poisson(0.1), True),
@@ -262,7 +262,7 @@ def test_whether_epsilon_covers_the_number_of_clients_is_said(tmp_path):
         with Ledger.open(tmp_path / f"{declared}{sampling.kind}.jsonl", plan) as ledger:
             line = f"The number of clients, {N}, is not covered: it was counted"
             for release in (True, False):
-                data = statement.compose(plan, ledger, {}, release=release)
+                data = contents.compose(plan, ledger, {}, release=release)
                 assert any(line in said for said in data["not_covered"]) != covered
                 assert ("number of clients: 200" in data["public"]) == declared
                 assert data["planned"]["population_declared"] == declared
@@ -270,7 +270,7 @@ def test_whether_epsilon_covers_the_number_of_clients_is_said(tmp_path):
             assert (line in text) != covered
 
 
-def test_cohorts_of_one_size_under_a_poisson_plan_are_called_out(tmp_path):
+def test_report_warns_of_equal_cohorts_under_poisson_plan(tmp_path):
     plan = PrivacyPlan(Poisson(0.1), N, 40, 1.0, FixedClip(0.5))
     with Ledger.open(tmp_path / "ledger", plan) as ledger:
         for number in range(40):
@@ -278,17 +278,17 @@ def test_cohorts_of_one_size_under_a_poisson_plan_are_called_out(tmp_path):
             ledger.record(round=number, cohort=names, noise_id=str(number), noise_stddev=0.5, clip_norm=0.5)
     assert any("do not look like Poisson" in line for line in report.build(plan, ledger, {}).data["warnings"])
     (tmp_path / "honest").mkdir()
-    assert not any("look like" in line for line in reported({}, tmp_path / "honest", rounds=40).data["warnings"])
+    assert not any("look like" in line for line in build_report({}, tmp_path / "honest", rounds=40).data["warnings"])
 
 
-def test_another_plan_is_refused(tmp_path):
+def test_build_refuses_another_plan(tmp_path):
     plan, ledger = run(tmp_path)
     other = PrivacyPlan(Poisson(0.1), N, 12, 2.0, FixedClip(0.5))
     with pytest.raises(ValueError, match="the plan is not the one in ledger"):
         report.build(other, ledger, {})
 
 
-def test_writing_leaves_three_whole_files_and_is_repeatable(tmp_path):
+def test_write_makes_three_files_and_is_repeatable(tmp_path):
     plan, ledger = run(tmp_path)
     first = report.build(plan, ledger, FACTS).write(tmp_path / "new", "r")
     assert [path.name for path in first] == ["r.html", "r.md", "r.json"]
@@ -299,7 +299,7 @@ def test_writing_leaves_three_whole_files_and_is_repeatable(tmp_path):
 
 
 @pytest.mark.parametrize(("release", "mode"), [(False, 0o600), (True, 0o644)])
-def test_the_operators_report_is_closed_to_others_even_in_an_open_folder(tmp_path, release, mode):
+def test_operator_report_has_mode_0600_in_open_folder(tmp_path, release, mode):
     plan, ledger = run(tmp_path)
     before = os.umask(0o022)
     try:
@@ -315,21 +315,21 @@ def test_the_operators_report_is_closed_to_others_even_in_an_open_folder(tmp_pat
     ("value", "shown"),
     [(None, "∞"), (0, "0"), (5.4011, "5.402"), (5.4, "5.400"), (0.03011, "0.0302"), (123.0, "123.000")],
 )
-def test_epsilon_is_printed_rounded_up(value, shown):
-    assert rendering._eps(value) == shown
+def test_epsilon_is_rounded_up(value, shown):
+    assert rendering._format_epsilon(value) == shown
 
 
 @pytest.mark.parametrize(("pld", "stated", "other"), [(79.25, "RDP", "PLD"), (70.0, "PLD", "RDP"), (None, "RDP", None)])
-def test_a_report_states_the_smaller_epsilon_and_says_which_accountant_gave_it(pld, stated, other):
+def test_report_states_smaller_epsilon_and_its_accountant(pld, stated, other):
     plan = PrivacyPlan(Poisson(1e-5), 10**8, 104_367, 0.2, FixedClip(1.0))
     assert plan.relation is not None
     spent = accounting.Epsilon(pld, 75.0, 1.4, plan.relation, plan.target_delta, plan.rounds)
-    said = statement._guarantee(plan, spent)
+    said = contents._describe_guarantee(plan, spent)
     assert said["figure"] == stated and said["epsilon"] == min(75.0, pld or math.inf)
     for template in ("report.md.jinja", "report.html.jinja"):
         source = (rendering._TEMPLATES / template).read_text()
         (line,) = [line for line in source.splitlines() if "ε by PLD" in line]
-        shown = rendering._environment(html=False).from_string(line).render(guarantee=said, unless_fixed="")
+        shown = rendering._make_environment(html=False).from_string(line).render(guarantee=said, unless_fixed="")
         assert ("not available" in shown) == (pld is None)
         assert ("the ε stated" in shown) == (stated == "PLD") and ("another upper bound" in shown) == (other == "PLD")
 
@@ -342,7 +342,7 @@ def test_a_report_states_the_smaller_epsilon_and_says_which_accountant_gave_it(p
         ((Pure(0.5),), 0.0, "sum", "epsilons add up"),
     ],
 )
-def test_a_report_on_releases_says_which_accountant_gave_epsilon(tmp_path, costs_, delta, accountant, words):
+def test_report_on_releases_states_accountant(tmp_path, costs_, delta, accountant, words):
     with Releases.open(tmp_path / "ledger.jsonl", Budget(200.0, delta)) as ledger:
         ledger.record(Guarantee("a sum", costs_, "add-or-remove-one", delta, EXACT))
         said = report.of_releases(ledger)

@@ -210,7 +210,7 @@ def test_guarantee_states_epsilon_with_unit_relation_sampler_mechanism_and_noise
         "epsilon 0.250;",
         "unit record",
         "add-or-remove-one",
-        "everybody, once",
+        "every record, once",
         "hourglass",
         "exact integers",
     ):
@@ -385,7 +385,7 @@ def test_dp_mean_refuses_bad_arguments_in_one_line(changes, message):
         ({"radius": 0}, "radius must lie"),
         ({"radius": float("inf")}, "radius must lie"),
         ({"radius": 5e-324}, "radius must lie"),
-        ({"vectors": [[1.0, 2.0], [1.0]]}, "vectors are no array|vectors have dtype"),
+        ({"vectors": [[1.0, 2.0], [1.0]]}, "vectors is not a rectangular array|vectors has dtype"),
         ({"epsilon": 0}, "epsilon must be"),
         ({"delta": 0}, "delta must lie"),
         ({"delta": 1.0}, "delta must lie"),

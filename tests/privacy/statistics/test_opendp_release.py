@@ -114,7 +114,7 @@ def test_opendp_release_is_recorded_and_limited_by_the_budget(tmp_path):
         assert 0 < total < count < 2000
         assert ledger.spent == pytest.approx(0.75, rel=1e-6)
         assert "drawn by OpenDP" in str(ledger.releases[0])
-        with pytest.raises(ValueError, match="budget: with this release epsilon would be 1.25"):
+        with pytest.raises(ValueError, match="with this release epsilon would be 1.25, above the budget of 1"):
             opendp_release(opendp_mean(0.5), RECORDS, ledger=ledger)
 
 
