@@ -362,7 +362,9 @@ def _scale_ball_noise(size: int, noise_multiplier: float) -> tuple[int, float, i
     sensitivity = math.hypot(longest, count_weight)
     stddev = math.ceil(sensitivity * noise_multiplier)
     if stddev > exact.LARGEST_SCALE:
-        raise ValueError(f"noise multiplier {noise_multiplier:g} needs noise beyond the grid: use a larger epsilon")
+        raise ValueError(
+            f"noise multiplier {noise_multiplier:g} is too large for the grid: use a larger epsilon or delta"
+        )
     return count_weight, sensitivity, stddev
 
 
