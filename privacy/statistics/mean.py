@@ -112,7 +112,7 @@ class BoundedMean:
             )
         if self.mechanism != "hourglass" and self._scale > exact.LARGEST_SCALE:
             raise ValueError(
-                f"epsilon {self.epsilon:g}, delta {self.delta:g} need noise beyond the grid: increase them"
+                f"more noise than the grid holds: increase epsilon {self.epsilon:g} or delta {self.delta:g}"
             )
 
     def sums(self, values: Any) -> npt.NDArray[Any]:
@@ -362,9 +362,7 @@ def _scale_ball_noise(size: int, noise_multiplier: float) -> tuple[int, float, i
     sensitivity = math.hypot(longest, count_weight)
     stddev = math.ceil(sensitivity * noise_multiplier)
     if stddev > exact.LARGEST_SCALE:
-        raise ValueError(
-            f"noise multiplier {noise_multiplier:g} is too large for the grid: use a larger epsilon or delta"
-        )
+        raise ValueError(f"noise multiplier {noise_multiplier:g} is too large: increase epsilon or delta")
     return count_weight, sensitivity, stddev
 
 
