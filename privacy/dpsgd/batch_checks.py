@@ -84,7 +84,7 @@ class Batches:
         """Yields two batches of the same size: some rows stay at their place, and all others are exchanged.
 
         Args:
-          number: number of the random state. By turns, the first half stays, the second half, or all but one row.
+          number: number of the random state. In turn, the first half of the rows stays, the second half, all but one.
           large: whether the batches are as large as the largest one.
         """
         size = self._pair_sizes[large]

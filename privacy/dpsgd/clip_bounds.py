@@ -39,7 +39,7 @@ _LARGEST_MASS = 64.0
 
 _DOUBLE = 2.0**-53  # unit roundoff of float64
 _LATER_ROUNDINGS = 1000  # upper bound on the float64 roundings from a norm to a factor (square roots, sums, products)
-_LARGEST_SQUARE = 1e240  # of a float64 factor: larger squares count as infinite, so that no product overflows unseen
+_LARGEST_SQUARE = 1e240  # larger squares of float64 factors count as infinite, since products of two could overflow
 _LOST_SQUARES = 1e-50  # upper bound on what underflow takes from a squared norm
 _SHORT_AXIS = 2048  # longest axis whose squares are added in float32: γ / 2 is then 6e-5 of the norm
 
@@ -124,7 +124,7 @@ def _bound_single(groups: Sequence[Sequence[Term]]) -> Bounds:
 
 
 class _Norms:
-    """Collects tensors and computes the L2 norm of each example's part of each tensor, never too small."""
+    """Collects tensors and computes the L2 norm of each example's part of each tensor, rounded up."""
 
     def __init__(self) -> None:
         self._tensors: list[tf.Tensor] = []
@@ -209,7 +209,7 @@ class _Float64:
         return self._once("cast", rows, lambda: tf.cast(rows, tf.float64))
 
     def norms(self, rows: tf.Tensor) -> tf.Tensor:
-        """Returns the L2 norms [B, T] of rows [B, T, N], never too small."""
+        """Returns the L2 norms [B, T] of rows [B, T, N], rounded up."""
         loss = _entry_loss(rows.dtype) * float(rows.shape[-1]) ** 0.5
 
         def compute() -> tf.Tensor:
@@ -277,5 +277,8 @@ def _tiny(dtype: Any) -> float:
 
 
 def _entry_loss(dtype: Any) -> float:
-    """Returns what a norm may lose of an entry: a float32 subnormal by the cast, float64 below 1e-154 by the square."""
+    """Returns the largest entry that may count as 0 in a norm: a subnormal in the cast, or one whose square underflows.
+
+    The first happens to float32, the second to float64 (below 1e-154).
+    """
     return _tiny(dtype) if tf.as_dtype(dtype) != tf.float64 else _tiny(dtype) ** 0.5

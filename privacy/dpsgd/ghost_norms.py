@@ -68,7 +68,7 @@ def scaled_sums(groups: Sequence[Sequence[Term]], factors: tf.Tensor) -> list[tf
 
 
 def in_order(weights: list[Any], groups: Sequence[Sequence[Term]], factors: tf.Tensor) -> list[tf.Tensor]:
-    """Returns `scaled_sums` in the order of `weights`, with zeros for a weight that no term is of."""
+    """Returns `scaled_sums` in the order of `weights`, with zeros for a weight that has no term."""
     sums = dict(zip((id(group[0].weight) for group in groups), scaled_sums(groups, factors), strict=True))
     return [sums[id(w)] if id(w) in sums else tf.zeros(w.shape, w.dtype) for w in weights]
 

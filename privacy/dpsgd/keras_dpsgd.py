@@ -70,7 +70,7 @@ class KerasDPSGD:
         # Squares of much smaller gradients would underflow in float32.
         checks.between("clip_norm", self.clip_norm, 1e-12, math.inf, "1 is a usual start", closed_high=True)
         if math.isinf(self.clip_norm) and self.noise_multiplier > 0:
-            raise ValueError("clip_norm is infinite and there is noise: without a clip norm no noise protects a record")
+            raise ValueError("clip_norm is infinite and there is noise, which then protects nobody: give a finite one")
 
     @classmethod
     def for_budget(
@@ -116,7 +116,7 @@ class KerasDPSGD:
     def guarantee(self) -> Guarantee:
         """Guarantee of one `fit`. Raises ValueError without noise, when nothing is guaranteed."""
         if not self.noise_multiplier:
-            raise ValueError("noise_multiplier is 0: the training is not private, and has no epsilon")
+            raise ValueError("noise_multiplier is 0: the training is not private and has no epsilon, give one above 0")
         return Guarantee(
             f"DP-SGD, {self.steps} steps, clip norm {self.clip_norm:g}, noise multiplier {self.noise_multiplier:.4g}",
             (costs.Gaussian(self.noise_multiplier, self.steps, self.sampling_probability),),

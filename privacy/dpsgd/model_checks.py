@@ -119,7 +119,7 @@ class _Variables:
             weight.assign_add(tf.constant(0.1 * generator.normal(size=weight.shape), weight.dtype))
 
     def check(self) -> None:
-        """Raises ValueError if any variable but the weights has changed."""
+        """Raises ValueError if any variable other than the weights has changed."""
         others = {id(v) for v in self._others}
         for v, value in self._before:
             if id(v) in others and not np.array_equal(v.numpy(), value):
@@ -185,7 +185,7 @@ class _Probe:
         return losses
 
     def check_forward(self) -> None:
-        """Raises ValueError if an example's loss changes when the other examples change or go, or when recorded."""
+        """Raises ValueError if an example's loss changes when the others change or go, or when the pass is recorded."""
         losses = self._forward(self._x, self._y)
         if not np.isfinite(losses).all():
             raise ValueError(
@@ -313,9 +313,10 @@ class _DataCheck:
         self._batches = Batches(data, largest, generator)
 
     def check(self, draws: bool) -> None:
-        """Raises ValueError unless each example's loss depends on that example alone, at moved and at initial weights.
+        """Raises ValueError unless each example's loss depends on that example alone.
 
-        Unless layers of the model's own draw random numbers, the weights end at their initial values.
+        Losses are compared at the moved weights, and then at the initial ones, which this puts back. If layers other
+        than Keras' own dropout and noise layers draw random numbers, they are compared at the moved weights only.
         """
         traced, still_draws = self._variables.traced, False
         if draws:

@@ -95,7 +95,7 @@ class DPLinearClassifier(ClassifierMixin, BaseEstimator):
         Raises:
           ValueError: a parameter or the data are invalid, or the budget does not allow the release.
         """
-        epsilon = checks.positive("epsilon", self.epsilon, "give the budget of this model")
+        epsilon = checks.positive("epsilon", self.epsilon, "give the privacy budget of this model")
         delta = checks.between("delta", self.delta, 0, 1, "1e-5 is usual, below 1 / records")
         share = checks.between("share", self.share, 0, 1, "0.1 is usual")
         # Checks the settings. Noise multiplier and expected batch are placeholders until ε and the preprocessing give
@@ -151,7 +151,7 @@ class DPLinearClassifier(ClassifierMixin, BaseEstimator):
         return self
 
     def decision_function(self, X: Any) -> npt.NDArray[Any]:
-        """Returns the logits [n, classes] of features [n, d]; with two classes, second less first logit, [n]."""
+        """Returns the logits [n, classes] of features [n, d]; with two classes, the second logit less the first."""
         logits = self._logits(X)
         return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
 

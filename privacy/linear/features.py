@@ -25,8 +25,8 @@ from privacy.statistics.quantile_search import geometric_grid, quantile_search
 
 Floats = npt.NDArray[np.float64]
 
-_GRID_POINTS = 2**20  # for a coordinate's median, from -bound to bound: smaller distances than 2^-19 bound are lost
-_SMALLEST_RADIUS = 2.0**-21  # times the bound
+_GRID_POINTS = 2**20  # for the median of a coordinate, from -bound to bound
+_SMALLEST_RADIUS = 2.0**-21  # smallest radius that is searched for, in units of the bound
 _INSIDE = 0.95  # share of the records that a radius should hold; the others are scaled down to it
 # How the preprocessing's budget, in 1 / noise multiplier², is divided. A radius is searched for twice.
 _MEDIANS, _RADIUS, _MEAN = 0.3, 0.1, 0.5
@@ -68,7 +68,8 @@ def centre_of_ball(features: Any, bound: float, noise_multiplier: float, source:
     """Fits the practical version: a private mean as centre, and each vector divided by its distance to it.
 
     The mean has an error of the order of `bound`. So this version suits vectors whose norms are of the order of their
-    distances, for instance of norm 1, and few records, since the whole budget goes to the mean.
+    distances from each other, for instance vectors of norm 1. It also suits few records, since the whole budget goes to
+    the mean.
 
     Args:
       features: float32 or float64 [n, d], finite.

@@ -37,7 +37,7 @@ class LinearDPSGD:
       expected_batch: divisor of the noisy sum, above 0; public, for instance sampling_probability x a private count.
       clip_norm: bound C on the L2 norm of one example's gradient over all weights, above 0; inf only without noise.
       noise_multiplier: standard deviation of the noise / C, at least 0; 0 is not private.
-      learning_rate: step size, above 0. Gradients are divided by the clip norm before it applies, if that is finite.
+      learning_rate: step size, above 0, for gradients divided by the clip norm (if it is finite).
       momentum: momentum of SGD, in [0, 1).
     """
 
@@ -61,7 +61,7 @@ class LinearDPSGD:
         if self.clip_norm != math.inf:
             checks.positive("clip_norm", self.clip_norm, "1 is usual for features of norm 1")
         elif self.noise_multiplier > 0:
-            raise ValueError("clip_norm is infinite and there is noise: without a clip norm no noise protects a record")
+            raise ValueError("clip_norm is infinite and there is noise, which then protects nobody: give a finite one")
         if not checks.non_negative("momentum", self.momentum, "0.9 is usual") < 1:
             raise ValueError(f"momentum must lie in [0, 1), got {self.momentum!r}: 0.9 is usual")
 

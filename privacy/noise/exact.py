@@ -61,20 +61,20 @@ def _select(value: Any, index: Ints) -> Any:
 
 
 def bernoulli(source: Randomness, numerator: Any, denominator: Any, size: int) -> Bools:
-    """Returns bool [size], True with probability numerator / denominator (ints or int64 [size], at most 2^62)."""
+    """Draws booleans [size], True with probability numerator / denominator (ints or int64 [size], at most 2^62)."""
     return uniform(source, denominator, size) < numerator
 
 
 def bernoulli_exp(source: Randomness, numerator: Any, denominator: Any, size: int) -> Bools:
-    """Returns bool [size], True with probability exp(-numerator / denominator), for fractions in [0, 1]."""
+    """Draws booleans [size], True with probability exp(-numerator / denominator), for fractions in [0, 1]."""
     return _bernoulli_exp_of_product(source, ((numerator, denominator),), size)
 
 
 def _bernoulli_exp_of_product(source: Randomness, fractions: tuple[tuple[Any, Any], ...], size: int) -> Bools:
-    """Returns bool [size], True with probability exp(-x), where x is the product of `fractions`, each in [0, 1].
+    """Draws booleans [size], True with probability exp(-x), where x is the product of `fractions`, each in [0, 1].
 
-    Coins of probability x/1, x/2, x/3, ... are tossed until one fails: the number of tosses is odd with probability
-    exp(-x). Each factor of x is tossed by itself, so that no product has to fit 64 bits.
+    Coins that show heads with probability x/1, x/2, x/3, ... are tossed until one shows tails. The number of tosses is
+    odd with probability exp(-x). Each factor of x is tossed by itself, so that no product has to fit 64 bits.
     """
     odd = np.zeros(size, bool)
     pending = np.arange(size)
@@ -191,7 +191,7 @@ def gaussian(source: Randomness, stddev: int, size: int) -> Ints:
 
 
 def _bernoulli_exp_of_square(source: Randomness, distance: Ints, stddev: int) -> Bools:
-    """Returns bool [n], True with probability exp(-(distance / stddev)² / 2).
+    """Draws booleans [n], True with probability exp(-(distance / stddev)² / 2).
 
     With distance = a stddev + r the exponent is a² / 2 + a r / stddev + (r / stddev)² / 2. Each of the three terms gets
     coins of its own, so that no square has to fit 64 bits.
@@ -332,11 +332,11 @@ def _place_in_level(level: Ints, place: Ints, sensitivity: int, core: int) -> In
     sign = np.where(place < row, 1, -1)
     outer_k = sign * level
     outer_first = np.minimum(0, outer_k * sensitivity) - core + np.where(place < row, place, place - row)
-    # Lines k = -level + 2, ..., level - 2: the Δ places beyond either end of level - 2 on that line.
+    # On the lines k = -level + 2, ..., level - 2, a level adds Δ pairs at either end of those of level - 2.
     rest = np.where(outer, 0, place - 2 * row)
     line, within = np.divmod(rest, 2 * sensitivity)
     inner_k = 2 * (line + 1) - level
-    half = (level * sensitivity + 2 * core) - 2 * sensitivity  # twice the half width of level t - 2 on the line
+    half = (level * sensitivity + 2 * core) - 2 * sensitivity  # width of level - 2 on the line
     right = (inner_k * sensitivity + half) // 2 + 1 + within % sensitivity
     mirrored = inner_k * sensitivity - right
     inner_first = np.where(within < sensitivity, right, mirrored)

@@ -90,7 +90,7 @@ class BoundedMean:
             raise ValueError(
                 f"upper - lower overflows for lower {self.lower:g}, upper {self.upper:g}: use another unit"
             )
-        checks.positive("epsilon", self.epsilon, "give the cost of this mean")
+        checks.positive("epsilon", self.epsilon, "give the privacy cost of this mean")
         if self.mechanism not in get_args(Mechanism):
             raise ValueError(f"mechanism {self.mechanism!r} is unknown: use one of {', '.join(get_args(Mechanism))}")
         if self.relation not in ("add-or-remove-one", "replace-one"):
@@ -186,7 +186,7 @@ class BoundedMean:
         """Scale or standard deviation of the noise in grid steps, rounded up; not for "hourglass"."""
         match self.mechanism:
             case "gaussian":
-                # The sensitivity is √d widths: (x, 1 - x) has an L2 norm of at most 1, and a replaced x moves by 1.
+                # The sensitivity is √d widths: (x, 1 - x) has an L2 norm of at most 1, and a replaced x moves by ≤ 1.
                 scale = STEPS * math.sqrt(self.coordinates) / _sensitivity_over_stddev(self.epsilon, self.delta)
             case "midpoint" | "sum-count":
                 scale = 2 * STEPS / self._coordinate_epsilon
@@ -237,7 +237,7 @@ class BoundedMean:
 
     @property
     def _shape(self) -> tuple[int, int, int]:
-        """ε of one coordinate in units of 2^-EXPONENT_BITS, rounded down, sensitivity and core of the hourglass."""
+        """Parameters of staircase and hourglass noise: ε of one coordinate (rounded down), sensitivity, core."""
         epsilon = math.floor(self._coordinate_epsilon * 2**EXPONENT_BITS) - 1
         return epsilon, STEPS, round(hourglass_core(self._coordinate_epsilon) * STEPS)
 
@@ -305,7 +305,7 @@ def mean_in_ball(
       ValueError: an argument is out of range, or the budget does not allow the release.
     """
     radius = checks.between("radius", radius, 1e-301, math.inf, "give a public bound on the L2 norm of a vector")
-    epsilon = checks.positive("epsilon", epsilon, "give the cost of this mean")
+    epsilon = checks.positive("epsilon", epsilon, "give the privacy cost of this mean")
     delta = checks.between("delta", delta, 0, 1, "1e-6 is usual, below 1 / records")
     array = as_floats("vectors", vectors)
     if array.ndim != 2 or not array.shape[1]:

@@ -97,7 +97,7 @@ def dp_quantile(
         raise ValueError(f"quantile must lie in [0, 1], got {quantile!r}: 0.5 is the median")
     lower, upper = checks.bounds(lower, upper)
     resolution = checks.positive("resolution", resolution, "give the step of the public grid")
-    epsilon = checks.positive("epsilon", epsilon, "give the cost of this quantile")
+    epsilon = checks.positive("epsilon", epsilon, "give the privacy cost of this quantile")
     if relation not in ("add-or-remove-one", "replace-one"):
         raise ValueError(f"relation {relation!r} is unknown: use add-or-remove-one or replace-one")
     points = (upper - lower) / resolution + 1

@@ -91,8 +91,8 @@ def _table(rate: float, z: float, rounds: int, remove: bool):
 def fixed_size_delta(eps: float, rate: float, z: float) -> float:
     """Returns δ(ε) of one fixed-size round if one client's update is +C in one data set and -C in the other.
 
-    All other updates are 0. By quadrature. It is a lower bound on what replacing a client costs: the client is in the
-    cohort with probability `rate` and then moves the sum by 2 C.
+    All other updates are 0, and the integral is a quadrature. It is a lower bound on what replacing a client costs: the
+    client is in the cohort with probability `rate` and then moves the sum by 2 C.
     """
     x = np.linspace(-1 - 14 * z, 1 + 14 * z, 400_001)
     p = (1 - rate) * _density(x, 0, z) + rate * _density(x, 1, z)

@@ -30,7 +30,7 @@ def invert(probabilities: Sequence[float], words: tuple[int, int]) -> tuple[int,
         lower, upper = upper, upper + Fraction(probability) / total
         if number < upper:
             return token, float(min(number - lower, upper - number))
-    raise AssertionError("the shares fill [0, 1)")
+    raise AssertionError("no share of [0, 1) holds the number: the shares must add up to 1")
 
 
 def generate(

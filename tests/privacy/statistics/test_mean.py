@@ -62,7 +62,7 @@ def test_error_of_each_mechanism_agrees_with_its_closed_form(mechanism, n, epsil
         (1000, 1, 0.3, (8.73, 2.328, 1.161, 1.112)),
         (1000, 0.1, 0.5, (1006.6, 201.3, 100.3, 100.1)),
         (200, 4, 0.1, (0.504, 0.205, 0.1027, 0.0533)),
-        (1000, 1, 0, (3.99, 1.99, 0.993, 0.954)),  # clamping halves it at the ends
+        (1000, 1, 0, (3.99, 1.99, 0.993, 0.954)),  # at μ = 0, clamping halves the error
     ],
 )
 def test_error_of_each_mechanism_agrees_with_another_program(n, epsilon, mu, measured):
