@@ -16,7 +16,7 @@ from privacy.accounting import Epsilon, composition, loss_grid
 from privacy.budget import Releases
 from privacy.keys import FIXED_PREFIX
 from privacy.ledger import Ledger
-from privacy.plan import AdaptiveClip, FixedClip, PrivacyPlan
+from privacy.plan import DELTA_EXPONENT, AdaptiveClip, FixedClip, PrivacyPlan
 from privacy.sampling import Cyclic, FixedSize, Poisson, Sampling
 
 SCHEMA = "fedspeak-privacy-report/1"
@@ -269,7 +269,7 @@ def _compute_what_if(plan: PrivacyPlan) -> list[dict[str, Any]]:
             cohort = plan.expected_cohort * factor
             if population <= plan.population or not 1 <= cohort <= population / 10:
                 continue
-            z, delta = plan.noise_multiplier * factor, population**-1.1
+            z, delta = plan.noise_multiplier * factor, population**DELTA_EXPONENT
             sampling = _rescale(plan.sampling, cohort, population)
             eps = composition.least_epsilon(sampling, population, z, plan.rounds, delta, loss_grid.COARSE)
             rows.append(
