@@ -214,7 +214,7 @@ def _validate(model: DPLinearClassifier, *data: Any, **options: Any) -> Any:
 
 
 def _count_records(count: int, size: int, bound: float, noise_multiplier: float, source: Randomness) -> FeatureMap:
-    """Returns the map without preprocessing, features / bound, with a private number of records."""
+    """Returns a map that only divides features by the bound, with a private number of records."""
     steps = 2**20
     stddev = math.ceil(steps * noise_multiplier)
     records = (count * steps + int(exact.gaussian(source, stddev, 1)[0])) / steps

@@ -367,7 +367,7 @@ def _scale_ball_noise(size: int, noise_multiplier: float) -> tuple[int, float, i
 
 
 def hourglass_core(epsilon: float) -> float:
-    """Returns γ*: half the width of level 0 over the sensitivity, at the least variance (arXiv:1212.1186)."""
+    """Returns γ*: the half width of level 0, in sensitivities, that gives the least variance (arXiv:1212.1186)."""
     b = math.exp(-epsilon)
     rise = -math.expm1(-epsilon)
     # b - 2b² + 2b⁴ - b⁵ = b (1 - b)³ (1 + b), which loses no digits where b is near 1.

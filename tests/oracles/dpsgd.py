@@ -11,7 +11,7 @@ def gradient(weights, x, label):
     return np.outer(x, p)
 
 
-def train(features, labels, classes, *, steps, batches, denominator, clip, rate, momentum, noise=None):
+def train(features, labels, classes, *, steps, batches, denominator, clip, learning_rate, momentum, noise=None):
     """Returns the mean of the weights over the last half of the steps.
 
     `batches` holds the rows of each step, and `noise` the array that is added to each step's sum, or None.
@@ -28,6 +28,6 @@ def train(features, labels, classes, *, steps, batches, denominator, clip, rate,
             total += noise[step]
         scale = 1.0 if np.isinf(clip) else clip
         velocity = momentum * velocity + total / (denominator * scale)
-        weights = weights - rate * velocity
+        weights = weights - learning_rate * velocity
         history.append(weights)
     return np.mean(history[steps // 2 :], axis=0)

@@ -75,7 +75,7 @@ def test_train_equals_the_example_by_example_oracle(seed, count, size, classes, 
         batches=batches,
         denominator=3.5,
         clip=clip,
-        rate=0.8,
+        learning_rate=0.8,
         momentum=0.6,
         noise=[multiplier * clip * normals.reshape(size, classes) for normals in recorded.normals] or None,
     )
