@@ -203,7 +203,7 @@ def _measure_under_zcdp(trials: int) -> list[dict[str, Any]]:
     rows = []
     for mu in (0.1, 0.3, 0.5):
         above, below = ([round(share * n) * STEPS] * trials for share in (mu, 1 - mu))
-        shares = np.array(mean._released(above, below, source))[:, 0]
+        shares = np.array(mean._release_pairs(above, below, source))[:, 0]
         pair = _summarise("", relation, n, _RHO, mu, n * (shares - mu))
         # The sum has sensitivity 1/2, the count 1; each gets noise for ρ/2.
         total = (mu - 0.5) * n + 0.5 * math.sqrt(2) * sigma * generator.normal(size=trials)

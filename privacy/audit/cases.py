@@ -69,7 +69,7 @@ def _build_mean_case(epsilon: float, delta: float, mechanism: Any, relation: Any
         data = [(_RECORDS * STEPS, _RECORDS * STEPS), tuple((_RECORDS + extra) * STEPS for extra in change)]
         outcomes = []
         for above, below in data:
-            shares, counts = np.array(mean._released([above] * trials, [below] * trials, source)).T
+            shares, counts = np.array(mean._release_pairs([above] * trials, [below] * trials, source)).T
             outcomes.append(_score(mechanism, shares, counts))
         return outcomes[0], outcomes[1]
 

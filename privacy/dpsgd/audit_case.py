@@ -1,7 +1,7 @@
-"""A step of `KerasDPSGD` under audit, with the record that its clipping holds back least.
+"""Builds the audit case of a step of `KerasDPSGD`, with a record that is hard to clip.
 
-The candidates' gradients are sums of outer products that cancel, by which a norm from inner products is computed too
-small if rounding is not allowed for.
+The candidates' gradients are sums of outer products that cancel. If rounding is not allowed for, their norms, which are
+computed from inner products, come out too small.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ _SLOW = 40
 
 
 def cancelling_record(epsilon: float, delta: float) -> Case:
-    """Returns one step on one record or none, at a claim of `epsilon` at `delta`, released whole.
+    """Returns the case of one step on one record or on none, claimed to cost `epsilon` at `delta`.
 
-    The record is the one of 1500 that moves the step most without noise; the score is the release along its direction.
+    All weights are released. The record is the one of 1500 candidates that moves the weights most without noise; the
+    score is the projection of the release on that move.
 
     Raises:
       ValueError: epsilon or delta is out of range.
@@ -36,9 +37,9 @@ def cancelling_record(epsilon: float, delta: float) -> Case:
     def scores(trials: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         dense = keras.layers.Dense(_FEATURES, use_bias=False, kernel_initializer="zeros")
         model = keras.Sequential([keras.Input((_POSITIONS, _INPUTS)), dense])
-        # A label is the gradient at its output, whatever the weights.
+        # With this loss the labels are the gradient at the outputs, whatever the weights.
         model.compile(keras.optimizers.SGD(1.0), lambda y, outputs: tf.reduce_sum(y * outputs, -1))
-        data = checked_examples(*_candidates(np.random.default_rng(0)))
+        data = checked_examples(*_draw_candidates(np.random.default_rng(0)))
         zeros = model.get_weights()
 
         def release(step: PrivateStep, rows: list[int]) -> npt.NDArray[np.float64]:
@@ -46,9 +47,9 @@ def cancelling_record(epsilon: float, delta: float) -> Case:
             step(data, np.array(rows, int), None)
             return -np.asarray(model.get_weights()[0], np.float64).ravel()
 
-        exact = PrivateStep(model, _CLIP, 0.0, 1.0, data)
-        moves = [release(exact, [row]) for row in range(_CANDIDATES)]
-        exact.close()
+        noiseless = PrivateStep(model, _CLIP, 0.0, 1.0, data)
+        moves = [release(noiseless, [row]) for row in range(_CANDIDATES)]
+        noiseless.close()
         canary = int(np.argmax([np.linalg.norm(move) for move in moves]))
         direction = moves[canary] / np.linalg.norm(moves[canary])
         noisy = PrivateStep(model, _CLIP, noise_multiplier, 1.0, data)
@@ -63,12 +64,12 @@ def cancelling_record(epsilon: float, delta: float) -> Case:
     return Case("KerasDPSGD, one step, a record that cancels", "add-or-remove-one", epsilon, delta, _SLOW, scores)
 
 
-def _candidates(generator: np.random.Generator) -> tuple[Any, Any]:
-    """Records with constant inputs, and residuals of two values whose sum is 0.1 % to 30 % of their size."""
+def _draw_candidates(generator: np.random.Generator) -> tuple[Any, Any]:
+    """Draws records with constant inputs and with residuals of two values, whose sum is 0.1 % to 30 % of their mass."""
     height, half = 0.5 + generator.random((_CANDIDATES, 1, 1)), _POSITIONS // 2
-    first, left_over = 1 + generator.random((_CANDIDATES, 1)), generator.uniform(2e-3, 6e-3, (_CANDIDATES, 1))
-    left_over[::10] *= 100
-    residuals = np.concatenate([np.repeat(first, half, 1), np.repeat(-first * (1 - left_over), half, 1)], 1)
+    first, difference = 1 + generator.random((_CANDIDATES, 1)), generator.uniform(2e-3, 6e-3, (_CANDIDATES, 1))
+    difference[::10] *= 100
+    residuals = np.concatenate([np.repeat(first, half, 1), np.repeat(-first * (1 - difference), half, 1)], 1)
     x = np.broadcast_to(height, (_CANDIDATES, _POSITIONS, _INPUTS))
     y = np.repeat(residuals[:, :, np.newaxis], _FEATURES, 2)
     return x.astype(np.float32), y.astype(np.float32)

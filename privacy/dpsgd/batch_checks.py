@@ -1,4 +1,4 @@
-"""Compares an example's loss between batches of the user's own data that differ in all other examples."""
+"""Compares an example's loss between batches of the training data that differ in the other examples."""
 
 from __future__ import annotations
 
@@ -13,52 +13,52 @@ from privacy.dpsgd.examples import Examples
 
 Rows = npt.NDArray[np.int64]
 Forward = Callable[[Any, Any], npt.NDArray[Any]]
-"""(x, y) -> each example's loss, [B]."""
+"""A function (x, y) -> each example's loss, [B]."""
 
-LARGEST_BATCH = 256  # examples; a model is not tried with more
+LARGEST_BATCH = 256  # maximum number of examples that a model is checked with at once
 _SMALL_BATCH = 7
-_DRAWN_BATCH = 17  # of a model that draws random numbers: two groups of eight and one more
-_ALONE = 4  # ordinary rows that are tried as a batch of one, besides the extreme ones
+_RANDOM_BATCH = 17  # for a model that draws random numbers: two groups of eight and one more
+_ALONE = 4  # ordinary rows that are checked as a batch of one, besides the extreme ones
 _CHUNK = 2**20  # numbers that are read at once to find the extreme rows
-# Batches of another size go through other kernels, which round otherwise. A floating-point sum is the exact sum of
-# terms that are changed by a few units each (2^-24 in float32). Weights and inputs are therefore changed by 16 units
-# each, and the change of the loss, times 8, is what counts as rounding: it is large where large numbers cancel,
-# whatever the size of the loss itself. Random changes may cancel for one example: the median of all examples' changes
-# counts at least.
+# Batches of different sizes go through different kernels, which round differently. A floating-point sum is the exact
+# sum of terms that are each changed by a few units (2^-24 in float32). So weights and inputs are changed by 16 units
+# each, and a difference of up to 8 times the resulting change of the loss counts as rounding. That change is large
+# where large numbers cancel, whatever the size of the loss itself. Since random changes may cancel for one example, at
+# least the median of all examples' changes is used.
 _CHANGE = 2.0**-20
 _SLACK = 8
-_RELATIVE, _ABSOLUTE = 1e-5, 1e-6  # what counts as rounding at least
+_RELATIVE, _ABSOLUTE = 1e-5, 1e-6  # differences of the loss that count as rounding in any case
 
 
 class Batches:
-    """Batches of rows of the data: ordinary rows, drawn at random, and extreme ones.
+    """Batches of the data: of ordinary rows, which are drawn at random, and of extreme rows.
 
-    Extreme are the rows with the largest and the smallest entry, and with the largest and the smallest L2 norm, of each
-    array of the inputs and of the labels.
+    Extreme rows have the largest or smallest entry, or the largest or smallest L2 norm, of an array of the inputs or of
+    the labels.
     """
 
     def __init__(self, data: Examples, largest: int, generator: np.random.Generator) -> None:
         """Draws the rows.
 
         Args:
-          data: read in parts, never copied as a whole.
-          largest: number of examples, at least 1, that a step takes at once; `LARGEST_BATCH` counts where it is more.
+          data: training data; it is read in parts, never copied as a whole.
+          largest: number of examples that a step takes at once, at least 1; more than `LARGEST_BATCH` count as that.
           generator: draws the rows and their order.
         """
         self._data, self._generator = data, generator
         size = min(largest, LARGEST_BATCH, len(data.y))
-        # Beside the largest batch one that groups of eight do not fill, or fill if they do not fill the largest.
-        beside = size - 3 if size % 8 == 0 else size - size % 8
-        self.sizes = sorted({_SMALL_BATCH, size, beside} - {0})
-        self._drawn_sizes = min(_DRAWN_BATCH, self.sizes[-1]), self.sizes[-1]
+        # One of the two large sizes is a multiple of eight and the other is not.
+        other_size = size - 3 if size % 8 == 0 else size - size % 8
+        self.sizes = sorted({_SMALL_BATCH, size, other_size} - {0})
+        self._pair_sizes = min(_RANDOM_BATCH, self.sizes[-1]), self.sizes[-1]
         count = max(self.sizes)
-        drawn = generator.choice(len(data.y), min(count, len(data.y)), replace=False)
-        self._ordinary: Rows = np.resize(drawn, count)
+        rows = generator.choice(len(data.y), min(count, len(data.y)), replace=False)
+        self._ordinary: Rows = np.resize(rows, count)
         self._extreme = _extreme_rows(data)
 
     @property
     def rows(self) -> Rows:
-        """All rows that the batches are made of, each once."""
+        """All rows that occur in the batches, each once."""
         return np.unique(np.concatenate([self._ordinary, self._extreme]))
 
     def take(self, rows: Rows) -> Any:
@@ -66,28 +66,28 @@ class Batches:
         return self._data.take(rows)
 
     def __iter__(self) -> Iterator[Rows]:
-        """Yields batches in which each ordinary row, and each extreme one, stands beside different others."""
+        """Yields batches in which each ordinary and each extreme row stands beside different other rows."""
         for row in [*self._ordinary[:_ALONE], *self._extreme]:
             yield np.array([row])
         for number, size in enumerate(self.sizes):
             rows = self._ordinary[:size]
             half = size // 2
             yield rows
-            # One outlying row more among ordinary ones; the place of each is another.
-            yield self._mixed(rows[:-1], self._extreme[number % len(self._extreme) :][:1])
-            yield self._mixed(rows[:half], np.resize(self._extreme, size - half))
-            # Twins of the most outlying row, and of an ordinary one.
-            yield self._mixed(rows[half:], np.resize(self._extreme[:1], half))
-            yield self._mixed(rows[::2], np.resize(rows[:1], half))
+            # One extreme row among ordinary ones, in another order.
+            yield self._shuffle(rows[:-1], self._extreme[number % len(self._extreme) :][:1])
+            yield self._shuffle(rows[:half], np.resize(self._extreme, size - half))
+            # Copies of the most extreme row, and of an ordinary one.
+            yield self._shuffle(rows[half:], np.resize(self._extreme[:1], half))
+            yield self._shuffle(rows[::2], np.resize(rows[:1], half))
 
     def pairs(self, number: int, large: bool) -> Iterator[tuple[Rows, Rows]]:
-        """Yields two batches of one size each; rows that stay do so at their place, and all others are exchanged.
+        """Yields two batches of the same size: some rows stay at their place, and all others are exchanged.
 
         Args:
-          number: of the random state. By turns, the first half stays, the second half, all but one row.
-          large: whether they are as large as the largest batch.
+          number: number of the random state. In turn, the first half of the rows stays, the second half, all but one.
+          large: whether the batches are as large as the largest one.
         """
-        size = self._drawn_sizes[large]
+        size = self._pair_sizes[large]
         rows = self._ordinary[:size]
         place = np.arange(size)
         stays = (place < size // 2, place >= size // 2, place != number % size)[number % 3]
@@ -95,7 +95,7 @@ class Batches:
         if size > 1:
             yield rows, np.where(stays, rows, extreme)
 
-    def _mixed(self, *rows: Rows) -> Rows:
+    def _shuffle(self, *rows: Rows) -> Rows:
         return self._generator.permutation(np.concatenate(rows))
 
 
@@ -103,10 +103,10 @@ def rows_stay(batches: Batches, forward: Forward, variables: list[tf.Variable], 
     """Returns whether the loss of each row is the same in all batches, up to rounding.
 
     Args:
-      batches: of the data.
-      forward: draws no random numbers.
-      variables: those that the losses depend on. They are changed, and put back.
-      generator: draws how they are changed.
+      batches: batches of the data.
+      forward: computes the losses; it must not draw random numbers.
+      variables: variables that the losses depend on. They are changed, and put back.
+      generator: draws the changes.
     """
     rows = batches.rows
     x, y = batches.take(rows)
@@ -122,27 +122,27 @@ def rows_stay(batches: Batches, forward: Forward, variables: list[tf.Variable], 
 def pairs_stay(batches: Batches, forward: Forward, number: int, large: bool) -> bool:
     """Returns whether rows that stay at their place keep their loss when all others are exchanged.
 
-    Both passes are of as many examples, so that the same kernels compute them and rounding is the same too.
+    Both passes have the same number of examples, so that the same kernels compute them and rounding is the same too.
 
     Args:
-      batches: of the data.
-      forward: draws the same random numbers at each call.
-      number: of the random state; it chooses the rows that are exchanged.
-      large: whether the batches are as large as the largest.
+      batches: batches of the data.
+      forward: computes the losses; it must draw the same random numbers at each call.
+      number: number of the random state; it chooses the rows that are exchanged.
+      large: whether the batches are as large as the largest one.
     """
     for rows, exchanged in batches.pairs(number, large):
-        found = forward(*batches.take(rows))
+        losses = forward(*batches.take(rows))
         changed = forward(*batches.take(exchanged))
-        finite = np.abs(found[np.isfinite(found)])
-        tolerances = _RELATIVE * (np.abs(found) + (np.median(finite) if finite.size else 0)) + _ABSOLUTE
+        finite = np.abs(losses[np.isfinite(losses)])
+        tolerances = _RELATIVE * (np.abs(losses) + (np.median(finite) if finite.size else 0)) + _ABSOLUTE
         stay = rows == exchanged
-        if not same(changed[stay], found[stay], tolerances[stay]):
+        if not same(changed[stay], losses[stay], tolerances[stay]):
             return False
     return True
 
 
 def same(losses: Any, others: Any, tolerances: Any) -> bool:
-    """Returns whether losses differ by at most the tolerances; two that are not finite are the same."""
+    """Returns whether losses differ by at most the tolerances; two losses that are not finite count as the same."""
     finite = np.isfinite(losses)
     if not np.array_equal(finite, np.isfinite(others)):
         return False
@@ -158,34 +158,34 @@ def rounding_of(
     variables: list[tf.Variable],
     generator: np.random.Generator,
 ) -> npt.NDArray[Any]:
-    """Returns how far rounding can move each of the losses [B] of (x, y); see `_CHANGE`.
+    """Returns how far rounding can move each of the losses [B] of (x, y), estimated as described at `_CHANGE`.
 
     Args:
-      losses: what `forward` gives for (x, y).
+      losses: the losses `forward(x, y)`, [B].
       x: inputs, a nest of arrays [B, ...].
       y: labels [B, ...].
-      forward: draws the same random numbers at each call, or none.
-      variables: those that the losses depend on. They are changed, and put back.
-      generator: draws how they are changed.
+      forward: computes the losses; it must draw the same random numbers at each call, or none.
+      variables: variables that the losses depend on. They are changed, and put back.
+      generator: draws the changes.
     """
     moved = np.zeros(len(losses))
     finite = np.isfinite(losses)
 
-    def changed(value: npt.NDArray[Any], signs: bool) -> tf.Tensor:
+    def change(value: npt.NDArray[Any], signs: bool) -> tf.Tensor:
         sign = generator.integers(0, 2, value.shape) * 2 - 1 if signs else np.array(1)
         return tf.constant(value * (1 + _CHANGE * sign), value.dtype)
 
-    def inputs_changed(part: tf.Tensor) -> tf.Tensor:
-        return changed(part.numpy(), True) if part.dtype.is_floating else part
+    def change_input(part: tf.Tensor) -> tf.Tensor:
+        return change(part.numpy(), True) if part.dtype.is_floating else part
 
     values = [(v, v.numpy()) for v in variables if v.dtype.is_floating]
     try:
         for signs in (True, True, False):
             for v, value in values:
-                v.assign(changed(value, signs))
-            found = forward(tf.nest.map_structure(inputs_changed, x), y)
-            steady = finite & np.isfinite(found)
-            moved[steady] = np.maximum(moved[steady], np.abs(found[steady] - losses[steady]))
+                v.assign(change(value, signs))
+            changed = forward(tf.nest.map_structure(change_input, x), y)
+            both_finite = finite & np.isfinite(changed)
+            moved[both_finite] = np.maximum(moved[both_finite], np.abs(changed[both_finite] - losses[both_finite]))
     finally:
         for v, value in values:
             v.assign(value)
@@ -194,13 +194,13 @@ def rounding_of(
 
 
 def _extreme_rows(data: Examples) -> Rows:
-    """Returns the rows of the extremes, each once, those of the inputs first, by norm before entry."""
+    """Returns the extreme rows of all arrays, each row once, those of the inputs before those of the labels."""
     rows = [row for part in tf.nest.flatten((data.x, data.y)) for row in _extremes_of(part)]
     return np.array(list(dict.fromkeys(rows)))
 
 
 def _extremes_of(part: npt.NDArray[Any]) -> list[int]:
-    """Returns the rows of the largest L2 norm, the largest and the smallest entry, and the smallest norm."""
+    """Returns the rows with the largest L2 norm, the largest entry, the smallest entry, and the smallest norm."""
     best: dict[str, tuple[float, int]] = {}
     step = max(1, _CHUNK // max(1, part[:1].size))
     for start in range(0, len(part), step):

@@ -1,9 +1,9 @@
-"""Clips and sums per-example gradients without making them ("ghost clipping").
+"""Clips and sums per-example gradients without materialising them ("ghost clipping").
 
-Most weights' gradient is, for each example, a sum of outer products over positions (time steps): of what went into the
-layer and of the loss's gradient at what came out. Its norm follows from inner products of the factors alone (Goodfellow
-2015, arXiv:1510.01799; Li et al. 2022, arXiv:2110.05679), and the clipped sum is one matrix product with one factor
-scaled (Bu et al. 2023, arXiv:2210.00038). How much an example may count: `privacy.dpsgd.clip_bounds`.
+For most weights, each example's gradient is a sum of outer products over positions (time steps): of the layer's input
+and of the loss's gradient at the layer's output. Its norm follows from inner products of these factors alone
+(Goodfellow 2015, arXiv:1510.01799; Li et al. 2022, arXiv:2110.05679), and the clipped sum is one matrix product with
+one factor scaled (Bu et al. 2023, arXiv:2210.00038). `privacy.dpsgd.clip_bounds` proves how much an example counts.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 LONGEST_SINGLE = 128
-"""Positions up to which products are taken in the weights' own precision: an example whose outer products have random
-signs loses γ(T + 1) √T < 1e-4 of its norm to the bound of their rounding."""
+"""Largest number of positions whose products are computed in the weights' own precision. An example whose outer
+products have random signs then loses γ(T + 1) √T < 1e-4 of its norm to the bound on their rounding."""
 
 
 class Term(NamedTuple):
     """A part of each example's gradient of one weight. Parts of the same weight add up.
 
     Attributes:
-      weight: a variable.
-      left: float [B, T, M] (outer products: sum over t of left_t right_t', of shape [M, N]); or integers [B, T]
-        (row left_t of the weight gets right_t); or None (the part itself is `right`).
-      right: float [B, T, N]; or, without left, [B, ...] of the weight's shape.
+      weight: the variable.
+      left: float [B, T, M]: the part is the sum over t of the outer products left_t right_t', of shape [M, N]. Integers
+        [B, T]: row left_t of the weight gets right_t. None: the part is materialised, in `right`.
+      right: float [B, T, N]; without `left`, float [B, ...] of the weight's shape.
     """
 
     weight: Any
@@ -34,33 +34,33 @@ class Term(NamedTuple):
 
     @property
     def is_rows(self) -> bool:
-        """Whether `left` holds numbers of rows."""
+        """Whether `left` holds row numbers."""
         return self.left is not None and self.left.dtype.is_integer
 
 
 def by_weight(terms: Sequence[Term]) -> list[list[Term]]:
-    """The terms of each weight, at most one of a kind, and nothing beside a part that is whole."""
+    """Groups and merges terms by weight: at most one term of each kind, and only one if a part is materialised."""
     groups: dict[int, list[Term]] = {}
     for term in terms:
         groups.setdefault(id(term.weight), []).append(term)
-    return [_merged(group) for group in groups.values()]
+    return [_merge(group) for group in groups.values()]
 
 
 def scaled_sums(groups: Sequence[Sequence[Term]], factors: tf.Tensor) -> list[tf.Tensor]:
-    """For each weight the sum over examples of factor, float64 [B], times gradient.
+    """Returns for each group's weight the sum over examples of factor, float64 [B], times gradient.
 
-    A factor of 0 leaves its example out, even where that is not finite.
+    A factor of 0 leaves its example out, even where its gradient is not finite.
     """
     parts = [part for group in groups for term in group for part in (term.left, term.right) if is_float(part)]
 
-    def left_out() -> list[tf.Tensor]:
+    def zero_excluded() -> list[tf.Tensor]:
         return [tf.where(_column(factors, part) > 0, part, tf.zeros([], part.dtype)) for part in parts]
 
-    # Looked at as a whole: in the usual case nothing is copied.
-    sound = iter(tf.cond(tf.reduce_all(factors > 0), lambda: parts, left_out))
+    # One condition for the whole batch, since usually no factor is 0 and nothing has to be copied.
+    included = iter(tf.cond(tf.reduce_all(factors > 0), lambda: parts, zero_excluded))
     return [
-        _scaled_sum(
-            [Term(term.weight, next(sound) if is_float(term.left) else term.left, next(sound)) for term in group],
+        _sum_scaled(
+            [Term(term.weight, next(included) if is_float(term.left) else term.left, next(included)) for term in group],
             factors,
         )
         for group in groups
@@ -68,12 +68,12 @@ def scaled_sums(groups: Sequence[Sequence[Term]], factors: tf.Tensor) -> list[tf
 
 
 def in_order(weights: list[Any], groups: Sequence[Sequence[Term]], factors: tf.Tensor) -> list[tf.Tensor]:
-    """For each weight the sum of its terms scaled by factors [B]; zero for one that took no part."""
-    found = dict(zip((id(group[0].weight) for group in groups), scaled_sums(groups, factors), strict=True))
-    return [found[id(w)] if id(w) in found else tf.zeros(w.shape, w.dtype) for w in weights]
+    """Returns `scaled_sums` in the order of `weights`, with zeros for a weight that has no term."""
+    sums = dict(zip((id(group[0].weight) for group in groups), scaled_sums(groups, factors), strict=True))
+    return [sums[id(w)] if id(w) in sums else tf.zeros(w.shape, w.dtype) for w in weights]
 
 
-def _scaled_sum(group: Sequence[Term], factors: tf.Tensor) -> tf.Tensor:
+def _sum_scaled(group: Sequence[Term], factors: tf.Tensor) -> tf.Tensor:
     total = None
     for term in sorted(group, key=lambda term: term.is_rows):
         dtype = term.right.dtype
@@ -99,7 +99,7 @@ def _scaled_sum(group: Sequence[Term], factors: tf.Tensor) -> tf.Tensor:
 
 
 def is_double(term: Term) -> bool:
-    """Whether the term's products are taken in float64 though its factors are not."""
+    """Returns whether the term's products are computed in float64 although its factors are not."""
     if term.left is None or term.is_rows or term.right.dtype == tf.float64:
         return False
     length = term.right.shape[1]
@@ -107,40 +107,40 @@ def is_double(term: Term) -> bool:
 
 
 def is_float(part: Any) -> bool:
-    """Whether a term's part is a tensor of real numbers."""
+    """Returns whether a term's part is a floating-point tensor."""
     return part is not None and bool(part.dtype.is_floating)
 
 
 def _column(factors: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
-    """Factors [B] as [B, 1, ...] of the value's dtype, to go with value [B, ...]."""
+    """Reshapes factors [B] to [B, 1, ...] of the value's dtype, to multiply a value [B, ...]."""
     return tf.reshape(tf.cast(factors, value.dtype), [-1] + [1] * (value.shape.rank - 1))
 
 
-def _merged(group: list[Term]) -> list[Term]:
+def _merge(group: list[Term]) -> list[Term]:
     weight = group[0].weight
     rows = [term for term in group if term.is_rows]
     outer = [term for term in group if term.left is not None and not term.is_rows]
     whole = [term.right for term in group if term.left is None]
-    # Many positions of few features: the gradients themselves are smaller than the inner products of their factors.
+    # With many positions and few features, the gradients are smaller than the inner products of their factors.
     positions = sum(term.left.shape[1] or 0 for term in outer)
     if outer and not rows and positions * sum(weight.shape) > 2 * weight.shape[0] * weight.shape[1]:
-        whole, outer = [*whole, *(_materialised(term) for term in outer)], []
+        whole, outer = [*whole, *(_materialise(term) for term in outer)], []
     if whole:
-        return [Term(weight, None, tf.add_n([*whole, *(_materialised(term) for term in [*rows, *outer])]))]
+        return [Term(weight, None, tf.add_n([*whole, *(_materialise(term) for term in [*rows, *outer])]))]
     return [
-        Term(weight, _joined([term.left for term in kind]), _joined([term.right for term in kind]))
+        Term(weight, _join([term.left for term in kind]), _join([term.right for term in kind]))
         for kind in (rows, outer)
         if kind
     ]
 
 
-def _joined(parts: list[tf.Tensor]) -> tf.Tensor:
-    """[B, T_i, ...] along the positions."""
+def _join(parts: list[tf.Tensor]) -> tf.Tensor:
+    """Concatenates tensors [B, T_i, ...] along the positions."""
     return parts[0] if len(parts) == 1 else tf.concat(parts, axis=1)
 
 
-def _materialised(term: Term) -> tf.Tensor:
-    """Each example's part of the gradient, [B, M, N]."""
+def _materialise(term: Term) -> tf.Tensor:
+    """Computes each example's part of the gradient, [B, M, N]."""
     if not term.is_rows:
         return tf.matmul(term.left, term.right, transpose_a=True)
     one_hot = tf.one_hot(term.left, term.weight.shape[0], dtype=term.right.dtype)

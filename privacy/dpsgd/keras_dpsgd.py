@@ -1,10 +1,10 @@
-"""DP-SGD for any Keras model: clips each example's gradient, in closed form for the usual layers.
+"""Trains Keras models by DP-SGD, clipping each example's gradient, in closed form for the usual layers.
 
 An example contributes at most the clip norm to a step's sum, rounding included (`privacy.dpsgd.clip_bounds`).
 
-model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
-private = KerasDPSGD.for_budget(epsilon=2.0, delta=1e-5, records=60_000, batch_size=256, epochs=10, clip_norm=1.0)
-private.fit(model, images, labels, validation_data=(test_images, test_labels))
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+    private = KerasDPSGD.for_budget(2.0, 1e-5, records=60_000, batch_size=256, epochs=10, clip_norm=1.0)
+    private.fit(model, images, labels, validation_data=(test_images, test_labels))
 """
 
 from __future__ import annotations
@@ -30,21 +30,22 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class KerasDPSGD:
-    """DP-SGD (Abadi et al. 2016, arXiv:1607.00133) under add-or-remove-one of a record (an example of `fit`).
+    """DP-SGD on a Keras model (Abadi et al. 2016, arXiv:1607.00133).
 
-    Each step takes a Poisson sample, clips each example's gradient over all weights, sums, adds Gaussian noise and
-    divides by `batch_size`, never by the sample's size; the model's own optimizer does the rest.
+    One `fit` is (ε, δ)-DP under add-or-remove-one of a record (an example), with the ε that `guarantee` states. Each
+    step takes a Poisson sample, clips each example's gradient over all weights, sums, adds Gaussian noise and divides
+    by `batch_size`, never by the sample's size. The model's own optimizer applies the result.
 
     Attributes:
-      records: how many there are about, at least 1; public: a known figure, or a private count. `fit` may be given
+      records: approximate number of records, at least 1. It is public: a known number or a private count. `fit` may get
         another number.
       batch_size: expected size of a sample, from 1 to `records`.
-      epochs: at least 1; each of ceil(records / batch_size) steps.
-      clip_norm: L2 norm C of one example's gradient, above 1e-12; inf only without noise.
+      epochs: number of epochs of ceil(records / batch_size) steps each, at least 1.
+      clip_norm: bound C on the L2 norm of one example's gradient, above 1e-12; inf only without noise.
       noise_multiplier: standard deviation of the noise / C, at least 0; 0 is not private.
       delta: δ that ε is stated at, above 0 and below 1 / records; far below is usual.
-      at_once: most examples whose gradients are taken together, at least 1; larger samples go in parts, which changes
-        nothing but the memory. None: all.
+      at_once: maximum number of examples whose gradients are computed together, at least 1. Larger samples are
+        processed in parts, which needs less memory and computes the same. None: no maximum.
     """
 
     records: int
@@ -57,19 +58,19 @@ class KerasDPSGD:
 
     def __post_init__(self) -> None:
         checks.plain_numbers(self)
-        checks.whole("records", self.records, 1, "give about how many there are, a public figure")
-        checks.whole("batch size", self.batch_size, 1, "256 is usual")
+        checks.whole("records", self.records, 1, "give the approximate number of records, which is public")
+        checks.whole("batch_size", self.batch_size, 1, "256 is usual")
         if self.batch_size > self.records:
-            raise ValueError(f"batch size {self.batch_size} is above the {self.records} records: take at most those")
-        checks.whole("epochs", self.epochs, 1, "give at least one")
-        checks.non_negative("noise multiplier", self.noise_multiplier, "0 switches privacy off, 1 is a usual start")
+            raise ValueError(f"batch_size {self.batch_size} is above records {self.records}: use a smaller one")
+        checks.whole("epochs", self.epochs, 1, "10 is a usual start")
+        checks.non_negative("noise_multiplier", self.noise_multiplier, "0 switches privacy off, 1 is a usual start")
         checks.between("delta", self.delta, 0, 1 / self.records, "1e-5 is usual, far below 1 / records")
         if self.at_once is not None:
             checks.whole("at_once", self.at_once, 1, "None takes all")
-        # Squares of gradients much smaller than that would be lost in float32.
+        # Squares of much smaller gradients would underflow in float32.
         checks.between("clip_norm", self.clip_norm, 1e-12, math.inf, "1 is a usual start", closed_high=True)
         if math.isinf(self.clip_norm) and self.noise_multiplier > 0:
-            raise ValueError("clip_norm is infinite and there is noise: without a clip norm no noise protects a record")
+            raise ValueError("clip_norm is infinite and there is noise, which then protects nobody: give a finite one")
 
     @classmethod
     def for_budget(
@@ -83,14 +84,18 @@ class KerasDPSGD:
         clip_norm: float,
         at_once: int | None = None,
     ) -> KerasDPSGD:
-        """With the least noise, to 0.1 %, at which the whole training costs at most `epsilon` at `delta`.
+        """Returns settings with the least noise, to 0.1 %, at which the training costs at most `epsilon` at `delta`.
+
+        Args:
+          epsilon: ε of the whole training, above 0.
+          delta: see `KerasDPSGD`, as for all other arguments.
 
         Raises:
           ValueError: a setting is out of range, or no noise is enough.
         """
         plain = cls(records, batch_size, epochs, clip_norm, 1.0, delta, at_once)
-        found = costs.calibrate(lambda z: [costs.Gaussian(z, plain.steps, plain.sampling_probability)], epsilon, delta)
-        return dataclasses.replace(plain, noise_multiplier=found)
+        least = costs.calibrate(lambda z: [costs.Gaussian(z, plain.steps, plain.sampling_probability)], epsilon, delta)
+        return dataclasses.replace(plain, noise_multiplier=least)
 
     @property
     def sampling_probability(self) -> float:
@@ -99,25 +104,26 @@ class KerasDPSGD:
 
     @property
     def steps(self) -> int:
-        """Of the whole training."""
+        """Number of steps of the whole training."""
         return self.epochs * self.steps_per_epoch
 
     @property
     def steps_per_epoch(self) -> int:
-        """Samples of the expected size of all records."""
+        """Number of steps of one epoch, ceil(records / batch_size)."""
         return math.ceil(self.records / self.batch_size)
 
     @property
     def guarantee(self) -> Guarantee:
-        """What one `fit` promises. Raises ValueError without noise: then it promises nothing."""
+        """Guarantee of one `fit`. Raises ValueError without noise, when nothing is guaranteed."""
         if not self.noise_multiplier:
-            raise ValueError("noise multiplier is 0: the training is not private, and has no epsilon")
+            raise ValueError("noise_multiplier is 0: the training is not private and has no epsilon, give one above 0")
         return Guarantee(
             f"DP-SGD, {self.steps} steps, clip norm {self.clip_norm:g}, noise multiplier {self.noise_multiplier:.4g}",
             (costs.Gaussian(self.noise_multiplier, self.steps, self.sampling_probability),),
             "add-or-remove-one",
             float(self.delta),
-            "floating-point Gaussian (Philox, seeded by the operating system), not hardened",
+            "floating-point Gaussian (Philox, seeded by the operating system), not hardened against floating-point "
+            "attacks",
             f"{self.steps} Poisson samples with probability {self.sampling_probability:.4g}; "
             f"the number of records ({self.records}) is public",
         )
@@ -135,49 +141,51 @@ class KerasDPSGD:
     ) -> Any:
         """Trains a compiled model with its own optimizer and loss. Each call costs ε again.
 
-        A record's loss is the mean of the loss over its positions (those that the model's mask leaves, if it has one).
+        A record's loss is the mean of the loss over its positions, or over those that the model's mask keeps.
 
         Args:
           model: a built and compiled `keras.Model` with one output.
-          x: examples, an array [n, ...], or a list or dict of arrays, as the model takes them.
+          x: inputs: an array [n, ...], or a list or dict of arrays, as the model takes them.
           y: labels [n, ...].
-          validation_data: (x, y) for `model.evaluate` after each epoch; what it tells is about these, not about `x`.
-          callbacks: Keras's. Their logs hold `val_…` alone: the loss of the training records would not be private.
-          verbose: as Keras' own `fit` has it: 1 a progress bar, 2 a line an epoch.
-          ledger: of a `privacy.budget.Budget`; the guarantee is on the disk before any noise is drawn.
+          validation_data: (x, y) for `model.evaluate` after each epoch. The results reveal something about these
+            records, which `guarantee` does not protect.
+          callbacks: Keras callbacks. Their logs hold only `val_…`, since the loss of the training records is not
+            private.
+          verbose: 0: silent, 1: a progress bar, 2: a line for each epoch, as in Keras' own `fit`.
+          ledger: ledger of a `privacy.Budget`; the guarantee is on disk before any noise is drawn.
 
         Returns:
-          Keras's History, of the validation.
+          Keras' History of the validation.
 
         Raises:
-          ValueError: model or data do not fit, or examples do not stay apart in the model (as with batch
-            normalisation), or the budget does not allow it; in one line, before any noise.
+          ValueError: model and data do not fit, the model does not keep examples apart (as with batch normalisation),
+            or the budget does not allow the training. It is raised before any noise is drawn.
         """
         from privacy.dpsgd.examples import checked_examples
         from privacy.dpsgd.step import PrivateStep
 
         data = checked_examples(x, y)
-        # A Poisson sample of a small expected size is often more than twice as large.
+        # The 16 is for small samples: a Poisson sample of a small expected size is often more than twice as large.
         largest = self.at_once or 2 * self.batch_size + 16
         step = PrivateStep(model, self.clip_norm, self.noise_multiplier, float(self.batch_size), data, largest)
         try:
             _check_validation(model, validation_data)
-            follow = self._callbacks(model, callbacks, verbose)
+            callback_list = self._build_callbacks(model, callbacks, verbose)
             if ledger is not None:
                 ledger.record(self.guarantee)
-            self._train(model, step, data, validation_data, follow)
+            self._train(model, step, data, validation_data, callback_list)
         finally:
             step.close()
         if step.left_out:
             warnings.warn(
-                f"{step.left_out} gradients were not finite and counted as zero: look at the data or the learning rate "
+                f"{step.left_out} gradients were not finite and counted as zero: check the data and the learning rate "
                 "(this number is not private)",
                 RuntimeWarning,
                 stacklevel=2,
             )
         return model.history
 
-    def _callbacks(self, model: Any, callbacks: Sequence[Any], verbose: int) -> Any:
+    def _build_callbacks(self, model: Any, callbacks: Sequence[Any], verbose: int) -> Any:
         import keras
 
         if not isinstance(callbacks, (list, tuple)) or not all(
@@ -194,29 +202,29 @@ class KerasDPSGD:
             verbose=verbose,
         )
 
-    def _train(self, model: Any, step: PrivateStep, data: Examples, validation: Any, follow: Any) -> None:
+    def _train(self, model: Any, step: PrivateStep, data: Examples, validation: Any, callbacks: Any) -> None:
         generator = secure_generator()
         model.stop_training = False
-        follow.on_train_begin()
+        callbacks.on_train_begin()
         for epoch in range(self.epochs):
-            follow.on_epoch_begin(epoch)
+            callbacks.on_epoch_begin(epoch)
             for batch in range(self.steps_per_epoch):
-                follow.on_train_batch_begin(batch)
+                callbacks.on_train_batch_begin(batch)
                 step(data, np.flatnonzero(generator.random(len(data.y)) < self.sampling_probability), self.at_once)
-                follow.on_train_batch_end(batch)
+                callbacks.on_train_batch_end(batch)
                 if model.stop_training:
                     break
-            found = {} if validation is None else model.evaluate(*validation, verbose=0, return_dict=True)
-            follow.on_epoch_end(epoch, {f"val_{name}": value for name, value in found.items()})
+            results = {} if validation is None else model.evaluate(*validation, verbose=0, return_dict=True)
+            callbacks.on_epoch_end(epoch, {f"val_{name}": value for name, value in results.items()})
             if model.stop_training:
                 break
         if getattr(model.optimizer, "use_ema", False):
             model.optimizer.finalize_variable_values(model.trainable_variables)
-        follow.on_train_end()
+        callbacks.on_train_end()
 
 
 def _check_validation(model: Any, validation: Any) -> None:
-    """Raises ValueError, in one line, unless the model can be evaluated on it."""
+    """Raises ValueError unless the model can be evaluated on the validation data."""
     from privacy.dpsgd.examples import checked_examples, losses_of
     from privacy.dpsgd.model_checks import check_values
 

@@ -1,13 +1,14 @@
-"""Per-example gradients of a Keras model's weights, layer by layer, from one forward and one backward pass.
+"""Computes per-example gradients of a Keras model's weights from one forward and one backward pass.
 
-Each layer with weights is asked for its *taps* (tensors inside it, [B, ...]) and for the `ghost_norms.Term`s that
-follow from the loss's gradients there. A layer of one's own has a closed form by a method
+Each layer with weights marks *taps* (tensors inside it, [B, ...]) and gives the `ghost_norms.Term`s that follow from
+the loss's gradients at the taps. Dense, Embedding and LSTM have such a closed form here. A custom layer gets one by a
+method
 
-    call_tapped(tap, *args, **kwargs) -> (outputs, terms), or None if it has none for this call
+    call_tapped(tap, *args, **kwargs) -> (outputs, terms), or None if there is no closed form for this call
 
-with `call`'s arguments, where `tap(tensor)` marks a tap and hands it back, and `terms(*gradients)`, given the gradients
-at the taps in their order, returns (weight, left, right) triples. Layers without a closed form are run anew, backwards,
-example by example.
+with `call`'s arguments. `tap(tensor)` marks a tap and returns the tensor; `terms(*gradients)` takes the gradients at
+the taps in their order and returns (weight, left, right) triples. The gradients of a layer without a closed form are
+computed example by example, by another pass through the layer for each.
 """
 
 from __future__ import annotations
@@ -24,32 +25,36 @@ from privacy.dpsgd.ghost_norms import Term
 Tap = Callable[[tf.Tensor], tf.Tensor]
 Terms = Callable[..., list[Any]]
 
-# Longer sequences through an LSTM go example by example: an unrolled graph takes time to build.
+# Longer sequences through an LSTM are computed example by example: building the unrolled graph would take long.
 _LONGEST_UNROLLED = 64
 
 
 def closed_form(layer: keras.layers.Layer) -> Callable[..., Any] | None:
-    """The function of (tap, *args, **kwargs) that calls the layer and gives its terms, or None."""
-    # A subclass may compute something else than the class that the closed form is of.
+    """Returns the function of (tap, *args, **kwargs) that calls the layer in closed form, or None if it has none."""
+    # A class's closed form does not hold for a subclass that overrides `call`.
     for owner in type(layer).__mro__:
         if "call_tapped" in vars(owner):
             return layer.call_tapped  # type: ignore[no-any-return]
         if "call" in vars(owner):
             break
-    stock = {keras.layers.Dense: (_dense, 2), keras.layers.Embedding: (_embedding, 1), keras.layers.LSTM: (_lstm, 3)}
+    stock = {
+        keras.layers.Dense: (_call_dense, 2),
+        keras.layers.Embedding: (_call_embedding, 1),
+        keras.layers.LSTM: (_call_lstm, 3),
+    }
     function: Any
-    function, most = stock.get(type(layer), (None, 0))
-    if function is None or len(layer.trainable_weights) > most or getattr(layer, "quantization_mode", None):
-        return None  # more weights: of an activation with its own, of low-rank adaptation
+    function, max_weights = stock.get(type(layer), (None, 0))
+    if function is None or len(layer.trainable_weights) > max_weights or getattr(layer, "quantization_mode", None):
+        return None  # further weights belong to an activation or to low-rank adaptation
     return lambda *args, **kwargs: function(layer, *args, **kwargs)
 
 
 def layers_with_weights(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
-    """The innermost models' layers, or models with weights of their own, that hold all weights to be trained."""
+    """Returns the innermost layers (or models that have weights of their own) that hold all trainable weights."""
     if not layer.trainable_weights:
         return []
     if closed_form(layer) is None and isinstance(layer, keras.Model):
-        below = [found for part in layer.layers for found in layers_with_weights(part)]
+        below = [inner for part in layer.layers for inner in layers_with_weights(part)]
         held = {id(weight) for part in below for weight in part.trainable_weights}
         if held == {id(weight) for weight in layer.trainable_weights}:
             return list({id(part): part for part in below}.values())
@@ -57,7 +62,7 @@ def layers_with_weights(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
 
 
 class Recording:
-    """Taps and terms of one forward pass."""
+    """A record of the taps and terms of one forward pass."""
 
     def __init__(self, tape: tf.GradientTape) -> None:
         self._tape = tape
@@ -70,33 +75,33 @@ class Recording:
         return [tap for taps, _ in self._calls for tap in taps]
 
     def terms(self, gradients: list[Any]) -> list[Term]:
-        """From the loss's gradients at `taps`."""
-        waiting, found = list(gradients), []
+        """Returns the terms of all calls, given the loss's gradients at `taps`."""
+        remaining, results = list(gradients), []
         for taps, terms in self._calls:
-            found += [Term(*term) for term in terms(*waiting[: len(taps)])]
-            del waiting[: len(taps)]
-        return found
+            results += [Term(*term) for term in terms(*remaining[: len(taps)])]
+            del remaining[: len(taps)]
+        return results
 
     @contextlib.contextmanager
     def of(self, model: keras.layers.Layer) -> Iterator[None]:
-        """Within, calls of the model are recorded."""
+        """Records the model's calls inside `with`."""
         layers = layers_with_weights(model)
         for layer in layers:
-            object.__setattr__(layer, "call", self._recorded(layer))
+            object.__setattr__(layer, "call", self._recording_call(layer))
         try:
             yield
         finally:
             for layer in layers:
                 object.__delattr__(layer, "call")
 
-    def _recorded(self, layer: keras.layers.Layer) -> Callable[..., Any]:
+    def _recording_call(self, layer: keras.layers.Layer) -> Callable[..., Any]:
         call, form = layer.call, closed_form(layer)
 
-        def tapped(tap: Tap, args: Any, kwargs: Any) -> Any:
+        def call_with_taps(tap: Tap, args: Any, kwargs: Any) -> Any:
             result = form(tap, *args, **kwargs) if form is not None else None
             if result is None:
                 self.recomputed.add(layer.name)
-                result = _recomputed(layer, call, tap, args, kwargs)
+                result = _call_and_recompute(layer, call, tap, args, kwargs)
             return result
 
         @tf.autograph.experimental.do_not_convert
@@ -108,9 +113,9 @@ class Recording:
                 taps.append(tensor)
                 return tensor
 
-            object.__delattr__(layer, "call")  # a closed form may use it
+            object.__delattr__(layer, "call")  # a closed form may call the layer's own `call`
             try:
-                outputs, terms = tapped(tap, args, kwargs)
+                outputs, terms = call_with_taps(tap, args, kwargs)
             finally:
                 object.__setattr__(layer, "call", recorded)
             self._calls.append((taps, terms))
@@ -119,38 +124,38 @@ class Recording:
         return recorded
 
 
-def _dense(layer: Any, tap: Tap, inputs: tf.Tensor, training: Any = None) -> Any:
+def _call_dense(layer: Any, tap: Tap, inputs: tf.Tensor, training: Any = None) -> Any:
     kernel = tf.convert_to_tensor(layer.kernel)
     inputs = tf.convert_to_tensor(inputs)
     z = tf.tensordot(inputs, kernel, 1) if inputs.shape.rank > 2 else tf.matmul(inputs, kernel)
     z = tap(tf.nn.bias_add(z, tf.convert_to_tensor(layer.bias)) if layer.use_bias else z)
 
     def terms(gradient: tf.Tensor) -> list[Any]:
-        left, right = _positions(inputs), _positions(gradient)
-        found = [(layer.kernel, left, right)]
-        return [*found, (layer.bias, None, tf.reduce_sum(right, axis=1))] if layer.use_bias else found
+        left, right = _flatten_positions(inputs), _flatten_positions(gradient)
+        triples = [(layer.kernel, left, right)]
+        return [*triples, (layer.bias, None, tf.reduce_sum(right, axis=1))] if layer.use_bias else triples
 
     return (z if layer.activation is None else layer.activation(z)), terms
 
 
-def _embedding(layer: Any, tap: Tap, inputs: tf.Tensor) -> Any:
+def _call_embedding(layer: Any, tap: Tap, inputs: tf.Tensor) -> Any:
     ids = tf.cast(inputs, tf.int32)
     outputs = tap(tf.gather(tf.convert_to_tensor(layer.embeddings), ids))
 
     def terms(gradient: tf.Tensor) -> list[Any]:
-        right = _positions(gradient)
+        right = _flatten_positions(gradient)
         return [(layer.embeddings, tf.reshape(ids, [-1, right.shape[1]]), right)]
 
     return outputs, terms
 
 
-def _lstm(layer: Any, tap: Tap, inputs: tf.Tensor, mask: Any = None, training: Any = None, **kwargs: Any) -> Any:
+def _call_lstm(layer: Any, tap: Tap, inputs: tf.Tensor, mask: Any = None, training: Any = None, **kwargs: Any) -> Any:
     cell = layer.cell
-    usual = cell.use_bias and not (
+    supported = cell.use_bias and not (
         layer.stateful or layer.go_backwards or layer.return_state or cell.dropout or cell.recurrent_dropout
     )
     length = inputs.shape[1]
-    if mask is not None or any(v is not None for v in kwargs.values()) or not usual:
+    if mask is not None or any(v is not None for v in kwargs.values()) or not supported:
         return None
     if length is None or length > _LONGEST_UNROLLED:
         return None
@@ -159,26 +164,26 @@ def _lstm(layer: Any, tap: Tap, inputs: tf.Tensor, mask: Any = None, training: A
     projected = tap(tf.tensordot(inputs, kernel, 1) + tf.convert_to_tensor(cell.bias))
     gate, squash = cell.recurrent_activation, cell.activation
     state = c = tf.zeros_like(projected[:, 0, : cell.units])
-    trail = []
+    states_before = []  # the state that each step begins with
     for z in tf.unstack(projected, axis=1):
-        trail.append(state)
+        states_before.append(state)
         i, f, g, o = tf.split(z + tf.matmul(state, recurrent), 4, axis=-1)
         c = gate(f) * c + gate(i) * squash(g)
         state = gate(o) * squash(c)
-    outputs = tf.stack([*trail[1:], state], axis=1)
+    outputs = tf.stack([*states_before[1:], state], axis=1)
 
     def terms(gradient: tf.Tensor) -> list[Any]:
         return [
             (cell.kernel, inputs, gradient),
-            (cell.recurrent_kernel, tf.stack(trail, axis=1), gradient),
+            (cell.recurrent_kernel, tf.stack(states_before, axis=1), gradient),
             (cell.bias, None, tf.reduce_sum(gradient, axis=1)),
         ]
 
     return (outputs if layer.return_sequences else state), terms
 
 
-def _positions(value: tf.Tensor) -> tf.Tensor:
-    """[B, ..., N] as [B, T, N]."""
+def _flatten_positions(value: tf.Tensor) -> tf.Tensor:
+    """Reshapes [B, ..., N] to [B, T, N]."""
     if value.shape.rank == 3:
         return value
     sizes = value.shape[1:-1]
@@ -186,23 +191,23 @@ def _positions(value: tf.Tensor) -> tf.Tensor:
     return tf.reshape(value, [tf.shape(value)[0], positions, value.shape[-1]])
 
 
-def _recomputed(layer: Any, call: Callable[..., Any], tap: Tap, args: Any, kwargs: Any) -> Any:
-    """Any layer: its gradient is taken anew for each example alone."""
-    # Each output a tensor of its own: one may be another's ancestor.
+def _call_and_recompute(layer: Any, call: Callable[..., Any], tap: Tap, args: Any, kwargs: Any) -> Any:
+    """Calls any layer; its terms compute the gradient by another pass through the layer for each example alone."""
+    # `identity` makes each output a tensor of its own, since one output may be computed from another.
     outputs = tf.nest.map_structure(lambda value: tap(tf.identity(value)), call(*args, **kwargs))
     rows = tf.nest.flatten(outputs)[0].shape[0]
     weights = [variable(weight) for weight in layer.trainable_weights]
-    given = tf.nest.flatten((args, kwargs))
-    of_examples = [
+    arguments = tf.nest.flatten((args, kwargs))
+    batched = [
         i
-        for i, value in enumerate(given)
+        for i, value in enumerate(arguments)
         if tf.is_tensor(value) and value.shape.rank and value.shape[0] in (None, rows)
     ]
 
-    def of_one(elements: Any) -> list[tf.Tensor]:
+    def gradients_of_one(elements: Any) -> list[tf.Tensor]:
         values, gradients = elements
-        alone = list(given)
-        for i, value in zip(of_examples, values, strict=True):
+        alone = list(arguments)
+        for i, value in zip(batched, values, strict=True):
             alone[i] = value[tf.newaxis]
         one_args, one_kwargs = tf.nest.pack_sequence_as((args, kwargs), alone)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -212,13 +217,14 @@ def _recomputed(layer: Any, call: Callable[..., Any], tap: Tap, args: Any, kwarg
         return tape.gradient(out, weights, upstream, unconnected_gradients=tf.UnconnectedGradients.ZERO)
 
     def terms(*gradients: tf.Tensor) -> list[Any]:
-        elements = ([given[i] for i in of_examples], list(gradients))
-        whole = tf.map_fn(of_one, elements, fn_output_signature=[tf.TensorSpec(w.shape, w.dtype) for w in weights])
-        return [(weight, None, part) for weight, part in zip(layer.trainable_weights, whole, strict=True)]
+        elements = ([arguments[i] for i in batched], list(gradients))
+        signature = [tf.TensorSpec(w.shape, w.dtype) for w in weights]
+        parts = tf.map_fn(gradients_of_one, elements, fn_output_signature=signature)
+        return [(weight, None, part) for weight, part in zip(layer.trainable_weights, parts, strict=True)]
 
     return outputs, terms
 
 
 def variable(weight: Any) -> tf.Variable:
-    """A Keras weight's TensorFlow variable; Keras 3 wraps it."""
+    """Returns a Keras weight's TensorFlow variable, which Keras 3 wraps."""
     return weight if isinstance(weight, tf.Variable) else weight.value

@@ -1,4 +1,4 @@
-"""The random numbers that a Keras model draws: whether it does, from which state, and how it is silenced."""
+"""Detects whether a Keras model draws random numbers, restores their state, and silences its random layers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import tensorflow as tf
 from privacy.dpsgd.examples import Examples, Losses
 
 _RANDOM_OPERATIONS = re.compile("Random|Rng|Multinomial|Shuffle|PyFunc")
-# Keras' layers that change each number of their inputs, or each channel of an example, by itself.
+# Keras' random layers that change each number of their inputs, or each channel of an example, independently.
 _SILENCED = (
     *("Dropout", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D"),
     *("AlphaDropout", "GaussianDropout", "GaussianNoise"),
@@ -24,50 +24,50 @@ _SILENCED = (
 
 
 def trace(losses: Losses, data: Examples) -> tuple[Any, bool]:
-    """Returns the losses as a function of a graph, as training has them, and whether they draw random numbers."""
+    """Returns the losses as a graph function, as in training, and whether computing them draws random numbers."""
     before = _python_state()
     function = tf.function(lambda x, y: losses(x, y), data.signature(), autograph=False)
     concrete = function.get_concrete_function()
-    drawn = _python_state() != before
+    python_draws = _python_state() != before
     graph = concrete.graph.as_graph_def()
     nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
-    return function, any(_RANDOM_OPERATIONS.search(node.op) for node in nodes) or drawn
+    return function, any(_RANDOM_OPERATIONS.search(node.op) for node in nodes) or python_draws
 
 
 def _python_state() -> Any:
-    """Returns the state of Python's and NumPy's global generators, to be compared."""
+    """Returns the state of Python's and NumPy's global generators in a form that can be compared."""
     _, key, position, *_ = np.random.get_state()
     return random.getstate(), np.asarray(key).tobytes(), position
 
 
 def is_random_state(v: tf.Variable) -> bool:
-    """Returns whether the variable is the state of a generator, by its name."""
+    """Returns whether the variable holds the state of a generator, judged by its name."""
     return v.dtype.is_integer and ("seed" in v.name or "StateVar" in v.name)
 
 
 class RandomState:
-    """All state that a model's random numbers can come from; it can be set within `with`, and is put back after it."""
+    """All state that a model's random numbers can come from. It can be set inside `with` and is put back after it."""
 
     def __init__(self, model: Any) -> None:
         self._variables: list[tuple[tf.Variable, npt.NDArray[Any]]] = []
-        # Keras 2 gives each call of a layer that has a seed the next integer.
-        held: list[Any] = [getattr(layer, "_random_generator", None) for layer in model._flatten_layers()]
-        self._counts = [(each, each._seed) for each in held if isinstance(getattr(each, "_seed", None), int)]
+        # In Keras 2, a layer with a seed uses the next integer as seed at each call.
+        generators: list[Any] = [getattr(layer, "_random_generator", None) for layer in model._flatten_layers()]
+        self._counts = [(each, each._seed) for each in generators if isinstance(getattr(each, "_seed", None), int)]
 
     def __enter__(self) -> RandomState:
         context = _eager_context()
-        drawn = vars(context).get("_rng")  # of the operations' seeds, once a global one is set
-        self._before = random.getstate(), np.random.get_state(), context._seed, drawn, drawn and drawn.getstate()
+        rng = vars(context).get("_rng")  # gives operations their seeds, once a global seed is set
+        self._before = random.getstate(), np.random.get_state(), context._seed, rng, rng and rng.getstate()
         return self
 
     def add(self, variables: list[tf.Variable]) -> None:
-        """Takes in the variables of the model's generators."""
+        """Adds the variables that hold the state of the model's generators."""
         self._variables += [(v, v.numpy()) for v in variables]
 
     def restore(self, number: int) -> None:
-        """Sets a state that follows from `number` alone, an integer from 0."""
+        """Sets the state with this number, an integer from 0; the same number always sets the same state."""
         seed = 12_345 + 7_919 * number
-        tf.random.set_seed(seed)  # of operations without a generator, with a seed of their own or none
+        tf.random.set_seed(seed)  # for operations that use no generator
         random.seed(seed)
         np.random.seed(seed)
         self._set(number)
@@ -80,16 +80,16 @@ class RandomState:
 
     def __exit__(self, *error: object) -> None:
         context = _eager_context()
-        python, numpy, context._seed, context._rng, drawn = self._before
-        if drawn:
-            context._rng.setstate(drawn)
+        python, numpy, context._seed, context._rng, rng_state = self._before
+        if rng_state:
+            context._rng.setstate(rng_state)
         random.setstate(python)
         np.random.set_state(numpy)
         self._set(0)
 
 
 def _eager_context() -> Any:
-    """TensorFlow's, which holds the global seed; there is no public way to read it."""
+    """Returns TensorFlow's eager context, which holds the global seed; there is no public way to read it."""
     from tensorflow.python.eager import context
 
     return context.context()
@@ -97,16 +97,16 @@ def _eager_context() -> Any:
 
 @contextlib.contextmanager
 def silenced(model: Any) -> Iterator[None]:
-    """Within, Keras' own layers of dropout and noise in the model hand their inputs on."""
+    """Makes Keras' own dropout and noise layers in the model return their inputs, inside `with`."""
     kinds = {getattr(keras.layers, name) for name in _SILENCED}
     layers = {id(layer): layer for layer in model._flatten_layers() if type(layer) in kinds}
 
     @tf.autograph.experimental.do_not_convert
-    def hand_on(inputs: Any, *args: Any, **kwargs: Any) -> Any:
+    def return_inputs(inputs: Any, *args: Any, **kwargs: Any) -> Any:
         return inputs
 
     for layer in layers.values():
-        object.__setattr__(layer, "call", hand_on)
+        object.__setattr__(layer, "call", return_inputs)
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""One step of DP-SGD on a Keras model: a TensorFlow function that is traced once, whatever the sample's size."""
+"""Runs a step of DP-SGD on a Keras model, as a TensorFlow function that is traced once for samples of all sizes."""
 
 from __future__ import annotations
 
@@ -16,14 +16,16 @@ from privacy.dpsgd.layer_gradients import Recording
 from privacy.dpsgd.model_checks import check_apart
 from privacy.noise.training import secure_generator, standard_normal
 
-_DRAWN = 2**17  # numbers at once, or those of a step
+_NOISE_AT_ONCE = 2**17  # noise values that are drawn at once; for larger steps, those of one step
 
 
 class PrivateStep:
-    """A step: clipped sum, noise, and the model's own optimizer on (sum + noise) / denominator. Close it after use.
+    """A step of DP-SGD: clipped sum, noise, and the model's own optimizer on (sum + noise) / denominator.
+
+    Close it after use.
 
     Attributes:
-      recomputed: names of the layers whose gradients have no closed form and are taken example by example.
+      recomputed: names of the layers whose gradients have no closed form and are computed example by example.
     """
 
     def __init__(
@@ -41,14 +43,15 @@ class PrivateStep:
           model: built and compiled.
           clip_norm: L2 bound on one example's gradient, > 0.
           noise_multiplier: standard deviation of the noise / clip_norm, >= 0.
-          denominator: what the noisy sum is divided by, > 0.
-          data: what the model is tried on.
-          largest: number of examples, at least 1, that a step takes at once, about; the model is tried with as many.
+          denominator: divisor of the noisy sum, > 0.
+          data: examples that the model is checked on.
+          largest: approximate maximum number of examples that a step takes at once, at least 1; the model is checked
+            with as many.
 
         Raises:
-          ValueError: the model cannot be trained so, in one line that says what to change.
+          ValueError: clipping would not protect examples in this model; the message says what to change.
         """
-        # The bounds of `clip_bounds` are for the rounding of IEEE arithmetic.
+        # The bounds of `clip_bounds` hold for the rounding of IEEE arithmetic only.
         if tf.config.list_physical_devices("GPU") and tf.config.experimental.tensor_float_32_execution_enabled():
             raise ValueError(
                 "TensorFloat-32 is on, which rounds products to 11 bits, so that clipping is not exact: call "
@@ -70,12 +73,12 @@ class PrivateStep:
             model.optimizer.build(self._weights)
         signature = data.signature()
         noise = tf.TensorSpec([None], dtype)
-        self._step = tf.function(self._whole, [*signature, noise], autograph=False)
+        self._step = tf.function(self._run_step, [*signature, noise], autograph=False)
         self._add = tf.function(self._accumulate, signature, autograph=False)
         self._end = tf.function(self._release_sums, [noise], autograph=False)
 
     def __call__(self, data: Examples, chosen: npt.NDArray[Any], at_once: int | None) -> None:
-        """Trains on the chosen rows [b], b ≥ 0, in parts of `at_once`."""
+        """Trains on the chosen rows [b], b ≥ 0, in parts of `at_once` rows; None takes all at once."""
         size = at_once or len(chosen)
         with one_line():
             if 0 < len(chosen) <= size:
@@ -91,10 +94,10 @@ class PrivateStep:
 
     @property
     def left_out(self) -> int:
-        """Gradients so far that were not finite and counted as zero."""
+        """Number of gradients so far that counted as zero, because they were not finite or clipping would underflow."""
         return int(self._left_out.numpy())
 
-    def _clipped_sum(self, x: Any, y: Any) -> list[tf.Tensor]:
+    def _sum_clipped(self, x: Any, y: Any) -> list[tf.Tensor]:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             recording = Recording(tape)
             with recording.of(self._model):
@@ -108,11 +111,11 @@ class PrivateStep:
         self._left_out.assign_add(tf.reduce_sum(tf.cast(tf.equal(factors, 0), tf.int64)))
         return ghost_norms.in_order(self._weights, groups, factors)
 
-    def _whole(self, x: Any, y: Any, noise: tf.Tensor) -> None:
-        self._release(self._clipped_sum(x, y), noise)
+    def _run_step(self, x: Any, y: Any, noise: tf.Tensor) -> None:
+        self._release(self._sum_clipped(x, y), noise)
 
     def _accumulate(self, x: Any, y: Any) -> None:
-        for total, part in zip(self._sums, self._clipped_sum(x, y), strict=True):
+        for total, part in zip(self._sums, self._sum_clipped(x, y), strict=True):
             total.assign_add(part)
 
     def _release_sums(self, noise: tf.Tensor) -> None:
@@ -133,7 +136,7 @@ class PrivateStep:
 
 
 class _NoiseAhead:
-    """Gaussian noise [size] for one step after the other, drawn in a thread while the steps before compute."""
+    """A thread that draws Gaussian noise, [size] for each step, while earlier steps compute."""
 
     def __init__(self, size: int, stddev: float, dtype: Any) -> None:
         self.size = size
@@ -141,10 +144,10 @@ class _NoiseAhead:
         self._generator = secure_generator()
         self._thread = ThreadPoolExecutor(1)
         self._rows: list[tf.Tensor] = []
-        self._next: Future[list[tf.Tensor]] | None = None  # none is drawn before it is asked for
+        self._next: Future[list[tf.Tensor]] | None = None  # nothing is drawn before the first `take`
 
     def take(self) -> tf.Tensor:
-        """Noise that nobody else gets."""
+        """Returns the noise of one step; no noise is returned twice."""
         if not self._rows:
             self._rows = self._draw() if self._next is None else self._next.result()
             self._next = self._thread.submit(self._draw)
@@ -154,7 +157,7 @@ class _NoiseAhead:
         self._thread.shutdown()
 
     def _draw(self) -> list[tf.Tensor]:
-        rows = max(1, _DRAWN // max(self.size, 512))
+        rows = max(1, _NOISE_AT_ONCE // max(self.size, 512))
         noise = standard_normal(self._generator, rows * self.size, self._dtype)
         noise *= self._stddev
         return [tf.constant(row) for row in noise.reshape(rows, self.size)]

@@ -1,4 +1,8 @@
-"""Private linear classifiers: `privacy.DPLinearClassifier`, and the features and the DP-SGD that it is made of."""
+"""Trains private linear classifiers.
+
+`LinearDPSGD` is DP-SGD on softmax regression. `privacy.DPLinearClassifier` adds private preprocessing of the features
+and scikit-learn's interface.
+"""
 
 from privacy.linear.linear_dpsgd import LinearDPSGD
 

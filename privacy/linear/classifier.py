@@ -1,4 +1,4 @@
-"""`DPLinearClassifier`: differentially private softmax regression with scikit-learn's interface."""
+"""Defines `DPLinearClassifier`: differentially private softmax regression with scikit-learn's interface."""
 
 from __future__ import annotations
 
@@ -31,23 +31,28 @@ if TYPE_CHECKING:
 class DPLinearClassifier(ClassifierMixin, BaseEstimator):
     """Softmax regression by DP-SGD, after private preprocessing of the features (DPSGD-F, arXiv:2307.11106).
 
-    One account covers all: the number of records, the centre and radius of the features, and the training. Which
-    classes there are is taken as public: give `classes`, or it is read off the labels, with a warning.
+    `fit` is (ε, δ)-DP under add-or-remove-one of a record (a row of X with its label). One account covers all that it
+    releases: the number of records, the centre and radius of the features, and the training. The set of classes is
+    taken as public: give `classes`, or it is read off the labels, with a warning. Attributes with a trailing underscore
+    exist after `fit`.
 
-    Attributes (those with an underscore are there after `fit`):
-      epsilon: ε of everything that `fit` releases, above 0; unit: one record (a row of X with its y), added or removed.
-      delta: δ, in (0, 1).
-      preprocess: centre the features and scale them by a private radius.
-      bound: on the length of a feature vector, public: the version of the theory, right however far from the origin the
-        features lie. None: the practical version; each vector is scaled to length 1, before and after centring.
-      share: of ε for the preprocessing, in (0, 1).
-      steps, rate, clip, learning_rate, momentum: of `privacy.linear.LinearDPSGD`, on features of length at most 1.
+    Attributes:
+      epsilon: ε of everything that `fit` releases together, above 0.
+      delta: δ that ε is stated at, in (0, 1).
+      preprocess: whether to centre and scale the features privately before the training.
+      bound: public bound on the L2 norm of a feature vector, from 1e-18 to 1e18. It selects the theory's version of the
+        preprocessing, which is accurate however far from the origin the features lie. None: the practical version,
+        which scales each vector to L2 norm 1 before and after centring.
+      share: share of ε for the preprocessing, in (0, 1); without preprocessing, for the number of records.
+      steps, sampling_probability, clip_norm, learning_rate, momentum: see `privacy.linear.LinearDPSGD`; the features
+        that it trains on have an L2 norm of at most 1, beside a constant 1.
       classes: all possible labels; None: those in y.
-      random_state: None for secure randomness; a whole number to repeat a run in tests, which protects nobody.
+      random_state: None: secure randomness. An integer repeats a run in tests; such a run protects nobody.
       classes_: the labels, in the order of the columns of `predict_proba`.
-      weights_: [features + 1, classes], on `feature_map_(X)`; with `bound` None, of X over its rows' lengths.
-      guarantee_: `privacy.accounting.guarantee.Guarantee`: ε with all that belongs to it.
-      feature_map_: `privacy.linear.features.FeatureMap`.
+      weights_: float [features + 1, classes], applied to `feature_map_(X)`; with `bound` None, the rows of X are scaled
+        to L2 norm 1 first.
+      guarantee_: `privacy.accounting.guarantee.Guarantee` of `fit`: ε with unit, relation, δ, sampler and noise.
+      feature_map_: `privacy.linear.features.FeatureMap` of the preprocessing.
     """
 
     def __init__(
@@ -80,20 +85,21 @@ class DPLinearClassifier(ClassifierMixin, BaseEstimator):
         self.random_state = random_state
 
     def fit(self, X: Any, y: Any, ledger: Releases | None = None) -> DPLinearClassifier:
-        """Trains on features X [n, d], finite, and labels y [n]. Each call costs ε again.
+        """Trains on features X [n, d] and labels y [n]. Each call costs ε again.
 
         Args:
-          X: features.
-          y: labels.
-          ledger: of a `privacy.budget.Budget`; what `fit` releases is written there before any noise is drawn.
+          X: float32 or float64 features [n, d], finite.
+          y: labels [n], each one of `classes`.
+          ledger: ledger of a `privacy.Budget`; the release is recorded there before any noise is drawn.
 
         Raises:
-          ValueError: a parameter or the data are not as they must be, or the budget does not allow it, in one line.
+          ValueError: a parameter or the data are invalid, or the budget does not allow the release.
         """
-        epsilon = checks.positive("epsilon", self.epsilon, "give the budget of this model")
+        epsilon = checks.positive("epsilon", self.epsilon, "give the privacy budget of this model")
         delta = checks.between("delta", self.delta, 0, 1, "1e-5 is usual, below 1 / records")
         share = checks.between("share", self.share, 0, 1, "0.1 is usual")
-        # Refuses wrong settings; the noise follows from ε, and the batch is known after the preprocessing.
+        # Checks the settings. Noise multiplier and expected batch are placeholders until ε and the preprocessing give
+        # them.
         training = LinearDPSGD(
             self.steps, self.sampling_probability, 1.0, self.clip_norm, 1.0, self.learning_rate, self.momentum
         )
@@ -101,103 +107,115 @@ class DPLinearClassifier(ClassifierMixin, BaseEstimator):
             raise ValueError(f"preprocess is {self.preprocess!r}: give True or False")
         if self.bound is not None:
             check_bound(self.bound)
-        X, y = _validated(self, X, y)
+        X, y = _validate(self, X, y)
         check_classification_targets(y)
-        classes, labels = self._labels(y)
+        classes, labels = self._index_labels(y)
         source: Randomness = SecureRandomness()
         generator = secure_generator()
         if self.random_state is not None:
             source = SeededRandomness(self.random_state)
             generator = np.random.default_rng(self.random_state)
 
-        before, z = _noise_multipliers(epsilon, delta, share, training.steps, training.sampling_probability)
+        preprocessing_noise, training_noise = _calibrate(
+            epsilon, delta, share, training.steps, training.sampling_probability
+        )
         guarantee = Guarantee(
             f"linear classifier by {'DPSGD-F' if self.preprocess else 'DP-SGD'}, classes public",
-            (costs.Gaussian(before), costs.Gaussian(z, training.steps, training.sampling_probability)),
+            (
+                costs.Gaussian(preprocessing_noise),
+                costs.Gaussian(training_noise, training.steps, training.sampling_probability),
+            ),
             "add-or-remove-one",
             delta,
-            f"preprocessing: {hardness(source)}; training: floating-point Gaussian, not hardened",
+            f"preprocessing: {hardness(source)}; training: floating-point Gaussian, not hardened against "
+            "floating-point attacks",
             f"training: {training.steps} Poisson samples with probability {training.sampling_probability:g}; "
-            "otherwise everybody, once",
+            "preprocessing: every record, once",
         )
         if ledger is not None:
             ledger.record(guarantee)
 
-        prepared = self._scaled(X)
+        rows = self._scale_rows(X)
         if not self.preprocess:
             bound = 1.0 if self.bound is None else self.bound
-            feature_map = _count_only(len(prepared), X.shape[1], bound, before, source)
+            feature_map = _count_records(len(rows), X.shape[1], bound, preprocessing_noise, source)
         elif self.bound is None:
-            feature_map = centre_of_ball(prepared, 1.0, before, source)
+            feature_map = centre_of_ball(rows, 1.0, preprocessing_noise, source)
         else:
-            feature_map = fit_feature_map(prepared, self.bound, before, source)
+            feature_map = fit_feature_map(rows, self.bound, preprocessing_noise, source)
         batch = max(training.sampling_probability * feature_map.records, 1.0)
-        training = dataclasses.replace(training, noise_multiplier=z, expected_batch=batch)
-        weights = training.train(feature_map(prepared, clip=True), labels, len(classes), generator)
-        # All at once and last: a `fit` that was refused leaves an earlier one's weights beside their own guarantee.
+        training = dataclasses.replace(training, noise_multiplier=training_noise, expected_batch=batch)
+        weights = training.train(feature_map(rows, clip=True), labels, len(classes), generator)
+        # Set together and last, so that after a refused `fit` the weights of an earlier one keep their own guarantee.
         self.classes_, self.feature_map_, self.weights_, self.guarantee_ = classes, feature_map, weights, guarantee
         return self
 
     def decision_function(self, X: Any) -> npt.NDArray[Any]:
-        """Logits [n, classes] of features [n, d]; with two classes [n], of the second."""
+        """Returns the logits [n, classes] of features [n, d]; with two classes, the second logit less the first."""
         logits = self._logits(X)
         return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
 
     def predict_proba(self, X: Any) -> npt.NDArray[Any]:
-        """Probabilities [n, classes] of features [n, d]."""
+        """Returns the class probabilities [n, classes] of features [n, d]."""
         return softmax(self._logits(X))
 
     def predict(self, X: Any) -> npt.NDArray[Any]:
-        """The likeliest label of each row of X [n, d]."""
+        """Returns the most probable label of each row of X [n, d]."""
         best = self._logits(X).argmax(axis=1)
         return self.classes_[best]
 
     def _logits(self, X: Any) -> npt.NDArray[Any]:
         check_is_fitted(self)
-        X = _validated(self, X, reset=False)
-        return self.feature_map_(self._scaled(X)) @ self.weights_
+        X = _validate(self, X, reset=False)
+        return self.feature_map_(self._scale_rows(X)) @ self.weights_
 
-    def _scaled(self, X: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    def _scale_rows(self, X: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return of_length_one(X) if self.bound is None else shortened(X, self.bound)
 
-    def _labels(self, y: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-        """The classes, sorted, and each label's position among them."""
+    def _index_labels(self, y: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+        """Returns the classes, sorted, and each label's position among them."""
         if self.classes is None:
-            warnings.warn("which classes there are was read off y and is taken as public: give classes", stacklevel=3)
+            warnings.warn("classes is None, so the labels in y are taken as public: give classes", stacklevel=3)
             classes = np.unique(y)
         else:
             try:
                 classes = np.unique(np.asarray(list(self.classes)))
-            except TypeError:  # no list, or labels that cannot be sorted
+            except TypeError:  # not a list, or labels that cannot be sorted
                 raise ValueError(f"classes is {self.classes!r}: give a list of all labels, of one type") from None
         if len(classes) < 2:
             named = "classes" if self.classes is not None else "y"
             raise ValueError(f"{named} holds one class only, {classes.tolist()}: at least 2 classes are needed")
-        places = np.searchsorted(classes, y).clip(max=len(classes) - 1)
-        if (classes[places] != y).any():
-            raise ValueError(f"a label is none of classes {classes.tolist()}: name it there, or leave its row out")
-        return classes, places
+        positions = np.searchsorted(classes, y).clip(max=len(classes) - 1)
+        if (classes[positions] != y).any():
+            raise ValueError(
+                f"y holds a label that is not in classes {classes.tolist()}: add it, or leave its rows out"
+            )
+        return classes, positions
 
 
-@functools.lru_cache(maxsize=64)  # a search over other settings asks again and again
-def _noise_multipliers(epsilon: float, delta: float, share: float, steps: int, rate: float) -> tuple[float, float]:
-    """Of the preprocessing, which alone would cost its share of ε, and of the training."""
-    before = costs.calibrate(lambda z: [costs.Gaussian(z)], share * epsilon, delta)
-    preprocessing = costs.Gaussian(before)
-    return before, costs.calibrate(lambda z: [preprocessing, costs.Gaussian(z, steps, rate)], epsilon, delta)
+@functools.lru_cache(maxsize=64)  # a search over other hyper-parameters repeats the same budgets
+def _calibrate(
+    epsilon: float, delta: float, share: float, steps: int, sampling_probability: float
+) -> tuple[float, float]:
+    """Returns the noise multipliers of the preprocessing, which alone costs its share of ε, and of the training."""
+    preprocessing = costs.calibrate(lambda z: [costs.Gaussian(z)], share * epsilon, delta)
+    training = costs.calibrate(
+        lambda z: [costs.Gaussian(preprocessing), costs.Gaussian(z, steps, sampling_probability)], epsilon, delta
+    )
+    return preprocessing, training
 
 
-def _validated(model: DPLinearClassifier, *data: Any, **options: Any) -> Any:
-    """Scikit-learn's checks, their errors in one line."""
+def _validate(model: DPLinearClassifier, *data: Any, **options: Any) -> Any:
+    """Runs scikit-learn's checks and puts their errors on one line."""
     try:
         return validate_data(model, *data, dtype=(np.float64, np.float32), **options)
     except ValueError as error:
         raise ValueError(" ".join(str(error).split())) from None
 
 
-def _count_only(count: int, size: int, bound: float, noise_multiplier: float, source: Randomness) -> FeatureMap:
-    """No preprocessing: the features over their bound, and a private count."""
+def _count_records(count: int, size: int, bound: float, noise_multiplier: float, source: Randomness) -> FeatureMap:
+    """Returns a map that only divides features by the bound, with a private number of records."""
     steps = 2**20
     stddev = math.ceil(steps * noise_multiplier)
-    noised = (count * steps + int(exact.gaussian(source, stddev, 1)[0])) / steps
-    return FeatureMap(np.zeros(size), bound, max(noised, 1.0), (costs.Gaussian(stddev / steps),))
+    records = (count * steps + int(exact.gaussian(source, stddev, 1)[0])) / steps
+    return FeatureMap(np.zeros(size), bound, max(records, 1.0), (costs.Gaussian(stddev / steps),))

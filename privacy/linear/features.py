@@ -1,10 +1,11 @@
-"""Private preprocessing for private training: features moved to their private centre and scaled by a private radius
-(Sun, Suresh and Menon 2023, "The importance of feature preprocessing for differentially private linear optimization",
-arXiv:2307.11106).
+"""Centres and scales features privately, as preprocessing for private training.
 
-DP-SGD pays for the largest norm of a feature vector; what is learned from lies in how they differ. Where all vectors
-are far from the origin and near to each other, centring makes the noise fit the second. Every constant here is public
-or is privately chosen and paid for, and the number of records is private throughout.
+Reference: Sun, Suresh and Menon 2023, "The importance of feature preprocessing for differentially private linear
+optimization", arXiv:2307.11106.
+
+The noise of DP-SGD grows with the largest norm of a feature vector, but a model learns from how the vectors differ.
+Where all vectors are far from the origin and near to each other, centring makes the noise fit their differences. Every
+constant is public, or is chosen privately and paid for; the number of records is private throughout.
 """
 
 from __future__ import annotations
@@ -24,21 +25,22 @@ from privacy.statistics.quantile_search import geometric_grid, quantile_search
 
 Floats = npt.NDArray[np.float64]
 
-_GRID_POINTS = 2**20  # of a coordinate's median, from -bound to bound: distances below a 2^19th of bound are not seen
-_SMALLEST_RADIUS = 2.0**-21  # of the bound; so are these
-_INSIDE = 0.95  # share of the records that a radius is to hold: the others are pulled in
-# How the preprocessing's budget (in 1 / noise multiplier²) is shared out; two radii are looked for.
+_GRID_POINTS = 2**20  # for the median of a coordinate, from -bound to bound
+_SMALLEST_RADIUS = 2.0**-21  # smallest radius that is searched for, in units of the bound
+_INSIDE = 0.95  # share of the records that a radius should hold; the others are scaled down to it
+# How the preprocessing's budget, in 1 / noise multiplier², is divided. A radius is searched for twice.
 _MEDIANS, _RADIUS, _MEAN = 0.3, 0.1, 0.5
 
 
 class FeatureMap(NamedTuple):
-    """x -> [(x - centre) / radius, 1]: what a linear model is trained on.
+    """The map x -> [(x - centre) / radius, 1] from features to the inputs of a linear model.
 
     Attributes:
       centre: private mean of the features, float64 [d].
-      radius: private, above 0: most vectors are nearer to the centre. None: each vector is divided by its own distance.
-      records: how many, private.
-      costs: of all three, under add-or-remove-one.
+      radius: private radius around the centre that holds most vectors, above 0. None: each x - centre is divided by its
+        own L2 norm.
+      records: private number of records.
+      costs: costs of all three together, under add-or-remove-one.
     """
 
     centre: Floats
@@ -47,9 +49,10 @@ class FeatureMap(NamedTuple):
     costs: tuple[costs.Cost, ...]
 
     def __call__(self, features: Any, clip: bool = False) -> npt.NDArray[Any]:
-        """[n, d + 1] of features [n, d], floats of their dtype. `clip` pulls vectors beyond the radius in to it.
+        """Maps features [n, d] to [n, d + 1], of the same dtype.
 
-        With a radius and without `clip` this is affine: a linear model on it is a linear model on the features.
+        `clip` scales vectors beyond the radius down to it. With a radius and without `clip` the map is affine, so that
+        a linear model on its outputs is a linear model on the features.
         """
         array = np.asarray(features)
         moved = array - self.centre.astype(array.dtype)
@@ -62,61 +65,63 @@ class FeatureMap(NamedTuple):
 
 
 def centre_of_ball(features: Any, bound: float, noise_multiplier: float, source: Randomness) -> FeatureMap:
-    """The practical version: a private mean with an error of the order of `bound`, and each vector over its distance.
+    """Fits the practical version: a private mean as centre, and each vector divided by its distance to it.
 
-    Right where the vectors' lengths are of the order of their distances, as after `of_length_one`, and for few records:
-    all of the budget goes to the mean.
+    The mean has an error of the order of `bound`. So this version suits vectors whose norms are of the order of their
+    distances from each other, for instance vectors of norm 1. It also suits few records, since the whole budget goes to
+    the mean.
 
     Args:
-      features: finite, float32 or float64 [n, d].
-      bound: on a vector's length, public, above 0; longer ones are shortened.
-      noise_multiplier: of the mean and the number of records together.
-      source: of the noise, which is exact.
+      features: float32 or float64 [n, d], finite.
+      bound: public bound on a vector's L2 norm, from 1e-18 to 1e18; longer vectors are scaled down to it.
+      noise_multiplier: noise / sensitivity of the mean and the number of records together, above 0.
+      source: random bits of the noise, which is exact.
     """
-    array = _checked(features, bound, noise_multiplier)
+    array = _check_features(features, bound, noise_multiplier)
     mean = gaussian_mean_in_ball(array, bound, noise_multiplier, source)
     return FeatureMap(mean.value, None, mean.records, (mean.cost,))
 
 
 def fit_feature_map(features: Any, bound: float, noise_multiplier: float, source: Randomness) -> FeatureMap:
-    """The version of the theory: a centre with an error of the order of the data's diameter, however far from the
-    origin they lie, and a radius.
+    """Fits the theory's version: a private centre and a private radius.
 
-    In stages (arXiv:2307.11106, with the mean of Huang, Liang and Yi 2021, arXiv:2106.00463): vectors are rotated by a
-    fixed random rotation, so that no coordinate is special; the private medians of the coordinates are a first centre;
-    a private quantile of the distances to it is a radius; the private mean of the vectors pulled in to that radius is
-    the centre; a private quantile of the distances to the centre is the radius.
+    The centre's error is of the order of the data's diameter, however far from the origin the data lie.
+
+    In stages (arXiv:2307.11106, with the mean of Huang, Liang and Yi 2021, arXiv:2106.00463): the vectors are rotated
+    by a fixed random rotation, so that no coordinate is special; the private medians of the coordinates are a rough
+    centre; a private quantile of the distances to it is a first radius; the private mean of the vectors, scaled down to
+    that radius around the rough centre, is the centre; a private quantile of the distances to the centre is the radius.
 
     Args:
-      features: finite, float32 or float64 [n, d].
-      bound: on a vector's length, public, above 0; longer ones are shortened.
-      noise_multiplier: of all stages together: they cost one Gaussian of this multiplier.
-      source: of the noise, which is exact.
+      features: float32 or float64 [n, d], finite.
+      bound: public bound on a vector's L2 norm, from 1e-18 to 1e18; longer vectors are scaled down to it.
+      noise_multiplier: noise multiplier, above 0, of the one Gaussian release that all stages together cost.
+      source: random bits of the noise, which is exact.
     """
-    array = _checked(features, bound, noise_multiplier)
-    lengths = geometric_grid(_SMALLEST_RADIUS * bound, 4 * bound)
+    array = _check_features(features, bound, noise_multiplier)
+    radii = geometric_grid(_SMALLEST_RADIUS * bound, 4 * bound)
     spent: list[costs.Cost] = []
 
-    def radius_around(centre: Floats) -> float:
+    def find_radius(centre: Floats) -> float:
         distances = row_lengths(array - centre.astype(array.dtype))[:, np.newaxis]
-        found, cost = quantile_search(distances, _INSIDE, lengths, noise_multiplier / _RADIUS**0.5, source)
+        quantiles, cost = quantile_search(distances, _INSIDE, radii, noise_multiplier / _RADIUS**0.5, source)
         spent.append(cost)
-        return float(found[0])
+        return float(quantiles[0])
 
-    rotation, rotated = _rotated(array, bound)
+    rotation, rotated = _rotate(array, bound)
     grid = np.linspace(-bound, bound, _GRID_POINTS)
     medians, cost = quantile_search(rotated, 0.5, grid, noise_multiplier / _MEDIANS**0.5, source)
     spent.append(cost)
-    first = rotation @ medians
-    moved = array - first.astype(array.dtype)
-    mean = gaussian_mean_in_ball(moved, radius_around(first), noise_multiplier / _MEAN**0.5, source)
+    rough_centre = rotation @ medians
+    moved = array - rough_centre.astype(array.dtype)
+    mean = gaussian_mean_in_ball(moved, find_radius(rough_centre), noise_multiplier / _MEAN**0.5, source)
     spent.append(mean.cost)
-    centre = first + mean.value
-    return FeatureMap(centre, radius_around(centre), mean.records, tuple(spent))
+    centre = rough_centre + mean.value
+    return FeatureMap(centre, find_radius(centre), mean.records, tuple(spent))
 
 
-def _checked(features: Any, bound: float, noise_multiplier: float) -> npt.NDArray[Any]:
-    checks.positive("noise multiplier", noise_multiplier, "give noise / sensitivity")
+def _check_features(features: Any, bound: float, noise_multiplier: float) -> npt.NDArray[Any]:
+    checks.positive("noise_multiplier", noise_multiplier, "give noise / sensitivity")
     check_bound(bound)
     require_array("features", features)
     array = np.ascontiguousarray(features)
@@ -126,26 +131,27 @@ def _checked(features: Any, bound: float, noise_multiplier: float) -> npt.NDArra
 
 
 def check_bound(bound: float) -> None:
-    """Raises ValueError unless `bound` is one that float32 computes with."""
-    checks.positive("bound", bound, "give a public bound on the length of a feature vector")
+    """Raises ValueError unless `bound` is in the range in which float32 can compute."""
+    checks.positive("bound", bound, "give a public bound on the L2 norm of a feature vector")
     if not 1e-18 <= bound <= 1e18:
         raise ValueError(f"bound must lie in [1e-18, 1e18], got {bound:g}: measure the features in another unit")
 
 
-def _rotated(vectors: npt.NDArray[Any], bound: float) -> tuple[Floats, Floats]:
-    """A rotation and rotated vectors [n, d], both rounded so that every sum of products is exact in float64.
+def _rotate(vectors: npt.NDArray[Any], bound: float) -> tuple[Floats, Floats]:
+    """Returns a rotation and the rotated vectors [n, d], both rounded so that every sum of products is exact.
 
-    Else a row's result would depend on how many rows there are, by the last bit: for a comparison that is enough.
+    Otherwise the last bit of a row's result could depend on the number of rows, so that one record more would change
+    the comparisons of others.
     """
     size = vectors.shape[1]
     bits = min(20, (52 - math.ceil(math.log2(size + 1))) // 2)
     scale = 2.0**bits
-    rotation = np.rint(_rotation(size) * scale)
+    rotation = np.rint(_random_rotation(size) * scale)
     steps = np.rint(vectors.astype(np.float64) / bound * scale)
     return rotation / scale, (steps @ rotation) * (bound / scale**2)
 
 
-def _rotation(size: int) -> Floats:
-    """A fixed random orthogonal matrix [size, size]."""
+def _random_rotation(size: int) -> Floats:
+    """Returns a fixed random orthogonal matrix [size, size]."""
     q, r = np.linalg.qr(np.random.default_rng(0).normal(size=(size, size)))
     return q * np.sign(np.diag(r))

@@ -1,8 +1,8 @@
-"""DP-SGD for linear classifiers: softmax regression whose per-example gradients are never made.
+"""Trains softmax regression by DP-SGD without materialising per-example gradients.
 
-Of logits W'x an example's gradient is x (p - y)', whose norm is |x| |p - y|: known from two vectors, so that clipping
-is a factor on the rows of the residuals, and one matrix product gives the sum of clipped gradients (Goodfellow 2015,
-arXiv:1510.01799). A private step costs what a plain one does.
+With logits W'x, an example's gradient is x (p - y)', whose L2 norm |x| |p - y| follows from two vectors. So clipping
+multiplies each row of the residuals p - y by a factor, and one matrix product gives the sum of clipped gradients
+(Goodfellow 2015, arXiv:1510.01799). A private step costs about as much as a plain one.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from privacy.noise.training import standard_normal
 
 Floats = npt.NDArray[Any]
 
-_LONGEST = 1e12
+_LARGEST_NORM = 1e12
 
 
 @dataclasses.dataclass(frozen=True)
 class LinearDPSGD:
     """DP-SGD (Abadi et al. 2016, arXiv:1607.00133) on softmax regression, from weights of zero.
 
-    Each step takes a Poisson sample, clips each example's gradient, sums, adds N(0, (noise_multiplier clip)² I) and
-    divides by the expected batch: a fixed number, never the size of the sample.
+    Each step takes a Poisson sample, clips each example's gradient, sums, adds N(0, (noise_multiplier clip_norm)² I)
+    and divides by `expected_batch`: a fixed number, never the size of the sample.
 
     Attributes:
-      steps: at least 1.
-      sampling_probability: probability with which each record joins a step's batch, in (0, 1].
-      expected_batch: the denominator, above 0; public, for instance rate x a private count.
-      clip_norm: norm C of one example's gradient over all weights, above 0; inf only without noise.
-      noise_multiplier: z, at least 0; 0 is not private.
-      learning_rate: above 0; of the mean gradient divided by the clip norm where there is one.
-      momentum: in [0, 1).
+      steps: number of steps, at least 1.
+      sampling_probability: probability with which each record joins a step's sample, in (0, 1].
+      expected_batch: divisor of the noisy sum, above 0; public, for instance sampling_probability x a private count.
+      clip_norm: bound C on the L2 norm of one example's gradient over all weights, above 0; inf only without noise.
+      noise_multiplier: standard deviation of the noise / C, at least 0; 0 is not private.
+      learning_rate: step size, above 0, for gradients divided by the clip norm (if it is finite).
+      momentum: momentum of SGD, in [0, 1).
     """
 
     steps: int
@@ -51,47 +51,47 @@ class LinearDPSGD:
 
     def __post_init__(self) -> None:
         checks.plain_numbers(self)
-        checks.whole("steps", self.steps, 1, "give at least one")
+        checks.whole("steps", self.steps, 1, "40 to 200 are usual")
         checks.between(
             "sampling_probability", self.sampling_probability, 0, 1, "give batch / records", closed_high=True
         )
-        checks.positive("expected batch", self.expected_batch, "give rate x a public number of records")
-        checks.non_negative("noise multiplier", self.noise_multiplier, "0 switches privacy off, 1 is a usual start")
-        checks.positive("learning rate", self.learning_rate, "10 is a usual start")
+        checks.positive("expected_batch", self.expected_batch, "give sampling_probability x a public number of records")
+        checks.non_negative("noise_multiplier", self.noise_multiplier, "0 switches privacy off, 1 is a usual start")
+        checks.positive("learning_rate", self.learning_rate, "10 is a usual start")
         if self.clip_norm != math.inf:
             checks.positive("clip_norm", self.clip_norm, "1 is usual for features of norm 1")
         elif self.noise_multiplier > 0:
-            raise ValueError("clip_norm is infinite and there is noise: without a clip norm no noise protects a record")
+            raise ValueError("clip_norm is infinite and there is noise, which then protects nobody: give a finite one")
         if not checks.non_negative("momentum", self.momentum, "0.9 is usual") < 1:
             raise ValueError(f"momentum must lie in [0, 1), got {self.momentum!r}: 0.9 is usual")
 
     def cost(self) -> costs.Cost:
-        """Of the whole training, under add-or-remove-one. Raises ValueError without noise."""
+        """Returns the cost of the whole training under add-or-remove-one. Raises ValueError without noise."""
         return costs.Gaussian(self.noise_multiplier, self.steps, self.sampling_probability)
 
     def train(self, features: Any, labels: Any, classes: int, generator: np.random.Generator) -> Floats:
-        """Trains on features [n, d] and labels, whole numbers [n] from 0 to below `classes`.
+        """Trains on features [n, d] and labels [n].
 
         Args:
-          features: float32 or float64; the dtype of the result and of all products. One that is not finite would make
-            its gradient none: refused.
-          labels: the classes.
-          classes: K, at least 2.
-          generator: of samples and noise; see `privacy.noise.training.secure_generator`.
+          features: float32 or float64 [n, d], finite; results and products have this dtype.
+          labels: integers [n] from 0 to `classes` - 1.
+          classes: number of classes K, at least 2.
+          generator: draws samples and noise; see `privacy.noise.training.secure_generator`.
 
         Returns:
-          Weights [d, K], the mean over the last half of the steps: their noise cancels in part, at no cost.
+          Weights [d, K], averaged over the last half of the steps: their noise cancels in part, at no privacy cost.
 
         Raises:
-          ValueError: features or labels are not as above, in one line.
+          ValueError: features, labels or classes are invalid.
         """
         checks.whole("classes", classes, 2, "one class leaves nothing to learn")
-        features, labels = _checked(features, labels, classes)
+        features, labels = _check_data(features, labels, classes)
         count, size = features.shape
-        # Far beyond anything that trains, so that no product of one record overflows and spoils the sum.
+        # Longer vectors are scaled down, so that no product of one record overflows and spoils the sum. The limit is
+        # far beyond anything that trains.
         norms = row_lengths(features)
-        if not (norms <= _LONGEST).all():
-            features = shortened(features, _LONGEST)
+        if not (norms <= _LARGEST_NORM).all():
+            features = shortened(features, _LARGEST_NORM)
             norms = row_lengths(features)
         weights = np.zeros((size, classes), features.dtype)
         velocity, average = np.zeros_like(weights), np.zeros_like(weights)
@@ -108,8 +108,8 @@ class LinearDPSGD:
             residuals = softmax(x @ weights)
             residuals[np.arange(len(x)), labels[batch]] -= 1
             if not math.isinf(self.clip_norm):
-                lengths = norms[batch] * row_lengths(residuals)
-                factors = margin * self.clip_norm / np.maximum(lengths, self.clip_norm)
+                gradient_norms = norms[batch] * row_lengths(residuals)
+                factors = margin * self.clip_norm / np.maximum(gradient_norms, self.clip_norm)
                 residuals *= factors[:, np.newaxis].astype(residuals.dtype)
             total = x.T @ residuals
             if self.noise_multiplier:
@@ -123,14 +123,14 @@ class LinearDPSGD:
 
 
 def softmax(logits: Floats) -> Floats:
-    """Probabilities [n, K] of logits [n, K]."""
+    """Returns the probabilities [n, K] of logits [n, K]."""
     logits = logits - logits.max(axis=1, keepdims=True, initial=-np.inf)
     np.exp(logits, out=logits)
     logits /= logits.sum(axis=1, keepdims=True)
     return logits
 
 
-def _checked(features: Any, labels: Any, classes: int) -> tuple[Floats, npt.NDArray[np.int64]]:
+def _check_data(features: Any, labels: Any, classes: int) -> tuple[Floats, npt.NDArray[np.int64]]:
     require_array("features", features)
     require_array("labels", labels)
     features, labels = np.asarray(features), np.asarray(labels)
@@ -140,12 +140,12 @@ def _checked(features: Any, labels: Any, classes: int) -> tuple[Floats, npt.NDAr
         )
     if not np.isfinite(features).all():
         raise ValueError(
-            f"features of {int((~np.isfinite(features)).any(axis=1).sum())} records are not finite: mend them"
+            f"features of {int((~np.isfinite(features)).any(axis=1).sum())} records are not finite: fix or remove them"
         )
     if labels.shape != features.shape[:1] or labels.dtype.kind not in "iu":
         raise ValueError(
-            f"labels have shape {list(labels.shape)}, dtype {labels.dtype}: one whole number for each of "
-            f"{len(features)} records is needed"
+            f"labels have shape {list(labels.shape)}, dtype {labels.dtype}: one integer for each of {len(features)} "
+            "records is needed"
         )
     if len(labels) and not (labels.min() >= 0 and labels.max() < classes):
         raise ValueError(f"labels go from {labels.min()} to {labels.max()}: 0 to {classes - 1} are needed")

@@ -1,1 +1,4 @@
-"""Noise: exact on the integers (`exact`, `rounded`), fast for training (`training`); `randomness` gives the bits."""
+"""Draws noise: exact noise on the integers (`exact`, `rounded`) and fast floating-point noise (`training`).
+
+`randomness` supplies the random bits of `exact`.
+"""

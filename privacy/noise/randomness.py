@@ -1,4 +1,4 @@
-"""Where random bits come from: the operating system, or a seed for tests."""
+"""Supplies random bits: from the operating system, or from a seed for tests."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class Randomness(Protocol):
     """A source of random bits.
 
     Attributes:
-      is_secure: whether nobody can foresee them. Noise from any other source protects nobody.
+      is_secure: whether nobody can predict the bits. Noise from any other source protects nobody.
     """
 
     is_secure: bool
 
     def words(self, count: int) -> npt.NDArray[np.uint64]:
-        """`count` uniform 64-bit words, uint64 [count], different ones at each call."""
+        """Returns `count` uniform 64-bit words, uint64 [count], fresh ones at each call."""
 
 
 class SecureRandomness:
@@ -42,25 +42,25 @@ class SecureRandomness:
         if count > _BUFFER_WORDS:
             return _from_system(count)
         with self._lock:
-            # A system call costs as much as the bits of a hundred words; a fork must not give out its parent's.
+            # Buffered, since a system call costs as much as a hundred words. A forked process drops the old buffer.
             if count > len(self._buffer) or self._process != os.getpid():
                 self._buffer, self._process = _from_system(_BUFFER_WORDS), os.getpid()
-            taken, self._buffer = self._buffer[:count], self._buffer[count:]
-        return taken
+            words, self._buffer = self._buffer[:count], self._buffer[count:]
+        return words
 
     def __reduce__(self) -> tuple[type[SecureRandomness], tuple[()]]:
-        """A copy has bits of its own."""
+        """Copies to a source with a buffer of its own, so that no two sources return the same words."""
         return SecureRandomness, ()
 
 
 class SeededRandomness:
-    """Reproducible bits, for tests only: whoever knows the seed can take the noise off again."""
+    """Reproducible bits from a seed, for tests only: whoever knows the seed can subtract the noise."""
 
     is_secure = False
 
     def __init__(self, seed: int) -> None:
-        """Raises ValueError unless `seed` is a whole number of at least 0."""
-        self._generator = np.random.Generator(np.random.Philox(checks.whole("seed", seed, 0, "give a whole number")))
+        """Seeds the generator. Raises ValueError unless `seed` is an integer of at least 0."""
+        self._generator = np.random.Generator(np.random.Philox(checks.whole("seed", seed, 0, "give an integer")))
 
     def words(self, count: int) -> npt.NDArray[np.uint64]:
         """See `Randomness`."""

@@ -1,14 +1,15 @@
-"""Gaussian noise rounded to integers, exactly.
+"""Draws Gaussian noise that is rounded to integers exactly.
 
-Each number is what an exact Gaussian number rounds to, so that a sum of integers with this noise is the rounded output
-of the Gaussian mechanism: every (ε, δ) of continuous Gaussian noise holds for it, by post-processing, with no bit of
-floating point in between. (A discrete Gaussian, `privacy.noise.gaussian`, has the same zCDP, but its (ε, δ) and what
-Poisson sampling makes of it are not those of the continuous one; and it takes forty times as long.)
+Each value is the integer nearest to an exact Gaussian number. A sum of integers plus this noise is therefore the
+rounded output of the Gaussian mechanism: every (ε, δ) of continuous Gaussian noise holds for it by post-processing,
+and no floating-point error weakens it. (A discrete Gaussian, `privacy.noise.exact.gaussian`, has the same zCDP, but its
+(ε, δ), with or without Poisson sampling, differ from those of the continuous one; and it takes forty times as long.)
 
-A Gaussian number is given by the endless bits of a key: R cos A and R sin A of Box and Muller (1958), with
-R = sqrt(-2 log U). Floating-point arithmetic looks at the first 64 bits of U and of A, and decides only where its error
-bound leaves no doubt what the number rounds to; the few others are taken from more bits, in decimal arithmetic of any
-precision. So the result depends on the key alone, whatever the processor.
+Box and Muller (1958) turn a uniform U and a uniform angle A into the Gaussian pair R cos A, R sin A, with
+R = sqrt(-2 log U). A key determines endless streams of bits of U and of A. Floating-point arithmetic uses the first
+64 bits of each and decides only where its error bound leaves no doubt which integer is nearest. The few other values
+are computed from more bits, in decimal arithmetic with as many digits as they need. So the result depends on the key
+alone and is the same on every processor.
 """
 
 from __future__ import annotations
@@ -24,23 +25,25 @@ import numpy.typing as npt
 from privacy import checks
 
 LARGEST_STDDEV = 2.0**34
-"""In grid steps: beyond it floating point would leave too much in doubt."""
+"""Largest standard deviation, in grid steps: beyond it floating-point arithmetic would leave too many values in
+doubt."""
 
-_PAIRS = 2**14  # whose numbers a processor's cache holds
+_PAIRS = 2**14  # computed at once: as many as a processor's cache holds
 _FURTHER_BITS = 256
-# Relative error of a computed R cos A, and absolute error of log U: 32 times what float64 functions promise, and more.
+# Bounds on the relative error of a computed R cos A and on the absolute error of log U: at least 32 times the errors
+# that float64 functions promise.
 _ERROR, _LOG_ERROR = 2.0**-44, 2.0**-50
 
 
 def rounded_gaussian(key: bytes, stddev: float, size: int) -> npt.NDArray[np.int64]:
     """Draws Gaussian numbers of mean 0, each rounded to the nearest integer.
 
-    A sum of integer vectors that one client changes by at most Δ in L2 norm is, with it, a post-processing of the
-    Gaussian mechanism of noise multiplier `stddev` / Δ.
+    Added to a sum of integer vectors that one client changes by at most Δ in L2 norm, it gives a post-processing of the
+    Gaussian mechanism with noise multiplier `stddev` / Δ.
 
     Args:
-      key: secret, of 16 bytes at least, and of no other use; the same key gives the same numbers on every machine.
-      stddev: standard deviation before rounding, in steps of the integers' grid, from 1 to 2^34.
+      key: secret of at least 16 bytes that is used for nothing else; the same key gives the same values everywhere.
+      stddev: standard deviation before rounding, in grid steps (the sums' integers), from 1 to 2^34.
       size: number of values, at least 0.
 
     Returns:
@@ -51,51 +54,52 @@ def rounded_gaussian(key: bytes, stddev: float, size: int) -> npt.NDArray[np.int
     """
     if len(key) < 16:
         raise ValueError(f"key has {len(key)} bytes: at least 16 are needed")
-    checks.positive("noise stddev", stddev, "give it in grid steps")
+    checks.positive("stddev", stddev, "give it in grid steps")
     if not 1 <= stddev <= LARGEST_STDDEV:
-        raise ValueError(
-            f"noise stddev must lie in [1, 2^34] grid steps, got {stddev:g}: take another noise multiplier"
-        )
-    checks.whole("size", size, 0, "count the values")
+        raise ValueError(f"stddev must lie in [1, 2^34] grid steps, got {stddev:g}: use another noise multiplier")
+    checks.whole("size", size, 0, "give the number of values")
     pairs = (size + 1) // 2
-    found = np.empty(2 * pairs, np.int64)
+    values = np.empty(2 * pairs, np.int64)
     for first in range(0, pairs, _PAIRS):
         count = min(_PAIRS, pairs - first)
-        words = np.frombuffer(_bits(key, b"words", first, 16 * count), "<u8").reshape(2, count)
-        part = found[2 * first : 2 * (first + count)].reshape(2, count)
-        part[:], doubt = _rounded(words, stddev)
+        words = np.frombuffer(_derive_bytes(key, b"words", first, 16 * count), "<u8").reshape(2, count)
+        part = values[2 * first : 2 * (first + count)].reshape(2, count)
+        part[:], doubt = _round_fast(words, stddev)
         for index in np.flatnonzero(doubt):
-            part[:, index] = _exactly(key, first + int(index), words[:, index], stddev)
-    return found[:size]
+            part[:, index] = _round_exactly(key, first + int(index), words[:, index], stddev)
+    return values[:size]
 
 
-def _bits(key: bytes, purpose: bytes, index: int, size: int) -> bytes:
-    """Pseudo-random bytes of a key: SHAKE-128 (FIPS 202), each purpose and index a stream of its own."""
-    named = len(key).to_bytes(8, "big") + key + purpose + b"\0" + index.to_bytes(16, "big")
-    return hashlib.shake_128(named).digest(size)
+def _derive_bytes(key: bytes, purpose: bytes, index: int, size: int) -> bytes:
+    """Derives pseudo-random bytes from a key by SHAKE-128 (FIPS 202), one stream for each purpose and index."""
+    message = len(key).to_bytes(8, "big") + key + purpose + b"\0" + index.to_bytes(16, "big")
+    return hashlib.shake_128(message).digest(size)
 
 
-def _rounded(words: npt.NDArray[np.uint64], stddev: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    """Pairs, int64 [2, n], from the first 64 bits of U and A, uint64 [2, n]; and which are in doubt, bool [n]."""
+def _round_fast(words: npt.NDArray[np.uint64], stddev: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """Returns pairs, int64 [2, n], from the first 64 bits of U and A, uint64 [2, n]; and which are in doubt, bool [n].
+
+    A pair in doubt is returned as zeros.
+    """
     leading = words[0].astype(np.float64) + 0.5
     radius = np.sqrt(-2 * np.log(leading * 2.0**-64))
     angle = words[1].view(np.int64) * (math.pi * 2.0**-63)
     values = stddev * radius * np.stack([np.cos(angle), np.sin(angle)])
     nearest = np.rint(values)
     with np.errstate(divide="ignore"):
-        # dR = d(log U) / R; the bits of U that are not looked at move its logarithm by at most 1 / (2 leading).
+        # |dR| = |d(log U)| / R; the bits of U beyond the first 64 move log U by at most 1 / (2 leading).
         error = stddev * (_ERROR * radius + (_LOG_ERROR + 0.5 / leading) / radius)
     doubt = ~(np.abs(values - nearest) + error < 0.5).all(axis=0) | (leading < 2.0**20) | (radius < 2.0**-20)
     return np.where(doubt, 0, nearest).astype(np.int64), doubt
 
 
-def _exactly(key: bytes, pair: int, words: npt.NDArray[np.uint64], stddev: float) -> list[int]:
-    """The pair with so many bits that there is no doubt left."""
+def _round_exactly(key: bytes, pair: int, words: npt.NDArray[np.uint64], stddev: float) -> list[int]:
+    """Computes a pair from as many bits as are needed to leave no doubt."""
     bits = _FURTHER_BITS
     while True:
-        # Each a stream that goes on: with more bits, the first are the same.
-        halves = [int.from_bytes(_bits(key, name, pair, bits // 8), "big") for name in (b"U", b"A")]
-        leading, angle = ((int(word) << bits) + half for word, half in zip(words, halves, strict=True))
+        # The streams only get longer: with more bits, the first ones stay the same.
+        further = [int.from_bytes(_derive_bytes(key, name, pair, bits // 8), "big") for name in (b"U", b"A")]
+        leading, angle = ((int(word) << bits) + part for word, part in zip(words, further, strict=True))
         with decimal.localcontext(decimal.Context(prec=bits // 2, Emin=decimal.MIN_EMIN, Emax=decimal.MAX_EMAX)):
             unit = Decimal(2) ** (64 + bits)
             radius = (-2 * ((leading + Decimal(0.5)) / unit).ln()).sqrt()
@@ -112,7 +116,7 @@ def _exactly(key: bytes, pair: int, words: npt.NDArray[np.uint64], stddev: float
 
 
 def _pi() -> Decimal:
-    """Computes π by Machin's formula, in the precision of the context."""
+    """Computes π by Machin's formula, to the precision of the decimal context."""
 
     def arctan_of_inverse(x: int) -> Decimal:
         total, power, n = Decimal(0), Decimal(1) / x, 0

@@ -1,16 +1,19 @@
-"""Gaussian noise for training: fast, floating-point, and within a stated distance of exact Gaussian noise.
+"""Draws Gaussian noise for training: fast, in floating point, within a proved distance of exact Gaussian noise.
 
-A release with noise that only looks Gaussian is not (ε, δ)-differentially private at the δ of Gaussian noise: where the
-noise has an end, what lies beyond it identifies a record with certainty. So each sampler here promises a *coupling*:
-there are independent, exact standard normal numbers such that each number drawn is within `DISTANCE` * (1 + R) of its
-own, R being the length of the pair it belongs to, except with probability `FAILURE` for all numbers of one release.
-Accounting counts the exception into δ: `exact_delta` and `with_failures`.
+Noise that only resembles a Gaussian is not (ε, δ)-differentially private at the δ of Gaussian noise: if the noise is
+bounded, for example, an output beyond the bound identifies a record with certainty. So each sampler here guarantees a
+*coupling*: there are independent, exact standard normal numbers such that each number drawn is within
+`DISTANCE` * (1 + R) of its exact one, where R is the L2 norm of the pair that the number belongs to. This fails with
+probability at most `FAILURE` for all numbers of one release together, which accounting adds to δ (`exact_delta`,
+`with_failures`).
 
 The coupling is that of Box and Muller (1958): a pair is R (cos A, sin A) with R = sqrt(-2 log U), U uniform on (0, 1]
-and A a uniform angle. Words of random bits give the leading bits of U and A; where U is so small, or so near 1, that
-the missing bits would move R by more than the distance, more are drawn, 896 in all. Not covered: that the words come
-from a pseudo-random generator (Philox); and that a number is near its exact one and not equal to it, and is rounded
-when it is added to data ("not hardened"; for noise without that gap see `privacy.noise` and `privacy.noise.rounded`).
+and A a uniform angle. Random words give the leading bits of U and A. Where U is so near to 0 or 1 that the missing bits
+would move R by more than the distance, 896 further bits of U are drawn.
+
+Two things are not covered: the words come from a pseudo-random generator (Philox), and a number is near its exact one
+but not equal to it, and is rounded when it is added to data. Reports call such noise "not hardened" against
+floating-point attacks; `privacy.noise.exact` and `privacy.noise.rounded` have no such gap.
 """
 
 from __future__ import annotations
@@ -23,50 +26,50 @@ import numpy as np
 import numpy.typing as npt
 
 DISTANCE = 2.0**-20
-"""Largest distance to exact Gaussian noise, in standard deviations, over 1 + the length of the pair."""
+"""Largest distance to exact Gaussian noise, in standard deviations, divided by 1 + the L2 norm of the pair."""
 
 MOST_NUMBERS = 10**12
-"""Largest number of noise values in one release (a round, a step)."""
+"""Maximum number of noise values in one release (a round or a step)."""
 
 FAILURE = 1e-252
-"""Probability that one release of at most `MOST_NUMBERS` values has one farther from exact noise than the distance: the
-896 further bits of some radius are all but zero (2^-878 for each pair)."""
+"""Upper bound on the probability that one release of at most `MOST_NUMBERS` values has one farther from exact noise
+than `DISTANCE` allows. For that, nearly all of the 896 further bits of some U must be zero (2^-878 for each pair)."""
 
 RESERVED = 1e-9
-"""Share of δ that accounting keeps for such failures."""
+"""Share of δ that accounting reserves for such failures."""
 
 MOST_EPSILON = 500.0
-"""Largest ε to calibrate noise for. Up to here `RESERVED` is enough at any δ from 1e-12 and any number of releases."""
+"""Maximum ε to calibrate noise for. Up to it, `RESERVED` is enough at any δ from 1e-12 and for up to 10^13 releases."""
 
-_FIRST_BITS = 32  # of U
+_FIRST_BITS = 32  # leading bits of U
 NEAR_ZERO, NEAR_ONE = 2**20, 2**10
-"""Cells of 2^-32 at either end of (0, 1] in which U gets more bits."""
+"""Numbers of cells of width 2^-32, at the lower and the upper end of (0, 1], in which further bits of U are drawn."""
 
 FURTHER_WORDS = 14
-"""Words of 64 further bits."""
+"""Number of 64-bit words of further bits."""
 
-_PAIRS = 2**14  # whose numbers a processor's cache holds
+_PAIRS = 2**14  # drawn at once: as many as a processor's cache holds
 
 
 def exact_delta(delta: float) -> float:
-    """Returns the δ that is left for exact Gaussian noise, at which ε is computed."""
+    """Returns the δ at which ε is computed as for exact Gaussian noise: `delta` less the reserve for failures."""
     return (1 - RESERVED) * delta
 
 
 def with_failures(epsilon: float, delta: float, releases: int) -> float:
-    """Returns the ε at `delta` with the noise here, from the ε at `exact_delta(delta)` with exact noise.
+    """Returns the ε at `delta` of this module's noise, given the ε of exact noise at `exact_delta(delta)`.
 
-    Noise that stays within `DISTANCE` of exact noise except with probability η, on either of two neighbouring data
-    sets, costs (1 + e^ε) η more δ (and the distance, which is outside the proof, see the module); that is what
-    `RESERVED` is for.
+    If noise stays within `DISTANCE` of exact noise except with probability η, on either of two neighbouring data sets,
+    that exception adds (1 + e^ε) η to δ. `RESERVED` covers the sum over all releases. The distance itself is outside
+    the proof (see the module).
 
     Args:
-      epsilon: at least 0, or inf.
+      epsilon: ε of exact noise, at least 0, or inf.
       delta: δ of the claim, in (0, 1).
-      releases: rounds or steps, each of at most `MOST_NUMBERS` values.
+      releases: number of rounds or steps, each of at most `MOST_NUMBERS` values.
 
     Returns:
-      `epsilon`; inf if the failures cost more than the reserve.
+      `epsilon`, or inf if the failures cost more than the reserve.
     """
     log_cost = np.logaddexp(0.0, epsilon) + math.log(max(releases, 1)) + math.log(FAILURE)
     return epsilon if log_cost <= math.log(RESERVED) + math.log(delta) else math.inf
@@ -78,10 +81,10 @@ def secure_generator() -> np.random.Generator:
 
 
 def standard_normal(generator: np.random.Generator, size: int, dtype: Any) -> npt.NDArray[Any]:
-    """Draws `size` standard normal numbers, coupled to exact ones as the module's text says.
+    """Draws `size` standard normal numbers, coupled to exact ones as the module describes.
 
     Args:
-      generator: NumPy generator whose bit generator gives 64-bit words: any but MT19937.
+      generator: NumPy generator whose bit generator returns 64-bit words: any but MT19937.
       size: number of values, from 0 to `MOST_NUMBERS`.
       dtype: float32 or float64.
 
@@ -89,28 +92,28 @@ def standard_normal(generator: np.random.Generator, size: int, dtype: Any) -> np
       Array [size] of `dtype`.
 
     Raises:
-      ValueError: the bit generator gives words of 32 bits.
+      ValueError: the bit generator returns 32-bit words.
     """
     if isinstance(generator.bit_generator, np.random.MT19937):
-        raise ValueError("generator is of MT19937, whose words have 32 bits: take numpy.random.default_rng")
+        raise ValueError("generator uses MT19937, whose words have 32 bits: use numpy.random.default_rng()")
     pairs = (size + 1) // 2
-    found = np.empty(2 * pairs, dtype)
+    values = np.empty(2 * pairs, dtype)
     for first in range(0, pairs, _PAIRS):
         count = min(_PAIRS, pairs - first)
         leading, angles = generator.bit_generator.random_raw(count).view(np.uint32).reshape(2, count)
-        radius = _radii(generator, leading).astype(dtype)
+        radius = _draw_radii(generator, leading).astype(dtype)
         angle = angles.view(np.int32).astype(dtype)
         angle *= np.asarray(math.pi * 2.0**-31, dtype)
-        part = found[2 * first : 2 * (first + count)].reshape(2, count)
+        part = values[2 * first : 2 * (first + count)].reshape(2, count)
         np.multiply(radius, np.cos(angle), out=part[0])
         np.multiply(radius, np.sin(angle), out=part[1])
-    return found[:size]
+    return values[:size]
 
 
-def _radii(generator: np.random.Generator, leading: npt.NDArray[np.uint32]) -> npt.NDArray[np.float64]:
-    """Returns sqrt(-2 log U), float64 [n], of uniform U with these leading bits [n]."""
+def _draw_radii(generator: np.random.Generator, leading: npt.NDArray[np.uint32]) -> npt.NDArray[np.float64]:
+    """Returns sqrt(-2 log U), float64 [n], for uniform U whose first 32 bits are `leading`, [n]."""
     uniform = leading + 0.5
-    # One comparison finds both ends: the sum wraps around.
+    # One comparison finds both ends of (0, 1], since the sum wraps around.
     ends = np.flatnonzero(leading + np.uint32(NEAR_ONE) < np.uint32(NEAR_ZERO + NEAR_ONE))
     further = generator.bit_generator.random_raw(FURTHER_WORDS * len(ends)).reshape(FURTHER_WORDS, len(ends))
     scales = 2.0 ** (-64 * np.arange(1, FURTHER_WORDS + 1))

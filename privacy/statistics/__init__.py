@@ -1,1 +1,1 @@
-"""Private statistics of one value per person: means, quantiles, and measurements of OpenDP."""
+"""Releases private statistics of records: means, quantiles, and measurements of OpenDP."""

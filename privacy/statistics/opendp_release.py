@@ -1,7 +1,7 @@
-"""Releases by OpenDP in this kit's account: a measurement of its is recorded in a ledger before it is invoked.
+"""Records OpenDP measurements in fedspeak's privacy ledger and invokes them.
 
-OpenDP (https://docs.opendp.org, the extra `opendp`) draws its noise by itself and states its cost by the measurement's
-privacy map. So this kit's mechanisms cannot take OpenDP's noise, but the two can share one budget.
+OpenDP (https://docs.opendp.org, the extra `opendp`) draws its own noise and states its cost by the measurement's
+privacy map. So fedspeak's mechanisms cannot use OpenDP's noise, but the two can share one budget.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from privacy.sampling import Relation
 if TYPE_CHECKING:
     from privacy.budget import Releases
 
-# Metric of OpenDP → relation → how far apart neighbours are in it.
+# OpenDP's input metric → relation → distance of neighbouring data sets in that metric.
 _DISTANCES: dict[str, dict[str, int]] = {
     "SymmetricDistance": {"add-or-remove-one": 1, "replace-one": 2},
     "InsertDeleteDistance": {"add-or-remove-one": 1, "replace-one": 2},
@@ -26,11 +26,11 @@ _DISTANCES: dict[str, dict[str, int]] = {
 
 
 class OpenDPRelease(NamedTuple):
-    """What a measurement gave.
+    """The result of an OpenDP measurement and its guarantee.
 
     Attributes:
-      value: the measurement's, of its type.
-      guarantee: ε with all that belongs to it, by OpenDP's privacy map.
+      value: result of the measurement, of its output type.
+      guarantee: ε by OpenDP's privacy map, with unit, relation, mechanism and noise.
     """
 
     value: Any
@@ -43,35 +43,40 @@ def opendp_release(
     relation: Relation = "add-or-remove-one",
     ledger: Releases | None = None,
 ) -> OpenDPRelease:
-    """Invokes an OpenDP measurement on records and states its guarantee; one of pure ε ("max divergence") only.
+    """Invokes an OpenDP measurement of pure ε ("max divergence") on records and states its guarantee.
 
-    A zCDP measurement is refused: this account composes loss distributions, and ρ alone does not give one.
+    A zCDP measurement is refused: fedspeak composes privacy loss distributions, and ρ alone does not determine one.
 
     Args:
-      measurement: of records (not of aggregates): its input metric counts records added, removed or changed.
-      data: the records, as the measurement takes them.
-      relation: that the guarantee holds for.
-      ledger: of a `privacy.budget.Budget`; what is released is written there before any noise is drawn.
+      measurement: a measurement on records, not on aggregates: its input metric counts records added, removed or
+        changed.
+      data: the records, in the form that the measurement takes.
+      relation: neighbouring relation of the guarantee, "add-or-remove-one" or "replace-one".
+      ledger: ledger of a `privacy.Budget`; the release is recorded there before any noise is drawn.
 
     Raises:
-      ValueError: the measurement is none of pure ε under `relation`, or the budget does not allow it, in one line.
+      ValueError: the measurement has no pure ε under `relation`, or the budget does not allow the release.
     """
     if relation == "add-or-remove-one" and "size=" in str(measurement.input_domain):
         raise ValueError(
-            "measurement is of a number of records that is public: neighbours have as many, give relation replace-one"
+            "measurement has a fixed number of records, so that none can be added or removed: give relation replace-one"
         )
     metric, measure = (str(part).partition("(")[0] for part in (measurement.input_metric, measurement.output_measure))
     distance = _DISTANCES.get(metric, {}).get(relation)
     if distance is None:
-        raise ValueError(f"measurement has input metric {metric}: it says nothing of records under {relation}")
+        metrics = ", ".join(name for name, distances in _DISTANCES.items() if relation in distances)
+        raise ValueError(
+            f"measurement has input metric {metric}, which counts no records under {relation}: use one of {metrics}"
+        )
     if measure != "MaxDivergence":
-        raise ValueError(f"measurement has output measure {measure}: this account takes pure ε, MaxDivergence")
+        raise ValueError(f"measurement has output measure {measure}: use one of pure ε, MaxDivergence")
     guarantee = Guarantee(
         "OpenDP measurement",
         (costs.Pure(float(measurement.map(distance))),),
         relation,
         0.0,
-        f"drawn by OpenDP {version('opendp')}, as hard as its measurement; ε by OpenDP's privacy map",
+        f"drawn by OpenDP {version('opendp')}, hardened against floating-point attacks as far as the measurement is; ε "
+        "by OpenDP's privacy map",
     )
     if ledger is not None:
         ledger.record(guarantee)

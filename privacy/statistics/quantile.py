@@ -1,20 +1,21 @@
-"""Private quantiles by the exponential mechanism on a public grid (McSherry and Talwar 2007; Smith 2011).
+"""Releases private quantiles by the exponential mechanism on a public grid (McSherry and Talwar 2007; Smith 2011).
 
-A grid, and not the real line: between equal values the line has gaps of length zero, so that a mechanism on it never
-finds a point mass. The choice is exact: bits decide between floating-point bounds, and where they fall between two of
-them it is made again with more digits.
+The mechanism chooses among grid points and not on the real line: there, gaps between equal values have length zero, so
+that a value that many records share would never be found. The choice is exact: random bits are compared with
+floating-point bounds, and with bounds of more digits where these leave the choice open.
 
 With n records, of which `below` are less than a point and `above` are greater, the point's score is
 
     max(below - q n, above - (1 - q) n, 0),
 
 the number of records by which it misses the q-quantile. The score is 0 exactly where at most a share q lies below and
-at most 1 - q above, so that a value shared by many records is not punished for them; some grid point always has it.
+at most 1 - q above, so that a value is not penalised for being shared by many records. Some grid point always has
+score 0.
 
 Sensitivity. One record more raises n by 1, and `below` or `above` or neither by 1. So below - q n moves by 1 - q or
--q, and above - (1 - q) n by q or -(1 - q): under add-or-remove-one each moves by at most max(q, 1 - q). One record in
-place of another leaves n and moves `below` and `above` by at most 1 each: under replace-one each moves by at most 1. A
-maximum moves by no more than what it is the maximum of.
+-q, and above - (1 - q) n by q or -(1 - q): under add-or-remove-one each moves by at most max(q, 1 - q). Replacing one
+record leaves n as it is and moves `below` and `above` by at most 1 each: under replace-one each term moves by at most
+1. A maximum moves by no more than the largest move of its terms.
 """
 
 from __future__ import annotations
@@ -39,9 +40,9 @@ if TYPE_CHECKING:
     from privacy.budget import Releases
 
 PARTS = 2**16
-"""The quantile is taken as a multiple of 1 / PARTS."""
+"""Resolution of q: it is rounded to a multiple of 1 / PARTS."""
 
-_MOST_POINTS = 2**48
+_MAX_POINTS = 2**48
 
 log = logging.getLogger(__name__)
 
@@ -51,9 +52,9 @@ class Quantile(NamedTuple):
 
     Attributes:
       value: a point of the grid.
-      rank_slack: with a probability of 95 %, at most this many records lie strictly between the value and the quantile,
-        both on the grid; see `rank_slack`.
-      guarantee: see `privacy.accounting.guarantee`.
+      rank_slack: with probability 95 %, at most this many records lie strictly between the value and the true quantile,
+        both on the grid; see the function `rank_slack`.
+      guarantee: ε with unit, relation, sampler, mechanism and noise.
     """
 
     value: float
@@ -72,36 +73,38 @@ def dp_quantile(
     randomness: Randomness | None = None,
     ledger: Releases | None = None,
 ) -> Quantile:
-    """The private quantile of numbers [n], among lower, lower + resolution, ... up to `upper`.
+    """Releases a private quantile of numbers [n], chosen among lower, lower + resolution, ... up to `upper`.
 
-    Right for values that many records share (zeros, caps, ratings, counts) as for those that none share: the module's
-    text has the score and the proof of its sensitivity.
+    The release is ε-DP under `relation`. It is as accurate on values that many records share (zeros, caps, ratings,
+    counts) as on values that differ; the module describes the score and proves its sensitivity.
 
     Args:
-      values: numbers; each is clamped and rounded to the grid. NaN counts as absent (the log tells the operator).
-      quantile: in [0, 1], taken as the nearest multiple of 2^-16; 0.5 is the median.
-      lower: public.
-      upper: public, above `lower`.
-      resolution: of the grid, public, up to `upper - lower`; at most 2^48 points.
+      values: numbers [n]; each is clamped and rounded to the grid. NaN counts as absent (the log tells the operator).
+      quantile: in [0, 1], rounded to a multiple of 2^-16; 0.5 is the median.
+      lower: public lower bound of the grid.
+      upper: public upper bound of the grid, above `lower`.
+      resolution: public step of the grid, above 0 and at most `upper - lower`; the grid has at most 2^48 points.
       epsilon: pure ε, above 0.
       relation: "add-or-remove-one" (the number of records is private) or "replace-one".
-      randomness: the operating system's if left out.
-      ledger: of a `privacy.budget.Budget`; the release is written there before its noise is drawn.
+      randomness: source of the random choice; None: the operating system's.
+      ledger: ledger of a `privacy.Budget`; the release is recorded there before the value is drawn.
 
     Raises:
-      ValueError: an argument is out of range, in one line.
+      ValueError: an argument is out of range, or the budget does not allow the release.
     """
     share = checks.between("quantile", quantile, -math.inf, math.inf, "0.5 is the median")
     if not 0 <= share <= 1:
         raise ValueError(f"quantile must lie in [0, 1], got {quantile!r}: 0.5 is the median")
     lower, upper = checks.bounds(lower, upper)
-    resolution = checks.positive("resolution", resolution, "give the public grid's step")
-    epsilon = checks.positive("epsilon", epsilon, "give the cost of this quantile")
+    resolution = checks.positive("resolution", resolution, "give the step of the public grid")
+    epsilon = checks.positive("epsilon", epsilon, "give the privacy cost of this quantile")
     if relation not in ("add-or-remove-one", "replace-one"):
         raise ValueError(f"relation {relation!r} is unknown: use add-or-remove-one or replace-one")
     points = (upper - lower) / resolution + 1
-    if not 2 <= points <= _MOST_POINTS:
-        raise ValueError(f"resolution {resolution:g} makes {points:.3g} points of [{lower:g}, {upper:g}]: 2 to 2^48")
+    if not 2 <= points <= _MAX_POINTS:
+        raise ValueError(
+            f"resolution {resolution:g} makes {points:.3g} points of [{lower:g}, {upper:g}]: 2 to 2^48 are needed"
+        )
     count = math.floor(points * (1 + 1e-12))
     source = SecureRandomness() if randomness is None else randomness
 
@@ -117,7 +120,7 @@ def dp_quantile(
         ledger.record(guarantee)
     target = round(share * PARTS)
     sensitivity = PARTS if relation == "replace-one" else max(target, PARTS - target)
-    starts, scores = _scores(places, target, count)
+    starts, scores = _compute_scores(places, target, count)
     run = _choose(source, np.diff(starts, append=count), scores, math.nextafter(epsilon / (2 * sensitivity), 0))
     end = starts[run + 1] if run + 1 < len(starts) else count
     place = int(starts[run]) + int(exact.uniform(source, int(end - starts[run]), 1)[0])
@@ -130,33 +133,41 @@ def rank_slack(
 ) -> float:
     """Returns how many records may lie strictly between the private quantile and the true one.
 
-    It is 2 Δ log(points / failure) / ε, Δ being the score's sensitivity: the exponential mechanism's tail bound,
-    because the least score is 0. Except with probability `failure`, at most quantile * n + slack records lie below the
-    value and at most (1 - quantile) * n + slack above it, as rounded to the grid. A quantile nearer to 0 or 1 than this
-    share of the records can land anywhere beyond the data.
+    It is 2 Δ log(points / failure) / ε, where Δ is the score's sensitivity: the tail bound of the exponential mechanism
+    for a least score of 0. Except with probability `failure`, at most quantile * n + slack records lie below the value
+    and at most (1 - quantile) * n + slack above it, all rounded to the grid. If quantile * n or (1 - quantile) * n is
+    below the slack, the value may lie anywhere beyond the data on that side.
+
+    Args:
+      quantile: in [0, 1].
+      points: number of grid points.
+      epsilon: pure ε, above 0.
+      relation: "add-or-remove-one" or "replace-one".
+      failure: probability that more records lie between, in (0, 1).
     """
     sensitivity = 1.0 if relation == "replace-one" else max(quantile, 1 - quantile)
     return 2 * sensitivity * math.log(points / failure) / epsilon
 
 
 def _to_grid(values: Any, lower: float, resolution: float, points: int) -> npt.NDArray[np.int64]:
+    """Rounds values to the numbers of their grid points, int64; NaN is left out."""
     array = as_floats("values", values)
     if array.ndim != 1:
         raise ValueError(f"values have shape {list(array.shape)}: numbers [n] are needed")
     absent = np.isnan(array)
     if absent.any():
-        log.warning("%d of %d values are NaN: left out (for the operator's eyes only)", absent.sum(), len(array))
+        log.warning("%d of %d values are NaN: left out (not private: for the operator only)", absent.sum(), len(array))
         array = array[~absent]
     with np.errstate(over="ignore"):
         return np.rint(np.clip((array - lower) / resolution, 0, points - 1)).astype(np.int64)
 
 
-def _scores(
+def _compute_scores(
     places: npt.NDArray[np.int64], target: int, points: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Runs of grid points with one score: where each begins, and that score times `PARTS`. int64 [runs] each.
+    """Returns runs of grid points of equal score: where each begins, and its score times `PARTS`, int64 [runs] each.
 
-    Every place of data is a run of one point; so is every gap before, between and behind them.
+    Each point that holds data is a run of its own, and so is each gap before, between and after such points.
     """
     where, counts = np.unique(places, return_counts=True)
     starts = np.unique(np.concatenate([[0], where, where + 1]))
@@ -171,12 +182,12 @@ def _scores(
 
 
 def _choose(source: Randomness, sizes: npt.NDArray[np.int64], scores: npt.NDArray[np.int64], rate: float) -> int:
-    """The index i with probability proportional to sizes[i] exp(-rate scores[i]), exactly; the least score is 0."""
+    """Draws i with probability exactly proportional to sizes[i] exp(-rate scores[i]); the least score must be 0."""
     bits = 62
     drawn = int(exact.uniform(source, 2**bits, 1)[0])
     exponents = rate * scores
     ends = np.cumsum(sizes * np.exp(-exponents))
-    # Of a weight that is not 0 the exponent is below 800 and 3 roundings off; sums add one for each.
+    # A weight that does not underflow has an exponent below 800, off by at most 3 roundings; each sum adds one more.
     error = (3 * 800 + 8 + len(sizes)) * 2.0**-52
     low = np.searchsorted(ends * (1 + error), drawn / 2**bits * ends[-1] * (1 - error), side="right")
     high = np.searchsorted(ends * (1 - error), (drawn + 1) / 2**bits * ends[-1] * (1 + error), side="right")
@@ -184,9 +195,9 @@ def _choose(source: Randomness, sizes: npt.NDArray[np.int64], scores: npt.NDArra
         return int(low)
     digits = 40
     while True:
-        found = _choose_with_digits(drawn, bits, sizes, scores, rate, digits)
-        if found is not None:
-            return found
+        index = _choose_with_digits(drawn, bits, sizes, scores, rate, digits)
+        if index is not None:
+            return index
         digits *= 2
         drawn = (drawn << 62) + int(exact.uniform(source, 2**62, 1)[0])
         bits += 62
@@ -195,7 +206,10 @@ def _choose(source: Randomness, sizes: npt.NDArray[np.int64], scores: npt.NDArra
 def _choose_with_digits(
     drawn: int, bits: int, sizes: npt.NDArray[np.int64], scores: npt.NDArray[np.int64], rate: float, digits: int
 ) -> int | None:
-    """As `_choose`, for the number (drawn + [0, 1]) / 2^bits; None if it, or the digits, cannot tell."""
+    """Returns the index that a uniform number between drawn / 2^bits and (drawn + 1) / 2^bits chooses.
+
+    Returns None if bits or digits are too few to decide.
+    """
     with decimal.localcontext(decimal.Context(prec=digits, Emin=-(10**9), Emax=10**9)):
         exact_rate = decimal.Decimal(rate)
         ends, total = [], decimal.Decimal(0)

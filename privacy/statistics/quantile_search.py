@@ -1,7 +1,8 @@
-"""Many private quantiles at once, by a binary search whose every comparison is noised.
+"""Finds many private quantiles at once, by a binary search with noisy comparisons.
 
-For the coordinates of vectors, where an exponential mechanism for each would add up: here all comparisons of a turn are
-one Gaussian release, so that an account knows their cost exactly, and a turn is one pass over the data.
+It is meant for the coordinates of vectors, where the costs of an exponential mechanism for each would add up. Here all
+comparisons of one turn are a single Gaussian release, whose cost is known exactly, and a turn is one pass over the
+data.
 """
 
 from __future__ import annotations
@@ -24,20 +25,20 @@ def quantile_search(
     noise_multiplier: float,
     source: Randomness,
 ) -> tuple[npt.NDArray[np.float64], costs.Gaussian]:
-    """The quantile of each column of `values` [n, d], n private, among the points of a public grid.
+    """Returns a private quantile of each column of `values` [n, d], among the points of a public grid.
 
-    A turn asks of each column whether a share q of the values is at most the middle point: it is where
-    not_above - q n >= 0, however many values equal the point. One record more moves that number by 1 - q or -q, so by
-    at most max(q, 1 - q), and all columns together by √d times that. Without noise the search ends at the least point
-    of the grid that a share q does not exceed.
+    The number of records n is private too. Each turn asks, for each column, whether at least a share q of the values is
+    not above the middle point: not_above - q n >= 0, however many values equal the point. One record more moves that
+    difference by 1 - q or -q, so by at most max(q, 1 - q), and the differences of all columns by √d times that in L2
+    norm. Without noise the search ends at the least grid point that at least a share q of the values does not exceed.
 
     Args:
-      values: finite; any number of them may be equal.
+      values: float64 [n, d], finite; any number of them may be equal.
       quantile: q, in (0, 1).
-      grid: rising, float64 [m], m >= 2.
-      noise_multiplier: of the whole search: noise / sensitivity = noise_multiplier x √turns in each of its
-        ceil(log2 m) turns, so that together they cost one Gaussian of this multiplier.
-      source: of the noise, which is exact.
+      grid: public points in rising order, float64 [m], m >= 2.
+      noise_multiplier: noise multiplier of the whole search. Each of its ceil(log2 m) turns has noise / sensitivity =
+        noise_multiplier * √turns, so that together they cost one Gaussian release of this multiplier.
+      source: random bits of the noise, which is exact.
 
     Returns:
       Points of the grid, float64 [d], and the cost under add-or-remove-one.
@@ -53,12 +54,12 @@ def quantile_search(
         edge = grid[middle]
         not_above = (values <= edge).sum(axis=0)
         balance = PARTS * not_above - target * len(values) + exact.gaussian(source, stddev, size)
-        # Its share or more is not above: the quantile is at the middle or before it.
+        # At least a share q is not above the middle point: the quantile is that point or a smaller one.
         low, high = np.where(balance >= 0, low, np.minimum(middle + 1, high)), np.where(balance >= 0, middle, high)
     return grid[low], costs.Gaussian(stddev / (sensitivity * math.sqrt(turns)))
 
 
 def geometric_grid(smallest: float, largest: float, ratio: float = 1.05) -> npt.NDArray[np.float64]:
-    """For lengths: from `smallest` to at least `largest`, each point `ratio` times the one before."""
+    """Returns a grid for L2 norms: from `smallest` to at least `largest`, each point `ratio` times the one before."""
     count = math.ceil(math.log(largest / smallest) / math.log(ratio)) + 1
     return smallest * ratio ** np.arange(count)

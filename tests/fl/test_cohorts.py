@@ -78,7 +78,7 @@ def test_independence_check_rejects_repeated_seeds():
     assert _worst_deviation(membership(lambda r: seed_of_round(r % 20)), 0.3) > LIMIT
 
 
-def fit(draw: Callable[[int], np.ndarray], distribution: oracle.Law, rounds: int = 20_000) -> float:
+def fit(draw: Callable[[int], np.ndarray], distribution: oracle.Distribution, rounds: int = 20_000) -> float:
     """Returns the p-value of a chi-square test that the cohorts of `draw` follow `distribution` over all subsets.
 
     Subsets that are expected less than 10 times are counted together.

@@ -1,7 +1,7 @@
-"""Privacy figures by brute force: hockey-stick divergences of densities by quadrature, and tree sensitivity
-by search.
+"""Computes δ, ε and tree sensitivity by brute force, as an oracle of the accounting.
 
-Nothing here discretises losses or convolves by FFT, and nothing comes from `dp_accounting`.
+Hockey-stick divergences of densities come from quadrature, and tree sensitivity from a search. Unlike the accounting,
+nothing here discretises privacy losses or convolves by FFT, and nothing uses `dp_accounting`.
 """
 
 from __future__ import annotations
@@ -15,18 +15,17 @@ from scipy.special import ndtr
 
 
 def delta_one(eps, rate: float, z: float, *, remove: bool):
-    """δ(ε) of one Poisson-sampled Gaussian, for ε of either sign: E_γ(P || Q) = P(S) - e^ε Q(S) at S = {P >
-    e^ε Q}.
+    """Returns δ(ε) of one Poisson-sampled Gaussian, for ε of either sign.
 
-    With M = (1-q) N(0, z²) + q N(1, z²) and N = N(0, z²): removing a client compares M to N, adding one N
-    to M. The loss log M/N = log(1 - q + q e^((2x-1)/2z²)) rises in x, so S is a half line and both
-    probabilities are normal tails.
+    It is the hockey-stick divergence P(S) - e^ε Q(S) with S = {P > e^ε Q}. With M = (1-q) N(0, z²) + q N(1, z²) and
+    N = N(0, z²), removing a client compares M to N, and adding one compares N to M. The loss
+    log M/N = log(1 - q + q e^((2x-1)/2z²)) rises in x, so S is a half line and both probabilities are normal tails.
     """
     eps = np.asarray(eps, float)
-    level = eps if remove else -eps  # where log M/N crosses
+    level = eps if remove else -eps  # value of log M/N at the end of S
     inside = np.maximum(np.exp(level) - (1 - rate), 0) / rate
     with np.errstate(divide="ignore"):
-        x = z * z * np.log(inside) + 0.5  # -inf where the loss is above the level everywhere
+        x = z * z * np.log(inside) + 0.5  # end of S; -inf where the loss is above the level everywhere
     if remove:
         mixture = (1 - rate) * ndtr(-x / z) + rate * ndtr((1 - x) / z)
         return mixture - np.exp(eps) * ndtr(-x / z)
@@ -39,14 +38,12 @@ def _density(x, mean: float, z: float):
 
 
 def delta(eps: float, rate: float, z: float, rounds: int) -> float:
-    """δ(ε) of `rounds` compositions, the worse of removing and adding: δ_k(ε) = ∫ p(x) δ_{k-1}(ε -
-    loss(x)) dx.
-    """
+    """Returns δ(ε) of `rounds` rounds, the larger of removing and adding: δ_k(ε) = ∫ p(x) δ_{k-1}(ε - loss(x)) dx."""
     return max(_composed(eps, rate, z, rounds, remove) for remove in (True, False))
 
 
 def epsilon(target: float, rate: float, z: float, rounds: int) -> float:
-    """Least ε with δ(ε) <= target, to 1e-5, by bisection."""
+    """Returns the least ε with δ(ε) <= target, to 1e-5, by bisection."""
     low, high = 0.0, 1.0
     if delta(low, rate, z, rounds) <= target:
         return 0.0
@@ -67,7 +64,7 @@ def _composed(eps: float, rate: float, z: float, rounds: int, remove: bool) -> f
 
 
 def _losses(rate: float, z: float, remove: bool):
-    """Density and privacy loss of one round on a grid of outcomes, and the grid's step."""
+    """Returns density and privacy loss of one round on a grid of outcomes, and the grid's step."""
     x = np.linspace(-12 * z, 1 + 12 * z, 4001)
     base, shifted = _density(x, 0, z), _density(x, 1, z)
     mixture = (1 - rate) * base + rate * shifted
@@ -77,8 +74,9 @@ def _losses(rate: float, z: float, remove: bool):
 
 @functools.cache
 def _table(rate: float, z: float, rounds: int, remove: bool):
-    """δ_rounds as a function of ε; for two rounds and more interpolated on a grid, good to about 3e-5 of
-    ε.
+    """Returns δ after `rounds` rounds as a function of ε.
+
+    From two rounds on it is interpolated on a grid, with an error of about 3e-5 in ε.
     """
     if rounds == 1:
         return lambda eps: delta_one(eps, rate, z, remove=remove)
@@ -91,11 +89,10 @@ def _table(rate: float, z: float, rounds: int, remove: bool):
 
 
 def fixed_size_delta(eps: float, rate: float, z: float) -> float:
-    """δ(ε) of one fixed-size round where one client's update is +C in one data set and -C in the other,
-    others 0.
+    """Returns δ(ε) of one fixed-size round if one client's update is +C in one data set and -C in the other.
 
-    A lower bound on what replacing a client costs: the client is in the cohort with probability `rate` and
-    then moves the sum by 2 C. Plain quadrature.
+    All other updates are 0, and the integral is a quadrature. It is a lower bound on what replacing a client costs: the
+    client is in the cohort with probability `rate` and then moves the sum by 2 C.
     """
     x = np.linspace(-1 - 14 * z, 1 + 14 * z, 400_001)
     p = (1 - rate) * _density(x, 0, z) + rate * _density(x, 1, z)
@@ -104,10 +101,9 @@ def fixed_size_delta(eps: float, rate: float, z: float) -> float:
 
 
 def tree_sensitivity_squared(steps: int, participations: int, separation: int) -> int:
-    """Largest sum of squared counts over all nodes of binary trees on `steps` leaves, by trying every
-    pattern.
+    """Returns the largest sum of squared counts over the nodes of binary trees on `steps` leaves.
 
-    One client's rounds i < j satisfy j - i >= separation.
+    It tries every pattern of a client's rounds in which two rounds i < j satisfy j - i >= separation.
     """
     trees, start = [], 0
     for level in reversed(range(steps.bit_length())):

@@ -1,4 +1,4 @@
-"""One TensorFlow function in eager mode, `tf.function`, XLA and TFLite with builtin ops only."""
+"""Runs a TensorFlow function in eager mode, as `tf.function`, by XLA, and by TFLite with built-in operators only."""
 
 import tempfile
 from collections.abc import Callable
@@ -12,7 +12,7 @@ Function = Callable[..., dict[str, np.ndarray]]
 
 
 def everywhere(function: Callable[..., dict[str, tf.Tensor]], **example: np.ndarray) -> dict[str, Function]:
-    """`function` by backend, for NumPy keyword arguments of the shapes and dtypes of the example."""
+    """Returns backend → `function`, for NumPy keyword arguments of the shapes and dtypes of the example."""
     specs = {name: tf.TensorSpec(value.shape, value.dtype, name) for name, value in example.items()}
 
     def from_numpy(callee: Any) -> Function:
@@ -33,12 +33,12 @@ def everywhere(function: Callable[..., dict[str, tf.Tensor]], **example: np.ndar
 def run_everywhere(
     function: Callable[..., dict[str, tf.Tensor]], **arguments: np.ndarray
 ) -> dict[str, dict[str, np.ndarray]]:
-    """The outputs of `function`, by backend and name."""
+    """Returns backend → name → output of `function`."""
     return {backend: call(**arguments) for backend, call in everywhere(function, **arguments).items()}
 
 
 def convert(function: Callable[..., dict[str, tf.Tensor]], specs: dict[str, tf.TensorSpec]) -> Function:
-    """`function` as a TFLite signature in the LiteRT runtime."""
+    """Converts `function` to TFLite and returns its signature in the LiteRT runtime."""
     with tempfile.TemporaryDirectory() as folder:
         tf.saved_model.save(tf.Module(), folder, tf.function(function).get_concrete_function(**specs))
         converter = tf.lite.TFLiteConverter.from_saved_model(folder)

@@ -1,8 +1,8 @@
-"""Byte-pair encoding by its definition: merge the leftmost pair of least rank until none is left."""
+"""Encodes by byte-pair encoding as it is defined: merge the leftmost pair of least rank until no pair is left."""
 
 
 def encode(pieces, text):
-    """Ids of `text` under a vocabulary's `pieces`; quadratic."""
+    """Returns the ids of `text` under a vocabulary's `pieces`, in quadratic time."""
     ids = {piece: token for token, piece in enumerate(pieces) if piece}
     symbols = [bytes([byte]) for byte in text.encode()]
     while True:

@@ -1,4 +1,4 @@
-"""CIFG, SI-CIFG and the tied-embedding language model, one number at a time in NumPy float64."""
+"""Computes CIFG, SI-CIFG and the tied-embedding language model one number at a time, in NumPy float64."""
 
 import math
 
@@ -26,7 +26,7 @@ def scale_invariant_tanh(x):
 
 
 def step(kind, weights, x, output, cell, layer_norm=False):
-    """One step of one row: x [E], output [R], cell [H] -> output, cell."""
+    """Computes one step of one row: x [E], output [R], cell [H] -> output, cell."""
     gate, squash = {
         "cifg": (sigmoid, tanh),
         "si-cifg": (scale_invariant_sigmoid, scale_invariant_tanh),
@@ -46,7 +46,7 @@ def step(kind, weights, x, output, cell, layer_norm=False):
 
 
 def states(kind, weights, xs, output=None, cell=None, layer_norm=False):
-    """All steps of one row: xs [T, E] -> outputs [T, R], cells [T, H]."""
+    """Computes all steps of one row: xs [T, E] -> outputs [T, R], cells [T, H]."""
     units = weights["bias"].shape[0] // 3
     output = np.zeros(weights["recurrent_kernel"].shape[0]) if output is None else output
     cell = np.zeros(units) if cell is None else cell
@@ -59,14 +59,14 @@ def states(kind, weights, xs, output=None, cell=None, layer_norm=False):
 
 
 def logits(kind, weights, tokens, layer_norm=False):
-    """One row: tokens [T] -> logits [T, V] after each."""
+    """Returns the logits after each token of one row: tokens [T] -> [T, V]."""
     xs = weights["embedding"][np.asarray(tokens)]
     outputs, _ = states(kind, weights, xs, layer_norm=layer_norm)
     return outputs @ weights["embedding"].T + weights.get("output_bias", 0.0)
 
 
 def token_losses(kind, weights, tokens, layer_norm=False):
-    """One row: tokens [T+1] -> nats [T]."""
+    """Returns the loss of each next token of one row in nats: tokens [T+1] -> [T]."""
     losses = []
     for z, target in zip(logits(kind, weights, tokens[:-1], layer_norm), tokens[1:], strict=True):
         largest = max(z)

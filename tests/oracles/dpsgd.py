@@ -1,4 +1,4 @@
-"""DP-SGD on softmax regression, example by example: slow and obviously right."""
+"""Runs DP-SGD on softmax regression one example at a time: slow and obviously right."""
 
 import numpy as np
 
@@ -11,20 +11,23 @@ def gradient(weights, x, label):
     return np.outer(x, p)
 
 
-def train(features, labels, classes, *, steps, batches, denominator, clip, rate, momentum, noise=None):
-    """`batches`: of each step the indices; `noise`: of each step an array, or None. The mean of the last half."""
+def train(features, labels, classes, *, steps, batches, denominator, clip, learning_rate, momentum, noise=None):
+    """Returns the mean of the weights over the last half of the steps.
+
+    `batches` holds the rows of each step, and `noise` the array that is added to each step's sum, or None.
+    """
     weights = np.zeros((features.shape[1], classes))
-    velocity, kept = np.zeros_like(weights), []
+    velocity, history = np.zeros_like(weights), []
     for step in range(steps):
         total = np.zeros_like(weights)
         for index in batches[step]:
-            found = gradient(weights, features[index], labels[index])
-            norm = np.sqrt(np.square(found).sum())
-            total += found * min(1.0, clip / norm) if norm > 0 else found
+            part = gradient(weights, features[index], labels[index])
+            norm = np.sqrt(np.square(part).sum())
+            total += part * min(1.0, clip / norm) if norm > 0 else part
         if noise is not None:
             total += noise[step]
         scale = 1.0 if np.isinf(clip) else clip
         velocity = momentum * velocity + total / (denominator * scale)
-        weights = weights - rate * velocity
-        kept.append(weights)
-    return np.mean(kept[steps // 2 :], axis=0)
+        weights = weights - learning_rate * velocity
+        history.append(weights)
+    return np.mean(history[steps // 2 :], axis=0)

@@ -1,6 +1,6 @@
-"""Federated averaging in plain float64 NumPy loops, for a model small enough to differentiate by hand.
+"""Runs federated averaging in plain NumPy loops in float64, for a model that can be differentiated by hand.
 
-The model is a table of bigram scores: logits of the token after `c` are row c of `table` [V, V].
+The model is a table of bigram scores: the logits of the token after `c` are row c of `table` [V, V].
 """
 
 import numpy as np
@@ -9,14 +9,14 @@ PAD = 0
 
 
 def losses(table: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    """[B, T+1] tokens -> [B, T] nats."""
+    """Returns the loss of each next token in nats: tokens [B, T+1] -> [B, T]."""
     rows = table[tokens[:, :-1]]
     log_norm = np.log(np.exp(rows - rows.max(-1, keepdims=True)).sum(-1)) + rows.max(-1)
     return log_norm - np.take_along_axis(rows, tokens[:, 1:, None], -1)[..., 0]
 
 
 def sgd_step(table: np.ndarray, batch: np.ndarray, learning_rate: float) -> np.ndarray:
-    """One step on the mean loss over real tokens, token by token."""
+    """Takes one step on the mean loss over tokens that are not padding, token by token."""
     gradient = np.zeros_like(table)
     count = 0
     for row in batch:
@@ -58,7 +58,10 @@ def rounds(
     denominator: float | None = None,
     noises: list[np.ndarray] | None = None,
 ) -> np.ndarray:
-    """Rounds of federated averaging; `cohorts` holds each round's clients' batches, `noises` what is added to sums."""
+    """Runs rounds of federated averaging and returns the table.
+
+    `cohorts` holds for each round the batches of each client, and `noises` the array that is added to the round's sum.
+    """
     velocity = np.zeros_like(table)
     for number, cohort in enumerate(cohorts):
         total, weight = np.zeros_like(table) if noises is None else noises[number].copy(), 0.0

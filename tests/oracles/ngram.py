@@ -1,4 +1,4 @@
-"""N-gram models with dictionaries, one token at a time."""
+"""Computes n-gram models with dictionaries, one token at a time."""
 
 import math
 from collections import Counter

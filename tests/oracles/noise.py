@@ -1,4 +1,4 @@
-"""Noise on the integers, slow and obviously right: laws by their formula, samplers by exact fractions."""
+"""Oracle of integer noise, slow and obviously right: distributions by formula, samplers in exact fractions."""
 
 import math
 import secrets
@@ -11,12 +11,12 @@ import numpy as np
 from scipy import stats
 
 
-def laplace_law(scale: int, reach: int) -> dict[int, float]:
-    return _normed({x: math.exp(-abs(x) / scale) for x in range(-reach, reach + 1)})
+def laplace_distribution(scale: int, reach: int) -> dict[int, float]:
+    return _normalise({x: math.exp(-abs(x) / scale) for x in range(-reach, reach + 1)})
 
 
-def gaussian_law(stddev: int, reach: int) -> dict[int, float]:
-    return _normed({x: math.exp(-(x**2) / (2 * stddev**2)) for x in range(-reach, reach + 1)})
+def gaussian_distribution(stddev: int, reach: int) -> dict[int, float]:
+    return _normalise({x: math.exp(-(x**2) / (2 * stddev**2)) for x in range(-reach, reach + 1)})
 
 
 def staircase_level(x: int, sensitivity: int, core: int) -> int:
@@ -26,48 +26,51 @@ def staircase_level(x: int, sensitivity: int, core: int) -> int:
     return level
 
 
-def staircase_law(epsilon: float, sensitivity: int, core: int, levels: int) -> dict[int, float]:
+def staircase_distribution(epsilon: float, sensitivity: int, core: int, levels: int) -> dict[int, float]:
     reach = core + levels * sensitivity
-    return _normed({x: math.exp(-epsilon * staircase_level(x, sensitivity, core)) for x in range(-reach, reach + 1)})
+    return _normalise({x: math.exp(-epsilon * staircase_level(x, sensitivity, core)) for x in range(-reach, reach + 1)})
 
 
 def hourglass_level(k: int, first: int, sensitivity: int, core: int) -> int:
-    """The least t >= |k| of k's parity with |z1 - k Δ / 2| <= t Δ / 2 + core."""
+    """Returns the least t >= |k| with t - k even and |z1 - k Δ / 2| <= t Δ / 2 + core."""
     level = abs(k)
     while abs(2 * first - k * sensitivity) > level * sensitivity + 2 * core:
         level += 2
     return level
 
 
-def hourglass_law(epsilon: float, sensitivity: int, core: int, levels: int) -> dict[tuple[int, int], float]:
-    """Of (z1, z2), all pairs up to that level."""
-    found = {}
+def hourglass_distribution(epsilon: float, sensitivity: int, core: int, levels: int) -> dict[tuple[int, int], float]:
+    """Returns the distribution of pairs (z1, z2), restricted to at most `levels`."""
+    weights = {}
     reach = (levels + 1) * sensitivity + core
     for k in range(-levels, levels + 1):
         for first in range(-reach, reach + 1):
             level = hourglass_level(k, first, sensitivity, core)
             if level <= levels:
-                found[first, k * sensitivity - first] = math.exp(-epsilon * level)
-    return _normed(found)
+                weights[first, k * sensitivity - first] = math.exp(-epsilon * level)
+    return _normalise(weights)
 
 
-def _normed(weights: dict) -> dict:
+def _normalise(weights: dict) -> dict:
     total = math.fsum(weights.values())
     return {key: weight / total for key, weight in weights.items()}
 
 
-def fits(law: Mapping[Any, float], drawn: Counter, alpha: float) -> bool:
-    """Pearson's chi-square at level alpha; outcomes rarer than 10 are one cell."""
-    count = sum(drawn.values())
-    expected = {key: count * p for key, p in law.items() if count * p >= 10}
-    seen = np.array([drawn[key] for key in expected] + [count - sum(drawn[key] for key in expected)], float)
-    wanted = np.array([*expected.values(), count - sum(expected.values())])
-    if wanted[-1] < 10:
-        seen, wanted = seen[:-1], wanted[:-1]
-    if len(wanted) == 1:
-        return bool(seen[0] == count)
-    statistic = float((np.square(seen - wanted) / wanted).sum())
-    return bool(stats.chi2.sf(statistic, len(wanted) - 1) > alpha)
+def fits(distribution: Mapping[Any, float], draws: Counter, alpha: float) -> bool:
+    """Returns whether draws pass Pearson's chi-square test at level alpha.
+
+    All outcomes that are expected fewer than 10 times are one cell.
+    """
+    count = sum(draws.values())
+    cells = {key: count * p for key, p in distribution.items() if count * p >= 10}
+    observed = np.array([draws[key] for key in cells] + [count - sum(draws[key] for key in cells)], float)
+    expected = np.array([*cells.values(), count - sum(cells.values())])
+    if expected[-1] < 10:
+        observed, expected = observed[:-1], expected[:-1]
+    if len(expected) == 1:
+        return bool(observed[0] == count)
+    statistic = float((np.square(observed - expected) / expected).sum())
+    return bool(stats.chi2.sf(statistic, len(expected) - 1) > alpha)
 
 
 # Canonne, Kamath and Steinke 2020 (arXiv:2004.00010), algorithms 1 to 3, in exact fractions.

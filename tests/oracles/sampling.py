@@ -1,4 +1,4 @@
-"""Temperature, top-k, sampling and the decoding loop, one number at a time."""
+"""Computes temperature, top-k, sampling and the decoding loop one number at a time."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -7,8 +7,8 @@ from fractions import Fraction
 from tests.oracles import threefry
 
 
-def law(logits: Sequence[float], temperature: float, top_k: int) -> list[float]:
-    """Probabilities after temperature and top-k; ties with the k-th stay."""
+def distribution(logits: Sequence[float], temperature: float, top_k: int) -> list[float]:
+    """Returns the probabilities after temperature and top-k; all tokens that tie with the k-th stay."""
     if temperature == 0:
         best = max(range(len(logits)), key=lambda token: (logits[token], -token))
         return [float(token == best) for token in range(len(logits))]
@@ -19,8 +19,10 @@ def law(logits: Sequence[float], temperature: float, top_k: int) -> list[float]:
 
 
 def invert(probabilities: Sequence[float], words: tuple[int, int]) -> tuple[int, float]:
-    """The token whose share of [0, 1) holds the number 0.w0w1 (31 bits of each word), and how far the number
-    is from the ends of that share."""
+    """Returns the token whose share of [0, 1) holds the number 0.w0w1, and the distance to the share's nearer end.
+
+    31 bits of each word are used.
+    """
     number = Fraction((words[0] >> 1) * 2**31 + (words[1] >> 1), 2**62)
     total = sum(map(Fraction, probabilities), Fraction(0))
     upper = Fraction(0)
@@ -28,7 +30,7 @@ def invert(probabilities: Sequence[float], words: tuple[int, int]) -> tuple[int,
         lower, upper = upper, upper + Fraction(probability) / total
         if number < upper:
             return token, float(min(number - lower, upper - number))
-    raise AssertionError("the shares fill [0, 1)")
+    raise AssertionError("no share of [0, 1) holds the number: the shares must add up to 1")
 
 
 def generate(
@@ -41,12 +43,14 @@ def generate(
     max_new: int,
     stop: int,
 ) -> tuple[list[int], float]:
-    """The tokens after `prompt`, each from the whole text before it, and the least distance of a draw from
-    the end of a share (draws nearer than rounding errors may differ)."""
+    """Returns the tokens after `prompt`, and the least distance of a number from the end of its share.
+
+    Where that distance is below the rounding error, other implementations may choose another token.
+    """
     text, least = list(prompt), 1.0
     while len(text) < len(prompt) + max_new:
         words = threefry.words(seed, 0, request, len(text))
-        token, distance = invert(law(next_logits(text), temperature, top_k), words)
+        token, distance = invert(distribution(next_logits(text), temperature, top_k), words)
         least = min(least, distance)
         text.append(token)
         if token == stop:

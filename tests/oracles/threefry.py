@@ -1,11 +1,10 @@
-"""Threefry-2x32-20 in Python integers, straight from the paper's description (Salmon et al. 2011, section
-4.1)."""
+"""Computes Threefry-2x32-20 in Python integers as the paper describes it (Salmon et al. 2011, section 4.1)."""
 
 _MASK = 0xFFFFFFFF
 
 
 def threefry(key: tuple[int, int], counter: tuple[int, int]) -> tuple[int, int]:
-    """Two 32-bit words of a 64-bit key and a 64-bit counter."""
+    """Returns the two 32-bit words for a 64-bit key and a 64-bit counter."""
     k = [key[0], key[1], 0x1BD11BDA ^ key[0] ^ key[1]]
     x, y = (counter[0] + k[0]) & _MASK, (counter[1] + k[1]) & _MASK
     for round_number in range(20):
@@ -21,6 +20,6 @@ def threefry(key: tuple[int, int], counter: tuple[int, int]) -> tuple[int, int]:
 
 
 def words(seed: int, stream: int, request: int, position: int, token: int | None = None) -> tuple[int, int]:
-    """The two words of (seed, stream, request, position[, token])."""
+    """Returns the two words for (seed, stream, request, position[, token])."""
     key = threefry((seed & _MASK, seed >> 32), (stream, request))
     return threefry(key, (position, 0 if token is None else token + 1))

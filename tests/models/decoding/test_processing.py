@@ -33,7 +33,7 @@ def probabilities(processed):
     st.integers(0, 14),
 )
 def test_process_gives_the_distribution_of_the_oracle(logits, temperature, top_k):
-    expected = oracle.law(logits, temperature, top_k)
+    expected = oracle.distribution(logits, temperature, top_k)
     processed = numpy_ops.process(np.array(logits, np.float32), temperature, top_k)
     assert processed.max() == 0
     np.testing.assert_array_equal(processed > numpy_ops.LEFT_OUT, np.array(expected) > 0)

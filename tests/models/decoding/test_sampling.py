@@ -57,7 +57,7 @@ def test_sample_draws_the_tokens_of_the_oracle():
         temperature, top_k = [(1.0, 0), (0.5, 7), (0.0, 0)][i % 3]
         words = rng.integers(-(2**31), 2**31, 2, np.int32)
         token, distance = oracle.invert(
-            oracle.law(logits.tolist(), temperature, top_k),
+            oracle.distribution(logits.tolist(), temperature, top_k),
             (int(words[0]) & 0xFFFFFFFF, int(words[1]) & 0xFFFFFFFF),
         )
         if distance > 1e-5:
@@ -117,7 +117,7 @@ def goodness(sample_function, draws=200_000, size=40):
     temperature, top_k = 0.8, 12
     words = numpy_ops.random_words(numpy_ops.seed_words(7), Stream.SAMPLE, 0, np.arange(draws))
     tokens = sample_function(np.broadcast_to(numpy_ops.process(logits, temperature, top_k), [draws, size]), words)
-    distribution = np.array(oracle.law(logits.tolist(), temperature, top_k))
+    distribution = np.array(oracle.distribution(logits.tolist(), temperature, top_k))
     pairs = np.bincount(tokens[:-1:2] * size + tokens[1::2], minlength=size * size)
     expected = np.outer(distribution, distribution).ravel() * (draws // 2)
     possible = expected > 0

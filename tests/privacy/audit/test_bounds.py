@@ -87,7 +87,7 @@ def test_noise_for_half_the_sensitivity_is_refuted():
     one, source = BoundedMean(0.0, 1.0, 2.0), SeededRandomness(2)
     scores = []
     for more in (0, 1):
-        released = one._released([(500 + more) * STEPS] * 100_000, [500 * STEPS] * 100_000, source)
+        released = one._release_pairs([(500 + more) * STEPS] * 100_000, [500 * STEPS] * 100_000, source)
         shares, counts = np.array(released).T
         scores.append(shares * counts)
     assert audit.from_scores(scores[0], scores[1], confidence=0.9999).refutes(1.0)

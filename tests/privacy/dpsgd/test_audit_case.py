@@ -1,4 +1,4 @@
-"""The audit of a step on a record that cancels: the step stands, and the slack of earlier versions is refuted."""
+"""Tests the audit of a step on a cancelling record: it does not refute the step, and refutes a fixed slack."""
 
 import pytest
 
@@ -10,7 +10,7 @@ from tests.privacy.dpsgd.test_cancelling_records import fixed_slack
 
 @pytest.mark.slow
 @pytest.mark.parametrize("faulty", [False, True])
-def test_an_audit_refutes_a_fixed_slack_and_nothing_else(faulty, monkeypatch):
+def test_audit_refutes_only_a_fixed_slack(faulty, monkeypatch):
     if faulty:
         monkeypatch.setattr(clip_bounds, "compute_bounds", fixed_slack)
     case = cancelling_record(1.0, 0.05)
@@ -18,6 +18,6 @@ def test_an_audit_refutes_a_fixed_slack_and_nothing_else(faulty, monkeypatch):
     assert bound.refutes(1.0) is faulty
 
 
-def test_the_claim_is_checked():
+def test_cancelling_record_refuses_a_delta_out_of_range():
     with pytest.raises(ValueError, match="delta"):
         cancelling_record(1.0, 1.0)

@@ -1,4 +1,4 @@
-"""Norms and clipped sums from factors against gradients that are made."""
+"""Tests norms and clipped sums that are computed from factors against materialised gradients."""
 
 import numpy as np
 import pytest
@@ -13,21 +13,21 @@ from tests.tolerance import rounding
 pytestmark = pytest.mark.numerical
 
 
-def made(term, count):
-    """Each example's part of the gradient, in float64."""
-    found = np.zeros((count, *term.weight.shape))
+def materialise(term, count):
+    """Computes each example's part of the gradient in float64."""
+    parts = np.zeros((count, *term.weight.shape))
     for example in range(count):
         right = term.right[example].numpy().astype(np.float64)
         if term.left is None:
-            found[example] = right
+            parts[example] = right
         elif term.is_rows:
-            np.add.at(found[example], term.left[example].numpy(), right)
+            np.add.at(parts[example], term.left[example].numpy(), right)
         else:
-            found[example] = term.left[example].numpy().astype(np.float64).T @ right
-    return found
+            parts[example] = term.left[example].numpy().astype(np.float64).T @ right
+    return parts
 
 
-def drawn(generator, kinds, count, size, width):
+def draw_terms(generator, kinds, count, size, width):
     weight = tf.Variable(tf.zeros([size, width], tf.float64))
     terms = []
     for kind, steps in kinds:
@@ -46,25 +46,25 @@ KINDS = st.lists(st.tuples(st.sampled_from(["outer", "rows", "whole"]), st.integ
 
 @settings(max_examples=60)
 @given(st.integers(0, 2**32), KINDS, st.integers(1, 5), st.integers(1, 7), st.integers(1, 7))
-def test_factors_give_what_gradients_give(seed, kinds, count, size, width):
+def test_norms_and_scaled_sums_equal_those_of_materialised_gradients(seed, kinds, count, size, width):
     generator = np.random.default_rng(seed)
-    terms = [*drawn(generator, kinds, count, size, width), *drawn(generator, [("whole", 1)], count, 3, 2)]
+    terms = [*draw_terms(generator, kinds, count, size, width), *draw_terms(generator, [("whole", 1)], count, 3, 2)]
     groups = ghost_norms.by_weight(terms)
     assert len(groups) == 2
-    first = sum(made(term, count) for term in terms[:-1])
-    second = made(terms[-1], count)
+    first = sum(materialise(term, count) for term in terms[:-1])
+    second = materialise(terms[-1], count)
     squares = (first**2).sum((1, 2)) + (second**2).sum((1, 2))
     bounds = clip_bounds.compute_bounds(groups)
     np.testing.assert_allclose(bounds.norm, np.sqrt(squares), rtol=1e-9)
     assert (bounds.norm.numpy() >= np.sqrt(squares) * (1 - 1e-15)).all()
     factors = generator.random(count)
     sums = ghost_norms.scaled_sums(groups, tf.constant(factors))
-    for found, whole in zip(sums, (first, second), strict=True):
-        np.testing.assert_allclose(found, np.tensordot(factors, whole, 1), rtol=1e-9, atol=1e-9)
+    for part, whole in zip(sums, (first, second), strict=True):
+        np.testing.assert_allclose(part, np.tensordot(factors, whole, 1), rtol=1e-9, atol=1e-9)
 
 
-def test_what_cancels_is_no_shorter_than_its_rounding():
-    """Outer products of length 1e6 that cancel but for their rounding: the norm covers what the sum may hold."""
+def test_compute_bounds_covers_the_rounding_of_outer_products_that_cancel():
+    """Outer products of norm 1e6 cancel except for their rounding, which the sum may hold."""
     generator = np.random.default_rng(0)
     weight = tf.Variable(tf.zeros([50, 50]))
     left = 1e3 * generator.normal(size=(200, 1, 50)).astype(np.float32)
@@ -76,16 +76,16 @@ def test_what_cancels_is_no_shorter_than_its_rounding():
         tf.constant(np.concatenate([right * cancelling, -right], 1)),
     )
     groups = ghost_norms.by_weight([term])
-    assert groups[0][0].left is not None  # by inner products
+    assert groups[0][0].left is not None  # not materialised
     norms = clip_bounds.compute_bounds(groups).norm.numpy()
     released = tf.matmul(term.left, term.right, transpose_a=True).numpy()
     assert (np.sqrt((released**2).sum((1, 2))) < norms).all()
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_an_example_left_out_spoils_nothing(bad):
+def test_scaled_sums_are_not_spoiled_by_an_example_with_factor_zero(bad):
     generator = np.random.default_rng(0)
-    terms = drawn(generator, [("outer", 2), ("rows", 2)], 3, 4, 5)
+    terms = draw_terms(generator, [("outer", 2), ("rows", 2)], 3, 4, 5)
     spoiled = [
         Term(
             term.weight,
@@ -95,10 +95,10 @@ def test_an_example_left_out_spoils_nothing(bad):
         for term in terms
     ]
     factors = tf.constant([0.5, 0.0, 2.0], tf.float64)
-    found = ghost_norms.scaled_sums(ghost_norms.by_weight(spoiled), factors)[0]
+    total = ghost_norms.scaled_sums(ghost_norms.by_weight(spoiled), factors)[0]
     # Three examples of four products each, of normal numbers.
     expected = ghost_norms.scaled_sums(ghost_norms.by_weight(terms), factors)[0]
-    np.testing.assert_allclose(found, expected, rtol=0, atol=rounding(3 * 4, 3 * 4 * 9.0, np.float64))
+    np.testing.assert_allclose(total, expected, rtol=0, atol=rounding(3 * 4, 3 * 4 * 9.0, np.float64))
     norms = clip_bounds.compute_bounds(ghost_norms.by_weight(spoiled)).norm.numpy()
     assert not np.isfinite(norms[1])
     assert np.isfinite(norms[[0, 2]]).all()

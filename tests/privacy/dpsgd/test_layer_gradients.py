@@ -1,4 +1,4 @@
-"""Clipped sums of whole models, by closed forms and anew, against one example after the other."""
+"""Tests clipped sums of whole models, in closed form and recomputed, against gradients of one example at a time."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ import models
 from privacy.dpsgd.examples import checked_examples
 from privacy.dpsgd.step import PrivateStep
 from tests.oracles import per_example
-from tests.privacy.dpsgd.keras_training import CROSS_ENTROPY, drawn
+from tests.privacy.dpsgd.keras_training import CROSS_ENTROPY, randomise
 from tests.tolerance import model_operations, rounding, weights_conditions
 
 pytestmark = pytest.mark.numerical
@@ -58,7 +58,7 @@ def own_weights():
 
 
 def shared():
-    """One layer used twice, an inner model, and a branch."""
+    """Builds a model with one layer used twice, an inner model, and a branch."""
     inputs = keras.Input((4,))
     twice = layers.Dense(4, activation="tanh")
     inner = keras.Sequential([keras.Input((4,)), layers.Dense(3, activation="relu"), layers.Dense(4)])
@@ -85,7 +85,7 @@ def attention():
 
 
 def with_states():
-    """The last states begin another layer: one output is an ancestor of the other."""
+    """Builds a model whose last states begin another layer, so that one output is computed from the other."""
     inputs = keras.Input((5,), dtype="int32")
     embedded = layers.Embedding(6, 4)(inputs)
     outputs, *states = layers.LSTM(3, return_sequences=True, return_state=True)(embedded)
@@ -93,7 +93,7 @@ def with_states():
 
 
 class Residual(models.CIFG):
-    """A call of its own: the closed form of its parent is not its."""
+    """A layer that overrides `call`, so that the closed form of its parent does not hold for it."""
 
     def call(self, inputs, initial_state=None, mask=None, training=None):
         return super().call(inputs, initial_state, mask, training) + inputs
@@ -103,7 +103,7 @@ def cifg(layer, **options):
     return lambda units: layer(units, return_sequences=True, **options)
 
 
-# Model, and the layers whose gradients have no closed form.
+# Name → (how to build the model, number of layers whose gradients have no closed form).
 CASES = {
     **{f"mlp {seed}": (lambda seed=seed: mlp(*sizes(seed, 3)), 0) for seed in range(10, 13)},
     "linear": (lambda: keras.Sequential([keras.Input((5,)), layers.Dense(3)]), 0),
@@ -146,13 +146,13 @@ CASES = {
 
 def examples(model, count, seed=0):
     generator = np.random.default_rng(seed)
-    inputs = getattr(model, "inputs", None)  # none of a model that is subclassed
+    inputs = getattr(model, "inputs", None)  # None for a subclassed model
     shape = model.input_shape[1:] if inputs else (4,)
     classes = model.output_shape[-1] if inputs else 3
     if inputs and "int" in str(inputs[0].dtype):
         x = generator.integers(0, classes, (count, *shape)).astype(np.int32)
     else:
-        # Of different sizes, so that some gradients are clipped and others not.
+        # Of different sizes, so that some gradients are clipped and others are not.
         scale = generator.exponential(size=(count, *[1] * len(shape)))
         x = (scale * generator.normal(size=(count, *shape))).astype(np.float32)
     outputs = model(x).shape[1:-1]
@@ -160,7 +160,10 @@ def examples(model, count, seed=0):
 
 
 def fast_and_slow(model, loss, x, y):
-    """Clipped at the median of the examples' norms; and how far both may differ by rounding, for each weight."""
+    """Returns the step, the clipped sums of step and oracle, and for each weight how far rounding may move them.
+
+    The clip norm is the median of the examples' norms.
+    """
     model.compile(keras.optimizers.SGD(), loss)
     data = checked_examples(x, y)
     each = per_example.gradients(model, loss, x, y)
@@ -169,40 +172,40 @@ def fast_and_slow(model, loss, x, y):
     assert min(norms) < 0.999 * clip < 1.001 * clip < max(norms)
     step = PrivateStep(model, clip, 0.0, 1.0, data)
     step.close()
-    clipped_sum = tf.function(step._clipped_sum, autograph=False)
+    clipped_sum = tf.function(step._sum_clipped, autograph=False)
     fast, slow = clipped_sum(*data.take(np.arange(len(y)))), per_example.clipped_sum(each, clip)
     return step, fast, slow, allowed(model, lambda: clipped_sum(*data.take(np.arange(len(y)))), slow, np.size(y))
 
 
 def allowed(model, clipped_sum, expected, terms):
-    """For each weight what rounding may do to its sum, and to terms as large as the largest that cancel in it.
+    """Returns for each weight how far rounding may move its sum.
 
-    (The gradient of a key's bias is zero in theory.)
+    Terms as large as the largest sum of any weight may cancel in it: the gradient of a key's bias is zero in theory.
     """
     operations = model_operations(model, terms)
     cancelling = rounding(terms, max(np.abs(part).max() for part in expected))
-    return [rounding(operations, found) + cancelling for found in weights_conditions(model, clipped_sum)]
+    return [rounding(operations, condition) + cancelling for condition in weights_conditions(model, clipped_sum)]
 
 
-# Of other sizes alone: what the first of their kind shows.
+# These differ from the first case of their kind in sizes only.
 REPEATED = {"mlp 11", "mlp 12", "lstm 1", "lstm 2", "cifg 1", "cifg 2"}
 
 
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow) if name in REPEATED else name for name in CASES]
 )
-def test_equals_one_example_after_the_other(name):
-    make: Any
-    make, recomputed = CASES[name]
-    model = drawn(make())
+def test_clipped_sum_equals_that_of_one_example_at_a_time(name):
+    build: Any
+    build, recomputed = CASES[name]
+    model = randomise(build())
     x, y = examples(model, 6)
     step, fast, slow, tolerances = fast_and_slow(model, CROSS_ENTROPY, x, y)
-    for found, expected, within in zip(fast, slow, tolerances, strict=True):
-        np.testing.assert_allclose(found, expected, rtol=0, atol=within)
+    for part, expected, within in zip(fast, slow, tolerances, strict=True):
+        np.testing.assert_allclose(part, expected, rtol=0, atol=within)
     assert len(step.recomputed) == recomputed
 
 
-def test_a_mask_leaves_positions_out():
+def test_clipped_sum_skips_masked_positions():
     model = keras.Sequential(
         [
             keras.Input((6,), dtype="int32"),
@@ -218,29 +221,29 @@ def test_a_mask_leaves_positions_out():
         losses = keras.losses.sparse_categorical_crossentropy(y, outputs, from_logits=True)
         return tf.reduce_sum(mask * losses, -1) / tf.reduce_sum(mask, -1)
 
-    drawn(model).compile(keras.optimizers.SGD(), CROSS_ENTROPY)
+    randomise(model).compile(keras.optimizers.SGD(), CROSS_ENTROPY)
     data = checked_examples(x, x)
     step = PrivateStep(model, 0.1, 0.0, 1.0, data)
     step.close()
     slow = per_example.clipped_sum(per_example.gradients(model, masked_mean, x, x), 0.1)
-    clipped_sum = tf.function(step._clipped_sum, autograph=False)
+    clipped_sum = tf.function(step._sum_clipped, autograph=False)
     tolerances = allowed(model, lambda: clipped_sum(*data.take(np.arange(3))), slow, x.size)
-    for found, expected, within in zip(step._clipped_sum(*data.take(np.arange(3))), slow, tolerances, strict=True):
-        np.testing.assert_allclose(found, expected, rtol=0, atol=within)
+    for part, expected, within in zip(step._sum_clipped(*data.take(np.arange(3))), slow, tolerances, strict=True):
+        np.testing.assert_allclose(part, expected, rtol=0, atol=within)
 
 
-def test_several_inputs_go_together():
+def test_clipped_sum_of_a_model_with_two_inputs_equals_the_oracle():
     first, second = keras.Input((3,)), keras.Input((2,))
     model = keras.Model([first, second], layers.Dense(3)(layers.Concatenate()([first, layers.Dense(3)(second)])))
-    drawn(model)
+    randomise(model)
     generator = np.random.default_rng(0)
     x = [generator.normal(size=(4, size)).astype(np.float32) for size in (3, 2)]
     _, fast, slow, tolerances = fast_and_slow(model, CROSS_ENTROPY, x, generator.integers(0, 3, 4))
-    for found, expected, within in zip(fast, slow, tolerances, strict=True):
-        np.testing.assert_allclose(found, expected, rtol=0, atol=within)
+    for part, expected, within in zip(fast, slow, tolerances, strict=True):
+        np.testing.assert_allclose(part, expected, rtol=0, atol=within)
 
 
-def test_calls_are_put_back():
+def test_layers_have_their_own_call_after_a_step():
     model = keras.Sequential([keras.Input((5,)), layers.Dense(3)])
     x, y = examples(model, 3)
     before = model(x).numpy()

@@ -1,4 +1,4 @@
-"""Models in which clipping protects nobody are refused, before the ledger and with their weights as they were."""
+"""Tests that models in which clipping protects nobody are refused before the ledger, with unchanged weights."""
 
 import keras
 import numpy as np
@@ -11,14 +11,14 @@ from tests.privacy.dpsgd.keras_training import CROSS_ENTROPY, compiled, examples
 
 
 class Centred(layers.Layer):
-    """Takes the batch's mean off: examples do not stay apart."""
+    """Subtracts the batch mean, which mixes examples."""
 
     def call(self, inputs):
         return inputs - tf.reduce_mean(inputs, 0, keepdims=True)
 
 
 class Running(layers.Layer):
-    """Keeps what it has seen."""
+    """Keeps a running sum of its inputs in a weight."""
 
     def build(self, input_shape):
         self.seen = self.add_weight(name="seen", shape=(), trainable=False, initializer=keras.initializers.Zeros())
@@ -30,7 +30,7 @@ class Running(layers.Layer):
 
 
 class Noisy(layers.Layer):
-    """Weights and randomness in one layer."""
+    """Has a weight and draws random numbers."""
 
     def build(self, input_shape):
         self.scale = self.add_weight(name="scale", shape=(4,), initializer=keras.initializers.Ones())
@@ -41,7 +41,7 @@ class Noisy(layers.Layer):
 
 
 def borrowed():
-    """A weight used outside its layer."""
+    """Builds a model that uses a weight outside its layer."""
     inputs = keras.Input((4,))
     dense = layers.Dense(4)
     hidden = dense(inputs)
@@ -51,7 +51,7 @@ def borrowed():
 
 
 class ByTheLargest(layers.Layer):
-    """Divides by the batch's largest number, whatever the type of the inputs."""
+    """Divides by the largest number of the batch, for inputs of any dtype."""
 
     def call(self, inputs):
         values = tf.cast(inputs, tf.float32)
@@ -59,28 +59,28 @@ class ByTheLargest(layers.Layer):
 
 
 class Statistics(layers.Layer):
-    """The batch's spread, without a gradient."""
+    """Divides by the standard deviation over the batch, without a gradient."""
 
     def call(self, inputs):
         return inputs / (1 + tf.stop_gradient(tf.math.reduce_std(inputs, 0)))
 
 
 class Summed(layers.Layer):
-    """Only what comes later depends on what comes before."""
+    """Adds up over the batch: later examples depend on earlier ones."""
 
     def call(self, inputs):
         return tf.cumsum(inputs, axis=0)
 
 
 class Neighbours(layers.Layer):
-    """Each with the next."""
+    """Adds to each example the one before it."""
 
     def call(self, inputs):
         return inputs + tf.roll(inputs, 1, axis=0)
 
 
 class Gate(layers.Layer):
-    """Mixes behind a gate that is shut at first."""
+    """Mixes examples through a gate that is closed at the initial weights."""
 
     def build(self, input_shape):
         self.gate = self.add_weight(name="gate", shape=(), initializer=keras.initializers.Zeros())
@@ -91,7 +91,7 @@ class Gate(layers.Layer):
 
 
 class Hidden(layers.Layer):
-    """Keeps what it has seen where Keras does not look."""
+    """Keeps a running sum of its inputs in a variable that Keras does not track."""
 
     def __init__(self, **settings):
         super().__init__(**settings)
@@ -103,7 +103,7 @@ class Hidden(layers.Layer):
 
 
 class Lies(layers.Dense):
-    """Spreads each gradient over the batch: only the sum is right."""
+    """Spreads each gradient over the batch, so that only the sum is right."""
 
     def call(self, inputs):
         return super().call(inputs)
@@ -165,26 +165,26 @@ def partly_built():
 
 
 def balanced(y, outputs):
-    """Weighted by how rare a label is in the batch."""
+    """Weights the loss by how rare a label is in the batch."""
     same = tf.equal(tf.reshape(y, [-1, 1]), tf.reshape(y, [1, -1]))
     rare = 1 / tf.reduce_mean(tf.cast(same, tf.float32), 1)
     return rare * keras.losses.sparse_categorical_crossentropy(y, outputs, from_logits=True)
 
 
-def everybodys(y, outputs):
-    """[B] - [B, 1]: every label with every output."""
+def every_pair(y, outputs):
+    """Compares every label with every output, as [B] - [B, 1] does."""
     return tf.reduce_mean(tf.square(tf.cast(y, tf.float32)[:, tf.newaxis, tf.newaxis] - outputs), [0, 2])
 
 
 class ByTheirNumber(layers.Layer):
-    """Shares something out among all examples there are."""
+    """Divides by the square root of the number of examples."""
 
     def call(self, inputs):
         return inputs / tf.sqrt(tf.cast(tf.shape(inputs)[0], inputs.dtype))
 
 
 def shared_out(y, outputs):
-    """A mean over the batch, taken before there is one."""
+    """Divides each example's loss by the number of examples."""
     count = tf.cast(tf.shape(outputs)[0], tf.float32)
     return keras.losses.sparse_categorical_crossentropy(y, outputs, from_logits=True) / count
 
@@ -214,7 +214,7 @@ def frozen():
 
 
 MODELS = {
-    "batch normalisation": (lambda: compiled(layers.BatchNormalization(), layers.Dense(3)), "mixes examples|keeps"),
+    "batch normalisation": (lambda: compiled(layers.BatchNormalization(), layers.Dense(3)), "mixes examples|stores"),
     "centred": (lambda: compiled(layers.Dense(4), Centred(), layers.Dense(3)), "mixes examples"),
     "centred inputs": (lambda: compiled(Centred(), layers.Dense(3)), "mixes examples"),
     "statistics": (lambda: compiled(layers.Dense(4), Statistics(), layers.Dense(3)), "mixes examples"),
@@ -226,14 +226,14 @@ MODELS = {
     "neighbours": (lambda: compiled(layers.Dense(4), Neighbours(), layers.Dense(3)), "mixes examples"),
     "gate": (lambda: compiled(layers.Dense(4), Gate(), layers.Dense(3)), "mixes examples"),
     "balanced": (lambda: compiled(loss=balanced), "mixes examples"),
-    "everybody's labels": (lambda: compiled(loss=everybodys), "mixes examples"),
+    "every label with every output": (lambda: compiled(loss=every_pair), "mixes examples"),
     "by their number": (lambda: compiled(ByTheirNumber(), layers.Dense(3)), "or on their number"),
     "shared out": (lambda: compiled(loss=shared_out), "or on their number"),
     "hidden": (lambda: compiled(Hidden(), layers.Dense(3)), "without noise"),
     "lies": (lambda: compiled(Lies(3)), "does not follow from its layer's calls"),
-    "other outputs": (lambda: compiled(OtherOutputs(3)), "something else than its call"),
-    "own step": (own_step, "train_step of its own"),
-    "partly built": (partly_built, "was not built whole"),
+    "other outputs": (lambda: compiled(OtherOutputs(3)), "call_tapped and call compute different outputs"),
+    "own step": (own_step, "overrides train_step"),
+    "partly built": (partly_built, "was not built completely"),
     "running": (lambda: compiled(Running(), layers.Dense(3)), "without noise"),
     "noisy": (lambda: compiled(Noisy(), layers.Dense(3)), "does not follow from its layer's calls"),
     "borrowed": (borrowed, "does not follow from its layer's calls"),
@@ -252,20 +252,20 @@ MODELS = {
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_models_that_cannot_be_private_are_refused(name, tmp_path):
-    make, line = MODELS[name]
-    model = make()
+def test_fit_refuses_models_in_which_clipping_does_not_protect(name, tmp_path):
+    build, message = MODELS[name]
+    model = build()
     before = model.get_weights()
     with Releases.open(tmp_path / "ledger.jsonl", Budget(epsilon=100.0, delta=1e-5)) as ledger:
-        with pytest.raises(ValueError, match=line) as error:
+        with pytest.raises(ValueError, match=message) as error:
             settings().fit(model, *examples(), ledger=ledger)
         assert ledger.releases == []
     assert "\n" not in str(error.value)
-    for part, same in zip(model.get_weights(), before, strict=False):  # more where it was not built whole
-        np.testing.assert_array_equal(part, same)
+    for after, expected in zip(model.get_weights(), before, strict=False):  # "partly built" has more weights now
+        np.testing.assert_array_equal(after, expected)
 
 
-def test_whole_numbers_do_not_hide_a_mixture():
+def test_fit_refuses_a_model_that_mixes_integer_inputs():
     generator = np.random.default_rng(0)
     x, y = generator.integers(0, 256, (20, 4)).astype(np.uint8), generator.integers(0, 3, 20)
     model = keras.Sequential([keras.Input((4,), dtype="uint8"), ByTheLargest(), layers.Dense(3)])
@@ -275,23 +275,23 @@ def test_whole_numbers_do_not_hide_a_mixture():
 
 
 @pytest.mark.parametrize("loss", ["mse", "mean_absolute_error", keras.losses.MeanSquaredError()])
-def test_labels_without_an_axis_for_one_output(loss):
-    """As Keras has it: the label of an example goes with its own output alone."""
+def test_fit_pairs_labels_without_a_last_axis_with_their_own_outputs(loss):
+    """As Keras does: an example's label is compared with its own output only."""
     x, y = examples()
-    found = []
+    weights = []
     for labels in (y.astype(np.float32), y.astype(np.float32)[:, np.newaxis]):
         model = compiled(layers.Dense(1), loss=loss)
         settings(clip_norm=0.1, noise_multiplier=0.0).fit(model, x, labels)
-        found.append(model.get_weights())
-    for part, same in zip(*found, strict=True):
-        np.testing.assert_array_equal(part, same)
+        weights.append(model.get_weights())
+    for without_axis, with_axis in zip(*weights, strict=True):
+        np.testing.assert_array_equal(without_axis, with_axis)
 
 
 @pytest.mark.parametrize("name", ["group normalisation", "function", "string"])
-def test_models_that_can(name):
-    made = {
+def test_fit_accepts_group_normalisation_and_losses_given_as_function_or_string(name):
+    builders = {
         "group normalisation": lambda: compiled(layers.Dense(8), layers.GroupNormalization(2), layers.Dense(3)),
         "function": lambda: compiled(loss=lambda y, outputs: tf.reduce_sum(outputs**2, -1)),
         "string": lambda: compiled(layers.Dense(3, "softmax"), loss="sparse_categorical_crossentropy"),
     }
-    settings().fit(made[name](), *examples())
+    settings().fit(builders[name](), *examples())

@@ -1,4 +1,4 @@
-"""Models that draw random numbers: those that mix examples are refused, and dropout is not."""
+"""Tests checks of models that draw random numbers: those that mix examples are refused, dropout is accepted."""
 
 import random
 
@@ -14,8 +14,8 @@ from tests.privacy.dpsgd.keras_training import compiled, examples, settings
 from tests.privacy.dpsgd.test_model_checks import shared_out
 
 
-class Training(layers.Layer):
-    """In training, a function of the inputs; otherwise their own."""
+class InTraining(layers.Layer):
+    """A layer that applies a function to its inputs in training only."""
 
     def __init__(self, function):
         super().__init__()
@@ -26,12 +26,12 @@ class Training(layers.Layer):
 
 
 def batch_mean(inputs):
-    """Without a gradient, so that only losses show it."""
+    """Returns the mean over the batch without a gradient, so that only losses show the mixing."""
     return tf.stop_gradient(tf.reduce_mean(inputs, 0, keepdims=True))
 
 
 def sometimes_centred(inputs):
-    """By a coin of the whole batch."""
+    """Subtracts the batch mean if one coin for the whole batch shows heads."""
     return inputs - tf.cast(tf.random.uniform([]) < 0.5, inputs.dtype) * batch_mean(inputs)
 
 
@@ -43,19 +43,19 @@ def by_number(inputs):
     return inputs / tf.cast(tf.shape(inputs)[0], inputs.dtype)
 
 
-def not_again(inputs):
-    """Noise from a generator that nobody can set back."""
+def add_unrepeatable_noise(inputs):
+    """Adds noise from a generator that cannot be set back."""
     noise = tf.numpy_function(lambda: np.random.default_rng().normal(), [], tf.float64)
     return inputs + tf.cast(tf.ensure_shape(noise, []), inputs.dtype)
 
 
 def with_dropout(function):
-    return lambda: compiled(layers.Dense(8), layers.Dropout(0.5), Training(function), layers.Dense(3))
+    return lambda: compiled(layers.Dense(8), layers.Dropout(0.5), InTraining(function), layers.Dense(3))
 
 
 MIXING = {
     "centred in training": (
-        lambda: compiled(layers.Dense(8), Training(lambda inputs: inputs - batch_mean(inputs)), layers.Dense(3)),
+        lambda: compiled(layers.Dense(8), InTraining(lambda inputs: inputs - batch_mean(inputs)), layers.Dense(3)),
         "mixes examples",
     ),
     "centred in training, with dropout": (with_dropout(lambda inputs: inputs - batch_mean(inputs)), "mixes examples"),
@@ -74,15 +74,15 @@ MIXING = {
         lambda: compiled(layers.Dense(8), layers.Dropout(0.5), layers.Dense(3), loss=shared_out),
         "or on their number",
     ),
-    "random numbers that cannot be drawn again": (with_dropout(not_again), "cannot be drawn again"),
+    "random numbers that cannot be drawn again": (with_dropout(add_unrepeatable_noise), "cannot be drawn again"),
 }
 
 
 @pytest.mark.parametrize("name", MIXING)
-def test_models_that_mix_examples_in_training_are_refused(name):
-    make, line = MIXING[name]
-    with pytest.raises(ValueError, match=line) as error:
-        settings().fit(make(), *examples())
+def test_fit_refuses_models_that_mix_examples_in_training(name):
+    build, message = MIXING[name]
+    with pytest.raises(ValueError, match=message) as error:
+        settings().fit(build(), *examples())
     assert "\n" not in str(error.value)
 
 
@@ -101,19 +101,21 @@ if hasattr(layers, "AlphaDropout"):
 
 
 @pytest.mark.parametrize("name", APART)
-def test_dropout_and_noise_layers_are_accepted(name):
+def test_fit_accepts_dropout_and_noise_layers(name):
     settings().fit(APART[name](), *examples())
 
 
 @pytest.mark.parametrize("seed", [None, 3])
-def test_a_check_leaves_random_state_as_it_was(seed, monkeypatch):
-    monkeypatch.setattr(model_checks, "_OWN_RANDOM_STATES", 3)  # each is put back as the first is
+def test_check_leaves_random_state_as_it_was(seed, monkeypatch):
+    monkeypatch.setattr(model_checks, "_OWN_RANDOM_STATES", 3)  # for speed: all are put back in the same way
     dropout = layers.Dropout(0.5) if seed is None else layers.Dropout(0.5, seed=seed)
-    model = compiled(layers.Dense(8), dropout, Training(lambda inputs: inputs + tf.random.normal([])), layers.Dense(3))
-    held = [vars(dropout._random_generator).copy()] if hasattr(dropout, "_random_generator") else []
+    model = compiled(
+        layers.Dense(8), dropout, InTraining(lambda inputs: inputs + tf.random.normal([])), layers.Dense(3)
+    )
+    generators = [vars(dropout._random_generator).copy()] if hasattr(dropout, "_random_generator") else []
     before = [v.numpy() for v in model.variables + list(dropout.variables)]
     x, y = examples()
-    found = []
+    numbers = []
     for check in (False, True):
         tf.random.set_seed(5)
         np.random.seed(6)
@@ -121,9 +123,9 @@ def test_a_check_leaves_random_state_as_it_was(seed, monkeypatch):
         tf.random.uniform([])
         if check:
             check_apart(model, losses_of(model), checked_examples(x, y))
-        found.append([float(tf.random.uniform([])), np.random.random(), random.random()])
-    assert found[0] == found[1]
-    if held:
-        assert vars(dropout._random_generator) == held[0]
+        numbers.append([float(tf.random.uniform([])), np.random.random(), random.random()])
+    assert numbers[0] == numbers[1]
+    if generators:
+        assert vars(dropout._random_generator) == generators[0]
     for value, v in zip(before, model.variables + list(dropout.variables), strict=True):
         np.testing.assert_array_equal(v.numpy(), value)

@@ -1,4 +1,4 @@
-"""`DPLinearClassifier`: scikit-learn's checks, the promises of DPSGD-F, and its errors."""
+"""Tests `DPLinearClassifier`: scikit-learn's checks, the guarantees of DPSGD-F, and error messages."""
 
 import warnings
 from typing import Any
@@ -28,8 +28,8 @@ def classifier(**changes):
     )
 
 
-def test_scikit_learns_checks():
-    """With a large ε, since some of them ask for a score on thirty records."""
+def test_classifier_passes_the_checks_of_scikit_learn():
+    """With a large ε, since some checks require a score on thirty records."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         results = check_estimator(
@@ -40,8 +40,8 @@ def test_scikit_learns_checks():
     assert sum(result["status"] == "passed" for result in results) > 40
 
 
-def test_digits(digits):
-    """Preprocessing helps at small ε: 3 seeds, the mean over them; scores of a run differ by 0.01."""
+def test_preprocessing_improves_the_score_on_digits_at_small_epsilon(digits):
+    """By the mean over 3 seeds; the scores of single runs differ by 0.01."""
     x, y, test_x, test_y = digits
     scores = {}
     for preprocess in (False, True):
@@ -55,8 +55,8 @@ def test_digits(digits):
 
 
 @pytest.mark.parametrize("mu", [1.0, 1e5])
-def test_the_counter_example(mu):
-    """x = mu e1 ± e2 (arXiv:2307.11106, section 4): any clip norm and rate leave DP-SGD at chance for large mu."""
+def test_preprocessing_solves_the_counter_example_that_plain_dpsgd_cannot(mu):
+    """x = mu e1 ± e2 (arXiv:2307.11106, section 4): for large mu, DP-SGD stays at chance at any learning rate."""
     labels = np.random.default_rng(0).integers(0, 2, 5000)
     features = np.stack([np.full(5000, mu), 2.0 * labels - 1], axis=1)
     settings: dict[str, Any] = {"classes": [0, 1], "bound": float(np.hypot(mu, 1)), "steps": 50, "share": 0.3}
@@ -68,7 +68,7 @@ def test_the_counter_example(mu):
     assert max(plain) == 1.0 if mu == 1 else max(plain) < 0.6
 
 
-def test_what_is_predicted_is_the_model_on_the_mapped_features(digits):
+def test_predictions_are_those_of_the_weights_on_mapped_features(digits):
     x, y, test_x, _ = digits
     for bound in (None, 80.0):
         model = classifier(bound=bound).fit(x, y)
@@ -76,11 +76,11 @@ def test_what_is_predicted_is_the_model_on_the_mapped_features(digits):
         logits = model.feature_map_(rows) @ model.weights_
         np.testing.assert_allclose(model.decision_function(test_x), logits)
         assert (model.predict(test_x) == model.predict_proba(test_x).argmax(axis=1)).all()
-        # One row alone is predicted as among the others.
+        # A row alone gets the same prediction as among the others.
         np.testing.assert_allclose(model.predict_proba(test_x[:1]), model.predict_proba(test_x)[:1])
 
 
-def test_one_account_covers_all_stages(digits):
+def test_guarantee_covers_preprocessing_and_training(digits):
     x, y, _, _ = digits
     settings: tuple[dict[str, Any], ...] = (
         {},
@@ -99,15 +99,15 @@ def test_one_account_covers_all_stages(digits):
             and training.sampling_probability == model.sampling_probability
         )
         assert costs.epsilon([preprocessing], 1e-6) <= 0.2
-        # What the stages really cost is what was planned for them.
+        # The stages cost what was planned for them.
         spent = costs.epsilon(model.feature_map_.costs, 1e-6)
         assert 0.19 < spent <= 0.2 * (1 + 1e-9)
-        said = str(guarantee)
+        text = str(guarantee)
         for part in ("unit record", "add-or-remove-one", "at delta 1e-06", "Poisson samples", "not hardened", "SEED"):
-            assert part in said
+            assert part in text
 
 
-def test_without_a_seed_no_two_models_are_alike(digits):
+def test_fit_differs_without_a_seed_and_repeats_with_one(digits):
     x, y, test_x, _ = digits
     first, second = (classifier(random_state=None).fit(x, y).weights_ for _ in range(2))
     assert not np.allclose(first, second)
@@ -115,29 +115,29 @@ def test_without_a_seed_no_two_models_are_alike(digits):
     assert (same == again).all()
 
 
-def test_without_preprocessing_the_number_of_records_is_private_too(digits, monkeypatch):
+def test_fit_without_preprocessing_adds_noise_to_the_number_of_records(digits, monkeypatch):
     x, y, _, _ = digits
     batches = []
     train = LinearDPSGD.train
 
-    def spied(self, *arguments):
+    def record(self, *arguments):
         batches.append(self.expected_batch)
         return train(self, *arguments)
 
-    monkeypatch.setattr(LinearDPSGD, "train", spied)
+    monkeypatch.setattr(LinearDPSGD, "train", record)
     runs = [classifier(preprocess=False, random_state=seed).fit(x, y) for seed in range(60)]
     counts = np.array([run.feature_map_.records for run in runs])
     assert batches == counts.tolist()
     (cost,) = runs[0].feature_map_.costs
     assert isinstance(cost, costs.Gaussian)
-    # Standard deviations of 60 normal numbers: within half.
+    # The standard deviation of 60 normal numbers is within half of the true one.
     assert counts.std() == pytest.approx(cost.noise_multiplier, rel=0.5)
     assert abs(counts.mean() - 1437) < 5 * cost.noise_multiplier / np.sqrt(60)
 
 
 @pytest.mark.parametrize("bound", [None, 60.0])
 @pytest.mark.parametrize("huge", [1e308, 3e38])
-def test_a_huge_record_is_one_record(digits, bound, huge):
+def test_fit_is_not_spoiled_by_one_huge_record(digits, bound, huge):
     x, y, test_x, test_y = digits
     rows = np.vstack([x, np.full((1, 64), huge)])
     model = classifier(epsilon=4.0, bound=bound).fit(rows, np.append(y, 0))
@@ -145,7 +145,7 @@ def test_a_huge_record_is_one_record(digits, bound, huge):
     assert np.isfinite(model.predict_proba(rows[-1:])).all()
 
 
-def test_labels_of_any_kind(digits):
+def test_fit_accepts_string_labels_two_classes_and_warns_without_classes(digits):
     x, y, test_x, test_y = digits
     names = np.array([f"digit {label}" for label in range(10)])
     model = classifier(classes=names).fit(x, names[y])
@@ -169,7 +169,7 @@ def test_labels_of_any_kind(digits):
         ({"sampling_probability": 2.0}, "sampling_probability must"),
         ({"steps": 0}, "count must be|steps must be"),
         ({"clip_norm": 0}, "clip_norm must be"),
-        ({"learning_rate": float("nan")}, "learning rate must be"),
+        ({"learning_rate": float("nan")}, "learning_rate must be"),
         ({"clip_norm": 10**400}, "clip_norm must be"),
         ({"momentum": "x"}, "momentum must be"),
         ({"momentum": 1.0}, "momentum must lie"),
@@ -178,27 +178,27 @@ def test_labels_of_any_kind(digits):
         ({"classes": [3]}, "one class only"),
         ({"classes": 10}, "classes is 10: give a list of all labels, of one type"),
         ({"classes": [0, None]}, "classes is .0, None.: give a list"),
-        ({"classes": range(9)}, "a label is none of classes .0, 1, .*name it there"),
+        ({"classes": range(9)}, "y holds a label that is not in classes .0, 1, .*add it"),
         ({"random_state": -1}, "seed must be"),
     ],
 )
-def test_bad_parameters(digits, changes, message):
+def test_fit_refuses_bad_parameters_in_one_line(digits, changes, message):
     x, y, _, _ = digits
     with pytest.raises(ValueError, match=message) as error:
         classifier(**changes).fit(x, y)
     assert "\n" not in str(error.value)
 
 
-def test_a_fit_that_is_refused_leaves_the_model_its_own_guarantee(digits, tmp_path):
+def test_refused_fit_leaves_the_earlier_weights_and_their_guarantee(digits, tmp_path):
     x, y, _, _ = digits
     model = classifier(epsilon=8.0, clip_norm=np.float32(1)).fit(x, y)
-    kept = dict(vars(model))
+    before = dict(vars(model))
     with Releases.open(tmp_path / "ledger", Budget(0.01, 1e-5)) as ledger, pytest.raises(ValueError, match="budget"):
         model.set_params(epsilon=0.1).fit(x, y, ledger)
-    assert {**vars(model), "epsilon": 8.0} == kept
+    assert {**vars(model), "epsilon": 8.0} == before
 
 
-def test_bad_data(digits):
+def test_fit_refuses_invalid_data_in_one_line(digits):
     x, y, _, _ = digits
     for bad in (np.nan, np.inf):
         broken = x.copy()

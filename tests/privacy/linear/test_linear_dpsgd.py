@@ -1,4 +1,4 @@
-"""The closed form against per-example gradients, its limits, and what it must never do."""
+"""Tests `LinearDPSGD`: the closed form against per-example gradients, limiting cases, clipping and noise."""
 
 import math
 
@@ -16,7 +16,7 @@ from tests.tolerance import FUNCTION, rounding
 
 
 class Recorded(np.random.Generator):
-    """A generator whose uniform numbers are remembered, and the standard normal ones that are drawn from it."""
+    """A generator that records its uniform numbers, and the standard normal numbers that are drawn from it."""
 
     def __init__(self, seed: int) -> None:
         super().__init__(np.random.PCG64(seed))
@@ -29,17 +29,17 @@ class Recorded(np.random.Generator):
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _normals_are_recorded():
-    drawn = linear.standard_normal
+def _record_normals():
+    standard_normal = linear.standard_normal
 
-    def recorded(generator, size, dtype):
-        values = drawn(generator, size, dtype)
+    def record(generator, size, dtype):
+        values = standard_normal(generator, size, dtype)
         if isinstance(generator, Recorded):
             generator.normals.append(values)
         return values
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(linear, "standard_normal", recorded)
+        patch.setattr(linear, "standard_normal", record)
         yield
 
 
@@ -60,14 +60,14 @@ def problem(seed, count, size, classes):
     st.sampled_from([0.01, 1.0, math.inf]),
     st.sampled_from([0.0, 0.7]),
 )
-def test_it_is_what_example_by_example_gives(seed, count, size, classes, rate, clip, multiplier):
+def test_train_equals_the_example_by_example_oracle(seed, count, size, classes, rate, clip, multiplier):
     multiplier = 0.0 if math.isinf(clip) else multiplier
     features, labels = problem(seed, count, size, classes)
     training = LinearDPSGD(4, rate, 3.5, clip, multiplier, 0.8, 0.6)
     recorded = Recorded(seed)
-    found = training.train(features, labels, classes, recorded)
+    weights = training.train(features, labels, classes, recorded)
     batches = [np.flatnonzero(u < rate) for u in recorded.uniforms] or [np.arange(count)] * 4
-    want = dpsgd.train(
+    expected = dpsgd.train(
         features,
         labels,
         classes,
@@ -75,26 +75,26 @@ def test_it_is_what_example_by_example_gives(seed, count, size, classes, rate, c
         batches=batches,
         denominator=3.5,
         clip=clip,
-        rate=0.8,
+        learning_rate=0.8,
         momentum=0.6,
         noise=[multiplier * clip * normals.reshape(size, classes) for normals in recorded.normals] or None,
     )
-    np.testing.assert_allclose(found, want, atol=1e-10)
+    np.testing.assert_allclose(weights, expected, atol=1e-10)
     assert len(recorded.normals) == (4 if multiplier else 0)
 
 
-def test_infinite_clip_and_no_noise_is_gradient_descent():
+def test_train_with_infinite_clip_norm_equals_gradient_descent():
     features, labels = problem(3, 40, 5, 3)
     plain = LinearDPSGD(50, 1.0, 40.0, math.inf, 0.0, 0.5, 0.0).train(features, labels, 3, np.random.default_rng(0))
     large = LinearDPSGD(50, 1.0, 40.0, 1e6, 0.0, 0.5 * 1e6, 0.0).train(features, labels, 3, np.random.default_rng(0))
     np.testing.assert_allclose(plain, large, rtol=1e-6)
 
 
-def test_one_record_moves_a_step_by_at_most_the_clip_norm():
-    """Of one that is 1000 times as long as the others, and with every label."""
+def test_train_step_is_moved_by_one_record_by_at_most_the_clip_norm():
+    """Also by a record that is 1000 times as long as the others."""
     features, labels = problem(4, 30, 4, 3)
     features[0] *= 1000
-    step = LinearDPSGD(1, 1.0, 1.0, 0.5, 0.0, 1.0, 0.0)  # weights after it: minus the sum over the clip norm
+    step = LinearDPSGD(1, 1.0, 1.0, 0.5, 0.0, 1.0, 0.0)  # the weights after one step are -sum / clip_norm
 
     def total(keep):
         return 0.5 * step.train(features[keep], labels[keep], 3, np.random.default_rng(0))
@@ -104,38 +104,39 @@ def test_one_record_moves_a_step_by_at_most_the_clip_norm():
     assert max(moves) <= 0.5 * (1 + 1e-9) and max(moves) > 0.499
 
 
-def test_the_denominator_and_the_noise_do_not_depend_on_the_sample():
+def test_train_draws_the_same_noise_for_any_number_of_records():
     features, labels = problem(5, 200, 3, 2)
     training = LinearDPSGD(3, 0.1, 20.0, 1.0, 2.0, 1.0)
-    for part in (slice(0, 200), slice(0, 1), slice(0, 0)):  # no record at all: noise-only steps
+    for part in (slice(0, 200), slice(0, 1), slice(0, 0)):  # without records, steps consist of noise
         recorded = Recorded(6)
-        found = training.train(features[part], labels[part], 2, recorded)
-        assert np.isfinite(found).all() and found.any()
+        weights = training.train(features[part], labels[part], 2, recorded)
+        assert np.isfinite(weights).all() and weights.any()
         assert [normals.shape for normals in recorded.normals] == [(6,)] * 3
 
 
 @pytest.mark.parametrize("clip", [0.25, 1.0, 4.0])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_the_noise_has_the_promised_size(clip, dtype):
-    """Without a record the first weights are the noise, divided by the batch and the clip norm."""
-    nobody = np.zeros((0, 4000), dtype), np.zeros(0, int)
-    weights = LinearDPSGD(1, 0.5, 2.5, clip, 3.0, 1.0).train(*nobody, 5, np.random.default_rng(9))
+def test_noise_has_the_standard_deviation_of_its_multiplier(clip, dtype):
+    """Without records, the weights after one step are the noise divided by the batch and the clip norm."""
+    no_data = np.zeros((0, 4000), dtype), np.zeros(0, int)
+    weights = LinearDPSGD(1, 0.5, 2.5, clip, 3.0, 1.0).train(*no_data, 5, np.random.default_rng(9))
     assert np.std(-weights * 2.5 * clip) == pytest.approx(3.0 * clip, rel=0.035)  # 20,000 draws: seven standard errors
 
 
 @pytest.mark.parametrize(("dtype", "huge"), [(np.float64, 1e308), (np.float32, 3e38), (np.float64, 1e-200)])
-def test_one_record_whatever_its_entries_is_clipped_and_spoils_nothing(dtype, huge):
+def test_train_clips_one_record_of_extreme_entries(dtype, huge):
     features = np.tile(np.array([[1.0, 0.0]], dtype), (50, 1))
     labels = np.arange(50) % 2
-    one = LinearDPSGD(3, 1.0, 50.0, 1e-3, 0.0, 1.0, 0.0)
-    with_ = one.train(np.vstack([features, [[huge, huge]]]).astype(dtype), np.append(labels, 0), 2, secure_generator())
-    without = one.train(features, labels, 2, secure_generator())
+    training = LinearDPSGD(3, 1.0, 50.0, 1e-3, 0.0, 1.0, 0.0)
+    extended = np.vstack([features, [[huge, huge]]]).astype(dtype), np.append(labels, 0)
+    with_ = training.train(*extended, 2, secure_generator())
+    without = training.train(features, labels, 2, secure_generator())
     assert np.isfinite(with_).all()
-    # Three steps, each moved by one clip norm over the batch (and over the clip norm); later ones a little by that.
+    # The record moves each of three steps by 1 / 50, and through the weights moves later steps a little more.
     assert np.linalg.norm(with_ - without) <= 3 * 1.1 / 50
 
 
-def test_the_order_of_memory_hides_no_part_of_a_norm():
+def test_train_clips_by_the_whole_norm_in_any_memory_order():
     row = np.full((1, 2**14), 1.0, np.float32)
     row[0, 0] = 4096.0
     step = LinearDPSGD(1, 1.0, 1.0, 1.0, 0.0, 1.0, 0.0)
@@ -144,17 +145,17 @@ def test_the_order_of_memory_hides_no_part_of_a_norm():
         assert np.linalg.norm(moved.astype(np.float64)) <= 1 + 1e-6
 
 
-def test_float32_stays_float32():
+def test_train_on_float32_returns_float32_weights_near_those_of_float64():
     features, labels = problem(8, 50, 4, 3)
     training = LinearDPSGD(5, 1.0, 50.0, 1.0, 0.0, 1.0)
-    found = training.train(features.astype(np.float32), labels, 3, np.random.default_rng(0))
-    assert found.dtype == np.float32
+    weights = training.train(features.astype(np.float32), labels, 3, np.random.default_rng(0))
+    assert weights.dtype == np.float32
     # Five steps: products of 4, a softmax of 3, and twice that and a sum over 50 for a gradient of at most 1.
     within = rounding(5 * (3 * (4 + 2 * FUNCTION) + 50), 1.0)
-    np.testing.assert_allclose(found, training.train(features, labels, 3, np.random.default_rng(0)), atol=within)
+    np.testing.assert_allclose(weights, training.train(features, labels, 3, np.random.default_rng(0)), atol=within)
 
 
-def test_the_cost_is_that_of_its_steps():
+def test_cost_is_the_sampled_gaussian_of_all_steps():
     assert LinearDPSGD(200, 0.05, 10.0, 1.0, 2.8, 1.0).cost() == costs.Gaussian(2.8, 200, 0.05)
 
 
@@ -164,17 +165,17 @@ def test_the_cost_is_that_of_its_steps():
         ({"steps": 0}, "steps must be"),
         ({"sampling_probability": 0}, "sampling_probability must"),
         ({"sampling_probability": 1.5}, "sampling_probability must"),
-        ({"expected_batch": 0}, "expected batch must"),
+        ({"expected_batch": 0}, "expected_batch must"),
         ({"clip_norm": 0}, "clip_norm must be a finite number above 0, got 0"),
         ({"clip_norm": math.nan}, "clip_norm must be a finite number above 0, got nan"),
         ({"clip_norm": math.inf}, "clip_norm is infinite and there is noise"),
-        ({"noise_multiplier": -1}, "noise multiplier must"),
-        ({"noise_multiplier": math.nan}, "noise multiplier must"),
-        ({"learning_rate": 0}, "learning rate must"),
+        ({"noise_multiplier": -1}, "noise_multiplier must"),
+        ({"noise_multiplier": math.nan}, "noise_multiplier must"),
+        ({"learning_rate": 0}, "learning_rate must"),
         ({"momentum": 1}, "momentum must lie in"),
     ],
 )
-def test_bad_settings(changes, message):
+def test_settings_out_of_range_are_refused(changes, message):
     arguments = {
         "steps": 1,
         "sampling_probability": 0.5,
@@ -198,10 +199,10 @@ def test_bad_settings(changes, message):
         (np.ones((2, 2)), [0, 2], 2, "labels go from 0 to 2: 0 to 1 are needed"),
         (np.ones((2, 2)), [-1, 1], 2, "labels go from -1 to 1"),
         (np.ones((2, 2)), [0, 1, 1], 2, "labels have shape"),
-        (np.ones((2, 2)), [0.0, 1.0], 2, "labels have shape .*float64: one whole number"),
+        (np.ones((2, 2)), [0.0, 1.0], 2, "labels have shape .*float64: one integer"),
     ],
 )
-def test_bad_data(features, labels, classes, message):
+def test_train_refuses_invalid_data_in_one_line(features, labels, classes, message):
     with pytest.raises(ValueError, match=message) as error:
         LinearDPSGD(1, 1.0, 1.0, 1.0, 0.0, 1.0).train(features, labels, classes, np.random.default_rng(0))
     assert "\n" not in str(error.value)

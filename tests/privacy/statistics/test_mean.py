@@ -1,6 +1,7 @@
-"""The private mean against the closed forms of its error, and against an attack on its last bits.
+"""Tests the private mean against closed forms of its error, and against an attack on the last bits of its noise.
 
-Error probability of a Monte-Carlo comparison: below 1e-6 (five standard errors of the mean squared error; fixed seeds).
+Each Monte-Carlo comparison allows five standard errors of the mean squared error, so it fails by chance with
+probability below 1e-6; seeds are fixed.
 """
 
 import dataclasses
@@ -26,7 +27,7 @@ TRIALS = 50_000
 
 @functools.cache
 def scaled_errors(mechanism: Any, n, epsilon, mu, relation="add-or-remove-one", delta=0.0, seed=1, trials=TRIALS):
-    """n² (estimate - mu)² of as many releases as there are trials, at ε each: coordinates of one call."""
+    """Returns n² (estimate - mu)² for each of `trials` releases at ε each, which are coordinates of one call."""
     mean = BoundedMean(0.0, 1.0, epsilon * trials, mechanism, relation, delta, trials)
     ones = round(mu * n)
     assert ones == pytest.approx(mu * n)
@@ -34,9 +35,9 @@ def scaled_errors(mechanism: Any, n, epsilon, mu, relation="add-or-remove-one", 
     return n**2 * np.square(mean.release(sums, SeededRandomness(seed)).value - mu)
 
 
-def agrees(errors, want, slack=0.01):
-    """Within five standard errors and `slack`, which is for terms of order 1/n."""
-    return abs(errors.mean() - want) < 5 * errors.std() / math.sqrt(len(errors)) + slack * want
+def agrees(errors, expected, slack=0.01):
+    """Returns whether the mean is within five standard errors and `slack`, which allows for terms of order 1/n."""
+    return abs(errors.mean() - expected) < 5 * errors.std() / math.sqrt(len(errors)) + slack * expected
 
 
 FORMULAS = {
@@ -51,7 +52,7 @@ FORMULAS = {
 @pytest.mark.parametrize(
     ("n", "epsilon", "mu"), [(1000, 1, 0.3), (1000, 1, 0.5), (1000, 1, 0.9), (200, 4, 0.1), (20_000, 0.1, 0.5)]
 )
-def test_the_error_is_that_of_the_closed_form(mechanism, n, epsilon, mu):
+def test_error_of_each_mechanism_agrees_with_its_closed_form(mechanism, n, epsilon, mu):
     assert agrees(scaled_errors(mechanism, n, epsilon, mu), FORMULAS[mechanism](epsilon, mu))
 
 
@@ -61,21 +62,21 @@ def test_the_error_is_that_of_the_closed_form(mechanism, n, epsilon, mu):
         (1000, 1, 0.3, (8.73, 2.328, 1.161, 1.112)),
         (1000, 0.1, 0.5, (1006.6, 201.3, 100.3, 100.1)),
         (200, 4, 0.1, (0.504, 0.205, 0.1027, 0.0533)),
-        (1000, 1, 0, (3.99, 1.99, 0.993, 0.954)),  # clamping halves it at the ends
+        (1000, 1, 0, (3.99, 1.99, 0.993, 0.954)),  # at μ = 0, clamping halves the error
     ],
 )
-def test_the_error_is_that_measured_by_another_program(n, epsilon, mu, measured):
-    for mechanism, want in zip(FORMULAS, measured, strict=True):
-        assert agrees(scaled_errors(mechanism, n, epsilon, mu), want, slack=0.015)
+def test_error_of_each_mechanism_agrees_with_another_program(n, epsilon, mu, measured):
+    for mechanism, expected in zip(FORMULAS, measured, strict=True):
+        assert agrees(scaled_errors(mechanism, n, epsilon, mu), expected, slack=0.015)
 
 
-@pytest.mark.parametrize(("mechanism", "want"), [("transformed-laplace", 2.0), ("hourglass", worst_case(1.0))])
-def test_with_the_number_known_the_swap_models_error(mechanism, want):
-    assert agrees(scaled_errors(mechanism, 1000, 1, 0.5, "replace-one"), want)
+@pytest.mark.parametrize(("mechanism", "expected"), [("transformed-laplace", 2.0), ("hourglass", worst_case(1.0))])
+def test_error_under_replace_one_agrees_with_its_closed_form(mechanism, expected):
+    assert agrees(scaled_errors(mechanism, 1000, 1, 0.5, "replace-one"), expected)
 
 
 @pytest.mark.parametrize("relation", ["add-or-remove-one", "replace-one"])
-def test_gaussian_error(relation):
+def test_error_of_gaussian_agrees_with_its_noise_multiplier(relation):
     epsilon, delta, mu = 1.0, 1e-6, 0.3
     one = BoundedMean(0, 1, epsilon, "gaussian", relation, delta)
     cost = one.release(one.sums([0.5])).guarantee.costs[0]
@@ -85,21 +86,20 @@ def test_gaussian_error(relation):
     sums = one.sums(np.repeat([1.0, 0.0], [300, 700]))
     source = SeededRandomness(4)
     above, below = ([number] * 10_000 for (number,) in sums.tolist())
-    shares = np.array([share for share, _ in one._released(above, below, source)])
+    shares = np.array([share for share, _ in one._release_pairs(above, below, source)])
     errors = 1000**2 * (shares - mu) ** 2
     shape = mu**2 + (1 - mu) ** 2 if relation == "add-or-remove-one" else 1.0
     assert agrees(errors, multiplier**2 * shape)
 
 
-def test_a_mechanism_with_half_the_noise_is_noticed():
-    """Planted bug: noise for a sensitivity of one half."""
+def test_comparison_of_errors_detects_half_the_noise():
+    """A planted fault: noise for half the sensitivity."""
     errors = scaled_errors("transformed-laplace", 1000, 2, 0.3)
     assert not agrees(errors, FORMULAS["transformed-laplace"](1, 0.3))
 
 
-def test_the_waist_and_the_worst_case():
-    """From the closed forms, at 30 digits."""
-    for epsilon, core, most in (
+def test_hourglass_core_and_worst_case_agree_with_values_of_30_digits():
+    for epsilon, core, largest in (
         (0.1, 0.49166667, 199.91668056),
         (0.5, 0.45833569, 7.91701722),
         (1, 0.41673743, 1.91810353),
@@ -108,12 +108,12 @@ def test_the_waist_and_the_worst_case():
         (8, 0.05483815, 0.00337983),
     ):
         assert hourglass_core(epsilon) == pytest.approx(core, abs=6e-9)
-        assert worst_case(epsilon) == pytest.approx(most, rel=2e-6)
+        assert worst_case(epsilon) == pytest.approx(largest, rel=2e-6)
     assert hourglass_core(1e-4) == pytest.approx(0.5, abs=1e-4)
     assert worst_case(1e-4) * 1e-8 / 2 == pytest.approx(1, rel=1e-6)
 
 
-def test_the_count_comes_with_it():
+def test_dp_mean_returns_the_number_of_records_with_the_mechanisms_noise():
     for mechanism in get_args(Mechanism)[:-1]:
         mean = BoundedMean(0, 1, 1.0, mechanism)
         sums, source = mean.sums(np.linspace(0, 1, 500)), SeededRandomness(2)
@@ -124,7 +124,7 @@ def test_the_count_comes_with_it():
     assert dp_mean([0.5] * 7, 0, 1, 1.0, relation="replace-one").records == 7
 
 
-def test_bounds_move_and_stretch_the_law():
+def test_dp_mean_moves_and_scales_with_its_bounds():
     values = np.array([1.0, 3.0, 3.0, 9.0])
     plain = dp_mean((values + 5) / 20, 0, 1, 1.0, randomness=SeededRandomness(3))
     moved = dp_mean(values, -5, 15, 1.0, randomness=SeededRandomness(3))
@@ -132,7 +132,7 @@ def test_bounds_move_and_stretch_the_law():
 
 
 @given(st.lists(st.floats(allow_nan=False, width=64), max_size=20), st.floats(-1e300, 1e300), st.floats(1e-3, 1e300))
-def test_any_number_gives_sums_that_add_up(values, lower, width):
+def test_sums_of_any_finite_or_infinite_values_add_up(values, lower, width):
     upper = lower + width
     if not lower < upper or math.isinf(upper - lower):
         return
@@ -144,7 +144,7 @@ def test_any_number_gives_sums_that_add_up(values, lower, width):
     assert lower <= mean.release([[above], [below]], SeededRandomness(0)).value <= upper
 
 
-def test_values_outside_are_clamped_and_nan_is_absent(caplog):
+def test_sums_clamp_values_outside_bounds_and_skip_nan(caplog):
     mean = BoundedMean(0, 1, 1.0)
     assert mean.sums([-np.inf, -3, 5, np.inf]).tolist() == mean.sums([0, 0, 1, 1]).tolist()
     with caplog.at_level(logging.WARNING, "privacy.statistics.mean"):
@@ -154,13 +154,13 @@ def test_values_outside_are_clamped_and_nan_is_absent(caplog):
     assert by_coordinate.sums([[0.5, np.nan], [1, 0]]).tolist() == by_coordinate.sums([[1, 0]]).tolist()
 
 
-def test_under_swap_nan_is_the_middle_and_the_number_of_records_stays():
+def test_sums_under_replace_one_count_nan_as_the_middle():
     mean = BoundedMean(0, 2, 1.0, relation="replace-one")
     assert mean.sums([0.5, np.nan, 2]).tolist() == mean.sums([0.5, 1.0, 2]).tolist()
     assert dp_mean([0.5, np.nan], 0, 2, 1.0, relation="replace-one").records == 2
 
 
-def test_numbers_of_any_kind():
+def test_sums_accept_large_integers_none_masked_arrays_and_booleans():
     mean = BoundedMean(0, 10, 1.0)
     assert mean.sums([5, 2**64, None]).tolist() == mean.sums([5.0, 10.0]).tolist()
     assert mean.sums(np.ma.array([1.0, 9.0], mask=[False, True])).tolist() == mean.sums([1.0]).tolist()
@@ -168,44 +168,44 @@ def test_numbers_of_any_kind():
     assert 0 <= dp_mean([5.0], 0, 2**70, 1.0).value <= 2**70
 
 
-def test_sums_of_parts_never_wrap_around():
+def test_release_accepts_parts_added_up_beyond_64_bits_and_refuses_invalid_sums():
     mean = BoundedMean(0, 1, 1.0)
     part = mean.sums(np.ones(3)) * 2**40
     assert mean.release(part + part, SeededRandomness(1)).value == pytest.approx(1.0, abs=1e-9)
     for bad, message in (
         ([[1, 2, 3]], r"sums have shape \[1, 3\]: \[2, 1\] is needed"),
-        ([[0.5], [1]], "sums are not whole numbers"),
+        ([[0.5], [1]], "sums are not integers"),
         ([[-1], [1]], "sums are below 0"),
     ):
         with pytest.raises(ValueError, match=message):
             mean.release(bad)
 
 
-def test_no_data():
+def test_dp_mean_of_no_records_lies_within_bounds():
     for empty in ([], np.zeros((0,)), [float("nan")]):
-        found = dp_mean(empty, 2, 4, 1.0, randomness=SeededRandomness(1))
-        assert 2 <= found.value <= 4
+        mean = dp_mean(empty, 2, 4, 1.0, randomness=SeededRandomness(1))
+        assert 2 <= mean.value <= 4
     assert dp_mean([], 2, 4, 1.0, relation="replace-one", mechanism="transformed-laplace").value == 3
 
 
-def test_sums_beyond_64_bits_are_released():
+def test_release_accepts_sums_beyond_64_bits():
     mean = BoundedMean(0, 1, 1.0)
-    found = mean.release([[3 * 2**80], [2**80]], SeededRandomness(1))
-    assert found.value == pytest.approx(0.75) and found.records == pytest.approx(2**50)
+    result = mean.release([[3 * 2**80], [2**80]], SeededRandomness(1))
+    assert result.value == pytest.approx(0.75) and result.records == pytest.approx(2**50)
 
 
-def test_many_coordinates_share_one_epsilon():
+def test_dp_mean_of_several_coordinates_spends_epsilon_once():
     values = np.full((1000, 4), [0.0, 0.2, 0.5, 1.0])
-    found = dp_mean(values, 0, 1, 2.0, randomness=SeededRandomness(1))
-    assert found.value.shape == (4,) and found.guarantee.epsilon == 2.0
-    np.testing.assert_allclose(found.value, values[0], atol=0.03)
+    mean = dp_mean(values, 0, 1, 2.0, randomness=SeededRandomness(1))
+    assert mean.value.shape == (4,) and mean.guarantee.epsilon == 2.0
+    np.testing.assert_allclose(mean.value, values[0], atol=0.03)
     joint = dp_mean(values, 0, 1, 2.0, "gaussian", delta=1e-6, randomness=SeededRandomness(1))
     assert joint.guarantee.epsilon == pytest.approx(2.0, rel=1e-6) and joint.guarantee.delta == 1e-6
     assert dp_mean(values[:, :1], 0, 1, 2.0).value.shape == (1,)
 
 
-def test_the_guarantee_says_all_that_belongs_to_an_epsilon():
-    said = str(dp_mean([0.5], 0, 1, 0.25).guarantee)
+def test_guarantee_states_epsilon_with_unit_relation_sampler_mechanism_and_noise():
+    text = str(dp_mean([0.5], 0, 1, 0.25).guarantee)
     for part in (
         "epsilon 0.250;",
         "unit record",
@@ -214,90 +214,89 @@ def test_the_guarantee_says_all_that_belongs_to_an_epsilon():
         "hourglass",
         "exact integers",
     ):
-        assert part in said
+        assert part in text
     seeded = dp_mean([0.5], 0, 1, 1.0, "gaussian", "replace-one", 1e-6, SeededRandomness(1)).guarantee
     assert "SEED: not secure" in str(seeded) and "replace-one" in str(seeded) and "at delta 1e-06" in str(seeded)
 
 
-def test_the_guarantee_of_a_gaussian_is_concentrated():
-    """ρ = Δ² / (2 σ²), of the noise that is drawn."""
+def test_guarantee_of_gaussian_states_rho_of_zcdp():
+    """ρ = Δ² / (2 σ²), for the noise that is drawn."""
     mean = BoundedMean(0, 100, 1.0, "gaussian", delta=1e-6, coordinates=4)
-    found = mean.release(mean.sums(np.ones((3, 4)))).guarantee
-    assert found.rho == pytest.approx(4 * 2.0**64 / (2 * mean._scale**2)) and "of zCDP" in str(found)
-    assert gaussian_epsilon((2 * (found.rho or 0)) ** -0.5, 1e-6) == pytest.approx(1.0, rel=1e-6)
+    guarantee = mean.release(mean.sums(np.ones((3, 4)))).guarantee
+    assert guarantee.rho == pytest.approx(4 * 2.0**64 / (2 * mean._scale**2)) and "of zCDP" in str(guarantee)
+    assert gaussian_epsilon((2 * (guarantee.rho or 0)) ** -0.5, 1e-6) == pytest.approx(1.0, rel=1e-6)
     assert dp_mean([0.5], 0, 1, 0.5).guarantee.rho == 0.125 and "zCDP" not in str(dp_mean([0.5], 0, 1, 0.5).guarantee)
-    sampled = dataclasses.replace(found, costs=(costs.Gaussian(1.0, 10, 0.5),))
+    sampled = dataclasses.replace(guarantee, costs=(costs.Gaussian(1.0, 10, 0.5),))
     assert sampled.rho is None and "zCDP" not in str(sampled)
 
 
-def test_vectors_in_a_ball():
+def test_mean_in_ball_has_the_error_of_its_noise_multiplier():
     generator = np.random.default_rng(5)
     directions = generator.normal(size=(2000, 9))
     vectors = directions / np.linalg.norm(directions, axis=1, keepdims=True) + np.eye(9)[0]
-    vectors[:10] *= 1e200  # shortened to the radius, without overflow
+    vectors[:10] *= 1e200  # scaled down to the radius without overflow
     short = vectors * np.minimum(1, 2 / np.linalg.norm(vectors / 1e100, axis=1, keepdims=True) / 1e100)
     errors, counts = [], []
     source = SeededRandomness(6)
     for _ in range(300):
-        found = mean_in_ball(vectors, 2.0, 1.0, 1e-6, source)
-        errors.append(np.sum(np.square(found.value - short.mean(axis=0))))
-        counts.append(found.records)
-    sigma = 1 / costs_multiplier(1.0, 1e-6)
-    # The sum's noise and the count's, which moves the mean along itself.
+        mean = mean_in_ball(vectors, 2.0, 1.0, 1e-6, source)
+        errors.append(np.sum(np.square(mean.value - short.mean(axis=0))))
+        counts.append(mean.records)
+    sigma = 1 / sensitivity_over_stddev(1.0, 1e-6)
+    # The noise of the sum, and that of the count, which scales the mean.
     c = 2 / 9**0.25
     per_coordinate = (sigma * math.hypot(2, c)) ** 2 / 2000**2
-    want = per_coordinate * (9 + np.sum(np.square(short.mean(axis=0))) / c**2)
-    assert np.mean(errors) == pytest.approx(want, rel=0.15)
+    expected = per_coordinate * (9 + np.sum(np.square(short.mean(axis=0))) / c**2)
+    assert np.mean(errors) == pytest.approx(expected, rel=0.15)
     assert np.mean(counts) == pytest.approx(2000, rel=0.01)
-    assert found.guarantee.epsilon == pytest.approx(1.0, rel=1e-6)
+    assert mean.guarantee.epsilon == pytest.approx(1.0, rel=1e-6)
     assert np.linalg.norm(mean_in_ball(vectors[:1], 2.0, 1.0, 1e-6).value) <= 2.0000001
 
 
-def costs_multiplier(epsilon, delta):
-    from privacy.statistics.mean import _gaussian_multiplier
+def sensitivity_over_stddev(epsilon, delta):
+    from privacy.statistics.mean import _sensitivity_over_stddev
 
-    return _gaussian_multiplier(epsilon, delta)
+    return _sensitivity_over_stddev(epsilon, delta)
 
 
-def test_no_vector_whatever_its_entries_moves_a_mean_in_a_ball_by_more_than_its_radius(monkeypatch):
+def test_mean_in_ball_is_moved_by_one_vector_of_any_size_by_at_most_its_radius(monkeypatch):
     monkeypatch.setattr(exact, "gaussian", lambda source, stddev, size: np.zeros(size, np.int64))
     zeros = np.zeros((99, 3))
     for vector in ([1e300] * 3, [1.7e308, -1.7e308, 0], [5e-324, 0, 0], [1e-10, 0, 0]):
         for radius in (1e-300, 1e-10, 1.0, 1e300):
-            found = mean_in_ball(np.vstack([zeros, [vector]]), radius, 1.0, 1e-6)
-            moved = np.linalg.norm(found.value / radius)
+            mean = mean_in_ball(np.vstack([zeros, [vector]]), radius, 1.0, 1e-6)
+            moved = np.linalg.norm(mean.value / radius)
             assert moved <= 0.01 * (1 + 1e-9)
-            assert vector[0] < radius or radius < 1e-200 or moved > 0.0099  # a long one counts in full
+            assert vector[0] < radius or radius < 1e-200 or moved > 0.0099  # a long vector counts in full
     many = mean_in_ball([[1.7e308, 1.7e308]] * 50, 1.0, 1.0, 1e-6)
     np.testing.assert_allclose(many.value, np.sqrt([0.5, 0.5]), rtol=1e-6)
 
 
-def test_noise_of_vectors_is_of_its_own_in_each_coordinate_and_in_the_count():
+def test_mean_in_ball_has_independent_noise_in_each_coordinate_and_in_the_count():
     source = SeededRandomness(8)
-    found = [mean_in_ball(np.zeros((1000, 3)), 1.0, 1.0, 1e-6, source) for _ in range(500)]
-    columns = np.array([[*mean.value, mean.records] for mean in found])
+    means = [mean_in_ball(np.zeros((1000, 3)), 1.0, 1.0, 1e-6, source) for _ in range(500)]
+    columns = np.array([[*mean.value, mean.records] for mean in means])
     assert (np.abs(np.corrcoef(columns.T) - np.eye(4)) < 5 / math.sqrt(500)).all()
-    multiplier = costs_multiplier(1.0, 1e-6)
     c = 3**-0.25
-    sigma = math.hypot(1, c) / multiplier
+    sigma = math.hypot(1, c) / sensitivity_over_stddev(1.0, 1e-6)
     assert columns[:, -1].std() == pytest.approx(sigma / c, rel=0.15)
     assert columns[:, 0].std() * 1000 == pytest.approx(sigma, rel=0.15)
 
 
-def test_the_gaussian_of_many_coordinates_is_that_of_their_joint_sensitivity():
-    for neighbouring in ("add-or-remove-one", "replace-one"):
-        mean = BoundedMean(0, 1, 1.0, "gaussian", neighbouring, 1e-6, 9)  # type: ignore[arg-type]
+def test_gaussian_of_several_coordinates_has_noise_for_their_joint_sensitivity():
+    for relation in ("add-or-remove-one", "replace-one"):
+        mean = BoundedMean(0, 1, 1.0, "gaussian", relation, 1e-6, 9)  # type: ignore[arg-type]
         (cost,) = mean.release(mean.sums(np.full((500, 9), 0.5))).guarantee.costs
         assert isinstance(cost, costs.Gaussian)
         assert mean._scale / (STEPS * 3) == pytest.approx(cost.noise_multiplier, rel=1e-6)
         assert costs.epsilon([cost], 1e-6) == pytest.approx(1.0, rel=1e-6)
 
 
-# Mironov 2012: the last bits of floating-point noise tell which data it was added to.
+# Mironov 2012: the last bits of floating-point noise reveal which data it was added to.
 
 
 def reachable(output: float, centre: float) -> bool:
-    """Whether centre + NumPy's Laplace noise of scale 1 can be `output`: there are only 2^53 noises."""
+    """Returns whether centre + NumPy's Laplace noise of scale 1, which has only 2^53 values, can be `output`."""
     away = output - centre
     share = math.exp(away) / 2 if away < 0 else 1 - math.exp(-away) / 2
     nearest = round(share * 2**53)
@@ -309,7 +308,7 @@ def reachable(output: float, centre: float) -> bool:
 
 
 def told_apart(release, count: int) -> float:
-    """How much likelier the attack says "data 0" on data 0 than on data 1."""
+    """Returns by how much the attack answers "data 0" more often on data 0 than on data 1."""
 
     def says_zero(centre):
         outputs = [release(centre) for _ in range(count)]
@@ -318,7 +317,7 @@ def told_apart(release, count: int) -> float:
     return float(says_zero(0) - says_zero(1))
 
 
-def test_the_attack_on_the_last_bits_works_on_naive_noise_and_not_on_ours():
+def test_attack_on_last_bits_succeeds_on_numpy_noise_and_fails_on_exact_noise():
     generator = np.random.default_rng(1)
     assert told_apart(lambda centre: centre + float(generator.laplace()), 500) > 0.5
     source = SeededRandomness(1)
@@ -326,16 +325,16 @@ def test_the_attack_on_the_last_bits_works_on_naive_noise_and_not_on_ours():
     assert abs(ours) < 5 * math.sqrt(2 * 0.25 / 500)
 
 
-def test_every_release_is_on_the_grid_whatever_the_data():
-    """What an attacker sees before the division is a whole number that every neighbour can give, too."""
+def test_sums_are_grid_integers_whatever_the_data():
+    """Before the division a release is an integer that every neighbouring data set can give too."""
     mean = BoundedMean(0, 1, 1.0, "transformed-laplace")
     for values in ([0.1] * 10, [0.1] * 9, [0.1, 0.2, 0.30000000000000004], [1e-300, 1.0]):
         sums = mean.sums(values)[:, 0].tolist()
         assert all(type(number) is int for number in sums) and sum(sums) == len(values) * STEPS
 
 
-def test_sums_do_not_depend_on_the_order():
-    """As float sums do: one record more can change them by more than itself."""
+def test_sums_do_not_depend_on_the_order_of_records():
+    """Floating-point sums do, so that one record more can change them by more than its own value."""
     values = np.random.default_rng(2).uniform(size=10_000) ** 8
     mean = BoundedMean(0, 1, 1.0)
     assert np.array_equal(mean.sums(values), mean.sums(values[::-1]))
@@ -345,18 +344,21 @@ def test_sums_do_not_depend_on_the_order():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"lower": 1, "upper": 0}, "lower 1 is not below upper 0: exchange them"),
+        ({"lower": 1, "upper": 0}, "lower 1 is not below upper 0: "),
         ({"lower": 1, "upper": 1}, "lower 1 is not below upper 1"),
         ({"lower": float("nan")}, "lower must lie in .*, got nan: give a finite bound"),
         ({"upper": float("inf")}, "upper must lie in .*, got inf"),
-        ({"lower": -1e308, "upper": 1e308}, "is not below"),
+        ({"lower": -1e308, "upper": 1e308}, "upper - lower overflows"),
         ({"epsilon": 0}, "epsilon must be a finite number above 0, got 0"),
         ({"epsilon": -1}, "epsilon must be .* got -1"),
         ({"epsilon": float("nan")}, "epsilon must be .* got nan"),
         ({"epsilon": float("inf")}, "epsilon must be .* got inf"),
-        ({"epsilon": 1e-12}, "epsilon 1e-12 is 1e-12 a coordinate: take from 1e-06"),
-        ({"epsilon": 1e3}, "epsilon 1000 is 1000 a coordinate: .* to 50 .above, nobody is protected"),
-        ({"lower": -(10**400)}, "lower must be a number that a double can hold"),
+        ({"epsilon": 1e-12}, "epsilon 1e-12 is 1e-12 for each coordinate: give 1e-06"),
+        ({"epsilon": 1e3}, "epsilon 1000 is 1000 for each coordinate: .* to 50 .more protects nobody"),
+        (
+            {"lower": -(10**400)},
+            "lower must be a number that a double can hold|lower must be a number within the range",
+        ),
         ({"upper": np.complex64(1)}, "upper must be a number, got"),
         ({"delta": "x"}, "delta must be a number, got 'x'"),
         ({"mechanism": "laplace"}, "mechanism 'laplace' is unknown: use one of hourglass"),
@@ -370,7 +372,7 @@ def test_sums_do_not_depend_on_the_order():
         ({"values": [1j]}, "dtype complex128: numbers are needed"),
     ],
 )
-def test_bad_arguments(changes, message):
+def test_dp_mean_refuses_bad_arguments_in_one_line(changes, message):
     arguments = {"values": [0.5], "lower": 0, "upper": 1, "epsilon": 1.0, **changes}
     with pytest.raises(ValueError, match=message) as error:
         dp_mean(**arguments)
@@ -390,7 +392,7 @@ def test_bad_arguments(changes, message):
         ({"vectors": [1.0, 2.0]}, r"vectors have shape \[2\]: \[n, d\] is needed"),
     ],
 )
-def test_bad_arguments_of_vectors(changes, message):
+def test_mean_in_ball_refuses_bad_arguments(changes, message):
     arguments = {"vectors": [[0.5, 0.5]], "radius": 1.0, "epsilon": 1.0, "delta": 1e-6, **changes}
     with pytest.raises(ValueError, match=message):
         mean_in_ball(**arguments)
