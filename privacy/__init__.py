@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from privacy.linear.classifier import DPLinearClassifier
     from privacy.plan import AdaptiveClip, FixedClip, PrivacyPlan, PrivateMetrics
     from privacy.sampling import Cyclic, FixedSize, Poisson
-    from privacy.statistics.mean import BoundedMean, dp_mean, mean_in_ball
+    from privacy.statistics.mean import BoundedMean, dp_mean
+    from privacy.statistics.mean_in_ball import mean_in_ball
     from privacy.statistics.quantile import dp_quantile
 
 _HOME = {
@@ -41,7 +42,7 @@ _HOME = {
     "RunKeys": "privacy.keys",
     "dp_mean": "privacy.statistics.mean",
     "dp_quantile": "privacy.statistics.quantile",
-    "mean_in_ball": "privacy.statistics.mean",
+    "mean_in_ball": "privacy.statistics.mean_in_ball",
 }
 __all__ = [
     "AdaptiveClip",

@@ -20,7 +20,7 @@ from privacy import checks
 from privacy.accounting import costs
 from privacy.arrays import of_length_one, require_array, row_lengths, shortened
 from privacy.noise.randomness import Randomness
-from privacy.statistics.mean import gaussian_mean_in_ball
+from privacy.statistics.mean_in_ball import gaussian_mean_in_ball
 from privacy.statistics.quantile_search import geometric_grid, quantile_search
 
 Floats = npt.NDArray[np.float64]

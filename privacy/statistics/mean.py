@@ -1,4 +1,4 @@
-"""Releases private means of bounded numbers and vectors; under add-or-remove-one the number of records is private too.
+"""Releases private means of bounded numbers; under add-or-remove-one the number of records is private too.
 
 The method is that of Kulesza, Suresh and Wang 2024 (arXiv:2312.06658). Only the pair (Σ (x - lower), Σ (upper - x)) is
 released: one record moves it by two non-negative numbers that add up to the width, upper - lower, so noise for a
@@ -21,7 +21,7 @@ import numpy.typing as npt
 from privacy import checks
 from privacy.accounting import costs
 from privacy.accounting.guarantee import Guarantee, hardness
-from privacy.arrays import as_floats, shortened
+from privacy.arrays import as_floats
 from privacy.noise import exact
 from privacy.noise.exact import EXPONENT_BITS
 from privacy.noise.randomness import Randomness, SecureRandomness
@@ -35,7 +35,6 @@ Mechanism = Literal["hourglass", "transformed-laplace", "midpoint", "sum-count",
 STEPS = 2**32
 """Grid steps from lower to upper: rounding moves a mean by at most 2^-33 of the width."""
 
-_ROWS = 4096
 _MIN_EPSILON, _MAX_EPSILON = 1e-6, 50.0  # for one coordinate
 
 log = logging.getLogger(__name__)
@@ -187,7 +186,7 @@ class BoundedMean:
         match self.mechanism:
             case "gaussian":
                 # The sensitivity is √d widths: (x, 1 - x) has an L2 norm of at most 1, and a replaced x moves by ≤ 1.
-                scale = STEPS * math.sqrt(self.coordinates) / _sensitivity_over_stddev(self.epsilon, self.delta)
+                scale = STEPS * math.sqrt(self.coordinates) / sensitivity_over_stddev(self.epsilon, self.delta)
             case "midpoint" | "sum-count":
                 scale = 2 * STEPS / self._coordinate_epsilon
             case _:
@@ -267,8 +266,14 @@ def dp_mean(
 
     Args:
       values: numbers [n] or [n, d]; see `BoundedMean.sums` for NaN and for values outside the bounds.
-      lower, upper, epsilon, mechanism, relation, delta: see `BoundedMean`.
-      randomness, ledger: see `BoundedMean.release`.
+      lower: smallest value that counts, as for `BoundedMean`.
+      upper: largest value that counts, above `lower`.
+      epsilon: ε, above 0.
+      mechanism: as for `BoundedMean`.
+      relation: "add-or-remove-one" or "replace-one", as for `BoundedMean`.
+      delta: δ of "gaussian", in (0, 1); 0 for the others.
+      randomness: source of random bits, as for `BoundedMean.release`.
+      ledger: ledger of a `Budget`, as for `BoundedMean.release`.
 
     Raises:
       ValueError: an argument is out of range, or the budget does not allow the release.
@@ -278,92 +283,6 @@ def dp_mean(
     mean = BoundedMean(lower, upper, epsilon, mechanism, relation, delta, coordinates)
     result = mean.release(mean.sums(array), randomness, ledger)
     return result if array.ndim != 2 else result._replace(value=np.reshape(result.value, coordinates))
-
-
-def mean_in_ball(
-    vectors: Any,
-    radius: float,
-    epsilon: float,
-    delta: float,
-    randomness: Randomness | None = None,
-    ledger: Releases | None = None,
-) -> Mean:
-    """Releases the (ε, δ)-DP mean of vectors [n, d] of L2 norm at most `radius`, under add-or-remove-one.
-
-    The number of records is private too. `gaussian_mean_in_ball` describes the mechanism.
-
-    Args:
-      vectors: longer ones are scaled down to `radius`; those that are not finite count as absent.
-      radius: public bound on a vector's L2 norm, above 1e-301.
-      epsilon, delta: ε, above 0, and δ, in (0, 1).
-      randomness, ledger: see `BoundedMean.release`.
-
-    Returns:
-      The mean, float64 [d] of L2 norm at most `radius`.
-
-    Raises:
-      ValueError: an argument is out of range, or the budget does not allow the release.
-    """
-    radius = checks.between("radius", radius, 1e-301, math.inf, "give a public bound on the L2 norm of a vector")
-    epsilon = checks.positive("epsilon", epsilon, "give the privacy cost of this mean")
-    delta = checks.between("delta", delta, 0, 1, "1e-6 is usual, below 1 / records")
-    array = as_floats("vectors", vectors)
-    if array.ndim != 2 or not array.shape[1]:
-        raise ValueError(f"vectors have shape {list(array.shape)}: [n, d] is needed")
-    finite = np.isfinite(array).all(axis=1)
-    if not finite.all():
-        lost = int((~finite).sum())
-        log.warning("%d of %d vectors are not finite, left out (not private: for the operator only)", lost, len(array))
-        array = array[finite]
-    source = SecureRandomness() if randomness is None else randomness
-    multiplier = 1 / _sensitivity_over_stddev(epsilon, delta)
-    _scale_ball_noise(array.shape[1], multiplier)  # raises before the release is recorded
-    description = f"mean of vectors [{array.shape[1]}] of L2 norm up to {radius:g} by gaussian"
-    guarantee = Guarantee(description, (costs.Gaussian(multiplier),), "add-or-remove-one", delta, hardness(source))
-    if ledger is not None:
-        ledger.record(guarantee)
-    return Mean(*gaussian_mean_in_ball(array, radius, multiplier, source)[:2], guarantee)
-
-
-class MeanInBall(NamedTuple):
-    """A private mean of vectors: value, number of records, and the cost in place of a guarantee."""
-
-    value: npt.NDArray[np.float64]
-    records: float
-    cost: costs.Gaussian
-
-
-def gaussian_mean_in_ball(
-    vectors: npt.NDArray[np.float64], radius: float, noise_multiplier: float, source: Randomness
-) -> MeanInBall:
-    """Releases the mean of finite vectors [n, d] by Gaussian noise of the given multiplier σ; n is private too.
-
-    One Gaussian release covers (Σ x, c n) with c² = radius² / √d. This split has the least error: n² MSE is at most
-    σ² radius² (1 + √d)², where a public n would give σ² radius² d.
-    """
-    size = vectors.shape[1]
-    count_weight, sensitivity, stddev = _scale_ball_noise(size, noise_multiplier)
-    noise = exact.gaussian(source, stddev, size + 1)
-    count = max((len(vectors) * count_weight + int(noise[-1])) / count_weight, 1.0)
-    total = noise[:-1]
-    for first in range(0, len(vectors), _ROWS):  # in parts, since grid steps take more memory than the vectors
-        part = shortened(vectors[first : first + _ROWS].astype(np.float64), radius) / radius
-        total = total + np.rint(np.clip(part, -1, 1) * STEPS).astype(np.int64).sum(axis=0)
-    value = total / (STEPS * count)  # in units of the radius
-    value *= radius / max(float(np.linalg.norm(value)), 1.0)
-    return MeanInBall(value, count, costs.Gaussian(stddev / sensitivity))
-
-
-def _scale_ball_noise(size: int, noise_multiplier: float) -> tuple[int, float, int]:
-    """Returns (c, sensitivity, noise's standard deviation) for vectors [size], in grid steps: `STEPS` to a radius."""
-    count_weight = round(STEPS / size**0.25)
-    # Rounding changes each coordinate by at most half a step.
-    longest = STEPS + math.ceil(math.sqrt(size) / 2) + 1
-    sensitivity = math.hypot(longest, count_weight)
-    stddev = math.ceil(sensitivity * noise_multiplier)
-    if stddev > exact.LARGEST_SCALE:
-        raise ValueError(f"noise multiplier {noise_multiplier:g} is too large: increase epsilon or delta")
-    return count_weight, sensitivity, stddev
 
 
 def hourglass_core(epsilon: float) -> float:
@@ -382,7 +301,7 @@ def worst_case(epsilon: float) -> float:
 
 
 @functools.lru_cache(maxsize=64)
-def _sensitivity_over_stddev(epsilon: float, delta: float) -> float:
+def sensitivity_over_stddev(epsilon: float, delta: float) -> float:
     """Returns 1 / noise multiplier of Gaussian noise that is (ε, δ)-DP by its exact curve (arXiv:1805.06530)."""
     from scipy.optimize import brentq
 
