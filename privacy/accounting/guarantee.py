@@ -17,7 +17,7 @@ EXACT = "exact integers from the operating system's secure randomness"
 SEEDED = "exact integers from a SEED: not secure, for tests only"
 
 
-def hardness(source: Randomness) -> str:
+def describe_noise(source: Randomness) -> str:
     """Returns in words where exact noise drawn from `source` comes from, and whether that is secure."""
     return EXACT if source.is_secure else SEEDED
 

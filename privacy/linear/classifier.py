@@ -16,7 +16,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from privacy import checks
 from privacy.accounting import costs
-from privacy.accounting.guarantee import Guarantee, hardness
+from privacy.accounting.guarantee import Guarantee, describe_noise
 from privacy.arrays import of_length_one, shortened
 from privacy.linear.features import FeatureMap, centre_of_ball, check_bound, fit_feature_map
 from privacy.linear.linear_dpsgd import LinearDPSGD, softmax
@@ -127,7 +127,7 @@ class DPLinearClassifier(ClassifierMixin, BaseEstimator):
             ),
             "add-or-remove-one",
             delta,
-            f"preprocessing: {hardness(source)}; training: floating-point Gaussian, not hardened against "
+            f"preprocessing: {describe_noise(source)}; training: floating-point Gaussian, not hardened against "
             "floating-point attacks",
             f"training: {training.steps} Poisson samples with probability {training.sampling_probability:g}; "
             "preprocessing: every record, once",

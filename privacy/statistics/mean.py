@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from privacy import checks
 from privacy.accounting import costs
-from privacy.accounting.guarantee import Guarantee, hardness
+from privacy.accounting.guarantee import Guarantee, describe_noise
 from privacy.arrays import as_floats
 from privacy.noise import exact
 from privacy.noise.exact import EXPONENT_BITS
@@ -246,7 +246,7 @@ class BoundedMean:
             cost = costs.Gaussian(self._scale / (STEPS * math.sqrt(self.coordinates)))
         of = "" if self.coordinates == 1 else f" of {self.coordinates} coordinates"
         description = f"mean{of} in [{self.lower:g}, {self.upper:g}] by {self.mechanism}"
-        return Guarantee(description, (cost,), self.relation, self.delta, hardness(source))
+        return Guarantee(description, (cost,), self.relation, self.delta, describe_noise(source))
 
 
 def dp_mean(

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from privacy import checks
 from privacy.accounting import costs
-from privacy.accounting.guarantee import Guarantee, hardness
+from privacy.accounting.guarantee import Guarantee, describe_noise
 from privacy.arrays import as_floats, shortened
 from privacy.noise import exact
 from privacy.noise.randomness import Randomness, SecureRandomness
@@ -66,7 +66,9 @@ def mean_in_ball(
     multiplier = 1 / sensitivity_over_stddev(epsilon, delta)
     _scale_ball_noise(array.shape[1], multiplier)  # raises before the release is recorded
     description = f"mean of vectors [{array.shape[1]}] of L2 norm up to {radius:g} by gaussian"
-    guarantee = Guarantee(description, (costs.Gaussian(multiplier),), "add-or-remove-one", delta, hardness(source))
+    guarantee = Guarantee(
+        description, (costs.Gaussian(multiplier),), "add-or-remove-one", delta, describe_noise(source)
+    )
     if ledger is not None:
         ledger.record(guarantee)
     return Mean(*gaussian_mean_in_ball(array, radius, multiplier, source)[:2], guarantee)

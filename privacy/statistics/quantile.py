@@ -30,7 +30,7 @@ import numpy.typing as npt
 
 from privacy import checks
 from privacy.accounting import costs
-from privacy.accounting.guarantee import Guarantee, hardness
+from privacy.accounting.guarantee import Guarantee, describe_noise
 from privacy.arrays import as_floats
 from privacy.noise import exact
 from privacy.noise.randomness import Randomness, SecureRandomness
@@ -113,7 +113,7 @@ def dp_quantile(
         (costs.Pure(epsilon),),
         relation,
         0.0,
-        hardness(source),
+        describe_noise(source),
     )
     places = _to_grid(values, lower, resolution, count)
     if ledger is not None:

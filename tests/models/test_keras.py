@@ -203,8 +203,8 @@ def test_keras_model_gives_the_losses_of_the_language_model(cell, options, lengt
     model, weights, tokens = make_language_model(cell, **options)
     logits = to_keras(model, weights, length)(tokens[:, :-1])
     assert logits.shape == (5, 8, 11)
-    laws = tf.nn.log_softmax(logits).numpy()
-    losses = -np.take_along_axis(laws, tokens[:, 1:, np.newaxis], -1)[..., 0]
+    log_probs = tf.nn.log_softmax(logits).numpy()
+    losses = -np.take_along_axis(log_probs, tokens[:, 1:, np.newaxis], -1)[..., 0]
     # The logits, and the softmax over 11 tokens.
     operations = exported.operations(model) + 11 + 2 * FUNCTION
     within = rounding(operations, condition(lambda changed: [model.token_losses(changed, tokens)], weights))

@@ -51,8 +51,8 @@ def build(**changes) -> Engine:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"shards": 0}, "shards must be an? (?:whole number|integer) of at least 1, got 0"),
-        ({"clients_at_once": 0}, "clients_at_once must be an? (?:whole number|integer) of at least 1, got 0"),
+        ({"shards": 0}, "shards must be an integer of at least 1, got 0"),
+        ({"clients_at_once": 0}, "clients_at_once must be an integer of at least 1, got 0"),
         ({"clients_at_once": 1.5}, "clients_at_once must be .*, got 1.5"),
         ({"clients_at_once": "8"}, "clients_at_once must be .*, got '8'"),
         ({"clients_at_once": 2}, "takes no leading client axis"),
