@@ -147,7 +147,7 @@ class ClientConfig(_Section, frozen=True):
 
 
 class ServerConfig(_Section, frozen=True):
-    """What the server does with the mean of the clients' updates."""
+    """The server's step, from the mean of the clients' updates."""
 
     optimizer: Annotated[Literal["momentum", "adam", "yogi", "adagrad"], _text("Server optimizer.")] = "momentum"
     learning_rate: Annotated[float, _positive("Learning rate on the mean update.")] = 1.0

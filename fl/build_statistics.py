@@ -1,4 +1,4 @@
-"""What came into a token store and what did not, in numbers and in words."""
+"""Counts what came into a token store and what did not, and words it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class BuildStatistics:
-    """What came into a store and what did not.
+    """Counts of what came into a store and of what did not.
 
     Attributes:
       clients: clients in the store.
