@@ -126,7 +126,7 @@ def test_a_row_with_many_line_breaks_is_noted_and_strict_refuses_it(write):
         f"1 suspicious rows were read, the first: {path}:3: a row with 89 line breaks: look for a stray quote that "
         "joins rows"
     ]
-    with pytest.raises(ValueError, match=r"data:3: a row with 89 line breaks: .* or read without strict$"):
+    with pytest.raises(ValueError, match=r"data:3: a row with 89 line breaks: .* or set strict = false$"):
         read(csv_rows, path, strict=True)
 
 
