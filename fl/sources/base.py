@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 LONGEST_LINE = 1 << 26
-"""Maximum length of a line in bytes, without its line end; a longer line is a bad row."""
+"""Maximum length of a line in bytes, without its newline; a longer line is a bad row."""
 
-_MAX_ROWS = 1000
+_MAX_LISTED_ROWS = 1000
 
 
 class BadRow(NamedTuple):
@@ -64,7 +64,7 @@ class BadRows(list[BadRow]):
         if self.strict:
             raise ValueError(str(row))
         self.total += 1
-        if len(self) < _MAX_ROWS:
+        if len(self) < _MAX_LISTED_ROWS:
             self.append(row)
 
     def suspect(self, file: Path | str, line: int, reason: str) -> None:
@@ -129,7 +129,7 @@ def require_file(path: Path) -> None:
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file")
     if not path.is_file():
-        raise ValueError(f"{path}: not a file")
+        raise ValueError(f"{path}: not a regular file")
     if path.stat().st_size == 0:
         raise ValueError(f"{path}: the file is empty")
 

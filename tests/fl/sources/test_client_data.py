@@ -1,4 +1,4 @@
-"""Tests the readers of client data against TFF itself and of SQLite and examples against what TFF writes."""
+"""Compares how client data, SQLite files and examples are read with how TFF and TensorFlow read them."""
 
 import collections
 
