@@ -43,7 +43,7 @@ class Parquet(Table):
         return list(self.part_files)
 
     def fingerprint(self) -> str:
-        """Returns the SHA-256 (hex) of the files' names and contents, the columns, and the note on what is passed over."""
+        """Returns the SHA-256 (hex) of the files' names and contents, the columns and the note in `passed_over`."""
         options = json.dumps(["Parquet", self.user_column, self.text_column, self.passed_over])
         return fingerprint(options, self.files)
 
@@ -102,8 +102,8 @@ def load(path: Path, user_column: str, text_column: str, *, strict: bool = False
             first, first_file = first_kinds.setdefault(column, (kind, file))
             if kind != first:
                 raise ValueError(
-                    f"{file}: column {column!r} holds {kind} here and {first} in {first_file.name}: write both files with "
-                    "one schema"
+                    f"{file}: column {column!r} holds {kind} here and {first} in {first_file.name}: write both files "
+                    "with one schema"
                 )
     return Parquet(path, user_column, text_column, strict, tuple(files), passed_over)
 

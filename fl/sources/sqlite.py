@@ -37,7 +37,7 @@ class SqliteClients:
     """A source that reads an SQLite file of client data; each value of the text feature is one sentence.
 
     As in TFF, a client id that is in `examples` but not in `client_metadata` is ignored. In a bad row, `line` is the
-    number of the row among the rows of the split, from 1.
+    number of the row among those that are not ignored, from 1.
 
     Attributes:
       path: the file; it is opened read-only.

@@ -106,7 +106,7 @@ def test_parquet_records_bad_rows_with_file_and_row_and_strict_refuses_first(tmp
 def test_parquet_reads_one_batch_of_one_row_group_at_a_time(tmp_path, monkeypatch):
     users, size = [f"u{number}" for number in range(100)], 10
     path = write(tmp_path / "p.parquet", pa.array(users), pa.array(["t"] * 100), rows_a_group=2 * size)
-    monkeypatch.setattr(parquet, "_BATCH", size)
+    monkeypatch.setattr(parquet, "_BATCH_ROWS", size)
     batches: list[tuple[list[int], int, list[str]]] = []
     iter_batches = pq.ParquetFile.iter_batches
 
