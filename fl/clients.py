@@ -111,7 +111,7 @@ class TokenStore:
         is rebuilt. A second process that builds the same store at the same time waits for the first and takes its
         result. If the build fails, for example because the disk is full, the old store stays as it was. Tokens are
         written to disk as they are read: memory holds the client ids and about 50 bytes per piece of the source (a
-        piece is a row of a table, or all text of a client in a folder).
+        piece is one pair that the source yields, such as a row of a table or a file of a folder).
 
         Args:
           path: file to write; its folder is created if needed.
@@ -230,7 +230,7 @@ def _open_reusable(path: Path, inputs: str, strict: bool) -> TokenStore | None:
 
 @contextmanager
 def _hold_lock(path: Path) -> Iterator[None]:
-    """Holds the lock file `path`, so that one process builds at a time; the kernel frees the lock when its holder dies."""
+    """Holds the lock file `path`: one process builds at a time. The kernel frees the lock when its holder dies."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
