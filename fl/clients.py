@@ -71,7 +71,7 @@ class TokenStore:
           ValueError: the file is damaged where these tokens stand.
         """
         if not 0 <= client < len(self.clients):
-            raise IndexError(f"client {client} is outside [0, {len(self.clients)}), the store's clients")
+            raise IndexError(f"client {client} is outside [0, {len(self.clients)}): give the index of a client")
         return self._tokens.read(int(self._offsets[client]), int(self._offsets[client + 1]))
 
     def index(self, client_id: str) -> int:

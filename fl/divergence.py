@@ -8,9 +8,9 @@ from privacy.plan import PrivacyPlan
 
 
 def noise_norm(plan: PrivacyPlan, clip: float, weights: int) -> float:
-    """Returns the L2 norm of the Gaussian noise on a round's mean update, as the root of its expected square.
+    """Returns the root mean square of the L2 norm of the Gaussian noise on a round's mean update.
 
-    With a thousand weights or more, the norm of a draw differs from this by a few per cent.
+    With a thousand weights or more, the norm in one round differs from it by a few per cent.
 
     Args:
       plan: privacy plan of the run.
@@ -21,7 +21,7 @@ def noise_norm(plan: PrivacyPlan, clip: float, weights: int) -> float:
 
 
 def likely_cause(plan: PrivacyPlan, clip: float | None, weights: int) -> str:
-    """Returns one line that says why the model or its losses became NaN or infinite after a server step, with the fix.
+    """Returns one line with the likely cause, and the fix, of a model or losses that became NaN or infinite.
 
     A round moves the model by the clients' mean update, whose L2 norm is at most the clip norm, and by noise. If the
     noise is larger than the clip norm, clip norm and noise are the likely cause, and otherwise the server's learning

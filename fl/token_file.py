@@ -70,7 +70,7 @@ class Content(NamedTuple):
       offsets: int64 [clients + 1]; the tokens of client i are those from offsets[i] to offsets[i + 1].
       clients: client ids, sorted.
       places: float64 [clients] in [0, 1), keyed hash of each id.
-      tokens: reads the tokens from disk.
+      tokens: object that reads the tokens from disk.
     """
 
     header: dict[str, Any]
@@ -258,7 +258,7 @@ def _build_footer(index: bytes, header: bytes) -> bytes:
 
 
 def _offsets(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Returns at which offset each of several adjacent items of these sizes begins, and where the last one ends."""
+    """Returns [0, sizes[0], sizes[0] + sizes[1], …]: where each of several adjacent items begins and the last ends."""
     return np.concatenate([[0], np.cumsum(sizes)]).astype("<i8")
 
 

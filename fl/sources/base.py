@@ -103,7 +103,7 @@ class Source(Protocol):
 def fingerprint(options: str, files: Iterable[Path]) -> str:
     """Returns the SHA-256 (hex) of the options, and of the name and content of every file, in order.
 
-    A file that cannot be read has a fixed content here and raises nothing; the error appears when the source is read.
+    A file that cannot be read counts with a fixed content and raises nothing: reading the source reports it.
     """
     total = hashlib.sha256(options.encode())
     for path in files:

@@ -90,7 +90,7 @@ class FromClientData:
             if sentences:
                 yield client, sentences
             elif number == 0:
-                self.bad_rows.add(client, 0, "no example")
+                self.bad_rows.add(client, 0, "the client has no examples")
         if repeated:
             self.bad_rows.notes.append(f"client_ids repeats {repeated} ids: each client is read once")
 
@@ -103,14 +103,14 @@ class FromClientData:
             value = example[self.feature]
         values = np.asarray(value, dtype=object).reshape(-1).tolist()
         if not all(isinstance(text, bytes) for text in values):
-            raise ValueError("not text")
+            raise ValueError("the text is not a string")
         try:
             texts = [text.decode() for text in values]
         except UnicodeDecodeError:
             raise ValueError("not UTF-8") from None
         texts = [text for text in texts if text.strip()]
         if not texts:
-            raise ValueError("no text")
+            raise ValueError("the text is empty")
         return texts
 
 

@@ -37,7 +37,7 @@ class Folder:
 
     @property
     def description(self) -> str:
-        """Returns the folder's name and what it holds, in one line."""
+        """Describes the folder by its name, in one line."""
         return f"folder {self.path.resolve().name}, one text file a user"
 
     @cached_property
@@ -79,7 +79,7 @@ class Folder:
             if sentences:
                 yield path.stem, sentences
             elif self.bad_rows.total == before:
-                self.bad_rows.add(path, 0, "no text")
+                self.bad_rows.add(path, 0, "the file has no text")
 
 
 def load(path: Path, *, strict: bool = False) -> Folder:

