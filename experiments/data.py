@@ -71,7 +71,7 @@ def prepare(config: Config, vocabulary_path: Path | None) -> Data:
     Args:
       config: configuration of the run.
       vocabulary_path: file of the run's vocabulary. If it does not exist, the vocabulary is learned and written there.
-        None: the vocabulary is learned and not kept.
+        None: the vocabulary is learned and not saved.
 
     Raises:
       OSError, ValueError: the data cannot be used; one line that names the file, row or option.
@@ -121,14 +121,14 @@ def describe(data: Data) -> str:
         f"vocabulary: {data.vocabulary.size} sub-words ({data.vocabulary.digest[:12]})",
         f"clients: {len(sets.train)} train*, {len(sets.validation)} validation, {len(sets.test)} test",
         f"tokens per client*: median {np.median(tokens):.0f}, mean {tokens.mean():.0f}, maximum {tokens.max()}",
-        *_left_out(data.store.statistics),
-        *_near_equal(data.store.statistics),
+        *_describe_left_out(data.store.statistics),
+        *_describe_near_equal_ids(data.store.statistics),
         "* computed from clients' text without noise: operator only, outside ε",
     ]
     return "\n".join(lines)
 
 
-def _left_out(statistics: BuildStatistics) -> list[str]:
+def _describe_left_out(statistics: BuildStatistics) -> list[str]:
     """Returns lines on the clients and rows that were left out of the store; none if nothing was."""
     lines = []
     if statistics.dropped_clients:
@@ -142,7 +142,7 @@ def _left_out(statistics: BuildStatistics) -> list[str]:
     return [*lines, *(f"note*: {note}" for note in statistics.notes)]
 
 
-def _near_equal(statistics: BuildStatistics) -> list[str]:
+def _describe_near_equal_ids(statistics: BuildStatistics) -> list[str]:
     """Returns a line on client ids that may belong to one person; none if there are no such ids."""
     if not statistics.near_groups:
         return []
@@ -228,8 +228,8 @@ def _is_copy(file: Path, clients_text: Path) -> bool:
     if not file.is_file():
         return False
     size = file.stat().st_size
-    theirs = clients_text.rglob("*") if clients_text.is_dir() else (clients_text,)
-    same_size = (other for other in theirs if other.is_file() and other.stat().st_size == size > 0)
+    candidates = clients_text.rglob("*") if clients_text.is_dir() else (clients_text,)
+    same_size = (other for other in candidates if other.is_file() and other.stat().st_size == size > 0)
     return any(filecmp.cmp(other, file, shallow=False) for other in same_size)
 
 

@@ -1,4 +1,4 @@
-"""Client ids by the million: kept as bytes, decoded one at a time, placed in [0, 1) by a keyed hash."""
+"""Holds millions of client ids in little memory, and maps each id to a number in [0, 1) by a keyed hash."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ from numpy.typing import NDArray
 
 
 class ClientIds(Sequence[str]):
-    """Sorted ids, all different. Takes 16 bytes an id and its UTF-8; equals any sequence of the same strings.
+    """An immutable sorted sequence of distinct ids that equals any sequence of the same strings.
+
+    It takes 16 bytes per id and the id's UTF-8; an id is decoded when it is read.
 
     Args:
-      begins, ends: int64 [n], where each id stands in `utf8`.
-      utf8: ids in UTF-8, whose order is that of the strings.
+      begins: int64 [n], offset in `utf8` at which each id begins.
+      ends: int64 [n], offset at which each id ends.
+      utf8: the ids in UTF-8. Their order as bytes is that of the strings.
     """
 
     def __init__(self, begins: NDArray[np.int64], ends: NDArray[np.int64], utf8: bytes) -> None:
@@ -32,11 +35,11 @@ class ClientIds(Sequence[str]):
     @overload
     def __getitem__(self, number: slice) -> tuple[str, ...]: ...
     def __getitem__(self, number: int | slice) -> str | tuple[str, ...]:
-        chosen = range(len(self))[number]
-        if isinstance(chosen, range):
-            return tuple(self[place] for place in chosen)
-        # A ledger keeps the ids of all its rounds: one copy of each.
-        return sys.intern(self._encoded(chosen).decode())
+        positions = range(len(self))[number]
+        if isinstance(positions, range):
+            return tuple(self[position] for position in positions)
+        # A ledger keeps the ids of all its rounds. Interning keeps one copy of each id in memory.
+        return sys.intern(self._encoded(positions).decode())
 
     def __contains__(self, client: object) -> bool:
         return isinstance(client, str) and self.find(client) is not None
@@ -48,13 +51,13 @@ class ClientIds(Sequence[str]):
         return f"<{len(self)} client ids>"
 
     def find(self, client: str) -> int | None:
-        """Position of `client`, by binary search; None if it is not here."""
-        wanted = client.encode(errors="surrogatepass")
-        place = bisect_left(range(len(self)), wanted, key=self._encoded)
-        return place if place < len(self) and self._encoded(place) == wanted else None
+        """Returns the position of `client`, found by binary search, or None if it is not in the sequence."""
+        encoded = client.encode(errors="surrogatepass")
+        position = bisect_left(range(len(self)), encoded, key=self._encoded)
+        return position if position < len(self) and self._encoded(position) == encoded else None
 
     def take(self, numbers: NDArray[np.int64]) -> ClientIds:
-        """The ids at `numbers`, int64 [m], increasing. Copies no id."""
+        """Returns the ids at the positions `numbers`, int64 [m], strictly increasing; copies no text."""
         return ClientIds(self._begins[numbers], self._ends[numbers], self._utf8)
 
     def _encoded(self, number: int) -> bytes:
@@ -62,23 +65,23 @@ class ClientIds(Sequence[str]):
 
 
 def places(ids: Iterable[str], seed: int) -> NDArray[np.float64]:
-    """A keyed hash of each id, that of no other: float64 [n] in [0, 1), multiples of 2^-53.
+    """Returns a keyed hash of each id, independent of all other ids: float64 [n] in [0, 1), multiples of 2^-53.
 
     Args:
       ids: client ids.
-      seed: key of the hash, any integer of at most 128 bits.
+      seed: key of the hash, in [-2^127, 2^127).
 
     Raises:
-      ValueError: the seed is larger.
+      ValueError: the seed is outside that range.
     """
     if not -(1 << 127) <= seed < 1 << 127:
-        raise ValueError(f"split seed {seed} does not fit 128 bits")
+        raise ValueError(f"split_seed = {seed} does not fit 128 bits: give an integer from -2^127 to 2^127 - 1")
     key = seed.to_bytes(16, "big", signed=True)
-    keyed = hashlib.blake2b(key=key, digest_size=8, person=b"fedspeak split")
+    keyed_hash = hashlib.blake2b(key=key, digest_size=8, person=b"fedspeak split")
 
-    def hashed(client: str) -> int:
-        state = keyed.copy()
+    def hash_id(client: str) -> int:
+        state = keyed_hash.copy()
         state.update(client.encode())
         return int.from_bytes(state.digest(), "big") >> 11
 
-    return np.fromiter(map(hashed, ids), np.float64) * 2.0**-53
+    return np.fromiter(map(hash_id, ids), np.float64) * 2.0**-53

@@ -1,6 +1,7 @@
-"""Clients' text as tokens in one file that stays on the disk.
+"""Stores clients' text as tokens in one file on disk.
 
-It is built once, re-used while nothing changed, and checked: its index at every opening, tokens at every reading.
+The file is built once and used again while its inputs are unchanged. Its index is checked whenever it is opened, and
+tokens are checked whenever they are read.
 """
 
 from __future__ import annotations
@@ -32,15 +33,17 @@ __all__ = ["BOS", "EOS", "PAD", "BuildStatistics", "Encoder", "TokenStore", "seq
 
 @dataclass(frozen=True)
 class TokenStore:
-    """Clients' tokens, read-only. Made by `TokenStore.open` and `TokenStore.build`.
+    """A read-only store of clients' tokens, which `TokenStore.open` and `TokenStore.build` return.
 
     Attributes:
-      clients: client ids, sorted.
-      places: float64 [clients], the keyed hash of each id that splits the clients (`fl.client_ids.places`).
-      num_tokens: int64 [clients], tokens of each client.
-      digest: SHA-256 (hex) of clients, tokens, vocabulary, options and the source's description.
-      vocabulary_digest: digest of the vocabulary that the tokens are of.
-      statistics: of the build.
+      clients: client ids, sorted; the position of a client in them is its index in the store.
+      places: float64 [clients] in [0, 1), the keyed hash of each id that decides whether a client is a training,
+        validation or test client (`fl.client_ids.places`).
+      num_tokens: int64 [clients], number of tokens of each client, begin and ends of sentences included.
+      digest: SHA-256 (hex) of the client ids, their tokens, the vocabulary's digest, `min_tokens` and the source's
+        description.
+      vocabulary_digest: digest of the vocabulary that encoded the tokens.
+      statistics: counts of what the build stored and what it left out.
     """
 
     clients: ClientIds
@@ -54,19 +57,25 @@ class TokenStore:
     _tokens: token_file.Tokens = field(repr=False)
 
     def tokens(self, client: int) -> NDArray[Any]:
-        """Read-only, uint16 or int32 [num_tokens[client]]: `bos s1 eos s2 eos …`. Read from the disk at every call.
+        """Reads a client's tokens, `bos s1 eos s2 eos …`, from disk.
+
+        Args:
+          client: index of the client, in [0, number of clients).
+
+        Returns:
+          uint16 or int32 [num_tokens[client]], read-only.
 
         Raises:
           IndexError: `client` is outside [0, number of clients).
           OSError: the file cannot be read.
-          ValueError: the file was damaged there.
+          ValueError: the file is damaged where these tokens stand.
         """
         if not 0 <= client < len(self.clients):
-            raise IndexError(f"client {client} is outside the store's {len(self.clients)}")
+            raise IndexError(f"client {client} is outside [0, {len(self.clients)}): give the index of a client")
         return self._tokens.read(int(self._offsets[client]), int(self._offsets[client + 1]))
 
     def index(self, client_id: str) -> int:
-        """Position of a client in stored order.
+        """Returns the index of a client, which `tokens` takes.
 
         Raises:
           ValueError: the store has no such client.
@@ -78,11 +87,11 @@ class TokenStore:
 
     @staticmethod
     def open(path: str | os.PathLike[str]) -> TokenStore:
-        """Opens a store: reads and checks its index, some 30 bytes a client and 1/128 of the tokens.
+        """Opens a store; reads and checks its index, about 30 bytes per client and 1/128 of the size of the tokens.
 
         Raises:
           OSError: `path` cannot be read.
-          ValueError: `path` is no token store, or its index is damaged, or it is cut short.
+          ValueError: `path` is not a token store, its index is damaged, or the file is cut short.
         """
         return _open(Path(path))
 
@@ -98,30 +107,31 @@ class TokenStore:
     ) -> TokenStore:
         """Encodes `source` into the store at `path`, unless one is there that was built from the same inputs.
 
-        The inputs are the source's fingerprint, the vocabulary's digest and the options; a store with a damaged
-        index is built anew. A second process that builds the same store at the same time waits for the first and takes
-        its result; if anything fails, the disk full for instance, the old store stays as it was. Tokens go to
-        disk as they come: memory holds the client ids and 50 bytes a piece of the source (a piece is a row of
-        a table, or a whole file).
+        The inputs are the source's fingerprint, the vocabulary's digest and the options. A store with a damaged index
+        is rebuilt. A second process that builds the same store at the same time waits for the first and takes its
+        result. If the build fails, for example because the disk is full, the old store stays as it was. Tokens are
+        written to disk as they are read: memory holds the client ids and about 50 bytes per piece of the source (a
+        piece is one pair that the source yields, such as a row of a table or a file of a folder).
 
         Args:
-          path: file to write; its folder is made if needed.
-          source: clients' text.
-          vocabulary: how to encode it.
-          min_tokens: clients with fewer tokens (begin and ends included) are left out, and counted.
-          split_seed: key of `places`, any integer of at most 128 bits.
-          merge_ids: "normalize" gives each client the normalized form of its id (`fl.near_ids`), so that near-equal
-            ids become one client, with all their text; None keeps ids as they are, and the statistics count
-            near-equal ones.
+          path: file to write; its folder is created if needed.
+          source: source of the clients' text.
+          vocabulary: vocabulary that encodes the text.
+          min_tokens: clients with fewer tokens (begin and ends of sentences included) are left out and counted, >= 2.
+          split_seed: key of `places`, a signed 128-bit integer.
+          merge_ids: "normalize" replaces each client id by its normalized form (`fl.near_ids`), so that near-equal ids
+            become one client with all their text. None keeps ids as they are, and the statistics count near-equal ids.
 
         Raises:
-          OSError: something cannot be read or written.
-          ValueError: a bad option, a bad row of a strict source, or no client left.
+          OSError: the source cannot be read or the store cannot be written.
+          ValueError: an option is out of range, a strict source has a bad row, or no client is left.
         """
         if not min_tokens >= 2:
-            raise ValueError(f"min_tokens is {min_tokens}; a client needs at least 2 tokens to have a target")
+            raise ValueError(
+                f"min_tokens = {min_tokens}: must be at least 2, because a client with fewer tokens has no target"
+            )
         if merge_ids not in (None, *typing.get_args(MergeIds)):
-            raise ValueError(f'merge_ids is {merge_ids!r}: give "normalize", or None to keep ids as they are')
+            raise ValueError(f'merge_ids = {merge_ids!r}: give "normalize", or None to keep ids as they are')
         target = Path(path)
         options = {
             "min_tokens": min_tokens,
@@ -131,21 +141,21 @@ class TokenStore:
             "size": vocabulary.size,
         }
         inputs = _sha256_json({**options, "source": source.fingerprint()})
-        if store := _reusable(target, inputs, source.bad_rows.strict):
+        if store := _open_reusable(target, inputs, source.bad_rows.strict):
             return store
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(target.with_name(f".{target.name}.lock")):
-            if store := _reusable(target, inputs, source.bad_rows.strict):
+        with _hold_lock(target.with_name(f".{target.name}.lock")):
+            if store := _open_reusable(target, inputs, source.bad_rows.strict):
                 return store
             folder = target.with_name(f".{target.name}.building")
-            # The lock is ours, so whoever left this is gone.
+            # We hold the lock, so a folder that is here was left by a build that was killed.
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(mode=0o700)
             try:
                 token_file.write(folder, source, vocabulary, min_tokens, split_seed, merge_ids, inputs)
                 os.replace(folder / "store", target)
             except OSError as error:
-                # A write that fails (disk full) does not say to which file.
+                # The error of a failed write, as on a full disk, does not name the file.
                 if error.filename is not None:
                     raise
                 raise OSError(error.errno, f"{error.strerror} (writing the token store)", str(target)) from None
@@ -156,25 +166,26 @@ class TokenStore:
 
 
 def sequences(tokens: NDArray[Any], length: int, limit: int | None = None) -> NDArray[np.int32]:
-    """Training windows: each target (every token but the first) stands in exactly one row.
+    """Cuts tokens into training sequences such that each target (every token but the first) is in exactly one row.
 
     Args:
       tokens: int [n], a client's tokens.
-      length: targets a row, at least 1.
-      limit: most rows, the first ones; all if None.
+      length: number of targets in a row, >= 1.
+      limit: maximum number of rows, >= 0; later targets are dropped. None keeps all.
 
     Returns:
-      int32 [rows, length + 1] at stride `length`, the last row filled up with padding (0); no row if n < 2.
+      int32 [rows, length + 1]. Each row begins `length` tokens after the one before; the last row ends with padding
+      (0). There are no rows if n < 2.
 
     Raises:
       ValueError: `length` < 1, `limit` < 0, or `tokens` is not one-dimensional.
     """
     if not length >= 1:
-        raise ValueError(f"sequence length {length} is below 1")
+        raise ValueError(f"sequence length = {length}: must be at least 1")
     if limit is not None and not limit >= 0:
-        raise ValueError(f"sequence limit {limit} is below 0")
+        raise ValueError(f"sequence limit = {limit}: must be at least 0")
     if tokens.ndim != 1:
-        raise ValueError(f"tokens have shape {tokens.shape}, not one dimension")
+        raise ValueError(f"tokens have shape {tokens.shape}: give an array of one dimension")
     rows = max(-(-(len(tokens) - 1) // length), 0)
     if limit is not None:
         rows = min(rows, limit)
@@ -202,26 +213,29 @@ def _open(path: Path) -> TokenStore:
     )
 
 
-def _reusable(path: Path, inputs: str, strict: bool) -> TokenStore | None:
-    """The store at `path` if it is whole, built from `inputs`, and good enough for a strict source."""
+def _open_reusable(path: Path, inputs: str, strict: bool) -> TokenStore | None:
+    """Opens the store at `path`; returns None unless it is intact, built from `inputs` and acceptable to the source.
+
+    A strict source does not accept a store that was built with bad or suspicious rows.
+    """
     try:
         store = _open(path)
     except (FileNotFoundError, ValueError):
         return None
-    # Built before without `strict`: reading anew raises at the first row that is bad or suspicious.
-    refused = store.statistics.bad_rows + store.statistics.suspicious_rows
-    usable = store._inputs == inputs and not (strict and refused)
+    # For a strict source, a build that reads such rows again raises ValueError at the first of them.
+    refused_rows = store.statistics.bad_rows + store.statistics.suspicious_rows
+    usable = store._inputs == inputs and not (strict and refused_rows)
     return store if usable else None
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Holds the lock file `path`: one builder at a time. The kernel frees it when its holder dies."""
+def _hold_lock(path: Path) -> Iterator[None]:
+    """Holds the lock file `path`: one process builds at a time. The kernel frees the lock when its holder dies."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-            # Its last holder has deleted the file that we waited for: take the one that stands there now.
+            # The last holder deleted the file whose lock we waited for: try again with the file that is there now.
             if not _is_at(descriptor, path):
                 continue
             try:

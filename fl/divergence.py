@@ -1,4 +1,4 @@
-"""What made a training diverge, judged from its plan and the size of its model."""
+"""Names the likely cause of a diverged training run from its privacy plan and the size of its model."""
 
 from __future__ import annotations
 
@@ -8,25 +8,27 @@ from privacy.plan import PrivacyPlan
 
 
 def noise_norm(plan: PrivacyPlan, clip: float, weights: int) -> float:
-    """Returns the L2 norm that the noise on a round's mean update has, but for a few per cent.
+    """Returns the root mean square of the L2 norm of the Gaussian noise on a round's mean update.
+
+    With a thousand weights or more, the norm in one round differs from it by a few per cent.
 
     Args:
-      plan: the run's.
-      clip: clip norm of the round.
-      weights: number of the model's weights; each has noise of its own.
+      plan: privacy plan of the run.
+      clip: clip norm of the round, > 0.
+      weights: number of the model's weights; each gets independent noise.
     """
     return plan.value_noise_multiplier * clip * math.sqrt(weights) / plan.expected_cohort
 
 
 def likely_cause(plan: PrivacyPlan, clip: float | None, weights: int) -> str:
-    """Says why a model is no longer finite, or its losses, after the server has changed it: cause, numbers and fix.
+    """Returns one line with the likely cause, and the fix, of a model or losses that became NaN or infinite.
 
-    A round moves the model by the clients' mean update, whose L2 norm is at most the clip norm, and by noise. Where
-    the noise is the larger one, clip and noise are the likely cause; otherwise the server's step, or without a clip
-    norm the clients' too, which nothing bounds.
+    A round moves the model by the clients' mean update, whose L2 norm is at most the clip norm, and by noise. If the
+    noise is larger than the clip norm, clip norm and noise are the likely cause, and otherwise the server's learning
+    rate. Without a clip norm nothing bounds the clients' updates, so that their learning rate may be the cause too.
 
     Args:
-      plan: the run's.
+      plan: privacy plan of the run.
       clip: clip norm of the round; None without clipping.
       weights: number of the model's weights.
     """

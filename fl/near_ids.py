@@ -8,7 +8,7 @@ from collections.abc import Container, Iterable
 from typing import Literal
 
 MergeIds = Literal["normalize"]
-"""How a token store joins clients: `normalize` joins those whose ids have one `normalized` form."""
+"""Ways of joining clients in a token store: `normalize` joins those whose ids have the same `normalized` form."""
 
 _INVISIBLE = frozenset({"Cc", "Cf"})
 _INTEGRAL = re.compile(r"(-?[0-9]+)\.0+")
@@ -17,31 +17,32 @@ _INTEGRAL = re.compile(r"(-?[0-9]+)\.0+")
 def normalized(client_id: str) -> str:
     """Returns the spelling that near-equal ids have in common.
 
-    Control and zero-width characters are left out, the Unicode form is NFKC, runs of white space are one space, none
-    stands at either end, and `7.0` is `7`. Letter case stays. Normalizing twice changes nothing more.
+    It has no control or zero-width characters and no white space at either end; each run of white space is one space;
+    the Unicode form is NFKC; an integer such as `7.0` is `7`. Letter case is kept. Normalizing a normalized id returns
+    it unchanged.
     """
     if not (client_id.isascii() and client_id.isprintable()):
-        shown = (c for c in client_id if c.isspace() or unicodedata.category(c) not in _INVISIBLE)
-        client_id = unicodedata.normalize("NFKC", "".join(shown))
+        visible = (c for c in client_id if c.isspace() or unicodedata.category(c) not in _INVISIBLE)
+        client_id = unicodedata.normalize("NFKC", "".join(visible))
     spaced = " ".join(client_id.split())
     integer = _INTEGRAL.fullmatch(spaced)
     return integer[1] if integer else spaced
 
 
 def is_blank(client_id: str) -> bool:
-    """Returns whether an id shows nothing: it is empty, or white space, control and zero-width characters alone."""
+    """Returns whether an id is empty or consists of white space, control and zero-width characters only."""
     return not normalized(client_id)
 
 
 def near_equal(client_ids: Iterable[str], known: Container[str]) -> list[tuple[str, ...]]:
-    """Finds the ids that differ and have one normalized form.
+    """Finds groups of different ids that have the same normalized form.
 
     Args:
       client_ids: ids, all different.
-      known: contains exactly the same ids, and answers fast (a set or a dict).
+      known: the same ids, as a set or dict in which a look-up is fast.
 
     Returns:
-      The groups of near-equal ids, each of at least two. Memory is taken by ids that are not in normalized form alone.
+      The groups, each of at least two ids. Only ids that are not in normalized form take memory meanwhile.
     """
     groups: dict[str, list[str]] = {}
     for client_id in client_ids:

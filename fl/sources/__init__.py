@@ -1,4 +1,8 @@
-"""Where clients' text comes from: plays, folders, tables, and TFF's client data. Each module has a `load`."""
+"""Reads clients' text from Shakespeare's plays, folders, tables and TFF's client data.
+
+Each kind of source has a module of its own, whose `load` checks a path or an object and returns a `Source`:
+`shakespeare`, `folder`, `csv_rows`, `jsonl`, `parquet`, `sqlite` and `client_data`.
+"""
 
 from fl.sources.base import BadRow, BadRows, Source
 

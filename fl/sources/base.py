@@ -1,4 +1,4 @@
-"""What a source of clients' text is, and how it records the rows that it cannot use."""
+"""Defines what a source of clients' text must provide, and how it records the rows that it cannot use."""
 
 from __future__ import annotations
 
@@ -9,13 +9,19 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 LONGEST_LINE = 1 << 26
-"""Longest line, in bytes, that a source reads; a longer one is a bad row."""
+"""Maximum length of a line in bytes, without its newline; a longer line is a bad row."""
 
-_KEPT = 1000
+_MAX_LISTED_ROWS = 1000
 
 
 class BadRow(NamedTuple):
-    """A row that could not be used. `line` counts from 1; 0 stands for the file as a whole."""
+    """A row of a source that could not be used.
+
+    Attributes:
+      file: path of the file; some sources name the client here instead.
+      line: number of the line or row, from 1; 0 stands for the file (or client) as a whole.
+      reason: what is wrong, in one line.
+    """
 
     file: str
     line: int
@@ -26,10 +32,13 @@ class BadRow(NamedTuple):
 
 
 class BadRows(list[BadRow]):
-    """The first thousand bad rows, the count of all, and notes.
+    """The bad rows of one iteration over a source: a list of the first thousand, counts of all, and notes.
 
-    A note is one line on something else that the reader must know: files that were passed over, rows that were read
-    and look wrong.
+    Attributes:
+      strict: whether the first bad or suspicious row raises ValueError.
+      total: number of bad rows, those beyond the first thousand included.
+      suspicious: number of rows that were read although they look wrong.
+      notes: lines on what else the operator must know: files that were passed over, suspicious rows.
     """
 
     def __init__(self, strict: bool) -> None:
@@ -40,7 +49,7 @@ class BadRows(list[BadRow]):
         self.notes: list[str] = []
 
     def restart(self) -> None:
-        """Forgets all rows and notes: a new iteration begins."""
+        """Forgets all rows, counts and notes. A source calls this when an iteration begins."""
         self.clear()
         self.total = self.suspicious = 0
         self.notes.clear()
@@ -55,46 +64,46 @@ class BadRows(list[BadRow]):
         if self.strict:
             raise ValueError(str(row))
         self.total += 1
-        if len(self) < _KEPT:
+        if len(self) < _MAX_LISTED_ROWS:
             self.append(row)
 
     def suspect(self, file: Path | str, line: int, reason: str) -> None:
-        """Counts a row that is read and looks wrong; the source says so in a note.
+        """Counts a row that is read although it looks wrong. The source itself adds the note on such rows.
 
         Raises:
           ValueError: the source is strict; the message names file and line.
         """
         if self.strict:
-            raise ValueError(f"{BadRow(str(file), line, reason)}, or read without strict")
+            raise ValueError(f"{BadRow(str(file), line, reason)}, or set strict = false")
         self.suspicious += 1
 
 
 class Source(Protocol):
-    """Clients' text: pairs of a client id and some sentences of it.
+    """A source of clients' text: iterating over it yields pairs of a client id and some of that client's sentences.
 
-    A client may come in several pieces, not next to one another: its sentences are those of all pieces in
-    order. An iteration begins with an empty `bad_rows` and fills it; a row whose client id is blank
-    (`fl.near_ids.is_blank`) is a bad row.
+    A client may come in several pieces, which need not be adjacent; its sentences are those of all its pieces, in
+    the order in which they are yielded. Each iteration empties `bad_rows` and fills it again. A row whose client id
+    is blank (`fl.near_ids.is_blank`) is a bad row.
     """
 
     @property
     def description(self) -> str:
-        """One line for people: what this is and with which options it was read. Names no absolute path."""
+        """Describes the source and its options in one line for people, without absolute paths."""
 
     @property
     def bad_rows(self) -> BadRows:
-        """Rows of the last iteration that could not be used."""
+        """Returns the rows of the last iteration that could not be used."""
 
     def fingerprint(self) -> str:
-        """SHA-256 (hex) that changes whenever the clients or their sentences may have changed."""
+        """Returns a SHA-256 (hex) that changes whenever the clients or their sentences may have changed."""
 
     def __iter__(self) -> Iterator[tuple[str, list[str]]]: ...
 
 
 def fingerprint(options: str, files: Iterable[Path]) -> str:
-    """SHA-256 (hex) of the options, and of the name and content of every file in order.
+    """Returns the SHA-256 (hex) of the options, and of the name and content of every file, in order.
 
-    A file that cannot be read counts as such: to say so is for the reading itself.
+    A file that cannot be read counts with a fixed content and raises nothing: reading the source reports it.
     """
     total = hashlib.sha256(options.encode())
     for path in files:
@@ -111,31 +120,37 @@ def fingerprint(options: str, files: Iterable[Path]) -> str:
 
 
 def require_file(path: Path) -> None:
-    """Checks that `path` is a file with something in it.
+    """Checks that `path` is a regular file and not empty.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: it is no regular file, or it is empty.
+      ValueError: it is not a regular file, or it is empty.
     """
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file")
     if not path.is_file():
-        raise ValueError(f"{path}: not a file")
+        raise ValueError(f"{path}: not a regular file")
     if path.stat().st_size == 0:
         raise ValueError(f"{path}: the file is empty")
 
 
 class Listing(NamedTuple):
-    """The files of a folder that a source reads, by name, and a note on its other entries ("" if there is none)."""
+    """The entries of a folder, divided into those that a source reads and those that it passes over.
+
+    Attributes:
+      files: the files that the source reads, sorted by name.
+      passed_over: one line on all other entries; "" if there are none.
+    """
 
     files: list[Path]
     passed_over: str
 
 
 def list_folder(folder: Path, suffix: str) -> Listing:
-    """Lists the files of `folder` whose names end in `suffix`; hidden files and folders within are passed over.
+    """Lists the files of `folder` whose names end in `suffix`; hidden files and sub-folders are passed over.
 
-    Hidden files, whose names begin with a dot, are other programs' own: macOS leaves a `._anna.txt` beside `anna.txt`.
+    Hidden files have names that begin with a dot and belong to other programs: macOS, for example, leaves a
+    `._anna.txt` beside `anna.txt`. Read as text, such a file would be a client of its own.
     """
     files: list[Path] = []
     kinds: dict[str, list[str]] = {"hidden": [], "folders within": [], f"files not named *{suffix}": []}
@@ -149,23 +164,23 @@ def list_folder(folder: Path, suffix: str) -> Listing:
             others.append(path.name)
         else:
             files.append(path)
-    parts = [f"{len(names)} {kind} ({_some(names)})" for kind, names in kinds.items() if names]
+    parts = [f"{len(names)} {kind} ({_list_examples(names)})" for kind, names in kinds.items() if names]
     return Listing(files, f"passed over in the folder: {', '.join(parts)}" if parts else "")
 
 
-def _some(names: list[str]) -> str:
+def _list_examples(names: list[str]) -> str:
     return ", ".join(map(repr, names[:3])) + (", …" if len(names) > 3 else "")
 
 
 def is_special(path: Path) -> bool:
-    """Whether `path` is a pipe, a socket or a device: to read it may take for ever."""
+    """Returns whether `path` is a pipe, a socket or a device, from which reading may never end."""
     return path.exists() and not (path.is_file() or path.is_dir())
 
 
 def byte_lines(path: Path, bad_rows: BadRows) -> Iterator[tuple[int, bytes]]:
-    """Numbered lines of a file with their ends, without a byte-order mark; a line too long is a bad row.
+    """Yields the lines of a file, numbered from 1, with their line ends and without a byte-order mark.
 
-    Memory is bounded by `LONGEST_LINE`.
+    A line longer than `LONGEST_LINE` is recorded in `bad_rows` and not yielded, so that memory stays bounded.
     """
     with open(path, "rb") as file:
         number = 0
@@ -180,7 +195,10 @@ def byte_lines(path: Path, bad_rows: BadRows) -> Iterator[tuple[int, bytes]]:
 
 
 def text_lines(path: Path, bad_rows: BadRows) -> Iterator[tuple[int, str]]:
-    """Numbered lines of a UTF-8 file, without their ends; a line too long or not UTF-8 is a bad row."""
+    """Yields the lines of a UTF-8 file, numbered from 1, without their line ends.
+
+    A line that is too long or not UTF-8 is recorded in `bad_rows` and not yielded.
+    """
     for number, line in byte_lines(path, bad_rows):
         try:
             yield number, line.rstrip(b"\r\n").decode()
@@ -189,7 +207,10 @@ def text_lines(path: Path, bad_rows: BadRows) -> Iterator[tuple[int, str]]:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether `text` has a UTF-8 form, that is, holds no lone surrogate (what undecodable bytes become)."""
+    """Returns whether `text` can be encoded in UTF-8.
+
+    It cannot if it holds a lone surrogate, which is what undecodable bytes become under `surrogateescape`.
+    """
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""Any `tff.simulation.datasets.ClientData` as a source, read once when the token store is built."""
+"""Reads clients' text from any `tff.simulation.datasets.ClientData` object."""
 
 from __future__ import annotations
 
@@ -16,28 +16,29 @@ from fl.sources.table import id_text
 
 
 class ClientData(Protocol):
-    """What is used of `tff.simulation.datasets.ClientData`."""
+    """The part of `tff.simulation.datasets.ClientData` that fedspeak uses."""
 
     @property
     def client_ids(self) -> list[Any]:
-        """Client ids: strings or integers."""
+        """Returns the client ids: strings or integers."""
 
     def create_tf_dataset_for_client(self, client_id: Any) -> Any:
-        """A `tf.data.Dataset` of the client's examples."""
+        """Returns a `tf.data.Dataset` of the client's examples."""
 
 
 @dataclass(frozen=True)
 class FromClientData:
-    """Source of a ClientData object: each string of an example's text is one sentence.
+    """A source that reads a ClientData object; each string in an example's text is one sentence.
 
-    One `tf.data.Dataset` is made a client and pass, and the fingerprint costs a pass over all text: for the
-    SQLite files of TFF, `SqliteClients` is many times faster. In a bad row the client id stands for the file,
-    the example's number for the line. An id that is listed more than once is read once, which a note says.
+    Each pass over the source creates one `tf.data.Dataset` per client, and the fingerprint needs a pass of its own.
+    For the SQLite files of TFF, `SqliteClients` is therefore many times faster. In a bad row, `file` is the client id
+    and `line` the number of the example, from 1. An id that `client_ids` lists more than once is read once, and a
+    note says so.
 
     Attributes:
-      client_data: the clients.
-      feature: the key of the text in an example; None if an example is a string by itself.
-      name: what to call the data in reports.
+      client_data: the object that is read.
+      feature: key of the text in an example; None if the example itself is a string or an array of strings.
+      name: name of the data in messages and reports.
       strict: whether the first bad row raises ValueError.
     """
 
@@ -48,16 +49,16 @@ class FromClientData:
 
     @property
     def description(self) -> str:
-        """The name and the feature."""
+        """Returns the name and the feature in one line."""
         return f"{self.name}, text in {'the example' if self.feature is None else f'feature {self.feature!r}'}"
 
     @cached_property
     def bad_rows(self) -> BadRows:
-        """Examples of the last iteration that could not be used."""
+        """Returns the examples and clients of the last iteration that could not be used."""
         return BadRows(self.strict)
 
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of all clients' text."""
+        """Returns the SHA-256 (hex) of all client ids and sentences; reads all of them."""
         digest = hashlib.sha256(b"client data 1")
         for client, sentences in self:
             for text in (client, *sentences):
@@ -89,7 +90,7 @@ class FromClientData:
             if sentences:
                 yield client, sentences
             elif number == 0:
-                self.bad_rows.add(client, 0, "no example")
+                self.bad_rows.add(client, 0, "the client has no examples")
         if repeated:
             self.bad_rows.notes.append(f"client_ids repeats {repeated} ids: each client is read once")
 
@@ -97,30 +98,30 @@ class FromClientData:
         value = example
         if self.feature is not None:
             if not isinstance(example, dict) or self.feature not in example:
-                names = ", ".join(map(repr, example)) if isinstance(example, dict) else "no names"
+                names = ", ".join(map(repr, example)) if isinstance(example, dict) else "no features"
                 raise ValueError(f"no feature {self.feature!r}; the example has {names}")
             value = example[self.feature]
         values = np.asarray(value, dtype=object).reshape(-1).tolist()
         if not all(isinstance(text, bytes) for text in values):
-            raise ValueError("not text")
+            raise ValueError("the text is not a string")
         try:
             texts = [text.decode() for text in values]
         except UnicodeDecodeError:
             raise ValueError("not UTF-8") from None
         texts = [text for text in texts if text.strip()]
         if not texts:
-            raise ValueError("no text")
+            raise ValueError("the text is empty")
         return texts
 
 
 def load(
     client_data: ClientData, feature: str | None, *, name: str = "client data", strict: bool = False
 ) -> FromClientData:
-    """Clients of a ClientData object; the arguments are the attributes of `FromClientData`.
+    """Returns the source that reads `client_data`; the arguments are the attributes of `FromClientData`.
 
     Raises:
-      ValueError: there is no client.
+      ValueError: `client_data` has no clients.
     """
     if not client_data.client_ids:
-        raise ValueError(f"{name}: there is no client")
+        raise ValueError(f"{name}: client_ids is empty, give client data with at least one client")
     return FromClientData(client_data, feature, name, strict)

@@ -1,4 +1,4 @@
-"""CSV with a user and a text in every row."""
+"""Reads clients' text from a CSV file that has a client id and a text in every row."""
 
 from __future__ import annotations
 
@@ -11,13 +11,17 @@ from fl.sources.base import LONGEST_LINE, BadRows, byte_lines
 from fl.sources.table import Table
 
 MANY_LINE_BREAKS = 20
-"""A row with more line breaks than this is suspicious: two stray quotes make all rows between them one text."""
+"""Maximum number of line breaks in a row that is not suspicious.
+
+Two stray quotes join all rows between them into one text, which would then belong to one client.
+"""
 
 
 class Csv(Table):
-    """Source of a CSV file: comma-separated, quoted with ", its first row names the columns.
+    """A source that reads a CSV file: comma-separated, quoted with ", with the names of the columns in the first row.
 
-    A suspicious row (`MANY_LINE_BREAKS`) is read and noted; a strict source refuses it.
+    A row with more than `MANY_LINE_BREAKS` line breaks is suspicious: it is read, and a note says so; a strict source
+    raises ValueError.
     """
 
     def __iter__(self) -> Iterator[tuple[str, list[str]]]:
@@ -41,47 +45,58 @@ class Csv(Table):
             self.bad_rows.notes.append(f"{count} suspicious rows were read, the first: {first_suspicious}")
 
     def rows(self, bad_rows: BadRows) -> Iterator[tuple[int, list[str]]]:
-        """Rows with the number of their first line; blank lines are passed over."""
-        read = 0
+        """Yields each row with the number of its first line, and skips blank lines.
+
+        What is not CSV is recorded in `bad_rows`, and every line that is lost with it counts as a bad row.
+        """
+        last_line = 0
 
         def lines() -> Iterator[str]:
-            nonlocal read
+            nonlocal last_line
             for number, line in byte_lines(self.path, bad_rows):
-                read = number
+                last_line = number
                 yield line.decode(errors="surrogateescape")
 
         csv.field_size_limit(LONGEST_LINE)
         reader = csv.reader(lines(), strict=True)
         while True:
-            first = read + 1
+            first = last_line + 1
             try:
                 row = next(reader)
             except StopIteration:
                 return
             except csv.Error as error:
-                until = (
-                    "" if read <= first else f"; lines {first} to {read} are lost with it, look for a quote not closed"
+                lost = (
+                    f"; lines {first} to {last_line} are lost with it: look for a quote that is not closed"
+                    if last_line > first
+                    else ""
                 )
-                bad_rows.add(self.path, first, f"not CSV: {error}{until}")
-                bad_rows.total += max(read - first, 0)
+                bad_rows.add(self.path, first, f"not CSV: {error}{lost}")
+                bad_rows.total += max(last_line - first, 0)
                 continue
             if row:
                 yield first, row
 
 
 def load(path: Path, user_column: str, text_column: str, *, strict: bool = False) -> Csv:
-    """Clients of a CSV file.
+    """Returns the source that reads a CSV file; reads and checks its header first.
+
+    Args:
+      path: the file, in UTF-8.
+      user_column: name of the column of client ids.
+      text_column: name of the column of texts.
+      strict: whether the first bad or suspicious row raises ValueError.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: it is no regular file, it is empty or no UTF-8 text, the two columns are one, or the header does
-        not have each of them once.
+      ValueError: the path is not a regular file, the file is empty or not UTF-8 text, the two columns are the same,
+        or the header does not name each of them exactly once.
     """
     table.check_text(path, user_column, text_column)
     source = Csv(path, user_column, text_column, strict)
     _, header = next(source.rows(BadRows(strict=True)), (0, []))
     for column in (user_column, text_column):
         if header.count(column) != 1:
-            found = "no column" if column not in header else "more than one column"
-            raise ValueError(f"{path}: {found} {column!r}; the header has {', '.join(map(repr, header))}")
+            problem = "no column" if column not in header else "more than one column"
+            raise ValueError(f"{path}: {problem} {column!r}; the header has {', '.join(map(repr, header))}")
     return source

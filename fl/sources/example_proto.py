@@ -1,8 +1,8 @@
-"""The text in a serialised `tf.train.Example`, read without TensorFlow.
+"""Reads the text in a serialised `tf.train.Example` without TensorFlow.
 
-Only what is needed of the protocol-buffer wire format (https://protobuf.dev/programming-guides/encoding/): an
-Example is `{1: Features}`, Features `{1: {1: name, 2: Feature}}` repeated, a Feature `{1: BytesList}` among
-others, and a BytesList `{1: bytes}` repeated.
+The module decodes as much of the protocol-buffer wire format (https://protobuf.dev/programming-guides/encoding/) as
+that needs. Written as {field number: value}, an Example is `{1: Features}`; Features has one `{1: {1: name, 2:
+Feature}}` per feature; a Feature of bytes is `{1: BytesList}`; a BytesList has one `{1: bytes}` per value.
 """
 
 from __future__ import annotations
@@ -13,15 +13,19 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
 def bytes_feature(example: bytes, name: str) -> list[bytes]:
-    """Values of the bytes feature `name`.
+    """Returns the values of the bytes feature `name`, in order.
+
+    Args:
+      example: a serialised `tf.train.Example`.
+      name: name of the feature.
 
     Raises:
-      ValueError: `example` is no Example, or has no such feature, or it holds numbers.
+      ValueError: `example` is not a serialised Example, or has no such feature, or the feature holds numbers.
     """
     features: dict[bytes, bytes] = {}
     for part in _messages(example):
         for entry in _messages(part):
-            # In a map entry that names its field twice, and in a map with one key twice, the last one counts.
+            # As the wire format prescribes: of several equal keys, or equal fields of one entry, the last counts.
             fields = {
                 1: b"",
                 2: b"",
@@ -38,12 +42,12 @@ def bytes_feature(example: bytes, name: str) -> list[bytes]:
 
 
 def _messages(message: bytes) -> Iterator[bytes]:
-    """Values of field 1."""
+    """Yields the values of field 1."""
     return (value for number, value in _fields(message) if number == 1 and value is not None)
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, bytes | None]]:
-    """(number, value) of the fields of a message, in order; None for the value of a number."""
+    """Yields (number, value) of the fields of a message, in order; the value of a numeric field is None."""
     position = 0
     while position < len(message):
         tag, position = _varint(message, position)

@@ -1,4 +1,4 @@
-"""Files of another format than a source reads, told by their first bytes, each with the way to convert it."""
+"""Recognises, by their first bytes, files in a format that a text source cannot read, and says how to convert them."""
 
 from __future__ import annotations
 
@@ -23,16 +23,19 @@ def head(path: Path) -> bytes:
 
 
 def why_compressed(start: bytes) -> str | None:
-    """Returns, for a file that begins so and is compressed, one line with the fix; None for any other."""
+    """Returns one line with the fix if a file that begins with the bytes `start` is compressed, and None otherwise."""
     if start.startswith(b"BZh") and start[4:10] == b"1AY&SY":
         name, command = "bzip2", "bunzip2"
     else:
-        name, command = next((how for magic, how in _COMPRESSED.items() if start.startswith(magic)), ("", ""))
+        name, command = next((fix for magic, fix in _COMPRESSED.items() if start.startswith(magic)), ("", ""))
     return f"the file is compressed ({name}): decompress it first, for instance with {command}" if name else None
 
 
 def why_no_text(start: bytes) -> str | None:
-    """Returns, for a file that begins so and is no UTF-8 text in lines, one line with the fix; None if it may be."""
+    """Returns one line with the fix if a file that begins with the bytes `start` is not lines of UTF-8 text.
+
+    None means that nothing speaks against it; the rest of the file may still hold bytes that are not UTF-8.
+    """
     if reason := why_compressed(start):
         return reason
     for magic, (name, source) in _SOURCES.items():
@@ -46,7 +49,7 @@ def why_no_text(start: bytes) -> str | None:
 
 
 def _looks_like_utf16(start: bytes) -> bool:
-    """Whether every other byte is zero, as in UTF-16 of mostly ASCII text, and few of the rest."""
+    """Returns whether nearly every other byte is zero and few of the rest are, as in mostly ASCII text in UTF-16."""
     sample = start[:4096]
     zeros = [part.count(0) / max(len(part), 1) for part in (sample[::2], sample[1::2])]
     return max(zeros) > 0.9 and min(zeros) < 0.1

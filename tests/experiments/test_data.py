@@ -157,7 +157,9 @@ def test_error_on_empty_set_names_rows_and_clients_left_out(config, tmp_path):
         data.prepare(config, None)
     message = str(caught.value)
     assert re.search(
-        r"\(173 bad rows, the first: .*users.jsonl:4: column 'user' is not a string; 1 clients below", message
+        r"\(173 bad rows, the first: .*users.jsonl:4: column 'user' is neither a string nor an integer; "
+        "1 clients below",
+        message,
     )
     assert "\n" not in message
 
@@ -167,7 +169,9 @@ def test_error_on_empty_set_names_unclosed_quote_in_csv(config, tmp_path):
     lines = [f"{row['user']},{row['text']}" for row in rows]
     lines[4] = lines[4].replace(",", ',"')
     (tmp_path / "users.csv").write_text("user,text\n" + "\n".join(lines) + "\n")
-    with pytest.raises(ValueError, match=r"\(171 bad rows, the first: .*users.csv:6: .*look for a quote not closed"):
+    with pytest.raises(
+        ValueError, match=r"\(171 bad rows, the first: .*users.csv:6: .*look for a quote that is not closed"
+    ):
         data.prepare(with_data(config, source="csv", path="users.csv"), None)
 
 

@@ -16,7 +16,7 @@ IDS = st.lists(st.text(st.characters(codec="utf-8"), max_size=4), unique=True, m
 
 
 @given(ids=IDS, chosen=st.sets(st.integers(0, 29)), other=st.text(max_size=4))
-def test_ids_are_a_sequence_of_the_same_strings(ids, chosen, other):
+def test_client_ids_equal_sequence_of_same_strings(ids, chosen, other):
     numbers = np.array(sorted(number for number in chosen if number < len(ids)), np.int64)
     subset = [ids[number] for number in numbers]
     for found, wanted in ((kept(ids), ids), (kept(ids).take(numbers), subset)):
@@ -31,16 +31,16 @@ def test_ids_are_a_sequence_of_the_same_strings(ids, chosen, other):
             found[len(wanted)]
 
 
-def test_an_id_that_is_read_again_takes_no_memory_again():
+def test_client_id_read_twice_is_one_object():
     ids = kept(["a", "client 7"])
     assert ids[1] is ids[1]
 
 
-def test_an_id_that_has_no_utf8_is_not_found():
+def test_find_returns_none_for_lone_surrogate():
     assert kept(["a", "é"]).find("\ud800") is None
 
 
-def test_one_of_a_million_ids_is_found_by_binary_search(monkeypatch):
+def test_find_looks_at_logarithmic_number_of_ids(monkeypatch):
     bounds = np.arange(0, 7_000_001, 7)
     ids = ClientIds(bounds[:-1], bounds[1:], b"".join(b"%07d" % number for number in range(1_000_000)))
     wanted = [ids[number] for number in range(0, 1_000_000, 1000)]
@@ -56,18 +56,18 @@ def test_one_of_a_million_ids_is_found_by_binary_search(monkeypatch):
     assert len(looked_at) <= 22 * len(wanted)  # log2 of a million is below 20
 
 
-def test_places_are_uniform_and_keyed():
+def test_places_are_uniform_and_depend_on_seed():
     ids = [f"client {number}" for number in range(20_000)]
     first, second = places(ids, 0), places(ids, 1)
     for found in (first, second, (first - second) % 1):
         assert found.dtype == np.float64 and found.min() >= 0 and found.max() < 1
         counts = np.histogram(found, 50, (0, 1))[0]
-        # Chi-square of 49 degrees of freedom: beyond 110 with probability 2e-6.
+        # A chi-square variable with 49 degrees of freedom exceeds 110 with probability 2e-6.
         assert ((counts - 400) ** 2 / 400).sum() < 110
     assert places(ids[5:6], 0) == first[5]
 
 
 @pytest.mark.parametrize("seed", [2**127, -(2**127) - 1])
-def test_a_seed_of_more_than_128_bits_is_refused(seed):
-    with pytest.raises(ValueError, match=f"split seed {seed} does not fit 128 bits"):
+def test_places_refuse_seed_of_more_than_128_bits(seed):
+    with pytest.raises(ValueError, match=f"split_seed = {seed} does not fit 128 bits"):
         places(["a"], seed)

@@ -19,7 +19,7 @@ from tests.fl.rows import WORDS, Rows, two_clients
 
 
 def expected(pieces):
-    """Each client's tokens by the definition."""
+    """Returns each client's tokens, computed as the format defines them."""
     tokens: dict[str, list[int]] = {}
     for client, sentences in pieces:
         for sentence in sentences:
@@ -34,7 +34,7 @@ PIECES = st.lists(
 
 
 @given(pieces=PIECES)
-def test_the_store_holds_each_clients_tokens_in_order(tmp_path_factory, pieces):
+def test_store_holds_each_clients_tokens_in_order(tmp_path_factory, pieces):
     store = TokenStore.build(tmp_path_factory.mktemp("store") / "s", Rows(pieces), WORDS)
     wanted = expected(pieces)
     assert store.clients == tuple(wanted)
@@ -44,7 +44,7 @@ def test_the_store_holds_each_clients_tokens_in_order(tmp_path_factory, pieces):
 
 
 @given(pieces=PIECES, min_tokens=st.integers(2, 12))
-def test_short_clients_are_left_out_and_counted(tmp_path_factory, pieces, min_tokens):
+def test_store_leaves_out_and_counts_clients_below_min_tokens(tmp_path_factory, pieces, min_tokens):
     wanted = expected(pieces)
     kept = {client: tokens for client, tokens in wanted.items() if len(tokens) >= min_tokens}
     path = tmp_path_factory.mktemp("store") / "s"
@@ -62,14 +62,14 @@ def test_short_clients_are_left_out_and_counted(tmp_path_factory, pieces, min_to
     assert found.sentences == sum(tokens.count(2) for tokens in kept.values())
 
 
-def test_tokens_are_read_only(tmp_path):
+def test_tokens_are_read_only_uint16(tmp_path):
     tokens = TokenStore.build(tmp_path / "s", two_clients(), WORDS).tokens(0)
     assert tokens.dtype == np.uint16
     with pytest.raises(ValueError, match="read-only"):
         tokens[0] = 7
 
 
-def test_a_large_vocabulary_takes_four_bytes(tmp_path):
+def test_store_of_large_vocabulary_has_int32_tokens(tmp_path):
     pairs = (bytes([left, right]) for left in range(255, -1, -1) for right in range(256))
     words = Vocabulary(WORDS.pieces + tuple(pairs))
     assert words.size > 65_536
@@ -79,17 +79,17 @@ def test_a_large_vocabulary_takes_four_bytes(tmp_path):
 
 
 @pytest.mark.parametrize("client", [-1, 2])
-def test_a_client_outside_is_refused(tmp_path, client):
+def test_tokens_refuse_client_outside_store(tmp_path, client):
     with pytest.raises(IndexError, match=f"client {client} is outside"):
         TokenStore.build(tmp_path / "s", two_clients(), WORDS).tokens(client)
 
 
-def test_an_unknown_client_is_named(tmp_path):
+def test_index_names_unknown_client(tmp_path):
     with pytest.raises(ValueError, match="no client 'c'"):
         TokenStore.build(tmp_path / "s", two_clients(), WORDS).index("c")
 
 
-def test_unchanged_inputs_are_not_read_again(tmp_path):
+def test_build_with_unchanged_inputs_reuses_store(tmp_path):
     first, second = two_clients(), two_clients()
     built = TokenStore.build(tmp_path / "s", first, WORDS)
     inode = (tmp_path / "s").stat().st_ino
@@ -109,23 +109,23 @@ def test_unchanged_inputs_are_not_read_again(tmp_path):
     ],
     ids=["text", "vocabulary", "option", "source"],
 )
-def test_changed_inputs_are_built_anew(tmp_path, source, words, min_tokens):
+def test_build_with_changed_inputs_rebuilds_store(tmp_path, source, words, min_tokens):
     old = TokenStore.build(tmp_path / "s", two_clients(), WORDS)
     before = old.tokens(0).tolist()
     new = TokenStore.build(tmp_path / "s", source, words, min_tokens=min_tokens)
     assert source.read == 1
     assert new.digest != old.digest
-    # Who had the old store open goes on with it.
+    # A reader that had opened the old store still reads the old tokens.
     assert old.tokens(0).tolist() == before
 
 
-def test_the_digest_does_not_depend_on_where_the_store_lies(tmp_path):
+def test_digest_is_independent_of_store_path(tmp_path):
     left = TokenStore.build(tmp_path / "left" / "s", two_clients(), WORDS)
     right = TokenStore.build(tmp_path / "right" / "another", two_clients(), WORDS)
     assert left.digest == right.digest
 
 
-def test_a_strict_source_is_not_served_from_a_store_with_bad_rows(tmp_path):
+def test_store_with_bad_rows_is_not_reused_for_strict_source(tmp_path):
     source = Rows(two_clients().pieces, [("file", 3, "broken")])
     TokenStore.build(tmp_path / "s", source, WORDS)
     source.bad_rows = BadRows(strict=True)
@@ -135,11 +135,11 @@ def test_a_strict_source_is_not_served_from_a_store_with_bad_rows(tmp_path):
     good.bad_rows = BadRows(strict=True)
     TokenStore.build(tmp_path / "s", good, WORDS)
     TokenStore.build(tmp_path / "s", good, WORDS)
-    # The good source differs in nothing that is fingerprinted here: it was read once to replace the other's.
+    # The good source has the same fingerprint as the other: it is read once, to replace the other's store.
     assert good.read == 1
 
 
-def test_bad_rows_are_counted_and_shown(tmp_path):
+def test_statistics_count_bad_rows_and_keep_first_twenty(tmp_path):
     bad = [("file", number, "broken") for number in range(1, 51)]
     store = TokenStore.build(tmp_path / "s", Rows(two_clients().pieces, bad), WORDS)
     assert store.statistics.bad_rows == 50
@@ -148,24 +148,24 @@ def test_bad_rows_are_counted_and_shown(tmp_path):
     assert TokenStore.open(tmp_path / "s").statistics == store.statistics
 
 
-def test_a_source_without_text_is_refused_in_one_line(tmp_path):
+def test_build_refuses_source_without_text_and_names_bad_row(tmp_path):
     with pytest.raises(ValueError, match=r"no client with text \(1 bad rows, the first: file:3: broken\)$"):
         TokenStore.build(tmp_path / "s", Rows([("a", [])], [("file", 3, "broken")]), WORDS)
     assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("min_tokens", [1, -1, float("nan")])
-def test_a_bad_min_tokens_is_refused(tmp_path, min_tokens):
-    with pytest.raises(ValueError, match=f"min_tokens is {min_tokens}"):
+def test_build_refuses_min_tokens_below_two(tmp_path, min_tokens):
+    with pytest.raises(ValueError, match=f"min_tokens = {min_tokens}: must be at least 2"):
         TokenStore.build(tmp_path / "s", two_clients(), WORDS, min_tokens=min_tokens)
 
 
-def test_a_missing_store_is_named(tmp_path):
+def test_open_names_missing_store(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"s: no token store here; build it first$"):
         TokenStore.open(tmp_path / "s")
 
 
-def test_a_failing_source_leaves_the_old_store_and_nothing_else(tmp_path):
+def test_failing_source_leaves_only_old_store(tmp_path):
     old = TokenStore.build(tmp_path / "s", two_clients(), WORDS)
 
     class Failing(Rows):
@@ -192,9 +192,9 @@ def run(code, path):
     return subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_a_full_disk_leaves_the_old_store(tmp_path):
+def test_full_disk_leaves_only_old_store(tmp_path):
     old = TokenStore.build(tmp_path / "s", two_clients(), WORDS)
-    # A limit on the size of a file fails the write as a full disk does.
+    # With a limit on the size of files, the write fails as it does on a full disk.
     process = run(
         """
 import resource, signal
@@ -213,7 +213,7 @@ except OSError as error:
     assert [entry.name for entry in tmp_path.iterdir()] == ["s"]
 
 
-def test_two_builders_at_once_build_once(tmp_path):
+def test_concurrent_builders_of_one_store_build_once(tmp_path):
     code = """
 class Slow(Rows):
     def __iter__(self):
@@ -231,7 +231,7 @@ print(TokenStore.build(path, source, WORDS).digest, source.read)
     assert TokenStore.open(tmp_path / "s").digest == found[0][0]
 
 
-def test_builders_of_different_stores_at_one_path_never_mix(tmp_path):
+def test_concurrent_builders_of_different_stores_do_not_mix(tmp_path):
     code = """
 for turn in range(8):
     text = f"{os.getpid()} {turn} " + "x" * 20_000
@@ -246,7 +246,7 @@ print("ok")
     assert [entry.name for entry in tmp_path.iterdir()] == ["s"]
 
 
-def test_what_a_killed_builder_left_is_swept_up(tmp_path):
+def test_build_removes_files_of_killed_builder(tmp_path):
     process = run(
         """
 class Endless(Rows):
@@ -266,7 +266,7 @@ TokenStore.build(path, Endless([]), WORDS)
     assert [entry.name for entry in tmp_path.iterdir()] == ["s"]
 
 
-def test_of_many_pieces_each_is_encoded_once_and_kept_in_little_memory(tmp_path, monkeypatch):
+def test_build_encodes_each_piece_once_in_bounded_memory(tmp_path, monkeypatch):
     class Many(Rows):
         def fingerprint(self):
             return "many"
@@ -298,7 +298,7 @@ def test_of_many_pieces_each_is_encoded_once_and_kept_in_little_memory(tmp_path,
     length=st.integers(1, 12),
     limit=st.none() | st.integers(0, 8),
 )
-def test_every_target_stands_in_one_sequence(tokens, length, limit):
+def test_sequences_hold_each_target_once(tokens, length, limit):
     rows = sequences(np.array(tokens, np.uint16), length, limit)
     assert rows.dtype == np.int32
     assert rows.shape[1] == length + 1
@@ -308,18 +308,18 @@ def test_every_target_stands_in_one_sequence(tokens, length, limit):
     assert len(rows) == -(-len(wanted) // length)
     # Each row but the first begins with the last target of the one before, its context.
     assert rows[1:, 0].tolist() == rows[:-1, -1].tolist()
-    # Padding only at the end of the last row.
+    # Only the last row ends with padding.
     assert not (rows[:-1] == 0).any()
 
 
-def test_sequences_by_hand():
+def test_sequences_equal_example_by_hand():
     tokens = np.array([1, 5, 6, 2, 7, 2], np.uint16)
     assert sequences(tokens, 2).tolist() == [[1, 5, 6], [6, 2, 7], [7, 2, 0]]
     assert sequences(tokens, 2, limit=1).tolist() == [[1, 5, 6]]
     assert sequences(tokens[:1], 2).shape == (0, 3)
 
 
-def test_sequences_do_not_share_memory_with_the_store():
+def test_sequences_do_not_share_memory_with_tokens():
     tokens = np.arange(1, 9, dtype=np.uint16)
     rows = sequences(tokens, 4)
     rows[:] = 0
@@ -327,14 +327,14 @@ def test_sequences_do_not_share_memory_with_the_store():
 
 
 @pytest.mark.parametrize(
-    ("length", "limit", "reason"), [(0, None, "length 0"), (float("nan"), None, "nan"), (3, -1, "limit -1")]
+    ("length", "limit", "reason"), [(0, None, "length = 0"), (float("nan"), None, "nan"), (3, -1, "limit = -1")]
 )
-def test_bad_sequence_arguments_are_refused(length, limit, reason):
+def test_sequences_refuse_length_and_limit_out_of_range(length, limit, reason):
     with pytest.raises(ValueError, match=reason):
         sequences(np.array([1, 2]), length, limit)
 
 
-def test_opening_needs_no_tensorflow():
+def test_importing_store_and_sources_loads_no_tensorflow():
     modules = "fl.clients, fl.splits, fl.sources.sqlite, fl.sources.client_data, fl.sources.shakespeare"
     code = f"import sys, {modules}; print('tensorflow' in sys.modules)"
     root = Path(token_file.__file__).parents[1]

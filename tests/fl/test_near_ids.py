@@ -88,5 +88,5 @@ def test_a_store_is_built_anew_when_ids_are_to_be_merged(tmp_path):
 
 
 def test_an_unknown_way_to_merge_ids_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="merge_ids is 'lower': give \"normalize\", or None"):
+    with pytest.raises(ValueError, match="merge_ids = 'lower': give \"normalize\", or None"):
         TokenStore.build(tmp_path / "s", two_clients(), WORDS, merge_ids="lower")  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ from tests.fl.rows import WORDS, Rows, two_clients
 
 
 class Million:
-    """A vocabulary in which every sentence has a million tokens."""
+    """A vocabulary that encodes every sentence as a million tokens."""
 
     size, digest = 300, "million"
 
@@ -16,7 +16,7 @@ class Million:
         return [5] * 1_000_000
 
 
-def test_tokens_stay_on_the_disk(tmp_path):
+def test_reading_tokens_leaves_them_on_disk(tmp_path):
     store = TokenStore.build(tmp_path / "s", Rows([(str(number), ["text"]) for number in range(30)]), Million())
     before = resident()
     for client in range(30):
@@ -24,18 +24,18 @@ def test_tokens_stay_on_the_disk(tmp_path):
     assert resident() - before < 15e6  # of 60 MB
 
 
-def test_a_store_closes_its_file(tmp_path):
+def test_store_closes_its_file_when_destroyed(tmp_path):
     open_files = len(list(Path("/proc/self/fd").iterdir()))
     TokenStore.build(tmp_path / "s", two_clients(), WORDS).tokens(0)
     assert len(list(Path("/proc/self/fd").iterdir())) == open_files
 
 
 def resident() -> int:
-    """Bytes in memory, those of mapped files included."""
+    """Returns the bytes of the process in memory, mapped files included."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def test_every_changed_byte_and_every_cut_is_noticed(tmp_path):
+def test_every_changed_byte_and_truncation_is_refused(tmp_path):
     path = tmp_path / "s"
     digest = TokenStore.build(path, two_clients(), WORDS).digest
     whole = path.read_bytes()
@@ -54,7 +54,7 @@ def test_every_changed_byte_and_every_cut_is_noticed(tmp_path):
             store.tokens(1)
         assert str(path) in str(caught.value)
         assert "\n" not in str(caught.value)
-    assert at_reading == 2 * (7 + 14)  # the bytes of the tokens, and no other
+    assert at_reading == 2 * (7 + 14)  # only a changed byte of the tokens is found at reading, all others at opening
     path.write_bytes(whole[:-1])
     source = two_clients()
     assert TokenStore.build(path, source, WORDS).digest == digest
@@ -62,9 +62,9 @@ def test_every_changed_byte_and_every_cut_is_noticed(tmp_path):
     assert path.read_bytes() == whole
 
 
-def test_damage_to_one_block_is_noticed_by_those_who_read_it_even_after_the_opening(tmp_path):
+def test_damage_after_opening_is_refused_by_every_read_of_that_block(tmp_path):
     path = tmp_path / "s"
-    # Two bytes a token: client 0 fills the first block, client 1 reaches into the third, client 2 lies in it.
+    # At two bytes per token, client 0 fills the first block, client 1 reaches into the third, client 2 lies in it.
     store = TokenStore.build(
         path, Rows([(name, ["x" * size]) for name, size in zip("abc", (2046, 3000, 9), strict=True)]), WORDS
     )

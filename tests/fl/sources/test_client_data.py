@@ -1,4 +1,4 @@
-"""Against TensorFlow and TFF themselves: their clients, and the SQLite files that they write."""
+"""Compares how client data, SQLite files and examples are read with how TFF and TensorFlow read them."""
 
 import collections
 
@@ -21,7 +21,7 @@ def plays(tff):
     return tff.simulation.datasets.shakespeare.get_synthetic()
 
 
-def test_clients_of_tff_are_read(plays):
+def test_client_data_source_reads_every_tff_client(plays):
     source = client_data.load(plays, "snippets", name="plays")
     found = dict(source)
     assert sorted(found) == sorted(plays.client_ids)
@@ -32,7 +32,7 @@ def test_clients_of_tff_are_read(plays):
     assert source.fingerprint() == client_data.load(plays, "snippets").fingerprint()
 
 
-def test_what_tff_writes_to_sqlite_is_read_as_tff_reads_it(tff, plays, tmp_path):
+def test_sqlite_source_reads_same_sentences_as_tff(tff, plays, tmp_path):
     path = tmp_path / "plays.sqlite"
     tff.simulation.datasets.save_to_sql_client_data(
         plays.client_ids, plays.create_tf_dataset_for_client, str(path), allow_overwrite=False
@@ -50,7 +50,7 @@ def test_what_tff_writes_to_sqlite_is_read_as_tff_reads_it(tff, plays, tmp_path)
     assert all((ours.tokens(client) == same.tokens(client)).all() for client in range(len(ours.clients)))
 
 
-def test_serialised_examples_are_read_as_tensorflow_reads_them(tff):
+def test_bytes_feature_equals_values_that_tensorflow_serialised(tff):
     import tensorflow as tf
 
     rng = np.random.default_rng(0)
@@ -69,7 +69,7 @@ def test_serialised_examples_are_read_as_tensorflow_reads_them(tff):
 
 
 class Fake:
-    """Clients whose examples are given; no TensorFlow needed."""
+    """Client data that holds given examples, so that the test needs no TensorFlow."""
 
     def __init__(self, examples):
         self.examples = examples
@@ -85,13 +85,13 @@ class Fake:
         return Dataset()
 
 
-def test_examples_may_be_strings_or_arrays_of_strings():
+def test_client_data_source_reads_strings_and_arrays_of_strings():
     assert list(client_data.load(Fake({"a": [b"one", b"two"]}), None)) == [("a", ["one", "two"])]
     array = np.array([b"one", b"", b"two"], object)
     assert list(client_data.load(Fake({"a": [{"t": array}]}), "t")) == [("a", ["one", "two"])]
 
 
-def test_bad_examples_are_recorded_and_strict_refuses_the_first():
+def test_client_data_source_records_bad_examples_and_strict_refuses_first():
     clients = Fake(
         {
             "a": [{"t": b"fine"}, {"t": b"\xff"}, {"u": b"x"}, {"t": np.int64(3)}, {"t": b" "}, b"bare"],
@@ -104,24 +104,24 @@ def test_bad_examples_are_recorded_and_strict_refuses_the_first():
     assert [str(row) for row in source.bad_rows] == [
         "a:2: not UTF-8",
         "a:3: no feature 't'; the example has 'u'",
-        "a:4: not text",
-        "a:5: no text",
-        "a:6: no feature 't'; the example has no names",
-        "b: no example",
-        "c:1: no text",
+        "a:4: the text is not a string",
+        "a:5: the text is empty",
+        "a:6: no feature 't'; the example has no features",
+        "b: the client has no examples",
+        "c:1: the text is empty",
     ]
     with pytest.raises(ValueError, match="^a:2: not UTF-8$"):
         list(client_data.load(clients, "t", strict=True))
 
 
-def test_integer_ids_are_written_as_text():
+def test_client_data_source_writes_integer_ids_as_text():
     clients = Fake({7: [b"one"], np.int64(8): [b"two"]})
     source = client_data.load(clients, None)
     assert list(source) == [("7", ["one"]), ("8", ["two"])]
     assert source.fingerprint() == client_data.load(Fake({"7": [b"one"], "8": [b"two"]}), None).fingerprint()
 
 
-def test_ids_that_are_blank_or_no_text_are_recorded():
+def test_client_data_source_records_blank_and_non_text_ids():
     clients = Fake(
         {" ": [b"a"], "\u200b": [b"b"], "\ud800": [b"c"], None: [b"d"], 7.5: [b"e"], b"f": [b"f"], "g": [b"g"]}
     )
@@ -131,7 +131,7 @@ def test_ids_that_are_blank_or_no_text_are_recorded():
     assert {row.reason for row in source.bad_rows} == {"the client id is blank, or neither Unicode text nor an integer"}
 
 
-def test_an_id_that_is_listed_twice_is_read_once():
+def test_client_data_source_reads_repeated_id_once():
     clients = Fake({"a": [b"one"], "b": [b"two"]})
     clients.client_ids = ["a", "b", "a", "a"]
     source = client_data.load(clients, None)
@@ -139,12 +139,12 @@ def test_an_id_that_is_listed_twice_is_read_once():
     assert source.bad_rows.notes == ["client_ids repeats 2 ids: each client is read once"]
 
 
-def test_no_client_is_refused():
-    with pytest.raises(ValueError, match="nobody: there is no client"):
+def test_client_data_without_clients_is_refused():
+    with pytest.raises(ValueError, match="nobody: client_ids is empty, give client data with at least one client"):
         client_data.load(Fake({}), "t", name="nobody")
 
 
-def test_the_fingerprint_follows_the_text():
+def test_client_data_fingerprint_changes_with_text():
     prints = {
         client_data.load(Fake(examples), None).fingerprint()
         for examples in (

@@ -30,7 +30,7 @@ COMPRESSED = {
 
 @pytest.mark.parametrize("name", COMPRESSED)
 @pytest.mark.parametrize("load", [csv_rows.load, jsonl.load, lambda path, *_: sqlite.load(path, "text")])
-def test_a_compressed_file_is_refused_with_the_command_that_unpacks_it(tmp_path, name, load):
+def test_compressed_file_is_refused_with_command_to_decompress(tmp_path, name, load):
     path = tmp_path / "data"
     path.write_bytes(COMPRESSED[name])
     with pytest.raises(ValueError, match=rf"data: the file is compressed \({name}\): decompress it first") as caught:
@@ -49,7 +49,7 @@ OTHER = {
 
 @pytest.mark.parametrize("case", OTHER)
 @pytest.mark.parametrize("module", [csv_rows, jsonl])
-def test_a_table_that_is_no_utf8_text_in_lines_is_refused_with_the_fix(tmp_path, case, module):
+def test_table_that_is_not_lines_of_utf8_is_refused_with_fix(tmp_path, case, module):
     content, reason = OTHER[case]
     path = tmp_path / "data"
     path.write_bytes(content)
@@ -59,7 +59,7 @@ def test_a_table_that_is_no_utf8_text_in_lines_is_refused_with_the_fix(tmp_path,
 
 
 @pytest.mark.parametrize("case", OTHER)
-def test_a_users_file_that_is_no_utf8_text_in_lines_is_one_bad_row_with_the_fix(tmp_path, case):
+def test_clients_file_that_is_not_lines_of_utf8_is_one_bad_row_with_fix(tmp_path, case):
     content, reason = OTHER[case]
     (tmp_path / "anna.txt").write_bytes(content)
     (tmp_path / "ben.txt").write_text("fine\n")
@@ -73,5 +73,5 @@ def test_a_users_file_that_is_no_utf8_text_in_lines_is_one_bad_row_with_the_fix(
     "content",
     [b"", b"a", b"BZh,text\n", b"PK,text\n", b"]\n", b"a\r\nb\r", b"a\0b\0c\n" + bytes(40), "größer\n".encode() * 99],
 )
-def test_text_is_not_taken_for_another_format(content):
+def test_text_with_misleading_first_bytes_is_accepted(content):
     assert why_compressed(content) is None and why_no_text(content) is None

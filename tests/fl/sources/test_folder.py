@@ -14,7 +14,7 @@ def root(tmp_path):
     return root
 
 
-def test_a_file_is_a_user_and_a_line_a_sentence(root):
+def test_folder_gives_one_client_per_file_and_one_sentence_per_line(root):
     (root / "notes.md").write_text("not a user")
     (root / "older.txt").mkdir()
     source = folder.load(root)
@@ -23,7 +23,7 @@ def test_a_file_is_a_user_and_a_line_a_sentence(root):
     assert source.description == "folder users, one text file a user"
 
 
-def test_shadow_files_and_hidden_ones_are_no_clients(root):
+def test_folder_passes_over_hidden_files_with_a_note(root):
     for name in ("._anna.txt", "._ben.txt", ".txt", ".hidden.txt"):
         (root / name).write_bytes(b"\0\5\x16\7 what another program keeps here\n")
     source = folder.load(root)
@@ -34,7 +34,7 @@ def test_shadow_files_and_hidden_ones_are_no_clients(root):
     ]
 
 
-def test_files_of_another_suffix_and_folders_within_are_said(root):
+def test_folder_notes_files_of_other_suffix_and_sub_folders(root):
     (root / "carl.TXT").write_text("mine\n")
     (root / "notes.md").write_text("not a user")
     (root / "older").mkdir()
@@ -45,16 +45,17 @@ def test_files_of_another_suffix_and_folders_within_are_said(root):
     assert source.bad_rows.notes == [wanted]
     assert list(source) and source.bad_rows.notes == [wanted]
     before = source.fingerprint()
+    # A store that was built before must not be used again: it lacks the note on emma.TXT.
     (root / "emma.TXT").write_text("mine\n")
-    assert source.fingerprint() != before  # a store that was built before would not say so
+    assert source.fingerprint() != before
     for name in ("anna.txt", "ben.txt"):
         (root / name).unlink()
-    with pytest.raises(FileNotFoundError, match="no file <user>.txt in this folder .*'carl.TXT'"):
+    with pytest.raises(FileNotFoundError, match="no file <client>.txt in this folder .*'carl.TXT'"):
         folder.load(root)
 
 
 @pytest.mark.parametrize("name", [" .txt", "\u200b.txt", "\x07.txt"])
-def test_a_name_that_is_blank_is_recorded(root, name):
+def test_folder_records_blank_file_name_as_bad_row(root, name):
     (root / name).write_text("mine\n")
     source = folder.load(root)
     assert [client for client, _ in source] == ["anna", "ben"]
@@ -63,16 +64,19 @@ def test_a_name_that_is_blank_is_recorded(root, name):
         list(folder.load(root, strict=True))
 
 
-def test_a_user_without_text_is_recorded(root):
+def test_folder_records_file_without_text_as_bad_row(root):
     (root / "carl.txt").write_text("\n  \n")
     (root / "dora.txt").write_text("")
     source = folder.load(root)
     assert [client for client, _ in source] == ["anna", "ben"]
-    assert [str(row) for row in source.bad_rows] == [f"{root}/carl.txt: no text", f"{root}/dora.txt: no text"]
+    assert [str(row) for row in source.bad_rows] == [
+        f"{root}/carl.txt: the file has no text",
+        f"{root}/dora.txt: the file has no text",
+    ]
     assert source.bad_rows.total == 2
 
 
-def test_lines_that_are_not_utf8_are_recorded_and_the_others_kept(root):
+def test_folder_records_lines_that_are_not_utf8_and_keeps_others(root):
     (root / "ben.txt").write_bytes(b"good\nba\xffd\ngood again\n")
     (root / "carl.txt").write_bytes(b"\xff\n")
     source = folder.load(root)
@@ -84,13 +88,13 @@ def test_lines_that_are_not_utf8_are_recorded_and_the_others_kept(root):
     ]
 
 
-def test_strict_refuses_the_first_bad_row(root):
+def test_strict_folder_refuses_first_bad_row(root):
     (root / "ben.txt").write_bytes(b"good\nba\xffd\n")
     with pytest.raises(ValueError, match=r"users/ben\.txt:2: not UTF-8 at byte 2"):
         list(folder.load(root, strict=True))
 
 
-def test_a_file_that_cannot_be_opened_is_recorded(root):
+def test_folder_records_file_that_cannot_be_opened(root):
     (root / "carl.txt").symlink_to(root / "nowhere")
     source = folder.load(root)
     assert [client for client, _ in source] == ["anna", "ben"]
@@ -98,15 +102,15 @@ def test_a_file_that_cannot_be_opened_is_recorded(root):
     assert source.fingerprint()
 
 
-def test_a_pipe_is_recorded_and_not_waited_for(root):
+def test_folder_records_pipe_without_reading_it(root):
     source = folder.load(root)
     before, fingerprint = dict(source), source.fingerprint()
     os.mkfifo(root / "pipe.txt")
     assert dict(source) == before and source.fingerprint() != fingerprint
-    assert f"{root / 'pipe.txt'}: not a file" in map(str, source.bad_rows)
+    assert f"{root / 'pipe.txt'}: not a regular file" in map(str, source.bad_rows)
 
 
-def test_a_name_that_is_not_utf8_is_recorded(root):
+def test_folder_records_file_name_that_is_not_utf8(root):
     try:
         with open(os.fsencode(root) + b"/\xff.txt", "w") as file:
             file.write("text")
@@ -119,7 +123,7 @@ def test_a_name_that_is_not_utf8_is_recorded(root):
     assert source.fingerprint()
 
 
-def test_bad_rows_are_those_of_the_last_iteration(root):
+def test_folder_forgets_bad_rows_of_earlier_iterations(root):
     (root / "carl.txt").write_text("")
     source = folder.load(root)
     list(source)
@@ -127,7 +131,7 @@ def test_bad_rows_are_those_of_the_last_iteration(root):
     assert (len(source.bad_rows), source.bad_rows.total) == (1, 1)
 
 
-def test_the_fingerprint_follows_names_and_contents(root):
+def test_folder_fingerprint_changes_with_names_and_contents(root):
     source = folder.load(root)
     seen = {source.fingerprint()}
     assert seen == {folder.load(root).fingerprint()}
@@ -135,7 +139,7 @@ def test_the_fingerprint_follows_names_and_contents(root):
     seen.add(source.fingerprint())
     (root / "ben.txt").rename(root / "carl.txt")
     seen.add(source.fingerprint())
-    # The end of one file moved to the beginning of the next is another set of users.
+    # Moving the end of one file to the beginning of the next changes both clients' text.
     (root / "anna.txt").write_text("ab")
     (root / "carl.txt").write_text("c")
     seen.add(source.fingerprint())
@@ -145,11 +149,11 @@ def test_the_fingerprint_follows_names_and_contents(root):
     assert len(seen) == 5
 
 
-def test_bad_folders_are_refused_in_one_line(tmp_path):
+def test_missing_or_unusable_folder_is_refused_in_one_line(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere: no such folder$"):
         folder.load(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match=r"no file <user>\.txt in this folder$"):
+    with pytest.raises(FileNotFoundError, match=r"no file <client>\.txt in this folder$"):
         folder.load(tmp_path)
     (tmp_path / "file").write_text("text")
-    with pytest.raises(NotADirectoryError, match="file: not a folder"):
+    with pytest.raises(NotADirectoryError, match="file: not a folder: give a folder with one file <client>.txt"):
         folder.load(tmp_path / "file")

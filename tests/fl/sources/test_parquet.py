@@ -1,4 +1,4 @@
-"""Files as a Hugging Face `datasets` export and as pandas write them; neither library is needed to write them here."""
+"""Tests the Parquet source on files like those of Hugging Face `datasets` and pandas, written with pyarrow alone."""
 
 import json
 import subprocess
@@ -40,7 +40,7 @@ STRINGS = {
 
 
 @pytest.mark.parametrize("kind", STRINGS)
-def test_an_export_of_datasets_is_one_table_in_the_order_of_its_files(tmp_path, kind):
+def test_parquet_folder_from_datasets_is_read_in_order_of_file_names(tmp_path, kind):
     features = {"info": {"features": {name: {"dtype": "string", "_type": "Value"} for name in ("user", "text")}}}
     metadata = {"huggingface": json.dumps(features)}
     parts = [(["anna", "ben", "anna"], ["one", "größer", "two"]), (["carl", "anna"], ["three", "four"])]
@@ -56,7 +56,7 @@ def test_an_export_of_datasets_is_one_table_in_the_order_of_its_files(tmp_path, 
 PANDAS = {"pandas": json.dumps({"index_columns": ["__index_level_0__"], "columns": [], "pandas_version": "2.2.3"})}
 
 
-def test_a_file_of_pandas_is_read_with_integer_ids_nulls_and_its_index_as_a_column(tmp_path):
+def test_parquet_from_pandas_with_integer_ids_nulls_and_index_is_read(tmp_path):
     index = {"__index_level_0__": pa.array([10, 11, 12], pa.int64())}
     path = write(tmp_path / "p.parquet", pa.array([7, 8, 7]), pa.array(["a", None, "b"]), metadata=PANDAS, others=index)
     assert read(path) == ([("7", ["a"]), ("7", ["b"])], [("p.parquet", 2, "column 'text' is null")])
@@ -64,7 +64,7 @@ def test_a_file_of_pandas_is_read_with_integer_ids_nulls_and_its_index_as_a_colu
     assert list(by_index) == [("10", ["a"]), ("12", ["b"])]
 
 
-def test_integer_ids_that_pandas_made_floats_are_the_same_ids(tmp_path):
+def test_parquet_float_ids_of_pandas_equal_integer_ids(tmp_path):
     users = pa.array([7.0, None, 7.5, float("nan"), 2.0**53 + 2, -1.0])
     rows, bad = read(write(tmp_path / "p.parquet", users, pa.array(["t"] * 6)))
     assert [user for user, _ in rows] == ["7", "-1"]
@@ -75,7 +75,7 @@ def test_integer_ids_that_pandas_made_floats_are_the_same_ids(tmp_path):
     ]
 
 
-def test_a_column_of_nulls_alone_fits_any_other_file(tmp_path):
+def test_parquet_column_of_nulls_agrees_with_every_other_file(tmp_path):
     write(tmp_path / "0.parquet", pa.array(["a"]), pa.nulls(1))
     write(tmp_path / "1.parquet", pa.array(["a"]), pa.array(["t"]))
     assert read(tmp_path) == ([("a", ["t"])], [("0.parquet", 1, "column 'text' is null")])
@@ -85,7 +85,7 @@ def not_utf8() -> Any:
     return pa.StringArray.from_buffers(1, pa.array([0, 1], pa.int32()).buffers()[1], pa.py_buffer(b"\xff"))
 
 
-def test_bad_rows_are_recorded_with_file_and_row_and_strict_refuses_the_first(tmp_path):
+def test_parquet_records_bad_rows_with_file_and_row_and_strict_refuses_first(tmp_path):
     users = pa.array(["a", "", " \u200b", None, "b", "a"])
     write(tmp_path / "0.parquet", users, pa.array(["fine", "t", "t", "t", " ", "last"]), rows_a_group=2)
     write(tmp_path / "1.parquet", pa.array(["a"]), not_utf8())
@@ -103,10 +103,10 @@ def test_bad_rows_are_recorded_with_file_and_row_and_strict_refuses_the_first(tm
         read(tmp_path, strict=True)
 
 
-def test_rows_are_read_one_row_group_and_batch_at_a_time(tmp_path, monkeypatch):
+def test_parquet_reads_one_batch_of_one_row_group_at_a_time(tmp_path, monkeypatch):
     users, size = [f"u{number}" for number in range(100)], 10
     path = write(tmp_path / "p.parquet", pa.array(users), pa.array(["t"] * 100), rows_a_group=2 * size)
-    monkeypatch.setattr(parquet, "_BATCH", size)
+    monkeypatch.setattr(parquet, "_BATCH_ROWS", size)
     batches: list[tuple[list[int], int, list[str]]] = []
     iter_batches = pq.ParquetFile.iter_batches
 
@@ -133,7 +133,7 @@ def message(path: Path, columns: Sequence[str] = ("user", "text")) -> str:
     return str(caught.value)
 
 
-def test_files_of_different_types_are_refused_in_one_line(tmp_path):
+def test_parquet_files_with_different_column_types_are_refused_in_one_line(tmp_path):
     write(tmp_path / "0.parquet", pa.array(["a"]), pa.array(["t"]))
     write(tmp_path / "1.parquet", pa.array([1]), pa.array(["t"]))
     said = message(tmp_path)
@@ -151,11 +151,11 @@ def test_files_of_different_types_are_refused_in_one_line(tmp_path):
         (pa.array(["a"]), pa.array([3]), "column 'text' holds numbers: strings are needed"),
     ],
 )
-def test_a_column_of_another_type_is_refused_in_one_line(tmp_path, user, text, said):
+def test_parquet_column_of_unusable_type_is_refused_in_one_line(tmp_path, user, text, said):
     assert said in message(write(tmp_path / "p.parquet", user, text))
 
 
-def test_what_is_no_table_is_refused_in_one_line(tmp_path):
+def test_missing_or_unusable_parquet_file_is_refused_in_one_line(tmp_path):
     assert message(tmp_path / "nowhere.parquet").endswith("nowhere.parquet: no such file")
     assert message(tmp_path).endswith("no file *.parquet in this folder")
     path = write(tmp_path / "p.parquet", pa.array(["a"]), pa.array(["t"]))
@@ -164,16 +164,16 @@ def test_what_is_no_table_is_refused_in_one_line(tmp_path):
     whole = path.read_bytes()
     for content, said in (
         (b"", "the file is empty"),
-        (whole[:-9], "p.parquet: no Parquet file, or damaged (Parquet magic bytes not found"),
-        (b"user,text\n", "p.parquet: no Parquet file, or damaged"),
+        (whole[:-9], "p.parquet: not a Parquet file, or a damaged one (Parquet magic bytes not found"),
+        (b"user,text\n", "p.parquet: not a Parquet file, or a damaged one"),
         (b"\x1f\x8b" + whole, "the file is compressed (gzip): decompress it first"),
-        (whole[:4] + bytes(40) + whole[44:], "p.parquet: no Parquet file, or damaged"),
+        (whole[:4] + bytes(40) + whole[44:], "p.parquet: not a Parquet file, or a damaged one"),
     ):
         path.write_bytes(content)
         assert said in message(path)
 
 
-def test_hidden_files_and_others_in_the_folder_are_passed_over_and_said(tmp_path):
+def test_parquet_folder_passes_over_other_files_with_a_note(tmp_path):
     write(tmp_path / "p.parquet", pa.array(["a"]), pa.array(["t"]))
     (tmp_path / "._p.parquet").write_bytes(b"\0\5\x16\7")
     (tmp_path / "_SUCCESS").touch()
@@ -184,7 +184,7 @@ def test_hidden_files_and_others_in_the_folder_are_passed_over_and_said(tmp_path
     ]
 
 
-def test_the_fingerprint_follows_every_file_and_the_columns(tmp_path):
+def test_parquet_fingerprint_changes_with_every_file_and_the_columns(tmp_path):
     def fingerprint(user: str = "user", text: str = "text") -> str:
         return parquet.load(tmp_path, user, text).fingerprint()
 
@@ -197,7 +197,7 @@ def test_the_fingerprint_follows_every_file_and_the_columns(tmp_path):
     assert len(prints) == 4
 
 
-def test_a_store_holds_the_text_of_all_files_by_client(tmp_path):
+def test_store_joins_text_of_all_parquet_files_by_client(tmp_path):
     for number in range(3):
         write(tmp_path / f"{number}.parquet", pa.array(["a", "b"]), pa.array([f"a{number}", f"b{number}"]))
     words = learn([], SMALLEST)
@@ -206,13 +206,16 @@ def test_a_store_holds_the_text_of_all_files_by_client(tmp_path):
     assert [words.decode(store.tokens(client).tolist()) for client in (0, 1)] == ["a0a1a2", "b0b1b2"]
 
 
-def test_a_missing_pyarrow_is_named_with_its_extra(tmp_path, monkeypatch):
+def test_missing_pyarrow_is_named_with_its_extra(tmp_path, monkeypatch):
     monkeypatch.setattr(parquet.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match=r"of the extra 'parquet': pip install 'fedspeak\[parquet\]'$"):
+    with pytest.raises(
+        ModuleNotFoundError,
+        match=r"pyarrow, of the extra 'parquet', is not installed: pip install 'fedspeak\[parquet\]'$",
+    ):
         parquet.load(tmp_path, "user", "text")
 
 
-def test_importing_the_source_loads_no_pyarrow():
+def test_importing_parquet_source_loads_no_pyarrow():
     code = "import sys, fl.sources.parquet; print('pyarrow' in sys.modules)"
     root = Path(__file__).parents[3]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)

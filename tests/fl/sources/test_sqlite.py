@@ -23,7 +23,7 @@ def field(number, value):
 
 
 def example(**features):
-    """A serialised tf.train.Example, by the wire format: lists of bytes, of floats or of integers."""
+    """Writes a serialised tf.train.Example, byte by byte, with lists of bytes, of floats or of integers."""
     entries = b""
     for name, values in features.items():
         if isinstance(values[0], bytes):
@@ -69,7 +69,7 @@ def gathered(source):
     return found
 
 
-def test_a_split_is_read_and_only_that(path):
+def test_sqlite_reads_only_chosen_split(path):
     source = sqlite.load(path, "tokens", split="train")
     assert gathered(source) == {"anna": ["first", "second"], "ben's": ["größer", "two"]}
     assert not source.bad_rows
@@ -78,23 +78,23 @@ def test_a_split_is_read_and_only_that(path):
 
 
 @pytest.mark.parametrize("name", ["x' OR '1'='1", "train'; DROP TABLE examples; --", '"', "?1", "%"])
-def test_names_are_parameters_and_never_sql(tmp_path, name):
+def test_sqlite_names_are_not_executed_as_sql(tmp_path, name):
     path = write(tmp_path / "c.sqlite", [*ROWS, (name, name, example(tokens=[b"mine"]))])
     assert gathered(sqlite.load(path, "tokens", split=name)) == {name: ["mine"]}
     assert len(gathered(sqlite.load(path, "tokens"))) == 3
 
 
-def test_a_client_without_metadata_is_no_client(tmp_path):
+def test_sqlite_ignores_client_without_metadata(tmp_path):
     path = write(tmp_path / "c.sqlite", ROWS, metadata={("anna", "train")})
     assert gathered(sqlite.load(path, "tokens", split="train")) == {"anna": ["first", "second"]}
 
 
-def test_bad_rows_are_recorded_and_strict_refuses_the_first(tmp_path):
+def test_sqlite_records_bad_rows_and_strict_refuses_first(tmp_path):
     bad = [
         (ROWS[0], None),
         (("train", "anna", None), "serialized_example_proto is not a blob"),
         (("train", "anna", 7), "serialized_example_proto is not a blob"),
-        (("train", None, ROWS[0][2]), None),  # NULL is in no set: as in TFF, no client's
+        (("train", None, ROWS[0][2]), None),  # NULL is in no set, so that this row has no client, as in TFF
         (("train", "", ROWS[0][2]), "client_id is empty or not text"),
         (("train", " \u200b", ROWS[0][2]), "client_id is blank (white space, control or zero-width characters)"),
         (("train", "anna", ROWS[0][2][:-1]), "not a tf.train.Example: it is cut short or damaged"),
@@ -120,7 +120,7 @@ def test_bad_rows_are_recorded_and_strict_refuses_the_first(tmp_path):
         list(sqlite.load(path, "tokens", split="train", strict=True))
 
 
-def test_a_client_id_that_is_not_utf8_is_one_bad_row(tmp_path):
+def test_sqlite_client_id_that_is_not_utf8_is_one_bad_row(tmp_path):
     path = write(tmp_path / "c.sqlite", ROWS[:1])
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("INSERT INTO client_metadata VALUES (CAST(x'ff' AS TEXT), 'train', 1)")
@@ -130,7 +130,7 @@ def test_a_client_id_that_is_not_utf8_is_one_bad_row(tmp_path):
     assert [row.reason for row in source.bad_rows] == ["not UTF-8"]
 
 
-def test_the_file_is_opened_read_only(path):
+def test_sqlite_file_is_opened_read_only(path):
     before = path.read_bytes()
     with (
         closing(sqlite._connect(path)) as connection,
@@ -142,13 +142,13 @@ def test_the_file_is_opened_read_only(path):
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 
 
-def test_names_with_characters_of_addresses_are_opened(tmp_path):
+def test_sqlite_path_with_uri_characters_is_opened(tmp_path):
     folder = tmp_path / "a?mode=rwc#b %41"
     folder.mkdir()
     assert gathered(sqlite.load(write(folder / "c.sqlite", ROWS), "tokens", split="test")) == {"anna": ["held out"]}
 
 
-def test_bad_files_are_refused_in_one_line(tmp_path, path):
+def test_missing_or_unusable_sqlite_file_is_refused_in_one_line(tmp_path, path):
     with pytest.raises(FileNotFoundError, match="nowhere: no such file$"):
         sqlite.load(tmp_path / "nowhere", "tokens")
     (tmp_path / "empty").touch()
@@ -164,7 +164,7 @@ def test_bad_files_are_refused_in_one_line(tmp_path, path):
         sqlite.load(other, "tokens")
 
 
-def test_a_file_cut_short_is_refused_in_one_line(tmp_path):
+def test_truncated_sqlite_file_is_refused_in_one_line(tmp_path):
     path = write(tmp_path / "c.sqlite", [("train", f"user {n}", example(tokens=[b"x" * 500])) for n in range(300)])
     source = sqlite.load(path, "tokens", split="train")
     path.write_bytes(path.read_bytes()[:20_000])
@@ -173,7 +173,7 @@ def test_a_file_cut_short_is_refused_in_one_line(tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_the_fingerprint_follows_content_split_and_feature(path):
+def test_sqlite_fingerprint_changes_with_content_split_and_feature(path):
     prints = {
         sqlite.load(path, "tokens", split="train").fingerprint(),
         sqlite.load(path, "tokens", split="test").fingerprint(),
@@ -186,24 +186,24 @@ def test_the_fingerprint_follows_content_split_and_feature(path):
     assert len(prints) == 5
 
 
-def test_a_feature_by_hand():
-    # Written out: {1: {1: {1: "t", 2: {1: {1: "hi", 1: "é"}}}}}.
+def test_bytes_feature_reads_example_written_by_hand():
+    # The bytes mean {1: {1: {1: "t", 2: {1: {1: "hi", 1: "é"}}}}}.
     message = bytes.fromhex("0a 11 0a 0f 0a 01 74 12 0a 0a 08 0a 02 68 69 0a 02 c3 a9".replace(" ", ""))
     assert bytes_feature(message, "t") == [b"hi", "é".encode()]
 
 
-def test_the_last_of_two_features_of_one_name_counts():
+def test_bytes_feature_takes_last_of_two_features_of_one_name():
     twice = example(t=[b"one"]) + example(t=[b"two"])
     assert bytes_feature(twice, "t") == [b"two"]
 
 
-def test_unknown_fields_are_passed_over():
+def test_bytes_feature_skips_unknown_fields():
     noise = varint(9 << 3) + varint(300) + varint(10 << 3 | 1) + b"8 bytes." + varint(11 << 3 | 5) + b"four"
     assert bytes_feature(noise + example(t=[b"one"]) + noise, "t") == [b"one"]
 
 
 @given(message=st.binary(max_size=60))
-def test_any_bytes_give_text_or_a_value_error(message):
+def test_bytes_feature_of_arbitrary_bytes_returns_or_raises_value_error(message):
     try:
         bytes_feature(message, "t")
     except ValueError as error:
@@ -214,7 +214,7 @@ def test_any_bytes_give_text_or_a_value_error(message):
     values=st.lists(st.binary(max_size=200), min_size=1, max_size=4),
     cut=st.integers(min_value=1, max_value=40),
 )
-def test_features_come_back_and_a_cut_is_noticed(values, cut):
+def test_bytes_feature_returns_values_and_refuses_truncated_example(values, cut):
     message = example(other=[b"before"], t=values, zeta=[1, 2])
     assert bytes_feature(message, "t") == values
     with pytest.raises(ValueError, match=r"cut short|no feature"):
