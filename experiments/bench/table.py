@@ -76,7 +76,10 @@ def _format_row(peer: str, runs: Sequence[Run], case: Case, ours: str) -> str:
     pairs = [(run, our_runs[run.repetition]) for run in runs if run.repetition in our_runs]
     if pairs and peer != ours:
         faster = ratio(paired_time_ratio([run.seconds for run, _ in pairs], [own.seconds for _, own in pairs]))
-        lighter = ratio(paired_ratio([own.memory for _, own in pairs], [run.memory for run, _ in pairs]))
+        # Memory is looked at five times a second: that of a process which ended before the first look is unknown, 0.
+        memories = [(own.memory, run.memory) for run, own in pairs if own.memory and run.memory]
+        if memories:
+            lighter = ratio(paired_ratio(*zip(*memories, strict=True)))
     differences = [run.difference for run in case.runs if run.peer == peer and run.difference is not None]
     cells = [
         f"{peer} ({runs[0].framework} {runs[0].version})",

@@ -101,6 +101,10 @@ def test_measure_times_peers_in_rotating_order_and_compares_weights(run_fakes):
     row = next(line for line in text.splitlines() if line.startswith("| slow"))
     assert float(row.split("|")[6].split("×")[0]) == 2.0  # 0.02 s and 0.01 s
     json.dumps(case.to_dict())
+    for run in case.timed("slow"):
+        run.memory = 0
+    row = next(line for line in table.case_table(case, peers, "ours").splitlines() if line.startswith("| slow"))
+    assert row.split("|")[7].strip() == "–"
 
 
 def test_measure_names_failed_peers_and_continues_with_others(run_fakes):
