@@ -1,5 +1,26 @@
-"""Runs TFF's worker processes: one on this machine (`local`) or several on other hosts (`hosts`, `tunnel`)."""
+"""TFF's processes: the worker on this machine (`local`), those of other hosts (`hosts`, `tunnel`), and their guards.
 
-from fl.runtime.local import LocalRuntime, local_runtime
+Importing this package is instant: the names below load their module on first use.
+"""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fl.runtime.local import LocalRuntime, local_runtime
+
+_HOME = {
+    "LocalRuntime": "fl.runtime.local",
+    "local_runtime": "fl.runtime.local",
+}
 __all__ = ["LocalRuntime", "local_runtime"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'fl.runtime' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
