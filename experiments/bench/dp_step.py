@@ -12,6 +12,7 @@ import click
 import numpy as np
 
 from experiments import extras
+from experiments.bench import options
 from experiments.bench.measure import Peer, environment
 from experiments.bench.processes import watch
 from experiments.bench.ratios import paired_ratio
@@ -60,20 +61,8 @@ TOLERANCE = 1e-3
 @click.option(
     "--repetitions", type=click.IntRange(1, 100), default=3, show_default=True, help="Timings within each process."
 )
-@click.option(
-    "--timeout",
-    type=click.IntRange(1),
-    default=600,
-    show_default=True,
-    help="Seconds after which a process is ended and counted as failed.",
-)
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path),
-    default=Path("runs/bench"),
-    show_default=True,
-    help="Folder for the table and the results.",
-)
+@options.timeout
+@options.output("runs/bench")
 @renamed("--out", "--output")
 def dp_step(
     tasks: tuple[str, ...], names: tuple[str, ...], processes: int, repetitions: int, timeout: int, output: Path

@@ -14,6 +14,7 @@ import click
 import numpy as np
 
 from experiments import extras
+from experiments.bench import options
 from experiments.commands.renamed import renamed
 
 CASES = (("tiny", 1024, 50, 8), ("tiny", 1024, 400, 8), ("si-cifg-4.7m", 4000, 16, 1))
@@ -24,13 +25,7 @@ always trains them one by one)."""
 @click.command("exact-noise")
 @click.option("--rounds", type=click.IntRange(2, 100), default=10, show_default=True, help="Rounds per kind of noise.")
 @click.option("--clients", type=click.IntRange(1), help="Clients per round.", show_default="16 to 400, by model")
-@click.option(
-    "--output",
-    default="runs/bench/exact-noise",
-    show_default=True,
-    type=click.Path(path_type=Path),
-    help="Folder for the table and the results.",
-)
+@options.output("runs/bench/exact-noise")
 @renamed("--out", "--output")
 def exact_noise(rounds: int, clients: int | None, output: Path) -> None:
     """Time private rounds with exact noise beside rounds with floating-point noise."""

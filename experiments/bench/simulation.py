@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from experiments import extras
+from experiments.bench import options
 from experiments.commands.renamed import renamed
 from experiments.display import ConsoleDisplay
 from privacy.json_values import plain
@@ -43,20 +44,8 @@ CASES = tuple(workload + suffix for workload in _WORKLOADS for suffix in ("", "-
 @click.option(
     "--repetitions", type=click.IntRange(1, 100), default=5, show_default=True, help="Processes per framework and case."
 )
-@click.option(
-    "--timeout",
-    type=click.IntRange(1),
-    default=600,
-    show_default=True,
-    help="Seconds after which a process is ended and counted as failed.",
-)
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path),
-    default=Path("runs/bench"),
-    show_default=True,
-    help="Folder for the table and the results.",
-)
+@options.timeout
+@options.output("runs/bench")
 @renamed("--out", "--output")
 def simulation(
     cases: tuple[str, ...], names: tuple[str, ...], rounds: int, repetitions: int, timeout: int, output: Path
