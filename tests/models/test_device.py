@@ -49,7 +49,7 @@ def test_drawing_from_prompt_and_first_tokens_gives_the_remaining_tokens(loaded)
 
 @pytest.mark.numerical
 def test_long_prompts_are_read_to_the_end(loaded):
-    """By `prefill` and then by `decode`: the same logits as by `decode` from the first token on.
+    """Logits of `prefill` followed by `decode` equal those of `decode` from the first token on.
 
     In int8 too: there the sums of products are integers, and exact.
     """

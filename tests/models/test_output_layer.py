@@ -172,7 +172,7 @@ def test_cross_entropy_is_accurate_and_not_negative_from_certain_to_impossible_t
 
 
 def test_a_loss_is_not_negative_where_the_softmax_rounds_above_one(monkeypatch):
-    """As with kernels that multiply by an approximate reciprocal of the sum."""
+    """Some kernels multiply by an approximate reciprocal of the sum, which may be too large."""
     softmax = tf.nn.softmax
     monkeypatch.setattr(output_layer.tf.nn, "softmax", lambda x: softmax(x) * np.float32(1 + 2.0**-20))
     table = tf.constant([[0.0], [100.0]])

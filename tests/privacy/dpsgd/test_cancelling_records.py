@@ -216,7 +216,7 @@ def test_records_whose_products_all_round_up_count_for_at_most_the_clip_norm():
 
 
 def test_records_whose_scaled_residuals_underflow_count_for_at_most_the_clip_norm():
-    """Of two residuals that nearly cancel, one underflows next to a huge input and the other does not."""
+    """Two residuals nearly cancel; next to a huge input one of them underflows and the other does not."""
     x0, clip = np.ones((1, 2, 8), np.float32), 1e-12
     y = (1e-5 * x0 * np.array([1, -0.93]).reshape(1, 2, 1)).astype(np.float32)
     sums = clipped_sum(dense(8, 2), x0, y, clip=clip)

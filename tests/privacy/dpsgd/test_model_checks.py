@@ -276,7 +276,7 @@ def test_fit_refuses_a_model_that_mixes_integer_inputs():
 
 @pytest.mark.parametrize("loss", ["mse", "mean_absolute_error", keras.losses.MeanSquaredError()])
 def test_fit_pairs_labels_without_a_last_axis_with_their_own_outputs(loss):
-    """As Keras does: an example's label is compared with its own output only."""
+    """Keras compares an example's label with its own output only."""
     x, y = examples()
     weights = []
     for labels in (y.astype(np.float32), y.astype(np.float32)[:, np.newaxis]):

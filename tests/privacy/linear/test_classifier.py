@@ -41,7 +41,7 @@ def test_classifier_passes_the_checks_of_scikit_learn():
 
 
 def test_preprocessing_improves_the_score_on_digits_at_small_epsilon(digits):
-    """By the mean over 3 seeds; the scores of single runs differ by 0.01."""
+    """Compares means over 3 seeds, because the scores of single runs differ by 0.01."""
     x, y, test_x, test_y = digits
     scores = {}
     for preprocess in (False, True):

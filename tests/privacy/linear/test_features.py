@@ -61,7 +61,7 @@ def test_quantile_search_finds_the_value_that_many_records_share(values, share, 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.95])
 def test_quantile_search_comparisons_move_by_at_most_their_sensitivity(share, monkeypatch):
-    """By enumeration: columns of up to 3 values below, at and above the middle point, and one value more."""
+    """Enumerates columns of up to 3 values below, at and above the middle point, and one value more."""
     balances, stddevs = [], []
 
     class Recorded:

@@ -113,7 +113,7 @@ def test_place_in_level_reaches_every_pair_of_a_level_once():
 
 @pytest.mark.parametrize(("sensitivity", "core"), [(1, 0), (1, 1), (2, 1), (4, 2), (5, 2), (6, 1)])
 def test_one_record_changes_the_level_by_at_most_one(sensitivity, core):
-    """By enumeration on the grid; so the probabilities of neighbours differ by a factor of at most exp(ε)."""
+    """Enumerates the grid: the probabilities of neighbours differ by a factor of at most exp(ε)."""
     reach, largest = 8 * sensitivity, 0
     for first, second in itertools.product(range(-reach, reach + 1), repeat=2):
         if (first + second) % sensitivity:

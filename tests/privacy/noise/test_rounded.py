@@ -93,7 +93,7 @@ def test_rounding_without_regard_to_doubt_gives_wrong_numbers(monkeypatch):
 
 
 def test_rounded_gaussian_fits_its_distribution_and_not_the_discrete_gaussian():
-    """By a chi-squared test at 1e-4, at a stddev of 1, where rounding shows."""
+    """Applies a chi-squared test at level 1e-4 at a stddev of 1, where rounding shows."""
     numbers = rounded_gaussian(KEY, 1.0, 4_000_000)
     edges = np.arange(-4, 5)
     expected = np.diff(stats.norm.cdf([-np.inf, *(edges[:-1] + 0.5), np.inf]))

@@ -100,7 +100,7 @@ def scores_and_probabilities(places, share, epsilon, relation):
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 0.75, 1.0])
 @pytest.mark.parametrize("relation", ["add-or-remove-one", "replace-one"])
 def test_dp_quantile_scores_move_by_the_sensitivity_and_probabilities_by_at_most_exp_epsilon(share, relation):
-    """By enumeration of all data sets of up to 5 records on 4 points; the sensitivity is attained."""
+    """Enumerates all data sets of up to 5 records on 4 points; the sensitivity is attained."""
     epsilon = 1.0
     results = {places: scores_and_probabilities(places, share, epsilon, relation) for places in data_sets(5)}
     moved = ratio = 0.0
