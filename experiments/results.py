@@ -142,7 +142,7 @@ def write_reports(run: RunFolder, note: Callable[[str], None]) -> list[Path]:
                 f"ledger {run.ledger} lacks some of the {rounds} rounds that this run has trained, or is another "
                 "run's: restore it, epsilon cannot be computed without it"
             )
-    if run.keys.exists() and not RunKeys.load(run.keys).made(ledger.rounds):
+    if run.keys.exists() and not RunKeys.load(run.keys).match(ledger.rounds):
         raise ValueError(
             f"ledger {run.ledger} holds rounds that were not made with the keys in {run.keys}: restore both files of "
             "this run"

@@ -36,7 +36,7 @@ def likely_cause(plan: PrivacyPlan, clip: float | None, weights: int) -> str:
         return (
             f"clip norm {clip:g} and noise multiplier {plan.value_noise_multiplier:.3g} are too large for this model: "
             f"the noise on a round's mean update has an L2 norm of about {noise:.3g}, its signal at most {clip:g}; "
-            "lower the clip norm (privacy.clip) or take larger cohorts"
+            "lower the clip norm (privacy.clip_norm) or take larger cohorts"
         )
     if clip is None:
         return (
@@ -44,5 +44,5 @@ def likely_cause(plan: PrivacyPlan, clip: float | None, weights: int) -> str:
         )
     return (
         "the server learning rate is too large for this model; start a new run with a smaller one, or with a clip norm "
-        f"(privacy.clip) below {clip:g}"
+        f"(privacy.clip_norm) below {clip:g}"
     )

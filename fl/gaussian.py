@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from privacy.noise.training import FURTHER_WORDS, MOST_NUMBERS, NEAR_ONE, NEAR_ZERO
+from privacy.noise.training import FURTHER_WORDS, MAX_VALUES, NEAR_ONE, NEAR_ZERO
 
 
 def stream(seed: Any, name: str) -> Any:
@@ -34,7 +34,7 @@ def standard_normal(size: int, seed: Any) -> Any:
     """Draws standard normal numbers from a seed that is used for nothing else.
 
     Args:
-      size: number of values, from 0 to `privacy.noise.training.MOST_NUMBERS`.
+      size: number of values, from 0 to `privacy.noise.training.MAX_VALUES`.
       seed: int64 [2].
 
     Returns:
@@ -45,8 +45,8 @@ def standard_normal(size: int, seed: Any) -> Any:
     """
     import tensorflow as tf
 
-    if not 0 <= size <= MOST_NUMBERS:
-        raise ValueError(f"size is {size}: draw 0 to {MOST_NUMBERS:g} noise values for one release")
+    if not 0 <= size <= MAX_VALUES:
+        raise ValueError(f"size is {size}: draw 0 to {MAX_VALUES:g} noise values for one release")
     pairs = (size + 1) // 2
     words = tf.bitcast(_draw_words([pairs], seed), tf.int32)
     leading, angle = words[:, 0], words[:, 1]

@@ -141,7 +141,7 @@ def run_rounds(
                 )
             if ledger.head_after(start) != saved.document["ledger_head"]:
                 raise ValueError(f"ledger {run.ledger} is not the one of this run's checkpoints: restore the run's own")
-        if not keys.made(ledger.rounds):
+        if not keys.match(ledger.rounds):
             raise ValueError(
                 f"the keys are not those of the rounds in {run.ledger}: restore this run's keys, because other keys "
                 "could repeat the noise of another run"

@@ -56,7 +56,8 @@ def export(
 
     Raises:
       ValueError: the precision is unknown, a maximum is not a positive integer, the vocabulary's size is not the
-        model's, a weight is not finite, or the model needs ops that are not TFLite's own.
+        model's, a weight is missing, unknown, of another shape or not finite, or the model needs ops that are not
+        TFLite's own.
       OSError: `path` cannot be written.
     """
     if precision not in PRECISIONS:
@@ -69,9 +70,7 @@ def export(
             f"vocabulary has {vocabulary.size} tokens, but the model was built for {model.vocabulary_size}: "
             "give the vocabulary that the model was trained with"
         )
-    for name, value in weights.items():
-        if not np.isfinite(value).all():
-            raise ValueError(f"weight {name!r} is not finite (NaN or infinity): the model is damaged or diverged")
+    _require_weights(model, weights)
     folder = Path(path).parent
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder: create it first")
@@ -90,6 +89,22 @@ def export(
         flatbuffer_sha256=tflite_file.checksum(flatbuffer),
     )
     tflite_file.write(path, flatbuffer, vocabulary, facts)
+
+
+def _require_weights(model: LanguageModel, weights: Weights) -> None:
+    """Raises ValueError, which names the weight, unless `weights` are those of `model` and finite."""
+    shapes = model.shapes()
+    for name in sorted(shapes.keys() ^ weights.keys()):
+        problem = "is missing" if name in shapes else "is not one of the model's"
+        raise ValueError(f"weight {name!r} {problem}: give the weights that were trained with this model")
+    for name, shape in shapes.items():
+        if np.shape(weights[name]) != shape:
+            raise ValueError(
+                f"weight {name!r} has shape {list(np.shape(weights[name]))}, but the model's has {list(shape)}: give the "
+                "weights that were trained with this model, without a client axis"
+            )
+        if not np.isfinite(weights[name]).all():
+            raise ValueError(f"weight {name!r} is not finite (NaN or infinity): the model is damaged or diverged")
 
 
 class Decoder(tf.Module):

@@ -22,6 +22,9 @@ class LanguageModel(Protocol):
     def vocabulary_size(self) -> int:
         """Returns the number of token ids, V."""
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Returns the shape of each weight by name, in sorted order and without a client axis."""
+
     def init(self, seed: int) -> Weights:
         """Draws new weights as NumPy float32 arrays; equal seeds give equal weights."""
 

@@ -49,7 +49,7 @@ def require_array(name: str, values: Any) -> None:
         )
 
 
-def row_lengths(vectors: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+def row_norms(vectors: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     """Returns the L2 norms of `vectors` [n, d] as float64 [n].
 
     No square overflows or underflows, and the norm of a row does not depend on the other rows.
@@ -75,7 +75,7 @@ def _scaled_norms(vectors: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return norms
 
 
-def shortened(vectors: npt.NDArray[Any], max_norm: float) -> npt.NDArray[Any]:
+def clip_rows(vectors: npt.NDArray[Any], max_norm: float) -> npt.NDArray[Any]:
     """Returns finite `vectors` [n, d] with those of L2 norm above `max_norm` scaled down to it.
 
     Each row is scaled independently of the others, whatever its entries.
@@ -83,13 +83,13 @@ def shortened(vectors: npt.NDArray[Any], max_norm: float) -> npt.NDArray[Any]:
     largest = np.abs(vectors).max(axis=1, keepdims=True, initial=0.0)
     # Scale first to entries of at most `max_norm`: the norm is then at most √d times that and cannot overflow.
     bounded = vectors * (max_norm / np.maximum(largest, max_norm)).astype(vectors.dtype)
-    norms = row_lengths(bounded / vectors.dtype.type(max_norm))[:, np.newaxis]
+    norms = row_norms(bounded / vectors.dtype.type(max_norm))[:, np.newaxis]
     return bounded * (1 / np.maximum(norms, 1)).astype(vectors.dtype)
 
 
-def of_length_one(vectors: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def normalize_rows(vectors: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Returns `vectors` [n, d] with each row divided by its L2 norm; rows of zeros stay zero."""
     largest = np.abs(vectors).max(axis=1, keepdims=True, initial=0.0)
     scaled = vectors / np.where(largest > 0, largest, 1)
-    norms = row_lengths(scaled)[:, np.newaxis].astype(vectors.dtype)
+    norms = row_norms(scaled)[:, np.newaxis].astype(vectors.dtype)
     return scaled / np.where(norms > 0, norms, 1)

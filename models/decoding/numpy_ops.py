@@ -38,15 +38,15 @@ WEIGHT_BITS = 44
 LARGEST_VOCABULARY = 1 << 18
 BLOCK = 64
 # exp is read from a table with this many entries per nat; a rational function fills in between them.
-ENTRIES_A_NAT = 128
+ENTRIES_PER_NAT = 128
 LOWEST = 30.5  # a token this many nats or more below the likeliest one has weight zero: exp(-30.5) < 2**-44
 # Processed logit of a token that is never drawn: the lowest float32, since newer TFLite converters replace -inf by it.
 LEFT_OUT = float(np.finfo(np.float32).min)
-LEAST_TEMPERATURE, MOST_TEMPERATURE = 1e-6, 1e6
+MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-6, 1e6
 
 
 def _make_table() -> NDArray[np.int32]:
-    entries = np.exp(-np.arange(int(LOWEST * ENTRIES_A_NAT) + 1) / ENTRIES_A_NAT) * 2.0**WEIGHT_BITS
+    entries = np.exp(-np.arange(int(LOWEST * ENTRIES_PER_NAT) + 1) / ENTRIES_PER_NAT) * 2.0**WEIGHT_BITS
     entries[-1] = 0
     return entries.astype(np.float32).view(np.int32)
 
@@ -92,10 +92,10 @@ class Choices:
             if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 1 << bits:
                 raise ValueError(f"{name}: {value!r} is not an integer from {least} to 2**{bits} - 1")
         # Written so that NaN, for which every comparison is False, is refused.
-        if not (self.temperature == 0 or LEAST_TEMPERATURE <= self.temperature <= MOST_TEMPERATURE):
+        if not (self.temperature == 0 or MIN_TEMPERATURE <= self.temperature <= MAX_TEMPERATURE):
             raise ValueError(
                 f"temperature: {self.temperature!r} is neither 0 (greedy) nor a number from "
-                f"{LEAST_TEMPERATURE:g} to {MOST_TEMPERATURE:g}"
+                f"{MIN_TEMPERATURE:g} to {MAX_TEMPERATURE:g}"
             )
 
 
@@ -152,15 +152,15 @@ def process(logits: NDArray[np.float32], temperature: float, top_k: int) -> NDAr
         kept = logits >= np.partition(logits, size - top_k, axis=-1)[..., size - top_k, np.newaxis]
     else:
         kept = np.ones_like(logits, bool)
-    sharpness = np.float32(1) / np.float32(max(temperature, LEAST_TEMPERATURE) if temperature > 0 else 1)
+    sharpness = np.float32(1) / np.float32(max(temperature, MIN_TEMPERATURE) if temperature > 0 else 1)
     return np.where(kept, (logits - largest) * sharpness, np.float32(LEFT_OUT))
 
 
 def weights(processed: NDArray[np.float32]) -> NDArray[np.int64]:
     """Returns the weights of `models.decoding.sampling.weights`, computed in NumPy."""
     below = np.minimum(-processed, np.float32(LOWEST))
-    entry = (below * np.float32(ENTRIES_A_NAT)).astype(np.int32)
-    half = (below - entry.astype(np.float32) * np.float32(1 / ENTRIES_A_NAT)) * np.float32(0.5)
+    entry = (below * np.float32(ENTRIES_PER_NAT)).astype(np.int32)
+    half = (below - entry.astype(np.float32) * np.float32(1 / ENTRIES_PER_NAT)) * np.float32(0.5)
     ratio = (np.float32(1) - half) / (np.float32(1) + half)
     return (TABLE_BITS[entry].view(np.float32) * ratio).astype(np.int64)
 

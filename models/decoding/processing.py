@@ -4,7 +4,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from models.decoding.numpy_ops import LEAST_TEMPERATURE, LEFT_OUT
+from models.decoding.numpy_ops import MIN_TEMPERATURE, LEFT_OUT
 
 
 def process(logits: tf.Tensor, temperature: Any, top_k: Any) -> tf.Tensor:
@@ -33,7 +33,7 @@ def process(logits: tf.Tensor, temperature: Any, top_k: Any) -> tf.Tensor:
     kept = tf.where(hot, sampled, greedy)
     # Multiplies by 1/T instead of dividing by T. Compilers make that change themselves where T is a constant, and the
     # last bit would differ between a graph with T inside and one with T as an input.
-    sharpness = 1 / tf.where(hot, tf.maximum(temperature, LEAST_TEMPERATURE), 1.0)
+    sharpness = 1 / tf.where(hot, tf.maximum(temperature, MIN_TEMPERATURE), 1.0)
     return tf.where(kept, (logits - largest) * sharpness, LEFT_OUT)
 
 

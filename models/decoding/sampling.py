@@ -3,7 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
-from models.decoding.numpy_ops import BLOCK, ENTRIES_A_NAT, LARGEST_VOCABULARY, LOWEST, TABLE_BITS
+from models.decoding.numpy_ops import BLOCK, ENTRIES_PER_NAT, LARGEST_VOCABULARY, LOWEST, TABLE_BITS
 from models.decoding.prng import Words
 
 
@@ -20,8 +20,8 @@ def weights(processed: tf.Tensor) -> tf.Tensor:
       has 2**44, and a token whose probability is less than exp(-30.5) times that of the likeliest has 0.
     """
     below = tf.minimum(-processed, LOWEST)
-    entry = tf.cast(below * ENTRIES_A_NAT, tf.int32)
-    half = (below - tf.cast(entry, tf.float32) * (1 / ENTRIES_A_NAT)) * 0.5
+    entry = tf.cast(below * ENTRIES_PER_NAT, tf.int32)
+    half = (below - tf.cast(entry, tf.float32) * (1 / ENTRIES_PER_NAT)) * 0.5
     # exp(-2h) is (1 - h) / (1 + h) up to 2h**3/3, which is below 4e-8 here.
     ratio = (1 - half) / (1 + half)
     return tf.cast(tf.bitcast(tf.gather(tf.constant(TABLE_BITS), entry), tf.float32) * ratio, tf.int64)

@@ -17,7 +17,7 @@ import numpy as np
 from privacy import checks
 from privacy.accounting import loss_grid
 from privacy.accounting.composition import gaussian_epsilon, least_by_renyi, one_round_rdp
-from privacy.noise.training import MOST_EPSILON, exact_delta, with_failures
+from privacy.noise.training import MAX_EPSILON, exact_delta, with_failures
 from privacy.sampling import Poisson
 
 _LOG_NOISE = -13.0, 18.0  # range of the search for the logarithm of a noise multiplier
@@ -276,8 +276,8 @@ def calibrate(build_costs: Callable[[float], Sequence[Cost]], target: float, del
     from scipy.optimize import brentq
 
     checks.positive("epsilon", target, "give the budget to keep")
-    if target > MOST_EPSILON:
-        raise ValueError(f"epsilon {target:g} asks for hardly any noise: give at most {MOST_EPSILON:g}")
+    if target > MAX_EPSILON:
+        raise ValueError(f"epsilon {target:g} asks for hardly any noise: give at most {MAX_EPSILON:g}")
 
     @functools.cache
     def excess(log_z: float) -> float:

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from privacy import checks, sampling
 from privacy.accounting import composition, loss_grid
-from privacy.noise.training import MOST_EPSILON
+from privacy.noise.training import MAX_EPSILON
 from privacy.plan import MAX_ROUNDS, PrivacyPlan
 
 MIN_NOISE, MAX_NOISE = 1e-2, 1e7
@@ -112,8 +112,8 @@ def calibrate_noise(plan: PrivacyPlan, target: float) -> PrivacyPlan:
     from scipy.optimize import brentq
 
     checks.positive("epsilon", target, "give the budget to keep")
-    if target > MOST_EPSILON:
-        raise ValueError(f"epsilon {target:g} asks for hardly any noise: give at most {MOST_EPSILON:g}")
+    if target > MAX_EPSILON:
+        raise ValueError(f"epsilon {target:g} asks for hardly any noise: give at most {MAX_EPSILON:g}")
 
     def excess(log_z: float) -> float:
         return math.log(min(max(_coarse_epsilon(plan, plan.rounds, math.exp(log_z)), 1e-12), 1e6) / target)

@@ -17,7 +17,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from privacy import checks
 from privacy.accounting import costs
 from privacy.accounting.guarantee import Guarantee, describe_noise
-from privacy.arrays import of_length_one, shortened
+from privacy.arrays import normalize_rows, clip_rows
 from privacy.linear.features import FeatureMap, centre_of_ball, check_bound, fit_feature_map
 from privacy.linear.linear_dpsgd import LinearDPSGD, softmax
 from privacy.noise import exact
@@ -170,7 +170,7 @@ class DPLinearClassifier(ClassifierMixin, BaseEstimator):
         return self.feature_map_(self._scale_rows(X)) @ self.weights_
 
     def _scale_rows(self, X: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        return of_length_one(X) if self.bound is None else shortened(X, self.bound)
+        return normalize_rows(X) if self.bound is None else clip_rows(X, self.bound)
 
     def _index_labels(self, y: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
         """Returns the classes, sorted, and each label's position among them."""

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from privacy import checks
 from privacy.accounting import costs
-from privacy.arrays import of_length_one, require_array, row_lengths, shortened
+from privacy.arrays import normalize_rows, require_array, row_norms, clip_rows
 from privacy.noise.randomness import Randomness
 from privacy.statistics.mean_in_ball import gaussian_mean_in_ball
 from privacy.statistics.quantile_search import geometric_grid, quantile_search
@@ -57,10 +57,10 @@ class FeatureMap(NamedTuple):
         array = np.asarray(features)
         moved = array - self.centre.astype(array.dtype)
         if self.radius is None:
-            moved = of_length_one(moved)
+            moved = normalize_rows(moved)
         else:
             moved /= array.dtype.type(self.radius)
-            moved = shortened(moved, 1.0) if clip else moved
+            moved = clip_rows(moved, 1.0) if clip else moved
         return np.concatenate([moved, np.ones((len(moved), 1), array.dtype)], axis=1)
 
 
@@ -103,7 +103,7 @@ def fit_feature_map(features: Any, bound: float, noise_multiplier: float, source
     spent: list[costs.Cost] = []
 
     def find_radius(centre: Floats) -> float:
-        distances = row_lengths(array - centre.astype(array.dtype))[:, np.newaxis]
+        distances = row_norms(array - centre.astype(array.dtype))[:, np.newaxis]
         quantiles, cost = quantile_search(distances, _INSIDE, radii, noise_multiplier / _RADIUS**0.5, source)
         spent.append(cost)
         return float(quantiles[0])
@@ -127,7 +127,7 @@ def _check_features(features: Any, bound: float, noise_multiplier: float) -> npt
     array = np.ascontiguousarray(features)
     if array.ndim != 2 or not array.shape[1] or not np.isfinite(array).all():
         raise ValueError(f"features have shape {list(array.shape)}: finite numbers [n, d], d > 0, are needed")
-    return shortened(array, bound)
+    return clip_rows(array, bound)
 
 
 def check_bound(bound: float) -> None:

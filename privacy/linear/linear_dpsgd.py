@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from privacy import checks
 from privacy.accounting import costs
-from privacy.arrays import require_array, row_lengths, shortened
+from privacy.arrays import require_array, row_norms, clip_rows
 from privacy.noise.training import standard_normal
 
 Floats = npt.NDArray[Any]
@@ -89,10 +89,10 @@ class LinearDPSGD:
         count, size = features.shape
         # Longer vectors are scaled down, so that no product of one record overflows and spoils the sum. The limit is
         # far beyond anything that trains.
-        norms = row_lengths(features)
+        norms = row_norms(features)
         if not (norms <= _LARGEST_NORM).all():
-            features = shortened(features, _LARGEST_NORM)
-            norms = row_lengths(features)
+            features = clip_rows(features, _LARGEST_NORM)
+            norms = row_norms(features)
         weights = np.zeros((size, classes), features.dtype)
         velocity, average = np.zeros_like(weights), np.zeros_like(weights)
         scale = 1.0 if math.isinf(self.clip_norm) else self.clip_norm
@@ -108,7 +108,7 @@ class LinearDPSGD:
             residuals = softmax(x @ weights)
             residuals[np.arange(len(x)), labels[batch]] -= 1
             if not math.isinf(self.clip_norm):
-                gradient_norms = norms[batch] * row_lengths(residuals)
+                gradient_norms = norms[batch] * row_norms(residuals)
                 factors = margin * self.clip_norm / np.maximum(gradient_norms, self.clip_norm)
                 residuals *= factors[:, np.newaxis].astype(residuals.dtype)
             total = x.T @ residuals

@@ -28,17 +28,17 @@ import numpy.typing as npt
 DISTANCE = 2.0**-20
 """Largest distance to exact Gaussian noise, in standard deviations, divided by 1 + the L2 norm of the pair."""
 
-MOST_NUMBERS = 10**12
+MAX_VALUES = 10**12
 """Maximum number of noise values in one release (a round or a step)."""
 
 FAILURE = 1e-252
-"""Upper bound on the probability that one release of at most `MOST_NUMBERS` values has one farther from exact noise
+"""Upper bound on the probability that one release of at most `MAX_VALUES` values has one farther from exact noise
 than `DISTANCE` allows. For that, nearly all of the 896 further bits of some U must be zero (2^-878 for each pair)."""
 
 RESERVED = 1e-9
 """Share of δ that accounting reserves for such failures."""
 
-MOST_EPSILON = 500.0
+MAX_EPSILON = 500.0
 """Maximum ε to calibrate noise for. Up to it, `RESERVED` is enough at any δ from 1e-12 and for up to 10^13 releases."""
 
 _FIRST_BITS = 32  # leading bits of U
@@ -66,7 +66,7 @@ def with_failures(epsilon: float, delta: float, releases: int) -> float:
     Args:
       epsilon: ε of exact noise, at least 0, or inf.
       delta: δ of the claim, in (0, 1).
-      releases: number of rounds or steps, each of at most `MOST_NUMBERS` values.
+      releases: number of rounds or steps, each of at most `MAX_VALUES` values.
 
     Returns:
       `epsilon`, or inf if the failures cost more than the reserve.
@@ -85,7 +85,7 @@ def standard_normal(generator: np.random.Generator, size: int, dtype: Any) -> np
 
     Args:
       generator: NumPy generator whose bit generator returns 64-bit words: any but MT19937.
-      size: number of values, from 0 to `MOST_NUMBERS`.
+      size: number of values, from 0 to `MAX_VALUES`.
       dtype: float32 or float64.
 
     Returns:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from privacy import checks
 from privacy.accounting import costs
 from privacy.accounting.guarantee import Guarantee, describe_noise
-from privacy.arrays import as_floats, shortened
+from privacy.arrays import as_floats, clip_rows
 from privacy.noise import exact
 from privacy.noise.randomness import Randomness, SecureRandomness
 from privacy.statistics.mean import STEPS, Mean, sensitivity_over_stddev
@@ -96,7 +96,7 @@ def gaussian_mean_in_ball(
     count = max((len(vectors) * count_weight + int(noise[-1])) / count_weight, 1.0)
     total = noise[:-1]
     for first in range(0, len(vectors), _ROWS):  # in parts, since grid steps take more memory than the vectors
-        part = shortened(vectors[first : first + _ROWS].astype(np.float64), radius) / radius
+        part = clip_rows(vectors[first : first + _ROWS].astype(np.float64), radius) / radius
         total = total + np.rint(np.clip(part, -1, 1) * STEPS).astype(np.int64).sum(axis=0)
     value = total / (STEPS * count)  # in units of the radius
     value *= radius / max(float(np.linalg.norm(value)), 1.0)

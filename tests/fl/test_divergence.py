@@ -25,7 +25,7 @@ def test_the_cause_is_clip_and_noise_where_noise_exceeds_the_clipped_signal():
 def test_the_cause_is_the_servers_step_where_noise_is_below_the_clipped_signal():
     text = likely_cause(plan(), 2.0, 81)
     assert text.startswith("the server learning rate is too large for this model; start a new run with a smaller one")
-    assert text.endswith("or with a clip norm (privacy.clip) below 2")
+    assert text.endswith("or with a clip norm (privacy.clip_norm) below 2")
 
 
 def test_the_cause_is_either_learning_rate_where_nothing_is_clipped():

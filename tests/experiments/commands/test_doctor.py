@@ -84,7 +84,8 @@ def test_healthy_machine_has_nothing_to_fix():
         ({"versions": without("ai-edge-litert")}, "LiteRT", "warn", "TensorFlow's interpreter is used instead"),
         ({"versions": {k: v for k, v in BASE.items() if k != "jinja2"}}, "jinja2", "fail", "needed for reports"),
         # An extra that the user did not ask for is no fault; one line says what it is for and how to install it.
-        ({"versions": BASE}, "tensorflow", "ok", "of the extra 'models'; only evaluation.*fedspeak.models."),
+        ({"versions": BASE}, "tensorflow", "ok", "of the extra 'models'; needed only for evaluation.*fedspeak.models."),
+        ({"versions": BASE}, "pyarrow", "ok", "of the extra 'parquet'; needed only for clients' text .*pip install"),
         ({"versions": BASE}, "LiteRT", "ok", "no runtime for exported models .*pip install ai-edge-litert"),
         ({"versions": MODELS}, "tensorflow-federated", "ok", "'federated'.*Plain pip cannot .* 0.4.14.*`make test`"),
         ({"versions": {**MODELS, "numpy": "2.4.6"}}, "numpy", "ok", "^2.4.6$"),

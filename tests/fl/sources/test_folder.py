@@ -20,7 +20,7 @@ def test_folder_gives_one_client_per_file_and_one_sentence_per_line(root):
     source = folder.load(root)
     assert list(source) == [("anna", ["One line, no end"]), ("ben", ["Hello you.", "How are you?"])]
     assert not source.bad_rows
-    assert source.description == "folder users, one text file a user"
+    assert source.description == "folder users, one text file per client"
 
 
 def test_folder_passes_over_hidden_files_with_a_note(root):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from privacy.accounting import costs
-from privacy.arrays import of_length_one, shortened
+from privacy.arrays import normalize_rows, clip_rows
 from privacy.linear.features import _rotate, centre_of_ball, fit_feature_map
 from privacy.noise.randomness import SecureRandomness, SeededRandomness
 from privacy.statistics.quantile import PARTS
@@ -134,7 +134,7 @@ def test_preprocessing_stages_together_cost_one_gaussian_of_the_multiplier(fit, 
 
 
 def test_centre_of_ball_divides_each_vector_by_its_own_distance():
-    points = of_length_one(blob(3.0))
+    points = normalize_rows(blob(3.0))
     feature_map = centre_of_ball(points, 1.0, 3.0, SeededRandomness(3))
     assert feature_map.radius is None and feature_map.records == pytest.approx(5000, rel=0.02)
     assert np.linalg.norm(feature_map.centre - points.mean(axis=0)) < 0.02
@@ -144,9 +144,9 @@ def test_centre_of_ball_divides_each_vector_by_its_own_distance():
     np.testing.assert_array_equal(mapped[:1], alone)  # independent of the other records
 
 
-def test_of_length_one_scales_vectors_of_any_size_to_norm_one():
+def test_normalize_rows_scales_vectors_of_any_size_to_norm_one():
     vectors = np.array([[3.0, 4.0], [0.0, 0.0], [1e-320, 0.0], [1e308, 1e308]])
-    lengths = np.linalg.norm(of_length_one(vectors), axis=1)
+    lengths = np.linalg.norm(normalize_rows(vectors), axis=1)
     np.testing.assert_allclose(lengths, [1, 0, 1, 1], atol=1e-3)
 
 
@@ -199,7 +199,7 @@ def test_quantile_search_draws_independent_noise_for_each_column(monkeypatch):
 @pytest.mark.parametrize("size", [1, 64, 200])
 def test_rotate_gives_each_row_independently_of_the_others(dtype, size):
     """Otherwise one record more could change the comparisons of many."""
-    vectors = shortened(np.random.default_rng(1).normal(size=(70, size)).astype(dtype), 5.0)
+    vectors = clip_rows(np.random.default_rng(1).normal(size=(70, size)).astype(dtype), 5.0)
     _, whole = _rotate(vectors, 5.0)
     for count in range(1, 70):
         np.testing.assert_array_equal(_rotate(vectors[:count], 5.0)[1], whole[:count])
@@ -211,7 +211,7 @@ def test_fit_feature_map_is_moved_little_by_one_huge_record_and_refuses_invalid_
     points = np.vstack([blob(1.0, count=2000), [[1e308] * 6]])
     feature_map = fit_feature_map(points, 10, 3.0, SeededRandomness(5))
     assert np.linalg.norm(feature_map.centre - blob(1.0, count=2000).mean(axis=0)) < 0.3
-    assert np.isfinite(feature_map(shortened(points, 10.0), clip=True)).all()
+    assert np.isfinite(feature_map(clip_rows(points, 10.0), clip=True)).all()
     for bad in (np.full((3, 2), np.nan), np.zeros((3, 0)), np.zeros(3)):
         with pytest.raises(ValueError, match="features have shape .*: finite numbers"):
             centre_of_ball(bad, 1.0, 1.0, SeededRandomness(0))

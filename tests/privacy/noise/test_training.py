@@ -14,7 +14,7 @@ from scipy import stats
 from privacy.noise.training import (
     DISTANCE,
     FAILURE,
-    MOST_NUMBERS,
+    MAX_VALUES,
     RESERVED,
     exact_delta,
     secure_generator,
@@ -162,7 +162,7 @@ def test_with_failures_is_infinite_once_failures_exceed_the_reserve():
 
 def test_failure_probability_covers_radii_beyond_the_distance():
     """A radius is known to within the distance unless U, of 32 + 896 bits, is below 2^-878: then 50 bits are left."""
-    assert MOST_NUMBERS / 2 * 2.0**-878 < FAILURE
+    assert MAX_VALUES / 2 * 2.0**-878 < FAILURE
 
 
 def test_secure_generator_returns_different_generators():

@@ -1,0 +1,83 @@
+"""Runs the commands of the docs that take long, at smoke scale: one after another, as a user would."""
+
+import re
+import shlex
+
+import click
+import pytest
+
+from experiments.cli import cli
+from privacy import Budget, Releases, dp_mean
+from tests.experiments.processes import call
+from tests.test_docs import PAGES, ROOT
+
+# In order: later commands read what earlier ones wrote. `run` is a run on the made-up text of conftest.py.
+STEPS = [
+    "doctor",
+    "config reference",
+    "config schema",
+    "privacy epsilon --population 1200 --cohort-size 72 --rounds 40 --noise-multiplier 1.1",
+    "privacy noise --population 1200 --cohort-size 72 --rounds 40 --epsilon 4",
+    "privacy rounds --population 1200 --cohort-size 72 --noise-multiplier 1.1 --epsilon 4",
+    "data config.toml",
+    "train config.toml --output run",
+    "evaluate run",
+    "report run",
+    "export run",
+    "export run --precision int8 --output app.tflite",
+    "generate run/model.tflite --prompt 'the king' --temperature 0.8 --top-k 40 --seed 7 --count 3",
+    "reproduce noise-seeds run --seeds 2",
+    "train long --set run.rounds=1 --set vocabulary.size=300 --set model.embedding=8 --set model.units=12 --output long",
+    "privacy report ages.jsonl",
+    "privacy audit --trials 20000",
+    "privacy audit --training --epsilon 4 --delta 0.01",
+    "certificates secrets",
+    "reproduce dp-mean --trials 100 --library-trials 100",
+    "reproduce dpsgd-f --data digits --seeds 3",
+    "bench kernels --cell cifg",
+    "bench population --clients 2000",
+    "bench cohort --max-clients 100",
+    "bench exact-noise --rounds 2 --clients 3",
+    "bench dp-step --task linear --peer fedspeak --processes 1 --repetitions 1",
+    "bench simulation --case logistic --peer stock-tff --peer fedspeak --rounds 3 --repetitions 1",
+]
+# Commands that a test of their own runs, and the file of that test.
+ELSEWHERE = {
+    "demo": "tests/experiments/commands/test_demo.py",
+    "worker": "tests/experiments/commands/test_workers.py",
+}
+
+
+def leaf_commands() -> dict[str, click.Command]:
+    """Maps each command, as in "privacy epsilon", to click's object."""
+    leaves, groups = {}, [("", cli)]
+    while groups:
+        prefix, group = groups.pop()
+        context = click.Context(group)
+        for name in group.list_commands(context):
+            command = group.get_command(context, name)
+            if isinstance(command, click.Group):
+                groups.append((f"{prefix}{name} ", command))
+            else:
+                leaves[f"{prefix}{name}"] = command
+    return leaves
+
+
+def test_every_command_of_the_docs_has_a_run_at_smoke_scale():
+    text = "\n".join(page.read_text() for page in PAGES)
+    documented = {name for name in leaf_commands() if re.search(rf"\bfedspeak {name}\b", text)}
+    assert len(documented) > 20
+    run = {name for name in documented if any(step == name or step.startswith(f"{name} ") for step in STEPS)}
+    assert documented == run | ELSEWHERE.keys(), "add a line to STEPS"
+    for name, file in ELSEWHERE.items():
+        assert f'"{name}"' in (ROOT / file).read_text(), f"{file} does not run {name}"
+
+
+@pytest.mark.slow
+def test_the_docs_long_commands_run_in_order(folder):
+    with Releases.open(folder / "ages.jsonl", Budget(epsilon=1.0)) as ledger:
+        dp_mean([34, 71, 25, 48, 52], lower=0, upper=100, epsilon=0.5, ledger=ledger)
+    for step in STEPS:
+        code, out, err = call(*shlex.split(step), folder=folder)
+        assert code == 0, f"fedspeak {step}: {err}"
+        assert out.strip(), f"fedspeak {step} printed nothing"
