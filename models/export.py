@@ -100,8 +100,8 @@ def _require_weights(model: LanguageModel, weights: Weights) -> None:
     for name, shape in shapes.items():
         if np.shape(weights[name]) != shape:
             raise ValueError(
-                f"weight {name!r} has shape {list(np.shape(weights[name]))}, but the model's has {list(shape)}: give the "
-                "weights that were trained with this model, without a client axis"
+                f"weight {name!r} has shape {list(np.shape(weights[name]))}, but the model's has {list(shape)}: "
+                "give the weights that were trained with this model, without a client axis"
             )
         if not np.isfinite(weights[name]).all():
             raise ValueError(f"weight {name!r} is not finite (NaN or infinity): the model is damaged or diverged")

@@ -138,7 +138,9 @@ def _check_packages(facts: Facts) -> Iterable[Check]:
     for extra, packages in PACKAGES.items():
         first = next(iter(packages))
         if extra and first not in facts.versions:
-            yield Check(first, "ok", f"not installed, of the extra {extra!r}; needed only for {_describe_absent_extra(extra)}")
+            yield Check(
+                first, "ok", f"not installed, of the extra {extra!r}; needed only for {_describe_absent_extra(extra)}"
+            )
         else:
             yield from (_check_package(facts, extra, name) for name in packages)
 

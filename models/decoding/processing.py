@@ -4,7 +4,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from models.decoding.numpy_ops import MIN_TEMPERATURE, LEFT_OUT
+from models.decoding.numpy_ops import LEFT_OUT, MIN_TEMPERATURE
 
 
 def process(logits: tf.Tensor, temperature: Any, top_k: Any) -> tf.Tensor:

@@ -17,7 +17,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from privacy import checks
 from privacy.accounting import costs
 from privacy.accounting.guarantee import Guarantee, describe_noise
-from privacy.arrays import normalize_rows, clip_rows
+from privacy.arrays import clip_rows, normalize_rows
 from privacy.linear.features import FeatureMap, centre_of_ball, check_bound, fit_feature_map
 from privacy.linear.linear_dpsgd import LinearDPSGD, softmax
 from privacy.noise import exact

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from privacy import checks
 from privacy.accounting import costs
-from privacy.arrays import normalize_rows, require_array, row_norms, clip_rows
+from privacy.arrays import clip_rows, normalize_rows, require_array, row_norms
 from privacy.noise.randomness import Randomness
 from privacy.statistics.mean_in_ball import gaussian_mean_in_ball
 from privacy.statistics.quantile_search import geometric_grid, quantile_search

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from privacy import checks
 from privacy.accounting import costs
-from privacy.arrays import require_array, row_norms, clip_rows
+from privacy.arrays import clip_rows, require_array, row_norms
 from privacy.noise.training import standard_normal
 
 Floats = npt.NDArray[Any]

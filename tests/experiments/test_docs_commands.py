@@ -27,7 +27,7 @@ STEPS = [
     "export run --precision int8 --output app.tflite",
     "generate run/model.tflite --prompt 'the king' --temperature 0.8 --top-k 40 --seed 7 --count 3",
     "reproduce noise-seeds run --seeds 2",
-    "train long --set run.rounds=1 --set vocabulary.size=300 --set model.embedding=8 --set model.units=12 --output long",
+    "train long --set run.rounds=1 --set vocabulary.size=300 --output long",
     "privacy report ages.jsonl",
     "privacy audit --trials 20000",
     "privacy audit --training --epsilon 4 --delta 0.01",

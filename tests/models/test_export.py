@@ -224,7 +224,10 @@ def test_write_leaves_the_old_file_if_it_fails(tmp_path, monkeypatch):
         ({"weights": {**WEIGHTS, "bias": WEIGHTS["bias"] * np.nan}}, "weight 'bias' is not finite"),
         ({"weights": {k: v for k, v in WEIGHTS.items() if k != "bias"}}, "weight 'bias' is missing: give the weights"),
         ({"weights": {**WEIGHTS, "biass": WEIGHTS["bias"]}}, "weight 'biass' is not one of the model's"),
-        ({"weights": {**WEIGHTS, "bias": WEIGHTS["bias"][np.newaxis]}}, r"weight 'bias' has shape \[1, .* without a client"),
+        (
+            {"weights": {**WEIGHTS, "bias": WEIGHTS["bias"][np.newaxis]}},
+            r"weight 'bias' has shape \[1, .* without a client",
+        ),
         ({"path": "/nowhere/m.tflite"}, "/nowhere is not a folder"),
     ],
 )

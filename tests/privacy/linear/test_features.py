@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from privacy.accounting import costs
-from privacy.arrays import normalize_rows, clip_rows
+from privacy.arrays import clip_rows, normalize_rows
 from privacy.linear.features import _rotate, centre_of_ball, fit_feature_map
 from privacy.noise.randomness import SecureRandomness, SeededRandomness
 from privacy.statistics.quantile import PARTS
