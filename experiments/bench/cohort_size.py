@@ -37,6 +37,7 @@ COHORTS = (10, 100, 1000, 10_000)
 def cohort_size(output: Path, max_clients: int) -> None:
     """Time a private round of the tiny preset for cohorts of 10 to 10,000 clients of `bench population`'s store."""
     from experiments import plots
+    from experiments.bench.table import machine
     from experiments.provenance import versions
     from experiments.runs import write_json
 
@@ -46,7 +47,7 @@ def cohort_size(output: Path, max_clients: int) -> None:
             f"--output {output} holds no store: run fedspeak bench population --output {output} first"
         )
     rows = _measure(output, max_clients)
-    write_json(output / "cohort.json", {"rounds": rows, "versions": versions()})
+    write_json(output / "cohort.json", {"machine": machine(), "rounds": rows, "versions": versions()})
     plots.round_cost(output / "cohort", rows)
     (output / "cohort.md").write_text(_format_table(rows))
     click.echo(_format_table(rows), nl=False)

@@ -30,6 +30,7 @@ always trains them one by one)."""
 def exact_noise(rounds: int, clients: int | None, output: Path) -> None:
     """Time private rounds with exact noise beside rounds with floating-point noise."""
     extras.require("federated")
+    from experiments.bench.table import machine
     from experiments.provenance import versions
     from experiments.runs import write_json
     from privacy import files
@@ -38,7 +39,7 @@ def exact_noise(rounds: int, clients: int | None, output: Path) -> None:
     rows = []
     for preset, vocabulary, default_clients, clients_at_once in CASES:
         rows.append(_measure(preset, vocabulary, clients or default_clients, clients_at_once, rounds))
-    write_json(output / "results.json", {"rows": rows, "versions": versions()})
+    write_json(output / "results.json", {"machine": machine(), "rows": rows, "versions": versions()})
     files.write_public(output / "table.md", _format_table(rows).encode())
     click.echo(_format_table(rows), nl=False)
 

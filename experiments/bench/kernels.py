@@ -1,6 +1,6 @@
-"""Defines `fedspeak bench kernels`: a training step of each recurrent cell beside its matrix products alone.
+"""Defines `fedspeak bench kernels`: a training step of each model beside its matrix products and convolutions alone.
 
-The time of the products, each measured alone in its own shape, is a lower bound on the time of the step.
+The time of these, each measured alone in its own shape, is a lower bound on the time of the step.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 import click
 import numpy as np
 
+from experiments.bench.table import machine
 from experiments.commands.renamed import renamed
 from experiments.runs import write_json
 
@@ -47,12 +48,29 @@ class Shape:
         return f"{self.cell} V{self.vocabulary} E{self.embedding} H{self.units} B{self.batch} T{self.length}"
 
 
-SHAPES = (
+@dataclass(frozen=True)
+class Convolutions:
+    """The benchmarks' image model and its batches: two convolutions of 5 x 5 with pooling, and an output layer.
+
+    Attributes:
+      batch: images of 28 x 28 per batch.
+    """
+
+    batch: int
+
+    @property
+    def name(self) -> str:
+        """Name of the shape: the model and its sizes."""
+        return f"cnn 28x28 B{self.batch}"
+
+
+SHAPES: tuple[Shape | Convolutions, ...] = (
     Shape("lstm", 4000, 96, 256, 16, 20),
     Shape("cifg", 1024, 96, 192, 8, 32),
     Shape("si-cifg", 1024, 96, 192, 8, 32),
     Shape("cifg", 4000, 256, 2048, 16, 20),
     Shape("si-cifg", 4000, 256, 2048, 16, 20),
+    Convolutions(20),
 )
 
 
@@ -61,9 +79,9 @@ class Measured:
     """Measurements of one SGD step on one thread.
 
     Attributes:
-      gigaflop: billions of floating-point operations in the step's matrix products.
-      products: milliseconds of these products, each timed alone in its own shape and multiplied by how often the step
-        computes it.
+      gigaflop: billions of floating-point operations in the step's matrix products and convolutions.
+      products: milliseconds of these, each timed alone in its own shape and multiplied by how often the step computes
+        it.
       update: milliseconds of subtracting the gradients from all weights, which memory bandwidth bounds.
       step: milliseconds of the whole step.
     """
@@ -75,7 +93,7 @@ class Measured:
 
     @property
     def share(self) -> float:
-        """Share of the step's time that its matrix products alone would take."""
+        """Share of the step's time that its matrix products and convolutions alone would take."""
         return self.products / self.step
 
 
@@ -110,34 +128,88 @@ def measure(shape: Shape) -> Measured:
     """Measures a step of one shape. TensorFlow must have been limited to one thread before."""
     import tensorflow as tf
 
-    generator = np.random.default_rng(0)
-
-    def array(*size: int) -> Any:
-        return tf.constant(generator.standard_normal(size, np.float32))
-
-    product_milliseconds = {
-        (m, k, n): _milliseconds(tf.matmul, array(m, k), array(k, n)) for m, k, n in {p[1:] for p in products(shape)}
+    listed = products(shape)
+    milliseconds = {
+        (m, k, n): _milliseconds(tf.matmul, _array(m, k), _array(k, n)) for m, k, n in {p[1:] for p in listed}
     }
     model, weights = _build_model(shape)
-    update = sum(_milliseconds(tf.subtract, array(*value.shape), array(*value.shape)) for value in weights.values())
-    tokens = generator.integers(4, shape.vocabulary, (shape.batch, shape.length + 1)).astype(np.int32)
+    tokens = np.random.default_rng(0).integers(4, shape.vocabulary, (shape.batch, shape.length + 1)).astype(np.int32)
+
+    def loss(weights: Any, tokens: Any) -> Any:
+        return model(weights, tokens) / tokens.shape.num_elements()
+
+    flop = sum(times * 2 * m * k * n for times, m, k, n in listed)
+    alone = sum(times * milliseconds[m, k, n] for times, m, k, n in listed)
+    return Measured(flop / 1e9, alone, *_measure_step(loss, weights, tf.constant(tokens)))
+
+
+def measure_convolutions(shape: Convolutions) -> Measured:
+    """Measures a step of the image model. TensorFlow must have been limited to one thread before."""
+    import tensorflow as tf
+
+    from experiments.bench.models import cnn_loss_sum, cnn_weights
+
+    weights, flop, alone = cnn_weights(), 0.0, 0.0
+    for layer, size, computes_input_gradient in (("first", 28, False), ("second", 14, True)):
+        kernel = tf.constant(weights[f"{layer}_kernel"])
+        inputs, outputs = (_array(shape.batch, size, size, channels) for channels in kernel.shape[2:])
+        sizes, options = (tf.shape(inputs), tf.shape(kernel)), {"strides": [1, 1, 1, 1], "padding": "SAME"}
+        alone += _milliseconds(lambda x, k, o=options: tf.nn.conv2d(x, k, **o), inputs, kernel)
+        alone += _milliseconds(
+            lambda x, y, s=sizes, o=options: tf.raw_ops.Conv2DBackpropFilter(
+                input=x, filter_sizes=s[1], out_backprop=y, **o
+            ),
+            inputs,
+            outputs,
+        )
+        if computes_input_gradient:
+            alone += _milliseconds(
+                lambda k, y, s=sizes, o=options: tf.raw_ops.Conv2DBackpropInput(
+                    input_sizes=s[0], filter=k, out_backprop=y, **o
+                ),
+                kernel,
+                outputs,
+            )
+        flop += (3 if computes_input_gradient else 2) * 2 * shape.batch * size**2 * kernel.shape.num_elements()
+    rows, classes = weights["output_kernel"].shape
+    for m, k, n in ((shape.batch, rows, classes), (shape.batch, classes, rows), (rows, shape.batch, classes)):
+        alone += _milliseconds(tf.matmul, _array(m, k), _array(k, n))
+        flop += 2 * m * k * n
+    x, y = _array(shape.batch, 28, 28, 1), tf.range(shape.batch)
+
+    def loss(weights: Any, x: Any, y: Any) -> Any:
+        return cnn_loss_sum(weights, x, y) / shape.batch
+
+    return Measured(flop / 1e9, alone, *_measure_step(loss, weights, x, y))
+
+
+def _array(*size: int) -> Any:
+    """Returns an array of standard normal numbers."""
+    import tensorflow as tf
+
+    return tf.constant(np.random.default_rng(0).standard_normal(size, np.float32))
+
+
+def _measure_step(loss: Callable[..., Any], weights: dict[str, np.ndarray], *batch: Any) -> tuple[float, float]:
+    """Returns the milliseconds of subtracting the gradients, and of a whole step of SGD."""
+    import tensorflow as tf
+
+    update = sum(_milliseconds(tf.subtract, _array(*value.shape), _array(*value.shape)) for value in weights.values())
     names = sorted(weights)
 
-    def step(tokens: Any, *values: Any) -> Any:
+    def step(*arguments: Any) -> Any:
+        values = arguments[len(batch) :]
         with tf.GradientTape() as tape:
             tape.watch(values)
-            loss = model(dict(zip(names, values, strict=True)), tokens) / tokens.shape.num_elements()
+            total = loss(dict(zip(names, values, strict=True)), *arguments[: len(batch)])
         return [
             tf.tensor_scatter_nd_sub(value, g.indices[:, tf.newaxis], g.values)
             if isinstance(g, tf.IndexedSlices)
             else value - g
-            for value, g in zip(values, tape.gradient(loss, values), strict=True)
+            for value, g in zip(values, tape.gradient(total, values), strict=True)
         ]
 
-    whole = _milliseconds(step, tf.constant(tokens), *[tf.constant(weights[name]) for name in names])
-    flop = sum(times * 2 * m * k * n for times, m, k, n in products(shape))
-    alone = sum(times * product_milliseconds[m, k, n] for times, m, k, n in products(shape))
-    return Measured(flop / 1e9, alone, update, whole)
+    return update, _milliseconds(step, *batch, *[tf.constant(weights[name]) for name in names])
 
 
 def _build_model(shape: Shape) -> tuple[Callable[[Any, Any], Any], dict[str, np.ndarray]]:
@@ -176,7 +248,7 @@ def _milliseconds(function: Callable[..., Any], *arguments: Any) -> float:
 def table(measurements: dict[str, Measured]) -> str:
     """Returns the measurements by shape as Markdown."""
     lines = [
-        "| cell | GFLOP per step | its products alone, ms | update of the weights, ms | step, ms | products / step |",
+        "| model | GFLOP per step | its products alone, ms | update of the weights, ms | step, ms | products / step |",
         "|---|---|---|---|---|---|",
     ]
     for name, m in measurements.items():
@@ -202,7 +274,7 @@ def table(measurements: dict[str, Measured]) -> str:
 )
 @renamed("--out", "--output")
 def kernels(output: Path, cells: tuple[str, ...]) -> None:
-    """Time a training step of each recurrent cell beside its matrix products alone, on one thread."""
+    """Time a training step of each model beside its matrix products and convolutions alone, on one thread."""
     import tensorflow as tf
 
     tf.config.threading.set_intra_op_parallelism_threads(1)
@@ -215,11 +287,11 @@ def kernels(output: Path, cells: tuple[str, ...]) -> None:
         )
     measurements = {}
     for shape in shapes:
-        measurements[shape.name] = measure(shape)
-        click.echo(
-            f"{shape.name}: the matrix products alone take {measurements[shape.name].share:.0%} of a step's time"
-        )
+        measurements[shape.name] = measure(shape) if isinstance(shape, Shape) else measure_convolutions(shape)
+        click.echo(f"{shape.name}: the products alone take {measurements[shape.name].share:.0%} of a step's time")
     output.mkdir(parents=True, exist_ok=True)
-    write_json(output / "kernels.json", {name: asdict(m) for name, m in measurements.items()})
-    (output / "kernels.md").write_text(table(measurements) + "\n")
-    click.echo(table(measurements))
+    steps = {name: asdict(m) for name, m in measurements.items()}
+    write_json(output / "kernels.json", {"machine": machine(), "steps": steps})
+    text = f"Machine: {machine()}.\n\n{table(measurements)}"
+    (output / "kernels.md").write_text(text + "\n")
+    click.echo(text)

@@ -1,6 +1,6 @@
-"""Holds the benchmarks' LSTM language model, computed with the kernels of `models`.
+"""Holds the benchmarks' models: an LSTM language model, computed with the kernels of `models`, and an image model.
 
-Its layers are an embedding, an LSTM, a linear projection and an output layer.
+The layers of the language model are an embedding, an LSTM, a linear projection and an output layer.
 """
 
 from typing import Any
@@ -78,3 +78,37 @@ def _losses(weights: dict[str, Any], hidden: Any, targets: Any) -> Any:
 
     outputs = matmul_rows(hidden, weights["projection_kernel"]) + weights["projection_bias"]
     return output_layer.cross_entropy(outputs, weights["output_table"], weights["output_bias"], targets)
+
+
+def cnn_weights() -> dict[str, np.ndarray]:
+    """Draws small random weights of the image model, float32 by name, always the same ones."""
+    shapes = {
+        "first_bias": (16,),
+        "first_kernel": (5, 5, 1, 16),
+        "output_bias": (62,),
+        "output_kernel": (7 * 7 * 32, 62),
+        "second_bias": (32,),
+        "second_kernel": (5, 5, 16, 32),
+    }
+    generator = np.random.default_rng(0)
+    return {name: 0.05 * generator.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+
+
+def cnn_logits(weights: dict[str, Any], x: Any) -> Any:
+    """Returns the logits `[B, classes]` of images `[B, height, width, channels]`.
+
+    Each of the two convolutions is pooled before its bias and ReLU: the same function on a quarter of the entries.
+    """
+    import tensorflow as tf
+
+    for layer in ("first", "second"):
+        x = tf.nn.conv2d(x, weights[f"{layer}_kernel"], 1, "SAME")
+        x = tf.nn.relu(tf.nn.max_pool2d(x, 2, 2, "VALID") + weights[f"{layer}_bias"])
+    return tf.reshape(x, [tf.shape(x)[0], -1]) @ weights["output_kernel"] + weights["output_bias"]
+
+
+def cnn_loss_sum(weights: dict[str, Any], x: Any, y: Any) -> Any:
+    """Returns the sum of the cross-entropies of images `[B, 28, 28, 1]` and labels int32 `[B]`, in nats."""
+    import tensorflow as tf
+
+    return tf.reduce_sum(tf.nn.sparse_softmax_cross_entropy_with_logits(y, cnn_logits(weights, x)))

@@ -89,6 +89,7 @@ class SyntheticClients:
 def population(output: Path, clients: int) -> None:
     """Measure time and memory to build and open a token store of made-up clients, and to draw and read cohorts."""
     extras.require("models")
+    from experiments.bench.table import machine
     from experiments.provenance import versions
     from experiments.runs import write_json
     from privacy.files import make_private_folder
@@ -98,7 +99,8 @@ def population(output: Path, clients: int) -> None:
     building = _run_alone(_measure_building, output, clients)
     use = _run_alone(_measure_use, output, clients)
     drawing = _run_alone(_measure_drawing)
-    write_json(output / "population.json", {"build": building, "use": use, "draw": drawing, "versions": versions()})
+    results = {"machine": machine(), "build": building, "use": use, "draw": drawing, "versions": versions()}
+    write_json(output / "population.json", results)
     table = _format_table(building, use, drawing)
     (output / "population.md").write_text(table)
     click.echo(table, nl=False)

@@ -9,7 +9,7 @@ import tensorflow_federated as tff
 import numpy as np
 import tensorflow as tf
 
-from experiments.bench.models import lstm_loss_sum, lstm_token_losses
+from experiments.bench.models import cnn_logits, lstm_loss_sum, lstm_token_losses
 from experiments.bench.peers.common import Client, Recorder, Request, Workload, run
 from fl.aggregation import Aggregator, DPMean, ExampleWeightedMean
 from fl.engines import cohort as cohort_engine
@@ -67,19 +67,12 @@ def _build_task(workload: Workload) -> Task:
         lm = RecurrentLanguageModel("si-cifg", vocabulary, embedding, weights["projection"].shape[0])
         return LanguageModelling(lm.token_losses, shape[0], stacks=True, lengths=_LENGTHS, loss_sum=lm.loss_sum)
     if model == "cnn":
-        return Classification(shape, _cnn_logits, stacks=False)
+        return Classification(shape, cnn_logits, stacks=False)
     return Classification(shape, _logistic_logits, stacks=True)
 
 
 def _logistic_logits(weights: Any, x: Any) -> Any:
     return x @ weights["kernel"] + weights["bias"][..., tf.newaxis, :]
-
-
-def _cnn_logits(weights: Any, x: Any) -> Any:
-    for layer in ("first", "second"):
-        x = tf.nn.conv2d(x, weights[f"{layer}_kernel"], 1, "SAME")
-        x = tf.nn.relu(tf.nn.max_pool2d(x, 2, 2, "VALID") + weights[f"{layer}_bias"])
-    return tf.reshape(x, [tf.shape(x)[0], -1]) @ weights["output_kernel"] + weights["output_bias"]
 
 
 def _transpose_output(weights: dict[str, Any]) -> dict[str, Any]:
