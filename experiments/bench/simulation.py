@@ -61,7 +61,8 @@ def simulation(
     display = ConsoleDisplay()
     peers = [measure.Peer(name, *_PEERS[name]) for name in _PEERS if not names or name in names]
     output.mkdir(parents=True, exist_ok=True)
-    results, tables = [], [f"Machine: {table.machine()}. {rounds} rounds, {repetitions} repetitions.\n"]
+    about = f"Machine: {table.machine()}. {rounds} rounds, {repetitions} repetitions.\n"
+    measured: list[measure.Case] = []
     failed = []
     for name in cases or CASES:
         case = measure.measure(
@@ -74,13 +75,14 @@ def simulation(
             timeout=timeout,
             note=display.note,
         )
-        results.append(case.to_dict())
+        measured.append(case)
         failed += [f"{name}: {run.peer}: {run.problem}" for run in case.failed()]
-        tables.append(table.case_table(case, peers, OURS))
         # Written after each case, so that an interruption loses no finished case.
-        document = plain({"machine": table.machine(), "cases": results})
+        document = plain({"machine": table.machine(), "cases": [case.to_dict() for case in measured]})
         (output / "results.json").write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
-        (output / "table.md").write_text("\n".join(tables))
-    click.echo("\n".join(tables))
+        tables = [table.case_table(case, peers, OURS) for case in measured]
+        text = "\n".join([about, table.overview(measured, peers, OURS), *tables])
+        (output / "table.md").write_text(text)
+    click.echo(text)
     if failed:
         raise click.ClickException(f"{len(failed)} runs failed: {'; '.join(failed)}")

@@ -54,6 +54,29 @@ def case_table(case: Case, peers: Sequence[Peer], ours: str) -> str:
     return text
 
 
+def overview(cases: Sequence[Case], peers: Sequence[Peer], ours: str) -> str:
+    """Returns a Markdown table with a row for each case: seconds per round of `ours`, and how much faster it is.
+
+    Args:
+      cases: cases with their runs.
+      peers: peers in the order of the columns; those without a run are left out.
+      ours: name of the peer that all others are compared with.
+    """
+    others = [peer.name for peer in peers if peer.name != ours and any(case.timed(peer.name) for case in cases)]
+    lines = [
+        f"| case | {ours}, s per round | " + " | ".join(f"faster than {name} by" for name in others) + " |",
+        "|---" * (2 + len(others)) + "|",
+    ]
+    for case in cases:
+        rounds = [run.seconds[1:] for run in case.timed(ours)]
+        cells = [case.name, f"{np.median(np.concatenate(rounds)):.3g}" if rounds else "–"]
+        for name in others:
+            pairs = _pairs(case.timed(name), case, ours)
+            cells.append(_time_ratio(pairs) if pairs else "–")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def machine() -> str:
     """Describes this machine in one line: processor, cores, system, and the kernels that TensorFlow computes with."""
     try:
@@ -72,10 +95,9 @@ def _format_row(peer: str, runs: Sequence[Run], case: Case, ours: str) -> str:
     memory = np.median([run.memory for run in runs]) / 2**20
     first = np.median([run.first_round for run in runs])
     faster = lighter = "–"
-    our_runs = {run.repetition: run for run in case.timed(ours)}
-    pairs = [(run, our_runs[run.repetition]) for run in runs if run.repetition in our_runs]
+    pairs = _pairs(runs, case, ours)
     if pairs and peer != ours:
-        faster = ratio(paired_time_ratio([run.seconds for run, _ in pairs], [own.seconds for _, own in pairs]))
+        faster = _time_ratio(pairs)
         # Memory is looked at five times a second: that of a process which ended before the first look is unknown, 0.
         memories = [(own.memory, run.memory) for run, own in pairs if own.memory and run.memory]
         if memories:
@@ -92,6 +114,16 @@ def _format_row(peer: str, runs: Sequence[Run], case: Case, ours: str) -> str:
         "reference" if peer == case.reference else f"{max(differences):.0e}" if differences else "–",
     ]
     return "| " + " | ".join(cells) + " |"
+
+
+def _pairs(runs: Sequence[Run], case: Case, ours: str) -> list[tuple[Run, Run]]:
+    """Pairs each run with that of `ours` in the same repetition."""
+    our_runs = {run.repetition: run for run in case.timed(ours)}
+    return [(run, our_runs[run.repetition]) for run in runs if run.repetition in our_runs]
+
+
+def _time_ratio(pairs: Sequence[tuple[Run, Run]]) -> str:
+    return ratio(paired_time_ratio([run.seconds for run, _ in pairs], [own.seconds for _, own in pairs]))
 
 
 def ratio(interval: Interval) -> str:

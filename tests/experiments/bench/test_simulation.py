@@ -275,6 +275,21 @@ def test_case_table_marks_results_of_noisy_machine():
     assert "cores" in table.machine()
 
 
+def test_overview_has_a_row_for_each_case_and_a_column_for_each_other_peer_that_ran():
+    def run(peer, seconds, repetition=0):
+        return Run(peer, repetition, framework="fake", seconds=[9.0, seconds, seconds], memory=1, others=0.0)
+
+    both = Case("logistic", False, examples=[5, 5, 5], runs=[run("ours", 2.0), run("slow", 6.0)])
+    alone = Case("cnn", True, examples=[5, 5, 5], runs=[run("ours", 0.5)])
+    peers = [Peer(name, name, None) for name in ("slow", "ours", "absent")]
+    assert table.overview([both, alone], peers, "ours").splitlines() == [
+        "| case | ours, s per round | faster than slow by |",
+        "|---|---|---|",
+        "| logistic | 2 | 3.00 × |",
+        "| cnn-dp | 0.5 | – |",
+    ]
+
+
 def test_difference_of_models_with_other_names_or_shapes_is_infinite():
     model = {"a": np.zeros(3), "b": np.ones(2)}
     moved = {"a": np.ones(3), "b": np.ones(2)}
