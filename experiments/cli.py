@@ -33,7 +33,7 @@ _COMMANDS = {
     "export": (
         "experiments.commands.device",
         "export",
-        "Write the trained model of a run as one .tflite file.",
+        "Write the trained model of a run as .tflite files, one per precision, and check them.",
     ),
     "generate": ("experiments.commands.device", "generate", "Generate text from an exported model."),
     "privacy": (
@@ -85,7 +85,7 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="fedspeak")
 def cli() -> None:
-    """Train language models on people's devices, account for privacy, decode on the device."""
+    """Simulate private federated training of language models, account for privacy, export models, generate text."""
 
 
 def main(arguments: list[str] | None = None) -> None:

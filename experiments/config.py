@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from models.vocabulary import SMALLEST as LEAST_SIZE
 from privacy.plan import DELTA_EXPONENT, AdaptiveClip, PrivateMetrics
 
 # Training computes in float32, where smaller numbers are 0 and larger ones infinite.
@@ -62,10 +63,16 @@ class DataConfig(_Section, frozen=True):
     ] = "shakespeare"
     path: Annotated[str, _text("File or folder of the data; unused for `shakespeare`.")] = ""
     user_column: (
-        Annotated[str, _text('`jsonl`, `csv`, `parquet`: column with the author of a row. Default: "user".')] | None
+        Annotated[str, _text('`jsonl`, `csv`, `parquet`: column with the client id. Default: "user".')] | None
     ) = None
     text_column: (
-        Annotated[str, _text('The same three: column with the text; `sqlite`: feature of an example. Default: "text".')]
+        Annotated[
+            str,
+            _text(
+                "`jsonl`, `csv`, `parquet`: column with the text. `sqlite`: name of the text feature of an example, "
+                'such as "tokens" in TFF\'s Stack Overflow and "snippets" in its Shakespeare. Default: "text".'
+            ),
+        ]
         | None
     ) = None
     split: (
@@ -113,7 +120,9 @@ class DataConfig(_Section, frozen=True):
 class VocabularyConfig(_Section, frozen=True):
     """The sub-words, learned from the public text only."""
 
-    size: Annotated[int, _text("Number of sub-words, the 256 bytes among them.")] = 1024
+    size: Annotated[
+        int, _at_least(LEAST_SIZE, "Number of token ids: padding, begin, end, the 256 bytes, and merged pieces.")
+    ] = 1024
 
 
 class ModelConfig(_Section, frozen=True):
@@ -161,8 +170,8 @@ class ServerConfig(_Section, frozen=True):
     average_decay: Annotated[
         float,
         _share(
-            "Decay d of the running average of the rounds' weights, average ← d · average + (1 − d) · weights, which "
-            "is the trained model; 0 takes the last weights."
+            "Decay d of the running average of the weights after each round: average ← d · average + (1 − d) · "
+            "weights. The average is the trained model; with 0 it is the weights of the last round."
         ),
     ] = 0.0
     weighting: Annotated[
@@ -195,7 +204,10 @@ class CohortConfig(_Section, frozen=True):
     cohorts: (
         Annotated[
             int,
-            _text("`cyclic`: number of cohorts that take turns; two rounds of a client are at least this far apart."),
+            _text(
+                "`cyclic`: number of cohorts that take turns; two rounds in which the same client takes part are at "
+                "least this many rounds apart."
+            ),
         ]
         | None
     ) = None
@@ -229,7 +241,9 @@ class PrivacyConfig(_Section, frozen=True):
             Meta(
                 ge=0,
                 le=LARGEST,
-                description="Standard deviation of the noise on the sum of updates, divided by the clip norm.",
+                description="Total noise multiplier z: a round costs as much privacy as one release of the sum of "
+                "clipped updates with Gaussian noise of standard deviation z times the clip norm. With `metrics_share` "
+                "= 0 and a fixed clip norm, that is the noise on the sum; otherwise the noise on the sum is larger.",
             ),
         ]
         | None
@@ -270,8 +284,8 @@ class PrivacyConfig(_Section, frozen=True):
         Annotated[
             float,
             _positive(
-                "Standard deviation of the noise on the count of clipped clients. "
-                "Default: a twentieth of the expected cohort."
+                "With `clip_quantile`: standard deviation of the noise on the number of clients whose update norm is "
+                "at most the clip norm. Default: a twentieth of the expected number of clients in a round."
             ),
         ]
         | None
@@ -280,8 +294,9 @@ class PrivacyConfig(_Section, frozen=True):
         Annotated[
             float,
             _share(
-                "Share of a round's privacy for its [training loss, accuracy and number of "
-                "clients](privacy.md#the-metrics-of-a-round); 0 releases none of them. "
+                "Share of a round's privacy budget, measured as 1 / `noise_multiplier`², that is spent on releasing "
+                "the round's [training loss, accuracy and number of clients](privacy.md#the-metrics-of-a-round) with "
+                "noise; 0 releases none of them. "
                 f"Default: {PrivateMetrics.share} in a private run."
             ),
         ]
@@ -333,7 +348,8 @@ class RunConfig(_Section, frozen=True):
         int,
         _at_least(
             1,
-            "Client computations at a time, best the number of cores; with [several hosts](scaling.md), on each.",
+            "Number of shards into which a round's clients are divided; they are trained at the same time, one core "
+            "each, so use the number of cores. With [several workers](scaling.md) it is the number per worker.",
             4096,
         ),
     ] = 2

@@ -82,9 +82,9 @@ def describe_type(annotation: inspect.Type) -> str:
         case inspect.BoolType():
             return "true or false"
         case inspect.StrType():
-            return "a text in quotes"
+            return "a string in quotes"
         case inspect.VarTupleType():
-            return 'a list of texts, as in ["a", "b"]'
+            return 'a list of strings, as in ["a", "b"]'
         case inspect.FloatType(ge=ge, le=le) if (ge, le) == (SMALLEST, LARGEST):
             return f"a positive number, {SMALLEST:g} to {LARGEST:g}"
         case inspect.IntType() | inspect.FloatType():
@@ -133,7 +133,7 @@ def _apply(override: str, tree: dict[str, Any], name: str) -> None:
 
 
 def _toml_value(text: str) -> Any:
-    """Reads a value as TOML does; a bare word is a text, so that --set model.preset=tiny needs no quotes."""
+    """Reads a value as TOML does; a bare word is a string, so that --set model.preset=tiny needs no quotes."""
     try:
         read = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:

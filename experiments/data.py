@@ -3,7 +3,8 @@
 import contextlib
 import filecmp
 import hashlib
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,28 +81,45 @@ def prepare(config: Config, vocabulary_path: Path | None) -> Data:
     if vocabulary_path is not None and vocabulary_path.exists():
         words = Vocabulary.load(vocabulary_path)
     else:
-        words = vocabulary.learn(public, config.vocabulary.size)
+        with _parameters_named_as_keys({"size": "vocabulary.size"}):
+            words = vocabulary.learn(public, config.vocabulary.size)
         if vocabulary_path is not None:
             words.save(vocabulary_path)
     name = hashlib.sha256(f"{config.data} {words.digest}".encode()).hexdigest()[:16]
     make_private_folder(STORES)
-    store = TokenStore.build(
-        STORES / f"{name}.tokens",
-        source,
-        words,
-        min_tokens=config.data.min_tokens,
-        split_seed=config.data.split_seed,
-        merge_ids=config.data.merge_ids,
-    )
+    with _parameters_named_as_keys({"min_tokens": "data.min_tokens", "strict": "data.strict"}):
+        store = TokenStore.build(
+            STORES / f"{name}.tokens",
+            source,
+            words,
+            min_tokens=config.data.min_tokens,
+            split_seed=config.data.split_seed,
+            merge_ids=config.data.merge_ids,
+        )
     with contextlib.suppress(PermissionError):  # another account owns the store and lets us read it
         close_to_others(STORES / f"{name}.tokens", STORES / f"{name}.tokens")
-    sets = splits.split_store(store, config.data.validation, config.data.test)
+    with _parameters_named_as_keys({"validation": "data.validation", "test": "data.test"}):
+        sets = splits.split_store(store, config.data.validation, config.data.test)
     for set_name, ids in zip(sets._fields, sets, strict=True):
         if not ids:
             raise ValueError(_describe_empty_set(config, set_name, store))
     length = config.clients.sequence_length
     tokens = np.array([clients.BOS, *(t for line in public for t in [*words.encode(line), clients.EOS])], np.int32)
     return Data(words, store, sets, clients.sequences(tokens, length), declared, length, config.data.held_out)
+
+
+@contextlib.contextmanager
+def _parameters_named_as_keys(keys: Mapping[str, str]) -> Iterator[None]:
+    """Names parameters of the library in a ValueError's message ("size = …") by the keys of the configuration."""
+    try:
+        yield
+    except ValueError as error:
+        message = str(error)
+        for parameter, key in keys.items():
+            message = re.sub(rf"(?<![\w.]){parameter} = ", f"{key} = ", message)
+        if message == str(error):
+            raise
+        raise ValueError(message) from error
 
 
 def _describe_empty_set(config: Config, name: str, store: TokenStore) -> str:

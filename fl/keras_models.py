@@ -127,7 +127,7 @@ class KerasTask:
         return self._function.loops_over_time() or why_not_stacked(self, initial_weights(self.model))
 
     def forms(self, batch: Any) -> tuple[int, list[Any]]:
-        """Returns the batch as its only form."""
+        """Returns (0, [batch]), because this task computes a batch in one shape only; see `Task.forms`."""
         return 0, [batch]
 
     def loss(self, weights: Weights, batch: Any, rows: Any) -> Loss:

@@ -86,8 +86,8 @@ def _split(hashes: NDArray[np.float64], validation: float, test: float) -> tuple
     """Returns the indices of the training, validation and test clients, given the hash in [0, 1) of each client."""
     for name, share in (("validation", validation), ("test", test)):
         if not 0 <= share <= 1:
-            raise ValueError(f"{name} share {share} is outside [0, 1]: give the share of clients in that set")
+            raise ValueError(f"{name} = {share}: must be from 0 to 1, the share of clients in that set")
     if not validation + test <= 1:
-        raise ValueError(f"validation share {validation} and test share {test} sum to more than 1: lower one of them")
+        raise ValueError(f"validation = {validation} and test = {test}: their sum must be at most 1, lower one of them")
     part = np.where(hashes < test, 2, np.where(hashes < test + validation, 1, 0))
     return tuple(np.flatnonzero(part == number) for number in range(3))

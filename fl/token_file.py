@@ -180,8 +180,8 @@ def write(
     kept = np.array(sorted(np.flatnonzero(total >= min_tokens).tolist(), key=ids.__getitem__), np.int64)
     if not len(kept):
         raise ValueError(
-            f"{source.description}: all {len(ids)} clients have fewer than {min_tokens} tokens; lower min_tokens"
-            f"{statistics.left_out}"
+            f"{source.description}: all {len(ids)} clients have fewer than min_tokens = {min_tokens} tokens: lower it "
+            f"(at least 2){statistics.left_out}"
         )
     statistics = replace(
         statistics,

@@ -1,7 +1,8 @@
 """Implements scale-invariant activations: multiplying their input by a positive number does not change their value.
 
-They replace the sigmoid and the tanh of a gated recurrent cell, so that training by plain SGD, the only optimizer that
-devices can afford, does not depend on the scale of the gate weights (Ro et al. 2024, https://arxiv.org/abs/2403.08100).
+They replace the sigmoid and the tanh of a gated recurrent cell, so that the cell's outputs do not depend on the scale
+of the gate weights. They are meant for clients that train by plain SGD, which needs no optimizer state (Ro et al. 2024,
+https://arxiv.org/abs/2403.08100).
 
 The maximum is taken over the units of one gate, separately for each example and time step. It is never taken over the
 batch, so one example's activations do not depend on another example. 0/0 counts as 0, in the gradient too. The

@@ -24,7 +24,7 @@ from models.vocabulary import BOS, EOS, Vocabulary
 
 
 class DeviceModel:
-    """A loaded exported model; it serves one request at a time, from one thread.
+    """Runs a loaded model file; it serves one request at a time, from one thread.
 
     Args:
       path: as for `load`.
@@ -111,7 +111,7 @@ class DeviceModel:
         return numpy_ops.draw(self._next, logits, state, len(prompt), choices)
 
     def read(self, tokens: Sequence[int], by_prefill: int | None = None) -> Iterator[tuple[NDArray[np.float32], Any]]:
-        """Yields logits `[V]` and state after the first `by_prefill` tokens together, and after each later token.
+        """Reads `tokens`; yields (logits `[V]`, state) after the first `by_prefill` tokens and after each later token.
 
         Args:
           tokens: at least one token id.

@@ -49,8 +49,8 @@ def export(
       weights: the model's weights by name, finite and without a client axis.
       vocabulary: the vocabulary that the model was trained with.
       path: the file to write, in a folder that exists.
-      precision: weight precision of the file: "float32", "float16" (half the size; computes in float32) or "int8" (a
-        quarter of the size; dynamic-range quantisation, which quantises activations at run time).
+      precision: weight precision of the file: "float32", "float16" (half the bytes per weight; computes in float32) or
+        "int8" (a quarter of the bytes per weight; dynamic-range quantisation, which quantises activations at run time).
       max_prompt: maximum number of tokens that `prefill` and `generate` read, begin token included, >= 1.
       max_new_tokens: maximum number of tokens that `generate` draws, >= 1.
 
@@ -78,7 +78,10 @@ def export(
     flatbuffer = convert(Decoder(model, weights, max_prompt, max_new_tokens), precision)
     foreign = sorted(name for name in ops(flatbuffer) if name.startswith(("CUSTOM", "Flex")))
     if foreign:
-        raise ValueError(f"the model needs ops that TFLite runtimes lack: {', '.join(foreign)}")
+        raise ValueError(
+            f"the model needs ops that TFLite has not built in ({', '.join(foreign)}): write its prefill, extend and "
+            "rewind without them"
+        )
     facts = tflite_file.Facts(
         precision=precision,
         config=model.config(),
@@ -104,7 +107,10 @@ def _require_weights(model: LanguageModel, weights: Weights) -> None:
                 "give the weights that were trained with this model, without a client axis"
             )
         if not np.isfinite(weights[name]).all():
-            raise ValueError(f"weight {name!r} is not finite (NaN or infinity): the model is damaged or diverged")
+            raise ValueError(
+                f"weight {name!r} is not finite (NaN or infinity): the model is damaged or diverged; restore it, or "
+                "train again with a smaller learning rate"
+            )
 
 
 class Decoder(tf.Module):

@@ -1,4 +1,4 @@
-"""Checks that an exported file does what the trained model does; `fedspeak export` runs the check on every file."""
+"""Compares exported files with the trained model; `fedspeak export` does so for every file that it writes."""
 
 import os
 import time

@@ -90,7 +90,8 @@ def read(path: str | os.PathLike[str]) -> tuple[Facts, Vocabulary]:
                 raise ValueError("the vocabulary's size is not the model's")
         except Exception:  # zipfile, zlib and json raise errors of many kinds on damaged files
             raise ValueError(
-                f"{path}: cut short, or not from `fedspeak export` (no vocabulary found in it); export or copy it again"
+                f"{path}: cut short, or not from `fedspeak export`, or from a version of fedspeak that this one cannot "
+                "read (its vocabulary or model.json is missing or invalid); export or copy it again, or update fedspeak"
             ) from None
         file.seek(0)
         if checksum(file.read(facts.flatbuffer_bytes)) != facts.flatbuffer_sha256:

@@ -247,11 +247,11 @@ def learn(sentences: Iterable[str], size: int) -> Vocabulary:
         holds a lone surrogate.
     """
     if isinstance(size, bool) or not isinstance(size, Integral):
-        raise ValueError(f"vocabulary size {size!r} is not an integer")
+        raise ValueError(f"size = {size!r}: must be an integer of at least {SMALLEST}")
     if isinstance(sentences, str):
         raise ValueError("sentences is a single string: give a list of sentences")
     if not size >= SMALLEST:
-        raise ValueError(f"vocabulary size {size} is below {SMALLEST} (3 special ids and 256 bytes)")
+        raise ValueError(f"size = {size}: must be at least {SMALLEST} (3 special ids and 256 bytes)")
     merges = int(size) - SMALLEST
     merged = _read_merged_pieces(train_sentencepiece(sentences, merges)) if merges else []
     return _build_vocabulary(merged)
@@ -303,7 +303,7 @@ def train_sentencepiece(sentences: Iterable[str], merges: int) -> bytes:
             raise
         largest = int(limit[1]) - 257 + SMALLEST
         raise ValueError(
-            f"vocabulary size {SMALLEST + merges} is more than the text yields: use more text or a size up to {largest}"
+            f"size = {SMALLEST + merges}: the text yields at most {largest}: lower it, or use more text"
         ) from None
     return model.getvalue()
 

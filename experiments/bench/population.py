@@ -214,8 +214,8 @@ def _format_table(building: dict[str, float], use: dict[str, Any], drawing: list
     lines = [
         f"{building['clients']:,} clients, {building['tokens']:,} tokens, a file of "
         f"{building['file_megabytes']:.0f} MB.",
-        f"Memory is resident memory above that of the imports ({use['imports_megabytes']:.0f} MB): its peak, or the",
-        "memory after opening.",
+        f"MB is resident memory in excess of what the imports take ({use['imports_megabytes']:.0f} MB). For opening,",
+        "it is measured after the store is open; for the other rows, it is the peak.",
         "",
         "| | seconds | MB |",
         "|---|---|---|",

@@ -50,7 +50,7 @@ def case_table(case: Case, peers: Sequence[Peer], ours: str) -> str:
         text += "\nMissing or incomplete: " + " ".join(absent) + "\n"
     others = max((run.others for run in case.runs), default=0.0)
     if others > QUIET:
-        text += f"\nNOISY: other processes used up to {others:.1f} cores during a run.\n"
+        text += f"\nNOISY: other processes used up to {others:.2f} cores during a run.\n"
     return text
 
 

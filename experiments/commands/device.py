@@ -36,7 +36,7 @@ _PRECISIONS = ("float32", "float16", "int8")
 def export(run: Path, precision: str, output: Path | None) -> None:
     """Write the trained model of a run as .tflite files, and compare each with the model.
 
-    Ends with an error if a file does not do what the model does.
+    Ends with an error if a file fails the comparison (docs/export.md).
     """
     extras.require("models")
     from experiments.runs import load_trained
@@ -62,7 +62,7 @@ def export_and_check(model: Any, weights: Any, vocabulary: Any, paths: dict[str,
       paths: the file to write for each precision.
 
     Raises:
-      click.ClickException: a file does not do what the model does.
+      click.ClickException: a file fails the comparison.
     """
     from models.export import export
     from models.parity import check_parity
@@ -75,7 +75,8 @@ def export_and_check(model: Any, weights: Any, vocabulary: Any, paths: dict[str,
     failed = [result.path for result in results if not result.passed]
     if failed:
         raise click.ClickException(
-            f"{', '.join(failed)}: not the trained model (FAILED in the table above); do not ship it"
+            f"{', '.join(failed)}: output differs from the trained model's or from that of stream by more than the "
+            "check allows (FAILED in the table above): do not ship it; export again, or report a bug"
         )
     return results
 
@@ -109,26 +110,35 @@ def generate(
     """
     if count < 1:
         raise click.BadParameter(f"{count} is below the minimum of 1", param_hint="--count")
+    options: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_k": top_k,
+        "seed": seed,
+    }
+    _check_options(options)
     from models import device
 
     with no_notices():
         loaded = device.load(model)
-        streams = [
-            loaded.stream(
-                prompt,
-                max_new_tokens=max_new_tokens,
-                temperature=temperature,
-                top_k=top_k,
-                seed=seed,
-                request=request,
-            )
-            for request in range(count)
-        ]
+        streams = [loaded.stream(prompt, request=request, **options) for request in range(count)]
     for stream in streams:
         _write(prompt)
         for piece in stream:
             _write(piece)
         _write("\n")
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    """Raises click.BadParameter, which names the option, if a value is outside the range that `Choices` gives it."""
+    from models.decoding.numpy_ops import Choices
+
+    for name, value in options.items():
+        try:
+            Choices(**{name: value})
+        except ValueError as error:
+            problem = str(error).removeprefix(f"{name} = ")
+            raise click.BadParameter(problem, param_hint=f"--{name.replace('_', '-')}") from None
 
 
 def all_precisions(path: Path) -> dict[str, Path]:

@@ -243,10 +243,10 @@ def _check_orphans(facts: Facts) -> Iterable[Check]:
 
 def _check_memory(facts: Facts) -> Check:
     if facts.memory is None:
-        return Check("memory", "warn", "cannot tell how much memory is free; the demo needs 4 GiB")
+        return Check("memory", "warn", "cannot tell how much memory is free; 4 GiB are recommended for the demo")
     free = f"{facts.memory / GIB:.1f} GiB free"
     if facts.memory < 4 * GIB:
-        return Check("memory", "warn", f"{free}; the demo needs up to 4 GiB", "close other programs")
+        return Check("memory", "warn", f"{free}; 4 GiB are recommended for the demo", "close other programs")
     return Check("memory", "ok", free)
 
 

@@ -137,7 +137,9 @@ def _parse_workers(workers: str | None, certificates: Path | None, insecure_netw
     try:
         remote_workers = Workers.parse(workers, certificates, insecure_network)
     except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--workers") from None
+        message = str(error).replace("certificates=DIR", "--certificates DIR")
+        message = message.replace("insecure_network=True", "--insecure-network")
+        raise click.BadParameter(message, param_hint="--workers") from None
     if certificates is None and not insecure_network:
         click.echo(
             "WARNING: every account of this machine can reach a worker through the local port of an ssh tunnel, and "

@@ -43,8 +43,8 @@ def worker(port: int, cores: int | None, certificates: Path | None, insecure_net
         tunnel.check_certificates(certificates, "worker")
     cores = len(os.sched_getaffinity(0)) if cores is None else cores
     no_loopback = OSError(
-        "without a C compiler TFF's worker cannot be bound to loopback: install gcc, or use --insecure-network behind "
-        "a firewall"
+        "TFF's worker cannot be bound to loopback, because there is no working C compiler: install gcc and libc6-dev, "
+        "or use --insecure-network behind a firewall"
     )
     if not insecure_network and c_compiler() is None:
         raise no_loopback

@@ -55,7 +55,7 @@ class CanaryTask:
         return tf.TensorSpec([], tf.int32)
 
     def forms(self, batch: Any) -> tuple[Any, list[Any]]:
-        """Returns the batch as its only form."""
+        """Returns (0, [batch]), because this task computes a batch in one shape only; see `Task.forms`."""
         return 0, [batch]
 
     def loss(self, weights: Any, batch: Any, rows: Any) -> Loss:

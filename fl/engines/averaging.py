@@ -59,7 +59,7 @@ def build(
       client_values: see `Engine`.
       initial_weights: named float32 arrays.
       aggregator: an aggregator of `fl.aggregation`.
-      server_optimizer: an optimizer of `tff.learning.optimizers`; its gradient is minus the mean update.
+      server_optimizer: an optimizer of `tff.learning.optimizers`; it is given minus the mean update as the gradient.
       average_decay: decay of the running average of the weights, in [0, 1). After each round, average = average_decay *
         average + (1 - average_decay) * weights; this `average` is the model to use (Polyak and Juditsky 1992). It
         averages out the noise of single rounds, at no cost in privacy. With 0 the average equals the weights.

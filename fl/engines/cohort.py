@@ -45,7 +45,7 @@ def build(
       initial_weights: named float32 arrays.
       local: settings of local training.
       aggregator: an aggregator of `fl.aggregation`.
-      server_optimizer: an optimizer of `tff.learning.optimizers`; its gradient is minus the mean update.
+      server_optimizer: an optimizer of `tff.learning.optimizers`; it is given minus the mean update as the gradient.
       average_decay: decay of the running average, see `fl.engines.averaging.build`.
       shards: number of client values in a round, >= 1. They run at the same time, so use the number of cores of all
         workers.

@@ -1,6 +1,7 @@
-"""TFF's processes: the worker on this machine (`local`), those of other hosts (`hosts`, `tunnel`), and their guards.
+"""Runs TFF's computations on worker processes: on this machine (`local`) and on other hosts (`hosts`, `tunnel`).
 
-Importing this package is instant: the names below load their module on first use.
+Where there is a C compiler, a worker on loopback accepts connections of its own account only. Importing this package is
+instant: the names below load their module on first use.
 """
 
 from importlib import import_module

@@ -76,7 +76,7 @@ class Workers:
                 if not _is_on_loopback(host):
                     raise ValueError(
                         f"{host}:{port} is on the network and would get the clients' text unencrypted: give "
-                        "certificates, connect to an ssh tunnel on localhost, or allow the insecure network"
+                        "certificates=DIR, connect to an ssh tunnel on localhost, or give insecure_network=True"
                     )
         return Workers(tuple(addresses), certificates)
 
@@ -190,7 +190,9 @@ class Hosts:
         return engine._replace(process=_SpreadProcess(engine, self))
 
     def sum(self, client_sum: Any, weights: Any, aggregator: Any, values: Sequence[Any]) -> Any:
-        """Computes `client_sum` over all client values, in shares; the others repeat the share of a lost host.
+        """Computes `client_sum` over all client values, one share per host.
+
+        If a host is lost, the remaining hosts compute its share again.
 
         Args:
           client_sum: the engine's `client_sum`.

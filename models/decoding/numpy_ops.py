@@ -1,7 +1,9 @@
 """Implements keyed random numbers, the processing of logits and the sampler in NumPy, bit for bit as in TensorFlow ops.
 
-Every step is either integer arithmetic or a float32 operation whose result IEEE 754 fixes. No `exp` or `log` is called.
-A product is added to something only where the product is exact, so that a compiler that fuses the two changes nothing.
+Every step of a draw is either integer arithmetic or a float32 operation whose result IEEE 754 fixes; none calls `exp`
+or `log`. The table of exp is computed once, when the module is imported, in float64, and rounded to float32; it has the
+same bits on every machine, because no entry is so close to a rounding boundary that an inexact `exp` could move it. A
+product is added to something only where the product is exact, so that a compiler that fuses the two changes nothing.
 Equal logits therefore give the same token in NumPy, eager TensorFlow, `tf.function`, XLA and TFLite, whatever kernels
 run.
 """
@@ -18,7 +20,10 @@ Words = tuple[NDArray[np.int32], NDArray[np.int32]]
 
 
 class Stream(IntEnum):
-    """The purpose of a random number; numbers of different streams are independent."""
+    """Names the purposes of random numbers; numbers for different purposes are independent.
+
+    Only SAMPLE is used so far: the others are reserved for speculative decoding.
+    """
 
     SAMPLE = 0
     DRAFT = 1
@@ -90,12 +95,12 @@ class Choices:
         for name, least, bits in ranges:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 1 << bits:
-                raise ValueError(f"{name}: {value!r} is not an integer from {least} to 2**{bits} - 1")
+                raise ValueError(f"{name} = {value!r}: must be an integer from {least} to 2^{bits} - 1")
         # Written so that NaN, for which every comparison is False, is refused.
         if not (self.temperature == 0 or MIN_TEMPERATURE <= self.temperature <= MAX_TEMPERATURE):
             raise ValueError(
-                f"temperature: {self.temperature!r} is neither 0 (greedy) nor a number from "
-                f"{MIN_TEMPERATURE:g} to {MAX_TEMPERATURE:g}"
+                f"temperature = {self.temperature!r}: must be 0 (greedy) or a number from {MIN_TEMPERATURE:g} to "
+                f"{MAX_TEMPERATURE:g}"
             )
 
 

@@ -1,4 +1,4 @@
-"""Applies temperature and top-k to logits, which gives the one distribution to sample from and to verify against."""
+"""Applies temperature and top-k to logits, which gives the distribution that tokens are drawn from."""
 
 from typing import Any
 

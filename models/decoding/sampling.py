@@ -8,7 +8,7 @@ from models.decoding.prng import Words
 
 
 def weights(processed: tf.Tensor) -> tf.Tensor:
-    """Returns integers in proportion to exp(processed), from which `sample` samples exactly.
+    """Returns integer weights, in proportion to exp(processed) up to rounding, from which `sample` draws.
 
     `models.decoding.numpy_ops` says why no `exp` is called.
 

@@ -44,7 +44,7 @@ def test_integer_is_accepted_for_float_but_float_is_refused_for_integer():
         ("[run]\nrounds = '3'", [], "run.rounds = '3': must be an integer, at least 1"),
         ("[run]\nrounds = true", [], "run.rounds = True: must be an integer"),
         ("[data]\nstrict = 1", [], "data.strict = 1: must be true or false"),
-        ("[data]\npublic = 'a'", [], "data.public = 'a': must be a list of texts"),
+        ("[data]\npublic = 'a'", [], "data.public = 'a': must be a list of strings"),
         ("[data]\nmerge_ids = 'lower'", [], "data.merge_ids = 'lower': must be one of 'normalize'"),
         ("[clients]\nlearning_rate = nan", [], "clients.learning_rate = nan: must be a positive number"),
         ("[clients]\nlearning_rate = -inf", [], "clients.learning_rate = -inf: must be a positive number"),

@@ -141,7 +141,8 @@ def test_resume_refuses_changed_config(folder, whole, refuse):
         ("data.public=[]", "data.public is empty"),
         ("data.public=[\"none.txt\"]", "none.txt, which does not exist: correct the name"),
         ("data.strict=true", "users.jsonl:8"),
-        ("vocabulary.size=100", "vocabulary"),
+        ("vocabulary.size=100", "vocabulary.size = 100: must be an integer, at least 259"),
+        ("vocabulary.size=1000000", "vocabulary.size = 1000000: the text yields at most"),
         ("model.preset=huge", "preset: 'huge' is not one of tiny"),
         ("run.rounds=0", "rounds"),
         ("run.evaluate_every=0", "run.evaluate_every"),
@@ -151,13 +152,13 @@ def test_resume_refuses_changed_config(folder, whole, refuse):
         ("run.clients_at_once=1000000", "run.clients_at_once = 1000000: must be an integer, at least 1"),
         ("warm_start.epochs=-1", "warm_start.epochs"),
         ("warm_start.batch_size=0", "warm_start.batch_size"),
-        ("data.validation=0.9", "share"),
+        ("data.validation=0.9", "data.validation = 0.9 and data.test = "),
         (
             "cohort.sampling_probability=0.001",
             "clients per round on average: raise it (1 bad rows, the first: {folder}/users.jsonl:8",
         ),
         ("data.min_tokens=1", "min_tokens"),
-        ("data.min_tokens=1000000", "all 40 clients have fewer than 1000000 tokens"),
+        ("data.min_tokens=1000000", "all 40 clients have fewer than data.min_tokens = 1000000 tokens: lower it"),
     ],
 )  # fmt: skip
 def test_bad_setting_is_refused_in_one_line_and_leaves_no_folder(folder, tmp_path, refuse, setting, message):

@@ -49,7 +49,9 @@ def test_store_leaves_out_and_counts_clients_below_min_tokens(tmp_path_factory, 
     kept = {client: tokens for client, tokens in wanted.items() if len(tokens) >= min_tokens}
     path = tmp_path_factory.mktemp("store") / "s"
     if not kept:
-        with pytest.raises(ValueError, match=f"all {len(wanted)} clients have fewer than {min_tokens} tokens"):
+        with pytest.raises(
+            ValueError, match=f"all {len(wanted)} clients have fewer than min_tokens = {min_tokens} tokens"
+        ):
             TokenStore.build(path, Rows(pieces), WORDS, min_tokens=min_tokens)
         return
     store = TokenStore.build(path, Rows(pieces), WORDS, min_tokens=min_tokens)

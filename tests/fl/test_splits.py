@@ -65,7 +65,7 @@ def test_split_store_equals_split_clients(tmp_path):
     for seed in (0, 7):
         store = TokenStore.build(tmp_path / "store", source, words, split_seed=seed)
         assert split_store(store, 0.2, 0.3) == split_clients(ids, 0.2, 0.3, seed)
-    with pytest.raises(ValueError, match="test share 2 is outside"):
+    with pytest.raises(ValueError, match="test = 2: must be from 0 to 1"):
         split_store(store, 0.2, 2)
 
 
@@ -85,11 +85,11 @@ def test_split_clients_accepts_shares_of_zero_and_one():
 @pytest.mark.parametrize(
     ("validation", "test", "seed", "reason"),
     [
-        (-0.1, 0.1, 0, "validation share -0.1"),
-        (0.1, 1.1, 0, "test share 1.1"),
-        (math.nan, 0.1, 0, "validation share nan"),
-        (0.1, math.nan, 0, "test share nan"),
-        (0.6, 0.6, 0, "sum to more than 1"),
+        (-0.1, 0.1, 0, "validation = -0.1: must be from 0 to 1"),
+        (0.1, 1.1, 0, "test = 1.1: must be from 0 to 1"),
+        (math.nan, 0.1, 0, "validation = nan: must be"),
+        (0.1, math.nan, 0, "test = nan: must be"),
+        (0.6, 0.6, 0, "validation = 0.6 and test = 0.6: their sum must be at most 1"),
         (0.1, 0.1, 2**127, "does not fit 128 bits"),
     ],
 )

@@ -46,7 +46,7 @@ class Classification:
         return tf.TensorSpec(self.shape, tf.float32), tf.TensorSpec([], tf.int32)
 
     def forms(self, batch: Any) -> tuple[int, list[Any]]:
-        """Returns the batch as its only form."""
+        """Returns (0, [batch]), because this task computes a batch in one shape only; see `Task.forms`."""
         return 0, [batch]
 
     def loss(self, weights: Any, batch: Any, rows: Any) -> Loss:

@@ -271,7 +271,9 @@ def test_case_table_marks_results_of_noisy_machine():
     case = Case("logistic", False, examples=[5, 5, 5], runs=[quiet])
     assert "NOISY" not in table.case_table(case, [Peer("ours", "ours", None)], "ours")
     case.runs.append(dataclasses.replace(quiet, repetition=1, others=0.7))
-    assert "NOISY: other processes used up to 0.7 cores" in table.case_table(case, [Peer("ours", "ours", None)], "ours")
+    assert "NOISY: other processes used up to 0.70 cores" in table.case_table(
+        case, [Peer("ours", "ours", None)], "ours"
+    )
     assert "cores" in table.machine()
 
 

@@ -34,11 +34,11 @@ def test_generate_prints_prompt_and_continuation_that_depend_on_the_seed(path, c
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--temperature", "nan"], "temperature: nan"),
-        (["--temperature", "-1"], "temperature: -1.0"),
-        (["--top-k", "-1"], "top_k: -1"),
-        (["--max-new-tokens", "0"], "max_new_tokens: 0"),
-        (["--seed", "-1"], "seed: -1"),
+        (["--temperature", "nan"], "value for --temperature: nan: must be 0 (greedy) or a number from 1e-06 to 1e+06"),
+        (["--temperature", "-1"], "value for --temperature: -1.0: must be 0 (greedy)"),
+        (["--top-k", "-1"], "value for --top-k: -1: must be an integer from 0 to 2^31 - 1"),
+        (["--max-new-tokens", "0"], "value for --max-new-tokens: 0: must be an integer from 1 to 2^31 - 1"),
+        (["--seed", "-1"], "value for --seed: -1: must be an integer from 0 to 2^64 - 1"),
         (
             ["--prompt", "\udcff"],
             "prompt: text holds the lone surrogate '\\udcff' at index 0, made of a byte that is not UTF-8: give",
@@ -104,4 +104,4 @@ def test_export_fails_if_a_file_differs_from_the_model(path, capfd, monkeypatch)
     monkeypatch.setattr("experiments.runs.load_trained", lambda run: (MODEL, other, exported.vocabulary()))
     monkeypatch.setattr("models.export.export", lambda *arguments: None)
     code, out, err = run(capfd, "export", "run", "--precision", "float32", "--output", path)
-    assert code == 2 and "FAILED" in out and "not the trained model" in err
+    assert code == 2 and "FAILED" in out and "output differs from the trained model's" in err

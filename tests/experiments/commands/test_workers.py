@@ -105,7 +105,11 @@ def test_worker_command_ends_when_worker_process_dies():
         (["worker", "--port", "70000"], "70000 is not in the range"),
         (["worker", "--port", "7000", "--certificates", "x", "--insecure-network"], "contradict each other"),
         (["worker", "--port", "7000", "--certificates", "none"], "none holds no key.pem"),
-        (["train", "demo", "--workers", "10.0.0.2:7000"], "would get the clients' text unencrypted"),
+        (
+            ["train", "demo", "--workers", "10.0.0.2:7000"],
+            "would get the clients' text unencrypted: give --certificates DIR, connect to an ssh tunnel on localhost, "
+            "or give --insecure-network",
+        ),
         (["train", "demo", "--workers", "nonsense"], "'nonsense' is not host:port"),
         (["train", "demo", "--workers", "a:1", "--certificates", "none"], "none holds no key.pem"),
         (["train", "demo", "--workers", "a:1", "--certificates", "x", "--insecure-network"], "contradict each other"),

@@ -273,7 +273,10 @@ def test_connected_names_worker_that_does_not_answer(monkeypatch):
         ("a:70000", "'a:70000' is not host:port"),
         ("a b:7", "is not host:port"),
         ("localhost:7000, localhost:7000", "an address occurs twice"),
-        ("10.0.0.2:7000", "on the network and would get the clients' text unencrypted: give certificates"),
+        (
+            "10.0.0.2:7000",
+            "on the network and would get the clients' text unencrypted: give certificates=DIR.*insecure_network=True",
+        ),
         ("localhost:7000,worker.example:7000", "worker.example:7000 is on the network"),
         ("127.0.0.1.evil.example:7000", "is on the network"),
     ],

@@ -100,6 +100,6 @@ def test_process_keeps_the_first_likeliest_token_for_zero_negative_and_nan_tempe
     ],
 )
 def test_choices_refuse_values_out_of_range(field, value):
-    with pytest.raises(ValueError, match=f"^{field}: {value!r} ") as caught:
+    with pytest.raises(ValueError, match=f"^{field} = {value!r}: must be ") as caught:
         Choices(**{field: value})
     assert "\n" not in str(caught.value)

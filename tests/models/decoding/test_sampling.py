@@ -1,3 +1,5 @@
+from decimal import Decimal, localcontext
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -25,6 +27,17 @@ def test_weights_are_exponentials_within_the_stated_error():
     assert np.all(drawn[inside] >= exact[inside] * (1 - 2.0**-21) - 1)
     assert numpy_ops.weights(np.zeros(1, np.float32)) == 2**44
     assert not numpy_ops.weights(np.array([-np.inf, numpy_ops.LEFT_OUT], np.float32)).any()
+
+
+def test_table_of_exp_has_the_same_bits_for_every_exp_with_a_relative_error_of_1e_12():
+    """Float64 has 1.1e-16, so that a machine's exp may be wrong by thousands of units in the last place."""
+    with localcontext(prec=40):
+        exact = [(Decimal(-i) / numpy_ops.ENTRIES_PER_NAT).exp() * 2**44 for i in range(len(numpy_ops.TABLE_BITS) - 1)]
+        bounds = [[float(value * (1 + error)) for value in exact] for error in (Decimal("1e-12"), Decimal("-1e-12"))]
+    table = numpy_ops.TABLE_BITS.view(np.float32)
+    for bound in bounds:
+        np.testing.assert_array_equal(np.array(bound).astype(np.float32), table[:-1])
+    assert table[-1] == 0
 
 
 @given(st.integers(1, 2**62 - 1), st.integers(0, 2**31 - 1), st.integers(0, 2**31 - 1))
