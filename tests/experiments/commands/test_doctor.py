@@ -15,6 +15,8 @@ LOCK = Path("requirements.lock")
 LOCKED = {
     "numpy": "1.25.2",
     "scipy": "1.9.3",
+    "msgspec": "0.23.0",
+    "tomli-w": "1.2.0",
     "dp-accounting": "0.4.3",
     "jinja2": "3.1.6",
     "matplotlib": "3.10.0",
@@ -49,7 +51,7 @@ def without(*names: str) -> dict[str, str]:
     return {name: version for name, version in LOCKED.items() if name not in names}
 
 
-BASE = {name: LOCKED[name] for name in ("numpy", "scipy", "dp-accounting", "jinja2", "matplotlib", "scikit-learn")}
+BASE = {name: LOCKED[name] for name in doctor.PACKAGES[""]}
 MODELS = {**BASE, **{name: LOCKED[name] for name in ("tensorflow", "keras", "sentencepiece", "ai-edge-litert")}}
 
 
