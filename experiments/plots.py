@@ -131,7 +131,7 @@ def excess_loss(path: Path, study: Mapping[str, Any]) -> list[Path]:
             # A logarithmic axis cannot show an interval that reaches below zero: it is cut at a tenth of the mean.
             below = [min(half, 0.9 * mean) for mean, half in zip(means, halves, strict=True)]
             axes.errorbar(sizes, means, yerr=[below, halves], marker="o", capsize=3, label=name)
-        axes.plot(sizes, [row["nothing"] for row in rows], color="grey", linestyle="--", label="nothing learned")
+        axes.plot(sizes, [row["nothing"] for row in rows], color="grey", linestyle="--", label="zero weights")
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_xlabel(label)

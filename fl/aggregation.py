@@ -33,7 +33,9 @@ class Contribution(NamedTuple):
 
     update: Weights  # weighted (or clipped) change of the model
     weight: Any  # float32: the factor that `update` was multiplied by
-    within_clip: Any  # float32: 1/2 if the norm is at most the clip norm (zero's is), else -1/2; 0 without clipping
+    # float32: 1/2 if the norm is at most the clip norm (also for an update replaced by zero), else -1/2; 0 without
+    # clipping or without examples
+    within_clip: Any
     clients: Any  # float32: 1 (also if the update was replaced by zero), or 0 for a client without any example
     non_finite: Any  # float32: 1 if the update was not finite and was replaced by zero
     examples: Any  # float32: number of examples trained on
@@ -133,11 +135,12 @@ class ExampleWeightedMean(SeededNoise):
 class DPMean(SeededNoise):
     """The private mean of DP-FedAvg: it clips each client's update, sums the updates and adds Gaussian noise.
 
-    Adding or removing one client changes the sum by at most the clip norm in L2 norm, whatever the others send; the
-    noise has standard deviation `plan.value_noise_multiplier` * clip norm. Everything that a round releases costs
-    together one Gaussian mechanism of `plan.noise_multiplier`. The denominator is the plan's expected cohort, a public
-    constant; the size of the drawn cohort never enters. The noise is floating-point (`fl.gaussian`) and not hardened
-    against floating-point attacks; `fl.exact_mean.ExactDPMean` is.
+    Each client contributes at most the clip norm, in L2 norm, to the sum, whatever the others send. A floating-point
+    sum also rounds the other contributions differently with and without a client, which ε does not cover. The noise has
+    standard deviation `plan.value_noise_multiplier` * clip norm. Everything that a round releases costs together one
+    Gaussian mechanism of `plan.noise_multiplier`. The denominator is the plan's expected cohort, a public constant; the
+    size of the drawn cohort never enters. The noise is floating-point (`fl.gaussian`) and not hardened against
+    floating-point attacks; `fl.exact_mean.ExactDPMean` is.
 
     With `AdaptiveClip` the clip norm follows a private quantile of the update norms, and a round also releases a noisy
     count of the updates within the clip norm. With `PrivateMetrics` it also releases the means over the clients of
@@ -284,7 +287,9 @@ def contribution(
     weigh: Callable[[Any], tuple[Any, Any]],
     sum_scaled: Callable[[Weights, Any], Weights],
 ) -> Contribution:
-    """Sums the clients' updates, each times its own factor; one with an entry or loss that is not finite adds zero.
+    """Sums the clients' updates, each times its own factor.
+
+    An update with an entry or a loss that is not finite adds zero.
 
     Args:
       update: the update of one client, or of U clients with a leading client axis.

@@ -1,6 +1,6 @@
 """Draws the cohort of a round, the clients that take part, from (sampler key, round) alone and never from history.
 
-The privacy plan states the sampling scheme and its rate (`privacy.sampling`); this module carries them out.
+The privacy plan states the sampler and its parameters (`privacy.sampling`); this module draws the cohorts.
 Amplification by sampling holds only while the drawn cohorts stay secret, so the seeds come from `privacy.keys`.
 """
 
@@ -19,9 +19,9 @@ def draw_cohort(sampling: Sampling, population: int, round_number: int, seed_of_
     """Draws the cohort of one round.
 
     Args:
-      sampling: `Poisson` (each client joins independently with probability `rate`; the cohort may be empty),
-        `FixedSize` (uniform without replacement) or `Cyclic` (one secret partition of the population into cohorts of
-        equal size, up to one client, taken in turn: a client's rounds are exactly `sampling.cohorts` apart).
+      sampling: `Poisson` (each client joins independently with probability `sampling_probability`; the cohort may be
+        empty), `FixedSize` (uniform without replacement) or `Cyclic` (one secret partition of the population into
+        cohorts of equal size, up to one client, taken in turn: a client's rounds are exactly `sampling.cohorts` apart).
       population: number of clients, >= 1.
       round_number: round, counted from 0.
       seed_of_round: returns the secret seed of a round; the seeds of different rounds must give unrelated streams.

@@ -1,9 +1,10 @@
 """Averages clipped updates privately in pure integer arithmetic, hardened against floating-point attacks.
 
-Each client's clipped update is cut to integer steps of a grid, and the L2 bound is checked on those integers. Their sum
-is exact in any order, and the noise is a rounded exact Gaussian (`privacy.noise.rounded`), drawn outside TFF from the
-run's key. Only the noisy sum is converted back to floating point. So the attack of Mironov 2012, "On significance of
-the least significant bits for differential privacy", has no rounding to exploit; reports call such a run hardened.
+Each client's clipped update is truncated to integer steps of a grid, and the L2 bound is checked on those integers.
+Their sum is exact in any order, and the noise is a rounded exact Gaussian (`privacy.noise.rounded`), drawn outside TFF
+from the run's key. Only the noisy sum is converted back to floating point. So the attack of Mironov 2012, "On
+significance of the least significant bits for differential privacy", has no rounding to exploit; reports call such a
+run hardened.
 """
 
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ class ExactDPMean(DPMean):
     Each client contributes a vector of integers q with ||q||₂ <= `STEPS`. To their sum is added Gaussian noise of
     standard deviation `plan.value_noise_multiplier` * `STEPS`, rounded to integers. Since the sum is an integer, this
     equals rounding the output of the Gaussian mechanism with that noise multiplier, which is post-processing: the
-    plan's (ε, δ) for its clients holds without a failure probability. Cutting moves each weight of a client by less
+    plan's (ε, δ) for its clients holds without a failure probability. Truncation moves each weight of a client by less
     than clip / 2^24, towards zero.
 
     Raises:
@@ -43,15 +44,15 @@ class ExactDPMean(DPMean):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, stddev in (
-            ("noise multiplier of the update", self.plan.value_noise_multiplier * STEPS),
-            ("noise multiplier of the metrics", self.plan.metric_noise_multiplier * STEPS),
-            ("clip count stddev", self.plan.count_stddev * 2 * COUNT_STEPS),
+        for name, value, steps, fix in (
+            ("value_noise_multiplier", self.plan.value_noise_multiplier, STEPS, "lower noise_multiplier"),
+            ("metric_noise_multiplier", self.plan.metric_noise_multiplier, STEPS, "raise the metrics' share"),
+            ("count_stddev", self.plan.count_stddev, 2 * COUNT_STEPS, "lower it"),
         ):
-            if stddev > LARGEST_STDDEV:
+            if value * steps > LARGEST_STDDEV:
                 raise ValueError(
-                    f"{name} is {stddev / LARGEST_STDDEV:.3g} times too large for exact noise: lower it, or use "
-                    "floating-point noise"
+                    f"the plan's {name} is {value:g}, and exact noise allows at most {LARGEST_STDDEV / steps:g}: "
+                    f"{fix}, or use floating-point noise"
                 )
         clip = self.initial_state()["clip"]
         if clip < SMALLEST_CLIP:
@@ -83,7 +84,7 @@ class ExactDPMean(DPMean):
 
         def in_steps(delta: Weights, factor: Any) -> Weights:
             scale = factor * (STEPS / state["clip"])
-            # A cast cuts towards zero.
+            # A cast truncates towards zero.
             steps = {name: tf.cast(value * column(scale, value), tf.int32) for name, value in delta.items()}
             # The squares are exact in float64, and their sum has a relative error of at most 2^-23, which the limit
             # allows for. The margin of the clip (`fl.aggregation._MARGIN`) is larger still, so that a client that was

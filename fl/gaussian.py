@@ -1,8 +1,8 @@
 """Draws Gaussian noise with TensorFlow operations, and derives named streams of random numbers from one seed.
 
 The sampler is that of `privacy.noise.training`, with the same guarantee. There are independent, exact standard normal
-numbers such that each number drawn is within `DISTANCE` * (1 + R) of its own, R being the L2 norm of the pair it
-belongs to, except with probability `FAILURE` for all numbers of one release.
+numbers such that each number drawn is within `privacy.noise.training.DISTANCE` * (1 + R) of its exact one, where R is
+the L2 norm of its pair, except with probability `privacy.noise.training.FAILURE` for all numbers of one release.
 
 TensorFlow's own normal sampler gives no such guarantee. Its Box-Muller radius has 23 random bits, so that its float32
 numbers end at 5.7 standard deviations. And two neighbouring outputs are the sine and the cosine of one radius, so that

@@ -2,8 +2,8 @@
 
 The order matters for privacy. The ledger line is on disk before anything of the round is released; the state is saved
 before its metrics are shown; cohort and noise follow from (secret key, round) alone. So a run that is killed at any
-moment and resumed gives the same weights, ledger and metrics, bit for bit, and the noise of a round never takes two
-different values.
+moment and resumed with the same number of shards gives the same weights, ledger and metrics, bit for bit, and the noise
+of a round never takes two different values.
 """
 
 import logging

@@ -3,7 +3,8 @@
 with Releases.open("ledger.jsonl", Budget(epsilon=2.0, delta=1e-6)) as ledger:
     mean = dp_mean(ages, 0, 100, epsilon=0.5, ledger=ledger)
 
-Each release is on the disk before its noise is drawn. A release that would exceed the budget is refused.
+The cost of each release is recorded on the disk before its noise is drawn. A release that would exceed the budget is
+refused.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _COSTS: dict[str, Any] = {"pure": costs.Pure, "gaussian": costs.Gaussian}
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """The most that all releases about a set of records may cost together.
+    """Limits what all releases about a set of records may cost together.
 
     Attributes:
       epsilon: largest ε that all releases together may reach, above 0.
@@ -133,13 +134,14 @@ class Releases:
         budget = self.budget
         at = f" at delta {budget.delta:.3g}" if budget.delta else ""
         return (
-            f"epsilon {format_epsilon(self.spent)}{at} of {budget.epsilon:g}; unit {budget.unit}, {budget.relation}; "
-            f"{len(self.releases)} releases, samplers and noise as of each"
+            f"epsilon {format_epsilon(self.spent)}{at}, budget {budget.epsilon:g}; "
+            f"unit {budget.unit}, {budget.relation}; "
+            f"{len(self.releases)} releases, each with its own sampler and noise"
         )
 
     @property
     def head(self) -> str:
-        """Returns the SHA-256 of the ledger's last line."""
+        """Returns the chained SHA-256 digest of the ledger's last line."""
         return self._file.digests[-1]
 
     def record(self, release: Guarantee) -> None:

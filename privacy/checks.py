@@ -53,14 +53,14 @@ def between(name: str, value: float, low: float, high: float, fix: str, *, close
     return number
 
 
-def noise_multiplier(value: float, fix: str) -> float:
+def noise_multiplier(value: float, fix: str, name: str = "noise_multiplier") -> float:
     """Returns `value` as a float; raises ValueError unless it lies in [1e-6, 1e8].
 
     Outside this range every ε is infinite or smaller than its rounding error.
     """
-    number = positive("noise_multiplier", value, fix)
+    number = positive(name, value, fix)
     if not 1e-6 <= number <= 1e8:
-        raise ValueError(f"noise_multiplier must lie in [1e-6, 1e8], got {value!r}: {fix}")
+        raise ValueError(f"{name} must lie in [1e-6, 1e8], got {value!r}: {fix}")
     return number
 
 

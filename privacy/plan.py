@@ -42,7 +42,7 @@ class FixedClip:
 
 @dataclasses.dataclass(frozen=True)
 class AdaptiveClip:
-    """A clip norm that follows a quantile of the update norms, learned privately from one noised bit per client.
+    """A clip norm that follows a quantile of the update norms, estimated from a noised count of one bit per client.
 
     It uses the geometric update of Andrew et al. 2021, "Differentially private learning with adaptive clipping"
     (arXiv:1905.03871). The bit b = [norm <= C] is centred to b - 1/2, so that the count has sensitivity 1/2. The count
@@ -111,7 +111,7 @@ class PrivacyPlan:
     """What a training run guarantees, fixed before it starts.
 
     The mechanism is the Gaussian mechanism on sums of clipped updates. Each round releases the sum plus N(0, (z_v C)²
-    I), divided by the fixed `expected_cohort` (never by the number of clients who came). With adaptive clipping it
+    I), divided by the fixed `expected_cohort` (never by the size of the realised cohort). With adaptive clipping it
     also releases the noised count, and with `metrics` their noised pairs.
 
     Attributes:
@@ -190,7 +190,8 @@ class PrivacyPlan:
         least = self.noise_multiplier / (2 * math.sqrt(1 - self._metrics_share))
         if isinstance(self.clip, AdaptiveClip) and self.is_private and not self.count_stddev > least:
             raise ValueError(
-                f"count_stddev {self.count_stddev:g} of the clip leaves the update no noise: give more than {least:g}"
+                f"count_stddev {self.count_stddev:g} of the clip leaves none of the privacy budget (noise_multiplier "
+                f"{self.noise_multiplier:g}) for the update: give more than {least:g}"
             )
 
     @property
@@ -269,7 +270,8 @@ class PrivacyPlan:
 
         Its noise multipliers are relative to the sensitivity under the plan's relation. Replacing a client moves the
         sum by up to 2 C, adding one by up to C, so the multiplier is halved for fixed-size sampling. Give the event to
-        an accountant for that relation, as `privacy.accounting.epsilon` does.
+        an accountant for that relation: dp-accounting's ADD_OR_REMOVE_ONE, REPLACE_ONE, or for zero-out
+        REPLACE_SPECIAL.
         """
         import dp_accounting as dp
 

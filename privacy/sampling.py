@@ -1,8 +1,8 @@
 """The three samplers that draw a round's cohort, each with the neighbouring relation that its accounting holds for.
 
-The sampler decides which theorem applies, so the relation belongs to the sampler and is not a separate choice.
-Amplification by Poisson sampling is proved for adding or removing a client, amplification by fixed-size sampling for
-replacing one. A fixed cyclic partition has no amplification: it only bounds how often one client's data can enter. Its
+The sampler decides which theorem applies, so the relation belongs to the sampler and is not a separate choice. The
+theorems used here prove amplification by Poisson sampling under add-or-remove-one, and by fixed-size sampling under
+replace-one. A fixed cyclic partition has no amplification: it only bounds how often one client's data can enter. Its
 relation is zero-out, in which a client's data become empty and every other client keeps its place in the partition.
 """
 
@@ -67,8 +67,9 @@ class Poisson:
 
 @dataclasses.dataclass(frozen=True)
 class FixedSize:
-    """Fixed-size sampling: exactly `size` different clients per round, drawn uniformly without replacement, afresh
-    each round.
+    """Fixed-size sampling: exactly `size` different clients per round, drawn uniformly without replacement.
+
+    Each round's draw is independent of all others.
 
     Attributes:
       size: number of clients in a cohort, at least 1.

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from experiments import extras
-from experiments.commands.renamed import renamed
+from experiments.commands.plan_options import (
+    EPSILON,
+    NOISE,
+    ROUNDS,
+    add_plan_options,
+    build_plan,
+    naming_options,
+)
 from privacy.json_values import plain
-from privacy.plan import DELTA_EXPONENT
 
 if TYPE_CHECKING:
     from privacy import PrivacyPlan
@@ -26,73 +32,9 @@ _AUDIT_CONFIDENCE = 0.9999  # of each bound: of a thousand audits, about one has
 _AUDIT_TRIALS = 400_000
 
 
-_RENAMED = {
-    "--clients": "--population",
-    "--cohort": "--cohort-size",
-    "--rate": "--sampling-probability",
-    "--noise": "--noise-multiplier",
-}
-
-
 @click.group()
 def privacy() -> None:
     """Compute the epsilon, noise or rounds of a run from the other two, run an audit, or write a report."""
-
-
-def _add_plan_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the options that `epsilon`, `noise` and `rounds` share."""
-    options = [
-        click.option(
-            "--population", type=int, required=True, metavar="N", help="Number of clients who could take part."
-        ),
-        click.option(
-            "--cohort-size",
-            type=float,
-            metavar="K",
-            help="Number of clients per round (with poisson: the mean number).",
-        ),
-        click.option(
-            "--sampling-probability",
-            type=float,
-            metavar="Q",
-            help="Probability with which each client joins each round (poisson), instead of --cohort-size.",
-        ),
-        click.option(
-            "--cohorts",
-            type=int,
-            metavar="B",
-            help="Number of cohorts that take turns (cyclic), instead of --cohort-size.",
-        ),
-        click.option(
-            "--sampler",
-            type=click.Choice(["poisson", "fixed-size", "cyclic"]),
-            default="poisson",
-            show_default=True,
-            help="How cohorts are drawn.",
-        ),
-        click.option("--delta", type=float, help=f"δ of the guarantee. [default: population^{DELTA_EXPONENT}]"),
-        click.option(
-            "--clip-count-stddev",
-            type=float,
-            metavar="S",
-            help="Standard deviation of the noise on the count of adaptive clipping; shows how the noise is split.",
-        ),
-        click.option("--json", "as_json", is_flag=True, help="Print JSON."),
-    ]
-    for old, new in _RENAMED.items():
-        options.append(renamed(old, new))
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-_ROUNDS = click.option("--rounds", type=int, required=True, metavar="T", help="Number of training rounds.")
-_NOISE = click.option(
-    "--noise-multiplier", type=float, required=True, metavar="Z", help="Standard deviation of the noise / clip norm."
-)
-_EPSILON = click.option(
-    "--epsilon", "target", type=float, required=True, metavar="E", help="Largest epsilon that the run may reach."
-)
 
 
 @privacy.command()
@@ -196,7 +138,11 @@ def _audit_training(claimed: float, delta: float, trials: int) -> Iterator[_Audi
     bound = run.bound(plan.target_delta, _AUDIT_CONFIDENCE)
     yield f"training, {plan.rounds} rounds, all canaries", plan.relation, accounting.epsilon(plan).value, bound
     yield from _bound_cases([*cases(claimed, delta, keys), cancelling_record(claimed, delta)], trials)
-    yield "DPMean, canary of dust", plan.relation, *dusty(DPMean(two_rounds(claimed, delta)), _AUDIT_CONFIDENCE)
+    yield (
+        "DPMean, canary with many tiny weights",
+        plan.relation,
+        *dusty(DPMean(two_rounds(claimed, delta)), _AUDIT_CONFIDENCE),
+    )
     releases = max(1, TAIL_RELEASES * trials // _AUDIT_TRIALS)
     yield "DPMean, canary in the tail", plan.relation, *tail(DPMean(tail_plan()), keys, _AUDIT_CONFIDENCE, releases)
 
@@ -222,112 +168,47 @@ def report(ledger: Path, output: Path | None) -> None:
 
 
 @privacy.command()
-@_add_plan_options
-@_ROUNDS
-@_NOISE
+@add_plan_options
+@ROUNDS
+@NOISE
 def epsilon(rounds: int, noise_multiplier: float, as_json: bool, **setting: Any) -> None:
     """Print ε of a run with this noise multiplier and this number of rounds."""
-    _print_result(_build_plan(rounds=rounds, noise_multiplier=noise_multiplier, **setting), as_json)
+    _print_result(build_plan(rounds=rounds, noise_multiplier=noise_multiplier, **setting), as_json)
 
 
 @privacy.command()
-@_add_plan_options
-@_ROUNDS
-@_EPSILON
+@add_plan_options
+@ROUNDS
+@EPSILON
 def noise(rounds: int, target: float, as_json: bool, **setting: Any) -> None:
     """Print the least noise multiplier that keeps ε within the budget over this number of rounds."""
-    from privacy import accounting, checks
+    from privacy import FixedClip, accounting, checks
 
     checks.positive("--epsilon", target, "give the largest epsilon that the run may reach")
-    _print_result(
-        accounting.calibrate_noise(_build_plan(rounds=rounds, noise_multiplier=0.0, **setting), target), as_json
-    )
+    # ε does not depend on the clip, and the check of --clip-count-stddev needs the noise that is found.
+    plan = dataclasses.replace(build_plan(rounds=rounds, noise_multiplier=0.0, **setting), clip=FixedClip(1.0))
+    with naming_options("epsilon"):
+        multiplier = accounting.calibrate_noise(plan, target).noise_multiplier
+    _print_result(build_plan(rounds=rounds, noise_multiplier=multiplier, **setting), as_json)
 
 
 @privacy.command()
-@_add_plan_options
-@_EPSILON
-@_NOISE
+@add_plan_options
+@EPSILON
+@NOISE
 def rounds(target: float, noise_multiplier: float, as_json: bool, **setting: Any) -> None:
     """Print the largest number of rounds, up to 1,000,000, that keeps ε within the budget at this noise multiplier."""
     from privacy import accounting, checks
 
     checks.positive("--epsilon", target, "give the largest epsilon that the run may reach")
-    _print_result(
-        accounting.calibrate_rounds(_build_plan(rounds=1, noise_multiplier=noise_multiplier, **setting), target),
-        as_json,
-    )
-
-
-def _build_plan(
-    *,
-    population: int,
-    cohort_size: float | None,
-    sampling_probability: float | None,
-    cohorts: int | None,
-    sampler: str,
-    delta: float | None,
-    clip_count_stddev: float | None,
-    rounds: int,
-    noise_multiplier: float,
-) -> PrivacyPlan:
-    from privacy import AdaptiveClip, Cyclic, FixedClip, FixedSize, Poisson, PrivacyPlan, checks
-    from privacy.sampling import Sampling
-
-    checks.whole("--population", population, 2, "count the clients who could take part")
-    checks.whole("--rounds", rounds, 1, "plan at least one round")
-    checks.non_negative("--noise-multiplier", noise_multiplier, "0 switches privacy off, 1 is a usual start")
-    if delta is not None:
-        checks.between("--delta", delta, 0, 1, f"leave it out for population^{DELTA_EXPONENT}")
-    if clip_count_stddev is not None:
-        checks.positive("--clip-count-stddev", clip_count_stddev, "leave it out for a fixed clip norm")
-    sizes = {"--cohort-size": cohort_size, "--sampling-probability": sampling_probability, "--cohorts": cohorts}
-    allowed = {
-        "poisson": ("--cohort-size", "--sampling-probability"),
-        "fixed-size": ("--cohort-size",),
-        "cyclic": ("--cohort-size", "--cohorts"),
-    }[sampler]
-    given = [name for name, value in sizes.items() if value is not None]
-    if len(given) != 1 or given[0] not in allowed:
-        raise ValueError(
-            f"{' and '.join(given) or 'no cohort size'} given: {sampler} takes exactly one of {', '.join(allowed)}"
-        )
-    if cohort_size is not None:
-        checks.positive("--cohort-size", cohort_size, "give the number of clients per round")
-        if cohort_size > population:
-            raise ValueError(
-                f"--cohort-size {cohort_size:g} is larger than --population {population}: give a smaller cohort"
-            )
-        if sampler == "fixed-size" and cohort_size != int(cohort_size):
-            raise ValueError(f"--cohort-size {cohort_size:g} is not an integer: fixed-size cohorts need one")
-        if sampler == "cyclic" and cohort_size < 1:
-            raise ValueError(f"--cohort-size {cohort_size} is below 1: a cyclic cohort has at least one client")
-        # Rounding the number of cohorts down makes a client's turn come sooner, so that ε is not understated.
-        sampling_probability = cohort_size / population
-        cohorts = int(population // cohort_size) if sampler == "cyclic" else None
-    if sampling_probability is not None and 0 < sampling_probability < sys.float_info.min:
-        raise ValueError(
-            f"{given[0]} {sizes[given[0]]} is too small: the sampling probability must be at least "
-            f"{sys.float_info.min:.0e}"
-        )
-    sampling: Sampling
-    if sampler == "poisson":
-        assert sampling_probability is not None
-        sampling = Poisson(sampling_probability)
-    elif sampler == "fixed-size":
-        assert cohort_size is not None
-        sampling = FixedSize(int(cohort_size))
-    else:
-        assert cohorts is not None
-        sampling = Cyclic(cohorts)
-    clip: FixedClip | AdaptiveClip = FixedClip(1.0)
-    if clip_count_stddev is not None:
-        clip = AdaptiveClip(1.0, count_stddev=clip_count_stddev)
-    return PrivacyPlan(sampling, population, rounds, noise_multiplier, clip, delta)
+    plan = build_plan(rounds=1, noise_multiplier=noise_multiplier, **setting)
+    with naming_options("epsilon", "noise_multiplier"):
+        plan = accounting.calibrate_rounds(plan, target)
+    _print_result(plan, as_json)
 
 
 def _print_result(plan: PrivacyPlan, as_json: bool) -> None:
-    from privacy import accounting
+    from privacy import Cyclic, Poisson, accounting
     from privacy.accounting.guarantee import format_epsilon
 
     spent = accounting.epsilon(plan)
@@ -337,12 +218,13 @@ def _print_result(plan: PrivacyPlan, as_json: bool) -> None:
     stated = {name: "stated" if name == spent.accountant else "another upper bound" for name in ("PLD", "RDP")}
     pld = "not available" if spent.pld is None else f"{format_epsilon(spent.pld)}  ({stated['PLD']})"
     rdp = f"{format_epsilon(spent.rdp)}  ({stated['RDP']})"
+    is_exact = isinstance(plan.sampling, Cyclic) or plan.sampling == Poisson(1.0)
     rows = [
         (
             "epsilon",
             format_epsilon(spent.value) if plan.is_private else "NOT PRIVATE: infinite, there is no noise",
         ),
-        ("  by PLD", pld),
+        ("  by exact curve" if is_exact else "  by PLD", pld),
         ("  by RDP", f"{rdp}, order {spent.rdp_order:g}"),
         ("delta", f"{spent.delta:.3g}  ({plan.delta_rule})"),
         ("unit", f"one {plan.unit} of {plan.population:,}, with all its text"),

@@ -208,7 +208,7 @@ def table(study: dict[str, Any]) -> str:
     ]
     for name, key in (("diameter", "by_diameter"), ("distance", "by_distance")):
         head = f"diameter, R = {FAR:g}" if name == "diameter" else f"R, diameter {WIDE:g}"
-        lines += ["", f"| {head} | nothing learned | " + " | ".join(f"{m} | s, learning rate" for m in METHODS) + " |"]
+        lines += ["", f"| {head} | zero weights | " + " | ".join(f"{m} | s, learning rate" for m in METHODS) + " |"]
         lines.append("|---" * (2 + 2 * len(METHODS)) + "|")
         for row in study[key]:
             cells = [f"{row[name]:g}", f"{row['nothing']:.2g}"]
@@ -217,7 +217,8 @@ def table(study: dict[str, Any]) -> str:
                 cells += [f"{entry['mean']:.2g} ± {entry['half']:.1g}"]
                 cells += [f"{entry['signal']:g}, {entry['learning_rate']:g}"]
             lines.append("| " + " | ".join(cells) + " |")
-        for part, label in (("all", "slope, all rows"), ("learned", "slope, rows below half of nothing learned")):
+        labels = {"all": "slope, all rows", "learned": "slope, rows below half of zero weights' excess loss"}
+        for part, label in labels.items():
             slopes = [study["slopes"][method][name][part] for method in METHODS]
             cells = [f"{entry['mean']:.3f} ± {entry['half']:.3f} | –" if entry else "– | –" for entry in slopes]
             lines.append(f"| {label} | – | " + " | ".join(cells) + " |")

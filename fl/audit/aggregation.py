@@ -26,11 +26,11 @@ from privacy.sampling import Cyclic
 CANARY_LENGTH = 1000.0
 """L2 norm of a canary's update, in clip norms."""
 
-View = Literal["alone", "opposed", "less the next round"]
+View = Literal["alone", "opposed", "minus the next round"]
 """Situation in which the canary is released. "alone": no other client takes part. "opposed": one other client takes
 part, whose update is minus half the canary's (if only the sum were clipped, the canary would move it by two clip
-norms). "less the next round": no other client takes part, and the release of the next round, in which the canary has no
-turn, is subtracted (noise that is used twice cancels)."""
+norms). "minus the next round": no other client takes part, and the release of the next round, in which the canary has
+no turn, is subtracted (noise that is used twice cancels)."""
 
 _CLIP = 1.0
 _WEIGHTS = 4
@@ -94,7 +94,7 @@ def case(aggregator: DPMean, view: View, keys: RunKeys) -> Case:
             # No two outcomes share a round: all noise is independent, unless the keys or the server are faulty.
             first = 2 * trials * int(canary)
             outcome = score(other, canary, [noise(first + 2 * n) for n in range(trials)])
-            if view == "less the next round":
+            if view == "minus the next round":
                 outcome -= score(0.0, 0.0, [noise(first + 2 * n + 1) for n in range(trials)])
             outcomes.append(outcome)
         return outcomes[0], outcomes[1]
@@ -117,7 +117,7 @@ def tail_plan() -> PrivacyPlan:
 def tail(
     aggregator: DPMean, keys: RunKeys, confidence: float, releases: int = TAIL_RELEASES, weights: int = 2**22
 ) -> tuple[float, Bound]:
-    """Searches for an end of the noise: counts how often a weight is far out with a canary on it and without one.
+    """Searches for a bound on the noise's tail: counts how often a weight lies far out with a canary and without one.
 
     Each weight of a release is an outcome: its noise is independent of the others', and it has a canary of its own. It
     takes 2·10^9 outcomes to tell an end at 5.7 standard deviations from a Gaussian tail.

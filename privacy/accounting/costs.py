@@ -261,8 +261,9 @@ def epsilon(costs: Sequence[Cost], delta: float) -> float:
 
 
 def calibrate(build_costs: Callable[[float], Sequence[Cost]], target: float, delta: float) -> float:
-    """Returns the least noise multiplier z, to 0.1 % and rounded up, at which the ε of `build_costs(z)` is at most
-    `target`.
+    """Returns the least noise multiplier z, to 0.1 %, at which the ε of `build_costs(z)` is at most `target`.
+
+    It is rounded up, so that ε never exceeds `target`.
 
     Args:
       build_costs: returns the costs of all releases for a noise multiplier.

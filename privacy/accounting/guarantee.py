@@ -13,7 +13,7 @@ from privacy.accounting.costs import Cost
 from privacy.noise.randomness import Randomness
 from privacy.sampling import Relation
 
-EXACT = "exact integers from the operating system's secure randomness"
+EXACT = "exact integers from the operating system's secure randomness, hardened against floating-point attacks"
 SEEDED = "exact integers from a SEED: not secure, for tests only"
 
 

@@ -217,9 +217,11 @@ def _list_notes(plan: PrivacyPlan, rounds: int) -> tuple[str, ...]:
             if plan.target_delta < least and plan.sampling.sampling_probability < 1:
                 notes.append(f"PLD not available below delta {least:g} over {rounds:,} rounds (rounding)")
         case sampling.FixedSize():
+            notes.append("holds if cohorts were drawn uniformly without replacement and stay secret")
             notes.append("PLD not available for fixed-size sampling under replace-one; ε is the RDP bound")
             notes.append(
-                "replacing a client moves the sum by up to twice the clip norm: the noise multiplier is halved"
+                "replacing a client moves the sum by up to twice the clip norm: ε is computed at half the noise "
+                "multiplier"
             )
         case sampling.Cyclic():
             participations = plan.sampling.max_participations(plan.rounds)

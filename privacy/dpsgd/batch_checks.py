@@ -58,7 +58,7 @@ class Batches:
 
     @property
     def rows(self) -> Rows:
-        """All rows that occur in the batches, each once."""
+        """Returns all rows that occur in the batches, each once."""
         return np.unique(np.concatenate([self._ordinary, self._extreme]))
 
     def take(self, rows: Rows) -> Any:

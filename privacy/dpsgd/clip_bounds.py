@@ -48,7 +48,7 @@ class Bounds(NamedTuple):
     """Bounds on each example's part of the sums over all weights, float64 [B]; not finite where its gradient is not.
 
     Attributes:
-      norm: upper bound on the L2 norm of what the sums hold of an example, divided by its factor.
+      norm: upper bound on the L2 norm of an example's contribution to the sums, divided by the example's factor.
       mass: upper bound on the example's mass: the L2 norm over weights of the sum over positions of |left_t| |right_t|.
         Weights with one position are left out, since there mass and norm are equal.
       lost: upper bound on the L2 norm of what underflow changes in the sums, whatever the factor.

@@ -34,7 +34,7 @@ class Term(NamedTuple):
 
     @property
     def is_rows(self) -> bool:
-        """Whether `left` holds row numbers."""
+        """Returns whether `left` holds row numbers."""
         return self.left is not None and self.left.dtype.is_integer
 
 
@@ -47,9 +47,9 @@ def by_weight(terms: Sequence[Term]) -> list[list[Term]]:
 
 
 def scaled_sums(groups: Sequence[Sequence[Term]], factors: tf.Tensor) -> list[tf.Tensor]:
-    """Returns for each group's weight the sum over examples of factor, float64 [B], times gradient.
+    """Returns, for each group's weight, the sum over examples of factor times gradient.
 
-    A factor of 0 leaves its example out, even where its gradient is not finite.
+    The factors are float64 [B]. A factor of 0 leaves its example out, even where its gradient is not finite.
     """
     parts = [part for group in groups for term in group for part in (term.left, term.right) if is_float(part)]
 

@@ -37,8 +37,8 @@ class KerasDPSGD:
     by `batch_size`, never by the sample's size. The model's own optimizer applies the result.
 
     Attributes:
-      records: approximate number of records, at least 1. It is public: a known number or a private count. `fit` may get
-        another number.
+      records: approximate number of records, at least 1. It is public: a known number, or a count released with
+        differential privacy. `fit` may get another number.
       batch_size: expected size of a sample, from 1 to `records`.
       epochs: number of epochs of ceil(records / batch_size) steps each, at least 1.
       clip_norm: bound C on the L2 norm of one example's gradient, above 1e-12; inf only without noise.
@@ -99,22 +99,22 @@ class KerasDPSGD:
 
     @property
     def sampling_probability(self) -> float:
-        """Probability with which each record joins a step's sample."""
+        """Returns the probability with which each record joins a step's sample."""
         return self.batch_size / self.records
 
     @property
     def steps(self) -> int:
-        """Number of steps of the whole training."""
+        """Returns the number of steps of the whole training."""
         return self.epochs * self.steps_per_epoch
 
     @property
     def steps_per_epoch(self) -> int:
-        """Number of steps of one epoch, ceil(records / batch_size)."""
+        """Returns the number of steps of one epoch, ceil(records / batch_size)."""
         return math.ceil(self.records / self.batch_size)
 
     @property
     def guarantee(self) -> Guarantee:
-        """Guarantee of one `fit`. Raises ValueError without noise, when nothing is guaranteed."""
+        """Returns the guarantee of one `fit`; raises ValueError without noise, when nothing is guaranteed."""
         if not self.noise_multiplier:
             raise ValueError("noise_multiplier is 0: the training is not private and has no epsilon, give one above 0")
         return Guarantee(
@@ -159,7 +159,8 @@ class KerasDPSGD:
 
         Raises:
           ValueError: model and data do not fit, the model does not keep examples apart (as with batch normalisation),
-            or the budget does not allow the training. It is raised before any noise is drawn.
+            or the budget does not allow the training. These are raised before any noise is drawn. If a later batch
+            fails in the model, ValueError is raised during the training, and the ledger keeps the cost.
         """
         from privacy.dpsgd.examples import checked_examples
         from privacy.dpsgd.step import PrivateStep
@@ -179,7 +180,7 @@ class KerasDPSGD:
         if step.left_out:
             warnings.warn(
                 f"{step.left_out} gradients were not finite and counted as zero: check the data and the learning rate "
-                "(this number is not private)",
+                "(this number is for the operator only)",
                 RuntimeWarning,
                 stacklevel=2,
             )

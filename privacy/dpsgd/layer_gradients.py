@@ -71,7 +71,7 @@ class Recording:
 
     @property
     def taps(self) -> list[tf.Tensor]:
-        """All taps, in the order of the calls."""
+        """Returns all taps, in the order of the calls."""
         return [tap for taps, _ in self._calls for tap in taps]
 
     def terms(self, gradients: list[Any]) -> list[Term]:

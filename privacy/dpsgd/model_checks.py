@@ -315,8 +315,8 @@ class _DataCheck:
     def check(self, draws: bool) -> None:
         """Raises ValueError unless each example's loss depends on that example alone.
 
-        Losses are compared at the moved weights, and then at the initial ones, which this puts back. If layers other
-        than Keras' own dropout and noise layers draw random numbers, they are compared at the moved weights only.
+        Losses are compared at the moved weights, and then at the initial weights, which this method restores. If layers
+        other than Keras' own dropout and noise layers draw random numbers, they are compared at the moved weights only.
         """
         traced, still_draws = self._variables.traced, False
         if draws:

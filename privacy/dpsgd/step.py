@@ -94,7 +94,7 @@ class PrivateStep:
 
     @property
     def left_out(self) -> int:
-        """Number of gradients so far that counted as zero, because they were not finite or clipping would underflow."""
+        """Returns the number of gradients that counted as zero, as they were not finite or clipping would underflow."""
         return int(self._left_out.numpy())
 
     def _sum_clipped(self, x: Any, y: Any) -> list[tf.Tensor]:

@@ -22,7 +22,7 @@ class ChainedFile:
 
     Attributes:
       path: path of the file.
-      digests: the empty string, which the first line is chained to, then the SHA-256 of each line.
+      digests: the empty string, which the first line is chained to, then the chained SHA-256 digest of each line.
     """
 
     def __init__(self, path: str | pathlib.Path) -> None:

@@ -1,4 +1,4 @@
-"""Encodes and checks JSON lines that each carry the SHA-256 of the previous line and of themselves.
+"""Encodes and checks JSON lines that each carry a SHA-256 over the previous line's digest and their own content.
 
 An altered, missing or reordered line is thereby found and named.
 """

@@ -1,10 +1,10 @@
 """The ledger of a run: records what happened, round by round, before anything of a round is released.
 
 The file consists of JSON lines. The first line is a header with the whole plan; each further line is one round or one
-stream of noise. Every line carries the SHA-256 of the line before it and of itself, so that an altered, missing or
-reordered line is found and named. Nothing in the file depends on the clock or the machine: a run that was killed and
-resumed leaves the same bytes as one that was not. The ledger names the clients of each round and is for the operator
-only. Reports for publication are computed from it and name no client.
+stream of noise. Every line carries a SHA-256 over the previous line's digest and its own content, so that an altered,
+missing or reordered line is found and named. Nothing in the file depends on the clock or the machine: a run that was
+killed and resumed leaves the same bytes as one that was not. The ledger names the clients of each round and is for the
+operator only. Reports for publication are computed from it and name no client.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Ledger:
         self._in_use: set[str] = set()
 
     def head_after(self, rounds: int) -> str:
-        """Returns the SHA-256 of the line of round `rounds - 1`, or of the header for 0.
+        """Returns the chained SHA-256 digest of the line of round `rounds - 1`, or of the header for 0.
 
         Raises:
           IndexError: that round is not recorded.
@@ -67,7 +67,7 @@ class Ledger:
 
     @property
     def head(self) -> str:
-        """Returns the SHA-256 of the last line, for a checkpoint to compare with later."""
+        """Returns the chained SHA-256 digest of the last line, for a checkpoint to compare with later."""
         return self._file.digests[-1]
 
     @staticmethod

@@ -32,9 +32,10 @@ class DPLinearClassifier(ClassifierMixin, BaseEstimator):
     """Softmax regression by DP-SGD, after private preprocessing of the features (DPSGD-F, arXiv:2307.11106).
 
     `fit` is (ε, δ)-DP under add-or-remove-one of a record (a row of X with its label). One account covers all that it
-    releases: the number of records, the centre and radius of the features, and the training. The set of classes is
-    taken as public: give `classes`, or it is read off the labels, with a warning. Attributes with a trailing underscore
-    exist after `fit`.
+    releases: the number of records, the centre and radius of the features, and the training. The discrete Gaussian
+    noise of the preprocessing is accounted for as continuous Gaussian noise. The set of classes is taken as public:
+    give `classes`, or it is read off the labels, with a warning. Attributes with a trailing underscore exist after
+    `fit`.
 
     Attributes:
       epsilon: ε of everything that `fit` releases together, above 0.

@@ -34,7 +34,8 @@ class LinearDPSGD:
     Attributes:
       steps: number of steps, at least 1.
       sampling_probability: probability with which each record joins a step's sample, in (0, 1].
-      expected_batch: divisor of the noisy sum, above 0; public, for instance sampling_probability x a private count.
+      expected_batch: divisor of the noisy sum, above 0; public, for instance sampling_probability x a count released
+        with differential privacy.
       clip_norm: bound C on the L2 norm of one example's gradient over all weights, above 0; inf only without noise.
       noise_multiplier: standard deviation of the noise / C, at least 0; 0 is not private.
       learning_rate: step size, above 0, for gradients divided by the clip norm (if it is finite).

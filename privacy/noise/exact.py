@@ -242,7 +242,7 @@ def hourglass(source: Randomness, epsilon: int, sensitivity: int, core: int, siz
     The two numbers of a pair (z₁, z₂) add up to k Δ for an integer k. The pair's probability is proportional to
     exp(-L ε), where its level L is the least t >= |k| with t - k even and |z₁ - k Δ/2| <= t Δ/2 + core. One record
     changes L by at most 1, so the pair of sums is ε-DP (Kulesza, Suresh and Wang 2024, "Mean estimation in the
-    add-remove model of differential privacy", arXiv:2312.06658; checked on the grid by enumeration in
+    add-remove model of differential privacy", arXiv:2312.06658; checked by enumeration of small grids in
     tests/privacy/noise/test_exact.py). Either number alone has the distribution of staircase noise.
 
     Args:

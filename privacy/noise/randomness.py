@@ -38,7 +38,7 @@ class SecureRandomness:
         self._process = os.getpid()
 
     def words(self, count: int) -> npt.NDArray[np.uint64]:
-        """See `Randomness`."""
+        """Returns `count` random words, as `Randomness.words` says."""
         if count > _BUFFER_WORDS:
             return _from_system(count)
         with self._lock:
@@ -63,7 +63,7 @@ class SeededRandomness:
         self._generator = np.random.Generator(np.random.Philox(checks.whole("seed", seed, 0, "give an integer")))
 
     def words(self, count: int) -> npt.NDArray[np.uint64]:
-        """See `Randomness`."""
+        """Returns `count` random words, as `Randomness.words` says."""
         return self._generator.integers(0, 2**64, count, np.uint64)
 
 

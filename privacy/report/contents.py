@@ -19,7 +19,7 @@ from privacy.ledger import Ledger
 from privacy.plan import DELTA_EXPONENT, AdaptiveClip, FixedClip, PrivacyPlan
 from privacy.sampling import Cyclic, FixedSize, Poisson, Sampling
 
-SCHEMA = "fedspeak-privacy-report/1"
+SCHEMA = "fedspeak-privacy-report/2"
 CURVE_POINTS = 40
 WHAT_IF_POPULATIONS = (10**5, 10**6, 10**7)
 WHAT_IF_COHORTS = (1, 10, 100)
@@ -34,7 +34,7 @@ RECORD_RELATIONS = {
     "replace-one": "two data sets that differ by replacing one record by another; the number of records is public",
 }
 COMPOSITIONS = {
-    "PLD": "one privacy loss distribution over all of them",
+    "PLD": "one privacy loss distribution over all of them, or the exact curve of the Gaussian mechanism",
     "RDP": "Rényi divergences add up",
     "sum": "epsilons add up",
 }
@@ -175,7 +175,7 @@ def _describe_guarantee(plan: PrivacyPlan, spent: Epsilon) -> dict[str, Any]:
         "epsilon_pld": None if spent.pld is None else _finite_or_none(spent.pld),
         "epsilon_rdp": _finite_or_none(spent.rdp),
         "rdp_order": spent.rdp_order,
-        "figure": spent.accountant,
+        "accountant": spent.accountant,
         "delta": spent.delta,
         "delta_rule": plan.delta_rule,
         "rounds": spent.rounds,

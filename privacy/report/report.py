@@ -94,7 +94,8 @@ def build(plan: PrivacyPlan, ledger: Ledger, facts: Mapping[str, Any], release: 
         non_finite: int, number of updates zeroed because they were not finite, for the operator. By default the
           `non_finite` facts in the ledger are summed.
         evaluation: {"clients": int, "rows": [{"name", "nats": {"estimate", "low", "high"}, "bits", "gain": same or
-          None}]}, losses on clients who are in no training cohort; nats and gain per token, bits per character.
+          None}]}, losses on clients who are in no training cohort; nats and gain (loss minus that of the trained
+          model) per token, bits per character.
         versions: dict of package versions.
       release: True for the report for publication, which leaves out what only the operator may see.
 

@@ -45,8 +45,8 @@ class Mean(NamedTuple):
 
     Attributes:
       value: the mean: a float, or float64 [d]. The middle of the bounds where no record is left after noise.
-      records: number of records, private too (the average over coordinates); under "replace-one" the true number, which
-        is public there.
+      records: noised number of records (the average over coordinates); under "replace-one" the true number, which is
+        public there.
       guarantee: ε with unit, relation, δ, sampler, mechanism and noise.
     """
 
@@ -66,8 +66,9 @@ class BoundedMean:
       upper: public upper bound, above `lower`; larger values are lowered to it.
       epsilon: ε of one release, from 1e-6 to 50 for each coordinate; with "gaussian" at `delta`.
       mechanism: "hourglass" has the least worst-case error under pure ε, for every ε; "transformed-laplace" nearly the
-        same up to ε = 1; "midpoint" is what other libraries do (at least twice the error); "sum-count" is the naive
-        way; "gaussian" is for accounts in (ε, δ) and has the least error where many releases add up.
+        same up to ε = 1; "midpoint" splits ε between a centred sum and the count, as Google's BoundedMean does (at
+        least twice the error); "sum-count" is the naive way; "gaussian" is for accounts in (ε, δ) and has the least
+        error where many releases add up.
       relation: "add-or-remove-one": the number of records is private; "replace-one": public, only the sum gets noise.
       delta: δ of "gaussian", in (0, 1); 0 for the others.
       coordinates: number of coordinates of a record, at least 1. ε covers all of them together.
@@ -136,7 +137,7 @@ class BoundedMean:
             raise ValueError(f"values hold {len(array)} records, more than 2^30: add up the sums of parts")
         absent = np.isnan(array).any(axis=1)
         if absent.any():
-            log.warning("%d of %d records hold NaN (not private: for the operator only)", absent.sum(), len(array))
+            log.warning("%d of %d records hold NaN (for the operator only)", absent.sum(), len(array))
             if self.relation == "replace-one":
                 array[np.isnan(array)] = self.lower / 2 + self.upper / 2
             else:
@@ -177,12 +178,12 @@ class BoundedMean:
 
     @property
     def _coordinate_epsilon(self) -> float:
-        """ε of one coordinate where each is a release of its own: with every mechanism but "gaussian"."""
+        """Returns the ε of one coordinate where each is a release of its own: with every mechanism but "gaussian"."""
         return self.epsilon / self.coordinates
 
     @property
     def _scale(self) -> int:
-        """Scale or standard deviation of the noise in grid steps, rounded up; not for "hourglass"."""
+        """Returns the scale or standard deviation of the noise in grid steps, rounded up; not for "hourglass"."""
         match self.mechanism:
             case "gaussian":
                 # The sensitivity is √d widths: (x, 1 - x) has an L2 norm of at most 1, and a replaced x moves by ≤ 1.
@@ -236,7 +237,7 @@ class BoundedMean:
 
     @property
     def _shape(self) -> tuple[int, int, int]:
-        """Parameters of staircase and hourglass noise: ε of one coordinate (rounded down), sensitivity, core."""
+        """Returns the shape of staircase and hourglass noise: ε of one coordinate (rounded down), sensitivity, core."""
         epsilon = math.floor(self._coordinate_epsilon * 2**EXPONENT_BITS) - 1
         return epsilon, STEPS, round(hourglass_core(self._coordinate_epsilon) * STEPS)
 
@@ -262,7 +263,8 @@ def dp_mean(
 ) -> Mean:
     """Releases the private mean of numbers [n], or of records [n, d] by coordinate, each in [lower, upper].
 
-    The release is ε-DP under `relation`, (ε, δ)-DP with "gaussian". `mean_in_ball` is for vectors of bounded L2 norm.
+    Under `relation` the release is ε-DP. With "gaussian" it is ρ-zCDP instead (ρ is `guarantee.rho`), and its (ε, δ) is
+    computed as for continuous Gaussian noise. `mean_in_ball` is for vectors of bounded L2 norm.
 
     Args:
       values: numbers [n] or [n, d]; see `BoundedMean.sums` for NaN and for values outside the bounds.

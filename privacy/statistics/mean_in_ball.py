@@ -35,7 +35,8 @@ def mean_in_ball(
 ) -> Mean:
     """Releases the (ε, δ)-DP mean of vectors [n, d] of L2 norm at most `radius`, under add-or-remove-one.
 
-    The number of records is private too. `gaussian_mean_in_ball` describes the mechanism.
+    The number of records is private too. The release is ρ-zCDP (ρ is `guarantee.rho`); its (ε, δ) is computed as for
+    continuous Gaussian noise. `gaussian_mean_in_ball` describes the mechanism.
 
     Args:
       vectors: longer ones are scaled down to `radius`; those that are not finite count as absent.
@@ -60,7 +61,7 @@ def mean_in_ball(
     finite = np.isfinite(array).all(axis=1)
     if not finite.all():
         lost = int((~finite).sum())
-        log.warning("%d of %d vectors are not finite, left out (not private: for the operator only)", lost, len(array))
+        log.warning("%d of %d vectors are not finite, left out (for the operator only)", lost, len(array))
         array = array[finite]
     source = SecureRandomness() if randomness is None else randomness
     multiplier = 1 / sensitivity_over_stddev(epsilon, delta)

@@ -156,7 +156,7 @@ def _to_grid(values: Any, lower: float, resolution: float, points: int) -> npt.N
         raise ValueError(f"values have shape {list(array.shape)}: numbers [n] are needed")
     absent = np.isnan(array)
     if absent.any():
-        log.warning("%d of %d values are NaN: left out (not private: for the operator only)", absent.sum(), len(array))
+        log.warning("%d of %d values are NaN: left out (for the operator only)", absent.sum(), len(array))
         array = array[~absent]
     with np.errstate(over="ignore"):
         return np.rint(np.clip((array - lower) / resolution, 0, points - 1)).astype(np.int64)

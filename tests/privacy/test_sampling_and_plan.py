@@ -46,7 +46,7 @@ CLIPS: list[FixedClip | AdaptiveClip] = [FixedClip(0.5), AdaptiveClip(0.5), Adap
         ("sampling", FixedSize(1001), "cohort size 1001 is larger than the population 1000"),
         ("sampling", Cyclic(1001), "cyclic cohorts 1001 are more than the population 1000"),
         ("clip", None, "clip is None but noise_multiplier is 1: give FixedClip or AdaptiveClip"),
-        ("clip", AdaptiveClip(0.5, count_stddev=0.5), "count_stddev 0.5 of the clip leaves the update no noise"),
+        ("clip", AdaptiveClip(0.5, count_stddev=0.5), "count_stddev 0.5 of the clip leaves none of the privacy budget"),
     ],
 )
 def test_plan_names_invalid_field_with_its_value_and_a_fix(field, value, message):
@@ -139,7 +139,10 @@ def test_metrics_and_update_together_cost_one_gaussian(clip, accuracy):
     [
         ({"noise_multiplier": 0.0}, "metrics is given but noise_multiplier is 0"),
         # Without metrics, anything above 0.5 would be enough.
-        ({"clip": AdaptiveClip(0.5, count_stddev=0.51)}, "count_stddev 0.51 of the clip leaves the update no noise"),
+        (
+            {"clip": AdaptiveClip(0.5, count_stddev=0.51)},
+            "count_stddev 0.51 of the clip leaves none of the",
+        ),
     ],
 )
 def test_metrics_are_refused_without_noise_or_with_too_little_count_noise(changes, message):

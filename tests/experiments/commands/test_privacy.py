@@ -86,8 +86,8 @@ def test_rounds_returns_the_last_number_whose_epsilon_as_shown_fits():
         (0.06, 1e-9, 1, None),
         (0.2, 0.9, 1_000_000, None),
         (1e8, 1e-6, 1000, None),
-        (1e12, 1e-3, 1, "noise_multiplier must lie in"),
-        (1.0, 1e-3, 10**9, "rounds must be at most 1,000,000"),
+        (1e12, 1e-3, 1, "--noise-multiplier must lie in"),
+        (1.0, 1e-3, 10**9, "--rounds must be at most 1,000,000"),
     ],
 )
 def test_any_noise_rate_and_rounds_give_a_value_or_one_line(noise, rate, rounds, line):
@@ -123,6 +123,18 @@ def test_each_sampler_has_its_neighbouring_relation():
     assert cyclic["epsilon"] == pytest.approx(2.254085, abs=1e-6)
 
 
+def test_exact_gaussian_curve_is_not_called_pld():
+    setting = ["--population", 1000, "--rounds", 8, "--noise-multiplier", 4]
+    for sampler, label in (
+        (["--cohorts", 4, "--sampler", "cyclic"], "by exact curve"),
+        (["--sampling-probability", 1], "by exact curve"),
+        (["--sampling-probability", 0.5], "by PLD"),
+        (["--cohort-size", 500, "--sampler", "fixed-size"], "by PLD          not available"),
+    ):
+        text = call("epsilon", *setting, *sampler)
+        assert label in text and ("by PLD" in text) != ("by exact curve" in text)
+
+
 def test_epsilon_without_noise_says_not_private():
     assert "NOT PRIVATE" in call(
         "epsilon", "--population", 100, "--sampling-probability", 0.1, "--rounds", 5, "--noise-multiplier", 0
@@ -156,7 +168,16 @@ def test_epsilon_with_adaptive_clipping_shows_how_noise_is_split():
         (["--cohorts", "5"], "--cohort-size and --cohorts given"),
         (["--population", "1"], "--population must be"),
         (["--cohort-size", "2.5", "--sampler", "fixed-size"], "--cohort-size 2.5 is not an integer"),
-        (["--clip-count-stddev", "0.1"], "count_stddev 0.1 of the clip leaves the update no noise"),
+        (
+            ["--clip-count-stddev", "0.1"],
+            "--clip-count-stddev 0.1 leaves none of the privacy budget (noise multiplier 1) for the update: give more "
+            "than 0.5",
+        ),
+        (["--noise-multiplier", "1e-9"], "--noise-multiplier must lie in [1e-6, 1e8], got 1e-09"),
+        (["--rounds", "2000000"], "--rounds must be at most 1,000,000, got 2,000,000"),
+        (["--sampling-probability", "2"], "--sampling-probability must lie in (0, 1], got 2.0: give cohort size"),
+        (["--cohorts", "0"], "--cohorts must be an integer of at least 1, got 0"),
+        (["--cohorts", "101"], "--cohorts 101 is larger than --population 100"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(arguments, message):
@@ -167,6 +188,26 @@ def test_bad_input_is_one_line_and_exit_2(arguments, message):
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["noise", "--rounds", "5", "--epsilon", "1000"], "--epsilon 1000 asks for hardly any noise: give at most 500"),
+        (
+            ["noise", "--rounds", "5", "--epsilon", "1", "--clip-count-stddev", "0.001"],
+            r"--clip-count-stddev 0.001 leaves none of the privacy budget \(noise multiplier ",
+        ),
+        (
+            ["rounds", "--noise-multiplier", "0.1", "--epsilon", "0.01"],
+            "--epsilon 0.01 does not allow one round at --noise-multiplier 0.1: raise one of them",
+        ),
+        (["rounds", "--noise-multiplier", "0", "--epsilon", "1"], "--noise-multiplier 0 fits no finite epsilon"),
+    ],
+)
+def test_errors_of_a_search_name_the_options_as_typed(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        call(*arguments, "--population", 100, "--cohort-size", 10)
 
 
 @pytest.fixture
@@ -322,7 +363,7 @@ def test_privacy_report_covers_single_releases(tmp_path):
 def test_report_command_accepts_ledger_of_a_budget(tmp_path):
     with Releases.open(tmp_path / "ages.jsonl", Budget(epsilon=1.0)) as ledger:
         dp_mean([1.0, 2.0], 0, 4, 0.5, ledger=ledger)
-        assert str(ledger).startswith("epsilon 0.500 of 1; unit record, add-or-remove-one; 1 releases")
+        assert str(ledger).startswith("epsilon 0.500, budget 1; unit record, add-or-remove-one; 1 releases, each with")
     done = CliRunner().invoke(report, [str(tmp_path / "ages.jsonl")], catch_exceptions=False)
     assert done.exit_code == 0
     assert json.loads((tmp_path / "report.json").read_text())["schema"] == "fedspeak-statistics-report/1"

@@ -140,7 +140,7 @@ def test_planted_fault_is_refuted(fault, view):
 
 def test_repeated_noise_is_refuted():
     again = NoiseOnceInTwoRounds(b"1" * 32, is_fixed=True)
-    case = audit.case(DPMean(PLAN), "less the next round", again)
+    case = audit.case(DPMean(PLAN), "minus the next round", again)
     assert compute_bound(case).refutes(case.claimed)
 
 

@@ -206,4 +206,5 @@ def test_format_epsilon_rounds_up():
     assert str(guarantee).startswith(
         "epsilon 4.378 at delta 1e-05 (rho 0.500 of zCDP); unit record, replace-one; sampler: every record, once;"
     )
+    assert str(guarantee).endswith("secure randomness, hardened against floating-point attacks")
     assert costs.epsilon(guarantee.costs, 1e-5) == guarantee.epsilon

@@ -218,11 +218,14 @@ def test_pld_and_rdp_are_shown_and_missing_pld_is_stated(tmp_path):
     fixed = build_report({}, tmp_path / "b", sampling=FixedSize(20))
     assert poisson.data["guarantee"]["epsilon"] == poisson.data["guarantee"]["epsilon_pld"]
     assert poisson.data["guarantee"]["epsilon_rdp"] > poisson.data["guarantee"]["epsilon_pld"]
-    assert fixed.data["guarantee"]["figure"] == "RDP"
+    assert fixed.data["guarantee"]["accountant"] == "RDP"
     assert fixed.data["guarantee"]["epsilon_pld"] is None
+    notes = fixed.data["guarantee"]["notes"]
+    assert "holds if cohorts were drawn uniformly without replacement and stay secret" in notes
+    assert any("ε is computed at half the noise multiplier" in note for note in notes)
     for text in (fixed.to_html(), fixed.to_markdown()):
         assert "not available" in text
-        assert "replace-one" in text
+        assert "under the replace-one relation" in " ".join(text.split())
 
 
 def test_adaptive_clipping_is_compared_with_fixed_clip_of_same_update_noise(tmp_path):
@@ -325,7 +328,7 @@ def test_report_states_smaller_epsilon_and_its_accountant(pld, stated, other):
     assert plan.relation is not None
     spent = accounting.Epsilon(pld, 75.0, 1.4, plan.relation, plan.target_delta, plan.rounds)
     said = contents._describe_guarantee(plan, spent)
-    assert said["figure"] == stated and said["epsilon"] == min(75.0, pld or math.inf)
+    assert said["accountant"] == stated and said["epsilon"] == min(75.0, pld or math.inf)
     for template in ("report.md.jinja", "report.html.jinja"):
         source = (rendering._TEMPLATES / template).read_text()
         (line,) = [line for line in source.splitlines() if "ε by PLD" in line]
@@ -337,7 +340,12 @@ def test_report_states_smaller_epsilon_and_its_accountant(pld, stated, other):
 @pytest.mark.parametrize(
     ("costs_", "delta", "accountant", "words"),
     [
-        ((Gaussian(3.0),), 1e-5, "PLD", "one privacy loss distribution over all of them"),
+        (
+            (Gaussian(3.0),),
+            1e-5,
+            "PLD",
+            "one privacy loss distribution over all of them, or the exact curve of the Gaussian mechanism",
+        ),
         ((Gaussian(0.2, 1_000_000, 1e-5),), 1e-9, "RDP", "Rényi divergences add up"),
         ((Pure(0.5),), 0.0, "sum", "epsilons add up"),
     ],
