@@ -1,0 +1,42 @@
+"""The tables in docs/performance.md are those of the committed results files."""
+
+import json
+import re
+
+import pytest
+
+from experiments.bench import measure, table
+from experiments.bench.simulation import _PEERS, OURS
+from tests.test_docs import ROOT
+
+RESULTS, PAGE = ROOT / "docs" / "results", (ROOT / "docs" / "performance.md").read_text()
+
+
+def section(name: str) -> str:
+    found = re.search(rf"<!-- {name}: begin -->\n(.*?)<!-- {name}: end -->", PAGE, re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+@pytest.mark.parametrize("name", ["simulation-avx512", "simulation-avx2"])
+def test_overview_of_the_simulation_benchmark_is_that_of_its_results(name):
+    results = json.loads((RESULTS / f"{name}.json").read_text())
+    cases = [
+        measure.Case(**{**case, "runs": [measure.Run(**run) for run in case["runs"]]}) for case in results["cases"]
+    ]
+    peers = [measure.Peer(peer, *arguments) for peer, arguments in _PEERS.items()]
+    assert section(name) == table.overview(cases, peers, OURS)
+    assert ("limited to AVX2" in results["machine"]) == (name == "simulation-avx2")
+
+
+def test_table_of_steps_and_products_is_that_of_its_results():
+    avx512, avx2 = (json.loads((RESULTS / f"kernels-{kind}.json").read_text())["steps"] for kind in ("avx512", "avx2"))
+    rows = section("kernels").splitlines()[2:]
+    assert len(rows) == len(avx512) == len(avx2)
+    for row in rows:
+        name, *cells = (cell.strip() for cell in row.strip("|").split("|"))
+        one, other = avx512[name], avx2[name]
+        expected = [f"{one['gigaflop']:.2f}"]
+        for step in (one, other):
+            expected += [f"{step['products']:.2f}", f"{step['step']:.2f}", f"{step['products'] / step['step']:.0%}"]
+        assert cells == expected
