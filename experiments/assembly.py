@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 
 from experiments.config import ADAPTIVITY, MOMENTUM, SAMPLING_PROBABILITY, Config
+from experiments.config_checks import require_expected_client
 from experiments.data import Data
 from fl.aggregation import Aggregator, DPMean, ExampleWeightedMean, UniformMean
 from fl.exact_mean import ExactDPMean
@@ -47,12 +48,10 @@ def build_sampling(config: Config) -> Sampling:
                 SAMPLING_PROBABILITY if section.sampling_probability is None else section.sampling_probability
             )
         case "fixed-size":
-            if section.size is None:
-                raise ValueError('cohort.size is missing: cohort.sampler = "fixed-size" needs it')
+            assert section.size is not None  # CohortConfig requires it
             return FixedSize(section.size)
         case "cyclic":
-            if section.cohorts is None:
-                raise ValueError('cohort.cohorts is missing: cohort.sampler = "cyclic" needs it')
+            assert section.cohorts is not None  # CohortConfig requires it
             return Cyclic(section.cohorts)
 
 
@@ -72,8 +71,7 @@ def check_clients(config: Config, data: Data) -> None:
 
 def _check_cohort(sampling: Sampling, population: int) -> None:
     sampling.check(population)
-    if (expected := sampling.expected_cohort(population)) < 1:
-        raise ValueError(f"cohort.sampling_probability gives {expected:.3g} clients per round on average: raise it")
+    require_expected_client(sampling.expected_cohort(population))
 
 
 def build_plan(
@@ -88,19 +86,9 @@ def build_plan(
       noise_multiplier: the calibrated noise multiplier of a resumed run, from its ledger; None: calibrate.
 
     Raises:
-      ValueError: contradictory or impossible settings, named.
+      ValueError: the settings do not fit the number of clients; the message names them.
     """
     section = config.privacy
-    if section.epsilon is not None and section.noise_multiplier is not None:
-        raise ValueError(
-            "privacy.epsilon and privacy.noise_multiplier are both set: one follows from the other, drop one"
-        )
-    private = section.epsilon is not None or (section.noise_multiplier or 0) > 0
-    if (private or section.clip_norm is not None) and config.server.weighting != "uniform":
-        raise ValueError(
-            'server.weighting is "examples" with privacy: a client with much text would move the mean by more than '
-            'clip and noise cover; use "uniform"'
-        )
     clip: FixedClip | AdaptiveClip | None = None
     if section.clip_norm is not None:
         clip = FixedClip(section.clip_norm)
@@ -108,10 +96,6 @@ def build_plan(
             clip = AdaptiveClip(section.clip_norm, section.clip_quantile, count_stddev=section.clip_count_stddev)
             if section.clip_learning_rate is not None:
                 clip = dataclasses.replace(clip, learning_rate=section.clip_learning_rate)
-    elif section.clip_quantile is not None:
-        raise ValueError("privacy.clip_quantile needs privacy.clip_norm, the clip norm of the first round: set it")
-    elif private:
-        raise ValueError("privacy.clip_norm is missing: without a clip norm no noise protects a client")
     plan = PrivacyPlan(
         sampling=build_sampling(config),
         population=population if config.cohort.population is None else config.cohort.population,
@@ -125,9 +109,7 @@ def build_plan(
     _check_cohort(plan.sampling, plan.population)
     if section.epsilon is not None:
         plan = _with_noise_for(section.epsilon, plan, noise_multiplier)
-    if section.noise == "exact" and not private:
-        raise ValueError('privacy.noise is "exact" in a run that adds none: leave it out, or set privacy.epsilon')
-    return dataclasses.replace(plan, metrics=_metrics(config, private), noise=section.noise)
+    return dataclasses.replace(plan, metrics=_metrics(config), noise=section.noise)
 
 
 def _with_noise_for(epsilon: float, plan: PrivacyPlan, noise_multiplier: float | None) -> PrivacyPlan:
@@ -142,14 +124,9 @@ def _with_noise_for(epsilon: float, plan: PrivacyPlan, noise_multiplier: float |
     return plan
 
 
-def _metrics(config: Config, private: bool) -> PrivateMetrics | None:
+def _metrics(config: Config) -> PrivateMetrics | None:
     section = config.privacy
-    if not private:
-        for name in ("metrics_share", "loss_bound"):
-            if getattr(section, name) is not None:
-                raise ValueError(f"privacy.{name} has no effect in a run that is not private: leave it out")
-        return None
-    if section.metrics_share == 0:
+    if not section.is_private or section.metrics_share == 0:
         return None
     default = PrivateMetrics()
     return PrivateMetrics(

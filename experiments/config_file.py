@@ -11,7 +11,8 @@ import msgspec
 import tomli_w
 from msgspec import inspect
 
-from experiments.config import LARGEST, SMALLEST, Config
+from experiments.config import Config
+from experiments.config_fields import INTEGERS, LARGEST, SMALLEST, as_toml, as_toml_key
 
 CONFIGS = Path(__file__).parent / "configs"
 # Keys of version 0.1 → their names now.
@@ -48,7 +49,7 @@ def parse(text: str, name: str, overrides: Sequence[str] = ()) -> Config:
     """Parses TOML text; `name` stands in the messages. Raises ValueError as `load` does."""
     try:
         tree: dict[str, Any] = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # TOMLDecodeError, or Python's own for an integer of more than 4,300 digits
         raise ValueError(f"config {name} is not TOML: {error}") from None
     for override in overrides:
         _apply(override, tree, name)
@@ -78,7 +79,7 @@ def describe_type(annotation: inspect.Type) -> str:
             (member,) = (member for member in members if not isinstance(member, inspect.NoneType))
             return describe_type(member)
         case inspect.LiteralType(values=values):
-            return f"one of {', '.join(repr(value) for value in values)}"
+            return f"one of {', '.join(map(as_toml, values))}"
         case inspect.BoolType():
             return "true or false"
         case inspect.StrType():
@@ -89,8 +90,9 @@ def describe_type(annotation: inspect.Type) -> str:
             return f"a positive number, {SMALLEST:g} to {LARGEST:g}"
         case inspect.IntType() | inspect.FloatType():
             kind = "an integer" if isinstance(annotation, inspect.IntType) else "a finite number"
-            limits = [("at least", annotation.ge), ("above", annotation.gt), ("at most", annotation.le)]
-            words = [f"{word} {limit:g}" for word, limit in [*limits, ("below", annotation.lt)] if limit is not None]
+            limits = [("at least", annotation.ge), ("above", annotation.gt)]
+            limits += [("at most", annotation.le), ("below", annotation.lt)]
+            words = [f"{word} {_number(n)}" for word, n in limits if n is not None and n not in INTEGERS]
             return ", ".join([kind, " and ".join(words)] if words else [kind])
     raise TypeError(f"no words for {annotation}")
 
@@ -119,6 +121,9 @@ def fields(section: type[msgspec.Struct]) -> dict[str, inspect.Field]:
 
 def _apply(override: str, tree: dict[str, Any], name: str) -> None:
     """Puts one `--set` on top of the file's tree."""
+    printable = override.encode(errors="backslashreplace").decode()
+    if printable != override:  # bytes that are not UTF-8 arrive from the command line as lone surrogates
+        raise ValueError(f"--set {printable}: not UTF-8 text")
     section, _, rest = override.partition(".")
     key, equals, value = rest.partition("=")
     if not (section and key and equals):
@@ -127,6 +132,8 @@ def _apply(override: str, tree: dict[str, Any], name: str) -> None:
     if not isinstance(table, dict):
         raise ValueError(f"config {name}: {section} is a section, not a value: write [{section}]")
     if value.strip() == "none":
+        if section.strip() in sections() and key.strip() not in fields(sections()[section.strip()]):
+            raise ValueError(f"config {name}: {_explain_unknown_key(section.strip(), key.strip())}")
         table.pop(key.strip(), None)
     else:
         table[key.strip()] = _toml_value(value)
@@ -136,7 +143,7 @@ def _toml_value(text: str) -> Any:
     """Reads a value as TOML does; a bare word is a string, so that --set model.preset=tiny needs no quotes."""
     try:
         read = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+    except ValueError:  # as in `parse`
         return text
     return read["value"] if len(read) == 1 else text
 
@@ -148,14 +155,35 @@ def _explain(message: str, tree: dict[str, Any]) -> str:
     if unknown := re.match(r"Object contains unknown field `(.*?)`(?: - at|$)", message, re.DOTALL):
         if not keys:
             return f"unknown section [{unknown[1]}]{_nearest(unknown[1], sections())}"
-        key = f"{keys[0]}.{unknown[1]}"
-        if key in _RENAMED:
-            return f"{key} is now {_RENAMED[key]}: rename the key"
-        return f"unknown key {key}{_nearest(unknown[1], fields(sections()[keys[0]]))}"
+        return _explain_unknown_key(keys[0], unknown[1])
     if len(keys) < 2:
         return f"{keys[0]} is a section, not a value: write [{keys[0]}]"
     section, key = keys
-    return f"{section}.{key} = {tree[section][key]!r}: must be {describe_type(fields(sections()[section])[key].type)}"
+    value, wanted = tree[section][key], fields(sections()[section])[key].type
+    return f"{section}.{key} = {as_toml(value)}: must be {describe_type(wanted)}{_suggest(value, wanted)}"
+
+
+def _explain_unknown_key(section: str, key: str) -> str:
+    if new := _RENAMED.get(f"{section}.{key}"):
+        return f"{section}.{key} is now {new}: rename the key"
+    return f"unknown key {section}.{as_toml_key(key)}{_nearest(key, fields(sections()[section]))}"
+
+
+def _suggest(value: Any, wanted: inspect.Type) -> str:
+    """Returns the end of a message that names the nearest allowed value; "" if no values are listed or none is near."""
+    match wanted:
+        case inspect.Metadata(type=inner):
+            return _suggest(value, inner)
+        case inspect.UnionType(types=members):
+            return "".join(_suggest(value, member) for member in members)
+        case inspect.LiteralType(values=values) if isinstance(value, str):
+            close = difflib.get_close_matches(value, [str(each) for each in values], n=1, cutoff=0.6)
+            return f"; did you mean {as_toml(close[0])}?" if close else ""
+    return ""
+
+
+def _number(limit: int | float) -> str:
+    return f"{limit:g}" if isinstance(limit, float) else str(limit)
 
 
 def _nearest(word: str, known: Any) -> str:

@@ -54,5 +54,23 @@ def markdown() -> str:
 
 
 def schema() -> dict[str, Any]:
-    """Returns the JSON Schema of a configuration."""
-    return msgspec.json.schema(Config)
+    """Returns the JSON Schema of a configuration.
+
+    A key that may be left out has its own type alone: TOML has no null, which msgspec's schema allows there.
+    """
+    made = msgspec.json.schema(Config)
+    for definition in made["$defs"].values():
+        definition["properties"] = {key: _without_null(each) for key, each in definition["properties"].items()}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **made}
+
+
+def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """Returns the schema of a key without null as an allowed or default value; the description is then at its top."""
+    rest = {word: each for word, each in schema.items() if word not in ("anyOf", "default")}
+    if "anyOf" in schema:
+        (typed,) = (each for each in schema["anyOf"] if each != {"type": "null"})
+        rest |= typed
+    default = schema.get("default")
+    if isinstance(default, dict):
+        default = {key: value for key, value in default.items() if value is not None}
+    return rest if default is None else {**rest, "default": default}

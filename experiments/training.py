@@ -256,17 +256,11 @@ def _choose_clients_at_once(
     what the ledger's last round records as `inputs`, None if the ledger has no round.
 
     Raises:
-      ValueError: earlier rounds were trained with another number than `engine.json` says, or the config's number does
-        not go with exact noise.
+      ValueError: earlier rounds were trained with another number than `engine.json` says.
     """
     from fl.engines.calibration import calibrate
 
     if plan.noise == "exact":
-        if config.run.clients_at_once not in (None, 1):
-            raise ValueError(
-                f'run.clients_at_once = {config.run.clients_at_once} with privacy.noise = "exact": use 1, or leave it '
-                "out; a client's update may differ in its last bits if others are trained at the same time"
-            )
         return 1
     if config.run.clients_at_once is not None:
         return config.run.clients_at_once

@@ -12,6 +12,9 @@ import math
 import numbers
 from typing import Any
 
+NOISE_MULTIPLIERS = (1e-6, 1e8)
+"""Smallest and largest noise multiplier that has an ε: outside, ε is infinite or smaller than its rounding error."""
+
 
 def plain_numbers(settings: Any) -> None:
     """Replaces the numbers in a frozen dataclass by Python's own int and float.
@@ -59,7 +62,7 @@ def noise_multiplier(value: float, fix: str, name: str = "noise_multiplier") -> 
     Outside this range every ε is infinite or smaller than its rounding error.
     """
     number = positive(name, value, fix)
-    if not 1e-6 <= number <= 1e8:
+    if not NOISE_MULTIPLIERS[0] <= number <= NOISE_MULTIPLIERS[1]:
         raise ValueError(f"{name} must lie in [1e-6, 1e8], got {value!r}: {fix}")
     return number
 

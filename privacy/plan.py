@@ -22,6 +22,9 @@ Noise = Literal["floating-point", "exact"]
 DELTA_EXPONENT = -1.1
 COUNT_STDDEV_FRACTION = 0.05
 MAX_ROUNDS = 1_000_000
+NOISE_MULTIPLIERS = checks.NOISE_MULTIPLIERS
+MIN_METRICS_SHARE = 1e-6
+LOSS_BOUNDS = (1e-3, 1e6)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,9 +96,9 @@ class PrivateMetrics:
 
     def __post_init__(self) -> None:
         checks.plain_numbers(self)
-        checks.between("share", self.share, 1e-6, 1, "0.02 costs the update 1 % more noise")
+        checks.between("share", self.share, MIN_METRICS_SHARE, 1, "0.02 costs the update 1 % more noise")
         checks.between(
-            "loss_bound", self.loss_bound, 1e-3, 1e6, "10 nats is above the loss of a guess among 20,000 words"
+            "loss_bound", self.loss_bound, *LOSS_BOUNDS, "10 nats is above the loss of a guess among 20,000 words"
         )
         if not isinstance(self.accuracy, bool):
             raise ValueError(f"accuracy is {self.accuracy!r}: give True or False")
@@ -104,6 +107,19 @@ class PrivateMetrics:
     def count(self) -> int:
         """Returns the number of pairs released per round."""
         return 2 if self.accuracy else 1
+
+
+def least_count_stddev(noise_multiplier: float, metrics_share: float) -> float:
+    """Returns the bound above which `AdaptiveClip.count_stddev` must lie.
+
+    At this standard deviation the count and the metrics take the whole privacy budget of a round, which leaves none for
+    the update.
+
+    Args:
+      noise_multiplier: total noise multiplier of the plan.
+      metrics_share: `PrivateMetrics.share`, 0 without metrics, in [0, 1).
+    """
+    return noise_multiplier / (2 * math.sqrt(1 - metrics_share))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,7 +203,7 @@ class PrivacyPlan:
             raise ValueError("noise is 'exact' but noise_multiplier is 0: leave it out, no noise is added")
         if not isinstance(self.population_declared, bool):
             raise ValueError(f"population_declared is {self.population_declared!r}: give True or False")
-        least = self.noise_multiplier / (2 * math.sqrt(1 - self._metrics_share))
+        least = least_count_stddev(self.noise_multiplier, self._metrics_share)
         if isinstance(self.clip, AdaptiveClip) and self.is_private and not self.count_stddev > least:
             raise ValueError(
                 f"count_stddev {self.count_stddev:g} of the clip leaves none of the privacy budget (noise_multiplier "

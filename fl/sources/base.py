@@ -153,8 +153,9 @@ def list_folder(folder: Path, suffix: str) -> Listing:
     `._anna.txt` beside `anna.txt`. Read as text, such a file would be a client of its own.
     """
     files: list[Path] = []
-    kinds: dict[str, list[str]] = {"hidden": [], "folders within": [], f"files not named *{suffix}": []}
-    hidden, folders, others = kinds.values()
+    hidden: list[str] = []
+    folders: list[str] = []
+    others: list[str] = []
     for path in sorted(folder.iterdir()):
         if path.name.startswith("."):
             hidden.append(path.name)
@@ -164,8 +165,39 @@ def list_folder(folder: Path, suffix: str) -> Listing:
             others.append(path.name)
         else:
             files.append(path)
-    parts = [f"{len(names)} {kind} ({_list_examples(names)})" for kind, names in kinds.items() if names]
+    kinds = [
+        ("hidden", hidden),
+        (f"folder{_plural(folders)} within", folders),
+        (f"file{_plural(others)} not named *{suffix}", others),
+    ]
+    parts = [f"{len(names)} {kind} ({_list_examples(names)})" for kind, names in kinds if names]
     return Listing(files, f"passed over in the folder: {', '.join(parts)}" if parts else "")
+
+
+def describe_empty(folder: Path, suffix: str) -> str:
+    """Describes what a folder holds instead of files whose names end in `suffix`, and names the fix if there is one.
+
+    Such files may be one or two levels further down: Hugging Face `datasets` puts them into a folder `data`, and tables
+    that are partitioned by a column have a folder for each of its values.
+
+    Returns:
+      The end of an error message; "" if the folder is empty.
+    """
+    passed_over = list_folder(folder, suffix).passed_over
+    note = f" ({passed_over})" if passed_over else ""
+    found = (path for pattern in (f"*/*{suffix}", f"*/*/*{suffix}") for path in folder.glob(pattern))
+    names = {path.relative_to(folder) for path in found if path.is_file()}
+    holders = sorted({str(name.parent) for name in names if not any(part.startswith(".") for part in name.parts)})
+    if len(holders) > 1:
+        return (
+            f"{note}: files *{suffix} are in {len(holders)} folders within ({_list_examples(holders)}): write them all "
+            "into one folder, and give that folder"
+        )
+    return f"{note}: files *{suffix} are in {folder / holders[0]}: give that folder" if holders else note
+
+
+def _plural(names: list[str]) -> str:
+    return "" if len(names) == 1 else "s"
 
 
 def _list_examples(names: list[str]) -> str:

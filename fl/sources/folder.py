@@ -9,7 +9,16 @@ from pathlib import Path
 
 from fl.near_ids import is_blank
 from fl.sources import file_format
-from fl.sources.base import BadRows, Listing, fingerprint, is_special, is_unicode, list_folder, text_lines
+from fl.sources.base import (
+    BadRows,
+    Listing,
+    describe_empty,
+    fingerprint,
+    is_special,
+    is_unicode,
+    list_folder,
+    text_lines,
+)
 
 
 @dataclass(frozen=True)
@@ -98,8 +107,6 @@ def load(path: Path, *, strict: bool = False) -> Folder:
     if not path.is_dir():
         raise NotADirectoryError(f"{path}: not a folder: give a folder with one file <client>.txt per client")
     source = Folder(path, strict)
-    files, passed_over = list_folder(path, ".txt")
-    if not files:
-        note = f" ({passed_over})" if passed_over else ""
-        raise FileNotFoundError(f"{path}: no file <client>.txt in this folder{note}")
+    if not source.files:
+        raise FileNotFoundError(f"{path}: no file <client>.txt in this folder{describe_empty(path, '.txt')}")
     return source

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fl.sources import file_format, table
-from fl.sources.base import fingerprint, list_folder, require_file
+from fl.sources.base import describe_empty, fingerprint, list_folder, require_file
 from fl.sources.table import Table, id_text
 
 _BATCH_ROWS = 4096
@@ -27,7 +27,8 @@ _BUFFER_BYTES = 1 << 20
 class Parquet(Table):
     """A source that reads Parquet files, at most `_BATCH_ROWS` rows of one row group at a time.
 
-    Only the two columns are read. In a bad row, `line` is the number of the row in its file, from 1.
+    Only the two columns are read. Memory holds the rows of one batch and the pages that they are in, whatever the size
+    of the row group. In a bad row, `line` is the number of the row in its file, from 1.
 
     Attributes:
       part_files: the files of the table, sorted by name.
@@ -95,7 +96,7 @@ def load(path: Path, user_column: str, text_column: str, *, strict: bool = False
     if path.is_dir():
         files, passed_over = list_folder(path, ".parquet")
         if not files:
-            raise FileNotFoundError(f"{path}: no file *.parquet in this folder{passed_over and f' ({passed_over})'}")
+            raise FileNotFoundError(f"{path}: no file *.parquet in this folder{describe_empty(path, '.parquet')}")
     first_kinds: dict[str, tuple[str, Path]] = {}
     for file in files:
         for column, kind in _column_kinds(file, user_column, text_column).items():
@@ -165,8 +166,9 @@ def _open(path: Path) -> Iterator[Any]:
     from pyarrow.parquet import ParquetFile
 
     try:
-        # With a buffer, memory holds the pages of one batch and not a whole column of a row group.
-        with ParquetFile(path, buffer_size=_BUFFER_BYTES) as file:
+        # pre_buffer, True by default, would read both columns of a whole row group into memory at once. Without it and
+        # with a buffer, memory holds the pages of one batch.
+        with ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
             yield file
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:

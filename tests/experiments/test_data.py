@@ -121,7 +121,7 @@ def test_describe_names_files_that_a_folder_source_skips(config, tmp_path):
     prepared = data.prepare(with_data(config, source="folder", path="texts"), None)
     assert len(prepared.store.clients) == 30
     [line] = [line for line in data.describe(prepared).splitlines() if line.startswith("note*")]
-    assert "30 hidden ('._u0.txt'" in line and "1 files not named *.txt ('v.TXT')" in line
+    assert "30 hidden ('._u0.txt'" in line and "1 file not named *.txt ('v.TXT')" in line
 
 
 def test_parquet_source_gives_same_data_as_json_lines(config, tmp_path):

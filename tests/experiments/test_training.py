@@ -149,8 +149,8 @@ def test_exact_noise_allows_one_client_at_once_only(tmp_path):
     with pytest.raises(
         ValueError, match='run.clients_at_once = 8 with privacy.noise = "exact": use 1, or leave it out'
     ):
-        parsed = config_file.parse("", "test", ("run.clients_at_once=8",))
-        training._choose_clients_at_once(RunFolder(tmp_path), parsed, 9, plan, {}, None, show)
+        exact = ("privacy.noise_multiplier=1", "privacy.clip_norm=0.5", "privacy.noise=exact")
+        config_file.parse("", "test", (*exact, "run.clients_at_once=8"))
 
 
 def test_resume_with_other_kernels_warns_and_records_them(tmp_path, monkeypatch):

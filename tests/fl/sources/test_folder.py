@@ -41,7 +41,7 @@ def test_folder_notes_files_of_other_suffix_and_sub_folders(root):
     (root / "older" / "dora.txt").write_text("mine\n")
     source = folder.load(root)
     assert [client for client, _ in source] == ["anna", "ben"]
-    wanted = "passed over in the folder: 1 folders within ('older'), 2 files not named *.txt ('carl.TXT', 'notes.md')"
+    wanted = "passed over in the folder: 1 folder within ('older'), 2 files not named *.txt ('carl.TXT', 'notes.md')"
     assert source.bad_rows.notes == [wanted]
     assert list(source) and source.bad_rows.notes == [wanted]
     before = source.fingerprint()
@@ -50,8 +50,9 @@ def test_folder_notes_files_of_other_suffix_and_sub_folders(root):
     assert source.fingerprint() != before
     for name in ("anna.txt", "ben.txt"):
         (root / name).unlink()
-    with pytest.raises(FileNotFoundError, match="no file <client>.txt in this folder .*'carl.TXT'"):
+    with pytest.raises(FileNotFoundError, match="no file <client>.txt in this folder .*'carl.TXT'") as caught:
         folder.load(root)
+    assert str(caught.value).endswith(f": files *.txt are in {root / 'older'}: give that folder")
 
 
 @pytest.mark.parametrize("name", [" .txt", "\u200b.txt", "\x07.txt"])

@@ -1,6 +1,7 @@
 """Tests the Parquet source on files like those of Hugging Face `datasets` and pandas, written with pyarrow alone."""
 
 import json
+import random
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -126,6 +127,28 @@ def test_parquet_reads_one_batch_of_one_row_group_at_a_time(tmp_path, monkeypatc
     assert len(list(source)) == 75
 
 
+def test_parquet_file_with_one_row_group_is_not_held_in_memory(tmp_path):
+    """Reads 24 MB of one row group, in a process of its own whose memory pool counts nothing else.
+
+    The two columns have pages of 1 MB; a batch of 4,096 rows has 1.5 MB, and Arrow's buffer 1 MB for each column.
+    """
+    rows, size = 1 << 16, 360
+    content = random.Random(0).randbytes(rows * size // 2).hex()
+    texts = [content[start : start + size] for start in range(0, len(content), size)]
+    path = write(tmp_path / "p.parquet", pa.array(map(str, range(rows))), pa.array(texts), rows_a_group=rows)
+    assert pq.ParquetFile(path).num_row_groups == 1 and path.stat().st_size > 23 << 20
+    code = (
+        "import sys, pyarrow; from pathlib import Path; from fl.sources import parquet\n"
+        "rows = sum(1 for _ in parquet.load(Path(sys.argv[1]), 'user', 'text'))\n"
+        "print(rows, pyarrow.default_memory_pool().max_memory())"
+    )
+    command, root = [sys.executable, "-c", code, str(path)], Path(__file__).parents[3]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    read_rows, peak = map(int, done.stdout.split())
+    assert read_rows == rows
+    assert peak < path.stat().st_size / 2, f"{peak / 2**20:.1f} MB"
+
+
 def message(path: Path, columns: Sequence[str] = ("user", "text")) -> str:
     with pytest.raises((ValueError, FileNotFoundError)) as caught:
         list(parquet.load(path, *columns))
@@ -138,6 +161,11 @@ def test_parquet_files_with_different_column_types_are_refused_in_one_line(tmp_p
     write(tmp_path / "1.parquet", pa.array([1]), pa.array(["t"]))
     said = message(tmp_path)
     assert "1.parquet: column 'user' holds numbers here and strings in 0.parquet: write both files with one" in said
+    write(tmp_path / "1.parquet", pa.array(["b"]), pa.array(["t"]))
+    write(tmp_path / "2.parquet", pa.array([1]), pa.array(["t"]))
+    assert "2.parquet: column 'user' holds numbers here and strings in 0.parquet" in message(tmp_path)
+    write(tmp_path / "0.parquet", pa.nulls(1), pa.array(["t"]))
+    assert "2.parquet: column 'user' holds numbers here and strings in 1.parquet" in message(tmp_path)
     pq.write_table(pa.table({"user": ["a"]}), tmp_path / "1.parquet")
     assert message(tmp_path).endswith("1.parquet: no column 'text'; the file has 'user'")
 
@@ -180,7 +208,7 @@ def test_parquet_folder_passes_over_other_files_with_a_note(tmp_path):
     source = parquet.load(tmp_path, "user", "text")
     assert list(source) == [("a", ["t"])]
     assert source.bad_rows.notes == [
-        "passed over in the folder: 1 hidden ('._p.parquet'), 1 files not named *.parquet ('_SUCCESS')"
+        "passed over in the folder: 1 hidden ('._p.parquet'), 1 file not named *.parquet ('_SUCCESS')"
     ]
 
 
@@ -194,7 +222,29 @@ def test_parquet_fingerprint_changes_with_every_file_and_the_columns(tmp_path):
     prints.add(fingerprint())
     write(tmp_path / "1.parquet", pa.array(["a"]), pa.array(["u"]))
     prints.add(fingerprint())
-    assert len(prints) == 4
+    # A store that was built before must not be used again: its notes lack the files that are passed over.
+    for name in ("2.PARQUET", ".3.parquet"):
+        (tmp_path / name).touch()
+        prints.add(fingerprint())
+    assert len(prints) == 6
+
+
+def test_parquet_files_in_folder_within_are_named_with_the_fix(tmp_path):
+    def put(folder: str) -> None:
+        (tmp_path / folder).mkdir(parents=True)
+        write(tmp_path / folder / "part-0.parquet", pa.array(["a"]), pa.array(["t"]))
+
+    put(".cache")
+    assert message(tmp_path).endswith(
+        "no file *.parquet in this folder (passed over in the folder: 1 hidden ('.cache'))"
+    )
+    put("data/year=2019")
+    assert message(tmp_path).endswith(f"files *.parquet are in {tmp_path}/data/year=2019: give that folder")
+    put("data/year=2020")
+    assert message(tmp_path).endswith(
+        "1 folder within ('data')): files *.parquet are in 2 folders within ('data/year=2019', 'data/year=2020'): "
+        "write them all into one folder, and give that folder"
+    )
 
 
 def test_store_joins_text_of_all_parquet_files_by_client(tmp_path):

@@ -1,0 +1,117 @@
+"""Checks of keys that must fit each other; each raises ValueError with one line that names them and the fix.
+
+`experiments.config` calls them when a section is read, so that a mistake is found before any data is.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from experiments.config_fields import as_toml, require_only_for
+from privacy.plan import MIN_METRICS_SHARE, NOISE_MULTIPLIERS, PrivateMetrics, least_count_stddev
+
+if TYPE_CHECKING:
+    from experiments.config import CohortConfig, Config, DataConfig, PrivacyConfig, ServerConfig
+
+
+def check_data(section: DataConfig) -> None:
+    """Checks that no key belongs to another source, and that there is a share of clients left to train on."""
+    tables = ("jsonl", "csv", "parquet")
+    require_only_for("data.user_column", section.user_column, section.source, tables)
+    require_only_for("data.text_column", section.text_column, section.source, (*tables, "sqlite"))
+    require_only_for("data.split", section.split, section.source, ("sqlite",))
+    if section.validation + section.test >= 1:
+        raise ValueError(
+            f"data.validation = {section.validation:g} and data.test = {section.test:g} leave no clients in the train "
+            "set: lower them"
+        )
+
+
+def check_server(section: ServerConfig) -> None:
+    """Checks that no key belongs to another optimizer."""
+    require_only_for("server.momentum", section.momentum, section.optimizer, ("momentum",))
+    require_only_for("server.epsilon", section.epsilon, section.optimizer, ("adam", "yogi", "adagrad"))
+
+
+def check_cohort(section: CohortConfig, default_probability: float) -> None:
+    """Checks that the sampler has its own keys and none of another's.
+
+    Args:
+      section: the keys.
+      default_probability: sampling probability where the section has none.
+    """
+    require_only_for("cohort.sampling_probability", section.sampling_probability, section.sampler, ("poisson",))
+    require_only_for("cohort.size", section.size, section.sampler, ("fixed-size",))
+    require_only_for("cohort.population", section.population, section.sampler, ("poisson",))
+    require_only_for("cohort.cohorts", section.cohorts, section.sampler, ("cyclic",))
+    for sampler, key, value in (("fixed-size", "size", section.size), ("cyclic", "cohorts", section.cohorts)):
+        if section.sampler == sampler and value is None:
+            raise ValueError(f'cohort.{key} is missing: cohort.sampler = "{sampler}" needs it')
+    if section.sampler == "poisson" and section.population is not None:
+        probability = default_probability if section.sampling_probability is None else section.sampling_probability
+        require_expected_client(probability * section.population)
+
+
+def require_expected_client(expected: float) -> None:
+    """Raises ValueError if a round has fewer than one client on average."""
+    if expected < 1:
+        raise ValueError(f"cohort.sampling_probability gives {expected:.3g} clients per round on average: raise it")
+
+
+def check_privacy(section: PrivacyConfig) -> None:
+    """Checks that noise, clip norm and metrics do not contradict each other."""
+    if section.epsilon is not None and section.noise_multiplier is not None:
+        raise ValueError(
+            "privacy.epsilon and privacy.noise_multiplier are both set: one follows from the other, drop one"
+        )
+    if 0 < (section.noise_multiplier or 0) < NOISE_MULTIPLIERS[0]:
+        raise ValueError(
+            f"privacy.noise_multiplier = {as_toml(section.noise_multiplier)}: must be 0, for no privacy, or at least "
+            f"{NOISE_MULTIPLIERS[0]:g}"
+        )
+    if section.clip_quantile is None:
+        for name in ("clip_learning_rate", "clip_count_stddev"):
+            if getattr(section, name) is not None:
+                raise ValueError(f"privacy.{name} has no effect without privacy.clip_quantile: remove the key")
+    if section.clip_norm is None and section.clip_quantile is not None:
+        raise ValueError("privacy.clip_quantile needs privacy.clip_norm, the clip norm of the first round: set it")
+    if section.clip_norm is None and section.is_private:
+        raise ValueError("privacy.clip_norm is missing: without a clip norm no noise protects a client")
+    if section.noise == "exact" and not section.is_private:
+        raise ValueError('privacy.noise is "exact" in a run that adds none: leave it out, or set privacy.epsilon')
+    _check_metrics(section)
+
+
+def _check_metrics(section: PrivacyConfig) -> None:
+    for name in ("metrics_share", "loss_bound"):
+        if getattr(section, name) is not None and not section.is_private:
+            raise ValueError(f"privacy.{name} has no effect in a run that is not private: leave it out")
+    if section.loss_bound is not None and section.metrics_share == 0:
+        raise ValueError("privacy.loss_bound has no effect with privacy.metrics_share = 0: remove the key")
+    share = PrivateMetrics.share if section.metrics_share is None else section.metrics_share
+    if 0 < share <= MIN_METRICS_SHARE:
+        raise ValueError(
+            f"privacy.metrics_share = {as_toml(share)}: must be 0, for no metrics, or above {MIN_METRICS_SHARE:g}"
+        )
+    if section.noise_multiplier and section.clip_count_stddev is not None:
+        least = least_count_stddev(section.noise_multiplier, share)
+        if not section.clip_count_stddev > least:
+            raise ValueError(
+                f"privacy.clip_count_stddev = {as_toml(section.clip_count_stddev)} leaves none of the privacy budget "
+                f"(privacy.noise_multiplier = {as_toml(section.noise_multiplier)}) for the update: give more than "
+                f"{least:g}"
+            )
+
+
+def check_together(config: Config) -> None:
+    """Checks keys of different sections."""
+    if (config.privacy.is_private or config.privacy.clip_norm is not None) and config.server.weighting != "uniform":
+        raise ValueError(
+            'server.weighting is "examples" with privacy: a client with much text would move the mean by more than '
+            'clip and noise cover; use "uniform"'
+        )
+    if config.privacy.noise == "exact" and config.run.clients_at_once not in (None, 1):
+        raise ValueError(
+            f'run.clients_at_once = {config.run.clients_at_once} with privacy.noise = "exact": use 1, or leave it '
+            "out; a client's update may differ in its last bits if others are trained at the same time"
+        )
