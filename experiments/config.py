@@ -16,6 +16,7 @@ from privacy.plan import DELTA_EXPONENT, AdaptiveClip, PrivateMetrics
 # Training computes in float32, where smaller numbers are 0 and larger ones infinite.
 SMALLEST, LARGEST = 1e-37, 1e38
 MAX_CLIENTS_AT_ONCE = 4096
+USER_COLUMN, TEXT_COLUMN = "user", "text"
 SAMPLING_PROBABILITY = 0.1
 MOMENTUM = 0.9
 ADAPTIVITY = 0.001
@@ -63,14 +64,14 @@ class DataConfig(_Section, frozen=True):
     ] = "shakespeare"
     path: Annotated[str, _text("File or folder of the data; unused for `shakespeare`.")] = ""
     user_column: (
-        Annotated[str, _text('`jsonl`, `csv`, `parquet`: column with the client id. Default: "user".')] | None
+        Annotated[str, _text(f'`jsonl`, `csv`, `parquet`: column with the client id. Default: "{USER_COLUMN}".')] | None
     ) = None
     text_column: (
         Annotated[
             str,
             _text(
-                "`jsonl`, `csv`, `parquet`: column with the text. `sqlite`: name of the text feature of an example, "
-                'such as "tokens" in TFF\'s Stack Overflow and "snippets" in its Shakespeare. Default: "text".'
+                "`jsonl`, `csv`, `parquet`: column with the text. `sqlite`: text feature of an example, such as "
+                f'"tokens" in TFF\'s Stack Overflow and "snippets" in its Shakespeare. Default: "{TEXT_COLUMN}".'
             ),
         ]
         | None
