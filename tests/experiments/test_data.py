@@ -158,8 +158,8 @@ def test_error_on_empty_set_names_rows_and_clients_left_out(config, tmp_path):
         data.prepare(config, None)
     message = str(caught.value)
     assert re.search(
-        r"\(173 bad rows, the first: .*users.jsonl:4: column 'user' is 0\.5, neither a string nor an integer: write ids as "
-        "strings; 1 clients below",
+        r"\(173 bad rows, the first: .*users.jsonl:4: column 'user' is 0\.5, neither a string nor an integer: write "
+        "ids as strings; 1 clients below",
         message,
     )
     assert "\n" not in message

@@ -84,7 +84,14 @@ def test_clients_file_that_is_not_lines_of_utf8_is_one_bad_row_with_fix(tmp_path
 @pytest.mark.parametrize(
     "content",
     [b"", b"a", b"BZh,text\n", b"PK,text\n", b"]\n", b"a\r\nb\r", b"a\0b\0c\n" + bytes(40), "größer\n".encode() * 99]
-    + [b"x\n\0y\n" * 30, "größer\n".encode("latin-1") * 9, CHINESE.encode(), CHINESE.encode("gb18030")],
+    + [
+        b"x\n\0y\n" * 30,
+        b"ab\n\0cd\n" + b"more text\n" * 50,
+        b"a\0bcdef\n" * 9,
+        "größer\n".encode("latin-1") * 9,
+        CHINESE.encode(),
+        CHINESE.encode("gb18030"),
+    ],
 )
 def test_text_with_misleading_first_bytes_is_accepted(content):
     assert why_compressed(content) is None and why_no_text(content) is None

@@ -131,9 +131,9 @@ RETURNS = r"the line holds bare carriage returns: convert them to newlines, for 
 
 
 def test_csv_counts_rows_lost_to_bare_carriage_returns_and_names_the_fix(write):
-    source = csv_rows.load(write("user,text\na,b\rc,d\re,f\r\ng,h\n"), "user", "text")
-    assert list(source) == [("g", ["h"])]
-    assert [(row.line, row.reason) for row in source.bad_rows] == [(2, f"not CSV: {RETURNS}")]
+    source = csv_rows.load(write('user,text\nx,"y\rz"\na,b\rc,d\re,f\r\ng,h\n'), "user", "text")
+    assert list(source) == [("x", ["y\rz"]), ("g", ["h"])]
+    assert [(row.line, row.reason) for row in source.bad_rows] == [(3, f"not CSV: {RETURNS}")]
     assert source.bad_rows.total == 3
 
 
