@@ -27,6 +27,7 @@ else:
     Preset = Literal[NAMES]
 
 MAX_CLIENTS_AT_ONCE = 4096
+USER_COLUMN, TEXT_COLUMN = "user", "text"
 SAMPLING_PROBABILITY = 0.1
 MOMENTUM = 0.9
 ADAPTIVITY = 0.001
@@ -44,14 +45,14 @@ class DataConfig(Section, frozen=True):
     ] = "shakespeare"
     path: Annotated[str, text("File or folder of the data; unused for `shakespeare`.")] = ""
     user_column: (
-        Annotated[str, text('`jsonl`, `csv`, `parquet`: column with the client id. Default: "user".')] | None
+        Annotated[str, text(f'`jsonl`, `csv`, `parquet`: column with the client id. Default: "{USER_COLUMN}".')] | None
     ) = None
     text_column: (
         Annotated[
             str,
             text(
-                "`jsonl`, `csv`, `parquet`: column with the text. `sqlite`: name of the text feature of an example, "
-                'such as "tokens" in TFF\'s Stack Overflow and "snippets" in its Shakespeare. Default: "text".'
+                "`jsonl`, `csv`, `parquet`: column with the text. `sqlite`: text feature of an example, such as "
+                f'"tokens" in TFF\'s Stack Overflow and "snippets" in its Shakespeare. Default: "{TEXT_COLUMN}".'
             ),
         ]
         | None

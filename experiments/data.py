@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from experiments.config import Config
+from experiments.config import TEXT_COLUMN, USER_COLUMN, Config
 from fl import clients, splits
 from fl.clients import BuildStatistics, TokenStore
 from fl.sources import csv_rows, folder, jsonl, parquet, shakespeare, sqlite
@@ -226,7 +226,7 @@ def sources(config: Config) -> tuple[Source, Iterable[str], tuple[str, ...]]:
                 "text"
             )
     declared = tuple(f"text file {file.name}" for file in files)
-    user, text = data.user_column or "user", data.text_column or "text"
+    user, text = data.user_column or USER_COLUMN, data.text_column or TEXT_COLUMN
     match data.source:
         case "folder":
             source: Source = folder.load(path, strict=data.strict)

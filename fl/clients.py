@@ -30,6 +30,10 @@ from fl.token_file import BOS, EOS, PAD, Encoder
 
 __all__ = ["BOS", "EOS", "PAD", "BuildStatistics", "Encoder", "TokenStore", "sequences"]
 
+# Number of the rules by which sources read rows and client ids are compared. A store that was built by other rules may
+# lack clients or warnings, so it is built anew.
+_READING_RULES = 2
+
 
 @dataclass(frozen=True)
 class TokenStore:
@@ -134,6 +138,7 @@ class TokenStore:
             raise ValueError(f'merge_ids = {merge_ids!r}: give "normalize", or None to keep ids as they are')
         target = Path(path)
         options = {
+            "reading_rules": _READING_RULES,
             "min_tokens": min_tokens,
             "split_seed": split_seed,
             "merge_ids": merge_ids,

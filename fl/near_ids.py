@@ -10,28 +10,44 @@ from typing import Literal
 MergeIds = Literal["normalize"]
 """Ways of joining clients in a token store: `normalize` joins those whose ids have the same `normalized` form."""
 
-_INVISIBLE = frozenset({"Cc", "Cf"})
+_INVISIBLE_CATEGORIES = frozenset({"Cc", "Cf"})
+# Unicode's Default_Ignorable_Code_Points (DerivedCoreProperties.txt), many of which are marks or letters by category
+# or not assigned yet, and the blank Braille pattern.
+_INVISIBLE_RANGES = (
+    (0x00AD, 0x00AD), (0x034F, 0x034F), (0x061C, 0x061C), (0x115F, 0x1160), (0x17B4, 0x17B5), (0x180B, 0x180F),
+    (0x200B, 0x200F), (0x202A, 0x202E), (0x2060, 0x206F), (0x2800, 0x2800), (0x3164, 0x3164), (0xFE00, 0xFE0F),
+    (0xFEFF, 0xFEFF), (0xFFA0, 0xFFA0), (0xFFF0, 0xFFF8), (0x1BCA0, 0x1BCA3), (0x1D173, 0x1D17A), (0xE0000, 0xE0FFF),
+)  # fmt: skip
+_INVISIBLE = frozenset(chr(code) for first, last in _INVISIBLE_RANGES for code in range(first, last + 1))
 _INTEGRAL = re.compile(r"(-?[0-9]+)\.0+")
 
 
 def normalized(client_id: str) -> str:
     """Returns the spelling that near-equal ids have in common.
 
-    It has no control or zero-width characters and no white space at either end; each run of white space is one space;
-    the Unicode form is NFKC; an integer such as `7.0` is `7`. Letter case is kept. Normalizing a normalized id returns
-    it unchanged.
+    It has no invisible characters (control, zero-width, variation selectors, fillers and others that Unicode ignores by
+    default, the blank Braille pattern) and no white space at either end; each run of white space is one space; the
+    Unicode form is NFKC; an integer such as `7.0` is `7`, and `-0` is `0`. Normalizing a normalized id returns it
+    unchanged.
+
+    Kept apart are ids that differ in letter case, and other spellings of an integer: `07`, `+7`, `7.` and digits of
+    other scripts such as `٧` are not `7`.
     """
     if not (client_id.isascii() and client_id.isprintable()):
-        visible = (c for c in client_id if c.isspace() or unicodedata.category(c) not in _INVISIBLE)
-        client_id = unicodedata.normalize("NFKC", "".join(visible))
+        client_id = unicodedata.normalize("NFKC", "".join(c for c in client_id if c.isspace() or not _is_invisible(c)))
     spaced = " ".join(client_id.split())
-    integer = _INTEGRAL.fullmatch(spaced)
-    return integer[1] if integer else spaced
+    match = _INTEGRAL.fullmatch(spaced)
+    form = match[1] if match else spaced
+    return "0" if form == "-0" else form
 
 
 def is_blank(client_id: str) -> bool:
-    """Returns whether an id is empty or consists of white space, control and zero-width characters only."""
+    """Returns whether an id is empty or consists of white space and invisible characters only (see `normalized`)."""
     return not normalized(client_id)
+
+
+def _is_invisible(character: str) -> bool:
+    return character in _INVISIBLE or unicodedata.category(character) in _INVISIBLE_CATEGORIES
 
 
 def near_equal(client_ids: Iterable[str], known: Container[str]) -> list[tuple[str, ...]]:

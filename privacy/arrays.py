@@ -10,6 +10,13 @@ import numpy.typing as npt
 
 _BLOCK_ROWS = 256  # few enough that a block fits into a processor's cache
 _SAFE_SQUARES = 1e-200, 1e200  # squared norms between these lost nothing to overflow or underflow
+# How to convert ragged tensors, sparse tensors and sparse matrices. They are recognised by an attribute, since this
+# module needs NumPy only.
+_CONVERSIONS = {
+    "to_tensor": "{0}.to_tensor(), which pads the rows with zeros",
+    "dense_shape": "tf.sparse.to_dense({0})",
+    "toarray": "{0}.toarray()",
+}
 
 
 def as_floats(name: str, values: Any) -> npt.NDArray[np.float64]:
@@ -22,12 +29,13 @@ def as_floats(name: str, values: Any) -> npt.NDArray[np.float64]:
     Raises:
       ValueError: `values` is anything else.
     """
-    require_array(name, values)
     masked = isinstance(values, np.ma.MaskedArray)
     try:
-        array = np.ma.filled(values.astype(float), np.nan) if masked else np.asarray(values)
-    except ValueError:
-        raise ValueError(f"{name} is not a rectangular array: numbers are needed, equally many in each row") from None
+        array = np.ma.filled(values.astype(float), np.nan) if masked else as_array(name, values)
+    except (TypeError, ValueError):
+        if not masked:
+            raise
+        raise ValueError(f"{name} has dtype {values.dtype}: numbers are needed") from None
     if array.dtype.kind not in "biufO":
         raise ValueError(f"{name} has dtype {array.dtype}: numbers are needed")
     try:
@@ -37,16 +45,58 @@ def as_floats(name: str, values: Any) -> npt.NDArray[np.float64]:
 
 
 def require_array(name: str, values: Any) -> None:
-    """Raises ValueError if `values` can only be iterated or looked up by key, not indexed by position.
+    """Raises ValueError if NumPy would not take `values` as an array of its numbers.
 
-    Generators, `tf.data.Dataset`s, sets and mappings are refused.
+    Refused are objects that can only be iterated or looked up by key (generators, `tf.data.Dataset`s, sets, mappings),
+    sequences of batches (`keras.utils.Sequence`), ragged and sparse tensors, and sparse matrices.
+
+    Args:
+      name: name of the argument, for the message.
+      values: what was given for it.
     """
+    kind = f"{name} has type {type(values).__name__}, which is not an array"
+    for method, converted in _CONVERSIONS.items():
+        if hasattr(values, method) and not hasattr(values, "__array__"):
+            raise ValueError(f"{kind}: give {converted.format(name)}")
+    if yields_batches(values):
+        raise ValueError(f"{kind}: give {how_to_gather(name, values)}")
     is_array = hasattr(values, "__array__") or (hasattr(values, "__getitem__") and not isinstance(values, Mapping))
     if isinstance(values, Iterable) and not is_array:
         raise ValueError(
-            f"{name} has type {type(values).__name__}, which is not an array: give np.array(list({name})), or for a "
-            f"tf.data.Dataset np.array(list({name}.as_numpy_iterator()))"
+            f"{kind}: give np.array(list({name})), or for a tf.data.Dataset np.array(list({name}.as_numpy_iterator()))"
         )
+
+
+def as_array(name: str, values: Any) -> npt.NDArray[Any]:
+    """Returns `values` as an array, which may share its memory.
+
+    Args:
+      name: name of the argument, for the message.
+      values: an array or a nested list.
+
+    Raises:
+      ValueError: `require_array` refuses `values`, or it is a list with rows of different lengths.
+    """
+    require_array(name, values)
+    try:
+        return np.asarray(values)
+    except ValueError:
+        raise ValueError(
+            f"{name} is not a rectangular array: numbers are needed, equally many in each row; pad short rows, or "
+            "leave them out"
+        ) from None
+
+
+def yields_batches(values: Any) -> bool:
+    """Returns whether `values` is a sequence of batches of Keras, such as a `keras.utils.Sequence`."""
+    kinds = {kind.__name__ for kind in type(values).__mro__ if kind.__module__.startswith(("keras.", "tf_keras."))}
+    return bool(kinds & {"Sequence", "PyDataset"})
+
+
+def how_to_gather(name: str, values: Any) -> str:
+    """Says, for a message, how to make the arrays x and y from the batches (x, y) of `values`."""
+    batches = f"({name}[i] for i in range(len({name})))" if yields_batches(values) else name
+    return f"x and y as arrays, from batches (x, y) by x, y = map(np.concatenate, zip(*{batches}))"
 
 
 def row_norms(vectors: npt.NDArray[Any]) -> npt.NDArray[np.float64]:

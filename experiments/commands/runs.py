@@ -1,6 +1,7 @@
 """Defines the commands on runs: `fedspeak train`, `evaluate`, `report` and `data`."""
 
 import contextlib
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,7 @@ def train(
 
     try:
         with contextlib.ExitStack() as stack:
+            stack.enter_context(_strict_named_as_typed(strict))
             hosts = None
             if remote_workers is not None and not run.weights.exists():
                 count = len(remote_workers.addresses)
@@ -153,6 +155,18 @@ def _with_strict(overrides: tuple[str, ...], strict: bool) -> tuple[str, ...]:
     return (*overrides, "data.strict=true") if strict else overrides
 
 
+@contextlib.contextmanager
+def _strict_named_as_typed(strict: bool) -> Iterator[None]:
+    """Makes an error that advises to set the key `data.strict`, raised inside `with`, name --strict if it was given."""
+    try:
+        yield
+    except ValueError as error:
+        message = str(error).replace("set data.strict = false", "drop --strict")
+        if not strict or message == str(error):
+            raise
+        raise ValueError(message) from error
+
+
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
 def evaluate(run: Path) -> None:
@@ -198,4 +212,5 @@ def data(config: str, overrides: tuple[str, ...], strict: bool) -> None:
     from experiments.data import describe, prepare
 
     settings = config_file.load(config, _with_strict(overrides, strict))
-    click.echo(describe(prepare(settings, None)))
+    with _strict_named_as_typed(strict):
+        click.echo(describe(prepare(settings, None)))

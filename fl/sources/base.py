@@ -11,6 +11,9 @@ from typing import NamedTuple, Protocol
 LONGEST_LINE = 1 << 26
 """Maximum length of a line in bytes, without its newline; a longer line is a bad row."""
 
+BARE_RETURNS = "bare carriage returns: convert them to newlines, for instance with tr '\\r' '\\n'"
+"""What to call carriage returns that end rows in a file whose lines end with newlines, with the fix."""
+
 _MAX_LISTED_ROWS = 1000
 
 
@@ -54,8 +57,14 @@ class BadRows(list[BadRow]):
         self.total = self.suspicious = 0
         self.notes.clear()
 
-    def add(self, file: Path | str, line: int, reason: str) -> None:
+    def add(self, file: Path | str, line: int, reason: str, *, rows: int = 1) -> None:
         """Records a bad row.
+
+        Args:
+          file: path of the file.
+          line: number of the line or row, from 1; 0 stands for the file as a whole.
+          reason: what is wrong, in one line.
+          rows: number of rows that are lost with it, itself included.
 
         Raises:
           ValueError: the source is strict; the message names file and line.
@@ -63,7 +72,7 @@ class BadRows(list[BadRow]):
         row = BadRow(str(file), line, reason)
         if self.strict:
             raise ValueError(str(row))
-        self.total += 1
+        self.total += rows
         if len(self) < _MAX_LISTED_ROWS:
             self.append(row)
 
@@ -147,7 +156,10 @@ class Listing(NamedTuple):
 
 
 def list_folder(folder: Path, suffix: str) -> Listing:
-    """Lists the files of `folder` whose names end in `suffix`; hidden files and sub-folders are passed over.
+    """Lists the files of `folder` whose names end in `suffix`; hidden files, sub-folders and repeats are passed over.
+
+    A file that is there under several names (symbolic or hard links) is listed once, under the first name that is no
+    symbolic link if there is one; otherwise one person would be several clients.
 
     Hidden files have names that begin with a dot and belong to other programs: macOS, for example, leaves a
     `._anna.txt` beside `anna.txt`. Read as text, such a file would be a client of its own.
@@ -156,19 +168,27 @@ def list_folder(folder: Path, suffix: str) -> Listing:
     hidden: list[str] = []
     folders: list[str] = []
     others: list[str] = []
-    for path in sorted(folder.iterdir()):
+    links: list[str] = []
+    seen: set[tuple[int, int]] = set()
+    # Symbolic links come last, so that a file is read under its own name.
+    for path in sorted(folder.iterdir(), key=lambda path: (path.is_symlink(), path)):
         if path.name.startswith("."):
             hidden.append(path.name)
         elif path.is_dir():
             folders.append(path.name)
         elif path.suffix != suffix:
             others.append(path.name)
+        elif (identity := _identify(path)) in seen:
+            links.append(path.name)
         else:
             files.append(path)
+            seen.update({identity} if identity else ())
+    files.sort()
     kinds = [
         ("hidden", hidden),
         (f"folder{_plural(folders)} within", folders),
         (f"file{_plural(others)} not named *{suffix}", others),
+        (f"link{_plural(links)} to files that are read under another name", links),
     ]
     parts = [f"{len(names)} {kind} ({_list_examples(names)})" for kind, names in kinds if names]
     return Listing(files, f"passed over in the folder: {', '.join(parts)}" if parts else "")
@@ -198,6 +218,15 @@ def describe_empty(folder: Path, suffix: str) -> str:
 
 def _plural(names: list[str]) -> str:
     return "" if len(names) == 1 else "s"
+
+
+def _identify(path: Path) -> tuple[int, int] | None:
+    """Returns device and inode of the file that `path` leads to, or None if it leads nowhere."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _list_examples(names: list[str]) -> str:

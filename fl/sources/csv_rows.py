@@ -7,21 +7,23 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fl.sources import table
-from fl.sources.base import LONGEST_LINE, BadRows, byte_lines
+from fl.sources.base import BARE_RETURNS, LONGEST_LINE, BadRows, byte_lines
 from fl.sources.table import Table
 
 MANY_LINE_BREAKS = 20
-"""Maximum number of line breaks in a row that is not suspicious.
+"""Maximum number of line breaks in a row that is not suspicious."""
 
-Two stray quotes join all rows between them into one text, which would then belong to one client.
-"""
+_LOOK_FOR_QUOTE = "look for a stray quote that joins rows"
 
 
 class Csv(Table):
     """A source that reads a CSV file: comma-separated, quoted with ", with the names of the columns in the first row.
 
-    A row with more than `MANY_LINE_BREAKS` line breaks is suspicious: it is read, and a note says so; a strict source
-    raises ValueError.
+    Two stray quotes join all rows between them into one, whose text would then belong to one client. A row is therefore
+    suspicious if it has more than `MANY_LINE_BREAKS` line breaks, a line break in its client id, or at least two lines
+    (or all but the first) that look like rows: they have as many fields as the header, no field but the first begins
+    with white space, as text after a comma does, and there is no white space in the client id unless the row's own has
+    some. A suspicious row is read, and a note says so; a strict source raises ValueError.
     """
 
     def __iter__(self) -> Iterator[tuple[str, list[str]]]:
@@ -31,14 +33,15 @@ class Csv(Table):
         user_index, text_index = header.index(self.user_column), header.index(self.text_column)
         first_suspicious = ""
         for number, row in rows:
-            breaks = sum(field.count("\n") for field in row)
-            if breaks > MANY_LINE_BREAKS:
-                reason = f"a row with {breaks} line breaks: look for a stray quote that joins rows"
+            breaks = sum(map(_count_line_breaks, row))
+            if len(row) != len(header):
+                joined = f" (and the row has {breaks} line breaks: {_LOOK_FOR_QUOTE})" if breaks else ""
+                self.bad_rows.add(self.path, number, f"{len(row)} fields, but the header has {len(header)}{joined}")
+                continue
+            if breaks and (reason := _why_suspicious(row, user_index, breaks)):
                 self.bad_rows.suspect(self.path, number, reason)
                 first_suspicious = first_suspicious or f"{self.path}:{number}: {reason}"
-            if len(row) != len(header):
-                self.bad_rows.add(self.path, number, f"{len(row)} fields, but the header has {len(header)}")
-            elif self.usable(self.path, number, row[user_index], row[text_index]):
+            if self.usable(self.path, number, row[user_index], row[text_index]):
                 yield row[user_index], [row[text_index]]
         if first_suspicious:
             count = self.bad_rows.suspicious
@@ -49,33 +52,66 @@ class Csv(Table):
 
         What is not CSV is recorded in `bad_rows`, and every line that is lost with it counts as a bad row.
         """
-        last_line = 0
+        last_line = returns = 0
 
         def lines() -> Iterator[str]:
-            nonlocal last_line
+            nonlocal last_line, returns
             for number, line in byte_lines(self.path, bad_rows):
                 last_line = number
+                returns += line.rstrip(b"\r\n").count(b"\r")
                 yield line.decode(errors="surrogateescape")
 
         csv.field_size_limit(LONGEST_LINE)
         reader = csv.reader(lines(), strict=True)
         while True:
-            first = last_line + 1
+            first, returns = last_line + 1, 0
             try:
                 row = next(reader)
             except StopIteration:
                 return
             except csv.Error as error:
-                lost = (
-                    f"; lines {first} to {last_line} are lost with it: look for a quote that is not closed"
-                    if last_line > first
-                    else ""
-                )
-                bad_rows.add(self.path, first, f"not CSV: {error}{lost}")
-                bad_rows.total += max(last_line - first, 0)
+                reason = f"not CSV: {error}"
+                if str(error).startswith("new-line character"):
+                    reason = f"not CSV: the line holds {BARE_RETURNS}"
+                if last_line > first:
+                    reason += f"; lines {first} to {last_line} are lost with it: look for a quote that is not closed"
+                bad_rows.add(self.path, first, reason, rows=max(last_line - first, 0) + returns + 1)
                 continue
             if row:
                 yield first, row
+
+
+def _count_line_breaks(text: str) -> int:
+    return text.count("\n") + text.count("\r") - text.count("\r\n")
+
+
+def _why_suspicious(row: list[str], user_index: int, breaks: int) -> str:
+    """Says why a row with line breaks looks like several rows that stray quotes joined; "" if it does not."""
+    if breaks > MANY_LINE_BREAKS:
+        return f"a row with {breaks} line breaks: {_LOOK_FOR_QUOTE}"
+    if _count_line_breaks(row[user_index]):
+        return f"a client id with a line break: {_LOOK_FOR_QUOTE}"
+    spaced_ids = _has_space(row[user_index])
+
+    def looks_like_row(line: str) -> bool:
+        fields = line.split(",")
+        return (
+            len(fields) == len(row)
+            and bool(fields[user_index])
+            and not any(field[:1].isspace() for field in fields[1:])
+            and (spaced_ids or not _has_space(fields[user_index]))
+        )
+
+    for field in row:
+        lines = field.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+        alike = sum(map(looks_like_row, lines))
+        if alike >= 2 or 0 < alike == len(lines) - 1:
+            return f"a row with {breaks} line breaks, in which {alike} lines look like rows: {_LOOK_FOR_QUOTE}"
+    return ""
+
+
+def _has_space(text: str) -> bool:
+    return any(map(str.isspace, text.strip()))
 
 
 def load(path: Path, user_column: str, text_column: str, *, strict: bool = False) -> Csv:

@@ -13,7 +13,7 @@ _COMPRESSED = {
     b"PK\x03\x04": ("zip", "unzip"),
 }
 _SOURCES = {b"SQLite format 3\0": ("an SQLite", "sqlite"), b"PAR1": ("a Parquet", "parquet")}
-_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+_MARKS = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
 
 def head(path: Path) -> bytes:
@@ -41,15 +41,36 @@ def why_no_text(start: bytes) -> str | None:
     for magic, (name, source) in _SOURCES.items():
         if start.startswith(magic):
             return f'this is {name} file: read it with data.source = "{source}" (fl.sources.{source})'
-    if start.startswith(_UTF16_MARKS) or _looks_like_utf16(start):
-        return "the text is UTF-16: convert it to UTF-8, for instance with iconv -f UTF-16 -t UTF-8"
+    if encoding := _wide_encoding(start):
+        return f"the text is {encoding[:6]}: convert it to UTF-8, for instance with iconv -f {encoding} -t UTF-8"
     if b"\r" in start and b"\n" not in start:
         return "lines end with a bare carriage return: convert them, for instance with tr '\\r' '\\n'"
     return None
 
 
-def _looks_like_utf16(start: bytes) -> bool:
-    """Returns whether nearly every other byte is zero and few of the rest are, as in mostly ASCII text in UTF-16."""
-    sample = start[:4096]
-    zeros = [part.count(0) / max(len(part), 1) for part in (sample[::2], sample[1::2])]
-    return max(zeros) > 0.9 and min(zeros) < 0.1
+def _wide_encoding(start: bytes) -> str | None:
+    """Returns the name of the encoding, as iconv takes it, of text in UTF-16 or UTF-32; None for other text."""
+    for mark, name in _MARKS.items():
+        if start.startswith(mark):
+            return name
+    sample = start[: 4096 - 4096 % 4]
+    for order, newline in (("LE", b"\n\0\0\0"), ("BE", b"\0\0\0\n")):
+        high, middle = (sample[3::4], sample[2::4]) if order == "LE" else (sample[::4], sample[1::4])
+        # A character of UTF-32 is at most 0x10FFFF, and most text has none above 0xFFFF.
+        if len(sample) >= 4 and not any(high) and middle.count(0) > 0.9 * len(middle) and _holds(sample, newline):
+            return f"UTF-32{order}"
+    for order, newline in (("LE", b"\n\0"), ("BE", b"\0\n")):
+        high, low = (sample[1::2], sample[::2]) if order == "LE" else (sample[::2], sample[1::2])
+        zeros, zeros_of_low = high.count(0) / max(len(high), 1), low.count(0) / max(len(low), 1)
+        # Mostly ASCII, or a script such as Chinese, in which only newlines, commas and other ASCII characters have one.
+        if zeros > 0.9 and zeros_of_low < 0.1 or zeros > 0.01 and not zeros_of_low and _holds(sample, newline):
+            return f"UTF-16{order}"
+    return None
+
+
+def _holds(sample: bytes, character: bytes) -> bool:
+    """Returns whether `character` stands in the sample at a multiple of its length."""
+    position = sample.find(character)
+    while position % len(character) and position >= 0:
+        position = sample.find(character, position + 1)
+    return position >= 0

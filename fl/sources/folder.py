@@ -28,8 +28,8 @@ class Folder:
     Blank lines are skipped, and so is white space around a sentence.
 
     Attributes:
-      path: the folder; its files `*.txt` are read. Hidden files, files with another suffix and sub-folders are passed
-        over, and a note in `bad_rows` names them.
+      path: the folder; its files `*.txt` are read. Hidden files, files with another suffix, sub-folders, and further
+        links to a file that is read already are passed over, and a note in `bad_rows` names them.
       strict: whether the first bad row raises ValueError.
     """
 

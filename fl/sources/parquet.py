@@ -17,7 +17,7 @@ from typing import Any
 
 from fl.sources import file_format, table
 from fl.sources.base import describe_empty, fingerprint, list_folder, require_file
-from fl.sources.table import Table, id_text
+from fl.sources.table import Table, id_text, why_no_id
 
 _BATCH_ROWS = 4096
 _BUFFER_BYTES = 1 << 20
@@ -55,10 +55,10 @@ class Parquet(Table):
         for path in self.files:
             for number, (client_id, text) in enumerate(self._rows(path), 1):
                 user = id_text(client_id)
-                if user is None or not isinstance(text, str):
-                    column, value = (self.user_column, client_id) if user is None else (self.text_column, text)
-                    reason = "is null" if value is None else f"is {value!r}, neither text nor an integer"
-                    self.bad_rows.add(path, number, f"column {column!r} {reason}")
+                if user is None:
+                    self.bad_rows.add(path, number, f"column {self.user_column!r} {why_no_id(client_id)}")
+                elif not isinstance(text, str):  # a column of texts holds strings and nulls only
+                    self.bad_rows.add(path, number, f"column {self.text_column!r} is null")
                 elif self.usable(path, number, user, text):
                     yield user, [text]
 
@@ -145,7 +145,7 @@ def _kind(type_: Any) -> str:
 
 
 def _values(column: Any) -> list[Any]:
-    """Returns the values of a column.
+    """Returns the values of a column, floats as NumPy scalars of the column's precision, which limits what is an id.
 
     Bytes that are not UTF-8 become lone surrogates, by which `Table.usable` recognises a bad row.
     """
@@ -153,6 +153,9 @@ def _values(column: Any) -> list[Any]:
 
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
+    if pa.types.is_floating(column.type):
+        scalar = table.FLOATS[column.type.bit_width]
+        return [None if value is None else scalar(value) for value in column.to_pylist()]
     if _kind(column.type) != "strings":
         return list(column.to_pylist())
     raw = column.cast(pa.large_binary()).to_pylist()

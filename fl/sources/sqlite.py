@@ -20,15 +20,20 @@ from fl.near_ids import is_blank
 from fl.sources import file_format
 from fl.sources.base import BadRows, fingerprint, require_file
 from fl.sources.example_proto import bytes_feature
+from fl.sources.table import id_text, why_no_id
 
 _REQUIRED_COLUMNS = {
     "examples": ("client_id", "split_name", "serialized_example_proto"),
     "client_metadata": ("client_id", "split_name"),
 }
-_ROWS = """
-    SELECT client_id, serialized_example_proto FROM examples
-    WHERE (?1 IS NULL OR split_name = ?1)
-      AND client_id IN (SELECT client_id FROM client_metadata WHERE ?1 IS NULL OR split_name = ?1)
+_LISTED = "client_id IN (SELECT client_id FROM client_metadata WHERE ?1 IS NULL OR split_name = ?1)"
+_ROWS = f"""
+    SELECT client_id, serialized_example_proto FROM examples WHERE (?1 IS NULL OR split_name = ?1) AND {_LISTED}
+"""
+# `IS NOT 1` counts ids that are NULL too, for which IN is neither true nor false.
+_IGNORED = f"""
+    SELECT COUNT(*), COUNT(DISTINCT client_id), MIN(client_id) FROM examples
+    WHERE (?1 IS NULL OR split_name = ?1) AND ({_LISTED}) IS NOT 1
 """
 
 
@@ -36,8 +41,9 @@ _ROWS = """
 class SqliteClients:
     """A source that reads an SQLite file of client data; each value of the text feature is one sentence.
 
-    As in TFF, a client id that is in `examples` but not in `client_metadata` is ignored. In a bad row, `line` is the
-    number of the row among those that are not ignored, from 1.
+    As in TFF, a client id that is in `examples` but not in `client_metadata` is ignored, and a note in `bad_rows`
+    counts such rows. In a bad row, `line` is the number of the row among those that are not ignored, from 1. A client
+    id is text or an integer, as in tables (`fl.sources.table.id_text`).
 
     Attributes:
       path: the file; it is opened read-only.
@@ -77,21 +83,30 @@ class SqliteClients:
                         self.bad_rows.add(self.path, number, str(error))
                     else:
                         yield row
+                rows, clients, example_id = connection.execute(_IGNORED, (self.split,)).fetchone()
         except sqlite3.Error as error:
             raise _unreadable_error(self.path, error) from None
+        if rows:
+            example = "" if example_id is None else f", for example {_decode(example_id)!r}"
+            self.bad_rows.notes.append(
+                f"ignored {rows} rows whose client_id is NULL or not in table client_metadata ({clients} ids{example}):"
+                " add the ids there to read them"
+            )
 
     def _row(self, client: object, example: object) -> tuple[str, list[str]]:
-        if not isinstance(client, bytes) or not client:
-            raise ValueError("client_id is empty or not text")
         if not isinstance(example, bytes):
             raise ValueError("serialized_example_proto is not a blob")
         try:
-            name = client.decode()
+            name = id_text(client.decode() if isinstance(client, bytes) else client)
             sentences = [value.decode() for value in bytes_feature(example, self.feature)]
         except UnicodeDecodeError:
             raise ValueError("not UTF-8") from None
+        if name is None:
+            raise ValueError(f"client_id {why_no_id(client)}")
+        if not name:
+            raise ValueError("client_id is empty")
         if is_blank(name):
-            raise ValueError("client_id is blank (white space, control or zero-width characters)")
+            raise ValueError("client_id is blank (white space or invisible characters)")
         sentences = [sentence for sentence in sentences if sentence.strip()]
         if not sentences:
             raise ValueError(f"feature {self.feature!r} is empty")
@@ -114,6 +129,10 @@ def load(path: Path, feature: str, *, split: str | None = None, strict: bool = F
     except sqlite3.Error as error:
         raise _unreadable_error(path, error) from None
     return SqliteClients(path, feature, split, strict)
+
+
+def _decode(client: object) -> object:
+    return client.decode(errors="replace") if isinstance(client, bytes) else client
 
 
 def _unreadable_error(path: Path, error: sqlite3.Error) -> ValueError:

@@ -7,10 +7,18 @@ import numbers
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TypeGuard
+
+import numpy as np
 
 from fl.near_ids import is_blank
 from fl.sources import file_format
 from fl.sources.base import BadRows, fingerprint, is_unicode, require_file
+
+FLOATS: dict[int, type[np.floating]] = {16: np.float16, 32: np.float32, 64: np.float64}
+"""Types of NumPy floats by their number of bits; `id_text` takes the type of a float as its precision."""
+
+_LONGEST_SHOWN = 40
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,7 @@ class Table:
         elif not user:
             reason = f"column {self.user_column!r} is empty"
         elif is_blank(user):
-            reason = f"column {self.user_column!r} is blank (white space, control or zero-width characters)"
+            reason = f"column {self.user_column!r} is blank (white space or invisible characters)"
         elif not text.strip():
             reason = f"column {self.text_column!r} is empty"
         else:
@@ -80,14 +88,30 @@ def id_text(value: object) -> str | None:
     """Returns a client id as text, or None if it is neither a string nor a number with an integer value.
 
     7, 7.0 and "7" are the same id, because programs such as pandas write a column of integers as floats if some are
-    missing. A float beyond 2^53 in magnitude is refused: different integers would become the same float, and their
-    clients one client.
+    missing. A float of 2^53 or more in magnitude is refused, and so is a NumPy float32 of 2^24 or more and a float16 of
+    2^11 or more: different integers would become the same float, and their clients one client.
     """
-    if isinstance(value, float) and value.is_integer() and abs(value) <= 2**53:
-        return str(int(value))
+    if _has_integer_value(value):
+        bits = np.finfo(type(value)).nmant + 1
+        return str(int(value)) if abs(value) < 2**bits else None
     if isinstance(value, bool) or not isinstance(value, str | numbers.Integral):
         return None
     return str(value)
+
+
+def why_no_id(value: object) -> str:
+    """Says in one phrase, with the fix, why `value` is no client id; `id_text(value)` is None."""
+    if value is None:
+        return "is null"
+    shown = json.dumps(value.item() if isinstance(value, np.generic) else value, default=repr)
+    shown = shown if len(shown) <= _LONGEST_SHOWN else f"{shown[:_LONGEST_SHOWN]}…"
+    if _has_integer_value(value):
+        return f"is {shown}, a float so large that different integers become the same: write ids as integers or strings"
+    return f"is {shown}, neither a string nor an integer: write ids as strings"
+
+
+def _has_integer_value(value: object) -> TypeGuard[float]:
+    return isinstance(value, float | np.floating) and bool(np.isfinite(value)) and value == int(value)
 
 
 def check_columns(path: Path, user_column: str, text_column: str) -> None:

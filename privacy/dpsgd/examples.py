@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import keras
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from privacy.arrays import require_array
+from privacy.arrays import as_array, how_to_gather, yields_batches
 from privacy.dpsgd.layer_gradients import layers_with_weights
 
 Losses = Callable[..., tf.Tensor]
@@ -37,13 +37,15 @@ class Examples(NamedTuple):
 
 def checked_examples(x: Any, y: Any) -> Examples:
     """Returns the arrays as `Examples`; raises ValueError unless all hold finite numbers in equally many rows."""
-    if isinstance(x, (list, tuple)) and not any(hasattr(part, "shape") for part in x):
-        x = np.asarray(x)  # one array, given as a list of rows
+    if y is None:
+        only_iterable = isinstance(x, Iterable) and not hasattr(x, "__array__") and not hasattr(x, "__getitem__")
+        if only_iterable or yields_batches(x):
+            raise ValueError(f"x has type {type(x).__name__} and y is missing: give {how_to_gather('x', x)}")
+        raise ValueError("y is missing: give the labels, an array with one row for each of x")
+    x, y = _gather_rows(x), as_array("y", y)
     inputs = tf.nest.flatten(x)
     names = [f"x[{i}]" if len(inputs) > 1 else "x" for i in range(len(inputs))]
-    for name, part in zip([*names, "y"], [*inputs, y], strict=True):
-        require_array(name, part)
-    x, y = tf.nest.map_structure(np.asarray, x), np.asarray(y)
+    x = tf.nest.pack_sequence_as(x, [as_array(name, part) for name, part in zip(names, inputs, strict=True)])
     for name, part in zip([*names, "y"], [*tf.nest.flatten(x), y], strict=True):
         if not part.ndim or not y.ndim or len(part) != len(y) or not len(y):
             raise ValueError(
@@ -55,6 +57,22 @@ def checked_examples(x: Any, y: Any) -> Examples:
             rows = int((~np.isfinite(part)).reshape(len(part), -1).any(axis=1).sum())
             raise ValueError(f"{name} is not finite in {rows} rows: fix them or leave them out")
     return Examples(x, y)
+
+
+def _gather_rows(x: Any) -> Any:
+    """Returns a nest of inputs with each array that is given as a list of rows made an array."""
+
+    def gather(name: str, part: Any) -> Any:
+        is_list = isinstance(part, (list, tuple)) and not any(hasattr(each, "shape") for each in part)
+        return as_array(name, part) if is_list else part
+
+    if isinstance(x, dict):
+        return {key: gather(f"x[{key!r}]", part) for key, part in x.items()}
+    x = gather("x", x)
+    if not isinstance(x, (list, tuple)):
+        return x
+    parts = [gather(f"x[{i}]", part) for i, part in enumerate(x)]
+    return parts if isinstance(x, list) else tuple(parts)
 
 
 def losses_of(model: Any) -> Losses:

@@ -132,7 +132,7 @@ class KerasDPSGD:
         self,
         model: Any,
         x: Any,
-        y: Any,
+        y: Any = None,
         *,
         validation_data: tuple[Any, Any] | None = None,
         callbacks: Sequence[Any] = (),
@@ -145,8 +145,10 @@ class KerasDPSGD:
 
         Args:
           model: a built and compiled `keras.Model` with one output.
-          x: inputs: an array [n, ...], or a list or dict of arrays, as the model takes them.
-          y: labels [n, ...].
+          x: inputs: an array [n, ...], or a list or dict of arrays, as the model takes them. A `tf.data.Dataset`, a
+            generator or a `keras.utils.Sequence` is refused, with the line that makes arrays of it: each step draws
+            its own sample of single records.
+          y: labels [n, ...]; they must be given.
           validation_data: (x, y) for `model.evaluate` after each epoch. The results reveal something about these
             records, which `guarantee` does not protect.
           callbacks: Keras callbacks. Their logs hold only `val_…`, since the loss of the training records is not
@@ -226,13 +228,15 @@ class KerasDPSGD:
 
 def _check_validation(model: Any, validation: Any) -> None:
     """Raises ValueError unless the model can be evaluated on the validation data."""
+    from privacy.arrays import how_to_gather
     from privacy.dpsgd.examples import checked_examples, losses_of
     from privacy.dpsgd.model_checks import check_values
 
     if validation is None:
         return
     if not isinstance(validation, (list, tuple)) or len(validation) != 2:
-        raise ValueError(f"validation_data is {type(validation).__name__}: give (x, y)")
+        name = type(validation).__name__
+        raise ValueError(f"validation_data is {name}: give (x, y), {how_to_gather('validation_data', validation)}")
     try:
         check_values(model, losses_of(model), checked_examples(*validation))
     except ValueError as error:

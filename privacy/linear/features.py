@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from privacy import checks
 from privacy.accounting import costs
-from privacy.arrays import clip_rows, normalize_rows, require_array, row_norms
+from privacy.arrays import as_array, clip_rows, normalize_rows, row_norms
 from privacy.noise.randomness import Randomness
 from privacy.statistics.mean_in_ball import gaussian_mean_in_ball
 from privacy.statistics.quantile_search import geometric_grid, quantile_search
@@ -123,8 +123,7 @@ def fit_feature_map(features: Any, bound: float, noise_multiplier: float, source
 def _check_features(features: Any, bound: float, noise_multiplier: float) -> npt.NDArray[Any]:
     checks.positive("noise_multiplier", noise_multiplier, "give noise / sensitivity")
     check_bound(bound)
-    require_array("features", features)
-    array = np.ascontiguousarray(features)
+    array = np.ascontiguousarray(as_array("features", features))
     if array.ndim != 2 or not array.shape[1] or not np.isfinite(array).all():
         raise ValueError(f"features have shape {list(array.shape)}: finite numbers [n, d], d > 0, are needed")
     return clip_rows(array, bound)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from privacy import checks
 from privacy.accounting import costs
-from privacy.arrays import clip_rows, require_array, row_norms
+from privacy.arrays import as_array, clip_rows, row_norms
 from privacy.noise.training import standard_normal
 
 Floats = npt.NDArray[Any]
@@ -132,9 +132,7 @@ def softmax(logits: Floats) -> Floats:
 
 
 def _check_data(features: Any, labels: Any, classes: int) -> tuple[Floats, npt.NDArray[np.int64]]:
-    require_array("features", features)
-    require_array("labels", labels)
-    features, labels = np.asarray(features), np.asarray(labels)
+    features, labels = as_array("features", features), as_array("labels", labels)
     if features.ndim != 2 or features.dtype not in (np.float32, np.float64):
         raise ValueError(
             f"features have shape {list(features.shape)}, dtype {features.dtype}: floats [records, features] are needed"

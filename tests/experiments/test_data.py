@@ -8,9 +8,10 @@ import msgspec
 import numpy as np
 import pytest
 
-from experiments import assembly, data
-from experiments.config import Config
+from experiments import assembly, config_reference, data
+from experiments.config import TEXT_COLUMN, USER_COLUMN, Config
 from experiments.config_file import parse
+from fl.sources.table import Table
 
 
 @pytest.fixture
@@ -157,8 +158,8 @@ def test_error_on_empty_set_names_rows_and_clients_left_out(config, tmp_path):
         data.prepare(config, None)
     message = str(caught.value)
     assert re.search(
-        r"\(173 bad rows, the first: .*users.jsonl:4: column 'user' is neither a string nor an integer; "
-        "1 clients below",
+        r"\(173 bad rows, the first: .*users.jsonl:4: column 'user' is 0\.5, neither a string nor an integer: write "
+        "ids as strings; 1 clients below",
         message,
     )
     assert "\n" not in message
@@ -197,3 +198,17 @@ def test_error_on_too_few_clients_for_cohort_names_rows_left_out(config, tmp_pat
 def test_absolute_makes_data_paths_absolute(config, tmp_path):
     kept = data.absolute(config).data
     assert kept.path == str(tmp_path / "users.jsonl") and kept.public == (str(tmp_path / "public.txt"),)
+
+
+def test_default_columns_are_those_of_the_configuration(config, monkeypatch):
+    default, _, _ = data.sources(config)
+    assert isinstance(default, Table)
+    assert (default.user_column, default.text_column) == (USER_COLUMN, TEXT_COLUMN)
+    descriptions = config_reference.markdown()
+    for column in (USER_COLUMN, TEXT_COLUMN):
+        assert f'Default: "{column}".' in descriptions
+    monkeypatch.setattr(data, "USER_COLUMN", "who")
+    monkeypatch.setattr(data, "TEXT_COLUMN", "what")
+    changed, _, _ = data.sources(config)
+    assert isinstance(changed, Table)
+    assert (changed.user_column, changed.text_column) == ("who", "what")

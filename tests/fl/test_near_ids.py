@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fl import clients
 from fl.clients import TokenStore
 from fl.near_ids import is_blank, near_equal, normalized
 from tests.fl.rows import WORDS, Rows, two_clients
@@ -11,6 +12,9 @@ from tests.fl.rows import WORDS, Rows, two_clients
 ANNA = ("anna", " anna", "anna ", "an\u200bna", "\ufeffanna", "anna\x00", "an\u00adna", "ａnna")
 RENE = (unicodedata.normalize("NFC", "René B"), unicodedata.normalize("NFD", "René B"), "René\u00a0 B", "Ren\u00e9\tB")
 SEVEN = ("7", "7.0", "7.00", " 7.0\n", "７")
+IGNORED = tuple(
+    "\ufe00\ufe0f\U000e0100\U000e01ef\u034f\u115f\u1160\u3164\uffa0\u17b4\u17b5\u180b\u180f\u2065\u2800\ufff8"
+)
 BLANK = ("", " ", "\t\n", "\x00", "\x7f\x1b", "\u200b\u200d", "\ufeff", "\u00a0\u3000", "\u2060")
 
 
@@ -21,10 +25,29 @@ def test_near_equal_spellings_have_one_normalized_form(group):
 
 @pytest.mark.parametrize(
     ("one", "other"),
-    [("anna", "Anna"), ("ann a", "anna"), ("7", "70"), ("7", "7.5"), ("7", "07"), ("1.0.0", "1.0"), ("a.0", "a")],
+    [
+        *(("anna", "Anna"), ("ann a", "anna"), ("7", "70"), ("7", "7.5"), ("1.0.0", "1.0"), ("a.0", "a"), ("7", "-7")),
+        *(("7", spelled) for spelled in ("07", "+7", "7.", "\u0667")),
+    ],
 )
 def test_ids_of_two_people_keep_two_forms(one, other):
     assert normalized(one) != normalized(other)
+
+
+@pytest.mark.parametrize("character", IGNORED)
+def test_characters_that_unicode_ignores_by_default_do_not_tell_ids_apart(character):
+    assert normalized(f"an{character}na{character}") == "anna"
+    assert is_blank(character) and is_blank(f" {character}\t")
+
+
+@pytest.mark.parametrize("zero", ["0", "-0", "0.0", "-0.0", " -0.00", "\uff0d0"])
+def test_zero_has_one_normalized_form_whatever_its_sign(zero):
+    assert normalized(zero) == "0"
+
+
+def test_normalizing_any_one_character_twice_changes_nothing_more():
+    forms = {normalized(chr(code)) for code in range(0x30000)}
+    assert forms == {normalized(form) for form in forms}
 
 
 @given(st.text(max_size=8) | st.from_regex(r"\A\s?-?\d{1,2}(\.0{1,2}){0,2}\s?\Z"))
@@ -84,6 +107,14 @@ def test_a_store_is_built_anew_when_ids_are_to_be_merged(tmp_path):
     TokenStore.build(tmp_path / "s", spelled(), WORDS)
     source = spelled()
     TokenStore.build(tmp_path / "s", source, WORDS, merge_ids="normalize")
+    assert source.read == 1
+
+
+def test_a_store_is_built_anew_when_the_rules_by_which_ids_are_compared_change(tmp_path, monkeypatch):
+    TokenStore.build(tmp_path / "s", spelled(), WORDS)
+    source = spelled()
+    monkeypatch.setattr(clients, "_READING_RULES", clients._READING_RULES + 1)
+    TokenStore.build(tmp_path / "s", source, WORDS)
     assert source.read == 1
 
 

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy import sparse
 
 from privacy import dp_mean, dp_quantile
 from privacy.arrays import as_floats
@@ -43,6 +44,22 @@ def test_linear_dpsgd_refuses_generators(name):
     training = LinearDPSGD(1, 1.0, 2.0, 1.0, 0.0, 0.5)
     with pytest.raises(ValueError, match=f"^{name} has type generator, which is not an array"):
         training.train(arguments["features"], arguments["labels"], 2, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("kind", ["ragged", "sparse"])
+def test_all_that_take_arrays_refuse_ragged_rows_and_sparse_matrices(kind):
+    values = [[1.0, 2.0], [3.0]] if kind == "ragged" else sparse.eye(2).tocsr()
+    message = r"not a rectangular array: .*; pad" if kind == "ragged" else r"type csr_matrix, .* give \w+\.toarray\(\)"
+    training = LinearDPSGD(1, 1.0, 2.0, 1.0, 0.0, 0.5)
+    calls = {
+        "values": lambda: as_floats("values", values),
+        "features": lambda: training.train(values, np.array([0, 1]), 2, np.random.default_rng(0)),
+        "labels": lambda: training.train(np.eye(2), values, 2, np.random.default_rng(0)),
+    }
+    for name, call in [*calls.items(), ("features", lambda: centre_of_ball(values, 1.0, 1.0, SecureRandomness()))]:
+        with pytest.raises(ValueError, match=f"^{name} (is|has) {message}") as error:
+            call()
+        assert "\n" not in str(error.value)
 
 
 def test_centre_of_ball_refuses_generators():

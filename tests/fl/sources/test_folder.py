@@ -55,6 +55,28 @@ def test_folder_notes_files_of_other_suffix_and_sub_folders(root):
     assert str(caught.value).endswith(f": files *.txt are in {root / 'older'}: give that folder")
 
 
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_folder_reads_a_file_with_several_names_as_one_client_and_says_so(root, link):
+    before = folder.load(root).fingerprint()
+    link(root / "ben.txt", root / "a.txt" if link is os.symlink else root / "benny.txt")
+    link(root / "ben.txt", root / "zoe.txt")
+    source = folder.load(root)
+    assert [client for client, _ in source] == ["anna", "ben"] and not source.bad_rows
+    names = "'a.txt', 'zoe.txt'" if link is os.symlink else "'benny.txt', 'zoe.txt'"
+    note = f"passed over in the folder: 2 links to files that are read under another name ({names})"
+    assert source.bad_rows.notes == [note]
+    assert source.fingerprint() != before
+
+
+def test_folder_reads_links_to_a_file_elsewhere_as_one_client(root, tmp_path):
+    (tmp_path / "carl.txt").write_text("mine\n")
+    for name in ("a.txt", "karl.txt"):
+        (root / name).symlink_to(tmp_path / "carl.txt")
+    source = folder.load(root)
+    assert [client for client, _ in source] == ["a", "anna", "ben"]
+    assert "1 link to files that are read under another name ('karl.txt')" in source.bad_rows.notes[0]
+
+
 @pytest.mark.parametrize("name", [" .txt", "\u200b.txt", "\x07.txt"])
 def test_folder_records_blank_file_name_as_bad_row(root, name):
     (root / name).write_text("mine\n")

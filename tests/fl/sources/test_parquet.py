@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 pa = pytest.importorskip("pyarrow")
@@ -72,8 +73,22 @@ def test_parquet_float_ids_of_pandas_equal_integer_ids(tmp_path):
     assert [line for _, line, _ in bad] == [2, 3, 4, 5]
     assert [reason for *_, reason in bad[:2]] == [
         "column 'user' is null",
-        "column 'user' is 7.5, neither text nor an integer",
+        "column 'user' is 7.5, neither a string nor an integer: write ids as strings",
     ]
+
+
+@pytest.mark.parametrize(("scalar", "bits"), [(np.float16, 11), (np.float32, 24), (np.float64, 53)])
+def test_parquet_float_ids_end_where_two_integers_become_one_float(tmp_path, scalar, bits):
+    integers = [2**bits - 1, 2**bits, 2**bits + 1, 7, -(2**bits)]
+    users = pa.array(np.array(integers, scalar))
+    assert users[1] == users[2]  # 2^bits + 1 is not a float of this type
+    rows, bad = read(write(tmp_path / "p.parquet", users, pa.array(["t"] * 5)))
+    assert [user for user, _ in rows] == [str(2**bits - 1), "7"]
+    assert [line for _, line, _ in bad] == [2, 3, 5]
+    assert bad[0][2] == (
+        f"column 'user' is {float(2**bits)}, a float so large that different integers become the same: write ids as "
+        "integers or strings"
+    )
 
 
 def test_parquet_column_of_nulls_agrees_with_every_other_file(tmp_path):
@@ -94,7 +109,7 @@ def test_parquet_records_bad_rows_with_file_and_row_and_strict_refuses_first(tmp
         [("a", ["fine"]), ("a", ["last"])],
         [
             ("0.parquet", 2, "column 'user' is empty"),
-            ("0.parquet", 3, "column 'user' is blank (white space, control or zero-width characters)"),
+            ("0.parquet", 3, "column 'user' is blank (white space or invisible characters)"),
             ("0.parquet", 4, "column 'user' is null"),
             ("0.parquet", 5, "column 'text' is empty"),
             ("1.parquet", 1, "not UTF-8 (or a lone surrogate)"),

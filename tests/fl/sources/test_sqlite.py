@@ -1,3 +1,4 @@
+import re
 import sqlite3
 import struct
 from contextlib import closing
@@ -86,7 +87,41 @@ def test_sqlite_names_are_not_executed_as_sql(tmp_path, name):
 
 def test_sqlite_ignores_client_without_metadata(tmp_path):
     path = write(tmp_path / "c.sqlite", ROWS, metadata={("anna", "train")})
-    assert gathered(sqlite.load(path, "tokens", split="train")) == {"anna": ["first", "second"]}
+    source = sqlite.load(path, "tokens", split="train")
+    assert gathered(source) == {"anna": ["first", "second"]}
+    assert source.bad_rows.notes == [
+        'ignored 1 rows whose client_id is NULL or not in table client_metadata (1 ids, for example "ben\'s"): '
+        "add the ids there to read them"
+    ]
+
+
+def test_sqlite_notes_all_rows_and_ids_that_it_ignores_in_the_chosen_split(tmp_path):
+    rows = [*ROWS, ("train", None, ROWS[0][2]), ("test", "ben's", ROWS[0][2]), ("test", "carl", ROWS[0][2])]
+    path = write(tmp_path / "c.sqlite", rows, metadata={("anna", "train"), (None, "train"), ("anna", "test")})
+
+    def ignored(split):
+        source = sqlite.load(path, "tokens", split=split)
+        assert set(gathered(source)) == {"anna"} and source.bad_rows.total == 0
+        [note] = source.bad_rows.notes
+        return re.findall(r"(\d+) rows .*\((\d+) ids", note)
+
+    assert ignored(None) == [("4", "2")] and ignored("train") == [("2", "1")] and ignored("test") == [("2", "2")]
+
+
+@pytest.mark.parametrize("type_", ["INTEGER", "", "REAL"])
+def test_sqlite_reads_integer_ids_as_other_sources_do(tmp_path, type_):
+    schema = f"CREATE TABLE examples (split_name TEXT, client_id {type_}, serialized_example_proto BLOB)"
+    path = write(tmp_path / "c.sqlite", [], schema=schema)
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("DROP TABLE client_metadata")
+        connection.execute(f"CREATE TABLE client_metadata (client_id {type_}, split_name TEXT, num_examples INTEGER)")
+        for client in (7, 12, 7.5):
+            connection.execute("INSERT INTO client_metadata VALUES (?, 'train', 1)", (client,))
+            connection.execute("INSERT INTO examples VALUES ('train', ?, ?)", (client, ROWS[0][2]))
+    source = sqlite.load(path, "tokens", split="train")
+    assert gathered(source) == {"7": ["first"], "12": ["first"]} and not source.bad_rows.notes
+    reason = "client_id is 7.5, neither a string nor an integer: write ids as strings"
+    assert [(row.line, row.reason) for row in source.bad_rows] == [(3, reason)]
 
 
 def test_sqlite_records_bad_rows_and_strict_refuses_first(tmp_path):
@@ -95,8 +130,8 @@ def test_sqlite_records_bad_rows_and_strict_refuses_first(tmp_path):
         (("train", "anna", None), "serialized_example_proto is not a blob"),
         (("train", "anna", 7), "serialized_example_proto is not a blob"),
         (("train", None, ROWS[0][2]), None),  # NULL is in no set, so that this row has no client, as in TFF
-        (("train", "", ROWS[0][2]), "client_id is empty or not text"),
-        (("train", " \u200b", ROWS[0][2]), "client_id is blank (white space, control or zero-width characters)"),
+        (("train", "", ROWS[0][2]), "client_id is empty"),
+        (("train", " \u200b", ROWS[0][2]), "client_id is blank (white space or invisible characters)"),
         (("train", "anna", ROWS[0][2][:-1]), "not a tf.train.Example: it is cut short or damaged"),
         (("train", "anna", b"text"), "not a tf.train.Example: wire type 4"),
         (

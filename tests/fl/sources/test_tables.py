@@ -1,6 +1,7 @@
 import csv
 import json
 import random
+import re
 
 import pytest
 from hypothesis import given
@@ -55,8 +56,11 @@ def test_jsonl_records_bad_rows_with_their_line(write):
         6: (b'{"text": "b"}\n', "no column 'user'"),
         7: (b'{"user": "b"}\n', "no column 'text'"),
         8: (b'{"user": "b", "text": 3}\n', "column 'text' is not a string"),
-        9: (b'{"user": null, "text": "b"}\n', "column 'user' is neither a string nor an integer"),
-        10: (b'{"user": true, "text": "b"}\n', "column 'user' is neither a string nor an integer"),
+        9: (b'{"user": null, "text": "b"}\n', "column 'user' is null"),
+        10: (
+            b'{"user": true, "text": "b"}\n',
+            "column 'user' is true, neither a string nor an integer: write ids as strings",
+        ),
         11: (b'{"user": "", "text": "b"}\n', "column 'user' is empty"),
         12: (b'{"user": "b", "text": " "}\n', "column 'text' is empty"),
         13: (b'{"user": "b", "text": "\\ud800"}\n', "not UTF-8 (or a lone surrogate)"),
@@ -83,11 +87,23 @@ def test_jsonl_accepts_blank_lines_integer_ids_and_crlf(write):
 
 
 def test_jsonl_accepts_only_numbers_with_integer_value_as_ids(write):
-    users = ["7.0", "7", '"7"', "-3.0", "9007199254740992.0", "7.5", "1e300", "NaN", "9007199254740994.0"]
+    users = ["7.0", "7", '"7"', "-3.0", "9007199254740991.0", "-0.0", "9007199254740993"]
+    # The float 2^53 is also what 2^53 + 1 becomes.
+    large = ["9007199254740992.0", "9007199254740993.0", "1e300", "-9007199254740992.0"]
+    others = ["7.5", "NaN", "[1, 2]", "-Infinity", '["' + "x" * 50 + '"]']
+    users += large + others
     path = write("".join(f'{{"user": {user}, "text": "t"}}\n' for user in users))
     rows, bad = read(jsonl, path)
-    assert [user for user, _ in rows] == ["7", "7", "7", "-3", "9007199254740992"]
-    assert bad == [(line, "column 'user' is neither a string nor an integer") for line in (6, 7, 8, 9)]
+    assert [user for user, _ in rows] == ["7", "7", "7", "-3", "9007199254740991", "0", "9007199254740993"]
+    shown = ["9007199254740992.0", "9007199254740992.0", "1e+300", "-9007199254740992.0"]
+    reasons = [f"{value}, a float so large that different integers become the same" for value in shown]
+    shown = ["7.5", "NaN", "[1, 2]", "-Infinity", '["' + "x" * 38 + "…"]
+    fixes = [": write ids as integers or strings"] * 4 + [": write ids as strings"] * 5
+    reasons += [f"{value}, neither a string nor an integer" for value in shown]
+    assert bad == [
+        (line, f"column 'user' is {reason}{fix}")
+        for line, (reason, fix) in enumerate(zip(reasons, fixes, strict=True), 8)
+    ]
 
 
 @pytest.mark.parametrize("user", [" ", "\t", "\u200b", "\u0007\u200d", "\u00a0"])
@@ -97,7 +113,7 @@ def test_table_records_blank_client_id_and_strict_refuses_it(write, module, user
     path = write(content)
     rows, bad = read(module, path)
     assert rows == []
-    assert [reason for _, reason in bad] == ["column 'user' is blank (white space, control or zero-width characters)"]
+    assert [reason for _, reason in bad] == ["column 'user' is blank (white space or invisible characters)"]
     with pytest.raises(ValueError, match="column 'user' is blank"):
         read(module, path, strict=True)
 
@@ -111,37 +127,53 @@ def test_jsonl_refuses_json_over_several_lines_with_fix(write, content):
     assert "\n" not in str(caught.value)
 
 
-def joined_by_stray_quotes(rows: int) -> str:
-    lines = [f"u{number},text {number}" for number in range(rows + 2)]
-    lines[1] = 'u1,"text 1'
-    lines[rows] = f'u{rows},text {rows}"'
-    return "user,text\n" + "\n".join(lines) + "\n"
+RETURNS = r"the line holds bare carriage returns: convert them to newlines, for instance with tr '\r' '\n'"
 
 
-def test_csv_notes_row_with_many_line_breaks_and_strict_refuses_it(write):
-    path = write(joined_by_stray_quotes(90))
-    source = csv_rows.load(path, "user", "text")
-    assert [user for user, _ in source] == ["u0", "u1", "u91"]
-    assert source.bad_rows.notes == [
-        f"1 suspicious rows were read, the first: {path}:3: a row with 89 line breaks: look for a stray quote that "
-        "joins rows"
+def test_csv_counts_rows_lost_to_bare_carriage_returns_and_names_the_fix(write):
+    source = csv_rows.load(write('user,text\nx,"y\rz"\na,b\rc,d\re,f\r\ng,h\n'), "user", "text")
+    assert list(source) == [("x", ["y\rz"]), ("g", ["h"])]
+    assert [(row.line, row.reason) for row in source.bad_rows] == [(3, f"not CSV: {RETURNS}")]
+    assert source.bad_rows.total == 3
+
+
+def test_jsonl_counts_rows_lost_to_bare_carriage_returns_and_names_the_fix(write):
+    row = '{"user": "a", "text": "b"}'
+    source = jsonl.load(write(f"{row}\r{row}\r{row}\r\n{row}\n"), "user", "text")
+    assert list(source) == [("a", ["b"])]
+    assert [(row.line, row.reason) for row in source.bad_rows] == [
+        (1, f"not JSON: Extra data at character 28: {RETURNS}")
     ]
-    with pytest.raises(ValueError, match=r"data:3: a row with 89 line breaks: .* or set strict = false$"):
-        read(csv_rows, path, strict=True)
+    assert source.bad_rows.total == 3
 
 
-def test_store_with_suspicious_rows_is_not_reused_for_strict_source(write, tmp_path):
-    path, words = write(joined_by_stray_quotes(90)), learn([], SMALLEST)
-    store = TokenStore.build(tmp_path / "store", csv_rows.load(path, "user", "text"), words)
-    assert (store.statistics.bad_rows, store.statistics.suspicious_rows, len(store.statistics.notes)) == (0, 1, 1)
-    with pytest.raises(ValueError, match="a row with 89 line breaks"):
-        TokenStore.build(tmp_path / "store", csv_rows.load(path, "user", "text", strict=True), words)
+@pytest.mark.parametrize(
+    ("end", "fix"),
+    [
+        (",", r"remove the comma at the end of the line, for instance with sed 's/,\[\[:space:\]\]\*\$//'"),
+        (" , \r", "remove the comma at the end of the line"),
+        (' {"user": "c"}', "write one object per line, for instance with jq -c ."),
+    ],
+)
+def test_jsonl_names_the_fix_of_what_stands_after_an_object(write, end, fix):
+    path = write('{"user": "a", "text": "b"}' + end + '\n{"user": "a", "text": "b"}\n')
+    rows, [(line, reason)] = read(jsonl, path)
+    assert len(rows) == 1 and line == 1
+    assert re.fullmatch(rf"not JSON: Extra data at character 2[78]: {fix}.*", reason)
 
 
-def test_csv_text_of_few_lines_is_not_suspicious(write):
-    path = write(joined_by_stray_quotes(csv_rows.MANY_LINE_BREAKS + 1))
-    source = csv_rows.load(path, "user", "text", strict=True)
-    assert len(list(source)) == 3 and not source.bad_rows.notes
+def test_jsonl_refuses_repeated_keys_of_the_two_columns_only(write):
+    path = write(
+        '{"user": "a", "text": "b", "user": "c"}\n'
+        '{"text": "b", "user": "a", "te\\u0078t": "c"}\n'
+        '{"user": "a", "text": "b", "other": 1, "other": {"user": 1, "user": 2}}\n'
+    )
+    rows, bad = read(jsonl, path)
+    assert rows == [("a", ["b"])]
+    assert bad == [
+        (line, f"column '{column}' stands more than once in the object: keep one of them")
+        for line, column in ((1, "user"), (2, "text"))
+    ]
 
 
 def test_csv_records_bad_rows_with_their_first_line(write):
