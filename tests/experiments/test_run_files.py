@@ -106,7 +106,7 @@ def test_commands_refuse_metrics_with_lost_rows(run, refuse, command):
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:2]))
     message = refuse(command, str(run))
     assert f"metrics {path} ends with round 2 and the checkpoint is of round 5: rows are lost" in message
-    assert "--resume with --set-aside-metrics" in message
+    assert "if there is none, fedspeak train --resume with --set-aside-metrics lets the run go on" in message
 
 
 def test_set_aside_metrics_keeps_old_file_and_report_omits_zeroed_updates(run, refuse, monkeypatch, capsys):
