@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import results
+from experiments import results, training
 from experiments.board import Board
 from experiments.config import Config
 from experiments.runs import RunFolder
@@ -98,6 +98,25 @@ def test_every_epsilon_of_run_with_fixed_key_is_marked_as_not_holding(whole, run
 def test_ledger_records_number_of_clients_trained_at_once(whole):
     inputs = {entry.facts["inputs"] for entry in Ledger.read(whole[0] / "ledger.jsonl").rounds}
     assert [text.split()[1:] for text in inputs] == [["clients_at_once=2"]]
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_resume_that_computes_no_round_records_no_kernels(run, refuse, monkeypatch, begun):
+    """Such as one beside a running training, which ends where it would take the ledger's lock."""
+
+    def stop(*_):
+        raise BlockingIOError("another process trains this run")
+
+    path, before = run / "facts.json", json.loads((run / "facts.json").read_text())
+    (run / "weights.npz").unlink()
+    if not begun:
+        path.unlink()
+        del before["kernels"], before["command"]
+    monkeypatch.setattr(training, "describe_kernels", lambda: "other kernels")
+    monkeypatch.setattr(training, "_train_rounds", stop)
+    assert "another process trains this run" in refuse("train", "--resume", str(run))
+    after = json.loads(path.read_text())
+    assert ("kernels" in after) == begun and {**after, **before} == after
 
 
 @pytest.mark.parametrize("command", ["report", "evaluate"])
