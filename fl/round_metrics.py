@@ -19,7 +19,9 @@ from privacy.json_values import plain
 
 log = logging.getLogger(__name__)
 
-FIX = "restore the file from a copy; if there is none, fl.rounds.set_aside_metrics lets the run go on without older rows"
+FIX = (
+    "restore the file from a copy; if there is none, fl.rounds.set_aside_metrics lets the run go on without older rows"
+)
 """What a message about lost or changed rows tells the reader to do."""
 
 

@@ -58,14 +58,23 @@ def imports(path: PurePosixPath, source: str) -> list[tuple[int, str]]:
             if node.level:
                 base = [*path.parts[: len(path.parts) - node.level], *base]
             found += [(node.lineno, ".".join([*base, alias.name])) for alias in node.names]
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in ("import_module", "__import__"):
-            given = {**dict(zip(("name", "package"), node.args, strict=False)), **{k.arg: k.value for k in node.keywords}}
-            name, package = given.get("name"), given.get("package")
-            if isinstance(name, ast.Constant):
-                # The package of a relative name is given as a text, or as __package__ or __name__ of this module.
-                base = package.value if isinstance(package, ast.Constant) else ".".join(path.parts[:-1])
-                found.append((node.lineno, importlib.util.resolve_name(str(name.value), str(base))))
+        elif isinstance(node, ast.Call) and (name := called_import(path, node)):
+            found.append((node.lineno, name))
     return found
+
+
+def called_import(path: PurePosixPath, call: ast.Call) -> str | None:
+    """Full dotted name that a call of `import_module` or `__import__` imports; None for other calls and names."""
+    if ast.unparse(call.func).rpartition(".")[2] not in ("import_module", "__import__"):
+        return None
+    given: dict[str | None, ast.expr] = dict(zip(("name", "package"), call.args, strict=False))
+    given |= {keyword.arg: keyword.value for keyword in call.keywords}
+    name, package = given.get("name"), given.get("package")
+    if not isinstance(name, ast.Constant):
+        return None
+    # The package of a relative name is given as a text, or as __package__ or __name__ of this module.
+    base = package.value if isinstance(package, ast.Constant) else ".".join(path.parts[:-1])
+    return importlib.util.resolve_name(str(name.value), str(base))
 
 
 def violations(path: PurePosixPath, source: str) -> list[str]:
@@ -168,7 +177,12 @@ def test_no_source_changes_how_python_imports():
 
 @pytest.mark.parametrize(
     "source",
-    ["sys.meta_path.append(Hide())", "from sys import meta_path", "setattr(sys, 'meta_path', [])", "sys.path_hooks += [f]"],
+    [
+        "sys.meta_path.append(Hide())",
+        "from sys import meta_path",
+        "setattr(sys, 'meta_path', [])",
+        "sys.path_hooks += [f]",
+    ],
 )
 def test_a_planted_import_hook_is_found(source: str):
     assert len(import_hooks(source)) == 1

@@ -183,7 +183,9 @@ def test_train_on_workers_equals_train_on_one_machine(folder, tmp_path):
             process.terminate()
             finish(process)
     kernels = json.loads((there / "facts.json").read_text())["kernels"]
-    assert kernels == ["unknown kernels on 2 workers", "unknown kernels on 1 worker", describe_kernels()]
+    assert kernels[0] == "unknown kernels on 2 workers"
+    # The second process may have been interrupted before its first round, which then records nothing.
+    assert set(kernels[1:]) <= {"unknown kernels on 1 worker", describe_kernels()}
     with np.load(here / "weights.npz") as alone, np.load(there / "weights.npz") as spread:
         assert all(np.abs(alone[name] - spread[name]).max() < 1e-6 for name in alone.files)
     assert len((there / "ledger.jsonl").read_bytes().splitlines()) == 6  # the plan and five rounds
