@@ -128,7 +128,7 @@ def test_measure_ends_peer_after_time_limit(run_fakes, monkeypatch):
 
     monkeypatch.setattr(measure, "watch", impatient)
     case, _, _ = run_fakes("hangs", "ours")
-    assert [run.problem for run in case.failed()] == ["ended after its time limit of 60 s"]
+    assert [run.problem for run in case.failed()] == ["ended after its time limit of 300 s"]
     assert case.reference == "ours"
 
 
