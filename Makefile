@@ -51,8 +51,8 @@ test: $(STAMP)  ## Run the tests
 test-slow: $(STAMP)  ## Run the tests that take long
 	@$(PY) -m pytest -m slow --durations 25
 
-test-kernels: $(STAMP)  ## Run the numerical tests on the kernels that processors without AVX-512 have
-	@TF_ENABLE_ONEDNN_OPTS=0 ONEDNN_MAX_CPU_ISA=AVX2 $(PY) $(PYTEST) -m "numerical and not slow"
+test-kernels: $(STAMP)  ## Run the numerical tests on the kernels that a processor with AVX2 and no AVX-512 uses
+	@TF_ENABLE_ONEDNN_OPTS=1 ONEDNN_MAX_CPU_ISA=AVX2 $(PY) $(PYTEST) -m "numerical and not slow"
 
 .cache/run/complete: tests/current/make_run.py requirements.lock $(shell find $(PACKAGES) -name '*.py') | $(STAMP)
 	@$(PY) tests/current/make_run.py .cache/run

@@ -62,6 +62,9 @@ _COMMANDS = {
     "doctor": ("experiments.commands.doctor", "doctor", "Check this machine for missing or mismatched software."),
 }
 
+# Functions that messages of the library name, and what they are called on the command line.
+_ON_COMMAND_LINE = {"fl.rounds.set_aside_metrics": "fedspeak train --resume with --set-aside-metrics"}
+
 
 class _Commands(click.Group):
     """Group of commands that imports a command's module when the command is called."""
@@ -147,7 +150,10 @@ def _message(error: BaseException) -> str:
         # Code that writes a file puts its name into the error. An operating system's bare message without a name
         # comes from standard output.
         return f"output: {error.strerror}{fix}" if error.strerror == os.strerror(error.errno or 0) else error.strerror
-    return str(error)
+    text = str(error)
+    for function, option in _ON_COMMAND_LINE.items():
+        text = text.replace(function, option)
+    return text
 
 
 def _one_line(text: str) -> str:

@@ -81,7 +81,10 @@ class RunFolder:
 
     @property
     def facts(self) -> Path:
-        """File with facts about the start of the run: command, versions, kernels and a summary of the data."""
+        """File with how the run began (command, versions, a summary of the data) and which kernels computed its rounds.
+
+        `kernels` lists those that computed the rounds, in order; it is absent before the first round is recorded.
+        """
         return self.path / "facts.json"
 
     @property

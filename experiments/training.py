@@ -1,7 +1,7 @@
 """Trains one run, from its config to the trained model in its folder; a run can be resumed after any interruption."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,14 +57,15 @@ def train(run: RunFolder, command: str, show: ConsoleDisplay, hosts: Any = None)
     if not run.facts.exists():
         lines = summary.splitlines()
         facts = {"command": command, "versions": versions(), "data": lines, "store": prepared.store.digest}
-        write_json(run.facts, {**facts, "vocabulary": prepared.vocabulary.digest, "kernels": [describe_kernels()]})
-    elif warning := _check_kernels(run):
+        write_json(run.facts, {**facts, "vocabulary": prepared.vocabulary.digest})
+    kernels = _describe_kernels(hosts)
+    if warning := _check_kernels(run, kernels):
         show.note(warning)
 
     show.note("loading TensorFlow Federated …")
     public_weights = _load_public_weights(run, config, prepared, model, show)
     last_inputs = ledger.rounds[-1].facts.get("inputs") if ledger is not None and ledger.rounds else None
-    weights = _train_rounds(run, config, prepared, plan, model, public_weights, last_inputs, show, hosts)
+    weights = _train_rounds(run, config, prepared, plan, model, public_weights, last_inputs, show, hosts, kernels)
     write_json(run.model, model.config())
     save_weights(run.weights, weights)
 
@@ -80,17 +81,41 @@ def _check_population(plan: PrivacyPlan, clients: int) -> str | None:
     )
 
 
-def _check_kernels(run: RunFolder) -> str | None:
-    """Records the kernels of a resumed run; returns a warning if they are not those of the earlier rounds."""
-    facts, kernels = read_json(run.facts), describe_kernels()
-    before = facts.get("kernels", [])
+def _describe_kernels(hosts: Any) -> str:
+    """Describes the kernels that compute the clients' updates: this machine's, or those of the workers in `hosts`.
+
+    A driver does not learn which kernels its workers have.
+    """
+    if hosts is None:
+        return describe_kernels()
+    return f"unknown kernels on {len(hosts)} worker{'s' * (len(hosts) > 1)}"
+
+
+def _check_kernels(run: RunFolder, kernels: str) -> str | None:
+    """Returns a warning if `kernels` are not those of the newest rounds of the run."""
+    before = read_json(run.facts).get("kernels", [])
     if not before or before[-1] == kernels:
         return None
-    write_json(run.facts, {**facts, "kernels": [*before, kernels]})
+    has_workers = "worker" in before[-1] + kernels
+    fix = "resume on the machines of the earlier rounds" if has_workers else "set TF_ENABLE_ONEDNN_OPTS as before"
     return (
         f"warning: earlier rounds were computed with {before[-1]}, the next ones will be with {kernels}: the result "
-        "will not be bit-equal to that of an uninterrupted run (to avoid this, set TF_ENABLE_ONEDNN_OPTS as before)"
+        f"{'may' if has_workers else 'will'} not be bit-equal to that of an uninterrupted run (to avoid this, {fix})"
     )
+
+
+def _recording_kernels(run: RunFolder, kernels: str, rounds: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Passes on the rounds' rows, and records in the run's facts which kernels computed once the first row is there.
+
+    Before the first round, this process may not have the ledger's lock, and it may end without computing any round.
+    """
+    for number, row in enumerate(rounds):
+        if number == 0:
+            facts = read_json(run.facts)
+            before = facts.get("kernels", [])
+            if before[-1:] != [kernels]:
+                write_json(run.facts, {**facts, "kernels": [*before, kernels]})
+        yield row
 
 
 def _has_header(ledger: Path) -> bool:
@@ -136,10 +161,12 @@ def _train_rounds(
     last_inputs: str | None,
     show: ConsoleDisplay,
     hosts: Any,
+    kernels: str,
 ) -> dict[str, Any]:
     """Trains the remaining rounds and returns the final weights.
 
-    `last_inputs` is what the ledger's last round records as `inputs`, None if the ledger has no round.
+    `last_inputs` is what the ledger's last round records as `inputs`, None if the ledger has no round. `kernels` are
+    those that compute the rounds.
     """
     from experiments.board import Board
     from fl.evaluation import Evaluator
@@ -182,7 +209,7 @@ def _train_rounds(
         show.note(FOOTNOTE)
         size = sum(value.size for value in public_weights.values())
         with show.task("rounds", plan.rounds) as advance, board:
-            for row in run_rounds(federation, log, evaluate):
+            for row in _recording_kernels(run, kernels, run_rounds(federation, log, evaluate)):
                 if warning := _check_divergence(row, run.metrics, plan, size):
                     show.note(warning)
                 operator = _replace_none(_select_operator_metrics(row["operator"]))

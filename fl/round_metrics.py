@@ -19,10 +19,10 @@ from privacy.json_values import plain
 
 log = logging.getLogger(__name__)
 
-_FIX = (
-    "restore the file from a copy; if there is none, fedspeak train --resume with --set-aside-metrics continues "
-    "without the older rows"
+FIX = (
+    "restore the file from a copy; if there is none, fl.rounds.set_aside_metrics lets the run go on without older rows"
 )
+"""What a message about lost or changed rows tells the reader to do."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def _check_rows(
         if row["round"] != first + number - 1:
             raise ValueError(
                 f"metrics {path} line {number} holds round {row['round']!r} instead of round {first + number - 1}: "
-                f"rows are lost, {_FIX}"
+                f"rows are lost, {FIX}"
             )
     if document is None:
         return rows, Running()
@@ -117,7 +117,7 @@ def _check_rows(
     if last < rounds - 1:
         raise ValueError(
             f"metrics {path} ends with round {last if rows else 0} and the checkpoint is of round {rounds}: rows are "
-            f"lost, {_FIX}"
+            f"lost, {FIX}"
         )
     newest = line(document["metrics"])
     if last == rounds - 1:
@@ -126,9 +126,9 @@ def _check_rows(
     for raw, _ in rows[: rounds - first + 1]:
         running = running.after_line(raw)
     if rows[rounds - first][0] != newest:
-        raise ValueError(f"metrics {path} line {rounds - first + 1} differs from the row in the checkpoint: {_FIX}")
+        raise ValueError(f"metrics {path} line {rounds - first + 1} differs from the row in the checkpoint: {FIX}")
     if running.digest != document["metrics_sha256"]:
-        raise ValueError(f"metrics {path} was changed in lines 1 to {rounds - first}: {_FIX}")
+        raise ValueError(f"metrics {path} was changed in lines 1 to {rounds - first}: {FIX}")
     return rows, running
 
 
@@ -144,6 +144,6 @@ def _read_lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
         except (ValueError, RecursionError):
             row = None
         if not isinstance(row, dict) or not {"round", "operator"} <= set(row):
-            raise ValueError(f"metrics {path} line {number} is damaged: {_FIX}")
+            raise ValueError(f"metrics {path} line {number} is damaged: {FIX}")
         rows.append((raw + b"\n", row))
     return rows

@@ -254,7 +254,7 @@ def set_aside_metrics(run: RoundLog) -> bool:
         round_metrics.check(run.metrics, rounds, document)
         return False
     except ValueError as error:
-        log.warning("%s", error)
+        log.warning("%s", str(error).replace(round_metrics.FIX, "older rows are set aside"))
     aside = run.metrics.with_name(f"metrics-until-round-{rounds:06d}.jsonl")
     if run.metrics.exists():
         files.write_private(aside, run.metrics.read_bytes())

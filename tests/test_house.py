@@ -48,7 +48,7 @@ MAY_IMPORT: dict[str, frozenset[str] | None] = {
 
 
 def imports(path: PurePosixPath, source: str) -> list[tuple[int, str]]:
-    """Line and full dotted name of every import, those inside functions and `import_module("…")` included."""
+    """Line and full dotted name of every import, those inside functions and `import_module(…)` of a text included."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -58,12 +58,23 @@ def imports(path: PurePosixPath, source: str) -> list[tuple[int, str]]:
             if node.level:
                 base = [*path.parts[: len(path.parts) - node.level], *base]
             found += [(node.lineno, ".".join([*base, alias.name])) for alias in node.names]
-        elif isinstance(node, ast.Call) and node.args:
-            called = ast.unparse(node.func).rpartition(".")[2]
-            name = node.args[0]
-            if called in ("import_module", "__import__") and isinstance(name, ast.Constant):
-                found.append((node.lineno, str(name.value)))
+        elif isinstance(node, ast.Call) and (name := called_import(path, node)):
+            found.append((node.lineno, name))
     return found
+
+
+def called_import(path: PurePosixPath, call: ast.Call) -> str | None:
+    """Full dotted name that a call of `import_module` or `__import__` imports; None for other calls and names."""
+    if ast.unparse(call.func).rpartition(".")[2] not in ("import_module", "__import__"):
+        return None
+    given: dict[str | None, ast.expr] = dict(zip(("name", "package"), call.args, strict=False))
+    given |= {keyword.arg: keyword.value for keyword in call.keywords}
+    name, package = given.get("name"), given.get("package")
+    if not isinstance(name, ast.Constant):
+        return None
+    # The package of a relative name is given as a text, or as __package__ or __name__ of this module.
+    base = package.value if isinstance(package, ast.Constant) else ".".join(path.parts[:-1])
+    return importlib.util.resolve_name(str(name.value), str(base))
 
 
 def violations(path: PurePosixPath, source: str) -> list[str]:
@@ -102,6 +113,11 @@ def test_imports_follow_the_rules():
         ("models/__init__.py", "import privacy.plan", "privacy.plan"),
         ("models/cifg.py", "if TYPE_CHECKING:\n    import fl", "fl"),
         ("models/cifg.py", "importlib.import_module('tensorflow_federated')", "tensorflow_federated"),
+        ("models/cifg.py", "import_module(name='privacy')", "privacy"),
+        ("models/cifg.py", "__import__(name='privacy.plan')", "privacy.plan"),
+        ("models/cifg.py", "import_module('.plan', 'privacy')", "privacy.plan"),
+        ("models/cifg.py", "import_module(package='privacy', name='.plan')", "privacy.plan"),
+        ("models/decoding/prng.py", "import_module('..presets', __package__)", "models.presets"),
         ("models/vocabulary.py", "import tensorflow", "tensorflow"),
         ("models/device.py", "from models import language_model", "models.language_model"),
         ("models/decoding/numpy_ops.py", "import tensorflow", "tensorflow"),
@@ -149,21 +165,70 @@ def test_no_command_imports_the_command_line_back():
     assert not found, "\n".join(found)
 
 
+def import_hooks(source: str) -> list[str]:
+    """What in `source` can change how Python imports; Python has these names in `sys` only."""
+    return re.findall(r"\b(?:meta_path|path_hooks|path_importer_cache)\b", source)
+
+
+def test_no_source_changes_how_python_imports():
+    found = [f"{path.relative_to(ROOT)}: {name}" for path in modules() for name in import_hooks(path.read_text())]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "sys.meta_path.append(Hide())",
+        "from sys import meta_path",
+        "setattr(sys, 'meta_path', [])",
+        "sys.path_hooks += [f]",
+    ],
+)
+def test_a_planted_import_hook_is_found(source: str):
+    assert len(import_hooks(source)) == 1
+
+
 def test_packages_do_not_change_how_python_imports():
-    script = (
-        "import sys; before = sys.meta_path[:]; import experiments, fl, models, privacy; assert sys.meta_path == before"
-    )
+    """Those within packages too, but without what they load only when it is used."""
+    names = {".".join(path.relative_to(ROOT).parts[:-1]) for path in modules() if path.name == "__init__.py"}
+    script = f"import sys; before = sys.meta_path[:]; import {', '.join(sorted(names))}; assert sys.meta_path == before"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
 
 
-def test_fl_knows_no_option_of_the_command_line():
-    found = [
-        f"{path.relative_to(ROOT)}: {match[0]}"
-        for path in (ROOT / "fl" / "runtime").glob("*.py")
-        for match in re.finditer(r"--(?:workers|certificates|insecure-network)", path.read_text())
-    ]
+# Options of other programs, which a module passes on or names: TFF's worker, and pip.
+FOREIGN_OPTIONS = {
+    "fl/runtime/worker.py": {"--port", "--max_concurrent_computation_calls"},
+    "fl/sources/shakespeare.py": {"--no-deps"},
+}
+
+
+def options(path: PurePosixPath, source: str) -> list[str]:
+    """One line for every option of a command line that `source`, the module at `path`, names."""
+    named = re.findall(r"(?<![\w-])--[a-z][\w-]*", source)
+    return [f"{path} names {option}" for option in named if option not in FOREIGN_OPTIONS.get(str(path), set())]
+
+
+def test_library_names_no_option_of_the_command_line():
+    """It names its own functions and parameters; the command says which option that is."""
+    paths = [path.relative_to(ROOT) for path in modules() if not path.is_relative_to(ROOT / "experiments")]
+    found = [line for path in paths for line in options(PurePosixPath(path), (ROOT / path).read_text())]
     assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("path", "source", "found"),
+    [
+        ("fl/rounds.py", "raise ValueError('no worker: give --workers HOST:PORT')", ["--workers"]),
+        ("fl/runtime/hosts.py", "f'{x}: --resume and --shards={y}'  # --cores", ["--resume", "--shards", "--cores"]),
+        ("privacy/plan.py", '"""See `fedspeak privacy --delta`."""', ["--delta"]),
+        ("models/export.py", "'(--port)'", ["--port"]),
+        ("fl/runtime/worker.py", "[f'--port={port}', '--resume']", ["--resume"]),
+        ("models/cifg.py", "x = y --z; a = b - -c; '-----BEGIN'; 'x--y'; '-- draws'", ["--z"]),
+    ],
+)
+def test_a_planted_option_is_found(path: str, source: str, found: list[str]):
+    assert options(PurePosixPath(path), source) == [f"{path} names {option}" for option in found]
 
 
 def test_packages_and_help_load_no_tensorflow_and_few_modules():

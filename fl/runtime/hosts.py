@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
     from fl.engines.averaging import Engine
 
-_BEAT_SECONDS = 2.5  # time between two heartbeats, and the time that a host has to answer one
+_BEAT_SECONDS = 2.5  # time between two heartbeats
+_ANSWER_SECONDS = 2.5  # time that a host has to answer one
 _MISSES = 3  # number of unanswered heartbeats in a row after which a host is lost
 _START_SECONDS = 20.0
 
@@ -124,7 +125,7 @@ class Host:
 
     def beat(self) -> "grpc.Future":
         """Sends a heartbeat without waiting for the answer."""
-        return self._beat.future(b"", timeout=_BEAT_SECONDS)
+        return self._beat.future(b"", timeout=_ANSWER_SECONDS)
 
     def wait_until_it_answers(self) -> None:
         """Waits until the worker answers.

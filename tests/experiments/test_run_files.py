@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import results
+from experiments import results, training
 from experiments.board import Board
 from experiments.config import Config
 from experiments.runs import RunFolder
@@ -100,13 +100,32 @@ def test_ledger_records_number_of_clients_trained_at_once(whole):
     assert [text.split()[1:] for text in inputs] == [["clients_at_once=2"]]
 
 
+@pytest.mark.parametrize("begun", [True, False])
+def test_resume_that_computes_no_round_records_no_kernels(run, refuse, monkeypatch, begun):
+    """Such as one beside a running training, which ends where it would take the ledger's lock."""
+
+    def stop(*_):
+        raise BlockingIOError("another process trains this run")
+
+    path, before = run / "facts.json", json.loads((run / "facts.json").read_text())
+    (run / "weights.npz").unlink()
+    if not begun:
+        path.unlink()
+        del before["kernels"], before["command"]
+    monkeypatch.setattr(training, "describe_kernels", lambda: "other kernels")
+    monkeypatch.setattr(training, "_train_rounds", stop)
+    assert "another process trains this run" in refuse("train", "--resume", str(run))
+    after = json.loads(path.read_text())
+    assert ("kernels" in after) == begun and {**after, **before} == after
+
+
 @pytest.mark.parametrize("command", ["report", "evaluate"])
 def test_commands_refuse_metrics_with_lost_rows(run, refuse, command):
     path = run / "metrics.jsonl"
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:2]))
     message = refuse(command, str(run))
     assert f"metrics {path} ends with round 2 and the checkpoint is of round 5: rows are lost" in message
-    assert "--resume with --set-aside-metrics" in message
+    assert "if there is none, fedspeak train --resume with --set-aside-metrics lets the run go on" in message
 
 
 def test_set_aside_metrics_keeps_old_file_and_report_omits_zeroed_updates(run, refuse, monkeypatch, capsys):

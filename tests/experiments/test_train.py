@@ -12,6 +12,7 @@ import pytest
 
 from experiments import machine
 from experiments.board import Board
+from fl.runtime.kernels import describe_kernels
 from tests.experiments.processes import call, ended, finish, start, wait_for_rounds
 
 
@@ -42,6 +43,11 @@ def assert_run_wrote_all_documented_files_and_ended_its_worker(run: Path, out: s
 
 def test_run_writes_all_documented_files_and_ends_its_worker(whole):
     assert_run_wrote_all_documented_files_and_ended_its_worker(*whole)
+
+
+def test_facts_of_finished_run_name_the_kernels_of_its_rounds(whole):
+    """The run was trained in this process, as `tests.experiments.processes.call` does."""
+    assert json.loads((whole[0] / "facts.json").read_text())["kernels"] == [describe_kernels()]
 
 
 @pytest.fixture(scope="module")

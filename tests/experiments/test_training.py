@@ -1,5 +1,6 @@
 """Choices that a run makes once and keeps, and its warnings; `test_train` holds whole runs."""
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -153,12 +154,57 @@ def test_exact_noise_allows_one_client_at_once_only(tmp_path):
         config_file.parse("", "test", (*exact, "run.clients_at_once=8"))
 
 
-def test_resume_with_other_kernels_warns_and_records_them(tmp_path, monkeypatch):
+def facts_with(run: RunFolder, *kernels: str) -> dict[str, Any]:
+    facts = {"store": "x", "kernels": list(kernels)}
+    run.facts.write_text(json.dumps(facts))
+    return facts
+
+
+def test_resume_with_other_kernels_warns_and_its_first_round_records_them(tmp_path):
     run = RunFolder(tmp_path)
-    run.facts.write_text(json.dumps({"store": "x", "kernels": ["oneDNN on, AVX2"]}))
+    before = facts_with(run, "oneDNN on, AVX2")
+    assert training._check_kernels(run, "oneDNN on, AVX2") is None
+    warning = str(training._check_kernels(run, "oneDNN off, AVX2"))
+    assert "with oneDNN on, AVX2, the next ones will be with oneDNN off, AVX2" in warning
+    assert "not be bit-equal" in warning and "set TF_ENABLE_ONEDNN_OPTS as before" in warning
+    assert json.loads(run.facts.read_text()) == before
+    rows = training._recording_kernels(run, "oneDNN off, AVX2", iter([row(3), row(4)]))
+    assert json.loads(run.facts.read_text()) == before
+    assert next(rows) == row(3)
+    after = {"store": "x", "kernels": ["oneDNN on, AVX2", "oneDNN off, AVX2"]}
+    assert json.loads(run.facts.read_text()) == after
+    assert list(rows) == [row(4)]
+    assert json.loads(run.facts.read_text()) == after
+    assert training._check_kernels(run, "oneDNN off, AVX2") is None
+    assert list(training._recording_kernels(run, "oneDNN off, AVX2", iter([row(5)]))) == [row(5)]
+    assert json.loads(run.facts.read_text()) == after
+
+
+@pytest.mark.parametrize("error", [None, ValueError("the ledger is locked")])
+@pytest.mark.parametrize("earlier", [(), ("oneDNN on, AVX2",)])
+def test_process_without_round_records_no_kernels(tmp_path, error, earlier):
+    """Such as a resume while the run is still being trained: the ledger refuses it before its first round."""
+
+    def rounds():
+        if error:
+            raise error
+        yield from ()
+
+    run = RunFolder(tmp_path)
+    before = facts_with(run, *earlier)
+    with contextlib.suppress(ValueError):
+        list(training._recording_kernels(run, "oneDNN off, AVX2", rounds()))
+    assert json.loads(run.facts.read_text()) == before
+    assert training._check_kernels(run, "oneDNN on, AVX2") is None
+
+
+def test_kernels_of_workers_are_recorded_as_unknown(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "describe_kernels", lambda: "oneDNN on, AVX2")
-    assert training._check_kernels(run) is None
-    monkeypatch.setattr(training, "describe_kernels", lambda: "oneDNN off, AVX2")
-    assert "not be bit-equal" in str(training._check_kernels(run))
-    assert json.loads(run.facts.read_text()) == {"store": "x", "kernels": ["oneDNN on, AVX2", "oneDNN off, AVX2"]}
-    assert training._check_kernels(run) is None
+    assert training._describe_kernels(None) == "oneDNN on, AVX2"
+    assert training._describe_kernels([1]) == "unknown kernels on 1 worker"
+    assert training._describe_kernels([1, 2]) == "unknown kernels on 2 workers"
+    run = RunFolder(tmp_path)
+    facts_with(run, "oneDNN on, AVX2")
+    warning = str(training._check_kernels(run, training._describe_kernels([1, 2])))
+    assert "the next ones will be with unknown kernels on 2 workers" in warning
+    assert "resume on the machines of the earlier rounds" in warning

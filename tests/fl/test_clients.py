@@ -209,7 +209,7 @@ except OSError as error:
 """,
         tmp_path / "s",
     )
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=300)
     assert output == f"[Errno 27] File too large (writing the token store): {str(tmp_path / 's')!r}\n", errors
     assert TokenStore.open(tmp_path / "s").digest == old.digest
     assert [entry.name for entry in tmp_path.iterdir()] == ["s"]
@@ -226,7 +226,7 @@ source = Slow([("a", ["one"]), ("b", ["two"]), ("c", ["three"])])
 print(TokenStore.build(path, source, WORDS).digest, source.read)
 """
     processes = [run(code, tmp_path / "s") for _ in range(3)]
-    outputs = [process.communicate(timeout=60) for process in processes]
+    outputs = [process.communicate(timeout=300) for process in processes]
     found = [output.split() for output, _ in outputs]
     assert len({digest for digest, _ in found}) == 1, outputs
     assert sorted(read for _, read in found) == ["0", "0", "1"]
@@ -243,7 +243,7 @@ print("ok")
 """
     processes = [run(code, tmp_path / "s") for _ in range(2)]
     for process in processes:
-        output, errors = process.communicate(timeout=60)
+        output, errors = process.communicate(timeout=300)
         assert output == "ok\n", errors
     assert [entry.name for entry in tmp_path.iterdir()] == ["s"]
 
@@ -262,7 +262,7 @@ TokenStore.build(path, Endless([]), WORDS)
     )
     assert process.stdout.readline() == "started\n"
     os.kill(process.pid, signal.SIGKILL)
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     assert len(list(tmp_path.iterdir())) == 2  # the lock file and the half-built store
     TokenStore.build(tmp_path / "s", two_clients(), WORDS)
     assert [entry.name for entry in tmp_path.iterdir()] == ["s"]

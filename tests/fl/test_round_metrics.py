@@ -13,7 +13,7 @@ from fl.rounds import RoundLog, checked_metrics, run_rounds, set_aside_metrics
 from privacy.json_values import plain
 from tests.fl.test_rounds import FakeProcess, Kill, evaluate, federation, outcome, run
 
-LOST = "rows are lost, restore the file from a copy; if there is none, fedspeak train --resume with --set-aside-metrics"
+LOST = "rows are lost, restore the file from a copy; if there is none, fl.rounds.set_aside_metrics lets"
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +96,7 @@ def test_set_aside_metrics_lets_run_resume_to_same_weights(tmp_path, undisturbed
     else:
         path.write_bytes(damaged := DAMAGES[damage][0](path.read_bytes()))
     assert set_aside_metrics(log)
+    assert "older rows are set aside" in caplog.text and "fl.rounds.set_aside_metrics" not in caplog.text
     aside = tmp_path / "metrics-until-round-000003.jsonl"
     if damaged is None:
         assert not aside.exists()

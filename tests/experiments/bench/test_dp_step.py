@@ -53,7 +53,7 @@ def run_fakes(tmp_path, monkeypatch):
 
     def run(*names, processes=2):
         peers, notes = [Fake(name, name, None) for name in names], list[str]()
-        results = dp_step.measure("lstm", peers, processes, 2, folder=tmp_path, timeout=60, note=notes.append)
+        results = dp_step.measure("lstm", peers, processes, 2, folder=tmp_path, timeout=300, note=notes.append)
         return {timings.peer: timings for timings in results}, notes
 
     return run

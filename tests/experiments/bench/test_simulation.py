@@ -78,7 +78,7 @@ def run_fakes(tmp_path):
             rounds=4,
             repetitions=repetitions,
             folder=tmp_path,
-            timeout=60.0,
+            timeout=300.0,
             note=notes.append,
         )
         return case, peers, notes
@@ -128,7 +128,7 @@ def test_measure_ends_peer_after_time_limit(run_fakes, monkeypatch):
 
     monkeypatch.setattr(measure, "watch", impatient)
     case, _, _ = run_fakes("hangs", "ours")
-    assert [run.problem for run in case.failed()] == ["ended after its time limit of 60 s"]
+    assert [run.problem for run in case.failed()] == ["ended after its time limit of 300 s"]
     assert case.reference == "ours"
 
 
@@ -247,11 +247,11 @@ def test_watch_measures_process_tree_and_leaves_no_process_behind(tmp_path):
         "subprocess.Popen(child, stdout=subprocess.PIPE).stdout.readline(); time.sleep(1.5)"
     )
     command = [sys.executable, "-c", parent]
-    watched = watch(command, folder=tmp_path, environment=dict(os.environ), log=tmp_path / "log", timeout=60)
+    watched = watch(command, folder=tmp_path, environment=dict(os.environ), log=tmp_path / "log", timeout=300)
     assert watched.return_code == 0
     assert watched.peak_memory > 80 << 20
     assert watched.others >= 0
-    deadline = time.time() + 60
+    deadline = time.time() + 300
     while mark.encode() in b"".join(_command_lines()) and time.time() < deadline:
         time.sleep(0.1)
     assert mark.encode() not in b"".join(_command_lines())

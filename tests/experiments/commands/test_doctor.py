@@ -137,7 +137,7 @@ def test_worker_whose_parent_is_not_python_is_reported_as_orphan():
 def test_gather_finds_running_worker(tmp_path):
     worker = tmp_path / "worker_binary"
     worker.symlink_to("/bin/sleep")
-    with subprocess.Popen([str(worker), "60"]) as process:
+    with subprocess.Popen([str(worker), "600"]) as process:
         try:
             seen = {worker.pid: worker for worker in machine.gather([]).workers}
         finally:

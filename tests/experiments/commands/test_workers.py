@@ -1,5 +1,6 @@
 """Tests `fedspeak worker`, `certificates` and `train --workers` as a user runs them."""
 
+import json
 import os
 import re
 import signal
@@ -13,6 +14,7 @@ import pytest
 
 from experiments.cli import main
 from fl.runtime import tunnel
+from fl.runtime.kernels import describe_kernels
 from fl.runtime.owned_process import is_loopback, listening_addresses
 from tests.experiments.processes import call, ended, finish, start, wait_for_rounds
 from tests.fl.runtime.namespaces import needs_stunnel
@@ -180,6 +182,10 @@ def test_train_on_workers_equals_train_on_one_machine(folder, tmp_path):
         for process in workers:
             process.terminate()
             finish(process)
+    kernels = json.loads((there / "facts.json").read_text())["kernels"]
+    assert kernels[0] == "unknown kernels on 2 workers"
+    # The second process may have been interrupted before its first round, which then records nothing.
+    assert set(kernels[1:]) <= {"unknown kernels on 1 worker", describe_kernels()}
     with np.load(here / "weights.npz") as alone, np.load(there / "weights.npz") as spread:
         assert all(np.abs(alone[name] - spread[name]).max() < 1e-6 for name in alone.files)
     assert len((there / "ledger.jsonl").read_bytes().splitlines()) == 6  # the plan and five rounds

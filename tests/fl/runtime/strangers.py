@@ -18,7 +18,7 @@ _LISTEN = """
 import socket, sys
 become_nobody()
 for _ in range(int(sys.argv[2])):
-    with socket.create_connection(("127.0.0.1", int(sys.argv[1])), timeout=60) as connection:
+    with socket.create_connection(("127.0.0.1", int(sys.argv[1])), timeout=300) as connection:
         try:
             received = connection.recv(1)
         except ConnectionError:

@@ -39,7 +39,7 @@ for line in sys.stdin:
         spare = os.dup(0)
         os.close(spare)
         resource.setrlimit(resource.RLIMIT_NOFILE, (spare + int(line), resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
-    select.select([server], [], [], 60)
+    select.select([server], [], [], 300)
     try:
         connection, port = accept()
     except BlockingIOError:
@@ -62,7 +62,7 @@ _STAYING_STRANGER = """
 import socket, sys
 become_nobody()
 connection = socket.socket(int(sys.argv[1]))
-connection.settimeout(60)
+connection.settimeout(300)
 connection.connect((sys.argv[2], int(sys.argv[3])))
 connection.sendall(b"steal")
 print("connected", flush=True)

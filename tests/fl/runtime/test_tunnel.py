@@ -56,7 +56,7 @@ def far_end(certificates, echo):
 
 def ask(address: tuple[str, int] | Path) -> bytes:
     with socket.socket(socket.AF_UNIX if isinstance(address, Path) else socket.AF_INET) as connection:
-        connection.settimeout(60)
+        connection.settimeout(300)
         connection.connect(str(address) if isinstance(address, Path) else address)
         connection.sendall(b"hello")
         return connection.recv(100)
@@ -145,7 +145,7 @@ def test_worker_end_refuses_all_but_driver_certificate(certificates, far_end, ec
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         with (
-            socket.create_connection(("127.0.0.1", far_end), timeout=60) as plain,
+            socket.create_connection(("127.0.0.1", far_end), timeout=300) as plain,
             context.wrap_socket(plain) as connection,
         ):
             connection.sendall(b"hello")

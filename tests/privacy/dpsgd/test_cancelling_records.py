@@ -18,6 +18,8 @@ from privacy.dpsgd.step import PrivateStep
 from tests.privacy.dpsgd.keras_training import randomise, settings
 from tests.tolerance import model_operations, rounding
 
+pytestmark = pytest.mark.numerical
+
 CLIP = 1e-3
 STEPS = 8
 

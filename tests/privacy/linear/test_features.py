@@ -13,6 +13,8 @@ from privacy.statistics.quantile import PARTS
 from privacy.statistics.quantile_search import geometric_grid, quantile_search
 from tests.tolerance import rounding
 
+pytestmark = pytest.mark.numerical
+
 
 def blob(mu, count=5000, size=6, diameter=2.0, seed=1):
     """Draws points of a ball around mu times the first unit vector."""

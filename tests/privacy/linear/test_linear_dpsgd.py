@@ -14,6 +14,8 @@ from privacy.noise.training import secure_generator
 from tests.oracles import dpsgd
 from tests.tolerance import FUNCTION, rounding
 
+pytestmark = pytest.mark.numerical
+
 
 class Recorded(np.random.Generator):
     """A generator that records its uniform numbers, and the standard normal numbers that are drawn from it."""
