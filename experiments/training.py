@@ -20,6 +20,7 @@ from privacy import accounting
 from privacy.accounting.guarantee import format_epsilon
 from privacy.files import require_writable
 from privacy.ledger import Ledger
+from privacy.noise.training import NOT_STATED
 from privacy.plan import PrivacyPlan
 
 
@@ -318,8 +319,9 @@ def _describe_privacy(plan: PrivacyPlan, has_fixed_key: bool) -> str:
     if not plan.is_private:
         return "privacy: NOT PRIVATE (no noise)"
     epsilon = accounting.epsilon(plan)
+    unstated = f" ({NOT_STATED})" if math.isinf(epsilon.value) else ""
     return (
-        f"privacy: epsilon {format_epsilon(epsilon.value)} at delta {plan.target_delta:.3g} ({plan.delta_rule}), "
+        f"privacy: epsilon {format_epsilon(epsilon.value)}{unstated} at delta {plan.target_delta:.3g} ({plan.delta_rule}), "
         f"unit {plan.unit}, {plan.relation}, {plan.sampling.describe()}, {plan.rounds} rounds, "
         f"noise multiplier {plan.noise_multiplier:.4g}{f'; {FIXED_KEY}' if has_fixed_key else ''}"
     )

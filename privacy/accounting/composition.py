@@ -56,6 +56,19 @@ def gaussian_epsilon(noise_multiplier: float, delta: float) -> float:
     return float(brentq(excess, 0.0, high, xtol=1e-12, rtol=1e-12))
 
 
+def any_participation(draws: Sequence[tuple[float, int]]) -> float:
+    """Returns the probability that Poisson sampling draws a given client (or record) at least once.
+
+    Otherwise all releases are the same with the client and without, so that at this δ ε is 0.
+
+    Args:
+      draws: pairs (sampling probability, in (0, 1]; number of independent draws with it).
+    """
+    if any(probability == 1 for probability, _ in draws):
+        return 1.0
+    return -math.expm1(math.fsum(count * math.log1p(-probability) for probability, count in draws))
+
+
 def rdp_epsilon(sampling: Sampling, population: int, z: float, rounds: int, delta: float) -> tuple[float, float]:
     """Returns (ε, order) by Rényi DP under the sampler's own relation.
 
@@ -102,7 +115,8 @@ def pld_epsilon(sampling: Sampling, z: float, rounds: int, delta: float, points:
     """Returns ε by privacy loss distribution, or None where that gives none.
 
     There is none for fixed-size sampling, or if `delta` is below the rounding errors of the composition. Without
-    sampling the exact curve of one Gaussian is used instead.
+    sampling the exact curve of one Gaussian is used instead. Where the probability that a client takes part at all is
+    at most `delta`, ε is 0 whatever the noise.
 
     Args:
       sampling, z, rounds, delta: as for `rdp_epsilon`.
@@ -111,6 +125,8 @@ def pld_epsilon(sampling: Sampling, z: float, rounds: int, delta: float, points:
     if isinstance(sampling, FixedSize):
         return None
     exact = exact_delta(delta)
+    if isinstance(sampling, Poisson) and any_participation([(sampling.sampling_probability, rounds)]) <= exact:
+        return with_failures(0.0, delta, rounds)
     # Sampling never increases ε, so the exact curve without it is an upper bound too, even where no grid works.
     eps = gaussian_epsilon(z / math.sqrt(sampling.repetitions(rounds)), exact)
     if isinstance(sampling, Poisson) and sampling.sampling_probability < 1:
