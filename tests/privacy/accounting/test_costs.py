@@ -246,3 +246,20 @@ def test_format_epsilon_is_never_below_any_value(value):
 )
 def test_add_up_sums_decimals_and_rounds_up(epsilons, total):
     assert costs.add_up(epsilons) == total == epsilon([Pure(each) for each in epsilons], 0)
+
+
+@pytest.mark.parametrize("accountant", ["PLD", "RDP"])
+def test_branches_of_an_account_cost_what_new_accounts_cost(accountant, monkeypatch):
+    """A release that is probed and not taken must not change what its account or another branch costs."""
+    if accountant == "RDP":
+        monkeypatch.setattr(Account, "_pld_epsilon", lambda *_: math.inf)
+    start: list[costs.Cost] = [Gaussian(8.0, 20, 0.05), Pure(0.01)]
+    cheap, costly = Gaussian(50.0, 2, 0.05), Gaussian(0.8, 2, 0.5)
+    account = Account(1e-5).plus(start)
+    assert account.least.epsilon > 0
+    for branch in ([cheap], [costly], [cheap, costly], []):
+        least, expected = account.plus(branch).least, Account(1e-5).plus([*start, *branch]).least
+        assert least.accountant == expected.accountant == accountant
+        assert least.epsilon == pytest.approx(expected.epsilon, rel=1e-4)  # the grids may differ
+    further = account.plus([cheap]).plus([costly]).least
+    assert further.epsilon == pytest.approx(epsilon([*start, cheap, costly], 1e-5), rel=1e-4)
