@@ -267,9 +267,7 @@ class PrivacyConfig(_Section, frozen=True):
     clip_quantile: (
         Annotated[
             float,
-            _positive(
-                "Quantile of the update norms, below 1, that the clip norm follows privately. Default: it is fixed."
-            ),
+            _open_share("Quantile of the update norms that the clip norm follows privately. Default: it is fixed."),
         ]
         | None
     ) = None

@@ -159,8 +159,8 @@ def one_round_rdp(sampling: Sampling, population: int, z: float, order: float) -
     """Returns an upper bound on the Rényi divergence of one round at `order`.
 
     With a cyclic sampler it is that of one round in which the client takes part. Sampling never increases the
-    divergence, so it is at most that of the Gaussian mechanism without sampling, order / (2 relative²), where `relative`
-    is noise / sensitivity under the sampler's relation (z, or z / 2 with fixed-size sampling).
+    divergence, so it is at most that of the Gaussian mechanism without sampling: order / (2 s²), where s is
+    noise / sensitivity under the sampler's relation, z or (with fixed-size sampling) z / 2.
     """
     import dp_accounting as dp
 

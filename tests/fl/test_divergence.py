@@ -24,7 +24,9 @@ def test_noise_norm_and_cause_are_those_of_the_updates_noise(clip, metrics):
     variance = 1 / ((0.5 if metrics else 1) - (0.25 if isinstance(clip, AdaptiveClip) else 0))
     assert noise_norm(shared, 2.0, 10_000) == pytest.approx(variance**0.5 * 2.0 * 100 / 10)
     weights = int(100 / variance)  # the noise multiplier that is planned in total is below the signal here
-    assert likely_cause(shared, 2.0, 2 * weights).startswith(f"clip norm 2 and noise multiplier {variance**0.5:.3g} are")
+    assert likely_cause(shared, 2.0, 2 * weights).startswith(
+        f"clip norm 2 and noise multiplier {variance**0.5:.3g} are"
+    )
     assert likely_cause(shared, 2.0, weights // 2).startswith("the server learning rate is too large")
 
 

@@ -48,7 +48,7 @@ def test_rdp_epsilon_is_least_over_all_orders_for_random_plans():
     generator = random.Random(0)
     for case in range(6):
         share, z = 10 ** generator.uniform(-4, -0.1), 10 ** generator.uniform(-1, (1, 3, 7)[case % 3])
-        sampling = FixedSize(max(1, int(share * 10_000))) if case % 2 else Poisson(share)
+        sampling: Sampling = FixedSize(max(1, int(share * 10_000))) if case % 2 else Poisson(share)
         for _ in range(10):
             rounds, delta = int(10 ** generator.uniform(0, 6)), 10 ** generator.uniform(-14, -2)
             eps, _ = composition.rdp_epsilon(sampling, 10_000, z, rounds, delta)
