@@ -178,6 +178,7 @@ def test_rows(run: RunFolder, prepared: data.Data) -> list[Row]:
     Raises:
       OSError, ValueError: a file of the run is missing or damaged, or the trained model's loss is not finite.
     """
+    from experiments.training import last_cause
     from fl.evaluation import Evaluator
 
     model, weights, _ = load_trained(run.path)
@@ -202,8 +203,9 @@ def test_rows(run: RunFolder, prepared: data.Data) -> list[Row]:
     if bad := int(np.count_nonzero(~np.isfinite(losses[TRAINED]))):
         raise ValueError(
             f"{run.path}: the trained model's loss is not finite on {bad} of {len(sequences)} test clients, so its "
-            "training diverged: start a new run with other settings (the warnings during training name the likely "
-            "cause); fedspeak report still writes the privacy report of this run"
+            "training diverged: start a new run with other settings. Likely cause: "
+            f"{last_cause(run, sum(value.size for value in weights.values()))}. fedspeak report still writes the "
+            "privacy report of this run"
         )
     return [
         Row(

@@ -20,6 +20,7 @@ from privacy import accounting
 from privacy.accounting.guarantee import format_epsilon
 from privacy.files import require_writable
 from privacy.ledger import Ledger
+from privacy.noise.training import NOT_STATED
 from privacy.plan import PrivacyPlan
 
 
@@ -236,13 +237,24 @@ def _check_divergence(row: dict[str, Any], metrics: Path, plan: PrivacyPlan, siz
         what = "the validation loss is not finite"
     else:
         return None
-    first = read_metrics(metrics)[0]
+    cause = _name_cause(row, read_metrics(metrics)[0], plan, size)
+    return f"warning: round {row['round']}: {what}: {cause} (operator only, outside ε)"
+
+
+def _name_cause(row: dict[str, Any], first: dict[str, Any], plan: PrivacyPlan, size: int) -> str:
     # In round 1, clients train the initial model, which neither noise nor the server has changed yet.
     if first["round"] == 1 and _is_lost(first):
-        cause = "clients.learning_rate is too large for this model; start a new run with a smaller one"
-    else:
-        cause = likely_cause(plan, row["released"].get("clip"), size)
-    return f"warning: round {row['round']}: {what}: {cause} (operator only, outside ε)"
+        return "clients.learning_rate is too large for this model; start a new run with a smaller one"
+    return likely_cause(plan, row["released"].get("clip"), size)
+
+
+def last_cause(run: RunFolder, size: int) -> str:
+    """Returns the likely cause of a finished run's divergence, as of its last round; `size` is the number of weights.
+
+    It is the cause that the last warning during training named, if there was one.
+    """
+    rows = read_metrics(run.metrics)
+    return _name_cause(rows[-1], rows[0], Ledger.read(run.ledger).plan, size)
 
 
 def _is_lost(row: dict[str, Any]) -> bool:
@@ -339,8 +351,9 @@ def _describe_privacy(plan: PrivacyPlan, has_fixed_key: bool) -> str:
     if not plan.is_private:
         return "privacy: NOT PRIVATE (no noise)"
     epsilon = accounting.epsilon(plan)
+    unstated = f" ({NOT_STATED})" if math.isinf(epsilon.value) else ""
     return (
-        f"privacy: epsilon {format_epsilon(epsilon.value)} at delta {plan.target_delta:.3g} ({plan.delta_rule}), "
-        f"unit {plan.unit}, {plan.relation}, {plan.sampling.describe()}, {plan.rounds} rounds, "
+        f"privacy: epsilon {format_epsilon(epsilon.value)}{unstated} at delta {plan.target_delta:.3g} "
+        f"({plan.delta_rule}), unit {plan.unit}, {plan.relation}, {plan.sampling.describe()}, {plan.rounds} rounds, "
         f"noise multiplier {plan.noise_multiplier:.4g}{f'; {FIXED_KEY}' if has_fixed_key else ''}"
     )

@@ -134,7 +134,7 @@ class Releases:
         budget = self.budget
         at = f" at delta {budget.delta:.3g}" if budget.delta else ""
         return (
-            f"epsilon {format_epsilon(self.spent)}{at}, budget {budget.epsilon:g}; "
+            f"epsilon {format_epsilon(self.spent)}{at}, budget {_as_given(budget.epsilon)}; "
             f"unit {budget.unit}, {budget.relation}; "
             f"{len(self.releases)} releases, each with its own sampler and noise"
         )
@@ -162,10 +162,11 @@ class Releases:
         with self._file.writing():
             account = self._account.plus(release.costs)
             total = account.least.epsilon
-            if not total <= self.budget.epsilon * (1 + 1e-9):
+            if not total <= self.budget.epsilon:
+                would, spent = _tell_apart(total, self.spent, self.budget.epsilon)
                 raise ValueError(
-                    f"with this release epsilon would be {total:.4g}, above the budget of {self.budget.epsilon:g} "
-                    f"({self.spent:.4g} is spent): release less, or with more noise"
+                    f"with this release epsilon would be {would}, above the budget of "
+                    f"{_as_given(self.budget.epsilon)} ({spent} is spent): release less, or with more noise"
                 )
             self._file.append({"kind": "release", "number": len(self.releases), **_to_dict(release)})
             self._append(release, account)
@@ -208,6 +209,21 @@ class Releases:
             raise ValueError(f"ledger {self.path} was begun under another budget: give {budget}, or another file")
         self._budget, self.version = budget, line["version"]
         self._account = costs.Account(budget.delta)
+
+
+def _tell_apart(total: float, spent: float, budget: float) -> tuple[str, str]:
+    """Returns both ε as text, with as many digits as distinguish them from each other and from the budget."""
+    texts = "", ""
+    for digits in range(4, 18):
+        texts = f"{total:.{digits}g}", f"{spent:.{digits}g}"
+        if float(texts[0]) > max(budget, float(texts[1])) and (float(texts[1]) < budget or not spent < budget):
+            break
+    return texts
+
+
+def _as_given(value: float) -> str:
+    """Returns the number in full, and without a decimal point if it is an integer."""
+    return f"{value:g}" if float(f"{value:g}") == value else repr(value)
 
 
 def _to_dict(release: Guarantee) -> dict[str, Any]:

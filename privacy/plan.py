@@ -69,7 +69,7 @@ class AdaptiveClip:
         checks.plain_numbers(self)
         checks.positive("initial_clip_norm", self.initial_clip_norm, "give a first guess of the update norms")
         checks.between("quantile", self.quantile, 0, 1, "0.5 follows the median update norm")
-        checks.positive("learning_rate", self.learning_rate, "0.2 is usual")
+        checks.positive("learning_rate", self.learning_rate, f"{AdaptiveClip.learning_rate:g} is usual")
         if self.count_stddev is not None:
             checks.positive("count_stddev", self.count_stddev, "leave it out for a twentieth of the cohort")
 

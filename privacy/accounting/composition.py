@@ -24,8 +24,9 @@ from privacy.sampling import FixedSize, Poisson, Sampling
 # Added to each Rényi divergence. Near 0 the library takes it from logarithms of numbers near 1, which lose this much.
 _RDP_ROUNDING = 1e-15
 # The Rényi orders of dp_accounting 0.4.3, written out so that ε does not change when a version changes its list. A few
-# sparse orders are tried first, then the neighbours of the best one: as a function of the order the bound has a single
-# minimum, and fractional orders are slow.
+# sparse orders are tried first, then the neighbours of each that is no worse than the next on either side: fractional
+# orders are slow. With exact divergences the bound has a single minimum over the orders, but the divergences of
+# fixed-size sampling are bounds that jump above order 256.
 ORDERS = (*(1 + x / 10 for x in range(1, 100)), *range(11, 64), 128, 256, 512, 1024)
 
 
@@ -55,6 +56,19 @@ def gaussian_epsilon(noise_multiplier: float, delta: float) -> float:
     return float(brentq(excess, 0.0, high, xtol=1e-12, rtol=1e-12))
 
 
+def any_participation(draws: Sequence[tuple[float, int]]) -> float:
+    """Returns the probability that Poisson sampling draws a given client (or record) at least once.
+
+    Otherwise all releases are the same with the client and without, so that at this δ ε is 0.
+
+    Args:
+      draws: pairs (sampling probability, in (0, 1]; number of independent draws with it).
+    """
+    if any(probability == 1 for probability, _ in draws):
+        return 1.0
+    return -math.expm1(math.fsum(count * math.log1p(-probability) for probability, count in draws))
+
+
 def rdp_epsilon(sampling: Sampling, population: int, z: float, rounds: int, delta: float) -> tuple[float, float]:
     """Returns (ε, order) by Rényi DP under the sampler's own relation.
 
@@ -79,26 +93,30 @@ def least_by_renyi(renyi: Callable[[float], float], delta: float) -> tuple[float
     """
     from dp_accounting.rdp import rdp_privacy_accountant as library
 
-    def best(orders: Sequence[float]) -> tuple[float, float]:
-        eps, order = library.compute_epsilon(orders, [renyi(order) for order in orders], delta)
-        return float(eps), float(order)
+    @functools.cache
+    def bound(order: float) -> float:
+        return float(library.compute_epsilon([order], [renyi(order)], delta)[0])
 
-    eps, order = best(loss_grid.SPARSE_ORDERS)
-    place = loss_grid.SPARSE_ORDERS.index(order)
-    low, high = (
-        loss_grid.SPARSE_ORDERS[max(place - 1, 0)],
-        loss_grid.SPARSE_ORDERS[min(place + 1, len(loss_grid.SPARSE_ORDERS) - 1)],
-    )
-    integers = [o for o in ORDERS if low <= o <= high and o == int(o)] or [order]
-    eps, order = min((eps, order), best(integers))
-    return min((eps, order), best([o for o in ORDERS if order - 1 < o < order + 1]))
+    sparse = loss_grid.SPARSE_ORDERS
+    # Where the divergence at the least order alone keeps δ, ε is 0, which the neighbours of other orders do not show.
+    found = [(bound(ORDERS[0]), ORDERS[0]), *((bound(order), order) for order in sparse)]
+    if min(found)[0] == 0:
+        return min(found)
+    for place, order in enumerate(sparse):
+        low, high = sparse[max(place - 1, 0)], sparse[min(place + 1, len(sparse) - 1)]
+        if bound(order) > min(bound(low), bound(high)) or (place and math.isinf(bound(order))):
+            continue
+        near = min((bound(o), o) for o in ORDERS if low <= o <= high and o == int(o))
+        found += [near, *((bound(o), o) for o in ORDERS if near[1] - 1 < o < near[1] + 1)]
+    return min(found)
 
 
 def pld_epsilon(sampling: Sampling, z: float, rounds: int, delta: float, points: int = loss_grid.FINE) -> float | None:
     """Returns ε by privacy loss distribution, or None where that gives none.
 
     There is none for fixed-size sampling, or if `delta` is below the rounding errors of the composition. Without
-    sampling the exact curve of one Gaussian is used instead.
+    sampling the exact curve of one Gaussian is used instead. Where the probability that a client takes part at all is
+    at most `delta`, ε is 0 whatever the noise.
 
     Args:
       sampling, z, rounds, delta: as for `rdp_epsilon`.
@@ -107,6 +125,8 @@ def pld_epsilon(sampling: Sampling, z: float, rounds: int, delta: float, points:
     if isinstance(sampling, FixedSize):
         return None
     exact = exact_delta(delta)
+    if isinstance(sampling, Poisson) and any_participation([(sampling.sampling_probability, rounds)]) <= exact:
+        return with_failures(0.0, delta, rounds)
     # Sampling never increases ε, so the exact curve without it is an upper bound too, even where no grid works.
     eps = gaussian_epsilon(z / math.sqrt(sampling.repetitions(rounds)), exact)
     if isinstance(sampling, Poisson) and sampling.sampling_probability < 1:
@@ -136,9 +156,11 @@ def least_epsilon(
 
 @functools.lru_cache(maxsize=4096)
 def one_round_rdp(sampling: Sampling, population: int, z: float, order: float) -> float:
-    """Returns the Rényi divergence of one round at `order`.
+    """Returns an upper bound on the Rényi divergence of one round at `order`.
 
-    With a cyclic sampler it is that of one round in which the client takes part.
+    With a cyclic sampler it is that of one round in which the client takes part. Sampling never increases the
+    divergence, so it is at most that of the Gaussian mechanism without sampling: order / (2 s²), where s is
+    noise / sensitivity under the sampler's relation, z or (with fixed-size sampling) z / 2.
     """
     import dp_accounting as dp
 
@@ -154,10 +176,11 @@ def one_round_rdp(sampling: Sampling, population: int, z: float, order: float) -
     try:
         accountant.compose(sampling.dp_event(population, z))
         divergence = float(accountant.rdp[0])
-    except ValueError:
-        # With very large noise the library fails by rounding. The formula without sampling is an upper bound.
-        relative = z / 2 if isinstance(sampling, FixedSize) else z
-        divergence = order / (2 * relative * relative)
+    except ValueError:  # by rounding, with very large noise
+        divergence = math.inf
     finally:
         logger.setLevel(level)
-    return max(divergence, 0.0) + _RDP_ROUNDING
+    # With large noise, rounding in the library sets its bound for fixed-size sampling: about 0.1 for each round at
+    # orders of 256 and above.
+    relative = z / 2 if isinstance(sampling, FixedSize) else z
+    return max(min(divergence, order / (2 * relative * relative)), 0.0) + _RDP_ROUNDING

@@ -9,14 +9,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from fractions import Fraction
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from privacy import checks
 from privacy.accounting import loss_grid
-from privacy.accounting.composition import gaussian_epsilon, least_by_renyi, one_round_rdp
+from privacy.accounting.composition import any_participation, gaussian_epsilon, least_by_renyi, one_round_rdp
 from privacy.noise.training import MAX_EPSILON, exact_delta, with_failures
 from privacy.sampling import Poisson
 
@@ -181,7 +182,7 @@ class Account:
             pure releases beside them.
         """
         gaussians = [cost for cost in self.costs if isinstance(cost, Gaussian)]
-        total = math.inf if gaussians else math.fsum(cost.epsilon for cost in self.costs if isinstance(cost, Pure))
+        total = math.inf if gaussians else add_up(cost.epsilon for cost in self.costs if isinstance(cost, Pure))
         if self.delta == 0 and gaussians:
             raise ValueError("delta is 0 and a release has Gaussian noise: give a delta above 0")
         if self.delta == 0 or not self.costs:
@@ -190,6 +191,9 @@ class Account:
         exact = exact_delta(self.delta) if releases else self.delta
         unsampled = math.inf
         if len(gaussians) == len(self.costs):
+            draws = [(cost.sampling_probability, cost.count) for cost in gaussians]
+            if any_participation(draws) <= exact:
+                return Least(with_failures(0.0, self.delta, releases), "PLD")
             # Sampling never increases ε: the exact curve without it is an upper bound, and exact if nothing is sampled.
             multiplier = sum(cost.count / cost.noise_multiplier**2 for cost in gaussians) ** -0.5
             unsampled = with_failures(gaussian_epsilon(multiplier, exact), self.delta, releases)
@@ -240,6 +244,17 @@ class Account:
         total += math.fsum(cost.renyi(order) for cost in self.costs[count:])
         self._divergences[order] = (len(self.costs), total)
         return total
+
+
+def add_up(epsilons: Iterable[float]) -> float:
+    """Returns the sum of ε of pure releases, each read as its shortest decimal, as a ledger and its reader do.
+
+    The sum is exact and then rounded up to a float: three releases of 0.1 cost 0.3, and a release of 1e-17 after one
+    of 1 costs more than 1.
+    """
+    total = sum((Fraction(repr(float(each))) for each in epsilons), Fraction(0))
+    nearest = float(total)
+    return math.nextafter(nearest, math.inf) if Fraction(repr(nearest)) < total else nearest
 
 
 def epsilon(costs: Sequence[Cost], delta: float) -> float:
@@ -298,6 +313,6 @@ def calibrate(build_costs: Callable[[float], Sequence[Cost]], target: float, del
         if guess < _LOG_NOISE[0]:
             raise ValueError(f"epsilon {target:g} asks for hardly any noise: give a smaller one")
     root = brentq(excess, low, high, xtol=5e-4)
-    while excess(root) > 0:
+    while epsilon(build_costs(math.exp(root)), delta) > target:
         root += 5e-4
     return math.exp(root)

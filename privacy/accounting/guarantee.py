@@ -6,11 +6,13 @@ A guarantee also says whether its noise is hardened against floating-point attac
 from __future__ import annotations
 
 import dataclasses
+import decimal
 import math
 
 from privacy.accounting import costs
 from privacy.accounting.costs import Cost
 from privacy.noise.randomness import Randomness
+from privacy.noise.training import NOT_STATED
 from privacy.sampling import Relation
 
 EXACT = "exact integers from the operating system's secure randomness, hardened against floating-point attacks"
@@ -82,8 +84,11 @@ class Guarantee:
             delta = f" at delta {self.delta:.3g}" + (
                 "" if self.rho is None else f" (rho {format_epsilon(self.rho)} of zCDP)"
             )
+        epsilon = self.epsilon
+        if math.isinf(epsilon):
+            delta += f" ({NOT_STATED})"
         return (
-            f"epsilon {format_epsilon(self.epsilon)}{delta}; unit {self.unit}, {self.relation}; "
+            f"epsilon {format_epsilon(epsilon)}{delta}; unit {self.unit}, {self.relation}; "
             f"sampler: {self.sampler}; {self.mechanism}; noise: {self.noise}"
         )
 
@@ -91,10 +96,14 @@ class Guarantee:
 def format_epsilon(epsilon: float) -> str:
     """Returns ε as text for people, rounded up so that the printed value still holds.
 
-    It has three decimals, and below 0.1 three significant digits. Reports and the screen show ε in this format only;
-    JSON holds the value itself.
+    It has three decimals, below 0.1 three significant digits, and outside 1e-12 to 1e6 three significant digits and an
+    exponent. Reports and the screen show ε in this format only; JSON holds the value itself.
     """
     if epsilon == 0 or not math.isfinite(epsilon):
         return f"{epsilon:g}"
-    decimals = max(3, 2 - math.floor(math.log10(epsilon)))
-    return f"{math.ceil(epsilon * 10**decimals - 1e-9) / 10**decimals:.{decimals}f}"
+    # The shortest decimal of the float is rounded, so that 0.1 stays 0.100 and does not become 0.101.
+    value = decimal.Decimal(repr(float(epsilon)))
+    if 1e-12 <= epsilon <= 1e6:
+        return f"{value.quantize(decimal.Decimal(10) ** -max(3, 2 - value.adjusted()), decimal.ROUND_CEILING):f}"
+    up = float(decimal.Context(prec=3, rounding=decimal.ROUND_CEILING).create_decimal(value))
+    return f"{up:.3g}" if math.isfinite(up) else repr(float(epsilon))

@@ -28,7 +28,7 @@ MAX_RELEASES = 10**6
 WIDEST_INTERVAL = 64.0
 # The library cuts a composed distribution where its tails have probability 1e-15. Rényi divergences bound where.
 _LOG_TAIL = math.log(1e15)
-SPARSE_ORDERS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 50, 63, 128, 512, 1024)
+SPARSE_ORDERS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 50, 63, 128, 256, 512, 1024)
 
 
 def least_delta(releases: int) -> float:

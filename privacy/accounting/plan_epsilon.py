@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from privacy import checks, sampling
 from privacy.accounting import composition, loss_grid
-from privacy.noise.training import MAX_EPSILON
+from privacy.noise.training import MAX_EPSILON, NOT_STATED
 from privacy.plan import MAX_ROUNDS, PrivacyPlan
 
 MIN_NOISE, MAX_NOISE = 1e-2, 1e7
@@ -72,7 +72,8 @@ def epsilon(plan: PrivacyPlan, rounds: int | None = None) -> Epsilon:
     z, delta = float(plan.noise_multiplier), plan.target_delta
     rdp, order = composition.rdp_epsilon(plan.sampling, plan.population, z, rounds, delta)
     pld = composition.pld_epsilon(plan.sampling, z, rounds, delta)
-    return Epsilon(pld, rdp, order, plan.relation, delta, rounds, _list_notes(plan, rounds))
+    spent = Epsilon(pld, rdp, order, plan.relation, delta, rounds, _list_notes(plan, rounds))
+    return spent._replace(notes=(NOT_STATED, *spent.notes)) if math.isinf(spent.value) else spent
 
 
 def epsilon_curve(plan: PrivacyPlan, rounds: Sequence[int]) -> npt.NDArray[np.float64]:

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from privacy import checks
-from privacy.accounting import costs
+from privacy.accounting import composition, costs
 from privacy.accounting.guarantee import Guarantee
-from privacy.noise.training import secure_generator
+from privacy.noise.training import NOT_STATED, secure_generator
+from privacy.sampling import Poisson
 
 if TYPE_CHECKING:
     from privacy.budget import Releases
@@ -42,7 +43,7 @@ class KerasDPSGD:
       batch_size: expected size of a sample, from 1 to `records`.
       epochs: number of epochs of ceil(records / batch_size) steps each, at least 1.
       clip_norm: bound C on the L2 norm of one example's gradient, above 1e-12; inf only without noise.
-      noise_multiplier: standard deviation of the noise / C, at least 0; 0 is not private.
+      noise_multiplier: standard deviation of the noise / C, 1e-6 to 1e8, or 0 for no privacy.
       delta: δ that ε is stated at, above 0 and below 1 / records; far below is usual.
       at_once: maximum number of examples whose gradients are computed together, at least 1. Larger samples are
         processed in parts, which needs less memory and computes the same. None: no maximum.
@@ -63,7 +64,9 @@ class KerasDPSGD:
         if self.batch_size > self.records:
             raise ValueError(f"batch_size {self.batch_size} is above records {self.records}: use a smaller one")
         checks.whole("epochs", self.epochs, 1, "10 is a usual start")
-        checks.non_negative("noise_multiplier", self.noise_multiplier, "0 switches privacy off, 1 is a usual start")
+        fix = "0 switches privacy off, 1 is a usual start"
+        if checks.non_negative("noise_multiplier", self.noise_multiplier, fix) > 0:
+            checks.noise_multiplier(self.noise_multiplier, fix)
         checks.between("delta", self.delta, 0, 1 / self.records, "1e-5 is usual, far below 1 / records")
         if self.at_once is not None:
             checks.whole("at_once", self.at_once, 1, "None takes all")
@@ -141,7 +144,8 @@ class KerasDPSGD:
     ) -> Any:
         """Trains a compiled model with its own optimizer and loss. Each call costs ε again.
 
-        A record's loss is the mean of the loss over its positions, or over those that the model's mask keeps.
+        A record's loss is the mean of the loss over its positions, or over those that the model's mask keeps. A warning
+        says so if the noise is too small for a finite ε.
 
         Args:
           model: a built and compiled `keras.Model` with one output.
@@ -174,6 +178,12 @@ class KerasDPSGD:
         try:
             _check_validation(model, validation_data)
             callback_list = self._build_callbacks(model, callbacks, verbose)
+            if self.noise_multiplier and self._has_no_epsilon():
+                warnings.warn(
+                    f"epsilon is infinite with noise_multiplier {self.noise_multiplier:g}: {NOT_STATED}",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
             if ledger is not None:
                 ledger.record(self.guarantee)
             self._train(model, step, data, validation_data, callback_list)
@@ -187,6 +197,12 @@ class KerasDPSGD:
                 stacklevel=2,
             )
         return model.history
+
+    def _has_no_epsilon(self) -> bool:
+        """Returns whether ε is infinite. Rényi DP comes first: it costs little and is finite in nearly all cases."""
+        sampling = Poisson(self.sampling_probability)
+        rdp, _ = composition.rdp_epsilon(sampling, self.records, self.noise_multiplier, self.steps, float(self.delta))
+        return math.isinf(rdp) and math.isinf(self.guarantee.epsilon)
 
     def _build_callbacks(self, model: Any, callbacks: Sequence[Any], verbose: int) -> Any:
         import keras

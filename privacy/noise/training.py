@@ -41,6 +41,9 @@ RESERVED = 1e-9
 MAX_EPSILON = 500.0
 """Maximum ε to calibrate noise for. Up to it, `RESERVED` is enough at any δ from 1e-12 and for up to 10^13 releases."""
 
+NOT_STATED = f"above about {MAX_EPSILON:g}, epsilon is not stated: use more noise"
+"""Explanation of an infinite ε, for people."""
+
 _FIRST_BITS = 32  # leading bits of U
 NEAR_ZERO, NEAR_ONE = 2**20, 2**10
 """Numbers of cells of width 2^-32, at the lower and the upper end of (0, 1], in which further bits of U are drawn."""

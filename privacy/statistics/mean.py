@@ -25,6 +25,7 @@ from privacy.arrays import as_floats
 from privacy.noise import exact
 from privacy.noise.exact import EXPONENT_BITS
 from privacy.noise.randomness import Randomness, SecureRandomness
+from privacy.noise.training import exact_delta
 from privacy.sampling import Relation
 
 if TYPE_CHECKING:
@@ -304,17 +305,23 @@ def worst_case(epsilon: float) -> float:
 
 @functools.lru_cache(maxsize=64)
 def sensitivity_over_stddev(epsilon: float, delta: float) -> float:
-    """Returns 1 / noise multiplier of Gaussian noise that is (ε, δ)-DP by its exact curve (arXiv:1805.06530)."""
+    """Returns 1 / noise multiplier of Gaussian noise that is (ε, δ)-DP by its exact curve (arXiv:1805.06530).
+
+    The ε that accounting computes for this noise, or for more, is at most `epsilon`: a budget of `epsilon` allows it.
+    """
     from scipy.optimize import brentq
 
     from privacy.accounting.composition import gaussian_epsilon
 
     def excess(log_z: float) -> float:
-        return gaussian_epsilon(math.exp(log_z), delta) - epsilon
+        return gaussian_epsilon(math.exp(log_z), exact_delta(delta)) - epsilon
 
     low, high = 0.0, 0.0
     while excess(high) > 0:
         high += 1
     while excess(low) < 0:
         low -= 1
-    return 1 / (math.exp(brentq(excess, low, high, xtol=1e-12)) * (1 + 1e-9))
+    log_z, step = brentq(excess, low, high, xtol=1e-12), 1e-9
+    while excess(log_z) > -min(1e-11, epsilon / 2):  # `gaussian_epsilon` may be off by 1e-12
+        log_z, step = log_z + step, 2 * step
+    return 1 / math.exp(log_z)

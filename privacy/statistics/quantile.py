@@ -185,20 +185,21 @@ def _choose(source: Randomness, sizes: npt.NDArray[np.int64], scores: npt.NDArra
     """Draws i with probability exactly proportional to sizes[i] exp(-rate scores[i]); the least score must be 0."""
     bits = 62
     drawn = int(exact.uniform(source, 2**bits, 1)[0])
-    exponents = rate * scores
-    ends = np.cumsum(sizes * np.exp(-exponents))
+    with np.errstate(over="ignore"):  # a rate near the largest float: all weights but those of score 0 are 0
+        ends = np.cumsum(sizes * np.exp(-rate * scores))
     # A weight that does not underflow has an exponent below 800, off by at most 3 roundings; each sum adds one more.
     error = (3 * 800 + 8 + len(sizes)) * 2.0**-52
     low = np.searchsorted(ends * (1 + error), drawn / 2**bits * ends[-1] * (1 - error), side="right")
     high = np.searchsorted(ends * (1 - error), (drawn + 1) / 2**bits * ends[-1] * (1 + error), side="right")
-    if low == high:
+    # Below the first bound there may be weights that underflowed to 0.
+    if low == high and drawn > 0:
         return int(low)
-    digits = 40
+    digits = 40 + math.ceil(math.log10(1 + rate) + math.log10(1 + float(scores.max())))
     while True:
         index = _choose_with_digits(drawn, bits, sizes, scores, rate, digits)
         if index is not None:
             return index
-        digits *= 2
+        digits += 20  # 62 bits are 19 digits
         drawn = (drawn << 62) + int(exact.uniform(source, 2**62, 1)[0])
         bits += 62
 

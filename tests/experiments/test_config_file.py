@@ -47,6 +47,8 @@ def test_integer_is_accepted_for_float_but_float_is_refused_for_integer():
         ("[run]\nzzz = 1", [], "unknown key run.zzz; known are rounds"),
         ("[run]\nrounds = '3'", [], 'run.rounds = "3": must be an integer, at least 1 and at most 1000000$'),
         ("[run]\nrounds = true", [], "run.rounds = true: must be an integer"),
+        ("[privacy]\nclip_quantile = 1.5", [], "privacy.clip_quantile = 1.5: must be .*above 0 and below 1"),
+        ("[privacy]\nclip_quantile = 1", [], "privacy.clip_quantile = 1.*: must be .*above 0 and below 1"),
         ("[data]\nstrict = 1", [], "data.strict = 1: must be true or false"),
         ("[data]\npublic = 'a'", [], 'data.public = "a": must be a list of strings'),
         ("[data]\npublic = ['a', 3]", [], r'data.public = \["a", 3\]: must be a list of strings, as in \["a", "b"\]$'),

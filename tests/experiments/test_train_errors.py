@@ -77,6 +77,7 @@ def test_evaluate_refuses_diverged_model_with_the_fix(whole, tmp_path, refuse):
         np.savez(run / "weights.npz", **{name: np.full_like(arrays[name], np.inf) for name in arrays.files})
     message = refuse("evaluate", str(run))
     assert f"{run}: the trained model's loss is not finite on " in message and "start a new run" in message
+    assert "Likely cause: clip norm" in message or "Likely cause: the server learning rate is too large" in message
 
 
 def test_failed_start_keeps_the_users_files(folder, tmp_path, refuse):

@@ -13,6 +13,7 @@ from experiments.runs import RunFolder
 from fl.engines import calibration
 from models.recurrent_lm import RecurrentLanguageModel
 from privacy import FixedClip, Poisson, PrivacyPlan
+from privacy.ledger import Ledger
 
 
 class Notes(list):
@@ -139,6 +140,22 @@ def test_divergence_warning_names_likely_cause(tmp_path, rows, size, warning):
     path.write_text("".join(json.dumps(each) + "\n" for each in rows))
     actual = training._check_divergence(rows[-1], path, NOISY, size)
     assert (actual is None) if warning is None else re.search(f"^warning: .*{warning}", actual or "")
+
+
+@pytest.mark.parametrize(
+    ("rows", "size", "cause"),
+    [
+        ([row(1, lost=True), row(2, lost=True)], 10**6, "clients.learning_rate is too large"),
+        ([row(1), row(2, lost=True)], 10**6, "clip norm 1 and noise multiplier 1 are"),
+        ([row(1), row(2)], 100, "the server learning rate is too large"),
+    ],
+)
+def test_last_cause_is_that_of_the_last_round(tmp_path, rows, size, cause):
+    run = RunFolder(tmp_path)
+    run.metrics.write_text("".join(json.dumps(each) + "\n" for each in rows))
+    with Ledger.open(run.ledger, NOISY):
+        pass
+    assert training.last_cause(run, size).startswith(cause)
 
 
 def test_exact_noise_allows_one_client_at_once_only(tmp_path):

@@ -102,6 +102,48 @@ def test_release_above_budget_is_refused_before_noise_is_drawn(tmp_path, monkeyp
         ledger.record(guarantee(costs=(Pure(1e-12),)))
 
 
+@pytest.mark.parametrize(
+    ("budget", "epsilons"),
+    [(1.0, [0.1] * 10), (0.3, [0.1] * 3), (1.0, [0.7, 0.3]), (1.0, [1 / 3] * 3), (0.7, [0.1, 0.2, 0.4])],
+)
+def test_releases_that_add_up_to_budget_are_accepted(tmp_path, budget, epsilons):
+    with Releases.open(tmp_path / "ledger.jsonl", Budget(budget)) as ledger:
+        for each in epsilons:
+            ledger.record(guarantee(costs=(Pure(each),)))
+        assert ledger.spent <= budget
+
+
+@pytest.mark.parametrize(
+    ("budget", "spent", "asked", "message"),
+    [
+        (1.0, 0.6, 0.400000000001, r"epsilon would be 1.000000000001, above the budget of 1 \(0.6 is spent\)"),
+        (1.0, 1.0, 1e-17, r"epsilon would be 1.0000000000000002, above the budget of 1 \(1 is spent\)"),
+        (1.0, 0.99999, 0.00002, r"epsilon would be 1.00001, above the budget of 1 \(0.99999 is spent\)"),
+        (1.23456789, 1.0, 0.3, r"epsilon would be 1.3, above the budget of 1.23456789 \(1 is spent\)"),
+        (1e-9, 4e-10, 7e-10, r"epsilon would be 1.1e-09, above the budget of 1e-09 \(4e-10 is spent\)"),
+        (3e8, 2.99999e8, 2e3, r"epsilon would be 3.00001e\+08, above the budget of 3e\+08 \(2.99999e\+08 is spent\)"),
+    ],
+)
+def test_release_slightly_above_budget_is_refused_with_digits_that_show_it(tmp_path, budget, spent, asked, message):
+    with Releases.open(tmp_path / "ledger.jsonl", Budget(budget)) as ledger:
+        ledger.record(guarantee(costs=(Pure(spent),)))
+        with pytest.raises(ValueError, match=message):
+            ledger.record(guarantee(costs=(Pure(asked),)))
+        assert len(ledger.releases) == 1 and ledger.spent == spent
+
+
+@pytest.mark.parametrize(("epsilon", "delta"), [(1e-3, 0.3), (0.1, 1e-6), (1.0, 1e-9), (8.0, 1e-5), (2.8e-5, 0.78)])
+def test_gaussian_release_of_exactly_the_budget_is_accepted(tmp_path, epsilon, delta):
+    releases = (
+        lambda ledger: dp_mean(AGES, 0, 100, epsilon, "gaussian", delta=delta, ledger=ledger),
+        lambda ledger: mean_in_ball(np.ones((5, 2)), 1.0, epsilon, delta, ledger=ledger),
+    )
+    for number, release in enumerate(releases):
+        with Releases.open(tmp_path / f"{number}.jsonl", Budget(epsilon, delta)) as ledger:
+            release(ledger)
+            assert 0.99 * epsilon < ledger.spent <= epsilon
+
+
 def test_impossible_release_is_not_recorded(tmp_path):
     with Releases.open(tmp_path / "ledger.jsonl", Budget(1.0, 1e-6)) as ledger:
         with pytest.raises(ValueError, match="noise.multiplier .* is too large"):

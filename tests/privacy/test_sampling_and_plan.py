@@ -82,6 +82,12 @@ def test_invalid_sampler_or_clip_is_refused_in_one_line(make):
     assert "\n" not in str(caught.value)
 
 
+def test_error_names_the_default_learning_rate_of_the_clip(monkeypatch):
+    monkeypatch.setattr(AdaptiveClip, "learning_rate", 0.125)
+    with pytest.raises(ValueError, match="learning_rate must be a finite number above 0, got -1: 0.125 is usual"):
+        AdaptiveClip(1.0, learning_rate=-1)
+
+
 def test_numpy_numbers_become_python_numbers(tmp_path):
     half: Any = np.float16
     given: dict[str, Any] = {

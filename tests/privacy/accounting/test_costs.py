@@ -208,3 +208,58 @@ def test_format_epsilon_rounds_up():
     )
     assert str(guarantee).endswith("secure randomness, hardened against floating-point attacks")
     assert costs.epsilon(guarantee.costs, 1e-5) == guarantee.epsilon
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (1 + 1e-12, "1.001"),  # was "1.000"
+        (1.0000000000000002, "1.001"),
+        (0.3, "0.300"),
+        (0.1, "0.100"),
+        (1e-12, "0.00000000000100"),
+        (1e-13, "1e-13"),
+        (1.0001e-13, "1.01e-13"),
+        (1e-320, "1e-320"),
+        (5e-324, "4.94e-324"),
+        (1e6, "1000000.000"),
+        (1234567.0, "1.24e+06"),
+        (1e300, "1e+300"),
+        (1.7976931348623157e308, "1.7976931348623157e+308"),
+    ],
+)
+def test_format_epsilon_is_short_and_never_below_the_value(value, text):
+    assert format_epsilon(value) == text
+    assert float(text) >= value
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.floats(5e-324, 1e308))
+def test_format_epsilon_is_never_below_any_value(value):
+    text = format_epsilon(value)
+    assert float(text) >= value and len(text) <= 23
+
+
+@pytest.mark.parametrize(
+    ("epsilons", "total"),
+    [([0.1] * 10, 1.0), ([0.1] * 3, 0.3), ([1.0, 1e-17], math.nextafter(1, 2)), ([1e-320, 1e-320], 2e-320), ([], 0.0)],
+)
+def test_add_up_sums_decimals_and_rounds_up(epsilons, total):
+    assert costs.add_up(epsilons) == total == epsilon([Pure(each) for each in epsilons], 0)
+
+
+@pytest.mark.parametrize("accountant", ["PLD", "RDP"])
+def test_branches_of_an_account_cost_what_new_accounts_cost(accountant, monkeypatch):
+    """A release that is probed and not taken must not change what its account or another branch costs."""
+    if accountant == "RDP":
+        monkeypatch.setattr(Account, "_pld_epsilon", lambda *_: math.inf)
+    start: list[costs.Cost] = [Gaussian(8.0, 20, 0.05), Pure(0.01)]
+    cheap, costly = Gaussian(50.0, 2, 0.05), Gaussian(0.8, 2, 0.5)
+    account = Account(1e-5).plus(start)
+    assert account.least.epsilon > 0
+    for branch in ([cheap], [costly], [cheap, costly], []):
+        least, expected = account.plus(branch).least, Account(1e-5).plus([*start, *branch]).least
+        assert least.accountant == expected.accountant == accountant
+        assert least.epsilon == pytest.approx(expected.epsilon, rel=1e-4)  # the grids may differ
+    further = account.plus([cheap]).plus([costly]).least
+    assert further.epsilon == pytest.approx(epsilon([*start, cheap, costly], 1e-5), rel=1e-4)

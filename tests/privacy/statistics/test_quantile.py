@@ -177,6 +177,23 @@ def test_choose_draws_more_bits_where_the_first_leave_it_open():
         assert quantile._choose(SeededRandomness(0), sizes, scores, 1.0) == 0
 
 
+@pytest.mark.parametrize("exponent", [800, 2000])
+def test_choose_is_exact_where_a_weight_underflows(exponent):
+    """With bits of 0 the number drawn lies below every weight, so that the first outcome is chosen."""
+    sizes, scores = np.array([1, 1]), np.array([exponent, 0])
+    with mock.patch("privacy.noise.exact.uniform", return_value=np.array([0])):
+        assert quantile._choose(SeededRandomness(0), sizes, scores, 1.0) == 0
+    with mock.patch("privacy.noise.exact.uniform", return_value=np.array([1])):
+        assert quantile._choose(SeededRandomness(0), sizes, scores, 1.0) == 1
+
+
+@pytest.mark.parametrize("epsilon", [5e-324, 1e300, 1e308, 1.7e308])
+def test_dp_quantile_of_extreme_epsilon_warns_of_nothing(epsilon):
+    source = SeededRandomness(9)
+    value = dp_quantile([3, 3, 9], 0.5, 0, 10, 1, epsilon, randomness=source).value
+    assert value == 3 or epsilon < 1
+
+
 @settings(max_examples=50)
 @given(st.lists(st.integers(0, 30), max_size=12), st.floats(0, 1), st.integers(2, 31))
 def test_compute_scores_gives_each_run_the_score_of_its_points(places, share, points):
