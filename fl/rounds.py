@@ -111,8 +111,9 @@ def run_rounds(
     Args:
       federation: everything that the rounds depend on.
       run: where the run keeps its state; if there is state already, the run is resumed from it.
-      evaluate: function (rounds done, averaged weights) -> (evaluation, operator), the values to add to that round's
-        metrics; both are {} in rounds without evaluation. It must depend on its arguments only.
+      evaluate: called after each round as evaluate(rounds done, averaged weights). It returns two dicts: the row's
+        `evaluation`, and values to add to the row's `operator`. Both are {} in rounds without evaluation. The result
+        must depend on the arguments only.
 
     Yields:
       One row of metrics for each round, from the first or the resumed one on, after it is safely on disk: `round` (the

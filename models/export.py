@@ -1,4 +1,6 @@
-"""Exports a language model to one TFLite file that generates text by itself, with builtin ops only.
+"""Exports a language model to one TFLite file whose graph reads and draws token ids by itself, with builtin ops only.
+
+Converting text to ids and back is the app's work, with the vocabulary in the file's zip (`models.tflite_file`).
 
 The file has three signatures. Their batch size is 1; L is `max_prompt`, N is `max_new_tokens` and V is the vocabulary
 size. Integers are int32, all else is float32.

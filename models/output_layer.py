@@ -50,7 +50,8 @@ def sums(
     """Returns the sum of `cross_entropy` over the targets that are not PAD, for each client if there is a client axis.
 
     Without a client axis, rows whose target is PAD are dropped before the product with the table. Their number depends
-    on the data, so the function does not compile under XLA. With a client axis they are computed but not added.
+    on the data, so the function does not compile under XLA. With a client axis, the rows whose target is PAD are
+    computed, but left out of the sum.
 
     Args:
       outputs: as for `cross_entropy`.

@@ -117,7 +117,7 @@ def check_parity(
 
 
 class _Reference:
-    """The trained model in TensorFlow, which reads and draws one token at a time."""
+    """Runs the trained model in TensorFlow, one token at a time, and draws tokens in NumPy."""
 
     def __init__(self, model: LanguageModel, weights: Weights) -> None:
         constants = {name: tf.constant(value) for name, value in weights.items()}

@@ -202,7 +202,10 @@ class Vocabulary:
         alive = bytearray(b"\x01") * size
 
         def find_merge(left: int) -> tuple[int, int, int] | None:
-            """Returns (rank, begin, end) for merging the symbol at `left` with the next one; None without a rank."""
+            """Returns (rank, begin, end) of the piece made of the symbol at `left` and the next one.
+
+            None if there is no next symbol or the piece is not in the vocabulary.
+            """
             middle = ends[left]
             if middle == size:
                 return None
@@ -324,7 +327,10 @@ def _utf8(text: str) -> bytes:
 
 
 def _mapped_words(sentences: Iterable[str]) -> Iterator[str]:
-    """Yields the sentences as printable stand-ins, in parts of at most 1,024 bytes, cut before spaces if possible."""
+    """Yields the sentences in parts of at most 1,024 UTF-8 bytes, cut before a space if possible.
+
+    Each byte is replaced by its printable character (`to_printable`).
+    """
     for sentence in sentences:
         data = _utf8(sentence)
         while len(data) > _LONGEST_WORD:

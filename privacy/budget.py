@@ -192,7 +192,8 @@ class Releases:
                     self._append(release, self._account.plus(release.costs))
             except (KeyError, TypeError) as error:
                 raise ValueError(
-                    f"ledger {self.path} line {number} is not a release under a budget: {error!r}"
+                    f"ledger {self.path} line {number} is not a valid line of a budget's ledger ({error!r}): "
+                    "restore the file or choose another one"
                 ) from None
         if len(self._file.digests) == 1:
             self.version = version()

@@ -328,7 +328,8 @@ class PrivacyPlan:
         names = {f.name for f in dataclasses.fields(PrivacyPlan)}
         if set(fields) != names:
             raise ValueError(
-                f"privacy plan: missing or unknown fields {sorted(set(fields) ^ names)}: use the version that wrote it"
+                f"the privacy plan has missing or unknown fields {sorted(set(fields) ^ names)}: use the version of "
+                "fedspeak that wrote it"
             )
         clip = fields.pop("clip")
         if clip is not None:

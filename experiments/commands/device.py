@@ -106,7 +106,8 @@ def generate(
 ) -> None:
     """Generate text from an exported model, up to the end of the sentence.
 
-    Writes prompt and continuation to standard output, piece by piece. Needs only NumPy and the LiteRT runtime.
+    Writes prompt and continuation to standard output, piece by piece. The model runs on NumPy and the LiteRT runtime;
+    TensorFlow is used only if LiteRT is not installed.
     """
     if count < 1:
         raise click.BadParameter(f"{count} is below the minimum of 1", param_hint="--count")

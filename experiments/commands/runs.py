@@ -116,7 +116,10 @@ def _set_metrics_aside(run: RunFolder, show: ConsoleDisplay) -> None:
     from fl.rounds import RoundLog, set_aside_metrics
 
     if set_aside_metrics(RoundLog(run.path)):
-        show.note(f"{run.metrics} begins with the newest round now; the previous file is kept in the same folder")
+        show.note(
+            f"{run.metrics} now holds only the newest round, and later rounds are appended to it; the previous file is "
+            "kept in the same folder"
+        )
     else:
         show.note(f"{run.metrics} is not damaged: it stays as it is")
 

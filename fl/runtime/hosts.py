@@ -37,7 +37,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Workers:
-    """The addresses of the workers that a driver uses; they belong to the machines at hand, not to the run.
+    """Holds the addresses of the workers that a driver uses.
+
+    They are not part of the run's config: a resumed run may use other workers.
 
     Attributes:
       addresses: (host, port) of each worker.
@@ -155,7 +157,7 @@ class Host:
             return computation(*arguments)
 
     def abandon(self, reason: str) -> None:
-        """Marks the worker as lost for a reason, and ends the call under way and all later ones."""
+        """Marks the worker as lost and stores the reason; the running call and all later ones raise WorkerLostError."""
         self.lost = reason
         self._channel.close()
         self._beats.close()

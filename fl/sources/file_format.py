@@ -49,7 +49,7 @@ def why_no_text(start: bytes) -> str | None:
 
 
 def _wide_encoding(start: bytes) -> str | None:
-    """Returns the name of the encoding, as iconv takes it, of text in UTF-16 or UTF-32; None for other text."""
+    """Returns iconv's name of the encoding if the text is in UTF-16 or UTF-32; None for other text."""
     for mark, name in _MARKS.items():
         if start.startswith(mark):
             return name

@@ -62,7 +62,7 @@ TABLE_BITS = _make_table()
 
 @dataclass(frozen=True)
 class Choices:
-    """The options of one request for tokens.
+    """Holds the options of one request for tokens.
 
     Attributes:
       max_new_tokens: maximum number of tokens to draw, 1 to 2**31 - 1.

@@ -95,7 +95,7 @@ class Gaussian:
         )
 
     def renyi(self, order: float) -> float:
-        """Returns the Rényi divergence of all `count` releases at `order`, above 1."""
+        """Returns the Rényi divergence of all `count` releases together, at an order `order` > 1."""
         if self.sampling_probability == 1:
             return order / (2 * self._combined_multiplier**2)
         return self.count * one_round_rdp(Poisson(self.sampling_probability), 0, self.noise_multiplier, order)

@@ -54,9 +54,12 @@ def from_scores(without: Any, with_: Any, delta: float = 0.0, confidence: float 
       ValueError: there are fewer than four scores on a data set, a score is NaN, or a number is out of range.
     """
     first, second = np.asarray(without, np.float64), np.asarray(with_, np.float64)
-    for name, scores in (("without", first), ("with", second)):
+    for name, scores in (("without", first), ("with_", second)):
         if scores.ndim != 1 or len(scores) < 4 or np.isnan(scores).any():
-            raise ValueError(f"scores {name} have shape {list(scores.shape)}: give at least four numbers, none NaN")
+            raise ValueError(
+                f"{name} has shape {list(scores.shape)} and {int(np.isnan(scores).sum())} NaN: give a 1-D array of at "
+                "least four scores without NaN"
+            )
     if delta != 0:
         checks.between("delta", delta, 0, 1, "give the delta of the claim")
     checks.between("confidence", confidence, 0, 1, "0.95 is usual")

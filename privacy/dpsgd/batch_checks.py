@@ -84,7 +84,8 @@ class Batches:
         """Yields two batches of the same size: some rows stay at their place, and all others are exchanged.
 
         Args:
-          number: number of the random state. In turn, the first half of the rows stays, the second half, all but one.
+          number: index of the random state, from 0. It selects the rows that stay: in turn the first half, the second
+            half, and all but one.
           large: whether the batches are as large as the largest one.
         """
         size = self._pair_sizes[large]

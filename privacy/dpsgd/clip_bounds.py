@@ -45,7 +45,9 @@ _SHORT_AXIS = 2048  # longest axis whose squares are added in float32: γ / 2 is
 
 
 class Bounds(NamedTuple):
-    """Bounds on each example's part of the sums over all weights, float64 [B]; not finite where its gradient is not.
+    """Holds bounds on what each example contributes to the summed gradients of all weights, float64 [B].
+
+    `norm` is not finite where the example's gradient is not.
 
     Attributes:
       norm: upper bound on the L2 norm of an example's contribution to the sums, divided by the example's factor.
@@ -209,7 +211,10 @@ class _Float64:
         return self._once("cast", rows, lambda: tf.cast(rows, tf.float64))
 
     def norms(self, rows: tf.Tensor) -> tf.Tensor:
-        """Returns the L2 norms [B, T] of rows [B, T, N], rounded up."""
+        """Returns the L2 norms [B, T] of rows [B, T, N], plus a bound on what underflow takes from them.
+
+        The caller allows for the float64 roundings.
+        """
         loss = _entry_loss(rows.dtype) * float(rows.shape[-1]) ** 0.5
 
         def compute() -> tf.Tensor:

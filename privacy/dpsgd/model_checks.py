@@ -179,7 +179,8 @@ class _Probe:
         result = self._losses(x, y, training=training)
         if result.shape != (len(y),):
             raise ValueError(
-                f"the loss has shape {list(result.shape)} for {len(y)} examples: it must give one for each"
+                f"the loss has shape {list(result.shape)} for {len(y)} examples: it must return one value for "
+                f"each example, shape [{len(y)}]"
             )
         losses: npt.NDArray[Any] = result.numpy()
         return losses
@@ -216,7 +217,7 @@ class _Probe:
     def _compare(
         self, restore: Callable[[], None] | None = None, others_go: bool = True, training: bool = True
     ) -> None:
-        """Raises ValueError unless the losses of the first and the last example depend on that example alone.
+        """Raises ValueError if the first or the last example's loss depends on another example.
 
         Args:
           restore: called before each pass of a model that draws random numbers. An example is then compared only with

@@ -106,8 +106,8 @@ class ChainedFile:
         """Holds the file for one thread, from a check of its content to the `append` that relies on the check.
 
         Raises:
-          ValueError: the file is closed, or another process opened it. A forked process shares the lock, but not the
-            lines that the other process has written since.
+          ValueError: the file is closed, or another process opened it. A forked child shares its parent's lock, but
+            does not know the lines that the parent has written since the fork.
         """
         if self._descriptor is None:
             raise ValueError(f"ledger {self.path} is closed: record inside its `with` block")

@@ -15,7 +15,7 @@ _BUFFER_WORDS = 512
 
 
 class Randomness(Protocol):
-    """A source of random bits.
+    """Supplies random bits.
 
     Attributes:
       is_secure: whether nobody can predict the bits. Noise from any other source protects nobody.

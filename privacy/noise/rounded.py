@@ -38,8 +38,8 @@ _ERROR, _LOG_ERROR = 2.0**-44, 2.0**-50
 def rounded_gaussian(key: bytes, stddev: float, size: int) -> npt.NDArray[np.int64]:
     """Draws Gaussian numbers of mean 0, each rounded to the nearest integer.
 
-    Added to a sum of integer vectors that one client changes by at most Δ in L2 norm, it gives a post-processing of the
-    Gaussian mechanism with noise multiplier `stddev` / Δ.
+    Let one client change a sum of integer vectors by at most Δ in L2 norm. The sum plus these numbers is then a
+    post-processing of the Gaussian mechanism with noise multiplier `stddev` / Δ.
 
     Args:
       key: secret of at least 16 bytes that is used for nothing else; the same key gives the same values everywhere.

@@ -3,9 +3,9 @@
 Noise that only resembles a Gaussian is not (ε, δ)-differentially private at the δ of Gaussian noise: if the noise is
 bounded, for example, an output beyond the bound identifies a record with certainty. So each sampler here guarantees a
 *coupling*: there are independent, exact standard normal numbers such that each number drawn is within
-`DISTANCE` * (1 + R) of its exact one, where R is the L2 norm of the pair that the number belongs to. This fails with
-probability at most `FAILURE` for all numbers of one release together, which accounting adds to δ (`exact_delta`,
-`with_failures`).
+`DISTANCE` * (1 + R) of its exact one, where R is the L2 norm of the pair that the number belongs to. The probability
+that this fails for any of the numbers of one release is at most `FAILURE`. Accounting reserves a share of δ for such
+failures (`exact_delta`) and states ε as infinite if the share is too small (`with_failures`).
 
 The coupling is that of Box and Muller (1958): a pair is R (cos A, sin A) with R = sqrt(-2 log U), U uniform on (0, 1]
 and A a uniform angle. Random words give the leading bits of U and A. Where U is so near to 0 or 1 that the missing bits

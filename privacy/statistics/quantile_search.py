@@ -30,7 +30,8 @@ def quantile_search(
     The number of records n is private too. Each turn asks, for each column, whether at least a share q of the values is
     not above the middle point: not_above - q n >= 0, however many values equal the point. One record more moves that
     difference by 1 - q or -q, so by at most max(q, 1 - q), and the differences of all columns by √d times that in L2
-    norm. Without noise the search ends at the least grid point that at least a share q of the values does not exceed.
+    norm. Without noise, the search ends at the smallest grid point g such that at least a share q of the values is at
+    most g, or at the last grid point if there is none.
 
     Args:
       values: float64 [n, d], finite; any number of them may be equal.

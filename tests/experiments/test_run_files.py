@@ -139,7 +139,10 @@ def test_set_aside_metrics_keeps_old_file_and_report_omits_zeroed_updates(run, r
         main(["train", "--resume", str(run), "--set-aside-metrics"])
     assert stop.value.code == 0
     err = " ".join(capsys.readouterr().err.split())
-    assert "metrics.jsonl begins with the newest round now; the previous file is kept in the same folder" in err
+    assert (
+        "metrics.jsonl now holds only the newest round, and later rounds are appended to it; the previous file is kept "
+        "in the same folder"
+    ) in err
     assert "metrics.jsonl lacks rows of the 5 rounds" in err
     assert (run / "metrics-until-round-000005.jsonl").exists() and not open_to_others(run)
 

@@ -258,8 +258,11 @@ def test_in_one_run_holds_with_its_confidence():
 @pytest.mark.parametrize(
     ("act", "message"),
     [
-        (lambda: audit.from_scores([1.0] * 3, [1.0] * 9), "scores without have shape .3.: give at least four"),
-        (lambda: audit.from_scores([1.0] * 9, [math.nan] * 9), "scores with have"),
+        (
+            lambda: audit.from_scores([1.0] * 3, [1.0] * 9),
+            "without has shape .3. and 0 NaN: give a 1-D array of at least",
+        ),
+        (lambda: audit.from_scores([1.0] * 9, [math.nan] * 9), "with_ has shape .9. and 9 NaN"),
         (lambda: audit.from_scores([1.0] * 9, [2.0] * 9, 1.0), "delta must lie"),
         (lambda: audit.from_scores([1.0] * 9, [2.0] * 9, 0, 1.0), "confidence must lie"),
         (lambda: audit.in_one_run([True] * 9, [1.0] * 9), "at least ten canaries"),
