@@ -10,7 +10,7 @@ X, Y = np.ones((8, 3), np.float32), np.zeros(8, np.float32)
 @pytest.mark.parametrize(
     ("x", "y", "name"),
     [
-        (tf.data.Dataset.from_tensor_slices((X, Y)), None, "x"),
+        (tf.data.Dataset.from_tensor_slices(X), Y, "x"),
         ((row for row in X), Y, "x"),
         (X, (label for label in Y), "y"),
         ([X, (row for row in X)], Y, r"x\[1\]"),
