@@ -37,8 +37,8 @@ import tensorflow as tf
 from privacy.dpsgd.ghost_norms import Term, is_double, is_float
 
 _LARGEST_MASS = 64.0
-"""Largest mass of a clipped gradient, in clip norms. With random signs, the outer products of T positions
-have a mass of about √T times the gradient's norm."""
+"""Largest mass of a clipped gradient, in clip norms. With random signs, the outer products of T positions have a mass
+of about √T times the gradient's norm."""
 
 _DOUBLE = 2.0**-53  # unit roundoff of float64
 _LATER_ROUNDINGS = 1000  # upper bound on the float64 roundings from a norm to a factor (square roots, sums, products)

@@ -1,8 +1,8 @@
 """Computes per-example gradients of a Keras model's weights from one forward and one backward pass.
 
 Each layer with weights marks *taps* (tensors inside it, [B, ...]) and gives the `ghost_norms.Term`s that follow from
-the loss's gradients at the taps. These terms are the layer's *closed form*. Dense, Embedding and LSTM
-have one here. A custom layer gets one by a method
+the loss's gradients at the taps. A layer has a *closed form* if its terms need no further pass through the layer.
+Dense, Embedding and LSTM have one here. A custom layer gets one by a method
 
     call_tapped(tap, *args, **kwargs) -> (outputs, terms), or None if there is no closed form for this call
 
