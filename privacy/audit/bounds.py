@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from privacy import checks
 
-_THRESHOLDS = 400  # tried on each side of the scores' middle
+_THRESHOLDS = 400  # maximum number of thresholds that are tried on each side of the median score
 
 
 class Bound(NamedTuple):
@@ -33,16 +33,20 @@ class Bound(NamedTuple):
     trials: int
 
     def refutes(self, claimed: float) -> bool:
-        """Returns whether a claim of ε = `claimed` at this δ is false, with an error probability of 1 - confidence."""
+        """Returns whether the bound refutes a claim of ε = `claimed` at this δ.
+
+        A true claim is refuted with a probability of at most 1 - confidence.
+        """
         return self.epsilon > claimed
 
 
 def from_scores(without: Any, with_: Any, delta: float = 0.0, confidence: float = 0.95) -> Bound:
-    """Returns the bound from one score per outcome, on either of two neighbouring data sets.
+    """Returns the bound from the scores of independent outcomes on each of two neighbouring data sets.
 
-    (ε, δ)-DP requires P'(event) <= e^ε P(event) + δ for every event, both ways. The events tried are "the score is
-    above (or below) a threshold". The best one is chosen on half of the outcomes. Its two probabilities are bounded on
-    the other half (Clopper and Pearson 1934), so that the choice costs no confidence.
+    (ε, δ)-DP requires P'(event) <= e^ε P(event) + δ for every event, where P and P' are the distributions on the
+    two data sets in either order. The events tried are "the score is above (or below) a threshold". The best one is
+    chosen on half of the outcomes. Its two probabilities are bounded on the other half (Clopper and Pearson 1934), so
+    that the choice costs no confidence.
 
     Args:
       without: scores [n] of independent outcomes on the data without the record, finite or infinite, n >= 4.
@@ -66,7 +70,7 @@ def from_scores(without: Any, with_: Any, delta: float = 0.0, confidence: float 
     # Sort each half once: events are then counted by looking up thresholds.
     halves = [[np.sort(scores[part::2]) for scores in (first, second)] for part in (0, 1)]
     thresholds = _choose_thresholds(halves[0][0])
-    # Many thresholds compete: wide intervals keep a lucky one in the tails from winning.
+    # The best of many thresholds is chosen. Wide intervals make it unlikely that one in the tails wins by chance.
     chosen_at = 1 - (1 - confidence) / _THRESHOLDS
     best, event = -1.0, (0, 1, 0.0)
     for likely in (0, 1):
@@ -82,9 +86,9 @@ def from_scores(without: Any, with_: Any, delta: float = 0.0, confidence: float 
 def from_counts(
     hits: Any, trials: int, false_hits: Any, false_trials: int, delta: float = 0.0, confidence: float = 0.95
 ) -> Bound:
-    """Returns the bound from how often events occurred on either of two neighbouring data sets.
+    """Returns the bound from how often events occurred on each of two neighbouring data sets.
 
-    It is the best bound over all events. Each event is tested at an equal share of the error probability.
+    The result is the largest of the events' bounds. Each event is tested at an equal share of the error probability.
 
     Args:
       hits: integers [events], how often each event occurred on the data set on which it is likelier.
@@ -114,9 +118,9 @@ def _bounds(
     delta: float,
     confidence: float,
 ) -> npt.NDArray[np.float64]:
-    """Returns, for each threshold, the bound by the event "above it" (sign 1) or "below it" (sign -1).
+    """Returns, for each threshold, the bound from the event that the score is above it (sign 1) or below it (sign -1).
 
-    `scores[likely]` are the scores on the data set on which the event is taken to be likelier.
+    `scores[likely]` are the scores on the data set on which the event is assumed to be likelier.
     """
 
     def count_events(values: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
@@ -131,9 +135,9 @@ def _bounds(
 def _bound(
     hits: Any, trials: int, false_hits: Any, false_trials: int, delta: float, confidence: float
 ) -> npt.NDArray[np.float64]:
-    """Returns log((P'(event) - δ) / P(event)) at the unfavourable ends of two intervals, or 0 if that is negative.
+    """Returns a lower bound on log((P'(event) - δ) / P(event)), or 0 if that is negative.
 
-    Each interval has half of the error probability.
+    P' is bounded from below and P from above (Clopper and Pearson 1934), each with half of the error probability.
     """
     from scipy.stats import beta
 
@@ -148,14 +152,14 @@ def _bound(
 def in_one_run(included: Any, scores: Any, delta: float = 0.0, confidence: float = 0.95) -> Bound:
     """Returns the bound from many canaries in one run, each included by an independent fair coin.
 
-    The canaries with the highest scores are guessed to be included, those with the lowest not. If the run is (ε,
-    δ)-DP, the number of right guesses among r is, up to a term of δ, stochastically no larger than a binomial number
-    of r trials with success probability e^ε / (1 + e^ε). The number of guesses is chosen among ten, each tested at a
-    tenth of the error probability.
+    The canaries with the highest scores are guessed to be included, and equally many with the lowest scores to be left
+    out. If the run is (ε, δ)-DP, the number of right guesses among r is, up to a term of δ, stochastically no larger
+    than a binomial number of r trials with success probability e^ε / (1 + e^ε). Ten values of r are tried, from a tenth
+    of the canaries to all of them, each at a tenth of the error probability. The largest bound is returned.
 
     Args:
-      included: bool [m], the coins, m >= 10; independent of each other and of everything else.
-      scores: [m], higher if a canary was included.
+      included: bool [m], the outcomes of the coins, m >= 10; the coins are independent of everything else.
+      scores: [m], the attack's score for each canary, higher the more likely it was included.
       delta: δ of the claim for adding or removing one canary, in [0, 1).
       confidence: confidence of the bound, in (0, 1).
 
@@ -186,7 +190,7 @@ def in_one_run(included: Any, scores: Any, delta: float = 0.0, confidence: float
 
 
 def _largest_refuted(right: int, guesses: int, canaries: int, delta: float, failure: float) -> float:
-    """Returns the largest ε at which so many right guesses have a probability of at most `failure`."""
+    """Returns the largest ε under which `right` or more right guesses have a probability of at most `failure`, or 0."""
     if not guesses or _p_value(right, guesses, canaries, 0.0, delta) > failure:
         return 0.0
     low, high = 0.0, 1.0

@@ -16,19 +16,20 @@ from privacy.noise.training import secure_generator
 from privacy.statistics.mean import STEPS, BoundedMean, Mechanism
 from privacy.statistics.quantile import dp_quantile
 
-_RECORDS = 1000  # number of records of either value, so many that no result is clamped to a bound
+_RECORDS = 1000  # records of value 0, and as many of value 1: enough that no result is clamped to a bound
 
 
 class Case(NamedTuple):
-    """A mechanism under audit, on two neighbouring data sets.
+    """Describes a mechanism under audit, on two neighbouring data sets.
 
     Attributes:
       name: the mechanism in words.
       relation: neighbouring relation of the two data sets.
       claimed: ε that the mechanism claims.
       delta: δ that it claims ε at.
-      slow: time of one outcome, as a multiple of the time of a mean.
-      scores: returns, for a number of outcomes, their scores without the record and with it.
+      slow: time that one outcome takes, as a multiple of the time for one private mean.
+      scores: function of a number of outcomes n. It returns two arrays [n]: the scores on the data without the record,
+        and those on the data with it.
     """
 
     name: str
@@ -77,9 +78,10 @@ def _build_mean_case(epsilon: float, delta: float, mechanism: Any, relation: Any
 
 
 def _score(mechanism: str, share: npt.NDArray[np.float64], count: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Returns, from what is released, a number that is large if the record is included.
+    """Computes from the released mean and count a score that is large if the record is included.
 
-    It is the noised sum, or the smaller of the two noised numbers where each spends half of ε.
+    The score is the noised sum, less the exact sum without the record. A mechanism that spends half of ε on the sum and
+    half on the count gives two such differences; the score is then the smaller one.
     """
     match mechanism:
         case "midpoint":
@@ -90,10 +92,10 @@ def _score(mechanism: str, share: npt.NDArray[np.float64], count: npt.NDArray[np
 
 
 def training_step(step: LinearDPSGD, epsilon: float, delta: float, generator: np.random.Generator) -> Case:
-    """Returns the audit of one step of DP-SGD by a gradient canary.
+    """Returns the audit of one step of DP-SGD by a canary, a record whose gradient is chosen by the attacker.
 
     The data hold one record, or this record and the canary, whose gradient has the opposite direction and twice the
-    norm. Both gradients are far longer than the clip norm, and the attacker sees the whole step.
+    norm. Both gradients have norms far above the clip norm. The attacker sees the weights after the step.
 
     Args:
       step: the step, as from `linear_step`, or a faulty variant of it.
@@ -103,7 +105,7 @@ def training_step(step: LinearDPSGD, epsilon: float, delta: float, generator: np
 
     def scores(trials: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         features, labels = np.array([[500.0], [1000.0]]), np.array([1, 0])
-        # With two classes the canary's clipped gradient is (-1, 1) / √2: it shows in the difference of the weights.
+        # With two classes the canary's clipped gradient is (-1, 1) / √2, so the score is the difference of the weights.
         without, with_ = (
             np.array([np.subtract(*step.train(features[:n], labels[:n], 2, generator)[0]) for _ in range(trials)])
             for n in (1, 2)
@@ -123,8 +125,8 @@ def _build_median_case(epsilon: float, source: Randomness) -> Case:
     """Returns the audit of a private median.
 
     The data hold one record, or this record and another at the end of the grid. A long stretch of the grid lies below
-    the first record and ten points lie above it. The second record raises the weight of the ten points and lowers that
-    of the stretch, each by a factor of up to exp(ε / 2).
+    the first record and ten points lie above it. The second record raises the probability weight of the ten points and
+    lowers that of the stretch, each by a factor of up to exp(ε / 2).
     """
     below = math.ceil(100 * math.exp(epsilon / 2))  # long enough to hold most of the probability
     end = below + 10

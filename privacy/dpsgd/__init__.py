@@ -1,6 +1,7 @@
 """Trains Keras models by DP-SGD with `KerasDPSGD`.
 
-The other modules clip each example's gradient exactly and check that clipping protects it in a given model.
+The other modules clip each example's gradient, with rounding errors bounded, and check that clipping protects each
+example in a given model.
 """
 
 from privacy.dpsgd.keras_dpsgd import KerasDPSGD

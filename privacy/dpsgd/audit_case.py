@@ -1,7 +1,7 @@
 """Builds the audit case of a step of `KerasDPSGD`, with a record that is hard to clip.
 
-The candidates' gradients are sums of outer products that cancel. If rounding is not allowed for, their norms, which are
-computed from inner products, come out too small.
+The record is chosen among candidates whose gradients are sums of outer products that cancel. The norms of such
+gradients, computed from inner products, are too small unless rounding errors are allowed for.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _SLOW = 40
 
 
 def cancelling_record(epsilon: float, delta: float) -> Case:
-    """Returns the case of one step on one record or on none, claimed to cost `epsilon` at `delta`.
+    """Returns the audit of one step, on one record or on none, that is claimed to cost `epsilon` at `delta`.
 
-    All weights are released. The record is the one of 1500 candidates that moves the weights most without noise; the
-    score is the projection of the release on that move.
+    All weights are released. The record is the one of 1500 candidates that moves the weights most in a step without
+    noise. The score is the projection of the released weights on that move.
 
     Raises:
       ValueError: epsilon or delta is out of range.
@@ -65,7 +65,11 @@ def cancelling_record(epsilon: float, delta: float) -> Case:
 
 
 def _draw_candidates(generator: np.random.Generator) -> tuple[Any, Any]:
-    """Draws records with constant inputs and with residuals of two values, whose sum is 0.1 % to 30 % of their mass."""
+    """Draws records with constant inputs and with labels (the gradients at the outputs) of two values that cancel.
+
+    The sum of a record's labels is 0.1 % to 0.3 % of the sum of their magnitudes, or 11 % to 43 % for every tenth
+    record.
+    """
     height, half = 0.5 + generator.random((_CANDIDATES, 1, 1)), _POSITIONS // 2
     first, difference = 1 + generator.random((_CANDIDATES, 1)), generator.uniform(2e-3, 6e-3, (_CANDIDATES, 1))
     difference[::10] *= 100

@@ -13,25 +13,25 @@ from privacy.dpsgd.examples import Examples
 
 Rows = npt.NDArray[np.int64]
 Forward = Callable[[Any, Any], npt.NDArray[Any]]
-"""A function (x, y) -> each example's loss, [B]."""
+"""Function of inputs x and labels y that returns each example's loss, [B]."""
 
 LARGEST_BATCH = 256  # maximum number of examples that a model is checked with at once
 _SMALL_BATCH = 7
 _RANDOM_BATCH = 17  # for a model that draws random numbers: two groups of eight and one more
-_ALONE = 4  # ordinary rows that are checked as a batch of one, besides the extreme ones
+_ALONE = 4  # number of ordinary rows that are checked as a batch of one; all extreme rows are
 _CHUNK = 2**20  # numbers that are read at once to find the extreme rows
 # Batches of different sizes go through different kernels, which round differently. A floating-point sum is the exact
-# sum of terms that are each changed by a few units (2^-24 in float32). So weights and inputs are changed by 16 units
-# each, and a difference of up to 8 times the resulting change of the loss counts as rounding. That change is large
-# where large numbers cancel, whatever the size of the loss itself. Since random changes may cancel for one example, at
-# least the median of all examples' changes is used.
+# sum of terms that are each changed by a few units (2^-24 of their size in float32). To estimate the effect, weights
+# and inputs are changed by 16 units each. A difference of up to 8 times the resulting change of the loss counts as
+# rounding. That change is large where large numbers cancel, whatever the size of the loss itself. Since random changes
+# may cancel each other in one example, at least the median of all examples' changes is used.
 _CHANGE = 2.0**-20
 _SLACK = 8
 _RELATIVE, _ABSOLUTE = 1e-5, 1e-6  # differences of the loss that count as rounding in any case
 
 
 class Batches:
-    """Batches of the data: of ordinary rows, which are drawn at random, and of extreme rows.
+    """Forms batches of the data from ordinary rows, which are drawn at random, and from extreme rows.
 
     Extreme rows have the largest or smallest entry, or the largest or smallest L2 norm, of an array of the inputs or of
     the labels.
@@ -42,7 +42,8 @@ class Batches:
 
         Args:
           data: training data; it is read in parts, never copied as a whole.
-          largest: number of examples that a step takes at once, at least 1; more than `LARGEST_BATCH` count as that.
+          largest: number of examples that a step takes at once, at least 1. Batches hold at most
+            `LARGEST_BATCH`.
           generator: draws the rows and their order.
         """
         self._data, self._generator = data, generator
@@ -66,7 +67,7 @@ class Batches:
         return self._data.take(rows)
 
     def __iter__(self) -> Iterator[Rows]:
-        """Yields batches in which each ordinary and each extreme row stands beside different other rows."""
+        """Yields batches of one row, and then larger batches in which rows stand beside different other rows."""
         for row in [*self._ordinary[:_ALONE], *self._extreme]:
             yield np.array([row])
         for number, size in enumerate(self.sizes):
@@ -81,12 +82,14 @@ class Batches:
             yield self._shuffle(rows[::2], np.resize(rows[:1], half))
 
     def pairs(self, number: int, large: bool) -> Iterator[tuple[Rows, Rows]]:
-        """Yields two batches of the same size: some rows stay at their place, and all others are exchanged.
+        """Yields a pair of batches of the same size, in which some rows stay at their place and all others differ.
+
+        Yields nothing if the size is 1.
 
         Args:
           number: index of the random state, from 0. It selects the rows that stay: in turn the first half, the second
             half, and all but one.
-          large: whether the batches are as large as the largest one.
+          large: whether the batches have the largest size; otherwise they hold at most `_RANDOM_BATCH` rows.
         """
         size = self._pair_sizes[large]
         rows = self._ordinary[:size]
@@ -123,13 +126,13 @@ def rows_stay(batches: Batches, forward: Forward, variables: list[tf.Variable], 
 def pairs_stay(batches: Batches, forward: Forward, number: int, large: bool) -> bool:
     """Returns whether rows that stay at their place keep their loss when all others are exchanged.
 
-    Both passes have the same number of examples, so that the same kernels compute them and rounding is the same too.
+    Both passes have the same number of examples, so that the same kernels compute them and the rounding is the same.
 
     Args:
       batches: batches of the data.
       forward: computes the losses; it must draw the same random numbers at each call.
-      number: number of the random state; it chooses the rows that are exchanged.
-      large: whether the batches are as large as the largest one.
+      number: index of the random state, from 0. It selects the rows that stay (see `Batches.pairs`).
+      large: whether the batches have the largest size (see `Batches.pairs`).
     """
     for rows, exchanged in batches.pairs(number, large):
         losses = forward(*batches.take(rows))

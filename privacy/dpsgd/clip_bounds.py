@@ -1,24 +1,26 @@
-"""Bounds what a sum of scaled gradients holds of each example, rounding included, and computes the clipping factors.
+"""Bounds each example's contribution to a sum of scaled gradients, rounding included, and computes clipping factors.
 
-Rounding never makes an example count for more than the clip norm C. Let u be the unit roundoff (2^-24 in float32) and
+Rounding never makes an example contribute more than the clip norm C. Let u be the unit roundoff (2^-24 in float32) and
 γ(n) = n u / (1 - n u), the relative error of n successive roundings (Higham 2002, "Accuracy and stability of numerical
 algorithms", lemma 3.1). An example's gradient of a weight [M, N] is G = sum over T positions of l_t r_t', for the
 factors l_t and r_t as they were computed. Its *mass* is S = sum of |l_t| |r_t|, where |·| is the L2 norm. Where the
 outer products cancel, |G| may be far below S.
 
 1. Norm. |G|² is a sum of T² products of two inner products, all in float64. Its error is at most
-   γ(M + N + T² + 2) S² with u = 2^-53 (by the Cauchy-Schwarz inequality on absolute values); this bound is added.
+   γ(M + N + T² + 2) S² with u = 2^-53 (by the Cauchy-Schwarz inequality on absolute values). This bound is added
+   to the computed |G|².
 2. Own rounding. The matrix product that adds up the examples computes each entry of f G, for a factor f, with at most
    T + 1 roundings for each term (f r_t, the product, and T - 1 additions in any order). The error of an entry is at
    most γ(T + 1) times the same entry of f sum abs(l_t) abs(r_t)', so the error of f G is at most γ(T + 1) f S in norm.
    Above `LONGEST_SINGLE` positions the product is computed in float64 and rounded once. For an embedding, a row that c
    positions share takes c roundings for each term, and S² is the sum over rows of (sum of the row's |r_t|)².
-3. So f times (|G| + γ S), over all weights, bounds what the sum holds of the example, and the factor f is at most
-   (1 - 8 u) C / (|G| + γ S). The 8 u cover the rounding of f to the weights' precision, the one rounding of each entry
-   of a materialised gradient when it is scaled, and underflow: at most u C / 2, or the example counts as zero.
-4. Summation error. Among other examples, a sum of n terms for each entry (examples times positions) is off by at most
-   γ(n) times the sum of f S over all its examples, like any floating-point sum. The factor keeps f S at or below
-   `_LARGEST_MASS` C, so that one example, however it cancels, cannot spoil the sum of the others.
+3. Factor. So f times the norm of (|G| + γ S) over all weights bounds the example's contribution to the sum. The factor
+   f is at most (1 - 8 u) C divided by that norm. The 8 u cover the rounding of f to the weights' precision, the one
+   rounding of each entry of a materialised gradient when it is scaled, and underflow. An example counts as zero if
+   underflow could change its contribution by more than u C / 2.
+4. Summation error. With other examples, each entry is a sum of n terms, where n is examples times positions. Like any
+   floating-point sum, the result is off by at most γ(n) times the sum of f S over all examples. The factor keeps f S at
+   or below `_LARGEST_MASS` C, so that one example, however it cancels, cannot spoil the sum of the others.
 
 This holds for IEEE arithmetic with additions in any order, with or without fused multiply-add and subnormal numbers.
 """
@@ -35,13 +37,14 @@ import tensorflow as tf
 from privacy.dpsgd.ghost_norms import Term, is_double, is_float
 
 _LARGEST_MASS = 64.0
-"""Largest mass of a clipped gradient, in clip norms. Outer products with random signs have a mass of √T norms."""
+"""Largest mass of a clipped gradient, in clip norms. With random signs, the outer products of T positions have a mass
+of about √T times the gradient's norm."""
 
 _DOUBLE = 2.0**-53  # unit roundoff of float64
 _LATER_ROUNDINGS = 1000  # upper bound on the float64 roundings from a norm to a factor (square roots, sums, products)
 _LARGEST_SQUARE = 1e240  # larger squares of float64 factors count as infinite, since products of two could overflow
 _LOST_SQUARES = 1e-50  # upper bound on what underflow takes from a squared norm
-_SHORT_AXIS = 2048  # longest axis whose squares are added in float32: γ / 2 is then 6e-5 of the norm
+_SHORT_AXIS = 2048  # longest axis whose squares are added in float32: the norm is then off by γ / 2 = 6e-5 of itself
 
 
 class Bounds(NamedTuple):
@@ -62,7 +65,7 @@ class Bounds(NamedTuple):
 
 
 def compute_bounds(groups: Sequence[Sequence[Term]]) -> Bounds:
-    """Bounds each example's gradient over all weights, for terms grouped by `ghost_norms.by_weight`; see the module."""
+    """Returns each example's bounds over all weights (see the module), for terms grouped by `ghost_norms.by_weight`."""
     wide, single = _Float64(), [group for group in groups if _is_single(group)]
     bounds = [_bound_group(group, wide) for group in groups if not _is_single(group)]
     bounds += [_bound_single(single)] if single else []
@@ -76,13 +79,13 @@ def clip_factors(bounds: Bounds, clip_norm: float, denominator: float, dtypes: S
 
     Args:
       bounds: from `compute_bounds`.
-      clip_norm: bound C on the L2 norm of one example's part, > 0; inf: no example is scaled down.
+      clip_norm: bound C on the L2 norm of one example's clipped gradient, > 0; inf: no example is scaled down.
       denominator: divisor of the sum, > 0.
       dtypes: dtypes of the weights.
 
     Returns:
-      The factors. A factor is 0 where the gradient is not finite, or where underflow leaves no bound: underflow of the
-      factor itself, or beside inputs of about 1e25 and more.
+      The factors. A factor is 0 where the gradient is not finite, where the factor itself would underflow, or where
+      underflow in the products could change too much, as with inputs of about 1e25 and more.
     """
     zero = tf.zeros([], tf.float64)
     bounded = tf.math.is_finite(bounds.norm) & tf.math.is_finite(bounds.mass)
@@ -102,7 +105,7 @@ def _is_single(group: Sequence[Term]) -> bool:
 
 def _bound_single(groups: Sequence[Sequence[Term]]) -> Bounds:
     """Bounds each example's gradient over the weights of groups for which `_is_single` holds."""
-    # All groups at once: in a small model, starting an operation costs as much as its arithmetic.
+    # All groups are computed at once: in a small model, starting an operation takes as long as its arithmetic.
     collected, lefts, rights, factors, roots, lost = _Norms(), [], [], [], [], 0.0
     for (term,) in groups:
         outer = is_float(term.left)
@@ -138,7 +141,7 @@ class _Norms:
         return len(self._tensors)
 
     def index(self, values: tf.Tensor, size: float) -> int:
-        """Returns the row of `stacked` for values [B, ...], of which each example has `size`."""
+        """Returns the row of `stacked` for values [B, ...], `size` of them for each example; collects new values."""
         for number, tensor in enumerate(self._tensors):
             if tensor is values:
                 return number
@@ -192,7 +195,7 @@ def _bound_group(group: Sequence[Term], wide: _Float64) -> Bounds:
 
 
 class _Float64:
-    """A cache of what is computed from terms' factors in float64, since layers share factors."""
+    """Caches what is computed in float64 from the terms' factors, since several terms may share a factor."""
 
     def __init__(self) -> None:
         self._results: dict[tuple[str, int], tf.Tensor] = {}
@@ -282,8 +285,9 @@ def _tiny(dtype: Any) -> float:
 
 
 def _entry_loss(dtype: Any) -> float:
-    """Returns the largest entry that may count as 0 in a norm: a subnormal in the cast, or one whose square underflows.
+    """Returns the size below which an entry may count as 0 in a norm.
 
-    The first happens to float32, the second to float64 (below 1e-154).
+    In float32 such an entry is subnormal, and the cast to float64 may give 0. In float64 its square underflows (below
+    1e-154).
     """
     return _tiny(dtype) if tf.as_dtype(dtype) != tf.float64 else _tiny(dtype) ** 0.5

@@ -15,11 +15,11 @@ from privacy.arrays import as_array, how_to_gather, yields_batches
 from privacy.dpsgd.layer_gradients import layers_with_weights
 
 Losses = Callable[..., tf.Tensor]
-"""A function (x, y, training=True) -> each example's loss, [B]."""
+"""Function (x, y, training=True) that returns each example's loss, [B]."""
 
 
 class Examples(NamedTuple):
-    """Training data: a nest of input arrays and an array of labels, each [n, ...]."""
+    """Holds training data: a nest of input arrays and an array of labels, each [n, ...]."""
 
     x: Any
     y: Any
@@ -60,7 +60,7 @@ def checked_examples(x: Any, y: Any) -> Examples:
 
 
 def _gather_rows(x: Any) -> Any:
-    """Returns a nest of inputs with each array that is given as a list of rows made an array."""
+    """Returns the nest of inputs, with each list of rows converted to an array."""
 
     def gather(name: str, part: Any) -> Any:
         is_list = isinstance(part, (list, tuple)) and not any(hasattr(each, "shape") for each in part)
@@ -81,7 +81,8 @@ def losses_of(model: Any) -> Losses:
     An example's loss is the mean over its positions, or over those that the model's mask keeps.
 
     Raises:
-      ValueError: the model is not compiled, or its loss does not belong to single examples.
+      ValueError: the model is not compiled, or has a setting with which its loss cannot be computed for each example
+        alone.
     """
     if not isinstance(model, keras.Model):
         raise ValueError(f"model is {model!r}: give a keras.Model")
@@ -149,7 +150,7 @@ class _FunctionLoss(keras.losses.Loss):
 
 @contextlib.contextmanager
 def one_line() -> Iterator[None]:
-    """Turns TensorFlow's and Keras' errors about the data, raised inside `with`, into a ValueError of one line."""
+    """Converts TensorFlow's and Keras' errors about the data, raised inside `with`, to a ValueError of one line."""
     try:
         yield
     except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError, TypeError) as error:

@@ -1,9 +1,10 @@
 """Clips and sums per-example gradients without materialising them ("ghost clipping").
 
-For most weights, each example's gradient is a sum of outer products over positions (time steps): of the layer's input
-and of the loss's gradient at the layer's output. Its norm follows from inner products of these factors alone
-(Goodfellow 2015, arXiv:1510.01799; Li et al. 2022, arXiv:2110.05679), and the clipped sum is one matrix product with
-one factor scaled (Bu et al. 2023, arXiv:2210.00038). `privacy.dpsgd.clip_bounds` proves how much an example counts.
+For most weights, each example's gradient is a sum of outer products over positions (time steps). The factors of an
+outer product are the layer's input and the loss's gradient at the layer's output. The norm of the sum follows from
+inner products of these factors alone (Goodfellow 2015, arXiv:1510.01799; Li et al. 2022, arXiv:2110.05679). The sum of
+clipped gradients is one matrix product, with one of the factors scaled (Bu et al. 2023, arXiv:2210.00038).
+`privacy.dpsgd.clip_bounds` proves a bound on each example's contribution.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ products have random signs then loses γ(T + 1) √T < 1e-4 of its norm to the b
 
 
 class Term(NamedTuple):
-    """A part of each example's gradient of one weight. Parts of the same weight add up.
+    """Describes a part of each example's gradient of one weight. The parts of a weight add up.
 
     Attributes:
       weight: the variable.
       left: float [B, T, M]: the part is the sum over t of the outer products left_t right_t', of shape [M, N]. Integers
-        [B, T]: row left_t of the weight gets right_t. None: the part is materialised, in `right`.
+        [B, T]: for each t, right_t is added to row left_t of the part. None: `right` is the materialised part.
       right: float [B, T, N]; without `left`, float [B, ...] of the weight's shape.
     """
 
@@ -39,7 +40,7 @@ class Term(NamedTuple):
 
 
 def by_weight(terms: Sequence[Term]) -> list[list[Term]]:
-    """Groups and merges terms by weight: at most one term of each kind, and only one if a part is materialised."""
+    """Groups terms by weight, merged to one term of each kind, or to one term in all if a part is materialised."""
     groups: dict[int, list[Term]] = {}
     for term in terms:
         groups.setdefault(id(term.weight), []).append(term)
@@ -121,7 +122,7 @@ def _merge(group: list[Term]) -> list[Term]:
     rows = [term for term in group if term.is_rows]
     outer = [term for term in group if term.left is not None and not term.is_rows]
     whole = [term.right for term in group if term.left is None]
-    # With many positions and few features, the gradients are smaller than the inner products of their factors.
+    # With many positions and few features, the gradients take less memory than the inner products of their factors.
     positions = sum(term.left.shape[1] or 0 for term in outer)
     if outer and not rows and positions * sum(weight.shape) > 2 * weight.shape[0] * weight.shape[1]:
         whole, outer = [*whole, *(_materialise(term) for term in outer)], []

@@ -1,4 +1,4 @@
-"""Trains Keras models by DP-SGD, clipping each example's gradient, in closed form for the usual layers.
+"""Trains Keras models by DP-SGD; for the usual layers, the norms of per-example gradients have a closed form.
 
 An example contributes at most the clip norm to a step's sum, rounding included (`privacy.dpsgd.clip_bounds`).
 
@@ -31,22 +31,23 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class KerasDPSGD:
-    """DP-SGD on a Keras model (Abadi et al. 2016, arXiv:1607.00133).
+    """Trains a Keras model by DP-SGD (Abadi et al. 2016, arXiv:1607.00133).
 
     One `fit` is (ε, δ)-DP under add-or-remove-one of a record (an example), with the ε that `guarantee` states. Each
-    step takes a Poisson sample, clips each example's gradient over all weights, sums, adds Gaussian noise and divides
-    by `batch_size`, never by the sample's size. The model's own optimizer applies the result.
+    step takes a Poisson sample, clips each example's gradient over all weights, adds up the clipped gradients, adds
+    Gaussian noise and divides by `batch_size`, never by the sample's size. The model's own optimizer applies the
+    result.
 
     Attributes:
       records: approximate number of records, at least 1. It is public: a known number, or a count released with
-        differential privacy. `fit` may get another number.
+        differential privacy. The data that `fit` gets may hold another number of rows.
       batch_size: expected size of a sample, from 1 to `records`.
       epochs: number of epochs of ceil(records / batch_size) steps each, at least 1.
       clip_norm: bound C on the L2 norm of one example's gradient, above 1e-12; inf only without noise.
-      noise_multiplier: standard deviation of the noise / C, 1e-6 to 1e8, or 0 for no privacy.
+      noise_multiplier: standard deviation of the noise / C, from 1e-6 to 1e8, or 0 for no privacy.
       delta: δ that ε is stated at, above 0 and below 1 / records; far below is usual.
       at_once: maximum number of examples whose gradients are computed together, at least 1. Larger samples are
-        processed in parts, which needs less memory and computes the same. None: no maximum.
+        processed in parts, which takes less memory and gives the same step up to rounding. None: no maximum.
     """
 
     records: int
@@ -144,14 +145,14 @@ class KerasDPSGD:
     ) -> Any:
         """Trains a compiled model with its own optimizer and loss. Each call costs ε again.
 
-        A record's loss is the mean of the loss over its positions, or over those that the model's mask keeps. A warning
-        says so if the noise is too small for a finite ε.
+        A record's loss is the mean of the loss over its positions, or over those that the model's mask keeps. If the
+        noise is too small for a finite ε, a warning says so.
 
         Args:
           model: a built and compiled `keras.Model` with one output.
           x: inputs: an array [n, ...], or a list or dict of arrays, as the model takes them. A `tf.data.Dataset`, a
-            generator or a `keras.utils.Sequence` is refused, with the line that makes arrays of it: each step draws
-            its own sample of single records.
+            generator or a `keras.utils.Sequence` is refused, since each step draws its own sample of single records.
+            The error message gives the line of code that converts it to arrays.
           y: labels [n, ...]; they must be given.
           validation_data: (x, y) for `model.evaluate` after each epoch. The results reveal something about these
             records, which `guarantee` does not protect.
@@ -161,12 +162,13 @@ class KerasDPSGD:
           ledger: ledger of a `privacy.Budget`; the guarantee is on disk before any noise is drawn.
 
         Returns:
-          Keras' History of the validation.
+          Keras' History object, which holds the results on `validation_data`.
 
         Raises:
-          ValueError: model and data do not fit, the model does not keep examples apart (as with batch normalisation),
-            or the budget does not allow the training. These are raised before any noise is drawn. If a later batch
-            fails in the model, ValueError is raised during the training, and the ledger keeps the cost.
+          ValueError: the model cannot take the data, the model does not keep examples apart (as with batch
+            normalisation), or the budget does not allow the training. These errors are raised before any noise is
+            drawn. If the model fails on a later batch, ValueError is raised during the training, and the ledger keeps
+            the cost.
         """
         from privacy.dpsgd.examples import checked_examples
         from privacy.dpsgd.step import PrivateStep

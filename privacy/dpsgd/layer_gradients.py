@@ -1,14 +1,15 @@
 """Computes per-example gradients of a Keras model's weights from one forward and one backward pass.
 
 Each layer with weights marks *taps* (tensors inside it, [B, ...]) and gives the `ghost_norms.Term`s that follow from
-the loss's gradients at the taps. Dense, Embedding and LSTM have such a closed form here. A custom layer gets one by a
-method
+the loss's gradients at the taps. A layer has a *closed form* if its terms need no further pass through the layer.
+Dense, Embedding and LSTM have one here. A custom layer gets one by a method
 
     call_tapped(tap, *args, **kwargs) -> (outputs, terms), or None if there is no closed form for this call
 
-with `call`'s arguments. `tap(tensor)` marks a tap and returns the tensor; `terms(*gradients)` takes the gradients at
-the taps in their order and returns (weight, left, right) triples. The gradients of a layer without a closed form are
-computed example by example, by another pass through the layer for each.
+`args` and `kwargs` are the arguments of `call`. `tap(tensor)` marks a tap and returns the tensor. `terms(*gradients)`
+takes the gradients at the taps, in the order in which the taps were marked, and returns (weight, left, right) triples.
+The gradients of a layer without a closed form are computed example by example, by another pass through the layer for
+each example.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _LONGEST_UNROLLED = 64
 
 
 def closed_form(layer: keras.layers.Layer) -> Callable[..., Any] | None:
-    """Returns the function of (tap, *args, **kwargs) that calls the layer in closed form, or None if it has none."""
+    """Returns the layer's function `call_tapped(tap, *args, **kwargs)`, or None if the layer has no closed form."""
     # A class's closed form does not hold for a subclass that overrides `call`.
     for owner in type(layer).__mro__:
         if "call_tapped" in vars(owner):
@@ -62,7 +63,11 @@ def layers_with_weights(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
 
 
 class Recording:
-    """A record of the taps and terms of one forward pass."""
+    """Records the taps and terms of one forward pass.
+
+    Attributes:
+      recomputed: names of the layers without a closed form, whose gradients are computed example by example.
+    """
 
     def __init__(self, tape: tf.GradientTape) -> None:
         self._tape = tape
@@ -192,7 +197,7 @@ def _flatten_positions(value: tf.Tensor) -> tf.Tensor:
 
 
 def _call_and_recompute(layer: Any, call: Callable[..., Any], tap: Tap, args: Any, kwargs: Any) -> Any:
-    """Calls any layer; its terms compute the gradient by another pass through the layer for each example alone."""
+    """Calls a layer without a closed form. Its terms are computed by another pass through it for each example alone."""
     # `identity` makes each output a tensor of its own, since one output may be computed from another.
     outputs = tf.nest.map_structure(lambda value: tap(tf.identity(value)), call(*args, **kwargs))
     rows = tf.nest.flatten(outputs)[0].shape[0]

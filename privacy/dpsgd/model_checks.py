@@ -17,7 +17,7 @@ from privacy.dpsgd.random_states import RandomState, is_random_state, silenced, 
 
 _PROBED = 7  # made-up examples
 _ZERO = tf.UnconnectedGradients.ZERO
-_RANDOM_STATES = 5  # from which a model that draws random numbers is checked in every way
+_RANDOM_STATES = 5  # number of random states for the checks on made-up examples and on batches of both sizes
 # Random states from which a model is checked on the data if layers other than Keras' own dropout and noise layers draw
 # numbers: a branch that is taken with probability 0.1 is missed with probability 0.9^44 < 0.01.
 _OWN_RANDOM_STATES = 44
@@ -48,10 +48,10 @@ def check_apart(model: Any, losses: Losses, data: Examples, largest: int = LARGE
     0 to 1, integers from the data. Losses are compared on these and on rows of the data, extreme ones among them (see
     `privacy.dpsgd.batch_checks`).
 
-    The weights are moved away from their initial values, at which mixing may not show, and put back; on the data the
-    losses are compared at the initial values too. The model runs as in training. If it draws random numbers, losses are
-    compared with Keras' own dropout and noise layers silenced, and again with all random state restored before each
-    pass. The random state is put back at the end.
+    The weights are moved away from their initial values, at which mixing may not show, and put back at the end. On the
+    data the losses are compared at the initial values too. The model runs as in training. If it draws random numbers,
+    losses are compared with Keras' own dropout and noise layers silenced, and also without silencing, with all random
+    state restored before each pass. The random state is put back at the end.
 
     Args:
       model: built and compiled.
@@ -96,7 +96,7 @@ def _check_apart(model: Any, losses: Losses, data: Examples, state: RandomState,
 
 
 class _Variables:
-    """All variables that the model's calls read or change, with their values at the beginning."""
+    """Holds all variables that the model's calls read or change, with their values at the beginning."""
 
     def __init__(self, model: Any, losses: Losses, data: Examples) -> None:
         with one_line():
@@ -114,7 +114,7 @@ class _Variables:
         self.variables = [v for v, _ in self._before]
 
     def move(self, generator: np.random.Generator) -> None:
-        """Moves the weights at random, since at the initial ones a branch may be closed or a gradient zero."""
+        """Moves the weights at random, since at the initial values a branch may be inactive or a gradient zero."""
         for weight in self._weights:
             weight.assign_add(tf.constant(0.1 * generator.normal(size=weight.shape), weight.dtype))
 
@@ -134,7 +134,7 @@ class _Variables:
 
 
 class _Probe:
-    """Checks of losses and gradients on made-up examples.
+    """Checks losses and gradients on made-up examples.
 
     Attributes:
       is_finite: whether the losses of the made-up examples are finite.
@@ -186,7 +186,7 @@ class _Probe:
         return losses
 
     def check_forward(self) -> None:
-        """Raises ValueError if an example's loss changes when the others change or go, or when the pass is recorded."""
+        """Raises ValueError if an example's loss depends on the others, or differs when the pass is recorded."""
         losses = self._forward(self._x, self._y)
         if not np.isfinite(losses).all():
             raise ValueError(
@@ -222,7 +222,8 @@ class _Probe:
         Args:
           restore: called before each pass of a model that draws random numbers. An example is then compared only with
             itself at the same place in the batch, since numbers are drawn in the order of the examples.
-          others_go: whether to compare it also with itself as a batch of one, and with the recorded pass.
+          others_go: whether to compare the loss also with the example's loss in a batch of one, and all losses with
+            those of a recorded pass.
           training: Keras' argument of the model's calls.
         """
 
@@ -297,7 +298,7 @@ class _Probe:
 
 
 class _DataCheck:
-    """A comparison of losses between batches of the data."""
+    """Compares losses between batches of the data."""
 
     def __init__(
         self,
@@ -317,7 +318,8 @@ class _DataCheck:
         """Raises ValueError unless each example's loss depends on that example alone.
 
         Losses are compared at the moved weights, and then at the initial weights, which this method restores. If layers
-        other than Keras' own dropout and noise layers draw random numbers, they are compared at the moved weights only.
+        other than Keras' own dropout and noise layers draw random numbers, losses are compared at the moved weights
+        only.
         """
         traced, still_draws = self._variables.traced, False
         if draws:

@@ -46,7 +46,7 @@ def is_random_state(v: tf.Variable) -> bool:
 
 
 class RandomState:
-    """All state that a model's random numbers can come from. It can be set inside `with` and is put back after it."""
+    """Sets, inside `with`, all state that a model's random numbers can come from, and puts it back afterwards."""
 
     def __init__(self, model: Any) -> None:
         self._variables: list[tuple[tf.Variable, npt.NDArray[Any]]] = []

@@ -16,13 +16,13 @@ from privacy.dpsgd.layer_gradients import Recording
 from privacy.dpsgd.model_checks import check_apart
 from privacy.noise.training import secure_generator, standard_normal
 
-_NOISE_AT_ONCE = 2**17  # noise values that are drawn at once; for larger steps, those of one step
+_NOISE_AT_ONCE = 2**17  # number of noise values that are drawn at once, unless one step needs more
 
 
 class PrivateStep:
-    """A step of DP-SGD: clipped sum, noise, and the model's own optimizer on (sum + noise) / denominator.
+    """Runs steps of DP-SGD: the model's own optimizer applies (sum of clipped gradients + noise) / denominator.
 
-    Close it after use.
+    Call `close` after use.
 
     Attributes:
       recomputed: names of the layers whose gradients have no closed form and are computed example by example.
@@ -45,8 +45,8 @@ class PrivateStep:
           noise_multiplier: standard deviation of the noise / clip_norm, >= 0.
           denominator: divisor of the noisy sum, > 0.
           data: examples that the model is checked on.
-          largest: approximate maximum number of examples that a step takes at once, at least 1; the model is checked
-            with as many.
+          largest: approximate maximum number of examples that a step takes at once, at least 1. The model is checked
+            with as many, up to `LARGEST_BATCH`.
 
         Raises:
           ValueError: clipping would not protect examples in this model; the message says what to change.
@@ -136,7 +136,7 @@ class PrivateStep:
 
 
 class _NoiseAhead:
-    """A thread that draws Gaussian noise, [size] for each step, while earlier steps compute."""
+    """Draws Gaussian noise, [size] for each step, in a thread of its own while earlier steps compute."""
 
     def __init__(self, size: int, stddev: float, dtype: Any) -> None:
         self.size = size

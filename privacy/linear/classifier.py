@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 
 
 class DPLinearClassifier(ClassifierMixin, BaseEstimator):
-    """Softmax regression by DP-SGD, after private preprocessing of the features (DPSGD-F, arXiv:2307.11106).
+    """Trains softmax regression by DP-SGD, after private preprocessing of the features (DPSGD-F, arXiv:2307.11106).
 
-    `fit` is (ε, δ)-DP under add-or-remove-one of a record (a row of X with its label). One account covers all that it
-    releases: the number of records, the centre and radius of the features, and the training. The discrete Gaussian
-    noise of the preprocessing is accounted for as continuous Gaussian noise. The set of classes is taken as public:
-    give `classes`, or it is read off the labels, with a warning. Attributes with a trailing underscore exist after
-    `fit`.
+    `fit` is (ε, δ)-DP under add-or-remove-one of a record (a row of X with its label). This ε covers all that
+    `fit` releases: the number of records, the centre and radius of the features, and the training. The discrete
+    Gaussian noise of the preprocessing is accounted for as continuous Gaussian noise. The set of classes is taken as
+    public: give `classes`, or it is read off the labels, with a warning. Attributes with a trailing underscore exist
+    after `fit`.
 
     Attributes:
       epsilon: ε of everything that `fit` releases together, above 0.
@@ -45,10 +45,11 @@ class DPLinearClassifier(ClassifierMixin, BaseEstimator):
         preprocessing, which is accurate however far from the origin the features lie. None: the practical version,
         which scales each vector to L2 norm 1 before and after centring.
       share: share of ε for the preprocessing, in (0, 1); without preprocessing, for the number of records.
-      steps, sampling_probability, clip_norm, learning_rate, momentum: see `privacy.linear.LinearDPSGD`; the features
-        that it trains on have an L2 norm of at most 1, beside a constant 1.
+      steps, sampling_probability, clip_norm, learning_rate, momentum: see `privacy.linear.LinearDPSGD`. Its inputs are
+        features of L2 norm at most 1 with a constant 1 appended.
       classes: all possible labels; None: those in y.
-      random_state: None: secure randomness. An integer repeats a run in tests; such a run protects nobody.
+      random_state: None for secure randomness, or an integer seed that makes a run repeatable in tests. A run with a
+        seed protects nobody.
       classes_: the labels, in the order of the columns of `predict_proba`.
       weights_: float [features + 1, classes], applied to `feature_map_(X)`; with `bound` None, the rows of X are scaled
         to L2 norm 1 first.
@@ -99,8 +100,8 @@ class DPLinearClassifier(ClassifierMixin, BaseEstimator):
         epsilon = checks.positive("epsilon", self.epsilon, "give the privacy budget of this model")
         delta = checks.between("delta", self.delta, 0, 1, "1e-5 is usual, below 1 / records")
         share = checks.between("share", self.share, 0, 1, "0.1 is usual")
-        # Checks the settings. Noise multiplier and expected batch are placeholders until ε and the preprocessing give
-        # them.
+        # This checks the settings. The noise multiplier and the expected batch are placeholders: the first follows from
+        # ε, the second from the private number of records.
         training = LinearDPSGD(
             self.steps, self.sampling_probability, 1.0, self.clip_norm, 1.0, self.learning_rate, self.momentum
         )
@@ -147,7 +148,7 @@ class DPLinearClassifier(ClassifierMixin, BaseEstimator):
         batch = max(training.sampling_probability * feature_map.records, 1.0)
         training = dataclasses.replace(training, noise_multiplier=training_noise, expected_batch=batch)
         weights = training.train(feature_map(rows, clip=True), labels, len(classes), generator)
-        # Set together and last, so that after a refused `fit` the weights of an earlier one keep their own guarantee.
+        # Set together and last, so that a `fit` that raises leaves the results of an earlier `fit` consistent.
         self.classes_, self.feature_map_, self.weights_, self.guarantee_ = classes, feature_map, weights, guarantee
         return self
 
@@ -198,7 +199,10 @@ class DPLinearClassifier(ClassifierMixin, BaseEstimator):
 def _calibrate(
     epsilon: float, delta: float, share: float, steps: int, sampling_probability: float
 ) -> tuple[float, float]:
-    """Returns the noise multipliers of the preprocessing, which alone costs its share of ε, and of the training."""
+    """Returns the noise multipliers of the preprocessing and of the training.
+
+    The preprocessing alone costs `share` * `epsilon`; both together cost `epsilon`.
+    """
     preprocessing = costs.calibrate(lambda z: [costs.Gaussian(z)], share * epsilon, delta)
     training = costs.calibrate(
         lambda z: [costs.Gaussian(preprocessing), costs.Gaussian(z, steps, sampling_probability)], epsilon, delta
@@ -215,7 +219,7 @@ def _validate(model: DPLinearClassifier, *data: Any, **options: Any) -> Any:
 
 
 def _count_records(count: int, size: int, bound: float, noise_multiplier: float, source: Randomness) -> FeatureMap:
-    """Returns a map that only divides features by the bound, with a private number of records."""
+    """Returns a map that only divides features by the bound. Its `records` is a private number of records."""
     steps = 2**20
     stddev = math.ceil(steps * noise_multiplier)
     records = (count * steps + int(exact.gaussian(source, stddev, 1)[0])) / steps

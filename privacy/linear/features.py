@@ -4,8 +4,9 @@ Reference: Sun, Suresh and Menon 2023, "The importance of feature preprocessing 
 optimization", arXiv:2307.11106.
 
 The noise of DP-SGD grows with the largest norm of a feature vector, but a model learns from how the vectors differ.
-Where all vectors are far from the origin and near to each other, centring makes the noise fit their differences. Every
-constant is public, or is chosen privately and paid for; the number of records is private throughout.
+Where all vectors are far from the origin and near to each other, centring lets the noise scale with their differences
+instead of their norms. Every constant is public, or is chosen privately at a cost that is accounted for. The number of
+records is private throughout.
 """
 
 from __future__ import annotations
@@ -27,20 +28,20 @@ Floats = npt.NDArray[np.float64]
 
 _GRID_POINTS = 2**20  # for the median of a coordinate, from -bound to bound
 _SMALLEST_RADIUS = 2.0**-21  # smallest radius that is searched for, in units of the bound
-_INSIDE = 0.95  # share of the records that a radius should hold; the others are scaled down to it
+_INSIDE = 0.95  # share of the records that should lie within a radius; the others are scaled down to it
 # How the preprocessing's budget, in 1 / noise multiplier², is divided. A radius is searched for twice.
 _MEDIANS, _RADIUS, _MEAN = 0.3, 0.1, 0.5
 
 
 class FeatureMap(NamedTuple):
-    """The map x -> [(x - centre) / radius, 1] from features to the inputs of a linear model.
+    """Maps features x to the inputs [(x - centre) / radius, 1] of a linear model.
 
     Attributes:
       centre: private mean of the features, float64 [d].
       radius: private radius around the centre that holds most vectors, above 0. None: each x - centre is divided by its
         own L2 norm.
       records: private number of records.
-      costs: costs of all three together, under add-or-remove-one.
+      costs: costs of centre, radius and number of records together, under add-or-remove-one.
     """
 
     centre: Floats
@@ -65,7 +66,7 @@ class FeatureMap(NamedTuple):
 
 
 def centre_of_ball(features: Any, bound: float, noise_multiplier: float, source: Randomness) -> FeatureMap:
-    """Fits the practical version: a private mean as centre, and each vector divided by its distance to it.
+    """Fits the practical version: the centre is a private mean, and each vector is divided by its distance to it.
 
     The mean has an error of the order of `bound`. So this version suits vectors whose norms are of the order of their
     distances from each other, for instance vectors of norm 1. It also suits few records, since the whole budget goes to
@@ -87,15 +88,19 @@ def fit_feature_map(features: Any, bound: float, noise_multiplier: float, source
 
     The centre's error is of the order of the data's diameter, however far from the origin the data lie.
 
-    In stages (arXiv:2307.11106, with the mean of Huang, Liang and Yi 2021, arXiv:2106.00463): the vectors are rotated
-    by a fixed random rotation, so that no coordinate is special; the private medians of the coordinates are a rough
-    centre; a private quantile of the distances to it is a first radius; the private mean of the vectors, scaled down to
-    that radius around the rough centre, is the centre; a private quantile of the distances to the centre is the radius.
+    The stages are those of arXiv:2307.11106, with the mean of Huang, Liang and Yi 2021 (arXiv:2106.00463):
+
+    1. A fixed random rotation is applied to the vectors, so that no coordinate is special.
+    2. The private medians of the coordinates are a rough centre.
+    3. A private quantile of the distances to the rough centre is a first radius.
+    4. Vectors farther than that from the rough centre are moved towards it, to that distance. The private mean of all
+       vectors is the centre.
+    5. A private quantile of the distances to the centre is the radius.
 
     Args:
       features: float32 or float64 [n, d], finite.
       bound: public bound on a vector's L2 norm, from 1e-18 to 1e18; longer vectors are scaled down to it.
-      noise_multiplier: noise multiplier, above 0, of the one Gaussian release that all stages together cost.
+      noise_multiplier: noise multiplier, above 0, of a single Gaussian release that costs as much as all stages.
       source: random bits of the noise, which is exact.
     """
     array = _check_features(features, bound, noise_multiplier)
@@ -137,10 +142,10 @@ def check_bound(bound: float) -> None:
 
 
 def _rotate(vectors: npt.NDArray[Any], bound: float) -> tuple[Floats, Floats]:
-    """Returns a rotation and the rotated vectors [n, d], both rounded so that every sum of products is exact.
+    """Returns a rotation and the rotated vectors [n, d]. Their factors are rounded so that sums of products are exact.
 
-    Otherwise the last bit of a row's result could depend on the number of rows, so that one record more would change
-    the comparisons of others.
+    With inexact sums the last bit of a row's result could depend on the number of rows. One record more could then
+    change how other records compare with a grid point.
     """
     size = vectors.shape[1]
     bits = min(20, (52 - math.ceil(math.log2(size + 1))) // 2)

@@ -1,8 +1,8 @@
 """Trains softmax regression by DP-SGD without materialising per-example gradients.
 
-With logits W'x, an example's gradient is x (p - y)', whose L2 norm |x| |p - y| follows from two vectors. So clipping
-multiplies each row of the residuals p - y by a factor, and one matrix product gives the sum of clipped gradients
-(Goodfellow 2015, arXiv:1510.01799). A private step costs about as much as a plain one.
+With logits W'x, an example's gradient is x (p - y)'. Its L2 norm is the product |x| |p - y| of two vectors' norms. So
+clipping multiplies each row of the residuals p - y by a factor, and one matrix product gives the sum of clipped
+gradients (Goodfellow 2015, arXiv:1510.01799). A private step costs about as much as a plain one.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _LARGEST_NORM = 1e12
 
 @dataclasses.dataclass(frozen=True)
 class LinearDPSGD:
-    """DP-SGD (Abadi et al. 2016, arXiv:1607.00133) on softmax regression, from weights of zero.
+    """Trains softmax regression by DP-SGD (Abadi et al. 2016, arXiv:1607.00133), from weights of zero.
 
-    Each step takes a Poisson sample, clips each example's gradient, sums, adds N(0, (noise_multiplier clip_norm)² I)
-    and divides by `expected_batch`: a fixed number, never the size of the sample.
+    Each step takes a Poisson sample, clips each example's gradient, adds up the clipped gradients, adds
+    N(0, (noise_multiplier clip_norm)² I) and divides by `expected_batch`: a fixed number, never the size of the sample.
 
     Attributes:
       steps: number of steps, at least 1.
@@ -38,7 +38,7 @@ class LinearDPSGD:
         with differential privacy.
       clip_norm: bound C on the L2 norm of one example's gradient over all weights, above 0; inf only without noise.
       noise_multiplier: standard deviation of the noise / C, at least 0; 0 is not private.
-      learning_rate: step size, above 0, for gradients divided by the clip norm (if it is finite).
+      learning_rate: step size, above 0. It multiplies the mean gradient divided by the clip norm (by 1 if that is inf).
       momentum: momentum of SGD, in [0, 1).
     """
 
@@ -80,7 +80,7 @@ class LinearDPSGD:
           generator: draws samples and noise; see `privacy.noise.training.secure_generator`.
 
         Returns:
-          Weights [d, K], averaged over the last half of the steps: their noise cancels in part, at no privacy cost.
+          Weights [d, K], averaged over the last half of the steps. The average has less noise, at no privacy cost.
 
         Raises:
           ValueError: features, labels or classes are invalid.
@@ -88,8 +88,8 @@ class LinearDPSGD:
         checks.whole("classes", classes, 2, "one class leaves nothing to learn")
         features, labels = _check_data(features, labels, classes)
         count, size = features.shape
-        # Longer vectors are scaled down, so that no product of one record overflows and spoils the sum. The limit is
-        # far beyond anything that trains.
+        # Vectors above the largest norm are scaled down, so that no product of one record overflows and spoils the sum.
+        # Training does not work on vectors anywhere near that norm.
         norms = row_norms(features)
         if not (norms <= _LARGEST_NORM).all():
             features = clip_rows(features, _LARGEST_NORM)

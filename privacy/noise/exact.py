@@ -5,8 +5,8 @@ about the data (Mironov 2012, "On significance of the least significant bits for
 
 All samplers are built from two exact coins, which show heads with probability p and exp(-p) for a fraction p (Canonne,
 Kamath and Steinke 2020, "The discrete Gaussian for differential privacy", arXiv:2004.00010, algorithms 1 to 3). Draws
-are vectorised: n values cost a few passes of NumPy over arrays of about n numbers. The time that a draw takes depends
-on the values drawn and is not hidden.
+are vectorised: n values take a few passes of NumPy over arrays of about n numbers. The time that a draw takes depends
+on the values drawn, so it can leak them to an attacker who measures it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def uniform(source: Randomness, bound: Any, size: int) -> Ints:
     Returns:
       int64 [size].
     """
-    # Rejection sampling: as many bits as `bound` - 1 has, drawn again where they give `bound` or more.
+    # Rejection sampling: draw as many bits as `bound` - 1 has, and draw again where they give `bound` or more.
     if isinstance(bound, int):
         mask: Any = (1 << (bound - 1).bit_length()) - 1
     else:
@@ -74,7 +74,7 @@ def _bernoulli_exp_of_product(source: Randomness, fractions: tuple[tuple[Any, An
     """Draws booleans [size], True with probability exp(-x), where x is the product of `fractions`, each in [0, 1].
 
     Coins that show heads with probability x/1, x/2, x/3, ... are tossed until one shows tails. The number of tosses is
-    odd with probability exp(-x). Each factor of x is tossed by itself, so that no product has to fit 64 bits.
+    odd with probability exp(-x). Each factor of x gets a coin of its own, so that no product has to fit 64 bits.
     """
     odd = np.zeros(size, bool)
     pending = np.arange(size)
@@ -90,7 +90,10 @@ def _bernoulli_exp_of_product(source: Randomness, fractions: tuple[tuple[Any, An
 
 
 def _all_heads(source: Randomness, repeats: Ints, toss: Any) -> Bools:
-    """Returns bool [size]: for each index, whether `repeats` tosses (`toss(indices)`) in a row show heads."""
+    """Returns bool [size]: for each index i, whether `repeats[i]` tosses in a row show heads.
+
+    `toss(indices)` tosses one coin for each of the indices.
+    """
     pending = np.flatnonzero(repeats > 0)
     results = np.ones(len(repeats), bool)
     tossed = 0
@@ -116,7 +119,8 @@ def geometric(source: Randomness, epsilon: int, size: int) -> Ints:
     """
     block = 2**EXPONENT_BITS // epsilon
     if block > 1:
-        # Small ε: the loop below would run about 1 / ε times. So v = u + block * w, with u < `block` by rejection.
+        # At small ε the loop below would run about 1 / ε times. So v is drawn as u + block * w, where u < `block` comes
+        # from rejection sampling and w is geometric with block * ε.
         def propose(count: int) -> tuple[Ints, Bools]:
             low = uniform(source, block, count)
             accepted = bernoulli_exp(source, low * epsilon, 2**EXPONENT_BITS, count)
@@ -137,8 +141,8 @@ def geometric(source: Randomness, epsilon: int, size: int) -> Ints:
 def laplace(source: Randomness, scale: int, size: int) -> Ints:
     """Draws discrete Laplace noise, P(x) proportional to exp(-|x| / scale).
 
-    Added to an integer sum that one record changes by at most Δ, it makes the sum (Δ / scale)-DP (arXiv:2004.00010,
-    section 5).
+    With this noise, an integer sum that one record changes by at most Δ is (Δ / scale)-DP (arXiv:2004.00010, section
+    5).
 
     Args:
       source: source of random bits.
@@ -167,8 +171,8 @@ def laplace(source: Randomness, scale: int, size: int) -> Ints:
 def gaussian(source: Randomness, stddev: int, size: int) -> Ints:
     """Draws discrete Gaussian noise, P(x) proportional to exp(-x² / (2 stddev²)).
 
-    Added to a vector of integer sums that one record changes by at most Δ in L2 norm, it makes the vector
-    (Δ² / (2 stddev²))-zCDP (arXiv:2004.00010, theorem 4).
+    With this noise, a vector of integer sums that one record changes by at most Δ in L2 norm is (Δ² / (2 stddev²))-zCDP
+    (arXiv:2004.00010, theorem 4).
 
     Args:
       source: source of random bits.
@@ -248,7 +252,8 @@ def hourglass(source: Randomness, epsilon: int, sensitivity: int, core: int, siz
     Args:
       source: source of random bits.
       epsilon: ε in units of 2^-EXPONENT_BITS, at least 1.
-      sensitivity: Δ in grid steps, from 1 to 2^32 (levels up to 2^28, as ε from 2^-20 needs them, then fit 64 bits).
+      sensitivity: Δ in grid steps, from 1 to 2^32. The number of pairs of a level then fits 64 bits up to level 2^28,
+        which is enough for ε from 2^-20.
       core: half the width of level 0, in grid steps, from 0 to `sensitivity`.
       size: number of pairs.
 
@@ -268,13 +273,14 @@ def hourglass(source: Randomness, epsilon: int, sensitivity: int, core: int, siz
 def _draw_levels(source: Randomness, epsilon: int, order: int, places: Any, bound: int, size: int) -> Ints:
     """Draws levels t with probability proportional to places(t) exp(-t ε), int64 [size].
 
-    By rejection: a sum of `order` (1 or 2) geometric numbers is t with probability proportional to w(t) exp(-t ε),
-    w(t) = 1 or t + 1, and is accepted with probability places(t) / (bound w(t)). `bound` is at least places(t) / w(t)
-    for every t >= 1.
+    The levels are drawn by rejection. The sum of `order` geometric numbers is t with probability proportional to
+    w(t) exp(-t ε), where w(t) is 1 for one number and t + 1 for two. The sum is accepted with probability
+    places(t) / (bound w(t)). `bound` is at least places(t) / w(t) for every t >= 1.
 
     Where ε is large and level 0 has few places, that would reject most proposals. Then exp(-t ε) is split into
-    exp(-t ε') and m t fair coins, with ε = ε' + m log 2. Only ratios of weights matter, so all are multiplied by 2^m:
-    level 0 is accepted 2^m times as often, and a level t >= 1 needs m (t - 1) coins.
+    exp(-t ε') and the probability that m t fair coins all show heads, with ε = ε' + m log 2. Only ratios of weights
+    matter, so all are multiplied by 2^m: level 0 is accepted 2^m times as often, and a level t >= 1 needs heads from
+    m (t - 1) coins.
     """
     fair_coins, slower = _split(epsilon, order, int(places(0)), bound)
     denominator = max(int(places(0)) << fair_coins, bound)
@@ -316,7 +322,7 @@ def _accept(propose: Any, size: int) -> Ints:
     results = np.zeros(size, np.int64)
     done = 0
     while done < size:
-        # More than are still needed: a further turn costs more than a few proposals too many.
+        # Ask for more proposals than are still needed, since another pass takes longer than a few unused proposals.
         values, accepted = propose(size - done + (size - done) // 4 + 4)
         values = values[accepted][: size - done]
         results[done : done + len(values)] = values
@@ -325,7 +331,10 @@ def _accept(propose: Any, size: int) -> Ints:
 
 
 def _place_in_level(level: Ints, place: Ints, sensitivity: int, core: int) -> Ints:
-    """Returns pair number `place` of each level, int64 [2, n], counting the pairs on the lines k = ±level first."""
+    """Returns, int64 [2, n], the pair with number `place` in each level.
+
+    Line k holds the pairs with z₁ + z₂ = k Δ. The pairs on the lines k = ±level are numbered first.
+    """
     row = level * sensitivity + 2 * core + 1  # pairs on either of the lines k = level and k = -level
     outer = (level == 0) | (place < 2 * row)
     # Lines k = ±level: z₁ runs from min(0, k Δ) - core to max(0, k Δ) + core.

@@ -18,7 +18,7 @@ class Randomness(Protocol):
     """Supplies random bits.
 
     Attributes:
-      is_secure: whether nobody can predict the bits. Noise from any other source protects nobody.
+      is_secure: whether nobody can predict the bits. Noise from predictable bits protects nobody.
     """
 
     is_secure: bool
@@ -28,7 +28,7 @@ class Randomness(Protocol):
 
 
 class SecureRandomness:
-    """The operating system's cryptographically secure generator."""
+    """Supplies random bits from the operating system's cryptographically secure generator."""
 
     is_secure = True
 
@@ -42,19 +42,20 @@ class SecureRandomness:
         if count > _BUFFER_WORDS:
             return _from_system(count)
         with self._lock:
-            # Buffered, since a system call costs as much as a hundred words. A forked process drops the old buffer.
+            # The words are buffered, since a system call takes as long as a hundred words. A forked process drops the
+            # buffer that it shares with its parent.
             if count > len(self._buffer) or self._process != os.getpid():
                 self._buffer, self._process = _from_system(_BUFFER_WORDS), os.getpid()
             words, self._buffer = self._buffer[:count], self._buffer[count:]
         return words
 
     def __reduce__(self) -> tuple[type[SecureRandomness], tuple[()]]:
-        """Copies to a source with a buffer of its own, so that no two sources return the same words."""
+        """Gives a copied or unpickled source an empty buffer, so that no two sources return the same words."""
         return SecureRandomness, ()
 
 
 class SeededRandomness:
-    """Reproducible bits from a seed, for tests only: whoever knows the seed can subtract the noise."""
+    """Supplies reproducible bits from a seed, for tests only: whoever knows the seed can subtract the noise."""
 
     is_secure = False
 

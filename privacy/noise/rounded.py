@@ -1,15 +1,16 @@
 """Draws Gaussian noise that is rounded to integers exactly.
 
 Each value is the integer nearest to an exact Gaussian number. A sum of integers plus this noise is therefore the
-rounded output of the Gaussian mechanism: every (ε, δ) of continuous Gaussian noise holds for it by post-processing,
-and no floating-point error weakens it. (A discrete Gaussian, `privacy.noise.exact.gaussian`, has the same zCDP, but its
-(ε, δ), with or without Poisson sampling, differ from those of the continuous one; and it takes forty times as long.)
+rounded output of the Gaussian mechanism. Every (ε, δ) guarantee of continuous Gaussian noise holds for this sum by
+post-processing, and no floating-point error weakens the guarantee. (The discrete Gaussian of
+`privacy.noise.exact.gaussian` has the same zCDP. But its (ε, δ), with or without Poisson sampling, differ from those of
+continuous noise, and drawing it takes forty times as long.)
 
 Box and Muller (1958) turn a uniform U and a uniform angle A into the Gaussian pair R cos A, R sin A, with
-R = sqrt(-2 log U). A key determines endless streams of bits of U and of A. Floating-point arithmetic uses the first
-64 bits of each and decides only where its error bound leaves no doubt which integer is nearest. The few other values
-are computed from more bits, in decimal arithmetic with as many digits as they need. So the result depends on the key
-alone and is the same on every processor.
+R = sqrt(-2 log U). The key determines two unlimited streams of bits, those of U and those of A. The first 64 bits of
+each give a floating-point value, which is used only if its error bound leaves no doubt which integer is nearest. The
+few other values are computed from more bits, in decimal arithmetic with as many digits as they need. So the result
+depends on the key, `stddev` and the value's index alone, and is the same on every processor.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ doubt."""
 
 _PAIRS = 2**14  # computed at once: as many as a processor's cache holds
 _FURTHER_BITS = 256
-# Bounds on the relative error of a computed R cos A and on the absolute error of log U: at least 32 times the errors
-# that float64 functions promise.
+# Bounds on the relative error of a computed R cos A and on the absolute error of a computed log U: at least 32 times
+# the usual error bounds of float64 functions.
 _ERROR, _LOG_ERROR = 2.0**-44, 2.0**-50
 
 
@@ -77,9 +78,9 @@ def _derive_bytes(key: bytes, purpose: bytes, index: int, size: int) -> bytes:
 
 
 def _round_fast(words: npt.NDArray[np.uint64], stddev: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    """Returns pairs, int64 [2, n], from the first 64 bits of U and A, uint64 [2, n]; and which are in doubt, bool [n].
+    """Returns rounded pairs, int64 [2, n], and which of them are in doubt, bool [n]. Pairs in doubt are zeros.
 
-    A pair in doubt is returned as zeros.
+    `words` are the first 64 bits of U and of A, uint64 [2, n].
     """
     leading = words[0].astype(np.float64) + 0.5
     radius = np.sqrt(-2 * np.log(leading * 2.0**-64))
@@ -94,10 +95,10 @@ def _round_fast(words: npt.NDArray[np.uint64], stddev: float) -> tuple[npt.NDArr
 
 
 def _round_exactly(key: bytes, pair: int, words: npt.NDArray[np.uint64], stddev: float) -> list[int]:
-    """Computes a pair from as many bits as are needed to leave no doubt."""
+    """Computes a rounded pair from as many bits as are needed to leave no doubt which integers are nearest."""
     bits = _FURTHER_BITS
     while True:
-        # The streams only get longer: with more bits, the first ones stay the same.
+        # A longer output of SHAKE begins with the shorter one, so more bits never change those that were used before.
         further = [int.from_bytes(_derive_bytes(key, name, pair, bits // 8), "big") for name in (b"U", b"A")]
         leading, angle = ((int(word) << bits) + part for word, part in zip(words, further, strict=True))
         with decimal.localcontext(decimal.Context(prec=bits // 2, Emin=decimal.MIN_EMIN, Emax=decimal.MAX_EMAX)):

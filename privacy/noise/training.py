@@ -11,9 +11,10 @@ The coupling is that of Box and Muller (1958): a pair is R (cos A, sin A) with R
 and A a uniform angle. Random words give the leading bits of U and A. Where U is so near to 0 or 1 that the missing bits
 would move R by more than the distance, 896 further bits of U are drawn.
 
-Two things are not covered: the words come from a pseudo-random generator (Philox), and a number is near its exact one
-but not equal to it, and is rounded when it is added to data. Reports call such noise "not hardened" against
-floating-point attacks; `privacy.noise.exact` and `privacy.noise.rounded` have no such gap.
+The coupling does not cover two things. The words come from a pseudo-random generator (Philox). And a number is near its
+exact one but not equal to it, and its sum with data is rounded. Because of the second, reports call such noise "not
+hardened" against floating-point attacks. The noise of `privacy.noise.exact` and `privacy.noise.rounded` consists of
+integers, and adding them to integers is exact.
 """
 
 from __future__ import annotations
@@ -32,30 +33,31 @@ MAX_VALUES = 10**12
 """Maximum number of noise values in one release (a round or a step)."""
 
 FAILURE = 1e-252
-"""Upper bound on the probability that one release of at most `MAX_VALUES` values has one farther from exact noise
-than `DISTANCE` allows. For that, nearly all of the 896 further bits of some U must be zero (2^-878 for each pair)."""
+"""Upper bound on the probability that one release of at most `MAX_VALUES` values holds a value farther from exact
+noise than `DISTANCE` allows. That happens only if nearly all of the 896 further bits of some U are zero (probability
+2^-878 for each pair)."""
 
 RESERVED = 1e-9
-"""Share of δ that accounting reserves for such failures."""
+"""Share of δ that accounting reserves for failures of the coupling."""
 
 MAX_EPSILON = 500.0
 """Maximum ε to calibrate noise for. Up to it, `RESERVED` is enough at any δ from 1e-12 and for up to 10^13 releases."""
 
 NOT_STATED = f"above about {MAX_EPSILON:g}, epsilon is not stated: use more noise"
-"""Explanation of an infinite ε, for people."""
+"""Explanation of an infinite ε, for messages and reports."""
 
 _FIRST_BITS = 32  # leading bits of U
 NEAR_ZERO, NEAR_ONE = 2**20, 2**10
-"""Numbers of cells of width 2^-32, at the lower and the upper end of (0, 1], in which further bits of U are drawn."""
+"""Numbers of cells of width 2^-32 at the lower and the upper end of (0, 1]: a U in these cells gets further bits."""
 
 FURTHER_WORDS = 14
-"""Number of 64-bit words of further bits."""
+"""Number of 64-bit words of further bits for each such U."""
 
 _PAIRS = 2**14  # drawn at once: as many as a processor's cache holds
 
 
 def exact_delta(delta: float) -> float:
-    """Returns the δ at which ε is computed as for exact Gaussian noise: `delta` less the reserve for failures."""
+    """Returns the δ at which the ε of exact Gaussian noise is computed: `delta` less the reserve for failures."""
     return (1 - RESERVED) * delta
 
 
@@ -63,8 +65,8 @@ def with_failures(epsilon: float, delta: float, releases: int) -> float:
     """Returns the ε at `delta` of this module's noise, given the ε of exact noise at `exact_delta(delta)`.
 
     If noise stays within `DISTANCE` of exact noise except with probability η, on either of two neighbouring data sets,
-    that exception adds (1 + e^ε) η to δ. `RESERVED` covers the sum over all releases. The distance itself is outside
-    the proof (see the module).
+    that exception adds (1 + e^ε) η to δ. `RESERVED` covers the sum over all releases. The proof does not cover
+    what a distance within `DISTANCE` could reveal (see the module).
 
     Args:
       epsilon: ε of exact noise, at least 0, or inf.
@@ -116,7 +118,7 @@ def standard_normal(generator: np.random.Generator, size: int, dtype: Any) -> np
 def _draw_radii(generator: np.random.Generator, leading: npt.NDArray[np.uint32]) -> npt.NDArray[np.float64]:
     """Returns sqrt(-2 log U), float64 [n], for uniform U whose first 32 bits are `leading`, [n]."""
     uniform = leading + 0.5
-    # One comparison finds both ends of (0, 1], since the sum wraps around.
+    # One comparison finds both ends of (0, 1], since the unsigned sum wraps around.
     ends = np.flatnonzero(leading + np.uint32(NEAR_ONE) < np.uint32(NEAR_ZERO + NEAR_ONE))
     further = generator.bit_generator.random_raw(FURTHER_WORDS * len(ends)).reshape(FURTHER_WORDS, len(ends))
     scales = 2.0 ** (-64 * np.arange(1, FURTHER_WORDS + 1))
