@@ -192,7 +192,7 @@ def runtime() -> str:
 
 
 def decode_stream(vocabulary: Vocabulary, tokens: Iterable[int]) -> Iterator[str]:
-    """Yields the text of `tokens` in pieces of whole characters, each as soon as its tokens are there.
+    """Yields the text of `tokens` in pieces of whole characters, each as soon as its tokens have come.
 
     The end of a sentence becomes a line break, unless it is the last token.
     """

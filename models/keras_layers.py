@@ -95,7 +95,7 @@ class SICIFGCell(_Cell):
 
 
 class _Fused(keras.layers.Layer):
-    """Computes `keras.layers.RNN(cell)`, but projects the inputs of all time steps in one matrix product."""
+    """Computes the same as `keras.layers.RNN(cell)`, with one matrix product for the inputs of all time steps."""
 
     cell_type: ClassVar[type[_Cell]]
 

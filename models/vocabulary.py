@@ -43,8 +43,8 @@ _FORMAT = "fedspeak vocabulary 1"
 _BYTE_TO_CHARACTER = tuple(chr(byte) if 0x20 <= byte < 0x7F else chr(0x100 + byte) for byte in range(256))
 _CHARACTER_TO_BYTE = {character: byte for byte, character in enumerate(_BYTE_TO_CHARACTER)}
 
-# sentencepiece gets words of at most this many bytes. It merges only within words, each of which begins at a space. It
-# counts positions in a word with 16 bits, and aborts the process if a word needs more.
+# sentencepiece gets words of at most this many bytes. It merges only within a word, and a word begins at each space.
+# It counts positions in a word with 16 bits, and aborts the process if a word needs more.
 _LONGEST_WORD = 1024
 _LONGEST_CACHED = 64
 _CHUNKS = re.compile(rb" [^ ]*|[^ ]+")
