@@ -1,8 +1,8 @@
 """Holds language models for devices: recurrent cells, the model protocol, presets, the vocabulary and TFLite export.
 
-Importing the package loads no other module. Each name below loads its module on first use, and most of these load
-TensorFlow. Also public, by import path, are the modules `models.device`, `models.export`, `models.parity` and
-`models.vocabulary`, and those of `models.decoding`.
+Importing the package loads no other module. Each name below loads its module on first use, and most of these modules
+load TensorFlow. The modules `models.device`, `models.export`, `models.parity` and `models.vocabulary`, and those of
+`models.decoding`, are public too: import them by their path.
 """
 
 from importlib import import_module

@@ -4,9 +4,9 @@ They replace the sigmoid and the tanh of a gated recurrent cell, so that the cel
 of the gate weights. They are meant for clients that train by plain SGD, which needs no optimizer state (Ro et al. 2024,
 https://arxiv.org/abs/2403.08100).
 
-The maximum is taken over the units of one gate, separately for each example and time step. It is never taken over the
-batch, so one example's activations do not depend on another example. 0/0 counts as 0, in the gradient too. The
-denominator has no additive epsilon, which would break the invariance for small weights.
+Each activation divides by a maximum over the units of one gate, separately for each example and time step. The maximum
+is never taken over the batch, so one example's activations do not depend on another example. 0/0 counts as 0, in the
+gradient too. No epsilon is added to the denominator, because it would break the invariance for small weights.
 """
 
 from collections.abc import Callable
@@ -16,10 +16,10 @@ import tensorflow as tf
 
 
 class Differentiable(NamedTuple):
-    """An activation y(x) with a hand-written gradient that is computed from y instead of x.
+    """Pairs an activation y(x) with a hand-written gradient that is computed from y instead of x.
 
     Attributes:
-      value: maps x to (y, scale), where scale is what the gradient needs beside y, or None.
+      value: maps x to (y, scale), where scale is what the gradient needs besides y, or None.
       gradient: maps (gradient with respect to y, y, scale) to the gradient with respect to x.
     """
 
@@ -87,4 +87,4 @@ DIFFERENTIABLE: dict[str, tuple[Differentiable, Differentiable]] = {
     ),
     "si-cifg": (Differentiable(_gate_value, _gate_gradient), Differentiable(_squash_value, _squash_gradient)),
 }
-"""For each kind of cell, the activation of the gates, and that of update and cell state."""
+"""Maps each kind of cell to two activations: that of the gates, and that of the update and the cell state."""

@@ -1,4 +1,4 @@
-"""Writes a file whole or not at all. Standard library only."""
+"""Writes a file completely or not at all, with the standard library only."""
 
 import contextlib
 import os
@@ -10,9 +10,9 @@ from typing import BinaryIO
 
 @contextlib.contextmanager
 def replace_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Opens a temporary file for the `with` block, which takes the place of `path` (mode 0644) when the block ends.
+    """Opens a temporary file that replaces `path`, with mode 0644, when the `with` block ends.
 
-    If anything fails, a file that was at `path` is left as it was.
+    If anything fails, an existing file at `path` is left unchanged.
 
     Raises:
       OSError: `path` cannot be written.

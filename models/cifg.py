@@ -7,10 +7,10 @@ For the input x, the recurrent output r, the cell state c and the hidden state h
 
 where (s, t) is (sigmoid, tanh) for CIFG (Greff et al. 2015, https://arxiv.org/abs/1503.04069), and the scale-invariant
 pair of `models.activations` for SI-CIFG (Ro et al. 2024, https://arxiv.org/abs/2403.08100). Multiplying all three
-weights of one gate (its blocks of W, U and b) by the same positive number does not change the SI-CIFG cell.
+weights of one gate (its blocks of W, U and b) by the same positive number does not change the outputs of SI-CIFG.
 
 The weights are a mapping with "input_kernel" (W) `[E, 3H]`, "recurrent_kernel" (U) `[R, 3H]`, "bias" (b) `[3H]` and,
-with a projection, "projection" (W_p) `[H, R]`; without it R = H. The gates stand in the order f, o, g on the last axis.
+with a projection, "projection" (W_p) `[H, R]`; without it R = H. The order of the gates on the last axis is f, o, g.
 
 Shapes that begin with `(U,)` may have a leading client axis of size U. Weights, inputs, states and masks all have it,
 or none has it. Each client's rows are multiplied by that client's weights only.
@@ -31,12 +31,15 @@ ACTIVATIONS: dict[str, tuple[Activation, Activation]] = {
     "cifg": (tf.sigmoid, tf.tanh),
     "si-cifg": (scale_invariant_sigmoid, scale_invariant_tanh),
 }
-# Longer sequences run in a while loop. An unrolled graph runs faster, but building its 20 ops per step takes time.
+# Sequences of more steps run in a while loop. Unrolled graphs run faster, but take time to build: 20 ops per step.
 LONGEST_UNROLLED = 64
 
 
 class CIFGState(NamedTuple):
-    """The state of the cell: output r `[(U,) B, R]` and cell c `[(U,) B, H]`, or many states with a time axis."""
+    """Holds the cell's state: output r `[(U,) B, R]` and cell state c `[(U,) B, H]`.
+
+    It also holds the states of many time steps; both tensors then have a time axis: `[(U,) T, B, ...]`.
+    """
 
     output: tf.Tensor
     cell: tf.Tensor
@@ -51,7 +54,7 @@ def matmul_rows(inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
 
 @dataclass(frozen=True)
 class Recurrence:
-    """The recurrence of one kind of cell, as pure functions of the weights that the module's docstring describes.
+    """Computes the recurrence of one kind of cell, as pure functions of the weights (see the module's docstring).
 
     Attributes:
       kind: "cifg" or "si-cifg".
@@ -98,9 +101,9 @@ class Recurrence:
         return CIFGState(tf.zeros([*lead, output], projected.dtype), tf.zeros([*lead, units], projected.dtype))
 
     def outputs(self, weights: Mapping[str, Any], inputs: tf.Tensor) -> tf.Tensor:
-        """Returns the outputs of `states` from the zero state, for training: `[(U,) T, B, E] -> [(U,) T, B, R]`.
+        """Returns the outputs of all steps from the zero state, for training: `[(U,) T, B, E] -> [(U,) T, B, R]`.
 
-        For at most 64 steps the gradient is the hand-written one of `models.cifg_gradient`, which is faster than
+        For at most 64 steps it uses the hand-written gradient of `models.cifg_gradient`. That gradient is faster than
         autodiff and cannot be differentiated again.
         """
         if inputs.shape[-3] is None or inputs.shape[-3] > LONGEST_UNROLLED:
@@ -116,7 +119,7 @@ class Recurrence:
     def tapped_outputs(
         self, weights: Mapping[str, Any], projected: tf.Tensor, output_tap: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns `models.cifg_gradient.tapped_outputs` for this cell; see there."""
+        """Calls `models.cifg_gradient.tapped_outputs` with the activations and weights of this cell; see there."""
         return cifg_gradient.tapped_outputs(
             DIFFERENTIABLE[self.kind],
             self.layer_norm,

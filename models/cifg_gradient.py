@@ -1,9 +1,9 @@
 """Computes the CIFG recurrence over whole sequences, with a gradient written by hand.
 
-Autodiff computes each weight's gradient with one matrix product per time step. Here the backward time loop holds only
-what depends on the following step, and each weight's gradient is a single product over all steps. The values are those
-of `models.cifg.Recurrence.states`; the tests compare both values and gradients with it. Shapes that begin with `(U,)`
-may have a leading client axis of size U.
+Autodiff computes each weight's gradient with one matrix product per time step. Here the backward loop over time only
+computes what depends on the following step, and each weight's gradient is a single product over all steps. Values and
+gradients are those of `models.cifg.Recurrence.states`, and the tests check this. Shapes that begin with `(U,)` may have
+a leading client axis of size U.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ LAYER_NORM_EPSILON = 1e-6
 
 
 class _Step(NamedTuple):
-    """The values of one forward step that the backward pass needs; each activation is a pair (value, scale)."""
+    """Holds the values of one forward step that the backward pass needs; an activation is a pair (value, scale)."""
 
     forget: tuple[Any, Any]
     out: tuple[Any, Any]
@@ -60,14 +60,16 @@ class _Cell:
         return steps
 
     def backward(self, steps: list[_Step], upstream: list[Any]) -> tuple[list[Any], list[Any]]:
-        """Returns the loss's gradients with respect to the input z of each step's gates and with respect to its output.
+        """Returns the loss's gradients with respect to each step's gate inputs z and to each step's output.
 
         Args:
           steps: the forward steps.
-          upstream: for each step, the gradient with respect to its output that does not pass through later steps.
+          upstream: for each step, the part of the gradient with respect to its output that does not pass through later
+            steps.
 
         Returns:
-          For each step, the gradient with respect to z `[(U,) B, 3H]`; and the same for the output `[(U,) B, R]`.
+          Two lists with one entry per step: gradients with respect to z, `[(U,) B, 3H]`, and with respect to the
+          output, `[(U,) B, R]`, including the paths through later steps.
         """
         back_kernel = transposed(self.recurrent_kernel)
         back_projection = None if self.projection is None else transposed(self.projection)
@@ -151,7 +153,7 @@ def tapped_outputs(
     projection: tf.Tensor | None,
     output_tap: tf.Tensor,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns what `outputs` returns, together with what the weights' gradients for single rows are computed from.
+    """Returns the result of `outputs`, and the hidden states, from which the weights' gradients per row are computed.
 
     Args:
       activations: as for `outputs`.
@@ -164,7 +166,7 @@ def tapped_outputs(
 
     Returns:
       The outputs `[(U,) T, B, R]`, and the hidden states before the projection, `[(U,) T, B, H]`. No gradient flows
-      through the latter.
+      through the hidden states.
     """
     time_axis = projected.shape.rank - 3
 
@@ -211,8 +213,8 @@ def sum_of_products(left: tf.Tensor, right: tf.Tensor, lag: int) -> tf.Tensor:
 def transposed(matrix: tf.Tensor) -> tf.Tensor:
     """Returns the transpose, `[(U,) M, N] -> [(U,) N, M]`, as a tensor that is computed once for all its uses.
 
-    Grappler would fold a plain transpose into every product that uses it, and products of few rows then take three
-    times as long on CPU.
+    Grappler would fold a plain transpose into every matrix product that uses it. Products of few rows would then take
+    three times as long on CPU.
     """
     *lead, rows, columns = matrix.shape
     users = [tf.shape(matrix)[0]] if lead else []

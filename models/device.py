@@ -5,7 +5,7 @@
     for piece in model.stream("To be, or", temperature=0.8, seed=1):
         print(piece, end="", flush=True)
 
-The runtime is `ai-edge-litert`. Where that is not installed, TensorFlow's own interpreter takes its place.
+The runtime is `ai-edge-litert`. If that is not installed, TensorFlow's own interpreter is used.
 """
 
 import codecs
@@ -72,15 +72,16 @@ class DeviceModel:
           **choices: fields of `models.decoding.numpy_ops.Choices` other than `stop`.
 
         Raises:
-          ValueError: a choice is outside its range, or the prompt holds a lone surrogate. The iterator raises it if the
-            logits are not finite.
+          ValueError: a choice is outside its range, or the prompt holds a lone surrogate. The iterator, too, raises
+            ValueError, if the logits are not finite.
         """
         return decode_stream(self.vocabulary, self.draw(self.encode(prompt), _make_choices(stop_at_eos, choices)))
 
     def text(self, prompt: str = "", *, stop_at_eos: bool = True, **choices: Any) -> str:
         """Returns the whole continuation of `prompt`, drawn by the loop inside the graph.
 
-        It is the text that `stream` gives, only faster. The graph does not check that its logits are finite.
+        The text is the one that `stream` gives, but it is drawn faster. The graph does not check that its logits are
+        finite.
 
         Args:
           prompt: text of at most `facts.max_prompt` tokens, begin token included.
@@ -191,7 +192,7 @@ def runtime() -> str:
 
 
 def decode_stream(vocabulary: Vocabulary, tokens: Iterable[int]) -> Iterator[str]:
-    """Yields the text of `tokens` in pieces of whole characters, as the tokens come.
+    """Yields the text of `tokens` in pieces of whole characters, each as soon as its tokens have come.
 
     The end of a sentence becomes a line break, unless it is the last token.
     """

@@ -1,15 +1,16 @@
-"""Exports a language model to one TFLite file whose graph reads and draws token ids by itself, with builtin ops only.
+"""Exports a language model to one TFLite file that reads and draws token ids by itself, with builtin ops only.
 
-Converting text to ids and back is the app's work, with the vocabulary in the file's zip (`models.tflite_file`).
+The app itself converts text to ids and back, with the vocabulary in the file's zip (`models.tflite_file`).
 
-The file has three signatures. Their batch size is 1; L is `max_prompt`, N is `max_new_tokens` and V is the vocabulary
-size. Integers are int32, all else is float32.
+The file has three signatures. Their batch size is 1. L and N are the arguments `max_prompt` and `max_new_tokens` of
+`export`, and V is the vocabulary size. Integers are int32, all else is float32.
 
 * `prefill` reads a prompt: tokens `[1, L]` (the first is the begin token), length `[]` (number of real tokens, 1 to L)
   -> logits `[1, V]`, state_0, state_1, ...
 * `decode` reads one more token: token `[1]`, state_0, state_1, ... -> logits `[1, V]`, state_0, state_1, ...
 * `generate` reads a prompt and draws tokens: tokens `[1, L]`, length `[]`, seed `[2]`, request `[]`, temperature `[]`
-  (0 is greedy), top_k `[]` (0 keeps all tokens), max_new `[]`, stop `[]` (the token id to end after, or -1)
+  (0 is greedy), top_k `[]` (0 keeps all tokens), max_new `[]` (maximum number of tokens; above N it counts as N),
+  stop `[]` (id of the token to end after; -1 for none)
   -> tokens `[1, N]`, lengths `[1]`, and the random words word_0, word_1 `[1, N]` that the tokens were drawn with.
 """
 
@@ -44,7 +45,7 @@ def export(
 ) -> None:
     """Writes a model, its weights and its vocabulary as one TFLite file.
 
-    The file appears when it is complete; if writing fails, a file that was there is left as it was.
+    The file appears at `path` only when it is complete. If writing fails, an existing file is left unchanged.
 
     Args:
       model: the language model.
@@ -97,7 +98,7 @@ def export(
 
 
 def _require_weights(model: LanguageModel, weights: Weights) -> None:
-    """Raises ValueError, which names the weight, unless `weights` are those of `model` and finite."""
+    """Raises a ValueError that names the first weight that is missing, unknown, of another shape or not finite."""
     shapes = model.shapes()
     for name in sorted(shapes.keys() ^ weights.keys()):
         problem = "is missing" if name in shapes else "is not one of the model's"
@@ -116,7 +117,7 @@ def _require_weights(model: LanguageModel, weights: Weights) -> None:
 
 
 class Decoder(tf.Module):
-    """A model with its weights, and the three signatures of the file as TensorFlow functions.
+    """Holds a model with its weights, and the three signatures of the file as TensorFlow functions.
 
     Args:
       model: the language model.
@@ -204,14 +205,14 @@ def convert(decoder: Decoder, precision: str) -> bytes:
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
         if precision == "float16":
             converter.target_spec.supported_types = [tf.float16]
-        # Without this, later versions of TensorFlow quantise the output embedding row by row and store a second copy
-        # for the lookup. TensorFlow 2.14 has no such mode, and ignores the setting.
+        # Without this setting, versions of TensorFlow after 2.14 quantise the output embedding row by row, and store a
+        # second copy of it for the input lookup. TensorFlow 2.14 has no such mode, and ignores the setting.
         converter._experimental_disable_per_channel_quantization_for_dense_layers = True
         return bytes(converter.convert())
 
 
 def ops(flatbuffer: bytes) -> Counter[str]:
-    """Counts each op over all subgraphs of a flatbuffer; names of ops that are not TFLite's own begin with CUSTOM."""
+    """Counts each op in all subgraphs of a flatbuffer; the names of ops that are not builtin begin with CUSTOM."""
     schema = _load_schema()
     names = {code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)}
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(flatbuffer, 0))

@@ -1,6 +1,6 @@
 """Provides the CIFG recurrences as Keras layers: cells for `keras.layers.RNN`, and fused layers equal to RNN(cell).
 
-They run on Keras 2.14 and Keras 3 (TensorFlow backend). All arithmetic is in `models.cifg`, whose docstring has the
+The layers run on Keras 2.14 and Keras 3 (TensorFlow backend). All arithmetic is in `models.cifg`. Its docstring has the
 equations, the order of the gates and the shapes of the weights.
 """
 
@@ -17,7 +17,7 @@ _PACKAGE = "fedspeak"
 
 
 class _Cell(keras.layers.Layer):
-    """A Keras RNN cell that holds the weights of a recurrence and computes one step of it."""
+    """Holds the weights of a recurrence and computes one step of it, as a Keras RNN cell."""
 
     kind: ClassVar[str]
 
@@ -73,7 +73,7 @@ class _Cell(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package=_PACKAGE)
 class CIFGCell(_Cell):
-    """A CIFG cell for `keras.layers.RNN`.
+    """Implements the CIFG cell for `keras.layers.RNN`.
 
     Args:
       units: size H of the cell state, >= 1.
@@ -89,13 +89,13 @@ class CIFGCell(_Cell):
 
 @keras.saving.register_keras_serializable(package=_PACKAGE)
 class SICIFGCell(_Cell):
-    """A scale-invariant CIFG cell for `keras.layers.RNN`, with the arguments of `CIFGCell`."""
+    """Implements the scale-invariant CIFG cell for `keras.layers.RNN`, with the arguments of `CIFGCell`."""
 
     kind = "si-cifg"
 
 
 class _Fused(keras.layers.Layer):
-    """A layer equal to `keras.layers.RNN(cell)` that projects the inputs of all time steps in one matrix product."""
+    """Computes the same as `keras.layers.RNN(cell)`, with one matrix product for the inputs of all time steps."""
 
     cell_type: ClassVar[type[_Cell]]
 
@@ -167,7 +167,7 @@ class _Fused(keras.layers.Layer):
         """Runs `call` and describes each example's gradient in closed form, for `privacy.dpsgd.layer_gradients`.
 
         Returns:
-          (outputs, terms) as that module defines them. None where there is no closed form: with a mask, an initial
+          (outputs, terms) as that module defines them, or None if there is no closed form: with a mask, an initial
           state or `return_state`, or if the number of steps is unknown or more than 64.
         """
         length = inputs.shape[1]
@@ -221,7 +221,7 @@ class _Fused(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package=_PACKAGE)
 class CIFG(_Fused):
-    """A CIFG layer that equals `keras.layers.RNN(CIFGCell(...))` and is faster.
+    """Computes the same as `keras.layers.RNN(CIFGCell(...))`, but faster.
 
     Args:
       units: size H of the cell state, >= 1.
@@ -240,7 +240,7 @@ class CIFG(_Fused):
 
 @keras.saving.register_keras_serializable(package=_PACKAGE)
 class SICIFG(_Fused):
-    """A scale-invariant CIFG layer that equals `keras.layers.RNN(SICIFGCell(...))`, with the arguments of `CIFG`."""
+    """Computes the same as `keras.layers.RNN(SICIFGCell(...))`, but faster, with the arguments of `CIFG`."""
 
     cell_type = SICIFGCell
 
@@ -251,5 +251,5 @@ def as_compute(layer: keras.layers.Layer, weight: Any) -> tf.Tensor:
 
 
 def fan_in_normal(fan_in: int) -> Any:
-    """Returns the initializer that draws as `RecurrentLanguageModel.init` does: normal with variance 1 / fan_in."""
+    """Returns the initializer of the distribution of `RecurrentLanguageModel.init`: normal, variance 1 / fan_in."""
     return keras.initializers.RandomNormal(stddev=fan_in**-0.5)

@@ -18,7 +18,7 @@ _LAYERS = {"cifg": CIFG, "si-cifg": SICIFG}
 
 @keras.saving.register_keras_serializable(package="fedspeak")
 class TiedEmbedding(keras.layers.Layer):
-    """A layer with one matrix for input and output embedding (Press & Wolf 2017, https://arxiv.org/abs/1608.05859).
+    """Maps ids to vectors and vectors to logits with one matrix (Press & Wolf 2017, https://arxiv.org/abs/1608.05859).
 
     `layer(ids)` maps int32 `[...]` to vectors `[..., E]`; `layer(vectors, reverse=True)` maps `[..., E]` to
     logits `[..., V]`.
@@ -60,7 +60,7 @@ class TiedEmbedding(keras.layers.Layer):
         outputs = tap(self.call(inputs, reverse))
 
         def terms(gradient: tf.Tensor) -> list[Any]:
-            # Static where it can be: an unknown number of positions makes `ghost_norms` compute in float64.
+            # Static where possible: with an unknown number of positions `ghost_norms` computes in float64.
             positions = gradient.shape[1:-1].num_elements() or -1
             gradient = tf.reshape(gradient, [tf.shape(gradient)[0], positions, gradient.shape[-1]])
             if not reverse:
@@ -91,9 +91,9 @@ def to_keras(model: RecurrentLanguageModel, weights: Weights | None = None, leng
     Args:
       model: the language model to build.
       weights: weights as `model.init` returns them; if None, Keras draws new ones from the same distribution.
-      length: the fixed length T of the inputs; None allows any length. With a length of up to 64 the graph has no
-        loop. `functional_model_from_keras` of TFF 0.87 needs a length: without one TFF fails with "must feed a value
-        for placeholder", as it does for any Keras RNN.
+      length: the fixed length T of the inputs; None allows any length. With a length of at most 64 the graph has no
+        loop. TFF 0.87's `functional_model_from_keras` needs a fixed length. Without one, TFF fails with "must feed a
+        value for placeholder", as it does for any Keras RNN.
     """
     tokens = keras.Input((length,), dtype="int32", name="tokens")
     embedding = TiedEmbedding(model.vocabulary_size, model.embedding, output_bias=model.output_bias, name="embedding")
@@ -142,8 +142,8 @@ def load_into_keras(keras_model: keras.Model, weights: Weights) -> None:
     """Assigns weights by name to a model that `to_keras` built.
 
     Raises:
-      ValueError: a name is missing or unknown, a shape differs, or `to_keras` did not build the model. Nothing is
-        assigned then.
+      ValueError: a name is missing or unknown, a shape differs, or `to_keras` did not build the model. In these cases
+        nothing is assigned.
     """
     variables = _variables(keras_model)
     if set(weights) != set(variables):

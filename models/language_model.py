@@ -9,7 +9,7 @@ Weights = dict[str, Array]  # by name, in sorted order of the names
 
 
 class LanguageModel(Protocol):
-    """A language model as a set of pure functions of its weights and inputs.
+    """Defines a language model as a set of pure functions of its weights and inputs.
 
     In shapes, B is the batch size, T and G are numbers of tokens, V is the vocabulary size and U is the number of
     clients on a leading client axis.
@@ -31,10 +31,10 @@ class LanguageModel(Protocol):
     def token_losses(self, weights: Weights, tokens: Array) -> Array:
         """Returns the negative log-probability of each token after the first, given the tokens before it in its row.
 
-        Every row starts from the zero state. The losses are differentiable once with respect to the weights.
+        Every row starts from the initial state. The losses are differentiable once with respect to the weights.
 
         Args:
-          weights: each of its own shape, or all with a leading client axis `[U, ...]`.
+          weights: arrays of the shapes in `shapes()`, or all of them with a leading client axis `[U, ...]`.
           tokens: int32 `[B, T+1]`, or `[U, B, T+1]` if the weights have a client axis.
 
         Returns:
@@ -44,7 +44,8 @@ class LanguageModel(Protocol):
     def loss_sum(self, weights: Weights, tokens: Array, rows: Array | None = None) -> Array:
         """Returns the sum of `token_losses` over the targets that are not padding (id 0), for training.
 
-        An implementation may leave out the work for padding. Shapes then depend on the data, which XLA does not allow.
+        An implementation may skip the computation for padding. Its shapes then depend on the data, and it does not
+        compile under XLA.
 
         Args:
           weights: as for `token_losses`.
@@ -60,7 +61,7 @@ class LanguageModel(Protocol):
         """Returns `loss_sum`, and how many of the same targets have the largest logit, each float32 `[]` or `[U]`."""
 
     def prefill(self, weights: Weights, tokens: Array, lengths: Array) -> tuple[Array, State]:
-        """Reads one prompt per row, from the zero state.
+        """Reads one prompt per row, from the initial state.
 
         Args:
           weights: without a client axis.

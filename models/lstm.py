@@ -2,9 +2,10 @@
 
     i, f, o = sigmoid(...)   g = tanh(...)   c' = f * c + i * g   h = o * tanh(c')
 
-The gates stand in the order i, f, g, o on the last axis, as in Keras' LSTM layer, whose weights fit unchanged. That
-layer computes the input products inside its loop over time; here the caller computes them for all steps at once.
-Baselines from the literature use this cell (Hochreiter and Schmidhuber 1997, with the forget gate of Gers et al. 2000).
+The order of the gates on the last axis is i, f, g, o, as in Keras' LSTM layer, so the weights of that layer can be used
+unchanged. Keras computes the products with the inputs inside the loop over time. Here the caller computes them for all
+steps at once. Baselines from the literature use this cell (Hochreiter and Schmidhuber 1997, with the forget gate of
+Gers et al. 2000).
 """
 
 from typing import Any

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 PAD = 0
 _SMALLEST_PROBABILITY = 1e-30
-"""Above this, a float32 probability has its full precision, and minus its logarithm is accurate enough as the loss."""
+"""Above this, a float32 probability has full precision, so its negative logarithm is accurate enough as the loss."""
 
 
 def tied(embedding: tf.Tensor, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -49,23 +49,23 @@ def sums(
 ) -> list[tf.Tensor]:
     """Returns the sum of `cross_entropy` over the targets that are not PAD, for each client if there is a client axis.
 
-    Without a client axis, rows whose target is PAD are dropped before the product with the table. Their number depends
-    on the data, so the function does not compile under XLA. With a client axis, the rows whose target is PAD are
-    computed, but left out of the sum.
+    Without a client axis, rows whose target is PAD are dropped before the matrix product with the table. Their number
+    depends on the data, so this case does not compile under XLA. With a client axis, the losses of rows whose target is
+    PAD are computed too, but they are left out of the sum.
 
     Args:
       outputs: as for `cross_entropy`.
       table: as for `cross_entropy`.
       bias: as for `cross_entropy`.
       targets: as for `cross_entropy`; PAD is padding.
-      with_correct: whether to count the targets that have the largest logit too.
+      with_correct: whether to return also the number of targets that have the largest logit of their row.
 
     Returns:
       [loss sum] or [loss sum, count], each float `[]` or `[U]`; the loss is in nats.
     """
     if table.shape.rank == 3:
         real = tf.not_equal(targets, PAD)
-        # tf.where and not a product with 0: the padding of a diverged client may hold NaN, and 0 times NaN is NaN.
+        # tf.where instead of a product with 0: a diverged client may have NaN in its padding, and 0 times NaN is NaN.
         outputs = tf.where(real[..., tf.newaxis], outputs, tf.zeros([], outputs.dtype))
         parts = _losses(outputs, table, bias, targets, with_correct)
         parts = [tf.where(real, part, tf.zeros([], part.dtype)) for part in parts]
@@ -85,8 +85,8 @@ def cross_entropy(outputs: tf.Tensor, table: tf.Tensor, bias: tf.Tensor | None, 
       targets: int32 `[(U,) ...]`.
 
     Returns:
-      `[(U,) ...]`, the shape of targets; never negative. A loss is exact to a few units of rounding of 1 or of itself,
-      whichever is larger: that of a certain target is 0 or as good as 0.
+      `[(U,) ...]`, the shape of targets; never negative. The error of a loss is at most a few rounding units of
+      max(1, loss). So the loss of a target of probability 1 is 0, or as small as a rounding error.
     """
     return _losses(outputs, table, bias, targets, with_correct=False)[0]
 
@@ -106,8 +106,9 @@ def _row_losses(
 ) -> list[tf.Tensor]:
     """Computes `_losses` for outputs `[(U,) N, E]` and targets `[(U,) N]`; each result is `[(U,) N]`.
 
-    It is written by hand for two reasons. TensorFlow's own op takes 2.5 times as long on CPU. And here the upstream
-    gradient scales the small factors of the matrix products instead of the large `[N, V]` gradient of the logits.
+    Loss and gradient are written by hand for two reasons. TensorFlow's own op takes 2.5 times as long on CPU. And here
+    the upstream gradient multiplies the small factors of the matrix products, not the large `[N, V]` gradient of the
+    logits.
     """
 
     @tf.custom_gradient
@@ -124,7 +125,8 @@ def _row_losses(
             return tf.reshape(tf.gather_nd(tf.reshape(values, [-1, vocabulary]), positions), tf.shape(targets))
 
         probability = at_targets(softmax)
-        # Some kernels multiply by an approximate reciprocal, so that the probability of a certain target is next to 1.
+        # Some softmax kernels multiply by an approximate reciprocal. A probability of 1 can then come out slightly
+        # above 1, and without the minimum its loss would be negative.
         losses, exact = -tf.math.log(tf.minimum(probability, 1.0)), probability > _SMALLEST_PROBABILITY
         losses = tf.cond(
             tf.reduce_all(exact),

@@ -1,4 +1,4 @@
-"""Compares exported files with the trained model; `fedspeak export` does so for every file that it writes."""
+"""Compares exported files with the trained model, as `fedspeak export` does for every file that it writes."""
 
 import os
 import time
@@ -17,12 +17,12 @@ from models.language_model import LanguageModel, Weights
 from models.vocabulary import BOS
 
 SEQUENCES = 50
-# Largest difference of a logit, as a fraction of the logits' spread, at which a file still counts as the model. In
-# trained models the fraction is 4e-7 by float32 rounding, 2e-4 with float16 weights and 1e-2 with int8 weights. It is
-# 0.3 or more for another model.
+# Largest difference between a logit of the file and the model's at which the file still passes, as a fraction of the
+# logits' spread. For files of trained models the fraction is 4e-7 in float32 (rounding), 2e-4 with float16 weights and
+# 1e-2 with int8 weights. For the file of another model it is 0.3 or more.
 _TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "int8": 0.25}
-# Smallest fraction of sequences that must be equal in float32. It is below 1 because rounding changes about one draw in
-# ten thousand: see docs/export.md.
+# Smallest fraction of sequences that a float32 file must draw as the model does. It is below 1 because rounding changes
+# about one draw in ten thousand; docs/export.md explains why.
 _LEAST_EQUAL = 0.9
 _LENGTH = 32
 # Logits are compared over few, short contexts. A large untrained recurrence is chaotic and doubles rounding errors
@@ -33,7 +33,7 @@ _TIMINGS = 7
 
 @dataclass(frozen=True)
 class Parity:
-    """The comparison of one exported file with the trained model, in one runtime.
+    """Describes how one exported file compares with the trained model, in one runtime.
 
     Attributes:
       path: path of the file.
@@ -207,7 +207,8 @@ def _measure_tokens_per_second(file: device.DeviceModel) -> list[float]:
     count = file.facts.max_new_tokens
     if count == 1:
         return [1 / _time_generate(file, 1) for _ in range(_TIMINGS)]
-    # The minimum: a pause of the machine during a one-token run would otherwise make the long run look faster.
+    # The minimum is subtracted, because a pause of the machine during a one-token run would otherwise make the long run
+    # look faster.
     one_token = min(_time_generate(file, 1) for _ in range(_TIMINGS))
     return [(count - 1) / max(_time_generate(file, count) - one_token, 1e-9) for _ in range(_TIMINGS)]
 

@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from models.recurrent_lm import RecurrentLanguageModel
 
 _DEFAULT_VOCABULARY_SIZE = 4000
-# Name → (cell, embedding size E, units H). A model has V·E + 3(2E+1)H + H·E parameters. With V = 4000 that is the
-# number in the name of a large preset, as in Ro et al. 2022 (https://arxiv.org/abs/2204.09715).
+# Name → (cell, embedding size E, units H). A model has V·E + 3(2E+1)H + H·E parameters. The name of a large preset
+# states this number for V = 4000. The large sizes are those of Ro et al. 2022 (https://arxiv.org/abs/2204.09715).
 _SIZES = {
     "tiny": ("si-cifg", 96, 192),
     "cifg-4.7m": ("cifg", 256, 2048),
@@ -44,7 +44,7 @@ def preset(name: str, vocabulary_size: int | None = None) -> RecurrentLanguageMo
 
 
 def from_config(config: dict[str, Any]) -> LanguageModel:
-    """Builds the model, without weights, from what its `config()` returned.
+    """Builds a language model, without weights, from the dict that `LanguageModel.config` returned.
 
     Raises:
       ValueError: the architecture is unknown, or an entry is missing, unknown or out of range.

@@ -1,8 +1,8 @@
 """Implements a one-layer recurrent language model with a tied embedding: logits = r · embeddingᵀ (+ output bias).
 
-Here r is the output of the recurrence (`models.cifg`), projected to the embedding size, so that one matrix is both the
-input and the output embedding (Press & Wolf 2017, https://arxiv.org/abs/1608.05859). Shapes that begin with `(U,)` may
-have a leading client axis of size U.
+Here r is the output of the recurrence (`models.cifg`). It is projected to the embedding size, so that one matrix is
+both the input and the output embedding (Press & Wolf 2017, https://arxiv.org/abs/1608.05859). Shapes that begin with
+`(U,)` may have a leading client axis of size U.
 """
 
 from dataclasses import asdict, dataclass
@@ -19,7 +19,7 @@ from models.language_model import Array, Weights
 
 @dataclass(frozen=True)
 class RecurrentLanguageModel:
-    """A `models.language_model.LanguageModel` with a CIFG or SI-CIFG cell.
+    """Implements `models.language_model.LanguageModel` with a CIFG or SI-CIFG cell.
 
     Its weights are float32 arrays: "bias" `[3H]`, "embedding" `[V, E]`, "input_kernel" `[E, 3H]`, "output_bias" `[V]`
     (only with `output_bias`), "projection" `[H, E]` and "recurrent_kernel" `[E, 3H]`.
@@ -44,7 +44,7 @@ class RecurrentLanguageModel:
     output_bias: bool = False
 
     def __post_init__(self) -> None:
-        self._recurrence()  # refuses an unknown cell
+        self._recurrence()  # raises ValueError if the cell is unknown
         for name in ("vocabulary_size", "embedding", "units"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
@@ -99,7 +99,7 @@ class RecurrentLanguageModel:
     def loss_and_correct(
         self, weights: Weights, tokens: Array, rows: Array | None = None
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns `loss_sum` and the number of targets with the largest logit; see `LanguageModel.loss_and_correct`."""
+        """Returns `loss_sum` and how many targets have the largest logit; see `LanguageModel.loss_and_correct`."""
         loss, correct = self._sums(weights, tokens, rows, with_correct=True)
         return loss, correct
 
@@ -146,7 +146,7 @@ class RecurrentLanguageModel:
         return CIFGState(tf.zeros([batch, self.embedding]), tf.zeros([batch, self.units]))
 
     def config(self) -> dict[str, Any]:
-        """Returns the attributes and the architecture's name, from which `from_config` builds the model again."""
+        """Returns the attributes and the architecture's name, for `models.presets.from_config` to rebuild the model."""
         return {"architecture": "recurrent", **asdict(self)}
 
     def _logits(self, weights: Weights, outputs: tf.Tensor) -> tf.Tensor:

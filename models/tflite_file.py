@@ -1,7 +1,7 @@
-"""Reads and writes the file that goes to a device: a TFLite flatbuffer, followed by a zip of vocabulary and facts.
+"""Reads and writes the file that goes to a device: a TFLite flatbuffer, then a zip with vocabulary and facts.
 
-TFLite runtimes read the flatbuffer and ignore what follows it. `zipfile` finds the zip at the end of the file, and
-`unzip -l model.tflite` lists it. The module needs only the standard library and `models.vocabulary`.
+TFLite runtimes read the flatbuffer and ignore what follows it. Python's `zipfile` finds the zip at the end of the file,
+and `unzip -l model.tflite` lists it. The module needs only the standard library and NumPy.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ _VOCABULARY = "vocabulary.json"
 
 @dataclass(frozen=True)
 class Facts:
-    """Facts about a flatbuffer that are known without running it.
+    """Holds facts about a flatbuffer that can be read without running it.
 
     Attributes:
       precision: weight precision, one of `PRECISIONS`.
@@ -51,7 +51,7 @@ def checksum(content: bytes) -> str:
 def write(path: str | os.PathLike[str], flatbuffer: bytes, vocabulary: Vocabulary, facts: Facts) -> None:
     """Writes a flatbuffer with its vocabulary and facts to `path`.
 
-    If writing fails, a file that was there is left as it was.
+    If writing fails, an existing file at `path` is left unchanged.
 
     Raises:
       OSError: `path` cannot be written.
@@ -64,7 +64,7 @@ def write(path: str | os.PathLike[str], flatbuffer: bytes, vocabulary: Vocabular
 
 
 def read(path: str | os.PathLike[str]) -> tuple[Facts, Vocabulary]:
-    """Reads the facts and the vocabulary of a file that `write` wrote, and verifies the flatbuffer's checksum.
+    """Reads the facts and the vocabulary from a file that `write` wrote, and verifies the flatbuffer's checksum.
 
     Raises:
       OSError: `path` cannot be read.
@@ -100,7 +100,7 @@ def read(path: str | os.PathLike[str]) -> tuple[Facts, Vocabulary]:
 
 
 def _add(archive: zipfile.ZipFile, name: str, text: str) -> None:
-    # The time is fixed, so that equal models give equal files.
+    # The timestamp is fixed, so that equal models give byte-identical files.
     entry = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
     entry.compress_type = zipfile.ZIP_DEFLATED
     archive.writestr(entry, text)

@@ -1,10 +1,11 @@
-"""Learns and applies a byte-level sub-word vocabulary: every Unicode text has an encoding, so no token is unknown.
+"""Learns and applies a byte-level sub-word vocabulary, which encodes every Unicode text without an unknown token.
 
 Learning uses sentencepiece's byte-pair encoding (Sennrich et al. 2016, https://arxiv.org/abs/1508.07909; Kudo and
 Richardson 2018, https://arxiv.org/abs/1808.06226). Encoding and decoding need only the standard library and NumPy, so
 that the same code runs on the device.
 
-A vocabulary contains pieces of the text that it was learned from, without privacy. Learn it from public text only.
+A vocabulary contains pieces of the text that it was learned from, without any privacy protection. Learn it from public
+text only.
 """
 
 from __future__ import annotations
@@ -35,14 +36,15 @@ SMALLEST = FIRST_BYTE + 256
 
 _FORMAT = "fedspeak vocabulary 1"
 
-# A printable character for each byte, for sentencepiece and for the file. Printable ASCII stands for itself, so that
-# sentencepiece keeps letters, digits and punctuation apart. Every other byte becomes a letter, so that the bytes of one
-# character may merge. U+2581, which sentencepiece uses for the space, is not among them.
+# The printable character that stands for each byte, in sentencepiece's input and in the vocabulary file. Printable
+# ASCII stands for itself, so that sentencepiece keeps letters, digits and punctuation apart. Every other byte becomes a
+# letter, so that the bytes of one character may merge. U+2581, which sentencepiece uses for the space, is not among
+# them.
 _BYTE_TO_CHARACTER = tuple(chr(byte) if 0x20 <= byte < 0x7F else chr(0x100 + byte) for byte in range(256))
 _CHARACTER_TO_BYTE = {character: byte for byte, character in enumerate(_BYTE_TO_CHARACTER)}
 
-# sentencepiece gets words of at most this many bytes. It merges within words only (each begins at a space), counts
-# positions in a word with 16 bits, and aborts the process where they do not suffice.
+# sentencepiece gets words of at most this many bytes. It merges only within a word, and a word begins at each space.
+# It counts positions in a word with 16 bits, and aborts the process if a word needs more.
 _LONGEST_WORD = 1024
 _LONGEST_CACHED = 64
 _CHUNKS = re.compile(rb" [^ ]*|[^ ]+")
@@ -50,7 +52,7 @@ _CHUNKS = re.compile(rb" [^ ]*|[^ ]+")
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """A vocabulary of sub-words made of bytes.
+    """Encodes text as token ids and decodes them, with sub-words made of bytes.
 
     The ids are 0 for padding, 1 for the beginning of a text, 2 for the end of a sentence, 3 to 258 for the single
     bytes, and from 259 the merged pieces. The id of a merged piece is its rank: encoding merges lower ranks first.
@@ -86,7 +88,7 @@ class Vocabulary:
 
     @cached_property
     def digest(self) -> str:
-        """Returns the SHA-256 of the canonical JSON, in hex: vocabularies with the same digest are the same."""
+        """Returns the SHA-256 of the canonical JSON, in hex: equal digests mean equal vocabularies."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     @cached_property
@@ -94,7 +96,7 @@ class Vocabulary:
         """Returns the number of code points that begin in the piece of each id, int32 `[size]`.
 
         The end of a sentence counts as one, for its line break. The sum over the ids of a text is its number of
-        characters; the loss on the text in bits, divided by this number, is its bits per character.
+        characters. Bits per character are the loss on the text in bits, divided by this number.
         """
         counts = [sum(byte & 0xC0 != 0x80 for byte in piece) for piece in self.pieces]
         counts[EOS] = 1
@@ -126,7 +128,7 @@ class Vocabulary:
         return b"".join(parts)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Returns the text of `ids`; bytes that are not UTF-8 (of a character cut in two) become U+FFFD.
+        """Returns the text of `ids`; bytes that are not UTF-8 (such as half a character) become U+FFFD.
 
         Raises:
           ValueError: an id is outside [0, size).
@@ -161,7 +163,7 @@ class Vocabulary:
         return _build_vocabulary(pieces)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the JSON to `path`; if that fails, a file that was there is left as it was.
+        """Writes the JSON to `path`; if writing fails, an existing file is left unchanged.
 
         Raises:
           OSError: `path` cannot be written.
@@ -204,7 +206,7 @@ class Vocabulary:
         def find_merge(left: int) -> tuple[int, int, int] | None:
             """Returns (rank, begin, end) of the piece made of the symbol at `left` and the next one.
 
-            None if there is no next symbol or the piece is not in the vocabulary.
+            Returns None if there is no next symbol or the piece is not in the vocabulary.
             """
             middle = ends[left]
             if middle == size:
@@ -218,7 +220,8 @@ class Vocabulary:
         while heap:
             _, left, end = heapq.heappop(heap)
             middle = ends[left]
-            # The entry is stale if its left symbol was merged away or one of the two has grown: the span then differs.
+            # The entry is stale if its left symbol was merged into the one before, or if one of its two symbols has
+            # grown: the end then differs.
             if not alive[left] or middle == size or ends[middle] != end:
                 continue
             alive[middle] = 0
@@ -246,7 +249,7 @@ def learn(sentences: Iterable[str], size: int) -> Vocabulary:
       size: number of ids, >= 259 (3 special ids and 256 bytes).
 
     Raises:
-      ValueError: `size` is not an integer of at least 259; or the text is empty, yields fewer pieces than that, or
+      ValueError: `size` is not an integer of at least 259; or the text is empty, yields fewer than `size` ids, or
         holds a lone surrogate.
     """
     if isinstance(size, bool) or not isinstance(size, Integral):
@@ -275,19 +278,19 @@ def train_sentencepiece(sentences: Iterable[str], merges: int) -> bytes:
     """
     import sentencepiece
 
-    # All text is read before training: an error raised while sentencepiece iterates would come back as an unreadable
-    # RuntimeError.
+    # All text is read before training, because an error raised while sentencepiece iterates would come back as an
+    # unreadable RuntimeError.
     words = list(_mapped_words(sentences))
     if not words:
         raise ValueError("sentences hold no text to learn a vocabulary from")
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            # First one sentence for each byte, so that all 256 are in sentencepiece's alphabet; they add no pair.
+            # The first 256 sentences are one byte each, so that sentencepiece knows all bytes. They contain no pair.
             sentence_iterator=itertools.chain(_BYTE_TO_CHARACTER, words),
             model_writer=model,
             model_type="bpe",
-            # sentencepiece insists on one unknown token; the other 256 are the bytes.
+            # 1 is for the unknown token, which sentencepiece requires, and 256 is for the bytes.
             vocab_size=1 + 256 + merges,
             character_coverage=1.0,
             normalization_rule_name="identity",

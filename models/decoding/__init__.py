@@ -1,4 +1,4 @@
-"""Decodes tokens from logits: keyed random numbers, temperature and top-k, sampling in integers and the decoding loop.
+"""Draws tokens from logits: keyed random numbers, temperature and top-k, integer sampling and the decoding loop.
 
 `models.decoding.numpy_ops` needs NumPy alone and runs on devices. The other modules compute the same bits with
 TensorFlow ops. Importing the package loads neither NumPy nor TensorFlow.

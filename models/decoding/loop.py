@@ -13,7 +13,7 @@ Step = Callable[[tf.Tensor, Any], tuple[tf.Tensor, Any]]
 
 
 class Generated(NamedTuple):
-    """The tokens that `generate` sampled.
+    """Holds the tokens that `generate` sampled.
 
     Attributes:
       tokens: int32 `[B, N]`, zeros after the end of a row.
@@ -40,7 +40,7 @@ def generate(
       step: the model as a function from (tokens int32 `[B]`, state) to (logits `[B, V]`, new state).
       logits: the logits `[B, V]` after the prompt.
       state: the state after the prompt.
-      words: two int32 `[B, N]` with static N: the random words for each token to draw.
+      words: two int32 tensors `[B, N]` with static N: the random words that each token is drawn with.
       temperature: float32 scalar, see `models.decoding.processing.process`.
       top_k: int32 scalar, see `models.decoding.processing.process`.
       max_new: int32 scalar, maximum number of tokens per row.

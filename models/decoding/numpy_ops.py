@@ -1,11 +1,11 @@
-"""Implements keyed random numbers, the processing of logits and the sampler in NumPy, bit for bit as in TensorFlow ops.
+"""Computes keyed random numbers, processes logits and samples tokens in NumPy, bit for bit as the TensorFlow ops do.
 
-Every step of a draw is either integer arithmetic or a float32 operation whose result IEEE 754 fixes; none calls `exp`
-or `log`. The table of exp is computed once, when the module is imported, in float64, and rounded to float32; it has the
-same bits on every machine, because no entry is so close to a rounding boundary that an inexact `exp` could move it. A
-product is added to something only where the product is exact, so that a compiler that fuses the two changes nothing.
-Equal logits therefore give the same token in NumPy, eager TensorFlow, `tf.function`, XLA and TFLite, whatever kernels
-run.
+Every step of a draw is either integer arithmetic or a float32 operation whose result IEEE 754 fixes. No step calls
+`exp` or `log`: exp is read from a table. The table is computed in float64 when the module is imported, and is then
+rounded to float32. It has the same bits on every machine, because no entry is so close to a rounding boundary that an
+inexact `exp` could change the rounded value. A product is added to another number only if the product is exact, so a
+compiler that fuses the two operations does not change the result. Equal logits therefore give the same token in NumPy,
+eager TensorFlow, `tf.function`, XLA and TFLite, whatever kernels run.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,7 +22,7 @@ Words = tuple[NDArray[np.int32], NDArray[np.int32]]
 class Stream(IntEnum):
     """Names the purposes of random numbers; numbers for different purposes are independent.
 
-    Only SAMPLE is used so far: the others are reserved for speculative decoding.
+    Only SAMPLE is used so far. The others are reserved for speculative decoding.
     """
 
     SAMPLE = 0
@@ -42,7 +42,7 @@ ROUNDS = 20
 WEIGHT_BITS = 44
 LARGEST_VOCABULARY = 1 << 18
 BLOCK = 64
-# exp is read from a table with this many entries per nat; a rational function fills in between them.
+# exp is read from a table with this many entries per nat. Between two entries a rational function approximates it.
 ENTRIES_PER_NAT = 128
 LOWEST = 30.5  # a token this many nats or more below the likeliest one has weight zero: exp(-30.5) < 2**-44
 # Processed logit of a token that is never drawn: the lowest float32, since newer TFLite converters replace -inf by it.
@@ -69,8 +69,8 @@ class Choices:
       temperature: number that the logits are divided by, 1e-6 to 1e6; or 0, which always draws the likeliest token.
       top_k: number of likeliest tokens to draw from, 1 to 2**31 - 1; 0 draws from all.
       seed: seed of the random numbers, 0 to 2**64 - 1.
-      request: number that identifies the request, 0 to 2**31 - 1. Requests with one seed draw independently. Equal
-        logits, seed and request give equal draws.
+      request: number that identifies the request, 0 to 2**31 - 1. Different requests with the same seed draw
+        independently. A draw depends only on the logits, the position, the seed, the request, temperature and top_k.
       stop: id of the token to end after, 0 to 2**31 - 1 (the token itself is drawn); -1 for none.
 
     Raises:
@@ -129,7 +129,7 @@ def threefry_2x32(
 def random_words(
     seed: ArrayLike, stream: Stream, request: ArrayLike, positions: ArrayLike, tokens: ArrayLike | None = None
 ) -> Words:
-    """Returns the words of `models.decoding.prng.random_words`, computed in NumPy."""
+    """Computes the same words as `models.decoding.prng.random_words`, in NumPy."""
     shape = np.broadcast_shapes(np.shape(request), np.shape(positions), np.shape(0 if tokens is None else tokens))
     seed = _as_uint32(seed)
     key = threefry_2x32((seed[:1], seed[1:]), (_as_uint32([stream]), _as_uint32(request)))
@@ -139,7 +139,7 @@ def random_words(
 
 
 def uniforms(word: NDArray[np.int32]) -> NDArray[np.float32]:
-    """Returns the numbers of `models.decoding.prng.uniforms`, computed in NumPy."""
+    """Computes the same numbers as `models.decoding.prng.uniforms`, in NumPy."""
     bits = np.asarray(word, np.int32).view(np.uint32)
     high = (bits >> np.uint32(16)).astype(np.float32) * np.float32(2.0**-16)
     low = ((bits & np.uint32(0xFFFF)).astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-32)
@@ -147,7 +147,7 @@ def uniforms(word: NDArray[np.int32]) -> NDArray[np.float32]:
 
 
 def process(logits: NDArray[np.float32], temperature: float, top_k: int) -> NDArray[np.float32]:
-    """Returns the logits of `models.decoding.processing.process`, computed in NumPy."""
+    """Computes the same logits as `models.decoding.processing.process`, in NumPy."""
     logits = np.asarray(logits, np.float32)
     largest = logits.max(axis=-1, keepdims=True)
     size = logits.shape[-1]
@@ -162,7 +162,7 @@ def process(logits: NDArray[np.float32], temperature: float, top_k: int) -> NDAr
 
 
 def weights(processed: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Returns the weights of `models.decoding.sampling.weights`, computed in NumPy."""
+    """Computes the same weights as `models.decoding.sampling.weights`, in NumPy."""
     below = np.minimum(-processed, np.float32(LOWEST))
     entry = (below * np.float32(ENTRIES_PER_NAT)).astype(np.int32)
     half = (below - entry.astype(np.float32) * np.float32(1 / ENTRIES_PER_NAT)) * np.float32(0.5)
@@ -171,7 +171,7 @@ def weights(processed: NDArray[np.float32]) -> NDArray[np.int64]:
 
 
 def sample(processed: NDArray[np.float32], words: Words) -> NDArray[np.int32]:
-    """Returns the tokens of `models.decoding.sampling.sample`, computed in NumPy."""
+    """Draws the same tokens as `models.decoding.sampling.sample`, in NumPy."""
     sums = np.cumsum(weights(processed), axis=-1)
     fraction = [(np.asarray(word).view(np.uint32) >> np.uint32(1)).astype(np.int64) for word in words]
     threshold = scale(sums[..., -1], fraction[0], fraction[1])

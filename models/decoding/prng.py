@@ -2,8 +2,8 @@
 
 A random number is a pure function of (seed, stream, request, position[, token id]), without any state. So it does not
 depend on the batch or on earlier draws, and eager mode, `tf.function`, XLA, TFLite and `models.decoding.numpy_ops` give
-the same bits. TFLite's builtin ops include neither `tf.random.stateless_*` nor AND, OR and left shifts; the code here
-does without them.
+the same bits. The code uses neither `tf.random.stateless_*` nor bitwise AND, OR and left shifts, because TFLite has no
+builtin ops for them.
 """
 
 from typing import Any
@@ -16,16 +16,16 @@ Words = tuple[tf.Tensor, tf.Tensor]
 
 
 def random_words(seed: Any, stream: Stream, request: Any, positions: Any, tokens: Any = None) -> Words:
-    """Returns 64 random bits, as two int32 tensors, for every combination of the arguments, which broadcast.
+    """Returns 64 random bits per element, as two int32 tensors; request, positions and tokens broadcast.
 
-    Threefry of the counter (stream, request) under the seed gives a key. Threefry of the counter (position, 0) or, with
-    token ids, (position, token id + 1) under that key gives the words.
+    Threefry is called twice. With the seed as its key, it maps the counter (stream, request) to a second key. With the
+    second key, it maps the counter (position, 0) or, with token ids, (position, token id + 1) to the words.
 
     Args:
       seed: int32 `[2]`, any bits.
       stream: the purpose of the numbers.
-      request: int32, number that identifies the request. Do not use a row's place in the batch, or its draws depend on
-        the batch.
+      request: int32, number that identifies the request. Do not use the row's index in the batch: its draws would then
+        depend on the batch.
       positions: int32, number of tokens before the one that is drawn, those of the prompt included.
       tokens: int32, token ids >= 0, for one number per token of the vocabulary; None for one number per position.
 
@@ -43,11 +43,11 @@ def random_words(seed: Any, stream: Stream, request: Any, positions: Any, tokens
 def uniforms(word: tf.Tensor) -> tf.Tensor:
     """Maps the 32 bits k of each int32 to the float32 u = (k + 1/2) / 2**32, rounded and at most 1 - 2**-24.
 
-    So u is never 0 or 1. P(u < x) equals x up to 2**-33 for small x, as the acceptance test of a rare token needs, and
-    up to 2**-25 near 1.
+    So u is never 0 or 1. P(u < x) differs from x by at most 2**-33 for small x, and by at most 2**-25 near 1. A rare
+    token's acceptance test in speculative decoding needs the accuracy at small x.
     """
     high = tf.cast(_shift_right(word, 16), tf.float32) * 2.0**-16
-    # Both products are exact, so the sum rounds once, whether a compiler fuses them into it or not.
+    # Both products are exact, so the sum rounds once even if a compiler fuses a product with the addition.
     low = (tf.cast(word - tf.bitwise.right_shift(word, 16) * (1 << 16), tf.float32) + 0.5) * 2.0**-32
     return tf.minimum(high + low, 1 - 2.0**-24)
 

@@ -10,16 +10,17 @@ from models.decoding.numpy_ops import LEFT_OUT, MIN_TEMPERATURE
 def process(logits: tf.Tensor, temperature: Any, top_k: Any) -> tf.Tensor:
     """Returns the logits after temperature and top-k, minus their maximum, so that the likeliest token has 0.
 
-    A token that is left out has `LEFT_OUT`, the lowest float32. Temperature and top-k may be tensors, so that one graph
-    serves every request. A graph cannot refuse bad values: check them before with `models.decoding.numpy_ops.Choices`.
+    A token that is left out gets the logit `LEFT_OUT`, the lowest float32. Temperature and top-k may be tensors, so
+    that one graph serves every request. A graph cannot refuse bad values, so the caller checks them first, with
+    `models.decoding.numpy_ops.Choices`.
 
     Args:
       logits: finite float32 `[..., V]`. If two of them differ by less than 1e-38, backends may disagree, because some
         kernels treat such a difference as 0.
-      temperature: float32 scalar that the logits are divided by. 0, a negative number or NaN is greedy: it leaves only
-        the likeliest token, or the first of several.
-      top_k: int32 scalar k. It leaves out the tokens that are less likely than the k-th likeliest; ties with the k-th
-        stay. 0, or V and more, keeps all tokens.
+      temperature: float32 scalar that the logits are divided by. 0, a negative number or NaN is greedy: only the
+        likeliest token stays, or the first of several equally likely ones.
+      top_k: int32 scalar k >= 0. Tokens that are less likely than the k-th likeliest are left out; ties with the k-th
+        stay. 0 keeps all tokens, and so does V or more.
 
     Returns:
       float32 `[..., V]`, whose softmax is the distribution of the next token.
@@ -31,8 +32,8 @@ def process(logits: tf.Tensor, temperature: Any, top_k: Any) -> tf.Tensor:
     sampled = logits >= _kth_largest(logits, largest, tf.convert_to_tensor(top_k, tf.int32))
     hot = temperature > 0
     kept = tf.where(hot, sampled, greedy)
-    # Multiplies by 1/T instead of dividing by T. Compilers make that change themselves where T is a constant, and the
-    # last bit would differ between a graph with T inside and one with T as an input.
+    # Multiplies by 1/T instead of dividing by T. Compilers themselves replace division by a constant T in this way. If
+    # this divided, the last bit would differ between a graph where T is a constant and one where T is an input.
     sharpness = 1 / tf.where(hot, tf.maximum(temperature, MIN_TEMPERATURE), 1.0)
     return tf.where(kept, (logits - largest) * sharpness, LEFT_OUT)
 
@@ -40,9 +41,9 @@ def process(logits: tf.Tensor, temperature: Any, top_k: Any) -> tf.Tensor:
 def _kth_largest(logits: tf.Tensor, largest: tf.Tensor, k: tf.Tensor) -> tf.Tensor:
     """Returns a bound `[..., 1]` that only the k largest logits, and those equal to the k-th, reach.
 
-    It is found by bisection because k is known at run time only: XLA needs a constant k for `tf.math.top_k`, and a full
-    sort takes longer than a step of a small model. The bisection ends when, in every row, exactly k logits reach the
-    lower bound or no float32 lies between the two bounds.
+    The bound is found by bisection because k is known at run time only. XLA needs a constant k for `tf.math.top_k`, and
+    a full sort takes longer than a step of a small model. The bisection ends when, in every row, exactly k logits reach
+    the lower bound or no float32 lies between the two bounds.
     """
 
     def count(bound: tf.Tensor) -> tf.Tensor:
@@ -65,9 +66,9 @@ def _kth_largest(logits: tf.Tensor, largest: tf.Tensor, k: tf.Tensor) -> tf.Tens
             tf.where(enough, at_least, reached),
         )
 
-    # In every iteration at least k logits reach `low`, and fewer than k reach `high` unless the bounds are equal, so a
-    # finished row stays right while others go on. With k = 0 all tokens stay, and `reached` = 0 keeps the loop from
-    # starting.
+    # In every iteration at least k logits reach `low`, and fewer than k reach `high` unless the bounds are equal. So
+    # the bound of a finished row stays correct while other rows go on. If k is 0, or V or more, `low` is the smallest
+    # logit and `reached` is at most k, so the loop does not start and all tokens stay.
     low = tf.where((k > 0) & (count(largest) >= k), largest, tf.reduce_min(logits, axis=-1, keepdims=True))
     reached = tf.where(k > 0, count(low), 0)
     return tf.while_loop(unfinished, halve, (low, largest, reached))[0]

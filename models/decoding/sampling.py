@@ -8,7 +8,7 @@ from models.decoding.prng import Words
 
 
 def weights(processed: tf.Tensor) -> tf.Tensor:
-    """Returns integer weights, in proportion to exp(processed) up to rounding, from which `sample` draws.
+    """Returns the integer weights from which `sample` draws: proportional to exp(processed), up to rounding.
 
     `models.decoding.numpy_ops` says why no `exp` is called.
 
@@ -17,7 +17,7 @@ def weights(processed: tf.Tensor) -> tf.Tensor:
 
     Returns:
       int64 `[..., V]`: exp(processed) * 2**44 with a relative error below 2**-21, rounded down. So the likeliest token
-      has 2**44, and a token whose probability is less than exp(-30.5) times that of the likeliest has 0.
+      has weight 2**44, and a token whose probability is less than exp(-30.5) times the likeliest one's has weight 0.
     """
     below = tf.minimum(-processed, LOWEST)
     entry = tf.cast(below * ENTRIES_PER_NAT, tf.int32)
@@ -30,9 +30,9 @@ def weights(processed: tf.Tensor) -> tf.Tensor:
 def sample(processed: tf.Tensor, words: Words) -> tf.Tensor:
     """Draws one token from the distribution of each row.
 
-    A token's probability is its weight divided by the total, up to 2**-62: the upper 31 bits of both words make a
-    number in [0, 1) with 62 bits, and its product with the total is compared with running sums of the weights. A token
-    of weight 0 is never drawn.
+    The upper 31 bits of both words make a number in [0, 1) with 62 bits. Its product with the total weight is compared
+    with the running sums of the weights. So a token's probability is its weight divided by the total, up to 2**-62, and
+    a token of weight 0 is never drawn.
 
     Args:
       processed: float32 `[..., V]` with static V, from `models.decoding.processing.process`.
@@ -49,8 +49,8 @@ def sample(processed: tf.Tensor, words: Words) -> tf.Tensor:
         raise ValueError(f"vocabulary of {size} tokens is larger than {LARGEST_VOCABULARY}: sums would overflow")
     lead = processed.shape[:-1]
     token_weights = tf.reshape(weights(processed), [-1, size])
-    # First the block is found and then the token in it, because under XLA on CPU the time of a running sum grows with
-    # the square of its length.
+    # Finds first the block of the token and then the token in the block. One running sum over all tokens would be slow:
+    # under XLA on CPU its time grows with the square of its length.
     blocks = tf.reshape(tf.pad(token_weights, [[0, 0], [0, -size % BLOCK]]), [-1, -(-size // BLOCK), BLOCK])
     block_sums = tf.cumsum(tf.reduce_sum(blocks, axis=-1), axis=-1)
     threshold = _scale(block_sums[:, -1], *(tf.reshape(word, [-1]) for word in words))[:, tf.newaxis]
