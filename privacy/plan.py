@@ -84,7 +84,7 @@ class PrivateMetrics:
 
     Attributes:
       share: share of a round's privacy budget, 1 / noise_multiplier², that the metrics take, in (1e-6, 1); the rest
-        is left for the model's update.
+        is left for the model's update and, with adaptive clipping, the count.
       loss_bound: public bound on a client's mean loss, in nats per token, in (1e-3, 1e6); a larger loss is
         clamped to it.
       accuracy: whether the accuracy is released in addition to the loss.

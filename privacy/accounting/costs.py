@@ -112,7 +112,7 @@ class Gaussian:
         return self.noise_multiplier / math.sqrt(self.count)
 
     def dp_event(self) -> Any:
-        """Returns the releases as a `dp_accounting` event, whose noise is relative to the sensitivity as it is here."""
+        """Returns the releases as a `dp_accounting` event; its noise multiplier is noise / sensitivity, too."""
         import dp_accounting as dp
 
         one: dp.DpEvent = dp.GaussianDpEvent(self.noise_multiplier)
