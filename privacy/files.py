@@ -31,6 +31,8 @@ def write_private(path: str | pathlib.Path, content: bytes) -> None:
 def write_public(path: str | pathlib.Path, content: bytes) -> None:
     """Replaces the file at `path` by `content`, which is for publication: the file's mode follows the umask.
 
+    After a crash the file holds the old content or the new.
+
     Raises:
       OSError: as for `write_private`.
     """
@@ -61,7 +63,7 @@ def private_opener(path: str, flags: int) -> int:
 def make_private_folder(path: str | pathlib.Path) -> None:
     """Makes a folder with mode 0700, and its parents. The mode of an existing folder is not changed.
 
-    An open folder is safe, because the files in it have modes of their own.
+    A folder that others can read is safe, because the files in it have modes of their own.
     """
     folder = pathlib.Path(path)
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -60,8 +60,8 @@ def gaussian_epsilon(noise_multiplier: float, delta: float) -> float:
 def any_participation(draws: Sequence[tuple[float, int]]) -> float:
     """Returns the probability that Poisson sampling draws a given client (or record) at least once.
 
-    If the client is never drawn, the releases are distributed as without the client. So ε is 0 at any δ of at least this
-    probability.
+    If the client is never drawn, the releases are distributed as without the client. So ε is 0 at any δ of at least
+    this probability.
 
     Args:
       draws: pairs (sampling probability, in (0, 1]; number of independent draws with it).

@@ -192,8 +192,9 @@ class Ledger:
     def noise_stream(self, keys: RunKeys, name: str, *, resume: bool = False, **facts: Any) -> npt.NDArray[np.int64]:
         """Returns the seed of a stream of noise for releases other than the rounds, and records that it was issued.
 
-        If two releases have the same noise, their difference is exact. So each stream is issued only once per ledger,
-        except with `resume`. The plan's ε does not include what is released with this noise, and reports say so.
+        If two releases have the same noise, their difference contains no noise. So each stream is issued only once per
+        ledger, except with `resume`. The plan's ε does not include what is released with this noise, and reports say
+        so.
 
         Args:
           keys: keys of the run.

@@ -60,7 +60,7 @@ class Mean(NamedTuple):
 class BoundedMean:
     """Releases a private mean in two steps: `sums` of each part of the data (a stream, many devices), then `release`.
 
-    The sums of the parts add up to the sums of all data. `release` adds noise to these once and divides.
+    The sums of the parts add up to the sums of all data. `release` adds noise to the total once and divides.
 
     Attributes:
       lower: public lower bound; smaller values are raised to it.
@@ -121,8 +121,8 @@ class BoundedMean:
         """Returns (Σ (x - lower), Σ (upper - x)) of numbers [n] or [n, coordinates], in grid steps.
 
         Values outside the bounds are clamped. A record with NaN counts as absent. Under replace-one, where the number
-        of records is public, each NaN counts as the middle of the bounds instead. The log warns the operator. An error
-        is not raised, because it would reveal that the record is there.
+        of records is public, each NaN counts as the middle of the bounds instead. The log warns the operator. No
+        error is raised, because an error would reveal that the record is there.
 
         Returns:
           Python integers, object [2, coordinates], which do not overflow when the sums of parts are added up.
