@@ -1,4 +1,4 @@
-"""Differential privacy for federated training and for single statistics: plan, ledger, accounting and report.
+"""Provides differential privacy for federated training and for single statistics: plan, ledger, accounting, report.
 
     plan = PrivacyPlan(
         sampling=Poisson(0.01), population=10_000, rounds=200, noise_multiplier=1.0, clip=FixedClip(0.5)
@@ -7,7 +7,7 @@
         ...  # the training loop records each round before it releases anything
     report.build(plan, ledger, {}).write("run")
 
-Importing this package loads no other module of it: each name below loads its module when it is first used.
+Importing this package loads none of its modules. Each name in `__all__` loads its module when it is first used.
 """
 
 from importlib import import_module

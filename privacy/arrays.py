@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 _BLOCK_ROWS = 256  # few enough that a block fits into a processor's cache
-_SAFE_SQUARES = 1e-200, 1e200  # squared norms between these lost nothing to overflow or underflow
-# How to convert ragged tensors, sparse tensors and sparse matrices. They are recognised by an attribute, since this
-# module needs NumPy only.
+_SAFE_SQUARES = 1e-200, 1e200  # squared norms between these were not harmed by overflow or underflow
+# By attribute: how to convert ragged tensors, sparse tensors and sparse matrices. The attribute identifies the type, so
+# that this module need not import TensorFlow or SciPy.
 _CONVERSIONS = {
     "to_tensor": "{0}.to_tensor(), which pads the rows with zeros",
     "dense_shape": "tf.sparse.to_dense({0})",
@@ -24,7 +24,7 @@ def as_floats(name: str, values: Any) -> npt.NDArray[np.float64]:
 
     Args:
       name: name of the argument, for the message.
-      values: an array or a nested list of numbers, with equally many in each row.
+      values: an array or a nested list of numbers, whose rows have equal lengths.
 
     Raises:
       ValueError: `values` is anything else.
@@ -45,14 +45,14 @@ def as_floats(name: str, values: Any) -> npt.NDArray[np.float64]:
 
 
 def require_array(name: str, values: Any) -> None:
-    """Raises ValueError if NumPy would not take `values` as an array of its numbers.
+    """Raises ValueError if NumPy would not convert `values` into an array of the numbers in it.
 
-    Refused are objects that can only be iterated or looked up by key (generators, `tf.data.Dataset`s, sets, mappings),
-    sequences of batches (`keras.utils.Sequence`), ragged and sparse tensors, and sparse matrices.
+    This function refuses objects that can only be iterated or looked up by key (generators, `tf.data.Dataset`s, sets,
+    mappings), sequences of batches (`keras.utils.Sequence`), ragged and sparse tensors, and sparse matrices.
 
     Args:
       name: name of the argument, for the message.
-      values: what was given for it.
+      values: the argument itself.
     """
     kind = f"{name} has type {type(values).__name__}, which is not an array"
     for method, converted in _CONVERSIONS.items():
@@ -68,7 +68,7 @@ def require_array(name: str, values: Any) -> None:
 
 
 def as_array(name: str, values: Any) -> npt.NDArray[Any]:
-    """Returns `values` as an array, which may share its memory.
+    """Returns `values` as an array, which may share memory with `values`.
 
     Args:
       name: name of the argument, for the message.
@@ -88,13 +88,13 @@ def as_array(name: str, values: Any) -> npt.NDArray[Any]:
 
 
 def yields_batches(values: Any) -> bool:
-    """Returns whether `values` is a sequence of batches of Keras, such as a `keras.utils.Sequence`."""
+    """Returns whether `values` is a Keras object that yields batches, such as a `keras.utils.Sequence`."""
     kinds = {kind.__name__ for kind in type(values).__mro__ if kind.__module__.startswith(("keras.", "tf_keras."))}
     return bool(kinds & {"Sequence", "PyDataset"})
 
 
 def how_to_gather(name: str, values: Any) -> str:
-    """Says, for a message, how to make the arrays x and y from the batches (x, y) of `values`."""
+    """Returns a phrase, for an error message, on how to make the arrays x and y from the batches (x, y) of `values`."""
     batches = f"({name}[i] for i in range(len({name})))" if yields_batches(values) else name
     return f"x and y as arrays, from batches (x, y) by x, y = map(np.concatenate, zip(*{batches}))"
 
@@ -126,7 +126,7 @@ def _scaled_norms(vectors: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def clip_rows(vectors: npt.NDArray[Any], max_norm: float) -> npt.NDArray[Any]:
-    """Returns finite `vectors` [n, d] with those of L2 norm above `max_norm` scaled down to it.
+    """Returns finite `vectors` [n, d], with rows of L2 norm above `max_norm` scaled down to that norm.
 
     Each row is scaled independently of the others, whatever its entries.
     """

@@ -1,4 +1,4 @@
-"""Budgets for several releases about one set of records, and the ledger that enforces them.
+"""Provides budgets for several releases about one set of records, and the ledger that enforces a budget.
 
 with Releases.open("ledger.jsonl", Budget(epsilon=2.0, delta=1e-6)) as ledger:
     mean = dp_mean(ages, 0, 100, epsilon=0.5, ledger=ledger)
@@ -32,8 +32,8 @@ class Budget:
     Attributes:
       epsilon: largest ε that all releases together may reach, above 0.
       delta: δ at which that ε is stated, in [0, 1); the default 0 allows only releases with pure ε.
-      relation: neighbouring relation, "add-or-remove-one" or "replace-one". Releases for the other one are refused,
-        never converted.
+      relation: neighbouring relation, "add-or-remove-one" or "replace-one". Releases under the other relation are
+        refused, never converted.
       unit: what is protected; only "record" is supported.
     """
 
@@ -54,7 +54,7 @@ class Budget:
 
 
 class Releases:
-    """The ledger of a `Budget`: `open` begins or continues it, `read` reads it without writing.
+    """Keeps the ledger of a `Budget`: `open` begins or continues a ledger, `read` reads one without writing.
 
     Attributes:
       path: path of the file.
@@ -75,7 +75,7 @@ class Releases:
     def open(path: str | pathlib.Path, budget: Budget) -> Releases:
         """Opens the ledger at `path` for writing, or begins it, and holds a lock on it until `close`.
 
-        Several threads may use it. A forked process or a copy of the object cannot record.
+        Several threads may use the returned object. A forked process, or a copy of the object, cannot record.
 
         Args:
           path: path of the ledger's file.
@@ -126,11 +126,11 @@ class Releases:
 
     @property
     def accountant(self) -> str:
-        """Returns which bound gave `spent`: "PLD", "RDP" or "sum" (see `privacy.accounting.costs.Least`)."""
+        """Returns the bound that gave `spent`: "PLD", "RDP" or "sum" (see `privacy.accounting.costs.Least`)."""
         return self._account.least.accountant
 
     def __str__(self) -> str:
-        """Describes what was spent: ε of all releases together, with δ, budget, unit and relation."""
+        """Describes on one line what was spent: ε of all releases together, with δ, budget, unit and relation."""
         budget = self.budget
         at = f" at delta {budget.delta:.3g}" if budget.delta else ""
         return (
@@ -213,7 +213,7 @@ class Releases:
 
 
 def _tell_apart(total: float, spent: float, budget: float) -> tuple[str, str]:
-    """Returns both ε as text, with as many digits as distinguish them from each other and from the budget."""
+    """Returns `total` and `spent` as text, with enough digits to tell them from each other and from `budget`."""
     texts = "", ""
     for digits in range(4, 18):
         texts = f"{total:.{digits}g}", f"{spent:.{digits}g}"
@@ -223,7 +223,7 @@ def _tell_apart(total: float, spent: float, budget: float) -> tuple[str, str]:
 
 
 def _as_given(value: float) -> str:
-    """Returns the number in full, and without a decimal point if it is an integer."""
+    """Returns `value` as text with all its digits, and without a decimal point if it is an integer."""
     return f"{value:g}" if float(f"{value:g}") == value else repr(value)
 
 

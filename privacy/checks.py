@@ -1,7 +1,7 @@
 """Checks numbers in arguments and raises errors that name the argument, its value, the allowed range and a fix.
 
-Each check has the form `not value > bound`, so that NaN fails it: every comparison with NaN is false. In all of them
-`name` is the argument as the caller typed it, and `fix` is what to do instead.
+Each comparison has the form `not value > bound`. Every comparison with NaN is false, so NaN fails each check. In all
+checks, `name` is the argument as the caller typed it, and `fix` says what to do instead.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import numbers
 from typing import Any
 
 NOISE_MULTIPLIERS = (1e-6, 1e8)
-"""Smallest and largest noise multiplier that has an ε: outside, ε is infinite or smaller than its rounding error."""
+"""Smallest and largest noise multiplier allowed. Outside, ε is infinite or smaller than its rounding error."""
 
 
 def plain_numbers(settings: Any) -> None:
     """Replaces the numbers in a frozen dataclass by Python's own int and float.
 
-    JSON cannot hold NumPy scalars, and arithmetic with float16 or float32 ones would keep their low precision. Call it
-    first in `__post_init__`.
+    JSON cannot hold NumPy scalars, and arithmetic with float16 or float32 scalars would keep their low precision. Call
+    this function first in `__post_init__`.
     """
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
@@ -68,7 +68,7 @@ def noise_multiplier(value: float, fix: str, name: str = "noise_multiplier") -> 
 
 
 def bounds(lower: float, upper: float) -> tuple[float, float]:
-    """Returns both as floats; raises ValueError unless they are finite and `lower` is below `upper`."""
+    """Returns both bounds as floats; raises ValueError unless they are finite and `lower` is below `upper`."""
     low = between("lower", lower, -math.inf, math.inf, "give a finite bound that is public")
     high = between("upper", upper, -math.inf, math.inf, "give a finite bound that is public")
     if not low < high:

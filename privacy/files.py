@@ -1,7 +1,8 @@
-"""Writes files whole or not at all, readable by the operator only (mode 0600) unless they are for publication.
+"""Writes files that only the operator can read (mode 0600), and files for publication.
 
-A run's files tell who took part, how large cohorts were and how models without noise do on the clients' text. The
-private functions are therefore the ones to use by default. They do not depend on the umask or on who made the folder.
+A run's files tell who took part, how large the cohorts were, and which losses models without noise have on the clients'
+text. Use `write_private` and `append_private` by default. The mode of their files depends neither on the umask nor on
+who made the folder.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
 def write_private(path: str | pathlib.Path, content: bytes) -> None:
-    """Replaces `path` by `content` with mode 0600. After a crash the file holds the old content or the new.
+    """Replaces the file at `path` by `content`, with mode 0600. After a crash it holds the old content or the new.
 
     Raises:
       OSError: the file could not be written; one line names the file, the reason and a fix.
@@ -28,7 +29,9 @@ def write_private(path: str | pathlib.Path, content: bytes) -> None:
 
 
 def write_public(path: str | pathlib.Path, content: bytes) -> None:
-    """Replaces `path` by `content`, which is for publication: the file's mode follows the umask.
+    """Replaces the file at `path` by `content`, which is for publication: the file's mode follows the umask.
+
+    After a crash the file holds the old content or the new.
 
     Raises:
       OSError: as for `write_private`.
@@ -37,10 +40,10 @@ def write_public(path: str | pathlib.Path, content: bytes) -> None:
 
 
 def append_private(path: str | pathlib.Path, content: bytes) -> None:
-    """Appends `content` to `path`, with mode 0600 in any case, and returns once it is on the disk.
+    """Appends `content` to the file at `path`, closes the file to others, and returns once `content` is on the disk.
 
     Raises:
-      OSError: as for `write_private`; a part of `content` may then stand at the end of the file.
+      OSError: as for `write_private`; the file may then end with a part of `content`.
     """
     try:
         with open(path, "ab", opener=private_opener) as file:
@@ -53,14 +56,14 @@ def append_private(path: str | pathlib.Path, content: bytes) -> None:
 
 
 def private_opener(path: str, flags: int) -> int:
-    """Opens `path` so that a new file has mode 0600; it is an `opener` for the built-in `open`."""
+    """Opens `path` so that a new file has mode 0600. Use it as the `opener` of the built-in `open`."""
     return os.open(path, flags, 0o600)
 
 
 def make_private_folder(path: str | pathlib.Path) -> None:
     """Makes a folder with mode 0700, and its parents. The mode of an existing folder is not changed.
 
-    That is safe because the files in it have modes of their own.
+    A folder that others can read is safe, because the files in it have modes of their own.
     """
     folder = pathlib.Path(path)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -121,7 +124,7 @@ def not_written(path: str | pathlib.Path, error: OSError) -> OSError:
 
 
 def fix_of(error: OSError) -> str:
-    """Returns what to do about a file that could not be written, in a few words."""
+    """Returns a phrase that says what to do about a file that could not be written."""
     if error.errno in FULL:
         return "make room on its disk"
     if error.errno in DENIED:

@@ -1,4 +1,4 @@
-"""Converts values to what JSON can hold: it has no NumPy numbers, no NaN and no infinities."""
+"""Converts values to what JSON can hold: JSON has no NumPy numbers, no NaN and no infinities."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
-"""Keys of a run: the secret from which the noise and the cohorts of every round are derived.
+"""Manages the keys of a run: the secret from which the noise and the cohorts of every round are derived.
 
-Amplification by sampling holds only while cohorts are secret, and noise protects only while nobody can compute it
-again. The secret therefore comes from the operating system's randomness and is kept in one file of mode 0600, which no
+Amplification by sampling holds only while cohorts are secret, and noise protects only while nobody else can compute
+it. The secret therefore comes from the operating system's randomness and is kept in one file of mode 0600, which no
 report, export or log contains. Every derived value is an HMAC-SHA256 of (purpose, round) under this 32-byte secret.
-The noise of a round thus does not depend on earlier rounds, and a killed run that is resumed draws exactly the same.
+So the noise of a round does not depend on earlier rounds, and a killed run that is resumed draws the same noise and
+cohorts as before.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ FIXED_PREFIX = "fixed-"
 
 
 class RunKeys:
-    """The secret of one run and the values derived from it. `repr` shows neither.
+    """Holds the secret of one run and derives values from it. `repr` shows neither.
 
     Attributes:
       is_fixed: True if the secret was derived from a seed that somebody typed. A report must then say that ε does not
@@ -52,12 +53,12 @@ class RunKeys:
         """Draws a fresh secret, writes it to `path` with mode 0600 and returns the keys.
 
         Raises:
-          FileExistsError: `path` exists. Its secret is never overwritten, because the noise of its run follows from
-            it.
+          FileExistsError: `path` exists. A key file is never overwritten, because the noise of its run follows from
+            its secret.
           OSError: the file could not be written.
         """
         keys, target = RunKeys(secrets.token_bytes(_SECRET_BYTES), is_fixed=False), pathlib.Path(path)
-        # Write under another name, then link: a killed process leaves a whole key file or none.
+        # Write under another name, then link: a process that is killed leaves a complete key file or none.
         draft = target.with_name(f".{target.name}.{os.getpid()}.draft")
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
@@ -131,8 +132,8 @@ class RunKeys:
     def noise_id(self, round: int) -> str:
         """Returns the name that identifies the noise of a round in the ledger and reveals nothing about it.
 
-        It is 16 hexadecimal digits. Fixed keys put `FIXED_PREFIX` before them, so that every report on the ledger can
-        say that the key was fixed.
+        The name has 16 hexadecimal digits. With fixed keys it begins with `FIXED_PREFIX`, so that every report on the
+        ledger can say that the key was fixed.
         """
         return (FIXED_PREFIX if self.is_fixed else "") + self._digest("noise id", round)[:8].hex()
 

@@ -1,6 +1,6 @@
-"""The privacy plan of a training run: what the run guarantees, fixed before it starts.
+"""Defines the privacy plan of a training run: what the run guarantees, fixed before it starts.
 
-Cohort sampler, noise, ledger, accounting and report are all derived from it.
+Cohort sampler, noise, ledger, accounting and report are all derived from the plan.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LOSS_BOUNDS = (1e-3, 1e6)
 
 @dataclasses.dataclass(frozen=True)
 class FixedClip:
-    """A fixed clip norm: each client's update is scaled down to an L2 norm of at most `clip_norm`.
+    """Describes a fixed clip norm: each client's update is scaled down to an L2 norm of at most `clip_norm`.
 
     Attributes:
       clip_norm: L2 bound C on one client's update, above 0.
@@ -45,18 +45,18 @@ class FixedClip:
 
 @dataclasses.dataclass(frozen=True)
 class AdaptiveClip:
-    """A clip norm that follows a quantile of the update norms, estimated from a noised count of one bit per client.
+    """Describes a clip norm that follows a quantile of the update norms, by a noised count of one bit per client.
 
-    It uses the geometric update of Andrew et al. 2021, "Differentially private learning with adaptive clipping"
-    (arXiv:1905.03871). The bit b = [norm <= C] is centred to b - 1/2, so that the count has sensitivity 1/2. The count
-    is noised with `count_stddev`.
+    The clip norm is updated geometrically, as in Andrew et al. 2021, "Differentially private learning with adaptive
+    clipping" (arXiv:1905.03871). A client's bit b is 1 if the norm of its update is at most the clip norm C, else 0.
+    The bit is centred to b - 1/2, so that the sum of the bits, the count, has sensitivity 1/2.
 
     Attributes:
       initial_clip_norm: clip norm of the first round, above 0.
       quantile: target quantile of the update norms, in (0, 1); the default 0.5 follows the median.
       learning_rate: step size of the logarithm of the clip norm, above 0.
-      count_stddev: standard deviation s_b of the noise on the count, above 0; None is a twentieth of the expected
-        cohort, as that paper recommends.
+      count_stddev: standard deviation s_b of the noise on the count, above 0; None takes a twentieth of the expected
+        cohort, as the paper recommends.
     """
 
     initial_clip_norm: float
@@ -76,18 +76,18 @@ class AdaptiveClip:
 
 @dataclasses.dataclass(frozen=True)
 class PrivateMetrics:
-    """Metrics that each round also releases with noise: training loss, accuracy and the number of its clients.
+    """Describes the metrics that each round also releases with noise: training loss, accuracy and number of clients.
 
-    A metric is one number x in [0, 1] per client. The pairs (x, 1 - x) are summed over clients. The L2 norm of a pair
-    is at most 1, and the noised sums give both the mean and the number of clients (Kulesza, Suresh and Wang 2024,
-    arXiv:2312.06658).
+    For each metric, a client contributes one number x in [0, 1]. The pairs (x, 1 - x) are summed over clients. The L2
+    norm of a pair is at most 1, and the noised sums give both the mean and the number of clients (Kulesza, Suresh and
+    Wang 2024, arXiv:2312.06658).
 
     Attributes:
-      share: share of a round's privacy, 1 / noise_multiplier², that the metrics take, in (1e-6, 1); the model's update
-        gets the rest.
-      loss_bound: public bound on a client's mean loss, in nats per token, in (1e-3, 1e6); a larger loss counts as
-        this.
-      accuracy: whether the accuracy is released besides the loss.
+      share: share of a round's privacy budget, 1 / noise_multiplier², that the metrics take, in (1e-6, 1); the rest
+        is left for the model's update and, with adaptive clipping, the count.
+      loss_bound: public bound on a client's mean loss, in nats per token, in (1e-3, 1e6); a larger loss is
+        clamped to it.
+      accuracy: whether the accuracy is released in addition to the loss.
     """
 
     share: float = 0.02
@@ -124,34 +124,35 @@ def least_count_stddev(noise_multiplier: float, metrics_share: float) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class PrivacyPlan:
-    """What a training run guarantees, fixed before it starts.
+    """Describes what a training run guarantees, fixed before it starts.
 
     The mechanism is the Gaussian mechanism on sums of clipped updates. Each round releases the sum plus N(0, (z_v C)²
-    I), divided by the fixed `expected_cohort` (never by the size of the realised cohort). With adaptive clipping it
-    also releases the noised count, and with `metrics` their noised pairs.
+    I), divided by the fixed `expected_cohort` (never by the size of the realised cohort). Here C is the clip norm and
+    z_v is `value_noise_multiplier`. With adaptive clipping, a round also releases the noised count, and with `metrics`
+    the noised sums of their pairs.
 
     Attributes:
       sampling: how cohorts are drawn; it determines `relation`.
-      population: number N of clients who could take part, at least 2. It is published, because δ and the expected
+      population: number N of clients who could take part, at least 2. N is published, because δ and the expected
         cohort follow from it.
       rounds: number T of planned rounds, 1 to 1,000,000.
       noise_multiplier: total z = standard deviation of the noise / clip norm, 1e-6 to 1e8, or 0 for no privacy. With
-        adaptive clipping or metrics it covers everything that a round releases, and the noise on the update is
-        `value_noise_multiplier`.
+        adaptive clipping or metrics, z covers everything that a round releases, and the noise on the update has the
+        larger multiplier `value_noise_multiplier`.
       clip: fixed or adaptive clip norm; None (no clipping) only together with noise_multiplier 0.
       delta: δ of the guarantee, in (0, 1); None is replaced by population**-1.1.
-      public: what was declared public and is outside the accounting, for instance the text from which a vocabulary was
+      public: what was declared public and is not accounted for, for instance the text from which a vocabulary was
         learned.
       metrics: metrics that each round also releases; None for none.
-      noise: "floating-point" for float32 sums and noise, the noise as close to exact Gaussian noise as
+      noise: "floating-point" for float32 sums and float32 noise, whose distance to exact Gaussian noise
         `privacy.noise.training` states; "exact" for integer sums and rounded exact Gaussian noise (`fl.exact_mean`),
-        hardened against floating-point attacks.
+        which are hardened against floating-point attacks.
       population_declared: True if `population` is a public number, declared without looking at the data, so that the
         run would be the same with one client more or fewer; ε then covers the true number of clients. False if the
         clients were counted; under add-or-remove-one ε then does not cover the count.
-      relation: neighbouring relation of the guarantee; None takes the sampler's, and any other value is refused, never
-        converted.
-      unit: what is protected; only "client" is supported, with all its text.
+      relation: neighbouring relation of the guarantee; None takes the sampler's. A relation other than the sampler's
+        is refused, never converted.
+      unit: what is protected; only "client" is supported, a client with all its text.
     """
 
     sampling: Sampling
@@ -242,7 +243,7 @@ class PrivacyPlan:
 
     @property
     def max_participations(self) -> int:
-        """Returns the maximum number of rounds that one client can be in over the whole plan."""
+        """Returns the maximum number of rounds in which one client can take part over the whole plan."""
         return self.sampling.max_participations(self.rounds)
 
     @property
@@ -260,8 +261,9 @@ class PrivacyPlan:
     def value_noise_multiplier(self) -> float:
         """Returns the standard deviation of the noise on the update's sum, divided by the clip norm.
 
-        It is ((1 - share) z^-2 - (2 s_b)^-2)^-1/2, which is z with a fixed clip norm and without metrics. All noises
-        of a round together then cost exactly as much as one Gaussian of multiplier z (arXiv:1905.03871, theorem 1).
+        It is ((1 - share) z^-2 - (2 s_b)^-2)^-1/2, which is z with a fixed clip norm and without metrics. All releases
+        of a round together then cost exactly as much as one Gaussian release with noise multiplier z
+        (arXiv:1905.03871, theorem 1).
         """
         if not self.is_private:
             return 0.0
@@ -284,9 +286,9 @@ class PrivacyPlan:
     def dp_event(self, rounds: int | None = None) -> dp_accounting.DpEvent:
         """Returns the run as a `dp_accounting` event over `rounds` rounds (default: all planned).
 
-        Its noise multipliers are relative to the sensitivity under the plan's relation. Replacing a client moves the
-        sum by up to 2 C, adding one by up to C, so the multiplier is halved for fixed-size sampling. Give the event to
-        an accountant for that relation: dp-accounting's ADD_OR_REMOVE_ONE, REPLACE_ONE, or for zero-out
+        The event's noise multipliers are relative to the sensitivity under the plan's relation. Adding a client moves
+        the sum by up to C and replacing one by up to 2 C, so the multiplier is halved for fixed-size sampling. Give the
+        event to an accountant for the plan's relation: dp-accounting's ADD_OR_REMOVE_ONE, REPLACE_ONE, or for zero-out
         REPLACE_SPECIAL.
         """
         import dp_accounting as dp

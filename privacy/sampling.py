@@ -1,8 +1,8 @@
-"""The three samplers that draw a round's cohort, each with the neighbouring relation that its accounting holds for.
+"""Describes the three samplers of a round's cohort, each with the neighbouring relation that its accounting holds for.
 
-The sampler decides which theorem applies, so the relation belongs to the sampler and is not a separate choice. The
+The sampler decides which theorem applies. So the relation follows from the sampler and is not a separate choice. The
 theorems used here prove amplification by Poisson sampling under add-or-remove-one, and by fixed-size sampling under
-replace-one. A fixed cyclic partition has no amplification: it only bounds how often one client's data can enter. Its
+replace-one. A fixed cyclic partition has no amplification: it only bounds how often one client can take part. Its
 relation is zero-out, in which a client's data become empty and every other client keeps its place in the partition.
 """
 
@@ -22,7 +22,7 @@ Relation = Literal["add-or-remove-one", "replace-one", "zero-out"]
 
 @dataclasses.dataclass(frozen=True)
 class Poisson:
-    """Poisson sampling: each client enters each round's cohort independently, with probability `sampling_probability`.
+    """Describes Poisson sampling: each client joins each round independently, with probability `sampling_probability`.
 
     Attributes:
       sampling_probability: probability q, in (0, 1].
@@ -44,7 +44,7 @@ class Poisson:
         return self.sampling_probability * population
 
     def check(self, population: int) -> None:
-        """Accepts every population, since any probability fits any population."""
+        """Accepts every population, because any sampling probability fits any population."""
 
     def max_participations(self, rounds: int) -> int:
         """Returns the maximum number of rounds that one client can be in."""
@@ -67,9 +67,9 @@ class Poisson:
 
 @dataclasses.dataclass(frozen=True)
 class FixedSize:
-    """Fixed-size sampling: exactly `size` different clients per round, drawn uniformly without replacement.
+    """Describes fixed-size sampling: each round draws exactly `size` clients, uniformly without replacement.
 
-    Each round's draw is independent of all others.
+    The draws of different rounds are independent.
 
     Attributes:
       size: number of clients in a cohort, at least 1.
@@ -117,10 +117,11 @@ class FixedSize:
 
 @dataclasses.dataclass(frozen=True)
 class Cyclic:
-    """Cyclic sampling: a fixed partition of the clients into `cohorts` cohorts that take turns.
+    """Describes cyclic sampling: a fixed partition of the clients into `cohorts` cohorts that take turns.
 
-    No client takes part twice within a cycle. Two rounds i < j of one client satisfy j - i >= cohorts. The literature
-    counts this separation in two ways that differ by one: use the named constructor that matches your source.
+    No client takes part twice within a cycle. Two rounds i < j in which a client takes part satisfy j - i >= cohorts.
+    The literature counts this separation in two ways that differ by one: use the named constructor that matches your
+    source.
 
     Attributes:
       cohorts: number of cohorts in a cycle, at least 1.
@@ -152,7 +153,7 @@ class Cyclic:
 
     @property
     def min_separation(self) -> int:
-        """Returns the smallest |i - j| of two rounds i and j of one client."""
+        """Returns the smallest |i - j| of two rounds i and j in which one client takes part."""
         return self.cohorts
 
     def expected_cohort(self, population: int) -> float:
@@ -165,7 +166,7 @@ class Cyclic:
             raise ValueError(f"cyclic cohorts {self.cohorts} are more than the population {population}: give fewer")
 
     def max_participations(self, rounds: int) -> int:
-        """Returns the maximum number of rounds that one client can be in, ceil(rounds / cohorts) by the separation."""
+        """Returns the maximum number of rounds that one client can be in: ceil(rounds / cohorts)."""
         return math.ceil(rounds / self.cohorts)
 
     def repetitions(self, rounds: int) -> int:

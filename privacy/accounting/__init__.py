@@ -1,6 +1,6 @@
-"""Privacy accounting: computes the ε of a whole plan, of single releases, and of several releases together.
+"""Computes the ε of a whole plan, of single releases, and of several releases together.
 
-The functions exported here answer for a plan of many rounds; `privacy.accounting.costs` answers for single releases.
+The functions exported here account for a plan of many rounds; `privacy.accounting.costs` accounts for single releases.
 """
 
 from privacy.accounting.plan_epsilon import Epsilon, calibrate_noise, calibrate_rounds, epsilon, epsilon_curve

@@ -1,10 +1,10 @@
-"""Computes the ε of one mechanism composed with itself, as functions of plain numbers.
+"""Computes the ε of one mechanism composed with itself.
 
-`privacy.accounting.plan_epsilon` calls them for a plan. Training noise fails to be Gaussian with a tiny probability
-(`privacy.noise.training`), and every ε here includes that event: it is computed at a δ reduced by what such failures
-may cost.
+`privacy.accounting.plan_epsilon` calls these functions for a plan. With a tiny probability, training noise is not close
+to Gaussian noise (`privacy.noise.training`). `rdp_epsilon`, `pld_epsilon` and `least_epsilon` account for that event:
+they compute ε at a δ that is reduced by a reserve for it.
 
-One round is analysed once, cached, and then composed for any number of rounds. That makes curves and calibration
+The analysis of one round is cached and then composed for any number of rounds, so that curves and calibration are
 cheap.
 """
 
@@ -21,12 +21,13 @@ from privacy.accounting import loss_grid
 from privacy.noise.training import exact_delta, with_failures
 from privacy.sampling import FixedSize, Poisson, Sampling
 
-# Added to each Rényi divergence. Near 0 the library takes it from logarithms of numbers near 1, which lose this much.
+# Added to each Rényi divergence. Near 0, dp_accounting computes it as the logarithm of a number near 1, which may be
+# too small by this much.
 _RDP_ROUNDING = 1e-15
-# The Rényi orders of dp_accounting 0.4.3, written out so that ε does not change when a version changes its list. A few
-# sparse orders are tried first, then the neighbours of each that is no worse than the next on either side: fractional
-# orders are slow. With exact divergences the bound has a single minimum over the orders, but the divergences of
-# fixed-size sampling are bounds that jump above order 256.
+# The Rényi orders of dp_accounting 0.4.3, written out so that ε does not change when a later version changes its
+# list. Fractional orders are slow, so a few sparse orders are tried first. Then the orders around each local minimum
+# among the sparse ones are tried. With exact divergences the bound has a single minimum over the orders, but the
+# divergences of fixed-size sampling are bounds that jump above order 256.
 ORDERS = (*(1 + x / 10 for x in range(1, 100)), *range(11, 64), 128, 256, 512, 1024)
 
 
@@ -59,7 +60,8 @@ def gaussian_epsilon(noise_multiplier: float, delta: float) -> float:
 def any_participation(draws: Sequence[tuple[float, int]]) -> float:
     """Returns the probability that Poisson sampling draws a given client (or record) at least once.
 
-    Otherwise all releases are the same with the client and without, so that at this δ ε is 0.
+    If the client is never drawn, the releases are distributed as without the client. So ε is 0 at any δ of at least
+    this probability.
 
     Args:
       draws: pairs (sampling probability, in (0, 1]; number of independent draws with it).
@@ -98,7 +100,8 @@ def least_by_renyi(renyi: Callable[[float], float], delta: float) -> tuple[float
         return float(library.compute_epsilon([order], [renyi(order)], delta)[0])
 
     sparse = loss_grid.SPARSE_ORDERS
-    # Where the divergence at the least order alone keeps δ, ε is 0, which the neighbours of other orders do not show.
+    # If the divergence at the smallest order is small enough, it shows that ε is 0. The search around the sparse orders
+    # would miss that.
     found = [(bound(ORDERS[0]), ORDERS[0]), *((bound(order), order) for order in sparse)]
     if min(found)[0] == 0:
         return min(found)
@@ -112,11 +115,11 @@ def least_by_renyi(renyi: Callable[[float], float], delta: float) -> tuple[float
 
 
 def pld_epsilon(sampling: Sampling, z: float, rounds: int, delta: float, points: int = loss_grid.FINE) -> float | None:
-    """Returns ε by privacy loss distribution, or None where that gives none.
+    """Returns ε by privacy loss distribution (PLD), or None if no PLD is available.
 
-    There is none for fixed-size sampling, or if `delta` is below the rounding errors of the composition. Without
-    sampling the exact curve of one Gaussian is used instead. Where the probability that a client takes part at all is
-    at most `delta`, ε is 0 whatever the noise.
+    No PLD is available for fixed-size sampling, or if `delta` is below the rounding errors of the composition. Without
+    sampling, the exact curve of one Gaussian is used instead. If the probability that a client takes part in any round
+    is at most `delta`, ε is 0 whatever the noise.
 
     Args:
       sampling, z, rounds, delta: as for `rdp_epsilon`.
@@ -148,7 +151,7 @@ def pld_epsilon(sampling: Sampling, z: float, rounds: int, delta: float, points:
 def least_epsilon(
     sampling: Sampling, population: int, z: float, rounds: int, delta: float, points: int = loss_grid.FINE
 ) -> float:
-    """Returns the smaller of the ε by PLD, where there is one, and by Rényi DP; both are upper bounds."""
+    """Returns the smaller of ε by PLD, if one is available, and ε by Rényi DP; both are upper bounds."""
     pld = pld_epsilon(sampling, z, rounds, delta, points)
     rdp, _ = rdp_epsilon(sampling, population, z, rounds, delta)
     return rdp if pld is None else min(pld, rdp)
@@ -158,9 +161,9 @@ def least_epsilon(
 def one_round_rdp(sampling: Sampling, population: int, z: float, order: float) -> float:
     """Returns an upper bound on the Rényi divergence of one round at `order`.
 
-    With a cyclic sampler it is that of one round in which the client takes part. Sampling never increases the
-    divergence, so it is at most that of the Gaussian mechanism without sampling: order / (2 s²), where s is
-    noise / sensitivity under the sampler's relation, z or (with fixed-size sampling) z / 2.
+    With a cyclic sampler, the round is one in which the client takes part. Sampling never increases the divergence. So
+    the bound is at most the divergence of the Gaussian mechanism without sampling, order / (2 s²). Here s is noise /
+    sensitivity under the sampler's relation: z / 2 with fixed-size sampling, z otherwise.
     """
     import dp_accounting as dp
 
@@ -168,19 +171,19 @@ def one_round_rdp(sampling: Sampling, population: int, z: float, order: float) -
     if isinstance(sampling, FixedSize):
         relation = dp.NeighboringRelation.REPLACE_ONE
     accountant = dp.rdp.RdpAccountant([order], relation)
-    # dp-accounting 0.6 warns of an order whose series does not converge and returns infinity. That order is not the
-    # best one then, so the warning tells the user nothing.
+    # dp-accounting 0.6 returns infinity, with a warning, for an order whose series does not converge. Such an order is
+    # never the best one, so the warning would tell the user nothing.
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
         accountant.compose(sampling.dp_event(population, z))
         divergence = float(accountant.rdp[0])
-    except ValueError:  # by rounding, with very large noise
+    except ValueError:  # rounding may cause it, with very large noise
         divergence = math.inf
     finally:
         logger.setLevel(level)
-    # With large noise, rounding in the library sets its bound for fixed-size sampling: about 0.1 for each round at
-    # orders of 256 and above.
+    # With large noise, rounding errors dominate the library's bound for fixed-size sampling: they are about 0.1 for
+    # each round at orders of 256 and above.
     relative = z / 2 if isinstance(sampling, FixedSize) else z
     return max(min(divergence, order / (2 * relative * relative)), 0.0) + _RDP_ROUNDING

@@ -1,7 +1,7 @@
-"""Computes what single releases cost, and what several cost together.
+"""Computes the ε of single releases, and of several releases together.
 
-The cost of several is the least of two or three bounds on ε: by one privacy loss distribution over all of them, by
-Rényi DP, and for pure releases by adding up.
+For several releases, ε is the least of two or three upper bounds. One comes from the joint privacy loss distribution of
+all releases, one from Rényi DP. If all releases are pure, the third is the sum of their ε.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _LOG_NOISE = -13.0, 18.0  # range of the search for the logarithm of a noise mul
 
 @dataclasses.dataclass(frozen=True)
 class Pure:
-    """The cost of one release under pure ε-DP.
+    """Describes the cost of one release under pure ε-DP.
 
     Attributes:
       epsilon: ε of the release, above 0.
@@ -62,13 +62,13 @@ class Pure:
 
 @dataclasses.dataclass(frozen=True)
 class Gaussian:
-    """The cost of one or more Gaussian releases of all records, or of a Poisson sample of them.
+    """Describes the cost of one or more Gaussian releases of all records, or of a Poisson sample of them.
 
     Attributes:
       noise_multiplier: standard deviation of the noise / sensitivity under the relation, 1e-6 to 1e8.
       count: number of releases, at least 1.
-      sampling_probability: probability with which each record joins each release, drawn afresh, in (0, 1]; the default
-        1 takes every record. Below 1 the relation must be add-or-remove-one.
+      sampling_probability: probability in (0, 1] with which each record joins each release, independently of the other
+        releases; the default 1 takes every record. Below 1 the relation must be add-or-remove-one.
     """
 
     noise_multiplier: float
@@ -112,7 +112,7 @@ class Gaussian:
         return self.noise_multiplier / math.sqrt(self.count)
 
     def dp_event(self) -> Any:
-        """Returns the releases as a `dp_accounting` event; its noise is relative to the sensitivity, too."""
+        """Returns the releases as a `dp_accounting` event; its noise multiplier is noise / sensitivity, too."""
         import dp_accounting as dp
 
         one: dp.DpEvent = dp.GaussianDpEvent(self.noise_multiplier)
@@ -125,7 +125,7 @@ Cost = Pure | Gaussian
 
 
 class Least(NamedTuple):
-    """The least ε known for several releases together.
+    """Holds the least ε known for several releases together.
 
     Attributes:
       epsilon: an upper bound; inf if none is known.
@@ -138,7 +138,7 @@ class Least(NamedTuple):
 
 
 class _Composed(NamedTuple):
-    """The loss distribution of the first `costs` costs of an account, on a grid of `interval`."""
+    """Holds the joint loss distribution of the first `costs` costs of an account, on a grid of `interval`."""
 
     interval: float
     costs: int
@@ -146,10 +146,10 @@ class _Composed(NamedTuple):
 
 
 class Account:
-    """A sequence of releases and what they cost together; `plus` returns a longer account.
+    """Holds a sequence of releases and computes what they cost together; `plus` returns a longer account.
 
-    The composed distribution is kept, so that a further release takes one convolution whatever the number before it.
-    When the range of losses no longer fits the grid, all releases are composed once more on a grid at least twice as
+    The composed distribution is kept, so that each further cost takes one convolution, however many came before. When
+    the range of losses no longer fits the grid, all releases are composed again with an interval at least twice as
     wide.
 
     Attributes:
@@ -178,8 +178,8 @@ class Account:
         """Returns the least ε known at `delta` for all releases together; 0 if there are none.
 
         Raises:
-          ValueError: some releases are Gaussian and δ is 0; or δ is below 1e-12, and they are sampled or there are
-            pure releases beside them.
+          ValueError: there are Gaussian releases and δ is 0; or there are Gaussian releases, δ is below 1e-12, and some
+            releases are sampled or pure.
         """
         gaussians = [cost for cost in self.costs if isinstance(cost, Gaussian)]
         total = math.inf if gaussians else add_up(cost.epsilon for cost in self.costs if isinstance(cost, Pure))
@@ -194,7 +194,7 @@ class Account:
             draws = [(cost.sampling_probability, cost.count) for cost in gaussians]
             if any_participation(draws) <= exact:
                 return Least(with_failures(0.0, self.delta, releases), "PLD")
-            # Sampling never increases ε: the exact curve without it is an upper bound, and exact if nothing is sampled.
+            # Sampling never increases ε, so the curve without sampling is an upper bound, and exact if none is sampled.
             multiplier = sum(cost.count / cost.noise_multiplier**2 for cost in gaussians) ** -0.5
             unsampled = with_failures(gaussian_epsilon(multiplier, exact), self.delta, releases)
             if all(cost.sampling_probability == 1 for cost in gaussians):
@@ -212,8 +212,8 @@ class Account:
         return min(Least(min(pld, unsampled), "PLD"), Least(rdp, "RDP"), Least(total, "sum"))
 
     def _pld_epsilon(self, delta: float) -> float:
-        """Returns ε at `delta` by the joint loss distribution of all releases; inf if that gives none."""
-        # Without sampling all releases of one cost are one Gaussian, which takes one convolution.
+        """Returns ε at `delta` by the joint loss distribution of all releases; inf if it cannot be computed."""
+        # Without sampling, all releases of one cost are together one Gaussian, which takes one convolution.
         convolutions = sum(
             cost.count if isinstance(cost, Gaussian) and cost.sampling_probability < 1 else 1 for cost in self.costs
         )
@@ -228,7 +228,7 @@ class Account:
     def _compose(self, interval: float) -> Any:
         """Returns `dp_accounting`'s loss distribution of all releases on a grid of `interval`.
 
-        It starts from the distribution that is kept if that is on the same grid.
+        It starts from the kept distribution if that has the same interval.
         """
         kept = self._composed
         count, composed = (kept.costs, kept.distribution) if kept and kept.interval == interval else (0, None)
@@ -239,7 +239,7 @@ class Account:
         return composed
 
     def _renyi(self, order: float) -> float:
-        """Returns the Rényi divergence of all releases together, continuing the sum that is kept."""
+        """Returns the Rényi divergence of all releases at `order`, adding only the new ones to the kept sum."""
         count, total = self._divergences.get(order, (0, 0.0))
         total += math.fsum(cost.renyi(order) for cost in self.costs[count:])
         self._divergences[order] = (len(self.costs), total)
@@ -247,10 +247,10 @@ class Account:
 
 
 def add_up(epsilons: Iterable[float]) -> float:
-    """Returns the sum of ε of pure releases, each read as its shortest decimal, as a ledger and its reader do.
+    """Returns the sum of the ε of pure releases, each read as its shortest decimal, which is what a ledger shows.
 
-    The sum is exact and then rounded up to a float: three releases of 0.1 cost 0.3, and a release of 1e-17 after one
-    of 1 costs more than 1.
+    The sum is computed exactly and then rounded up to a float. So three releases of 0.1 cost 0.3, and releases of 1 and
+    1e-17 cost more than 1.
     """
     total = sum((Fraction(repr(float(each))) for each in epsilons), Fraction(0))
     nearest = float(total)
@@ -260,17 +260,17 @@ def add_up(epsilons: Iterable[float]) -> float:
 def epsilon(costs: Sequence[Cost], delta: float) -> float:
     """Returns the least ε known at `delta` for all releases together, an upper bound; 0 if there are none.
 
-    With δ = 0 the ε of pure releases add up. Otherwise it is the least of three bounds: the joint privacy loss
-    distribution (or the exact curve, if all are Gaussian without sampling), Rényi DP, and the sum for pure releases.
-    With Gaussian releases it includes the failures of floating-point noise (`privacy.noise.training`).
+    With δ = 0 it is the sum of the ε of pure releases. Otherwise it is the least of three bounds: by the joint privacy
+    loss distribution (or the exact curve, if all releases are Gaussian without sampling), by Rényi DP, and by the sum
+    if all releases are pure. With Gaussian releases it accounts for the failures of floating-point noise
+    (`privacy.noise.training`).
 
     Args:
       costs: costs of the releases.
       delta: δ that ε is stated at, in [0, 1).
 
     Raises:
-      ValueError: δ is not in [0, 1); or some releases are Gaussian and δ is 0; or δ is below 1e-12, and they are
-        sampled or there are pure releases beside them.
+      ValueError: δ is not in [0, 1), or is too small for these releases (see `Account.least`).
     """
     return Account(delta).plus(costs).least.epsilon
 
@@ -278,16 +278,16 @@ def epsilon(costs: Sequence[Cost], delta: float) -> float:
 def calibrate(build_costs: Callable[[float], Sequence[Cost]], target: float, delta: float) -> float:
     """Returns the least noise multiplier z, to 0.1 %, at which the ε of `build_costs(z)` is at most `target`.
 
-    It is rounded up, so that ε never exceeds `target`.
+    z is rounded up, so that ε never exceeds `target`.
 
     Args:
       build_costs: returns the costs of all releases for a noise multiplier.
-      target: ε to keep, above 0 and at most 500.
+      target: largest ε allowed, above 0 and at most 500.
       delta: δ that ε is stated at, in [0, 1).
 
     Raises:
-      ValueError: `target` is out of range, or no noise is enough because the releases that do not depend on z cost
-        more.
+      ValueError: `target` is out of range, or no noise is enough because the releases that do not depend on z alone
+        cost more than `target`.
     """
     from scipy.optimize import brentq
 

@@ -1,6 +1,6 @@
-"""The guarantee of a single release: ε with unit, relation, δ, sampler, and where the noise came from.
+"""Describes the guarantee of a single release: ε with unit, relation, δ, sampler, and where the noise came from.
 
-A guarantee also says whether its noise is hardened against floating-point attacks.
+A guarantee also says whether the release's noise is hardened against floating-point attacks.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ SEEDED = "exact integers from a SEED: not secure, for tests only"
 
 
 def describe_noise(source: Randomness) -> str:
-    """Returns in words where exact noise drawn from `source` comes from, and whether that is secure."""
+    """Returns a phrase that says where the random bits of exact noise come from, and whether they are secure."""
     return EXACT if source.is_secure else SEEDED
 
 
 @dataclasses.dataclass(frozen=True)
 class Guarantee:
-    """The privacy guarantee of one release.
+    """Describes the privacy guarantee of one release.
 
     Attributes:
       mechanism: what was released and how, in words.
-      costs: cost of the release, for an account over several releases.
+      costs: costs of the release, from which an account over several releases computes ε.
       relation: neighbouring relation that the guarantee holds for.
       delta: δ that ε is stated at, in [0, 1); 0 for pure differential privacy.
       noise: where the noise came from and whether it is hardened against floating-point attacks, in words.
       sampler: which records entered the release, in words.
-      unit: what is protected; "record".
+      unit: what is protected, "record".
     """
 
     mechanism: str
@@ -62,7 +62,8 @@ class Guarantee:
     def rho(self) -> float | None:
         """Returns the ρ of zero-concentrated differential privacy; None if a cost has Poisson sampling.
 
-        A Gaussian release of all records has 1 / (2 z²), a pure release ε² / 2, and several have the sum.
+        A Gaussian release of all records with noise multiplier z has ρ = 1 / (2 z²), and a pure release has ρ = ε² / 2.
+        The ρ of several costs add up.
 
         Reference: Bun and Steinke 2016 (arXiv:1605.02065).
         """
@@ -96,12 +97,12 @@ class Guarantee:
 def format_epsilon(epsilon: float) -> str:
     """Returns ε as text for people, rounded up so that the printed value still holds.
 
-    It has three decimals, below 0.1 three significant digits, and outside 1e-12 to 1e6 three significant digits and an
-    exponent. Reports and the screen show ε in this format only; JSON holds the value itself.
+    The text has three decimals; below 0.1 it has three significant digits. Outside 1e-12 to 1e6 it has three
+    significant digits and an exponent. Reports and the screen show ε only in this format; JSON holds the value itself.
     """
     if epsilon == 0 or not math.isfinite(epsilon):
         return f"{epsilon:g}"
-    # The shortest decimal of the float is rounded, so that 0.1 stays 0.100 and does not become 0.101.
+    # Round the float's shortest decimal, not its binary value: 0.1 then becomes 0.100 and not 0.101.
     value = decimal.Decimal(repr(float(epsilon)))
     if 1e-12 <= epsilon <= 1e6:
         return f"{value.quantize(decimal.Decimal(10) ** -max(3, 2 - value.adjusted()), decimal.ROUND_CEILING):f}"

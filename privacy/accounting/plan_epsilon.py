@@ -1,10 +1,10 @@
-"""Computes the ε of a plan, and the noise or the rounds that keep a given ε.
+"""Computes the ε of a plan, and the noise multiplier or number of rounds at which ε stays within a given limit.
 
 ε is computed by privacy loss distribution (PLD) and by Rényi DP (RDP), and the smaller one is stated:
 
 * Poisson cohorts, add-or-remove-one: the PLD is that of the sampled Gaussian, composed numerically by `dp_accounting`
   (Koskela et al., arXiv:1906.03049; "connect the dots", Doroshenko et al., arXiv:2207.04380). Over very many rounds
-  with little noise its grid is coarse, and Rényi DP gives the smaller bound.
+  with little noise the grid of the PLD is coarse, and Rényi DP gives the smaller bound.
 * Cyclic cohorts, and Poisson cohorts with probability 1: nothing is sampled, so the PLD is replaced by the exact curve
   of one Gaussian (Balle and Wang, arXiv:1805.06530).
 * Fixed-size cohorts, replace-one: `dp_accounting` has no PLD, so ε is the Rényi bound (Wang, Balle, Kasiviswanathan,
@@ -30,10 +30,10 @@ MIN_NOISE, MAX_NOISE = 1e-2, 1e7
 
 
 class Epsilon(NamedTuple):
-    """The ε of a plan after some rounds. Both bounds are inf if the plan is not private, and 0 after no round.
+    """Holds the ε of a plan after some rounds. Both bounds are inf if the plan is not private, and 0 after 0 rounds.
 
     Attributes:
-      pld: ε by privacy loss distribution, or by the exact Gaussian curve; None if that gives none (see `notes`).
+      pld: ε by privacy loss distribution, or by the exact Gaussian curve; None if not available (see `notes`).
       rdp: ε by Rényi DP.
       rdp_order: Rényi order that gave `rdp`; 0 if none was needed.
       relation: neighbouring relation that both bounds hold for.
@@ -57,7 +57,7 @@ class Epsilon(NamedTuple):
 
     @property
     def accountant(self) -> Literal["PLD", "RDP"]:
-        """Returns which of the two bounds `value` is; PLD if they are equal."""
+        """Returns the name of the bound that `value` is; "PLD" if both are equal."""
         return "RDP" if self.pld is None or self.rdp < self.pld else "PLD"
 
 
@@ -79,9 +79,9 @@ def epsilon(plan: PrivacyPlan, rounds: int | None = None) -> Epsilon:
 def epsilon_curve(plan: PrivacyPlan, rounds: Sequence[int]) -> npt.NDArray[np.float64]:
     """Returns `Epsilon.value` after each of the round counts `rounds`, float64 [len(rounds)].
 
-    It never falls as rounds grow. One round is analysed once and composed for each entry, about 0.05 s each.
-    Intermediate entries use a coarser grid than `epsilon` and stay upper bounds. The entry of the largest count equals
-    `epsilon(plan, max(rounds)).value`.
+    ε never falls as the number of rounds grows. One round is analysed once and then composed for each entry, which
+    takes about 0.05 s per entry. The entry of the largest count equals `epsilon(plan, max(rounds)).value`. The other
+    entries use a coarser grid, and are upper bounds too.
     """
     counts = [checks.whole("rounds", count, 0, "count the rounds that ran") for count in rounds]
     if not counts:
@@ -104,11 +104,11 @@ def calibrate_noise(plan: PrivacyPlan, target: float) -> PrivacyPlan:
 
     Args:
       plan: the plan whose noise multiplier is to be found.
-      target: ε to keep, above 0 and at most 500.
+      target: largest ε allowed, above 0 and at most 500.
 
     Raises:
-      ValueError: `target` is out of range or out of reach, or the count noise of adaptive clipping is too small for
-        the result.
+      ValueError: `target` is out of range or out of reach, or the noise on the count of adaptive clipping is too small
+        for the noise multiplier that was found.
     """
     from scipy.optimize import brentq
 
@@ -137,7 +137,8 @@ def calibrate_noise(plan: PrivacyPlan, target: float) -> PrivacyPlan:
     def fits(z: float) -> bool:
         return epsilon(dataclasses.replace(plan, noise_multiplier=z)).value <= target
 
-    # Verify the end point with the fine grid, whose ε is the one shown and is sometimes smaller than the coarse one.
+    # The ε that users see is that of the fine grid, which is sometimes smaller than that of the coarse one. So raise z
+    # until it fits on the fine grid, then lower it as far as it still fits.
     while not fits(z):
         z = _round_up(z * (1 + 1e-4))
     step = 0.01
@@ -154,7 +155,7 @@ def calibrate_rounds(plan: PrivacyPlan, target: float) -> PrivacyPlan:
 
     Args:
       plan: the plan whose number of rounds is to be found.
-      target: ε to keep, above 0.
+      target: largest ε allowed, above 0.
 
     Raises:
       ValueError: `target` is not a finite number above 0, not even one round fits, or the plan adds no noise.
@@ -163,7 +164,7 @@ def calibrate_rounds(plan: PrivacyPlan, target: float) -> PrivacyPlan:
     z, delta = float(plan.noise_multiplier), plan.target_delta
     if not plan.is_private:
         raise ValueError("noise_multiplier 0 fits no finite epsilon: give one above 0")
-    # Each search is cheaper than the next, which starts from its result. The last one uses the ε that is shown.
+    # Each search starts from the result of the one before, which was cheaper. The last one uses the ε that users see.
     rounds = _largest_fitting(
         lambda n: composition.rdp_epsilon(plan.sampling, plan.population, z, n, delta)[0] <= target, 1
     )
@@ -183,7 +184,8 @@ def _coarse_epsilon(plan: PrivacyPlan, rounds: int, z: float | None = None) -> f
 def _largest_fitting(fits: Callable[[int], bool], start: int) -> int:
     """Returns n from 0 to MAX_ROUNDS with fits(n) and not fits(n + 1), searched in growing steps from `start`.
 
-    0 is taken to fit and MAX_ROUNDS + 1 not to. Otherwise both n and n + 1 are checked, wherever `start` lies.
+    fits(0) is taken to be true and fits(MAX_ROUNDS + 1) to be false. Every other value that the result relies on is
+    evaluated, wherever `start` lies.
     """
     low, high, probe, step = 0, MAX_ROUNDS + 1, max(start, 1), 1
     while high - low > 1:

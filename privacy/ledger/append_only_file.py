@@ -1,4 +1,4 @@
-"""Appends chained lines to a file: one writer at a time, and a line counts only once it is on the disk."""
+"""Appends hash-chained lines to a file that has one writer at a time, and syncs each line to the disk."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ _HEADER_START = b'{"format": '  # the first key of a header, so that even a torn
 
 
 class ChainedFile:
-    """The file of a ledger: `open` it to append or `read` it, then iterate over `lines` once.
+    """Holds the file of a ledger: `open` it to append, or `read` it; then iterate over `lines` once.
 
     Attributes:
       path: path of the file.
-      digests: the empty string, which the first line is chained to, then the chained SHA-256 digest of each line.
+      digests: the empty string, to which the first line is chained, followed by the chained SHA-256 digest of each
+        line.
     """
 
     def __init__(self, path: str | pathlib.Path) -> None:
@@ -38,8 +39,8 @@ class ChainedFile:
     def open(path: str | pathlib.Path) -> ChainedFile:
         """Opens `path` for writing, or begins it, and holds a lock on it until `close`.
 
-        A last line that was never finished, because the process was killed while writing it, is dropped. Nothing was
-        released for it.
+        If a process was killed while it wrote the last line, that unfinished line is dropped. Its round or release was
+        never published.
 
         Raises:
           ValueError: the file is not a ledger.
@@ -106,8 +107,8 @@ class ChainedFile:
         """Holds the file for one thread, from a check of its content to the `append` that relies on the check.
 
         Raises:
-          ValueError: the file is closed, or another process opened it. A forked child shares its parent's lock, but
-            does not know the lines that the parent has written since the fork.
+          ValueError: the file is closed, or was opened by another process, such as the parent of a forked child. The
+            child shares its parent's lock, but does not know the lines that the parent has written since the fork.
         """
         if self._descriptor is None:
             raise ValueError(f"ledger {self.path} is closed: record inside its `with` block")
@@ -156,9 +157,9 @@ class ChainedFile:
             self._descriptor = None
 
     def _keep_complete_lines(self, content: bytes) -> None:
-        """Drops a last line that was never finished.
+        """Keeps `content` without an unfinished last line.
 
-        A line that lacks only its line end is kept, because its round may have been released.
+        A last line that lacks only its line end is kept, because its round may have been released.
         """
         if _is_complete(content[content.rfind(b"\n") + 1 :]):
             content += b"\n"
@@ -175,7 +176,7 @@ def _is_complete(line: bytes) -> bool:
 
 
 def _fsync_folder(folder: pathlib.Path) -> None:
-    """Syncs a folder to the disk, without which a new file in it may not survive a power cut."""
+    """Syncs a folder to the disk. Otherwise a new file in it may not survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Checks whether a round complies with the plan, both when it is recorded and when a ledger is read."""
+"""Checks whether a round complies with the plan, both when the round is recorded and when a ledger is read."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ TOLERANCE = 1e-6
 
 @dataclasses.dataclass(frozen=True)
 class Round:
-    """One recorded round.
+    """Describes one recorded round.
 
     Attributes:
       round: index of the round, from 0.
       cohort: sorted ids of the clients whose updates are in the sum.
-      noise_id: name of the noise, new for each round.
+      noise_id: name of the noise, different for each round.
       noise_stddev: standard deviation of the noise on each coordinate of the sum.
       clip_norm: clip norm of the round; None if the plan does not clip.
       facts: further JSON-able facts, for the operator only.
@@ -38,13 +38,13 @@ class Round:
 
 @dataclasses.dataclass
 class History:
-    """The parts of earlier rounds that later checks need.
+    """Holds what the check of a round needs to know about earlier rounds.
 
     Attributes:
       rounds: number of rounds recorded.
-      participations: number of rounds by client.
-      last_seen: last round by client.
-      noise_ids: round by name of its noise.
+      participations: for each client, the number of rounds it took part in.
+      last_seen: for each client, the last round it took part in.
+      noise_ids: for each name of a round's noise, that round.
     """
 
     rounds: int = 0

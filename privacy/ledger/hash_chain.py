@@ -1,6 +1,6 @@
 """Encodes and checks JSON lines that each carry a SHA-256 over the previous line's digest and their own content.
 
-An altered, missing or reordered line is thereby found and named.
+The chain reveals which line was altered, removed or moved.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def encode(line: Mapping[str, Any], line_digest: str) -> bytes:
 
 
 def parse(raw: bytes, previous: str, number: int, path: pathlib.Path) -> tuple[dict[str, Any], str]:
-    """Returns (line without its digest, digest); raises ValueError naming the line unless it follows `previous`."""
+    """Returns (line without its digest, digest). Raises ValueError naming the line unless it follows `previous`."""
     try:
         line = json.loads(raw)
         claimed = line.pop("sha256")

@@ -1,10 +1,10 @@
-"""The ledger of a run: records what happened, round by round, before anything of a round is released.
+"""Keeps the ledger of a run, which records each round before anything of the round is released.
 
 The file consists of JSON lines. The first line is a header with the whole plan; each further line is one round or one
-stream of noise. Every line carries a SHA-256 over the previous line's digest and its own content, so that an altered,
-missing or reordered line is found and named. Nothing in the file depends on the clock or the machine: a run that was
-killed and resumed leaves the same bytes as one that was not. The ledger names the clients of each round and is for the
-operator only. Reports for publication are computed from it and name no client.
+stream of noise. Every line carries a SHA-256 over the previous line's digest and its own content. A line that was
+altered, removed or moved causes an error that names it. The ledger adds nothing that depends on the clock or the
+machine, so a run that was killed and resumed leaves the same bytes as one that was not. The ledger names the clients of
+each round and is for the operator only. Reports for publication are computed from it and name no client.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ _TRUNCATED_NOISE = 1  # format of version 0.1, whose training noise had bounded 
 
 
 class Ledger:
-    """An append-only record of a run under one plan: `open` it to write or resume, `read` it to look.
+    """Keeps an append-only record of a run under one plan: `open` it to write or resume, `read` it to inspect.
 
     Attributes:
       path: path of the file.
       plan: the plan in the header.
       version: version of fedspeak that began the ledger.
       rounds: recorded rounds in order; `len(ledger.rounds)` is the index of the next round.
-      streams: facts recorded about each named stream of noise (`noise_stream`).
+      streams: for each named stream of noise (`noise_stream`), the facts recorded about it.
     """
 
     def __init__(self, file: ChainedFile, plan: PrivacyPlan, version: str) -> None:
@@ -67,15 +67,15 @@ class Ledger:
 
     @property
     def head(self) -> str:
-        """Returns the chained SHA-256 digest of the last line, for a checkpoint to compare with later."""
+        """Returns the chained SHA-256 digest of the last line, which a checkpoint keeps to compare later."""
         return self._file.digests[-1]
 
     @staticmethod
     def open(path: str | pathlib.Path, plan: PrivacyPlan) -> Ledger:
         """Opens the ledger at `path` for writing, or begins it, and holds a lock on it until `close`.
 
-        A last line that was never finished, because the process was killed while writing it, is dropped: its round was
-        not released.
+        If a process was killed while it wrote the last line, that unfinished line is dropped: its round was not
+        released.
 
         Args:
           path: path of the ledger's file.
@@ -141,22 +141,22 @@ class Ledger:
     ) -> None:
         """Records one round and returns once it is on the disk. Call it before anything of the round is released.
 
-        Recording a round again with the same content does nothing, because a resumed run repeats the rounds since its
-        checkpoint.
+        A resumed run repeats the rounds since its checkpoint. So recording a round again with the same content is
+        allowed and does nothing.
 
         Args:
           round: index of the round from 0: the next one, or one that is recorded already.
           cohort: ids (str) of the clients whose updates are in the sum; an empty cohort is a round of noise only.
-          noise_id: name of the noise, new for each round (`RunKeys.noise_id`).
-          noise_stddev: standard deviation of the noise on each coordinate of the sum, value_noise_multiplier *
-            clip_norm.
+          noise_id: name of the noise, different for each round (`RunKeys.noise_id`).
+          noise_stddev: standard deviation of the noise on each coordinate of the sum; under the plan it is
+            value_noise_multiplier * clip_norm.
           clip_norm: clip norm of the round; None only under a plan without clipping.
           **facts: JSON-able, finite facts for the operator only, for instance `non_finite=2` for the number of updates
             that were zeroed.
 
         Raises:
-          ValueError: the round breaks the plan, or differs from what is recorded for it.
-          OSError: the disk did not take the line; the ledger is as before and nothing may be released.
+          ValueError: the round breaks the plan, or it is recorded already with other content.
+          OSError: the line could not be written; the ledger is as before and nothing may be released.
         """
         if hasattr(round, "__index__") and not isinstance(round, bool):
             round = operator.index(round)  # NumPy integers are accepted too
@@ -190,26 +190,27 @@ class Ledger:
             self._add_round(entry)
 
     def noise_stream(self, keys: RunKeys, name: str, *, resume: bool = False, **facts: Any) -> npt.NDArray[np.int64]:
-        """Returns the seed of a stream of noise for releases beside the rounds, and records that it was issued.
+        """Returns the seed of a stream of noise for releases other than the rounds, and records that it was issued.
 
-        Two releases with the same noise reveal the exact difference of what the noise hides. Each name is therefore
-        issued only once in the life of a ledger. The plan's ε does not include what is released with the noise, and
-        reports say so.
+        If two releases have the same noise, their difference contains no noise. So each stream is issued only once per
+        ledger, except with `resume`. The plan's ε does not include what is released with this noise, and reports say
+        so.
 
         Args:
           keys: keys of the run.
           name: name of the stream, for instance "accuracy".
-          resume: True only in a run that continues from the saved state of what draws from the stream (the state of a
-            `BoundedMeanQuery`'s process, for instance), so that no noise is drawn twice. A name issued before this
-            opening of the ledger is then issued again, for the same facts.
+          resume: True only in a run that restores the saved state of the process that draws from the stream (for
+            instance an aggregator with a `BoundedMeanQuery`), so that no noise is drawn twice. A stream that was issued
+            before the ledger was last opened is then issued again, for the same facts.
           **facts: JSON-able facts on what the noise is for, for instance `noise_multiplier=2.0`.
 
         Returns:
           The seed, int64 [2], for `fl.private_mean.private_mean_factory` or `fl.gaussian`.
 
         Raises:
-          ValueError: the stream was issued before, or for other facts, or `resume` is True and it was never issued.
-          OSError: the disk did not take the line; nothing may be released.
+          ValueError: the stream was issued before and `resume` does not allow it again, or it was issued for other
+            facts, or `resume` is True and it was never issued.
+          OSError: the line could not be written; nothing may be released.
         """
         if not isinstance(name, str) or not name:
             raise ValueError(f"name of the noise stream is {name!r}: give a str that is not empty")
@@ -232,12 +233,12 @@ class Ledger:
         return keys.stream_seed(name)
 
     def participations(self) -> dict[str, int]:
-        """Returns the number of rounds by client, without clients never seen. It is for the operator only."""
+        """Returns the number of rounds of each client that took part in any. It is for the operator only."""
         return dict(self._history.participations)
 
     @staticmethod
     def _replay(file: ChainedFile, header: dict[str, Any], lines: Iterator[tuple[int, dict[str, Any]]]) -> Ledger:
-        """Returns the ledger that the file's lines give, checking each round against the plan."""
+        """Returns the ledger that the file's lines describe, after checking each round against the plan."""
         ledger = Ledger(file, _read_plan(header, file.path), header["version"])
         for number, line in lines:
             try:

@@ -236,9 +236,10 @@ def _compute_curve(plan: PrivacyPlan, rounds: int) -> list[list[float]]:
 
 
 def _compute_clipping_cost(plan: PrivacyPlan, ledger: Ledger, spent: Epsilon) -> dict[str, Any] | None:
-    """Returns what learning the clip norm cost; None with a fixed one.
+    """Returns what learning the clip norm cost; None with a fixed clip norm.
 
-    The comparison is a run with a fixed clip norm and the same noise on everything else, which would have spent less.
+    It compares the run with one that has a fixed clip norm and the same noise on everything else. That run would have
+    spent less.
     """
     if not isinstance(plan.clip, AdaptiveClip):
         return None
@@ -256,9 +257,9 @@ def _compute_clipping_cost(plan: PrivacyPlan, ledger: Ledger, spent: Epsilon) ->
 
 
 def _compute_what_if(plan: PrivacyPlan) -> list[dict[str, Any]]:
-    """Returns hypothetical runs at other scales, with the same noise z C / cohort on each coordinate of the mean.
+    """Returns hypothetical runs with more clients and the same noise z C / cohort on each coordinate of the mean.
 
-    The noise multiplier then grows with the cohort, as in McMahan et al. 2018 (arXiv:1710.06963) and Kairouz et al.
+    The noise multiplier z then grows with the cohort, as in McMahan et al. 2018 (arXiv:1710.06963) and Kairouz et al.
     2021 (arXiv:2103.00039), who train small cohorts and report what large ones would cost.
     """
     if not plan.is_private:
@@ -323,10 +324,10 @@ def _list_warnings(plan: PrivacyPlan, ledger: Ledger) -> list[str]:
 
 
 def _looks_poisson(plan: PrivacyPlan, ledger: Ledger) -> bool:
-    """Returns False if the cohort sizes would arise under Poisson sampling with probability below about 1e-6.
+    """Returns False if Poisson sampling would give such cohort sizes with probability below about 1e-6.
 
-    There are two signs: a total far from rounds * N * q, and sizes that are far too equal over 30 rounds or more, as
-    in a loop with cohorts of fixed size.
+    There are two tests. The total must not be far from rounds * N * q (unless the number of clients is unknown). And
+    over 30 rounds or more, the sizes must not be far too equal, as they are in a loop with cohorts of fixed size.
     """
     from scipy.stats import binom
 

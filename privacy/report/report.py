@@ -1,8 +1,8 @@
-"""The privacy report: what was planned, what happened and what it cost, computed from the ledger.
+"""Builds privacy reports from ledgers: what was planned, what happened and what it cost.
 
-A run has two reports. The operator's contains cohort sizes, participations and the number of updates that were not
-finite. The one for publication leaves out everything that only the operator may see, because amplification by sampling
-holds only while cohorts are secret, and lists what it leaves out. Neither contains a client id or a key.
+A run has two reports. The operator's report contains cohort sizes, participations and the number of updates that were
+not finite. The report for publication leaves out everything that only the operator may see, and lists what it leaves
+out: amplification by sampling holds only while cohorts are secret. Neither report contains a client id or a key.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SCHEMA_FILE = _TEMPLATES / "report.schema.json"
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """The contents of a report, with methods that render them in three formats.
+    """Holds the contents of a report and renders them in three formats.
 
     Attributes:
       data: JSON-able contents; `SCHEMA_FILE` describes those of a run.
@@ -39,7 +39,7 @@ class Report:
 
     @property
     def is_for_publication(self) -> bool:
-        """Returns whether everybody may read the report; only the operator's report of a run is not for publication."""
+        """Returns whether everybody may read the report: any report may be published but the operator's of a run."""
         return self.template == "statistics" or bool(self.data["release"])
 
     def to_json(self) -> str:
@@ -52,7 +52,7 @@ class Report:
         return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
     def to_html(self) -> str:
-        """Returns the report as one HTML page with its style and plots inside, without scripts or requests."""
+        """Returns the report as one HTML page that includes its style and plots and needs no scripts or requests."""
         from markupsafe import Markup
 
         images = {}
@@ -63,7 +63,7 @@ class Report:
         return _make_environment(html=True).get_template(f"{self.template}.html.jinja").render(self.data, plots=images)
 
     def write(self, folder: str | pathlib.Path, stem: str = "report") -> list[pathlib.Path]:
-        """Writes `stem`.html, .md and .json into `folder`, each whole or not at all, and returns their paths.
+        """Writes `stem`.html, .md and .json into `folder`, each atomically, and returns their paths.
 
         The folder is made if it does not exist. The operator's report has mode 0600; the mode of a report for
         publication follows the umask.
@@ -94,8 +94,8 @@ def build(plan: PrivacyPlan, ledger: Ledger, facts: Mapping[str, Any], release: 
         non_finite: int, number of updates zeroed because they were not finite, for the operator. By default the
           `non_finite` facts in the ledger are summed.
         evaluation: {"clients": int, "rows": [{"name", "nats": {"estimate", "low", "high"}, "bits", "gain": same or
-          None}]}, losses on clients who are in no training cohort; nats and gain (loss minus that of the trained
-          model) per token, bits per character.
+          None}]}, losses on clients who are in no training cohort. `nats` is per token, `bits` is per character, and
+          `gain` is the loss minus that of the trained model, in nats per token.
         versions: dict of package versions.
       release: True for the report for publication, which leaves out what only the operator may see.
 
@@ -110,7 +110,7 @@ def build(plan: PrivacyPlan, ledger: Ledger, facts: Mapping[str, Any], release: 
 def of_releases(ledger: Releases) -> Report:
     """Returns the report on single releases, from the ledger of their `privacy.budget.Budget`, open or read.
 
-    All of it may be published: it contains mechanisms and costs, and no result.
+    The whole report may be published: it contains mechanisms and costs, and no results.
     """
     return Report(contents.of_releases(ledger), "statistics")
 
@@ -149,5 +149,5 @@ def _format_number(value: float | None) -> str:
 
 
 def _escape_markdown(value: object) -> str:
-    """Returns text that Markdown shows as it is, on one line."""
+    """Returns `value` as one line of text, escaped so that Markdown shows it literally."""
     return re.sub(r"([\\`*_{}\[\]<>|#])", r"\\\1", " ".join(str(value).split()))

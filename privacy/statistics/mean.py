@@ -1,9 +1,9 @@
 """Releases private means of bounded numbers; under add-or-remove-one the number of records is private too.
 
-The method is that of Kulesza, Suresh and Wang 2024 (arXiv:2312.06658). Only the pair (Σ (x - lower), Σ (upper - x)) is
-released: one record moves it by two non-negative numbers that add up to the width, upper - lower, so noise for a
-sensitivity of one width covers both. The mean and the number of records follow from the pair. Sums and noise are
-integers (grid steps), and the one division comes last.
+The method is that of Kulesza, Suresh and Wang 2024 (arXiv:2312.06658). It releases only the pair of sums
+(Σ (x - lower), Σ (upper - x)). One record adds to each sum a non-negative number, and the two numbers add up to the
+width, upper - lower. So noise for an L1 sensitivity of one width protects both sums. The mean and the number of records
+follow from the pair. Sums and noise are integers (grid steps), and the only division comes last.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 Mechanism = Literal["hourglass", "transformed-laplace", "midpoint", "sum-count", "gaussian"]
 
 STEPS = 2**32
-"""Grid steps from lower to upper: rounding moves a mean by at most 2^-33 of the width."""
+"""Number of grid steps from lower to upper. Rounding to them moves a mean by at most 2^-33 of the width."""
 
 _MIN_EPSILON, _MAX_EPSILON = 1e-6, 50.0  # for one coordinate
 
@@ -42,12 +42,12 @@ log = logging.getLogger(__name__)
 
 
 class Mean(NamedTuple):
-    """A private mean and what it cost.
+    """Holds a private mean and its guarantee.
 
     Attributes:
-      value: the mean: a float, or float64 [d]. The middle of the bounds where no record is left after noise.
-      records: noised number of records (the average over coordinates); under "replace-one" the true number, which is
-        public there.
+      value: the mean, a float or float64 [d]; the middle of the bounds if the noised number of records is 0.
+      records: noised number of records, averaged over coordinates; under "replace-one" the true number, which is public
+        there.
       guarantee: ε with unit, relation, δ, sampler, mechanism and noise.
     """
 
@@ -58,19 +58,20 @@ class Mean(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class BoundedMean:
-    """A private mean in two steps: sums that add up over parts of the data (a stream, many devices), and one release.
+    """Releases a private mean in two steps: `sums` of each part of the data (a stream, many devices), then `release`.
 
-    The `sums` of parts add up to the sums of all data; `release` adds the noise once and divides.
+    The sums of the parts add up to the sums of all data. `release` adds noise to the total once and divides.
 
     Attributes:
       lower: public lower bound; smaller values are raised to it.
       upper: public upper bound, above `lower`; larger values are lowered to it.
-      epsilon: ε of one release, from 1e-6 to 50 for each coordinate; with "gaussian" at `delta`.
-      mechanism: "hourglass" has the least worst-case error under pure ε, for every ε; "transformed-laplace" nearly the
-        same up to ε = 1; "midpoint" splits ε between a centred sum and the count, as Google's BoundedMean does (at
-        least twice the error); "sum-count" is the naive way; "gaussian" is for accounts in (ε, δ) and has the least
-        error where many releases add up.
-      relation: "add-or-remove-one": the number of records is private; "replace-one": public, only the sum gets noise.
+      epsilon: ε of one release, from 1e-6 to 50 for each coordinate; with "gaussian" it is stated at `delta`.
+      mechanism: "hourglass" has the least worst-case error under pure ε, for every ε. "transformed-laplace" has nearly
+        the same error up to ε = 1. "midpoint" splits ε between a centred sum and the count, as Google's BoundedMean
+        does, and has at least twice the error. "sum-count" splits ε between the sum and the count. "gaussian" is for
+        (ε, δ) accounts and has the least error where many releases are composed.
+      relation: under "add-or-remove-one" the number of records is private; under "replace-one" it is public, and only
+        the sum gets noise.
       delta: δ of "gaussian", in (0, 1); 0 for the others.
       coordinates: number of coordinates of a record, at least 1. ε covers all of them together.
     """
@@ -119,14 +120,15 @@ class BoundedMean:
     def sums(self, values: Any) -> npt.NDArray[Any]:
         """Returns (Σ (x - lower), Σ (upper - x)) of numbers [n] or [n, coordinates], in grid steps.
 
-        Values outside the bounds are clamped. A record with NaN counts as absent (under replace-one, where the number
-        of records is public, as the middle); the log tells the operator. A refusal would reveal that it is there.
+        Values outside the bounds are clamped. A record with NaN counts as absent. Under replace-one, where the number
+        of records is public, each NaN counts as the middle of the bounds instead. The log warns the operator. No
+        error is raised, because an error would reveal that the record is there.
 
         Returns:
-          Python integers, object [2, coordinates]: they do not overflow when the sums of parts are added up.
+          Python integers, object [2, coordinates], which do not overflow when the sums of parts are added up.
 
         Raises:
-          ValueError: `values` have another shape, are not numbers, or are over 2^30 records.
+          ValueError: `values` have another shape, are not numbers, or hold more than 2^30 records.
         """
         array = as_floats("values", values)
         if array.ndim == 1 and (self.coordinates == 1 or not array.size):
@@ -143,7 +145,7 @@ class BoundedMean:
                 array[np.isnan(array)] = self.lower / 2 + self.upper / 2
             else:
                 array = array[~absent]
-        # Clamped first and scaled last, so that nothing overflows, whatever the bounds and values.
+        # Clamp first and scale last, so that nothing overflows, whatever the bounds and values.
         share = (np.clip(array, self.lower, self.upper) - self.lower) / (self.upper - self.lower)
         steps = np.rint(np.clip(share, 0, 1) * STEPS).astype(np.int64)
         above = steps.sum(axis=0).astype(object)
@@ -158,7 +160,8 @@ class BoundedMean:
           ledger: ledger of a `privacy.Budget`; the release is recorded there before any noise is drawn.
 
         Raises:
-          ValueError: `sums` have another shape or are not such integers, or the budget does not allow the release.
+          ValueError: `sums` have another shape or are not non-negative integers, or the budget does not allow the
+            release.
         """
         source = SecureRandomness() if randomness is None else randomness
         array = np.asarray(sums, object)
@@ -179,7 +182,7 @@ class BoundedMean:
 
     @property
     def _coordinate_epsilon(self) -> float:
-        """Returns the ε of one coordinate where each is a release of its own: with every mechanism but "gaussian"."""
+        """Returns the ε of one coordinate, for mechanisms that release each on its own: all but "gaussian"."""
         return self.epsilon / self.coordinates
 
     @property
@@ -187,7 +190,8 @@ class BoundedMean:
         """Returns the scale or standard deviation of the noise in grid steps, rounded up; not for "hourglass"."""
         match self.mechanism:
             case "gaussian":
-                # The sensitivity is √d widths: (x, 1 - x) has an L2 norm of at most 1, and a replaced x moves by ≤ 1.
+                # With x in widths, (x, 1 - x) has an L2 norm of at most 1, and replacing a record moves x by at most
+                # 1. So the L2 sensitivity of all d coordinates is √d widths.
                 scale = STEPS * math.sqrt(self.coordinates) / sensitivity_over_stddev(self.epsilon, self.delta)
             case "midpoint" | "sum-count":
                 scale = 2 * STEPS / self._coordinate_epsilon
@@ -196,7 +200,7 @@ class BoundedMean:
         return math.ceil(scale) + 1  # the division may have rounded down
 
     def _draw(self, source: Randomness, size: int) -> list[int]:
-        """Draws the mechanism's noise for single sums."""
+        """Draws `size` values of the noise that the mechanism adds to a single sum."""
         if self.mechanism == "gaussian":
             return exact.gaussian(source, self._scale, size).tolist()
         if self.mechanism == "hourglass":
@@ -204,7 +208,7 @@ class BoundedMean:
         return exact.laplace(source, self._scale, size).tolist()
 
     def _release_pairs(self, above: list[int], below: list[int], source: Randomness) -> list[tuple[float, float]]:
-        """Returns (mean as a share of the width, number of records) of each pair of sums, each with its own noise."""
+        """Returns (mean as a share of the width, number of records) from each pair of sums, after adding noise."""
         if self.relation == "replace-one":
             return self._release_replace_one(above, below, source)
         if self.mechanism == "hourglass":
@@ -221,11 +225,11 @@ class BoundedMean:
         return results
 
     def _release_sum_and_count(self, total: int, count: int, noise_1: int, noise_2: int) -> tuple[float, float]:
-        """Returns mean and number of records from a sum and a count, in grid steps, that get half of ε each."""
+        """Returns (share, number of records) from a sum and a count, in grid steps, each released with half of ε."""
         noisy_count = max(count + noise_2, STEPS)
         if self.mechanism == "sum-count":
             return min(max((total + noise_1) / noisy_count, 0.0), 1.0), noisy_count / STEPS
-        centred = 2 * total - count + noise_1  # twice the sum of x - 1/2: one record moves it by at most one width
+        centred = 2 * total - count + noise_1  # twice the sum of x - 1/2; one record moves it by at most one width
         return min(max(0.5 + centred / (2 * noisy_count), 0.0), 1.0), noisy_count / STEPS
 
     def _release_replace_one(self, above: list[int], below: list[int], source: Randomness) -> list[tuple[float, float]]:
@@ -238,7 +242,7 @@ class BoundedMean:
 
     @property
     def _shape(self) -> tuple[int, int, int]:
-        """Returns the shape of staircase and hourglass noise: ε of one coordinate (rounded down), sensitivity, core."""
+        """Returns parameters of staircase and hourglass noise: ε of a coordinate (rounded down), sensitivity, core."""
         epsilon = math.floor(self._coordinate_epsilon * 2**EXPONENT_BITS) - 1
         return epsilon, STEPS, round(hourglass_core(self._coordinate_epsilon) * STEPS)
 
@@ -262,15 +266,15 @@ def dp_mean(
     randomness: Randomness | None = None,
     ledger: Releases | None = None,
 ) -> Mean:
-    """Releases the private mean of numbers [n], or of records [n, d] by coordinate, each in [lower, upper].
+    """Releases the private mean of numbers [n], or of each coordinate of records [n, d], with bounds lower and upper.
 
     Under `relation` the release is ε-DP. With "gaussian" it is ρ-zCDP instead (ρ is `guarantee.rho`), and its (ε, δ) is
-    computed as for continuous Gaussian noise. `mean_in_ball` is for vectors of bounded L2 norm.
+    computed as for continuous Gaussian noise. For vectors of bounded L2 norm, use `mean_in_ball`.
 
     Args:
       values: numbers [n] or [n, d]; see `BoundedMean.sums` for NaN and for values outside the bounds.
-      lower: smallest value that counts, as for `BoundedMean`.
-      upper: largest value that counts, above `lower`.
+      lower: public lower bound, as for `BoundedMean`.
+      upper: public upper bound, above `lower`.
       epsilon: ε, above 0.
       mechanism: as for `BoundedMean`.
       relation: "add-or-remove-one" or "replace-one", as for `BoundedMean`.
@@ -289,10 +293,10 @@ def dp_mean(
 
 
 def hourglass_core(epsilon: float) -> float:
-    """Returns γ*: the half width of level 0, in sensitivities, that gives the least variance (arXiv:1212.1186)."""
+    """Returns γ*, half the width of level 0 in sensitivities, at which the variance is least (arXiv:1212.1186)."""
     b = math.exp(-epsilon)
     rise = -math.expm1(-epsilon)
-    # b - 2b² + 2b⁴ - b⁵ = b (1 - b)³ (1 + b), which loses no digits where b is near 1.
+    # b - 2b² + 2b⁴ - b⁵ = b (1 - b)³ (1 + b). The factored form loses no digits where b is near 1.
     root = (b * rise**3 * (1 + b) / 2) ** (1 / 3)
     return (root / rise - b) / rise
 
@@ -307,7 +311,8 @@ def worst_case(epsilon: float) -> float:
 def sensitivity_over_stddev(epsilon: float, delta: float) -> float:
     """Returns 1 / noise multiplier of Gaussian noise that is (ε, δ)-DP by its exact curve (arXiv:1805.06530).
 
-    The ε that accounting computes for this noise, or for more, is at most `epsilon`: a budget of `epsilon` allows it.
+    The ε that accounting computes for this noise, or for more noise, is at most `epsilon`. So a budget of `epsilon`
+    allows the release.
     """
     from scipy.optimize import brentq
 

@@ -39,7 +39,8 @@ def mean_in_ball(
     continuous Gaussian noise. `gaussian_mean_in_ball` describes the mechanism.
 
     Args:
-      vectors: longer ones are scaled down to `radius`; those that are not finite count as absent.
+      vectors: numbers [n, d]. Vectors of larger L2 norm are scaled down to `radius`; vectors that are not finite count
+        as absent.
       radius: public bound on a vector's L2 norm, above 1e-301.
       epsilon: ε, above 0.
       delta: δ, in (0, 1).
@@ -47,7 +48,7 @@ def mean_in_ball(
       ledger: ledger of a `Budget`, as for `BoundedMean.release`.
 
     Returns:
-      The mean, float64 [d] of L2 norm at most `radius`.
+      The mean, whose `value` is float64 [d] of L2 norm at most `radius`.
 
     Raises:
       ValueError: an argument is out of range, or the budget does not allow the release.
@@ -76,7 +77,7 @@ def mean_in_ball(
 
 
 class MeanInBall(NamedTuple):
-    """A private mean of vectors: value, number of records, and the cost in place of a guarantee."""
+    """Holds a private mean of vectors, the noised number of records, and the cost instead of a guarantee."""
 
     value: npt.NDArray[np.float64]
     records: float
@@ -88,15 +89,15 @@ def gaussian_mean_in_ball(
 ) -> MeanInBall:
     """Releases the mean of finite vectors [n, d] by Gaussian noise of the given multiplier σ; n is private too.
 
-    One Gaussian release covers (Σ x, c n) with c² = radius² / √d. This split has the least error: n² MSE is at most
-    σ² radius² (1 + √d)², where a public n would give σ² radius² d.
+    It makes one Gaussian release of (Σ x, c n), where c² = radius² / √d. This weight c gives the least error: n² MSE is
+    at most σ² radius² (1 + √d)². With a public n it would be σ² radius² d.
     """
     size = vectors.shape[1]
     count_weight, sensitivity, stddev = _scale_ball_noise(size, noise_multiplier)
     noise = exact.gaussian(source, stddev, size + 1)
     count = max((len(vectors) * count_weight + int(noise[-1])) / count_weight, 1.0)
     total = noise[:-1]
-    for first in range(0, len(vectors), _ROWS):  # in parts, since grid steps take more memory than the vectors
+    for first in range(0, len(vectors), _ROWS):  # in parts, because grid steps may take more memory than the vectors
         part = clip_rows(vectors[first : first + _ROWS].astype(np.float64), radius) / radius
         total = total + np.rint(np.clip(part, -1, 1) * STEPS).astype(np.int64).sum(axis=0)
     value = total / (STEPS * count)  # in units of the radius
@@ -105,9 +106,9 @@ def gaussian_mean_in_ball(
 
 
 def _scale_ball_noise(size: int, noise_multiplier: float) -> tuple[int, float, int]:
-    """Returns (c, sensitivity, noise's standard deviation) for vectors [size], in grid steps: `STEPS` to a radius."""
+    """Returns (c, sensitivity, standard deviation of the noise) for vectors [size], in steps of radius / `STEPS`."""
     count_weight = round(STEPS / size**0.25)
-    # Rounding changes each coordinate by at most half a step.
+    # Rounding changes each coordinate by at most half a step, so it lengthens a vector by at most √size / 2 steps.
     longest = STEPS + math.ceil(math.sqrt(size) / 2) + 1
     sensitivity = math.hypot(longest, count_weight)
     stddev = math.ceil(sensitivity * noise_multiplier)

@@ -1,7 +1,7 @@
-"""Records OpenDP measurements in fedspeak's privacy ledger and invokes them.
+"""Records OpenDP measurements in the ledger of a budget and invokes them.
 
 OpenDP (https://docs.opendp.org, the extra `opendp`) draws its own noise and states its cost by the measurement's
-privacy map. So fedspeak's mechanisms cannot use OpenDP's noise, but the two can share one budget.
+privacy map. So fedspeak's mechanisms cannot use OpenDP's noise, but both libraries can share one budget.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _DISTANCES: dict[str, dict[str, int]] = {
 
 
 class OpenDPRelease(NamedTuple):
-    """The result of an OpenDP measurement and its guarantee.
+    """Holds the result of an OpenDP measurement and its guarantee.
 
     Attributes:
       value: result of the measurement, of its output type.
@@ -45,7 +45,7 @@ def opendp_release(
 ) -> OpenDPRelease:
     """Invokes an OpenDP measurement of pure ε ("max divergence") on records and states its guarantee.
 
-    A zCDP measurement is refused: fedspeak composes privacy loss distributions, and ρ alone does not determine one.
+    A zCDP measurement is refused: fedspeak composes privacy loss distributions, and ρ does not determine one.
 
     Args:
       measurement: a measurement on records, not on aggregates: its input metric counts records added, removed or

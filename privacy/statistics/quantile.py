@@ -1,21 +1,21 @@
 """Releases private quantiles by the exponential mechanism on a public grid (McSherry and Talwar 2007; Smith 2011).
 
-The mechanism chooses among grid points and not on the real line: there, gaps between equal values have length zero, so
-that a value that many records share would never be found. The choice is exact: random bits are compared with
-floating-point bounds, and with bounds of more digits where these leave the choice open.
+The mechanism chooses among grid points and not on the real line. There, gaps between equal values have length zero, so
+a value that many records share would never be found. The choice has exactly the mechanism's probabilities: random bits
+are compared with floating-point bounds, and where these leave the choice open, with bounds of more digits.
 
-With n records, of which `below` are less than a point and `above` are greater, the point's score is
+Of n records, let `below` be less than a point and `above` be greater. The point's score is
 
     max(below - q n, above - (1 - q) n, 0),
 
-the number of records by which it misses the q-quantile. The score is 0 exactly where at most a share q lies below and
-at most 1 - q above, so that a value is not penalised for being shared by many records. Some grid point always has
-score 0.
+which is the number of records by which the point misses the q-quantile. The score is 0 exactly if at most a share q
+of the records lies below the point and at most a share 1 - q above it. So a value is not penalised because many
+records share it. Some grid point always has score 0.
 
-Sensitivity. One record more raises n by 1, and `below` or `above` or neither by 1. So below - q n moves by 1 - q or
--q, and above - (1 - q) n by q or -(1 - q): under add-or-remove-one each moves by at most max(q, 1 - q). Replacing one
-record leaves n as it is and moves `below` and `above` by at most 1 each: under replace-one each term moves by at most
-1. A maximum moves by no more than the largest move of its terms.
+Sensitivity. One more record raises n by 1, and at most one of `below` and `above` by 1. So below - q n moves by 1 - q
+or -q, and above - (1 - q) n by q or -(1 - q): under add-or-remove-one each moves by at most max(q, 1 - q). Replacing
+one record leaves n as it is and moves `below` and `above` by at most 1 each, so under replace-one each term moves by
+at most 1. The maximum of the terms moves by no more than the largest move of a term.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from privacy.budget import Releases
 
 PARTS = 2**16
-"""Resolution of q: it is rounded to a multiple of 1 / PARTS."""
+"""Resolution of q: each q is rounded to a multiple of 1 / PARTS."""
 
 _MAX_POINTS = 2**48
 
@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 
 
 class Quantile(NamedTuple):
-    """A private quantile and what it cost.
+    """Holds a private quantile and its guarantee.
 
     Attributes:
       value: a point of the grid.
@@ -76,10 +76,11 @@ def dp_quantile(
     """Releases a private quantile of numbers [n], chosen among lower, lower + resolution, ... up to `upper`.
 
     The release is ε-DP under `relation`. It is as accurate on values that many records share (zeros, caps, ratings,
-    counts) as on values that differ; the module describes the score and proves its sensitivity.
+    counts) as on values that differ. The module's docstring describes the score and proves its sensitivity.
 
     Args:
-      values: numbers [n]; each is clamped and rounded to the grid. NaN counts as absent (the log tells the operator).
+      values: numbers [n]. Each is clamped and rounded to the grid. NaN counts as absent, and the log warns the
+        operator.
       quantile: in [0, 1], rounded to a multiple of 2^-16; 0.5 is the median.
       lower: public lower bound of the grid.
       upper: public upper bound of the grid, above `lower`.
@@ -133,10 +134,10 @@ def rank_slack(
 ) -> float:
     """Returns how many records may lie strictly between the private quantile and the true one.
 
-    It is 2 Δ log(points / failure) / ε, where Δ is the score's sensitivity: the tail bound of the exponential mechanism
-    for a least score of 0. Except with probability `failure`, at most quantile * n + slack records lie below the value
-    and at most (1 - quantile) * n + slack above it, all rounded to the grid. If quantile * n or (1 - quantile) * n is
-    below the slack, the value may lie anywhere beyond the data on that side.
+    The slack is the tail bound of the exponential mechanism for a least score of 0: 2 Δ log(points / failure) / ε,
+    where Δ is the score's sensitivity. Except with probability `failure`, at most quantile * n + slack records lie
+    below the value and at most (1 - quantile) * n + slack above it, all rounded to the grid. If quantile * n or
+    (1 - quantile) * n is below the slack, the value may lie anywhere beyond the data on that side.
 
     Args:
       quantile: in [0, 1].
@@ -150,7 +151,7 @@ def rank_slack(
 
 
 def _to_grid(values: Any, lower: float, resolution: float, points: int) -> npt.NDArray[np.int64]:
-    """Rounds values to the numbers of their grid points, int64; NaN is left out."""
+    """Returns the index of the grid point nearest to each value, int64; NaN is left out."""
     array = as_floats("values", values)
     if array.ndim != 1:
         raise ValueError(f"values have shape {list(array.shape)}: numbers [n] are needed")
@@ -165,7 +166,7 @@ def _to_grid(values: Any, lower: float, resolution: float, points: int) -> npt.N
 def _compute_scores(
     places: npt.NDArray[np.int64], target: int, points: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Returns runs of grid points of equal score: where each begins, and its score times `PARTS`, int64 [runs] each.
+    """Returns runs of grid points of equal score: the start of each, and its score times `PARTS`, int64 [runs] each.
 
     Each point that holds data is a run of its own, and so is each gap before, between and after such points.
     """
@@ -187,11 +188,12 @@ def _choose(source: Randomness, sizes: npt.NDArray[np.int64], scores: npt.NDArra
     drawn = int(exact.uniform(source, 2**bits, 1)[0])
     with np.errstate(over="ignore"):  # a rate near the largest float: all weights but those of score 0 are 0
         ends = np.cumsum(sizes * np.exp(-rate * scores))
-    # A weight that does not underflow has an exponent below 800, off by at most 3 roundings; each sum adds one more.
+    # A weight that does not underflow is exp(-x) with x < 800, where x is off by at most 3 roundings. Each partial sum
+    # adds one more.
     error = (3 * 800 + 8 + len(sizes)) * 2.0**-52
     low = np.searchsorted(ends * (1 + error), drawn / 2**bits * ends[-1] * (1 - error), side="right")
     high = np.searchsorted(ends * (1 - error), (drawn + 1) / 2**bits * ends[-1] * (1 + error), side="right")
-    # Below the first bound there may be weights that underflowed to 0.
+    # If `drawn` is 0, the choice may be an index before the first positive bound, whose weight underflowed to 0.
     if low == high and drawn > 0:
         return int(low)
     digits = 40 + math.ceil(math.log10(1 + rate) + math.log10(1 + float(scores.max())))
@@ -209,7 +211,7 @@ def _choose_with_digits(
 ) -> int | None:
     """Returns the index that a uniform number between drawn / 2^bits and (drawn + 1) / 2^bits chooses.
 
-    Returns None if bits or digits are too few to decide.
+    Returns None if `bits` or `digits` are too few to decide.
     """
     with decimal.localcontext(decimal.Context(prec=digits, Emin=-(10**9), Emax=10**9)):
         exact_rate = decimal.Decimal(rate)

@@ -1,8 +1,8 @@
 """Finds many private quantiles at once, by a binary search with noisy comparisons.
 
-It is meant for the coordinates of vectors, where the costs of an exponential mechanism for each would add up. Here all
-comparisons of one turn are a single Gaussian release, whose cost is known exactly, and a turn is one pass over the
-data.
+The search is meant for the coordinates of vectors. With an exponential mechanism for each coordinate, the costs would
+add up. Here, all comparisons of one turn of the search are a single Gaussian release, whose cost is known exactly. A
+turn is one pass over the data.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ def quantile_search(
 ) -> tuple[npt.NDArray[np.float64], costs.Gaussian]:
     """Returns a private quantile of each column of `values` [n, d], among the points of a public grid.
 
-    The number of records n is private too. Each turn asks, for each column, whether at least a share q of the values is
-    not above the middle point: not_above - q n >= 0, however many values equal the point. One record more moves that
-    difference by 1 - q or -q, so by at most max(q, 1 - q), and the differences of all columns by √d times that in L2
-    norm. Without noise, the search ends at the smallest grid point g such that at least a share q of the values is at
-    most g, or at the last grid point if there is none.
+    The number of records n is private too. For each column, each turn asks whether at least a share q of the values is
+    at most the middle point of the remaining grid: not_above - q n >= 0, where not_above counts these values. One more
+    record moves that difference by 1 - q or -q, so by at most max(q, 1 - q). It moves the differences of all columns by
+    at most √d times that in L2 norm. Without noise, the search ends at the smallest grid point g such that at least a
+    share q of the values is at most g, or at the last grid point if there is none.
 
     Args:
       values: float64 [n, d], finite; any number of them may be equal.
@@ -55,7 +55,7 @@ def quantile_search(
         edge = grid[middle]
         not_above = (values <= edge).sum(axis=0)
         balance = PARTS * not_above - target * len(values) + exact.gaussian(source, stddev, size)
-        # At least a share q is not above the middle point: the quantile is that point or a smaller one.
+        # If at least a share q is at most the middle point, the quantile is that point or a smaller one.
         low, high = np.where(balance >= 0, low, np.minimum(middle + 1, high)), np.where(balance >= 0, middle, high)
     return grid[low], costs.Gaussian(stddev / (sensitivity * math.sqrt(turns)))
 
