@@ -240,7 +240,10 @@ class _Function:
         return predictions, penalties
 
     def loops_over_time(self) -> str | None:
-        """Returns the reason against stacking if layers loop over time, else None: TFF's worker fails on such loops."""
+        """Returns the reason against stacking if layers loop over time, else None.
+
+        TFF's worker fails on such loops if they are computed for stacked clients.
+        """
         return "its layers loop over time: set unroll=True on keras.layers.LSTM and the like" if self._loops else None
 
 
