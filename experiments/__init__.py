@@ -1,1 +1,1 @@
-"""The command line `fedspeak`, the benchmarks and the studies that can be reproduced."""
+"""Holds the command line `fedspeak`, the benchmarks and the studies that can be reproduced."""

@@ -35,7 +35,7 @@ def build_model(config: Config, vocabulary_size: int) -> Any:
 
 
 def build_local_sgd(config: Config) -> LocalSGD:
-    """Builds the local training of a client."""
+    """Builds the settings of a client's local training."""
     return LocalSGD(**msgspec.structs.asdict(config.clients))
 
 
@@ -56,10 +56,10 @@ def build_sampling(config: Config) -> Sampling:
 
 
 def check_clients(config: Config, data: Data) -> None:
-    """Checks that the cohorts fit the training clients, where their number is the plan's population.
+    """Checks that the cohorts fit the number of training clients, if that number is the plan's population.
 
     Raises:
-      ValueError: there are too few clients; one line, which says what was left out of the data too.
+      ValueError: there are too few clients; one line, which also says what was left out of the data.
     """
     sampling = build_sampling(config)
     if config.cohort.population is None:
@@ -217,7 +217,7 @@ def build_federation(
 
 
 def describe_inputs(config: Config, data: Data, weights: dict[str, Any], clients_at_once: int) -> str:
-    """Returns a digest of all that a round's result follows from besides plan and keys, and `clients_at_once`."""
+    """Returns `clients_at_once` and a digest of all else, besides plan and keys, that determines a round's result."""
     digest = hashlib.sha256(f"{config.data} {config.clients} {config.server} {data.store.digest}".encode())
     for name in sorted(weights):
         digest.update(name.encode() + np.ascontiguousarray(weights[name]).tobytes())

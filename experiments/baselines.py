@@ -18,7 +18,7 @@ from models.vocabulary import PAD
 
 @dataclass(frozen=True)
 class Unigram:
-    """Unigram model: a token's probability is its share of the training targets, with add-one (Laplace) smoothing.
+    """Predicts each token by its share of the training targets, with add-one (Laplace) smoothing.
 
     Attributes:
       log_probabilities: float64 [vocabulary_size], natural logarithms of the probabilities.
@@ -56,9 +56,9 @@ class Unigram:
 
 @dataclass(frozen=True)
 class KneserNeyBigram:
-    """Bigram model with interpolated Kneser-Ney smoothing.
+    """Predicts each token from the token before it, with interpolated Kneser-Ney smoothing.
 
-    Its probability of token w after context c is
+    The probability of token w after context c is
     p(w | c) = max(n(c, w) - D, 0) / n(c) + D N(c, ·) / n(c) p'(w).
     Here n(c, w) counts the pair, n(c) counts the context, and N(c, ·) is the number of different tokens seen after c.
     The lower-order model p'(w) is estimated in the same way, with its own discount, from the number of different
@@ -126,7 +126,7 @@ class KneserNeyBigram:
 
 
 class _Discounted(NamedTuple):
-    """Positive counts minus a discount, and that discount."""
+    """Holds positive counts minus a discount, and that discount."""
 
     counts: NDArray[np.float64]
     discount: float

@@ -9,7 +9,7 @@ from privacy import files
 
 
 class Board:
-    """Writer of TensorBoard events, a context manager; only the operator can enter its folder.
+    """Writes TensorBoard events, as a context manager; only the operator can enter its folder.
 
     Where the disk is full or read-only, TensorFlow's errors become an OSError whose message is one line.
 
@@ -44,7 +44,7 @@ class Board:
                 self._writer.close()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes scalars of one step.
+        """Writes the scalars of one step.
 
         Args:
           step: number of the round.

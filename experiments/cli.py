@@ -62,12 +62,12 @@ _COMMANDS = {
     "doctor": ("experiments.commands.doctor", "doctor", "Check this machine for missing or mismatched software."),
 }
 
-# Functions that messages of the library name, and what they are called on the command line.
+# Maps each function that the library's messages name to the command that does the same.
 _ON_COMMAND_LINE = {"fl.rounds.set_aside_metrics": "fedspeak train --resume with --set-aside-metrics"}
 
 
 class _Commands(click.Group):
-    """Group of commands that imports a command's module when the command is called."""
+    """Defines a group of commands that imports a command's module when the command is called."""
 
     def list_commands(self, context: click.Context) -> list[str]:
         return list(_COMMANDS)

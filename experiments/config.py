@@ -1,7 +1,7 @@
-"""A run's configuration: one frozen struct a section of its TOML file.
+"""Defines a run's configuration, with one frozen struct for each section of its TOML file.
 
 Each field carries its description and its range. `experiments.config_file` reads and writes the files and words the
-errors; `experiments.config_reference` writes docs/config.md and the JSON Schema.
+errors. `experiments.config_reference` writes docs/config.md and the JSON Schema.
 """
 
 from typing import TYPE_CHECKING, Annotated, Literal

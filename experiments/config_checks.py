@@ -1,6 +1,6 @@
-"""Checks of keys that must fit each other; each raises ValueError with one line that names them and the fix.
+"""Checks keys that must fit each other; each check raises ValueError with one line that names the keys and the fix.
 
-`experiments.config` calls them when a section is read, so that a mistake is found before any data is.
+`experiments.config` calls the checks when a section is read, so that a mistake is found before any data is read.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Building blocks of a configuration: descriptions with ranges, checks of keys, and values as they stand in TOML."""
+"""Provides what a configuration is built of: descriptions with ranges, checks of keys, and values written as TOML."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ INTEGERS = (-(2**63), 2**63 - 1)
 
 
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A section of the file: keys that are unknown or have the wrong type are refused."""
+    """Defines a section of the file, in which keys that are unknown or have the wrong type are refused."""
 
 
 def positive(description: str) -> Meta:

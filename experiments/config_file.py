@@ -15,7 +15,7 @@ from experiments.config import Config
 from experiments.config_fields import INTEGERS, LARGEST, SMALLEST, as_toml, as_toml_key
 
 CONFIGS = Path(__file__).parent / "configs"
-# Keys of version 0.1 → their names now.
+# Maps keys of version 0.1 to their present names.
 _RENAMED = {
     "cohort.rate": "cohort.sampling_probability",
     "privacy.clip": "privacy.clip_norm",
@@ -62,7 +62,7 @@ def parse(text: str, name: str, overrides: Sequence[str] = ()) -> Config:
 
 
 def dump(config: Config) -> str:
-    """Returns the config as TOML with every key that is set; `parse` gives it back."""
+    """Returns the config as TOML with every key that is set; `parse` reads it back."""
     tree = {
         name: {key: value for key, value in msgspec.structs.asdict(section).items() if value is not None}
         for name, section in msgspec.structs.asdict(config).items()
@@ -120,7 +120,7 @@ def fields(section: type[msgspec.Struct]) -> dict[str, inspect.Field]:
 
 
 def _apply(override: str, tree: dict[str, Any], name: str) -> None:
-    """Puts one `--set` on top of the file's tree."""
+    """Applies one `--set` to the tree that was read from the file."""
     printable = override.encode(errors="backslashreplace").decode()
     if printable != override:  # bytes that are not UTF-8 arrive from the command line as lone surrogates
         raise ValueError(f"--set {printable}: not UTF-8 text")
@@ -149,7 +149,7 @@ def _toml_value(text: str) -> Any:
 
 
 def _explain(message: str, tree: dict[str, Any]) -> str:
-    """Words a validation error of msgspec, which ends with the path of the value, as in "… - at `$.run.rounds`"."""
+    """Rewords a validation error of msgspec, which ends with the path of the value: "… - at `$.run.rounds`"."""
     path = re.search(r" - at `\$\.(.+?)(?:\[\d+\]|\[\.\.\.\])?`$", message)
     keys = path[1].split(".") if path else []
     if unknown := re.match(r"Object contains unknown field `(.*?)`(?: - at|$)", message, re.DOTALL):

@@ -1,4 +1,4 @@
-"""Describes a run's configuration: docs/config.md, and a JSON Schema for editors."""
+"""Describes a run's configuration in two forms: the page docs/config.md, and a JSON Schema for editors."""
 
 import inspect
 import json
@@ -56,7 +56,7 @@ def markdown() -> str:
 def schema() -> dict[str, Any]:
     """Returns the JSON Schema of a configuration.
 
-    A key that may be left out has its own type alone: TOML has no null, which msgspec's schema allows there.
+    For a key that may be left out, msgspec's schema also allows null. It is removed here, because TOML has no null.
     """
     made = msgspec.json.schema(Config)
     for definition in made["$defs"].values():

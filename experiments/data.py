@@ -23,7 +23,7 @@ from privacy.files import close_to_others, make_private_folder
 
 @dataclass(frozen=True)
 class Data:
-    """The data of a config, ready to train on.
+    """Holds the data of a config, ready to train on.
 
     Attributes:
       vocabulary: sub-word vocabulary, learned from the public text alone.
@@ -253,7 +253,7 @@ def _is_copy(file: Path, clients_text: Path) -> bool:
 
 @dataclass(frozen=True)
 class _Sentences(Iterable[str]):
-    """The sentences of public plays; each iteration reads them again."""
+    """Yields the sentences of public plays; each iteration reads the plays again."""
 
     source: shakespeare.Shakespeare
 
@@ -263,7 +263,7 @@ class _Sentences(Iterable[str]):
 
 @dataclass(frozen=True)
 class _Lines(Iterable[str]):
-    """The lines of public text files that are not blank; each iteration reads the files again."""
+    """Yields the lines of public text files that are not blank; each iteration reads the files again."""
 
     files: tuple[Path, ...]
 

@@ -47,7 +47,7 @@ def _format_value(key: str, value: float) -> str:
 
 
 class ConsoleDisplay:
-    """Display of notes and progress on standard error; standard output is left for results."""
+    """Displays notes and progress on standard error; standard output is left for results."""
 
     def __init__(self) -> None:
         self.console = Console(stderr=True, highlight=False)

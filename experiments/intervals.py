@@ -13,7 +13,7 @@ _CHUNK = 1 << 22
 
 
 class Interval(NamedTuple):
-    """An estimate and the ends of its confidence interval, all in one unit."""
+    """Holds an estimate and the ends of its confidence interval, all in the same unit."""
 
     estimate: float
     low: float

@@ -18,7 +18,7 @@ _CLONE = Path(__file__).resolve().parents[1]
 
 
 class Worker(NamedTuple):
-    """A running process of TFF's worker.
+    """Describes a running process of TFF's worker.
 
     Attributes:
       pid: process id.
@@ -33,7 +33,7 @@ class Worker(NamedTuple):
 
 @dataclass(frozen=True)
 class Facts:
-    """Facts about a machine. None means that a fact could not be read.
+    """Holds facts about a machine; None means that a fact could not be read.
 
     Attributes:
       python: version of the interpreter.

@@ -29,7 +29,7 @@ NGRAM_FOOTNOTE = "With *: fitted to the training clients' text without noise, op
 
 @dataclass(frozen=True)
 class Row:
-    """Result of one model on the test clients.
+    """Holds the result of one model on the test clients.
 
     Attributes:
       name: name of the model, as in the table.

@@ -22,7 +22,7 @@ _HINT = "train one with fedspeak train, or give the folder of a run"
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Folder of a run, with the paths of its files.
+    """Gives the paths of the files in a run's folder.
 
     The files are for the operator only and have mode 0600, except those for publication: `report-release.*`,
     `model*.tflite`, `samples.txt`, and `vocabulary.json`, which is learned from public text and is part of every
@@ -72,7 +72,7 @@ class RunFolder:
 
     @property
     def evaluation(self) -> Path:
-        """File with the results on the test clients, which `fedspeak evaluate` writes."""
+        """Returns the file with the results on the test clients, which `fedspeak evaluate` writes."""
         return self.path / "evaluation.json"
 
     @property
@@ -81,20 +81,20 @@ class RunFolder:
 
     @property
     def facts(self) -> Path:
-        """File with how the run began (command, versions, a summary of the data) and which kernels computed its rounds.
+        """Returns the file with the command, versions, a summary of the data, and the kernels that computed the rounds.
 
-        `kernels` lists those that computed the rounds, in order; it is absent before the first round is recorded.
+        `kernels` lists the kernels in the order of their use; it is absent before the first round is recorded.
         """
         return self.path / "facts.json"
 
     @property
     def tensorboard(self) -> Path:
-        """Folder of the events for TensorBoard."""
+        """Returns the folder of the events for TensorBoard."""
         return self.path / "tensorboard"
 
     @property
     def engine(self) -> Path:
-        """File with the number of clients that are trained at once, which was measured when the run began.
+        """Returns the file with the number of clients that are trained at once, measured when the run began.
 
         A resumed run must keep it: another number rounds the sums differently.
         """

@@ -106,9 +106,10 @@ def _check_kernels(run: RunFolder, kernels: str) -> str | None:
 
 
 def _recording_kernels(run: RunFolder, kernels: str, rounds: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Passes on the rounds' rows, and records in the run's facts which kernels computed once the first row is there.
+    """Passes on the rounds' rows, and records in the run's facts, once there is a row, which kernels computed it.
 
-    Before the first round, this process may not have the ledger's lock, and it may end without computing any round.
+    The kernels are not recorded earlier, because before the first round this process may not have the ledger's lock,
+    and it may end without computing any round.
     """
     for number, row in enumerate(rounds):
         if number == 0:

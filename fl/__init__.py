@@ -1,10 +1,11 @@
 """Trains models by federated averaging: clients' data, cohorts, local SGD, aggregation, the round loop, TFF's runtime.
 
-Importing this package loads neither TensorFlow nor TFF: each public name below imports its module on first use. Also
-public, by import path, are the modules `fl.aggregation`, `fl.clients`, `fl.cohorts`, `fl.evaluation`, `fl.exact_mean`,
-`fl.gaussian`, `fl.keras_models`, `fl.local_training`, `fl.near_ids`, `fl.private_mean`, `fl.rounds` and `fl.splits`,
-those of `fl.sources` and `fl.audit`, `fl.engines.averaging`, `fl.engines.calibration`, `fl.engines.cohort`,
-`fl.engines.per_client`, `fl.runtime.hosts`, `fl.runtime.kernels` and `fl.runtime.tunnel`.
+Importing this package loads neither TensorFlow nor TFF: each public name below imports its module on first use. These
+modules are public, too, and are imported by their full path: `fl.aggregation`, `fl.clients`, `fl.cohorts`,
+`fl.evaluation`, `fl.exact_mean`, `fl.gaussian`, `fl.keras_models`, `fl.local_training`, `fl.near_ids`,
+`fl.private_mean`, `fl.rounds`, `fl.splits`, all modules of `fl.sources` and `fl.audit`, `fl.engines.averaging`,
+`fl.engines.calibration`, `fl.engines.cohort`, `fl.engines.per_client`, `fl.runtime.hosts`, `fl.runtime.kernels` and
+`fl.runtime.tunnel`.
 """
 
 from importlib import import_module

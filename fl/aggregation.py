@@ -29,7 +29,7 @@ clip norm is rounded twice (2 u).
 
 
 class Contribution(NamedTuple):
-    """The values that one client sends, or their sums over several clients; the server sees only the cohort's sums."""
+    """Holds what one client sends, or the sum of this over several clients. The server sees only the cohort's sum."""
 
     update: Weights  # weighted (or clipped) change of the model
     weight: Any  # float32: the factor that `update` was multiplied by
@@ -46,7 +46,7 @@ class Contribution(NamedTuple):
 
 
 class Mean(NamedTuple):
-    """The server's result of one round."""
+    """Holds the server's result of one round."""
 
     update: Weights  # mean change of the model
     state: State  # of the aggregator, for the next round
@@ -54,7 +54,7 @@ class Mean(NamedTuple):
 
 
 class Noised(NamedTuple):
-    """The sums of a `Contribution` that a private aggregator releases, with noise added."""
+    """Holds the sums of a `Contribution` that a private aggregator releases, with noise added."""
 
     update: Weights
     within_clip: Any
@@ -62,7 +62,7 @@ class Noised(NamedTuple):
 
 
 class Aggregator(Protocol):
-    """A rule that aggregates updates, given as pure functions that the engines build into a TFF process."""
+    """Describes how updates are aggregated, by pure functions that the engines build into a TFF process."""
 
     @property
     def needs_accuracy(self) -> bool:
@@ -72,7 +72,7 @@ class Aggregator(Protocol):
         """Returns the state before the first round."""
 
     def client(self, state: State, update: ClientUpdate) -> Contribution:
-        """Returns one client's contribution; for stacked clients, the sum of the contributions of each one alone."""
+        """Returns one client's contribution; for stacked clients, the sum of what each would contribute alone."""
 
     def server(self, state: State, total: Contribution, noise: Any) -> Mean:
         """Returns the mean to release; `noise`, int64 [`noise_size`], comes from the method `noise`."""
@@ -85,7 +85,7 @@ class Aggregator(Protocol):
 
 
 class SeededNoise:
-    """A base of aggregators whose argument `noise` is a seed, int64 [2]."""
+    """Provides the noise methods of aggregators whose argument `noise` is a seed, int64 [2]."""
 
     def noise_size(self, weights: int) -> int:
         """Returns 2, the length of the seed."""
@@ -98,7 +98,7 @@ class SeededNoise:
 
 @dataclass(frozen=True)
 class UniformMean(SeededNoise):
-    """The mean in which every client counts the same: sum of updates / number of clients with a finite update."""
+    """Divides the sum of the updates by the number of clients with a finite update: every client counts the same."""
 
     needs_accuracy: ClassVar[bool] = False
 
@@ -114,7 +114,7 @@ class UniformMean(SeededNoise):
 
 @dataclass(frozen=True)
 class ExampleWeightedMean(SeededNoise):
-    """The mean in which a client counts by the number of examples that it trained on.
+    """Averages the updates, each weighted by the number of examples that the client trained on.
 
     Reference: McMahan et al. 2017, https://arxiv.org/abs/1602.05629.
     """
@@ -133,19 +133,19 @@ class ExampleWeightedMean(SeededNoise):
 
 @dataclass(frozen=True)
 class DPMean(SeededNoise):
-    """The private mean of DP-FedAvg: it clips each client's update, sums the updates and adds Gaussian noise.
+    """Computes the private mean of DP-FedAvg: clips each client's update, sums the updates and adds Gaussian noise.
 
-    Each client contributes at most the clip norm, in L2 norm, to the sum, whatever the others send. A floating-point
-    sum also rounds the other contributions differently with and without a client, which ε does not cover. The noise has
-    standard deviation `plan.value_noise_multiplier` * clip norm. Everything that a round releases costs together one
-    Gaussian mechanism of `plan.noise_multiplier`. The denominator is the plan's expected cohort, a public constant; the
-    size of the drawn cohort never enters. The noise is floating-point (`fl.gaussian`) and not hardened against
-    floating-point attacks; `fl.exact_mean.ExactDPMean` is.
+    Each client contributes at most the clip norm, in L2 norm, to the sum, whatever the others send. In a floating-point
+    sum, the presence of a client also changes how the other contributions are rounded. ε does not cover this change.
+    The noise has standard deviation `plan.value_noise_multiplier` * clip norm. All values that a round releases cost
+    together one Gaussian mechanism with noise multiplier `plan.noise_multiplier`. The noisy sum is divided by the
+    plan's expected cohort size, a public constant, never by the size of the drawn cohort. The noise is floating-point
+    (`fl.gaussian`) and not hardened against floating-point attacks; that of `fl.exact_mean.ExactDPMean` is.
 
     With `AdaptiveClip` the clip norm follows a private quantile of the update norms, and a round also releases a noisy
-    count of the updates within the clip norm. With `PrivateMetrics` it also releases the means over the clients of
-    their mean losses and accuracies, and the number of clients. To pay for these, the noise on the update grows:
-    `plan.value_noise_multiplier` is then larger than `plan.noise_multiplier`.
+    count of the updates within the clip norm. With `PrivateMetrics` a round also releases the noisy number of clients
+    and the noisy means over the clients of their losses and accuracies per token. To pay for these releases, the noise
+    on the update grows: `plan.value_noise_multiplier` is then larger than `plan.noise_multiplier`.
 
     References: McMahan et al. 2018, https://arxiv.org/abs/1710.06963; Andrew et al. 2021,
     https://arxiv.org/abs/1905.03871.
@@ -197,7 +197,7 @@ class DPMean(SeededNoise):
         return clip_norms
 
     def _encode_metrics(self, update: ClientUpdate) -> Any:
-        """Sums the pairs of the clients' metrics; a client without a token, or with a NaN loss, adds nothing."""
+        """Sums the pairs of the clients' metrics; a client without tokens, or with a NaN loss, adds nothing."""
         import tensorflow as tf
 
         if self.plan.metrics is None:
@@ -289,7 +289,7 @@ def contribution(
 ) -> Contribution:
     """Sums the clients' updates, each times its own factor.
 
-    An update with an entry or a loss that is not finite adds zero.
+    An update counts as zero if one of its entries, or its loss, is not finite.
 
     Args:
       update: the update of one client, or of U clients with a leading client axis.
@@ -331,7 +331,7 @@ def contribution(
 
 
 def squares(value: Any, per_client: Any) -> Any:
-    """Returns the sum of squares, in float64, of `value` [...] or [U, ...]: [] or [U], the shape of `per_client`."""
+    """Sums the squares of `value`, [...] or [U, ...], for each client: float64 [] or [U], the shape of `per_client`."""
     import tensorflow as tf
 
     rows = 1 if per_client.shape.rank == 0 else tf.shape(per_client)[0]

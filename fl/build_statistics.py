@@ -1,4 +1,4 @@
-"""Counts what came into a token store and what did not, and words it."""
+"""Counts what the build of a token store stored and what it left out, and describes in words what it left out."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class BuildStatistics:
-    """Counts of what came into a store and of what did not.
+    """Holds counts of what a build stored and of what it left out.
 
     Attributes:
       clients: clients in the store.
-      sentences: their sentences.
-      tokens: their tokens, begin and ends of sentences included.
+      sentences: sentences of these clients.
+      tokens: tokens of these clients, begin and ends of sentences included.
       dropped_clients: clients left out because they had fewer than `min_tokens` tokens.
       dropped_tokens: the tokens of those clients.
       bad_rows: rows of the source that could not be used.
-      examples: the first of them, "file:line: reason".
-      suspicious_rows: rows of the source that were read and look wrong.
+      examples: the first bad rows, each as "file:line: reason".
+      suspicious_rows: rows of the source that were read although they look wrong.
       notes: what else the source passed over, or read and found suspicious; one line each.
       near_ids: ids of the source that are near-equal to another (`fl.near_ids`).
       near_groups: groups that those ids form; each may be one person.
@@ -42,14 +42,15 @@ class BuildStatistics:
 
     @staticmethod
     def from_dict(content: dict[str, Any]) -> BuildStatistics:
-        """Returns the statistics whose `dataclasses.asdict` went through JSON."""
+        """Builds the statistics from the dict that `dataclasses.asdict` makes of them, after it went through JSON."""
         return BuildStatistics(**{k: tuple(v) if isinstance(v, list) else v for k, v in content.items()})
 
     @property
     def left_out(self) -> str:
-        """Says what did not come into the store, for the message of a failure that this may have caused.
+        """Describes what did not come into the store, for the message of a failure that this may have caused.
 
-        A phrase in parentheses after a space; empty if everything came into the store.
+        The text is a space and a phrase in parentheses. It is empty if there are no bad rows, no dropped clients and no
+        notes.
         """
         parts = []
         if self.bad_rows:

@@ -21,7 +21,7 @@ _DIGEST_BYTES = 32
 
 
 class Checkpoint(NamedTuple):
-    """The state of a run after `round` rounds, that is, before the round with this number."""
+    """Holds the state of a run after `round` rounds, that is, before the round with this number."""
 
     round: int  # rounds count from 0
     state: Any  # nested mappings of NumPy arrays, as a TFF process returns them
@@ -29,7 +29,7 @@ class Checkpoint(NamedTuple):
 
 
 def path_of(folder: Path, round_number: int) -> Path:
-    """Returns the file of the checkpoint that is saved before a round."""
+    """Returns the path of the checkpoint that is saved before the round with this number."""
     return folder / f"round-{round_number:06d}.ckpt"
 
 
@@ -56,7 +56,7 @@ def load(path: Path, template: Any) -> Checkpoint:
     """Reads a checkpoint whose state has the structure, shapes and dtypes of `template`.
 
     Raises:
-      ValueError: the file is truncated or damaged, or of another model or optimizer.
+      ValueError: the file is truncated or damaged, or it belongs to another model or optimizer.
     """
     content = _read_content(path)
     with zipfile.ZipFile(io.BytesIO(content)) as archive:

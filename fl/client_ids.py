@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 
 
 class ClientIds(Sequence[str]):
-    """An immutable sorted sequence of distinct ids that equals any sequence of the same strings.
+    """Holds distinct ids as an immutable sorted sequence, which equals any other sequence of the same strings.
 
-    It takes 16 bytes per id and the id's UTF-8; an id is decoded when it is read.
+    It takes 16 bytes per id plus the id in UTF-8. An id is decoded each time it is read.
 
     Args:
       begins: int64 [n], offset in `utf8` at which each id begins.
       ends: int64 [n], offset at which each id ends.
-      utf8: the ids in UTF-8. Their order as bytes is that of the strings.
+      utf8: the ids in UTF-8. (Sorted as bytes, ids have the same order as sorted as strings.)
     """
 
     def __init__(self, begins: NDArray[np.int64], ends: NDArray[np.int64], utf8: bytes) -> None:

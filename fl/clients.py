@@ -1,7 +1,7 @@
 """Stores clients' text as tokens in one file on disk.
 
-The file is built once and used again while its inputs are unchanged. Its index is checked whenever it is opened, and
-tokens are checked whenever they are read.
+The file is built once and used again as long as its inputs are unchanged. The file's index is checked whenever the file
+is opened, and tokens are checked whenever they are read.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from fl.token_file import BOS, EOS, PAD, Encoder
 
 __all__ = ["BOS", "EOS", "PAD", "BuildStatistics", "Encoder", "TokenStore", "sequences"]
 
-# Number of the rules by which sources read rows and client ids are compared. A store that was built by other rules may
-# lack clients or warnings, so it is built anew.
+# Version of the rules for reading rows from sources and for comparing client ids. A store that was built by other rules
+# may lack clients or warnings, so it is built anew.
 _READING_RULES = 2
 
 
 @dataclass(frozen=True)
 class TokenStore:
-    """A read-only store of clients' tokens, which `TokenStore.open` and `TokenStore.build` return.
+    """Gives read-only access to the tokens of clients; `TokenStore.open` and `TokenStore.build` return it.
 
     Attributes:
       clients: client ids, sorted; the position of a client in them is its index in the store.
@@ -91,7 +91,7 @@ class TokenStore:
 
     @staticmethod
     def open(path: str | os.PathLike[str]) -> TokenStore:
-        """Opens a store; reads and checks its index, about 30 bytes per client and 1/128 of the size of the tokens.
+        """Opens a store and checks its index, which takes about 30 bytes per client plus 1/128 of the tokens' size.
 
         Raises:
           OSError: `path` cannot be read.
@@ -112,10 +112,10 @@ class TokenStore:
         """Encodes `source` into the store at `path`, unless one is there that was built from the same inputs.
 
         The inputs are the source's fingerprint, the vocabulary's digest and the options. A store with a damaged index
-        is rebuilt. A second process that builds the same store at the same time waits for the first and takes its
+        is rebuilt. A second process that builds the same store at the same time waits for the first and uses its
         result. If the build fails, for example because the disk is full, the old store stays as it was. Tokens are
-        written to disk as they are read: memory holds the client ids and about 50 bytes per piece of the source (a
-        piece is one pair that the source yields, such as a row of a table or a file of a folder).
+        written to disk as they are read. Memory holds only the client ids and about 50 bytes per piece of the source.
+        (A piece is one pair that the source yields, such as a row of a table or a file of a folder.)
 
         Args:
           path: file to write; its folder is created if needed.
@@ -235,7 +235,7 @@ def _open_reusable(path: Path, inputs: str, strict: bool) -> TokenStore | None:
 
 @contextmanager
 def _hold_lock(path: Path) -> Iterator[None]:
-    """Holds the lock file `path`: one process builds at a time. The kernel frees the lock when its holder dies."""
+    """Holds a lock on the file `path`, so that one process builds at a time; the kernel frees it if the holder dies."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:

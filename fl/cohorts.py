@@ -1,4 +1,4 @@
-"""Draws the cohort of a round, the clients that take part, from (sampler key, round) alone and never from history.
+"""Draws a round's cohort (the clients that take part) from the sampler key and the round's number alone.
 
 The privacy plan states the sampler and its parameters (`privacy.sampling`); this module draws the cohorts.
 Amplification by sampling holds only while the drawn cohorts stay secret, so the seeds come from `privacy.keys`.
@@ -20,8 +20,9 @@ def draw_cohort(sampling: Sampling, population: int, round_number: int, seed_of_
 
     Args:
       sampling: `Poisson` (each client joins independently with probability `sampling_probability`; the cohort may be
-        empty), `FixedSize` (uniform without replacement) or `Cyclic` (one secret partition of the population into
-        cohorts of equal size, up to one client, taken in turn: a client's rounds are exactly `sampling.cohorts` apart).
+        empty), `FixedSize` (uniform without replacement) or `Cyclic` (the population is divided once, in secret, into
+        `sampling.cohorts` cohorts, whose sizes differ by at most one client; the rounds use the cohorts in turn, so
+        that each client takes part in exactly every `sampling.cohorts`-th round).
       population: number of clients, >= 1.
       round_number: round, counted from 0.
       seed_of_round: returns the secret seed of a round; the seeds of different rounds must give unrelated streams.
@@ -59,8 +60,9 @@ def _draw_independently(generator: np.random.Generator, rate: float, population:
     """Draws each index below `population` independently with probability `rate`."""
     if rate > 0.5:
         return np.flatnonzero(generator.random(population) < rate)
-    # A Poisson number of events, each at a uniform client: every client gets a Poisson number of events, independent
-    # of the others', and none with probability 1 - rate. Unlike geometric gaps, this needs no care at tiny rates.
+    # Draws a Poisson number of events and gives each to a uniformly drawn client. Then every client gets a Poisson
+    # number of events, independent of the others', and gets none with probability 1 - rate. Unlike drawing the
+    # geometric gaps between clients, this needs no special care at tiny rates.
     events = generator.poisson(-math.log1p(-rate) * population)
     return np.unique(generator.integers(population, size=events))
 

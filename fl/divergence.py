@@ -10,7 +10,7 @@ from privacy.plan import PrivacyPlan
 def noise_norm(plan: PrivacyPlan, clip: float, weights: int) -> float:
     """Returns the root mean square of the L2 norm of the Gaussian noise on a round's mean update.
 
-    With a thousand weights or more, the norm in one round differs from it by a few per cent.
+    With a thousand weights or more, the norm in a single round differs from this value by a few per cent.
 
     Args:
       plan: privacy plan of the run.
@@ -24,8 +24,9 @@ def likely_cause(plan: PrivacyPlan, clip: float | None, weights: int) -> str:
     """Returns one line with the likely cause, and the fix, of a model or losses that became NaN or infinite.
 
     A round moves the model by the clients' mean update, whose L2 norm is at most the clip norm, and by noise. If the
-    noise is larger than the clip norm, clip norm and noise are the likely cause, and otherwise the server's learning
-    rate. Without a clip norm nothing bounds the clients' updates, so that their learning rate may be the cause too.
+    norm of the noise is larger than the clip norm, the likely cause is that clip norm and noise multiplier are too
+    large. Otherwise it is the server's learning rate. Without a clip norm nothing bounds the clients' updates, so that
+    the clients' learning rate may be the cause, too.
 
     Args:
       plan: privacy plan of the run.

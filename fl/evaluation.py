@@ -14,7 +14,7 @@ _ROWS = 128  # sequences in one call; the last call is padded, so that one graph
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Losses and correct predictions summed for each client, so that intervals over clients can be computed.
+    """Holds the sums of losses and correct predictions of each client, from which intervals over clients follow.
 
     Attributes:
       loss: float64 [clients], sum of the losses in nats.

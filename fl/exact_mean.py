@@ -2,9 +2,9 @@
 
 Each client's clipped update is truncated to integer steps of a grid, and the L2 bound is checked on those integers.
 Their sum is exact in any order, and the noise is a rounded exact Gaussian (`privacy.noise.rounded`), drawn outside TFF
-from the run's key. Only the noisy sum is converted back to floating point. So the attack of Mironov 2012, "On
-significance of the least significant bits for differential privacy", has no rounding to exploit; reports call such a
-run hardened.
+from the run's key. Only the noisy sum is converted back to floating point. So there is no rounding that the attack of
+Mironov 2012, "On significance of the least significant bits for differential privacy", could exploit. Reports call such
+a run hardened.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from privacy.noise.rounded import LARGEST_STDDEV, rounded_gaussian
 from privacy.plan import AdaptiveClip, Noise
 
 STEPS = 2**24
-"""Number of grid steps in one clip norm; the int64 sums hold up to 2^38 clients."""
+"""Number of grid steps in one clip norm. The int64 sums do not overflow with up to 2^38 clients."""
 COUNT_STEPS = 2**10
 """Number of grid steps in 1/2, the amount by which one client changes the count of adaptive clipping."""
 SMALLEST_CLIP = 1e-30
@@ -28,13 +28,13 @@ SMALLEST_CLIP = 1e-30
 
 @dataclass(frozen=True)
 class ExactDPMean(DPMean):
-    """A `fl.aggregation.DPMean` with exact arithmetic from the clipped update to the noisy sum, for `noise="exact"`.
+    """Computes the mean of `DPMean` exactly from the clipped update to the noisy sum, for plans with `noise="exact"`.
 
-    Each client contributes a vector of integers q with ||q||₂ <= `STEPS`. To their sum is added Gaussian noise of
-    standard deviation `plan.value_noise_multiplier` * `STEPS`, rounded to integers. Since the sum is an integer, this
-    equals rounding the output of the Gaussian mechanism with that noise multiplier, which is post-processing: the
-    plan's (ε, δ) for its clients holds without a failure probability. Truncation moves each weight of a client by less
-    than clip / 2^24, towards zero.
+    Each client contributes a vector of integers q with ||q||₂ <= `STEPS`. Gaussian noise of standard deviation
+    `plan.value_noise_multiplier` * `STEPS`, rounded to integers, is added to the sum of these vectors. Since the sum
+    consists of integers, the result equals the rounded output of the Gaussian mechanism with that noise multiplier, and
+    rounding an output is post-processing. So the plan's (ε, δ) for its clients holds without a failure probability.
+    Truncation moves each entry of a client's update by less than clip / 2^24, towards zero.
 
     Raises:
       ValueError: the plan's noise is not "exact", or a noise multiplier or the clip norm is out of range.

@@ -1,12 +1,13 @@
 """Draws Gaussian noise with TensorFlow operations, and derives named streams of random numbers from one seed.
 
 The sampler is that of `privacy.noise.training`, with the same guarantee. There are independent, exact standard normal
-numbers such that each number drawn is within `privacy.noise.training.DISTANCE` * (1 + R) of its exact one, where R is
-the L2 norm of its pair, except with probability `privacy.noise.training.FAILURE` for all numbers of one release.
+numbers such that each drawn number is within `privacy.noise.training.DISTANCE` * (1 + R) of its exact one, where R is
+the L2 norm of the pair that the number belongs to. The probability that this fails for any of the numbers of one
+release is at most `privacy.noise.training.FAILURE`.
 
-TensorFlow's own normal sampler gives no such guarantee. Its Box-Muller radius has 23 random bits, so that its float32
-numbers end at 5.7 standard deviations. And two neighbouring outputs are the sine and the cosine of one radius, so that
-their sum, scaled to variance 1, ends there too.
+TensorFlow's own normal sampler gives no such guarantee. It computes the radius of Box and Muller from 23 random bits,
+so that no float32 number that it draws exceeds 5.7 standard deviations. Two neighbouring outputs are the sine and the
+cosine part of the same radius. So their sum, scaled to variance 1, does not exceed 5.7 standard deviations either.
 """
 
 import hashlib
@@ -19,7 +20,7 @@ from privacy.noise.training import FURTHER_WORDS, MAX_VALUES, NEAR_ONE, NEAR_ZER
 
 
 def stream(seed: Any, name: str) -> Any:
-    """Returns the seed, int64 [2], of the stream `name` that belongs to `seed`, int64 [2].
+    """Derives the seed of the stream `name` from `seed`; both seeds are int64 [2].
 
     Different names give different streams: the seed is combined by exclusive or with a hash of the name, and Philox
     gives unrelated numbers for different seeds.
@@ -50,7 +51,8 @@ def standard_normal(size: int, seed: Any) -> Any:
     pairs = (size + 1) // 2
     words = tf.bitcast(_draw_words([pairs], seed), tf.int32)
     leading, angle = words[:, 0], words[:, 1]
-    # `leading` is the cell of U, 0 to 2^32 - 1, minus 2^31: the comparisons find the cells at either end of (0, 1].
+    # `leading` + 2^31, from 0 to 2^32 - 1, is the cell of (0, 1] in which U lies. The comparisons find the cells at
+    # either end.
     ends = tf.where((leading < -(2**31) + NEAR_ZERO) | (leading >= 2**31 - NEAR_ONE))
     further = _draw_words([FURTHER_WORDS, tf.shape(ends)[0]], stream(seed, "further bits"))
     return from_words(leading, angle, ends, further)[:size]

@@ -1,13 +1,13 @@
 """Turns your own Keras model, functional or Sequential, into pure functions of its weights that the engines can train.
 
-To call a model on weights that are tensors, this module clones it and answers the clone's requests for variables, one
-by one, with those tensors; the clone exists only while a graph is traced. As in stock `tff.learning`, a mask that
+To call a model on weights that are tensors, this module clones the model. Each time the clone asks for a variable, it
+gets the next of these tensors. The clone exists only while a graph is traced. As in stock `tff.learning`, a mask that
 layers pass on (for instance from `Embedding(mask_zero=True)`) does not reach the loss.
 
 Two kinds of models are refused: models with weights that are not trained, such as the moving averages of batch
 normalisation (use group or layer normalisation instead), and models that draw random numbers while they train (dropout,
-noise). Such draws follow no key, so a round that is repeated after a crash would release another result under the same
-noise.
+noise). Such draws do not follow from the run's keys. So a round that is repeated after a crash would release another
+result under the same noise.
 """
 
 import contextlib
@@ -60,7 +60,7 @@ def assign(model: keras.Model, weights: Weights) -> None:
 
 @dataclass(frozen=True)
 class KerasTask:
-    """A `fl.local_training.Task`: a Keras model and a Keras loss on examples (x, y), as stock `tff.learning` has them.
+    """Makes a `fl.local_training.Task` of a Keras model and a Keras loss on examples (x, y), as in `tff.learning`.
 
     The loss of a batch is `loss_function(y, model(x))` plus the model's regularisation losses. Give a client's examples
     to `LocalSGD.batches` as the pair of arrays (x [n, ...], y [n, ...]).
@@ -71,7 +71,7 @@ class KerasTask:
       label: spec of one example's y, without batch axis, for instance `tf.TensorSpec([], tf.int32)`.
 
     Raises:
-      ValueError: the engines cannot train the model, or an argument is of another kind; the message says what to
+      ValueError: the engines cannot train the model, or an argument has the wrong type; the message says what to
         change.
     """
 
@@ -188,10 +188,10 @@ def _map_over_clients(function: Callable[[Any], tf.Tensor], arguments: Any) -> t
 
 
 class _Function:
-    """A checked model as a pure function of its weights, traced once.
+    """Calls a checked model as a pure function of its weights, traced once.
 
-    It is traced here because inside TFF's graphs Keras would switch its classes, and the user's model with them, to
-    those of TensorFlow 1.
+    The function is traced when the object is built, outside TFF's graphs. Inside them, Keras would switch its classes,
+    and with them the user's model, to those of TensorFlow 1.
     """
 
     def __init__(self, model: keras.Model) -> None:
@@ -240,7 +240,10 @@ class _Function:
         return predictions, penalties
 
     def loops_over_time(self) -> str | None:
-        """Returns the reason against stacking if layers loop over time, else None: TFF's worker fails on such loops."""
+        """Returns the reason against stacking if layers loop over time, else None.
+
+        TFF's worker fails on such loops if they are computed for stacked clients.
+        """
         return "its layers loop over time: set unroll=True on keras.layers.LSTM and the like" if self._loops else None
 
 
@@ -281,7 +284,7 @@ def _is_number(dtype: tf.DType) -> bool:
 
 
 def _check(model: keras.Model) -> None:
-    """Raises ValueError, with what to change, if the engines cannot train the model."""
+    """Raises ValueError, whose message says what to change, if the engines cannot train the model."""
     if not isinstance(model, keras.Model):
         raise ValueError(f"model is {model!r}: give a keras.Model")
     fault = None

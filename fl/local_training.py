@@ -23,7 +23,7 @@ every weight and the tokens have a leading client axis, so have the losses."""
 
 
 class Batches(NamedTuple):
-    """The batches of one client, in the order of training."""
+    """Holds the batches of one client, in the order of training."""
 
     examples: Any  # an array [steps, B, ...], or a tuple of such; rows after the real ones are zeros (padding)
     rows: np.ndarray  # int32 [steps]: number of real rows, which come first: 1 to B (stacked clients: 0 after the last)
@@ -31,15 +31,15 @@ class Batches(NamedTuple):
 
 @dataclass(frozen=True)
 class LocalSGD:
-    """The settings of a client's local training: passes of SGD over at most `max_sequences` of its sequences.
+    """Describes a client's local training: passes of SGD over at most `max_sequences` of its sequences.
 
     Attributes:
       learning_rate: step size of SGD, > 0; the gradient is that of the mean loss over a batch's real tokens.
       batch_size: sequences in one step, >= 1.
       epochs: passes over the chosen sequences, >= 1.
       sequence_length: predicted tokens T of a sequence, >= 1 (sentences are packed back to back).
-      max_sequences: maximum number of a client's sequences in a round, >= 1; of a client with more, each round uses a
-        fresh random choice.
+      max_sequences: maximum number of a client's sequences in a round, >= 1; if a client has more, each round chooses
+        anew at random.
 
     Raises:
       ValueError: a value is out of range.
@@ -92,7 +92,7 @@ class LocalSGD:
 
 
 class Loss(NamedTuple):
-    """The loss of one batch; every field is [], or [U] for one batch of each of U clients."""
+    """Holds the loss of one batch; every field is [], or [U] for one batch of each of U clients."""
 
     total: Any  # float32: sum of the losses
     count: Any  # float32: number of predictions in the sum; SGD follows the gradient of total / count
@@ -100,7 +100,7 @@ class Loss(NamedTuple):
 
 
 class Task(Protocol):
-    """A learning task: a loss, and the specs of one example."""
+    """Describes a learning task: a loss, and the specs of one example."""
 
     @property
     def example(self) -> Any:
@@ -115,30 +115,30 @@ class Task(Protocol):
         """Returns whether `loss` counts correct predictions."""
 
     def forms(self, batch: Any) -> tuple[Any, list[Any]]:
-        """Returns (which, forms): the batch in shapes that all have the same loss, and the index of the one to compute.
+        """Returns (which, forms): the batch in shapes that all have the same loss, and which of them to compute.
 
-        The index is an int32 []. A task with only one form returns `(0, [batch])`.
+        `which` is an index in `forms`, int32 []. A task with only one form returns `(0, [batch])`.
         """
 
     def loss(self, weights: Weights, batch: Any, rows: Any) -> Loss:
         """Returns the loss of a batch `[b, ...]` whose first `rows` rows, int32 [], are real.
 
-        Without a client axis all b rows are real. With a client axis, weights, batch and rows [U] all have it. The
-        other rows of a client repeat its last real row and must not count. A client without real rows has rows of
-        zeros, on which the loss may be NaN: it is discarded.
+        Without a client axis all b rows are real. With a client axis, weights, batch and rows [U] all have it. A
+        client's rows after its real ones repeat the last real row and must not count. A client without real rows has
+        rows of zeros. Its loss may be NaN, because it is discarded.
         """
 
 
 @dataclass(frozen=True)
 class LanguageModelling:
-    """The task of next-token prediction, for one of fedspeak's models or any other `TokenLosses` function.
+    """Defines the task of next-token prediction, for one of fedspeak's models or any other `TokenLosses` function.
 
     Attributes:
       token_losses: the model's losses, see `TokenLosses`.
       sequence_length: predicted tokens T of a sequence.
-      stacks: whether `token_losses` accepts a leading client axis, as those of `models` do. The privacy guarantee
-        relies on it: if one client's losses depended on another's weights or tokens, no clip norm would bound one
-        client's contribution. `fl.engines.stacking` tests this on synthetic data.
+      stacks: whether `token_losses` accepts a leading client axis, as those of `models` do, and keeps the clients
+        independent. The privacy guarantee relies on this: if one client's losses depended on another's weights or
+        tokens, no clip norm would bound one client's contribution. `fl.engines.stacking` tests it on synthetic data.
       lengths: shorter lengths in increasing order, each from 1 to below T. A batch whose rows are all padding after the
         first L predicted tokens is cut to the shortest such length L. This pays for sequences that are lines or
         sentences, not for text packed back to back. Each length makes the graph larger. Batches of clients trained
@@ -211,9 +211,9 @@ class LanguageModelling:
 
 
 class ClientUpdate(NamedTuple):
-    """The result of local training: the model's change before any clipping, and counts of what it was trained on.
+    """Holds the result of local training: the model's change before any clipping, and counts of the training data.
 
-    It is of one client, or of U clients with a leading client axis on every field.
+    It is the result of one client, or that of U clients; then every field has a leading client axis.
     """
 
     delta: Weights  # trained weights minus received weights
@@ -260,7 +260,7 @@ def client_update(
         batch = tf.nest.map_structure(lambda array: array[index], examples)
         if client_axis.rank:
             # A client's padding is replaced by copies of its own last row, which do not count. Rows of zeros could give
-            # NaN where the client's own rows do not, and how many there are depends on the other clients.
+            # NaN where the client's own rows do not, and the number of such rows depends on the other clients.
             own = tf.minimum(tf.range(row_count), tf.maximum(real - 1, 0)[:, tf.newaxis])
             batch = tf.nest.map_structure(lambda array: tf.gather(array, own, axis=1, batch_dims=1), batch)
         else:
@@ -307,8 +307,8 @@ def client_update(
 def _keep_inactive(active: Any, updated: Any, values: Any) -> Any:
     """Returns `updated` for the clients with rows left, `active` bool [U], and the old `values` for the others.
 
-    The others keep their values whatever their weights give on padding, which may be NaN: a client's contribution must
-    not depend on how many steps the others take.
+    The others keep their values even if their updates on padding are NaN: a client's contribution must not depend on
+    how many steps the other clients take.
     """
     import tensorflow as tf
 

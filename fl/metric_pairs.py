@@ -10,7 +10,7 @@ from typing import Any
 import tensorflow as tf
 
 STEPS = 2**24
-"""Number of grid steps from lower to upper; near 1, float32 is no finer. The int64 sums hold up to 2^39 clients."""
+"""Number of grid steps from lower to upper; near 1, float32 is no finer. Int64 sums hold fewer than 2^39 clients."""
 
 
 def pair(value: Any, lower: float, upper: float) -> Any:

@@ -25,13 +25,13 @@ _INTEGRAL = re.compile(r"(-?[0-9]+)\.0+")
 def normalized(client_id: str) -> str:
     """Returns the spelling that near-equal ids have in common.
 
-    It has no invisible characters (control, zero-width, variation selectors, fillers and others that Unicode ignores by
-    default, the blank Braille pattern) and no white space at either end; each run of white space is one space; the
-    Unicode form is NFKC; an integer such as `7.0` is `7`, and `-0` is `0`. Normalizing a normalized id returns it
-    unchanged.
+    The result has no invisible characters (control, zero-width, variation selectors, fillers and others that Unicode
+    ignores by default, the blank Braille pattern) and no white space at either end. Each run of white space becomes one
+    space, and the Unicode form is NFKC. An integer such as `7.0` becomes `7`, and `-0` becomes `0`. Normalizing a
+    normalized id returns it unchanged.
 
-    Kept apart are ids that differ in letter case, and other spellings of an integer: `07`, `+7`, `7.` and digits of
-    other scripts such as `٧` are not `7`.
+    Ids that differ in letter case stay different. So do other spellings of an integer: `07`, `+7`, `7.` and digits of
+    other scripts such as `٧` do not become `7`.
     """
     if not (client_id.isascii() and client_id.isprintable()):
         client_id = unicodedata.normalize("NFKC", "".join(c for c in client_id if c.isspace() or not _is_invisible(c)))
@@ -58,7 +58,7 @@ def near_equal(client_ids: Iterable[str], known: Container[str]) -> list[tuple[s
       known: the same ids, as a set or dict in which a look-up is fast.
 
     Returns:
-      The groups, each of at least two ids. Only ids that are not in normalized form take memory meanwhile.
+      The groups, each of at least two ids. The search stores only ids that are not in normalized form.
     """
     groups: dict[str, list[str]] = {}
     for client_id in client_ids:

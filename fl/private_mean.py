@@ -18,7 +18,7 @@ from privacy.accounting import costs
 
 
 class Result(NamedTuple):
-    """The estimates that one round releases.
+    """Holds the estimates that one round releases.
 
     Attributes:
       mean: float32 in [lower, upper]; the midpoint if the noise left neither entry of the sum above 0.
@@ -30,12 +30,12 @@ class Result(NamedTuple):
 
 
 class BoundedMeanQuery(tfp.SumAggregationDPQuery):
-    """A `tensorflow_privacy.DPQuery` that releases the mean of one float32 per client with Gaussian noise.
+    """Releases the mean of one float32 per client with Gaussian noise, as a `tensorflow_privacy.DPQuery`.
 
     Under add-or-remove-one, with the client as unit, one client changes the sum of the pairs by at most
-    `upper - lower` in L2 norm. So each round costs one Gaussian mechanism of `noise_multiplier`, which is also the
-    event that the query returns. The noise is floating-point and not hardened against floating-point attacks. It
-    follows from the seed and the number of the round, so that a repeated round releases the same values.
+    `upper - lower` in L2 norm. So each round costs one Gaussian mechanism with noise multiplier `noise_multiplier`, and
+    the query returns the event of that mechanism. The noise is floating-point and not hardened against floating-point
+    attacks. It follows from the seed and the number of the round, so that a repeated round releases the same values.
 
     Args:
       lower: public bound, finite; smaller values are raised to it.

@@ -1,4 +1,4 @@
-"""Reads and checks the rows of `metrics.jsonl`, with a running SHA-256 over them that a run's checkpoints hold.
+"""Reads the rows of `metrics.jsonl` and checks them by a running SHA-256, which the run's checkpoints hold.
 
 The round loop appends a round's row after it has saved the round's checkpoint, which holds the same row: a kill between
 the two loses nothing. Older rows are in the file only; the checkpoint's digest shows whether all of them are still
@@ -27,7 +27,7 @@ FIX = (
 
 @dataclass(frozen=True)
 class Running:
-    """The state of the running digest over the rows so far, as a checkpoint stores it.
+    """Holds the state of the running digest over the rows so far, as a checkpoint stores it.
 
     Attributes:
       first: round of the first row; above 1 if older rows were set aside.
@@ -58,7 +58,7 @@ def line(row: dict[str, Any]) -> bytes:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Returns the rows of `metrics.jsonl`, without an unfinished last line (left by a kill during a write).
 
-    A value that is not finite is None, also where an earlier version wrote NaN.
+    A value that is not finite is returned as None, even if an earlier version wrote it as NaN.
 
     Raises:
       ValueError: a line is damaged; the message names it.
@@ -100,7 +100,7 @@ def restore(path: Path, rounds: int, document: dict[str, Any] | None) -> Running
 def _check_rows(
     path: Path, rounds: int, document: dict[str, Any] | None
 ) -> tuple[list[tuple[bytes, dict[str, Any]]], Running]:
-    """Returns the rows with their lines, the checkpoint's row among them, and the digest over those up to its round."""
+    """Returns (rows with their lines, including the checkpoint's row; digest over the rows up to that one)."""
     rows = _read_lines(path)
     first = 1 if document is None else document["metrics_first"]
     if first > 1:

@@ -1,9 +1,9 @@
 """Runs the rounds: draws a cohort, writes it to the ledger, trains, saves the state, then shows the metrics.
 
-The order matters for privacy. The ledger line is on disk before anything of the round is released; the state is saved
-before its metrics are shown; cohort and noise follow from (secret key, round) alone. So a run that is killed at any
-moment and resumed with the same number of shards gives the same weights, ledger and metrics, bit for bit, and the noise
-of a round never takes two different values.
+The order matters for privacy. The ledger line is on disk before anything of the round is released, and the state is
+saved before the round's metrics are shown. Cohort and noise follow from the secret key and the round's number alone. So
+a run that is killed at any moment and resumed with the same number of shards gives the same weights, ledger and
+metrics, bit for bit, and the noise of a round never takes two different values.
 """
 
 import logging
@@ -33,12 +33,12 @@ operator may see."""
 
 @dataclass(frozen=True)
 class Federation:
-    """Everything that the rounds of a run depend on.
+    """Holds everything that the rounds of a run depend on.
 
     Attributes:
       process: a TFF iterative process of `fl.engines`, or an object whose `initialize` and `next` behave the same.
       client_values: the engine's function from the batches of a cohort to its client values.
-      plan: the privacy plan. Its sampling draws the cohorts; `process` must have been built with its noise and clip.
+      plan: the privacy plan. Its sampling draws the cohorts. `process` must have been built from the same plan.
       keys: the secret keys of the run.
       clients: ids of the population, in a fixed order.
       sequences: function from a client's index to all its training sequences, int32 [n, T+1].
@@ -78,7 +78,7 @@ class Federation:
 
 @dataclass(frozen=True)
 class RoundLog:
-    """The folder in which a run keeps its state: `ledger.jsonl`, `metrics.jsonl` and `checkpoints/`.
+    """Names the folder in which a run keeps its state: `ledger.jsonl`, `metrics.jsonl` and `checkpoints/`.
 
     Attributes:
       folder: the folder.
@@ -121,8 +121,8 @@ def run_rounds(
       `evaluation`. A value that is not finite is None, `null` in the file, because JSON has neither NaN nor infinities.
 
     Raises:
-      ValueError: a checkpoint is damaged or of another run; ledger, keys, inputs or metrics are not those of the run;
-        the process used another clip norm or noise than the plan; or the weights are not finite.
+      ValueError: a checkpoint is damaged or belongs to another run; ledger, keys, inputs or metrics are not those of
+        the run; the process used another clip norm or noise than the plan's; or the weights are not finite.
       OSError: the disk is full or read-only, or the ledger is missing; the run can be resumed once that is fixed.
     """
     plan, keys = federation.plan, federation.keys
@@ -237,9 +237,9 @@ def checked_metrics(run: RoundLog) -> list[dict[str, Any]]:
 def set_aside_metrics(run: RoundLog) -> bool:
     """Gives up rows that are lost: the run's metrics then begin with the newest round, whose row is in its checkpoint.
 
-    Call this after `run_rounds` or `checked_metrics` has refused the file, if no copy of the file is left. The rest of
-    the old file is kept as `metrics-until-round-N.jsonl`. Every later reading of the metrics logs that older rows are
-    missing.
+    Call this after `run_rounds` or `checked_metrics` has refused the file, if there is no copy to restore. What is left
+    of the old file is kept as `metrics-until-round-N.jsonl`. Every later reading of the metrics logs that older rows
+    are missing.
 
     Returns:
       True if rows were given up; False if the file is in order, which then stays as it is.

@@ -14,7 +14,7 @@ from fl.clients import EOS, TokenStore
 
 
 class Splits(NamedTuple):
-    """Three disjoint sets of client ids, each in the order given.
+    """Holds three disjoint sets of client ids, each in the order given.
 
     Make every choice (hyper-parameters, early stopping) on `validation`, and publish results on `test` only.
     """
@@ -58,8 +58,8 @@ def hold_out(tokens: NDArray[Any], fraction: float) -> tuple[NDArray[Any], NDArr
     """Cuts a client's tokens into (training, held out), where the held-out part consists of the last sentences.
 
     The targets of a part are all its tokens but the first. The held-out part begins with the end token of the last
-    training sentence, which is context only; so the targets of the two parts are disjoint, and together they are those
-    of `tokens`. The held-out part has no target if no whole sentence fits in `fraction`.
+    training sentence, which serves as context only. So the targets of the two parts are disjoint, and together they are
+    the targets of `tokens`. The held-out part has no target if no whole sentence fits in `fraction`.
 
     Args:
       tokens: int [n], `bos s1 eos s2 eos …`, as `TokenStore.tokens` returns them.

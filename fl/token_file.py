@@ -10,8 +10,8 @@ The file holds, in this order: a magic line, the tokens, the index, the header a
 Index and header are read and checked when the file is opened, and a block of tokens is checked whenever it is read.
 The time and memory of a round therefore depend on the cohort, not on the size of the file.
 
-The store is one file because a file can be replaced atomically and a folder cannot. A process that opens the store
-sees the old one or the new one, and one that has it open keeps reading the old one.
+The store is one file because a file can be replaced atomically and a folder cannot. A process that opens the store sees
+either the old file or the new one. A process that has the old file open keeps reading that file.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _FOOTER = struct.Struct("<QQ32s")  # index length, header length, SHA-256 of the
 
 
 class Encoder(Protocol):
-    """The part of a vocabulary that a token store needs; ids 0, 1 and 2 are padding, begin and end of sentence."""
+    """Describes what a token store needs of a vocabulary; ids 0, 1, 2 are padding, begin and end of sentence."""
 
     @property
     def size(self) -> int:
@@ -63,7 +63,7 @@ class Encoder(Protocol):
 
 
 class Content(NamedTuple):
-    """The content of an open file.
+    """Holds the content of an open file.
 
     Attributes:
       header: the facts in the JSON header.
@@ -81,9 +81,9 @@ class Content(NamedTuple):
 
 
 class Tokens:
-    """The tokens of an open file, which stay on disk.
+    """Reads the tokens of an open file, which stay on disk.
 
-    Every reading checks the SHA-256 of the blocks that it touches. The descriptor is closed when the object is
+    Every reading checks the SHA-256 of the blocks that it reads. The file descriptor is closed when the object is
     destroyed.
     """
 
@@ -258,7 +258,7 @@ def _build_footer(index: bytes, header: bytes) -> bytes:
 
 
 def _offsets(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Returns [0, sizes[0], sizes[0] + sizes[1], …]: where each of several adjacent items begins and the last ends."""
+    """Returns [0, sizes[0], sizes[0] + sizes[1], …]: where each adjacent item begins, and where the last one ends."""
     return np.concatenate([[0], np.cumsum(sizes)]).astype("<i8")
 
 

@@ -98,7 +98,7 @@ def dp_step(
 
 @dataclass
 class Timings:
-    """Timings of one library on one task, from all of its processes.
+    """Holds the timings of one library on one task, from all of its processes.
 
     Attributes:
       peer: name of the library.

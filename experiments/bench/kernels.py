@@ -1,6 +1,6 @@
 """Defines `fedspeak bench kernels`: a training step of each model beside its matrix products and convolutions alone.
 
-The time of these, each measured alone in its own shape, is a lower bound on the time of the step.
+The sum of the times of these operations, each measured alone in its own shape, is a lower bound on the step's time.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _SECONDS = 0.3  # approximate duration of one measurement
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a recurrent language model and of its training batches.
+    """Describes the sizes of a recurrent language model and of its training batches.
 
     Attributes:
       cell: "lstm", "cifg" or "si-cifg".
@@ -44,13 +44,13 @@ class Shape:
 
     @property
     def name(self) -> str:
-        """Name of the shape: the cell and its sizes."""
+        """Returns the name of the shape: the cell and its sizes."""
         return f"{self.cell} V{self.vocabulary} E{self.embedding} H{self.units} B{self.batch} T{self.length}"
 
 
 @dataclass(frozen=True)
 class Convolutions:
-    """The benchmarks' image model and its batches: two convolutions of 5 x 5 with pooling, and an output layer.
+    """Describes the benchmarks' image model: two convolutions of 5 x 5 with pooling, and an output layer.
 
     Attributes:
       batch: images of 28 x 28 per batch.
@@ -60,7 +60,7 @@ class Convolutions:
 
     @property
     def name(self) -> str:
-        """Name of the shape: the model and its sizes."""
+        """Returns the name of the shape: the model and its sizes."""
         return f"cnn 28x28 B{self.batch}"
 
 
@@ -76,7 +76,7 @@ SHAPES: tuple[Shape | Convolutions, ...] = (
 
 @dataclass(frozen=True)
 class Measured:
-    """Measurements of one SGD step on one thread.
+    """Holds measurements of one SGD step on one thread.
 
     Attributes:
       gigaflop: billions of floating-point operations in the step's matrix products and convolutions.
@@ -93,7 +93,7 @@ class Measured:
 
     @property
     def share(self) -> float:
-        """Share of the step's time that its matrix products and convolutions alone would take."""
+        """Returns the share of the step's time that its matrix products and convolutions alone would take."""
         return self.products / self.step
 
 

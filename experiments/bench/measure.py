@@ -30,7 +30,7 @@ NOISE_MULTIPLIER = 0.01
 
 @dataclass(frozen=True)
 class Peer:
-    """A framework in one configuration.
+    """Describes a framework in one configuration.
 
     Attributes:
       name: name in the table and on the command line.
@@ -46,7 +46,7 @@ class Peer:
 
     @property
     def python(self) -> Path:
-        """Path of the Python interpreter of its environment, which may not be installed."""
+        """Returns the path of the Python interpreter of the peer's environment, which may not be installed."""
         if self.environment is None:
             return Path(sys.executable)
         return ROOT / ".venv-bench" / self.environment / "bin" / "python"
@@ -54,7 +54,7 @@ class Peer:
 
 @dataclass
 class Run:
-    """Results of one process of a peer, or what went wrong.
+    """Holds the results of one process of a peer, or what went wrong.
 
     Attributes:
       peer: name of the peer.
@@ -84,7 +84,7 @@ class Run:
 
 @dataclass
 class Case:
-    """All runs of one workload, with or without privacy.
+    """Holds all runs of one workload, with or without privacy.
 
     Attributes:
       workload: key of `RECIPES`.
@@ -104,7 +104,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        """Name of the case, as on the command line."""
+        """Returns the name of the case, as on the command line."""
         return self.workload + ("-dp" if self.private else "")
 
     def timed(self, peer: str) -> list[Run]:
@@ -230,7 +230,7 @@ def _distance(one: Weights, other: Weights) -> float:
 def _min_noise_distance(workload: str, initial: Weights) -> float:
     """Returns half the expected L2 norm of the noise in the compared weights.
 
-    The weights of a peer that adds no noise are nearer to the reference, whose run had none.
+    If a peer adds no noise, its weights are nearer than this to the reference, whose run had no noise.
     """
     recipe = RECIPES[workload]
     draws = recipe.settings.compared_after * sum(value.size for value in initial.values())

@@ -1,4 +1,4 @@
-"""Options that several benchmarks share."""
+"""Defines options that several benchmarks share."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -30,7 +30,7 @@ _CHUNK = 10_000
 
 @dataclass
 class SyntheticClients:
-    """A source of clients with made-up text, the same in every run.
+    """Provides made-up text of clients, which is the same in every run, as a source.
 
     Each client comes twice, far apart, with a piece of text each time. A piece has two sentences on average (geometric
     distribution), drawn from 4,096 sentences of 5 to 10 words, with 500 different words in all.

@@ -16,14 +16,14 @@ _INTERVAL = 0.2
 
 
 class Watched(NamedTuple):
-    """Outcome of a process.
+    """Holds the outcome of a process.
 
     Attributes:
       started: time of the start, in seconds since the epoch.
       return_code: return code of the process; None if it exceeded its time limit and was killed.
       peak_memory: largest sum of resident memory over its process tree in bytes; shared pages count in each process.
-      others: average number of processor cores that the rest of the machine used meanwhile, a virtual machine's stolen
-        time included.
+      others: average number of processor cores that the rest of the machine used meanwhile, including the time that a
+        hypervisor took from this machine (steal time).
     """
 
     started: float

@@ -32,7 +32,7 @@ _WORD = re.compile(r"[a-z']+|[.,;:!?-]")
 
 @dataclass(frozen=True)
 class Recipe:
-    """Recipe of a workload.
+    """Describes how a workload is made.
 
     Attributes:
       about: description for the table, one line.

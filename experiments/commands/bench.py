@@ -1,4 +1,4 @@
-"""`fedspeak bench`: lists the benchmarks, one module each in `experiments.bench`."""
+"""Defines `fedspeak bench`, the group of the benchmarks; each benchmark is a module in `experiments.bench`."""
 
 import click
 

@@ -1,7 +1,7 @@
 """Defines `fedspeak doctor`, which checks this machine for missing or mismatched software and left-over processes.
 
 It imports no large package: versions come from the packages' metadata, all else from the operating system. So it
-answers within a second, also on machines where TensorFlow itself would crash (no AVX, wrong Python).
+answers within a second, even on machines where TensorFlow itself would crash (no AVX, wrong Python).
 """
 
 import re
@@ -49,7 +49,7 @@ GIB = 2**30
 
 
 class Check(NamedTuple):
-    """Result of one check.
+    """Holds the result of one check.
 
     Attributes:
       name: what was checked.

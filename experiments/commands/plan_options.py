@@ -1,4 +1,4 @@
-"""The options of `fedspeak privacy epsilon`, `noise` and `rounds`, and the plan that they describe."""
+"""Defines the options of `fedspeak privacy epsilon`, `noise` and `rounds`, and builds the plan that they describe."""
 
 from __future__ import annotations
 

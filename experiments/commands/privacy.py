@@ -1,4 +1,4 @@
-"""The commands `fedspeak privacy`: ε, noise or rounds of a run from the other two, an audit, and a report."""
+"""Defines `fedspeak privacy`: computes ε, noise or rounds of a run from the other two, audits, and writes a report."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def noise(rounds: int, target: float, as_json: bool, **setting: Any) -> None:
     from privacy import FixedClip, accounting, checks
 
     checks.positive("--epsilon", target, "give the largest epsilon that the run may reach")
-    # ε does not depend on the clip, and the check of --clip-count-stddev needs the noise that is found.
+    # ε does not depend on the clip, and --clip-count-stddev can be checked only when the noise multiplier is known.
     plan = dataclasses.replace(build_plan(rounds=rounds, noise_multiplier=0.0, **setting), clip=FixedClip(1.0))
     with naming_options("epsilon"):
         multiplier = accounting.calibrate_noise(plan, target).noise_multiplier

@@ -93,8 +93,8 @@ def errors(
 ) -> npt.NDArray[np.float64]:
     """Returns n times the error of each of `trials` releases of the mean of zeros and ones, float64 [trials].
 
-    The releases are the coordinates of one release with `trials` times the ε, which is faster. Its noise is drawn from
-    a seed.
+    The releases are computed as the coordinates of one release with `trials` times the ε, because this is faster. The
+    noise is drawn from a seed.
 
     Args:
       n: number of records.
@@ -189,8 +189,8 @@ def _measure_worst_cases(trials: int) -> list[dict[str, Any]]:
 def _measure_under_zcdp(trials: int) -> list[dict[str, Any]]:
     """Returns n² times the mean squared error of two ways to release a mean at ρ = 1/2, for some μ.
 
-    "pair" is fedspeak's: one Gaussian for the pair of sums. "split" is the sum of x - 1/2 and the count, with half of ρ
-    each.
+    "pair" is fedspeak's way: one Gaussian mechanism for the pair of sums. "split" releases the sum of x - 1/2 and the
+    count, each with half of ρ.
     """
     from privacy.accounting.composition import gaussian_epsilon
     from privacy.noise.randomness import SeededRandomness

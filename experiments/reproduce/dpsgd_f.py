@@ -24,8 +24,8 @@ from experiments.runs import write_json
 from privacy.files import write_public
 
 DELTA = 1e-5
-# Share of ε spent before training. Without preprocessing (DP-SGD) it is spent on the number of records alone, with it
-# (DPSGD-F) on the number of records, the centre and the radius.
+# Share of ε spent before training. Without preprocessing (False, DP-SGD) it is spent on the number of records alone.
+# With preprocessing (True, DPSGD-F) it is spent on the number of records, the centre and the radius.
 SHARES = {False: 1 / 30, True: 0.1}
 _RATES = (3.0, 10.0, 30.0)
 # Candidate pairs (steps, sampling probability). A step takes all records of the small set, a sample of the large one.

@@ -22,8 +22,8 @@ from experiments.reproduce.seeds import interval
 Floats = npt.NDArray[np.float64]
 
 METHODS = {"DP-SGD": False, "DPSGD-F": True}
-# Share of ε spent before training. Without preprocessing (DP-SGD) it is spent on the number of records alone, with it
-# (DPSGD-F) on the number of records, the centre and the radius.
+# Share of ε spent before training. Without preprocessing (False, DP-SGD) it is spent on the number of records alone.
+# With preprocessing (True, DPSGD-F) it is spent on the number of records, the centre and the radius.
 SHARES = {False: 1 / 30, True: 0.3}
 EPSILON, DELTA, STEPS = 1.0, 1e-5, 20
 RATES = (0.1, 1.0, 3.0, 10.0, 100.0)
@@ -35,7 +35,7 @@ _TUNING = (1000, 1001)  # seeds with which learning rates and signals are chosen
 
 
 class Problem(NamedTuple):
-    """Logistic regression problem whose best weights of L2 norm at most 1 are known.
+    """Describes a logistic regression problem whose best weights of L2 norm at most 1 are known.
 
     The features are R e₁ + diameter / 2 (s y e₂ + √(1 - s²) r), with labels y = ±1 and unit vectors r orthogonal to e₁
     and e₂. Each r comes with -r, and both come with each label. So by symmetry and convexity the best weights of L2
@@ -100,8 +100,8 @@ def measure(seeds: int, show: ConsoleDisplay, **sizes: int) -> dict[str, Any]:
       sizes: `records` and `size` of the problems; by default those of `Problem`.
 
     Returns:
-      "by_diameter" and "by_distance": rows of both series; "slopes": `slope` by method, then by series, then over all
-      rows ("all") and over the rows where the method learns something ("learned").
+      "by_diameter" and "by_distance": rows of both series; "slopes": results of `slope` by method, then by series, then
+      by "all" (over all rows) and "learned" (over the rows where the method learns something).
     """
     rows: dict[tuple[float, float], dict[str, Any]] = {}  # the pair (FAR, WIDE) belongs to both series
     for pair in [*((FAR, diameter) for diameter in DIAMETERS), *((distance, WIDE) for distance in DISTANCES)]:

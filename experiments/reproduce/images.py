@@ -14,7 +14,7 @@ DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 
 
 class Images(NamedTuple):
-    """Images for training, validation and test.
+    """Holds images for training, validation and test.
 
     Each set is a pair: pixels float32 [n, pixels] in [0, 1], and labels int64 [n].
     """

@@ -28,9 +28,10 @@ CANARY_LENGTH = 1000.0
 
 View = Literal["alone", "opposed", "minus the next round"]
 """Situation in which the canary is released. "alone": no other client takes part. "opposed": one other client takes
-part, whose update is minus half the canary's (if only the sum were clipped, the canary would move it by two clip
-norms). "minus the next round": no other client takes part, and the release of the next round, in which the canary has
-no turn, is subtracted (noise that is used twice cancels)."""
+part, whose update is minus half the canary's. This exposes an aggregator that clips only the sum, because the canary
+then moves the clipped sum by two clip norms. "minus the next round": no other client takes part, and the release of the
+next round, in which the canary has no turn, is subtracted. This exposes noise that is used twice, because it cancels.
+"""
 
 _CLIP = 1.0
 _WEIGHTS = 4
@@ -48,8 +49,8 @@ _SLOW = 4  # an outcome takes four times as long as one of a private mean
 def two_rounds(epsilon: float, delta: float) -> PrivacyPlan:
     """Returns a plan of two rounds, in which two cohorts take one turn each, with the noise for `epsilon` at `delta`.
 
-    Neighbouring data sets (zero-out) differ in one client's data in one round, and sampling amplifies nothing. So an
-    attack that sees the whole round can reach the claimed ε.
+    Neighbouring data sets (zero-out) differ in one client's data in one round, and there is no amplification by
+    sampling. So an attack that sees the whole round can reach the claimed ε.
 
     Raises:
       ValueError: epsilon or delta is out of range.
@@ -75,7 +76,7 @@ def cases(epsilon: float, delta: float, keys: RunKeys) -> list[Case]:
 
 
 def case(aggregator: DPMean, view: View, keys: RunKeys) -> Case:
-    """Builds the case that holds an aggregator to the ε that `privacy.accounting` claims for its plan.
+    """Builds the case that tests an aggregator against the ε that `privacy.accounting` claims for its plan.
 
     Args:
       aggregator: a `DPMean` or a variant of it, whose plan gives each client one turn, as that of `two_rounds` does.
@@ -117,10 +118,10 @@ def tail_plan() -> PrivacyPlan:
 def tail(
     aggregator: DPMean, keys: RunKeys, confidence: float, releases: int = TAIL_RELEASES, weights: int = 2**22
 ) -> tuple[float, Bound]:
-    """Searches for a bound on the noise's tail: counts how often a weight lies far out with a canary and without one.
+    """Tests whether the noise's tail ends early: counts how often a weight is far out with a canary and without one.
 
     Each weight of a release is an outcome: its noise is independent of the others', and it has a canary of its own. It
-    takes 2·10^9 outcomes to tell an end at 5.7 standard deviations from a Gaussian tail.
+    takes 2·10^9 outcomes to tell noise that ends at 5.7 standard deviations from a Gaussian tail.
 
     Args:
       aggregator: a `DPMean` of `tail_plan`, or a variant of it.
@@ -159,9 +160,9 @@ def tail(
 def dusty(aggregator: DPMean, confidence: float, weights: int = 2**20) -> tuple[float, Bound]:
     """Measures the norm that clipping leaves to canaries with one large weight and very many tiny ones ("dust").
 
-    Norms summed in float32 overlook tiny weights. A client whose clipped update has ρ clip norms costs the ε of a noise
-    multiplier that is smaller by the factor ρ. This measures the arithmetic, alone and with other clients trained
-    together; no noise is drawn.
+    Norms that are summed in float32 overlook tiny weights. A client whose clipped update has an L2 norm of ρ clip norms
+    costs the ε of a noise multiplier that is smaller by the factor ρ. The audit measures ρ for a canary alone and for
+    one that is trained together with other clients. It draws no noise.
 
     Args:
       aggregator: a `DPMean` or a variant of it, with a plan like that of `two_rounds`.

@@ -1,8 +1,8 @@
 """Audits a whole training run with canaries in one run: the loop, the engine, local training and the aggregator.
 
-All of them run as for any model. Every client is a canary. Its one example moves a weight of its own, by a thousand
-clip norms in a step of SGD; an independent coin for each client decides whether it has that example or no data. The
-attacker sees the model after each round and guesses the coins.
+All of them run as for any model. Every client is a canary. A client's one example moves a weight that belongs to this
+client alone, by a thousand clip norms in a step of SGD. An independent coin for each client decides whether it has that
+example or no data. The attacker sees the model after each round and guesses the coins.
 
 Reference: Steinke, Nasr and Jagielski 2023, https://arxiv.org/abs/2305.08846.
 """
@@ -38,7 +38,7 @@ _CLIENTS_AT_ONCE = 50
 
 @dataclasses.dataclass(frozen=True)
 class CanaryTask:
-    """A `fl.local_training.Task` whose model has one weight for each canary.
+    """Defines a `fl.local_training.Task` whose model has one weight for each canary.
 
     An example is int32 [], the index of a weight, and its loss is minus `slope` times that weight.
     """
@@ -70,12 +70,12 @@ class CanaryTask:
 
 
 class CanaryRun(NamedTuple):
-    """The coins of a run and the changes that it released.
+    """Holds the coins of a run and the changes that it released.
 
     Attributes:
       included: bool [canaries], whether each canary's coin gave it its example.
-      turns: bool [rounds, canaries], whether it was each canary's turn in a round, included or not; the audit may use
-        this, since cyclic cohorts are not secret in the accounting.
+      turns: bool [rounds, canaries], whether each canary had its turn in a round, whatever its coin; the audit may use
+        this, since the accounting does not assume that cyclic cohorts are secret.
       released: float64 [rounds, canaries], the change of each canary's weight in each round, read off the released
         models.
     """

@@ -17,7 +17,7 @@ from privacy.keys import RunKeys
 
 
 class Engine(NamedTuple):
-    """The TFF computations and functions that run rounds of federated averaging.
+    """Holds the TFF computations and functions that run rounds of federated averaging.
 
     In the types below, S = <weights, average, optimizer, aggregator> is the state, V is one client value of the engine,
     and M = <released, operator> are the metrics. `released` is differentially private if the aggregator is. `operator`
@@ -59,7 +59,7 @@ def build(
       client_values: see `Engine`.
       initial_weights: named float32 arrays.
       aggregator: an aggregator of `fl.aggregation`.
-      server_optimizer: an optimizer of `tff.learning.optimizers`; it is given minus the mean update as the gradient.
+      server_optimizer: an optimizer of `tff.learning.optimizers`, for which minus the mean update is the gradient.
       average_decay: decay of the running average of the weights, in [0, 1). After each round, average = average_decay *
         average + (1 - average_decay) * weights; this `average` is the model to use (Polyak and Juditsky 1992). It
         averages out the noise of single rounds, at no cost in privacy. With 0 the average equals the weights.

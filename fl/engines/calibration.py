@@ -16,7 +16,7 @@ from privacy import checks
 CANDIDATES = (1, 8)
 """Values of `clients_at_once` that are compared."""
 LARGEST_STACKED = 2_000_000
-"""Largest number of weights with which stacking is tried: larger models spend their time in matrix products, and
+"""Maximum number of weights with which stacking is tried: larger models spend their time in matrix products, and
 stacking saves only the dispatch of operations."""
 
 _STEPS = 2

@@ -4,7 +4,7 @@ A shard trains its clients one after another, or `clients_at_once` of them stack
 faster if the dispatch of small operations limits a client's step, and slower if the matrix products do;
 `fl.engines.calibration` measures which. A shard returns the sum of its clients' contributions, each clipped, zeroed and
 counted alone, so that the result is that of `fl.engines.per_client`. The number of shards is fixed, and a shard may
-hold any number of clients: any cohort, even an empty one, is one call of one computation that was traced once.
+hold any number of clients. So any cohort, even an empty one, takes one call of one computation that was traced once.
 """
 
 from collections import OrderedDict
@@ -45,7 +45,7 @@ def build(
       initial_weights: named float32 arrays.
       local: settings of local training.
       aggregator: an aggregator of `fl.aggregation`.
-      server_optimizer: an optimizer of `tff.learning.optimizers`; it is given minus the mean update as the gradient.
+      server_optimizer: an optimizer of `tff.learning.optimizers`, for which minus the mean update is the gradient.
       average_decay: decay of the running average, see `fl.engines.averaging.build`.
       shards: number of client values in a round, >= 1. They run at the same time, so use the number of cores of all
         workers.
@@ -186,6 +186,6 @@ def _make_empty_batches(task: Task, batch_size: int) -> Batches:
 
 
 def _make_empty_update(weights: Weights) -> Any:
-    """Returns the update of no client, from which the structure of a contribution is read."""
+    """Returns an update without any client, from which the structure of a contribution is read."""
     zero = tf.constant(0.0)
     return ClientUpdate({name: tf.zeros_like(value) for name, value in weights.items()}, *[zero] * 5)

@@ -30,7 +30,7 @@ def build(
       initial_weights: named float32 arrays.
       local: settings of local training.
       aggregator: an aggregator of `fl.aggregation`.
-      server_optimizer: an optimizer of `tff.learning.optimizers`; it is given minus the mean update as the gradient.
+      server_optimizer: an optimizer of `tff.learning.optimizers`, for which minus the mean update is the gradient.
       average_decay: decay of the running average, see `fl.engines.averaging.build`.
 
     Returns:

@@ -18,8 +18,8 @@ _ROUNDING = 1e-6  # relative to the largest entry of all gradients
 def why_not_stacked(task: Task, weights: Weights) -> str | None:
     """Returns in one line why stacked clients differ from the same clients trained alone; None if they do not.
 
-    It compares the losses and gradients of three clients with 3, 2 and 0 real rows of 3. That shows a wrong treatment
-    of padding, and operations that cannot be vectorised.
+    It compares the losses and gradients of three clients, whose batches of 3 rows have 3, 2 and 0 real rows. This
+    detects a wrong treatment of padding, and operations that cannot be vectorised.
 
     Args:
       task: the task; its `loss` is called with a client axis, whatever `stacks` says.
@@ -65,7 +65,7 @@ def why_not_stacked(task: Task, weights: Weights) -> str | None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences the pages that TensorFlow logs about an operation that it cannot vectorise."""
+    """Silences the long messages that TensorFlow logs about an operation that it cannot vectorise."""
     logger = tf.get_logger()
     level = logger.level
     logger.setLevel(logging.CRITICAL)

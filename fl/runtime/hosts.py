@@ -105,7 +105,7 @@ def _is_on_loopback(host: str) -> bool:
 
 
 class Host:
-    """A host's worker, as the driver sees it.
+    """Connects the driver to one host's worker.
 
     Attributes:
       address: host:port, for messages.
@@ -121,7 +121,7 @@ class Host:
             self._tunnel = tunnel.to_worker(host, port, certificates)
             target = f"unix:{self._tunnel.path}"
         self._channel, self._beats = open_channel(target), open_channel(target)
-        # A method that no worker has: a living worker answers UNIMPLEMENTED at once, however busy it is.
+        # A heartbeat calls a method that no worker has: a living worker answers UNIMPLEMENTED at once, even if busy.
         self._beat = self._beats.unary_unary("/fedspeak/Heartbeat")
         self._connection = Connection(_Stub(stub(self._channel)), lambda: None)
 
@@ -180,7 +180,7 @@ def is_alive(beat: "grpc.Future") -> bool:
 
 
 class Hosts:
-    """The connected hosts of a run; a lost host is not used again."""
+    """Holds the connected hosts of a run; a lost host is not used again."""
 
     def __init__(self, hosts: Sequence[Host]) -> None:
         self._hosts = list(hosts)
@@ -262,7 +262,7 @@ class Hosts:
 
 
 class _SpreadProcess:
-    """An engine's iterative process whose client sums are computed on hosts."""
+    """Runs an engine's iterative process, but computes the client sums on hosts."""
 
     def __init__(self, engine: "Engine", hosts: Hosts) -> None:
         self._engine = engine
@@ -283,7 +283,7 @@ def _sum_locally(client_sum: Any, weights: Any, aggregator: Any, values: Sequenc
 
 
 class _Stub:
-    """A stub whose calls raise WorkerLostError if the worker is gone, where TFF's context would retry for ever."""
+    """Wraps a stub so that calls to a lost worker raise WorkerLostError; otherwise TFF's context retries for ever."""
 
     def __init__(self, plain: Any) -> None:
         self._plain = plain

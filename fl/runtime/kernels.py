@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 
 _SWITCH = "TF_ENABLE_ONEDNN_OPTS"
-# The values that TensorFlow reads, in any case; it ignores every other one and takes its default.
+# The values that TensorFlow understands, in upper or lower case. It ignores every other value and takes its default.
 _STATES = {"0": "off", "false": "off", "1": "on", "true": "on"}
 _LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 # Flags in /proc/cpuinfo and the names of the instruction sets, the widest first.

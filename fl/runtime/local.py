@@ -39,7 +39,7 @@ def stub(channel: "grpc.Channel", check: Callable[[], None] = lambda: None) -> A
 
 
 class _Unwatched:
-    """A channel that ignores subscriptions to its state, because the thread for them fails once it is closed."""
+    """Wraps a channel and ignores subscriptions to its state, whose thread would fail once the channel is closed."""
 
     def __init__(self, channel: "grpc.Channel", check: Callable[[], None]) -> None:
         self._channel = channel
@@ -59,7 +59,7 @@ class _Unwatched:
 
 
 class Connection:
-    """A TFF context that computes on the worker behind a stub.
+    """Provides a TFF context that computes on the worker behind a stub.
 
     Attributes:
       context: the context, which the caller installs on TFF's context stack.
@@ -103,7 +103,7 @@ class Connection:
 
 
 class LocalRuntime:
-    """A worker process on this machine and the TFF context that uses it.
+    """Holds a worker process on this machine and the TFF context that uses it.
 
     Attributes:
       worker: the process; its `pid` and `port` are useful for logs and monitoring.

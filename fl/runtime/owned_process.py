@@ -38,7 +38,7 @@ class WorkerLostError(OSError):
 
 
 class OwnedProcess:
-    """A running child process, which ends at the latest when this interpreter exits.
+    """Runs a child process, which ends at the latest when this interpreter exits.
 
     Start it from the main thread: it ends with the thread that started it.
     """

@@ -1,7 +1,7 @@
 """Replaces TFF's remote executor by one that copies a nested value into its message once, not once for each level.
 
 TFF builds the message of a nested value from the leaves up and copies every part into the part that encloses it. For a
-state of 38 MB this takes a third of a second in each round, and for a moment ten times the memory.
+state of 38 MB this takes a third of a second in each round, and for a moment ten times the memory of the state.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from fl.runtime.owned_process import WorkerLostError
 
 
 class RemoteExecutor(tff.framework.RemoteExecutor):
-    """A remote executor that sends the same bytes as TFF's own, with fewer copies."""
+    """Sends the same bytes as TFF's own remote executor, with fewer copies."""
 
     async def create_value(self, value: Any, type_spec: Any = None) -> Any:
         """Creates a value on the worker; computations are sent by TFF's own code."""

@@ -112,7 +112,7 @@ def _read_der(certificate: Path) -> bytes:
 
 
 class Tunnel(OwnedProcess):
-    """One end of a tunnel: a running stunnel process, which `to_worker` or `before_worker` starts.
+    """Runs one end of a tunnel, a stunnel process; use `to_worker` or `before_worker` to start it.
 
     Attributes:
       path: the Unix socket on which it listens, for this account only; None if it listens on an address.

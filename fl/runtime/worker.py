@@ -1,7 +1,8 @@
 """Starts TFF's worker process on loopback, open to this account only, and ends it however Python ends.
 
 Stock TFF 0.87 starts `worker_binary` by itself. That process listens without authentication on all interfaces, and it
-is left behind as an orphan if Python ends abnormally.
+is left behind as an orphan if Python ends abnormally. Here a library that is preloaded into the worker (the *shim*,
+`loopback.c`) restricts it to loopback and to connections of this account.
 """
 
 import logging
@@ -18,8 +19,9 @@ from fl.runtime.kernels import prefer_onednn
 from fl.runtime.owned_process import OwnedProcess, WorkerLostError, is_loopback, listening_addresses, require_free_port
 
 _ANSWER_SECONDS = 120.0
-# Runs with the shim: binds all addresses and connects to itself twice. The first connection is closed for sending, so
-# that the shim must refuse it. Prints the bound address, and whether the connection accepted is the second one.
+# This script runs with the shim. It binds all addresses and connects to itself twice. The first connection is closed
+# for sending, so that the shim must refuse it. The script prints the bound address, and whether the accepted connection
+# is the second one.
 _PROBE = """
 import socket
 server = socket.create_server(("0.0.0.0", 0))
@@ -70,9 +72,9 @@ def build_loopback_shim(folder: Path) -> Path | None:
 
 
 def shim_works(library: Path) -> bool:
-    """Tries the shim on a small server: it must listen on loopback, and accept its own account's open connection only.
+    """Tries the shim on a server, which must listen on loopback and accept its own account's open connection only.
 
-    Returns False, too, if the kernel does not say who owns a connection, because the shim then refuses everybody.
+    It also returns False if the kernel does not say who owns a connection, because the shim then refuses everybody.
     """
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-c", _PROBE],
@@ -85,14 +87,15 @@ def shim_works(library: Path) -> bool:
 
 
 class Worker(OwnedProcess):
-    """A running TFF worker process.
+    """Runs a TFF worker process.
 
     Args:
       concurrent_calls: number of client computations that run at the same time; use the number of cores.
       threads_per_call: number of TensorFlow intra-op threads for each of them.
       port: port to listen on; None takes a free one.
-      all_interfaces: listen on all interfaces, without authentication, and not on loopback only. With this, or without
-        a C compiler, the worker accepts every account of this machine, too; otherwise only this process's own.
+      all_interfaces: whether to listen on all interfaces, without authentication, instead of on loopback only. In this
+        case, or without a C compiler, the worker accepts every account of this machine, too; otherwise it accepts only
+        this process's own.
 
     Raises:
       OSError: the port is taken.
@@ -141,7 +144,7 @@ class Worker(OwnedProcess):
 
     @property
     def is_open(self) -> bool:
-        """Returns whether it listens on more than loopback, for any account; call this only once it listens."""
+        """Returns whether the worker listens on more than loopback, for any account; call this once it listens."""
         return not all(map(is_loopback, listening_addresses(self.pid)))
 
 

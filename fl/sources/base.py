@@ -12,13 +12,13 @@ LONGEST_LINE = 1 << 26
 """Maximum length of a line in bytes, without its newline; a longer line is a bad row."""
 
 BARE_RETURNS = "bare carriage returns: convert them to newlines, for instance with tr '\\r' '\\n'"
-"""What to call carriage returns that end rows in a file whose lines end with newlines, with the fix."""
+"""Message, with the fix, on carriage returns that end rows in a file whose lines end with newlines."""
 
 _MAX_LISTED_ROWS = 1000
 
 
 class BadRow(NamedTuple):
-    """A row of a source that could not be used.
+    """Describes a row of a source that could not be used.
 
     Attributes:
       file: path of the file; some sources name the client here instead.
@@ -35,11 +35,11 @@ class BadRow(NamedTuple):
 
 
 class BadRows(list[BadRow]):
-    """The bad rows of one iteration over a source: a list of the first thousand, counts of all, and notes.
+    """Lists the first thousand bad rows of one iteration over a source, with the counts of all of them and notes.
 
     Attributes:
       strict: whether the first bad or suspicious row raises ValueError.
-      total: number of bad rows, those beyond the first thousand included.
+      total: number of bad rows, including those beyond the first thousand.
       suspicious: number of rows that were read although they look wrong.
       notes: lines on what else the operator must know: files that were passed over, suspicious rows.
     """
@@ -88,11 +88,11 @@ class BadRows(list[BadRow]):
 
 
 class Source(Protocol):
-    """A source of clients' text: iterating over it yields pairs of a client id and some of that client's sentences.
+    """Provides clients' text: iterating over it yields pairs of a client id and some of that client's sentences.
 
-    A client may come in several pieces, which need not be adjacent; its sentences are those of all its pieces, in
-    the order in which they are yielded. Each iteration empties `bad_rows` and fills it again. A row whose client id
-    is blank (`fl.near_ids.is_blank`) is a bad row.
+    A client's text may come in several pieces, which need not be adjacent. The client's sentences are those of all
+    pieces, in the order in which they are yielded. Each iteration empties `bad_rows` and fills it again. A row whose
+    client id is blank (`fl.near_ids.is_blank`) is a bad row.
     """
 
     @property
@@ -112,7 +112,8 @@ class Source(Protocol):
 def fingerprint(options: str, files: Iterable[Path]) -> str:
     """Returns the SHA-256 (hex) of the options, and of the name and content of every file, in order.
 
-    A file that cannot be read counts with a fixed content and raises nothing: reading the source reports it.
+    A file that cannot be read raises no error here and counts as if it had one fixed content: reading the source
+    reports it.
     """
     total = hashlib.sha256(options.encode())
     for path in files:
@@ -144,7 +145,7 @@ def require_file(path: Path) -> None:
 
 
 class Listing(NamedTuple):
-    """The entries of a folder, divided into those that a source reads and those that it passes over.
+    """Divides the entries of a folder into those that a source reads and those that it passes over.
 
     Attributes:
       files: the files that the source reads, sorted by name.
@@ -158,8 +159,8 @@ class Listing(NamedTuple):
 def list_folder(folder: Path, suffix: str) -> Listing:
     """Lists the files of `folder` whose names end in `suffix`; hidden files, sub-folders and repeats are passed over.
 
-    A file that is there under several names (symbolic or hard links) is listed once, under the first name that is no
-    symbolic link if there is one; otherwise one person would be several clients.
+    A file that has several names in the folder (symbolic or hard links) is listed only once, so that one person is not
+    several clients. It is listed under its first name that is not a symbolic link, if there is one.
 
     Hidden files have names that begin with a dot and belong to other programs: macOS, for example, leaves a
     `._anna.txt` beside `anna.txt`. Read as text, such a file would be a client of its own.

@@ -16,7 +16,7 @@ from fl.sources.table import id_text
 
 
 class ClientData(Protocol):
-    """The part of `tff.simulation.datasets.ClientData` that fedspeak uses."""
+    """Describes the part of `tff.simulation.datasets.ClientData` that fedspeak uses."""
 
     @property
     def client_ids(self) -> list[Any]:
@@ -28,7 +28,7 @@ class ClientData(Protocol):
 
 @dataclass(frozen=True)
 class FromClientData:
-    """A source that reads a ClientData object; each string in an example's text is one sentence.
+    """Reads a ClientData object as a source; each string in an example's text is one sentence.
 
     Each pass over the source creates one `tf.data.Dataset` per client, and the fingerprint needs a pass of its own.
     For the SQLite files of TFF, `SqliteClients` is therefore many times faster. In a bad row, `file` is the client id

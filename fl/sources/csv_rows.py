@@ -17,13 +17,14 @@ _LOOK_FOR_QUOTE = "look for a stray quote that joins rows"
 
 
 class Csv(Table):
-    """A source that reads a CSV file: comma-separated, quoted with ", with the names of the columns in the first row.
+    """Reads a CSV file as a source: comma-separated, quoted with ", with the names of the columns in the first row.
 
     Two stray quotes join all rows between them into one, whose text would then belong to one client. A row is therefore
-    suspicious if it has more than `MANY_LINE_BREAKS` line breaks, a line break in its client id, or at least two lines
-    (or all but the first) that look like rows: they have as many fields as the header, no field but the first begins
-    with white space, as text after a comma does, and there is no white space in the client id unless the row's own has
-    some. A suspicious row is read, and a note says so; a strict source raises ValueError.
+    suspicious if it has more than `MANY_LINE_BREAKS` line breaks, a line break in its client id, or a field in which at
+    least two lines, or one line of two, look like rows. A line looks like a row if it has as many fields as the header,
+    has a client id, and has no field after the first that begins with white space, as text after a comma does. The
+    line's client id must not contain white space unless the row's own client id does. A suspicious row is read, and a
+    note says so; a strict source raises ValueError.
     """
 
     def __iter__(self) -> Iterator[tuple[str, list[str]]]:
@@ -50,7 +51,7 @@ class Csv(Table):
     def rows(self, bad_rows: BadRows) -> Iterator[tuple[int, list[str]]]:
         """Yields each row with the number of its first line, and skips blank lines.
 
-        What is not CSV is recorded in `bad_rows`, and every line that is lost with it counts as a bad row.
+        Text that is not CSV is recorded in `bad_rows`, and every line that is lost with it counts as a bad row.
         """
         last_line = returns = 0
 

@@ -34,7 +34,7 @@ def why_compressed(start: bytes) -> str | None:
 def why_no_text(start: bytes) -> str | None:
     """Returns one line with the fix if a file that begins with the bytes `start` is not lines of UTF-8 text.
 
-    None means that nothing speaks against it; the rest of the file may still hold bytes that are not UTF-8.
+    None means that no such reason was found. The rest of the file may still hold bytes that are not UTF-8.
     """
     if reason := why_compressed(start):
         return reason
@@ -62,7 +62,8 @@ def _wide_encoding(start: bytes) -> str | None:
     for order, newline in (("LE", b"\n\0"), ("BE", b"\0\n")):
         high, low = (sample[1::2], sample[::2]) if order == "LE" else (sample[::2], sample[1::2])
         zeros, zeros_of_low = high.count(0) / max(len(high), 1), low.count(0) / max(len(low), 1)
-        # Mostly ASCII, or a script such as Chinese, in which only newlines, commas and other ASCII characters have one.
+        # The text is mostly ASCII, whose high bytes are zero, or it is in a script such as Chinese, in which only
+        # newlines, commas and other ASCII characters have a high byte of zero.
         if zeros > 0.9 and zeros_of_low < 0.1 or zeros > 0.01 and not zeros_of_low and _holds(sample, newline):
             return f"UTF-16{order}"
     return None

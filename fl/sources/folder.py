@@ -23,7 +23,7 @@ from fl.sources.base import (
 
 @dataclass(frozen=True)
 class Folder:
-    """A source that reads a folder: `anna.txt` holds the text of client "anna", one sentence per line.
+    """Reads a folder as a source: `anna.txt` holds the text of client "anna", one sentence per line.
 
     Blank lines are skipped, and so is white space around a sentence.
 

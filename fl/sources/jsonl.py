@@ -13,7 +13,7 @@ from fl.sources.table import Table, id_text, why_no_id
 
 
 class JsonLines(Table):
-    """A source that reads a JSON Lines file: one object per line.
+    """Reads a JSON Lines file, which has one object per line, as a source.
 
     A client id is a string or an integer; 7, 7.0 and "7" are the same id (`fl.sources.table.id_text`). A line in which
     one of the two columns stands twice is a bad row.
@@ -58,7 +58,7 @@ class JsonLines(Table):
 
 
 class _Row(dict[str, Any]):
-    """A JSON object that knows which of its keys were written more than once."""
+    """Holds a JSON object and the set of its keys that were written more than once."""
 
     def __init__(self, pairs: list[tuple[str, Any]]) -> None:
         super().__init__(pairs)

@@ -1,8 +1,8 @@
 """Reads clients' text from Parquet: one file, or a folder of files that together form one table.
 
 Every row has a client id and a text. The module reads what Hugging Face `datasets` exports and what pandas writes:
-string columns of every Arrow string type, dictionary-encoded ones too, and integer ids, also where pandas has made
-floats of them because some are missing.
+string columns of every Arrow string type, including dictionary-encoded ones, and integer ids, even if pandas has
+converted them to floats because some are missing.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _BUFFER_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Parquet(Table):
-    """A source that reads Parquet files, at most `_BATCH_ROWS` rows of one row group at a time.
+    """Reads Parquet files as a source, at most `_BATCH_ROWS` rows of one row group at a time.
 
-    Only the two columns are read. Memory holds the rows of one batch and the pages that they are in, whatever the size
+    Only the two columns are read. Memory holds the rows of one batch and the pages that contain them, whatever the size
     of the row group. In a bad row, `line` is the number of the row in its file, from 1.
 
     Attributes:
@@ -145,7 +145,7 @@ def _kind(type_: Any) -> str:
 
 
 def _values(column: Any) -> list[Any]:
-    """Returns the values of a column, floats as NumPy scalars of the column's precision, which limits what is an id.
+    """Returns the values of a column; floats become NumPy scalars, whose type tells `id_text` the column's precision.
 
     Bytes that are not UTF-8 become lone surrogates, by which `Table.usable` recognises a bad row.
     """

@@ -27,7 +27,7 @@ _ESCAPED = re.compile(r"\\([^\w\s])")
 
 @dataclass(frozen=True)
 class Shakespeare:
-    """A source that reads the plays: a client id is `play/SPEAKER` ("hamlet/HORATIO"), a sentence is a line of speech.
+    """Reads the plays as a source: a client id is `play/SPEAKER` ("hamlet/HORATIO"), a sentence is a line of speech.
 
     Stage directions, headings and text without a named speaker (such as the prologue of Henry VIII) are left out.
 

@@ -39,7 +39,7 @@ _IGNORED = f"""
 
 @dataclass(frozen=True)
 class SqliteClients:
-    """A source that reads an SQLite file of client data; each value of the text feature is one sentence.
+    """Reads an SQLite file of client data as a source; each value of the text feature is one sentence.
 
     As in TFF, a client id that is in `examples` but not in `client_metadata` is ignored, and a note in `bad_rows`
     counts such rows. In a bad row, `line` is the number of the row among those that are not ignored, from 1. A client

@@ -16,14 +16,14 @@ from fl.sources import file_format
 from fl.sources.base import BadRows, fingerprint, is_unicode, require_file
 
 FLOATS: dict[int, type[np.floating]] = {16: np.float16, 32: np.float32, 64: np.float64}
-"""Types of NumPy floats by their number of bits; `id_text` takes the type of a float as its precision."""
+"""Types of NumPy floats by their number of bits; `id_text` infers a float's precision from its type."""
 
 _LONGEST_SHOWN = 40
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table that has a client id and a text in every row; the text is one sentence.
+    """Reads a table that has a client id and a text in every row; the text is one sentence.
 
     The rows of a client may stand anywhere in the table, because the token store gathers them on disk. Rows are read
     one or a few at a time, so that a table may be larger than memory. A line of a text file has at most 64 MiB; blank
@@ -100,7 +100,7 @@ def id_text(value: object) -> str | None:
 
 
 def why_no_id(value: object) -> str:
-    """Says in one phrase, with the fix, why `value` is no client id; `id_text(value)` is None."""
+    """Says in one phrase, with the fix, why `value` is no client id, for a value for which `id_text` returns None."""
     if value is None:
         return "is null"
     shown = json.dumps(value.item() if isinstance(value, np.generic) else value, default=repr)

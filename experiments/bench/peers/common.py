@@ -28,7 +28,7 @@ class Unsupported(Exception):
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of local training.
+    """Holds the settings of local training.
 
     Attributes:
       model: "lstm", "si-cifg", "cnn" or "logistic".
@@ -47,7 +47,7 @@ class Settings:
 
 
 class Client(NamedTuple):
-    """A client's examples x and y; `weight` is their number."""
+    """Holds a client's examples x and y; `weight` is the number of examples."""
 
     x: np.ndarray
     y: np.ndarray
@@ -56,7 +56,7 @@ class Client(NamedTuple):
 
 @dataclass(frozen=True)
 class Workload:
-    """Content of a workload file.
+    """Holds the content of a workload file.
 
     Attributes:
       settings: settings of local training.
@@ -72,7 +72,7 @@ class Workload:
 
     @property
     def is_text(self) -> bool:
-        """Whether the examples are rows of tokens."""
+        """Returns whether the examples are rows of tokens."""
         return self.settings.model in ("lstm", "si-cifg")
 
     def cohort(self, number: int) -> list[Client]:
@@ -101,7 +101,7 @@ def load(path: str) -> Workload:
 
 @dataclass(frozen=True)
 class Request:
-    """Arguments of a peer's process.
+    """Holds the arguments of a peer's process.
 
     Attributes:
       workload: path of the workload file.
@@ -132,7 +132,7 @@ def parse_request() -> Request:
 
 
 class Recorder:
-    """Recorder of a peer's rounds: times them and writes the results file and the weights.
+    """Times a peer's rounds and writes the results file and the weights.
 
     Args:
       output: path of the JSON file; the weights go to the same path with ".npz" appended.
@@ -147,7 +147,7 @@ class Recorder:
         self._last = 0.0
 
     def start(self) -> None:
-        """Starts the clock; to be called when the data is in memory and the model is built."""
+        """Starts the clock; call this when the data is in memory and the model is built."""
         self._last = time.perf_counter()
 
     def round_done(self, weights: Callable[[], dict[str, Any]]) -> None:

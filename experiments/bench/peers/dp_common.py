@@ -20,7 +20,7 @@ _VOCABULARY, _EMBEDDING, _UNITS, _TOKENS = 2000, 64, 128, 20
 
 
 class Task(NamedTuple):
-    """A model with its data. An example's loss is its mean cross-entropy.
+    """Describes a model with its data; an example's loss is its mean cross-entropy.
 
     Attributes:
       name: key of `TASKS`.
@@ -37,7 +37,7 @@ class Task(NamedTuple):
 
 
 class Loop(NamedTuple):
-    """Training loop of a library.
+    """Holds the training loop of a library.
 
     Attributes:
       run: trains for a given number of steps, beginning with the first batch, and returns when all work is done.

@@ -18,7 +18,7 @@ from experiments.bench.peers.dp_common import CLIP, LEARNING_RATE, Loop, Task, m
 
 
 class _LSTM(nn.Module):
-    """Model of the "lstm" task.
+    """Computes the model of the "lstm" task.
 
     Opacus does not support `nn.LSTM`, so the private model has its `DPLSTM`, a loop of small steps in Python. The plain
     model has PyTorch's LSTM.

@@ -25,7 +25,7 @@ _LENGTHS = (13, 16)  # lengths to which batches are cut; a batch's longest line 
 
 @dataclass(frozen=True)
 class Classification:
-    """Softmax classification of vectors or images, a `fl.local_training.Task`.
+    """Defines the softmax classification of vectors or images, a `fl.local_training.Task`.
 
     Attributes:
       shape: shape of one x.
@@ -42,7 +42,7 @@ class Classification:
 
     @property
     def example(self) -> Any:
-        """Specs of one example: x float32 and y int32 []."""
+        """Returns the specs of one example: x float32 and y int32 []."""
         return tf.TensorSpec(self.shape, tf.float32), tf.TensorSpec([], tf.int32)
 
     def forms(self, batch: Any) -> tuple[int, list[Any]]:

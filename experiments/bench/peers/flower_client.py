@@ -14,7 +14,7 @@ from experiments.bench.peers.torch_models import Model, build, tensors
 
 
 class _State:
-    """State that an actor keeps between clients: the workload as tensors, and one model."""
+    """Holds what an actor keeps between clients: the workload as tensors, and one model."""
 
     def __init__(self, path: str) -> None:
         torch.set_num_threads(1)  # one actor runs on each core

@@ -52,7 +52,7 @@ def peer(request: Request, workload: Workload, recorder: Recorder) -> None:
     first = get_framework_module().distributed.global_rank == 0
 
     class Watch(TrainingProcessCallback):  # type: ignore[misc]
-        """Callback that records the time of each round."""
+        """Records the time of each round, as a callback."""
 
         def after_central_iteration(
             self, aggregate_metrics: Any, model: Any, *, central_iteration: int

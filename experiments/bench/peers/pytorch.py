@@ -1,4 +1,4 @@
-"""Runs a workload as a bare loop in PyTorch; what a PyTorch framework takes longer is its overhead."""
+"""Runs a workload as a bare loop in PyTorch; the time that a PyTorch framework takes beyond this is its overhead."""
 
 import torch
 

@@ -14,7 +14,7 @@ from experiments.bench.peers.common import Recorder, Request, Workload, run
 
 
 class TokenLoss(tf.keras.losses.Loss):
-    """Mean cross-entropy over the tokens of a batch that are not padding."""
+    """Computes the mean cross-entropy over the tokens of a batch that are not padding."""
 
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
         is_target = tf.cast(tf.not_equal(y_true, 0), tf.float32)

@@ -1,4 +1,4 @@
-"""Holds the workloads' models in PyTorch, written as its users would, and converts their weights.
+"""Holds the workloads' models, written as users of PyTorch would write them, and converts their weights.
 
 The workload's weights have the names and layouts that `experiments.bench.workloads` describes.
 """
@@ -14,7 +14,7 @@ from experiments.bench.peers.common import Settings
 
 
 class Model(nn.Module):
-    """A PyTorch model with a loss, whose weights can be set from and read as the workload's NumPy arrays."""
+    """Provides a model with a loss, whose weights can be set from and read as the workload's NumPy arrays."""
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
         """Returns the mean cross-entropy of a batch; for text (y int64 `[B, T]`), targets of 0 are padding."""
@@ -44,7 +44,7 @@ class Model(nn.Module):
 
 
 class LSTM(Model):
-    """Embedding, LSTM, linear projection and output layer. The gates' order is the workload's: i, f, g, o."""
+    """Computes embedding, LSTM, linear projection and output layer; the gates' order is the workload's: i, f, g, o."""
 
     def __init__(self, weights: dict[str, np.ndarray]) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class LSTM(Model):
 
 
 class SICIFG(Model):
-    """Fedspeak's SI-CIFG language model (`models.cifg`); the input projections of all time steps are one product."""
+    """Computes fedspeak's SI-CIFG model (`models.cifg`), with one product for the input projections of all steps."""
 
     def __init__(self, weights: dict[str, np.ndarray]) -> None:
         super().__init__()
@@ -118,7 +118,7 @@ def _divide(x: Tensor, largest: Tensor) -> Tensor:
 
 
 class CNN(Model):
-    """Two 5 × 5 convolutions with max-pooling and ReLU, and a linear layer, for images `[B, 28, 28, 1]`."""
+    """Applies two 5 × 5 convolutions with max-pooling and ReLU, and a linear layer, to images `[B, 28, 28, 1]`."""
 
     def __init__(self, weights: dict[str, np.ndarray]) -> None:
         super().__init__()
@@ -145,7 +145,7 @@ class CNN(Model):
 
 
 class Logistic(Model):
-    """Softmax regression."""
+    """Computes softmax regression."""
 
     def __init__(self, weights: dict[str, np.ndarray]) -> None:
         super().__init__()
