@@ -109,7 +109,7 @@ class VocabularyConfig(Section, frozen=True):
 class ModelConfig(Section, frozen=True):
     """The language model: a preset with changes."""
 
-    preset: Annotated[Preset, text("Named model, of which the keys below change single parts.")] = "tiny"
+    preset: Annotated[Preset, text("Name of a predefined model; the keys below override its settings.")] = "tiny"
     cell: Annotated[Literal["cifg", "si-cifg"], text("Recurrent cell. Default: the preset's.")] | None = None
     embedding: Annotated[int, at_least(1, "Size of the embedding. Default: the preset's.")] | None = None
     units: Annotated[int, at_least(1, "Units of the cell. Default: the preset's.")] | None = None

@@ -165,8 +165,8 @@ def tapped_outputs(
         step's output, including the paths through later steps.
 
     Returns:
-      The outputs `[(U,) T, B, R]`, and the hidden states before the projection, `[(U,) T, B, H]`. No gradient flows
-      through the hidden states.
+      The outputs `[(U,) T, B, R]`, and the hidden states before the projection, `[(U,) T, B, H]`. The returned hidden
+      states are for reading only: a gradient with respect to them is ignored.
     """
     time_axis = projected.shape.rank - 3
 

@@ -122,9 +122,10 @@ def load_keras(path: str | os.PathLike[str]) -> keras.Model:
         raise ValueError(f"{os.fspath(path)} is not a .keras file: write one with model.save") from None
     if saved.partition(".")[0] != keras.__version__.partition(".")[0]:
         raise ValueError(
-            f"{os.fspath(path)} was saved by Keras {saved}, which Keras {keras.__version__} cannot read: "
-            f"under Keras {saved} save from_keras(model) with numpy.savez, and here pass the arrays to load_into_keras "
-            "(if to_keras did not build the model: save its get_weights(), build it anew here and call set_weights)"
+            f"{os.fspath(path)} was saved by Keras {saved} and cannot be read by Keras {keras.__version__}: "
+            f"under Keras {saved}, call numpy.savez('weights.npz', **from_keras(model)); here, build the model with "
+            "to_keras and call load_into_keras(model, numpy.load('weights.npz')). If to_keras did not build the saved "
+            "model, transfer its get_weights() with set_weights instead"
         )
     return keras.models.load_model(path)
 

@@ -186,6 +186,6 @@ def _make_empty_batches(task: Task, batch_size: int) -> Batches:
 
 
 def _make_empty_update(weights: Weights) -> Any:
-    """Returns an update without any client, from which the structure of a contribution is read."""
+    """Returns an update of zeros, from which the engine learns the structure of an aggregator's contribution."""
     zero = tf.constant(0.0)
     return ClientUpdate({name: tf.zeros_like(value) for name, value in weights.items()}, *[zero] * 5)

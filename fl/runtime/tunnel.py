@@ -93,7 +93,7 @@ def check_certificates(folder: Path, side: str) -> None:
         raise ValueError(f"{folder}: both ends have the same certificate: make new ones with fedspeak certificates")
     other = next(name for name in SIDES if name != side)
     if _common_name(other).encode() in _read_der(folder / CERTIFICATE):
-        raise ValueError(f"{folder} holds the {other}'s certificate: give the folder {side} here")
+        raise ValueError(f"{folder} holds the {other}'s certificate: give the folder named {side!r} instead")
     if shutil.which("stunnel") is None:
         raise FileNotFoundError(
             "stunnel is not installed (Debian: apt install stunnel4): install it, or connect the hosts by ssh -L"

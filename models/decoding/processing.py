@@ -19,8 +19,8 @@ def process(logits: tf.Tensor, temperature: Any, top_k: Any) -> tf.Tensor:
         kernels treat such a difference as 0.
       temperature: float32 scalar that the logits are divided by. 0, a negative number or NaN is greedy: only the
         likeliest token stays, or the first of several equally likely ones.
-      top_k: int32 scalar k >= 0. Tokens that are less likely than the k-th likeliest are left out; ties with the k-th
-        stay. 0 keeps all tokens, and so does V or more.
+      top_k: int32 scalar k. Tokens that are less likely than the k-th likeliest are left out; ties with the k-th stay.
+        0 or less keeps all tokens, and so does V or more.
 
     Returns:
       float32 `[..., V]`, whose softmax is the distribution of the next token.
@@ -67,8 +67,8 @@ def _kth_largest(logits: tf.Tensor, largest: tf.Tensor, k: tf.Tensor) -> tf.Tens
         )
 
     # In every iteration at least k logits reach `low`, and fewer than k reach `high` unless the bounds are equal. So
-    # the bound of a finished row stays correct while other rows go on. If k is 0, or V or more, `low` is the smallest
-    # logit and `reached` is at most k, so the loop does not start and all tokens stay.
+    # the bound of a finished row stays correct while other rows go on. If k is at most 0, or at least V, `low` is the
+    # smallest logit and `reached` is at most k, so the loop does not start and all tokens stay.
     low = tf.where((k > 0) & (count(largest) >= k), largest, tf.reduce_min(logits, axis=-1, keepdims=True))
-    reached = tf.where(k > 0, count(low), 0)
+    reached = tf.where(k > 0, count(low), k)
     return tf.while_loop(unfinished, halve, (low, largest, reached))[0]

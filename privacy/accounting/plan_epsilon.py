@@ -79,9 +79,9 @@ def epsilon(plan: PrivacyPlan, rounds: int | None = None) -> Epsilon:
 def epsilon_curve(plan: PrivacyPlan, rounds: Sequence[int]) -> npt.NDArray[np.float64]:
     """Returns `Epsilon.value` after each of the round counts `rounds`, float64 [len(rounds)].
 
-    ε never falls as the number of rounds grows. One round is analysed once and then composed for each entry, which
-    takes about 0.05 s per entry. The entry of the largest count equals `epsilon(plan, max(rounds)).value`. The other
-    entries use a coarser grid, and are upper bounds too.
+    ε never falls as the number of rounds grows. One round is analysed once for each discretisation interval, which many
+    entries share, and then composed for each entry. That takes about 0.05 s per entry. The entry of the largest count
+    equals `epsilon(plan, max(rounds)).value`. The other entries use a coarser grid, and are upper bounds too.
     """
     counts = [checks.whole("rounds", count, 0, "count the rounds that ran") for count in rounds]
     if not counts:

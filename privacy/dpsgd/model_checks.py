@@ -119,7 +119,7 @@ class _Variables:
             weight.assign_add(tf.constant(0.1 * generator.normal(size=weight.shape), weight.dtype))
 
     def check(self) -> None:
-        """Raises ValueError if any variable other than the weights has changed."""
+        """Raises ValueError if a variable has changed that is neither a weight nor a random generator's state."""
         others = {id(v) for v in self._others}
         for v, value in self._before:
             if id(v) in others and not np.array_equal(v.numpy(), value):

@@ -68,9 +68,9 @@ class FeatureMap(NamedTuple):
 def centre_of_ball(features: Any, bound: float, noise_multiplier: float, source: Randomness) -> FeatureMap:
     """Fits the practical version: the centre is a private mean, and each vector is divided by its distance to it.
 
-    The mean has an error of the order of `bound`. So this version suits vectors whose norms are of the order of their
-    distances from each other, for instance vectors of norm 1. It also suits few records, since the whole budget goes to
-    the mean.
+    The error of the mean is proportional to `bound`, however near to each other the vectors are. So this version suits
+    vectors whose norms are of the order of their distances from each other, for instance vectors of norm 1. It also
+    suits few records, since the whole budget goes to the mean.
 
     Args:
       features: float32 or float64 [n, d], finite.

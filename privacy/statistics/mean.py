@@ -242,7 +242,11 @@ class BoundedMean:
 
     @property
     def _shape(self) -> tuple[int, int, int]:
-        """Returns parameters of staircase and hourglass noise: ε of a coordinate (rounded down), sensitivity, core."""
+        """Returns (epsilon, sensitivity, core), the parameters of staircase and hourglass noise.
+
+        `epsilon` is that of one coordinate, in units of 2^-`EXPONENT_BITS`, rounded down. `sensitivity` and `core`
+        (half the width of level 0) are in grid steps.
+        """
         epsilon = math.floor(self._coordinate_epsilon * 2**EXPONENT_BITS) - 1
         return epsilon, STEPS, round(hourglass_core(self._coordinate_epsilon) * STEPS)
 

@@ -300,7 +300,7 @@ OTHER_VERSION = "2.14.0" if keras.__version__.startswith("3") else "3.15.1"
     [
         (
             {"metadata.json": {"keras_version": OTHER_VERSION}, "config.json": {}},
-            f"was saved by Keras {OTHER_VERSION}, .*load_into_keras",
+            f"was saved by Keras {OTHER_VERSION} and .*load_into_keras",
         ),
         ({"metadata.json": [], "config.json": {}}, "is not a .keras file"),
         ({"metadata.json": {"keras_version": keras.__version__}}, "is not a .keras file"),

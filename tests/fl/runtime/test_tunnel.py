@@ -190,9 +190,9 @@ def test_check_certificates_refuses_faulty_folders(certificates, tmp_path):
     shutil.copy(driver / "certificate.pem", tmp_path / "same" / "peer.pem")
     with pytest.raises(ValueError, match="both ends have the same certificate"):
         tunnel.check_certificates(tmp_path / "same", "driver")
-    with pytest.raises(ValueError, match="holds the driver's certificate: give the folder worker here"):
+    with pytest.raises(ValueError, match="holds the driver's certificate: give the folder named 'worker' instead"):
         tunnel.check_certificates(driver, "worker")
-    with pytest.raises(ValueError, match="holds the worker's certificate: give the folder driver here"):
+    with pytest.raises(ValueError, match="holds the worker's certificate: give the folder named 'driver' instead"):
         tunnel.to_worker("localhost", 1, worker)
     shutil.copytree(driver, tmp_path / "damaged")
     (tmp_path / "damaged" / "certificate.pem").write_bytes(b"\xff\n")

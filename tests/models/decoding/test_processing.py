@@ -10,7 +10,7 @@ from models.decoding.processing import process
 from tests.oracles import sampling as oracle
 from tests.oracles.backends import run_everywhere
 
-CASES = [(1.0, 0), (0.7, 10), (0.0, 0), (0.0, 3), (3.0, 1), (1e-6, 5), (1e6, 50), (1.0, 300), (1.0, 1000)]
+CASES = [(1.0, 0), (1.0, -3), (0.7, 10), (0.0, 0), (0.0, 3), (3.0, 1), (1e-6, 5), (1e6, 50), (1.0, 300), (1.0, 1000)]
 
 
 def tensors(logits, temperature, top_k):
