@@ -201,9 +201,7 @@ class PrivacyPlan:
         if self.noise not in get_args(Noise):
             raise ValueError(f"noise is {self.noise!r}: give one of {', '.join(map(repr, get_args(Noise)))}")
         if self.noise == "exact" and not self.is_private:
-            raise ValueError(
-                "noise is 'exact' but noise_multiplier is 0, so none is added: leave out noise, or raise noise_multiplier"
-            )
+            raise ValueError("noise is 'exact' but noise_multiplier is 0: leave out noise, or raise noise_multiplier")
         if not isinstance(self.population_declared, bool):
             raise ValueError(f"population_declared is {self.population_declared!r}: give True or False")
         least = least_count_stddev(self.noise_multiplier, self._metrics_share)
