@@ -9,13 +9,14 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from experiments.config import ADAPTIVITY, MOMENTUM, SAMPLING_PROBABILITY, Config
-from experiments.config_checks import require_expected_client
+from experiments.config import ADAPTIVITY, DEFAULT_PRESET, MOMENTUM, SAMPLING_PROBABILITY, Config
+from experiments.config_checks import RECURRENT_KEYS, TRANSFORMER_KEYS, require_expected_client
 from experiments.data import Data
 from fl.aggregation import Aggregator, DPMean, ExampleWeightedMean, UniformMean
 from fl.exact_mean import ExactDPMean
 from fl.local_training import LanguageModelling, LocalSGD
 from fl.rounds import Federation
+from models.language_model import LanguageModel
 from models.presets import preset
 from privacy import accounting
 from privacy.keys import RunKeys
@@ -23,15 +24,38 @@ from privacy.plan import AdaptiveClip, FixedClip, PrivacyPlan, PrivateMetrics
 from privacy.sampling import Cyclic, FixedSize, Poisson, Sampling
 
 
-def build_model(config: Config, vocabulary_size: int) -> Any:
-    """Builds the language model: the preset with the config's changes, for the run's vocabulary."""
+def build_model(config: Config, vocabulary_size: int, initial: LanguageModel | None = None) -> LanguageModel:
+    """Builds the language model: the preset with the config's changes, for the run's vocabulary.
+
+    Args:
+      config: the run's config.
+      vocabulary_size: number of token ids.
+      initial: the model that `model.init` names; it is the model itself.
+
+    Raises:
+      ValueError: the sizes do not fit each other, or the clients' sequences do not fit in the model's context.
+    """
+    model = _build_preset(config, vocabulary_size) if initial is None else initial
+    length = config.clients.sequence_length
+    if model.context is not None and length > model.context:
+        raise ValueError(
+            f"clients.sequence_length = {length} is more than the model's context of {model.context} tokens: lower it, "
+            "or raise model.context"
+        )
+    return model
+
+
+def _build_preset(config: Config, vocabulary_size: int) -> LanguageModel:
     section = config.model
     changes = {
         name: getattr(section, name)
-        for name in ("cell", "embedding", "units", "layer_norm", "output_bias")
+        for name in ("embedding", *RECURRENT_KEYS, *TRANSFORMER_KEYS)
         if getattr(section, name) is not None
     }
-    return dataclasses.replace(preset(section.preset, vocabulary_size), **changes)
+    try:
+        return preset(section.preset or DEFAULT_PRESET, vocabulary_size, **changes)
+    except ValueError as error:
+        raise ValueError(f"model.{error}") from None
 
 
 def build_local_sgd(config: Config) -> LocalSGD:

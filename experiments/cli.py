@@ -28,7 +28,21 @@ _COMMANDS = {
         "train",
         "Train a model on clients' text: a TOML file, or --resume RUN.",
     ),
-    "evaluate": ("experiments.commands.runs", "evaluate", "Evaluate a trained run on its test clients."),
+    "pretrain": (
+        "experiments.commands.pretraining",
+        "pretrain",
+        "Train a model centrally on the public text of a config.",
+    ),
+    "import": (
+        "experiments.commands.pretrained",
+        "import_model",
+        "Turn a pretrained model (GGUF, Hugging Face) into a model folder.",
+    ),
+    "evaluate": (
+        "experiments.commands.runs",
+        "evaluate",
+        "Evaluate a trained run on its test clients, or any model on text files.",
+    ),
     "report": ("experiments.commands.runs", "report", "Write the privacy report of a run from its ledger."),
     "export": (
         "experiments.commands.device",

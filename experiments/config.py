@@ -10,7 +10,7 @@ from msgspec import Meta
 
 from experiments import config_checks
 from experiments.config_fields import INTEGERS, Section, at_least, open_share, positive, share, text
-from models.presets import NAMES
+from models.presets import NAMES, TRANSFORMERS
 from models.vocabulary import SMALLEST as LEAST_SIZE
 from privacy.plan import (
     DELTA_EXPONENT,
@@ -29,6 +29,7 @@ else:
 MAX_CLIENTS_AT_ONCE = 4096
 USER_COLUMN, TEXT_COLUMN = "user", "text"
 SAMPLING_PROBABILITY = 0.1
+DEFAULT_PRESET = "tiny"
 MOMENTUM = 0.9
 ADAPTIVITY = 0.001
 
@@ -64,9 +65,9 @@ class DataConfig(Section, frozen=True):
     public: Annotated[
         tuple[str, ...],
         text(
-            "Text declared public, from which the vocabulary and the initial model are learned: genres or plays for "
-            "`shakespeare`, otherwise text files. No file may be one of the clients' (checked by path); that their "
-            "content is public is the operator's promise."
+            "Text declared public, from which the vocabulary and the initial model are learned: text files; for "
+            "`shakespeare` genres or plays and, where a name has a `/` or a `.`, text files. No file may be one of the "
+            "clients' (checked by path); that their content is public is the operator's promise."
         ),
     ] = ("histories",)
     strict: Annotated[
@@ -109,21 +110,83 @@ class VocabularyConfig(Section, frozen=True):
 class ModelConfig(Section, frozen=True):
     """The language model: a preset with changes."""
 
-    preset: Annotated[Preset, text("Name of a predefined model; the keys below override its settings.")] = "tiny"
-    cell: Annotated[Literal["cifg", "si-cifg"], text("Recurrent cell. Default: the preset's.")] | None = None
+    init: (
+        Annotated[
+            str,
+            text(
+                "Folder of a pretrained, trained or imported model to start from; its vocabulary is used too. With it, "
+                "no other key of this section and no `vocabulary.size` has an effect."
+            ),
+        ]
+        | None
+    ) = None
+    preset: (
+        Annotated[
+            Preset,
+            text(f'Name of a predefined model; the keys below override its settings. Default: "{DEFAULT_PRESET}".'),
+        ]
+        | None
+    ) = None
     embedding: Annotated[int, at_least(1, "Size of the embedding. Default: the preset's.")] | None = None
-    units: Annotated[int, at_least(1, "Units of the cell. Default: the preset's.")] | None = None
-    layer_norm: Annotated[bool, text("Whether the cell normalises its hidden state.")] = False
-    output_bias: Annotated[bool, text("Whether the logits have a bias per sub-word.")] = False
+    cell: (
+        Annotated[Literal["cifg", "si-cifg"], text("Recurrent presets: kind of cell. Default: the preset's.")] | None
+    ) = None
+    units: Annotated[int, at_least(1, "Recurrent presets: units of the cell. Default: the preset's.")] | None = None
+    layer_norm: (
+        Annotated[bool, text("Recurrent presets: whether the cell normalises its hidden state. Default: false.")] | None
+    ) = None
+    output_bias: (
+        Annotated[bool, text("Recurrent presets: whether the logits have a bias per sub-word. Default: false.")] | None
+    ) = None
+    blocks: (
+        Annotated[int, Meta(ge=1, le=99, description="Transformers: number of blocks. Default: the preset's.")] | None
+    ) = None
+    heads: (
+        Annotated[int, at_least(1, "Transformers: attention heads; must divide `embedding`. Default: the preset's.")]
+        | None
+    ) = None
+    feed_forward: (
+        Annotated[int, at_least(1, "Transformers: inner size of the feed-forward layers. Default: the preset's.")]
+        | None
+    ) = None
+    context: (
+        Annotated[
+            int, at_least(1, "Transformers: maximum number of tokens of a sequence or a generated text. Default: 512.")
+        ]
+        | None
+    ) = None
     seed: Annotated[int, at_least(0, "Seed of the initial weights.")] = 0
 
+    def __post_init__(self) -> None:
+        config_checks.check_model(self, TRANSFORMERS, DEFAULT_PRESET)
 
-class WarmStartConfig(Section, frozen=True):
-    """Centralised training with Adam on the public text before the first round."""
 
-    epochs: Annotated[int, at_least(0, "Passes over the public text; 0 starts from random weights.")] = 0
+class PretrainingConfig(Section, frozen=True):
+    """Centralised training with Adam on the public text: by `fedspeak pretrain`, or before the first round."""
+
+    epochs: Annotated[int, at_least(0, "Maximum number of passes over the public text; 0 trains nothing.")] = 0
     learning_rate: Annotated[float, positive("Learning rate of Adam.")] = 0.002
+    warmup_steps: Annotated[int, at_least(0, "Steps over which the learning rate rises from 0.")] = 0
+    schedule: Annotated[
+        Literal["constant", "cosine"],
+        text("Learning rate after the warm-up: `constant`, or falling to 0 as half a cosine until the last step."),
+    ] = "constant"
     batch_size: Annotated[int, at_least(1, "Sequences per step.")] = 32
+    accumulate: Annotated[
+        int, at_least(1, "Parts of a batch that are computed one after another, to save memory; changes no result.")
+    ] = 1
+    evaluate_every: (
+        Annotated[
+            int, at_least(1, "Steps between two evaluations on held-out public text. Default: those of an epoch.")
+        ]
+        | None
+    ) = None
+    patience: Annotated[
+        int, at_least(1, "Training stops after this many evaluations in a row without a lower held-out loss.")
+    ] = 2
+
+    def __post_init__(self) -> None:
+        config_checks.check_pretraining(self)
 
 
 class ClientConfig(Section, frozen=True):
@@ -369,7 +432,7 @@ class Config(Section, frozen=True):
     data: DataConfig = DataConfig()
     vocabulary: VocabularyConfig = VocabularyConfig()
     model: ModelConfig = ModelConfig()
-    warm_start: WarmStartConfig = WarmStartConfig()
+    pretraining: PretrainingConfig = PretrainingConfig()
     clients: ClientConfig = ClientConfig()
     server: ServerConfig = ServerConfig()
     cohort: CohortConfig = CohortConfig()

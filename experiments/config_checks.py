@@ -11,7 +11,19 @@ from experiments.config_fields import as_toml, require_only_for
 from privacy.plan import MIN_METRICS_SHARE, NOISE_MULTIPLIERS, PrivateMetrics, least_count_stddev
 
 if TYPE_CHECKING:
-    from experiments.config import CohortConfig, Config, DataConfig, PrivacyConfig, ServerConfig
+    from experiments.config import (
+        CohortConfig,
+        Config,
+        DataConfig,
+        ModelConfig,
+        PretrainingConfig,
+        PrivacyConfig,
+        ServerConfig,
+    )
+
+RECURRENT_KEYS = ("cell", "units", "layer_norm", "output_bias")
+TRANSFORMER_KEYS = ("blocks", "heads", "feed_forward", "context")
+"""Keys of the section `model` that belong to one kind of preset."""
 
 
 def check_data(section: DataConfig) -> None:
@@ -24,6 +36,36 @@ def check_data(section: DataConfig) -> None:
         raise ValueError(
             f"data.validation = {section.validation:g} and data.test = {section.test:g} leave no clients in the train "
             "set: lower them"
+        )
+
+
+def check_model(section: ModelConfig, transformers: tuple[str, ...], default: str) -> None:
+    """Checks that no key belongs to the other kind of preset, and that none stands beside `init`.
+
+    Args:
+      section: the keys.
+      transformers: names of the presets that are transformers.
+      default: preset where the section has none.
+    """
+    if section.init is not None:
+        for name in ("preset", "embedding", *RECURRENT_KEYS, *TRANSFORMER_KEYS):
+            if getattr(section, name) is not None:
+                raise ValueError(f"model.{name} has no effect with model.init, which names a whole model: remove a key")
+        return
+    preset = default if section.preset is None else section.preset
+    is_transformer = preset in transformers
+    for name in RECURRENT_KEYS if is_transformer else TRANSFORMER_KEYS:
+        if getattr(section, name) is not None:
+            kind = "a transformer" if is_transformer else "recurrent"
+            raise ValueError(f'model.{name} has no effect: model.preset = "{preset}" is {kind}; remove the key')
+
+
+def check_pretraining(section: PretrainingConfig) -> None:
+    """Checks that a batch has a sequence for each of its parts."""
+    if section.accumulate > section.batch_size:
+        raise ValueError(
+            f"pretraining.accumulate = {section.accumulate} is more than pretraining.batch_size = "
+            f"{section.batch_size}: lower it"
         )
 
 

@@ -15,7 +15,8 @@ from experiments.config import Config
 from experiments.config_fields import INTEGERS, LARGEST, SMALLEST, as_toml, as_toml_key
 
 CONFIGS = Path(__file__).parent / "configs"
-# Maps keys of version 0.1 to their present names.
+# Maps keys and sections of earlier versions to their present names.
+_RENAMED_SECTIONS = {"warm_start": "pretraining"}
 _RENAMED = {
     "cohort.rate": "cohort.sampling_probability",
     "privacy.clip": "privacy.clip_norm",
@@ -154,6 +155,8 @@ def _explain(message: str, tree: dict[str, Any]) -> str:
     keys = path[1].split(".") if path else []
     if unknown := re.match(r"Object contains unknown field `(.*?)`(?: - at|$)", message, re.DOTALL):
         if not keys:
+            if new := _RENAMED_SECTIONS.get(unknown[1]):
+                return f"section [{unknown[1]}] is now [{new}]: rename the section"
             return f"unknown section [{unknown[1]}]{_nearest(unknown[1], sections())}"
         return _explain_unknown_key(keys[0], unknown[1])
     if len(keys) < 2:

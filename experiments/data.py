@@ -16,8 +16,8 @@ from fl import clients, splits
 from fl.clients import BuildStatistics, TokenStore
 from fl.sources import csv_rows, folder, jsonl, parquet, shakespeare, sqlite
 from fl.sources.base import Source
-from models import vocabulary
-from models.vocabulary import Vocabulary
+from models import vocabularies, vocabulary
+from models.vocabularies import AnyVocabulary
 from privacy.files import close_to_others, make_private_folder
 
 
@@ -35,7 +35,7 @@ class Data:
       held_out_share: share at the end of each training client's text on which no model is trained, in [0, 1).
     """
 
-    vocabulary: Vocabulary
+    vocabulary: AnyVocabulary
     store: TokenStore
     splits: splits.Splits
     public: np.ndarray
@@ -78,13 +78,7 @@ def prepare(config: Config, vocabulary_path: Path | None) -> Data:
       OSError, ValueError: the data cannot be used; one line that names the file, row or option.
     """
     source, public, declared = sources(config)
-    if vocabulary_path is not None and vocabulary_path.exists():
-        words = Vocabulary.load(vocabulary_path)
-    else:
-        with _parameters_named_as_keys({"size": "vocabulary.size"}):
-            words = vocabulary.learn(public, config.vocabulary.size)
-        if vocabulary_path is not None:
-            words.save(vocabulary_path)
+    words = _load_or_learn_vocabulary(config, public, vocabulary_path)
     name = hashlib.sha256(f"{config.data} {words.digest}".encode()).hexdigest()[:16]
     make_private_folder(STORES)
     with _parameters_named_as_keys({"min_tokens": "data.min_tokens", "strict": "data.strict"}):
@@ -104,8 +98,46 @@ def prepare(config: Config, vocabulary_path: Path | None) -> Data:
         if not ids:
             raise ValueError(_describe_empty_set(config, set_name, store))
     length = config.clients.sequence_length
+    rows = _public_sequences(config, public, words)
+    return Data(words, store, sets, rows, declared, length, config.data.held_out)
+
+
+def prepare_public(config: Config, vocabulary_path: Path) -> tuple[AnyVocabulary, np.ndarray, tuple[str, ...]]:
+    """Prepares only the public text of a config; the clients' text is not read.
+
+    Args:
+      config: as for `prepare`.
+      vocabulary_path: as for `prepare`.
+
+    Returns:
+      The vocabulary, the public text as sequences int32 [n, T+1], and descriptions of the public text.
+
+    Raises:
+      OSError, ValueError: as for `prepare`.
+    """
+    _, public, declared = sources(config)
+    words = _load_or_learn_vocabulary(config, public, vocabulary_path)
+    return words, _public_sequences(config, public, words), declared
+
+
+def _load_or_learn_vocabulary(config: Config, public: Iterable[str], path: Path | None) -> AnyVocabulary:
+    if path is not None and path.exists():
+        return vocabularies.load(path)
+    if config.model.init is not None:
+        words = vocabularies.load(Path(config.model.init) / "vocabulary.json")
+        if path is not None:
+            words.save(path)
+        return words
+    with _parameters_named_as_keys({"size": "vocabulary.size"}):
+        words = vocabulary.learn(public, config.vocabulary.size)
+    if path is not None:
+        words.save(path)
+    return words
+
+
+def _public_sequences(config: Config, public: Iterable[str], words: AnyVocabulary) -> np.ndarray:
     tokens = np.array([clients.BOS, *(t for line in public for t in [*words.encode(line), clients.EOS])], np.int32)
-    return Data(words, store, sets, clients.sequences(tokens, length), declared, length, config.data.held_out)
+    return clients.sequences(tokens, config.clients.sequence_length)
 
 
 @contextlib.contextmanager
@@ -178,9 +210,11 @@ def _describe_near_equal_ids(statistics: BuildStatistics) -> list[str]:
 def absolute(config: Config) -> Config:
     """Returns the config with absolute paths, so that a run can be resumed from any folder."""
     data = config.data
-    if data.source == "shakespeare":
-        return config
-    public = tuple(str(Path(name).absolute()) for name in data.public)
+    if config.model.init is not None:
+        model = msgspec.structs.replace(config.model, init=str(Path(config.model.init).absolute()))
+        config = msgspec.structs.replace(config, model=model)
+    is_plays = data.source == "shakespeare"
+    public = tuple(name if is_plays and not _is_path(name) else str(Path(name).absolute()) for name in data.public)
     path = str(Path(data.path).absolute()) if data.path else ""
     return msgspec.structs.replace(config, data=msgspec.structs.replace(data, path=path, public=public))
 
@@ -201,16 +235,15 @@ def sources(config: Config) -> tuple[Source, Iterable[str], tuple[str, ...]]:
                 f'data.path = {data.path!r} has no effect with data.source = "shakespeare": remove it, or set another '
                 "data.source"
             )
-        public, private = shakespeare.load(strict=data.strict).divide(data.public)
+        plays = tuple(name for name in data.public if not _is_path(name))
+        texts = tuple(Path(name) for name in data.public if _is_path(name))
+        public, private = shakespeare.load(strict=data.strict).divide(plays)
         if not public.files:
             raise ValueError(
                 'data.public is empty: name the genres or plays to learn the vocabulary from, as in ["histories"]'
             )
-        return (
-            private,
-            _Sentences(public),
-            (f"Shakespeare's {', '.join(data.public)} ({', '.join(public.genres)})",),
-        )
+        declared = (f"Shakespeare's {', '.join(plays)} ({', '.join(public.genres)})", *_describe_files(texts))
+        return private, _Both(_Sentences(public), _Lines(texts)), declared
     if not data.path:
         raise ValueError(f'data.path is missing: data.source = "{data.source}" needs the path of the clients\' text')
     if not data.public:
@@ -225,7 +258,7 @@ def sources(config: Config) -> tuple[Source, Iterable[str], tuple[str, ...]]:
                 f"data.public names {file}, which is clients' text (data.path is {path}): name files without clients' "
                 "text"
             )
-    declared = tuple(f"text file {file.name}" for file in files)
+    declared = _describe_files(files)
     user, text = data.user_column or USER_COLUMN, data.text_column or TEXT_COLUMN
     match data.source:
         case "folder":
@@ -249,6 +282,27 @@ def _is_copy(file: Path, clients_text: Path) -> bool:
     candidates = clients_text.rglob("*") if clients_text.is_dir() else (clients_text,)
     same_size = (other for other in candidates if other.is_file() and other.stat().st_size == size > 0)
     return any(filecmp.cmp(other, file, shallow=False) for other in same_size)
+
+
+def _is_path(name: str) -> bool:
+    """Returns whether an entry of `data.public` beside Shakespeare's plays is a text file; plays have no such names."""
+    return "/" in name or "." in name
+
+
+def _describe_files(files: tuple[Path, ...]) -> tuple[str, ...]:
+    return tuple(f"text file {file.name}" for file in files)
+
+
+@dataclass(frozen=True)
+class _Both(Iterable[str]):
+    """Yields the sentences of two public texts, one after the other."""
+
+    first: Iterable[str]
+    second: Iterable[str]
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self.first
+        yield from self.second
 
 
 @dataclass(frozen=True)

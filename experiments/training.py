@@ -8,10 +8,12 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from experiments import assembly, data, warm_start
+from experiments import assembly, data, initial_model
 from experiments.config import MAX_CLIENTS_AT_ONCE, Config
 from experiments.display import FIXED_KEY, FOOTNOTE, OPERATOR_ONLY, PRIVATE_METRICS, ConsoleDisplay
+from experiments.initial_model import InitialModel
 from experiments.provenance import versions
+from experiments.public_run import load_initial, train_public
 from experiments.runs import RunFolder, load_weights, read_json, save_weights, write_json
 from fl.divergence import likely_cause
 from fl.round_metrics import read_metrics
@@ -47,11 +49,16 @@ def train(run: RunFolder, command: str, show: ConsoleDisplay, hosts: Any = None)
     run.check_data(prepared.store.digest)
     summary = data.describe(prepared)
     show.note(summary)
-    model = assembly.build_model(config, prepared.vocabulary.size)
+    initial = load_initial(config)
+    model = assembly.build_model(config, prepared.vocabulary.size, initial and initial.model)
     ledger = Ledger.read(run.ledger) if _has_header(run.ledger) else None
     noise = None if ledger is None else ledger.plan.noise_multiplier
     assembly.check_clients(config, prepared)
-    plan = assembly.build_plan(config, len(prepared.splits.train), _describe_public_uses(config, prepared), noise)
+    uses = _describe_public_uses(config, prepared, initial)
+    plan = assembly.build_plan(config, len(prepared.splits.train), uses, noise)
+    if initial is not None and plan.noise_multiplier:
+        show.note("comparing the clients' text with that of the initial model …")
+        initial_model.require_other_text(initial, prepared)
     if warning := _check_population(plan, len(prepared.splits.train)):
         show.note(warning)
     show.note(_describe_privacy(plan, config.run.fixed_key is not None))
@@ -64,7 +71,7 @@ def train(run: RunFolder, command: str, show: ConsoleDisplay, hosts: Any = None)
         show.note(warning)
 
     show.note("loading TensorFlow Federated …")
-    public_weights = _load_public_weights(run, config, prepared, model, show)
+    public_weights = _load_public_weights(run, config, prepared, model, initial, show)
     last_inputs = ledger.rounds[-1].facts.get("inputs") if ledger is not None and ledger.rounds else None
     weights = _train_rounds(run, config, prepared, plan, model, public_weights, last_inputs, show, hosts, kernels)
     write_json(run.model, model.config())
@@ -125,30 +132,29 @@ def _has_header(ledger: Path) -> bool:
     return ledger.exists() and b"\n" in ledger.read_bytes()
 
 
-def _describe_public_uses(config: Config, prepared: data.Data) -> tuple[str, ...]:
-    """Describes each use of the public text; the plan lists these as public inputs."""
-    uses = ["vocabulary learned from"]
-    if config.warm_start.epochs:
+def _describe_public_uses(config: Config, prepared: data.Data, initial: InitialModel | None) -> tuple[str, ...]:
+    """Describes each use of the public text and the initial model; the plan lists these as public inputs."""
+    uses = ["vocabulary learned from"] if initial is None else []
+    if config.pretraining.epochs:
         uses.append("initial model trained on")
     elif config.model.output_bias:
         uses.append("initial output bias from")
-    return tuple(f"{use} {source}" for use in uses for source in prepared.declared_public)
+    described = [f"{use} {source}" for use in uses for source in prepared.declared_public]
+    return (*described, *([] if initial is None else [initial.description]))
 
 
 def _load_public_weights(
-    run: RunFolder, config: Config, prepared: data.Data, model: Any, show: ConsoleDisplay
+    run: RunFolder,
+    config: Config,
+    prepared: data.Data,
+    model: Any,
+    initial: InitialModel | None,
+    show: ConsoleDisplay,
 ) -> dict[str, Any]:
     """Returns the weights before the first round; they are trained if the run's folder does not hold them yet."""
     if run.public_weights.exists():
         return load_weights(run.public_weights, model)
-    with show.task("public model", config.warm_start.epochs) as advance:
-        weights = warm_start.train_on_public_text(
-            model,
-            prepared.public,
-            config.warm_start,
-            config.model.seed,
-            lambda epoch, loss: advance(epoch, {"public_loss": loss}),
-        )
+    weights = train_public(model, prepared.public, config, initial, show)
     save_weights(run.public_weights, weights)
     return weights
 

@@ -9,7 +9,8 @@ import numpy as np
 from fl.clients import PAD
 from fl.local_training import Weights
 
-_ROWS = 128  # sequences in one call; the last call is padded, so that one graph serves all calls
+_ROWS = 128  # maximum number of sequences in one call; the last call is padded, so that one graph serves all calls
+_LOGITS = 1 << 26  # maximum number of logits in one call, unless one sequence has more
 
 
 @dataclass(frozen=True)
@@ -57,13 +58,16 @@ class Evaluator:
             raise ValueError("no sequence to evaluate on: no client of this set has text, so enlarge the set")
         self._owners = np.repeat(np.arange(len(sequences)), [len(s) for s in sequences])
         self._clients = len(sequences)
-        padding = -len(rows) % _ROWS
+        length = rows.shape[1] - 1
+        self._batch = count = max(1, min(_ROWS, _LOGITS // (length * model.vocabulary_size)))
+        padding = -len(rows) % count
+        model = model.fit(length)
         self._rows = np.concatenate([rows, np.full((padding, rows.shape[1]), PAD, np.int32)])
 
         @tf.function
         def batch_sums(weights: Weights, tokens: Any) -> tuple[Any, Any]:
             targets = tokens[:, 1:]
-            logits, _ = model.extend(weights, tokens[:, :-1], model.initial_state(_ROWS))
+            logits, _ = model.extend(weights, tokens[:, :-1], model.initial_state(count))
             real = tf.cast(tf.not_equal(targets, PAD), tf.float32)
             losses = tf.nn.sparse_softmax_cross_entropy_with_logits(targets, logits)
             correct = tf.cast(tf.equal(tf.argmax(logits, -1, tf.int32), targets), tf.float32)
@@ -77,8 +81,8 @@ class Evaluator:
 
         constants = {name: tf.constant(value) for name, value in weights.items()}
         sums = [
-            [part.numpy() for part in self._batch_sums(constants, tf.constant(self._rows[i : i + _ROWS]))]
-            for i in range(0, len(self._rows), _ROWS)
+            [part.numpy() for part in self._batch_sums(constants, tf.constant(self._rows[i : i + self._batch]))]
+            for i in range(0, len(self._rows), self._batch)
         ]
         count = len(self._owners)
         loss, correct = (np.concatenate(part)[:count].astype(np.float64) for part in zip(*sums, strict=True))

@@ -1,4 +1,4 @@
-"""Holds language models for devices: recurrent cells, the model protocol, presets, the vocabulary and TFLite export.
+"""Holds language models for devices: recurrent cells, transformers, the protocol, presets, vocabulary, TFLite export.
 
 Importing the package loads no other module. Each name below loads its module on first use, and most of these modules
 load TensorFlow. The modules `models.device`, `models.export`, `models.parity` and `models.vocabulary`, and those of
@@ -15,6 +15,8 @@ _HOME = {
     "SICIFGCell": "models.keras_layers",
     "LanguageModel": "models.language_model",
     "RecurrentLanguageModel": "models.recurrent_lm",
+    "TransformerDecoder": "models.transformer.keras_layer",
+    "TransformerLanguageModel": "models.transformer.decoder",
     "Vocabulary": "models.vocabulary",
     "Weights": "models.language_model",
     "from_config": "models.presets",

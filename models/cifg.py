@@ -185,8 +185,10 @@ class Recurrence:
         )
         return CIFGState(*(_from_front(a.stack(), time_axis) for a in arrays))
 
-    def last_state(self, weights: Mapping[str, Any], inputs: tf.Tensor, lengths: tf.Tensor) -> CIFGState:
-        """Returns the state of each row after its own number of steps, from the zero state.
+    def last_state(
+        self, weights: Mapping[str, Any], inputs: tf.Tensor, lengths: tf.Tensor, state: CIFGState | None = None
+    ) -> CIFGState:
+        """Returns the state of each row after its own number of steps.
 
         Only one state per row is in memory at a time.
 
@@ -194,6 +196,7 @@ class Recurrence:
           weights: as in the module's docstring, without a client axis.
           inputs: `[T, B, E]`.
           lengths: int32 `[B]`, 0 to T: the number of steps of each row.
+          state: the state before the first step; None is the zero state.
         """
         projected = self.project_inputs(weights, inputs)
 
@@ -201,7 +204,7 @@ class Recurrence:
             new = self.step(weights, tf.gather(projected, t), state)
             return t + 1, _where(t < lengths, new, state)
 
-        start = (tf.constant(0), self.zero_state(weights, projected))
+        start = (tf.constant(0), self.zero_state(weights, projected) if state is None else state)
         return tf.while_loop(lambda t, _: t < tf.reduce_max(lengths), body, start)[1]
 
 

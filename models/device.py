@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from models import tflite_file
 from models.decoding import numpy_ops
 from models.decoding.numpy_ops import Choices
-from models.vocabulary import BOS, EOS, Vocabulary
+from models.vocabularies import AnyVocabulary
+from models.vocabulary import EOS
 
 
 class DeviceModel:
@@ -50,7 +51,8 @@ class DeviceModel:
             self._prefill = interpreter.get_signature_runner("prefill")
             self._decode = interpreter.get_signature_runner("decode")
             self._generate = interpreter.get_signature_runner("generate")
-            prompt = self._prefill.get_input_details()["tokens"]["shape"].tolist()
+            inputs = self._prefill.get_input_details()
+            prompt = inputs.pop("tokens")["shape"].tolist()
         except (ValueError, RuntimeError, KeyError) as error:
             reason = str(error).splitlines()[0]
             raise ValueError(
@@ -61,21 +63,29 @@ class DeviceModel:
                 f"{self.path}: damaged (its graph reads {prompt[-1]} tokens, its model.json says "
                 f"{self.facts.max_prompt}); export or copy it again"
             )
+        # Empty for a file that fedspeak 0.2 or earlier exported: its `prefill` reads only the beginning of a prompt.
+        self._start = {
+            name: np.zeros(input["shape"], input["dtype"]) for name, input in inputs.items() if name != "length"
+        }
 
-    def stream(self, prompt: str = "", *, stop_at_eos: bool = True, **choices: Any) -> Iterator[str]:
+    def stream(
+        self, prompt: str = "", *, chat: bool = False, stop_at_eos: bool = True, **choices: Any
+    ) -> Iterator[str]:
         """Returns an iterator over the continuation of `prompt`: pieces of whole characters, as soon as they are drawn.
 
         Args:
-          prompt: text of any length. The signature `prefill` reads the first `facts.max_prompt` tokens, begin token
-            included, and `decode` reads the others one by one.
+          prompt: text of any length or, for a transformer, of at most `facts.context` tokens together with
+            `max_new_tokens`. The signature `prefill` reads `facts.max_prompt` tokens at a time.
+          chat: whether `prompt` is a message that the model answers, by the chat template of an imported model.
           stop_at_eos: whether to end with the sentence; otherwise the text goes on, with line breaks between sentences.
           **choices: fields of `models.decoding.numpy_ops.Choices` other than `stop`.
 
         Raises:
-          ValueError: a choice is outside its range, or the prompt holds a lone surrogate. The iterator, too, raises
-            ValueError, if the logits are not finite.
+          ValueError: a choice is outside its range, the prompt holds a lone surrogate, the model has no chat template,
+            or prompt and `max_new_tokens` exceed `facts.context`. The iterator, too, raises ValueError, if the
+            logits are not finite.
         """
-        return decode_stream(self.vocabulary, self.draw(self.encode(prompt), _make_choices(stop_at_eos, choices)))
+        return decode_stream(self.vocabulary, self.draw(self.encode(prompt, chat), _make_choices(stop_at_eos, choices)))
 
     def text(self, prompt: str = "", *, stop_at_eos: bool = True, **choices: Any) -> str:
         """Returns the whole continuation of `prompt`, drawn by the loop inside the graph.
@@ -95,35 +105,60 @@ class DeviceModel:
         drawn = self.draw_in_graph(self.encode(prompt), _make_choices(stop_at_eos, choices))["tokens"]
         return "".join(decode_stream(self.vocabulary, drawn.tolist()))
 
-    def encode(self, prompt: str) -> list[int]:
-        """Returns the begin token followed by the tokens of `prompt`.
+    def encode(self, prompt: str, chat: bool = False) -> list[int]:
+        """Returns the tokens that the model reads before it continues `prompt`, the begin token first if it has one.
+
+        Args:
+          prompt: the text.
+          chat: as for `stream`.
 
         Raises:
-          ValueError: `prompt` holds a lone surrogate.
+          ValueError: `prompt` holds a lone surrogate, or the model has no chat template.
         """
         try:
-            return [BOS, *self.vocabulary.encode(prompt)]
+            return self.vocabulary.chat(prompt) if chat else self.vocabulary.prompt(prompt)
         except ValueError as error:
             raise ValueError(f"prompt: {error}") from None
 
     def draw(self, prompt: Sequence[int], choices: Choices) -> Iterator[int]:
-        """Reads `prompt`, which must begin with the begin token, and returns an iterator over ids drawn in NumPy."""
+        """Reads `prompt`, token ids as `encode` returns them, and returns an iterator over ids drawn in NumPy.
+
+        Raises:
+          ValueError: prompt and `choices.max_new_tokens` exceed `facts.context`.
+        """
+        context = self.facts.context
+        if context is not None and len(prompt) + choices.max_new_tokens > context:
+            raise ValueError(
+                f"prompt: {len(prompt)} tokens and max_new_tokens = {choices.max_new_tokens} exceed the {context} "
+                f"tokens that {self.path} was exported for; shorten one, or export with larger limits"
+            )
         *_, (logits, state) = self.read(prompt)
         return numpy_ops.draw(self._next, logits, state, len(prompt), choices)
 
     def read(self, tokens: Sequence[int], by_prefill: int | None = None) -> Iterator[tuple[NDArray[np.float32], Any]]:
-        """Reads `tokens`; yields (logits `[V]`, state) after the first `by_prefill` tokens and after each later token.
+        """Reads `tokens` part by part, and yields (logits `[V]`, state) after each part.
+
+        The signature `prefill` reads parts of `facts.max_prompt` tokens. `decode` reads single tokens.
 
         Args:
-          tokens: at least one token id.
-          by_prefill: number of tokens that the signature `prefill` reads, 1 to `facts.max_prompt`; None for as many as
-            possible. `decode` reads the others.
+          tokens: at least one token id; for a transformer at most `facts.context`.
+          by_prefill: number of tokens that `prefill` reads, 1 to `facts.max_prompt`, before `decode` reads all others.
+            None: `prefill` reads as many as possible.
         """
-        head = min(len(tokens), by_prefill or self.facts.max_prompt)
-        logits, state = _split_outputs(self._prefill(**self._padded(tokens[:head])))
+        part = self.facts.max_prompt if by_prefill is None else by_prefill
+        logits, state = _split_outputs(self._prefill(**self._padded(tokens[:part]), **self._start))
         yield logits, state
-        for token in tokens[head:]:
-            logits, state = self._next(token, state)
+        read = min(part, len(tokens))
+        while read < len(tokens):
+            # `prefill` needs room for a whole part, and writes its padding too.
+            has_room = self.facts.context is None or read + self.facts.max_prompt <= self.facts.context
+            if by_prefill is None and self._start and has_room:
+                chunk = tokens[read : read + part]
+                logits, state = _split_outputs(self._prefill(**self._padded(chunk), **state))
+                read += len(chunk)
+            else:
+                logits, state = self._next(tokens[read], state)
+                read += 1
             yield logits, state
 
     def draw_in_graph(self, prompt: Sequence[int], choices: Choices) -> dict[str, NDArray[Any]]:
@@ -191,7 +226,7 @@ def runtime() -> str:
     return f"{package} {metadata.version(package)}"
 
 
-def decode_stream(vocabulary: Vocabulary, tokens: Iterable[int]) -> Iterator[str]:
+def decode_stream(vocabulary: AnyVocabulary, tokens: Iterable[int]) -> Iterator[str]:
     """Yields the text of `tokens` in pieces of whole characters, each as soon as its tokens have come.
 
     The end of a sentence becomes a line break, unless it is the last token.

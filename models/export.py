@@ -5,13 +5,16 @@ The app itself converts text to ids and back, with the vocabulary in the file's 
 The file has three signatures. Their batch size is 1. L and N are the arguments `max_prompt` and `max_new_tokens` of
 `export`, and V is the vocabulary size. Integers are int32, all else is float32.
 
-* `prefill` reads a prompt: tokens `[1, L]` (the first is the begin token), length `[]` (number of real tokens, 1 to L)
+* `prefill` reads a prompt, or the next part of one: tokens `[1, L]` (the first token of a prompt is the begin token),
+  length `[]` (number of real tokens, 1 to L), state_0, state_1, ... (zeros before the first part)
   -> logits `[1, V]`, state_0, state_1, ...
 * `decode` reads one more token: token `[1]`, state_0, state_1, ... -> logits `[1, V]`, state_0, state_1, ...
 * `generate` reads a prompt and draws tokens: tokens `[1, L]`, length `[]`, seed `[2]`, request `[]`, temperature `[]`
   (0 is greedy), top_k `[]` (0 keeps all tokens), max_new `[]` (maximum number of tokens; above N it counts as N),
   stop `[]` (id of the token to end after; -1 for none)
   -> tokens `[1, N]`, lengths `[1]`, and the random words word_0, word_1 `[1, N]` that the tokens were drawn with.
+
+The state of a transformer has room for L + N tokens. Logits are NaN if tokens are read beyond it; TFLite has no errors.
 """
 
 import os
@@ -31,13 +34,13 @@ from models.decoding.numpy_ops import Stream
 from models.decoding.prng import random_words
 from models.language_model import LanguageModel, Weights
 from models.tflite_file import PRECISIONS
-from models.vocabulary import Vocabulary
+from models.vocabularies import AnyVocabulary
 
 
 def export(
     model: LanguageModel,
     weights: Weights,
-    vocabulary: Vocabulary,
+    vocabulary: AnyVocabulary,
     path: str | os.PathLike[str],
     precision: str = "float32",
     max_prompt: int = 64,
@@ -78,6 +81,14 @@ def export(
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder: create it first")
     max_prompt, max_new_tokens = int(max_prompt), int(max_new_tokens)
+    if model.context is not None and max_prompt + max_new_tokens > model.context:
+        raise ValueError(
+            f"max_prompt = {max_prompt} and max_new_tokens = {max_new_tokens} do not fit together in the model's "
+            f"context of {model.context} tokens: lower them"
+        )
+    model = model.fit(max_prompt + max_new_tokens)
+    if precision == "int8":
+        weights = model.equalized(weights)
     flatbuffer = convert(Decoder(model, weights, max_prompt, max_new_tokens), precision)
     foreign = sorted(name for name in ops(flatbuffer) if name.startswith(("CUSTOM", "Flex")))
     if foreign:
@@ -146,13 +157,14 @@ class Decoder(tf.Module):
             _make_spec("stop"),
         )
         self.functions = {
-            "prefill": tf.function(self._prefill).get_concrete_function(*prompt),
+            "prefill": tf.function(self._prefill).get_concrete_function(*prompt, *states),
             "decode": tf.function(self._decode).get_concrete_function(_make_spec("token", [1]), *states),
             "generate": tf.function(self._generate).get_concrete_function(*prompt, *choices),
         }
 
-    def _prefill(self, tokens: tf.Tensor, length: tf.Tensor) -> dict[str, tf.Tensor]:
-        logits, state = self.model.prefill(self.parameters, tokens, length[tf.newaxis])
+    def _prefill(self, tokens: tf.Tensor, length: tf.Tensor, *states: tf.Tensor) -> dict[str, tf.Tensor]:
+        before = tf.nest.pack_sequence_as(self.state, states)
+        logits, state = self.model.prefill(self.parameters, tokens, length[tf.newaxis], before)
         return {"logits": logits, **_name_states(state)}
 
     def _decode(self, token: tf.Tensor, *states: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -185,7 +197,8 @@ class Decoder(tf.Module):
         """
 
         def body(i: tf.Tensor, *_: Any) -> tuple[tf.Tensor, tf.Tensor, Any]:
-            return i + 1, *self.model.prefill(self.parameters, tokens, length[tf.newaxis])
+            # From a given state, as the signature `prefill` does, so that both round alike.
+            return i + 1, *self.model.prefill(self.parameters, tokens, length[tf.newaxis], self.state)
 
         logits = tf.zeros([1, self.model.vocabulary_size])
         return tf.while_loop(lambda i, *_: i < 1, body, (tf.constant(0), logits, self.state))[1:]

@@ -1,4 +1,4 @@
-"""Builds the recurrent language model as a Keras model, and converts its weights to and from a plain dict by name."""
+"""Builds a language model as a Keras model, and converts its weights to and from a plain dict by name."""
 
 import json
 import os
@@ -12,6 +12,8 @@ import tensorflow as tf
 from models.keras_layers import CIFG, SICIFG, as_compute, fan_in_normal
 from models.language_model import Weights
 from models.recurrent_lm import RecurrentLanguageModel
+from models.transformer.decoder import TransformerLanguageModel
+from models.transformer.keras_layer import TransformerDecoder
 
 _LAYERS = {"cifg": CIFG, "si-cifg": SICIFG}
 
@@ -82,7 +84,9 @@ class TiedEmbedding(keras.layers.Layer):
         return {**super().get_config(), **own}
 
 
-def to_keras(model: RecurrentLanguageModel, weights: Weights | None = None, length: int | None = None) -> keras.Model:
+def to_keras(
+    model: RecurrentLanguageModel | TransformerLanguageModel, weights: Weights | None = None, length: int | None = None
+) -> keras.Model:
     """Builds the language model as a functional Keras model: tokens int32 `[B, T]` -> logits `[B, T, V]`.
 
     The logits at position t predict the token at t + 1. Train the model with
@@ -91,17 +95,26 @@ def to_keras(model: RecurrentLanguageModel, weights: Weights | None = None, leng
     Args:
       model: the language model to build.
       weights: weights as `model.init` returns them; if None, Keras draws new ones from the same distribution.
-      length: the fixed length T of the inputs; None allows any length. With a length of at most 64 the graph has no
-        loop. TFF 0.87's `functional_model_from_keras` needs a fixed length. Without one, TFF fails with "must feed a
-        value for placeholder", as it does for any Keras RNN.
+      length: the fixed length T of the inputs; None allows any length. With a length of at most 64 the graph of a
+        recurrent model has no loop. TFF 0.87's `functional_model_from_keras` needs a fixed length for recurrent models.
+        Without one, TFF fails with "must feed a value for placeholder", as it does for any Keras RNN.
+
+    Raises:
+      ValueError: `length` is more than the model's context.
     """
     tokens = keras.Input((length,), dtype="int32", name="tokens")
-    embedding = TiedEmbedding(model.vocabulary_size, model.embedding, output_bias=model.output_bias, name="embedding")
-    recurrence = _LAYERS[model.cell](
-        model.units, model.embedding, model.layer_norm, return_sequences=True, name="recurrence"
-    )
-    logits = embedding(recurrence(embedding(tokens)), reverse=True)
-    keras_model = keras.Model(tokens, logits, name="recurrent_language_model")
+    if isinstance(model, TransformerLanguageModel):
+        logits = TransformerDecoder(model.config(), name="decoder")(tokens)
+        keras_model = keras.Model(tokens, logits, name="transformer_language_model")
+    else:
+        embedding = TiedEmbedding(
+            model.vocabulary_size, model.embedding, output_bias=model.output_bias, name="embedding"
+        )
+        recurrence = _LAYERS[model.cell](
+            model.units, model.embedding, model.layer_norm, return_sequences=True, name="recurrence"
+        )
+        logits = embedding(recurrence(embedding(tokens)), reverse=True)
+        keras_model = keras.Model(tokens, logits, name="recurrent_language_model")
     if weights is not None:
         load_into_keras(keras_model, weights)
     return keras_model
@@ -159,13 +172,13 @@ def load_into_keras(keras_model: keras.Model, weights: Weights) -> None:
 
 
 def _variables(keras_model: keras.Model) -> dict[str, Any]:
-    try:
-        embedding, recurrence = keras_model.get_layer("embedding"), keras_model.get_layer("recurrence")
-    except ValueError:
-        raise ValueError(
-            f"model {keras_model.name} was not built by to_keras: use its get_weights and set_weights"
-        ) from None
-    named = {"embedding": embedding.embedding, **recurrence.cell.variables_by_name()}
+    layers = {layer.name: layer for layer in keras_model.layers}
+    if "decoder" in layers:
+        return dict(layers["decoder"].variables_by_name())
+    if not {"embedding", "recurrence"} <= layers.keys():
+        raise ValueError(f"model {keras_model.name} was not built by to_keras: use its get_weights and set_weights")
+    embedding = layers["embedding"]
+    named = {"embedding": embedding.embedding, **layers["recurrence"].cell.variables_by_name()}
     if embedding.has_output_bias:
         named["output_bias"] = embedding.output_bias
     return dict(sorted(named.items()))

@@ -22,6 +22,19 @@ class LanguageModel(Protocol):
     def vocabulary_size(self) -> int:
         """Returns the number of token ids, V."""
 
+    @property
+    def context(self) -> int | None:
+        """Returns the maximum number of tokens of a row; None if there is no maximum."""
+
+    def fit(self, context: int) -> "LanguageModel":
+        """Returns this model with states for rows of at most `context` tokens, for the same weights.
+
+        Smaller states take less memory and time. A model whose states do not grow with the row returns itself.
+
+        Raises:
+          ValueError: `context` is not a positive integer, or more than the model's own.
+        """
+
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Returns the shape of each weight by name, in sorted order and without a client axis."""
 
@@ -60,16 +73,18 @@ class LanguageModel(Protocol):
     def loss_and_correct(self, weights: Weights, tokens: Array, rows: Array | None = None) -> tuple[Array, Array]:
         """Returns `loss_sum`, and how many of the same targets have the largest logit, each float32 `[]` or `[U]`."""
 
-    def prefill(self, weights: Weights, tokens: Array, lengths: Array) -> tuple[Array, State]:
-        """Reads one prompt per row, from the initial state.
+    def prefill(self, weights: Weights, tokens: Array, lengths: Array, state: State = None) -> tuple[Array, State]:
+        """Reads one prompt, or the next part of one, per row.
 
         Args:
           weights: without a client axis.
           tokens: int32 `[B, T]`, padded at the end.
           lengths: int32 `[B]`, 1 to T: the number of real tokens of each row.
+          state: the state before these tokens; None is the initial state.
 
         Returns:
-          The logits `[B, V]` after the last real token of each row, and the state after it.
+          The logits `[B, V]` after the last real token of each row, and the state after it. As for `extend`, a row
+          longer than the model's context is an error or has NaN logits; T counts, not the real tokens.
         """
 
     def extend(self, weights: Weights, tokens: Array, state: State) -> tuple[Array, Trail]:
@@ -81,11 +96,24 @@ class LanguageModel(Protocol):
           state: the state before these tokens.
 
         Returns:
-          The logits `[B, G, V]` after each token, and the trail, from which `rewind` takes a state.
+          The logits `[B, G, V]` after each token, and the trail, from which `rewind` takes a state. A row longer than
+          the model's context is an error, or has NaN logits where nothing can be raised (XLA, TFLite).
+        """
+
+    def extend_with_hidden(self, weights: Weights, tokens: Array, state: State) -> tuple[Array, Array, Trail]:
+        """Does the same as `extend`, and returns the hidden states `[B, G, E]` between the logits and the trail.
+
+        Hidden states are the vectors that the output layer reads. Prediction heads read them too.
         """
 
     def rewind(self, trail: Trail, kept: Array) -> State:
         """Returns the state after the first `kept` (int32 `[B]`, 0 to G) of the tokens that `extend` read."""
+
+    def equalized(self, weights: Weights) -> Weights:
+        """Returns weights that compute the same, with less error once whole tensors are quantised to int8.
+
+        The result may have more names than `shapes`. `prefill`, `extend` and `rewind` take it.
+        """
 
     def initial_state(self, batch: int) -> State:
         """Returns the state before any token, for `batch` rows."""

@@ -98,7 +98,7 @@ def check_parity(
     files = [device.load(path) for path in paths]
     prompt_limit = min(file.facts.max_prompt for file in files)
     length = min(_LENGTH, *(file.facts.max_new_tokens for file in files))
-    reference = _Reference(model, weights)
+    reference = _Reference(model.fit(prompt_limit + length), weights)
     requests: list[tuple[list[int], Choices]] = []
     expected: list[list[int]] = []
     for i in range(sequences):

@@ -46,13 +46,20 @@ class RecurrentLanguageModel:
     def __post_init__(self) -> None:
         self._recurrence()  # raises ValueError if the cell is unknown
         for name in ("vocabulary_size", "embedding", "units"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-                raise ValueError(f"{name}: {value!r} is not a positive integer")
-            object.__setattr__(self, name, int(value))
+            object.__setattr__(self, name, _require_positive(name, getattr(self, name)))
 
     def _recurrence(self) -> Recurrence:
         return Recurrence(self.cell, self.layer_norm)
+
+    @property
+    def context(self) -> None:
+        """Returns None: a row may have any number of tokens."""
+        return None
+
+    def fit(self, context: int) -> "RecurrentLanguageModel":
+        """Returns the model itself, whose state has one size for rows of any length; see `LanguageModel.fit`."""
+        _require_positive("context", context)
+        return self
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Returns the shape of each weight by name, in sorted order and without a client axis."""
@@ -118,11 +125,13 @@ class RecurrentLanguageModel:
         outputs = self._recurrence().outputs(weights, inputs)
         return outputs, table, weights.get("output_bias"), tokens[..., 1:, :]
 
-    def prefill(self, weights: Weights, tokens: Array, lengths: Array) -> tuple[tf.Tensor, CIFGState]:
+    def prefill(
+        self, weights: Weights, tokens: Array, lengths: Array, state: CIFGState | None = None
+    ) -> tuple[tf.Tensor, CIFGState]:
         """Reads tokens int32 `[B, T]` and returns logits `[B, V]` and the state; see `LanguageModel.prefill`."""
         weights = _to_tensors(weights)
         inputs = tf.gather(weights["embedding"], _time_major(tf.convert_to_tensor(tokens)))
-        state = self._recurrence().last_state(weights, inputs, tf.convert_to_tensor(lengths))
+        state = self._recurrence().last_state(weights, inputs, tf.convert_to_tensor(lengths), state)
         return self._logits(weights, state.output[tf.newaxis])[0], state
 
     def extend(self, weights: Weights, tokens: Array, state: CIFGState) -> tuple[tf.Tensor, CIFGState]:
@@ -130,16 +139,27 @@ class RecurrentLanguageModel:
 
         The trail is a state with a time axis: output `[B, G+1, E]` and cell `[B, G+1, H]`. Its entry 0 is `state`.
         """
+        logits, _, trail = self.extend_with_hidden(weights, tokens, state)
+        return logits, trail
+
+    def extend_with_hidden(
+        self, weights: Weights, tokens: Array, state: CIFGState
+    ) -> tuple[tf.Tensor, tf.Tensor, CIFGState]:
+        """Does the same as `extend`, and returns the outputs `[B, G, E]` between the logits and the trail."""
         weights = _to_tensors(weights)
         inputs = tf.gather(weights["embedding"], _time_major(tf.convert_to_tensor(tokens)))
         after = self._recurrence().states(weights, inputs, state)
         logits = tf.transpose(self._logits(weights, after.output), [1, 0, 2])
         trail = (tf.transpose(tf.concat([s[tf.newaxis], a], 0), [1, 0, 2]) for s, a in zip(state, after, strict=True))
-        return logits, CIFGState(*trail)
+        return logits, tf.transpose(after.output, [1, 0, 2]), CIFGState(*trail)
 
     def rewind(self, trail: CIFGState, kept: Array) -> CIFGState:
         """Returns the state after the first `kept` (int32 `[B]`, 0 to G) of the tokens that `extend` read."""
         return CIFGState(*(tf.gather(states, kept, axis=1, batch_dims=1) for states in trail))
+
+    def equalized(self, weights: Weights) -> Weights:
+        """Returns the weights as they are; see `LanguageModel.equalized`."""
+        return weights
 
     def initial_state(self, batch: int) -> CIFGState:
         """Returns the zero state, float32: output `[batch, E]` and cell `[batch, H]`."""
@@ -153,6 +173,12 @@ class RecurrentLanguageModel:
         """Maps recurrent outputs `[T, B, E]` to logits `[T, B, V]`."""
         logits = matmul_rows(outputs, tf.linalg.matrix_transpose(weights["embedding"]))
         return logits + weights["output_bias"] if self.output_bias else logits
+
+
+def _require_positive(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise ValueError(f"{name}: {value!r} is not a positive integer")
+    return int(value)
 
 
 def _to_tensors(weights: Weights) -> Weights:

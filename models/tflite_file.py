@@ -11,8 +11,9 @@ import zipfile
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from models import vocabularies
 from models.atomic_file import replace_file
-from models.vocabulary import Vocabulary
+from models.vocabularies import AnyVocabulary
 
 PRECISIONS = ("float32", "float16", "int8")
 _FORMAT = "fedspeak model 2"
@@ -29,7 +30,8 @@ class Facts:
       config: the language model's `config()`.
       max_prompt: maximum number of tokens that the signatures `prefill` and `generate` read, begin token included.
       max_new_tokens: maximum number of tokens that the signature `generate` draws.
-      state_shapes: shapes of `state_0`, `state_1`, ... of the signatures `prefill` and `decode`.
+      state_shapes: shapes of `state_0`, `state_1`, ... of the signatures `prefill` and `decode`, all float32, and int32
+        for the length `[1]` that ends the state of a transformer.
       flatbuffer_bytes: size of the flatbuffer in bytes, without the zip after it.
       flatbuffer_sha256: SHA-256 of the flatbuffer, in hex.
     """
@@ -42,13 +44,18 @@ class Facts:
     flatbuffer_bytes: int
     flatbuffer_sha256: str
 
+    @property
+    def context(self) -> int | None:
+        """Returns the maximum number of tokens of a prompt and its continuation together; None: no maximum."""
+        return self.config.get("cache_length")
+
 
 def checksum(content: bytes) -> str:
     """Returns the SHA-256 of `content`, in hex."""
     return hashlib.sha256(content).hexdigest()
 
 
-def write(path: str | os.PathLike[str], flatbuffer: bytes, vocabulary: Vocabulary, facts: Facts) -> None:
+def write(path: str | os.PathLike[str], flatbuffer: bytes, vocabulary: AnyVocabulary, facts: Facts) -> None:
     """Writes a flatbuffer with its vocabulary and facts to `path`.
 
     If writing fails, an existing file at `path` is left unchanged.
@@ -63,7 +70,7 @@ def write(path: str | os.PathLike[str], flatbuffer: bytes, vocabulary: Vocabular
             _add(archive, _VOCABULARY, vocabulary.to_json())
 
 
-def read(path: str | os.PathLike[str]) -> tuple[Facts, Vocabulary]:
+def read(path: str | os.PathLike[str]) -> tuple[Facts, AnyVocabulary]:
     """Reads the facts and the vocabulary from a file that `write` wrote, and verifies the flatbuffer's checksum.
 
     Raises:
@@ -76,7 +83,7 @@ def read(path: str | os.PathLike[str]) -> tuple[Facts, Vocabulary]:
         try:
             with zipfile.ZipFile(file) as archive:
                 entries = json.loads(archive.read(_FACTS))
-                vocabulary = Vocabulary.from_json(archive.read(_VOCABULARY).decode())
+                vocabulary = vocabularies.from_json(archive.read(_VOCABULARY).decode())
             file_format = entries.pop("format")
             if file_format == "fedspeak model 1":  # fedspeak 0.1 wrote it
                 entries["max_new_tokens"] = entries.pop("max_tokens")
@@ -88,6 +95,8 @@ def read(path: str | os.PathLike[str]) -> tuple[Facts, Vocabulary]:
                 raise ValueError("a length is not a positive integer")
             if facts.config["vocabulary_size"] != vocabulary.size:
                 raise ValueError("the vocabulary's size is not the model's")
+        except ModuleNotFoundError:  # of a package that an imported model's vocabulary needs
+            raise
         except Exception:  # zipfile, zlib and json raise errors of many kinds on damaged files
             raise ValueError(
                 f"{path}: cut short, or not from `fedspeak export`, or from a version of fedspeak that this one cannot "

@@ -114,6 +114,26 @@ class Vocabulary:
             ids.extend(encode(chunk))
         return ids
 
+    def prompt(self, text: str) -> list[int]:
+        """Returns the begin token and the ids of `text`: what a model reads before it continues `text`.
+
+        Raises:
+          ValueError: as for `encode`.
+        """
+        return [BOS, *self.encode(text)]
+
+    def document(self, text: str) -> list[int]:
+        """Returns the ids of a whole text as models are trained on it: a begin token, and an end token for each line.
+
+        Raises:
+          ValueError: as for `encode`.
+        """
+        return [BOS, *itertools.chain.from_iterable([*self.encode(line), EOS] for line in text.splitlines())]
+
+    def chat(self, message: str) -> list[int]:
+        """Raises ValueError: a model that was trained from scratch has no chat template."""
+        raise ValueError("the model has no chat template: use a prompt instead")
+
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """Returns the bytes of `ids`; special ids have none.
 

@@ -1,7 +1,9 @@
 """Defines the commands for models on devices: `export` writes .tflite files, `generate` draws text from one."""
 
+import resource
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,13 +30,26 @@ _PRECISIONS = ("float32", "float16", "int8")
     help="Weight precision of the exported file, or all for one file of each; int8 is dynamic-range quantisation.",
 )
 @click.option(
+    "--max-prompt",
+    default=64,
+    show_default=True,
+    help="Maximum number of tokens that the file reads at once, and that a prompt of the graph's own loop may have.",
+)
+@click.option(
+    "--max-new-tokens",
+    default=128,
+    show_default=True,
+    help="Maximum number of tokens that the graph's own loop generates. A transformer's file has room for this number "
+    "and --max-prompt together.",
+)
+@click.option(
     "--output",
     type=click.Path(path_type=Path),
     help="File to write, by default model.tflite, model-float16.tflite or model-int8.tflite in RUN. With "
     "--precision all it is the float32 file, and the other two are named after it.",
 )
-def export(run: Path, precision: str, output: Path | None) -> None:
-    """Write the trained model of a run as .tflite files, and compare each with the model.
+def export(run: Path, precision: str, max_prompt: int, max_new_tokens: int, output: Path | None) -> None:
+    """Write the trained model of a run, or an imported model, as .tflite files, and compare each with the model.
 
     Ends with an error if a file fails the comparison (docs/export.md).
     """
@@ -49,10 +64,12 @@ def export(run: Path, precision: str, output: Path | None) -> None:
     if folder.is_dir():  # checked before TensorFlow loads, which takes seconds
         require_writable(folder)
     model, weights, vocabulary = load_trained(run)
-    export_and_check(model, weights, vocabulary, paths)
+    export_and_check(model, weights, vocabulary, paths, max_prompt=max_prompt, max_new_tokens=max_new_tokens)
 
 
-def export_and_check(model: Any, weights: Any, vocabulary: Any, paths: dict[str, Path]) -> "list[Parity]":
+def export_and_check(
+    model: Any, weights: Any, vocabulary: Any, paths: dict[str, Path], **limits: int
+) -> "list[Parity]":
     """Exports one file per precision, compares each file with the model, and prints the comparison.
 
     Args:
@@ -60,6 +77,7 @@ def export_and_check(model: Any, weights: Any, vocabulary: Any, paths: dict[str,
       weights: the model's weights by name.
       vocabulary: the vocabulary that the model was trained with.
       paths: the file to write for each precision.
+      **limits: `max_prompt` and `max_new_tokens` of `models.export.export`.
 
     Raises:
       click.ClickException: a file fails the comparison.
@@ -68,7 +86,7 @@ def export_and_check(model: Any, weights: Any, vocabulary: Any, paths: dict[str,
     from models.parity import check_parity
 
     for precision, path in paths.items():
-        export(model, weights, vocabulary, path, precision)
+        export(model, weights, vocabulary, path, precision, **limits)
     with no_notices():
         results = check_parity(model, weights, list(paths.values()))
     _print_table(results)
@@ -83,7 +101,10 @@ def export_and_check(model: Any, weights: Any, vocabulary: Any, paths: dict[str,
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--prompt", default="", help="Text to continue; empty begins a new text.")
+@click.option("--prompt", help="Text to continue; by default the model begins a new text.")
+@click.option(
+    "--chat", help="Message to answer, instead of a text to continue; for imported models with a chat template."
+)
 @click.option("--max-new-tokens", default=64, show_default=True, help="Maximum number of tokens to generate per text.")
 @click.option(
     "--temperature",
@@ -102,15 +123,25 @@ def export_and_check(model: Any, weights: Any, vocabulary: Any, paths: dict[str,
 )
 @renamed("--max-tokens", "--max-new-tokens")
 def generate(
-    model: Path, prompt: str, max_new_tokens: int, temperature: float, top_k: int, seed: int, count: int
+    model: Path,
+    prompt: str | None,
+    chat: str | None,
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int,
+    seed: int,
+    count: int,
 ) -> None:
-    """Generate text from an exported model, up to the end of the sentence.
+    """Generate text from an exported model, up to the end of the sentence or answer.
 
-    Writes prompt and continuation to standard output, piece by piece. The model runs on NumPy and the LiteRT runtime;
-    TensorFlow is used only if LiteRT is not installed.
+    Writes prompt and continuation (or the answer to --chat) to standard output, piece by piece, and then the speed and
+    the peak memory to standard error. The model runs on NumPy and the LiteRT runtime; TensorFlow is used only if LiteRT
+    is not installed.
     """
     if count < 1:
         raise click.BadParameter(f"{count} is below the minimum of 1", param_hint="--count")
+    if prompt is not None and chat is not None:
+        raise click.UsageError("--prompt and --chat are both given: drop one")
     options: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
@@ -119,15 +150,43 @@ def generate(
     }
     _check_options(options)
     from models import device
+    from models.decoding.numpy_ops import Choices
+    from models.vocabulary import EOS
 
     with no_notices():
         loaded = device.load(model)
-        streams = [loaded.stream(prompt, request=request, **options) for request in range(count)]
-    for stream in streams:
-        _write(prompt)
-        for piece in stream:
+        text = (prompt or "") if chat is None else chat
+        tokens = loaded.encode(text, chat=chat is not None)
+        choices = [Choices(request=request, stop=EOS, **options) for request in range(count)]
+        draws = [_Timed(loaded.draw(tokens, choice)) for choice in choices]
+    for draw in draws:
+        _write(prompt or "")
+        for piece in device.decode_stream(loaded.vocabulary, draw):
             _write(piece)
         _write("\n")
+    seconds, count = sum(draw.seconds for draw in draws), sum(draw.count for draw in draws)
+    speed = f", {count / seconds:,.0f} tokens/s" if seconds else ""
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    click.echo(
+        f"{count + len(draws)} tokens{speed}, peak memory {memory:,.0f} MB ({device.runtime()}, 1 thread)", err=True
+    )
+
+
+class _Timed:
+    """Passes on tokens, and counts them and the time that they take after the first one, which waits for the prompt."""
+
+    def __init__(self, tokens: Iterator[int]) -> None:
+        self._tokens = tokens
+        self.count, self.seconds = 0, 0.0
+
+    def __iter__(self) -> Iterator[int]:
+        begin = None
+        for token in self._tokens:
+            if begin is not None:
+                self.seconds += time.perf_counter() - begin
+                self.count += 1
+            yield token
+            begin = time.perf_counter()
 
 
 def _check_options(options: dict[str, Any]) -> None:

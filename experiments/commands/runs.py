@@ -15,7 +15,7 @@ from experiments.runs import RunFolder
 from privacy.files import FULL
 
 _STRICT = click.option("--strict", is_flag=True, help="Stop at the first bad row of the data (data.strict=true).")
-_SETTINGS = click.option(
+SETTINGS = click.option(
     "--set",
     "overrides",
     multiple=True,
@@ -26,7 +26,7 @@ _SETTINGS = click.option(
 
 @click.command()
 @click.argument("config", required=False)
-@_SETTINGS
+@SETTINGS
 @_STRICT
 @click.option(
     "--output", type=click.Path(path_type=Path), help="Folder of the new run.", show_default="runs/CONFIG-DATE"
@@ -172,9 +172,23 @@ def _strict_named_as_typed(strict: bool) -> Iterator[None]:
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
-def evaluate(run: Path) -> None:
-    """Evaluate a trained run on its test clients, beside the baselines."""
+@click.option(
+    "--text",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="Text file to evaluate on, instead of the test clients; may be repeated.",
+)
+def evaluate(run: Path, text: tuple[Path, ...]) -> None:
+    """Evaluate a trained run on its test clients, beside the baselines, or any model on text files.
+
+    RUN is the folder of a run or, with --text, of an imported model.
+    """
     extras.require("models")
+    if text:
+        from experiments.text_evaluation import evaluate_text
+
+        click.echo(evaluate_text(run, text))
+        return
     from experiments import results
 
     click.echo(results.evaluate(RunFolder(run)))
@@ -203,7 +217,7 @@ def report(run: Path) -> None:
 
 @click.command()
 @click.argument("config")
-@_SETTINGS
+@SETTINGS
 @_STRICT
 def data(config: str, overrides: tuple[str, ...], strict: bool) -> None:
     """Build the token store of a config and describe its contents.

@@ -204,7 +204,7 @@ def draw(
         words = random_words(seed, Stream.SAMPLE, choices.request, position + i)
         token = int(sample(process(logits, choices.temperature, choices.top_k), words))
         yield token
-        if token == choices.stop:
+        if token == choices.stop or i + 1 == choices.max_new_tokens:
             return
         logits, state = step(token, state)
 

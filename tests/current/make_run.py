@@ -30,7 +30,7 @@ size = 300
 embedding = 16
 units = 24
 
-[warm_start]
+[pretraining]
 epochs = 4
 learning_rate = 0.01
 

@@ -25,7 +25,7 @@ size = 300
 embedding = 8
 units = 12
 
-[warm_start]
+[pretraining]
 epochs = 1
 
 [clients]

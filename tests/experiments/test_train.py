@@ -123,7 +123,7 @@ def test_evaluation_uses_the_test_clients(folder, whole, tmp_path, monkeypatch):
 
 def test_run_without_finite_updates_warns(folder):
     """One step overflows float32, so each update counts as zero; the loss is shown as NaN, not as 0."""
-    settings = ["clients.learning_rate=1e38", "run.rounds=1", "warm_start.epochs=0"]
+    settings = ["clients.learning_rate=1e38", "run.rounds=1", "pretraining.epochs=0"]
     options = [part for setting in settings for part in ("--set", setting)]
     code, _, err = call("train", str(folder / "config.toml"), "--output", str(folder / "lost"), *options, folder=folder)
     assert code == 0, err

@@ -151,8 +151,8 @@ def test_resume_refuses_changed_config(folder, whole, refuse):
         ("run.shards=0", "run.shards"),
         ("run.shards=1000000", "run.shards = 1000000: must be an integer, at least 1 and at most 4096"),
         ("run.clients_at_once=1000000", "run.clients_at_once = 1000000: must be an integer, at least 1"),
-        ("warm_start.epochs=-1", "warm_start.epochs"),
-        ("warm_start.batch_size=0", "warm_start.batch_size"),
+        ("pretraining.epochs=-1", "pretraining.epochs"),
+        ("pretraining.batch_size=0", "pretraining.batch_size"),
         ("data.validation=0.9", "data.validation = 0.9 and data.test = "),
         (
             "cohort.sampling_probability=0.001",

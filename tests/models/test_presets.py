@@ -28,6 +28,31 @@ def test_preset_has_the_number_of_parameters_in_its_name(name, cell, expected):
     assert f"{expected / 1e6:.1f}m" in name
 
 
+# Written out: vocabulary x embedding + blocks x (4 projections + 2 feed-forward matrices), and for a scale-invariant
+# model the matrix that makes the embedding of degree 2.
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("transformer-4m", 4000 * 128 + 6 * (4 * 128 * 128 + 2 * 128 * 2048)),
+        ("si-transformer-4m", 4_050_944 + 128 * 128),
+        ("transformer-21m", 4000 * 512 + 6 * (4 * 512 * 512 + 2 * 512 * 2048)),
+        ("si-transformer-21m", 20_922_368 + 512 * 512),
+    ],
+)
+def test_transformer_preset_has_the_number_of_parameters_in_its_name(name, expected):
+    model = preset(name)
+    assert parameters(model) == expected
+    assert f"-{expected / 1e6:.0f}m" in name
+    scale_invariant = (model.attention, model.norm_epsilon, model.degree_two_embedding) == ("relu", 0.0, True)
+    assert scale_invariant == name.startswith("si-")
+
+
+def test_preset_takes_changes_and_refuses_those_of_the_other_architecture():
+    assert preset("transformer-4m", 300, blocks=2).blocks == 2
+    with pytest.raises(ValueError, match="preset: .*units"):
+        preset("transformer-4m", 300, units=5)
+
+
 def test_tiny_preset_needs_a_vocabulary_size():
     model = preset("tiny", 1024)
     assert (model.vocabulary_size, model.embedding, model.units) == (1024, 96, 192)

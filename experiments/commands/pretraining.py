@@ -1,0 +1,63 @@
+"""Defines the command `pretrain`, which trains a model centrally on the public text of a config."""
+
+import contextlib
+from datetime import datetime
+from pathlib import Path
+
+import click
+
+from experiments import config_file, extras
+from experiments.commands.runs import SETTINGS
+from experiments.display import ConsoleDisplay
+from experiments.provenance import command_line
+from experiments.runs import RunFolder
+from privacy.files import FULL
+
+
+@click.command()
+@click.argument("config", required=False)
+@SETTINGS
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="Folder of the new model.", show_default="runs/CONFIG-DATE"
+)
+@click.option(
+    "--resume", type=click.Path(path_type=Path), metavar="RUN", help="Folder of an interrupted pretraining to resume."
+)
+def pretrain(config: str | None, overrides: tuple[str, ...], output: Path | None, resume: Path | None) -> None:
+    """Train a model centrally on the public text of a config, without any client.
+
+    CONFIG is a TOML file, or the name of a shipped one; its sections data.public, vocabulary, model and pretraining are
+    used. The folder of the result is evaluated, exported and used by model.init like that of any model.
+    """
+    extras.require("federated")
+    if (config is None) == (resume is None):
+        raise click.UsageError("give either a config to start, or --resume RUN to continue")
+    show, is_new_folder = ConsoleDisplay(), False
+    if resume is not None:
+        if overrides or output:
+            raise click.UsageError("--resume takes the config and the folder from the run: drop --set and --output")
+        run = RunFolder(resume)
+        run.read_config()
+    else:
+        from experiments.data import absolute
+
+        assert config is not None
+        settings = absolute(config_file.load(config, overrides))
+        if settings.pretraining.epochs == 0:
+            raise ValueError("pretraining.epochs = 0 trains nothing: set it to at least 1")
+        run = RunFolder(output or Path("runs") / f"{Path(config).stem}-{datetime.now():%Y%m%d-%H%M%S}")
+        is_new_folder = run.create(settings)
+    from experiments import public_run
+
+    try:
+        public_run.train(run, command_line(), show)
+    except KeyboardInterrupt:
+        click.echo(f"resume with: fedspeak pretrain --resume {run.path}", err=True)
+        raise
+    except Exception as error:
+        disk_is_full = isinstance(error, OSError) and error.errno in FULL
+        if resume is None and not disk_is_full:
+            with contextlib.suppress(OSError):
+                run.discard(is_new_folder)
+        raise
+    click.echo(f"wrote {run.path}: evaluate it on text files with fedspeak evaluate {run.path} --text FILE")

@@ -1,0 +1,98 @@
+"""Trains a model on the public text of a config: alone, into a folder of its own, or before the rounds of a run."""
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments import assembly, data, initial_model
+from experiments.config import Config
+from experiments.display import ConsoleDisplay
+from experiments.initial_model import InitialModel
+from experiments.pretraining import initial_weights, pretrain
+from experiments.provenance import versions
+from experiments.runs import RunFolder, save_weights, write_json
+from fl.runtime.kernels import describe_kernels
+from privacy.files import require_writable
+
+
+def train(run: RunFolder, command: str, show: ConsoleDisplay) -> None:
+    """Trains a model to its end, whether its folder is new, was interrupted or holds the finished model already.
+
+    Args:
+      run: folder that holds the config (`RunFolder.create`).
+      command: the command line, which is recorded in `facts.json`.
+      show: display of the notes and the progress.
+
+    Raises:
+      OSError, ValueError: training cannot begin or go on; one line. It can be resumed after the cause is fixed.
+    """
+    config = run.read_config()
+    require_writable(run.path)
+    if run.weights.exists():
+        show.note(f"{run.path} holds a trained model already: nothing is trained")
+        return
+    show.note(f"run: {run.path}")
+    initial = load_initial(config)
+    words, sequences, declared = data.prepare_public(config, run.vocabulary)
+    show.note(f"public: {'; '.join(declared)}")
+    show.note(f"vocabulary: {words.size} sub-words ({words.digest[:12]}); {len(sequences):,} sequences")
+    model = assembly.build_model(config, words.size, initial and initial.model)
+    if initial is not None:
+        show.note(initial.description)
+        declared = (*declared, initial.description)
+    if not run.sentence_digests.exists():
+        initial_model.write_sentence_digests(run.sentence_digests, data.sources(config)[1])
+    if not run.facts.exists():
+        facts = {"command": command, "versions": versions(), "public": declared, "vocabulary": words.digest}
+        write_json(run.facts, {**facts, "kernels": [describe_kernels()]})
+    show.note("loading TensorFlow Federated …")
+    weights = train_public(model, sequences, config, initial, show, run)
+    write_json(run.model, model.config())
+    save_weights(run.weights, weights)
+
+
+def load_initial(config: Config) -> InitialModel | None:
+    """Loads the model that `model.init` names; None if the config names none."""
+    return None if config.model.init is None else initial_model.load(Path(config.model.init))
+
+
+def train_public(
+    model: Any,
+    sequences: np.ndarray,
+    config: Config,
+    initial: InitialModel | None,
+    show: ConsoleDisplay,
+    run: RunFolder | None = None,
+) -> dict[str, np.ndarray]:
+    """Trains a model on the public text and shows the progress; see `experiments.pretraining.pretrain`.
+
+    Args:
+      model: the language model.
+      sequences: int32 [n, T+1], the public text.
+      config: the run's config.
+      initial: the model to start from; None: new weights.
+      show: display of the progress.
+      run: folder for checkpoints and TensorBoard; None: nothing is saved, and an interrupted training starts anew.
+    """
+    with contextlib.ExitStack() as stack:
+        board: Any = None
+        if run is not None:
+            from experiments.board import Board
+
+            board = stack.enter_context(Board(run.tensorboard))
+        advance: Any = None
+
+        def on_evaluation(step: int, steps: int, loss: float) -> None:
+            nonlocal advance
+            if advance is None:
+                advance = stack.enter_context(show.task("public model", steps))
+            if board is not None:
+                board.write(step, {"public_loss": loss})
+            advance(step, {"public_loss": loss})
+
+        folder = None if run is None else run.checkpoints
+        seed = config.model.seed
+        weights = initial_weights(model, sequences, seed) if initial is None else initial.weights
+        return pretrain(model, sequences, config.pretraining, weights, seed, on_evaluation, folder)

@@ -1,0 +1,1 @@
+"""Holds decoder-only transformers: layers, key-value cache and the language model."""
