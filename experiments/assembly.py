@@ -188,7 +188,10 @@ def build_server_optimizer(config: Config) -> Any:
 
 
 def load_keys(config: Config, path: Path, begun: bool) -> RunKeys:
-    """Loads the operator's secrets from `path`; a run that has not begun draws them from the operating system first.
+    """Loads the run's keys from `path`, or draws and writes them if the run has not begun and `path` does not exist.
+
+    New keys come from the operating system. With `run.fixed_key` the keys follow from that number, and no file is read
+    or written.
 
     Raises:
       FileNotFoundError: the run has begun and its key file is missing.

@@ -187,7 +187,8 @@ def _describe_left_out(statistics: BuildStatistics) -> list[str]:
             f"({statistics.dropped_tokens} tokens)"
         )
     if statistics.bad_rows:
-        lines.append(f"left out*: {statistics.bad_rows} bad rows, of which the first are:")
+        some = "1 bad row" if statistics.bad_rows == 1 else f"{statistics.bad_rows} bad rows, of which the first are"
+        lines.append(f"left out*: {some}:")
         lines += [f"  {example}" for example in statistics.examples[:5]]
     return [*lines, *(f"note*: {note}" for note in statistics.notes)]
 

@@ -237,7 +237,7 @@ def seeds_table(evaluations: list[list[Row]]) -> str:
     """Returns the results of a run's repetitions as Markdown, with their mean and standard deviation in the last row.
 
     Args:
-      evaluations: rows of each repetition, at least two.
+      evaluations: for each repetition, its result rows; at least two repetitions.
     """
     compared = [row.name for row in evaluations[0] if row.gain is not None]
     header = ["repetition", "nats per token", "bits per character", *(f"{_marked(name)} worse by" for name in compared)]

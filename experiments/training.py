@@ -173,8 +173,9 @@ def _train_rounds(
 ) -> dict[str, Any]:
     """Trains the remaining rounds and returns the final weights.
 
-    `last_inputs` is what the ledger's last round records as `inputs`, None if the ledger has no round. `kernels` are
-    those that compute the rounds.
+    `last_inputs` is the `inputs` string in the ledger's last round: `clients_at_once` and a digest of data, settings
+    and starting weights (`assembly.describe_inputs`). It is None if the ledger has no round. `kernels` are those that
+    compute the rounds.
     """
     from experiments.board import Board
     from fl.evaluation import Evaluator
@@ -299,7 +300,8 @@ def _choose_clients_at_once(
     """Returns how many clients of a shard are trained at once.
 
     The config may set the number. Otherwise the fastest one is measured when the run begins, and kept. `last_inputs` is
-    what the ledger's last round records as `inputs`, None if the ledger has no round.
+    the `inputs` string in the ledger's last round: `clients_at_once` and a digest of data, settings and starting
+    weights (`assembly.describe_inputs`). It is None if the ledger has no round.
 
     Raises:
       ValueError: earlier rounds were trained with another number than `engine.json` says.

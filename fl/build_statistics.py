@@ -55,7 +55,7 @@ class BuildStatistics:
         parts = []
         if self.bad_rows:
             first = f", the first: {self.examples[0]}" if self.examples else ""
-            parts.append(f"{self.bad_rows} bad rows{first}")
+            parts.append(f"{self.bad_rows} bad {'row' if self.bad_rows == 1 else 'rows'}{first}")
         if self.dropped_clients:
             parts.append(f"{self.dropped_clients} clients below min_tokens")
         parts += self.notes

@@ -121,7 +121,7 @@ def _flatten(state: Any, prefix: str = "") -> list[tuple[str, np.ndarray]]:
 
 
 def _restore(template: Any, arrays: Mapping[str, np.ndarray], path: Path, prefix: str = "") -> Any:
-    """Arranges arrays that are named by their paths in the nested mappings of `template`."""
+    """Returns the arrays, which are named by paths such as "weights/kernel", nested in mappings as `template` is."""
     if isinstance(template, Mapping):
         names = [(name, f"{prefix}/{name}" if prefix else name) for name in template]
         return OrderedDict((name, _restore(template[name], arrays, path, full)) for name, full in names)

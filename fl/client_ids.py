@@ -57,7 +57,7 @@ class ClientIds(Sequence[str]):
         return position if position < len(self) and self._encoded(position) == encoded else None
 
     def take(self, numbers: NDArray[np.int64]) -> ClientIds:
-        """Returns the ids at the positions `numbers`, int64 [m], strictly increasing; copies no text."""
+        """Returns the ids at the positions `numbers` (int64 [m], strictly increasing) without copying their text."""
         return ClientIds(self._begins[numbers], self._ends[numbers], self._utf8)
 
     def _encoded(self, number: int) -> bytes:

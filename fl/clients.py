@@ -121,8 +121,10 @@ class TokenStore:
           path: file to write; its folder is created if needed.
           source: source of the clients' text.
           vocabulary: vocabulary that encodes the text.
-          min_tokens: clients with fewer tokens (begin and ends of sentences included) are left out and counted, >= 2.
-          split_seed: key of `places`, a signed 128-bit integer.
+          min_tokens: minimum number of tokens of a client, begin and end tokens included, >= 2. Clients with fewer are
+            left out, and `statistics` counts them.
+          split_seed: key of the hash that splits clients into training, validation and test (`places`), a signed
+            128-bit integer.
           merge_ids: "normalize" replaces each client id by its normalized form (`fl.near_ids`), so that near-equal ids
             become one client with all their text. None keeps ids as they are, and the statistics count near-equal ids.
 

@@ -92,7 +92,7 @@ class LocalSGD:
 
 
 class Loss(NamedTuple):
-    """Holds the loss of one batch; every field is [], or [U] for one batch of each of U clients."""
+    """Holds the loss of one batch. Every field has shape [], or [U] if U clients have one batch each."""
 
     total: Any  # float32: sum of the losses
     count: Any  # float32: number of predictions in the sum; SGD follows the gradient of total / count

@@ -153,7 +153,10 @@ def tapped_outputs(
     projection: tf.Tensor | None,
     output_tap: tf.Tensor,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the result of `outputs`, and the hidden states, from which the weights' gradients per row are computed.
+    """Returns the result of `outputs`, and the hidden states.
+
+    Together with the gradients at `projected` and `output_tap`, the outputs and hidden states give each example's
+    gradients of the recurrent kernel and the projection.
 
     Args:
       activations: as for `outputs`.

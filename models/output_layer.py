@@ -61,7 +61,8 @@ def sums(
       with_correct: whether to return also the number of targets that have the largest logit of their row.
 
     Returns:
-      [loss sum] or [loss sum, count], each float `[]` or `[U]`; the loss is in nats.
+      [loss sum], or with `with_correct` [loss sum, number of correct targets]. Each is a float `[]`, or `[U]` with a
+      leading client axis. The loss is in nats.
     """
     if table.shape.rank == 3:
         real = tf.not_equal(targets, PAD)

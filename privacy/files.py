@@ -1,8 +1,8 @@
 """Writes files that only the operator can read (mode 0600), and files for publication.
 
-A run's files tell who took part, how large the cohorts were, and which losses models without noise have on the clients'
-text. Use `write_private` and `append_private` by default. The mode of their files depends neither on the umask nor on
-who made the folder.
+A run's files tell who took part, how large the cohorts were, and losses on the clients' text that were computed
+without noise. Use `write_private` and `append_private` by default. The mode of their files depends neither on the umask
+nor on who made the folder.
 """
 
 from __future__ import annotations

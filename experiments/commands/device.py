@@ -93,8 +93,8 @@ def export_and_check(
     failed = [result.path for result in results if not result.passed]
     if failed:
         raise click.ClickException(
-            f"{', '.join(failed)}: output differs from the trained model's or from that of stream by more than the "
-            "check allows (FAILED in the table above): do not ship it; export again, or report a bug"
+            f"{', '.join(failed)}: failed the comparison with the trained model or with the file's own token-by-token "
+            "generation (FAILED in the table above): do not ship it; export again, or report a bug"
         )
     return results
 

@@ -38,14 +38,14 @@ _MANY = 1_000_000  # so many records that only the leading term of the error mat
     default=100_000,
     show_default=True,
     type=click.IntRange(min=100),
-    help="Number of releases per estimate for fedspeak's mechanisms.",
+    help="Number of private means to release for each measured error of fedspeak's mechanisms.",
 )
 @click.option(
     "--library-trials",
     default=2000,
     show_default=True,
     type=click.IntRange(min=100),
-    help="Number of releases per estimate for the other libraries.",
+    help="Number of private means to release for each measured error of the other libraries.",
 )
 @click.option(
     "--output",
@@ -91,7 +91,7 @@ def dp_mean(trials: int, library_trials: int, output: Path) -> None:
 def errors(
     n: int, epsilon: float, mu: float, mechanism: Any, neighbouring: Any, trials: int, delta: float = 0.0
 ) -> npt.NDArray[np.float64]:
-    """Returns n times the error of each of `trials` releases of the mean of zeros and ones, float64 [trials].
+    """Releases the mean of n zeros and ones `trials` times and returns each release's error times n, float64 [trials].
 
     The releases are computed as the coordinates of one release with `trials` times the ε, because this is faster. The
     noise is drawn from a seed.
@@ -187,10 +187,10 @@ def _measure_worst_cases(trials: int) -> list[dict[str, Any]]:
 
 
 def _measure_under_zcdp(trials: int) -> list[dict[str, Any]]:
-    """Returns n² times the mean squared error of two ways to release a mean at ρ = 1/2, for some μ.
+    """Returns n² times the mean squared error of each of two ρ-zCDP means with ρ = 1/2.
 
-    "pair" is fedspeak's way: one Gaussian mechanism for the pair of sums. "split" releases the sum of x - 1/2 and the
-    count, each with half of ρ.
+    There is one row for each true mean μ = 0.1, 0.3 and 0.5. "pair" is fedspeak's way: one Gaussian mechanism for the
+    pair of sums. "split" releases the sum of x - 1/2 and the count, each with half of ρ.
     """
     from privacy.accounting.composition import gaussian_epsilon
     from privacy.noise.randomness import SeededRandomness

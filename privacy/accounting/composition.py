@@ -72,7 +72,7 @@ def any_participation(draws: Sequence[tuple[float, int]]) -> float:
 
 
 def rdp_epsilon(sampling: Sampling, population: int, z: float, rounds: int, delta: float) -> tuple[float, float]:
-    """Returns (ε, order) by Rényi DP under the sampler's own relation.
+    """Returns ε by Rényi DP, under the neighbouring relation `sampling.relation`, and the Rényi order that gives it.
 
     Args:
       sampling: the sampler of the rounds.
@@ -118,8 +118,8 @@ def pld_epsilon(sampling: Sampling, z: float, rounds: int, delta: float, points:
     """Returns ε by privacy loss distribution (PLD), or None if no PLD is available.
 
     No PLD is available for fixed-size sampling, or if `delta` is below the rounding errors of the composition. Without
-    sampling, the exact curve of one Gaussian is used instead. If the probability that a client takes part in any round
-    is at most `delta`, ε is 0 whatever the noise.
+    sampling, the exact curve of one Gaussian is used instead. If Poisson sampling draws a given client in at least one
+    of the rounds with a probability of at most `exact_delta(delta)`, ε is 0 whatever the noise.
 
     Args:
       sampling, z, rounds, delta: as for `rdp_epsilon`.

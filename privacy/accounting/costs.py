@@ -262,8 +262,9 @@ def epsilon(costs: Sequence[Cost], delta: float) -> float:
 
     With δ = 0 it is the sum of the ε of pure releases. Otherwise it is the least of three bounds: by the joint privacy
     loss distribution (or the exact curve, if all releases are Gaussian without sampling), by Rényi DP, and by the sum
-    if all releases are pure. With Gaussian releases it accounts for the failures of floating-point noise
-    (`privacy.noise.training`).
+    if all releases are pure. With Gaussian releases, a reserved share of δ covers the case that floating-point noise is
+    farther from exact Gaussian noise than the distance that `privacy.noise.training` proves. ε does not cover
+    floating-point attacks.
 
     Args:
       costs: costs of the releases.

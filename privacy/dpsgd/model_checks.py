@@ -186,7 +186,12 @@ class _Probe:
         return losses
 
     def check_forward(self) -> None:
-        """Raises ValueError if an example's loss depends on the others, or differs when the pass is recorded."""
+        """Raises ValueError if an example's loss depends on other examples, or differs in a recorded forward pass.
+
+        A recorded pass is one under `Recording`, from which the gradients are computed. ValueError is also raised if
+        there is not one finite loss per example, if the model adds regularisation losses, or if its random numbers
+        cannot be drawn again.
+        """
         losses = self._forward(self._x, self._y)
         if not np.isfinite(losses).all():
             raise ValueError(
@@ -291,8 +296,9 @@ class _Probe:
                 within = max(1e-3 * float(np.abs(true_part).max(initial=0)), 1e-6 * largest)
                 if not np.allclose(our_part.numpy(), true_part, rtol=1e-3, atol=within):
                     raise ValueError(
-                        f"model {self._model.name}: the gradient of {weight.name} does not follow from its layer's "
-                        "calls: use a weight only in its own layer, and randomness only in layers without weights"
+                        f"model {self._model.name}: the per-example gradients of {weight.name}, computed from the "
+                        "calls of its layer, differ from TensorFlow's: use a weight only inside its own layer, use "
+                        "randomness only in layers without weights, and correct the layer's call_tapped if it has one"
                     )
         return recording.recomputed
 

@@ -66,11 +66,12 @@ class FeatureMap(NamedTuple):
 
 
 def centre_of_ball(features: Any, bound: float, noise_multiplier: float, source: Randomness) -> FeatureMap:
-    """Fits the practical version: the centre is a private mean, and each vector is divided by its distance to it.
+    """Fits the practical version of the preprocessing (`bound=None` in `DPLinearClassifier`).
 
-    The error of the mean is proportional to `bound`, however near to each other the vectors are. So this version suits
-    vectors whose norms are of the order of their distances from each other, for instance vectors of norm 1. It also
-    suits few records, since the whole budget goes to the mean.
+    A private mean is subtracted from each vector, and the difference is divided by its own L2 norm. The error of the
+    mean is proportional to `bound`, however near to each other the vectors are. So this version suits vectors that are
+    about as far from each other as from the origin, for instance vectors of norm 1 in many directions. It also suits
+    few records, since the whole budget goes to the mean.
 
     Args:
       features: float32 or float64 [n, d], finite.
@@ -84,9 +85,10 @@ def centre_of_ball(features: Any, bound: float, noise_multiplier: float, source:
 
 
 def fit_feature_map(features: Any, bound: float, noise_multiplier: float, source: Randomness) -> FeatureMap:
-    """Fits the theory's version: a private centre and a private radius.
+    """Fits the theory's version of the preprocessing (`DPLinearClassifier` with a `bound`).
 
-    The centre's error is of the order of the data's diameter, however far from the origin the data lie.
+    A private centre is subtracted from each vector, and the difference is divided by a private radius. The centre's
+    error is of the order of the data's diameter, however far from the origin the data lie.
 
     The stages are those of arXiv:2307.11106, with the mean of Huang, Liang and Yi 2021 (arXiv:2106.00463):
 

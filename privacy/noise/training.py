@@ -65,8 +65,8 @@ def with_failures(epsilon: float, delta: float, releases: int) -> float:
     """Returns the ε at `delta` of this module's noise, given the ε of exact noise at `exact_delta(delta)`.
 
     If noise stays within `DISTANCE` of exact noise except with probability η, on either of two neighbouring data sets,
-    that exception adds (1 + e^ε) η to δ. `RESERVED` covers the sum over all releases. The proof does not cover
-    what a distance within `DISTANCE` could reveal (see the module).
+    that exception adds (1 + e^ε) η to δ. `RESERVED` covers the sum over all releases. The proof does not cover what the
+    remaining difference from exact noise, or the rounding of its sum with data, could reveal (see the module).
 
     Args:
       epsilon: ε of exact noise, at least 0, or inf.

@@ -39,7 +39,7 @@ class Report:
 
     @property
     def is_for_publication(self) -> bool:
-        """Returns whether everybody may read the report: any report may be published but the operator's of a run."""
+        """Returns whether the report may be published. Only the operator's report of a run may not."""
         return self.template == "statistics" or bool(self.data["release"])
 
     def to_json(self) -> str:

@@ -208,7 +208,7 @@ class BoundedMean:
         return exact.laplace(source, self._scale, size).tolist()
 
     def _release_pairs(self, above: list[int], below: list[int], source: Randomness) -> list[tuple[float, float]]:
-        """Returns (mean as a share of the width, number of records) from each pair of sums, after adding noise."""
+        """Adds noise to each pair of sums and returns ((mean - lower) / width, number of records) for each pair."""
         if self.relation == "replace-one":
             return self._release_replace_one(above, below, source)
         if self.mechanism == "hourglass":
@@ -306,7 +306,10 @@ def hourglass_core(epsilon: float) -> float:
 
 
 def worst_case(epsilon: float) -> float:
-    """Returns V*(ε), the least worst-case n² MSE of an ε-DP mean in [0, 1] for large n (arXiv:2312.06658)."""
+    """Returns V*(ε), n² times the least worst-case mean squared error of an ε-DP mean of n values, for large n.
+
+    The values lie in [0, 1]. V* is the same under add-or-remove-one and replace-one (arXiv:2312.06658).
+    """
     b = math.exp(-epsilon)
     return (2 ** (-2 / 3) * (b * (1 + b)) ** (2 / 3) + b) / math.expm1(-epsilon) ** 2
 

@@ -89,8 +89,8 @@ def gaussian_mean_in_ball(
 ) -> MeanInBall:
     """Releases the mean of finite vectors [n, d] by Gaussian noise of the given multiplier σ; n is private too.
 
-    It makes one Gaussian release of (Σ x, c n), where c² = radius² / √d. This weight c gives the least error: n² MSE is
-    at most σ² radius² (1 + √d)². With a public n it would be σ² radius² d.
+    It makes one Gaussian release of (Σ x, c n), where c² = radius² / √d. This weight c gives the least worst-case error
+    for large n: n² MSE is at most σ² radius² (1 + √d)². With a public n it would be σ² radius² d.
     """
     size = vectors.shape[1]
     count_weight, sensitivity, stddev = _scale_ball_noise(size, noise_multiplier)

@@ -63,7 +63,7 @@ def _umask() -> int:
 
 def test_values_computed_without_noise_are_marked_for_operator_only(whole):
     _, out, err = whole
-    assert "tokens per client*: median" in err and "left out*: 1 bad rows" in err
+    assert "tokens per client*: median" in err and "left out*: 1 bad row:" in err
     assert "* computed from clients' text without noise: operator only, outside ε" in err
     lines = out.splitlines()
     assert [line.split("|")[1].strip() for line in lines if "clients*" in line] == [

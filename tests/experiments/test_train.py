@@ -35,7 +35,7 @@ def assert_run_wrote_all_documented_files_and_ended_its_worker(run: Path, out: s
     ):  # fmt: skip
         assert (run / name).exists() or name == "keys.json", name
     assert "| after federated training |" in out
-    assert "left out*: 1 bad rows" in err and "users.jsonl:8" in err
+    assert "left out*: 1 bad row:" in err and "users.jsonl:8" in err
     assert "operator only, outside ε" in err
     assert ended(worker_of(err))
     assert list((run / "tensorboard").iterdir())

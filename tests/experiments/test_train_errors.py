@@ -156,7 +156,7 @@ def test_resume_refuses_changed_config(folder, whole, refuse):
         ("data.validation=0.9", "data.validation = 0.9 and data.test = "),
         (
             "cohort.sampling_probability=0.001",
-            "clients per round on average: raise it (1 bad rows, the first: {folder}/users.jsonl:8",
+            "clients per round on average: raise it (1 bad row, the first: {folder}/users.jsonl:8",
         ),
         ("data.min_tokens=1", "min_tokens"),
         ("data.min_tokens=1000000", "all 40 clients have fewer than data.min_tokens = 1000000 tokens: lower it"),

@@ -151,7 +151,7 @@ def test_statistics_count_bad_rows_and_keep_first_twenty(tmp_path):
 
 
 def test_build_refuses_source_without_text_and_names_bad_row(tmp_path):
-    with pytest.raises(ValueError, match=r"no client with text \(1 bad rows, the first: file:3: broken\)$"):
+    with pytest.raises(ValueError, match=r"no client with text \(1 bad row, the first: file:3: broken\)$"):
         TokenStore.build(tmp_path / "s", Rows([("a", [])], [("file", 3, "broken")]), WORDS)
     assert not any(tmp_path.iterdir())
 

@@ -78,7 +78,7 @@ def _lstm(generator: np.random.Generator) -> Task:
 
 
 def _images(generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Draws 60,000 records in batches of 256; the last 96 do not fill a batch and are left out."""
+    """Draws 234 batches of 256 records, the full batches of 60,000 records."""
     x = generator.random((234, 256, 784), np.float32)
     return x, generator.integers(0, 10, (234, 256), np.int32)
 

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from experiments.bench import measure, table
+from experiments.bench import cohort_size, measure, population, table
 from experiments.bench.simulation import _PEERS, OURS
 from tests.test_docs import ROOT
 
@@ -40,3 +40,10 @@ def test_table_of_steps_and_products_is_that_of_its_results():
         for step in (one, other):
             expected += [f"{step['products']:.2f}", f"{step['step']:.2f}", f"{step['products'] / step['step']:.0%}"]
         assert cells == expected
+
+
+def test_tables_of_population_and_cohorts_are_those_of_their_results():
+    results = json.loads((RESULTS / "population.json").read_text())
+    written = population._format_table(results["build"], results["use"], results["draw"])
+    assert section("population") in written
+    assert section("cohort") == cohort_size._format_table(json.loads((RESULTS / "cohort.json").read_text())["rounds"])

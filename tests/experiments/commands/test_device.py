@@ -104,4 +104,4 @@ def test_export_fails_if_a_file_differs_from_the_model(path, capfd, monkeypatch)
     monkeypatch.setattr("experiments.runs.load_trained", lambda run: (MODEL, other, exported.vocabulary()))
     monkeypatch.setattr("models.export.export", lambda *arguments: None)
     code, out, err = run(capfd, "export", "run", "--precision", "float32", "--output", path)
-    assert code == 2 and "FAILED" in out and "output differs from the trained model's" in err
+    assert code == 2 and "FAILED" in out and "failed the comparison with the trained model" in err

@@ -256,7 +256,7 @@ def test_store_of_csv_without_usable_rows_names_its_bad_rows(write, tmp_path):
     path = write("user,text\na,\n", "data.csv")
     with pytest.raises(
         ValueError,
-        match=r"data\.csv, client ids in 'user', .*no client with text \(1 bad rows, the first: .*data\.csv:2",
+        match=r"data\.csv, client ids in 'user', .*no client with text \(1 bad row, the first: .*data\.csv:2",
     ):
         TokenStore.build(tmp_path / "store", csv_rows.load(path, "user", "text"), learn([], SMALLEST))
 
