@@ -38,7 +38,7 @@ def train(run: RunFolder, command: str, show: ConsoleDisplay) -> None:
     words, sequences, declared = data.prepare_public(config, run.vocabulary)
     show.note(f"public: {'; '.join(declared)}")
     show.note(f"vocabulary: {words.size} sub-words ({words.digest[:12]}); {len(sequences):,} sequences")
-    model = assembly.build_model(config, words.size, initial and initial.model)
+    model = assembly.build_model(config, words.size, None if initial is None else initial.model)
     if initial is not None:
         show.note(initial.description)
         declared = (*declared, initial.description)
@@ -76,6 +76,8 @@ def train_public(
       show: display of the progress.
       run: folder for checkpoints and TensorBoard; None: nothing is saved, and an interrupted training starts anew.
     """
+    seed = config.model.seed
+    weights = initial_weights(model, sequences, seed) if initial is None else initial.weights
     with contextlib.ExitStack() as stack:
         board: Any = None
         if run is not None:
@@ -93,6 +95,5 @@ def train_public(
             advance(step, {"public_loss": loss})
 
         folder = None if run is None else run.checkpoints
-        seed = config.model.seed
-        weights = initial_weights(model, sequences, seed) if initial is None else initial.weights
-        return pretrain(model, sequences, config.pretraining, weights, seed, on_evaluation, folder)
+        weights = pretrain(model, sequences, config.pretraining, weights, seed, on_evaluation, folder)
+    return weights

@@ -50,7 +50,7 @@ def train(run: RunFolder, command: str, show: ConsoleDisplay, hosts: Any = None)
     summary = data.describe(prepared)
     show.note(summary)
     initial = load_initial(config)
-    model = assembly.build_model(config, prepared.vocabulary.size, initial and initial.model)
+    model = assembly.build_model(config, prepared.vocabulary.size, None if initial is None else initial.model)
     ledger = Ledger.read(run.ledger) if _has_header(run.ledger) else None
     noise = None if ledger is None else ledger.plan.noise_multiplier
     assembly.check_clients(config, prepared)

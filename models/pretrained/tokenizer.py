@@ -96,12 +96,14 @@ class PretrainedVocabulary:
           ValueError: there are not enough spare ids.
         """
         free = [token for token in spare if token not in (begin, end)]
-        has_begin = begin is not None and begin != end
-        if len(free) < (1 if has_begin else 2):
+        if begin == end:
+            begin = None
+        if len(free) < (2 if begin is None else 1):
             raise ValueError("the vocabulary has no unused token that could be the padding: it cannot be imported")
         padding = free.pop(0)
-        ids = (padding, begin if has_begin else free.pop(0), end)
-        return cls(tokenizer, size, ids, BOS if has_begin else EOS, reads_begin and has_begin, chat_template)
+        if begin is None:
+            return cls(tokenizer, size, (padding, free.pop(0), end), EOS, False, chat_template)
+        return cls(tokenizer, size, (padding, begin, end), BOS, reads_begin, chat_template)
 
     @cached_property
     def _order(self) -> NDArray[np.int64]:

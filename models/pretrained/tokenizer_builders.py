@@ -33,8 +33,8 @@ def byte_level(
 
     if pre not in _PATTERNS:
         raise ValueError(f"{where}: the pre-tokeniser {pre!r} is unknown; the known ones: {', '.join(_PATTERNS)}")
-    pairs = [tuple(merge.split(" ")) for merge in merges]
-    if not all(len(pair) == 2 for pair in pairs):
+    pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
+    if not all(left and right and " " not in right for left, right in pairs):
         raise ValueError(f"{where}: a merge of the tokenizer is not a pair of pieces: the file is damaged")
     encoder = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=pairs))
     steps: list[Any] = [pre_tokenizers.Digits(individual_digits=True)] if pre == "smollm" else []

@@ -20,7 +20,7 @@ def matmul(weights: Weights, name: str, inputs: tf.Tensor) -> tf.Tensor:
 
     The result is multiplied by the weight `name_scale` `[K]` and increased by `name_bias` `[(U,) K]`, if these exist.
     """
-    kernel, scale, bias = (weights.get(f"{name}{suffix}") for suffix in ("", "_scale", "_bias"))
+    kernel, scale, bias = weights[name], weights.get(f"{name}_scale"), weights.get(f"{name}_bias")
     shape = shape_of(inputs)
     lead = shape[:1] if kernel.shape.rank == 3 else []
     product = tf.matmul(tf.reshape(inputs, [*lead, -1, shape[-1]]), kernel)
@@ -142,7 +142,7 @@ def activate(hidden: tf.Tensor, kind: str) -> tf.Tensor:
 
 def shape_of(x: tf.Tensor) -> list[Any]:
     """Returns the shape as integers where they are known when the graph is built, and as tensors elsewhere."""
-    dynamic = None if x.shape.is_fully_defined() else tf.shape(x)
+    dynamic: Any = None if x.shape.is_fully_defined() else tf.shape(x)
     return [size if size is not None else dynamic[axis] for axis, size in enumerate(x.shape)]
 
 

@@ -1,7 +1,7 @@
 """Defines the options of a decoder-only transformer and the shapes of the weights that follow from them."""
 
 from dataclasses import asdict, dataclass
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any
 
 _KINDS = {
@@ -76,7 +76,7 @@ class TransformerOptions:
                 raise ValueError(f"{name}: {getattr(self, name)!r} is not one of {', '.join(map(repr, kinds))}")
         for name, least in (("norm_epsilon", 0.0), ("rotary_base", 1e-30)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, Real) or not least <= value < float("inf"):
+            if isinstance(value, bool) or not isinstance(value, float | int) or not least <= value < float("inf"):
                 raise ValueError(f"{name}: {value!r} is not a number {'>= 0' if least == 0 else '> 0'}")
             object.__setattr__(self, name, float(value))
         for name in ("attention_bias", "tied", "degree_two_embedding"):

@@ -1,6 +1,7 @@
 """Tests that every language model must pass: its losses, states and gradients are those of a slow oracle."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -224,7 +225,8 @@ class LanguageModelTests:
             again, _ = model.extend(weights, tokens[:, :1], rewound)
             return logits, more, again
 
-        for function, arguments in ((train, (tokens,)), (decode, (tokens[:, :4], lengths, kept))):
+        cases: list[Any] = [(train, (tokens,)), (decode, (tokens[:, :4], lengths, kept))]
+        for function, arguments in cases:
             expected = function(weights, *arguments)
             actual = tf.function(function, jit_compile=compiled)(weights, *map(tf.constant, arguments))
             tf.nest.map_structure(

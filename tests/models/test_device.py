@@ -11,7 +11,7 @@ import pytest
 from models import device, tflite_file
 from models.decoding.numpy_ops import Choices
 from models.export import export
-from models.vocabulary import BOS, EOS, FIRST_BYTE
+from models.vocabulary import BOS, EOS, FIRST_BYTE, Vocabulary
 from tests.models import exported
 
 MODEL = exported.model()
@@ -175,7 +175,7 @@ def test_load_refuses_facts_that_contradict_the_flatbuffer(path, tmp_path, chang
 
 def test_load_refuses_a_vocabulary_of_another_size(path, tmp_path):
     facts, vocabulary = tflite_file.read(path)
-    smaller = type(vocabulary)(vocabulary.pieces[:-1])
+    smaller = Vocabulary(vocabulary.pieces[:-1])
     tflite_file.write(tmp_path / "m.tflite", path.read_bytes()[: facts.flatbuffer_bytes], smaller, facts)
     message = refusal(tmp_path / "m.tflite")
     assert "cut short, or not from" in message and "or from a version of fedspeak that this one cannot read" in message

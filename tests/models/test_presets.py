@@ -1,10 +1,14 @@
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
 
-from models.presets import NAMES, from_config, preset
+from models import presets
+from models.presets import NAMES, from_config
+
+preset: Any = presets.preset  # whose attributes depend on the architecture
 
 
 def parameters(model):

@@ -1,5 +1,7 @@
 """Exported transformers equal the model, and their cache is neither overrun nor silently clamped."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -12,7 +14,7 @@ from models.vocabulary import BOS
 from tests.models import exported
 
 VOCABULARY = exported.vocabulary()
-SIZES = {"embedding": 32, "blocks": 2, "heads": 4, "feed_forward": 48, "context": 64}
+SIZES: Any = {"embedding": 32, "blocks": 2, "heads": 4, "feed_forward": 48, "context": 64}
 MODELS = {
     "llama": TransformerLanguageModel(
         VOCABULARY.size, normalization="rms", activation="swiglu", key_value_heads=2, attention_bias=True, **SIZES
@@ -59,10 +61,16 @@ def test_exports_pass_the_parity_check_with_builtin_ops_only(paths, name):
 @pytest.mark.numerical
 def test_long_prompts_are_read_in_parts_with_the_logits_of_single_tokens(paths):
     loaded = device.load(paths["llama", "float32"])
-    calls = []
-    prefill, decode = loaded._prefill, loaded._decode
-    loaded._prefill = lambda **inputs: calls.append("prefill") or prefill(**inputs)
-    loaded._decode = lambda **inputs: calls.append("decode") or decode(**inputs)
+    calls: list[str] = []
+
+    def counted(name, function):
+        def call(**inputs):
+            calls.append(name)
+            return function(**inputs)
+
+        return call
+
+    loaded._prefill, loaded._decode = counted("prefill", loaded._prefill), counted("decode", loaded._decode)
     prompt = [BOS, *VOCABULARY.encode("and the other and another, then this")][:21]
     assert len(prompt) == 21
     *_, (logits, state) = loaded.read(prompt)
@@ -70,7 +78,7 @@ def test_long_prompts_are_read_in_parts_with_the_logits_of_single_tokens(paths):
     calls.clear()
     *_, (stepwise, _) = loaded.read(prompt, by_prefill=1)
     assert calls == ["prefill"] + ["decode"] * 20
-    np.testing.assert_allclose(logits, stepwise, atol=1e-3 * np.ptp(stepwise))
+    np.testing.assert_allclose(logits, stepwise, atol=1e-3 * float(np.ptp(stepwise)))
     # After three parts of 8 tokens, the 29 positions have no room for a fourth with its padding.
     calls.clear()
     list(loaded.read([BOS] * 28))
