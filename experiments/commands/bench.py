@@ -7,13 +7,14 @@ from experiments.bench.dp_step import dp_step
 from experiments.bench.exact_noise import exact_noise
 from experiments.bench.kernels import kernels
 from experiments.bench.population import population
+from experiments.bench.pretrained import pretrained
 from experiments.bench.simulation import simulation
 
 
 @click.group()
 def bench() -> None:
-    """Time fedspeak: rounds and private steps beside other frameworks, kernels, cohorts and large populations."""
+    """Time fedspeak: rounds, private steps and imported models beside other libraries, kernels, large populations."""
 
 
-for command in (simulation, population, cohort_size, kernels, dp_step, exact_noise):
+for command in (simulation, population, cohort_size, kernels, dp_step, exact_noise, pretrained):
     bench.add_command(command)
