@@ -9,8 +9,9 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from experiments.config import ADAPTIVITY, DEFAULT_PRESET, MOMENTUM, SAMPLING_PROBABILITY, Config
+from experiments.config import ADAPTIVITY, MOMENTUM, SAMPLING_PROBABILITY, Config
 from experiments.config_checks import RECURRENT_KEYS, TRANSFORMER_KEYS, require_expected_client
+from experiments.config_model import DEFAULT_PRESET
 from experiments.data import Data
 from fl.aggregation import Aggregator, DPMean, ExampleWeightedMean, UniformMean
 from fl.exact_mean import ExactDPMean

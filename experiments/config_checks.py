@@ -147,6 +147,11 @@ def _check_metrics(section: PrivacyConfig) -> None:
 
 def check_together(config: Config) -> None:
     """Checks keys of different sections."""
+    if config.model.init is not None and config.vocabulary != type(config.vocabulary)():
+        raise ValueError(
+            f"vocabulary.size = {config.vocabulary.size} has no effect with model.init, whose vocabulary is used: "
+            "remove the key"
+        )
     if (config.privacy.is_private or config.privacy.clip_norm is not None) and config.server.weighting != "uniform":
         raise ValueError(
             'server.weighting is "examples" with privacy: a client with much text would move the mean by more than '

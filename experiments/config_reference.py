@@ -33,7 +33,8 @@ clipping than the chosen one; the message names the fix. On the command line, `-
 the file, and `--set section.key=none` removes a key. Paths are relative to the working folder; the copy in the run's
 folder has them absolute. `fedspeak config schema` prints a JSON Schema, with which editors complete and check keys.
 
-This page is written by `fedspeak config reference` from the descriptions in `experiments/config.py`.
+This page is written by `fedspeak config reference` from the descriptions in `experiments/config.py` and
+`experiments/config_model.py`.
 """
 
 

@@ -4,7 +4,7 @@ import contextlib
 import filecmp
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,7 +115,7 @@ def prepare_public(config: Config, vocabulary_path: Path) -> tuple[AnyVocabulary
     Raises:
       OSError, ValueError: as for `prepare`.
     """
-    _, public, declared = sources(config)
+    public, declared = public_text(config)
     words = _load_or_learn_vocabulary(config, public, vocabulary_path)
     return words, _public_sequences(config, public, words), declared
 
@@ -124,7 +124,13 @@ def _load_or_learn_vocabulary(config: Config, public: Iterable[str], path: Path 
     if path is not None and path.exists():
         return vocabularies.load(path)
     if config.model.init is not None:
-        words = vocabularies.load(Path(config.model.init) / "vocabulary.json")
+        file = Path(config.model.init) / "vocabulary.json"
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"model.init = {config.model.init!r} holds no model (no vocabulary.json): give the folder of a "
+                "pretrained, trained or imported model"
+            )
+        words = vocabularies.load(file)
         if path is not None:
             words.save(path)
         return words
@@ -161,6 +167,13 @@ def _describe_empty_set(config: Config, name: str, store: TokenStore) -> str:
         f"{shares} leave none of the {len(store.clients)} clients in the {name} set: {fix}, or give more clients"
         f"{store.statistics.left_out}"
     )
+
+
+def choose_clients(clients: Sequence[str], maximum: int) -> list[str]:
+    """Returns at most `maximum` clients, chosen at random but the same ones in every call."""
+    if len(clients) <= maximum:
+        return list(clients)
+    return [clients[int(i)] for i in np.sort(np.random.default_rng(0).choice(len(clients), maximum, replace=False))]
 
 
 def describe(data: Data) -> str:
@@ -231,35 +244,15 @@ def sources(config: Config) -> tuple[Source, Iterable[str], tuple[str, ...]]:
     """
     data = config.data
     if data.source == "shakespeare":
-        if data.path:
-            raise ValueError(
-                f'data.path = {data.path!r} has no effect with data.source = "shakespeare": remove it, or set another '
-                "data.source"
-            )
-        plays = tuple(name for name in data.public if not _is_path(name))
-        texts = tuple(Path(name) for name in data.public if _is_path(name))
-        public, private = shakespeare.load(strict=data.strict).divide(plays)
-        if not public.files:
-            raise ValueError(
-                'data.public is empty: name the genres or plays to learn the vocabulary from, as in ["histories"]'
-            )
-        declared = (f"Shakespeare's {', '.join(plays)} ({', '.join(public.genres)})", *_describe_files(texts))
-        return private, _Both(_Sentences(public), _Lines(texts)), declared
+        public, declared = public_text(config)
+        public_plays, private = shakespeare.load(strict=data.strict).divide(_plays(config))
+        if not public_plays.files:
+            raise ValueError(f"data.public {_NO_PLAYS}")
+        return private, public, declared
     if not data.path:
         raise ValueError(f'data.path is missing: data.source = "{data.source}" needs the path of the clients\' text')
-    if not data.public:
-        raise ValueError(
-            "data.public is empty: name text files that may be published; the vocabulary is learned from them"
-        )
-    files = tuple(Path(name) for name in data.public)
+    public, declared = public_text(config)
     path = Path(data.path)
-    for file in files:
-        if path.resolve() in (file.resolve(), *file.resolve().parents) or _is_copy(file, path):
-            raise ValueError(
-                f"data.public names {file}, which is clients' text (data.path is {path}): name files without clients' "
-                "text"
-            )
-    declared = _describe_files(files)
     user, text = data.user_column or USER_COLUMN, data.text_column or TEXT_COLUMN
     match data.source:
         case "folder":
@@ -272,7 +265,50 @@ def sources(config: Config) -> tuple[Source, Iterable[str], tuple[str, ...]]:
             source = parquet.load(path, user, text, strict=data.strict)
         case "sqlite":
             source = sqlite.load(path, text, split=data.split, strict=data.strict)
-    return source, _Lines(files), declared
+    return source, public, declared
+
+
+_NO_PLAYS = 'is empty: name the genres or plays to learn the vocabulary from, as in ["histories"]'
+
+
+def public_text(config: Config) -> tuple[Iterable[str], tuple[str, ...]]:
+    """Opens only the public text of a config; the clients' text need not be there.
+
+    Returns:
+      The public sentences, and descriptions of the public text for the privacy plan.
+
+    Raises:
+      OSError, ValueError: `data.public` cannot be used, or names clients' text; one line.
+    """
+    data, plays = config.data, _plays(config)
+    files = tuple(Path(name) for name in data.public if name not in plays)
+    if not data.public:
+        words = "is empty: name text files that may be published; the vocabulary is learned from them"
+        raise ValueError(f"data.public {_NO_PLAYS if data.source == 'shakespeare' else words}")
+    if data.source == "shakespeare" and data.path:
+        raise ValueError(
+            f'data.path = {data.path!r} has no effect with data.source = "shakespeare": remove it, or set another '
+            "data.source"
+        )
+    if data.path:
+        path = Path(data.path)
+        for file in files:
+            if path.resolve() in (file.resolve(), *file.resolve().parents) or _is_copy(file, path):
+                raise ValueError(
+                    f"data.public names {file}, which is clients' text (data.path is {path}): name files without "
+                    "clients' text"
+                )
+    if not plays:
+        return _Lines(files), _describe_files(files)
+    public, _ = shakespeare.load(strict=data.strict).divide(plays)
+    declared = (f"Shakespeare's {', '.join(plays)} ({', '.join(public.genres)})", *_describe_files(files))
+    return _Both(_Sentences(public), _Lines(files)), declared
+
+
+def _plays(config: Config) -> tuple[str, ...]:
+    """Returns the genres and plays that `data.public` names; none unless the source is Shakespeare's plays."""
+    is_plays = config.data.source == "shakespeare"
+    return tuple(name for name in config.data.public if is_plays and not _is_path(name))
 
 
 def _is_copy(file: Path, clients_text: Path) -> bool:

@@ -18,6 +18,7 @@ from fl.clients import PAD
 
 _VALIDATION_STRIDE = 20  # every 20th public sequence is held out, for early stopping
 OnEvaluation = Callable[[int, int, float], None]
+OnStep = Callable[[int, int], None]
 
 
 def pretrain(
@@ -28,6 +29,7 @@ def pretrain(
     seed: int,
     on_evaluation: OnEvaluation = lambda step, steps, loss: None,
     folder: Path | None = None,
+    on_step: OnStep = lambda step, steps: None,
 ) -> dict[str, np.ndarray]:
     """Trains a model on public sequences with Adam, and stops early.
 
@@ -38,16 +40,18 @@ def pretrain(
       weights: the initial weights by name.
       seed: seed of the shuffles.
       on_evaluation: called after each evaluation with (steps done, maximum number of steps, loss on the held-out
-        sequences in nats per token).
+        sequences in nats per token), when the checkpoint has been saved.
       folder: where a checkpoint is saved after each evaluation. If the folder holds one, training goes on from it, to
         the same weights, bit for bit, as without an interruption (on the same kernels). None: nothing is saved.
+      on_step: called after each step with (steps done, maximum number of steps).
 
     Returns:
       The weights by name, from before the first step or after an evaluation: those with the lowest held-out loss.
 
     Raises:
       OSError: a checkpoint cannot be written.
-      ValueError: there are fewer than 40 sequences, fewer to train on than a batch holds, or a checkpoint is damaged.
+      ValueError: there are fewer than 40 sequences, fewer to train on than a batch holds, a checkpoint is damaged, or
+        the loss is not finite before any evaluation found a lower one.
     """
     if config.epochs == 0:
         return weights
@@ -77,15 +81,22 @@ def pretrain(
     steps = config.epochs * per_epoch
     evaluate_every = config.evaluate_every or per_epoch
     values = {name: tf.constant(value) for name, value in weights.items()}
-    state = {"optimizer": optimizer.initialize(specs), "values": values, "best": values}
-    done, best_loss, without_gain = 0, evaluate(weights).loss_per_token, 0
-    if folder is not None and (found := checkpoints.load_latest(folder, _to_numpy(state))):
-        done, state = found.round, _to_tensors(found.state)
-        best_loss, without_gain = found.document["best_loss"], found.document["without_gain"]
+    # The optimizer's settings begin as Python floats, which checkpoints and graphs would take for another type.
+    state = tf.nest.map_structure(
+        tf.convert_to_tensor, {"optimizer": optimizer.initialize(specs), "values": values, "best": values}
+    )
+    found = None if folder is None else checkpoints.load_latest(folder, _to_numpy(state))
+    if found is not None:
+        done, state, document = found.round, _to_tensors(found.state), found.document
+    else:
+        loss = evaluate(weights).loss_per_token
+        if not math.isfinite(loss):
+            raise ValueError("the initial weights' loss on the held-out public text is not finite: start from others")
+        done, document = 0, {"best_loss": loss, "without_gain": 0, "has_gained": False}
     generator, order = np.random.default_rng(seed), np.zeros(0, np.int64)
     for _ in range(done // per_epoch + (done % per_epoch > 0)):  # the shuffles of the epochs that have begun
         order = generator.permutation(len(rows))
-    while done < steps and without_gain < config.patience:
+    while done < steps and document["without_gain"] < config.patience:
         place = done % per_epoch
         if place == 0:
             order = generator.permutation(len(rows))
@@ -97,15 +108,20 @@ def pretrain(
         hparams = optimizer.set_hparams(state["optimizer"], {"learning_rate": tf.constant(rate, tf.float32)})
         state["optimizer"], state["values"] = update(hparams, state["values"], gradient)
         done += 1
+        on_step(done, steps)
         if done % evaluate_every and done < steps:
             continue
         loss = evaluate(state["values"]).loss_per_token
-        if loss < best_loss:
-            best_loss, without_gain, state["best"] = loss, 0, state["values"]
+        if loss < document["best_loss"]:
+            document, state["best"] = {"best_loss": loss, "without_gain": 0, "has_gained": True}, state["values"]
+        elif not (math.isfinite(loss) or document["has_gained"]):
+            raise ValueError(
+                f"pretraining.learning_rate = {config.learning_rate:g}: after {done} steps the loss on the held-out "
+                "public text is not finite: lower it"
+            )
         else:
-            without_gain += 1
+            document = {**document, "without_gain": document["without_gain"] + 1}
         if folder is not None:
-            document = {"best_loss": best_loss, "without_gain": without_gain}
             checkpoints.save(folder, Checkpoint(done, _to_numpy(state), document), keep=1)
         on_evaluation(done, steps, loss)
     return {name: np.asarray(value) for name, value in state["best"].items()}

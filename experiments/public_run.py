@@ -1,18 +1,19 @@
 """Trains a model on the public text of a config: alone, into a folder of its own, or before the rounds of a run."""
 
 import contextlib
+import hashlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiments import assembly, data, initial_model
+from experiments import assembly, data, initial_model, interrupt
 from experiments.config import Config
 from experiments.display import ConsoleDisplay
 from experiments.initial_model import InitialModel
 from experiments.pretraining import initial_weights, pretrain
 from experiments.provenance import versions
-from experiments.runs import RunFolder, save_weights, write_json
+from experiments.runs import RunFolder, read_json, save_weights, write_json
 from fl.runtime.kernels import describe_kernels
 from privacy.files import require_writable
 
@@ -33,6 +34,8 @@ def train(run: RunFolder, command: str, show: ConsoleDisplay) -> None:
     if run.weights.exists():
         show.note(f"{run.path} holds a trained model already: nothing is trained")
         return
+    if run.facts.exists() and "store" in read_json(run.facts):
+        raise ValueError(f"{run.path} is a federated run: resume it with fedspeak train --resume {run.path}")
     show.note(f"run: {run.path}")
     initial = load_initial(config)
     words, sequences, declared = data.prepare_public(config, run.vocabulary)
@@ -42,15 +45,48 @@ def train(run: RunFolder, command: str, show: ConsoleDisplay) -> None:
     if initial is not None:
         show.note(initial.description)
         declared = (*declared, initial.description)
-    if not run.sentence_digests.exists():
-        initial_model.write_sentence_digests(run.sentence_digests, data.sources(config)[1])
-    if not run.facts.exists():
-        facts = {"command": command, "versions": versions(), "public": declared, "vocabulary": words.digest}
-        write_json(run.facts, {**facts, "kernels": [describe_kernels()]})
+    if not run.text_digests.exists():
+        initial_model.write_text_digests(run.text_digests, data.public_text(config)[0])
+    _record_facts(run, command, declared, words.digest, sequences, initial, show)
     show.note("loading TensorFlow Federated …")
     weights = train_public(model, sequences, config, initial, show, run)
     write_json(run.model, model.config())
     save_weights(run.weights, weights)
+
+
+def _record_facts(
+    run: RunFolder,
+    command: str,
+    declared: tuple[str, ...],
+    vocabulary: str,
+    sequences: np.ndarray,
+    initial: InitialModel | None,
+    show: ConsoleDisplay,
+) -> None:
+    """Records what the training begins with, or checks that it goes on with the same.
+
+    Raises:
+      ValueError: the public text or the initial model is another one than at the beginning.
+    """
+    inputs = {
+        "sequences": hashlib.sha256(np.ascontiguousarray(sequences).tobytes()).hexdigest(),
+        "initial": None if initial is None else initial.digest,
+    }
+    kernels = describe_kernels()
+    if not run.facts.exists():
+        facts = {"command": command, "versions": versions(), "public": declared, "vocabulary": vocabulary}
+        write_json(run.facts, {**facts, **inputs, "kernels": [kernels]})
+        return
+    facts = read_json(run.facts, "kernels", *inputs)
+    for name, what in (("sequences", "the public text"), ("initial", "the model that model.init names")):
+        if facts[name] != inputs[name]:
+            raise ValueError(
+                f"{what} differs from what {run.path} began with: restore it, or start a new model with fedspeak "
+                "pretrain"
+            )
+    if warning := run.check_kernels(kernels, "steps"):
+        show.note(warning)
+        write_json(run.facts, {**facts, "kernels": [*facts["kernels"], kernels]})
 
 
 def load_initial(config: Config) -> InitialModel | None:
@@ -80,20 +116,26 @@ def train_public(
     weights = initial_weights(model, sequences, seed) if initial is None else initial.weights
     with contextlib.ExitStack() as stack:
         board: Any = None
-        if run is not None:
-            from experiments.board import Board
-
-            board = stack.enter_context(Board(run.tensorboard))
         advance: Any = None
 
-        def on_evaluation(step: int, steps: int, loss: float) -> None:
+        def on_step(step: int, steps: int) -> None:
             nonlocal advance
+            interrupt.check()
             if advance is None:
                 advance = stack.enter_context(show.task("public model", steps))
+            if show.console.is_terminal:
+                advance(step, {})
+
+        def on_evaluation(step: int, steps: int, loss: float) -> None:
+            nonlocal board
+            if run is not None and board is None:
+                from experiments.board import Board
+
+                board = stack.enter_context(Board(run.tensorboard))
             if board is not None:
                 board.write(step, {"public_loss": loss})
             advance(step, {"public_loss": loss})
 
         folder = None if run is None else run.checkpoints
-        weights = pretrain(model, sequences, config.pretraining, weights, seed, on_evaluation, folder)
+        weights = pretrain(model, sequences, config.pretraining, weights, seed, on_evaluation, folder, on_step)
     return weights

@@ -62,6 +62,7 @@ def evaluate(run: RunFolder) -> str:
     Raises:
       OSError, ValueError: the run is not finished, or a file of it is missing, damaged or another run's.
     """
+    run.require_federated()
     config = run.read_config()
     require_writable(run.path)
     run.close_to_others()
@@ -117,6 +118,7 @@ def write_reports(run: RunFolder, note: Callable[[str], None]) -> list[Path]:
     Raises:
       OSError, ValueError: a file of the run is missing, damaged or another run's; one line that names it.
     """
+    run.require_federated()
     run.read_config()
     require_writable(run.path)
     run.close_to_others()

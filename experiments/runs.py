@@ -93,9 +93,9 @@ class RunFolder:
         return RoundLog(self.path).checkpoints
 
     @property
-    def sentence_digests(self) -> Path:
+    def text_digests(self) -> Path:
         """Returns the file with digests of the public text that the model was trained on (`fedspeak pretrain`)."""
-        return self.path / "sentence-digests.npy"
+        return self.path / "text-digests.npy"
 
     @property
     def tensorboard(self) -> Path:
@@ -165,7 +165,7 @@ class RunFolder:
 
     @property
     def _setup_files(self) -> tuple[Path, ...]:
-        return self.config, self.config_digest, self.vocabulary, self.facts
+        return self.config, self.config_digest, self.vocabulary, self.facts, self.text_digests
 
     @property
     def _progress_files(self) -> tuple[Path, ...]:
@@ -196,6 +196,35 @@ class RunFolder:
                 "or start a new run"
             )
 
+    def check_kernels(self, kernels: str, unit: str = "rounds") -> str | None:
+        """Returns a warning if `kernels` are not those that computed the newest rounds of the run.
+
+        Args:
+          kernels: description of the kernels that will compute the next rounds.
+          unit: what the warning calls the rounds.
+        """
+        before = read_json(self.facts).get("kernels", [])
+        if not before or before[-1] == kernels:
+            return None
+        has_workers = "worker" in before[-1] + kernels
+        fix = f"resume on the machines of the earlier {unit}" if has_workers else "set TF_ENABLE_ONEDNN_OPTS as before"
+        return (
+            f"warning: earlier {unit} were computed with {before[-1]}, the next ones will be with {kernels}: the "
+            f"result {'may' if has_workers else 'will'} not be bit-equal to that of an uninterrupted run (to avoid "
+            f"this, {fix})"
+        )
+
+    def require_federated(self) -> None:
+        """Raises ValueError if the folder holds a model that was trained or imported without clients."""
+        facts = read_json(self.facts) if self.facts.exists() else {}
+        if not {"public", "imported"} & set(facts):
+            return
+        if "imported" in facts or self.weights.exists():
+            raise ValueError(
+                f"{self.path} holds a model without clients: evaluate it with fedspeak evaluate {self.path} --text FILE"
+            )
+        raise ValueError(f"{self.path} holds no federated run: resume it with fedspeak pretrain --resume {self.path}")
+
     def read_config(self) -> Config:
         """Reads the resolved config that the run was started with.
 
@@ -221,8 +250,9 @@ class RunFolder:
         if not self.path.is_dir():
             raise FileNotFoundError(f"{self.path} does not exist: {_HINT}")
         if not self.weights.exists():
+            command = "pretrain" if self.text_digests.exists() else "train"
             raise FileNotFoundError(
-                f"{self.path} holds no trained model: finish it with fedspeak train --resume {self.path}"
+                f"{self.path} holds no trained model: finish it with fedspeak {command} --resume {self.path}"
             )
 
 

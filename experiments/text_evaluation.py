@@ -58,6 +58,6 @@ def evaluate_text(folder: Path, files: tuple[Path, ...]) -> str:
 
 def _read(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{file}: not UTF-8 (byte {error.start}): convert it first") from None

@@ -1,7 +1,7 @@
 """Trains one run, from its config to the trained model in its folder; a run can be resumed after any interruption."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +44,13 @@ def train(run: RunFolder, command: str, show: ConsoleDisplay, hosts: Any = None)
     if run.weights.exists():
         show.note(f"{run.path} holds a trained model already: nothing is trained")
         return
+    run.require_federated()
     show.note(f"run: {run.path}")
+    initial = load_initial(config)
     prepared = data.prepare(config, run.vocabulary)
     run.check_data(prepared.store.digest)
     summary = data.describe(prepared)
     show.note(summary)
-    initial = load_initial(config)
     model = assembly.build_model(config, prepared.vocabulary.size, None if initial is None else initial.model)
     ledger = Ledger.read(run.ledger) if _has_header(run.ledger) else None
     noise = None if ledger is None else ledger.plan.noise_multiplier
@@ -65,9 +66,10 @@ def train(run: RunFolder, command: str, show: ConsoleDisplay, hosts: Any = None)
     if not run.facts.exists():
         lines = summary.splitlines()
         facts = {"command": command, "versions": versions(), "data": lines, "store": prepared.store.digest}
-        write_json(run.facts, {**facts, "vocabulary": prepared.vocabulary.digest})
+        digest = None if initial is None else initial.digest
+        write_json(run.facts, {**facts, "vocabulary": prepared.vocabulary.digest, "initial": digest})
     kernels = _describe_kernels(hosts)
-    if warning := _check_kernels(run, kernels):
+    if warning := run.check_kernels(kernels):
         show.note(warning)
 
     show.note("loading TensorFlow Federated …")
@@ -97,19 +99,6 @@ def _describe_kernels(hosts: Any) -> str:
     if hosts is None:
         return describe_kernels()
     return f"unknown kernels on {len(hosts)} worker{'s' * (len(hosts) > 1)}"
-
-
-def _check_kernels(run: RunFolder, kernels: str) -> str | None:
-    """Returns a warning if `kernels` are not those of the newest rounds of the run."""
-    before = read_json(run.facts).get("kernels", [])
-    if not before or before[-1] == kernels:
-        return None
-    has_workers = "worker" in before[-1] + kernels
-    fix = "resume on the machines of the earlier rounds" if has_workers else "set TF_ENABLE_ONEDNN_OPTS as before"
-    return (
-        f"warning: earlier rounds were computed with {before[-1]}, the next ones will be with {kernels}: the result "
-        f"{'may' if has_workers else 'will'} not be bit-equal to that of an uninterrupted run (to avoid this, {fix})"
-    )
 
 
 def _recording_kernels(run: RunFolder, kernels: str, rounds: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -185,9 +174,9 @@ def _train_rounds(
     require_ledger(RoundLog(run.path))
     keys = assembly.load_keys(config, run.keys, begun=run.ledger.exists())
     maximum = config.run.evaluate_clients
-    validation_clients = _choose_clients(prepared.splits.validation, maximum)
+    validation_clients = data.choose_clients(prepared.splits.validation, maximum)
     evaluate_validation = Evaluator(model, [prepared.whole(client) for client in validation_clients])
-    held_out_sequences = [prepared.held_out(client) for client in _choose_clients(prepared.splits.train, maximum)]
+    held_out_sequences = [prepared.held_out(client) for client in data.choose_clients(prepared.splits.train, maximum)]
     evaluate_held_out = Evaluator(model, held_out_sequences) if any(map(len, held_out_sequences)) else None
 
     def evaluate(done: int, weights: Any) -> Evaluated:
@@ -279,13 +268,6 @@ def _select_operator_metrics(metrics: dict[str, float | None]) -> dict[str, floa
     """Returns the operator's metrics that are displayed; the loss is None where no token was trained on."""
     selected = {name: metrics[name] for name in OPERATOR_ONLY if name in metrics}
     return selected if metrics["tokens"] else {**selected, "loss": None}
-
-
-def _choose_clients(clients: Sequence[str], maximum: int) -> list[str]:
-    """Returns at most `maximum` clients, chosen at random but the same ones in every call."""
-    if len(clients) <= maximum:
-        return list(clients)
-    return [clients[int(i)] for i in np.sort(np.random.default_rng(0).choice(len(clients), maximum, replace=False))]
 
 
 def _choose_clients_at_once(

@@ -26,8 +26,9 @@ from privacy.files import FULL
 def pretrain(config: str | None, overrides: tuple[str, ...], output: Path | None, resume: Path | None) -> None:
     """Train a model centrally on the public text of a config, without any client.
 
-    CONFIG is a TOML file, or the name of a shipped one; its sections data.public, vocabulary, model and pretraining are
-    used. The folder of the result is evaluated, exported and used by model.init like that of any model.
+    CONFIG is a TOML file, or the name of a shipped one. Of its keys, data.public, clients.sequence_length and those of
+    the sections vocabulary, model and pretraining are used. The folder of the result is evaluated, exported and used by
+    model.init like that of any model.
     """
     extras.require("federated")
     if (config is None) == (resume is None):

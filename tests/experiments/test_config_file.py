@@ -59,11 +59,15 @@ def test_integer_is_accepted_for_float_but_float_is_refused_for_integer():
         ),
         ("[run]\nrounds = 2020-01-01", [], "run.rounds = 2020-01-01: must be an integer"),
         ("[run]\nrounds = 07:30:00", [], "run.rounds = 07:30:00: must be an integer"),
-        ("[model]\npreset = {a = 1}", [], 'model.preset = { a = 1 }: must be one of "cifg-18.8m", .*, "tiny"$'),
+        (
+            "[model]\npreset = {a = 1}",
+            [],
+            'model.preset = { a = 1 }: must be one of "cifg-18.8m", .*, "transformer-4m"$',
+        ),
         ("[model]\npreset = {'a b' = true}", [], 'model.preset = { "a b" = true }: must be one of'),
         ("[model.preset]\na = 1", [], "model.preset = { a = 1 }: must be one of"),
         ("", ["model.preset=tinny"], 'model.preset = "tinny": must be one of .*; did you mean "tiny"\\?$'),
-        ("", ["model.preset=huge"], 'model.preset = "huge": must be one of .*, "tiny"$'),
+        ("", ["model.preset=huge"], 'model.preset = "huge": must be one of .*, "transformer-4m"$'),
         (
             "",
             ["model.cell=si-cfg"],
@@ -263,3 +267,29 @@ def test_schema_describes_every_key_with_its_range():
     for definition in described:
         assert definition["additionalProperties"] is False
         assert all("description" in str(key) for key in definition["properties"].values())
+
+
+INIT = "model.init=runs/public"
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "model.preset=tiny", "model.embedding=8", "model.cell=cifg", "model.units=8", "model.layer_norm=true",
+        "model.output_bias=true", "model.blocks=1", "model.heads=1", "model.feed_forward=8", "model.context=8",
+    ],
+)  # fmt: skip
+def test_key_of_the_model_beside_init_is_refused(setting):
+    key = setting.partition("=")[0]
+    with pytest.raises(ValueError, match=f"{key} has no effect with model.init, which names a whole model: remove a"):
+        config_file.parse("", "file.toml", [INIT, setting])
+
+
+def test_vocabulary_size_beside_init_is_refused_unless_it_is_the_default():
+    with pytest.raises(
+        ValueError, match="vocabulary.size = 300 has no effect with model.init, whose .*: remove the key"
+    ):
+        config_file.parse("", "file.toml", [INIT, "vocabulary.size=300"])
+    config = config_file.parse("", "file.toml", [INIT, "model.seed=3"])
+    assert (config.model.init, config.model.seed) == ("runs/public", 3)
+    assert config_file.parse(config_file.dump(config), "dumped") == config

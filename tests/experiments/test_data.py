@@ -212,3 +212,10 @@ def test_default_columns_are_those_of_the_configuration(config, monkeypatch):
     changed, _, _ = data.sources(config)
     assert isinstance(changed, Table)
     assert (changed.user_column, changed.text_column) == ("who", "what")
+
+
+def test_choose_clients_returns_same_subset_every_time():
+    clients = [f"c{i}" for i in range(50)]
+    some = data.choose_clients(clients, 7)
+    assert len(set(some)) == 7 and set(some) <= set(clients) and some == data.choose_clients(clients, 7)
+    assert data.choose_clients(clients, 50) == clients

@@ -57,13 +57,6 @@ def test_clients_at_once_of_config_is_used_without_measuring(choose, tmp_path):
     assert not (tmp_path / "engine.json").exists()
 
 
-def test_choose_clients_returns_same_subset_every_time():
-    clients = [f"c{i}" for i in range(50)]
-    some = training._choose_clients(clients, 7)
-    assert len(set(some)) == 7 and set(some) <= set(clients) and some == training._choose_clients(clients, 7)
-    assert training._choose_clients(clients, 50) == clients
-
-
 def test_clients_at_once_of_ledger_is_used_if_engine_file_is_missing(choose, tmp_path):
     choose()
     assert choose(recorded="abc clients_at_once=8") == (8, [], 1)
@@ -180,8 +173,8 @@ def facts_with(run: RunFolder, *kernels: str) -> dict[str, Any]:
 def test_resume_with_other_kernels_warns_and_its_first_round_records_them(tmp_path):
     run = RunFolder(tmp_path)
     before = facts_with(run, "oneDNN on, AVX2")
-    assert training._check_kernels(run, "oneDNN on, AVX2") is None
-    warning = str(training._check_kernels(run, "oneDNN off, AVX2"))
+    assert run.check_kernels("oneDNN on, AVX2") is None
+    warning = str(run.check_kernels("oneDNN off, AVX2"))
     assert "with oneDNN on, AVX2, the next ones will be with oneDNN off, AVX2" in warning
     assert "not be bit-equal" in warning and "set TF_ENABLE_ONEDNN_OPTS as before" in warning
     assert json.loads(run.facts.read_text()) == before
@@ -192,7 +185,7 @@ def test_resume_with_other_kernels_warns_and_its_first_round_records_them(tmp_pa
     assert json.loads(run.facts.read_text()) == after
     assert list(rows) == [row(4)]
     assert json.loads(run.facts.read_text()) == after
-    assert training._check_kernels(run, "oneDNN off, AVX2") is None
+    assert run.check_kernels("oneDNN off, AVX2") is None
     assert list(training._recording_kernels(run, "oneDNN off, AVX2", iter([row(5)]))) == [row(5)]
     assert json.loads(run.facts.read_text()) == after
 
@@ -212,7 +205,7 @@ def test_process_without_round_records_no_kernels(tmp_path, error, earlier):
     with contextlib.suppress(ValueError):
         list(training._recording_kernels(run, "oneDNN off, AVX2", rounds()))
     assert json.loads(run.facts.read_text()) == before
-    assert training._check_kernels(run, "oneDNN on, AVX2") is None
+    assert run.check_kernels("oneDNN on, AVX2") is None
 
 
 def test_kernels_of_workers_are_recorded_as_unknown(tmp_path, monkeypatch):
@@ -222,6 +215,6 @@ def test_kernels_of_workers_are_recorded_as_unknown(tmp_path, monkeypatch):
     assert training._describe_kernels([1, 2]) == "unknown kernels on 2 workers"
     run = RunFolder(tmp_path)
     facts_with(run, "oneDNN on, AVX2")
-    warning = str(training._check_kernels(run, training._describe_kernels([1, 2])))
+    warning = str(run.check_kernels(training._describe_kernels([1, 2])))
     assert "the next ones will be with unknown kernels on 2 workers" in warning
     assert "resume on the machines of the earlier rounds" in warning

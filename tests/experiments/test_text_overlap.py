@@ -1,0 +1,98 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from experiments import text_overlap
+from experiments.text_overlap import describe_overlap, digest_text
+
+WORDS = st.lists(st.text("abcdeé", min_size=1, max_size=3), max_size=30)
+
+
+def text(seed: int, words: int) -> str:
+    """Returns random words; that two of a million passages are equal has a probability below 1e-12."""
+    return " ".join(f"w{number}" for number in np.random.default_rng(seed).integers(0, 1 << 20, words))
+
+
+@given(WORDS, st.data())
+def test_digests_depend_neither_on_line_breaks_nor_on_case_and_punctuation(words, draw):
+    cuts = sorted(draw.draw(st.lists(st.integers(0, len(words)), max_size=4)))
+    parts = [words[begin:end] for begin, end in zip([0, *cuts], [*cuts, len(words)], strict=True)]
+    changed = ["  ".join(f"“{word.upper()}”," for word in part) + "\n" for part in parts]
+    np.testing.assert_array_equal(digest_text(changed), digest_text([" ".join(words)]))
+
+
+@given(WORDS)
+def test_each_different_run_of_eight_words_has_a_digest_of_its_own(words):
+    passages = {tuple(words[i : i + 8]) for i in range(len(words) - 7)}
+    digests = digest_text([" ".join(words)])
+    assert len(digests) == len(passages)
+    assert (digests[1:] > digests[:-1]).all()
+
+
+def test_digests_do_not_depend_on_how_much_is_digested_at_once(monkeypatch):
+    sentences = [text(seed, 5 + seed % 7) for seed in range(60)]
+    whole = digest_text(sentences)
+    monkeypatch.setattr(text_overlap, "_WORDS_AT_ONCE", 20)
+    np.testing.assert_array_equal(digest_text(sentences), whole)
+
+
+def test_smallest_digests_of_a_long_text_are_kept(monkeypatch):
+    whole = digest_text([text(0, 500)])
+    monkeypatch.setattr(text_overlap, "_KEPT", 64)
+    monkeypatch.setattr(text_overlap, "_WORDS_AT_ONCE", 50)
+    np.testing.assert_array_equal(digest_text(text(0, 500).split()), whole[:64])
+
+
+def test_digests_are_evenly_distributed():
+    """Which passages are kept must not depend on the words. Of 16 equal parts, each has n/16 digests: chi-squared with
+    15 degrees of freedom is above 60 with probability 2e-7. Without the mixing it is above 1,000."""
+    for words in (text(0, 20_000), " ".join(map(str, range(20_000)))):
+        counts = np.bincount((digest_text([words]) >> np.uint64(60)).astype(int), minlength=16)
+        assert ((counts - counts.mean()) ** 2).sum() / counts.mean() < 60
+
+
+def test_text_of_one_client_in_another_text_is_found():
+    trained_on = digest_text([text(0, 500), text(1, 47), text(2, 500)])
+    strangers = [(f"c{seed}", [text(seed, 1000)]) for seed in range(3, 20)]
+    assert describe_overlap(trained_on, strangers) is None
+    assert (
+        describe_overlap(trained_on, [*strangers, ("ada", [text(1, 47)])])
+        == "it holds 100% of the text of client 'ada'"
+    )
+    # The last words of the text, and nothing of which it is less than half.
+    own = " ".join(text(2, 500).split()[-60:])
+    assert "'ada'" in str(describe_overlap(trained_on, [*strangers, ("ada", [own, text(30, 40)])]))
+    assert describe_overlap(trained_on, [*strangers, ("ada", [own, text(30, 80)])]) is None
+
+
+def test_quotation_of_fewer_than_forty_passages_is_taken_for_chance():
+    trained_on = digest_text([text(0, 1000)])
+    words = text(0, 1000).split()
+    assert describe_overlap(trained_on, [("ada", words[:46])]) is None
+    assert describe_overlap(trained_on, [("ada", words[:47])]) is not None
+
+
+@pytest.mark.parametrize(("quoted", "overlap"), [(10, None), (60, "it holds 1.1% of their text")])
+def test_text_of_many_clients_is_found_though_each_quotes_little(quoted, overlap):
+    """Each client has 1000 words, of which one in five quotes so many from the other text."""
+    words = text(0, 2000).split()
+    clients = [(f"c{i}", [text(i, 1000), *(words[60 * i :][:quoted] if i % 5 == 1 else [])]) for i in range(1, 21)]
+    found = describe_overlap(digest_text(words), clients)
+    assert found == overlap
+
+
+def test_text_of_a_client_is_found_where_only_a_part_of_the_digests_is_kept(monkeypatch):
+    """Of 20,000 passages one in 20 is kept, so about 25 of the client's 493, and more than 3 with a probability above
+    1 - 1e-7."""
+    monkeypatch.setattr(text_overlap, "_KEPT", 1000)
+    trained_on = digest_text([text(0, 500), text(1, 19_500)])
+    assert len(trained_on) == 1000
+    assert describe_overlap(trained_on, [("ada", [text(0, 500)])]) == "it holds 100% of the text of client 'ada'"
+    assert describe_overlap(trained_on, [("bob", [text(2, 20_000)])]) is None
+
+
+def test_nothing_is_found_in_no_text():
+    assert describe_overlap(digest_text([]), [("ada", [text(0, 100)])]) is None
+    assert describe_overlap(digest_text([text(0, 100)]), [("ada", [])]) is None
+    assert describe_overlap(digest_text([text(0, 100)]), []) is None
