@@ -19,12 +19,12 @@ pytestmark = [
     pytest.mark.skipif(PACKAGE is None, reason="needs SmolLM2: run it with `make test-pretrained`"),
 ]
 PARAGRAPH = (
-    "Photosynthesis is the process by which plants, algae and some bacteria turn the energy of sunlight into chemical "
-    "energy. In the leaves of a plant, a green pigment called chlorophyll absorbs light. With this energy the plant "
-    "takes in carbon dioxide from the air and water from the soil, and makes sugar and oxygen. The plant uses the sugar "
-    "as food, to grow and to store energy for later. The oxygen is released into the air, where animals and people "
-    "breathe it. Without photosynthesis there would be almost no oxygen in the atmosphere, and most of the life that we "
-    "know could not exist."
+    "Photosynthesis is the process by which plants, algae and some bacteria turn the energy of sunlight into "
+    "chemical energy. In the leaves of a plant, a green pigment called chlorophyll absorbs light. With this "
+    "energy the plant takes in carbon dioxide from the air and water from the soil, and makes sugar and oxygen. "
+    "The plant uses the sugar as food, to grow and to store energy for later. The oxygen is released into the "
+    "air, where animals and people breathe it. Without photosynthesis there would be almost no oxygen in the "
+    "atmosphere, and most of the life that we know could not exist."
 )
 
 
