@@ -8,7 +8,7 @@ import numpy as np
 
 from models.pretrained.tokenizer_builders import byte_level
 
-MERGES = ["t h", "th e", "Ġ the", "Ġ a", "a n", "an d", "i n", "Ġ t"]
+MERGES = ["t h", "th e", "Ġ the", "Ġ a", "a n", "an d", "i n", "1 0"]
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -58,8 +58,9 @@ def tokens(special_first=True):
 
 def sentence_pieces():
     """Returns the tokens of a sentencepiece tokenizer, the types of tokens in a GGUF file, and the scores."""
-    names = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *PIECES]
-    scores = [0.0] * 259 + [-float(rank) for rank in range(len(PIECES))]
+    pieces = sorted(PIECES)  # not in the order of the scores
+    names = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *pieces]
+    scores = [0.0] * 259 + [-float(PIECES.index(piece)) for piece in pieces]
     return names, [2, 3, 3] + [6] * 256 + [1] * len(PIECES), scores
 
 

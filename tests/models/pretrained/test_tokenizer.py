@@ -167,6 +167,12 @@ def test_encode_gives_the_ids_of_the_tokenizers_library_with_three_swapped(last,
     assert words.encode(text) == [swap.get(token, token) for token in reference.encode(text).ids]
 
 
+@pytest.mark.parametrize("text", [*TEXT[:5], *BROKE_OTHERS])
+def test_encode_gives_the_ids_of_the_tokenizers_library_on_the_unicode_corpus(last, text):
+    words, reference = last
+    assert words.rows(words.size)[words.encode(text)].tolist() == reference.encode(text).ids
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_text_that_looks_like_a_special_token_is_encoded_as_text(vocabularies, kind):
     words = vocabularies[kind]

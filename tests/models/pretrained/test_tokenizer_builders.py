@@ -4,7 +4,7 @@ import io
 
 import pytest
 import sentencepiece
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from models.pretrained import gguf_file
@@ -40,6 +40,7 @@ def test_llama_3_reads_its_begin_token_and_looks_words_up_before_it_merges(tmp_p
 
 
 @given(text=PLAIN)
+@example("th hea and ana aaaaa the")  # pieces overlap: the score decides
 def test_sentencepiece_ids_follow_its_definition(pieces, text):
     assert pieces.encode(text) == oracle.encode(TOKENS, SCORES, text)
 
@@ -53,6 +54,13 @@ def test_sentencepiece_falls_back_to_bytes_and_puts_a_space_before_the_text(piec
     assert [TOKENS[token] for token in pieces.encode("\n")] == ["\u2581", "<0x0A>"]
     assert pieces.encode("") == []
     assert pieces.characters[pieces.encode("the 😀")].sum() == 1 + len("the 😀")
+
+
+def test_sentencepiece_merges_nothing_into_the_token_of_a_byte():
+    names, scores = [*TOKENS, "<", "0", "x", "4", "1", ">", "<0", "<0x", "41", "41>"], [*SCORES, *range(-110, -100)]
+    words = PretrainedVocabulary(sentence_piece(names, scores, names[:3], [], True), len(names), (0, 1, 2))
+    assert [names[token] for token in words.encode("<0x41>")] == ["\u2581", "<0x", "41>"]
+    assert words.encode("<0x41>") == oracle.encode(names, scores, "<0x41>")
 
 
 def test_sentencepiece_puts_no_space_before_the_text_if_the_file_says_so(tmp_path):
