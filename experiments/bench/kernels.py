@@ -49,6 +49,49 @@ class Shape:
 
 
 @dataclass(frozen=True)
+class TransformerShape:
+    """Describes the sizes of a transformer and of its training batches.
+
+    Attributes:
+      attention: "softmax", or "relu" for the scale-invariant transformer.
+      vocabulary: number of tokens V.
+      embedding: size E of the embedding; heads have 32 entries.
+      blocks: number of blocks.
+      feed_forward: inner size F of the feed-forward layers.
+      batch: sequences B per batch.
+      length: predicted tokens T per sequence.
+    """
+
+    attention: str
+    vocabulary: int
+    embedding: int
+    blocks: int
+    feed_forward: int
+    batch: int
+    length: int
+
+    @property
+    def name(self) -> str:
+        """Returns the name of the shape: the kind of transformer and its sizes."""
+        kind = "transformer" if self.attention == "softmax" else "si-transformer"
+        sizes = f"V{self.vocabulary} E{self.embedding} L{self.blocks} F{self.feed_forward}"
+        return f"{kind} {sizes} B{self.batch} T{self.length}"
+
+    def products(self) -> list[tuple[int, int, int, int]]:
+        """Lists the matrix products of a step as `products` does; the small ones within attention are left out."""
+        rows, size, inner, blocks = self.batch * self.length, self.embedding, self.feed_forward, self.blocks
+        layers = [(blocks, size, 3 * size), (blocks, size, size), (blocks, size, inner), (blocks, inner, size)]
+        layers.append((1, size, self.vocabulary))
+        if self.attention == "relu":
+            layers.append((1, size, size))
+        return [
+            product
+            for times, k, n in layers  # forward, and the gradients of the inputs and of the matrix
+            for product in ((times, rows, k, n), (times, rows, n, k), (times, k, rows, n))
+        ]
+
+
+@dataclass(frozen=True)
 class Convolutions:
     """Describes the benchmarks' image model: two convolutions of 5 x 5 with pooling, and an output layer.
 
@@ -64,12 +107,14 @@ class Convolutions:
         return f"cnn 28x28 B{self.batch}"
 
 
-SHAPES: tuple[Shape | Convolutions, ...] = (
+SHAPES: tuple[Shape | TransformerShape | Convolutions, ...] = (
     Shape("lstm", 4000, 96, 256, 16, 20),
     Shape("cifg", 1024, 96, 192, 8, 32),
     Shape("si-cifg", 1024, 96, 192, 8, 32),
     Shape("cifg", 4000, 256, 2048, 16, 20),
     Shape("si-cifg", 4000, 256, 2048, 16, 20),
+    TransformerShape("softmax", 4000, 128, 6, 2048, 16, 20),
+    TransformerShape("relu", 4000, 128, 6, 2048, 16, 20),
     Convolutions(20),
 )
 
@@ -124,11 +169,11 @@ def products(shape: Shape) -> list[tuple[int, int, int, int]]:
     return listed
 
 
-def measure(shape: Shape) -> Measured:
+def measure(shape: Shape | TransformerShape) -> Measured:
     """Measures a step of one shape. TensorFlow must have been limited to one thread before."""
     import tensorflow as tf
 
-    listed = products(shape)
+    listed = shape.products() if isinstance(shape, TransformerShape) else products(shape)
     milliseconds = {
         (m, k, n): _milliseconds(tf.matmul, _array(m, k), _array(k, n)) for m, k, n in {p[1:] for p in listed}
     }
@@ -212,10 +257,24 @@ def _measure_step(loss: Callable[..., Any], weights: dict[str, np.ndarray], *bat
     return update, _milliseconds(step, *batch, *[tf.constant(weights[name]) for name in names])
 
 
-def _build_model(shape: Shape) -> tuple[Callable[[Any, Any], Any], dict[str, np.ndarray]]:
+def _build_model(shape: Shape | TransformerShape) -> tuple[Callable[[Any, Any], Any], dict[str, np.ndarray]]:
     from experiments.bench.models import lstm_loss_sum, lstm_weights
     from models.recurrent_lm import RecurrentLanguageModel
+    from models.transformer.decoder import TransformerLanguageModel
 
+    if isinstance(shape, TransformerShape):
+        is_invariant = shape.attention == "relu"
+        transformer = TransformerLanguageModel(
+            shape.vocabulary,
+            shape.embedding,
+            shape.blocks,
+            heads=shape.embedding // 32,
+            feed_forward=shape.feed_forward,
+            attention=shape.attention,
+            norm_epsilon=0.0 if is_invariant else 1e-5,
+            degree_two_embedding=is_invariant,
+        )
+        return transformer.loss_sum, transformer.init(0)
     if shape.cell == "lstm":
         return lstm_loss_sum, lstm_weights(shape.vocabulary, shape.embedding, shape.units)
     model = RecurrentLanguageModel(shape.cell, shape.vocabulary, shape.embedding, shape.units)
@@ -287,7 +346,7 @@ def kernels(output: Path, cells: tuple[str, ...]) -> None:
         )
     measurements = {}
     for shape in shapes:
-        measurements[shape.name] = measure(shape) if isinstance(shape, Shape) else measure_convolutions(shape)
+        measurements[shape.name] = measure_convolutions(shape) if isinstance(shape, Convolutions) else measure(shape)
         click.echo(f"{shape.name}: the products alone take {measurements[shape.name].share:.0%} of a step's time")
     output.mkdir(parents=True, exist_ok=True)
     steps = {name: asdict(m) for name, m in measurements.items()}

@@ -3,9 +3,25 @@
 The layers of the language model are an embedding, an LSTM, a linear projection and an output layer.
 """
 
-from typing import Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from models.transformer.decoder import TransformerLanguageModel
+
+
+def transformer(weights: dict[str, Any]) -> TransformerLanguageModel:
+    """Builds the model of a transformer workload from the shapes of its weights; its heads have 32 entries."""
+    from models.transformer.decoder import TransformerLanguageModel
+
+    vocabulary, embedding = weights["embedding"].shape
+    blocks = sum(name.endswith(".inner") for name in weights)
+    return TransformerLanguageModel(
+        vocabulary, embedding, blocks, heads=embedding // 32, feed_forward=weights["block_00.outer"].shape[0]
+    )
 
 
 def lstm_weights(vocabulary: int, embedding: int, units: int) -> dict[str, np.ndarray]:

@@ -25,7 +25,7 @@ _PEERS = {
     "fedjax": ("fedjax", "fedjax", 1),
     "pytorch": ("pytorch", "pfl-research", 1),
 }
-_WORKLOADS = ("lstm", "si-cifg-4.7m", "cnn", "logistic", "tiny-recurrent")
+_WORKLOADS = ("lstm", "si-cifg-4.7m", "transformer-4m", "cnn", "logistic", "tiny-recurrent")
 CASES = tuple(workload + suffix for workload in _WORKLOADS for suffix in ("", "-dp"))
 
 

@@ -187,6 +187,16 @@ RECIPES = {
         clients=_lines(4000, shortest=10, longest=48),
         tolerance=_DISCONTINUOUS_TOLERANCE,
     ),
+    "transformer-4m": Recipe(
+        "the preset transformer-4m, V = 4000 (4.1 M weights, tied embedding); 4 speakers of ≤ 48 lines",
+        "lines",
+        Settings("transformer", batch_size=16, learning_rate=0.2, clip=0.5, compared_after=1),
+        cohort=4,
+        population=40,
+        weights=_preset_weights("transformer-4m", 4000),
+        clients=_lines(4000, shortest=10, longest=48),
+        tolerance=_DISCONTINUOUS_TOLERANCE,
+    ),
     "cnn": Recipe(
         "convolutions 5 × 5 × 16 and 5 × 5 × 32 with pooling, output 62 (0.11 M weights); 100 clients of 100 images",
         "images",

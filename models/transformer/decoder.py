@@ -36,7 +36,8 @@ class TransformerLanguageModel(TransformerOptions):
         """Draws new weights: matrices from a normal distribution of variance 1 / fan-in, biases 0, scales 1.
 
         Embeddings and positions have variance 1 / E. The matrices that end a branch, "attention_output" and "outer",
-        are divided by √(2 · blocks), so that the sum of all branches does not grow with their number.
+        are divided by √(2 · blocks), so that the sum of all branches does not grow with their number. In a
+        scale-invariant model, matrices other than embeddings are 0.3 times as large.
 
         Args:
           seed: integer >= 0; equal seeds give equal weights.
@@ -188,7 +189,9 @@ class TransformerLanguageModel(TransformerOptions):
             places = state.length[:, tf.newaxis] + tf.range(count)
         # Where a row does not fit, the places are clipped, so that no index is out of bounds.
         inside = tf.minimum(places, positions - 1)
-        tables = [tf.gather(table, inside) for table in self._rotary_tables(positions, weights["embedding"].dtype)]
+        tables = [
+            layers.gather_exactly(table, inside) for table in self._rotary_tables(positions, weights["embedding"].dtype)
+        ]
         visible = tf.range(positions) <= places[..., tf.newaxis]
         cached_keys, cached_values = [], []
 
@@ -296,7 +299,7 @@ class TransformerLanguageModel(TransformerOptions):
     def _embed(self, weights: Weights, tokens: tf.Tensor, places: tf.Tensor) -> tf.Tensor:
         embedded = tf.gather(weights["embedding"], tokens)
         if "embedding_scale" in weights:
-            embedded *= tf.gather(weights["embedding_scale"], tokens)[..., tf.newaxis]
+            embedded *= layers.gather_exactly(weights["embedding_scale"], tokens)[..., tf.newaxis]
         return embedded + tf.gather(weights["positions"], places) if self.positions == "learned" else embedded
 
     def _logits(self, weights: Weights, hidden: tf.Tensor) -> tf.Tensor:

@@ -41,6 +41,17 @@ def rescale(product: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
     return product * tf.where(is_number, scale, first)
 
 
+def gather_exactly(table: tf.Tensor, indices: tf.Tensor) -> tf.Tensor:
+    """Gathers entries of a constant table, float32 or float64, of which a TFLite file must not lose bits.
+
+    The converter quantises float tables that are gathered from to int8 or float16, as it does the embedding. Integers,
+    here the bits of the table, stay as they are.
+    """
+    if table.dtype != tf.float32:
+        return tf.gather(table, indices)
+    return tf.bitcast(tf.gather(tf.bitcast(table, tf.int32), indices), tf.float32)
+
+
 def normalize(inputs: tf.Tensor, kind: str, epsilon: float, scale: tf.Tensor | None = None) -> tf.Tensor:
     """Normalises the last axis of `[(U,) ..., E]`.
 

@@ -12,8 +12,9 @@ from fl import keras_models
 from fl.local_training import Batches, LanguageModelling, LocalSGD, Task
 from models import from_keras, to_keras
 from models.recurrent_lm import RecurrentLanguageModel
+from models.transformer.decoder import TransformerLanguageModel
 from tests.models import exported
-from tests.tolerance import model_operations
+from tests.tolerance import FUNCTION, model_operations
 
 LENGTH, VOCABULARY, CLASSES = 5, 11, 6
 
@@ -53,6 +54,20 @@ def recurrent(cell: str, layer_norm: bool = False, output_bias: bool = False) ->
     model = RecurrentLanguageModel(cell, VOCABULARY, 12, 16, layer_norm, output_bias)
     # The learning rate is so low that rounding errors do not grow from step to step.
     rate = {("cifg", False): 0.3, ("cifg", True): 0.02, ("si-cifg", False): 0.3, ("si-cifg", True): 0.002}
+    jumps = 1 / (3 * LENGTH * 6) if (cell, layer_norm) == ("si-cifg", True) else 0.0
+    return language_model(model, rate[cell, layer_norm], exported.operations(model), jumps)
+
+
+def transformer(scale_invariant: bool) -> Net:
+    """Returns a small transformer; its sequences hold no padding, for the reason given in `recurrent`."""
+    options: Any = {"attention": "relu", "norm_epsilon": 0.0, "degree_two_embedding": True} if scale_invariant else {}
+    model = TransformerLanguageModel(VOCABULARY, 16, 2, 2, 24, context=LENGTH, **options)
+    operations = model.blocks * (4 * 16 + 24 + LENGTH + 4 * FUNCTION) + 16 + FUNCTION
+    return language_model(model, 0.005 if scale_invariant else 0.1, operations, 0.0)
+
+
+def language_model(model: Any, learning_rate: float, operations: int, jumps: float) -> Net:
+    """Returns one of fedspeak's language models; `operations` are those on the way to a logit."""
     tokens = tf.TensorSpec([None, LENGTH], tf.int32)
 
     def named(trained: list[np.ndarray]) -> dict[str, np.ndarray]:
@@ -69,11 +84,11 @@ def recurrent(cell: str, layer_norm: bool = False, output_bias: bool = False) ->
         spec=(tokens, tokens),
         examples=lambda g, rows: g.integers(1, VOCABULARY, (rows, LENGTH + 1)).astype(np.int32),
         split=lambda tokens: (tokens[:, :-1], tokens[:, 1:]),
-        local=LocalSGD(rate[cell, layer_norm], 3, 2, LENGTH, 8),
+        local=LocalSGD(learning_rate, 3, 2, LENGTH, 8),
         named=named,
         # Forward, and two products backward for each; a weight's gradient sums over 3 rows.
-        operations=3 * exported.operations(model) + 3 * LENGTH,
-        jumps=1 / (3 * LENGTH * 6) if (cell, layer_norm) == ("si-cifg", True) else 0.0,
+        operations=3 * operations + 3 * LENGTH,
+        jumps=jumps,
     )
 
 

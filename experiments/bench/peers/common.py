@@ -31,7 +31,7 @@ class Settings:
     """Holds the settings of local training.
 
     Attributes:
-      model: "lstm", "si-cifg", "cnn" or "logistic".
+      model: "lstm", "si-cifg", "transformer", "cnn" or "logistic".
       batch_size: examples per step of local SGD; batches are taken in order, and the last one may be smaller.
       learning_rate: learning rate of local SGD, on the mean loss over a batch's examples (for text, over its tokens
         without padding).

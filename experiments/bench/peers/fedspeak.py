@@ -9,7 +9,7 @@ import tensorflow_federated as tff
 import numpy as np
 import tensorflow as tf
 
-from experiments.bench.models import cnn_logits, lstm_loss_sum, lstm_token_losses
+from experiments.bench.models import cnn_logits, lstm_loss_sum, lstm_token_losses, transformer
 from experiments.bench.peers.common import Client, Recorder, Request, Workload, run
 from fl.aggregation import Aggregator, DPMean, ExampleWeightedMean
 from fl.engines import cohort as cohort_engine
@@ -66,6 +66,9 @@ def _build_task(workload: Workload) -> Task:
         vocabulary, embedding = weights["embedding"].shape
         lm = RecurrentLanguageModel("si-cifg", vocabulary, embedding, weights["projection"].shape[0])
         return LanguageModelling(lm.token_losses, shape[0], stacks=True, lengths=_LENGTHS, loss_sum=lm.loss_sum)
+    if model == "transformer":
+        decoder = transformer(weights)
+        return LanguageModelling(decoder.token_losses, shape[0], stacks=True, loss_sum=decoder.loss_sum)
     if model == "cnn":
         return Classification(shape, cnn_logits, stacks=False)
     return Classification(shape, _logistic_logits, stacks=True)

@@ -43,6 +43,37 @@ def _si_cifg(weights: Weights, x: Any) -> Any:
     return outputs.swapaxes(0, 1) @ weights["embedding"].T
 
 
+def _transformer(weights: Weights, x: Any) -> Any:
+    # fedspeak's transformer (`models.transformer`); its heads have 32 entries.
+    batch, length = x.shape
+    hidden = weights["embedding"][x]
+    size = hidden.shape[-1]
+    angles = jnp.arange(length)[:, None] * 10000.0 ** (-jnp.arange(0, 32, 2) / 32)
+    cosines, sines = jnp.cos(angles)[:, None], jnp.sin(angles)[:, None]
+
+    def rotate(heads: Any) -> Any:
+        first, second = jnp.split(heads, 2, axis=-1)
+        return jnp.concatenate([first * cosines - second * sines, second * cosines + first * sines], axis=-1)
+
+    causal = jnp.tril(jnp.ones((length, length), bool))
+    for index in range(sum(name.endswith(".inner") for name in weights)):
+        block = f"block_{index:02d}"
+        heads = (_normalize(hidden) @ weights[f"{block}.query_key_value"]).reshape(batch, length, -1, 32)
+        queries, keys, values = jnp.split(heads, 3, axis=2)
+        scores = jnp.einsum("bqhd,bkhd->bhqk", rotate(queries), rotate(keys)) * 32**-0.5
+        shares = jax.nn.softmax(jnp.where(causal, scores, -1e9))
+        attended = jnp.einsum("bhqk,bkhd->bqhd", shares, values).reshape(batch, length, size)
+        hidden = hidden + attended @ weights[f"{block}.attention_output"]
+        inner = jax.nn.relu(_normalize(hidden) @ weights[f"{block}.inner"])
+        hidden = hidden + inner @ weights[f"{block}.outer"]
+    return _normalize(hidden) @ weights["embedding"].T
+
+
+def _normalize(x: Any) -> Any:
+    x = x - jnp.mean(x, axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-5)
+
+
 def _sigmoid(x: Any) -> Any:
     positive = jax.nn.relu(x)
     return _divide(positive, jnp.max(positive, axis=-1, keepdims=True))
@@ -74,6 +105,7 @@ def _logistic(weights: Weights, x: Any) -> Any:
 LOGITS: dict[str, Callable[[Weights, Any], Any]] = {
     "lstm": _lstm,
     "si-cifg": _si_cifg,
+    "transformer": _transformer,
     "cnn": _cnn,
     "logistic": _logistic,
 }

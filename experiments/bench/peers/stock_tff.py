@@ -46,6 +46,13 @@ def _si_cifg(weights: dict[str, np.ndarray]) -> tuple[tf.keras.Model, list[str]]
     return keras_model, names
 
 
+def _transformer(weights: dict[str, np.ndarray]) -> tuple[tf.keras.Model, list[str]]:
+    from experiments.bench.models import transformer
+    from models.keras_model import to_keras
+
+    return to_keras(transformer(weights)), sorted(weights)
+
+
 def _cnn(weights: dict[str, np.ndarray]) -> tuple[tf.keras.Model, list[str]]:
     layers = [
         tf.keras.layers.Conv2D(weights["first_bias"].size, 5, padding="same", activation="relu"),
@@ -67,6 +74,7 @@ def _logistic(weights: dict[str, np.ndarray]) -> tuple[tf.keras.Model, list[str]
 _MODELS: dict[str, Callable[[dict[str, np.ndarray]], tuple[tf.keras.Model, list[str]]]] = {
     "lstm": _lstm,
     "si-cifg": _si_cifg,
+    "transformer": _transformer,
     "cnn": _cnn,
     "logistic": _logistic,
 }

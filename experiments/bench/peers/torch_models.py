@@ -117,6 +117,48 @@ def _divide(x: Tensor, largest: Tensor) -> Tensor:
     return x / torch.where(largest > 0, largest, 1.0)
 
 
+class Transformer(Model):
+    """Computes fedspeak's transformer (`models.transformer`) with PyTorch's fused attention; heads have 32 entries."""
+
+    def __init__(self, weights: dict[str, np.ndarray]) -> None:
+        super().__init__()
+        self.names = {name: name.replace(".", "_") for name in weights}
+        for name, own in self.names.items():
+            self.register_parameter(own, nn.Parameter(torch.from_numpy(weights[name].copy())))
+        self.blocks = sum(name.endswith(".inner") for name in weights)
+        frequencies = 10000.0 ** (-torch.arange(0, 32, 2, dtype=torch.float64) / 32)
+        angles = torch.arange(512, dtype=torch.float64)[:, None] * frequencies
+        self.register_buffer("cosines", angles.cos().float())
+        self.register_buffer("sines", angles.sin().float())
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, length = x.shape
+        hidden = functional.embedding(x, self.embedding)
+        size = hidden.shape[-1]
+        for index in range(self.blocks):
+            kernels = (
+                getattr(self, f"block_{index:02d}_{name}")
+                for name in ("query_key_value", "attention_output", "inner", "outer")
+            )
+            query_key_value, attention_output, inner, outer = kernels
+            heads = (functional.layer_norm(hidden, (size,)) @ query_key_value).view(batch, length, -1, 32)
+            queries, keys, values = heads.transpose(1, 2).chunk(3, dim=1)
+            queries, keys = self._rotate(queries, length), self._rotate(keys, length)
+            attended = functional.scaled_dot_product_attention(queries, keys, values, is_causal=True)
+            hidden = hidden + attended.transpose(1, 2).reshape(batch, length, size) @ attention_output
+            hidden = hidden + torch.relu(functional.layer_norm(hidden, (size,)) @ inner) @ outer
+        return functional.layer_norm(hidden, (size,)) @ self.embedding.t()
+
+    def _rotate(self, heads: Tensor, length: int) -> Tensor:
+        first, second = heads.chunk(2, dim=-1)
+        cosines, sines = self.cosines[:length], self.sines[:length]
+        return torch.cat([first * cosines - second * sines, second * cosines + first * sines], dim=-1)
+
+    def pairs(self) -> Iterator[tuple[str, Tensor, tuple[int, ...] | None]]:
+        for name, own in self.names.items():
+            yield name, getattr(self, own), None
+
+
 class CNN(Model):
     """Applies two 5 × 5 convolutions with max-pooling and ReLU, and a linear layer, to images `[B, 28, 28, 1]`."""
 
@@ -159,7 +201,7 @@ class Logistic(Model):
         yield "bias", self.output.bias, None
 
 
-_MODELS = {"lstm": LSTM, "si-cifg": SICIFG, "cnn": CNN, "logistic": Logistic}
+_MODELS = {"lstm": LSTM, "si-cifg": SICIFG, "transformer": Transformer, "cnn": CNN, "logistic": Logistic}
 
 
 def build(settings: Settings, weights: dict[str, np.ndarray]) -> Model:

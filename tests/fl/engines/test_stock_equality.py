@@ -41,6 +41,8 @@ ENGINES = {
 NETS: dict[str, Callable[[], Net]] = {
     "dense": lambda: stock.of_keras(stock.DENSE),
     "cnn": lambda: stock.of_keras(stock.CNN),
+    "transformer": partial(stock.transformer, False),
+    "si-transformer": partial(stock.transformer, True),
     **{
         f"{cell}{' norm' * norm}{' bias' * bias}": partial(stock.recurrent, cell, norm, bias)
         for cell in ("cifg", "si-cifg")
@@ -52,6 +54,7 @@ SPANNING = [
     ("dense", "fixed clip", "poisson"),
     ("cnn", "examples", "cyclic"),
     ("si-cifg", "adaptive clip", "fixed size"),
+    ("si-transformer", "uniform", "poisson"),
 ]
 OPTIMIZER = tff.learning.optimizers.build_sgdm(0.9, 0.5)
 
