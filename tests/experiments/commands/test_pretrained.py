@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import subprocess
 import sys
 
 import pytest
@@ -204,6 +205,24 @@ def test_import_that_fails_is_one_line_and_writes_nothing(broken, arguments, mes
     before = sorted(broken.rglob("*"))
     assert message in refuse("import", *arguments, folder=broken)
     assert sorted(broken.rglob("*")) == before
+
+
+def test_import_refuses_its_arguments_before_tensorflow_is_loaded(broken):
+    code = (
+        "import atexit, sys\n"
+        "atexit.register(lambda: print(sorted({'gguf', 'keras', 'tensorflow'} & set(sys.modules))))\n"
+        "from experiments.cli import main\nmain(sys.argv[1:])"
+    )
+    for arguments in (["none.gguf"], ["model.gguf", "--output", "empty"]):
+        done = subprocess.run(
+            [sys.executable, "-c", code, "import", *arguments],
+            cwd=broken,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stdout) == (2, "[]\n"), done.stderr
 
 
 def test_import_into_a_folder_that_cannot_be_written_is_one_line(broken):
