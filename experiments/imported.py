@@ -5,27 +5,32 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from experiments.provenance import versions
 from experiments.runs import RunFolder, save_weights, write_json
-from models.pretrained.checkpoint import Checkpoint
+from privacy.files import fix_of
+
+if TYPE_CHECKING:  # so that TensorFlow loads only after the arguments have been checked
+    from models.pretrained.checkpoint import Checkpoint
 
 
 def digest(path: Path) -> str:
-    """Returns the SHA-256 of a file, or of the weights and the tokenizer in a folder, in hex."""
-    files = (
-        [path]
-        if path.is_file()
-        else sorted([*path.glob("*.safetensors"), path / "config.json", path / "tokenizer.json"])
-    )
+    """Returns the SHA-256 in hex of a file, or that of the digests of a folder's weights, settings and tokenizer."""
+    if path.is_file():
+        return _digest_of_file(path).hexdigest()
     total = hashlib.sha256()
-    for file in files:
-        with open(file, "rb") as content:
-            total.update(hashlib.file_digest(content, "sha256").digest())
+    for file in sorted([*path.glob("*.safetensors"), path / "config.json", path / "tokenizer.json"]):
+        total.update(_digest_of_file(file).digest())
     return total.hexdigest()
 
 
-def write(checkpoint: Checkpoint, source: Path, folder: Path, command: str) -> None:
+def _digest_of_file(path: Path) -> "hashlib._Hash":
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256")
+
+
+def write(checkpoint: "Checkpoint", source: Path, folder: Path, command: str) -> None:
     """Writes an imported model into a new folder, completely or not at all.
 
     Args:
@@ -39,23 +44,30 @@ def write(checkpoint: Checkpoint, source: Path, folder: Path, command: str) -> N
       OSError: it cannot be written.
     """
     require_new(folder)
-    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".draft", dir=folder.parent))
+    sha256 = digest(source)
+    draft = None
     try:
+        draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".draft", dir=folder.parent))
         run = RunFolder(draft)
         save_weights(run.weights, checkpoint.weights)
         write_json(run.model, checkpoint.model.config())
         checkpoint.vocabulary.save(run.vocabulary)
         facts = {
             "command": command,
-            "imported": {"description": checkpoint.description, "file": source.name, "sha256": digest(source)},
+            "imported": {"description": checkpoint.description, "file": source.name, "sha256": sha256},
             "versions": versions(),
             "vocabulary": checkpoint.vocabulary.digest,
         }
         write_json(run.facts, facts)
         os.rename(draft, folder)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else error
+        raise OSError(
+            error.errno, f"{folder} could not be written ({reason}): {fix_of(error)}, then import again"
+        ) from None
+    finally:
+        if draft is not None:
+            shutil.rmtree(draft, ignore_errors=True)
 
 
 def require_new(folder: Path) -> None:

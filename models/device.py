@@ -118,7 +118,7 @@ class DeviceModel:
         try:
             return self.vocabulary.chat(prompt) if chat else self.vocabulary.prompt(prompt)
         except ValueError as error:
-            raise ValueError(f"prompt: {error}") from None
+            raise ValueError(f"{'chat' if chat else 'prompt'}: {error}") from None
 
     def draw(self, prompt: Sequence[int], choices: Choices) -> Iterator[int]:
         """Reads `prompt`, token ids as `encode` returns them, and returns an iterator over ids drawn in NumPy.

@@ -33,11 +33,16 @@ MAY_IMPORT: dict[str, frozenset[str] | None] = {
     "models/vocabulary.py": frozenset({"models.vocabulary", "models.atomic_file", "numpy", "sentencepiece"}),
     # What goes on the device beside the model: NumPy and the LiteRT runtime, or TensorFlow's in its place.
     "models/device.py": frozenset(
-        {"models.device", "models.vocabulary", "models.tflite_file", "models.decoding.numpy_ops"}
+        {"models.device", "models.vocabulary", "models.vocabularies", "models.tflite_file", "models.decoding.numpy_ops"}
         | {"numpy", "ai_edge_litert", "tensorflow"}
     ),
     "models/atomic_file.py": frozenset(),
-    "models/tflite_file.py": frozenset({"models.atomic_file", "models.vocabulary", "numpy"}),
+    "models/tflite_file.py": frozenset({"models.atomic_file", "models.vocabularies", "numpy"}),
+    "models/vocabularies.py": frozenset({"models.vocabulary", "models.pretrained.tokenizer"}),
+    "models/pretrained": NUMERIC | {"models", "gguf", "safetensors", "tokenizers"},
+    "models/pretrained/tokenizer.py": frozenset(
+        {"models.atomic_file", "models.vocabulary", "numpy", "tokenizers", "jinja2"}
+    ),
     "models/decoding": frozenset({"models.decoding", "numpy", "tensorflow"}),
     "models/decoding/numpy_ops.py": frozenset({"numpy"}),
     "models/alignment": NUMERIC | {"models.alignment"},

@@ -167,8 +167,10 @@ def generate(
     seconds, count = sum(draw.seconds for draw in draws), sum(draw.count for draw in draws)
     speed = f", {count / seconds:,.0f} tokens/s" if seconds else ""
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    total = count + len(draws)
     click.echo(
-        f"{count + len(draws)} tokens{speed}, peak memory {memory:,.0f} MB ({device.runtime()}, 1 thread)", err=True
+        f"{total} token{'s' * (total != 1)}{speed}, peak memory {memory:,.0f} MB ({device.runtime()}, 1 thread)",
+        err=True,
     )
 
 

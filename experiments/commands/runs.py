@@ -189,9 +189,12 @@ def evaluate(run: Path, text: tuple[Path, ...]) -> None:
 
         click.echo(evaluate_text(run, text))
         return
+    folder = RunFolder(run)
+    if folder.weights.exists() and not folder.config.exists():
+        raise click.UsageError(f"{run} holds no run, and so no test clients: give text files with --text")
     from experiments import results
 
-    click.echo(results.evaluate(RunFolder(run)))
+    click.echo(results.evaluate(folder))
 
 
 @click.command()

@@ -137,15 +137,18 @@ def _read_vocabulary(fields: Mapping[str, Any], rows: int, where: str) -> Pretra
     types = fields.get("tokenizer.ggml.token_type", [1] * len(tokens))
     if len(tokens) > rows:
         raise ValueError(f"{where}: {len(tokens)} tokens, but the embedding has {rows} rows: the file is damaged")
+    if len(types) != len(tokens):
+        raise ValueError(f"{where}: {len(tokens)} tokens, but {len(types)} types of tokens: the file is damaged")
     special = [token for token, kind in zip(tokens, types, strict=True) if kind in (_UNKNOWN, _CONTROL)]
+    whole = [token for token, kind in zip(tokens, types, strict=True) if kind == _USER_DEFINED]
+    rule = fields.get("tokenizer.ggml.pre", "")
     if kind == "gpt2":
-        whole = [token for token, kind in zip(tokens, types, strict=True) if kind == _USER_DEFINED]
-        content = tokenizer_builders.byte_level(
-            tokens, get("merges"), special, whole, fields.get("tokenizer.ggml.pre", "default"), where
-        )
+        content = tokenizer_builders.byte_level(tokens, get("merges"), special, whole, rule, where)
     elif kind == "llama":
-        add_space = bool(fields.get("tokenizer.ggml.add_space_prefix", True))
-        content = tokenizer_builders.sentence_piece(tokens, get("scores"), special, add_space)
+        add_space, scores = bool(fields.get("tokenizer.ggml.add_space_prefix", True)), get("scores")
+        if len(scores) != len(tokens):
+            raise ValueError(f"{where}: {len(tokens)} tokens, but {len(scores)} scores: the file is damaged")
+        content = tokenizer_builders.sentence_piece(tokens, scores, special, whole, add_space)
     else:
         raise ValueError(f"{where}: a tokenizer of kind {kind!r} cannot be imported; those that can: gpt2, llama")
     template = fields.get("tokenizer.chat_template")
@@ -157,8 +160,10 @@ def _read_vocabulary(fields: Mapping[str, Any], rows: int, where: str) -> Pretra
         begin=fields.get("tokenizer.ggml.bos_token_id"),
         end=int(get("eos_token_id")),
         spare=[*unused, *range(len(tokens), rows), *controls],
-        reads_begin=bool(fields.get("tokenizer.ggml.add_bos_token", kind == "llama")),
+        # llama.cpp's rule for files that do not say it.
+        reads_begin=bool(fields.get("tokenizer.ggml.add_bos_token", kind == "llama" or rule == "llama-bpe")),
         chat_template=template,
+        where=where,
     )
 
 

@@ -171,6 +171,7 @@ def _read_vocabulary(folder: Path, config: Mapping[str, Any], rows: int) -> Pret
         spare=spare,
         reads_begin=_reads_begin(content, settings),
         chat_template=template,
+        where=str(path),
     )
 
 

@@ -3,6 +3,9 @@
 The library's training code uses the ids 0, 1 and 2 for padding, the beginning of a text and the end of a sentence. A
 checkpoint has its own ids for these. So an imported vocabulary swaps ids: 0, 1 and 2 change places with the
 checkpoint's, and the rows of the embedding move with them (`PretrainedVocabulary.rows`). All other ids stay.
+
+Text is encoded as the checkpoint's own tokenizer does it, also where that loses something: a byte-level vocabulary may
+lack rare bytes, which are then left out (SmolLM2 has no U+0004), and sentencepiece reads U+2581 as a space.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,8 +51,11 @@ class PretrainedVocabulary:
       size: number of token ids, at least that of the tokenizer.
       ids: the checkpoint's ids of padding, the beginning of a text and the end of a sentence, all different.
       start: id that an empty prompt begins with, 1 or 2.
-      reads_begin: whether every prompt begins with the id 1.
+      reads_begin: whether every prompt begins with `start`, not only an empty one.
       chat_template: Jinja template of a conversation, or None.
+
+    Raises:
+      ValueError: `ids` are not three different ids below `size`, or `start` is neither 1 nor 2.
     """
 
     tokenizer: str
@@ -58,6 +64,12 @@ class PretrainedVocabulary:
     start: int = BOS
     reads_begin: bool = False
     chat_template: str | None = None
+
+    def __post_init__(self) -> None:
+        if len(set(self.ids)) != 3 or not all(0 <= token < self.size for token in self.ids):
+            raise ValueError(f"ids = {list(self.ids)}: must be three different integers from 0 to {self.size - 1}")
+        if self.start not in (BOS, EOS):
+            raise ValueError(f"start = {self.start}: must be {BOS} or {EOS}")
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The cached properties are left out, because they cannot be pickled.
@@ -80,30 +92,51 @@ class PretrainedVocabulary:
         spare: Sequence[int],
         reads_begin: bool,
         chat_template: str | None,
+        where: str,
     ) -> PretrainedVocabulary:
         """Builds a vocabulary, and chooses the ids of padding and of the begin token if the checkpoint has none.
 
         Args:
           tokenizer: as the attribute.
           size: as the attribute.
-          begin: the checkpoint's id of the beginning of a text; None if it has none.
+          begin: the checkpoint's id of the beginning of a text; None if it has none. If it is `end`, or None, texts
+            begin with the end token.
           end: the checkpoint's id of the end of a text or a turn.
           spare: the checkpoint's ids that no text is encoded with, the best for padding first.
-          reads_begin: as the attribute.
+          reads_begin: whether the checkpoint puts its begin token before every text.
           chat_template: as the attribute.
+          where: file or folder, for the messages.
 
         Raises:
-          ValueError: there are not enough spare ids.
+          ValueError: an id is outside the vocabulary, there are not enough spare ids, or the tokenizer is of another
+            kind or damaged.
         """
+        for name, token in (("begin", begin), ("end", end)):
+            if token is not None and not 0 <= token < size:
+                raise ValueError(f"{where}: the {name} token has the id {token}, but there are {size} ids: damaged")
         free = [token for token in spare if token not in (begin, end)]
-        if begin == end:
-            begin = None
-        if len(free) < (2 if begin is None else 1):
-            raise ValueError("the vocabulary has no unused token that could be the padding: it cannot be imported")
+        has_begin = begin not in (None, end)
+        if len(free) < (1 if has_begin else 2):
+            raise ValueError(f"{where}: no token is unused and could become the padding: it cannot be imported")
         padding = free.pop(0)
-        if begin is None:
-            return cls(tokenizer, size, (padding, free.pop(0), end), EOS, False, chat_template)
-        return cls(tokenizer, size, (padding, begin, end), BOS, reads_begin, chat_template)
+        ids = (padding, begin if begin is not None and has_begin else free.pop(0), end)
+        start, reads_begin = BOS if has_begin else EOS, reads_begin and begin is not None
+        try:
+            return cls(_to_canonical(json.loads(tokenizer)), size, ids, start, reads_begin, chat_template)._checked()
+        except ValueError as error:
+            raise ValueError(f"{where}: the tokenizer cannot be imported: {error}") from None
+
+    def _checked(self) -> PretrainedVocabulary:
+        """Returns the vocabulary itself; raises ValueError if its tokenizer cannot be used."""
+        try:
+            _ = self.pieces
+        except (ModuleNotFoundError, ValueError):
+            raise
+        except IndexError:
+            raise ValueError(f"the tokenizer has ids beyond the {self.size} of the model") from None
+        except Exception as error:  # the tokenizers library raises plain exceptions
+            raise ValueError(_one_line(error)) from None
+        return self
 
     @cached_property
     def _order(self) -> NDArray[np.int64]:
@@ -154,7 +187,10 @@ class PretrainedVocabulary:
 
     @cached_property
     def characters(self) -> NDArray[np.int32]:
-        """Returns the number of code points that begin in the piece of each id; see `Vocabulary.characters`."""
+        """Returns the number of code points that begin in the piece of each id; see `Vocabulary.characters`.
+
+        The space that a sentencepiece tokenizer puts before a text counts too.
+        """
         counts = [sum(byte & 0xC0 != 0x80 for byte in piece) for piece in self.pieces]
         counts[EOS] = 1
         return np.array(counts, np.int32)
@@ -168,10 +204,7 @@ class PretrainedVocabulary:
         return self._encode(text, special=False)
 
     def _encode(self, text: str, special: bool) -> list[int]:
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(f"lone surrogate U+{ord(text[error.start]):04X} at character {error.start}") from None
+        _require_utf8(text)
         self._encoder.encode_special_tokens = not special
         return [int(i) for i in self._ids_by_own[self._encoder.encode(text, add_special_tokens=False).ids]]
 
@@ -181,7 +214,7 @@ class PretrainedVocabulary:
         Raises:
           ValueError: as for `encode`.
         """
-        ids = [BOS] * self.reads_begin + self.encode(text)
+        ids = [self.start] * self.reads_begin + self.encode(text)
         return ids or [self.start]
 
     def document(self, text: str) -> list[int]:
@@ -201,23 +234,26 @@ class PretrainedVocabulary:
         """
         if self.chat_template is None:
             raise ValueError("the model has no chat template: use a prompt instead")
+        _require_utf8(message)
         for entry in json.loads(self.tokenizer)["added_tokens"]:
             if entry["special"] and entry["content"] in message:
                 raise ValueError(f"the message holds the special token {entry['content']!r}: remove it")
-        from jinja2 import TemplateError
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        names = [self._encoder.id_to_token(token) for token in self.ids]
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
+        environment.globals["raise_exception"] = _raise
+        begin, end = (self._encoder.id_to_token(self.ids[token]) for token in (self.start, EOS))
         try:
             text = environment.from_string(self.chat_template).render(
                 messages=[{"role": "user", "content": message}],
                 add_generation_prompt=True,
-                bos_token=names[1],
-                eos_token=names[2],
+                bos_token=begin,
+                eos_token=end,
             )
-        except (TemplateError, TypeError) as error:
-            raise ValueError(f"the model's chat template cannot be rendered: {error}") from None
+        except Exception as error:  # a template computes, and may fail in any way
+            raise ValueError(f"the model's chat template cannot be rendered: {_one_line(error)}") from None
         return self._encode(text, special=True)
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
@@ -234,8 +270,19 @@ class PretrainedVocabulary:
         return b"".join(parts)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Returns the text of `ids`; bytes that are not UTF-8 become U+FFFD. Raises ValueError as `decode_bytes`."""
-        return self.decode_bytes(ids).decode(errors="replace")
+        """Returns the text of `ids` without the space that a sentencepiece tokenizer puts before a text.
+
+        Bytes that are not UTF-8 become U+FFFD.
+
+        Raises:
+          ValueError: as for `decode_bytes`.
+        """
+        text = self.decode_bytes(ids).decode(errors="replace")
+        return text.removeprefix(" ") if self._adds_space else text
+
+    @cached_property
+    def _adds_space(self) -> bool:
+        return self.decode_bytes(self.encode("a")).startswith(b" ")
 
     def to_json(self) -> str:
         """Returns the vocabulary as canonical JSON on one line: equal vocabularies give equal strings."""
@@ -262,13 +309,10 @@ class PretrainedVocabulary:
             if content.pop("format") != FORMAT:
                 raise ValueError("another format")
             padding, begin, end = map(int, content.pop("ids"))
-            tokenizer = json.dumps(content.pop("tokenizer"), ensure_ascii=False)
-            vocabulary = cls(tokenizer, ids=(padding, begin, end), **content)
-            if len({padding, begin, end}) != 3 or not 0 <= min(vocabulary.ids) <= max(vocabulary.ids) < vocabulary.size:
-                raise ValueError("the special ids are not three different ids")
+            tokenizer = _to_canonical(content.pop("tokenizer"))
+            return cls(tokenizer, ids=(padding, begin, end), **content)._checked()
         except (KeyError, TypeError, AttributeError, RecursionError, ValueError) as error:
-            raise ValueError(f"not a vocabulary of an imported model: {error}") from None
-        return vocabulary
+            raise ValueError(f"not a vocabulary of an imported model, or damaged: {_one_line(error)}") from None
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the JSON to `path`; if writing fails, an existing file is left unchanged.
@@ -280,6 +324,30 @@ class PretrainedVocabulary:
             file.write(f"{self.to_json()}\n".encode())
 
 
+def _to_canonical(content: Any) -> str:
+    """Returns JSON that is equal for equal contents, so that equal vocabularies are equal."""
+    return json.dumps(content, sort_keys=True, separators=(",", ":"))
+
+
+def _require_utf8(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"text holds the lone surrogate {text[error.start]!r} at index {error.start}, made of a byte that is not "
+            "UTF-8: give the text in UTF-8"
+        ) from None
+
+
+def _raise(message: str) -> NoReturn:
+    """Is the function `raise_exception` of chat templates."""
+    raise ValueError(message)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
 def _is_byte_level(content: dict[str, Any]) -> bool:
     """Returns whether pieces are byte-level; raises ValueError unless they are, or are sentencepiece's."""
     decoder = json.dumps(content.get("decoder"))
@@ -287,7 +355,7 @@ def _is_byte_level(content: dict[str, Any]) -> bool:
         return True
     if "ByteFallback" in decoder:
         return False
-    raise ValueError("the tokenizer is neither byte-level nor one with byte fallback: it cannot be imported")
+    raise ValueError("it is neither byte-level nor one with byte fallback")
 
 
 def _to_bytes(piece: str, is_byte_level: bool) -> bytes:

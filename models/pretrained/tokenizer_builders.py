@@ -9,7 +9,7 @@ _LLAMA_3 = (
     r"\s+(?!\S)|\s+"
 )
 _QWEN_2 = _LLAMA_3.replace(r"\p{N}{1,3}", r"\p{N}")
-_PATTERNS = {"gpt-2": _GPT2, "default": _GPT2, "llama-bpe": _LLAMA_3, "qwen2": _QWEN_2, "smollm": _GPT2}
+_PATTERNS = {"gpt-2": _GPT2, "llama-bpe": _LLAMA_3, "qwen2": _QWEN_2, "smollm": _GPT2}
 """Regular expression that splits text into words, by the name in the field `tokenizer.ggml.pre`."""
 
 
@@ -27,7 +27,7 @@ def byte_level(
       where: file, for the message.
 
     Raises:
-      ValueError: `pre` is unknown, or a merge is not a pair.
+      ValueError: `pre` is unknown, or a merge is not a pair of pieces.
     """
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
@@ -36,7 +36,14 @@ def byte_level(
     pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
     if not all(left and right and " " not in right for left, right in pairs):
         raise ValueError(f"{where}: a merge of the tokenizer is not a pair of pieces: the file is damaged")
-    encoder = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=pairs))
+    known = set(tokens)
+    for left, right in pairs:
+        if not {left, right, left + right} <= known:
+            raise ValueError(f"{where}: the merge {left!r} {right!r} names no tokens: the file is damaged")
+    encoder = Tokenizer(
+        # Llama 3 looks a whole word up before it merges.
+        models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=pairs, ignore_merges=pre == "llama-bpe")
+    )
     steps: list[Any] = [pre_tokenizers.Digits(individual_digits=True)] if pre == "smollm" else []
     steps.append(pre_tokenizers.Split(Regex(_PATTERNS[pre]), "isolated"))
     steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
@@ -47,7 +54,9 @@ def byte_level(
     return str(encoder.to_str())
 
 
-def sentence_piece(tokens: Sequence[str], scores: Sequence[float], special: Sequence[str], add_space: bool) -> str:
+def sentence_piece(
+    tokens: Sequence[str], scores: Sequence[float], special: Sequence[str], whole: Sequence[str], add_space: bool
+) -> str:
     """Builds a sentencepiece tokenizer with byte fallback, as BPE.
 
     sentencepiece merges the pair whose result has the highest score. So every pair of pieces that gives a piece is a
@@ -57,12 +66,13 @@ def sentence_piece(tokens: Sequence[str], scores: Sequence[float], special: Sequ
       tokens: the token of each id.
       scores: the score of each token.
       special: tokens that plain text is never encoded with.
+      whole: tokens that are found in plain text before it is split into pieces.
       add_space: whether a space is put before the text.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
     ids = {token: i for i, token in enumerate(tokens)}
-    apart = set(special)
+    apart = {*special, *whole, *(f"<0x{byte:02X}>" for byte in range(256))}
     merges: list[tuple[float, int, int, tuple[str, str]]] = []
     for token, score in zip(tokens, scores, strict=True):
         if token in apart:
@@ -83,5 +93,6 @@ def sentence_piece(tokens: Sequence[str], scores: Sequence[float], special: Sequ
     encoder.decoder = decoders.Sequence(
         [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
+    encoder.add_tokens([AddedToken(token, normalized=False) for token in whole])
     encoder.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     return str(encoder.to_str())

@@ -9,6 +9,7 @@ import pytest
 from experiments.cli import cli
 from privacy import Budget, Releases, dp_mean
 from tests.experiments.processes import call, finish, start
+from tests.models.pretrained.checkpoints import write_gguf
 from tests.test_docs import PAGES, ROOT
 
 # In order: later commands read what earlier ones wrote. `run` is a run on the made-up text of conftest.py.
@@ -22,6 +23,14 @@ STEPS = [
     "data config.toml",
     "train config.toml --output run",
     "evaluate run",
+    "import small.gguf --output small",
+    "evaluate small --text public.txt",
+    "export small --precision int8 --max-prompt 24 --max-new-tokens 24",
+    "generate small/model-int8.tflite --chat 'the king' --max-new-tokens 8 --temperature 0",
+    "pretrain config.toml --output public",
+    "evaluate public --text public.txt",
+    "train config.toml --set model.init=small --set model.embedding=none --set model.units=none --set run.rounds=1 "
+    "--set pretraining.epochs=0 --output tuned",
     "report run",
     "export run",
     "export run --precision int8 --output app.tflite",
@@ -77,7 +86,8 @@ def test_every_command_of_the_docs_has_a_run_at_smoke_scale():
 
 @pytest.fixture(scope="module")
 def user_folder(folder):
-    """The folder of `conftest.py` with the ledger of a private statistic."""
+    """The folder of `conftest.py` with the ledger of a private statistic and a pretrained model."""
+    write_gguf(folder / "small.gguf")
     with Releases.open(folder / "ages.jsonl", Budget(epsilon=1.0)) as ledger:
         dp_mean([34, 71, 25, 48, 52], lower=0, upper=100, epsilon=0.5, ledger=ledger)
     return folder

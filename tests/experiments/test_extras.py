@@ -44,6 +44,8 @@ def without(extra_names, code):
         (["data", "demo"], "tensorflow", "models"),
         (["export", "runs/demo"], "tensorflow", "models"),
         (["evaluate", "runs/demo"], "tensorflow", "models"),
+        (["import", "model.gguf"], "tensorflow", "models"),
+        (["pretrain", "demo"], "tensorflow_federated", "federated"),
         (["reproduce", "noise-seeds", "runs/demo"], "tensorflow_federated", "federated"),
         (["bench", "dp-step"], "tensorflow_federated", "federated"),
         (["bench", "cohort"], "tensorflow_federated", "federated"),
@@ -162,7 +164,8 @@ def test_command_names_single_missing_package_of_an_extra():
 
 def test_modules_of_installed_extras_exist():
     """Only installed extras are checked; in the locked environment these are all of them."""
-    packages = {"models": "tensorflow", "federated": "tensorflow-federated", "opendp": "opendp", "parquet": "pyarrow"}
+    packages = {"models": "tensorflow", "federated": "tensorflow-federated", "pretrained": "gguf"}
+    packages |= {"opendp": "opendp", "parquet": "pyarrow"}
     assert set(packages) == set(extras.EXTRAS)
     for extra, package in packages.items():
         try:

@@ -13,23 +13,10 @@ from hypothesis import strategies as st
 
 from models import vocabulary
 from models.vocabulary import BOS, EOS, PAD, Vocabulary
+from tests.models.texts import BROKE_OTHERS, HARD, TEXT
 from tests.oracles import bpe
 
-TEXT = [
-    "the quick brown fox jumps over the lazy dog",
-    "the other brother gathers the feathers, they're there together",
-    "Größe, façade, naïve — 日本語 日本 日本語のテキスト 😀😀 😀",
-    "tabs\tand\nnew lines  and   runs    of spaces",
-    "counting 10 100 1000 10000 and 1000000 aaaa aaaaaaaa aaaaaa",
-] * 3
-
 BYTES = vocabulary.learn([], vocabulary.SMALLEST)
-
-# The letters that the learned merges are made of, and characters that broke other tokenisers.
-HARD = st.text(
-    st.sampled_from("theorgas  \u2581\x00\n\t'😀é日本語\u0301\ufeff\ufffd\U0010ffff") | st.characters(codec="utf-8"),
-    max_size=60,
-)
 
 
 @pytest.fixture(scope="module")
@@ -44,23 +31,7 @@ def test_decode_returns_the_encoded_text(words, text):
     assert all(3 <= token < words.size for token in ids)
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "\u2581",
-        "\u2581\u2581 \u2581",
-        "\x00",
-        "\r\n\n",
-        " ",
-        "    ",
-        "a  b ",
-        " lead",
-        "👩‍👩‍👧‍👦",
-        "<s></s><unk>",
-        "\u202e\ufffe",
-    ],
-)
+@pytest.mark.parametrize("text", BROKE_OTHERS)
 def test_decode_returns_texts_that_broke_other_tokenisers(words, text):
     assert words.decode(words.encode(text)) == text
 

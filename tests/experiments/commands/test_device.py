@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from experiments.cli import main
@@ -24,7 +26,7 @@ def run(capfd, *arguments):
 
 def test_generate_prints_prompt_and_continuation_that_depend_on_the_seed(path, capfd):
     code, out, err = run(capfd, "generate", path, "--prompt", "the", "--max-new-tokens", 10, "--count", 2, "--seed", 3)
-    assert (code, err) == (0, "")
+    assert code == 0 and re.fullmatch(r"\d+ tokens, [\d,]+ tokens/s, peak memory [\d,]+ MB \(.*, 1 thread\)\n", err)
     assert out.endswith("\n") and out.startswith("the") and "\nthe" in out
     assert run(capfd, "generate", path, "--prompt", "the", "--max-new-tokens", 10, "--count", 2, "--seed", 3)[1] == out
     assert run(capfd, "generate", path, "--prompt", "the", "--max-new-tokens", 10, "--count", 2, "--seed", 4)[1] != out
@@ -94,7 +96,9 @@ def test_export_writes_all_precisions_and_prints_the_comparison(tmp_path, capfd,
 def test_export_names_files_after_precision_and_output(capfd, monkeypatch, options, expected):
     exports = []
     monkeypatch.setattr("experiments.runs.load_trained", lambda run: (None, None, None))
-    monkeypatch.setattr("experiments.commands.device.export_and_check", lambda *values: exports.append(values[-1]))
+    monkeypatch.setattr(
+        "experiments.commands.device.export_and_check", lambda *values, **limits: exports.append(values[-1])
+    )
     assert run(capfd, "export", "run", *options)[0] == 0
     assert [{precision: str(path) for precision, path in paths.items()} for paths in exports] == [expected]
 
@@ -102,6 +106,6 @@ def test_export_names_files_after_precision_and_output(capfd, monkeypatch, optio
 def test_export_fails_if_a_file_differs_from_the_model(path, capfd, monkeypatch):
     other = exported.weights(MODEL, seed=1)
     monkeypatch.setattr("experiments.runs.load_trained", lambda run: (MODEL, other, exported.vocabulary()))
-    monkeypatch.setattr("models.export.export", lambda *arguments: None)
+    monkeypatch.setattr("models.export.export", lambda *arguments, **limits: None)
     code, out, err = run(capfd, "export", "run", "--precision", "float32", "--output", path)
     assert code == 2 and "FAILED" in out and "failed the comparison with the trained model" in err

@@ -8,12 +8,30 @@ import numpy as np
 
 from models.pretrained.tokenizer_builders import byte_level
 
-MERGES = ["t h", "th e", "Ġ the", "Ġ a", "a n", "an d", "i n", "Ġ t"]
+MERGES = ["t h", "th e", "Ġ the", "Ġ a", "a n", "an d", "i n", "1 0"]
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+# A sentencepiece tokenizer's pieces in the order of their scores, as in Llama: what merges, then single characters.
+PIECES = [
+    "\u2581t",
+    "he",
+    "\u2581a",
+    "th",
+    "\u2581the",
+    "an",
+    "the",
+    "in",
+    "\u2581an",
+    "and",
+    "\u2581and",
+    "\u2581\u2581",
+    "aa",
+    "aaaa",
+]
+PIECES += list("\u2581theandié日")
 SIZES = {"embedding": 32, "blocks": 2, "heads": 4, "groups": 2, "inner": 48, "context": 64}
 
 
@@ -36,6 +54,14 @@ def tokens(special_first=True):
     """Returns the tokens: three special ones (first, or last as in Qwen2), the bytes, and the merged pieces."""
     ordinary = list(byte_characters().values()) + [merge.replace(" ", "") for merge in MERGES]
     return SPECIAL + ordinary if special_first else ordinary + SPECIAL
+
+
+def sentence_pieces():
+    """Returns the tokens of a sentencepiece tokenizer, the types of tokens in a GGUF file, and the scores."""
+    pieces = sorted(PIECES)  # not in the order of the scores
+    names = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *pieces]
+    scores = [0.0] * 259 + [-float(PIECES.index(piece)) for piece in pieces]
+    return names, [2, 3, 3] + [6] * 256 + [1] * len(PIECES), scores
 
 
 def make_weights(rows, seed=0, bias=False):
@@ -80,23 +106,23 @@ GGUF_NAMES = {
 }
 
 
-def write_gguf(path: Path, architecture="llama", types=None, fields=None, drop=(), extra=None):
+def write_gguf(path: Path, architecture="llama", types=None, fields=None, drop=(), extra=None, tokenizer="gpt2"):
     """Writes a GGUF file; returns the weights by their Hugging Face names.
 
     Args:
       types: the quantisation of matrices, a `gguf.GGMLQuantizationType`; None for float32.
-      fields: metadata that replaces the ordinary.
+      fields: metadata that replaces the ordinary; None removes a field.
       drop: GGUF names of tensors that are left out.
       extra: more tensors by GGUF name.
+      tokenizer: "gpt2" for a byte-level tokenizer, "llama" for a sentencepiece tokenizer.
     """
     import gguf
 
     qwen = architecture == "qwen2"
-    names = tokens(special_first=not qwen)
+    names = sentence_pieces()[0] if tokenizer == "llama" else tokens(special_first=not qwen)
     rows = len(names) + (5 if qwen else 0)
     weights = make_weights(rows, bias=qwen)
     writer = gguf.GGUFWriter(str(path), architecture)
-    first = names.index(SPECIAL[0])
     metadata = {
         "block_count": SIZES["blocks"],
         "context_length": SIZES["context"],
@@ -109,16 +135,15 @@ def write_gguf(path: Path, architecture="llama", types=None, fields=None, drop=(
         writer.add_uint32(f"{architecture}.{name}", value)
     writer.add_float32(f"{architecture}.attention.layer_norm_rms_epsilon", 1e-5)
     writer.add_float32(f"{architecture}.rope.freq_base", 1000.0)
-    writer.add_string("tokenizer.ggml.model", "gpt2")
-    writer.add_string("tokenizer.ggml.pre", "qwen2" if qwen else "smollm")
-    writer.add_array("tokenizer.ggml.tokens", names)
-    writer.add_array("tokenizer.ggml.merges", MERGES)
-    writer.add_array("tokenizer.ggml.token_type", [3 if name in SPECIAL else 1 for name in names])
-    writer.add_uint32("tokenizer.ggml.bos_token_id", first if qwen else first + 1)
-    writer.add_uint32("tokenizer.ggml.eos_token_id", first + 2)
-    writer.add_string("tokenizer.chat_template", TEMPLATE)
+    (_add_sentence_pieces if tokenizer == "llama" else _add_byte_level)(writer, names, qwen)
     for name, value in (fields or {}).items():
-        (writer.add_string if isinstance(value, str) else writer.add_uint32)(name, value)
+        if value is None:
+            del writer.kv_data[0][name]
+        elif isinstance(value, list):
+            writer.add_array(name, value)
+        else:
+            adders = {str: writer.add_string, bool: writer.add_bool, int: writer.add_uint32}
+            adders[type(value)](name, value)
     head = SIZES["embedding"] // SIZES["heads"]
     for name, weight in weights.items():
         short = name.replace("model.embed_tokens", "token_embd").replace("model.norm", "output_norm")
@@ -142,6 +167,27 @@ def write_gguf(path: Path, architecture="llama", types=None, fields=None, drop=(
     writer.write_tensors_to_file()
     writer.close()
     return weights
+
+
+def _add_byte_level(writer, names, qwen):
+    first = names.index(SPECIAL[0])
+    writer.add_string("tokenizer.ggml.model", "gpt2")
+    writer.add_string("tokenizer.ggml.pre", "qwen2" if qwen else "smollm")
+    writer.add_array("tokenizer.ggml.tokens", names)
+    writer.add_array("tokenizer.ggml.merges", MERGES)
+    writer.add_array("tokenizer.ggml.token_type", [3 if name in SPECIAL else 1 for name in names])
+    writer.add_uint32("tokenizer.ggml.bos_token_id", first if qwen else first + 1)
+    writer.add_uint32("tokenizer.ggml.eos_token_id", first + 2)
+    writer.add_string("tokenizer.chat_template", TEMPLATE)
+
+
+def _add_sentence_pieces(writer, names, qwen):
+    writer.add_string("tokenizer.ggml.model", "llama")
+    writer.add_array("tokenizer.ggml.tokens", names)
+    writer.add_array("tokenizer.ggml.token_type", sentence_pieces()[1])
+    writer.add_array("tokenizer.ggml.scores", sentence_pieces()[2])
+    writer.add_uint32("tokenizer.ggml.bos_token_id", 1)
+    writer.add_uint32("tokenizer.ggml.eos_token_id", 2)
 
 
 def write_folder(folder: Path, architecture="llama", dtype="F32", config=None, settings=None):

@@ -1,0 +1,144 @@
+"""What every kind of vocabulary offers, and how the kind is told from the file."""
+
+import json
+import re
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+
+from models import vocabularies, vocabulary
+from models.pretrained import tokenizer_builders
+from models.pretrained.tokenizer import PretrainedVocabulary
+from models.vocabularies import AnyVocabulary
+from models.vocabulary import BOS, EOS, PAD
+from tests.models.pretrained.checkpoints import MERGES, SPECIAL, sentence_pieces, tokens
+from tests.models.texts import HARD, TEXT
+
+pytest.importorskip("tokenizers")
+
+
+def byte_level() -> PretrainedVocabulary:
+    content = tokenizer_builders.byte_level(tokens(), MERGES, SPECIAL, [], "smollm", "test")
+    return PretrainedVocabulary.arrange(content, len(tokens()), 1, 2, [0], False, None, "test")
+
+
+def sentence_piece() -> PretrainedVocabulary:
+    names, _, scores = sentence_pieces()
+    content = tokenizer_builders.sentence_piece(names, scores, names[:3], [], True)
+    return PretrainedVocabulary.arrange(content, len(names), 1, 2, [0], True, None, "test")
+
+
+KINDS: dict[str, AnyVocabulary] = {
+    "learned": vocabulary.learn(TEXT, 300),
+    "byte-level": byte_level(),
+    "sentencepiece": sentence_piece(),
+}
+each_kind = pytest.mark.parametrize("words", [pytest.param(words, id=name) for name, words in KINDS.items()])
+
+
+@each_kind
+def test_ids_0_to_2_are_special_and_all_others_have_pieces(words):
+    assert len(words.pieces) == words.size
+    assert [token for token, piece in enumerate(words.pieces) if piece == b""] == [PAD, BOS, EOS]
+    assert words.characters.dtype == np.int32 and words.characters.shape == (words.size,)
+    assert words.characters[[PAD, BOS, EOS]].tolist() == [0, 0, 1]
+
+
+@each_kind
+@given(text=HARD)
+def test_text_is_encoded_without_special_ids_and_decoded_again(words, text):
+    ids = words.encode(text)
+    assert all(type(token) is int and 3 <= token < words.size for token in ids)
+    assert words.decode_bytes(ids) == b"".join(words.pieces[token] for token in ids)
+    text = text.replace("\u2581", " ") if words is KINDS["sentencepiece"] else text
+    assert words.decode(ids) == text
+    assert words.decode_bytes(ids).decode() in (text, f" {text}")
+    assert words.characters[ids].sum() == len(words.decode_bytes(ids).decode())
+
+
+@each_kind
+def test_prompts_and_documents_hold_the_text_and_are_never_empty(words):
+    for text in ("", "the other"):
+        prompt, document = words.prompt(text), words.document(text)
+        assert prompt and document[0] == BOS
+        assert words.decode(prompt) == words.decode(document) == text
+
+
+@each_kind
+def test_chat_is_refused_without_template(words):
+    with pytest.raises(ValueError, match="the model has no chat template: use a prompt instead$"):
+        words.chat("the")
+
+
+@each_kind
+def test_decode_replaces_half_a_character_and_gives_no_text_for_special_ids(words):
+    half = words.pieces.index(b"\xc3")
+    assert words.decode([BOS, half, EOS, PAD]) == "\ufffd"
+
+
+@each_kind
+def test_decode_refuses_an_id_outside_the_vocabulary(words):
+    for token in (-1, words.size):
+        for decode in (words.decode, words.decode_bytes):
+            with pytest.raises(
+                ValueError, match=f"{token} is outside the vocabulary: its ids are 0 to {words.size - 1}"
+            ):
+                decode([token])
+
+
+@each_kind
+def test_encode_refuses_a_lone_surrogate_in_one_line(words):
+    for encode in (words.encode, words.prompt, words.document):
+        with pytest.raises(ValueError, match=r"lone surrogate '\\ud800' at index 2.*give the text in UTF-8$") as caught:
+            encode("ab\ud800")
+        assert "\n" not in str(caught.value)
+
+
+@each_kind
+def test_load_gives_the_saved_vocabulary_of_its_kind(words, tmp_path):
+    path = tmp_path / "vocabulary.json"
+    words.save(path)
+    for again in (vocabularies.load(path), vocabularies.from_json(words.to_json())):
+        assert type(again) is type(words)
+        assert again == words
+        assert (again.digest, again.to_json()) == (words.digest, words.to_json())
+    assert path.read_text() == f"{words.to_json()}\n"
+
+
+def test_digests_of_all_kinds_differ():
+    assert len({words.digest for words in KINDS.values()}) == len(KINDS)
+
+
+@each_kind
+def test_load_refuses_a_file_cut_short_in_one_line_that_names_it(words, tmp_path):
+    path = tmp_path / "vocabulary.json"
+    content = words.to_json().encode()
+    lost = {key: value for key, value in json.loads(content).items() if key != "format"}
+    for damaged in (b"", content[:-1], content[: len(content) // 2], b"\xff" + content, json.dumps(lost).encode()):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=f"^{re.escape(str(path))}: not a vocabulary") as caught:
+            vocabularies.load(path)
+        assert "\n" not in str(caught.value)
+
+
+@each_kind
+def test_save_leaves_the_old_file_if_the_disk_is_full(words, tmp_path, monkeypatch):
+    path = tmp_path / "vocabulary.json"
+    path.write_text("old")
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        words.save(path)
+    assert path.read_text() == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["vocabulary.json"]
+
+
+def test_a_missing_tokenizers_package_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(ModuleNotFoundError, match="tokenizers"):
+        vocabularies.from_json(KINDS["byte-level"].to_json())
