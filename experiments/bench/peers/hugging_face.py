@@ -14,7 +14,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
-def main(checkpoint: Path, texts: Path, output: Path, tokens: int = 200, greedy: int = 64) -> None:
+_TOKENS, _GREEDY = 200, 64
+
+
+def main(checkpoint: Path, texts: Path, output: Path) -> None:
     """Writes ids, logits and greedy tokens of each text; prints speed and memory as JSON."""
     folder, name = str(checkpoint.parent), checkpoint.name
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
@@ -24,13 +27,13 @@ def main(checkpoint: Path, texts: Path, output: Path, tokens: int = 200, greedy:
 
     def extend(ids: torch.Tensor) -> torch.Tensor:
         # Without an end token, all of the tokens are generated.
-        drawn = model.generate(ids, max_new_tokens=greedy, do_sample=False, eos_token_id=None, pad_token_id=0)
+        drawn = model.generate(ids, max_new_tokens=_GREEDY, do_sample=False, eos_token_id=None, pad_token_id=0)
         return drawn[0, ids.shape[1] :]
 
     with torch.no_grad():
         for number, text in enumerate(json.loads(texts.read_text())):
             every = tokenizer(text, add_special_tokens=False).input_ids
-            ids = torch.tensor([every[:tokens]])
+            ids = torch.tensor([every[:_TOKENS]])
             arrays[f"ids_{number}"] = np.array(every)
             arrays[f"logits_{number}"] = model(ids).logits[0].numpy()
             arrays[f"greedy_{number}"] = extend(ids).numpy()
@@ -41,7 +44,7 @@ def main(checkpoint: Path, texts: Path, output: Path, tokens: int = 200, greedy:
         seconds = time.perf_counter() - begin
     np.savez(output, **arrays)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"tokens_per_second": greedy / seconds, "peak_megabytes": memory}))
+    print(json.dumps({"tokens_per_second": _GREEDY / seconds, "peak_megabytes": memory}))
 
 
 if __name__ == "__main__":
