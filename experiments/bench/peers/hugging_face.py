@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-
 _TOKENS, _GREEDY = 200, 64
 
 

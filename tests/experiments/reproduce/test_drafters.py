@@ -1,0 +1,75 @@
+"""The study's losses and total variations equal a direct computation; its table shows them."""
+
+import numpy as np
+import pytest
+
+from experiments import config_file, data
+from experiments.reproduce import drafters
+from experiments.runs import RunFolder, save_weights, write_json
+from fl.evaluation import Evaluator
+from models.presets import preset
+from tests.models import exported
+
+SPEAKERS = [("a/X", ["the king and the king", "another"]), ("b/Y", ["in the night " * 5]), ("b/Z", ["then"])]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("drafters")
+    words = exported.vocabulary()
+    for number, (name, changes) in enumerate(drafters.MODELS.items()):
+        run = RunFolder(folder / name)
+        config = config_file.load("target", ("clients.sequence_length=6", *changes))
+        run.create(config)
+        small = {"blocks": 1, "embedding": 8, "heads": 2, "feed_forward": 12}
+        model = (
+            preset("tiny", words.size, embedding=8, units=10)
+            if name == "si-cifg"
+            else preset(config.model.preset or "", words.size, **small)
+        )
+        save_weights(run.weights, {n: 2 * w for n, w in model.init(number).items()})
+        write_json(run.model, model.config())
+        words.save(run.vocabulary)
+    return folder
+
+
+def test_losses_and_total_variations_equal_a_direct_computation(folder, monkeypatch):
+    monkeypatch.setattr(data, "sources", lambda config: (SPEAKERS, [], ()))
+    results = drafters.compare(folder)
+    loaded = {name: drafters.load_trained(folder / name) for name in drafters.MODELS}
+    words = exported.vocabulary()
+    rows = [data.clients.sequences(np.array(words.document("\n".join(lines)), np.int32), 6) for _, lines in SPEAKERS]
+    for name, (model, weights, _) in loaded.items():
+        loss = Evaluator(model, rows)(weights).loss_per_token
+        assert results[name]["nats"]["estimate"] == pytest.approx(loss, rel=1e-5)
+        assert results[name]["weights"] == sum(weight.size for weight in weights.values())
+    every = np.concatenate(rows)
+    used = every[:, 1:] != 0
+
+    def probabilities(name, temperature):
+        model, weights, _ = loaded[name]
+        logits = model.extend(weights, every[:, :-1], model.initial_state(len(every)))[0].numpy() / temperature
+        powers = np.exp(logits - logits.max(-1, keepdims=True))
+        return powers / powers.sum(-1, keepdims=True)
+
+    for temperature in drafters.TEMPERATURES:
+        target, drafter = (probabilities(name, temperature) for name in (drafters.TARGET, "si-cifg"))
+        variation = 1 - np.minimum(target, drafter).sum(-1)
+        found = results["si-cifg"]["total_variation"][f"{temperature:g}"]["estimate"]
+        assert found == pytest.approx(float(variation[used].mean()), rel=1e-4)
+    table = drafters.format_table(results)
+    assert table.count("\n| ") == 1 + len(drafters.MODELS)
+    assert f"| si-cifg | {results['si-cifg']['weights'] / 1e6:.2f} M |" in table
+
+
+def test_models_share_text_and_vocabulary_and_drafters_are_ten_times_smaller():
+    configs = {name: config_file.load("target", changes) for name, changes in drafters.MODELS.items()}
+    assert len({(config.data, config.vocabulary) for config in configs.values()}) == 1
+    from experiments import assembly
+
+    sizes = {
+        name: sum(int(np.prod(shape)) for shape in assembly.build_model(config, 4096).shapes().values())
+        for name, config in configs.items()
+    }
+    assert 8e6 < sizes[drafters.TARGET] < 20e6
+    assert all(10 * size < sizes[drafters.TARGET] for name, size in sizes.items() if name != drafters.TARGET)
