@@ -15,7 +15,7 @@ from tests.test_house import PACKAGES, ROOT, tracked
 
 DATA = {
     *(f"{package}/py.typed" for package in PACKAGES),
-    *(f"experiments/configs/{name}.toml" for name in ("demo", "long", "scratch")),
+    *(f"experiments/configs/{name}.toml" for name in ("demo", "long", "scratch", "target")),
     "fl/runtime/loopback.c",
     *(f"privacy/report/templates/{path.name}" for path in (ROOT / "privacy" / "report" / "templates").iterdir()),
 }

@@ -82,7 +82,7 @@ def test_pretrain_writes_a_model_that_loads(folder, pretrained):
 def test_pretrain_records_command_inputs_and_digests_of_the_text_for_the_operator_only(folder, pretrained):
     run = RunFolder(pretrained[0])
     facts = json.loads(run.facts.read_text())
-    assert facts["command"].startswith("fedspeak ") and facts["public"] == ["text file public.txt"]
+    assert facts["command"].startswith("fedspeak") and facts["public"] == ["text file public.txt"]
     assert facts["vocabulary"] == Vocabulary.load(run.vocabulary).digest
     assert facts["initial"] is None and facts["kernels"] == [describe_kernels()]
     lines = (folder / "public.txt").read_text().splitlines()
