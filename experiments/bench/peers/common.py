@@ -73,7 +73,7 @@ class Workload:
     @property
     def is_text(self) -> bool:
         """Returns whether the examples are rows of tokens."""
-        return self.settings.model in ("lstm", "si-cifg")
+        return self.settings.model in ("lstm", "si-cifg", "transformer")
 
     def cohort(self, number: int) -> list[Client]:
         """Returns the clients of round `number`, counted from 0."""

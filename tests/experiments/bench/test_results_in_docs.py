@@ -18,7 +18,7 @@ def section(name: str) -> str:
     return found[1]
 
 
-@pytest.mark.parametrize("name", ["simulation-avx512", "simulation-avx2"])
+@pytest.mark.parametrize("name", ["simulation-avx512", "simulation-avx2", "simulation-transformer"])
 def test_overview_of_the_simulation_benchmark_is_that_of_its_results(name):
     results = json.loads((RESULTS / f"{name}.json").read_text())
     cases = [
