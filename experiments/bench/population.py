@@ -20,6 +20,7 @@ import numpy as np
 
 from experiments import extras
 from experiments.commands.renamed import renamed
+from experiments.memory import resident
 from fl.sources.base import BadRows
 
 POPULATIONS = (10**4, 10**5, 10**6, 10**7, 10**8)
@@ -121,7 +122,7 @@ def _measure_building(folder: Path, clients: int) -> dict[str, float]:
     from models import vocabulary
 
     source = SyntheticClients(clients)
-    before, begin = _memory("VmRSS"), time.perf_counter()
+    before, begin = resident("VmRSS"), time.perf_counter()
     words = vocabulary.learn(source.sentences(), 512)
     words.save(folder / "vocabulary.json")
     store = TokenStore.build(folder / "store.tokens", source, words)
@@ -131,7 +132,7 @@ def _measure_building(folder: Path, clients: int) -> dict[str, float]:
         "file_megabytes": (folder / "store.tokens").stat().st_size / 1e6,
         "seconds": time.perf_counter() - begin,
         "imports_megabytes": before,
-        "peak_megabytes": _memory("VmHWM") - before,
+        "peak_megabytes": resident("VmHWM") - before,
     }
 
 
@@ -150,11 +151,11 @@ def _measure_use(folder: Path, clients: int) -> dict[str, Any]:
     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
     os.close(descriptor)
     words, source = Vocabulary.load(folder / "vocabulary.json"), SyntheticClients(clients)
-    before, begin = _memory("VmRSS"), time.perf_counter()
+    before, begin = resident("VmRSS"), time.perf_counter()
     store = TokenStore.build(path, source, words)
     sets = split_store(store, validation=0.1, test=0.1)
     opening = time.perf_counter() - begin
-    opened = _memory("VmRSS") - before
+    opened = resident("VmRSS") - before
     data = Data(words, store, sets, np.zeros((0, 21), np.int32), (), 20, 0.1)
 
     cohorts = []
@@ -182,7 +183,7 @@ def _measure_use(folder: Path, clients: int) -> dict[str, Any]:
         "opening_seconds": opening,
         "imports_megabytes": before,
         "opened_megabytes": opened,
-        "peak_megabytes": _memory("VmHWM") - before,
+        "peak_megabytes": resident("VmHWM") - before,
         "cohorts": cohorts,
     }
 
@@ -200,14 +201,6 @@ def _measure_drawing() -> list[dict[str, float]]:
             draw_cohort(Poisson(1000 / size), size, round_number, keys.sampler_seed)
         results.append({"population": size, "seconds": (time.perf_counter() - begin) / 100})
     return results
-
-
-def _memory(name: str) -> float:
-    """Reads a field of /proc/self/status, in megabytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1]) * 1024 / 1e6
-    raise OSError(f"/proc/self/status has no {name}: fedspeak bench population needs Linux")
 
 
 def _format_table(building: dict[str, float], use: dict[str, Any], drawing: list[dict[str, float]]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from experiments.bench import options
 from experiments.bench.measure import environment
 from experiments.bench.processes import watch
 from experiments.bench.table import machine
+from experiments.memory import resident
 from experiments.runs import write_json
 
 _PYTHON = Path(".venv-bench/transformers/bin/python")
@@ -154,5 +154,5 @@ def measure_file(path: str) -> None:
         begin = time.perf_counter()
         count = len(list(file.draw([1], Choices(max_new_tokens=_GREEDY, temperature=0.0))))
         seconds.append((time.perf_counter() - begin) / count)
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    memory = resident("VmHWM")
     print(json.dumps({"tokens_per_second": 1 / min(seconds), "peak_megabytes": memory}))

@@ -1,6 +1,5 @@
 """Defines the commands for models on devices: `export` writes .tflite files, `generate` draws text from one."""
 
-import resource
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -12,6 +11,7 @@ import click
 from experiments import extras
 from experiments.commands.renamed import renamed
 from experiments.display import no_notices
+from experiments.memory import resident
 from privacy.files import require_writable
 
 if TYPE_CHECKING:
@@ -166,12 +166,18 @@ def generate(
         _write("\n")
     seconds, count = sum(draw.seconds for draw in draws), sum(draw.count for draw in draws)
     speed = f", {count / seconds:,.0f} tokens/s" if seconds else ""
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     total = count + len(draws)
     click.echo(
-        f"{total} token{'s' * (total != 1)}{speed}, peak memory {memory:,.0f} MB ({device.runtime()}, 1 thread)",
+        f"{total} token{'s' * (total != 1)}{speed}{_describe_peak_memory()} ({device.runtime()}, 1 thread)",
         err=True,
     )
+
+
+def _describe_peak_memory() -> str:
+    try:
+        return f", peak memory {resident('VmHWM'):,.0f} MB"
+    except OSError:  # not Linux
+        return ""
 
 
 class _Timed:

@@ -4,7 +4,6 @@ Arguments: the GGUF file, a JSON list of texts, and the `.npz` file to write.
 """
 
 import json
-import resource
 import sys
 import time
 from pathlib import Path
@@ -12,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from experiments.memory import resident
 
 _TOKENS, _GREEDY = 200, 64
 
@@ -42,7 +43,7 @@ def main(checkpoint: Path, texts: Path, output: Path) -> None:
         extend(ids[:, :1])
         seconds = time.perf_counter() - begin
     np.savez(output, **arrays)
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    memory = resident("VmHWM")
     print(json.dumps({"tokens_per_second": _GREEDY / seconds, "peak_megabytes": memory}))
 
 
