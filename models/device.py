@@ -126,14 +126,22 @@ class DeviceModel:
         Raises:
           ValueError: prompt and `choices.max_new_tokens` exceed `facts.context`.
         """
-        context = self.facts.context
-        if context is not None and len(prompt) + choices.max_new_tokens > context:
+        return self.draws(prompt, [choices])[0]
+
+    def draws(self, prompt: Sequence[int], choices: Sequence[Choices]) -> list[Iterator[int]]:
+        """Reads `prompt` once, and returns an iterator for each of `choices` as `draw` does.
+
+        Raises:
+          ValueError: as for `draw`.
+        """
+        context, most = self.facts.context, max(one.max_new_tokens for one in choices)
+        if context is not None and len(prompt) + most > context:
             raise ValueError(
-                f"prompt: {len(prompt)} tokens and max_new_tokens = {choices.max_new_tokens} exceed the {context} "
-                f"tokens that {self.path} was exported for; shorten one, or export with larger limits"
+                f"prompt: {len(prompt)} tokens and max_new_tokens = {most} exceed the {context} tokens that "
+                f"{self.path} was exported for; shorten one, or export with larger limits"
             )
         *_, (logits, state) = self.read(prompt)
-        return numpy_ops.draw(self._next, logits, state, len(prompt), choices)
+        return [numpy_ops.draw(self._next, logits, state, len(prompt), one) for one in choices]
 
     def read(self, tokens: Sequence[int], by_prefill: int | None = None) -> Iterator[tuple[NDArray[np.float32], Any]]:
         """Reads `tokens` part by part, and yields (logits `[V]`, state) after each part.
@@ -150,16 +158,26 @@ class DeviceModel:
         yield logits, state
         read = min(part, len(tokens))
         while read < len(tokens):
-            # `prefill` needs room for a whole part, and writes its padding too.
-            has_room = self.facts.context is None or read + self.facts.max_prompt <= self.facts.context
-            if by_prefill is None and self._start and has_room:
-                chunk = tokens[read : read + part]
+            if by_prefill is None and self._start and read + 1 < len(tokens):
+                begin, state = self._make_room(read, state)
+                chunk = tokens[begin : begin + part]
                 logits, state = _split_outputs(self._prefill(**self._padded(chunk), **state))
-                read += len(chunk)
+                read = begin + len(chunk)
             else:
                 logits, state = self._next(tokens[read], state)
                 read += 1
             yield logits, state
+
+    def _make_room(self, read: int, state: Any) -> tuple[int, Any]:
+        """Returns the number of tokens after which `prefill` has room for a whole part, and the state after these.
+
+        `prefill` writes its padding too. Near the end of a transformer's room it reads the last tokens once more.
+        """
+        if self.facts.context is None or read + self.facts.max_prompt <= self.facts.context:
+            return read, state
+        begin = self.facts.context - self.facts.max_prompt
+        length = f"state_{len(state) - 1}"
+        return begin, {**state, length: np.full_like(state[length], begin)}
 
     def draw_in_graph(self, prompt: Sequence[int], choices: Choices) -> dict[str, NDArray[Any]]:
         """Runs the signature `generate` and returns its outputs.

@@ -78,7 +78,7 @@ class LanguageModel(Protocol):
 
         Args:
           weights: without a client axis.
-          tokens: int32 `[B, T]`, padded at the end.
+          tokens: int32 `[B, T]`, padded at the end, with T known when the graph is built.
           lengths: int32 `[B]`, 1 to T: the number of real tokens of each row.
           state: the state before these tokens; None is the initial state.
 

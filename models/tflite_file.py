@@ -9,7 +9,7 @@ import json
 import os
 import zipfile
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 from models import vocabularies
 from models.atomic_file import replace_file
@@ -103,9 +103,18 @@ def read(path: str | os.PathLike[str]) -> tuple[Facts, AnyVocabulary]:
                 "read (its vocabulary or model.json is missing or invalid); export or copy it again, or update fedspeak"
             ) from None
         file.seek(0)
-        if checksum(file.read(facts.flatbuffer_bytes)) != facts.flatbuffer_sha256:
+        if _checksum_of(file, facts.flatbuffer_bytes) != facts.flatbuffer_sha256:
             raise ValueError(f"{path}: damaged (the model's checksum differs); export or copy it again")
     return facts, vocabulary
+
+
+def _checksum_of(file: BinaryIO, size: int) -> str:
+    """Returns the SHA-256 of the next `size` bytes of a file, in hex, without holding them in memory."""
+    digest = hashlib.sha256()
+    while size > 0 and (block := file.read(min(size, 1 << 20))):
+        digest.update(block)
+        size -= len(block)
+    return digest.hexdigest()
 
 
 def _add(archive: zipfile.ZipFile, name: str, text: str) -> None:

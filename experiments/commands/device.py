@@ -158,7 +158,7 @@ def generate(
         text = (prompt or "") if chat is None else chat
         tokens = loaded.encode(text, chat=chat is not None)
         choices = [Choices(request=request, stop=EOS, **options) for request in range(count)]
-        draws = [_Timed(loaded.draw(tokens, choice)) for choice in choices]
+        draws = [_Timed(tokens) for tokens in loaded.draws(tokens, choices)]
     for draw in draws:
         _write(prompt or "")
         for piece in device.decode_stream(loaded.vocabulary, draw):

@@ -198,10 +198,13 @@ def draw(
       ValueError: the logits are not finite.
     """
     seed = seed_words(choices.seed)
+    block: Words = (np.zeros(0, np.int32), np.zeros(0, np.int32))
     for i in range(choices.max_new_tokens):
+        if i % BLOCK == 0:  # words of many positions at once: the cost of a call does not depend on their number
+            block = random_words(seed, Stream.SAMPLE, choices.request, position + i + np.arange(BLOCK))
         if not np.isfinite(logits).all():
             raise ValueError(f"logits at position {position + i} are not finite: the model is damaged or diverged")
-        words = random_words(seed, Stream.SAMPLE, choices.request, position + i)
+        words = block[0][i % BLOCK], block[1][i % BLOCK]
         token = int(sample(process(logits, choices.temperature, choices.top_k), words))
         yield token
         if token == choices.stop or i + 1 == choices.max_new_tokens:

@@ -114,7 +114,7 @@ class TransformerLanguageModel(TransformerOptions):
         if self.positions == "learned":
             places = tf.broadcast_to(tf.range(length), tf.shape(tokens))
             embedded += output_layer.tied(weights["positions"], pack(places))[0]
-        return self._blocks(weights, embedded, attend), table
+        return self._hidden(weights, embedded, attend), table
 
     def forward(self, weights: Weights, tokens: Array) -> tf.Tensor:
         """Returns the logits `[B, T, V]` after each token of whole rows, int32 `[B, T]`, without a cache."""
@@ -126,6 +126,8 @@ class TransformerLanguageModel(TransformerOptions):
         self, weights: Weights, tokens: Array, lengths: Array, state: Cache | None = None
     ) -> tuple[tf.Tensor, Cache]:
         """Reads tokens int32 `[B, T]` and returns logits `[B, V]` and the state; see `LanguageModel.prefill`.
+
+        T must be known when the graph is built.
 
         Raises:
           ValueError: T is more than the cache holds.
@@ -146,7 +148,7 @@ class TransformerLanguageModel(TransformerOptions):
 
         Raises:
           tf.errors.InvalidArgumentError: the tokens of a row do not fit in the cache. XLA and TFLite cannot raise it;
-            there, the row's logits are NaN.
+            there, the row's logits are NaN, and its trail cannot be rewound.
         """
         logits, _, trail = self.extend_with_hidden(weights, tokens, state)
         return logits, trail
@@ -171,7 +173,7 @@ class TransformerLanguageModel(TransformerOptions):
             cached_values.append(tf.pad(values, [[0, 0], [0, 0], [0, unused], [0, 0]]))
             return attended
 
-        hidden = self._blocks(weights, self._embed(weights, tokens, tf.range(length)), attend)
+        hidden = self._hidden(weights, self._embed(weights, tokens, tf.range(length)), attend)
         return hidden, Cache(
             tuple(cached_keys), tuple(cached_values), tf.zeros(batch or tf.shape(tokens)[:1], tf.int32)
         )
@@ -201,7 +203,7 @@ class TransformerLanguageModel(TransformerOptions):
             cached_values.append(write(state.values[block], values, state.length, axis=2))
             return layers.attend(queries, cached_keys[-1], cached_values[-1], visible, self.attention)
 
-        hidden = self._blocks(weights, self._embed(weights, tokens, inside), attend)
+        hidden = self._hidden(weights, self._embed(weights, tokens, inside), attend)
         hidden = tf.where(fits[:, tf.newaxis, tf.newaxis], hidden, float("nan"))
         return hidden, Cache(tuple(cached_keys), tuple(cached_values), state.length)
 
@@ -234,8 +236,11 @@ class TransformerLanguageModel(TransformerOptions):
             equalized[f"{name}_scale"] = scale
         return dict(sorted(equalized.items()))
 
-    def _blocks(self, weights: Weights, embedded: tf.Tensor, attend: Attend) -> tf.Tensor:
+    def _hidden(self, weights: Weights, embedded: tf.Tensor, attend: Attend) -> tf.Tensor:
         """Runs all blocks and the final normalisation on embedded tokens `[(U,) ..., E]`."""
+        return self._normalize(weights, "final_norm", self._blocks(weights, embedded, attend))
+
+    def _blocks(self, weights: Weights, embedded: tf.Tensor, attend: Attend) -> tf.Tensor:
         hidden = embedded
         if self.degree_two_embedding:
             hidden = matmul(weights, "embedding_projection", hidden)
@@ -247,7 +252,7 @@ class TransformerLanguageModel(TransformerOptions):
             inputs = self._normalize(weights, f"{name}.feed_forward_norm", hidden)
             inner = layers.activate(matmul(weights, f"{name}.inner", inputs), self.activation)
             hidden += matmul(weights, f"{name}.outer", inner)
-        return self._normalize(weights, "final_norm", hidden)
+        return hidden
 
     def _normalize(self, weights: Weights, name: str, inputs: tf.Tensor) -> tf.Tensor:
         return layers.normalize(inputs, self.normalization, self.norm_epsilon, weights.get(name))

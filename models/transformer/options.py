@@ -107,7 +107,12 @@ class TransformerOptions:
     @property
     def is_scale_invariant(self) -> bool:
         """Returns whether the hidden states do not change if all weights are multiplied by one positive number."""
-        return self.attention == "relu" and self.norm_epsilon == 0 and self.degree_two_embedding
+        return (
+            self.attention == self.activation == "relu"
+            and self.normalization == "layer"
+            and self.norm_epsilon == 0
+            and self.degree_two_embedding
+        )
 
     @property
     def groups(self) -> int:

@@ -169,6 +169,27 @@ class LanguageModelTests:
             )
             np.testing.assert_allclose(logits[index, 0], fresh[0], rtol=1e-10, atol=1e-10)
 
+    def test_rewinds_in_float32_give_the_logits_of_a_fresh_prefill_up_to_rounding(self, model):
+        # Half as large: a recurrence with larger weights amplifies rounding without a bound.
+        weights = {name: 0.5 * weight for name, weight in make_weights(model, dtype=np.float32).items()}
+        lengths = np.array([6, 2], np.int32)
+        prompt, more, probe = make_tokens(2, 6), make_tokens(2, 4, seed=2), make_tokens(2, 1, seed=3)
+        kept = np.array([1, 3], np.int32)
+
+        def rewound(weights):
+            _, state = model.prefill(weights, prompt, lengths)
+            for _ in range(2):
+                _, trail = model.extend(weights, more, state)
+                state = model.rewind(trail, kept)
+            return model.extend(weights, probe, state)[0][:, 0]
+
+        found = rewound(weights)
+        within = rounding(self.operations(model), condition(lambda changed: [rewound(changed)], weights))
+        for row, (length, count) in enumerate(zip(lengths, kept, strict=True)):
+            text = [*prompt[row, :length], *more[row, :count], *more[row, :count], probe[row, 0]]
+            fresh, _ = model.prefill(weights, np.array([text], np.int32), np.array([len(text)], np.int32))
+            np.testing.assert_allclose(found[row], fresh[0], rtol=0, atol=within)
+
     @pytest.mark.parametrize("dtype", [np.float32, np.float64])
     def test_logits_do_not_depend_on_the_batch_or_on_how_a_row_is_split(self, model, dtype, record_property):
         weights, tokens = make_weights(model, dtype=dtype), make_tokens(3, 12)

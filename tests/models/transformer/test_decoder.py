@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from models.transformer import layers
 from models.transformer.decoder import TransformerLanguageModel
 from tests.models import language_models
 from tests.models.language_models import LanguageModelTests, make_tokens, make_weights, start
@@ -116,9 +117,82 @@ def test_hidden_states_of_the_scale_invariant_model_do_not_depend_on_the_scale_o
     expected = hidden(model, weights, tokens)
     for factor in (1e-3, 3.0, 7.0):
         np.testing.assert_allclose(hidden(model, scaled(weights, factor), tokens), expected, rtol=0, atol=1e-12)
-    softmax = dataclasses.replace(model, attention="softmax")
-    before, after = (hidden(softmax, w, tokens) for w in (weights, scaled(weights, 3.0)))
+    assert model.is_scale_invariant
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"attention": "softmax"}, {"activation": "swiglu"}, {"normalization": "rms"}, {"degree_two_embedding": False}],
+    ids=str,
+)
+def test_models_with_one_other_option_are_not_scale_invariant_and_do_not_say_so(change):
+    model, tokens = dataclasses.replace(make_model(**SCALE_INVARIANT), **change), make_tokens(2, 8)
+    weights = make_weights(model)
+    before, after = (hidden(model, w, tokens) for w in (weights, scaled(weights, 3.0)))
     assert np.max(np.abs(before - after)) > 0.1
+    assert not model.is_scale_invariant
+
+
+def test_parts_have_the_homogeneity_degrees_of_the_scale_invariant_recipe():
+    """Li et al. 2022, table 1: (degree in the inputs; degree in the inputs -> degree in the weights)."""
+    generator = np.random.default_rng(4)
+    inputs, c = generator.normal(size=(2, 5, E)), 3.0
+    weights = {name: tf.constant(generator.normal(size=(E, E))) for name in ("inner", "outer")}
+    larger = {name: c * weight for name, weight in weights.items()}
+
+    def feed_forward(weights):
+        normalized = layers.normalize(tf.constant(inputs), "layer", 0.0)
+        return layers.matmul(weights, "outer", layers.activate(layers.matmul(weights, "inner", normalized), "relu"))
+
+    def attention(scale):
+        q, k, v = (scale * generator.normal(size=(2, 5, 4, 4)) for generator in map(np.random.default_rng, (1, 2, 3)))
+        causal = np.tril(np.ones((5, 5), bool))
+        keys, values = np.transpose(k, [0, 2, 3, 1]), np.transpose(v, [0, 2, 1, 3])
+        return layers.attend(*map(tf.constant, (q, keys, values, causal)), "relu")
+
+    def close(one, other):
+        np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
+
+    close(layers.normalize(tf.constant(c * inputs), "layer", 0.0), layers.normalize(tf.constant(inputs), "layer", 0.0))
+    close(
+        layers.matmul(larger, "inner", tf.constant(c * inputs)),
+        c**2 * layers.matmul(weights, "inner", tf.constant(inputs)),
+    )
+    close(feed_forward(larger), c**2 * feed_forward(weights))
+    close(attention(c), c * attention(1.0))  # 0 in queries and keys, 1 in values
+    model = make_model(positions="learned", **SCALE_INVARIANT)
+    values = make_weights(model)
+    block = [n for n in values if n.startswith("block_00")]
+
+    def outputs(scale):
+        """The block's output: its input, of degree 2, plus what the block adds."""
+        scaled_weights = {n: tf.constant(scale * w) for n, w in values.items() if n in block}
+        attend = model._causal(5, tf.float64)
+        one = dataclasses.replace(model, blocks=1)
+        return one._blocks(
+            {**scaled_weights, "embedding_projection": tf.constant(np.eye(E))},
+            tf.constant(scale**2 * inputs),
+            lambda _, projected: attend(projected)[0],
+        )
+
+    close(outputs(c), c**2 * outputs(1.0))
+
+
+def test_positions_after_a_rows_last_target_are_not_computed(monkeypatch):
+    """Only attention sees them: every matrix product has a row per position up to each row's last target."""
+    model, rows = make_model(), []
+    weights = {name: tf.constant(weight) for name, weight in make_weights(model).items()}
+    tokens = np.ones((3, 9), np.int32)
+    tokens[0, 4:] = tokens[1, 1:] = 0
+    matmul = layers.matmul
+
+    def counting(weights, name, inputs):
+        rows.append(int(np.prod(inputs.shape[:-1])))
+        return matmul(weights, name, inputs)
+
+    monkeypatch.setattr("models.transformer.decoder.matmul", counting)
+    model.loss_sum(weights, tokens)
+    assert set(rows) == {3 + 0 + 8}
 
 
 def test_gradient_of_an_invariant_loss_is_orthogonal_to_the_weights_and_inverse_to_their_scale():

@@ -4,12 +4,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ai_edge_litert import schema_py_generated as schema
 
 from models import device
 from models.decoding.numpy_ops import Choices
 from models.export import export, ops
 from models.parity import check_parity
 from models.transformer.decoder import TransformerLanguageModel
+from models.transformer.layers import rotary_table
 from models.vocabulary import BOS
 from tests.models import exported
 
@@ -79,10 +81,16 @@ def test_long_prompts_are_read_in_parts_with_the_logits_of_single_tokens(paths):
     *_, (stepwise, _) = loaded.read(prompt, by_prefill=1)
     assert calls == ["prefill"] + ["decode"] * 20
     np.testing.assert_allclose(logits, stepwise, atol=1e-3 * float(np.ptp(stepwise)))
-    # After three parts of 8 tokens, the 29 positions have no room for a fourth with its padding.
+    # After three parts of 8 tokens, the 29 positions have no room for a fourth with its padding: it begins earlier.
+    long = [BOS, *np.random.default_rng(2).integers(3, VOCABULARY.size, 27).tolist()]
     calls.clear()
-    list(loaded.read([BOS] * 28))
-    assert calls == ["prefill"] * 3 + ["decode"] * 4
+    *_, (logits, state) = loaded.read(long)
+    assert calls == ["prefill"] * 4
+    *_, (stepwise, after) = loaded.read(long, by_prefill=1)
+    np.testing.assert_allclose(logits, stepwise, atol=1e-3 * float(np.ptp(stepwise)))
+    assert state["state_4"] == after["state_4"] == 28
+    next_logits, next_stepwise = (loaded._next(5, s)[0] for s in (state, after))
+    np.testing.assert_allclose(next_logits, next_stepwise, atol=1e-3 * float(np.ptp(stepwise)))
 
 
 def test_stream_and_text_refuse_more_tokens_than_the_file_has_room_for(paths):
@@ -103,6 +111,55 @@ def test_reading_beyond_the_cache_gives_nan_logits_and_drawing_from_them_is_refu
     assert np.isfinite(logits).all()
     logits, _ = loaded._next(BOS, state)
     assert np.isnan(logits).all()
+
+
+def uneven_weights(model):
+    """Draws weights whose columns differ in magnitude up to a hundredfold, as in large trained models."""
+    weights, generator = make_weights(model), np.random.default_rng(6)
+    for name, weight in weights.items():
+        if name.endswith(("query_key_value", "inner", "attention_output", "outer")):
+            weights[name] = weight * np.exp(generator.uniform(-2.3, 2.3, weight.shape[-1])).astype(np.float32)
+    return weights
+
+
+@pytest.fixture(scope="module")
+def int8_errors(tmp_path_factory):
+    """Returns the mean error of the logits of int8 files, with the columns of the matrices equalised and without."""
+    folder, model = tmp_path_factory.mktemp("int8"), MODELS["llama"]
+    weights, tokens = uneven_weights(model), np.random.default_rng(7).integers(3, VOCABULARY.size, 28).tolist()
+    expected = model.forward(weights, np.array([tokens], np.int32))[0].numpy()
+    errors = {}
+    for name in ("equalized", "plain"):
+        with pytest.MonkeyPatch.context() as patch:
+            if name == "plain":
+                patch.setattr(TransformerLanguageModel, "equalized", lambda self, weights: weights)
+            export(model, weights, VOCABULARY, folder / name, "int8", **LIMITS)
+        found = np.stack([logits for logits, _ in device.load(folder / name).read(tokens, by_prefill=1)])
+        errors[name] = float(np.sqrt(np.mean(np.square(found - expected))) / expected.std())
+    return errors
+
+
+def test_equalised_columns_halve_the_error_of_int8(int8_errors):
+    assert int8_errors["equalized"] < 0.5 * int8_errors["plain"]
+
+
+def test_equalized_weights_compute_the_same_with_columns_of_equal_magnitude():
+    model = MODELS["llama"]
+    weights = uneven_weights(model)
+    equalized, tokens = model.equalized(weights), np.random.default_rng(3).integers(3, VOCABULARY.size, (2, 9))
+    for name, axis in (("block_00.inner", 0), ("embedding", 1)):
+        np.testing.assert_allclose(np.abs(equalized[name]).max(axis), 1, rtol=1e-6)
+    found, expected = (model.prefill(w, tokens.astype(np.int32), [9, 4])[0].numpy() for w in (equalized, weights))
+    np.testing.assert_allclose(found, expected, atol=1e-4 * float(np.ptp(expected)))
+
+
+@pytest.mark.parametrize("precision", ["float16", "int8"])
+def test_rotary_angles_are_exact_in_small_files(precision, paths):
+    """The tables of cosines and sines are integers in the file, which no converter shrinks."""
+    content = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(paths["llama", precision].read_bytes(), 0))
+    table = rotary_table(29, 8, 10000.0)[0].astype(np.float32)
+    stored = [bytes(buffer.data) for buffer in content.buffers if buffer.data is not None]
+    assert table.tobytes() in stored
 
 
 def test_graph_draws_as_many_tokens_as_the_file_was_exported_for(paths):

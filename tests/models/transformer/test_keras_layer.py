@@ -8,6 +8,8 @@ from tests.models.language_models import make_tokens, make_weights
 from tests.models.transformer.test_decoder import MODELS, make_model
 from tests.tolerance import condition, rounding
 
+# As in tests/models/test_keras.py: Keras 3 reads NumPy arrays in a way that NumPy 2 deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 NAMES = pytest.mark.parametrize("name", MODELS)
 
 
