@@ -25,7 +25,7 @@ MODELS = {
         VOCABULARY.size, attention="relu", norm_epsilon=0.0, degree_two_embedding=True, positions="learned", **SIZES
     ),
 }
-LIMITS = {"max_prompt": 8, "max_new_tokens": 21}
+LIMITS = {"max_prompt": 8, "max_new_tokens": 15}
 
 
 def make_weights(model):
@@ -81,33 +81,33 @@ def test_long_prompts_are_read_in_parts_with_the_logits_of_single_tokens(paths):
     *_, (stepwise, _) = loaded.read(prompt, by_prefill=1)
     assert calls == ["prefill"] + ["decode"] * 20
     np.testing.assert_allclose(logits, stepwise, atol=1e-3 * float(np.ptp(stepwise)))
-    # After three parts of 8 tokens, the 29 positions have no room for a fourth with its padding: it begins earlier.
-    long = [BOS, *np.random.default_rng(2).integers(3, VOCABULARY.size, 27).tolist()]
+    # After two parts of 8 tokens, the 23 positions lack one for a third with its padding: it begins earlier.
+    long = [BOS, *np.random.default_rng(2).integers(3, VOCABULARY.size, 21).tolist()]
     calls.clear()
     *_, (logits, state) = loaded.read(long)
-    assert calls == ["prefill"] * 4
+    assert calls == ["prefill"] * 3
     *_, (stepwise, after) = loaded.read(long, by_prefill=1)
     np.testing.assert_allclose(logits, stepwise, atol=1e-3 * float(np.ptp(stepwise)))
-    assert state["state_4"] == after["state_4"] == 28
+    assert state["state_4"] == after["state_4"] == 22
     next_logits, next_stepwise = (loaded._next(5, s)[0] for s in (state, after))
     np.testing.assert_allclose(next_logits, next_stepwise, atol=1e-3 * float(np.ptp(stepwise)))
 
 
 def test_stream_and_text_refuse_more_tokens_than_the_file_has_room_for(paths):
     loaded = device.load(paths["llama", "float32"])
-    assert loaded.facts.context == 29
+    assert loaded.facts.context == 23
     prompt = "and the other"
     tokens = len(loaded.encode(prompt))
-    assert len("".join(loaded.stream(prompt, max_new_tokens=29 - tokens, stop_at_eos=False)))
+    assert len("".join(loaded.stream(prompt, max_new_tokens=23 - tokens, stop_at_eos=False)))
     with pytest.raises(
-        ValueError, match=f"prompt: {tokens} tokens and max_new_tokens = {30 - tokens} exceed the 29 tok"
+        ValueError, match=f"prompt: {tokens} tokens and max_new_tokens = {24 - tokens} exceed the 23 tok"
     ):
-        loaded.stream(prompt, max_new_tokens=30 - tokens)
+        loaded.stream(prompt, max_new_tokens=24 - tokens)
 
 
 def test_reading_beyond_the_cache_gives_nan_logits_and_drawing_from_them_is_refused(paths):
     loaded = device.load(paths["llama", "float32"])
-    *_, (logits, state) = loaded.read([BOS] * 29)
+    *_, (logits, state) = loaded.read([BOS] * 23)
     assert np.isfinite(logits).all()
     logits, _ = loaded._next(BOS, state)
     assert np.isnan(logits).all()
@@ -126,7 +126,7 @@ def uneven_weights(model):
 def int8_errors(tmp_path_factory):
     """Returns the mean error of the logits of int8 files, with the columns of the matrices equalised and without."""
     folder, model = tmp_path_factory.mktemp("int8"), MODELS["llama"]
-    weights, tokens = uneven_weights(model), np.random.default_rng(7).integers(3, VOCABULARY.size, 28).tolist()
+    weights, tokens = uneven_weights(model), np.random.default_rng(7).integers(3, VOCABULARY.size, 22).tolist()
     expected = model.forward(weights, np.array([tokens], np.int32))[0].numpy()
     errors = {}
     for name in ("equalized", "plain"):
@@ -157,14 +157,14 @@ def test_equalized_weights_compute_the_same_with_columns_of_equal_magnitude():
 def test_rotary_angles_are_exact_in_small_files(precision, paths):
     """The tables of cosines and sines are integers in the file, which no converter shrinks."""
     content = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(paths["llama", precision].read_bytes(), 0))
-    table = rotary_table(29, 8, 10000.0)[0].astype(np.float32)
+    table = rotary_table(23, 8, 10000.0)[0].astype(np.float32)
     stored = [bytes(buffer.data) for buffer in content.buffers if buffer.data is not None]
     assert table.tobytes() in stored
 
 
 def test_graph_draws_as_many_tokens_as_the_file_was_exported_for(paths):
     loaded = device.load(paths["llama", "float32"])
-    prompt, choices = [BOS] * 8, Choices(max_new_tokens=21, seed=3)
+    prompt, choices = [BOS] * 8, Choices(max_new_tokens=15, seed=3)
     assert loaded.draw_in_graph(prompt, choices)["tokens"].tolist() == list(loaded.draw(prompt, choices))
 
 
