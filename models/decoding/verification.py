@@ -1,8 +1,8 @@
 """Implements verifiers of one drafted block of tokens: how many of them speculative decoding accepts.
 
 A drafter proposes X_1 … X_G, and one call of the target gives its distribution at every prefix X^i of the draft.
-A verifier accepts the first tau of them and draws one more token Y. It is lossless if the tokens X_1 … X_tau, Y, continued
-by the target, have the target's own distribution, whatever the drafter.
+A verifier accepts the first tau of them and draws one more token Y. It is lossless if the tokens X_1 … X_tau, Y,
+continued by the target, have the target's own distribution, whatever the drafter.
 
 Every rule here is a function of (target, drafter, tokens, lengths) that returns `Stops`: the exact probability of every
 tau given the draft, and the distribution of Y at every tau. So a test can enumerate the whole law, and `verify` draws
