@@ -1,4 +1,4 @@
-"""Draws tokens from logits: keyed random numbers, temperature and top-k, integer sampling and the decoding loop.
+"""Draws tokens from logits: keyed random numbers, temperature and top-k, integer sampling, verifiers, the loop.
 
 `models.decoding.numpy_ops` needs NumPy alone and runs on devices. The other modules compute the same bits with
 TensorFlow ops. Importing the package loads neither NumPy nor TensorFlow.
@@ -9,10 +9,14 @@ from typing import Any
 
 _HOME = {
     "Stream": "models.decoding.numpy_ops",
+    "block_rule": "models.decoding.verification",
+    "check_lossless": "models.decoding.lossless",
     "process": "models.decoding.processing",
     "random_words": "models.decoding.prng",
     "sample": "models.decoding.sampling",
+    "token_rule": "models.decoding.verification",
     "uniforms": "models.decoding.prng",
+    "verify": "models.decoding.verification",
 }
 __all__ = sorted(_HOME)
 

@@ -44,11 +44,27 @@ def sample(processed: tf.Tensor, words: Words) -> tf.Tensor:
     Raises:
       ValueError: V is above 2**18.
     """
-    size = processed.shape[-1]
+    return sample_weights(weights(processed), words)
+
+
+def sample_weights(token_weights: tf.Tensor, words: Words) -> tf.Tensor:
+    """Draws one token from integer weights; `sample` says how.
+
+    Args:
+      token_weights: int64 `[..., V]` with static V, at least 0 and at most 2**44, not all 0 in a row.
+      words: as for `sample`.
+
+    Returns:
+      int32 `[...]`.
+
+    Raises:
+      ValueError: V is above 2**18.
+    """
+    size = token_weights.shape[-1]
     if size > LARGEST_VOCABULARY:
         raise ValueError(f"vocabulary of {size} tokens is larger than {LARGEST_VOCABULARY}: sums would overflow")
-    lead = processed.shape[:-1]
-    token_weights = tf.reshape(weights(processed), [-1, size])
+    lead = token_weights.shape[:-1]
+    token_weights = tf.reshape(token_weights, [-1, size])
     # Finds first the block of the token and then the token in the block. One running sum over all tokens would be slow:
     # under XLA on CPU its time grows with the square of its length.
     blocks = tf.reshape(tf.pad(token_weights, [[0, 0], [0, -size % BLOCK]]), [-1, -(-size // BLOCK), BLOCK])

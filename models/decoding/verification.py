@@ -1,0 +1,270 @@
+"""Implements verifiers of one drafted block of tokens: how many of them speculative decoding accepts.
+
+A drafter proposes X_1 … X_G, and one call of the target gives its distribution at every prefix X^i of the draft.
+A verifier accepts the first tau of them and draws one more token Y. It is lossless if the tokens X_1 … X_tau, Y,
+continued by the target, have the target's own distribution, whatever the drafter.
+
+Every rule here is a function of (target, drafter, tokens, lengths) that returns `Stops`: the exact probability of every
+tau given the draft, and the distribution of Y at every tau. So a test can enumerate the whole law, and `verify` draws
+from it with two random numbers. Draft lengths are ragged: row b has `lengths[b]` real tokens.
+
+In symbols, M_b and M_s are the target's and the drafter's distributions as they are sampled from (after temperature and
+top-k), r_i = M_b(X_i | X^(i-1)) / M_s(X_i | X^(i-1)), and a residual is proportional to max(t · M_b - d · M_s, 0).
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from models.decoding.prng import Words, uniforms
+from models.decoding.sampling import sample_weights
+
+_RESIDUAL_BITS = 40
+"""Integer weights of a residual are its float32 weights times 2**40, so that sums over 2**18 tokens fit into int64."""
+
+
+class Stops(NamedTuple):
+    """Holds a rule's decision about a draft.
+
+    Attributes:
+      probability: float `[B, G+1]`, the probability that exactly i tokens are accepted; 0 beyond a row's real length.
+      target_weight: float `[B, G+1]`, t of the residual after i tokens, in [0, 1].
+      drafter_weight: float `[B, G+1]`, d of the residual after i tokens, in [0, 1]; 0 after a row's last real token.
+    """
+
+    probability: tf.Tensor
+    target_weight: tf.Tensor
+    drafter_weight: tf.Tensor
+
+
+Rule = Callable[[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor], Stops]
+
+
+class Verified(NamedTuple):
+    """Holds the outcome of a block.
+
+    Attributes:
+      accepted: int32 `[B]`, number of accepted tokens, 0 to the row's length.
+      token: int32 `[B]`, the token after them.
+    """
+
+    accepted: tf.Tensor
+    token: tf.Tensor
+
+
+def token_rule(target: tf.Tensor, drafter: tf.Tensor, tokens: tf.Tensor, lengths: tf.Tensor) -> Stops:
+    """Accepts each token with probability min(1, r_i), and stops at the first rejection.
+
+    Lossless. The expected tau is the sum over all prefixes x^i of the product of min(M_b, M_s) along the prefix.
+
+    Args:
+      target: log-probabilities of the target, `[B, G+1, V]`; -inf for tokens that it never draws.
+      drafter: log-probabilities of the drafter as it sampled, `[B, G, V]`.
+      tokens: the draft, int32 `[B, G]`.
+      lengths: int32 `[B]`, 0 to G, number of real tokens of each row.
+
+    Reference: Leviathan et al. 2023, https://arxiv.org/abs/2211.17192; Chen et al. 2023,
+    https://arxiv.org/abs/2302.01318.
+    """
+    log_ratio, real, lengths = _log_ratios(target, drafter, tokens, lengths)
+    accept = tf.exp(tf.minimum(log_ratio, 0.0))
+    survive = _products(accept)
+    reject = tf.pad(tf.where(real, 1 - accept, 1.0), [[0, 0], [0, 1]], constant_values=1.0)
+    ones = tf.ones_like(survive)
+    return _with_ends(survive * reject, ones, ones, lengths)
+
+
+def block_rule(target: tf.Tensor, drafter: tf.Tensor, tokens: tf.Tensor, lengths: tf.Tensor) -> Stops:
+    """Decides about the block as a whole (block verification).
+
+    Lossless, and no lossless rule without memory accepts more tokens in expectation (theorems 1 and 2 of the paper).
+    With p_0 = 1 and p_i = min(1, p_(i-1) r_i), it scans i from the last token to the first, and stops at i with
+    probability h_i = Z_i / (Z_i + 1 - p_i), where Z_i is the mass of the residual max(p_i M_b - M_s, 0); at the last
+    real token with probability p_i.
+
+    Args:
+      target: as for `token_rule`.
+      drafter: as for `token_rule`.
+      tokens: as for `token_rule`.
+      lengths: as for `token_rule`.
+
+    Reference: Sun et al. 2024, https://arxiv.org/abs/2403.10444.
+    """
+    log_ratio, _, lengths = _log_ratios(target, drafter, tokens, lengths)
+    walk = tf.pad(tf.cumsum(log_ratio, axis=1), [[0, 0], [1, 0]])
+    # p_i is a walk that is reflected at 0: its logarithm is the sum so far minus the largest sum so far.
+    weight = tf.exp(walk - _running_maximum(walk))
+    excess, _ = _masses(target, drafter, weight, tf.ones_like(weight))
+    return _scan_from_the_end(weight, excess, excess + 1 - weight, weight, tf.ones_like(weight), lengths)
+
+
+def greedy_block_rule(target: tf.Tensor, drafter: tf.Tensor, tokens: tf.Tensor, lengths: tf.Tensor) -> Stops:
+    """Accepts as many tokens of this block as possible (greedy block verification).
+
+    NOT lossless by itself: it is so only if the target of the positions that this block leaves over is changed too, in
+    proportion to max(J_b - J_s, 0) of the joint probabilities since the block's beginning, which no function here does.
+    With rho_i the product of r_1 … r_i, it scans i from the last token to the first, and stops with probability
+    min(1, A_i / B_i), where A_i and B_i are the masses of max(rho_i M_b - M_s, 0) and max(M_s - rho_i M_b, 0); at the
+    last real token with probability min(1, rho_i).
+
+    Args:
+      target: as for `token_rule`.
+      drafter: as for `token_rule`.
+      tokens: as for `token_rule`.
+      lengths: as for `token_rule`.
+
+    Reference: Sun et al. 2024, https://arxiv.org/abs/2403.10444, appendix.
+    """
+    log_ratio, _, lengths = _log_ratios(target, drafter, tokens, lengths)
+    log_rho = tf.pad(tf.cumsum(log_ratio, axis=1), [[0, 0], [1, 0]])
+    # Both sides are divided by max(1, rho), which may be too large for a float.
+    target_weight, drafter_weight = tf.exp(tf.minimum(log_rho, 0.0)), tf.exp(-tf.maximum(log_rho, 0.0))
+    excess, deficit = _masses(target, drafter, target_weight, drafter_weight)
+    return _scan_from_the_end(
+        target_weight, tf.minimum(excess, deficit), deficit, target_weight, drafter_weight, lengths
+    )
+
+
+def residuals(stops: Stops, target: tf.Tensor, drafter: tf.Tensor) -> tf.Tensor:
+    """Returns the probabilities `[B, G+1, V]` of the token Y after i accepted tokens, for every i.
+
+    Where the residual has no mass, it is the target's distribution: such an i has probability 0, or M_b equals M_s.
+    """
+    drafter = tf.concat([drafter, tf.fill(tf.shape(target[:, :1]), tf.constant(-float("inf"), target.dtype))], axis=1)
+    weights = _residual(stops.target_weight, stops.drafter_weight, target, drafter)
+    return weights / tf.reduce_sum(weights, axis=-1, keepdims=True)
+
+
+def verify(
+    rule: Rule,
+    target: tf.Tensor,
+    drafter: tf.Tensor,
+    tokens: tf.Tensor,
+    lengths: tf.Tensor,
+    accept_word: tf.Tensor,
+    token_words: Words,
+) -> Verified:
+    """Draws how many tokens of each row are accepted, and the token after them.
+
+    Args:
+      rule: `token_rule`, `block_rule`, or a lossless rule of the user's own.
+      target: as for `token_rule`, float32.
+      drafter: as for `token_rule`, float32.
+      tokens: as for `token_rule`.
+      lengths: as for `token_rule`.
+      accept_word: int32 `[B]`, random bits of the stream ACCEPT.
+      token_words: two int32 `[B]`, random bits of the stream RESIDUAL.
+    """
+    stops = rule(target, drafter, tokens, lengths)
+    bounds = tf.cumsum(stops.probability, axis=1)
+    threshold = uniforms(accept_word)[:, tf.newaxis] * bounds[:, -1:]
+    accepted = tf.minimum(tf.reduce_sum(tf.cast(bounds <= threshold, tf.int32), axis=1), lengths)
+
+    def at(values: Any, index: tf.Tensor) -> Any:
+        return tf.gather(values, index, axis=1, batch_dims=1)
+
+    # After the last token of the block the drafter's weight is 0, so that it does not matter which row is taken.
+    drafter_row = at(drafter, tf.minimum(accepted, drafter.shape[1] - 1))
+    weights = _residual(
+        at(stops.target_weight, accepted), at(stops.drafter_weight, accepted), at(target, accepted), drafter_row
+    )
+    return Verified(accepted, sample_weights(_to_integers(weights), token_words))
+
+
+def _log_ratios(
+    target: tf.Tensor, drafter: tf.Tensor, tokens: tf.Tensor, lengths: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Returns log r_i `[B, G]`, which tokens are real, and the lengths.
+
+    A draft ends before a token that the drafter could not have drawn. Tokens after the end have log r_i = -inf.
+    """
+    count = tokens.shape[1]
+    log_target = tf.gather(target[:, :count], tokens, axis=2, batch_dims=2)
+    log_drafter = tf.gather(drafter, tokens, axis=2, batch_dims=2)
+    impossible = tf.cast(log_drafter <= _NEVER, tf.int32)
+    real = tf.sequence_mask(lengths, count) & tf.equal(tf.cumsum(impossible, axis=1), 0)
+    lengths = tf.reduce_sum(tf.cast(real, tf.int32), axis=1)
+    never = tf.constant(-float("inf"), target.dtype)
+    return tf.where(real & (log_target > _NEVER), log_target - log_drafter, never), real, lengths
+
+
+_NEVER = -1e30
+"""Log-probabilities at or below this are those of tokens that are never drawn."""
+
+
+def _running_maximum(walk: tf.Tensor) -> tf.Tensor:
+    """Returns the maximum of each entry and those before it on the last axis; TFLite has no cumulative maximum."""
+    size = walk.shape[-1]
+    before = tf.linalg.band_part(tf.ones([size, size], tf.bool), -1, 0)
+    never = tf.constant(-float("inf"), walk.dtype)
+    return tf.reduce_max(tf.where(before, walk[:, tf.newaxis], never), axis=-1)
+
+
+def _products(factors: tf.Tensor) -> tf.Tensor:
+    """Returns 1 and the products of the first 1, 2, … entries of each row, `[B, G] -> [B, G+1]`.
+
+    TFLite has no cumulative product, and a sum of logarithms is not finite where a factor is 0.
+    """
+    products = [tf.ones_like(factors[:, 0])]
+    for factor in tf.unstack(factors, axis=1):
+        products.append(products[-1] * factor)
+    return tf.stack(products, axis=1)
+
+
+def _masses(
+    target: tf.Tensor, drafter: tf.Tensor, target_weight: tf.Tensor, drafter_weight: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the masses `[B, G+1]` of max(t M_b - d M_s, 0) and of max(d M_s - t M_b, 0); 0 after the last token."""
+    count = drafter.shape[1]
+    weighted_target = target_weight[:, :count, tf.newaxis] * tf.exp(target[:, :count])
+    difference = weighted_target - drafter_weight[:, :count, tf.newaxis] * tf.exp(drafter)
+    excess, deficit = tf.nn.relu(difference), tf.nn.relu(-difference)
+    return tuple(tf.pad(tf.reduce_sum(part, axis=-1), [[0, 0], [0, 1]]) for part in (excess, deficit))  # type: ignore[return-value]
+
+
+def _scan_from_the_end(
+    last: tf.Tensor,
+    numerator: tf.Tensor,
+    denominator: tf.Tensor,
+    target_weight: tf.Tensor,
+    drafter_weight: tf.Tensor,
+    lengths: tf.Tensor,
+) -> Stops:
+    """Returns the stops of a scan from the last token to the first.
+
+    The scan stops at i with probability numerator / denominator (1 where the denominator is 0, and at i = 0), and at
+    the last real token with probability `last`. All are `[B, G+1]`.
+    """
+    index = tf.range(last.shape[1])
+    stop = tf.where(denominator > 0, numerator / tf.where(denominator > 0, denominator, 1.0), 1.0)
+    stop = tf.where(index == lengths[:, tf.newaxis], last, stop)
+    stop = tf.where(index > lengths[:, tf.newaxis], 0.0, tf.where(index == 0, 1.0, stop))
+    passed = tf.reverse(_products(tf.reverse(1 - stop[:, 1:], [1])), [1])
+    return _with_ends(stop * passed, target_weight, drafter_weight, lengths)
+
+
+def _with_ends(
+    probability: tf.Tensor, target_weight: tf.Tensor, drafter_weight: tf.Tensor, lengths: tf.Tensor
+) -> Stops:
+    """Returns stops whose token after a row's last real one is drawn from the target alone."""
+    index = tf.range(probability.shape[1])
+    is_end = index >= lengths[:, tf.newaxis]
+    probability = tf.where(index > lengths[:, tf.newaxis], 0.0, probability)
+    return Stops(probability, tf.where(is_end, 1.0, target_weight), tf.where(is_end, 0.0, drafter_weight))
+
+
+def _residual(target_weight: tf.Tensor, drafter_weight: tf.Tensor, target: tf.Tensor, drafter: tf.Tensor) -> tf.Tensor:
+    """Returns max(t M_b - d M_s, 0) `[..., V]`, or M_b where that has no mass."""
+    probabilities = tf.exp(target)
+    weights = tf.nn.relu(
+        target_weight[..., tf.newaxis] * probabilities - drafter_weight[..., tf.newaxis] * tf.exp(drafter)
+    )
+    has_mass = tf.reduce_sum(weights, axis=-1, keepdims=True) > 0
+    return tf.where(has_mass, weights, probabilities)
+
+
+def _to_integers(weights: tf.Tensor) -> tf.Tensor:
+    """Returns int64 weights in proportion to float32 ones, the largest of which becomes about 2**40."""
+    largest = tf.reduce_max(weights, axis=-1, keepdims=True)
+    return tf.cast(weights / largest * float(1 << _RESIDUAL_BITS), tf.int64)
