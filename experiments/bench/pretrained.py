@@ -62,7 +62,8 @@ def format_table(found: dict[str, Any]) -> str:
         f"| transformers, float32 | {found['transformers']['tokens_per_second']:.0f} | "
         f"{found['transformers']['peak_megabytes']:,.0f} |",
     ]
-    for name, measured in found["exported"].items():
+    for name in ("float32", "float16", "int8"):
+        measured = found["exported"][name]
         lines.append(
             f"| exported file, {name} ({measured['megabytes']:.0f} MB) | {measured['tokens_per_second']:.0f} | "
             f"{measured['peak_megabytes']:,.0f} |"

@@ -101,8 +101,8 @@ class Exchange(NamedTuple):
 def exchange(p: Probabilities, q: Probabilities, error: float, generator: np.random.Generator) -> Exchange:
     """Lets the parties agree with probability at least 1 - TV - error, for O(log(n / error)) bits on average.
 
-    Both tokens have exactly their own party's distribution. Alice rounds P to multiples of 1/N, N = ceil(n / error). She
-    draws a token from P and, coupled with it, one from the rounded P, and sends the latter with its rounded
+    Both tokens have exactly their own party's distribution. Alice rounds P to multiples of 1/N, N = ceil(n / error).
+    She draws a token from P and, coupled with it, one from the rounded P, and sends the latter with its rounded
     probability. Bob keeps it with probability min(1, Q / rounded P). Otherwise he draws tokens from Q, and asks for
     their rounded probabilities, until he keeps one with probability max(0, 1 - rounded P / Q). The expected number of
     exchanges is at most 2.

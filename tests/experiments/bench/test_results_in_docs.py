@@ -5,15 +5,15 @@ import re
 
 import pytest
 
-from experiments.bench import cohort_size, measure, population, table
+from experiments.bench import cohort_size, measure, population, pretrained, table
 from experiments.bench.simulation import _PEERS, OURS
 from tests.test_docs import ROOT
 
 RESULTS, PAGE = ROOT / "docs" / "results", (ROOT / "docs" / "performance.md").read_text()
 
 
-def section(name: str) -> str:
-    found = re.search(rf"<!-- {name}: begin -->\n(.*?)<!-- {name}: end -->", PAGE, re.DOTALL)
+def section(name: str, page: str = PAGE) -> str:
+    found = re.search(rf"<!-- {name}: begin -->\n(.*?)<!-- {name}: end -->", page, re.DOTALL)
     assert found is not None
     return found[1]
 
@@ -47,3 +47,8 @@ def test_tables_of_population_and_cohorts_are_those_of_their_results():
     written = population._format_table(results["build"], results["use"], results["draw"])
     assert section("population") in written
     assert section("cohort") == cohort_size._format_table(json.loads((RESULTS / "cohort.json").read_text())["rounds"])
+
+
+def test_table_of_the_imported_model_is_that_of_its_results():
+    page = (ROOT / "docs" / "transformers.md").read_text()
+    assert section("smollm2", page) == pretrained.format_table(json.loads((RESULTS / "smollm2.json").read_text()))
