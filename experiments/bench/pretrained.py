@@ -138,23 +138,23 @@ def _measure_exported(checkpoint: Path, output: Path) -> dict[str, dict[str, flo
     for precision in PRECISIONS:
         path = output / f"{precision}.tflite"
         export(loaded.model, loaded.weights, loaded.vocabulary, path, precision, _GREEDY, 2 * _GREEDY)
-        code = f"from experiments.bench.pretrained import measure_file; measure_file({str(path)!r})"
+        code = f"from experiments.bench.pretrained import measure_file; measure_file({str(path)!r}, {_GREEDY})"
         result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
         measured[precision] = {"megabytes": path.stat().st_size / 1e6, **json.loads(result.stdout.splitlines()[-1])}
         path.unlink()
     return measured
 
 
-def measure_file(path: str) -> None:
-    """Prints as JSON the tokens per second and the peak memory of generating with an exported file, on one thread."""
+def measure_file(path: str, count: int) -> None:
+    """Prints as JSON the tokens per second and the peak memory of generating `count` tokens, on one thread."""
     from models import device
     from models.decoding.numpy_ops import Choices
 
     file, seconds = device.load(path), []
     for _ in range(3):
-        tokens = file.draw([1], Choices(max_new_tokens=_GREEDY, temperature=0.0))
+        tokens = file.draw([1], Choices(max_new_tokens=count, temperature=0.0))
         begin = time.perf_counter()  # the prompt has been read
-        count = len(list(tokens))
+        list(tokens)
         seconds.append((time.perf_counter() - begin) / count)
     memory = resident("VmHWM")
     print(json.dumps({"tokens_per_second": 1 / min(seconds), "peak_megabytes": memory}))

@@ -53,6 +53,7 @@ STEPS = [
 # Commands that a test of their own runs, and the file of that test.
 ELSEWHERE = {
     "demo": "tests/experiments/commands/test_demo.py",
+    "bench pretrained": "tests/experiments/bench/test_pretrained.py",
     "pretrain": "tests/experiments/commands/test_pretraining.py",
     "worker": "tests/experiments/commands/test_workers.py",
 }
