@@ -93,10 +93,10 @@ def require_other_text(initial: InitialModel, prepared: data.Data) -> None:
     """Checks that an initial model was not trained on text of the run's training clients.
 
     A pretrained model's text is compared with the clients' by passages of eight words and by short lines
-    (`experiments.text_overlap`). A federated run is compared by its token store, its client ids, and its clients' and public text. If the initial model
-    began from another one, that is compared too. So that the time does not grow with the population, the text of at
-    most 20,000 clients is compared, chosen at random, and 20 million tokens in all. An overlap that concerns one client
-    in a thousand is missed with probability 2e-9.
+    (`experiments.text_overlap`). A federated run is compared by its token store, its client ids, and its clients' and
+    public text. If the initial model began from another one, that is compared too. So that the time does not grow with
+    the population, the text of at most 20,000 clients is compared, chosen at random, and 20 million tokens in all. An
+    overlap that concerns one client in a thousand is missed with probability 2e-9.
 
     The check cannot know the text of imported models, nor find text that was changed or shortened.
 

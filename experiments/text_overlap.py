@@ -78,9 +78,9 @@ def describe_overlap(trained_on: Digests, clients: Iterable[tuple[str, Iterable[
     """Describes how much of the clients' text is in another text; returns None if that may be chance.
 
     It is no chance if at least 40 passages are in both, and they are more than 1 % of all clients' passages, or at
-    least half of those of one client. It is no chance either if at least 20 short lines are in both, and they are more
-    than 5 % of all clients' short lines, or at least half of those of one client; each line counts once. Where `trained_on` holds only a
-    part of the digests, the numbers are estimates.
+    least half of those of one client. It is no chance either if at least 20 short lines are in both, each counted once,
+    and they are more than 5 % of all clients' short lines, or at least half of those of one client. Where `trained_on`
+    holds only a part of the digests, the numbers are estimates.
 
     Args:
       trained_on: `digest_text` of the other text.
