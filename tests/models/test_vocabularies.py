@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -181,3 +182,25 @@ def test_parity_check_begins_prompts_as_texts_begin(words, tmp_path, monkeypatch
     )
     check_parity(model, weights, [tmp_path / "model.tflite"], sequences=2)
     assert begun == {words.start}
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "sentencepiece", "without begin"])
+def test_json_of_an_imported_vocabulary_gives_its_ids_as_the_page_on_export_says(kind):
+    from tokenizers import Tokenizer
+
+    words = KINDS[kind]
+    content = json.loads(words.to_json())
+    page = (Path(__file__).resolve().parents[2] / "docs" / "export.md").read_text()
+    assert content["format"] in page and all(f"`{key}`" in page for key in content)
+    order = list(range(content["size"]))
+    for position, token in enumerate(content["ids"]):
+        place = order.index(token)
+        order[position], order[place] = order[place], order[position]
+    tokenizer = Tokenizer.from_str(json.dumps(content["tokenizer"]))
+    tokenizer.encode_special_tokens = True
+    text = "the other <|im_end|> é"
+    ids = [order.index(token) for token in tokenizer.encode(text, add_special_tokens=False).ids]
+    assert ids == words.encode(text)
+    assert tokenizer.decode([order[token] for token in ids]) == text
+    assert words.prompt("a") == [content["start"]] * content["reads_begin"] + words.encode("a")
+    assert words.prompt("") == [content["start"]]
