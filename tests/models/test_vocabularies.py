@@ -175,11 +175,12 @@ def test_parity_check_begins_prompts_as_texts_begin(words, tmp_path, monkeypatch
     export(model, weights, words, tmp_path / "model.tflite", max_prompt=2, max_new_tokens=2)
     begun = set()
     draw = device.DeviceModel.draw_in_graph
-    monkeypatch.setattr(
-        device.DeviceModel,
-        "draw_in_graph",
-        lambda file, prompt, choices: begun.add(prompt[0]) or draw(file, prompt, choices),
-    )
+
+    def record(file, prompt, choices):
+        begun.add(prompt[0])
+        return draw(file, prompt, choices)
+
+    monkeypatch.setattr(device.DeviceModel, "draw_in_graph", record)
     check_parity(model, weights, [tmp_path / "model.tflite"], sequences=2)
     assert begun == {words.start}
 
