@@ -207,6 +207,20 @@ def test_pretrained_model_is_refused_by_the_clients_whose_text_it_was_trained_on
     check(folder, tmp_path / "leaky", f"data.path={elsewhere}/new.jsonl")
 
 
+def test_pretrained_model_of_the_clients_messages_in_another_order_is_refused(folder, pretrained, tmp_path):
+    """Messages of four words, of which no eight stand together in both texts."""
+    generator = np.random.default_rng(8)
+    lines = [" ".join(f"n{number}" for number in generator.integers(0, 1000, 4)) for _ in range(480)]
+    rows = [json.dumps({"user": f"w{i % 120}", "text": line}) for i, line in enumerate(lines)]
+    (tmp_path / "short.jsonl").write_text("\n".join(rows))
+    run, settings = RunFolder(tmp_path / "run"), (f"data.path={tmp_path}/short.jsonl", "data.min_tokens=2")
+    shutil.copytree(pretrained, run.path)
+    check(folder, run.path, *settings)
+    initial_model.write_text_digests(run.text_digests, [line.upper() for line in sorted(lines)])
+    with pytest.raises(ValueError, match=r"text of this run's clients \(it holds 100.0% of their short lines\), which"):
+        check(folder, run.path, *settings)
+
+
 @pytest.mark.parametrize(
     ("settings", "use"),
     [

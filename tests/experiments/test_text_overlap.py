@@ -194,3 +194,14 @@ def test_shakespeares_other_plays_are_not_found_in_his_histories():
 
     source, public, _ = data.sources(config_file.load("demo", ()))
     assert describe_overlap(digest_text(public), source) is None
+
+
+def test_short_lines_are_found_where_only_a_part_of_the_digests_is_kept(monkeypatch):
+    """Of 5,500 lines one in eleven is kept, so about 45 of the client's 500, and more than 3 with a probability above
+    1 - 1e-15."""
+    monkeypatch.setattr(text_overlap, "_KEPT", 500)
+    trained_on = digest_text(sorted(messages(0, 5000) + messages(1, 500)))
+    assert len(trained_on.lines) == 500
+    found = describe_overlap(trained_on, [("ada", messages(1, 500))])
+    assert found == "it holds 100% of the short lines of client 'ada'"
+    assert describe_overlap(trained_on, [("bob", messages(2, 5000))]) is None
