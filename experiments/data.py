@@ -142,7 +142,7 @@ def _load_or_learn_vocabulary(config: Config, public: Iterable[str], path: Path 
 
 
 def _public_sequences(config: Config, public: Iterable[str], words: AnyVocabulary) -> np.ndarray:
-    tokens = np.array([clients.BOS, *(t for line in public for t in [*words.encode(line), clients.EOS])], np.int32)
+    tokens = np.array([words.start, *(t for line in public for t in [*words.encode(line), clients.EOS])], np.int32)
     return clients.sequences(tokens, config.clients.sequence_length)
 
 

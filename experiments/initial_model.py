@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments import data
+from experiments.config import Config
 from experiments.runs import RunFolder, load_trained, read_json
 from experiments.text_overlap import Digests, describe_overlap, digest_text
 from fl.clients import EOS
@@ -84,18 +85,18 @@ def write_text_digests(path: Path, sentences: Iterable[str]) -> None:
       OSError: the file cannot be written.
     """
     content = io.BytesIO()
-    np.save(content, digest_text(sentences))
+    np.savez(content, **digest_text(sentences)._asdict())
     write_private(path, content.getvalue())
 
 
 def require_other_text(initial: InitialModel, prepared: data.Data) -> None:
     """Checks that an initial model was not trained on text of the run's training clients.
 
-    A pretrained model's text is compared with the clients' by passages of eight words (`experiments.text_overlap`). A
-    federated run is compared by its token store, its client ids, and its clients' and public text. If the initial model
-    began from another one, that is compared too. So that the time does not grow with the population, the text of at
-    most 20,000 clients is compared, chosen at random, and 20 million tokens in all. An overlap that concerns one client
-    in a thousand is missed with probability 2e-9.
+    A pretrained model's text is compared with the clients' by passages of eight words and by short lines
+    (`experiments.text_overlap`). A federated run is compared by its token store, its client ids, and its clients' and
+    public text. If the initial model began from another one, that is compared too. So that the time does not grow with
+    the population, the text of at most 20,000 clients is compared, chosen at random, and 20 million tokens in all. An
+    overlap that concerns one client in a thousand is missed with probability 2e-9.
 
     The check cannot know the text of imported models, nor find text that was changed or shortened.
 
@@ -111,6 +112,29 @@ def require_other_text(initial: InitialModel, prepared: data.Data) -> None:
             f"model.init = {str(initial.folder)!r} was trained on text of this run's clients ({overlap}), which this "
             "run's ε does not cover: start from a model of other text, or set privacy.noise_multiplier = 0, and the "
             "report will say NOT PRIVATE"
+        )
+
+
+def require_other_public_text(config: Config, prepared: data.Data) -> None:
+    """Checks that the public text, if a run learns from it, holds no text of the run's training clients.
+
+    The text is compared as `require_other_text` compares that of a pretrained model.
+
+    Args:
+      config: configuration of the run.
+      prepared: the data of the run.
+
+    Raises:
+      ValueError: it does; one line.
+    """
+    if config.model.init is not None and not config.pretraining.epochs:
+        return
+    if overlap := describe_overlap(digest_text(data.public_text(config)[0]), _clients_text(prepared)):
+        use = "pretraining" if config.pretraining.epochs else "the vocabulary"
+        raise ValueError(
+            f"data.public = {list(config.data.public)!r} has text of this run's clients ({overlap}), which {use} would "
+            "use outside this run's ε: name other text, or set privacy.noise_multiplier = 0, and the report will say "
+            "NOT PRIVATE"
         )
 
 
@@ -145,9 +169,11 @@ def _not_comparable(run: RunFolder, reason: str) -> ValueError:
 
 def _load_text_digests(run: RunFolder) -> Digests:
     try:
-        digests = np.load(io.BytesIO(run.text_digests.read_bytes()), allow_pickle=False)
-        if digests.dtype != np.uint64 or digests.ndim != 1 or (digests[1:] <= digests[:-1]).any():
-            raise ValueError(f"{run.text_digests} is damaged")
+        with np.load(io.BytesIO(run.text_digests.read_bytes()), allow_pickle=False) as arrays:
+            digests = Digests(arrays["passages"], arrays["lines"])
+        for values in digests:
+            if values.dtype != np.uint64 or values.ndim != 1 or (values[1:] <= values[:-1]).any():
+                raise ValueError(f"{run.text_digests} is damaged")
     except FileNotFoundError:
         raise _not_comparable(run, f"{run.text_digests} is missing") from None
     except Exception:  # NumPy and zipfile each raise exceptions of their own

@@ -45,9 +45,12 @@ def train(run: RunFolder, command: str, show: ConsoleDisplay) -> None:
     if initial is not None:
         show.note(initial.description)
         declared = (*declared, initial.description)
+    if not run.facts.exists():
+        # Without facts, digests that are there may be those of another text, which is then not compared below.
+        run.text_digests.unlink(missing_ok=True)
+    _record_facts(run, command, declared, words.digest, sequences, initial, show)
     if not run.text_digests.exists():
         initial_model.write_text_digests(run.text_digests, data.public_text(config)[0])
-    _record_facts(run, command, declared, words.digest, sequences, initial, show)
     show.note("loading TensorFlow Federated …")
     weights = train_public(model, sequences, config, initial, show, run)
     write_json(run.model, model.config())

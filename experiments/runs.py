@@ -95,7 +95,7 @@ class RunFolder:
     @property
     def text_digests(self) -> Path:
         """Returns the file with digests of the public text that the model was trained on (`fedspeak pretrain`)."""
-        return self.path / "text-digests.npy"
+        return self.path / "text-digests.npz"
 
     @property
     def tensorboard(self) -> Path:

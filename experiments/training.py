@@ -57,9 +57,8 @@ def train(run: RunFolder, command: str, show: ConsoleDisplay, hosts: Any = None)
     assembly.check_clients(config, prepared)
     uses = _describe_public_uses(config, prepared, initial)
     plan = assembly.build_plan(config, len(prepared.splits.train), uses, noise)
-    if initial is not None and plan.noise_multiplier:
-        show.note("comparing the clients' text with that of the initial model …")
-        initial_model.require_other_text(initial, prepared)
+    if plan.noise_multiplier:
+        _require_other_texts(config, initial, prepared, show)
     if warning := _check_population(plan, len(prepared.splits.train)):
         show.note(warning)
     show.note(_describe_privacy(plan, config.run.fixed_key is not None))
@@ -78,6 +77,16 @@ def train(run: RunFolder, command: str, show: ConsoleDisplay, hosts: Any = None)
     weights = _train_rounds(run, config, prepared, plan, model, public_weights, last_inputs, show, hosts, kernels)
     write_json(run.model, model.config())
     save_weights(run.weights, weights)
+
+
+def _require_other_texts(
+    config: Config, initial: InitialModel | None, prepared: data.Data, show: ConsoleDisplay
+) -> None:
+    """Raises ValueError if the run would begin with something that was learned from its clients' text."""
+    initial_model.require_other_public_text(config, prepared)
+    if initial is not None:
+        show.note("comparing the clients' text with that of the initial model …")
+        initial_model.require_other_text(initial, prepared)
 
 
 def _check_population(plan: PrivacyPlan, clients: int) -> str | None:

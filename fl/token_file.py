@@ -48,7 +48,7 @@ _FOOTER = struct.Struct("<QQ32s")  # index length, header length, SHA-256 of the
 
 
 class Encoder(Protocol):
-    """Describes what a token store needs of a vocabulary; ids 0, 1, 2 are padding, begin and end of sentence."""
+    """Describes what a token store needs of a vocabulary; ids 0 and 2 are padding and the end of a sentence."""
 
     @property
     def size(self) -> int:
@@ -57,6 +57,10 @@ class Encoder(Protocol):
     @property
     def digest(self) -> str:
         """Returns a hex digest; vocabularies with equal digests encode every text in the same way."""
+
+    @property
+    def start(self) -> int:
+        """Returns the id that every client's text begins with: 1, or 2 in a vocabulary without a begin token."""
 
     def encode(self, text: str) -> list[int]:
         """Returns the ids of a sentence, without those of begin and end of sentence."""
@@ -198,7 +202,7 @@ def write(
 
     def tokens_by_client(pieces: BinaryIO) -> Iterator[bytes]:
         for number in kept:
-            yield np.array([BOS], dtype).tobytes()
+            yield np.array([vocabulary.start], dtype).tobytes()
             for piece in by_client[bounds[number] : bounds[number + 1]]:
                 pieces.seek(int(ends[piece] - size[piece]) * dtype.itemsize)
                 yield pieces.read(int(size[piece]) * dtype.itemsize)

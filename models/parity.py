@@ -14,7 +14,6 @@ from models import device
 from models.decoding import numpy_ops
 from models.decoding.numpy_ops import Choices, Stream
 from models.language_model import LanguageModel, Weights
-from models.vocabulary import BOS
 
 SEQUENCES = 50
 # Largest difference between a logit of the file and the model's at which the file still passes, as a fraction of the
@@ -103,7 +102,7 @@ def check_parity(
     expected: list[list[int]] = []
     for i in range(sequences):
         # Prompts have many lengths and consist of text that the model drew. Temperatures are 1, 0.7 and 0 (greedy).
-        prompt = [BOS, *(expected[-1] if expected else [])][: 1 + i % prompt_limit]
+        prompt = [files[0].vocabulary.start, *(expected[-1] if expected else [])][: 1 + i % prompt_limit]
         temperature, top_k = ((1.0, 0), (0.7, 40), (0.0, 0))[i % 3]
         choices = Choices(max_new_tokens=length, temperature=temperature, top_k=top_k, seed=i, request=i % 2)
         requests.append((prompt, choices))
@@ -216,5 +215,5 @@ def _measure_tokens_per_second(file: device.DeviceModel) -> list[float]:
 def _time_generate(file: device.DeviceModel, tokens: int) -> float:
     """Returns the seconds that `generate` takes to draw `tokens` tokens."""
     begin = time.perf_counter()
-    file.draw_in_graph([BOS], Choices(max_new_tokens=tokens))
+    file.draw_in_graph([file.vocabulary.start], Choices(max_new_tokens=tokens))
     return time.perf_counter() - begin

@@ -12,7 +12,8 @@ from models.vocabulary import Vocabulary
 class AnyVocabulary(Protocol):
     """Defines what `Vocabulary` and `PretrainedVocabulary` have in common.
 
-    The ids are integers from 0; 0 is padding, 1 the beginning of a text and 2 the end of a sentence.
+    The ids are integers from 0; 0 is padding, 1 the beginning of a text and 2 the end of a sentence. In imported
+    vocabularies without a begin token, 1 is unused and a text begins with 2.
     """
 
     @property
@@ -22,6 +23,10 @@ class AnyVocabulary(Protocol):
     @property
     def digest(self) -> str:
         """Returns the SHA-256 of the canonical JSON, in hex: equal digests mean equal vocabularies."""
+
+    @property
+    def start(self) -> int:
+        """Returns the id that every text begins with, 1 or 2."""
 
     @property
     def pieces(self) -> tuple[bytes, ...]:

@@ -86,6 +86,11 @@ class Vocabulary:
         """Returns the number of ids, special ids included."""
         return len(self.pieces)
 
+    @property
+    def start(self) -> int:
+        """Returns the id that every text begins with."""
+        return BOS
+
     @cached_property
     def digest(self) -> str:
         """Returns the SHA-256 of the canonical JSON, in hex: equal digests mean equal vocabularies."""

@@ -1,8 +1,11 @@
 """Defines the commands for models on devices: `export` writes .tflite files, `generate` draws text from one."""
 
+import errno
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +75,9 @@ def export_and_check(
 ) -> "list[Parity]":
     """Exports one file per precision, compares each file with the model, and prints the comparison.
 
+    The files appear when they have been compared, also those that fail. An interruption before leaves none, and files
+    that were there before stay.
+
     Args:
       model: the language model.
       weights: the model's weights by name.
@@ -85,10 +91,27 @@ def export_and_check(
     from models.export import export
     from models.parity import check_parity
 
-    for precision, path in paths.items():
-        export(model, weights, vocabulary, path, precision, **limits)
-    with no_notices():
-        results = check_parity(model, weights, list(paths.values()))
+    drafts = {precision: path.with_name(f".{path.name}.draft") for precision, path in paths.items()}
+    try:
+        for precision, path in paths.items():
+            if path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+            click.echo(f"converting the model with {precision} weights …", err=True)
+            try:
+                export(model, weights, vocabulary, drafts[precision], precision, **limits)
+            except OSError as error:
+                if error.filename == str(drafts[precision]):
+                    error.filename = str(path)
+                raise
+        click.echo(f"comparing {len(paths)} file{'s' * (len(paths) > 1)} with the trained model …", err=True)
+        with no_notices():
+            results = check_parity(model, weights, list(drafts.values()))
+        for precision, path in paths.items():
+            drafts[precision].replace(path)
+    finally:
+        for draft in drafts.values():
+            draft.unlink(missing_ok=True)
+    results = [replace(result, path=str(path)) for result, path in zip(results, paths.values(), strict=True)]
     _print_table(results)
     failed = [result.path for result in results if not result.passed]
     if failed:

@@ -5,6 +5,7 @@ A drafter's total variation from the target is the probability with which specul
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -72,11 +73,19 @@ def drafters(overrides: tuple[str, ...], output: Path) -> None:
     show = ConsoleDisplay()
     output.mkdir(parents=True, exist_ok=True)
     text = _write_bible(output / "bible.txt", show)
-    for name, changes in MODELS.items():
-        run = RunFolder(output / name)
+    configs = {
+        name: config_file.load("target", (*_with_text(text), *overrides, *changes)) for name, changes in MODELS.items()
+    }
+    runs = {name: RunFolder(output / name) for name in MODELS}
+    for name, run in runs.items():
+        if run.config.exists() and run.read_config() != configs[name]:
+            raise ValueError(
+                f"{run.path} holds a model of another config (other --set, or with or without the King James Bible): "
+                "repeat the --set that it was trained with, or give another --output"
+            )
+    for name, run in runs.items():
         if not run.config.exists():
-            config = config_file.load("target", (*_with_text(text), *overrides, *changes))
-            run.create(config)
+            run.create(configs[name])
         public_run.train(run, command_line(), show)
     show.note("comparing the models on the held-out plays …")
     results = compare(output)
@@ -95,6 +104,9 @@ def compare(folder: Path) -> dict[str, Any]:
     Returns:
       For each model the number of its weights, the loss in nats per token and, for a drafter, the mean total variation
       from the target at each temperature; all with 95 % bootstrap intervals over speakers.
+
+    Raises:
+      OSError, ValueError: a model cannot be read, or a drafter has another vocabulary than the target; one line.
     """
     import tensorflow as tf
 
@@ -108,7 +120,16 @@ def compare(folder: Path) -> dict[str, Any]:
     speakers = [sequences(np.array(vocabulary.document("\n".join(lines)), np.int32), length) for _, lines in source]
     owners = np.repeat(np.arange(len(speakers)), [len(rows) for rows in speakers])
     rows = np.concatenate(speakers)
-    loaded = {TARGET: (model, weights), **{name: load_trained(folder / name)[:2] for name in MODELS if name != TARGET}}
+    loaded = {TARGET: (model, weights)}
+    for name in MODELS:
+        if name == TARGET:
+            continue
+        *drafter, own = load_trained(folder / name)
+        if own.digest != vocabulary.digest:
+            raise ValueError(
+                f"{folder / name} has another vocabulary than {folder / TARGET}: delete it to train it anew"
+            )
+        loaded[name] = (drafter[0], drafter[1])
     constants = {
         name: (model.fit(length), {key: tf.constant(value) for key, value in weights.items()})
         for name, (model, weights) in loaded.items()
@@ -182,7 +203,10 @@ def _write_bible(path: Path, show: ConsoleDisplay) -> Path | None:
         show.note("without the King James Bible (it needs Debian's package bible-kjv): the target will be worse")
         return None
     if not path.exists():
-        verses = subprocess.run([program, "-f", "gen1:1-rev22:21"], check=True, capture_output=True, text=True).stdout
+        try:
+            verses = subprocess.run([program, "-f", "gen1:1-rev22:21"], check=True, capture_output=True).stdout.decode()
+        except (subprocess.CalledProcessError, UnicodeDecodeError) as error:
+            raise ValueError(f"{program} did not print the King James Bible ({error}): repair or remove it") from None
         write_public(path, "\n".join(verse.partition(" ")[2] for verse in verses.splitlines()).encode() + b"\n")
     return path
 
@@ -192,4 +216,5 @@ def _with_text(file: Path | None) -> tuple[str, ...]:
     if file is None:
         return ()
     public = [*config_file.load("target").data.public, str(file.absolute())]
-    return (f"data.public={public!r}".replace("'", '"'),)
+    # A JSON array of strings is one of TOML too.
+    return (f"data.public={json.dumps(public, ensure_ascii=False)}",)

@@ -50,7 +50,7 @@ class PretrainedVocabulary:
       tokenizer: the tokenizer, as the JSON of the `tokenizers` library, with the checkpoint's ids.
       size: number of token ids, at least that of the tokenizer.
       ids: the checkpoint's ids of padding, the beginning of a text and the end of a sentence, all different.
-      start: id that an empty prompt begins with, 1 or 2.
+      start: id that every text and an empty prompt begin with, 1 or 2.
       reads_begin: whether every prompt begins with `start`, not only an empty one.
       chat_template: Jinja template of a conversation, or None.
 

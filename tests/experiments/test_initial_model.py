@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -122,6 +123,19 @@ def test_digest_changes_with_the_last_bit_of_a_weight(pretrained, tmp_path):
     assert digest_of("same") == initial_model.load(pretrained).digest != digest_of("weights")
 
 
+def test_digest_changes_with_configuration_and_vocabulary(pretrained, tmp_path, monkeypatch):
+    digest = initial_model.load(pretrained).digest
+    model, weights, vocabulary = load_trained(pretrained)
+
+    def digest_of(model, vocabulary) -> str:
+        monkeypatch.setattr(initial_model, "load_trained", lambda folder: (model, weights, vocabulary))
+        return initial_model.load(pretrained).digest
+
+    assert digest_of(model, vocabulary) == digest
+    assert digest_of(SimpleNamespace(config=lambda: {**model.config(), "context": 7}), vocabulary) != digest
+    assert digest_of(model, SimpleNamespace(digest="0" * 64)) != digest
+
+
 def test_pretraining_inside_the_run_continues_from_the_initial_model(folder, pretrained, tmp_path):
     code, _, err = run_command(
         "train", folder, tmp_path / "run", f"model.init={pretrained}", *FROM, "pretraining.epochs=2"
@@ -193,6 +207,51 @@ def test_pretrained_model_is_refused_by_the_clients_whose_text_it_was_trained_on
     check(folder, tmp_path / "leaky", f"data.path={elsewhere}/new.jsonl")
 
 
+def test_pretrained_model_of_the_clients_messages_in_another_order_is_refused(folder, pretrained, tmp_path):
+    """Messages of four words, of which no eight stand together in both texts."""
+    generator = np.random.default_rng(8)
+    lines = [" ".join(f"n{number}" for number in generator.integers(0, 1000, 4)) for _ in range(480)]
+    rows = [json.dumps({"user": f"w{i % 120}", "text": line}) for i, line in enumerate(lines)]
+    (tmp_path / "short.jsonl").write_text("\n".join(rows))
+    run, settings = RunFolder(tmp_path / "run"), (f"data.path={tmp_path}/short.jsonl", "data.min_tokens=2")
+    shutil.copytree(pretrained, run.path)
+    check(folder, run.path, *settings)
+    initial_model.write_text_digests(run.text_digests, [line.upper() for line in sorted(lines)])
+    with pytest.raises(ValueError, match=r"text of this run's clients \(it holds 100.0% of their short lines\), which"):
+        check(folder, run.path, *settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "use"),
+    [
+        (("pretraining.epochs=1",), "pretraining"),
+        (("pretraining.epochs=0",), "the vocabulary"),
+        (("model.init={}", *FROM, "pretraining.epochs=1"), "pretraining"),
+    ],
+)
+def test_private_run_whose_own_public_text_holds_its_clients_text_is_refused(
+    folder, pretrained, elsewhere, tmp_path, refuse, settings, use
+):
+    public = f'data.public=["{folder}/public.txt", "{elsewhere}/wrapped.txt"]'
+    changes = options(public, *(setting.format(pretrained) for setting in settings))
+    message = refuse("train", str(folder / "config.toml"), "--output", str(tmp_path / "run"), *changes)
+    assert "wrapped.txt'] has text of this run's clients (it holds 100% of the text of client 'u" in message
+    assert f"which {use} would use outside this run's ε: name other text, or set privacy.noise_multiplier" in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_public_text_is_compared_only_where_it_is_used(folder, pretrained, elsewhere):
+    public = f'data.public=["{elsewhere}/wrapped.txt"]'
+    config = config_file.load(folder / "config.toml", (f"model.init={pretrained}", *FROM, public))
+    initial_model.require_other_public_text(config, prepare(folder, pretrained, public))
+
+
+def test_public_text_of_a_run_without_noise_is_not_compared(folder, elsewhere, tmp_path):
+    public = f'data.public=["{folder}/public.txt", "{elsewhere}/wrapped.txt"]'
+    code, _, err = run_command("train", folder, tmp_path / "run", public, "run.rounds=1", *NO_NOISE)
+    assert code == 0, err
+
+
 def test_model_that_began_from_a_refused_one_is_refused_too(folder, whole, elsewhere, tmp_path):
     first = tmp_path / "first"
     shutil.copytree(whole[0], first)
@@ -219,7 +278,7 @@ def test_pretrained_model_without_intact_text_digests_is_refused(folder, pretrai
     run.text_digests.unlink()
     if content is not None:
         run.text_digests.write_bytes(content)
-    with pytest.raises(ValueError, match="cannot be compared with .*text-digests.npy is (missing|damaged)"):
+    with pytest.raises(ValueError, match="cannot be compared with .*text-digests.npz is (missing|damaged)"):
         check(folder, run.path)
 
 

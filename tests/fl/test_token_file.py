@@ -10,7 +10,7 @@ from tests.fl.rows import WORDS, Rows, two_clients
 class Million:
     """A vocabulary that encodes every sentence as a million tokens."""
 
-    size, digest = 300, "million"
+    size, digest, start = 300, "million", 1
 
     def encode(self, text):
         return [5] * 1_000_000

@@ -3,16 +3,23 @@
 import json
 import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 
-from models import vocabularies, vocabulary
+from experiments import config_file, data
+from fl.clients import TokenStore
+from models import device, vocabularies, vocabulary
+from models.export import export
+from models.parity import check_parity
 from models.pretrained import tokenizer_builders
 from models.pretrained.tokenizer import PretrainedVocabulary
+from models.recurrent_lm import RecurrentLanguageModel
 from models.vocabularies import AnyVocabulary
 from models.vocabulary import BOS, EOS, PAD
+from tests.fl.rows import Rows
 from tests.models.pretrained.checkpoints import MERGES, SPECIAL, sentence_pieces, tokens
 from tests.models.texts import HARD, TEXT
 
@@ -30,10 +37,16 @@ def sentence_piece() -> PretrainedVocabulary:
     return PretrainedVocabulary.arrange(content, len(names), 1, 2, [0], True, None, "test")
 
 
+def without_begin() -> PretrainedVocabulary:
+    content = tokenizer_builders.byte_level(tokens(), MERGES, SPECIAL, [], "smollm", "test")
+    return PretrainedVocabulary.arrange(content, len(tokens()), None, 2, [0, 1], False, None, "test")
+
+
 KINDS: dict[str, AnyVocabulary] = {
     "learned": vocabulary.learn(TEXT, 300),
     "byte-level": byte_level(),
     "sentencepiece": sentence_piece(),
+    "without begin": without_begin(),
 }
 each_kind = pytest.mark.parametrize("words", [pytest.param(words, id=name) for name, words in KINDS.items()])
 
@@ -62,7 +75,8 @@ def test_text_is_encoded_without_special_ids_and_decoded_again(words, text):
 def test_prompts_and_documents_hold_the_text_and_are_never_empty(words):
     for text in ("", "the other"):
         prompt, document = words.prompt(text), words.document(text)
-        assert prompt and document[0] == BOS
+        assert prompt and document[0] == words.start
+        assert words.start == (EOS if words is KINDS["without begin"] else BOS)
         assert words.decode(prompt) == words.decode(document) == text
 
 
@@ -142,3 +156,52 @@ def test_a_missing_tokenizers_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(ModuleNotFoundError, match="tokenizers"):
         vocabularies.from_json(KINDS["byte-level"].to_json())
+
+
+@each_kind
+def test_models_are_trained_compared_and_evaluated_on_texts_that_begin_with_the_same_token(words, tmp_path):
+    """A client's tokens, and the public text, are those of `document`, which the evaluation reads."""
+    store = TokenStore.build(tmp_path / "store", Rows([("a", ["the other"])]), words, min_tokens=2)
+    assert store.tokens(0).tolist() == [words.start, *words.encode("the other"), EOS]
+    rows = data._public_sequences(config_file.load("demo", ()), ["the other"], words)
+    assert rows[0][: len(store.tokens(0))].tolist() == store.tokens(0).tolist()
+    assert words.document("the other")[0] == words.prompt("")[0] == words.start
+
+
+@each_kind
+def test_parity_check_begins_prompts_as_texts_begin(words, tmp_path, monkeypatch):
+    model = RecurrentLanguageModel(cell="si-cifg", vocabulary_size=words.size, embedding=4, units=4)
+    weights = model.init(0)
+    export(model, weights, words, tmp_path / "model.tflite", max_prompt=2, max_new_tokens=2)
+    begun = set()
+    draw = device.DeviceModel.draw_in_graph
+
+    def record(file, prompt, choices):
+        begun.add(prompt[0])
+        return draw(file, prompt, choices)
+
+    monkeypatch.setattr(device.DeviceModel, "draw_in_graph", record)
+    check_parity(model, weights, [tmp_path / "model.tflite"], sequences=2)
+    assert begun == {words.start}
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "sentencepiece", "without begin"])
+def test_json_of_an_imported_vocabulary_gives_its_ids_as_the_page_on_export_says(kind):
+    from tokenizers import Tokenizer
+
+    words = KINDS[kind]
+    content = json.loads(words.to_json())
+    page = (Path(__file__).resolve().parents[2] / "docs" / "export.md").read_text()
+    assert content["format"] in page and all(f"`{key}`" in page for key in content)
+    order = list(range(content["size"]))
+    for position, token in enumerate(content["ids"]):
+        place = order.index(token)
+        order[position], order[place] = order[place], order[position]
+    tokenizer = Tokenizer.from_str(json.dumps(content["tokenizer"]))
+    tokenizer.encode_special_tokens = True
+    text = "the other <|im_end|> é"
+    ids = [order.index(token) for token in tokenizer.encode(text, add_special_tokens=False).ids]
+    assert ids == words.encode(text)
+    assert tokenizer.decode([order[token] for token in ids]) == text
+    assert words.prompt("a") == [content["start"]] * content["reads_begin"] + words.encode("a")
+    assert words.prompt("") == [content["start"]]

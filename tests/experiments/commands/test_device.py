@@ -1,4 +1,5 @@
 import re
+import shutil
 
 import pytest
 
@@ -73,8 +74,13 @@ def test_export_refuses_a_missing_run_in_one_line(tmp_path, capfd):
 def test_export_writes_all_precisions_and_prints_the_comparison(tmp_path, capfd, monkeypatch):
     weights = exported.weights(MODEL)
     monkeypatch.setattr("experiments.runs.load_trained", lambda run: (MODEL, weights, exported.vocabulary()))
-    code, out, _ = run(capfd, "export", tmp_path)
+    code, out, err = run(capfd, "export", tmp_path)
     assert code == 0
+    notes = [f"converting the model with {precision} weights …" for precision in ("float32", "float16", "int8")]
+    assert [line for line in err.splitlines() if "ing " in line] == [
+        *notes,
+        "comparing 3 files with the trained model …",
+    ]
     names = {"model.tflite", "model-float16.tflite", "model-int8.tflite"}
     assert {file.name for file in tmp_path.iterdir()} == names
     for word in ("float32", "float16", "int8", "equal", "50/50", "MB", "ok", *names):
@@ -103,9 +109,36 @@ def test_export_names_files_after_precision_and_output(capfd, monkeypatch, optio
     assert [{precision: str(path) for precision, path in paths.items()} for paths in exports] == [expected]
 
 
-def test_export_fails_if_a_file_differs_from_the_model(path, capfd, monkeypatch):
+def test_export_fails_if_a_file_differs_from_the_model(path, tmp_path, capfd, monkeypatch):
     other = exported.weights(MODEL, seed=1)
     monkeypatch.setattr("experiments.runs.load_trained", lambda run: (MODEL, other, exported.vocabulary()))
-    monkeypatch.setattr("models.export.export", lambda *arguments, **limits: None)
-    code, out, err = run(capfd, "export", "run", "--precision", "float32", "--output", path)
+    monkeypatch.setattr("models.export.export", lambda *arguments, **limits: shutil.copy(path, arguments[3]))
+    output = tmp_path / "model.tflite"
+    code, out, err = run(capfd, "export", "run", "--precision", "float32", "--output", output)
+    assert output.exists() and f"{output}: failed" in err and f"wrote {output}\n" in out
     assert code == 2 and "FAILED" in out and "failed the comparison with the trained model" in err
+
+
+@pytest.mark.parametrize("stopped", ["models.parity.check_parity", "models.export.export"])
+def test_interrupted_export_leaves_the_files_that_were_there_before(path, tmp_path, capfd, monkeypatch, stopped):
+    def interrupt(*arguments, **limits):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("experiments.runs.load_trained", lambda run: (None, None, None))
+    monkeypatch.setattr("models.export.export", lambda *arguments, **limits: shutil.copy(path, arguments[3]))
+    monkeypatch.setattr(stopped, interrupt)
+    (tmp_path / "model.tflite").write_text("before")
+    assert run(capfd, "export", tmp_path)[0] == 130
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"model.tflite": "before"}
+
+
+def test_export_names_the_output_that_it_cannot_write(tmp_path, capfd, monkeypatch):
+    def fail(*arguments, **limits):
+        raise OSError(28, "No space left on device", str(arguments[3]))
+
+    monkeypatch.setattr("experiments.runs.load_trained", lambda run: (None, None, None))
+    monkeypatch.setattr("models.export.export", fail)
+    code, _, err = run(capfd, "export", "run", "--precision", "float32", "--output", tmp_path / "model.tflite")
+    assert code == 2 and f"{tmp_path}/model.tflite" in err and ".draft" not in err
+    code, _, err = run(capfd, "export", "run", "--precision", "float32", "--output", tmp_path)
+    assert code == 2 and str(tmp_path) in err and "Is a directory" in err

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments import public_run
+from experiments import initial_model, public_run
 from experiments.runs import RunFolder, load_trained
 from experiments.text_overlap import digest_text
 from fl.evaluation import Evaluator
@@ -86,7 +86,9 @@ def test_pretrain_records_command_inputs_and_digests_of_the_text_for_the_operato
     assert facts["vocabulary"] == Vocabulary.load(run.vocabulary).digest
     assert facts["initial"] is None and facts["kernels"] == [describe_kernels()]
     lines = (folder / "public.txt").read_text().splitlines()
-    np.testing.assert_array_equal(np.load(run.text_digests), digest_text(lines))
+    with np.load(run.text_digests) as arrays:
+        for name, expected in digest_text(lines)._asdict().items():
+            np.testing.assert_array_equal(arrays[name], expected)
     closed = [path for path in run.path.iterdir() if path != run.vocabulary]
     assert {path.stat().st_mode & 0o077 for path in closed} == {0}
     assert not [path for path in run.path.rglob("*") if path.suffix in (".tmp", ".draft")]
@@ -183,11 +185,11 @@ def test_kill_while_digests_or_facts_are_written_leaves_a_folder_that_is_resumed
     run.mkdir()
     for name in ("config.toml", "config.sha256", "vocabulary.json"):
         shutil.copy(pretrained[0] / name, run / name)
-    (run / ".text-digests.npy.tmp").write_bytes(b"\x93NUM")
+    (run / ".text-digests.npz.tmp").write_bytes(b"\x93NUM")
     code, _, err = call("pretrain", "--resume", str(run), folder=folder)
     assert code == 0, err
     assert weights_of(run) == weights_of(pretrained[0])
-    assert (run / "text-digests.npy").read_bytes() == (pretrained[0] / "text-digests.npy").read_bytes()
+    assert (run / "text-digests.npz").read_bytes() == (pretrained[0] / "text-digests.npz").read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -254,6 +256,45 @@ def test_resume_with_changed_public_text_is_refused(folder, pretrained, tmp_path
         public.write_text(text)
     assert f"the public text differs from what {run} began with: restore it, or start a new model" in message
     assert not (run / "weights.npz").exists()
+
+
+def test_resume_with_another_initial_model_is_refused(folder, pretrained, tmp_path, refuse):
+    shutil.copytree(pretrained[0], tmp_path / "init")
+    code, _, err = pretrain(folder, "from-init", f"model.init={tmp_path}/init", *NO_MODEL)
+    assert code == 0, err
+    run = unfinished((folder / "from-init", "", ""), tmp_path / "run")
+    with np.load(tmp_path / "init" / "weights.npz") as arrays:
+        weights = {name: arrays[name] + 1 for name in arrays.files}
+    np.savez(tmp_path / "init" / "weights.npz", **weights)
+    message = refuse("pretrain", "--resume", str(run))
+    assert f"the model that model.init names differs from what {run} began with: restore it" in message
+    assert not (run / "weights.npz").exists()
+
+
+def test_digests_of_another_text_are_written_again_where_the_facts_are_missing(folder, pretrained, tmp_path):
+    """A version that wrote the digests first may have been killed between the two, and the text changed since."""
+    run = unfinished(pretrained, tmp_path / "run")
+    (run / "facts.json").unlink()
+    initial_model.write_text_digests(run / "text-digests.npz", ["another text"])
+    code, _, err = call("pretrain", "--resume", str(run), folder=folder)
+    assert code == 0, err
+    assert (run / "text-digests.npz").read_bytes() == (pretrained[0] / "text-digests.npz").read_bytes()
+
+
+def test_kill_between_facts_and_digests_leaves_a_folder_whose_text_is_compared(folder, pretrained, tmp_path, refuse):
+    run = unfinished(pretrained, tmp_path / "run")
+    (run / "text-digests.npz").unlink()
+    public = folder / "public.txt"
+    text = public.read_text()
+    public.write_text(text + "one more line of words\n")
+    try:
+        assert "the public text differs from what" in refuse("pretrain", "--resume", str(run))
+    finally:
+        public.write_text(text)
+    assert not (run / "text-digests.npz").exists()
+    code, _, err = call("pretrain", "--resume", str(run), folder=folder)
+    assert code == 0, err
+    assert (run / "text-digests.npz").read_bytes() == (pretrained[0] / "text-digests.npz").read_bytes()
 
 
 def test_resume_with_other_kernels_warns_and_records_them(folder, pretrained, tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 """The study's losses and total variations equal a direct computation; its table shows them."""
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -8,6 +10,8 @@ from experiments.reproduce import drafters
 from experiments.runs import RunFolder, save_weights, write_json
 from fl.evaluation import Evaluator
 from models.presets import preset
+from models.vocabulary import Vocabulary
+from tests.experiments.processes import call
 from tests.models import exported
 
 SPEAKERS = [("a/X", ["the king and the king", "another"]), ("b/Y", ["in the night " * 5]), ("b/Z", ["then"])]
@@ -73,3 +77,44 @@ def test_models_share_text_and_vocabulary_and_drafters_are_ten_times_smaller():
     }
     assert 8e6 < sizes[drafters.TARGET] < 20e6
     assert all(10 * size < sizes[drafters.TARGET] for name, size in sizes.items() if name != drafters.TARGET)
+
+
+def test_drafter_with_another_vocabulary_is_refused(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "sources", lambda config: (SPEAKERS, [], ()))
+    shutil.copytree(folder, tmp_path / "drafters")
+    pieces = list(exported.vocabulary().pieces)
+    pieces[-5], pieces[-6] = pieces[-6], pieces[-5]
+    Vocabulary(tuple(pieces)).save(tmp_path / "drafters" / "si-cifg" / "vocabulary.json")
+    with pytest.raises(ValueError, match="si-cifg has another vocabulary than .*/target: delete it to train it anew"):
+        drafters.compare(tmp_path / "drafters")
+
+
+def test_name_of_the_text_file_may_hold_any_character(tmp_path):
+    file = tmp_path / """it's "a\\b" é \U0001f600.txt"""
+    config = config_file.load("target", drafters._with_text(file))
+    assert config.data.public == (*config_file.load("target").data.public, str(file))
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+    monkeypatch.setattr("experiments.public_run.train", lambda run, command, show: None)
+    monkeypatch.setattr(drafters, "compare", lambda folder: {})
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+
+
+def test_second_run_with_another_set_is_refused_and_trains_nothing(no_training, tmp_path, refuse):
+    output = ("--output", str(tmp_path / "drafters"))
+    epochs = ("--set", "pretraining.epochs=3")
+    assert call("reproduce", "drafters", *epochs, *output, folder=tmp_path)[0] == 0
+    assert call("reproduce", "drafters", *epochs, *output, folder=tmp_path)[0] == 0
+    shutil.rmtree(tmp_path / "drafters" / "target")
+    message = refuse("reproduce", "drafters", *output)
+    assert "drafters/transformer holds a model of another config (other --set, or" in message
+    assert not (tmp_path / "drafters" / "target").exists()
+
+
+def test_failing_bible_is_reported_in_one_line(no_training, tmp_path, monkeypatch, refuse):
+    monkeypatch.setattr(shutil, "which", lambda name: "/bin/false")
+    message = refuse("reproduce", "drafters", "--output", str(tmp_path / "drafters"))
+    assert "/bin/false did not print the King James Bible" in message and "repair or remove it" in message
+    assert not (tmp_path / "drafters" / "bible.txt").exists()
