@@ -57,7 +57,8 @@ def test_end_token_is_the_first_of_several(ids, first, tmp_path):
 
 
 def test_begin_token_is_read_from_the_config_if_the_tokenizer_names_none(tmp_path):
-    words = read_vocabulary(tmp_path / "model", config={"bos_token_id": 0}, settings={"bos_token": None})
+    settings = {"bos_token": None, "chat_template": None}
+    words = read_vocabulary(tmp_path / "model", config={"bos_token_id": 0}, settings=settings)
     assert words.rows(words.size)[BOS] == 0
 
 
