@@ -1,0 +1,147 @@
+"""Chat templates of real models render as in Jinja; those that take too much time or memory are refused."""
+
+import json
+import tracemalloc
+
+import pytest
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from models.pretrained.chat_template import STEPS, render
+
+# In the manner of those of Llama 3, Mistral, Qwen 2.5 and Zephyr.
+TEMPLATES = {
+    "loop over messages": (
+        "{{- bos_token }}{% set loop_messages = messages %}{% for message in loop_messages %}"
+        "{% set content = '<|h|>' + message['role'] + '<|/h|>\n\n' + message['content'] | trim + '<|eot|>' %}"
+        "{% if loop.index0 == 0 %}{% set content = bos_token ~ content %}{% endif %}{{ content }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|h|>assistant<|/h|>' }}{% endif %}"
+    ),
+    "namespace, reversed, macro": (
+        "{% set ns = namespace(last=-1, seen=false) %}"
+        "{% macro turn(role, text='') %}[{{ role }}]{{ text }}{% endmacro %}"
+        "{% for message in messages[::-1] %}{% set index = (messages | length - 1) - loop.index0 %}"
+        "{% if ns.last < 0 and message.role == 'user' and not message.content.startswith('<tool>') %}"
+        "{% set ns.last = index %}{% endif %}{% endfor %}"
+        "{% for message in messages %}{{ turn(message.role, text=message.content.strip()) }}"
+        "{% if loop.last and add_generation_prompt %}{{ turn('assistant') }}{% endif %}{% endfor %}{{ ns.last }}"
+    ),
+    "tools and documents": (
+        "{% if tools is not none %}{{ tools | tojson(indent=4) }}{% endif %}"
+        "{% if documents %}{{ documents }}{% endif %}"
+        "{% for message in messages if message['role'] != 'system' %}{% if message['role'] == 'user' %}"
+        "{{ '[INST] %s' | replace('%s', message.content.split('</think>')[-1].lstrip('\n')) }} [/INST]"
+        "{% elif message.tool_calls is defined %}{% break %}{% else %}{{ raise_exception('roles') }}{% endif %}"
+        "{% else %}none{% endfor %}{{ eos_token }}"
+    ),
+    "filters": (
+        "{% with users = messages | selectattr('role', 'equalto', 'user') | list %}{{ users | length }}{% endwith %}"
+        "{{ messages | map(attribute='content') | join('\n') | upper }}{{ {'a': [1, 2 * 3]}.items() | list }}"
+        "{% set text %}{{ 7 % 4 }}{{ 2 ** 5 }}{% endset %}{{ text | indent(2) }}"
+        "{% for i in range(3) %}{{ i }}{% endfor %}"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("message", ["the", "  two\n lines ", "", "<é> & 'x'" * 3000])
+def test_template_gives_the_text_that_jinja_gives(name, message):
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    expected = environment.from_string(TEMPLATES[name]).render(
+        messages=[{"role": "user", "content": message}],
+        add_generation_prompt=True,
+        bos_token="<s>",
+        eos_token="</s>",
+        tools=None,
+        documents=None,
+    )
+    assert render(TEMPLATES[name], message, "<s>", "</s>") == expected
+
+
+def test_json_is_written_as_hugging_face_does():
+    content = json.dumps("<é> & 'x'", ensure_ascii=False)
+    assert render("{{ messages[0].content | tojson }}", "<é> & 'x'", "", "") == content
+
+
+TOO_LONG = "more than [0-9]+ (characters|steps)"
+EXPENSIVE = {
+    "nested loops": ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", TOO_LONG),
+    "nested loops in a macro": (
+        "{% macro f() %}{% for i in range(999) %}{% for j in range(999) %}{% endfor %}{% endfor %}{% endmacro %}"
+        "{{ f() }}{{ f() }}",
+        TOO_LONG,
+    ),
+    "recursive macro": (
+        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(40) }}",
+        TOO_LONG,
+    ),
+    "recursive loop": ("{% for i in [1, 2] recursive %}{{ loop([1, 2]) }}{% endfor %}", "recursive loop"),
+    "repeated text": ("{{ 'a' * 2000000000 }}", TOO_LONG),
+    "repeated list": ("{% set x = 2000000000 * [0] %}", TOO_LONG),
+    "constant": ("{% if false %}{{ 'a' * 2000000000 }}{% endif %}", None),
+    "power": ("{{ 10 ** (10 ** 9) }}", "more than 4096 bits"),
+    "square": ("{% set x = 10 ** 900 %}{{ x * x }}", "more than 4096 bits"),
+    "doubling": (
+        "{% set ns = namespace(x='a') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+        None,
+    ),
+    "sum": ("{% set ns = namespace(x='a') %}{% for i in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor %}", None),
+    "block": ("{% set x = 'a' * 90000 %}" + "{% set x %}{{ x }}{{ x }}{% endset %}" * 40, TOO_LONG),
+    "output": ("{% set x = 'a' * 90000 %}{% for i in range(9999) %}{{ x }}{% endfor %}", TOO_LONG),
+    "output of a macro": (
+        "{% macro f() %}{% set x = 'a' * 90000 %}{% for i in range(9999) %}{{ x }}{% endfor %}{% endmacro %}"
+        "{% if f() %}{% endif %}",
+        TOO_LONG,
+    ),
+    "nested lists": ("{% set x = [1] %}" + "{% set x = [x, x] %}" * 60 + "{{ x }}", TOO_LONG),
+    "nested lists as arguments": (
+        "{% macro f(x, n) %}{{ f([x, x], n - 1) if n else x }}{% endmacro %}{{ f([1], 60) }}",
+        TOO_LONG,
+    ),
+    "nested namespaces": (
+        "{% set a = namespace(x=1) %}"
+        + "{% set b = namespace() %}{% set b.x = a %}{% set b.y = a %}{% set a = b %}" * 40
+        + "{{ a }}",
+        "a namespace cannot be",
+    ),
+    "format": ("{{ '%2000000000d' % 3 }}", "formats with %"),
+    "format filter": ("{{ '%2000000000d' | format(3) }}", "No filter named 'format'"),
+    "format method": ("{{ '{:2000000000}'.format(3) }}", "unsafe"),
+    "center": ("{{ 'a'.center(2000000000) }}", "the method center of str, which is unsafe"),
+    "center filter": ("{{ 'a' | center(2000000000) }}", "No filter named 'center'"),
+    "bytes": ("{{ (1).to_bytes(2000000000, 'big') }}", "the method to_bytes of int, which is unsafe"),
+    "replace": ("{{ ('a' * 90000).replace('a', 'a' * 90000) }}", TOO_LONG),
+    "replace nothing": ("{{ ('a' * 90000).replace('', 'a' * 90000) }}", TOO_LONG),
+    "replace filter": ("{{ ('a' * 90000) | replace('a', 'a' * 90000) }}", TOO_LONG),
+    "replace by map": ("{{ ['a' * 90000] | map('replace', 'a', 'a' * 90000) | list }}", TOO_LONG),
+    "join": ("{{ ('a' * 90000).join(range(90000) | map('string')) }}", TOO_LONG),
+    "join filter": ("{{ range(90000) | join('a' * 90000) }}", TOO_LONG),
+    "indent": ("{{ 'a\n' | indent(2000000000, true) }}", "indents by more than 100"),
+    "indented JSON": ("{{ [1] | tojson(indent=2000000000) }}", "indents by more than 100"),
+    "lipsum": ("{{ lipsum(n=2000000000) }}", "'lipsum' is undefined"),
+    "file": ("{% include '/etc/passwd' %}", "no loader"),
+}
+
+
+@pytest.mark.parametrize("name", EXPENSIVE)
+def test_template_that_takes_too_much_is_refused_within_a_bounded_memory(name):
+    template, reason = EXPENSIVE[name]
+    tracemalloc.start()
+    try:
+        if reason is None and name == "constant":
+            assert render(template, "the", "", "") == ""
+        else:
+            with pytest.raises(Exception, match=reason or TOO_LONG):
+                render(template, "the", "", "")
+        assert tracemalloc.get_traced_memory()[1] < 200e6
+    finally:
+        tracemalloc.stop()
+
+
+def test_number_of_steps_is_the_bound():
+    inner = "{% for j in range(100) %}{% endfor %}"
+    loop = f"{{% for i in range({STEPS // 4000}) %}}{inner}{{% endfor %}}done"
+    assert render(loop, "the", "", "") == "done"
+    with pytest.raises(Exception, match=f"more than {STEPS} steps"):
+        render(f"{{% for k in range(20) %}}{loop}{{% endfor %}}", "the", "", "")
