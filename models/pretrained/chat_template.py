@@ -6,7 +6,7 @@ text of gigabytes, ends with an error.
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import ItemsView, Iterable, Iterator, KeysView, ValuesView
 from typing import Any, NoReturn
 
 from jinja2 import nodes, pass_context
@@ -20,7 +20,8 @@ STEPS = 300_000
 """Number of the template's nodes, and of items of lists, that one rendering may evaluate."""
 _ROOM = 100_000  # characters and items of a value, beside those that the template and the message need
 _BITS = 4096  # of an integer
-_INDENT = 100
+_WIDTH = 100  # of an indentation, and of what separates items
+_LOOP, _NAME = "(loop)", "(name)"  # filters that the checks put in; a template cannot write these names
 _FILTERS = frozenset(
     "abs attr capitalize count d default dictsort e escape first float groupby indent int items join last length list "
     "lower map max min reject rejectattr replace reverse round safe select selectattr sort string sum title tojson "
@@ -54,19 +55,15 @@ def render(template: str, message: str, begin: str, end: str) -> str:
         or too much memory.
     """
     environment = _Environment(_ROOM + 4 * (len(template) + len(message)))
-    parts, size = [], 0
-    for part in environment.from_string(template).generate(
+    parts = environment.from_string(template).generate(
         messages=[{"role": "user", "content": message}],
         add_generation_prompt=True,
         bos_token=begin,
         eos_token=end,
         tools=None,
         documents=None,
-    ):
-        size += len(part)
-        environment.require_size(size)
-        parts.append(part)
-    return "".join(parts)
+    )
+    return environment.concat(parts)
 
 
 class _Environment(ImmutableSandboxedEnvironment):
@@ -82,9 +79,9 @@ class _Environment(ImmutableSandboxedEnvironment):
         self.globals["raise_exception"] = _raise
         del self.globals["lipsum"]
         self._stock = ImmutableSandboxedEnvironment()
-        self._stock.filters["tojson"] = _to_json
+        self._stock.filters["tojson"] = self._to_json
         self.filters = {name: self._filter(name) for name in _FILTERS}
-        self.filters |= {"_loop": self._loop, "_name": self._name}
+        self.filters |= {_LOOP: self._loop, _NAME: self._name}
 
     def require_size(self, size: int) -> None:
         """Raises SecurityError if a value of `size` characters and items is too large."""
@@ -98,8 +95,12 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def _check(self, value: Any, may_be_namespace: bool = False) -> Any:
         """Returns the value itself if it is not too large with all that it holds."""
-        if isinstance(value, Namespace) and may_be_namespace:
-            return value
+        if not (isinstance(value, Namespace) and may_be_namespace):
+            self._spend(self._measure(value))
+        return value
+
+    def _measure(self, value: Any) -> int:
+        """Returns the steps that it takes to go through a value and all that it holds."""
         pending, items, characters = [value], 0, 0
         while pending:
             item = pending.pop()
@@ -116,8 +117,7 @@ class _Environment(ImmutableSandboxedEnvironment):
                 if isinstance(item, dict):
                     pending.extend(item.values())
             self.require_size(items + characters)
-        self._spend(items + characters // 1000)
-        return value
+        return items + characters // 1000
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         tree = super()._parse(source, name, filename)
@@ -126,14 +126,19 @@ class _Environment(ImmutableSandboxedEnvironment):
         return checked
 
     def concat(self, parts: Iterable[str]) -> str:
-        """Joins the output of a macro or block, if it is not too long."""
-        parts = list(parts)
-        self.require_size(sum(map(len, parts)))
-        return "".join(parts)
+        """Joins the parts of an output, if it is not too long."""
+        kept, size = [], 0
+        for part in parts:
+            size += len(part)
+            self.require_size(size)
+            kept.append(part)
+        return "".join(kept)
 
     @pass_context
     def _loop(self, context: Context, values: Any, weight: int) -> list[Any]:
         """Takes the steps of a whole loop before it begins: `weight` for each of the values."""
+        if not isinstance(weight, int) or weight < 1:
+            raise SecurityError("it uses an internal filter")
         if hasattr(values, "__len__"):
             self._spend(weight * len(values))
         values = list(values)
@@ -149,20 +154,35 @@ class _Environment(ImmutableSandboxedEnvironment):
         @pass_context  # so that it is not computed when the template is compiled
         def apply(context: Context, value: Any, *args: Any, **kwargs: Any) -> Any:
             value = self._check(list(value) if isinstance(value, Iterator) else value)
-            self._check([*args, *kwargs.values()])
-            if name in ("indent", "tojson"):
-                for width in (*args, *kwargs.values()):
-                    if len(width) > _INDENT if isinstance(width, str) else isinstance(width, int) and width > _INDENT:
-                        raise SecurityError(f"it indents by more than {_INDENT}")
+            given = [*args, *kwargs.values()]
+            self._check(given)
+            if name in ("indent", "round", "tojson"):
+                self._require_narrow(given)
+            if name.startswith(("select", "reject")):
+                value = list(value)
+                self._spend(len(value) * self._measure(given))
             if name == "replace":
-                self._require_replacement(str(value), *map(str, (*args, *kwargs.values())))
+                if kwargs:
+                    raise SecurityError("it gives the filter replace arguments by name")
+                self._require_replacement(str(value), *map(str, args))
             if name == "join":
                 value = list(value)
-                self.require_size(len(value) * max((len(str(item)) for item in (*args, *kwargs.values())), default=0))
+                self.require_size(len(value) * max((len(str(item)) for item in given), default=0))
             result = self._stock.call_filter(name, value, args, kwargs, context=context)
             return self._check(list(result) if isinstance(result, Iterator) else result)
 
         return apply
+
+    def _require_narrow(self, given: Iterable[Any]) -> None:
+        for width in given:
+            if isinstance(width, list | tuple):
+                self._require_narrow(width)
+            elif len(width) > _WIDTH if isinstance(width, str) else isinstance(width, int) and abs(width) > _WIDTH:
+                raise SecurityError(f"it indents, separates or rounds by more than {_WIDTH}")
+
+    def _to_json(self, value: Any, ensure_ascii: bool = False, indent: int | str | None = None, **options: Any) -> str:
+        """Is the filter `tojson`, which in Hugging Face's templates does not write for HTML."""
+        return self.concat(json.JSONEncoder(ensure_ascii=ensure_ascii, indent=indent, **options).iterencode(value))
 
     def _require_replacement(self, text: str, *args: str) -> None:
         """Raises SecurityError if a replacement may be too long: one at every character, or fewer of a longer text."""
@@ -184,7 +204,8 @@ class _Environment(ImmutableSandboxedEnvironment):
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         """Calls a macro, a global function, or a method whose result cannot be much larger than its arguments."""
         self = __self
-        self._check([*args, *kwargs.values()])
+        for value in (*args, *kwargs.values()):
+            self._check(value, may_be_namespace=isinstance(__obj, Macro))
         if isinstance(__obj, Macro | BlockReference):
             self._spend(self._nodes)
         elif (owner := getattr(__obj, "__self__", None)) is not None:
@@ -199,7 +220,10 @@ class _Environment(ImmutableSandboxedEnvironment):
                 self.require_size(len(args[0]) * (1 + len(owner)))
         elif not isinstance(__obj, Joiner) and __obj not in list(self.globals.values()):
             __context.call(__obj) if isinstance(__obj, Undefined) else _refuse_call(__obj)
-        return self._check(super().call(__context, __obj, *args, **kwargs), may_be_namespace=True)
+        result: Any = super().call(__context, __obj, *args, **kwargs)
+        return self._check(
+            list(result) if isinstance(result, ItemsView | KeysView | ValuesView) else result, may_be_namespace=True
+        )
 
 
 class _Checks(NodeTransformer):
@@ -211,24 +235,37 @@ class _Checks(NodeTransformer):
             raise SecurityError("it has a recursive loop")
         weight = _count(node)
         self.generic_visit(node)
-        node.iter = _filtered(node.iter, "_loop", weight)
+        node.iter = _filtered(node.iter, _LOOP, weight)
         return node
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
         """Checks the text that `~` makes."""
         self.generic_visit(node)
-        return _filtered(node, "_name", False)
+        return _filtered(node, _NAME, False)
+
+    def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
+        """Lets a comparison, or a search, pay for the size of what it reads."""
+        self.generic_visit(node)
+        for operand in node.ops:
+            operand.expr = _filtered(operand.expr, _NAME, True)
+        return node
+
+    def visit_Test(self, node: nodes.Test) -> nodes.Node:
+        """Lets a test pay for the size of what it compares with."""
+        self.generic_visit(node)
+        node.args = [_filtered(argument, _NAME, True) for argument in node.args]
+        return node
 
     def visit_Assign(self, node: nodes.Assign) -> nodes.Node:
         """Checks a value that gets a name; a namespace may have one, but not be inside of another."""
         self.generic_visit(node)
-        node.node = _filtered(node.node, "_name", not isinstance(node.target, nodes.NSRef))
+        node.node = _filtered(node.node, _NAME, not isinstance(node.target, nodes.NSRef))
         return node
 
     def visit_With(self, node: nodes.With) -> nodes.Node:
         """Checks the values that get names."""
         self.generic_visit(node)
-        node.values = [_filtered(value, "_name", True) for value in node.values]
+        node.values = [_filtered(value, _NAME, True) for value in node.values]
         return node
 
 
@@ -241,11 +278,6 @@ def _filtered(node: Any, name: str, argument: Any) -> nodes.Filter:
 
 def _count(node: nodes.Node) -> int:
     return 1 + sum(1 for _ in node.find_all(nodes.Node))
-
-
-def _to_json(value: Any, ensure_ascii: bool = False, indent: int | str | None = None, **options: Any) -> str:
-    """Is the filter `tojson`, which in Hugging Face's templates does not write for HTML."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
 
 
 def _refuse_call(called: Any) -> NoReturn:

@@ -58,7 +58,7 @@ def test_process_of_another_user_counts_as_running(tmp_path, gone, monkeypatch):
 
 
 def test_draft_of_an_import_is_named_after_its_process(tmp_path, monkeypatch):
-    names = []
+    names: list[str] = []
 
     def stop(path, weights):
         names.extend(entry.name for entry in tmp_path.iterdir() if entry.is_dir())
