@@ -139,8 +139,6 @@ class _Environment(ImmutableSandboxedEnvironment):
         """Takes the steps of a whole loop before it begins: `weight` for each of the values."""
         if not isinstance(weight, int) or weight < 1:
             raise SecurityError("it uses an internal filter")
-        if hasattr(values, "__len__"):
-            self._spend(weight * len(values))
         values = list(values)
         self._check(values)
         self._spend(weight * len(values))

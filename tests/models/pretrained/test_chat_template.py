@@ -76,6 +76,12 @@ EXPENSIVE = {
         "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(40) }}",
         TOO_LONG,
     ),
+    "calls of a large macro": (
+        "{% macro f() %}"
+        + "{% if 0 %}{% endif %}" * 500
+        + "{% endmacro %}{% for i in range(999) %}{{ f() }}{% endfor %}",
+        TOO_LONG,
+    ),
     "recursive loop": ("{% for i in [1, 2] recursive %}{{ loop([1, 2]) }}{% endfor %}", "recursive loop"),
     "repeated text": ("{{ 'a' * 2000000000 }}", TOO_LONG),
     "repeated list": ("{% set x = 2000000000 * [0] %}", TOO_LONG),
