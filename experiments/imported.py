@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import platform
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -47,7 +49,8 @@ def write(checkpoint: "Checkpoint", source: Path, folder: Path, command: str) ->
     sha256 = digest(source)
     draft = None
     try:
-        draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".draft", dir=folder.parent))
+        prefix = f"{_draft_prefix(folder)}{os.getpid()}."
+        draft = Path(tempfile.mkdtemp(prefix=prefix, suffix=".draft", dir=folder.parent))
         run = RunFolder(draft)
         save_weights(run.weights, checkpoint.weights)
         write_json(run.model, checkpoint.model.config())
@@ -68,6 +71,30 @@ def write(checkpoint: "Checkpoint", source: Path, folder: Path, command: str) ->
     finally:
         if draft is not None:
             shutil.rmtree(draft, ignore_errors=True)
+
+
+def remove_stale_drafts(folder: Path) -> None:
+    """Deletes what imports into `folder` have left beside it whose processes were killed on this machine."""
+    name = re.compile(re.escape(_draft_prefix(folder)) + r"([1-9][0-9]{0,9})\.\w+\.draft")
+    for path in folder.parent.iterdir():
+        match = name.fullmatch(path.name)
+        if match and not _is_running(int(match[1])):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _draft_prefix(folder: Path) -> str:
+    # With the machine's name, because another one may write into the same shared folder.
+    return f".{folder.name}.{platform.node()[:40]}."
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # it belongs to another user, or cannot be asked for
+        return True
+    return True
 
 
 def require_new(folder: Path) -> None:

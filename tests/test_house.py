@@ -40,9 +40,9 @@ MAY_IMPORT: dict[str, frozenset[str] | None] = {
     "models/tflite_file.py": frozenset({"models.atomic_file", "models.vocabularies", "numpy"}),
     "models/vocabularies.py": frozenset({"models.vocabulary", "models.pretrained.tokenizer"}),
     "models/pretrained": NUMERIC | {"models", "gguf", "safetensors", "tokenizers"},
-    "models/pretrained/tokenizer.py": frozenset(
-        {"models.atomic_file", "models.vocabulary", "numpy", "tokenizers", "jinja2"}
-    ),
+    "models/pretrained/tokenizer.py": frozenset({"models.atomic_file", "models.vocabulary", "numpy", "tokenizers"})
+    | {"models.pretrained.chat_template"},
+    "models/pretrained/chat_template.py": frozenset({"jinja2"}),
     "models/decoding": frozenset({"models.decoding", "numpy", "tensorflow"}),
     "models/decoding/numpy_ops.py": frozenset({"numpy"}),
     "models/alignment": NUMERIC | {"models.alignment"},

@@ -37,6 +37,7 @@ def import_model(checkpoint: Path, output: Path | None, context: int | None) -> 
     folder = output or Path(checkpoint.stem.lower() if checkpoint.is_file() else checkpoint.resolve().name.lower())
     imported.require_new(folder)
     require_writable(folder.parent)
+    imported.remove_stale_drafts(folder)
     with no_notices():
         from models.pretrained.checkpoint import load
 

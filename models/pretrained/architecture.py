@@ -13,6 +13,9 @@ from models.transformer.options import block_name
 ARCHITECTURES = ("llama", "qwen2")
 """Names of the architectures that can be imported, in GGUF files and in the `model_type` of Hugging Face folders."""
 
+MAX_BLOCKS = 99
+"""Maximum number of blocks, whose weights have names of two digits; see `models.transformer.options.block_name`."""
+
 
 class Parts(NamedTuple):
     """Holds what a file format's reader found.

@@ -41,14 +41,22 @@ def load(path: str | os.PathLike[str], context: int | None = None) -> Checkpoint
       ModuleNotFoundError: the extra `pretrained` is not installed.
     """
     path = Path(path)
-    parts = hugging_face.read(path) if path.is_dir() else gguf_file.read(path)
+    try:
+        parts = hugging_face.read(path) if path.is_dir() else gguf_file.read(path)
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError) as error:
+        # The readers check the fields that they use; this is what they have not thought of.
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise ValueError(f"{path}: the checkpoint is damaged ({reason}); download it again") from None
     vocabulary = parts.vocabulary
     options = parts.options
     if context is not None:
         if context > options["context"]:
             raise ValueError(f"context = {context}: {path} was trained for at most {options['context']} tokens")
         options = {**options, "context": context}
-    model = TransformerLanguageModel(vocabulary_size=parts.rows, **options)
+    try:
+        model = TransformerLanguageModel(vocabulary_size=parts.rows, **options)
+    except ValueError as error:
+        raise ValueError(f"{path}: its settings cannot be imported: {error}") from None
     weights = dict(parts.weights)
     for name in ("embedding", "output"):
         if name in weights:

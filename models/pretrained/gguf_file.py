@@ -8,7 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.pretrained import tokenizer_builders
-from models.pretrained.architecture import Names, Parts, llama_options, read_weights, require_architecture
+from models.pretrained.architecture import (
+    MAX_BLOCKS,
+    Names,
+    Parts,
+    llama_options,
+    read_weights,
+    require_architecture,
+)
+from models.pretrained.fields import Fields
 from models.pretrained.tokenizer import PretrainedVocabulary
 
 _NAMES = Names(
@@ -69,32 +77,31 @@ def read(path: Path) -> Parts:
 
 
 def _read_options(fields: Mapping[str, Any], architecture: str, has_output: bool, where: str) -> dict[str, Any]:
-    def get(name: str) -> Any:
-        key = f"{architecture}.{name}"
-        if key not in fields:
-            raise ValueError(f"{where}: the field {key} is missing: the file is damaged; download it again")
-        return fields[key]
-
-    scaling = fields.get(f"{architecture}.rope.scaling.type", "none")
-    if scaling != "none" or f"{architecture}.rope.scale_linear" in fields:
+    own = Fields(fields, where, f"{architecture}.")
+    # llama.cpp takes a factor without a type as linear scaling, and rope.scale_linear as its old name.
+    scaling = own.text("rope.scaling.type", "linear" if own.number("rope.scaling.factor", 1.0) != 1 else "none")
+    if scaling != "none" or own.has("rope.scale_linear"):
         raise ValueError(f"{where}: scaling of the rotary positions ({scaling}) cannot be imported")
     for name, problem in (("attention.sliding_window", "a sliding window"), ("expert_count", "a mixture of experts")):
-        if fields.get(f"{architecture}.{name}"):
+        if own.get(name):
             raise ValueError(f"{where}: {problem} cannot be imported")
-    embedding, heads = int(get("embedding_length")), int(get("attention.head_count"))
+    embedding, heads = own.integer("embedding_length"), own.integer("attention.head_count")
     size = embedding // heads
     for name in ("rope.dimension_count", "attention.key_length", "attention.value_length"):
-        if fields.get(f"{architecture}.{name}", size) != size:
+        if own.has(name) and own.get(name) != size:
             raise ValueError(f"{where}: {architecture}.{name} is not {size}, embedding / heads; it cannot be imported")
+    scale = own.number("attention.scale", size**-0.5) if size else 0.0
+    if not abs(scale * size**0.5 - 1) < 1e-4:  # a float32 in the file
+        raise ValueError(f"{where}: {architecture}.attention.scale is not 1 / sqrt({size}); it cannot be imported")
     settings = {
         "embedding": embedding,
-        "blocks": int(get("block_count")),
+        "blocks": own.integer("block_count", most=MAX_BLOCKS),
         "heads": heads,
-        "key_value_heads": int(fields.get(f"{architecture}.attention.head_count_kv", heads)),
-        "feed_forward": int(get("feed_forward_length")),
-        "context": int(get("context_length")),
-        "norm_epsilon": _to_float(get("attention.layer_norm_rms_epsilon")),
-        "rotary_base": _to_float(fields.get(f"{architecture}.rope.freq_base", 10000.0)),
+        "key_value_heads": own.integer("attention.head_count_kv", heads),
+        "feed_forward": own.integer("feed_forward_length"),
+        "context": own.integer("context_length"),
+        "norm_epsilon": _to_float(own.number("attention.layer_norm_rms_epsilon")),
+        "rotary_base": _to_float(own.number("rope.freq_base", 10000.0)),
         "tied": not has_output,
     }
     return llama_options(settings, architecture)
@@ -128,40 +135,35 @@ def _keep(rows: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
 
 
 def _read_vocabulary(fields: Mapping[str, Any], rows: int, where: str) -> PretrainedVocabulary:
-    def get(name: str) -> Any:
-        if f"tokenizer.ggml.{name}" not in fields:
-            raise ValueError(f"{where}: the field tokenizer.ggml.{name} is missing: the file holds no usable tokenizer")
-        return fields[f"tokenizer.ggml.{name}"]
-
-    tokens, kind = get("tokens"), get("model")
-    types = fields.get("tokenizer.ggml.token_type", [1] * len(tokens))
+    own = Fields(fields, where, "tokenizer.ggml.")
+    tokens, kind, rule = own.items("tokens", str), own.text("model"), own.text("pre", "")
+    types = own.items("token_type", int) if own.has("token_type") else [1] * len(tokens)
     if len(tokens) > rows:
         raise ValueError(f"{where}: {len(tokens)} tokens, but the embedding has {rows} rows: the file is damaged")
     if len(types) != len(tokens):
         raise ValueError(f"{where}: {len(tokens)} tokens, but {len(types)} types of tokens: the file is damaged")
     special = [token for token, kind in zip(tokens, types, strict=True) if kind in (_UNKNOWN, _CONTROL)]
     whole = [token for token, kind in zip(tokens, types, strict=True) if kind == _USER_DEFINED]
-    rule = fields.get("tokenizer.ggml.pre", "")
     if kind == "gpt2":
-        content = tokenizer_builders.byte_level(tokens, get("merges"), special, whole, rule, where)
+        content = tokenizer_builders.byte_level(tokens, own.items("merges", str), special, whole, rule, where)
     elif kind == "llama":
-        add_space, scores = bool(fields.get("tokenizer.ggml.add_space_prefix", True)), get("scores")
+        add_space, scores = own.flag("add_space_prefix", True), own.items("scores", float)
         if len(scores) != len(tokens):
             raise ValueError(f"{where}: {len(tokens)} tokens, but {len(scores)} scores: the file is damaged")
         content = tokenizer_builders.sentence_piece(tokens, scores, special, whole, add_space)
     else:
         raise ValueError(f"{where}: a tokenizer of kind {kind!r} cannot be imported; those that can: gpt2, llama")
-    template = fields.get("tokenizer.chat_template")
+    template = Fields(fields, where).optional_text("tokenizer.chat_template")
     controls = [i for i, kind in enumerate(types) if kind == _CONTROL and tokens[i] not in (template or "")]
     unused = [i for i, kind in enumerate(types) if kind in (_UNKNOWN, _UNUSED)]
     return PretrainedVocabulary.arrange(
         content,
         rows,
-        begin=fields.get("tokenizer.ggml.bos_token_id"),
-        end=int(get("eos_token_id")),
+        begin=own.integer("bos_token_id", least=0) if own.has("bos_token_id") else None,
+        end=own.integer("eos_token_id", least=0),
         spare=[*unused, *range(len(tokens), rows), *controls],
         # llama.cpp's rule for files that do not say it.
-        reads_begin=bool(fields.get("tokenizer.ggml.add_bos_token", kind == "llama" or rule == "llama-bpe")),
+        reads_begin=own.flag("add_bos_token", kind == "llama" or rule == "llama-bpe"),
         chat_template=template,
         where=where,
     )

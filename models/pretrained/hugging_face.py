@@ -8,7 +8,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.pretrained.architecture import Names, Parts, llama_options, read_weights, require_architecture
+from models.pretrained.architecture import (
+    MAX_BLOCKS,
+    Names,
+    Parts,
+    llama_options,
+    read_weights,
+    require_architecture,
+)
+from models.pretrained.fields import Fields
 from models.pretrained.tokenizer import PretrainedVocabulary
 
 _BLOCK = "model.layers.{}"
@@ -58,16 +66,12 @@ def read(folder: Path) -> Parts:
 
 
 def _read_options(config: Mapping[str, Any], architecture: str, where: str) -> dict[str, Any]:
-    def get(name: str) -> Any:
-        if config.get(name) is None:
-            raise ValueError(f"{where}: the field {name} is missing: the file is damaged; download it again")
-        return config[name]
-
-    rope = config.get("rope_parameters") or {}
-    scaling = config.get("rope_scaling") or {}
-    kind = scaling.get("rope_type", scaling.get("type", rope.get("rope_type", "default")))
-    if kind != "default":
-        raise ValueError(f"{where}: scaling of the rotary positions ({kind}) cannot be imported")
+    own = Fields(config, where)
+    rope, scaling = own.mapping("rope_parameters", {}), own.mapping("rope_scaling", {})
+    for given in (scaling, rope):
+        kind = given.text("rope_type", given.text("type", "default" if given.number("factor", 1.0) == 1 else "linear"))
+        if kind != "default":
+            raise ValueError(f"{where}: scaling of the rotary positions ({kind}) cannot be imported")
     if config.get("use_sliding_window"):
         raise ValueError(f"{where}: a sliding window cannot be imported")
     for name in ("attention_bias", "mlp_bias"):
@@ -75,19 +79,19 @@ def _read_options(config: Mapping[str, Any], architecture: str, where: str) -> d
             raise ValueError(f"{where}: {name} cannot be imported: the decoder has no such biases")
     if config.get("hidden_act", "silu") != "silu":
         raise ValueError(f"{where}: the activation {config['hidden_act']!r} cannot be imported; silu can")
-    embedding, heads = int(get("hidden_size")), int(get("num_attention_heads"))
+    embedding, heads = own.integer("hidden_size"), own.integer("num_attention_heads")
     if config.get("head_dim") not in (None, embedding // heads):
         raise ValueError(f"{where}: head_dim is not {embedding // heads}, hidden_size / heads; it cannot be imported")
     settings = {
         "embedding": embedding,
-        "blocks": int(get("num_hidden_layers")),
+        "blocks": own.integer("num_hidden_layers", most=MAX_BLOCKS),
         "heads": heads,
-        "key_value_heads": int(config.get("num_key_value_heads") or heads),
-        "feed_forward": int(get("intermediate_size")),
-        "context": int(get("max_position_embeddings")),
-        "norm_epsilon": float(get("rms_norm_eps")),
-        "rotary_base": float(config.get("rope_theta") or rope.get("rope_theta") or 10000.0),
-        "tied": bool(config.get("tie_word_embeddings", False)),
+        "key_value_heads": own.integer("num_key_value_heads", heads),
+        "feed_forward": own.integer("intermediate_size"),
+        "context": own.integer("max_position_embeddings"),
+        "norm_epsilon": own.number("rms_norm_eps"),
+        "rotary_base": own.number("rope_theta", rope.number("rope_theta", 10000.0)),
+        "tied": own.flag("tie_word_embeddings", False),
     }
     return llama_options(settings, architecture)
 
@@ -101,7 +105,8 @@ def _open_tensors(folder: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{folder}: no *.safetensors in it: give the folder of a checkpoint in that format")
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        names = set(_read_json(index).get("weight_map", {}).values())
+        files = Fields(_read_json(index), str(index)).mapping("weight_map")
+        names = {files.text(name.removeprefix(files.prefix)) for name in files.content}
         missing = sorted(names - {path.name for path in paths})
         if missing:
             raise FileNotFoundError(f"{folder}: {missing[0]} is missing: download the checkpoint again")
@@ -134,53 +139,89 @@ def _to_float32(tensor: Mapping[str, Any], name: str, where: str) -> NDArray[np.
 def _read_vocabulary(folder: Path, config: Mapping[str, Any], rows: int) -> PretrainedVocabulary:
     path = folder / "tokenizer.json"
     content = _read_json(path)
-    settings = _read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
-    try:
-        added = {entry["content"]: entry for entry in content["added_tokens"]}
-        ids = {**content["model"]["vocab"], **{name: entry["id"] for name, entry in added.items()}}
-    except (KeyError, TypeError):
-        raise ValueError(f"{path}: not the file of a BPE tokenizer: it cannot be imported") from None
-    if max(ids.values()) >= rows:
-        raise ValueError(f"{path}: it has the id {max(ids.values())}, but the embedding has {rows} rows")
+    given = folder / "tokenizer_config.json"
+    settings = Fields(_read_json(given) if given.exists() else {}, str(given))
+    ids, special = _read_ids(content, rows, path)
 
     def find(name: str) -> int | None:
-        token = settings.get(f"{name}_token")
-        text = token.get("content") if isinstance(token, dict) else token
-        if text is not None:
-            return ids.get(text)
-        value = config.get(f"{name}_token_id")
-        return value[0] if isinstance(value, list) else value
+        text = _text_of(settings, f"{name}_token")
+        return ids.get(text) if text is not None else _first_id(config, f"{name}_token_id", folder / "config.json")
 
     end = find("eos")
     if end is None:
         raise ValueError(f"{folder}: tokenizer_config.json and config.json name no end token: it cannot be imported")
-    template = settings.get("chat_template")
-    if (folder / "chat_template.jinja").exists():
-        template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
-    if not isinstance(template, str):
-        template = None
-    unknown = content["model"].get("unk_token")
-    special = [entry["id"] for name, entry in added.items() if entry["special"] and name not in (template or "")]
+    template = _read_template(folder, settings)
+    unknown = Fields(content["model"], str(path)).optional_text("unk_token")
+    used = set(ids.values())
     spare = [ids[unknown]] if unknown in ids else []
-    spare += [token for token in range(rows) if token not in set(ids.values())] + special
+    spare += [token for token in range(rows) if token not in used]
     return PretrainedVocabulary.arrange(
         json.dumps(content, ensure_ascii=False),
         rows,
         begin=find("bos"),
         end=end,
-        spare=spare,
+        spare=spare + [ids[name] for name in special if name not in (template or "")],
         reads_begin=_reads_begin(content, settings),
         chat_template=template,
         where=str(path),
     )
 
 
-def _reads_begin(content: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
+def _read_ids(content: Mapping[str, Any], rows: int, path: Path) -> tuple[dict[str, int], list[str]]:
+    """Returns the id of each token, and the special tokens."""
+    try:
+        added = [Fields(entry, f"{path}: added_tokens") for entry in content["added_tokens"]]
+        ids = {**content["model"]["vocab"]}
+        ids |= {entry.text("content"): entry.integer("id", least=0) for entry in added}
+    except (AttributeError, KeyError, TypeError):
+        raise ValueError(f"{path}: not the file of a BPE tokenizer: it cannot be imported") from None
+    for token, value in ids.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise ValueError(f"{path}: the id of the token {token[:30]!r} is {value!r:.60}, not an integer: damaged")
+        if value >= rows:
+            raise ValueError(f"{path}: it has the id {value}, but the embedding has {rows} rows")
+    return ids, [entry.text("content") for entry in added if entry.flag("special")]
+
+
+def _text_of(settings: Fields, name: str) -> str | None:
+    """Returns a token, which is given as a text or as an object with a text."""
+    if isinstance(settings.get(name), dict):
+        return settings.mapping(name).optional_text("content")
+    return settings.optional_text(name)
+
+
+def _first_id(config: Mapping[str, Any], name: str, path: Path) -> int | None:
+    """Returns an id, or the first of several: that is the end of a turn in some checkpoints, of a text in others."""
+    value = config.get(name)
+    if isinstance(value, list):
+        value = value[0] if value else "[]"
+    return None if value is None else Fields({name: value}, str(path)).integer(name, least=0)
+
+
+def _read_template(folder: Path, settings: Fields) -> str | None:
+    """Returns the chat template, from `chat_template.jinja` or the settings; of several, the one named default."""
+    path = folder / "chat_template.jinja"
+    if path.exists():
+        try:
+            return path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: not UTF-8 (byte {error.start}): download it again") from None
+    templates = settings.get("chat_template")
+    if not isinstance(templates, list):
+        return settings.optional_text("chat_template")
+    for entry in templates:
+        if not isinstance(entry, dict):
+            settings.refuse("chat_template", entry, "a text or a list of objects")
+        if entry.get("name") == "default":
+            return Fields(entry, f"{settings.where}: chat_template").text("template")
+    return None
+
+
+def _reads_begin(content: Mapping[str, Any], settings: Fields) -> bool:
     """Returns whether the tokenizer puts its begin token before a text."""
-    if "add_bos_token" in settings and settings["add_bos_token"] is not None:
-        return bool(settings["add_bos_token"])
-    begin = settings.get("bos_token")
-    text = begin.get("content") if isinstance(begin, dict) else begin
+    if settings.has("add_bos_token"):
+        return settings.flag("add_bos_token")
+    text = _text_of(settings, "bos_token")
     return text is not None and json.dumps(text) in json.dumps(content.get("post_processor"))
 
 

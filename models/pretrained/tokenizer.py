@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -238,20 +238,11 @@ class PretrainedVocabulary:
         for entry in json.loads(self.tokenizer)["added_tokens"]:
             if entry["special"] and entry["content"] in message:
                 raise ValueError(f"the message holds the special token {entry['content']!r}: remove it")
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
+        from models.pretrained.chat_template import render
 
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        environment.globals["raise_exception"] = _raise
         begin, end = (self._encoder.id_to_token(self.ids[token]) for token in (self.start, EOS))
         try:
-            text = environment.from_string(self.chat_template).render(
-                messages=[{"role": "user", "content": message}],
-                add_generation_prompt=True,
-                bos_token=begin,
-                eos_token=end,
-            )
+            text = render(self.chat_template, message, begin, end)
         except Exception as error:  # a template computes, and may fail in any way
             raise ValueError(f"the model's chat template cannot be rendered: {_one_line(error)}") from None
         return self._encode(text, special=True)
@@ -337,11 +328,6 @@ def _require_utf8(text: str) -> None:
             f"text holds the lone surrogate {text[error.start]!r} at index {error.start}, made of a byte that is not "
             "UTF-8: give the text in UTF-8"
         ) from None
-
-
-def _raise(message: str) -> NoReturn:
-    """Is the function `raise_exception` of chat templates."""
-    raise ValueError(message)
 
 
 def _one_line(error: Exception) -> str:

@@ -273,3 +273,18 @@ def test_generate_without_the_tokenizers_package_names_the_extra(place, exported
         "tokenizers is not installed; it belongs to the extra 'pretrained': pip install 'fedspeak[pretrained]'"
         in refuse("generate", "small.q8/model.tflite", "--prompt", "the", folder=place)
     )
+
+
+def test_import_deletes_the_draft_of_one_that_was_killed(place, tmp_path):
+    killed = "import os, signal; from experiments import imported\n"
+    killed += "imported.save_weights = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+    killed += "from experiments.cli import main; main()"
+    arguments = ["import", str(place / "Small.Q8.gguf"), "--output", "model"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.run(
+        [sys.executable, "-c", killed, *arguments], cwd=tmp_path, env=environment, capture_output=True, check=False
+    )
+    assert process.returncode == -9, process.stderr.decode()
+    assert [entry.suffix for entry in tmp_path.iterdir()] == [".draft"]
+    run(*arguments, folder=tmp_path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model"]

@@ -142,7 +142,7 @@ def write_gguf(path: Path, architecture="llama", types=None, fields=None, drop=(
         elif isinstance(value, list):
             writer.add_array(name, value)
         else:
-            adders = {str: writer.add_string, bool: writer.add_bool, int: writer.add_uint32}
+            adders = {str: writer.add_string, bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32}
             adders[type(value)](name, value)
     head = SIZES["embedding"] // SIZES["heads"]
     for name, weight in weights.items():
@@ -227,7 +227,7 @@ def write_folder(folder: Path, architecture="llama", dtype="F32", config=None, s
     ordered = sorted(stored)
     parts = {"model-1.safetensors": ordered[::2], "model-2.safetensors": ordered[1::2]}
     for file, own in parts.items():
-        _write_safetensors(folder / file, {name: stored[name][0] for name in own})
+        write_safetensors(folder / file, {name: stored[name][0] for name in own})
     index = {"weight_map": {name: file for file, own in parts.items() for name in own}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     return {name: value for name, (_, value) in stored.items()}
@@ -244,7 +244,7 @@ def _store(weight, dtype):
     return {"dtype": dtype, "shape": list(weight.shape), "data": data}, value
 
 
-def _write_safetensors(path, tensors):
+def write_safetensors(path, tensors):
     """Writes the format by hand: the length of the header in 8 bytes, the header as JSON, and the tensors' bytes."""
     header, content = {}, b""
     for name, tensor in tensors.items():

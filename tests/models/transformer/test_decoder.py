@@ -148,7 +148,7 @@ def test_parts_have_the_homogeneity_degrees_of_the_scale_invariant_recipe():
         q, k, v = (scale * generator.normal(size=(2, 5, 4, 4)) for generator in map(np.random.default_rng, (1, 2, 3)))
         causal = np.tril(np.ones((5, 5), bool))
         keys, values = np.transpose(k, [0, 2, 3, 1]), np.transpose(v, [0, 2, 1, 3])
-        return layers.attend(*map(tf.constant, (q, keys, values, causal)), "relu")
+        return layers.attend(tf.constant(q), tf.constant(keys), tf.constant(values), tf.constant(causal), "relu")
 
     def close(one, other):
         np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
