@@ -135,7 +135,7 @@ def compare(folder: Path) -> dict[str, Any]:
         for name, (model, weights) in loaded.items()
     }
 
-    @tf.function
+    @tf.function(autograph=False)
     def measure(tokens: Any) -> dict[str, Any]:
         targets = tokens[:, 1:]
         real = tf.cast(tf.not_equal(targets, 0), tf.float32)

@@ -7,6 +7,7 @@ import pytest
 
 from experiments.bench import cohort_size, measure, population, pretrained, table
 from experiments.bench.simulation import _PEERS, OURS
+from experiments.reproduce import drafters
 from tests.test_docs import ROOT
 
 RESULTS, PAGE = ROOT / "docs" / "results", (ROOT / "docs" / "performance.md").read_text()
@@ -52,3 +53,10 @@ def test_tables_of_population_and_cohorts_are_those_of_their_results():
 def test_table_of_the_imported_model_is_that_of_its_results():
     page = (ROOT / "docs" / "transformers.md").read_text()
     assert section("smollm2", page) == pretrained.format_table(json.loads((RESULTS / "smollm2.json").read_text()))
+
+
+def test_table_of_target_and_drafters_is_that_of_its_results():
+    page = (ROOT / "docs" / "transformers.md").read_text()
+    assert section("drafters", page) == drafters.format_table(
+        json.loads((RESULTS / "drafters.json").read_text())["models"]
+    )

@@ -1,11 +1,13 @@
 """The study's losses and total variations equal a direct computation; its table shows them."""
 
+import json
 import shutil
 
 import numpy as np
 import pytest
 
 from experiments import config_file, data
+from experiments.cli import main
 from experiments.reproduce import drafters
 from experiments.runs import RunFolder, save_weights, write_json
 from fl.evaluation import Evaluator
@@ -118,3 +120,28 @@ def test_failing_bible_is_reported_in_one_line(no_training, tmp_path, monkeypatc
     message = refuse("reproduce", "drafters", "--output", str(tmp_path / "drafters"))
     assert "/bin/false did not print the King James Bible" in message and "repair or remove it" in message
     assert not (tmp_path / "drafters" / "bible.txt").exists()
+
+
+@pytest.mark.slow
+def test_study_trains_the_models_and_writes_table_and_results(tmp_path, monkeypatch, capsys):
+    """Runs "reproduce drafters" with two small models on one play, and a second time, which trains nothing."""
+    small = ("model.embedding=16", "model.blocks=1", "model.heads=2", "model.feed_forward=32")
+    monkeypatch.setattr(drafters, "MODELS", {drafters.TARGET: small, "transformer": small})
+    monkeypatch.setattr(drafters, "_write_bible", lambda path, show: None)
+    monkeypatch.setattr(data, "sources", lambda config: (SPEAKERS, [], ()))
+    settings = ['data.public=["timon-of-athens"]', "vocabulary.size=300", "clients.sequence_length=8"]
+    settings += ["pretraining.epochs=1", "pretraining.evaluate_every=200"]
+    command = ["reproduce", "drafters", "--output", str(tmp_path / "out")]
+    for setting in settings:
+        command += ["--set", setting]
+    for _ in range(2):
+        with pytest.raises(SystemExit) as exit:
+            main(command)
+        assert exit.value.code == 0
+    output = capsys.readouterr()
+    assert "holds a trained model already" in output.err
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())["models"]
+    assert set(found) == {drafters.TARGET, "transformer"}
+    # Both models have one seed, text and size, so that they are equal.
+    assert found["transformer"]["total_variation"]["1"]["estimate"] == pytest.approx(0, abs=1e-6)
+    assert drafters.format_table(found) in output.out
