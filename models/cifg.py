@@ -25,6 +25,7 @@ import tensorflow as tf
 from models import cifg_gradient
 from models.activations import DIFFERENTIABLE, scale_invariant_sigmoid, scale_invariant_tanh
 from models.cifg_gradient import LAYER_NORM_EPSILON
+from models.tensors import shape_of
 
 Activation = Callable[[tf.Tensor], tf.Tensor]
 ACTIVATIONS: dict[str, tuple[Activation, Activation]] = {
@@ -47,7 +48,7 @@ class CIFGState(NamedTuple):
 
 def matmul_rows(inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
     """Multiplies `[(U,) T, B, D]` by `[(U,) D, K]` in one product (one per client) instead of one per time step."""
-    shape = _shape(inputs)
+    shape = shape_of(inputs)
     flat = tf.reshape(inputs, [*shape[:-3], -1, shape[-1]])
     return tf.reshape(tf.matmul(flat, kernel), [*shape[:-1], kernel.shape[-1]])
 
@@ -95,7 +96,7 @@ class Recurrence:
 
     def zero_state(self, weights: Mapping[str, Any], projected: tf.Tensor) -> CIFGState:
         """Returns the state before any token, all zeros, for projected inputs `[(U,) T, B, 3H]`."""
-        lead = _shape(projected)[:-3] + _shape(projected)[-2:-1]
+        lead = shape_of(projected)[:-3] + shape_of(projected)[-2:-1]
         kernel = weights["recurrent_kernel"]
         output, units = kernel.shape[-2], kernel.shape[-1] // 3
         return CIFGState(tf.zeros([*lead, output], projected.dtype), tf.zeros([*lead, units], projected.dtype))
@@ -206,12 +207,6 @@ class Recurrence:
 
         start = (tf.constant(0), self.zero_state(weights, projected) if state is None else state)
         return tf.while_loop(lambda t, _: t < tf.reduce_max(lengths), body, start)[1]
-
-
-def _shape(x: tf.Tensor) -> list[Any]:
-    """Returns the size of each axis: an integer where it is static, else a scalar tensor."""
-    dynamic: Any = None if x.shape.is_fully_defined() else tf.shape(x)
-    return [dynamic[i] if size is None else size for i, size in enumerate(x.shape)]
 
 
 def _where(mask: tf.Tensor, new: CIFGState, old: CIFGState) -> CIFGState:

@@ -15,6 +15,7 @@ import tensorflow as tf
 from models import output_layer
 from models.cifg import CIFGState, Recurrence, matmul_rows
 from models.language_model import Array, Weights
+from models.tensors import to_tensors
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ class RecurrentLanguageModel:
 
     def _outputs(self, weights: Weights, tokens: Array) -> tuple[Any, Any, Any, Any]:
         """Returns the recurrent outputs `[(U,) T, B, E]`, output table, output bias and targets `[(U,) T, B]`."""
-        weights = _to_tensors(weights)
+        weights = to_tensors(weights)
         tokens = _time_major(tf.convert_to_tensor(tokens))
         inputs, table = output_layer.tied(weights["embedding"], tokens[..., :-1, :])
         outputs = self._recurrence().outputs(weights, inputs)
@@ -129,7 +130,7 @@ class RecurrentLanguageModel:
         self, weights: Weights, tokens: Array, lengths: Array, state: CIFGState | None = None
     ) -> tuple[tf.Tensor, CIFGState]:
         """Reads tokens int32 `[B, T]` and returns logits `[B, V]` and the state; see `LanguageModel.prefill`."""
-        weights = _to_tensors(weights)
+        weights = to_tensors(weights)
         inputs = tf.gather(weights["embedding"], _time_major(tf.convert_to_tensor(tokens)))
         state = self._recurrence().last_state(weights, inputs, tf.convert_to_tensor(lengths), state)
         return self._logits(weights, state.output[tf.newaxis])[0], state
@@ -146,7 +147,7 @@ class RecurrentLanguageModel:
         self, weights: Weights, tokens: Array, state: CIFGState
     ) -> tuple[tf.Tensor, tf.Tensor, CIFGState]:
         """Does the same as `extend`, and returns the outputs `[B, G, E]` between the logits and the trail."""
-        weights = _to_tensors(weights)
+        weights = to_tensors(weights)
         inputs = tf.gather(weights["embedding"], _time_major(tf.convert_to_tensor(tokens)))
         after = self._recurrence().states(weights, inputs, state)
         logits = tf.transpose(self._logits(weights, after.output), [1, 0, 2])
@@ -179,10 +180,6 @@ def _require_positive(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise ValueError(f"{name}: {value!r} is not a positive integer")
     return int(value)
-
-
-def _to_tensors(weights: Weights) -> Weights:
-    return {name: tf.convert_to_tensor(value) for name, value in weights.items()}
 
 
 def _time_major(x: tf.Tensor) -> tf.Tensor:

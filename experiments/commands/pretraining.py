@@ -1,17 +1,15 @@
 """Defines the command `pretrain`, which trains a model centrally on the public text of a config."""
 
-import contextlib
 from datetime import datetime
 from pathlib import Path
 
 import click
 
 from experiments import config_file, extras
-from experiments.commands.runs import SETTINGS
+from experiments.commands.runs import SETTINGS, leaving_resumable
 from experiments.display import ConsoleDisplay
 from experiments.provenance import command_line
 from experiments.runs import RunFolder
-from privacy.files import FULL
 
 
 @click.command()
@@ -50,15 +48,6 @@ def pretrain(config: str | None, overrides: tuple[str, ...], output: Path | None
         is_new_folder = run.create(settings)
     from experiments import public_run
 
-    try:
+    with leaving_resumable(run, "pretrain", resume is None, is_new_folder):
         public_run.train(run, command_line(), show)
-    except KeyboardInterrupt:
-        click.echo(f"resume with: fedspeak pretrain --resume {run.path}", err=True)
-        raise
-    except Exception as error:
-        disk_is_full = isinstance(error, OSError) and error.errno in FULL
-        if resume is None and not disk_is_full:
-            with contextlib.suppress(OSError):
-                run.discard(is_new_folder)
-        raise
     click.echo(f"wrote {run.path}: evaluate it on text files with fedspeak evaluate {run.path} --text FILE")

@@ -87,29 +87,42 @@ def train(
         is_new_folder = run.create(settings)
     from experiments import results, training
 
-    try:
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(_strict_named_as_typed(strict))
-            hosts = None
-            if remote_workers is not None and not run.weights.exists():
-                count = len(remote_workers.addresses)
-                show.note(f"connecting to {count} worker{'s' * (count > 1)} …")
-                hosts = stack.enter_context(remote_workers.connected())
-            training.train(run, command_line(), show, hosts)
-    except KeyboardInterrupt:
-        click.echo(f"resume with: fedspeak train --resume {run.path}", err=True)
-        raise
-    except Exception as error:
-        disk_is_full = isinstance(error, OSError) and error.errno in FULL
-        if resume is None and not disk_is_full:
-            # If nothing was trained, the user corrects a setting and runs the command again: leave no folder behind.
-            with contextlib.suppress(OSError):
-                run.discard(is_new_folder)
-        raise
+    with leaving_resumable(run, "train", resume is None, is_new_folder), contextlib.ExitStack() as stack:
+        stack.enter_context(_strict_named_as_typed(strict))
+        hosts = None
+        if remote_workers is not None and not run.weights.exists():
+            count = len(remote_workers.addresses)
+            show.note(f"connecting to {count} worker{'s' * (count > 1)} …")
+            hosts = stack.enter_context(remote_workers.connected())
+        training.train(run, command_line(), show, hosts)
     show.note("evaluating on the test clients and writing the reports …")
     click.echo(results.evaluate(run))
     for path in results.write_reports(run, show.note):
         click.echo(str(path))
+
+
+@contextlib.contextmanager
+def leaving_resumable(run: RunFolder, command: str, is_new: bool, is_new_folder: bool) -> Iterator[None]:
+    """Says how to resume a training that is interrupted inside `with`, and leaves nothing of one that did not begin.
+
+    Args:
+      run: folder of the run.
+      command: command that resumes it.
+      is_new: whether the run was made by this command.
+      is_new_folder: whether its folder was.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo(f"resume with: fedspeak {command} --resume {run.path}", err=True)
+        raise
+    except Exception as error:
+        disk_is_full = isinstance(error, OSError) and error.errno in FULL
+        if is_new and not disk_is_full:
+            # If nothing was trained, the user corrects a setting and runs the command again: leave no folder behind.
+            with contextlib.suppress(OSError):
+                run.discard(is_new_folder)
+        raise
 
 
 def _set_metrics_aside(run: RunFolder, show: ConsoleDisplay) -> None:

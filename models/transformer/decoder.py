@@ -13,9 +13,10 @@ import tensorflow as tf
 
 from models import output_layer
 from models.language_model import Array, Weights
+from models.tensors import shape_of, to_tensors
 from models.transformer import layers
 from models.transformer.cache import Cache, write
-from models.transformer.layers import matmul, shape_of
+from models.transformer.layers import matmul
 from models.transformer.options import TransformerOptions, block_name
 
 Attend = Callable[[int, tf.Tensor], tf.Tensor]  # (block, queries, keys and values of all heads) -> attention's output
@@ -52,7 +53,7 @@ class TransformerLanguageModel(TransformerOptions):
 
     def token_losses(self, weights: Weights, tokens: Array) -> tf.Tensor:
         """Returns losses in nats, `[(U,) B, T]`, of tokens int32 `[(U,) B, T+1]`; see `LanguageModel.token_losses`."""
-        weights, tokens = _to_tensors(weights), tf.convert_to_tensor(tokens)
+        weights, tokens = to_tensors(weights), tf.convert_to_tensor(tokens)
         inputs, targets = tokens[..., :-1], tokens[..., 1:]
         hidden, table = self._train(weights, inputs, lambda rows: rows, lambda rows: rows)
         return output_layer.cross_entropy(hidden, table, None, targets)
@@ -69,7 +70,7 @@ class TransformerLanguageModel(TransformerOptions):
         return loss, correct
 
     def _sums(self, weights: Weights, tokens: Array, rows: Array | None, with_correct: bool) -> list[tf.Tensor]:
-        weights, tokens = _to_tensors(weights), tf.convert_to_tensor(tokens)
+        weights, tokens = to_tensors(weights), tf.convert_to_tensor(tokens)
         inputs, targets = tokens[..., :-1], tokens[..., 1:]
         if rows is not None:
             mask = tf.sequence_mask(rows, tf.shape(targets)[-2])[..., tf.newaxis]
@@ -118,7 +119,7 @@ class TransformerLanguageModel(TransformerOptions):
 
     def forward(self, weights: Weights, tokens: Array) -> tf.Tensor:
         """Returns the logits `[B, T, V]` after each token of whole rows, int32 `[B, T]`, without a cache."""
-        weights, tokens = _to_tensors(weights), tf.convert_to_tensor(tokens)
+        weights, tokens = to_tensors(weights), tf.convert_to_tensor(tokens)
         hidden, _ = self._train(weights, tokens, lambda rows: rows, lambda rows: rows)
         return self._logits(weights, hidden)
 
@@ -160,7 +161,7 @@ class TransformerLanguageModel(TransformerOptions):
 
     def _read_first(self, weights: Weights, tokens: Array) -> tuple[tf.Tensor, Cache]:
         """Does the same as `_read` from the initial state, without attention to the unused part of the cache."""
-        weights, tokens = _to_tensors(weights), tf.convert_to_tensor(tokens)
+        weights, tokens = to_tensors(weights), tf.convert_to_tensor(tokens)
         batch, length = tokens.shape
         self._require_room(length, self.positions_cached, "cache")
         unused = self.positions_cached - length
@@ -180,7 +181,7 @@ class TransformerLanguageModel(TransformerOptions):
 
     def _read(self, weights: Weights, tokens: Array, state: Cache) -> tuple[tf.Tensor, Cache]:
         """Reads tokens `[B, G]` and returns the hidden states `[B, G, E]` and the trail, as `extend` defines it."""
-        weights, tokens = _to_tensors(weights), tf.convert_to_tensor(tokens)
+        weights, tokens = to_tensors(weights), tf.convert_to_tensor(tokens)
         count, positions = tokens.shape[1], self.positions_cached
         self._require_room(count, positions, "cache")
         fits = state.length <= positions - count
@@ -318,7 +319,3 @@ class TransformerLanguageModel(TransformerOptions):
     def _require_room(self, count: int | None, room: int, what: str) -> None:
         if count is not None and count > room:
             raise ValueError(f"{count} tokens do not fit in the model's {what} of {room}: give shorter rows")
-
-
-def _to_tensors(weights: Weights) -> Weights:
-    return {name: tf.convert_to_tensor(value) for name, value in weights.items()}

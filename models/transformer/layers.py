@@ -3,13 +3,12 @@
 Shapes that begin with `(U,)` may have a leading client axis of size U. All tensors of a call have it, or none has it.
 """
 
-from typing import Any
-
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
 from models.language_model import Weights
+from models.tensors import shape_of
 
 _HIDDEN = -1e9
 """Score of a key that a query must not see; its softmax is exactly 0 next to any score above -1e8."""
@@ -149,12 +148,6 @@ def activate(hidden: tf.Tensor, kind: str) -> tf.Tensor:
         return tf.nn.relu(hidden)
     gate, value = tf.split(hidden, 2, axis=-1)
     return gate * tf.sigmoid(gate) * value
-
-
-def shape_of(x: tf.Tensor) -> list[Any]:
-    """Returns the shape as integers where they are known when the graph is built, and as tensors elsewhere."""
-    dynamic: Any = None if x.shape.is_fully_defined() else tf.shape(x)
-    return [size if size is not None else dynamic[axis] for axis, size in enumerate(x.shape)]
 
 
 def _above_zero(denominator: tf.Tensor) -> tf.Tensor:

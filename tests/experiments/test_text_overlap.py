@@ -86,7 +86,7 @@ def test_text_of_many_clients_is_found_though_each_quotes_little(quoted, overlap
 
 
 def test_text_of_a_client_is_found_where_only_a_part_of_the_digests_is_kept(monkeypatch):
-    """Of 20,000 passages one in 20 is kept, so about 25 of the client's 493, and more than 3 with a probability above
+    """One in 20 of 20,000 passages is kept, so about 25 of the client's 493, and more than 3 with a probability above
     1 - 1e-7."""
     monkeypatch.setattr(text_overlap, "_KEPT", 1000)
     trained_on = digest_text([text(0, 500), text(1, 19_500)])
@@ -197,7 +197,7 @@ def test_shakespeares_other_plays_are_not_found_in_his_histories():
 
 
 def test_short_lines_are_found_where_only_a_part_of_the_digests_is_kept(monkeypatch):
-    """Of 5,500 lines one in eleven is kept, so about 45 of the client's 500, and more than 3 with a probability above
+    """One in eleven of 5,500 lines is kept, so about 45 of the client's 500, and more than 3 with a probability above
     1 - 1e-15."""
     monkeypatch.setattr(text_overlap, "_KEPT", 500)
     trained_on = digest_text(sorted(messages(0, 5000) + messages(1, 500)))
