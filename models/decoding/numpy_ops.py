@@ -20,10 +20,7 @@ Words = tuple[NDArray[np.int32], NDArray[np.int32]]
 
 
 class Stream(IntEnum):
-    """Names the purposes of random numbers; numbers for different purposes are independent.
-
-    Only SAMPLE is used so far. The others are reserved for speculative decoding.
-    """
+    """Names the purposes of random numbers; numbers for different purposes are independent."""
 
     SAMPLE = 0
     DRAFT = 1
