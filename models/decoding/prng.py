@@ -46,10 +46,10 @@ class BlockWords(NamedTuple):
     """Holds the random words of one block of speculative decoding.
 
     Attributes:
-      draft: two int32 `[B, G]`, for drawing the draft's tokens.
-      accept: int32 `[B]`, for drawing how many of them are accepted.
-      residual: two int32 `[B]`, for drawing the token after a rejection.
-      bonus: two int32 `[B]`, for drawing the token after a draft that is accepted as a whole.
+      draft: two int32 `[..., G]`, for drawing the draft's tokens.
+      accept: int32 `[...]`, for drawing how many of them are accepted.
+      residual: two int32 `[...]`, for drawing the token after a rejection.
+      bonus: two int32 `[...]`, for drawing the token after a draft that is accepted as a whole.
     """
 
     draft: Words
@@ -70,22 +70,22 @@ def block_keys(draft_length: int) -> list[tuple[Stream, int]]:
 
 
 def block_words(seed: Any, request: tf.Tensor, start: tf.Tensor, draft_length: int) -> BlockWords:
-    """Returns the random words of one block per row, from one call of the generator.
+    """Returns the random words of blocks, from one call of the generator.
 
     Args:
       seed: as for `random_words`.
-      request: int32 `[B]`.
-      start: int32 `[B]`, number of tokens before the block, those of the prompt included.
+      request: int32 `[...]`.
+      start: int32 `[...]`, number of tokens before the block, those of the prompt included; broadcasts with `request`.
       draft_length: number of drafted tokens G.
     """
     streams, indices = zip(*block_keys(draft_length), strict=True)
     words = random_words(
-        seed, [int(stream) for stream in streams], request[:, tf.newaxis], start[:, tf.newaxis], indices
+        seed, [int(stream) for stream in streams], request[..., tf.newaxis], start[..., tf.newaxis], indices
     )
-    first, second = (tf.unstack(word, axis=1) for word in words)
+    first, second = (tf.unstack(word, axis=-1) for word in words)
     accept, residual, bonus = range(draft_length, draft_length + 3)
     return BlockWords(
-        draft=tuple(word[:, :draft_length] for word in words),  # type: ignore[arg-type]
+        draft=(words[0][..., :draft_length], words[1][..., :draft_length]),
         accept=first[accept],
         residual=(first[residual], second[residual]),
         bonus=(first[bonus], second[bonus]),

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from models.decoding.numpy_ops import BLOCK
-from models.decoding.prng import Words, uniforms
+from models.decoding.prng import BlockWords, uniforms
 from models.decoding.sampling import sample_weights
 
 _RESIDUAL_BITS = 40
@@ -144,8 +144,8 @@ def verify(
     drafter: tf.Tensor,
     tokens: tf.Tensor,
     lengths: tf.Tensor,
-    accept_word: tf.Tensor,
-    token_words: Words,
+    words: BlockWords,
+    end_weights: tf.Tensor | None = None,
 ) -> Verified:
     """Draws how many tokens of each row are accepted, and the token after them.
 
@@ -155,12 +155,14 @@ def verify(
       drafter: as for `token_rule`, float32.
       tokens: as for `token_rule`.
       lengths: as for `token_rule`.
-      accept_word: int32 `[B]`, random bits of the stream ACCEPT.
-      token_words: two int32 `[B]`, random bits of the stream RESIDUAL.
+      words: the random words of the block, from `models.decoding.prng.block_words`.
+      end_weights: int64 `[B, V]`, integer weights of the target after a row's last real token; None: made from
+        `target`. With the weights that the target alone would be sampled with, a row without a draft gets the same
+        token in any batch.
     """
     stops = rule(target, drafter, tokens, lengths)
     bounds = tf.cumsum(stops.probability, axis=1)
-    threshold = uniforms(accept_word)[:, tf.newaxis] * bounds[:, -1:]
+    threshold = uniforms(words.accept)[:, tf.newaxis] * bounds[:, -1:]
     accepted = tf.minimum(tf.reduce_sum(tf.cast(bounds <= threshold, tf.int32), axis=1), lengths)
 
     def at(values: Any, index: tf.Tensor) -> Any:
@@ -171,7 +173,14 @@ def verify(
     weights = _residual(
         at(stops.target_weight, accepted), at(stops.drafter_weight, accepted), at(target, accepted), drafter_row
     )
-    return Verified(accepted, sample_weights(_to_integers(weights), token_words))
+    token_weights = _to_integers(weights)
+    is_end = tf.equal(accepted, lengths)
+    if end_weights is not None:
+        token_weights = tf.where(is_end[:, tf.newaxis], end_weights, token_weights)
+    first, second = (
+        tf.where(is_end, bonus, residual) for bonus, residual in zip(words.bonus, words.residual, strict=True)
+    )
+    return Verified(accepted, sample_weights(token_weights, (first, second)))
 
 
 def _log_ratios(

@@ -9,7 +9,7 @@ from scipy.optimize import linprog
 
 from models.decoding import numpy_ops
 from models.decoding.lossless import check_lossless, draw_pair, joint_law, output_law, sequential_acceptance
-from models.decoding.numpy_ops import Stream
+from models.decoding.prng import block_words
 from models.decoding.verification import (
     Stops,
     block_rule,
@@ -220,14 +220,12 @@ def test_draws_have_the_law_of_the_rule(name):
     tokens = np.array([[1, 0, 2]], np.int32)
     stops = RULES[name](tf.constant(target), tf.constant(drafter), tf.constant(tokens), tf.constant([count]))
     law = stops.probability.numpy()[0, :, np.newaxis] * residuals(stops, target, drafter).numpy()[0]
-    seed, requests = numpy_ops.seed_words(11), np.arange(draws)
-    accept = numpy_ops.random_words(seed, Stream.ACCEPT, requests, 0)[0]
-    words = numpy_ops.random_words(seed, Stream.RESIDUAL, requests, 0)
+    words = block_words(numpy_ops.seed_words(11), tf.range(draws), tf.zeros([draws], tf.int32), count)
 
     def repeat(x):
         return tf.repeat(tf.constant(x), draws, axis=0)
 
-    found = verify(RULES[name], repeat(target), repeat(drafter), repeat(tokens), tf.fill([draws], count), accept, words)
+    found = verify(RULES[name], repeat(target), repeat(drafter), repeat(tokens), tf.fill([draws], count), words)
     counts = np.zeros_like(law)
     np.add.at(counts, (found.accepted.numpy(), found.token.numpy()), 1)
     likely = law * draws > 5
@@ -242,14 +240,14 @@ def test_graph_and_xla_draw_the_tokens_of_eager_mode():
     target = tf.constant(generator.dirichlet(np.ones(size), (batch, count + 1)), tf.float32)
     drafter = tf.constant(generator.dirichlet(np.ones(size), (batch, count)), tf.float32)
     tokens = tf.constant(generator.integers(0, size, (batch, count)), tf.int32)
-    words = [tf.constant(generator.integers(-(2**31), 2**31, batch), tf.int32) for _ in range(3)]
+    words = block_words([3, 4], tf.range(batch), tf.zeros([batch], tf.int32), count)
     for rule in RULES.values():
 
-        def run(target, drafter, tokens, accept, first, second, rule=rule):
-            return verify(rule, target, drafter, tokens, tf.fill([batch], count), accept, (first, second))
+        def run(target, drafter, tokens, words, rule=rule):
+            return verify(rule, target, drafter, tokens, tf.fill([batch], count), words)
 
-        eager = run(target, drafter, tokens, *words)
+        eager = run(target, drafter, tokens, words)
         for compiled in (False, True):
-            found = tf.function(run, jit_compile=compiled)(target, drafter, tokens, *words)
+            found = tf.function(run, jit_compile=compiled)(target, drafter, tokens, words)
             assert np.mean(np.equal(found.accepted, eager.accepted)) == 1
             assert np.mean(np.equal(found.token, eager.token)) == 1
