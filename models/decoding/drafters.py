@@ -26,7 +26,12 @@ class Drafter(ABC):
 
     Whatever a drafter proposes, speculative decoding has the target's distribution: a poor drafter only costs time. Its
     logits are processed like the target's (temperature, top-k and so on) before a token is drawn from them.
+
+    Attributes:
+      may_pass: whether `step` may propose nothing. Decoding then gets a faster path for blocks without a draft.
     """
+
+    may_pass = False
 
     @abstractmethod
     def initial_state(self, batch: int) -> Any:
@@ -51,7 +56,7 @@ class Drafter(ABC):
 
         def body(i: tf.Tensor, state: Any) -> tuple[tf.Tensor, Any]:
             _, new = self.step(tf.gather(tokens, i, axis=1), state)
-            return i + 1, tf.nest.map_structure(lambda n, o: tf.where(_widen(i < lengths, n), n, o), new, state)
+            return i + 1, tf.nest.map_structure(lambda n, o: tf.where(widen(i < lengths, n), n, o), new, state)
 
         return tf.while_loop(lambda i, _: i < tf.reduce_max(lengths), body, (tf.constant(0), state))[1]
 
@@ -99,6 +104,6 @@ class ModelDrafter(Drafter):
         return self.model.select(states, kept)
 
 
-def _widen(mask: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
+def widen(mask: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
     """Gives a mask `[B]` as many axes as `like`."""
     return tf.reshape(mask, [-1] + [1] * (like.shape.rank - 1))

@@ -1,0 +1,40 @@
+"""A language model that is a table: the logits of the next token for each pair of tokens before it."""
+
+import numpy as np
+import tensorflow as tf
+
+
+class TableModel:
+    """Implements what decoding needs of `models.language_model.LanguageModel`; its state is the last token."""
+
+    def __init__(self, table):
+        self.table = np.asarray(table, np.float32)
+        self.vocabulary_size = self.table.shape[-1]
+
+    def logits(self, text):
+        """Returns the logits after a text of at least one token, the begin of which is token 0."""
+        before = text[-2] if len(text) > 1 else 0
+        return self.table[before, text[-1]]
+
+    def initial_state(self, batch):
+        return tf.zeros([batch], tf.int32)
+
+    def prefill(self, weights, tokens, lengths, state=None):
+        state = self.initial_state(tokens.shape[0]) if state is None else state
+        logits, trail = self.extend(weights, tokens, state)
+        last = tf.gather(logits, tf.maximum(lengths - 1, 0), axis=1, batch_dims=1)
+        return last, self.rewind(trail, lengths)
+
+    def extend(self, weights, tokens, state):
+        trail = tf.concat([state[:, tf.newaxis], tokens], axis=1)
+        return tf.gather_nd(tf.constant(self.table), tf.stack([trail[:, :-1], tokens], axis=-1)), trail
+
+    def rewind(self, trail, kept):
+        return tf.gather(trail, kept, axis=1, batch_dims=1)
+
+    def select(self, states, kept):
+        return tf.gather(tf.stack(states, axis=1), kept, axis=1, batch_dims=1)
+
+
+def draw_table(seed, size, spread=2.0):
+    return (spread * np.random.default_rng(seed).standard_normal([size, size, size])).astype(np.float32)
