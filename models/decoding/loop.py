@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from models.decoding.choices import Processing
 from models.decoding.prng import Words
 from models.decoding.processing import process
 from models.decoding.sampling import sample
@@ -55,7 +56,7 @@ def generate(
         i: tf.Tensor, done: tf.Tensor, tokens: tf.Tensor, lengths: tf.Tensor, logits: tf.Tensor, state: Any
     ) -> tuple[Any, ...]:
         drawn = sample(
-            process(logits, temperature, top_k),
+            process(logits, Processing(temperature, top_k)),
             (tf.gather(words[0], i, axis=1), tf.gather(words[1], i, axis=1)),
         )
         drawn = tf.where(done, 0, drawn)
