@@ -10,7 +10,7 @@ The runtime is `ai-edge-litert`. If that is not installed, TensorFlow's own inte
 
 import codecs
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -18,8 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models import tflite_file
-from models.decoding import numpy_ops
-from models.decoding.numpy_ops import Choices
+from models.decoding import numpy_loop
+from models.decoding.choices import OFF, Choices
+from models.decoding.numpy_loop import Mask
+from models.decoding.numpy_ops import seed_words
+from models.decoding.numpy_processing import make_bias
 from models.vocabularies import AnyVocabulary
 from models.vocabulary import EOS
 
@@ -69,7 +72,15 @@ class DeviceModel:
         }
 
     def stream(
-        self, prompt: str = "", *, chat: bool = False, stop_at_eos: bool = True, **choices: Any
+        self,
+        prompt: str = "",
+        *,
+        chat: bool = False,
+        stop_at_eos: bool = True,
+        bias: Mapping[int, float] | None = None,
+        banned: Sequence[int] = (),
+        mask: Mask | None = None,
+        **choices: Any,
     ) -> Iterator[str]:
         """Returns an iterator over the continuation of `prompt`: pieces of whole characters, as soon as they are drawn.
 
@@ -78,20 +89,26 @@ class DeviceModel:
             `max_new_tokens`. The signature `prefill` reads `facts.max_prompt` tokens at a time.
           chat: whether `prompt` is a message that the model answers, by the chat template of an imported model.
           stop_at_eos: whether to end with the sentence; otherwise the text goes on, with line breaks between sentences.
-          **choices: fields of `models.decoding.numpy_ops.Choices` other than `stop`.
+          bias: token id -> number that is added to the token's logit, -1e6 to 1e6; -inf bans the token.
+          banned: ids of tokens that are never drawn.
+          mask: function from the ids generated so far to a bool array `[V]` of the tokens that may come next, or None
+            for all. It is called before each draw, for example by a grammar.
+          **choices: fields of `models.decoding.choices.Choices` other than `stop`.
 
         Raises:
-          ValueError: a choice is outside its range, the prompt holds a lone surrogate, the model has no chat template,
-            or prompt and `max_new_tokens` exceed `facts.context`. The iterator, too, raises ValueError, if the
-            logits are not finite.
+          ValueError: a choice, a bias or an id is outside its range, the prompt holds a lone surrogate, the model has
+            no chat template, or prompt and `max_new_tokens` exceed `facts.context`. The iterator, too, raises
+            ValueError, if the logits are not finite or no token may come next.
         """
-        return decode_stream(self.vocabulary, self.draw(self.encode(prompt, chat), _make_choices(stop_at_eos, choices)))
+        options = _make_choices(stop_at_eos, choices)
+        tokens = self.draw(self.encode(prompt, chat), options, bias=bias, banned=banned, mask=mask)
+        return decode_stream(self.vocabulary, tokens)
 
     def text(self, prompt: str = "", *, stop_at_eos: bool = True, **choices: Any) -> str:
         """Returns the whole continuation of `prompt`, drawn by the loop inside the graph.
 
         The text is the one that `stream` gives, but it is drawn faster. The graph does not check that its logits are
-        finite.
+        finite, and it applies temperature and top-k only.
 
         Args:
           prompt: text of at most `facts.max_prompt` tokens, begin token included.
@@ -99,8 +116,8 @@ class DeviceModel:
           **choices: as for `stream`, with `max_new_tokens` at most `facts.max_new_tokens`.
 
         Raises:
-          ValueError: a choice is outside its range, the prompt holds a lone surrogate, or the prompt or
-            `max_new_tokens` is longer than the file was exported for.
+          ValueError: a choice is outside its range or not supported by the graph, the prompt holds a lone surrogate, or
+            the prompt or `max_new_tokens` is longer than the file was exported for.
         """
         drawn = self.draw_in_graph(self.encode(prompt), _make_choices(stop_at_eos, choices))["tokens"]
         return "".join(decode_stream(self.vocabulary, drawn.tolist()))
@@ -120,20 +137,52 @@ class DeviceModel:
         except ValueError as error:
             raise ValueError(f"{'chat' if chat else 'prompt'}: {error}") from None
 
-    def draw(self, prompt: Sequence[int], choices: Choices) -> Iterator[int]:
+    def draw(
+        self,
+        prompt: Sequence[int],
+        choices: Choices,
+        *,
+        bias: Mapping[int, float] | None = None,
+        banned: Sequence[int] = (),
+        mask: Mask | None = None,
+    ) -> Iterator[int]:
         """Reads `prompt`, token ids as `encode` returns them, and returns an iterator over ids drawn in NumPy.
 
-        Raises:
-          ValueError: prompt and `choices.max_new_tokens` exceed `facts.context`.
-        """
-        return self.draws(prompt, [choices])[0]
+        Args:
+          prompt: the token ids.
+          choices: how to draw, and how many tokens at most.
+          bias: as for `stream`.
+          banned: as for `stream`.
+          mask: as for `stream`.
 
-    def draws(self, prompt: Sequence[int], choices: Sequence[Choices]) -> list[Iterator[int]]:
+        Raises:
+          ValueError: a bias or an id is outside its range, or prompt and `choices.max_new_tokens` exceed
+            `facts.context`. The iterator, too, raises ValueError, as for `stream`.
+        """
+        return self.draws(prompt, [choices], bias=bias, banned=banned, mask=mask)[0]
+
+    def draws(
+        self,
+        prompt: Sequence[int],
+        choices: Sequence[Choices],
+        *,
+        bias: Mapping[int, float] | None = None,
+        banned: Sequence[int] = (),
+        mask: Mask | None = None,
+    ) -> list[Iterator[int]]:
         """Reads `prompt` once, and returns an iterator for each of `choices` as `draw` does.
+
+        Args:
+          prompt: as for `draw`.
+          choices: as for `draw`, at least one.
+          bias: as for `stream`.
+          banned: as for `stream`.
+          mask: as for `stream`.
 
         Raises:
           ValueError: as for `draw`.
         """
+        row = make_bias(self.vocabulary.size, bias, banned)
         context, most = self.facts.context, max(one.max_new_tokens for one in choices)
         if context is not None and len(prompt) + most > context:
             raise ValueError(
@@ -141,7 +190,7 @@ class DeviceModel:
                 f"{self.path} was exported for; shorten one, or export with larger limits"
             )
         *_, (logits, state) = self.read(prompt)
-        return [numpy_ops.draw(self._next, logits, state, len(prompt), one) for one in choices]
+        return [numpy_loop.draw(self._next, logits, state, prompt, one, row, mask) for one in choices]
 
     def read(self, tokens: Sequence[int], by_prefill: int | None = None) -> Iterator[tuple[NDArray[np.float32], Any]]:
         """Reads `tokens` part by part, and yields (logits `[V]`, state) after each part.
@@ -184,15 +233,23 @@ class DeviceModel:
 
         Args:
           prompt: token ids, at most `facts.max_prompt`; the first is the begin token.
-          choices: how to draw, with `max_new_tokens` at most `facts.max_new_tokens`.
+          choices: how to draw, with `max_new_tokens` at most `facts.max_new_tokens`. Of the options that change logits
+            only temperature and top-k may be on.
 
         Returns:
           "tokens" `[n]`, equal to those of `draw`; "lengths", which is n; and the random words "word_0" and "word_1"
           `[facts.max_new_tokens]`, all int32.
 
         Raises:
-          ValueError: the prompt or `max_new_tokens` is longer than the file was exported for.
+          ValueError: the prompt or `max_new_tokens` is longer than the file was exported for, or the graph does not
+            support an option.
         """
+        for name, off in OFF._asdict().items():
+            if name not in ("temperature", "top_k") and getattr(choices, name) != off:
+                raise ValueError(
+                    f"{name} = {getattr(choices, name)!r}: the loop in the graph applies temperature and top_k only; "
+                    f"stream the text, or leave {name} at {off:g}"
+                )
         if len(prompt) > self.facts.max_prompt:
             raise ValueError(
                 f"prompt: {len(prompt)} tokens, but {self.path} was exported for {self.facts.max_prompt}; "
@@ -205,7 +262,7 @@ class DeviceModel:
             )
         outputs = self._generate(
             **self._padded(prompt),
-            seed=numpy_ops.seed_words(choices.seed),
+            seed=seed_words(choices.seed),
             request=np.array(choices.request, np.int32),
             temperature=np.array(choices.temperature, np.float32),
             top_k=np.array(choices.top_k, np.int32),

@@ -11,8 +11,9 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from models import device
-from models.decoding import numpy_ops
-from models.decoding.numpy_ops import Choices, Stream
+from models.decoding import numpy_loop, numpy_ops
+from models.decoding.choices import Choices
+from models.decoding.numpy_ops import Stream
 from models.language_model import LanguageModel, Weights
 
 SEQUENCES = 50
@@ -146,7 +147,7 @@ class _Reference:
 
     def draw(self, prompt: Sequence[int], choices: Choices) -> list[int]:
         logits, state = self._read(prompt)[-1]
-        return list(numpy_ops.draw(self._next, logits, state, len(prompt), choices))
+        return list(numpy_loop.draw(self._next, logits, state, prompt, choices))
 
 
 def _compare(

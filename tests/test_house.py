@@ -33,7 +33,8 @@ MAY_IMPORT: dict[str, frozenset[str] | None] = {
     "models/vocabulary.py": frozenset({"models.vocabulary", "models.atomic_file", "numpy", "sentencepiece"}),
     # What goes on the device beside the model: NumPy and the LiteRT runtime, or TensorFlow's in its place.
     "models/device.py": frozenset(
-        {"models.device", "models.vocabulary", "models.vocabularies", "models.tflite_file", "models.decoding.numpy_ops"}
+        {"models.device", "models.vocabulary", "models.vocabularies", "models.tflite_file", "models.decoding.choices"}
+        | {"models.decoding.numpy_loop", "models.decoding.numpy_ops", "models.decoding.numpy_processing"}
         | {"numpy", "ai_edge_litert", "tensorflow"}
     ),
     "models/atomic_file.py": frozenset(),
@@ -44,7 +45,12 @@ MAY_IMPORT: dict[str, frozenset[str] | None] = {
     | {"models.pretrained.chat_template"},
     "models/pretrained/chat_template.py": frozenset({"jinja2"}),
     "models/decoding": frozenset({"models.decoding", "numpy", "tensorflow"}),
+    "models/decoding/choices.py": frozenset(),
     "models/decoding/numpy_ops.py": frozenset({"numpy"}),
+    "models/decoding/numpy_processing.py": frozenset({"numpy", "models.decoding.choices", "models.decoding.numpy_ops"}),
+    "models/decoding/numpy_loop.py": frozenset(
+        {"numpy", "models.decoding.choices", "models.decoding.numpy_ops", "models.decoding.numpy_processing"}
+    ),
     "models/alignment": NUMERIC | {"models.alignment"},
     "fl": NUMERIC | TFF | {"fl", "privacy", "tensorflow", "keras", "tensorboard"},
     "fl/sources/parquet.py": frozenset({"fl", "pyarrow"}),

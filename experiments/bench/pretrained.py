@@ -148,7 +148,7 @@ def _measure_exported(checkpoint: Path, output: Path) -> dict[str, dict[str, flo
 def measure_file(path: str, count: int) -> None:
     """Prints as JSON the tokens per second and the peak memory of generating `count` tokens, on one thread."""
     from models import device
-    from models.decoding.numpy_ops import Choices
+    from models.decoding.choices import Choices
 
     file, seconds = device.load(path), []
     for _ in range(3):

@@ -139,6 +139,39 @@ def export_and_check(
     "--top-k", default=0, show_default=True, help="Number of likeliest tokens to draw from; 0 draws from all."
 )
 @click.option(
+    "--top-p",
+    default=1.0,
+    show_default=True,
+    help="Draw from the smallest set of likeliest tokens whose probability reaches this number, above 0 to 1; 1 draws "
+    "from all.",
+)
+@click.option(
+    "--min-p",
+    default=0.0,
+    show_default=True,
+    help="Draw only from tokens whose probability is at least this fraction of the likeliest token's, 0 to below 1; 0 "
+    "draws from all.",
+)
+@click.option(
+    "--repetition-penalty",
+    default=1.0,
+    show_default=True,
+    help="Number by which positive logits of tokens of the prompt and the text are divided, and negative ones "
+    "multiplied, 0.01 to 100; 1 is off.",
+)
+@click.option(
+    "--presence-penalty",
+    default=0.0,
+    show_default=True,
+    help="Number subtracted from the logit of each token that was already generated, -100 to 100; 0 is off.",
+)
+@click.option(
+    "--frequency-penalty",
+    default=0.0,
+    show_default=True,
+    help="Number subtracted from a token's logit as many times as the token was generated, -100 to 100; 0 is off.",
+)
+@click.option(
     "--seed", default=0, show_default=True, help="Seed of the draws, 0 to 2^64 - 1; equal seeds give equal text."
 )
 @click.option(
@@ -149,11 +182,8 @@ def generate(
     model: Path,
     prompt: str | None,
     chat: str | None,
-    max_new_tokens: int,
-    temperature: float,
-    top_k: int,
-    seed: int,
     count: int,
+    **options: Any,
 ) -> None:
     """Generate text from an exported model, up to the end of the sentence or answer.
 
@@ -165,15 +195,9 @@ def generate(
         raise click.BadParameter(f"{count} is below the minimum of 1", param_hint="--count")
     if prompt is not None and chat is not None:
         raise click.UsageError("--prompt and --chat are both given: drop one")
-    options: dict[str, Any] = {
-        "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
-        "top_k": top_k,
-        "seed": seed,
-    }
     _check_options(options)
     from models import device
-    from models.decoding.numpy_ops import Choices
+    from models.decoding.choices import Choices
     from models.vocabulary import EOS
 
     with no_notices():
@@ -222,7 +246,7 @@ class _Timed:
 
 def _check_options(options: dict[str, Any]) -> None:
     """Raises click.BadParameter, which names the option, if a value is outside the range that `Choices` gives it."""
-    from models.decoding.numpy_ops import Choices
+    from models.decoding.choices import Choices
 
     for name, value in options.items():
         try:

@@ -1,16 +1,21 @@
-"""Draws tokens from logits: keyed random numbers, temperature and top-k, integer sampling, verifiers, the loop.
+"""Draws tokens from logits: keyed random numbers, logits processing, integer sampling, verifiers, the loop.
 
-`models.decoding.numpy_ops` needs NumPy alone and runs on devices. The other modules compute the same bits with
-TensorFlow ops. Importing the package loads neither NumPy nor TensorFlow.
+`choices` and the modules whose names begin with `numpy_` need NumPy alone and run on devices. The other modules compute
+the same bits with TensorFlow ops. Importing the package loads neither NumPy nor TensorFlow.
 """
 
 from importlib import import_module
 from typing import Any
 
 _HOME = {
+    "Choices": "models.decoding.choices",
+    "History": "models.decoding.numpy_processing",
+    "Processing": "models.decoding.choices",
     "Stream": "models.decoding.numpy_ops",
+    "block_histories": "models.decoding.history",
     "block_rule": "models.decoding.verification",
     "check_lossless": "models.decoding.lossless",
+    "extend_history": "models.decoding.history",
     "process": "models.decoding.processing",
     "random_words": "models.decoding.prng",
     "sample": "models.decoding.sampling",

@@ -13,13 +13,13 @@ def weights(processed: tf.Tensor) -> tf.Tensor:
     `models.decoding.numpy_ops` says why no `exp` is called.
 
     Args:
-      processed: float32 `[..., V]`, at most 0.
+      processed: float32 `[..., V]`, at most 0; NaN for tokens of a row that cannot be drawn from.
 
     Returns:
       int64 `[..., V]`: exp(processed) * 2**44 with a relative error below 2**-21, rounded down. So the likeliest token
       has weight 2**44, and a token whose probability is less than exp(-30.5) times the likeliest one's has weight 0.
     """
-    below = tf.minimum(-processed, LOWEST)
+    below = tf.where(processed > -LOWEST, -processed, LOWEST)  # NaN counts as a token that is never drawn
     entry = tf.cast(below * ENTRIES_PER_NAT, tf.int32)
     half = (below - tf.cast(entry, tf.float32) * (1 / ENTRIES_PER_NAT)) * 0.5
     # exp(-2h) is (1 - h) / (1 + h) up to 2h**3/3, which is below 4e-8 here.
@@ -52,7 +52,7 @@ def sample(processed: tf.Tensor, words: Words) -> tf.Tensor:
       words: two int32 `[...]`, from `models.decoding.prng.random_words`.
 
     Returns:
-      int32 `[...]`.
+      int32 `[...]`, the tokens; -1 for a row of NaN, which has no token.
 
     Raises:
       ValueError: V is above 2**18.
@@ -64,11 +64,11 @@ def sample_weights(token_weights: tf.Tensor, words: Words) -> tf.Tensor:
     """Draws one token from integer weights; `sample` says how.
 
     Args:
-      token_weights: int64 `[..., V]` with static V, at least 0 and at most 2**44, not all 0 in a row.
+      token_weights: int64 `[..., V]` with static V, at least 0 and at most 2**44.
       words: as for `sample`.
 
     Returns:
-      int32 `[...]`.
+      int32 `[...]`, the tokens; -1 for a row whose weights are all 0.
 
     Raises:
       ValueError: V is above 2**18.
@@ -82,27 +82,31 @@ def sample_weights(token_weights: tf.Tensor, words: Words) -> tf.Tensor:
     # under XLA on CPU its time grows with the square of its length.
     blocks = tf.reshape(tf.pad(token_weights, [[0, 0], [0, -size % BLOCK]]), [-1, -(-size // BLOCK), BLOCK])
     block_sums = tf.cumsum(tf.reduce_sum(blocks, axis=-1), axis=-1)
-    threshold = _scale(block_sums[:, -1], *(tf.reshape(word, [-1]) for word in words))[:, tf.newaxis]
-    block = tf.reduce_sum(tf.cast(block_sums <= threshold, tf.int32), axis=-1)
+    total = block_sums[:, -1]
+    threshold = scale(total, *(_upper_31(tf.reshape(word, [-1])) for word in words))[:, tf.newaxis]
+    # Only in a row without weight do all blocks end at or below the threshold; then the last block is read.
+    block = tf.minimum(tf.reduce_sum(tf.cast(block_sums <= threshold, tf.int32), axis=-1), blocks.shape[1] - 1)
     before = tf.gather(tf.pad(block_sums, [[0, 0], [1, 0]]), block, axis=1, batch_dims=1)
     sums = tf.cumsum(tf.gather(blocks, block, axis=1, batch_dims=1), axis=-1) + before[:, tf.newaxis]
     within = tf.reduce_sum(tf.cast(sums <= threshold, tf.int32), axis=-1)
-    return tf.reshape(block * BLOCK + within, lead)
+    return tf.reshape(tf.where(total > 0, block * BLOCK + within, -1), lead)
 
 
-def _scale(total: tf.Tensor, first: tf.Tensor, second: tf.Tensor) -> tf.Tensor:
-    """Returns floor(total * u / 2**62), where u is made of the upper 31 bits of both words.
+def scale(total: tf.Tensor, high: tf.Tensor, low: tf.Tensor) -> tf.Tensor:
+    """Returns exactly floor(total * (high * 2**31 + low) / 2**62), with builtin TFLite ops.
 
-    It computes `models.decoding.numpy_ops.scale` with builtin TFLite ops.
+    Args:
+      total: int64, 0 to 2**62.
+      high: int64, 0 to 2**31 - 1.
+      low: int64, 0 to 2**31 - 1.
     """
-    high, low = _upper_31(first), _upper_31(second)
-    total_high, total_low = _split_31(total)
-    carry, _ = _split_31(total_low * low)
-    carry, _ = _split_31(total_high * low + total_low * high + carry)
+    total_high, total_low = split_31(total)
+    carry, _ = split_31(total_low * low)
+    carry, _ = split_31(total_high * low + total_low * high + carry)
     return total_high * high + carry
 
 
-def _split_31(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+def split_31(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Splits int64 x >= 0 into high * 2**31 + low; TFLite has neither shifts nor division for int64."""
     low, high = tf.unstack(tf.bitcast(x, tf.int32), axis=-1)
     sign = tf.bitwise.right_shift(low, 31)

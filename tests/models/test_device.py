@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from models import device, tflite_file
-from models.decoding.numpy_ops import Choices
+from models.decoding.choices import Choices
 from models.export import export
 from models.vocabulary import BOS, EOS, FIRST_BYTE, Vocabulary
 from tests.models import exported

@@ -11,7 +11,8 @@ from ai_edge_litert import schema_py_generated as schema
 from models import device, parity, tflite_file
 from models import export as export_module
 from models.decoding import numpy_ops, prng
-from models.decoding.numpy_ops import Choices, Stream
+from models.decoding.choices import Choices
+from models.decoding.numpy_ops import Stream
 from models.export import Decoder, convert, export, ops
 from models.parity import check_parity
 from models.presets import preset

@@ -2,9 +2,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from models.decoding import numpy_ops
+from models.decoding import numpy_loop, numpy_ops
+from models.decoding.choices import Choices, Processing
 from models.decoding.loop import generate
-from models.decoding.numpy_ops import Choices, Stream
+from models.decoding.numpy_ops import Stream
+from models.decoding.numpy_processing import process
 from models.decoding.prng import random_words
 from tests.oracles import sampling as oracle
 from tests.oracles.backends import everywhere
@@ -61,7 +63,7 @@ def by_numpy(prompt, choices, table=TABLE):
         return table[before, token], token
 
     logits = table[prompt[-2], prompt[-1]]
-    return list(numpy_ops.draw(next_logits, logits, prompt[-1], len(prompt), choices))
+    return list(numpy_loop.draw(next_logits, logits, prompt[-1], prompt, choices))
 
 
 CASES = [
@@ -124,14 +126,14 @@ def test_generating_from_prompt_and_half_of_a_text_gives_the_other_half(in_graph
         last, text = list(prompt[-2:]), []
         for i in range(choices.max_new_tokens):
             words = numpy_ops.random_words(numpy_ops.seed_words(choices.seed), Stream.SAMPLE, choices.request, i)
-            text.append(int(numpy_ops.sample(numpy_ops.process(TABLE[last[0], last[1]], 1.0, 0), words)))
+            text.append(int(numpy_ops.sample(process(TABLE[last[0], last[1]], Processing()), words)))
             last = [last[1], text[-1]]
         return text
 
     def stale_state(prompt, choices):
         """Planted: uses the state after the prompt for every token."""
         logits = TABLE[prompt[-2], prompt[-1]]
-        return list(numpy_ops.draw(lambda token, s: (TABLE[s, token], s), logits, prompt[-1], len(prompt), choices))
+        return list(numpy_loop.draw(lambda token, s: (TABLE[s, token], s), logits, prompt[-1], prompt, choices))
 
     assert not continues(off_by_one) and not continues(stale_state)
 

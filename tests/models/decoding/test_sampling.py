@@ -6,7 +6,8 @@ import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.decoding import numpy_ops, processing, sampling
+from models.decoding import numpy_ops, numpy_processing, processing, sampling
+from models.decoding.choices import Processing
 from models.decoding.numpy_ops import Stream
 from models.decoding.prng import random_words
 from tests.oracles import pearson
@@ -44,8 +45,7 @@ def test_table_of_exp_has_the_same_bits_for_every_exp_with_a_relative_error_of_1
 def test_scale_is_exact_in_numpy_and_tensorflow(total, high, low):
     expected = total * (high * 2**31 + low) // 2**62
     assert int(numpy_ops.scale(*(np.array([x], np.int64) for x in (total, high, low)))[0]) == expected
-    words = [tf.constant(np.array([2 * x], np.uint32).view(np.int32)) for x in (high, low)]
-    assert int(sampling._scale(tf.constant([total], tf.int64), *words)[0]) == expected
+    assert int(sampling.scale(*(tf.constant([x], tf.int64) for x in (total, high, low)))[0]) == expected
 
 
 @pytest.mark.parametrize("size", [1, 2, 63, 64, 65, 1000])
@@ -74,7 +74,7 @@ def test_sample_draws_the_tokens_of_the_oracle():
             (int(words[0]) & 0xFFFFFFFF, int(words[1]) & 0xFFFFFFFF),
         )
         if distance > 1e-5:
-            processed = numpy_ops.process(logits, temperature, top_k)
+            processed = numpy_processing.process(logits, Processing(temperature, top_k))
             assert int(numpy_ops.sample(processed, (words[0], words[1]))) == token
             compared += 1
     assert compared > 290
@@ -87,7 +87,7 @@ def test_sample_draws_the_tokens_of_numpy_in_every_backend():
 
     def draw(logits, seed, temperatures, top_ks):
         words = random_words(seed, Stream.SAMPLE, tf.range(100), 7)
-        by_case = [processing.process(logits, temperatures[i], top_ks[i]) for i in range(len(cases))]
+        by_case = [processing.process(logits, Processing(temperatures[i], top_ks[i])) for i in range(len(cases))]
         tokens = {f"token {i}": sampling.sample(processed, words) for i, processed in enumerate(by_case)}
         return tokens | {f"weight {i}": sampling.weights(processed) for i, processed in enumerate(by_case)}
 
@@ -101,7 +101,7 @@ def test_sample_draws_the_tokens_of_numpy_in_every_backend():
     )
     words = numpy_ops.random_words(seed, Stream.SAMPLE, np.arange(100), 7)
     for i, (temperature, top_k) in enumerate(cases):
-        processed = numpy_ops.process(logits, temperature, top_k)
+        processed = numpy_processing.process(logits, Processing(temperature, top_k))
         for output in outputs.values():
             np.testing.assert_array_equal(output[f"weight {i}"], numpy_ops.weights(processed))
             np.testing.assert_array_equal(output[f"token {i}"], numpy_ops.sample(processed, words))
@@ -114,10 +114,10 @@ def test_sample_draws_the_tokens_of_numpy_if_temperature_and_top_k_are_constants
     words = numpy_ops.random_words(numpy_ops.seed_words(1), Stream.SAMPLE, np.arange(50), 0)
 
     def draw(logits, first, second):
-        processed = processing.process(logits, 0.3, 20)
+        processed = processing.process(logits, Processing(0.3, 20))
         return {"token": sampling.sample(processed, (first, second)), "weight": sampling.weights(processed)}
 
-    processed = numpy_ops.process(logits, 0.3, 20)
+    processed = numpy_processing.process(logits, Processing(0.3, 20))
     for output in run_everywhere(draw, logits=logits, first=words[0], second=words[1]).values():
         np.testing.assert_array_equal(output["weight"], numpy_ops.weights(processed))
         np.testing.assert_array_equal(output["token"], numpy_ops.sample(processed, words))
@@ -129,7 +129,9 @@ def goodness(sample_function, draws=200_000, size=40):
     logits = (1.5 * rng.standard_normal(size)).astype(np.float32)
     temperature, top_k = 0.8, 12
     words = numpy_ops.random_words(numpy_ops.seed_words(7), Stream.SAMPLE, 0, np.arange(draws))
-    tokens = sample_function(np.broadcast_to(numpy_ops.process(logits, temperature, top_k), [draws, size]), words)
+    tokens = sample_function(
+        np.broadcast_to(numpy_processing.process(logits, Processing(temperature, top_k)), [draws, size]), words
+    )
     distribution = np.array(oracle.distribution(logits.tolist(), temperature, top_k))
     pairs = np.bincount(tokens[:-1:2] * size + tokens[1::2], minlength=size * size)
     expected = np.outer(distribution, distribution).ravel() * (draws // 2)

@@ -93,7 +93,8 @@ def test_chat_has_the_system_message_of_the_template(loaded):
 def test_greedy_answer_names_the_capital_of_france(loaded):
     import tensorflow as tf
 
-    from models.decoding import numpy_ops
+    from models.decoding import numpy_loop
+    from models.decoding.choices import Choices
 
     model, words = loaded.model.fit(128), loaded.vocabulary
     weights = {name: tf.constant(value) for name, value in loaded.weights.items()}
@@ -109,8 +110,8 @@ def test_greedy_answer_names_the_capital_of_france(loaded):
 
     prompt = words.chat("What is the capital of France?")
     logits, state = model.prefill(weights, np.array([prompt], np.int32), np.array([len(prompt)], np.int32))
-    choices = numpy_ops.Choices(max_new_tokens=24, temperature=0.0, stop=EOS)
-    answer = words.decode(list(numpy_ops.draw(read, logits[0].numpy(), state, len(prompt), choices)))
+    choices = Choices(max_new_tokens=24, temperature=0.0, stop=EOS)
+    answer = words.decode(list(numpy_loop.draw(read, logits[0].numpy(), state, prompt, choices)))
     assert "Paris" in answer, answer
 
 

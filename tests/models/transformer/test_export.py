@@ -7,7 +7,7 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 
 from models import device
-from models.decoding.numpy_ops import Choices
+from models.decoding.choices import Choices
 from models.export import export, ops
 from models.parity import check_parity
 from models.transformer.decoder import TransformerLanguageModel
