@@ -8,13 +8,13 @@ and draws one more token Y. Y is the last token of the next block.
 about tokens itself (a grammar, say) calls `draft` and `verify`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from models.decoding.choices import Processing
+from models.decoding.choices import OFF, Processing
 from models.decoding.draft_length import Costs, choose, initial_evidence, observe
 from models.decoding.drafters import Drafter, widen
 from models.decoding.methods import Method
@@ -220,16 +220,17 @@ class Speculation:
         wanted = tf.fill([batch], self.draft_length)
         if self.automatic:
             wanted = choose(state.evidence, request.costs, self.draft_length)
-        token, history, proposes, lengths = state.last, state.history, tf.ones([batch], tf.bool), tf.zeros_like(wanted)
-        states, laws, tokens = [state.drafter], [], []
+        token, proposes, lengths = state.last, tf.ones([batch], tf.bool), tf.zeros_like(wanted)
+        states: list[Any] = [state.drafter]
+        laws: list[Any] = []
+        tokens: list[tf.Tensor] = []
         for place in range(self.draft_length):
             logits, after = self._step(token, states[-1], place, wanted)
             proposes &= tf.reduce_max(logits, axis=-1) > LEFT_OUT
             lengths += tf.cast(proposes & (place < wanted), tf.int32)
-            drawn = self.method.draw(self._process(logits, request, lambda now=history: now), noise, place)
+            processed = self._process(logits, request, lambda: _extend(state.history, tokens))
+            drawn = self.method.draw(processed, noise, place)
             token = tf.where(proposes, drawn.token, 0)
-            if self.penalties:
-                history = extend_history(history, token)
             states.append(after)
             laws.append(drawn.law)
             tokens.append(token)
@@ -279,16 +280,19 @@ class Speculation:
             *self._log_probs(logits, token_weights, tokens, is_added),
             is_finite,
         )
-        return block, self._advance(state, block, draft, trail, decision.carry, active)
-
-    def _advance(self, state: State, block: Block, draft: Draft, trail: Any, carry: Any, active: tf.Tensor) -> State:
-        """Returns the state after a block; inactive rows keep theirs."""
-        count = block.count
         history = state.history
         if self.penalties:
-            added = tf.where(tf.sequence_mask(count, block.tokens.shape[1]), block.tokens, -1)
-            for token in tf.unstack(added, axis=1):
-                history = extend_history(history, token)
+            added = tf.unstack(tf.where(is_added, tokens, -1), axis=1)
+            history = tf.cond(
+                has_penalties(request.processing), lambda: _extend(state.history, added), lambda: state.history
+            )
+        return block, self._advance(state, block, draft, trail, decision.carry, history, active)
+
+    def _advance(
+        self, state: State, block: Block, draft: Draft, trail: Any, carry: Any, history: Any, active: tf.Tensor
+    ) -> State:
+        """Returns the state after a block; inactive rows keep theirs."""
+        count = block.count
         last = tf.gather(block.tokens, tf.maximum(count - 1, 0), axis=1, batch_dims=1)
         return State(
             target=self.model.rewind(trail, count),
@@ -334,6 +338,19 @@ class Speculation:
         share = tf.cast(at(token_weights), tf.float32) / tf.cast(tf.maximum(total, 1), tf.float32)
         processed = tf.math.log(tf.where(is_added, share, 1.0))
         return processed, tf.where(is_added, at(logits) - tf.reduce_logsumexp(logits, axis=-1), 0.0)
+
+
+def _extend(history: History, tokens: Sequence[tf.Tensor]) -> History:
+    """Adds tokens, each int32 `[B]`, to a history; negative ones add nothing."""
+    for token in tokens:
+        history = extend_history(history, token)
+    return history
+
+
+def has_penalties(processing: Processing) -> tf.Tensor:
+    """Returns whether the history changes the logits, bool scalar."""
+    differs = [tf.not_equal(getattr(processing, name), getattr(OFF, name)) for name in Processing._fields[-3:]]
+    return differs[0] | differs[1] | differs[2]
 
 
 _BY_PLACE = ("tokens", "log_probs", "unprocessed_log_probs")

@@ -1,0 +1,182 @@
+"""Builds the signatures of an exported file as TensorFlow functions; `models.export` says what each takes and gives."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from models.decoding.choices import Processing
+from models.decoding.draft_length import Costs
+from models.decoding.drafters import Drafter
+from models.decoding.loop import Ends, Generated, begin, generate
+from models.decoding.methods import build_method
+from models.decoding.speculation import Request, Speculation, State
+from models.language_model import LanguageModel, Weights
+
+_INTEGERS = ("top_k",)
+
+
+class Signatures(tf.Module):
+    """Holds a model with its weights, and the file's signatures as TensorFlow functions.
+
+    Attributes:
+      functions: the signatures by name.
+
+    Args:
+      model: the language model, with states for a prompt, all new tokens and one block.
+      weights: its weights by name.
+      max_prompt: as for `models.export.export`.
+      max_new_tokens: as for `models.export.export`.
+      decodings: as for `models.export.export`.
+      drafter: a function that returns the drafter. It is called here, so that the drafter's variables belong to this
+        module.
+      draft_length: as for `models.export.export`.
+      automatic: as for `models.export.export`.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        weights: Weights,
+        max_prompt: int,
+        max_new_tokens: int,
+        decodings: Sequence[str],
+        drafter: Drafter | None,
+        draft_length: int,
+        automatic: bool,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        # As variables, the weights are stored once in the file and shared by all signatures.
+        self.parameters = {name: tf.Variable(value, trainable=False) for name, value in weights.items()}
+        self.drafter = drafter
+        self.state = model.initial_state(1)
+        self.max_prompt, self.max_new_tokens = max_prompt, max_new_tokens
+        prompt = (_spec("tokens", [1, max_prompt]), _spec("length"))
+        states = _state_specs(self.state)
+        self.functions = {
+            "prefill": tf.function(self._prefill).get_concrete_function(*prompt, *states),
+            "decode": tf.function(self._decode).get_concrete_function(_spec("token", [1]), *states),
+        }
+        for name in decodings:
+            of_drafter = {} if name == "autoregressive" else {"drafter": drafter, "draft_length": draft_length}
+            speculation = Speculation(
+                model, self.parameters, build_method(name), **of_drafter, automatic=automatic and bool(of_drafter)
+            )
+            self._add(name, speculation, prompt)
+
+    def _add(self, name: str, speculation: Speculation, prompt: tuple[tf.TensorSpec, ...]) -> None:
+        """Adds the signatures of one decoding."""
+        choices = [
+            _spec("seed", [2]),
+            _spec("request"),
+            *(_spec(field, dtype=tf.int32 if field in _INTEGERS else tf.float32) for field in Processing._fields),
+            _spec("bias", [self.model.vocabulary_size], tf.float32),
+        ]
+        if speculation.automatic:
+            choices += [_spec(f"{field}_cost", dtype=tf.float32) for field in Costs._fields]
+        ends = [_spec("max_new"), _spec("stop")]
+
+        def run(*arguments: tf.Tensor) -> dict[str, tf.Tensor]:
+            tokens, length, *rest = arguments
+            return self._generate(speculation, tokens, length, rest[:-2], rest[-2:])
+
+        suffix = "" if name == "autoregressive" else f"_{name.replace('-', '_')}"
+        self.functions[f"generate{suffix}"] = tf.function(run).get_concrete_function(*prompt, *choices, *ends)
+        if name == "autoregressive":
+            return
+        initial = speculation.initial_state(1)
+        states = _state_specs(initial)
+
+        def read(tokens: tf.Tensor, length: tf.Tensor, ends_here: tf.Tensor, *states: tf.Tensor) -> dict[str, tf.Tensor]:
+            state = tf.nest.pack_sequence_as(initial, states)
+            return _name_states(_read(speculation, tokens, length, ends_here, state))
+
+        def block(*arguments: tf.Tensor) -> dict[str, tf.Tensor]:
+            state = tf.nest.pack_sequence_as(initial, arguments[len(choices) :])
+            request = _build_request(arguments[: len(choices)])
+            words = tf.nest.map_structure(lambda part: part[:, 0], speculation.words(request, state.position, 1))
+            found, state = speculation.block(state, request, words, tf.ones([1], tf.bool))
+            return {**found._asdict(), **_name_states(state)}
+
+        self.functions[f"read{suffix}"] = tf.function(read).get_concrete_function(*prompt, _spec("ends_here"), *states)
+        self.functions[f"block{suffix}"] = tf.function(block).get_concrete_function(*choices, *states)
+
+    def _prefill(self, tokens: tf.Tensor, length: tf.Tensor, *states: tf.Tensor) -> dict[str, tf.Tensor]:
+        before = tf.nest.pack_sequence_as(self.state, states)
+        logits, state = self.model.prefill(self.parameters, tokens, length[tf.newaxis], before)
+        return {"logits": logits, **_name_states(state)}
+
+    def _decode(self, token: tf.Tensor, *states: tf.Tensor) -> dict[str, tf.Tensor]:
+        before = tf.nest.pack_sequence_as(self.state, states)
+        logits, trail = self.model.extend(self.parameters, token[:, tf.newaxis], before)
+        return {"logits": logits[:, 0], **_name_states(self.model.rewind(trail, tf.ones_like(token)))}
+
+    def _generate(
+        self,
+        speculation: Speculation,
+        tokens: tf.Tensor,
+        length: tf.Tensor,
+        choices: Sequence[tf.Tensor],
+        ends: Sequence[tf.Tensor],
+    ) -> dict[str, tf.Tensor]:
+        request = _build_request(choices)
+        state = _read_in_loop(speculation, tokens, length)
+        words = speculation.words(request, state.position, self.max_new_tokens)
+        progress = begin(speculation, state)
+        drawn = generate(speculation, progress, request, Ends(*ends, tf.zeros([0, 1], tf.int32)), words)
+        outputs = _name_outputs(drawn)
+        if not speculation.draft_length:
+            outputs |= {"word_0": words[0], "word_1": words[1]}
+        return outputs
+
+
+def _read(
+    speculation: Speculation, tokens: tf.Tensor, length: tf.Tensor, ends_here: tf.Tensor, state: State
+) -> State:
+    """Reads a part of a prompt; its last token begins the text if `ends_here` is not 0."""
+    count = (length - ends_here)[tf.newaxis]
+    state = speculation.read(tokens, count, state)
+    last = tf.gather(tokens, count, axis=1, batch_dims=1)
+    begun = speculation.begin(last, state)
+    return tf.nest.map_structure(lambda new, old: tf.where(ends_here > 0, new, old), begun, state)
+
+
+def _read_in_loop(speculation: Speculation, tokens: tf.Tensor, length: tf.Tensor) -> State:
+    """Reads a whole prompt inside a loop of at most one iteration, so that weights are used inside loops only.
+
+    A float16 weight that is used both inside and outside a loop would be converted to float32 outside and passed into
+    the loop. Products with such weights are slower, and round differently from those of `decode`.
+    """
+
+    def body(i: tf.Tensor, state: State) -> tuple[tf.Tensor, State]:
+        return i + 1, speculation.read(tokens, (length - 1)[tf.newaxis], state)
+
+    start = (tf.constant(0), speculation.initial_state(1))
+    state = tf.while_loop(lambda i, _: (i < 1) & (length > 1), body, start)[1]
+    return speculation.begin(tf.gather(tokens, (length - 1)[tf.newaxis], axis=1, batch_dims=1), state)
+
+
+def _build_request(choices: Sequence[tf.Tensor]) -> Request:
+    seed, request, *rest = choices
+    processing, rest = Processing(*rest[: len(Processing._fields)]), rest[len(Processing._fields) :]
+    bias, costs = rest[0], Costs(*rest[1:]) if len(rest) > 1 else ()
+    return Request(seed, request[tf.newaxis], processing, bias, costs)
+
+
+def _name_outputs(drawn: Generated) -> dict[str, tf.Tensor]:
+    names = ("tokens", "lengths", "log_probs", "unprocessed_log_probs", "is_finite")
+    counts = {name: value for name, value in drawn.counts._asdict().items() if value.shape.num_elements()}
+    return {**{name: getattr(drawn, name) for name in names}, **counts}
+
+
+def _name_states(state: Any) -> dict[str, tf.Tensor]:
+    return {f"state_{i}": value for i, value in enumerate(tf.nest.flatten(state))}
+
+
+def _state_specs(state: Any) -> list[tf.TensorSpec]:
+    return [_spec(f"state_{i}", part.shape, part.dtype) for i, part in enumerate(tf.nest.flatten(state))]
+
+
+def _spec(name: str, shape: Any = (), dtype: tf.DType = tf.int32) -> tf.TensorSpec:
+    return tf.TensorSpec(shape, dtype, name)
