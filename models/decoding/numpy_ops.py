@@ -22,7 +22,7 @@ Words = tuple[NDArray[np.int32], NDArray[np.int32]]
 class Stream(IntEnum):
     """Names the purposes of random numbers; numbers for different purposes are independent.
 
-    Only SAMPLE is used so far. The others are reserved for speculative decoding.
+    RACE is that of `models.decoding.race`. DRAFT, ACCEPT, RESIDUAL and BONUS are those of speculative decoding.
     """
 
     SAMPLE = 0
@@ -30,6 +30,7 @@ class Stream(IntEnum):
     ACCEPT = 2
     RESIDUAL = 3
     BONUS = 4
+    RACE = 5
 
 
 # Threefry-2x32 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3").
