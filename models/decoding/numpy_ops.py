@@ -22,7 +22,8 @@ Words = tuple[NDArray[np.int32], NDArray[np.int32]]
 class Stream(IntEnum):
     """Names the purposes of random numbers; numbers for different purposes are independent.
 
-    RACE is that of `models.decoding.race`. DRAFT, ACCEPT, RESIDUAL and BONUS are those of speculative decoding.
+    RACE is that of `models.decoding.race`, DARTS that of `models.decoding.couplings.keyed_darts`. DRAFT, ACCEPT,
+    RESIDUAL and BONUS are those of speculative decoding.
     """
 
     SAMPLE = 0
@@ -31,6 +32,7 @@ class Stream(IntEnum):
     RESIDUAL = 3
     BONUS = 4
     RACE = 5
+    DARTS = 6
 
 
 # Threefry-2x32 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3").

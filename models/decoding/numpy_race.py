@@ -53,7 +53,10 @@ def exact_gumbel(looked_up: NDArray[np.float64]) -> tuple[NDArray[np.float64], N
 
 
 def build_table() -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Returns the bits of float32 values: the lines' heights in the segments' middles, and slopes per float32 number."""
+    """Returns the bits of float32 values: the lines' heights in the segments' middles, and their slopes.
+
+    A slope's unit is one float32 number, so that the distance from the middle is an integer.
+    """
     size = 1 << SEGMENT_BITS
     bits = (np.arange(_SEGMENTS, dtype=np.int64) + FIRST_SEGMENT) * size
     low, high = ((bits + end).astype(np.int32).view(np.float32).astype(np.float64) for end in (0, size))
