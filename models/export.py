@@ -1,20 +1,31 @@
-"""Exports a language model to one TFLite file that reads and draws token ids by itself, with builtin ops only.
+"""Exports a language model, and with it a drafter, to one TFLite file that draws token ids by itself.
 
-The app itself converts text to ids and back, with the vocabulary in the file's zip (`models.tflite_file`).
-
-The file has three signatures. Their batch size is 1. L and N are the arguments `max_prompt` and `max_new_tokens` of
-`export`, and V is the vocabulary size. Integers are int32, all else is float32.
+The app itself converts text to ids and back, with the vocabulary in the file's zip (`models.tflite_file`). The file
+needs builtin ops only. Its signatures have a batch size of 1. L, N and G are the arguments `max_prompt`,
+`max_new_tokens` and `draft_length` of `export`, and V is the vocabulary size. Integers are int32, all else is float32
+unless it says otherwise.
 
 * `prefill` reads a prompt, or the next part of one: tokens `[1, L]` (the first token of a prompt is the begin token),
   length `[]` (number of real tokens, 1 to L), state_0, state_1, ... (zeros before the first part)
   -> logits `[1, V]`, state_0, state_1, ...
 * `decode` reads one more token: token `[1]`, state_0, state_1, ... -> logits `[1, V]`, state_0, state_1, ...
-* `generate` reads a prompt and draws tokens: tokens `[1, L]`, length `[]`, seed `[2]`, request `[]`, temperature `[]`
-  (0 is greedy), top_k `[]` (0 keeps all tokens), max_new `[]` (maximum number of tokens; above N it counts as N),
-  stop `[]` (id of the token to end after; -1 for none)
-  -> tokens `[1, N]`, lengths `[1]`, and the random words word_0, word_1 `[1, N]` that the tokens were drawn with.
+* `generate` reads a prompt and draws tokens one by one: tokens `[1, L]`, length `[]`, the choices, max_new `[]`
+  (maximum number of tokens; above N it counts as N), stop `[]` (id of the token to end after; -1 for none)
+  -> tokens `[1, N]`, lengths `[1]`, log_probs and unprocessed_log_probs `[1, N]` (of each token, under the target's
+  distribution after and before processing), is_finite `[1]` (bool; False: the text ends early because the logits are
+  not finite or leave no token), calls and decided `[1]`, and the random words word_0, word_1 `[1, N]`.
+  The choices are seed `[2]`, request `[]`, the fields of `models.decoding.choices.Processing` `[]`, and bias `[V]`.
+* `generate_block` and the like, for each other decoding, draft with the drafter: inputs and outputs are those of
+  `generate`, without random words. With automatic draft lengths the choices end with verify_cost and draft_cost `[]`
+  (`models.decoding.draft_length.Costs`). Outputs more are drafted, reached and accepted `[1, G]`
+  (`models.decoding.loop.Counts`).
+* `read_block` reads a prompt, or a part of one, for `block_block`: tokens, length, ends_here `[]` (1 in the last part,
+  else 0), state_0, state_1, ... (zeros before the first part) -> state_0, state_1, ...
+* `block_block` adds one block: the choices, state_0, state_1, ... -> the fields of `models.decoding.speculation.Block`,
+  state_0, state_1, ...
 
-The state of a transformer has room for L + N tokens. Logits are NaN if tokens are read beyond it; TFLite has no errors.
+The state of a transformer has room for L + N tokens and one block. Logits are NaN if tokens are read beyond it; TFLite
+has no errors.
 """
 
 import os
@@ -29,10 +40,10 @@ import numpy as np
 import tensorflow as tf
 
 from models import tflite_file
-from models.decoding.loop import generate
-from models.decoding.numpy_ops import Stream
-from models.decoding.prng import random_words
+from models.decoding.drafters import Drafter
+from models.decoding.methods import METHODS
 from models.language_model import LanguageModel, Weights
+from models.signatures import Signatures
 from models.tflite_file import PRECISIONS
 from models.vocabularies import AnyVocabulary
 
@@ -127,92 +138,11 @@ def _require_weights(model: LanguageModel, weights: Weights) -> None:
             )
 
 
-class Decoder(tf.Module):
-    """Holds a model with its weights, and the three signatures of the file as TensorFlow functions.
-
-    Args:
-      model: the language model.
-      weights: as for `export`.
-      max_prompt: as for `export`.
-      max_new_tokens: as for `export`.
-    """
-
-    def __init__(self, model: LanguageModel, weights: Weights, max_prompt: int, max_new_tokens: int) -> None:
-        super().__init__()
-        self.model = model
-        # As variables, the weights are stored once in the file and shared by all signatures.
-        self.parameters = {name: tf.Variable(value, trainable=False) for name, value in weights.items()}
-        self.state = model.initial_state(1)
-        self.max_new_tokens = max_new_tokens
-        prompt = (_make_spec("tokens", [1, max_prompt]), _make_spec("length"))
-        states = [
-            _make_spec(f"state_{i}", state.shape, state.dtype) for i, state in enumerate(tf.nest.flatten(self.state))
-        ]
-        choices = (
-            _make_spec("seed", [2]),
-            _make_spec("request"),
-            _make_spec("temperature", dtype=tf.float32),
-            _make_spec("top_k"),
-            _make_spec("max_new"),
-            _make_spec("stop"),
-        )
-        self.functions = {
-            "prefill": tf.function(self._prefill).get_concrete_function(*prompt, *states),
-            "decode": tf.function(self._decode).get_concrete_function(_make_spec("token", [1]), *states),
-            "generate": tf.function(self._generate).get_concrete_function(*prompt, *choices),
-        }
-
-    def _prefill(self, tokens: tf.Tensor, length: tf.Tensor, *states: tf.Tensor) -> dict[str, tf.Tensor]:
-        before = tf.nest.pack_sequence_as(self.state, states)
-        logits, state = self.model.prefill(self.parameters, tokens, length[tf.newaxis], before)
-        return {"logits": logits, **_name_states(state)}
-
-    def _decode(self, token: tf.Tensor, *states: tf.Tensor) -> dict[str, tf.Tensor]:
-        logits, state = self._step(token, tf.nest.pack_sequence_as(self.state, states))
-        return {"logits": logits, **_name_states(state)}
-
-    def _generate(
-        self,
-        tokens: tf.Tensor,
-        length: tf.Tensor,
-        seed: tf.Tensor,
-        request: tf.Tensor,
-        temperature: tf.Tensor,
-        top_k: tf.Tensor,
-        max_new: tf.Tensor,
-        stop: tf.Tensor,
-    ) -> dict[str, tf.Tensor]:
-        logits, state = self._prefill_in_loop(tokens, length)
-        # One call computes the random words of all tokens, so that its 200 or so small ops run once, not per token.
-        positions = (length + tf.range(self.max_new_tokens))[tf.newaxis]
-        words = random_words(seed, Stream.SAMPLE, request, positions)
-        drawn = generate(self._step, logits, state, words, temperature, top_k, max_new, stop)
-        return {"tokens": drawn.tokens, "lengths": drawn.lengths, "word_0": words[0], "word_1": words[1]}
-
-    def _prefill_in_loop(self, tokens: tf.Tensor, length: tf.Tensor) -> tuple[tf.Tensor, Any]:
-        """Runs `prefill` inside a loop of one iteration, so that `generate` uses its weights inside loops only.
-
-        A float16 weight that is used both inside and outside a loop would be converted to float32 outside and passed
-        into the loop. Products with such weights are slower, and round differently from those of `decode`.
-        """
-
-        def body(i: tf.Tensor, *_: Any) -> tuple[tf.Tensor, tf.Tensor, Any]:
-            # From a given state, as the signature `prefill` does, so that both round alike.
-            return i + 1, *self.model.prefill(self.parameters, tokens, length[tf.newaxis], self.state)
-
-        logits = tf.zeros([1, self.model.vocabulary_size])
-        return tf.while_loop(lambda i, *_: i < 1, body, (tf.constant(0), logits, self.state))[1:]
-
-    def _step(self, token: tf.Tensor, state: Any) -> tuple[tf.Tensor, Any]:
-        logits, trail = self.model.extend(self.parameters, token[:, tf.newaxis], state)
-        return logits[:, 0], self.model.rewind(trail, tf.ones_like(token))
-
-
-def convert(decoder: Decoder, precision: str) -> bytes:
-    """Converts the decoder to a TFLite flatbuffer with weights of the given precision (one of `PRECISIONS`)."""
+def convert(signatures: Signatures, precision: str) -> bytes:
+    """Converts signatures to a TFLite flatbuffer with weights of the given precision (one of `PRECISIONS`)."""
     with tempfile.TemporaryDirectory() as folder:
-        tf.saved_model.save(decoder, folder, signatures=decoder.functions)
-        converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=list(decoder.functions))
+        tf.saved_model.save(signatures, folder, signatures=signatures.functions)
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=list(signatures.functions))
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
         if precision != "float32":
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
@@ -243,11 +173,3 @@ def _load_schema() -> Any:
         return import_module("ai_edge_litert.schema_py_generated")
     except ImportError:
         return import_module("tensorflow.lite.python.schema_py_generated")
-
-
-def _name_states(state: Any) -> dict[str, tf.Tensor]:
-    return {f"state_{i}": value for i, value in enumerate(tf.nest.flatten(state))}
-
-
-def _make_spec(name: str, shape: Any = (), dtype: tf.DType = tf.int32) -> tf.TensorSpec:
-    return tf.TensorSpec(shape, dtype, name)

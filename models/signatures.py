@@ -10,7 +10,7 @@ from models.decoding.draft_length import Costs
 from models.decoding.drafters import Drafter
 from models.decoding.loop import Ends, Generated, begin, generate
 from models.decoding.methods import build_method
-from models.decoding.speculation import Request, Speculation, State
+from models.decoding.speculation import Request, Speculation, State, is_plain
 from models.language_model import LanguageModel, Weights
 
 _INTEGERS = ("top_k",)
@@ -161,7 +161,7 @@ def _build_request(choices: Sequence[tf.Tensor]) -> Request:
     seed, request, *rest = choices
     processing, rest = Processing(*rest[: len(Processing._fields)]), rest[len(Processing._fields) :]
     bias, costs = rest[0], Costs(*rest[1:]) if len(rest) > 1 else ()
-    return Request(seed, request[tf.newaxis], processing, bias, costs)
+    return Request(seed, request[tf.newaxis], processing, bias, costs, is_plain(processing, bias))
 
 
 def _name_outputs(drawn: Generated) -> dict[str, tf.Tensor]:

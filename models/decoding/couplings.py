@@ -1,21 +1,24 @@
-"""Couples the draws of two parties: how often they draw the same token without, or with little, communication.
+"""Couples the draws of two parties without communication: how often they draw the same token.
 
 Alice has a distribution P and Bob a distribution Q over n tokens. Each draws from their own. With a maximal coupling,
 which needs both distributions in one place, they agree with probability 1 - TV(P, Q). With public random numbers and no
-message the two protocols here agree with probability at least (1 - TV) / (1 + TV), and no protocol does better on all
-pairs (Bavarian et al. 2020, The Optimality of Correlated Sampling; Daliri et al. 2024,
-https://arxiv.org/abs/2408.07978).
+message the two protocols here, `race` and `darts`, agree with probability at least (1 - TV) / (1 + TV), and no protocol
+does better on all pairs (Bavarian et al. 2020, The Optimality of Correlated Sampling; Daliri et al. 2024,
+https://arxiv.org/abs/2408.07978). With few messages `models.decoding.exchange` agrees nearly as often as the maximal
+coupling.
 
-The functions take float64 arrays of probabilities, need NumPy alone, and return exact agreements. The draws are exact
-up to the rounding of float64.
+The functions take float64 arrays of probabilities and need NumPy alone. The agreements are exact. The draws are exact
+up to the rounding of float64 and, where they are keyed, of the words. For language models use the race, on logits and
+with keyed noise: `models.decoding.race`.
 """
 
-from typing import NamedTuple
-
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+
+from models.decoding.numpy_ops import Stream, Words, random_words
 
 Probabilities = NDArray[np.float64]
+_DARTS_AT_ONCE = 16_384
 
 
 def total_variation(p: Probabilities, q: Probabilities) -> float:
@@ -27,6 +30,32 @@ def bound(p: Probabilities, q: Probabilities) -> float:
     """Returns (1 - TV) / (1 + TV), which both protocols reach on every pair, and none exceeds on every pair."""
     variation = total_variation(p, q)
     return (1 - variation) / (1 + variation)
+
+
+def maximal(
+    p: Probabilities, q: Probabilities, generator: np.random.Generator, draws: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Draws pairs of tokens that agree as often as possible, with probability 1 - TV(P, Q).
+
+    It needs both distributions, so that it is a reference and no protocol.
+
+    Args:
+      p: Alice's distribution, float64 `[n]`.
+      q: Bob's distribution, float64 `[n]`.
+      generator: source of the random numbers.
+      draws: number of pairs.
+
+    Returns:
+      Alice's and Bob's tokens, int64 `[draws]`.
+    """
+    shared = np.minimum(p, q)
+    alice = draw(shared, generator, draws)
+    bob = alice.copy()
+    differ = np.flatnonzero(generator.random(draws) >= 1 - total_variation(p, q))
+    if len(differ):
+        alice[differ] = draw(np.maximum(p - q, 0), generator, len(differ))
+        bob[differ] = draw(np.maximum(q - p, 0), generator, len(differ))
+    return alice, bob
 
 
 def race(probabilities: Probabilities, exponentials: Probabilities) -> NDArray[np.int64]:
@@ -48,17 +77,25 @@ def race(probabilities: Probabilities, exponentials: Probabilities) -> NDArray[n
 def race_agreement(p: Probabilities, q: Probabilities) -> float:
     """Returns the probability that two races with the same exponentials draw the same token.
 
-    It is the sum over i of 1 / sum_j max(P_j / P_i, Q_j / Q_i).
+    It is the sum over i of 1 / sum_j max(P_j / P_i, Q_j / Q_i), computed in time O(n log n).
     """
-    both = np.flatnonzero((p > 0) & (q > 0))
-    return float(sum(1 / np.maximum(p / p[i], q / q[i]).sum() for i in both))
+    # P_j / P_i is the larger one exactly if P_j / Q_j >= P_i / Q_i, so that the inner sums are running sums by P / Q.
+    either = (p > 0) | (q > 0)
+    p, q = p[either], q[either]
+    with np.errstate(divide="ignore"):
+        order = np.argsort(p / q, kind="stable")
+    p, q = p[order], q[order]
+    p_from_here = np.cumsum(p[::-1])[::-1]
+    q_before = np.cumsum(q) - q
+    both = (p > 0) & (q > 0)
+    return float(np.sum(1 / (p_from_here[both] / p[both] + q_before[both] / q[both])))
 
 
 def darts(probabilities: Probabilities, tokens: NDArray[np.int64], heights: Probabilities) -> NDArray[np.int64]:
     """Draws tokens by weighted MinHash: the token of the first dart (i, v) with v < P_i.
 
-    Two parties that throw the same darts agree with probability `darts_agreement`. A draw needs n darts on average, so
-    use `race` where n is large.
+    Two parties that throw the same darts agree with probability `darts_agreement`. A draw needs n darts on average;
+    `keyed_darts` throws as many as are needed.
 
     Args:
       probabilities: `[..., n]`.
@@ -68,10 +105,52 @@ def darts(probabilities: Probabilities, tokens: NDArray[np.int64], heights: Prob
     Returns:
       int64 `[...]`, or -1 where no dart hits: throw more.
     """
-    hits = heights < np.take_along_axis(probabilities, tokens, axis=-1)
+    lead = tokens.shape[:-1]
+    hits = heights < np.take_along_axis(
+        np.broadcast_to(probabilities, (*lead, probabilities.shape[-1])), tokens, axis=-1
+    )
     first = np.argmax(hits, axis=-1)[..., np.newaxis]
     found = np.take_along_axis(tokens, first, axis=-1)[..., 0]
     return np.where(hits.any(axis=-1), found, -1)
+
+
+def keyed_darts(probabilities: Probabilities, seed: ArrayLike, requests: ArrayLike, position: int) -> NDArray[np.int64]:
+    """Draws tokens by weighted MinHash with darts that are a function of (seed, request, position).
+
+    Parties that share the seed need not send each other anything, and agree with probability `darts_agreement`. A draw
+    takes time O(n) on average. Token and height of a dart are read from one number of 64 bits, so that the probability
+    of a token is exact up to n / 2**64 + 2**-53 (absolute).
+
+    Args:
+      probabilities: float64 `[n]`, n at most 2**24.
+      seed: int32 `[2]`, any bits; `models.decoding.numpy_ops.seed_words` makes it.
+      requests: int32 `[draws]`, numbers of the requests. Equal requests get equal tokens.
+      position: number of tokens before the one that is drawn.
+
+    Returns:
+      int64 `[draws]`.
+
+    Raises:
+      ValueError: n is above 2**24.
+
+    Reference: Daliri et al. 2024, https://arxiv.org/abs/2408.07978, weighted MinHash.
+    """
+    size = len(probabilities)
+    if size > 1 << 24:
+        raise ValueError(f"{size} tokens: weighted MinHash takes at most 2^24")
+    requests = np.asarray(requests, np.int32)
+    drawn = np.full(len(requests), -1, np.int64)
+    thrown = 0
+    while (waiting := np.flatnonzero(drawn < 0)).size:
+        # As many darts at a time as a draw needs on average, but no more than fit into the cache.
+        numbers = thrown + np.arange(min(max(size, 8), _DARTS_AT_ONCE))
+        rows = max(_DARTS_AT_ONCE // len(numbers), 1)
+        for begin in range(0, len(waiting), rows):
+            some = waiting[begin : begin + rows]
+            words = random_words(seed, Stream.DARTS, requests[some, np.newaxis], position, numbers)
+            drawn[some] = darts(probabilities[np.newaxis], *_tokens_and_heights(words, size))
+        thrown += len(numbers)
+    return drawn
 
 
 def darts_agreement(p: Probabilities, q: Probabilities) -> float:
@@ -84,62 +163,19 @@ def darts_agreement(p: Probabilities, q: Probabilities) -> float:
     return float(shared.sum() / (1 + total_variation(p, q)))
 
 
-class Exchange(NamedTuple):
-    """Holds the outcome of `exchange`.
+def draw(weights: Probabilities, generator: np.random.Generator, draws: int) -> NDArray[np.int64]:
+    """Draws tokens, int64 `[draws]`, with probabilities proportional to the weights; the sum of weights is irrelevant.
 
-    Attributes:
-      alice: Alice's token.
-      bob: Bob's token.
-      bits: number of bits that the two sent each other.
+    Weights that are all 0 give token 0.
     """
-
-    alice: int
-    bob: int
-    bits: int
-
-
-def exchange(p: Probabilities, q: Probabilities, error: float, generator: np.random.Generator) -> Exchange:
-    """Lets the parties agree with probability at least 1 - TV - error, for O(log(n / error)) bits on average.
-
-    Both tokens have exactly their own party's distribution. Alice rounds P to multiples of 1/N, N = ceil(n / error).
-    She draws a token from P and, coupled with it, one from the rounded P, and sends the latter with its rounded
-    probability. Bob keeps it with probability min(1, Q / rounded P). Otherwise he draws tokens from Q, and asks for
-    their rounded probabilities, until he keeps one with probability max(0, 1 - rounded P / Q). The expected number of
-    exchanges is at most 2.
-
-    Args:
-      p: Alice's distribution, float64 `[n]`.
-      q: Bob's distribution, float64 `[n]`.
-      error: how much the agreement may fall short of 1 - TV, in (0, 1).
-      generator: source of both parties' private random numbers.
-    """
-    if not 0 < error < 1:
-        raise ValueError(f"error = {error!r}: must be above 0 and below 1")
-    grid = int(np.ceil(len(p) / error))
-    counts = round_to_grid(p, grid)
-    rounded = counts / grid
-    token_bits, count_bits = int(np.ceil(np.log2(len(p)))), int(np.ceil(np.log2(grid + 1)))
-    alice = _draw(p, generator)
-    sent = alice if generator.random() * p[alice] < rounded[alice] else _draw(np.maximum(rounded - p, 0), generator)
-    bits = token_bits + count_bits
-    if generator.random() * rounded[sent] < q[sent]:
-        return Exchange(alice, sent, bits)
-    while True:
-        asked = _draw(q, generator)
-        bits += token_bits + count_bits
-        if generator.random() * q[asked] < q[asked] - rounded[asked]:
-            return Exchange(alice, asked, bits)
-
-
-def round_to_grid(p: Probabilities, grid: int) -> NDArray[np.int64]:
-    """Returns p · grid rounded to integers with the sum `grid`: down, and up where the remainders are largest."""
-    scaled = p / p.sum() * grid
-    counts = np.floor(scaled).astype(np.int64)
-    missing = grid - int(counts.sum())
-    counts[np.argsort(counts - scaled, kind="stable")[:missing]] += 1
-    return counts
-
-
-def _draw(weights: Probabilities, generator: np.random.Generator) -> int:
     sums = np.cumsum(weights)
-    return int(min(np.searchsorted(sums, generator.random() * sums[-1], side="right"), np.flatnonzero(weights)[-1]))
+    last = int(np.flatnonzero(weights)[-1]) if sums[-1] > 0 else 0
+    return np.minimum(np.searchsorted(sums, generator.random(draws) * sums[-1], side="right"), last).astype(np.int64)
+
+
+def _tokens_and_heights(words: Words, size: int) -> tuple[NDArray[np.int64], Probabilities]:
+    """Splits the number (first * 2**32 + second) * size / 2**64 into its integer part and its fraction."""
+    first, second = (word.view(np.uint32).astype(np.uint64) * np.uint64(size) for word in words)
+    upper, lowest = first + (second >> np.uint64(32)), second & np.uint64(0xFFFFFFFF)
+    heights = ((upper & np.uint64(0xFFFFFFFF)) + lowest * 2.0**-32) * 2.0**-32
+    return (upper >> np.uint64(32)).astype(np.int64), heights

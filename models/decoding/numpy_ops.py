@@ -17,13 +17,19 @@ Words = tuple[NDArray[np.int32], NDArray[np.int32]]
 
 
 class Stream(IntEnum):
-    """Names the purposes of random numbers; numbers for different purposes are independent."""
+    """Names the purposes of random numbers; numbers for different purposes are independent.
+
+    RACE is that of `models.decoding.race`, DARTS that of `models.decoding.couplings.keyed_darts`. DRAFT, ACCEPT,
+    RESIDUAL and BONUS are those of speculative decoding.
+    """
 
     SAMPLE = 0
     DRAFT = 1
     ACCEPT = 2
     RESIDUAL = 3
     BONUS = 4
+    RACE = 5
+    DARTS = 6
 
 
 # Threefry-2x32 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3").
@@ -76,15 +82,15 @@ def threefry_2x32(
 
 
 def random_words(
-    seed: ArrayLike, stream: Stream, request: ArrayLike, positions: ArrayLike, tokens: ArrayLike | None = None
+    seed: ArrayLike, stream: Stream, request: ArrayLike, positions: ArrayLike, index: ArrayLike | None = None
 ) -> Words:
     """Computes the same words as `models.decoding.prng.random_words`, in NumPy."""
-    shape = np.broadcast_shapes(np.shape(request), np.shape(positions), np.shape(0 if tokens is None else tokens))
+    shape = np.broadcast_shapes(np.shape(request), np.shape(positions), np.shape(0 if index is None else index))
     seed = _as_uint32(seed)
     key = threefry_2x32((seed[:1], seed[1:]), (_as_uint32([stream]), _as_uint32(request)))
-    ids = _as_uint32([0]) if tokens is None else _as_uint32(tokens) + np.uint32(1)
-    first, second = threefry_2x32(key, (_as_uint32(positions), ids))
-    return first.view(np.int32).reshape(shape), second.view(np.int32).reshape(shape)
+    second = _as_uint32([0]) if index is None else _as_uint32(index) + np.uint32(1)
+    words = threefry_2x32(key, (_as_uint32(positions), second))
+    return words[0].view(np.int32).reshape(shape), words[1].view(np.int32).reshape(shape)
 
 
 def uniforms(word: NDArray[np.int32]) -> NDArray[np.float32]:

@@ -123,8 +123,12 @@ def _rotate_left(x: tf.Tensor, bits: int) -> tf.Tensor:
 
 
 def _shift_right(x: tf.Tensor, bits: int) -> tf.Tensor:
-    """Shifts right and fills with zeros. TensorFlow's int32 shift fills with the sign bit, which is subtracted here."""
-    return tf.bitwise.right_shift(x, bits) - tf.bitwise.right_shift(x, 31) * _signed(1 << (32 - bits))
+    """Shifts right and fills with zeros.
+
+    TensorFlow's int32 shift fills with the sign bit. With the top bit flipped it gives the wanted result minus a
+    constant. One shift suffices in this way; in TFLite a shift takes fifteen times as long as an addition.
+    """
+    return tf.bitwise.right_shift(x + _signed(1 << 31), bits) + (1 << (31 - bits))
 
 
 def _signed(word: int) -> int:

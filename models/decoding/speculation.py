@@ -36,6 +36,7 @@ class Request(NamedTuple):
       processing: the options for logits, scalars.
       bias: float32 `[V]` or `[B, V]`, added to the target's and the drafter's logits; -inf bans a token. () for none.
       costs: the times of a block, for automatic draft lengths; () for draft lengths that are all G.
+      is_plain: bool scalar, from `is_plain`; requests that are plain take less time. () is never plain.
     """
 
     seed: Any
@@ -43,6 +44,7 @@ class Request(NamedTuple):
     processing: Processing
     bias: Any = ()
     costs: Costs | tuple[()] = ()
+    is_plain: Any = ()
 
 
 class State(NamedTuple):
@@ -283,9 +285,10 @@ class Speculation:
         history = state.history
         if self.penalties:
             added = tf.unstack(tf.where(is_added, tokens, -1), axis=1)
-            history = tf.cond(
-                has_penalties(request.processing), lambda: _extend(state.history, added), lambda: state.history
-            )
+            if isinstance(request.is_plain, tuple):
+                history = _extend(history, added)
+            else:
+                history = tf.cond(request.is_plain, lambda: state.history, lambda: _extend(state.history, added))
         return block, self._advance(state, block, draft, trail, decision.carry, history, active)
 
     def _advance(
@@ -315,14 +318,13 @@ class Speculation:
             mask = tf.where(allowed, 0.0, LEFT_OUT)
             bias = mask if bias is None else tf.where(allowed, bias, LEFT_OUT)
         processing = request.processing
-        if not self.penalties:
-            return process(logits, processing, None, bias)
-        # Most requests have no penalties, and need not pay for them.
-        return tf.cond(
-            has_penalties(processing),
-            lambda: process(logits, processing, history(), bias),
-            lambda: process(logits, processing, None, bias),
-        )
+
+        def process_all() -> tf.Tensor:
+            return process(logits, processing, history() if self.penalties else None, bias)
+
+        if isinstance(request.is_plain, tuple) or allowed is not None:
+            return process_all()
+        return tf.cond(request.is_plain, lambda: process(logits, processing), process_all)
 
     def _log_probs(
         self, logits: tf.Tensor, token_weights: tf.Tensor, tokens: tf.Tensor, is_added: tf.Tensor
@@ -347,10 +349,10 @@ def _extend(history: History, tokens: Sequence[tf.Tensor]) -> History:
     return history
 
 
-def has_penalties(processing: Processing) -> tf.Tensor:
-    """Returns whether the history changes the logits, bool scalar."""
-    differs = [tf.not_equal(getattr(processing, name), getattr(OFF, name)) for name in Processing._fields[-3:]]
-    return differs[0] | differs[1] | differs[2]
+def is_plain(processing: Processing, bias: tf.Tensor) -> tf.Tensor:
+    """Returns whether neither a penalty nor the bias changes the logits, bool scalar."""
+    changes = [tf.not_equal(getattr(processing, name), getattr(OFF, name)) for name in Processing._fields[-3:]]
+    return ~(changes[0] | changes[1] | changes[2] | tf.reduce_any(tf.not_equal(bias, 0.0)))
 
 
 _BY_PLACE = ("tokens", "log_probs", "unprocessed_log_probs")

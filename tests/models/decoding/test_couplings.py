@@ -5,31 +5,23 @@ import itertools
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
-from scipy.stats import binomtest, chi2
 
 from models.decoding.couplings import (
     bound,
     darts,
     darts_agreement,
-    exchange,
+    draw,
+    keyed_darts,
+    maximal,
     race,
     race_agreement,
-    round_to_grid,
     total_variation,
 )
+from models.decoding.numpy_ops import Stream, random_words, seed_words
+from tests.oracles.distributions import assert_agrees, assert_law, pairs
 
 P, Q = np.array([0.5, 0.3, 0.2, 0.0]), np.array([0.1, 0.3, 0.4, 0.2])
 DRAWS = 60_000
-
-
-def pairs(size):
-    weights = st.lists(st.one_of(st.just(0.0), st.floats(0.01, 1)), min_size=size, max_size=size)
-    return (
-        st.tuples(weights, weights)
-        .filter(lambda pair: all(sum(part) > 0 for part in pair))
-        .map(lambda pair: tuple(np.array(part) / sum(part) for part in pair))
-    )
 
 
 @given(pair=pairs(5))
@@ -52,20 +44,6 @@ def test_equal_distributions_always_agree_and_disjoint_ones_never():
     for agreement in (race_agreement, darts_agreement, bound):
         assert agreement(P, P) == pytest.approx(1, abs=1e-12)
         assert agreement(np.array([1.0, 0.0]), np.array([0.0, 1.0])) == 0
-
-
-def assert_law(tokens, probabilities):
-    """Pearson's test; a true law fails with probability 1e-5 (fixed seed)."""
-    counts = np.bincount(tokens, minlength=len(probabilities))
-    assert not counts[probabilities == 0].any()
-    expected = len(tokens) * probabilities[probabilities > 0]
-    statistic = np.sum((counts[probabilities > 0] - expected) ** 2 / expected)
-    assert statistic < chi2.ppf(1 - 1e-5, len(expected) - 1)
-
-
-def assert_agrees(a, b, expected):
-    """Exact binomial test; a true agreement fails with probability 1e-5 (fixed seed)."""
-    assert binomtest(int(np.sum(a == b)), len(a), expected).pvalue > 1e-5
 
 
 def test_race_draws_from_both_distributions_and_agrees_as_the_formula_says():
@@ -94,30 +72,6 @@ def test_a_race_with_exponentials_of_its_own_fails_the_test_of_agreement():
         assert_agrees(a, b, race_agreement(P, Q))
 
 
-@pytest.mark.parametrize("error", [0.5, 0.01])
-def test_exchange_draws_from_both_distributions_and_nearly_reaches_the_best_agreement(error):
-    generator = np.random.default_rng(3)
-    found = [exchange(P, Q, error, generator) for _ in range(DRAWS)]
-    a, b = np.array([one.alice for one in found]), np.array([one.bob for one in found])
-    assert_law(a, P)
-    assert_law(b, Q)
-    rounded = round_to_grid(P, int(np.ceil(4 / error))) / np.ceil(4 / error)
-    least = 1 - total_variation(P, Q) - 2 * total_variation(P, rounded)
-    assert least >= 1 - total_variation(P, Q) - error
-    # The agreement is at least `least`: a true one falls below by 4.5 standard deviations with probability 4e-6.
-    assert np.mean(a == b) > least - 4.5 * np.sqrt(0.25 / DRAWS)
-    bits = np.mean([one.bits for one in found])
-    assert bits <= 2.05 * (2 + np.ceil(np.log2(np.ceil(4 / error) + 1)))
-
-
-@given(pair=pairs(6), grid=st.integers(1, 1000))
-@settings(max_examples=100)
-def test_rounding_to_a_grid_keeps_the_sum_and_moves_no_entry_by_a_whole_unit(pair, grid):
-    counts = round_to_grid(pair[0], grid)
-    assert counts.sum() == grid and (counts >= 0).all()
-    assert np.max(np.abs(counts - grid * pair[0])) < 1 + 1e-9
-
-
 @pytest.mark.parametrize("size", [3, 4, 5])
 def test_no_protocol_without_messages_beats_the_bound_on_the_worst_pairs(size):
     """P_i is uniform on all tokens but i. A value of the public random numbers fixes a token f(i) != i for each i."""
@@ -133,7 +87,62 @@ def test_no_protocol_without_messages_beats_the_bound_on_the_worst_pairs(size):
         assert race_agreement(family[i], family[j]) == pytest.approx(best, abs=1e-12)
 
 
-@pytest.mark.parametrize("error", [0, 1, float("nan"), -0.1])
-def test_exchange_refuses_errors_out_of_range(error):
-    with pytest.raises(ValueError, match="error = .*: must be above 0 and below 1"):
-        exchange(P, Q, error, np.random.default_rng(0))
+@given(pair=pairs(6))
+@settings(max_examples=100)
+def test_race_agreement_equals_the_double_sum(pair):
+    p, q = pair
+    expected = sum(1 / sum(max(p[j] / p[i], q[j] / q[i]) for j in range(6)) for i in range(6) if p[i] > 0 and q[i] > 0)
+    assert race_agreement(p, q) == pytest.approx(expected, abs=1e-12)
+
+
+def test_maximal_coupling_draws_from_both_distributions_and_agrees_as_often_as_possible():
+    a, b = maximal(P, Q, np.random.default_rng(4), DRAWS)
+    assert_law(a, P)
+    assert_law(b, Q)
+    assert_agrees(a, b, 1 - total_variation(P, Q))
+    same, equal = maximal(P, P, np.random.default_rng(5), 1000)
+    assert (same == equal).all()
+    never = maximal(np.array([1.0, 0]), np.array([0, 1.0]), np.random.default_rng(6), 1000)
+    assert (never[0] == 0).all() and (never[1] == 1).all()
+
+
+def test_keyed_darts_draw_from_both_distributions_and_agree_as_the_formula_says():
+    requests = np.arange(DRAWS)
+    a, b = (keyed_darts(x, seed_words(3), requests, 5) for x in (P, Q))
+    assert_law(a, P)
+    assert_law(b, Q)
+    assert_agrees(a, b, darts_agreement(P, Q))
+    np.testing.assert_array_equal(keyed_darts(P, seed_words(3), requests[7:9], 5), a[7:9])
+    # Planted: another seed, or another position, makes the parties draw independently.
+    for seed, position in ((4, 5), (3, 6)):
+        with pytest.raises(AssertionError):
+            assert_agrees(a, keyed_darts(Q, seed_words(seed), requests, position), darts_agreement(P, Q))
+
+
+def test_keyed_darts_equal_the_first_hit_among_the_darts_of_the_same_words():
+    p = np.random.default_rng(8).dirichlet(np.full(300, 0.2))
+    drawn = keyed_darts(p, seed_words(9), np.arange(5), 2)
+    for request in range(5):
+        first, second = random_words(seed_words(9), Stream.DARTS, request, 2, np.arange(5000))
+        for high, low in zip(first.view(np.uint32).tolist(), second.view(np.uint32).tolist(), strict=True):
+            token, height = divmod(((high << 32) + low) * 300, 1 << 64)
+            if height / 2**64 < p[token]:
+                break
+        assert drawn[request] == token
+
+
+def test_keyed_darts_of_many_tokens_draw_from_the_distribution():
+    # 40 draws from 2**18 tokens, of which one has half of the mass: a count of 3 or fewer has probability 1e-8.
+    p = np.full(1 << 18, 0.5 / ((1 << 18) - 1))
+    p[12345] = 0.5
+    drawn = keyed_darts(p, seed_words(10), np.arange(40), 0)
+    assert 4 <= np.sum(drawn == 12345) <= 36 and len(np.unique(drawn)) == 41 - np.sum(drawn == 12345)
+
+
+def test_keyed_darts_refuse_more_tokens_than_their_words_resolve():
+    with pytest.raises(ValueError, match="16777217 tokens: weighted MinHash takes at most 2\\^24"):
+        keyed_darts(np.zeros((1 << 24) + 1), seed_words(0), [0], 0)
+
+
+def test_draw_never_gives_tokens_of_weight_0():
+    assert set(draw(np.array([0.0, 2, 0, 1, 0]), np.random.default_rng(0), 1000).tolist()) == {1, 3}
