@@ -31,6 +31,7 @@ has no errors.
 import os
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from importlib import import_module
 from numbers import Integral
 from pathlib import Path
@@ -56,8 +57,12 @@ def export(
     precision: str = "float32",
     max_prompt: int = 64,
     max_new_tokens: int = 128,
+    decodings: Sequence[str] = ("autoregressive",),
+    drafter: Drafter | None = None,
+    draft_length: int = 4,
+    automatic: bool = False,
 ) -> None:
-    """Writes a model, its weights and its vocabulary as one TFLite file.
+    """Writes a model, its weights, its vocabulary and perhaps a drafter as one TFLite file.
 
     The file appears at `path` only when it is complete. If writing fails, an existing file is left unchanged.
 
@@ -70,16 +75,22 @@ def export(
         "int8" (a quarter of the bytes per weight; dynamic-range quantisation, which quantises activations at run time).
       max_prompt: maximum number of tokens that `prefill` and `generate` read, begin token included, >= 1.
       max_new_tokens: maximum number of tokens that `generate` draws, >= 1.
+      decodings: names from `models.decoding.methods.METHODS`, at least one, each once. The file has signatures for
+        each of them. A runtime holds a copy of the target's weights for each signature that it has run.
+      drafter: what drafts in all decodings but "autoregressive", with the model's vocabulary.
+      draft_length: number of tokens G that the drafter proposes per block, >= 1.
+      automatic: whether the runtime chooses draft lengths from 0 to G by the measured costs.
 
     Raises:
-      ValueError: the precision is unknown, a maximum is not a positive integer, the vocabulary's size is not the
-        model's, a weight is missing, unknown, of another shape or not finite, or the model needs ops that are not
-        TFLite's own.
+      ValueError: the precision or a decoding is unknown, a decoding lacks its drafter, a number is not a positive
+        integer, the vocabulary's size is not the model's, a weight is missing, unknown, of another shape or not finite,
+        the tokens do not fit in the model's context, or a model needs ops that are not TFLite's own.
       OSError: `path` cannot be written.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision: {precision!r} is not one of {', '.join(PRECISIONS)}")
-    for name, value in (("max_prompt", max_prompt), ("max_new_tokens", max_new_tokens)):
+    lengths = {"max_prompt": max_prompt, "max_new_tokens": max_new_tokens, "draft_length": draft_length}
+    for name, value in lengths.items():
         if isinstance(value, bool) or not isinstance(value, Integral) or not value >= 1:
             raise ValueError(f"{name}: {value!r} is not a positive integer")
     if model.vocabulary_size != vocabulary.size:
@@ -88,19 +99,38 @@ def export(
             "give the vocabulary that the model was trained with"
         )
     _require_weights(model, weights)
+    _require_decodings(decodings, drafter)
     folder = Path(path).parent
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder: create it first")
     max_prompt, max_new_tokens = int(max_prompt), int(max_new_tokens)
-    if model.context is not None and max_prompt + max_new_tokens > model.context:
-        raise ValueError(
-            f"max_prompt = {max_prompt} and max_new_tokens = {max_new_tokens} do not fit together in the model's "
-            f"context of {model.context} tokens: lower them"
+    draft_length = 0 if drafter is None else int(draft_length)
+    context = max_prompt + max_new_tokens + draft_length
+    if model.context is not None and context > model.context:
+        drafted = (
+            f", max_new_tokens = {max_new_tokens} and draft_length = {draft_length}"
+            if draft_length
+            else (f" and max_new_tokens = {max_new_tokens}")
         )
-    model = model.fit(max_prompt + max_new_tokens)
-    if precision == "int8":
-        weights = model.equalized(weights)
-    flatbuffer = convert(Decoder(model, weights, max_prompt, max_new_tokens), precision)
+        raise ValueError(
+            f"max_prompt = {max_prompt}{drafted} do not fit together in the model's context of {model.context} tokens: "
+            "lower them"
+        )
+    model = model.fit(context)
+    is_int8 = precision == "int8"
+    weights = model.equalized(weights) if is_int8 else weights
+    held: list[tf.Variable] = []
+
+    def hold(array: Any) -> tf.Variable:
+        held.append(tf.Variable(array, trainable=False))
+        return held[-1]
+
+    if drafter is not None:
+        drafter = drafter.deploy(context, hold, is_int8)
+    signatures = Signatures(
+        model, weights, max_prompt, max_new_tokens, decodings, drafter, held, draft_length, automatic
+    )
+    flatbuffer = convert(signatures, precision)
     foreign = sorted(name for name in ops(flatbuffer) if name.startswith(("CUSTOM", "Flex")))
     if foreign:
         raise ValueError(
@@ -112,11 +142,25 @@ def export(
         config=model.config(),
         max_prompt=max_prompt,
         max_new_tokens=max_new_tokens,
+        decodings=list(decodings),
+        draft_length=draft_length,
+        automatic=automatic,
         state_shapes=[state.shape.as_list() for state in tf.nest.flatten(model.initial_state(1))],
         flatbuffer_bytes=len(flatbuffer),
         flatbuffer_sha256=tflite_file.checksum(flatbuffer),
     )
     tflite_file.write(path, flatbuffer, vocabulary, facts)
+
+
+def _require_decodings(decodings: Sequence[str], drafter: Drafter | None) -> None:
+    """Raises a ValueError if a decoding is unknown, comes twice, or does not go with the drafter."""
+    if not decodings or len(set(decodings)) < len(decodings) or not set(decodings) <= set(METHODS):
+        raise ValueError(f"decodings: {list(decodings)!r} must be some of {', '.join(METHODS)}, each once")
+    drafting = [name for name in decodings if name != "autoregressive"]
+    if drafting and drafter is None:
+        raise ValueError(f"decoding {drafting[0]!r} needs a drafter: give one, or choose 'autoregressive'")
+    if drafter is not None and not drafting:
+        raise ValueError("decoding 'autoregressive' takes no drafter: choose another decoding, or drop the drafter")
 
 
 def _require_weights(model: LanguageModel, weights: Weights) -> None:

@@ -28,8 +28,8 @@ class Signatures(tf.Module):
       max_prompt: as for `models.export.export`.
       max_new_tokens: as for `models.export.export`.
       decodings: as for `models.export.export`.
-      drafter: a function that returns the drafter. It is called here, so that the drafter's variables belong to this
-        module.
+      drafter: as for `models.export.export`, after `Drafter.deploy`.
+      drafter_variables: the variables of the drafter, which are saved with the module.
       draft_length: as for `models.export.export`.
       automatic: as for `models.export.export`.
     """
@@ -42,6 +42,7 @@ class Signatures(tf.Module):
         max_new_tokens: int,
         decodings: Sequence[str],
         drafter: Drafter | None,
+        drafter_variables: list[tf.Variable],
         draft_length: int,
         automatic: bool,
     ) -> None:
@@ -49,7 +50,7 @@ class Signatures(tf.Module):
         self.model = model
         # As variables, the weights are stored once in the file and shared by all signatures.
         self.parameters = {name: tf.Variable(value, trainable=False) for name, value in weights.items()}
-        self.drafter = drafter
+        self.drafter_variables = drafter_variables
         self.state = model.initial_state(1)
         self.max_prompt, self.max_new_tokens = max_prompt, max_new_tokens
         prompt = (_spec("tokens", [1, max_prompt]), _spec("length"))
@@ -88,7 +89,8 @@ class Signatures(tf.Module):
         initial = speculation.initial_state(1)
         states = _state_specs(initial)
 
-        def read(tokens: tf.Tensor, length: tf.Tensor, ends_here: tf.Tensor, *states: tf.Tensor) -> dict[str, tf.Tensor]:
+        def read(*arguments: tf.Tensor) -> dict[str, tf.Tensor]:
+            tokens, length, ends_here, *states = arguments
             state = tf.nest.pack_sequence_as(initial, states)
             return _name_states(_read(speculation, tokens, length, ends_here, state))
 
@@ -131,9 +133,7 @@ class Signatures(tf.Module):
         return outputs
 
 
-def _read(
-    speculation: Speculation, tokens: tf.Tensor, length: tf.Tensor, ends_here: tf.Tensor, state: State
-) -> State:
+def _read(speculation: Speculation, tokens: tf.Tensor, length: tf.Tensor, ends_here: tf.Tensor, state: State) -> State:
     """Reads a part of a prompt; its last token begins the text if `ends_here` is not 0."""
     count = (length - ends_here)[tf.newaxis]
     state = speculation.read(tokens, count, state)

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import zipfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, BinaryIO
 
 from models import vocabularies
@@ -34,6 +34,9 @@ class Facts:
         for the length `[1]` that ends the state of a transformer.
       flatbuffer_bytes: size of the flatbuffer in bytes, without the zip after it.
       flatbuffer_sha256: SHA-256 of the flatbuffer, in hex.
+      decodings: names of the decodings that the file has signatures for.
+      draft_length: number of tokens that the drafter proposes per block; 0 without a drafter.
+      automatic: whether draft lengths are chosen at run time.
     """
 
     precision: str
@@ -43,11 +46,15 @@ class Facts:
     state_shapes: list[list[int]]
     flatbuffer_bytes: int
     flatbuffer_sha256: str
+    decodings: list[str] = field(default_factory=lambda: ["autoregressive"])
+    draft_length: int = 0
+    automatic: bool = False
 
     @property
     def context(self) -> int | None:
         """Returns the maximum number of tokens of a prompt and its continuation together; None: no maximum."""
-        return self.config.get("cache_length")
+        room = self.config.get("cache_length")
+        return None if room is None else room - self.draft_length
 
 
 def checksum(content: bytes) -> str:

@@ -27,7 +27,7 @@ class Costs(NamedTuple):
 
 
 def initial_evidence(batch: int) -> tf.Tensor:
-    """Returns the evidence before any block: numbers of accepted and of rejected drafted tokens, float32 `[batch, 2]`."""
+    """Returns the evidence before any block: accepted and rejected drafted tokens, float32 `[batch, 2]`."""
     return tf.zeros([batch, 2])
 
 

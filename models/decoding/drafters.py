@@ -12,7 +12,7 @@ comes again:
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -73,6 +73,16 @@ class Drafter(ABC):
 
         return tf.nest.map_structure(select, *states)
 
+    def deploy(self, context: int, hold: Callable[[Any], Any], is_int8: bool) -> "Drafter":
+        """Returns this drafter for an exported file.
+
+        Args:
+          context: maximum number of tokens of a row.
+          hold: function from an array to a variable. A variable is stored once, whatever number of signatures read it.
+          is_int8: whether the file's weights will be quantised to int8, a tensor at a time.
+        """
+        return self
+
 
 class ModelDrafter(Drafter):
     """Drafts with a language model of the target's vocabulary.
@@ -102,6 +112,11 @@ class ModelDrafter(Drafter):
     def rewind(self, states: Sequence[Any], kept: tf.Tensor) -> Any:
         """Returns the state after `kept` steps; see `Drafter.rewind`."""
         return self.model.select(states, kept)
+
+    def deploy(self, context: int, hold: Callable[[Any], Any], is_int8: bool) -> Drafter:
+        """Returns a drafter whose weights are variables; see `Drafter.deploy`."""
+        weights = self.model.equalized(self.weights) if is_int8 else self.weights
+        return ModelDrafter(self.model.fit(context), {name: hold(weight) for name, weight in weights.items()})
 
 
 def widen(mask: tf.Tensor, like: tf.Tensor) -> tf.Tensor:

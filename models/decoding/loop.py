@@ -114,6 +114,9 @@ def begin(speculation: Speculation, state: State, tail: int = 0) -> Progress:
 def generate(speculation: Speculation, progress: Progress, request: Request, ends: Ends, words: Any) -> Generated:
     """Gives out up to min(max_new, N) tokens per row, with static shapes and builtin TFLite ops only.
 
+    The loop itself only records the blocks, since every op of it is paid for in every block. What the records amount
+    to is computed after it.
+
     Args:
       speculation: the models and the method.
       progress: from which to continue.
@@ -122,127 +125,136 @@ def generate(speculation: Speculation, progress: Progress, request: Request, end
       words: the random words of all blocks, from `Speculation.words` with `progress.state.position` and N. They are
         computed by one call, so that its 200 or so small ops run once, not per block.
     """
-    start = progress.state.position
-    batch, places, longest = start.shape[0], speculation.draft_length, tf.nest.flatten(words)[0].shape[1]
+    start, pending = progress.state.position, progress.pending
+    batch, longest = start.shape[0], tf.nest.flatten(words)[0].shape[1]
     limit = tf.minimum(ends.max_new, longest)
 
-    def unfinished(done: tf.Tensor, *_: Any) -> tf.Tensor:
+    def unfinished(step: tf.Tensor, done: tf.Tensor, *_: Any) -> tf.Tensor:
         return ~tf.reduce_all(done)
 
-    def body(done: tf.Tensor, generated: Generated) -> tuple[Any, ...]:
-        state = generated.progress.state
+    def body(
+        step: tf.Tensor, done: tf.Tensor, given: tf.Tensor, tail: tf.Tensor, records: "_Records", state: State
+    ) -> tuple[Any, ...]:
         now = tf.minimum(state.position - start, longest - 1)
         of_block = tf.nest.map_structure(lambda part: tf.gather(part, now, axis=1, batch_dims=1), words)
         block, state = speculation.block(state, request, of_block, ~done)
-        counts = _count(generated.counts, block, ~done, places)
-        failed = ~done & ~block.is_finite
-        pending = generated.progress.pending._replace(
-            tokens=block.tokens,
-            count=block.count,
-            log_probs=block.log_probs,
-            unprocessed_log_probs=block.unprocessed_log_probs,
-        )
-        pending = _choose(done, generated.progress.pending, pending)
-        generated = generated._replace(
-            progress=Progress(state, pending), counts=counts, is_finite=generated.is_finite & ~failed
-        )
-        ended, generated = _give_out(generated, ends, limit, ~done)
-        return done | ended | failed, generated
+        records = _record(records, step, block, ~done)
+        is_end, tail = _find_ends(block.tokens, block.count, tail, ends)
+        given += block.count
+        done |= tf.reduce_any(is_end, axis=1) | (given >= limit) | tf.equal(block.count, 0)
+        return step + 1, done, given, tail, records, state
 
-    zeros, by_place = tf.zeros([batch], tf.int32), tf.zeros([batch, places], tf.int32)
-    empty = Generated(
-        tokens=tf.zeros([batch, longest], tf.int32),
-        lengths=zeros,
-        log_probs=tf.zeros([batch, longest]),
-        unprocessed_log_probs=tf.zeros([batch, longest]),
-        is_finite=tf.ones([batch], tf.bool),
-        counts=Counts(zeros, zeros, by_place, by_place, by_place),
-        progress=progress,
+    is_end, tail = _find_ends(pending.tokens, pending.count, pending.tail, ends)
+    done = tf.reduce_any(is_end, axis=1) | (pending.count >= limit)
+    width = speculation.draft_length + 1
+    records = _Records(tf.zeros([batch, longest, width + 3], tf.int32), tf.zeros([batch, longest, 2 * width]))
+    variables = (tf.constant(0), done, pending.count, tail, records, progress.state)
+    *_, records, state = tf.while_loop(unfinished, body, variables)
+    return _sum_up(records, pending, state, ends, limit)
+
+
+class _Records(NamedTuple):
+    """Holds what the blocks of a call gave, in one tensor of each type, so that the loop writes twice per block.
+
+    Attributes:
+      integers: int32 `[B, N, G+4]`: G + 1 tokens, how many they are, how many were drafted, is the row active.
+      log_probs: float32 `[B, N, 2(G+1)]`: log-probabilities, processed first.
+    """
+
+    integers: Any
+    log_probs: Any
+
+
+def _record(records: _Records, step: tf.Tensor, block: Block, active: tf.Tensor) -> _Records:
+    """Writes one block of each row."""
+    numbers = tf.stack([block.count, block.drafted, tf.cast(active, tf.int32)], axis=1)
+    new = _Records(
+        tf.concat([block.tokens, numbers], axis=1),
+        tf.concat([block.log_probs, block.unprocessed_log_probs], axis=1),
     )
-    return tf.while_loop(unfinished, body, _give_out(empty, ends, limit, tf.ones([batch], tf.bool)))[1]
+    is_now = tf.equal(tf.range(records.integers.shape[1]), step)[:, tf.newaxis]
+    return _Records(*(tf.where(is_now, n[:, tf.newaxis], old) for n, old in zip(new, records, strict=True)))
 
 
-def _give_out(generated: Generated, ends: Ends, limit: tf.Tensor, active: tf.Tensor) -> tuple[tf.Tensor, Generated]:
-    """Moves pending tokens to the output up to the first end; returns which rows ended."""
-    state, pending = generated.progress
-    width, longest = pending.tokens.shape[1], generated.tokens.shape[1]
-    places = tf.range(width)
-    is_end = tf.equal(pending.tokens, ends.stop) | _ends_sequence(pending, ends.sequences)
-    is_end &= places < pending.count[:, tf.newaxis]
+def _find_ends(tokens: tf.Tensor, count: tf.Tensor, tail: tf.Tensor, ends: Ends) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns after which of the new tokens `[B, W]` a row may end, and the last tokens of each row after them.
+
+    Args:
+      tokens: int32 `[B, W]`, the new tokens.
+      count: int32 `[B]`, how many of them are real.
+      tail: int32 `[B, S]`, the tokens before them.
+      ends: where rows end.
+    """
+    width, before = tokens.shape[1], tail.shape[1]
+    is_end = tf.equal(tokens, ends.stop)
+    if ends.sequences.shape[0]:
+        recent = tf.concat([tail, tokens], axis=1)
+        windows = tf.stack([recent[:, place : place + before + 1] for place in range(width)], axis=1)
+        matches = tf.equal(windows[:, :, tf.newaxis], ends.sequences) | tf.equal(ends.sequences, -1)
+        is_end |= tf.reduce_any(tf.reduce_all(matches, axis=-1), axis=-1)
+        tail = tf.gather(recent, tf.range(before) + count[:, tf.newaxis], axis=1, batch_dims=1)
+    return is_end & (tf.range(width) < count[:, tf.newaxis]), tail
+
+
+def _sum_up(records: _Records, pending: Pending, state: State, ends: Ends, limit: tf.Tensor) -> Generated:
+    """Returns what a call gives out, from the pending tokens of the call before and the records of the blocks."""
+    longest, width = records.integers.shape[1], pending.tokens.shape[1]
+    tokens, count, drafted, active = tf.split(records.integers, [width, 1, 1, 1], axis=2)
+    count, drafted, active = count[..., 0], drafted[..., 0], active[..., 0] > 0
+
+    # Lays out all decided tokens one after another. The pending ones are the first block.
+    counts = tf.concat([pending.count[:, tf.newaxis], count], axis=1)
+    block_ends = tf.cumsum(counts, axis=1)
+    places = tf.range(longest + width)
+    block = tf.reduce_sum(tf.cast(block_ends[:, tf.newaxis] <= places[:, tf.newaxis], tf.int32), axis=2)
+    block = tf.minimum(block, longest)
+    place = places - tf.gather(block_ends - counts, block, axis=1, batch_dims=1)
+    decided = block_ends[:, -1]
+    is_decided = places < decided[:, tf.newaxis]
+    source = block * width + tf.clip_by_value(place, 0, width - 1)
+
+    def lay_out(before: tf.Tensor, of_blocks: tf.Tensor) -> tf.Tensor:
+        rows = tf.concat([before, tf.reshape(of_blocks, [before.shape[0], longest * width])], axis=1)
+        return tf.where(is_decided, tf.gather(rows, source, axis=1, batch_dims=1), tf.zeros_like(rows[:, :1]))
+
+    log_probs = tf.split(records.log_probs, 2, axis=2)
+    lines = (
+        lay_out(pending.tokens, tokens),
+        lay_out(pending.log_probs, log_probs[0]),
+        lay_out(pending.unprocessed_log_probs, log_probs[1]),
+    )
+    is_end, _ = _find_ends(lines[0], decided, pending.tail, ends)
     before_end = tf.equal(tf.cumsum(tf.cast(is_end, tf.int32), axis=1, exclusive=True), 0)
-    room = limit - generated.lengths
-    is_given = before_end & (places < tf.minimum(pending.count, room)[:, tf.newaxis]) & active[:, tf.newaxis]
-    given = tf.reduce_sum(tf.cast(is_given, tf.int32), axis=1)
-    lengths = generated.lengths + given
-    ended = tf.reduce_any(is_end & is_given, axis=1) | (lengths >= limit)
-    # Which pending token belongs at each place of the output.
-    source = tf.range(longest) - generated.lengths[:, tf.newaxis]
-    is_new = (source >= 0) & (source < given[:, tf.newaxis])
-    source = tf.clip_by_value(source, 0, width - 1)
+    lengths = tf.reduce_sum(tf.cast(before_end & is_decided & (places < limit), tf.int32), axis=1)
 
-    def append(output: tf.Tensor, new: tf.Tensor) -> tf.Tensor:
-        return tf.where(is_new, tf.gather(new, source, axis=1, batch_dims=1), output)
+    def give(line: tf.Tensor) -> tf.Tensor:
+        return tf.where(tf.range(longest) < lengths[:, tf.newaxis], line[:, :longest], tf.zeros_like(line[:, :1]))
 
-    left = tf.minimum(places + given[:, tf.newaxis], width - 1)
-    is_left = places < (pending.count - given)[:, tf.newaxis]
+    left = tf.range(width) + lengths[:, tf.newaxis]
 
-    def shift(values: tf.Tensor) -> tf.Tensor:
-        return tf.where(is_left, tf.gather(values, left, axis=1, batch_dims=1), tf.zeros_like(values))
+    def keep(line: tf.Tensor) -> tf.Tensor:
+        kept = tf.gather(line, tf.minimum(left, longest + width - 1), axis=1, batch_dims=1)
+        return tf.where(left < decided[:, tf.newaxis], kept, tf.zeros_like(line[:, :1]))
 
-    recent = tf.concat([pending.tail, pending.tokens], axis=1)
-    kept = tf.range(pending.tail.shape[1]) + given[:, tf.newaxis]
-    return ended, generated._replace(
-        tokens=append(generated.tokens, pending.tokens),
-        lengths=lengths,
-        log_probs=append(generated.log_probs, pending.log_probs),
-        unprocessed_log_probs=append(generated.unprocessed_log_probs, pending.unprocessed_log_probs),
-        progress=Progress(
-            state,
-            Pending(
-                shift(pending.tokens),
-                pending.count - given,
-                shift(pending.log_probs),
-                shift(pending.unprocessed_log_probs),
-                tf.gather(recent, kept, axis=1, batch_dims=1),
-            ),
+    recent = tf.concat([pending.tail, lines[0]], axis=1)
+    tail = tf.gather(recent, tf.range(pending.tail.shape[1]) + lengths[:, tf.newaxis], axis=1, batch_dims=1)
+    at = tf.range(width - 1)
+    drafted_at = active[..., tf.newaxis] & (at < drafted[..., tf.newaxis])
+    totals = [drafted_at, drafted_at & (at < count[..., tf.newaxis]), drafted_at & (at + 1 < count[..., tf.newaxis])]
+    return Generated(
+        *(give(line) for line in lines[:1]),
+        lengths,
+        *(give(line) for line in lines[1:]),
+        tf.reduce_all(~active | (count > 0), axis=1),
+        Counts(
+            _total(active),
+            tf.reduce_sum(count, axis=1),
+            *(_total(part) for part in totals),
         ),
+        Progress(state, Pending(keep(lines[0]), decided - lengths, keep(lines[1]), keep(lines[2]), tail)),
     )
 
 
-def _ends_sequence(pending: Pending, sequences: tf.Tensor) -> tf.Tensor:
-    """Returns whether a stop sequence ends with each pending token, bool `[B, G+1]`."""
-    width, longest = pending.tokens.shape[1], pending.tail.shape[1] + 1
-    if sequences.shape[0] == 0:
-        return tf.zeros_like(pending.tokens, tf.bool)
-    recent = tf.concat([pending.tail, pending.tokens], axis=1)
-    windows = tf.stack([recent[:, place : place + longest] for place in range(width)], axis=1)
-    matches = tf.equal(windows[:, :, tf.newaxis], sequences) | tf.equal(sequences, -1)
-    return tf.reduce_any(tf.reduce_all(matches, axis=-1), axis=-1)
-
-
-def _count(counts: Counts, block: Block, active: tf.Tensor, places: int) -> Counts:
-    """Adds one block to the counts of the active rows."""
-    place = tf.range(places)
-    drafted = (place < block.drafted[:, tf.newaxis]) & active[:, tf.newaxis]
-    reached = drafted & (place < block.count[:, tf.newaxis])
-    accepted = drafted & (place < block.count[:, tf.newaxis] - 1)
-
-    def add(count: tf.Tensor, new: tf.Tensor) -> tf.Tensor:
-        return count + tf.cast(new, tf.int32)
-
-    return Counts(
-        add(counts.calls, active),
-        counts.decided + tf.where(active, block.count, 0),
-        add(counts.drafted, drafted),
-        add(counts.reached, reached),
-        add(counts.accepted, accepted),
-    )
-
-
-def _choose(keep: tf.Tensor, old: Pending, new: Pending) -> Pending:
-    return Pending(
-        *(
-            tf.where(tf.reshape(keep, [-1] + [1] * (one.shape.rank - 1)), one, other)
-            for one, other in zip(old, new, strict=True)
-        )
-    )
+def _total(flags: tf.Tensor) -> tf.Tensor:
+    """Returns how many blocks have a flag, int32 `[B, ...]` from bool `[B, N, ...]`."""
+    return tf.reduce_sum(tf.cast(flags, tf.int32), axis=1)

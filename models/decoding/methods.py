@@ -17,8 +17,8 @@ import tensorflow as tf
 from models.decoding.numpy_ops import Stream
 from models.decoding.prng import BlockWords, block_words, random_words
 from models.decoding.race import gumbels, race
-from models.decoding.sampling import probabilities, sample_weights, weights
-from models.decoding.verification import Rule, block_rule, token_rule, verify
+from models.decoding.sampling import sample, sample_31
+from models.decoding.verification import Rule, block_rule, sample_probabilities, token_rule, verify
 
 METHODS = ("autoregressive", "speculative", "block", "greedy-block", "invariant")
 
@@ -56,6 +56,11 @@ class Method(ABC):
         """Returns what the method carries from block to block, before the first one: a nest of tensors."""
         return ()
 
+    @property
+    def takes_shorter_drafts(self) -> bool:
+        """Returns whether a row may draft fewer than G tokens in a block."""
+        return True
+
     @abstractmethod
     def words(self, seed: tf.Tensor, request: tf.Tensor, starts: tf.Tensor, draft_length: int) -> Any:
         """Returns the random words of blocks that begin at `starts`: a nest of int32 tensors `[B, N, ...]`.
@@ -79,7 +84,7 @@ class Method(ABC):
     def decide(
         self,
         processed: tf.Tensor,
-        target_weights: tf.Tensor,
+        target: tf.Tensor,
         laws: list[Any],
         tokens: tf.Tensor,
         lengths: tf.Tensor,
@@ -90,7 +95,7 @@ class Method(ABC):
 
         Args:
           processed: the target's processed logits, `[B, G+1, V]`, after the block's prefixes.
-          target_weights: their integer weights, int64 `[B, G+1, V]`.
+          target: their softmax.
           laws: G times `Drawn.law`.
           tokens: int32 `[B, G]`, the draft.
           lengths: int32 `[B]`, number of real tokens of each draft.
@@ -108,7 +113,7 @@ class _ByPosition(Method):
     def decide(
         self,
         processed: tf.Tensor,
-        target_weights: tf.Tensor,
+        target: tf.Tensor,
         laws: list[Any],
         tokens: tf.Tensor,
         lengths: tf.Tensor,
@@ -116,14 +121,14 @@ class _ByPosition(Method):
         carry: Any,
     ) -> Decision:
         """Compares the draft with the target's own tokens; see `Method.decide`."""
-        own = self._draw_all(processed, target_weights, noise)
+        own = self._draw_all(processed, noise)
         count = tokens.shape[1]
         differs = ~(tf.equal(own[:, :count], tokens) & tf.sequence_mask(lengths, count))
         accepted = tf.reduce_sum(tf.cast(tf.equal(tf.cumsum(tf.cast(differs, tf.int32), axis=1), 0), tf.int32), axis=1)
         return Decision(accepted, tf.gather(own, accepted, axis=1, batch_dims=1), carry)
 
     @abstractmethod
-    def _draw_all(self, processed: tf.Tensor, target_weights: tf.Tensor, noise: Any) -> tf.Tensor:
+    def _draw_all(self, processed: tf.Tensor, noise: Any) -> tf.Tensor:
         """Draws the target's token at each position, int32 `[B, G+1]`."""
 
 
@@ -138,8 +143,8 @@ class Plain(_ByPosition):
         """Raises; a draft would be drawn with the same number as the target's token."""
         raise ValueError("decoding = 'autoregressive': takes no drafter; choose another decoding, or drop the drafter")
 
-    def _draw_all(self, processed: tf.Tensor, target_weights: tf.Tensor, noise: Any) -> tf.Tensor:
-        return sample_weights(target_weights, tuple(word[:, tf.newaxis] for word in noise))  # type: ignore[arg-type]
+    def _draw_all(self, processed: tf.Tensor, noise: Any) -> tf.Tensor:
+        return sample(processed, tuple(word[:, tf.newaxis] for word in noise))  # type: ignore[arg-type]
 
 
 class Invariant(_ByPosition):
@@ -164,7 +169,7 @@ class Invariant(_ByPosition):
         """Runs the drafter's race; see `Method.draw`."""
         return Drawn(race(processed, noise[:, place]), ())
 
-    def _draw_all(self, processed: tf.Tensor, target_weights: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
+    def _draw_all(self, processed: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
         return race(processed, noise[:, : processed.shape[1]])
 
 
@@ -184,14 +189,17 @@ class Speculative(Method):
 
     def draw(self, processed: tf.Tensor, noise: BlockWords, place: int) -> Drawn:
         """Draws by inverse CDF; see `Method.draw`."""
-        token_weights = weights(processed)
-        first, second = (word[:, place] for word in noise.draft)
-        return Drawn(sample_weights(token_weights, (first, second)), probabilities(token_weights))
+        token_weights = tf.cast(tf.nn.softmax(processed) * float(1 << 31), tf.int64)
+        token_weights = tf.maximum(token_weights, 0)  # a row that proposes nothing is NaN
+        token = sample_31(token_weights, noise.draft[0][:, place])
+        total = tf.reduce_sum(token_weights, axis=-1, keepdims=True)
+        # Not the softmax: what verifies a draft must know the distribution that it was drawn from.
+        return Drawn(token, tf.cast(token_weights, tf.float32) / tf.cast(tf.maximum(total, 1), tf.float32))
 
     def decide(
         self,
         processed: tf.Tensor,
-        target_weights: tf.Tensor,
+        target: tf.Tensor,
         laws: list[Any],
         tokens: tf.Tensor,
         lengths: tf.Tensor,
@@ -200,10 +208,8 @@ class Speculative(Method):
     ) -> Decision:
         """Verifies the draft; see `Method.decide`."""
         if not laws:
-            return Decision(tf.zeros_like(lengths), sample_weights(target_weights[:, 0], noise.bonus), carry)
-        end = tf.gather(target_weights, lengths, axis=1, batch_dims=1)
-        target = probabilities(target_weights)
-        found = verify(self.rule, target, tf.stack(laws, axis=1), tokens, lengths, noise, end)
+            return Decision(tf.zeros_like(lengths), sample_probabilities(target[:, 0], noise.bonus), carry)
+        found = verify(self.rule, target, tf.stack(laws, axis=1), tokens, lengths, noise)
         return Decision(found.accepted, found.token, carry)
 
 

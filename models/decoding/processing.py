@@ -72,6 +72,14 @@ def process(
     return processed if bias is None else tf.where(largest > LEFT_OUT, processed, float("nan"))
 
 
+def apply_temperature(logits: tf.Tensor, temperature: tf.Tensor) -> tf.Tensor:
+    """Does what `process` does if the temperature is above 0 and all other options are off, with fewer ops.
+
+    A token whose logit is -inf stays there.
+    """
+    return (logits - tf.reduce_max(logits, axis=-1, keepdims=True)) * (1 / tf.maximum(temperature, MIN_TEMPERATURE))
+
+
 def penalize(logits: tf.Tensor, processing: Processing, history: History) -> tf.Tensor:
     """Returns the logits after the repetition, presence and frequency penalties.
 

@@ -17,12 +17,11 @@ import tensorflow as tf
 from models.decoding.choices import OFF, Processing
 from models.decoding.draft_length import Costs, choose, initial_evidence, observe
 from models.decoding.drafters import Drafter, widen
+from models.decoding.history import block_histories, extend_history
 from models.decoding.methods import Method
 from models.decoding.numpy_ops import LEFT_OUT
-from models.decoding.history import block_histories, extend_history
 from models.decoding.numpy_processing import History
-from models.decoding.processing import process
-from models.decoding.sampling import weights
+from models.decoding.processing import apply_temperature, process
 from models.language_model import LanguageModel, Weights
 from models.tensors import to_tensors
 
@@ -92,11 +91,11 @@ class Block(NamedTuple):
 
     Attributes:
       tokens: int32 `[B, G+1]`, zeros after a row's last one.
-      count: int32 `[B]`, 1 to G + 1: number of tokens; 0 for inactive rows, and where the logits are not finite.
+      count: int32 `[B]`, 1 to G + 1: number of tokens; 0 for inactive rows, and where the target's logits are not
+        finite or leave no token.
       drafted: int32 `[B]`, number of drafted tokens, of which `count` - 1 were accepted in active rows.
       log_probs: float32 `[B, G+1]`, log-probability of each token under the target's processed distribution.
       unprocessed_log_probs: float32 `[B, G+1]`, the same under the target's softmax before any processing.
-      is_finite: bool `[B]`, whether the target's logits are finite and leave at least one token.
     """
 
     tokens: Any
@@ -104,7 +103,6 @@ class Block(NamedTuple):
     drafted: Any
     log_probs: Any
     unprocessed_log_probs: Any
-    is_finite: Any
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,8 +139,11 @@ class Speculation:
             raise ValueError(f"draft_length = {self.draft_length!r}: must be an integer >= 0")
         if (self.drafter is None) != (self.draft_length == 0):
             raise ValueError(f"draft_length = {self.draft_length}: must be above 0 with a drafter, and 0 without one")
-        if self.automatic:
-            self.method.require_ragged_drafts()
+        if not self.method.takes_shorter_drafts and (self.automatic or (self.drafter and self.drafter.may_pass)):
+            raise ValueError(
+                "decoding = 'greedy-block': needs all drafts at full length, so that the draft length is not automatic "
+                "and the drafter always proposes a token; choose 'block'"
+            )
 
     def initial_state(self, batch: int) -> State:
         """Returns the state before any token; `read` fills it."""
@@ -217,7 +218,8 @@ class Speculation:
         """Drafts one block per row; arguments as for `block`."""
         batch = state.last.shape[0]
         noise = self.method.noise(words, self.draft_length, self.model.vocabulary_size)
-        if self.drafter is None:
+        drafter = self.drafter
+        if drafter is None:
             return Draft(tf.zeros([batch, 0], tf.int32), tf.zeros([batch], tf.int32), [], [], noise)
         wanted = tf.fill([batch], self.draft_length)
         if self.automatic:
@@ -228,10 +230,12 @@ class Speculation:
         tokens: list[tf.Tensor] = []
         for place in range(self.draft_length):
             logits, after = self._step(token, states[-1], place, wanted)
-            proposes &= tf.reduce_max(logits, axis=-1) > LEFT_OUT
-            lengths += tf.cast(proposes & (place < wanted), tf.int32)
             processed = self._process(logits, request, lambda: _extend(state.history, tokens))
             drawn = self.method.draw(processed, noise, place)
+            proposes &= drawn.token >= 0
+            if drafter.may_pass:
+                proposes &= tf.reduce_max(logits, axis=-1) > LEFT_OUT
+            lengths += tf.cast(proposes & (place < wanted), tf.int32)
             token = tf.where(proposes, drawn.token, 0)
             states.append(after)
             laws.append(drawn.law)
@@ -264,14 +268,14 @@ class Speculation:
         read = tf.concat([state.last[:, tf.newaxis], draft.tokens], axis=1)
         logits, trail = self.model.extend(to_tensors(self.weights), read, state.target)
         processed = self._process(logits, request, lambda: block_histories(state.history, draft.tokens), allowed)
-        token_weights = weights(processed)
+        probabilities = tf.nn.softmax(processed)
         decision = self.method.decide(
-            processed, token_weights, draft.laws, draft.tokens, draft.lengths, draft.noise, state.carry
+            processed, probabilities, draft.laws, draft.tokens, draft.lengths, draft.noise, state.carry
         )
         places, accepted = tf.range(read.shape[1]), decision.accepted[:, tf.newaxis]
-        is_sound = tf.math.is_finite(tf.reduce_sum(logits, axis=-1)) & (tf.reduce_max(token_weights, axis=-1) > 0)
-        is_finite = tf.reduce_all(is_sound | (places > accepted), axis=1)
-        active &= is_finite
+        # A row of processed logits that leaves no token is NaN, and so is its softmax.
+        is_sound = tf.math.is_finite(tf.reduce_sum(logits, axis=-1) + probabilities[..., 0])
+        active &= tf.reduce_all(is_sound | (places > accepted), axis=1)
         is_added = (places <= accepted) & active[:, tf.newaxis]
         drafted = tf.pad(draft.tokens, [[0, 0], [0, 1]])
         tokens = tf.where(is_added, tf.where(places < accepted, drafted, decision.token[:, tf.newaxis]), 0)
@@ -279,8 +283,7 @@ class Speculation:
             tokens,
             tf.reduce_sum(tf.cast(is_added, tf.int32), axis=1),
             draft.lengths,
-            *self._log_probs(logits, token_weights, tokens, is_added),
-            is_finite,
+            *self._log_probs(logits, probabilities, tokens, is_added, request),
         )
         history = state.history
         if self.penalties:
@@ -324,22 +327,23 @@ class Speculation:
 
         if isinstance(request.is_plain, tuple) or allowed is not None:
             return process_all()
-        return tf.cond(request.is_plain, lambda: process(logits, processing), process_all)
+        return tf.cond(request.is_plain, lambda: apply_temperature(logits, processing.temperature), process_all)
 
     def _log_probs(
-        self, logits: tf.Tensor, token_weights: tf.Tensor, tokens: tf.Tensor, is_added: tf.Tensor
+        self, logits: tf.Tensor, probabilities: tf.Tensor, tokens: tf.Tensor, is_added: tf.Tensor, request: Request
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns the log-probabilities of the tokens before and after processing, processed first."""
         if not self.log_probs:
             return tf.zeros_like(tokens, tf.float32), tf.zeros_like(tokens, tf.float32)
 
-        def at(values: tf.Tensor) -> tf.Tensor:
-            return tf.gather(values, tokens, axis=2, batch_dims=2)
+        def log_of(laws: tf.Tensor) -> tf.Tensor:
+            return tf.math.log(tf.where(is_added, tf.gather(laws, tokens, axis=2, batch_dims=2), 1.0))
 
-        total = tf.reduce_sum(token_weights, axis=-1)
-        share = tf.cast(at(token_weights), tf.float32) / tf.cast(tf.maximum(total, 1), tf.float32)
-        processed = tf.math.log(tf.where(is_added, share, 1.0))
-        return processed, tf.where(is_added, at(logits) - tf.reduce_logsumexp(logits, axis=-1), 0.0)
+        processed = log_of(probabilities)
+        if isinstance(request.is_plain, tuple):
+            return processed, log_of(tf.nn.softmax(logits))
+        is_unchanged = request.is_plain & tf.equal(request.processing.temperature, 1.0)
+        return processed, tf.cond(is_unchanged, lambda: processed, lambda: log_of(tf.nn.softmax(logits)))
 
 
 def _extend(history: History, tokens: Sequence[tf.Tensor]) -> History:
@@ -350,9 +354,12 @@ def _extend(history: History, tokens: Sequence[tf.Tensor]) -> History:
 
 
 def is_plain(processing: Processing, bias: tf.Tensor) -> tf.Tensor:
-    """Returns whether neither a penalty nor the bias changes the logits, bool scalar."""
-    changes = [tf.not_equal(getattr(processing, name), getattr(OFF, name)) for name in Processing._fields[-3:]]
-    return ~(changes[0] | changes[1] | changes[2] | tf.reduce_any(tf.not_equal(bias, 0.0)))
+    """Returns whether only the temperature, which is above 0, changes the logits, bool scalar."""
+    options = processing._asdict()
+    temperature = tf.convert_to_tensor(options.pop("temperature"), tf.float32)
+    changes = [tf.not_equal(value, getattr(OFF, name)) for name, value in options.items()]
+    changes.append(tf.reduce_any(tf.not_equal(bias, 0.0)))
+    return (temperature > 0) & ~tf.reduce_any(tf.stack(changes))
 
 
 _BY_PLACE = ("tokens", "log_probs", "unprocessed_log_probs")

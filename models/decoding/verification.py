@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from models.decoding.numpy_ops import BLOCK
-from models.decoding.prng import BlockWords, uniforms
+from models.decoding.prng import BlockWords, Words, uniforms
 from models.decoding.sampling import sample_weights
 
 _RESIDUAL_BITS = 40
@@ -145,7 +145,6 @@ def verify(
     tokens: tf.Tensor,
     lengths: tf.Tensor,
     words: BlockWords,
-    end_weights: tf.Tensor | None = None,
 ) -> Verified:
     """Draws how many tokens of each row are accepted, and the token after them.
 
@@ -156,9 +155,6 @@ def verify(
       tokens: as for `token_rule`.
       lengths: as for `token_rule`.
       words: the random words of the block, from `models.decoding.prng.block_words`.
-      end_weights: int64 `[B, V]`, integer weights of the target after a row's last real token; None: made from
-        `target`. With the weights that the target alone would be sampled with, a row without a draft gets the same
-        token in any batch.
     """
     stops = rule(target, drafter, tokens, lengths)
     bounds = tf.cumsum(stops.probability, axis=1)
@@ -173,14 +169,18 @@ def verify(
     weights = _residual(
         at(stops.target_weight, accepted), at(stops.drafter_weight, accepted), at(target, accepted), drafter_row
     )
-    token_weights = _to_integers(weights)
     is_end = tf.equal(accepted, lengths)
-    if end_weights is not None:
-        token_weights = tf.where(is_end[:, tf.newaxis], end_weights, token_weights)
     first, second = (
         tf.where(is_end, bonus, residual) for bonus, residual in zip(words.bonus, words.residual, strict=True)
     )
-    return Verified(accepted, sample_weights(token_weights, (first, second)))
+    return Verified(accepted, sample_probabilities(weights, (first, second)))
+
+
+def sample_probabilities(weights: tf.Tensor, words: Words) -> tf.Tensor:
+    """Draws one token per row, in proportion to float32 weights `[B, V]`, with 40 bits of accuracy."""
+    largest = tf.reduce_max(weights, axis=-1, keepdims=True)
+    scaled = weights * (float(1 << _RESIDUAL_BITS) / tf.where(largest > 0, largest, 1.0))
+    return sample_weights(tf.cast(tf.where(scaled > 0, scaled, 0.0), tf.int64), words)
 
 
 def _log_ratios(
@@ -275,9 +275,3 @@ def _residual(target_weight: tf.Tensor, drafter_weight: tf.Tensor, target: tf.Te
     """Returns max(t M_b - d M_s, 0) `[..., V]`, or M_b where that has no mass."""
     weights = tf.nn.relu(target_weight[..., tf.newaxis] * target - drafter_weight[..., tf.newaxis] * drafter)
     return tf.where(tf.reduce_max(weights, axis=-1, keepdims=True) > 0, weights, target)
-
-
-def _to_integers(weights: tf.Tensor) -> tf.Tensor:
-    """Returns int64 weights in proportion to float32 ones, the largest of which becomes about 2**40."""
-    largest = tf.reduce_max(weights, axis=-1, keepdims=True)
-    return tf.cast(weights / largest * float(1 << _RESIDUAL_BITS), tf.int64)

@@ -104,7 +104,7 @@ class Row:
             accepted, token = 0, self.invert(targets[0], (int(first), int(second)))
         elif noise is not None:
             own = [
-                int(np.argmax(self.processed(row, p) + noise[i])) for i, (row, p) in enumerate(zip(logits, prefixes))
+                int(np.argmax(self.processed(row, p) + noise[i])) for i, (row, p) in enumerate(zip(logits, prefixes, strict=True))
             ]
             accepted = next((i for i, drafted in enumerate(draft) if own[i] != drafted), len(draft))
             token = own[accepted]
