@@ -20,6 +20,7 @@ PACKAGES = ("fl", "privacy", "models", "experiments")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 NUMERIC = frozenset({"numpy", "scipy"})
+DRAWING = frozenset(f"models.decoding.{part}" for part in ("choices", "numpy_loop", "numpy_ops", "numpy_processing"))
 TFF = frozenset({"tensorflow_federated", "tensorflow_privacy", "grpc", "portpicker"})
 # Folder or file → what the modules in it may import besides the standard library; the longest path counts. A dotted
 # name allows what is below it and nothing above it. None: anything.
@@ -32,11 +33,9 @@ MAY_IMPORT: dict[str, frozenset[str] | None] = {
     "models/__init__.py": frozenset({"models"}),
     "models/vocabulary.py": frozenset({"models.vocabulary", "models.atomic_file", "numpy", "sentencepiece"}),
     # What goes on the device beside the model: NumPy and the LiteRT runtime, or TensorFlow's in its place.
-    "models/device.py": frozenset(
-        {"models.device", "models.vocabulary", "models.vocabularies", "models.tflite_file", "models.decoding.choices"}
-        | {"models.decoding.numpy_loop", "models.decoding.numpy_ops", "models.decoding.numpy_processing"}
-        | {"numpy", "ai_edge_litert", "tensorflow"}
-    ),
+    "models/device.py": DRAWING
+    | {"models.device", "models.vocabulary", "models.vocabularies", "models.tflite_file"}
+    | {"numpy", "ai_edge_litert", "tensorflow"},
     "models/atomic_file.py": frozenset(),
     "models/tflite_file.py": frozenset({"models.atomic_file", "models.vocabularies", "numpy"}),
     "models/vocabularies.py": frozenset({"models.vocabulary", "models.pretrained.tokenizer"}),
@@ -45,12 +44,7 @@ MAY_IMPORT: dict[str, frozenset[str] | None] = {
     | {"models.pretrained.chat_template"},
     "models/pretrained/chat_template.py": frozenset({"jinja2"}),
     "models/decoding": frozenset({"models.decoding", "numpy", "tensorflow"}),
-    "models/decoding/choices.py": frozenset(),
-    "models/decoding/numpy_ops.py": frozenset({"numpy"}),
-    "models/decoding/numpy_processing.py": frozenset({"numpy", "models.decoding.choices", "models.decoding.numpy_ops"}),
-    "models/decoding/numpy_loop.py": frozenset(
-        {"numpy", "models.decoding.choices", "models.decoding.numpy_ops", "models.decoding.numpy_processing"}
-    ),
+    **{f"{name.replace('.', '/')}.py": DRAWING | {"numpy"} for name in DRAWING},
     "models/alignment": NUMERIC | {"models.alignment"},
     "fl": NUMERIC | TFF | {"fl", "privacy", "tensorflow", "keras", "tensorboard"},
     "fl/sources/parquet.py": frozenset({"fl", "pyarrow"}),

@@ -142,8 +142,8 @@ def _is_in_nucleus(scaled: tf.Tensor, kept: tf.Tensor, token_weights: tf.Tensor,
     # p and 1 - p are exact multiples of 2**-62, unless p is below 2**-38; then the likeliest token is enough. What is
     # needed is the total minus the largest integer that is at most (1 - p) times the total.
     rest = tf.constant(1 << 62, tf.int64) - tf.maximum(tf.cast(top_p * 2.0**62, tf.int64), 1)
-    needed_of = tf.reduce_sum(token_weights, axis=-1, keepdims=True)
-    needed = needed_of - scale(needed_of, *split_31(rest))
+    total = tf.reduce_sum(token_weights, axis=-1, keepdims=True)
+    needed = total - scale(total, *split_31(rest))
     # The weight of a token below -LOWEST is 0.
     smallest = tf.reduce_min(tf.where(kept, tf.maximum(scaled, -LOWEST), 0.0), axis=-1, keepdims=True)
     # Weights have a relative error of 2**-21, so that a token's weight is at least the weight 2**-18 nats below it.
@@ -169,7 +169,8 @@ def _find_bound(
     Args:
       values: float32 `[..., V]`.
       measures: int32 or int64 `[..., V]`, >= 0.
-      needed: integer `[]` or `[..., 1]`. If all measures together are not more, the loop does not start.
+      needed: integer `[]` or `[..., 1]`. All measures together must be at least that, or the loop
+        does not start and all values reach the bound.
       low: float32 `[..., 1]`, a bound that all values with a measure reach.
       high: float32 `[..., 1]`, the largest value.
       least: function from a bound to the least measure that a value which reaches the bound may have.

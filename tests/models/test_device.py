@@ -89,6 +89,43 @@ def test_stream_and_text_refuse_bad_choices_before_the_first_piece(loaded):
         loaded.text("", max_new_tokens=41)
 
 
+def test_stream_never_draws_tokens_that_are_banned_or_not_allowed_by_the_mask(loaded):
+    letters = [FIRST_BYTE + byte for byte in b"abc"]
+    allowed = np.isin(np.arange(VOCABULARY.size), letters)
+    options = {"max_new_tokens": 12, "stop_at_eos": False, "temperature": 5.0}
+    text = "".join(loaded.stream("the", mask=lambda _: allowed, banned=letters[:1], **options))
+    assert len(text) == 12 and set(text) == {"b", "c"}
+    assert "".join(loaded.stream("the", bias={letters[2]: 1000.0}, **options)) == 12 * "c"
+    calls: list[list[int]] = []
+    tokens = list(loaded.draw([BOS], Choices(max_new_tokens=4), mask=calls.append))
+    assert calls == [tokens[:i] for i in range(4)]
+
+
+def test_repetition_penalty_depends_on_the_tokens_of_the_prompt(loaded):
+    """Greedy, and with a penalty so large that positive logits of the prompt's tokens become the smallest ones."""
+    prompt = [BOS, *VOCABULARY.encode("the")]
+    first = next(loaded.draw(prompt, Choices(temperature=0.0)))
+    *_, (logits, _) = loaded.read([*prompt, first])
+    penalised = next(loaded.draw([*prompt, first], Choices(temperature=0.0, repetition_penalty=100.0)))
+    factor = np.where(logits > 0, 0.01, 100.0)
+    seen = np.isin(np.arange(VOCABULARY.size), [*prompt, first])
+    assert penalised == np.where(seen, logits * factor, logits).argmax()
+
+
+def test_stream_and_draw_refuse_bad_token_ids_before_the_first_token(loaded):
+    for wrong in ({"banned": [VOCABULARY.size]}, {"bias": {-1: 1.0}}, {"bias": {0: float("nan")}}):
+        with pytest.raises(ValueError, match="must be a"):
+            loaded.stream("", **wrong)
+        with pytest.raises(ValueError, match="must be a"):
+            loaded.draws([BOS], [Choices()], **wrong)
+
+
+@pytest.mark.parametrize("option", ["top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"])
+def test_text_refuses_options_that_the_graph_does_not_apply(loaded, option):
+    with pytest.raises(ValueError, match=f"^{option} = 0.5: the loop in the graph applies temperature and top_k only"):
+        loaded.text("", max_new_tokens=3, **{option: 0.5})
+
+
 def byte_tokens(text):
     return [FIRST_BYTE + byte for byte in text.encode()]
 

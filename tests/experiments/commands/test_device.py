@@ -1,9 +1,11 @@
 import re
 import shutil
+from typing import Any
 
 import pytest
 
 from experiments.cli import main
+from models import device
 from models.export import export
 from tests.models import exported
 
@@ -35,11 +37,36 @@ def test_generate_prints_prompt_and_continuation_that_depend_on_the_seed(path, c
 
 
 @pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--top-p", 0.2),
+        ("--min-p", 0.5),
+        ("--repetition-penalty", 50),
+        ("--presence-penalty", 50),
+        ("--frequency-penalty", 50),
+    ],
+)
+def test_generate_passes_each_option_to_the_model(path, capfd, option, value):
+    fixed = ("generate", path, "--prompt", "the the", "--max-new-tokens", 16, "--temperature", 2)
+    plain, changed = run(capfd, *fixed), run(capfd, *fixed, option, value)
+    assert plain[0] == changed[0] == 0
+    options: Any = {"temperature": 2.0, option[2:].replace("-", "_"): float(value)}
+    expected = "".join(device.load(path).stream("the the", max_new_tokens=16, **options))
+    assert changed[1] == f"the the{expected}\n" != plain[1]
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--temperature", "nan"], "value for --temperature: nan: must be 0 (greedy) or a number from 1e-06 to 1e+06"),
         (["--temperature", "-1"], "value for --temperature: -1.0: must be 0 (greedy)"),
         (["--top-k", "-1"], "value for --top-k: -1: must be an integer from 0 to 2^31 - 1"),
+        (["--top-p", "0"], "value for --top-p: 0.0: must be a number above 0 and at most 1"),
+        (["--top-p", "nan"], "value for --top-p: nan: must be a number above 0 and at most 1"),
+        (["--min-p", "1"], "value for --min-p: 1.0: must be a number from 0 (off) to below 1"),
+        (["--repetition-penalty", "0"], "value for --repetition-penalty: 0.0: must be a number from 0.01 to 100"),
+        (["--presence-penalty", "nan"], "value for --presence-penalty: nan: must be a number from -100 to 100"),
+        (["--frequency-penalty", "101"], "value for --frequency-penalty: 101.0: must be a number from -100 to 100"),
         (["--max-new-tokens", "0"], "value for --max-new-tokens: 0: must be an integer from 1 to 2^31 - 1"),
         (["--seed", "-1"], "value for --seed: -1: must be an integer from 0 to 2^64 - 1"),
         (
