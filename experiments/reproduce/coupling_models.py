@@ -22,7 +22,7 @@ AGREEMENTS = {
     "maximal": lambda p, q: 1 - couplings.total_variation(p, q),
 }
 _BATCH_LOGITS = 1 << 25  # logits in memory at a time, for each model
-SHOWN = 300  # contexts whose agreements are listed in the results, for the plot
+SHOWN = 200  # contexts whose agreements are listed in the results, for the plot
 
 
 class Position(NamedTuple):
@@ -101,7 +101,7 @@ def _summarise(name: str, temperature: float, values: NDArray[Any], owners: NDAr
         "contexts": len(values),
         **means,
         "drawn": share_interval(int(values[:, -1].sum()), len(values))._asdict(),
-        "points": [dict(zip(columns, map(float, row[:-1]), strict=True)) for row in values[:SHOWN]],
+        "points": [dict(zip(columns, np.round(row[:-1], 5).tolist(), strict=True)) for row in values[:SHOWN]],
     }
 
 

@@ -103,6 +103,26 @@ def gumbels(seed: ArrayLike, request: ArrayLike, positions: ArrayLike, size: int
     return noise.reshape(*request.shape, -1)[..., :size]
 
 
+def gumbels_of(seed: ArrayLike, request: ArrayLike, positions: ArrayLike, tokens: ArrayLike) -> NDArray[np.float32]:
+    """Returns the Gumbel numbers of some tokens, as `models.decoding.race.gumbels_of` does.
+
+    Args:
+      seed: int32 `[2]`, any bits.
+      request: int32, number that identifies the request; broadcasts with positions and tokens.
+      positions: int32, number of tokens before the one that is drawn.
+      tokens: int32, token ids >= 0.
+
+    Returns:
+      float32 of the common shape of request, positions and tokens.
+    """
+    tokens = np.asarray(tokens, np.int32)
+    half, block = tokens // HALF_BLOCK, tokens // (2 * HALF_BLOCK)
+    call = block * HALF_BLOCK + tokens - half * HALF_BLOCK
+    first, second = random_words(seed, Stream.RACE, request, positions, call)
+    is_second = half - 2 * block == 1
+    return from_words((np.where(is_second, second, first), np.where(is_second, first, second)))
+
+
 def from_words(words: Words) -> NDArray[np.float32]:
     """Returns the Gumbel numbers of tokens from their own words and their partners', two int32 arrays of one shape."""
     own, partner = (word.astype(np.float32) for word in words)

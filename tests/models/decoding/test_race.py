@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from scipy.stats import binomtest
 
 from models.decoding import numpy_ops, numpy_race, race
@@ -44,6 +45,22 @@ def test_gumbels_and_tokens_have_the_bits_of_numpy_in_every_backend():
     for output in run_everywhere(draw, seed=seed, request=request, positions=positions, logits=logits).values():
         np.testing.assert_array_equal(output["noise"], noise)
         np.testing.assert_array_equal(output["tokens"], numpy_race.race(logits, noise))
+
+
+def test_gumbels_of_some_tokens_are_those_of_all_in_every_backend():
+    rng = np.random.default_rng(8)
+    seed, size = rng.integers(-(2**31), 2**31, 2, np.int32), 3000
+    request, positions = rng.integers(0, 2**31, [2, 1], np.int32), rng.integers(0, 2**31, [2, 3], np.int32)
+    tokens = np.concatenate([[0, 255, 256, 511, 512, 767, 768, 1023, 1024], rng.integers(0, size, 40)]).astype(np.int32)
+    expected = numpy_race.gumbels(seed, request, positions, size)[..., tokens]
+
+    def some(seed, request, positions, tokens):
+        return {"g": race.gumbels_of(seed, request[..., tf.newaxis], positions[..., tf.newaxis], tokens)}
+
+    alone = numpy_race.gumbels_of(seed, request[..., np.newaxis], positions[..., np.newaxis], tokens)
+    np.testing.assert_array_equal(alone, expected)
+    for output in run_everywhere(some, seed=seed, request=request, positions=positions, tokens=tokens).values():
+        np.testing.assert_array_equal(output["g"], expected)
 
 
 def test_lookup_of_rare_words_has_the_bits_of_numpy_in_every_backend():
