@@ -54,7 +54,7 @@ def measure(target: Path, drafters: Mapping[str, Path], source: Any, length: int
       target: folder of the target's run.
       drafters: folder of each drafter's run, by name.
       source: (speaker, lines) pairs of held-out text.
-      length: number of tokens in a row of text, > 0: the longest context.
+      length: number of tokens in a row of text, > 0: the longest context, unless a model takes less.
       contexts: number of contexts, drawn at random from the text; all of them if there are fewer.
       seed: seed of the contexts and of the draws.
 
@@ -122,6 +122,7 @@ def _positions(
                 f"{folder} has another vocabulary than {target}: give a drafter with the target's vocabulary"
             )
         loaded[name] = (drafter, own_weights)
+    length = min(length, *(model.context or length for model, _ in loaded.values()))
     speakers = [sequences(np.array(vocabulary.document("\n".join(lines)), np.int32), length) for _, lines in source]
     owners = np.repeat(np.arange(len(speakers)), [len(rows) for rows in speakers])
     rows = np.concatenate(speakers)

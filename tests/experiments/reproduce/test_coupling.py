@@ -13,6 +13,7 @@ from tests.experiments.processes import call
 from tests.experiments.reproduce import small_drafters
 from tests.experiments.reproduce.small_drafters import SPEAKERS
 from tests.models import exported
+from tests.models.pretrained.checkpoints import write_gguf
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +128,17 @@ def test_study_compares_models_of_the_users_choice(folder, small_study, tmp_path
     code, out, err = call("reproduce", "coupling", *options, folder=tmp_path)
     assert code == 0, err
     assert "| si-cifg | 0.6 |" in out and "si-transformer" not in out
+
+
+@pytest.mark.slow
+def test_study_compares_imported_models(small_study, tmp_path):
+    write_gguf(tmp_path / "small.gguf")
+    for name in ("large", "small"):
+        assert call("import", "small.gguf", "--output", name, folder=tmp_path)[0] == 0
+    options = ["--target", "large", "--drafter", "small", "--contexts", "10"]
+    code, out, err = call("reproduce", "coupling", *options, folder=tmp_path)
+    assert code == 0, err
+    assert "| small | 1 | 0.000 [0.000, 0.000] | 1.000" in out
 
 
 def test_study_refuses_what_it_cannot_compare(folder, small_study, refuse, tmp_path):
