@@ -55,6 +55,11 @@ _COMMANDS = {
         "privacy",
         "Compute epsilon, the noise or the number of rounds from the other two; audit mechanisms.",
     ),
+    "couple": (
+        "experiments.commands.couple",
+        "couple",
+        "Compute how often two parties draw the same token from two distributions.",
+    ),
     "data": ("experiments.commands.runs", "data", "Build the token store of a config and describe its contents."),
     "config": ("experiments.commands.config", "config", "Describe all keys of a configuration, for editors."),
     "worker": (

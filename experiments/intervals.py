@@ -1,4 +1,4 @@
-"""Computes bootstrap intervals over clients: how much an estimate varies with the choice of the clients."""
+"""Computes confidence intervals: by the bootstrap over clients, and of shares of independent trials."""
 
 from __future__ import annotations
 
@@ -109,3 +109,18 @@ def bits_per_character(nats: float, characters: float) -> float:
     if not characters > 0:
         raise ValueError(f"{characters} characters: bits per character need at least one")
     return nats / (characters * math.log(2))
+
+
+def share_interval(hits: int, trials: int) -> Interval:
+    """Returns the share of hits among independent trials with its 95 % Wilson interval.
+
+    Args:
+      hits: number of hits, from 0 to `trials`.
+      trials: number of trials, > 0.
+
+    Reference: Brown, Cai and DasGupta 2001, Interval Estimation for a Binomial Proportion.
+    """
+    share, z = hits / trials, 1.959964
+    middle = (share + z * z / (2 * trials)) / (1 + z * z / trials)
+    half = z / (1 + z * z / trials) * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
+    return Interval(share, max(middle - half, 0.0), min(middle + half, 1.0))

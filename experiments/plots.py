@@ -140,6 +140,59 @@ def excess_loss(path: Path, study: Mapping[str, Any]) -> list[Path]:
     return _save(figure, path)
 
 
+def agreements(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
+    """Plots how often a target and its drafters draw the same token against the total variation, by temperature.
+
+    Args:
+      path: path of the files, without suffix.
+      rows: agreements in single contexts, as `experiments.reproduce.coupling_models.measure` returns them.
+    """
+    temperatures = list(dict.fromkeys(row["temperature"] for row in rows))
+    figure, panels = _figure(len(temperatures))
+    variations = np.linspace(0, 1, 101)
+    for axes, temperature in zip(np.atleast_1d(panels), temperatures, strict=True):
+        points = [point for row in rows if row["temperature"] == temperature for point in row["points"]]
+        for key, name in (("minhash", "weighted MinHash"), ("gumbel", "Gumbel race")):
+            axes.plot(
+                [point["total_variation"] for point in points],
+                [point[key] for point in points],
+                linestyle="",
+                marker=".",
+                markersize=2,
+                label=name,
+            )
+        axes.plot(variations, 1 - variations, color="black", linewidth=0.8, label="maximal coupling")
+        axes.plot(variations, (1 - variations) / (1 + variations), color="grey", linestyle="--", label="bound")
+        axes.set_xlabel(f"total variation, T = {temperature:g}")
+    np.atleast_1d(panels)[0].set_ylabel("probability of equal tokens")
+    np.atleast_1d(panels)[0].legend(markerscale=4)
+    return _save(figure, path)
+
+
+def message_bits(path: Path, study: Mapping[str, Any]) -> list[Path]:
+    """Plots the mean bits of the exchange of few messages against n / error, with the line fitted to them.
+
+    Args:
+      path: path of the files, without suffix.
+      study: result of `experiments.reproduce.coupling_theory.few_messages`.
+    """
+    figure, axes = _figure()
+    for error in dict.fromkeys(row["error"] for row in study["rows"]):
+        rows = [row for row in study["rows"] if row["error"] == error]
+        sizes = [row["tokens"] / error for row in rows]
+        axes.plot(sizes, [row["bits"] for row in rows], linestyle="", marker="o", label=f"ε = {error:g}")
+    ratios = [row["tokens"] / row["error"] for row in study["rows"]]
+    ends = np.array([min(ratios), max(ratios)])
+    slope, intercept = (study["fit"][key]["estimate"] for key in ("slope", "intercept"))
+    label = f"{intercept:.1f} + {slope:.2f} log₂(n / ε)"
+    axes.plot(ends, intercept + slope * np.log2(ends), color="grey", linestyle="--", label=label)
+    axes.set_xscale("log", base=2)
+    axes.set_xlabel("n / ε")
+    axes.set_ylabel("bits for a pair of tokens")
+    axes.legend()
+    return _save(figure, path)
+
+
 def _figure(panels: int = 1) -> Any:
     from matplotlib.figure import Figure  # pyplot would need a window system and keep global state
 

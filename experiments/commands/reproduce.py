@@ -2,7 +2,7 @@
 
 import click
 
-from experiments.reproduce import dp_mean, dpsgd_f, drafters, noise_seeds
+from experiments.reproduce import coupling, dp_mean, dpsgd_f, drafters, noise_seeds
 
 
 @click.group()
@@ -10,5 +10,11 @@ def reproduce() -> None:
     """Rerun a study and write its table and plot."""
 
 
-for command in (dp_mean.dp_mean, dpsgd_f.dpsgd_f, drafters.drafters, noise_seeds.noise_seeds):
+for command in (
+    coupling.coupling,
+    dp_mean.dp_mean,
+    dpsgd_f.dpsgd_f,
+    drafters.drafters,
+    noise_seeds.noise_seeds,
+):
     reproduce.add_command(command)

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from models.decoding.couplings import Probabilities, draw
 
-MAX_EXCHANGES = 20
 _LARGEST_GRID = 1 << 40
 
 
@@ -58,7 +57,7 @@ def exchange(
     error: float,
     generator: np.random.Generator,
     draws: int,
-    max_exchanges: int = MAX_EXCHANGES,
+    max_exchanges: int | None = None,
 ) -> Exchange:
     """Lets the parties agree with probability at least 1 - TV - error, for O(log(n / error)) bits on average.
 
@@ -68,7 +67,8 @@ def exchange(
     he draws a token from Q and sends it, and Alice answers with its rounded probability. He keeps it with probability
     max(0, 1 - rounded P / Q), answers with one bit, and so on. After `max_exchanges` rounds without success Alice sends
     the whole rounded distribution, and Bob draws from what Q exceeds it by, which has the same distribution as going
-    on. `expected_bits` is the mean number of bits; there are at most 2 rounds on average.
+    on. There are at most 2 rounds on average. With the default of n rounds, a pair of tokens costs at most about twice
+    the bits of the whole distribution, and what is sent after them adds less than one probability's bits to the mean.
 
     Args:
       p: Alice's distribution, float64 `[n]`.
@@ -76,11 +76,12 @@ def exchange(
       error: how much the agreement may fall short of 1 - TV, in (0, 1); n / error is at most 2**40.
       generator: source of both parties' private random numbers.
       draws: number of pairs of tokens, all for the same distributions.
-      max_exchanges: number of rounds after which Alice sends everything, >= 1.
+      max_exchanges: number of rounds after which Alice sends everything, >= 1; None: n.
 
     Raises:
       ValueError: error or max_exchanges is out of range.
     """
+    max_exchanges = len(p) if max_exchanges is None else max_exchanges
     rounded, messages = _rounded(p, error, max_exchanges)
     alice = draw(p, generator, draws)
     sent = alice.copy()
@@ -89,6 +90,8 @@ def exchange(
     bits = np.full(draws, messages.token + messages.probability + 1)
     asking = np.flatnonzero(generator.random(draws) * rounded[sent] >= q[sent])
     for _ in range(max_exchanges - 1):
+        if not len(asking):
+            break
         asked = draw(q, generator, len(asking))
         bits[asking] += messages.token + messages.probability + 1
         keeps = generator.random(len(asking)) * q[asked] < q[asked] - rounded[asked]
@@ -112,8 +115,9 @@ def exchange_agreement(p: Probabilities, q: Probabilities, error: float) -> floa
     return float(kept.sum() + gained @ refused / gained.sum() * (missing @ beyond) / beyond.sum())
 
 
-def expected_bits(p: Probabilities, q: Probabilities, error: float, max_exchanges: int = MAX_EXCHANGES) -> float:
+def expected_bits(p: Probabilities, q: Probabilities, error: float, max_exchanges: int | None = None) -> float:
     """Returns the mean number of bits that `exchange` sends for a pair of tokens."""
+    max_exchanges = len(p) if max_exchanges is None else max_exchanges
     rounded, messages = _rounded(p, error, max_exchanges)
     # Bob refuses Alice's token with probability d, and keeps each of his own with probability d.
     d = 0.5 * float(np.abs(rounded - q).sum())

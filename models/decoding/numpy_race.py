@@ -89,14 +89,38 @@ def gumbels(seed: ArrayLike, request: ArrayLike, positions: ArrayLike, size: int
     request, positions = np.broadcast_arrays(np.asarray(request), np.asarray(positions))
     calls = -(-size // (2 * HALF_BLOCK)) * HALF_BLOCK
     noise = np.empty((request.size, calls // HALF_BLOCK, 2, HALF_BLOCK), np.float32)
-    for row, (one_request, position) in enumerate(zip(request.flat, positions.flat, strict=True)):
-        for begin in range(0, calls, _CHUNK):
-            pairs = np.arange(begin, min(begin + _CHUNK, calls))
-            first, second = random_words(seed, Stream.RACE, one_request, position, pairs)
-            blocks = slice(begin // HALF_BLOCK, (begin + len(pairs)) // HALF_BLOCK)
-            noise[row, blocks, 0] = from_words((first, second)).reshape(-1, HALF_BLOCK)
-            noise[row, blocks, 1] = from_words((second, first)).reshape(-1, HALF_BLOCK)
+    rows_at_once, calls_at_once = max(_CHUNK // calls, 1), min(_CHUNK, calls)
+    for row in range(0, request.size, rows_at_once):
+        rows = slice(row, row + rows_at_once)
+        keys = request.reshape(-1, 1)[rows], positions.reshape(-1, 1)[rows]
+        for call in range(0, calls, calls_at_once):
+            pairs = np.arange(call, min(call + calls_at_once, calls))
+            first, second = random_words(seed, Stream.RACE, *keys, pairs)
+            blocks = slice(call // HALF_BLOCK, (call + len(pairs)) // HALF_BLOCK)
+            shape = (len(first), -1, HALF_BLOCK)
+            noise[rows, blocks, 0] = from_words((first, second)).reshape(shape)
+            noise[rows, blocks, 1] = from_words((second, first)).reshape(shape)
     return noise.reshape(*request.shape, -1)[..., :size]
+
+
+def gumbels_of(seed: ArrayLike, request: ArrayLike, positions: ArrayLike, tokens: ArrayLike) -> NDArray[np.float32]:
+    """Returns the Gumbel numbers of some tokens, as `models.decoding.race.gumbels_of` does.
+
+    Args:
+      seed: int32 `[2]`, any bits.
+      request: int32, number that identifies the request; broadcasts with positions and tokens.
+      positions: int32, number of tokens before the one that is drawn.
+      tokens: int32, token ids >= 0.
+
+    Returns:
+      float32 of the common shape of request, positions and tokens.
+    """
+    tokens = np.asarray(tokens, np.int32)
+    half, block = tokens // HALF_BLOCK, tokens // (2 * HALF_BLOCK)
+    call = block * HALF_BLOCK + tokens - half * HALF_BLOCK
+    first, second = random_words(seed, Stream.RACE, request, positions, call)
+    is_second = half - 2 * block == 1
+    return from_words((np.where(is_second, second, first), np.where(is_second, first, second)))
 
 
 def from_words(words: Words) -> NDArray[np.float32]:

@@ -48,6 +48,30 @@ def gumbels(seed: Any, request: Any, positions: Any, size: int) -> tf.Tensor:
     return tf.reshape(tf.stack(noise, axis=-2), [*lead, blocks * 2 * HALF_BLOCK])[..., :size]
 
 
+def gumbels_of(seed: Any, request: Any, positions: Any, tokens: Any) -> tf.Tensor:
+    """Returns the numbers that `gumbels` has for some tokens, such as those that top-k keeps, without the others.
+
+    The time is that of twice as many tokens of `gumbels`, since no two tokens share a call of Threefry.
+
+    Args:
+      seed: int32 `[2]`, any bits.
+      request: int32, number that identifies the request; broadcasts with positions and tokens.
+      positions: int32, number of tokens before the one that is drawn.
+      tokens: int32, token ids >= 0.
+
+    Returns:
+      float32 of the common shape of request, positions and tokens.
+    """
+    tokens = tf.convert_to_tensor(tokens, tf.int32)
+    half = tf.bitwise.right_shift(tokens, HALF_BLOCK.bit_length() - 1)
+    block = tf.bitwise.right_shift(half, 1)
+    call = block * HALF_BLOCK + (tokens - half * HALF_BLOCK)
+    first, second = random_words(seed, Stream.RACE, request, positions, call)
+    # Exchanges the words where the token has the second one.
+    moved = (second - first) * (half - block * 2)
+    return from_words(first + moved, second - moved)
+
+
 def race(processed: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
     """Draws the token with the largest sum of processed logit and noise in each row, the first one on ties.
 

@@ -55,6 +55,8 @@ ELSEWHERE = {
     "demo": "tests/experiments/commands/test_demo.py",
     "bench pretrained": "tests/experiments/bench/test_pretrained.py",
     "pretrain": "tests/experiments/commands/test_pretraining.py",
+    "couple": "tests/experiments/commands/test_couple.py",
+    "reproduce coupling": "tests/experiments/reproduce/test_coupling.py",
     "reproduce drafters": "tests/experiments/reproduce/test_drafters.py",
     "worker": "tests/experiments/commands/test_workers.py",
 }

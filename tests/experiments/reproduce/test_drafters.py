@@ -9,33 +9,18 @@ import pytest
 from experiments import config_file, data
 from experiments.cli import main
 from experiments.reproduce import drafters
-from experiments.runs import RunFolder, save_weights, write_json
 from fl.evaluation import Evaluator
-from models.presets import preset
 from models.vocabulary import Vocabulary
 from tests.experiments.processes import call
+from tests.experiments.reproduce import small_drafters
+from tests.experiments.reproduce.small_drafters import SPEAKERS
 from tests.models import exported
-
-SPEAKERS = [("a/X", ["the king and the king", "another"]), ("b/Y", ["in the night " * 5]), ("b/Z", ["then"])]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("drafters")
-    words = exported.vocabulary()
-    for number, (name, changes) in enumerate(drafters.MODELS.items()):
-        run = RunFolder(folder / name)
-        config = config_file.load("target", ("clients.sequence_length=6", *changes))
-        run.create(config)
-        small = {"blocks": 1, "embedding": 8, "heads": 2, "feed_forward": 12}
-        model = (
-            preset("tiny", words.size, embedding=8, units=10)
-            if name == "si-cifg"
-            else preset(config.model.preset or "", words.size, **small)
-        )
-        save_weights(run.weights, {n: 2 * w for n, w in model.init(number).items()})
-        write_json(run.model, model.config())
-        words.save(run.vocabulary)
+    small_drafters.write(folder)
     return folder
 
 

@@ -60,6 +60,18 @@ def test_no_draw_sends_more_bits_than_the_cap_allows():
         assert (found.bits == max_exchanges * each + whole).any()
 
 
+@given(pair=pairs(6), error=st.floats(0.001, 0.9))
+@settings(max_examples=200)
+def test_mean_bits_are_at_most_two_rounds_and_one_probability(pair, error):
+    p, q = pair
+    messages = Messages.of(6, int(np.ceil(6 / error)))
+    each = messages.token + messages.probability + 1
+    assert each <= expected_bits(p, q, error) <= 2 * each + messages.probability
+    # Planted: two rounds at most, so that the whole distribution is sent often.
+    if 0.3 < total_variation(p, q) < 0.5 and error < 0.01:
+        assert expected_bits(p, q, error, 2) > 2 * each
+
+
 @pytest.mark.parametrize(
     ("size", "grid", "expected"),
     [(1, 2, (0, 2, 2)), (2, 3, (1, 2, 4)), (3, 4, (2, 3, 6)), (4, 255, (2, 8, 32)), (5, 256, (3, 9, 45))],

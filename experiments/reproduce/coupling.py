@@ -1,0 +1,169 @@
+"""Defines `fedspeak reproduce coupling`: how often two models draw the same token with little or no communication.
+
+The study follows Daliri, Musco and Suresh, "Coupling without communication and drafter-invariant speculative decoding"
+(https://arxiv.org/abs/2408.07978), with models that `fedspeak reproduce drafters` trains.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from experiments import config_file, extras
+from experiments.display import ConsoleDisplay
+from experiments.provenance import command_line, versions
+from experiments.runs import RunFolder, write_json
+from privacy.files import write_public
+
+_PAIRS, _DRAWS = 200, 20_000
+
+
+@click.command("coupling")
+@click.option(
+    "--models",
+    type=click.Path(path_type=Path),
+    default=Path("runs/drafters"),
+    show_default=True,
+    help="Folder that fedspeak reproduce drafters wrote: its target and drafters are compared.",
+)
+@click.option(
+    "--target",
+    type=click.Path(path_type=Path),
+    help="Folder of a trained or imported model to compare instead of those in --models; needs --drafter.",
+)
+@click.option(
+    "--drafter",
+    "drafters",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="Folder of a model with the vocabulary of --target. May be repeated.",
+)
+@click.option(
+    "--contexts",
+    type=click.IntRange(min=10),
+    default=2000,
+    show_default=True,
+    help="Number of contexts from the held-out plays, drawn at random.",
+)
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of the study.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("runs/coupling"),
+    show_default=True,
+    help="Folder for the table, the plots and the results.",
+)
+def coupling(
+    models: Path, target: Path | None, drafters: tuple[Path, ...], contexts: int, seed: int, output: Path
+) -> None:
+    """Measure how often a target and its drafters draw the same token, beside the total variation.
+
+    The contexts are from plays on which the models were not trained. The study also tries all protocols without
+    messages on the worst pairs of distributions, and measures the bits of the protocol with few messages.
+    """
+    from experiments.reproduce import coupling_models
+    from experiments.reproduce.drafters import MODELS, TARGET
+
+    if (target is None) != (not drafters):
+        raise ValueError(
+            "--target and --drafter belong together: give both, or neither to compare the models in --models"
+        )
+    if target is None:
+        coupling_models.require_models(models)
+        target, by_name = models / TARGET, {name: models / name for name in MODELS if name != TARGET}
+        config = RunFolder(target).read_config()
+    else:
+        by_name = {folder.name: folder for folder in drafters}
+        if len(by_name) < len(drafters):
+            raise ValueError("--drafter: two folders have the same name: rename one")
+        for folder in (target, *drafters):
+            RunFolder(folder).require_trained()
+        config = config_file.load("target")
+    extras.require("federated")
+    from experiments import data, plots
+    from experiments.reproduce import coupling_theory
+
+    show = ConsoleDisplay()
+    output.mkdir(parents=True, exist_ok=True)
+    show.note("comparing the models on the held-out plays …")
+    source, _, _ = data.sources(config)
+    pairs = coupling_models.measure(target, by_name, source, config.clients.sequence_length, contexts, seed)
+    show.note("made-up pairs, the worst pairs and few messages …")
+    results = {
+        "models": pairs,
+        "made_up": coupling_theory.made_up_pairs(_PAIRS, seed),
+        "worst": [coupling_theory.worst_pairs(size) for size in coupling_theory.WORST_SIZES],
+        "few_messages": coupling_theory.few_messages(_DRAWS, seed),
+    }
+    write_json(output / "metrics.json", {"command": command_line(), "versions": versions(), "seed": seed, **results})
+    plots.agreements(output / "plot", pairs)
+    plots.message_bits(output / "bits", results["few_messages"])
+    table = format_table(results)
+    write_public(output / "table.md", table.encode())
+    click.echo(table)
+
+
+def format_table(results: dict[str, Any]) -> str:
+    """Returns the results as Markdown."""
+    lines = [
+        f"### Target and drafters ({results['models'][0]['contexts']} contexts from held-out plays)",
+        "",
+        "Means of exact agreements; 95 % bootstrap intervals over speakers. The last column is the share of equal",
+        "tokens in one race at each context, with its 95 % interval for these contexts.",
+        "",
+        "| drafter | T | total variation | bound | weighted MinHash | Gumbel race | maximal coupling | race, drawn |",
+        "|---" * 8 + "|",
+    ]
+    for row in results["models"]:
+        cells = [_interval(row[key]) for key in ("total_variation", "bound", "minhash", "gumbel", "maximal", "drawn")]
+        lines.append(f"| {row['drafter']} | {row['temperature']:g} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        "### Made-up pairs: normal logits of standard deviation 2, and noise on them",
+        "",
+        "| tokens | noise | total variation | bound | weighted MinHash | Gumbel race | maximal coupling |",
+        "|---" * 7 + "|",
+    ]
+    for row in results["made_up"]:
+        numbers = [f"{row[key]:.3f}" for key in ("total_variation", "bound", "minhash", "gumbel", "maximal")]
+        lines.append(f"| {row['tokens']} | {row['noise']:g} | {' | '.join(numbers)} |")
+    lines += [
+        "",
+        "### The worst pairs: uniform on all tokens but one",
+        "",
+        "The best protocol without messages, by exhaustive search, agrees as often as the bound says.",
+        "",
+        "| tokens | maps tried | best protocol | bound | Gumbel race | maximal coupling |",
+        "|---" * 6 + "|",
+    ]
+    for row in results["worst"]:
+        numbers = [f"{row[key]:.4f}" for key in ("best", "bound", "gumbel", "maximal")]
+        lines.append(f"| {row['tokens']} | {row['maps']} | {' | '.join(numbers)} |")
+    few = results["few_messages"]
+    slope, intercept = few["fit"]["slope"], few["fit"]["intercept"]
+    lines += [
+        "",
+        f"### Few messages ({_DRAWS} pairs of tokens for each row)",
+        "",
+        "| tokens n | error ε | 1 - TV - ε | agreement | drawn | 1 - TV | mean bits | largest |",
+        "|---" * 8 + "|",
+    ]
+    for row in few["rows"]:
+        lines.append(
+            f"| {row['tokens']} | {row['error']:g} | {row['maximal'] - row['error']:.4f} | {row['agreement']:.4f} "
+            f"| {_interval(row['drawn'])} | {row['maximal']:.4f} | {row['bits']:.1f} ± {row['half']:.1f} "
+            f"| {row['largest']} |"
+        )
+    lines += [
+        "",
+        f"Mean bits ≈ {_interval(intercept)} + {_interval(slope)} · log₂(n / ε), by least squares with 95 % intervals;",
+        f"no row is further from the line than {few['fit']['largest_residual']:.1f} bits. Messages of log₂ n and "
+        "log₂(n / ε) bits are sent twice on average: the slope is 2 where only ε varies, and 4 where only n does.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _interval(interval: dict[str, float]) -> str:
+    return f"{interval['estimate']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}]"
