@@ -8,7 +8,9 @@ from importlib import import_module
 from typing import Any
 
 _HOME = {
+    "GREEDY_BLOCK": "models.decoding.greedy_block",
     "Stream": "models.decoding.numpy_ops",
+    "Verifier": "models.decoding.verifier",
     "block_rule": "models.decoding.verification",
     "check_lossless": "models.decoding.lossless",
     "process": "models.decoding.processing",
