@@ -100,8 +100,12 @@ def enumerate_output(
     step = _Step(verifier, chain, size, draft_length, dtype)
     for number in range(count - 1 + blocks):
         is_completion = number >= blocks
-        limits = [0 if is_completion else draft_length if limit is None else limit(number, t) for t in texts.tokens]
-        grown, mean = step.run(texts, np.array(limits, np.int32), only_target=is_completion)
+        limits = None
+        if is_completion:
+            limits = np.zeros(len(texts.tokens), np.int32)
+        elif limit is not None:
+            limits = np.array([limit(number, text) for text in texts.tokens], np.int32)
+        grown, mean = step.run(texts, limits, only_target=is_completion)
         if not is_completion:
             accepted[number] = mean
         texts = _collect(grown, law, count)
@@ -120,7 +124,7 @@ class _Step:
     draft_length: int
     dtype: Any
 
-    def run(self, texts: _Texts, limits: NDArray[np.int32], only_target: bool) -> tuple[_Texts, float]:
+    def run(self, texts: _Texts, limits: NDArray[np.int32] | None, only_target: bool) -> tuple[_Texts, float]:
         """Returns all texts after the block, and the expected number of accepted tokens."""
         count = self.draft_length
         drafts = np.array([(0,) * count] if only_target else list(itertools.product(range(self.size), repeat=count)))
@@ -136,13 +140,16 @@ class _Step:
         # A drafter that proposes nothing leaves token 0 in its place.
         drafted = np.where(proposes, probability, draft == 0)
         weight = texts.weight[row] * (1.0 if only_target else drafted.prod(axis=1))
-        lengths = np.minimum(np.cumprod(proposes, axis=1).sum(axis=1), limits[row]).astype(np.int32)
+        lengths = np.cumprod(proposes, axis=1).sum(axis=1).astype(np.int32)
+        if limits is not None:
+            lengths = np.minimum(lengths, limits[row])
         likely = weight > 0
         row, draft, weight, lengths = row[likely], draft[likely], weight[likely], lengths[likely]
         block = [tf.constant(x[likely], self.dtype) for x in (along_target, along_drafter)]
         carry = tf.nest.map_structure(lambda x: tf.constant(x[row]), texts.carry)
         tokens = tf.constant(draft)
-        modified = self.verifier.modify(*block, tokens, tf.constant(lengths), carry, tf.constant(limits[row]))
+        own_limits = None if limits is None else tf.constant(limits[row])
+        modified = self.verifier.modify(*block, tokens, tf.constant(lengths), carry, own_limits)
         if only_target:
             stops, after = np.ones([len(row), 1]), modified.target[:, :1].numpy()
         else:
