@@ -31,7 +31,7 @@ endif
 # Two installs at once would be in each other's way.
 .NOTPARALLEL:
 
-.PHONY: help demo test test-slow test-kernels test-current test-pretrained smollm2 check format docs build lock bench-peers clean
+.PHONY: help demo test test-slow mutation test-kernels test-current test-pretrained smollm2 check format docs build lock bench-peers clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 19
@@ -50,6 +50,9 @@ test: $(STAMP)  ## Run the tests
 
 test-slow: $(STAMP)  ## Run the tests that take long
 	@$(PY) -m pytest -m slow --durations 25
+
+mutation: $(STAMP)  ## Plant known bugs of speculative decoding, and check that a test catches each
+	@$(PY) tests/mutation/run.py
 
 test-kernels: $(STAMP)  ## Run the numerical tests on the kernels that a processor with AVX2 and no AVX-512 uses
 	@TF_ENABLE_ONEDNN_OPTS=1 ONEDNN_MAX_CPU_ISA=AVX2 $(PY) $(PYTEST) -m "numerical and not slow"

@@ -9,9 +9,11 @@ from typing import Any
 
 _HOME = {
     "Choices": "models.decoding.choices",
+    "GREEDY_BLOCK": "models.decoding.greedy_block",
     "History": "models.decoding.numpy_processing",
     "Processing": "models.decoding.choices",
     "Stream": "models.decoding.numpy_ops",
+    "Verifier": "models.decoding.verifier",
     "block_histories": "models.decoding.history",
     "block_rule": "models.decoding.verification",
     "check_lossless": "models.decoding.lossless",

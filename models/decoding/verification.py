@@ -69,7 +69,7 @@ def token_rule(target: tf.Tensor, drafter: tf.Tensor, tokens: tf.Tensor, lengths
     Reference: Leviathan et al. 2023, https://arxiv.org/abs/2211.17192; Chen et al. 2023,
     https://arxiv.org/abs/2302.01318.
     """
-    log_ratio, real, lengths = _log_ratios(target, drafter, tokens, lengths)
+    log_ratio, real, lengths = log_ratios(target, drafter, tokens, lengths)
     accept = tf.exp(tf.minimum(log_ratio, 0.0))
     survive = _products(accept)
     reject = tf.pad(tf.where(real, 1 - accept, 1.0), [[0, 0], [0, 1]], constant_values=1.0)
@@ -93,39 +93,12 @@ def block_rule(target: tf.Tensor, drafter: tf.Tensor, tokens: tf.Tensor, lengths
 
     Reference: Sun et al. 2024, https://arxiv.org/abs/2403.10444.
     """
-    log_ratio, _, lengths = _log_ratios(target, drafter, tokens, lengths)
+    log_ratio, _, lengths = log_ratios(target, drafter, tokens, lengths)
     walk = tf.pad(tf.cumsum(log_ratio, axis=1), [[0, 0], [1, 0]])
     # p_i is a walk that is reflected at 0: its logarithm is the sum so far minus the largest sum so far.
     weight = tf.exp(walk - _running_maximum(walk))
-    excess, _ = _masses(target, drafter, weight, tf.ones_like(weight))
-    return _scan_from_the_end(weight, excess, excess + 1 - weight, weight, tf.ones_like(weight), lengths)
-
-
-def greedy_block_rule(target: tf.Tensor, drafter: tf.Tensor, tokens: tf.Tensor, lengths: tf.Tensor) -> Stops:
-    """Accepts as many tokens of this block as possible (greedy block verification).
-
-    NOT lossless by itself: it is so only if the target of the positions that this block leaves over is changed too, in
-    proportion to max(J_b - J_s, 0) of the joint probabilities since the block's beginning, which no function here does.
-    With rho_i the product of r_1 … r_i, it scans i from the last token to the first, and stops with probability
-    min(1, A_i / B_i), where A_i and B_i are the masses of max(rho_i M_b - M_s, 0) and max(M_s - rho_i M_b, 0); at the
-    last real token with probability min(1, rho_i).
-
-    Args:
-      target: as for `token_rule`.
-      drafter: as for `token_rule`.
-      tokens: as for `token_rule`.
-      lengths: as for `token_rule`.
-
-    Reference: Sun et al. 2024, https://arxiv.org/abs/2403.10444, appendix.
-    """
-    log_ratio, _, lengths = _log_ratios(target, drafter, tokens, lengths)
-    log_rho = tf.pad(tf.cumsum(log_ratio, axis=1), [[0, 0], [1, 0]])
-    # Both sides are divided by max(1, rho), which may be too large for a float.
-    target_weight, drafter_weight = tf.exp(tf.minimum(log_rho, 0.0)), tf.exp(-tf.maximum(log_rho, 0.0))
-    excess, deficit = _masses(target, drafter, target_weight, drafter_weight)
-    return _scan_from_the_end(
-        target_weight, tf.minimum(excess, deficit), deficit, target_weight, drafter_weight, lengths
-    )
+    excess, _ = masses(target, drafter, weight, tf.ones_like(weight))
+    return scan_from_the_end(weight, excess, excess + 1 - weight, weight, tf.ones_like(weight), lengths)
 
 
 def residuals(stops: Stops, target: tf.Tensor, drafter: tf.Tensor) -> tf.Tensor:
@@ -149,7 +122,8 @@ def verify(
     """Draws how many tokens of each row are accepted, and the token after them.
 
     Args:
-      rule: `token_rule`, `block_rule`, or a lossless rule of the user's own.
+      rule: `token_rule`, `block_rule`, or another lossless rule; `greedy_block_rule` with the target that
+        `models.decoding.greedy_block.modify` returns.
       target: as for `token_rule`, float32.
       drafter: as for `token_rule`, float32.
       tokens: as for `token_rule`.
@@ -183,7 +157,7 @@ def sample_probabilities(weights: tf.Tensor, words: Words) -> tf.Tensor:
     return sample_weights(tf.cast(tf.where(scaled > 0, scaled, 0.0), tf.int64), words)
 
 
-def _log_ratios(
+def log_ratios(
     target: tf.Tensor, drafter: tf.Tensor, tokens: tf.Tensor, lengths: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Returns log r_i `[B, G]`, which tokens are real, and the lengths.
@@ -221,7 +195,7 @@ def _products(factors: tf.Tensor) -> tf.Tensor:
     return tf.stack(products, axis=1)
 
 
-def _masses(
+def masses(
     target: tf.Tensor, drafter: tf.Tensor, target_weight: tf.Tensor, drafter_weight: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns the masses `[B, G+1]` of max(t M_b - d M_s, 0) and of max(d M_s - t M_b, 0); 0 after the last token."""
@@ -240,7 +214,7 @@ def _sum(terms: tf.Tensor) -> tf.Tensor:
     return tf.reduce_sum(tf.reduce_sum(blocks, axis=-1), axis=-1)
 
 
-def _scan_from_the_end(
+def scan_from_the_end(
     last: tf.Tensor,
     numerator: tf.Tensor,
     denominator: tf.Tensor,

@@ -1,0 +1,178 @@
+"""Lists bugs of speculative decoding that other implementations had, each with the test that must catch it."""
+
+from typing import NamedTuple
+
+
+class Bug(NamedTuple):
+    """Holds one planted bug.
+
+    Attributes:
+      name: what is wrong.
+      file: the source file.
+      old: text that occurs once in the file; empty as long as the code does not exist.
+      new: the text with the bug.
+      test: the test that must fail.
+    """
+
+    name: str
+    file: str
+    old: str = ""
+    new: str = ""
+    test: str = ""
+
+
+_VERIFICATION = "models/decoding/verification.py"
+_GREEDY = "models/decoding/greedy_block.py"
+_PRNG = "models/decoding/prng.py"
+_LOOP = "models/decoding/loop.py"
+
+_TESTS = "tests/models/decoding/"
+_TOKEN_LAW = _TESTS + "test_verification.py::test_output_has_exactly_the_law_of_the_target[token-float64]"
+_BLOCK_LAW = _TESTS + "test_verification.py::test_output_has_exactly_the_law_of_the_target[block-float64]"
+_DRAWS = _TESTS + "test_verification.py::test_draws_have_the_law_of_the_rule[token]"
+_WORDS = _TESTS + "test_keys.py::test_words_of_a_block_are_those_of_its_keys[4]"
+_GREEDY_LAW = (
+    _TESTS + "test_greedy_block.py::test_output_over_several_blocks_has_exactly_the_law_of_the_target[3-float64]"
+)
+_EARLY_ENDS = _TESTS + "test_greedy_block.py::test_drafts_that_end_early_keep_the_law_of_the_target"
+
+_RESIDUAL = "tf.nn.relu(target_weight[..., tf.newaxis] * target - drafter_weight[..., tf.newaxis] * drafter)"
+_SCAN = "scan_from_the_end(weight, excess, excess + 1 - weight, weight, tf.ones_like(weight), lengths)"
+_COUNT_ALL = """counts = tf.ones_like(accept[:, :1])
+    for share in tf.split(tf.where(real, accept, 0.0), accept.shape[1], axis=1):
+        counts = tf.pad(counts * (1 - share), [[0, 0], [0, 1]]) + tf.pad(counts * share, [[0, 0], [1, 0]])
+    return _with_ends(counts, ones, ones, lengths)"""
+_FIRST_REJECT = """reject = tf.pad(1 - stop[:, 1:], [[0, 0], [0, 1]], constant_values=1.0)
+    survive = _products(stop[:, 1:])
+    return _with_ends(survive * reject, target_weight, drafter_weight, lengths)"""
+
+CATALOGUE = (
+    Bug("draft by argmax, verified with soft probabilities", _LOOP),
+    Bug("draft after top-k, verified with probabilities before it", _LOOP),
+    Bug(
+        "token after a rejection drawn from the drafter",
+        _VERIFICATION,
+        _RESIDUAL,
+        "tf.where(drafter_weight[..., tf.newaxis] > 0, drafter, target)",
+        _TOKEN_LAW,
+    ),
+    Bug(
+        "token after a rejection reuses the draft's noise",
+        _PRNG,
+        "(Stream.RESIDUAL, 0)",
+        "(Stream.DRAFT, 0)",
+        _TESTS + "test_keys.py::test_keys_give_the_law_of_the_target_over_several_blocks[token]",
+    ),
+    Bug(
+        "noise reused in every block",
+        _PRNG,
+        "start[..., tf.newaxis], indices",
+        "0 * start[..., tf.newaxis], indices",
+        _WORDS,
+    ),
+    Bug(
+        "noise of a draft keyed by position only",
+        _PRNG,
+        "start[..., tf.newaxis], indices",
+        "start[..., tf.newaxis] + indices, 0",
+        _WORDS,
+    ),
+    Bug("Gumbel noise shared with the drafter, verified by ratio", _LOOP),
+    Bug("every row advances by the minimum of the batch", _LOOP),
+    Bug("processing with the history of the last position only", _LOOP),
+    Bug("draft length that looks at the current draft", _LOOP),
+    Bug(
+        "bonus token from the wrong row of the target",
+        _VERIFICATION,
+        "at(target, accepted), drafter_row",
+        "at(target, tf.minimum(accepted, drafter.shape[1] - 1)), drafter_row",
+        _DRAWS,
+    ),
+    Bug(
+        "residual with the drafter's next row",
+        _VERIFICATION,
+        "at(drafter, tf.minimum(accepted, ",
+        "at(drafter, tf.minimum(accepted + 1, ",
+        _DRAWS,
+    ),
+    Bug("epsilon in the residual", _VERIFICATION, _RESIDUAL, _RESIDUAL + " + 1e-2", _TOKEN_LAW),
+    Bug(
+        "counts all accepted tokens, not the prefix",
+        _VERIFICATION,
+        "return _with_ends(survive * reject, ones, ones, lengths)",
+        _COUNT_ALL,
+        _TOKEN_LAW,
+    ),
+    Bug(
+        "block: stops with probability p",
+        _VERIFICATION,
+        _SCAN,
+        "scan_from_the_end(weight, weight, tf.ones_like(weight), weight, tf.ones_like(weight), lengths)",
+        _BLOCK_LAW,
+    ),
+    Bug(
+        "block: stops at the first rejection",
+        _VERIFICATION,
+        "return _with_ends(stop * passed, target_weight, drafter_weight, lengths)",
+        _FIRST_REJECT,
+        _BLOCK_LAW,
+    ),
+    Bug("block: p is not clamped", _VERIFICATION, "tf.exp(walk - _running_maximum(walk))", "tf.exp(walk)", _BLOCK_LAW),
+    Bug(
+        "block: residual of the token rule",
+        _VERIFICATION,
+        _SCAN,
+        _SCAN.replace(" weight, tf.ones_like(weight), lengths", " tf.ones_like(weight), tf.ones_like(weight), lengths"),
+        _BLOCK_LAW,
+    ),
+    Bug(
+        "block: last real token of a short draft treated as an inner one",
+        _VERIFICATION,
+        "tf.where(index == lengths[:, tf.newaxis], last, stop)",
+        "tf.where(index == last.shape[1] - 1, last, stop)",
+        _TESTS + "test_verification.py::test_ragged_rows_decide_as_shorter_drafts_do[block]",
+    ),
+    Bug(
+        "accepts tokens that the drafter could not have drawn",
+        _VERIFICATION,
+        " & tf.equal(tf.cumsum(impossible, axis=1), 0)",
+        "",
+        _TESTS + "test_verification.py::test_a_token_that_the_drafter_could_not_have_drawn_ends_the_draft[token]",
+    ),
+    Bug(
+        "greedy block: target left as it is",
+        _GREEDY,
+        "GREEDY_BLOCK = Verifier(greedy_block_rule, initial_carry, modify, advance)",
+        "GREEDY_BLOCK = Verifier(greedy_block_rule)",
+        _GREEDY_LAW,
+    ),
+    Bug("greedy block: change ends one position early", _GREEDY, " - used - 1\n", " - used - 2\n", _GREEDY_LAW),
+    Bug(
+        "greedy block: newest change first",
+        _GREEDY,
+        "for level in reversed(range(carry.share.shape[1])):",
+        "for level in range(carry.share.shape[1]):",
+        _GREEDY_LAW,
+    ),
+    Bug(
+        "greedy block: ratio of accepted tokens clamped",
+        _GREEDY,
+        "tf.exp(tf.minimum(-(log_rho + last), 0.0))",
+        "tf.exp(tf.minimum(-(tf.maximum(log_rho, 0.0) + last), 0.0))",
+        _GREEDY_LAW,
+    ),
+    Bug(
+        "greedy block: window ends with the draft that was drawn",
+        _GREEDY,
+        "limits = tf.fill(tf.shape(lengths), count)",
+        "limits = lengths",
+        _EARLY_ENDS + "[False]",
+    ),
+    Bug(
+        "greedy block: drafter that proposes nothing taken for one that does",
+        _GREEDY,
+        "tf.where(proposes[..., tf.newaxis], drafter, tf.zeros_like(drafter))",
+        "tf.where(proposes[..., tf.newaxis], drafter, target[:, :count])",
+        _EARLY_ENDS + "[False]",
+    ),
+)
