@@ -9,9 +9,14 @@ from typing import Any
 
 _HOME = {
     "Choices": "models.decoding.choices",
+    "Drafter": "models.decoding.drafters",
     "GREEDY_BLOCK": "models.decoding.greedy_block",
     "History": "models.decoding.numpy_processing",
+    "LookupDrafter": "models.decoding.lookup_drafter",
+    "ModelDrafter": "models.decoding.drafters",
+    "NGramDrafter": "models.decoding.ngram_drafter",
     "Processing": "models.decoding.choices",
+    "SharedVocabularyDrafter": "models.decoding.shared_vocabulary",
     "Stream": "models.decoding.numpy_ops",
     "Verifier": "models.decoding.verifier",
     "block_histories": "models.decoding.history",
@@ -19,6 +24,7 @@ _HOME = {
     "check_lossless": "models.decoding.lossless",
     "extend_history": "models.decoding.history",
     "process": "models.decoding.processing",
+    "quantized": "models.decoding.quantized",
     "random_words": "models.decoding.prng",
     "sample": "models.decoding.sampling",
     "token_rule": "models.decoding.verification",

@@ -1,8 +1,7 @@
 """Defines the methods of decoding: how tokens are drafted and how a drafted block is decided.
 
 * `Plain` draws every token from the target, keyed by its position (decoding "autoregressive").
-* `Speculative` verifies a draft by a lossless rule (decodings "speculative" and "block").
-* `GreedyBlock` does it by the greedy block rule, which changes the target of later positions ("greedy-block").
+* `Speculative` verifies a draft by a lossless rule ("speculative", "block" and "greedy-block").
 * `Invariant` draws drafter's and target's tokens with the same noise and accepts a draft where the two are equal
   ("invariant"): its text depends neither on the drafter nor on the draft length (Daliri et al. 2024,
   https://arxiv.org/abs/2408.07978).
@@ -14,11 +13,13 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from models.decoding.greedy_block import GREEDY_BLOCK
 from models.decoding.numpy_ops import Stream
 from models.decoding.prng import BlockWords, block_words, random_words
 from models.decoding.race import gumbels, race
 from models.decoding.sampling import sample, sample_31
-from models.decoding.verification import Rule, block_rule, sample_probabilities, token_rule, verify
+from models.decoding.verification import block_rule, sample_probabilities, token_rule, verify
+from models.decoding.verifier import Verifier
 
 METHODS = ("autoregressive", "speculative", "block", "greedy-block", "invariant")
 
@@ -53,13 +54,11 @@ class Method(ABC):
     """Draws and decides blocks; a set of pure functions with static shapes."""
 
     def initial_carry(self, batch: int, draft_length: int) -> Any:
-        """Returns what the method carries from block to block, before the first one: a nest of tensors."""
-        return ()
+        """Returns what the method carries from block to block, before the first one: a nest of tensors.
 
-    @property
-    def takes_shorter_drafts(self) -> bool:
-        """Returns whether a row may draft fewer than G tokens in a block."""
-        return True
+        A method that carries anything needs the whole draft in every block.
+        """
+        return ()
 
     @abstractmethod
     def words(self, seed: tf.Tensor, request: tf.Tensor, starts: tf.Tensor, draft_length: int) -> Any:
@@ -88,6 +87,7 @@ class Method(ABC):
         laws: list[Any],
         tokens: tf.Tensor,
         lengths: tf.Tensor,
+        limits: tf.Tensor,
         noise: Any,
         carry: Any,
     ) -> Decision:
@@ -99,6 +99,7 @@ class Method(ABC):
           laws: G times `Drawn.law`.
           tokens: int32 `[B, G]`, the draft.
           lengths: int32 `[B]`, number of real tokens of each draft.
+          limits: int32 `[B]`, number of tokens that each draft could have.
           noise: as for `draw`.
           carry: what the block before carried.
         """
@@ -117,6 +118,7 @@ class _ByPosition(Method):
         laws: list[Any],
         tokens: tf.Tensor,
         lengths: tf.Tensor,
+        limits: tf.Tensor,
         noise: Any,
         carry: Any,
     ) -> Decision:
@@ -175,13 +177,17 @@ class Invariant(_ByPosition):
 
 @dataclass(frozen=True)
 class Speculative(Method):
-    """Decides by a lossless rule.
+    """Decides by a lossless verifier.
 
     Attributes:
-      rule: `token_rule`, `block_rule` or another lossless rule.
+      verifier: the rule, and what it carries from block to block.
     """
 
-    rule: Rule
+    verifier: Verifier
+
+    def initial_carry(self, batch: int, draft_length: int) -> Any:
+        """Returns the verifier's carry; see `Method.initial_carry`."""
+        return self.verifier.initial_carry(batch, draft_length)
 
     def words(self, seed: tf.Tensor, request: tf.Tensor, starts: tf.Tensor, draft_length: int) -> BlockWords:
         """Returns the words of each block; see `Method.words`."""
@@ -203,14 +209,17 @@ class Speculative(Method):
         laws: list[Any],
         tokens: tf.Tensor,
         lengths: tf.Tensor,
+        limits: tf.Tensor,
         noise: BlockWords,
         carry: Any,
     ) -> Decision:
         """Verifies the draft; see `Method.decide`."""
         if not laws:
             return Decision(tf.zeros_like(lengths), sample_probabilities(target[:, 0], noise.bonus), carry)
-        found = verify(self.rule, target, tf.stack(laws, axis=1), tokens, lengths, noise)
-        return Decision(found.accepted, found.token, carry)
+        drafter = tf.stack(laws, axis=1)
+        modified = self.verifier.modify(target, drafter, tokens, lengths, carry, limits)
+        found = verify(self.verifier.rule, modified.target, drafter, tokens, lengths, noise)
+        return Decision(found.accepted, found.token, self.verifier.advance(modified, found.accepted, found.token))
 
 
 def build_method(name: str) -> Method:
@@ -218,8 +227,9 @@ def build_method(name: str) -> Method:
     if name not in METHODS:
         raise ValueError(f"decoding = {name!r}: must be one of {', '.join(METHODS)}")
     return {
-        "autoregressive": Plain,
-        "speculative": lambda: Speculative(token_rule),
-        "block": lambda: Speculative(block_rule),
-        "invariant": Invariant,
-    }[name]()
+        "autoregressive": Plain(),
+        "speculative": Speculative(Verifier(token_rule)),
+        "block": Speculative(Verifier(block_rule)),
+        "greedy-block": Speculative(GREEDY_BLOCK),
+        "invariant": Invariant(),
+    }[name]

@@ -74,6 +74,7 @@ class Draft(NamedTuple):
     Attributes:
       tokens: int32 `[B, G]`.
       lengths: int32 `[B]`, 0 to G: number of tokens of each row that are drafts; those after them are to be ignored.
+      limits: int32 `[B]`, `lengths` to G: number of tokens that each row could draft, chosen before.
       laws: G times the probabilities that the tokens were drawn with.
       states: the drafter's states, before and after each token that it read.
       noise: the random numbers of the block.
@@ -81,6 +82,7 @@ class Draft(NamedTuple):
 
     tokens: Any
     lengths: Any
+    limits: Any
     laws: list[Any]
     states: list[Any]
     noise: Any
@@ -139,11 +141,15 @@ class Speculation:
             raise ValueError(f"draft_length = {self.draft_length!r}: must be an integer >= 0")
         if (self.drafter is None) != (self.draft_length == 0):
             raise ValueError(f"draft_length = {self.draft_length}: must be above 0 with a drafter, and 0 without one")
-        if not self.method.takes_shorter_drafts and (self.automatic or (self.drafter and self.drafter.may_pass)):
+        if self.automatic and self._carries:
             raise ValueError(
-                "decoding = 'greedy-block': needs all drafts at full length, so that the draft length is not automatic "
-                "and the drafter always proposes a token; choose 'block'"
+                "draft_length = 'auto': the decoding carries something from block to block and needs drafts of one "
+                "length; give a number, or choose the decoding 'block'"
             )
+
+    @property
+    def _carries(self) -> bool:
+        return bool(tf.nest.flatten(self.method.initial_carry(1, self.draft_length)))
 
     def initial_state(self, batch: int) -> State:
         """Returns the state before any token; `read` fills it."""
@@ -200,7 +206,7 @@ class Speculation:
           active: bool `[B]`; other rows add no token and keep their state.
         """
         draft = self.draft(state, request, words)
-        if self.drafter is None or not (self.automatic or self.drafter.may_pass):
+        if self.drafter is None or self._carries or not (self.automatic or self.drafter.may_pass):
             return self.verify(state, draft, request, active)
 
         def verify_nothing() -> tuple[Block, State]:
@@ -220,7 +226,8 @@ class Speculation:
         noise = self.method.noise(words, self.draft_length, self.model.vocabulary_size)
         drafter = self.drafter
         if drafter is None:
-            return Draft(tf.zeros([batch, 0], tf.int32), tf.zeros([batch], tf.int32), [], [], noise)
+            zeros = tf.zeros([batch], tf.int32)
+            return Draft(tf.zeros([batch, 0], tf.int32), zeros, zeros, [], [], noise)
         wanted = tf.fill([batch], self.draft_length)
         if self.automatic:
             wanted = choose(state.evidence, request.costs, self.draft_length)
@@ -241,7 +248,7 @@ class Speculation:
             laws.append(drawn.law)
             tokens.append(token)
         states.append(self._step(token, states[-1], self.draft_length, wanted)[1])
-        return Draft(tf.stack(tokens, axis=1), lengths, laws, states, noise)
+        return Draft(tf.stack(tokens, axis=1), lengths, wanted, laws, states, noise)
 
     def _step(self, token: tf.Tensor, state: Any, place: int, wanted: tf.Tensor) -> tuple[tf.Tensor, Any]:
         """Lets the drafter read the token before `place`, unless no row needs what comes of it."""
@@ -270,7 +277,7 @@ class Speculation:
         processed = self._process(logits, request, lambda: block_histories(state.history, draft.tokens), allowed)
         probabilities = tf.nn.softmax(processed)
         decision = self.method.decide(
-            processed, probabilities, draft.laws, draft.tokens, draft.lengths, draft.noise, state.carry
+            processed, probabilities, draft.laws, draft.tokens, draft.lengths, draft.limits, draft.noise, state.carry
         )
         places, accepted = tf.range(read.shape[1]), decision.accepted[:, tf.newaxis]
         # A row of processed logits that leaves no token is NaN, and so is its softmax.
