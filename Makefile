@@ -13,7 +13,7 @@ PYTEST := -m pytest -n $(WORKERS) --dist loadfile --durations 25
 # what reads sources alone (test_build, test_house), and audits and studies (tests/privacy/audit, reproduce), which compute
 # with parts that tests/privacy tries on both.
 WITHOUT_TFF := $(addprefix tests/experiments/, test_assembly.py test_baselines.py test_cli.py test_config_file.py test_data.py test_extras.py \
-	test_intervals.py test_results.py commands/test_device.py commands/test_doctor.py commands/test_privacy.py)
+	test_intervals.py test_results.py commands/test_export.py commands/test_generate.py commands/test_doctor.py commands/test_privacy.py)
 PACKAGES := fl privacy models experiments
 
 # Written last by .ci/install, with the folder it was made for: an interrupted install leaves no stamp, and a

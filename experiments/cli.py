@@ -50,11 +50,16 @@ _COMMANDS = {
     ),
     "report": ("experiments.commands.runs", "report", "Write the privacy report of a run from its ledger."),
     "export": (
-        "experiments.commands.device",
+        "experiments.commands.export",
         "export",
         "Write the trained model of a run as .tflite files, one per precision, and check them.",
     ),
-    "generate": ("experiments.commands.device", "generate", "Generate text from an exported model."),
+    "generate": ("experiments.commands.generate", "generate", "Generate text from an exported model."),
+    "costs": (
+        "experiments.commands.costs",
+        "costs",
+        "Measure the times of drafts on this machine, for draft lengths that are chosen at run time.",
+    ),
     "privacy": (
         "experiments.commands.privacy",
         "privacy",

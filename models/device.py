@@ -8,10 +8,8 @@
 The runtime is `ai-edge-litert`. If that is not installed, TensorFlow's own interpreter is used.
 """
 
-import codecs
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from importlib import metadata
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,12 +17,16 @@ from numpy.typing import NDArray
 
 from models import tflite_file
 from models.decoding import numpy_loop
-from models.decoding.choices import OFF, Choices
+from models.decoding.choices import OFF, Choices, Costs
 from models.decoding.numpy_loop import Mask
 from models.decoding.numpy_ops import seed_words
 from models.decoding.numpy_processing import make_bias
-from models.vocabularies import AnyVocabulary
+from models.device_blocks import BlockDraw
+from models.litert import import_interpreter, runtime
+from models.text_stream import decode_stream
 from models.vocabulary import EOS
+
+__all__ = ["DeviceModel", "decode_stream", "load", "runtime"]
 
 
 class DeviceModel:
@@ -48,12 +50,11 @@ class DeviceModel:
         self.path = os.fspath(path)
         self.facts, self.vocabulary = tflite_file.read(path)
         try:
-            interpreter = _import_interpreter()(model_path=self.path, num_threads=threads)
+            interpreter = import_interpreter()(model_path=self.path, num_threads=threads)
             # Without this call TensorFlow 2.14's interpreter does not use its fast kernels (XNNPACK) in signatures.
             interpreter.allocate_tensors()
-            self._prefill = interpreter.get_signature_runner("prefill")
-            self._decode = interpreter.get_signature_runner("decode")
-            self._generate = interpreter.get_signature_runner("generate")
+            self._signatures = {name: interpreter.get_signature_runner(name) for name in self._signature_names()}
+            self._prefill, self._decode = self._signatures["prefill"], self._signatures["decode"]
             inputs = self._prefill.get_input_details()
             prompt = inputs.pop("tokens")["shape"].tolist()
         except (ValueError, RuntimeError, KeyError) as error:
@@ -71,12 +72,21 @@ class DeviceModel:
             name: np.zeros(input["shape"], input["dtype"]) for name, input in inputs.items() if name != "length"
         }
 
+    def _signature_names(self) -> list[str]:
+        names = ["prefill", "decode"]
+        for decoding in self.facts.decodings:
+            kinds = ("generate",) if decoding == "autoregressive" else ("generate", "read", "block")
+            names += [_signature(kind, decoding) for kind in kinds]
+        return names
+
     def stream(
         self,
         prompt: str = "",
         *,
         chat: bool = False,
         stop_at_eos: bool = True,
+        decoding: str | None = None,
+        costs: Costs | None = None,
         bias: Mapping[int, float] | None = None,
         banned: Sequence[int] = (),
         mask: Mask | None = None,
@@ -86,41 +96,44 @@ class DeviceModel:
 
         Args:
           prompt: text of any length or, for a transformer, of at most `facts.context` tokens together with
-            `max_new_tokens`. The signature `prefill` reads `facts.max_prompt` tokens at a time.
+            `max_new_tokens`. The file reads `facts.max_prompt` tokens at a time.
           chat: whether `prompt` is a message that the model answers, by the chat template of an imported model.
           stop_at_eos: whether to end with the sentence; otherwise the text goes on, with line breaks between sentences.
+          decoding: one of `facts.decodings`, or "autoregressive"; None is the first of `facts.decodings`.
+          costs: the measured times of a block, for files with automatic draft lengths (`measure_costs`).
           bias: token id -> number that is added to the token's logit, -1e6 to 1e6; -inf bans the token.
           banned: ids of tokens that are never drawn.
           mask: function from the ids generated so far to a bool array `[V]` of the tokens that may come next, or None
-            for all. It is called before each draw, for example by a grammar.
+            for all. It is called before each draw, for example by a grammar; only with decoding "autoregressive".
           **choices: fields of `models.decoding.choices.Choices` other than `stop`.
 
         Raises:
-          ValueError: a choice, a bias or an id is outside its range, the prompt holds a lone surrogate, the model has
-            no chat template, or prompt and `max_new_tokens` exceed `facts.context`. The iterator, too, raises
-            ValueError, if the logits are not finite or no token may come next.
+          ValueError: a choice, a bias or an id is outside its range, the file lacks the decoding, the prompt holds a
+            lone surrogate, the model has no chat template, or prompt and `max_new_tokens` exceed `facts.context`. The
+            iterator, too, raises ValueError, if the logits are not finite or no token may come next.
         """
         options = _make_choices(stop_at_eos, choices)
-        tokens = self.draw(self.encode(prompt, chat), options, bias=bias, banned=banned, mask=mask)
+        tokens = self.draw(
+            self.encode(prompt, chat), options, decoding=decoding, costs=costs, bias=bias, banned=banned, mask=mask
+        )
         return decode_stream(self.vocabulary, tokens)
 
-    def text(self, prompt: str = "", *, stop_at_eos: bool = True, **choices: Any) -> str:
+    def text(self, prompt: str = "", *, stop_at_eos: bool = True, decoding: str | None = None, **choices: Any) -> str:
         """Returns the whole continuation of `prompt`, drawn by the loop inside the graph.
 
-        The text is the one that `stream` gives, but it is drawn faster. The graph does not check that its logits are
-        finite, and it applies temperature and top-k only.
+        The text is the one that `stream` gives, but it is drawn faster.
 
         Args:
           prompt: text of at most `facts.max_prompt` tokens, begin token included.
           stop_at_eos: as for `stream`.
+          decoding: as for `stream`.
           **choices: as for `stream`, with `max_new_tokens` at most `facts.max_new_tokens`.
 
         Raises:
-          ValueError: a choice is outside its range or not supported by the graph, the prompt holds a lone surrogate, or
-            the prompt or `max_new_tokens` is longer than the file was exported for.
+          ValueError: as for `draw_in_graph`, or the prompt holds a lone surrogate.
         """
-        drawn = self.draw_in_graph(self.encode(prompt), _make_choices(stop_at_eos, choices))["tokens"]
-        return "".join(decode_stream(self.vocabulary, drawn.tolist()))
+        drawn = self.draw_in_graph(self.encode(prompt), _make_choices(stop_at_eos, choices), decoding=decoding)
+        return "".join(decode_stream(self.vocabulary, drawn["tokens"].tolist()))
 
     def encode(self, prompt: str, chat: bool = False) -> list[int]:
         """Returns the tokens that the model reads before it continues `prompt`, the begin token first if it has one.
@@ -142,46 +155,50 @@ class DeviceModel:
         prompt: Sequence[int],
         choices: Choices,
         *,
+        decoding: str | None = None,
+        costs: Costs | None = None,
         bias: Mapping[int, float] | None = None,
         banned: Sequence[int] = (),
         mask: Mask | None = None,
     ) -> Iterator[int]:
-        """Reads `prompt`, token ids as `encode` returns them, and returns an iterator over ids drawn in NumPy.
+        """Reads `prompt`, token ids as `encode` returns them, and returns an iterator over drawn ids.
 
         Args:
           prompt: the token ids.
           choices: how to draw, and how many tokens at most.
+          decoding: as for `stream`.
+          costs: as for `stream`.
           bias: as for `stream`.
           banned: as for `stream`.
           mask: as for `stream`.
 
+        Returns:
+          For decoding "autoregressive" an iterator that draws in NumPy, for the others a
+          `models.device_blocks.BlockDraw`, which also gives log-probabilities and acceptance, and can go on later.
+
         Raises:
-          ValueError: a bias or an id is outside its range, or prompt and `choices.max_new_tokens` exceed
-            `facts.context`. The iterator, too, raises ValueError, as for `stream`.
+          ValueError: as for `stream`, and for the iterator too.
         """
-        return self.draws(prompt, [choices], bias=bias, banned=banned, mask=mask)[0]
+        options: dict[str, Any] = {"costs": costs, "bias": bias, "banned": banned, "mask": mask}
+        return self.draws(prompt, [choices], decoding=decoding, **options)[0]
 
     def draws(
         self,
         prompt: Sequence[int],
         choices: Sequence[Choices],
         *,
+        decoding: str | None = None,
+        costs: Costs | None = None,
         bias: Mapping[int, float] | None = None,
         banned: Sequence[int] = (),
         mask: Mask | None = None,
     ) -> list[Iterator[int]]:
-        """Reads `prompt` once, and returns an iterator for each of `choices` as `draw` does.
-
-        Args:
-          prompt: as for `draw`.
-          choices: as for `draw`, at least one.
-          bias: as for `stream`.
-          banned: as for `stream`.
-          mask: as for `stream`.
+        """Returns an iterator for each of `choices`, at least one, as `draw` does; arguments as there.
 
         Raises:
           ValueError: as for `draw`.
         """
+        decoding = self._choose(decoding)
         row = make_bias(self.vocabulary.size, bias, banned)
         context, most = self.facts.context, max(one.max_new_tokens for one in choices)
         if context is not None and len(prompt) + most > context:
@@ -189,67 +206,111 @@ class DeviceModel:
                 f"prompt: {len(prompt)} tokens and max_new_tokens = {most} exceed the {context} tokens that "
                 f"{self.path} was exported for; shorten one, or export with larger limits"
             )
-        *_, (logits, state) = self.read(prompt)
-        return [numpy_loop.draw(self._next, logits, state, prompt, one, row, mask) for one in choices]
+        if decoding == "autoregressive":
+            *_, (logits, state) = self.read(prompt)
+            return [numpy_loop.draw(self._next, logits, state, prompt, one, row, mask) for one in choices]
+        if mask is not None:
+            raise ValueError(f"mask: decoding = {decoding!r} draws blocks in the graph; choose 'autoregressive'")
+        read, block = (self._signatures[_signature(kind, decoding)] for kind in ("read", "block"))
+        start = {
+            name: np.zeros(detail["shape"], detail["dtype"])
+            for name, detail in read.get_input_details().items()
+            if name.startswith("state_")
+        }
+        parts = self._split(prompt)
+        return [
+            BlockDraw(read, block, start, parts, self.facts.max_prompt, self._inputs(one, row, costs), one)
+            for one in choices
+        ]
+
+    def _choose(self, decoding: str | None) -> str:
+        chosen = self.facts.decodings[0] if decoding is None else decoding
+        if chosen not in (*self.facts.decodings, "autoregressive"):
+            raise ValueError(
+                f"decoding = {decoding!r}: {self.path} was exported for {', '.join(self.facts.decodings)}; choose one "
+                "of these, or export again"
+            )
+        return chosen
+
+    def _split(self, tokens: Sequence[int]) -> list[Sequence[int]]:
+        """Splits tokens into parts of `facts.max_prompt`, of which only the first may be shorter.
+
+        Reading writes the padding of a part too, which at the end of a transformer's room would not fit.
+        """
+        size = self.facts.max_prompt
+        first = (len(tokens) - 1) % size + 1
+        return [tokens[:first], *(tokens[i : i + size] for i in range(first, len(tokens), size))]
+
+    def _inputs(self, choices: Choices, bias: NDArray[np.float32] | None, costs: Costs | None) -> dict[str, Any]:
+        """Returns the choices of a request as inputs of a signature."""
+        numbers: dict[str, Any] = {"request": choices.request, **choices.processing._asdict()}
+        if self.facts.automatic:
+            if costs is None:
+                raise ValueError(f"costs: {self.path} chooses draft lengths by measured costs; give measure_costs()")
+            numbers |= {f"{name}_cost": cost for name, cost in costs._asdict().items()}
+        integers = ("request", "top_k")
+        return {
+            "seed": seed_words(choices.seed),
+            "bias": np.zeros(self.vocabulary.size, np.float32) if bias is None else bias,
+            **{name: np.array(value, np.int32 if name in integers else np.float32) for name, value in numbers.items()},
+        }
 
     def read(self, tokens: Sequence[int], by_prefill: int | None = None) -> Iterator[tuple[NDArray[np.float32], Any]]:
         """Reads `tokens` part by part, and yields (logits `[V]`, state) after each part.
 
-        The signature `prefill` reads parts of `facts.max_prompt` tokens. `decode` reads single tokens.
+        The signature `prefill` reads parts of at most `facts.max_prompt` tokens. `decode` reads single tokens.
 
         Args:
           tokens: at least one token id; for a transformer at most `facts.context`.
-          by_prefill: number of tokens that `prefill` reads, 1 to `facts.max_prompt`, before `decode` reads all others.
-            None: `prefill` reads as many as possible.
+          by_prefill: number of tokens that `prefill` reads, 0 to `facts.max_prompt`, before `decode` reads all others.
+            None: `prefill` reads all but the last, as the loop in the graph does.
         """
-        part = self.facts.max_prompt if by_prefill is None else by_prefill
-        logits, state = _split_outputs(self._prefill(**self._padded(tokens[:part]), **self._start))
-        yield logits, state
-        read = min(part, len(tokens))
-        while read < len(tokens):
-            if by_prefill is None and self._start and read + 1 < len(tokens):
-                begin, state = self._make_room(read, state)
-                chunk = tokens[begin : begin + part]
-                logits, state = _split_outputs(self._prefill(**self._padded(chunk), **state))
-                read = begin + len(chunk)
-            else:
-                logits, state = self._next(tokens[read], state)
-                read += 1
+        if not self._start:  # exported by fedspeak 0.2 or earlier: `prefill` reads only the beginning of a prompt
+            by_prefill = min(len(tokens), by_prefill or self.facts.max_prompt)
+        count = len(tokens) - 1 if by_prefill is None else by_prefill
+        state: Any = self._start
+        for part in self._split(tokens[:count]) if count else []:
+            logits, state = _split_outputs(self._prefill(**self._padded(part), **state))
+            yield logits, state
+        for token in tokens[count:]:
+            logits, state = self._next(token, state)
             yield logits, state
 
-    def _make_room(self, read: int, state: Any) -> tuple[int, Any]:
-        """Returns the number of tokens after which `prefill` has room for a whole part, and the state after these.
-
-        `prefill` writes its padding too. Near the end of a transformer's room it reads the last tokens once more.
-        """
-        if self.facts.context is None or read + self.facts.max_prompt <= self.facts.context:
-            return read, state
-        begin = self.facts.context - self.facts.max_prompt
-        length = f"state_{len(state) - 1}"
-        return begin, {**state, length: np.full_like(state[length], begin)}
-
-    def draw_in_graph(self, prompt: Sequence[int], choices: Choices) -> dict[str, NDArray[Any]]:
-        """Runs the signature `generate` and returns its outputs.
+    def draw_in_graph(
+        self,
+        prompt: Sequence[int],
+        choices: Choices,
+        *,
+        decoding: str | None = None,
+        costs: Costs | None = None,
+        bias: Mapping[int, float] | None = None,
+        banned: Sequence[int] = (),
+    ) -> dict[str, NDArray[Any]]:
+        """Draws all tokens by the loop inside the graph, and returns its outputs.
 
         Args:
           prompt: token ids, at most `facts.max_prompt`; the first is the begin token.
-          choices: how to draw, with `max_new_tokens` at most `facts.max_new_tokens`. Of the options that change logits
-            only temperature and top-k may be on.
+          choices: how to draw, with `max_new_tokens` at most `facts.max_new_tokens`.
+          decoding: as for `stream`.
+          costs: as for `stream`.
+          bias: as for `stream`.
+          banned: as for `stream`.
 
         Returns:
-          "tokens" `[n]`, equal to those of `draw`; "lengths", which is n; and the random words "word_0" and "word_1"
-          `[facts.max_new_tokens]`, all int32.
+          "tokens" `[n]`, equal to those of `draw`, and the other outputs of the signature that `models.export`
+          describes, without the batch axis.
 
         Raises:
-          ValueError: the prompt or `max_new_tokens` is longer than the file was exported for, or the graph does not
-            support an option.
+          ValueError: an argument is outside its range, the file lacks the decoding, the prompt or `max_new_tokens` is
+            longer than the file was exported for, or the logits are not finite or leave no token.
         """
-        for name, off in OFF._asdict().items():
-            if name not in ("temperature", "top_k") and getattr(choices, name) != off:
-                raise ValueError(
-                    f"{name} = {getattr(choices, name)!r}: the loop in the graph applies temperature and top_k only; "
-                    f"stream the text, or leave {name} at {off:g}"
-                )
+        decoding = self._choose(decoding)
+        if decoding not in self.facts.decodings:
+            raise ValueError(
+                f"decoding = {decoding!r}: the graph of {self.path} has the loop of {', '.join(self.facts.decodings)} "
+                "only; stream the text, or export again"
+            )
+        row = make_bias(self.vocabulary.size, bias, banned)
         if len(prompt) > self.facts.max_prompt:
             raise ValueError(
                 f"prompt: {len(prompt)} tokens, but {self.path} was exported for {self.facts.max_prompt}; "
@@ -260,17 +321,21 @@ class DeviceModel:
                 f"max_new_tokens: {choices.max_new_tokens}, but {self.path} was exported for "
                 f"{self.facts.max_new_tokens}; ask for fewer, stream them, or export with a larger max_new_tokens"
             )
-        outputs = self._generate(
-            **self._padded(prompt),
-            seed=seed_words(choices.seed),
-            request=np.array(choices.request, np.int32),
-            temperature=np.array(choices.temperature, np.float32),
-            top_k=np.array(choices.top_k, np.int32),
-            max_new=np.array(choices.max_new_tokens, np.int32),
-            stop=np.array(choices.stop, np.int32),
+        inputs = self._inputs(choices, row, costs)
+        if not self._start:
+            inputs = _keep_known(inputs, choices, row)
+        limits = {"max_new": choices.max_new_tokens, "stop": choices.stop}
+        outputs = self._signatures[_signature("generate", decoding)](
+            **self._padded(prompt), **inputs, **{name: np.array(value, np.int32) for name, value in limits.items()}
         )
         drawn = {name: value[0] for name, value in outputs.items()}
-        return {**drawn, "tokens": drawn["tokens"][: drawn["lengths"]]}
+        if not drawn.get("is_finite", True):
+            raise ValueError(
+                f"logits at position {len(prompt) + drawn['lengths']} are not finite, or bias and banned leave no "
+                "token: the model is damaged or diverged, or allow at least one token"
+            )
+        by_token = {name: drawn[name][: drawn["lengths"]] for name in _BY_TOKEN if name in drawn}
+        return {**drawn, **by_token}
 
     def _next(self, token: int, state: Any) -> tuple[NDArray[np.float32], Any]:
         return _split_outputs(self._decode(token=np.array([token], np.int32), **state))
@@ -279,6 +344,32 @@ class DeviceModel:
         tokens = np.zeros([1, self.facts.max_prompt], np.int32)
         tokens[0, : len(prompt)] = prompt
         return {"tokens": tokens, "length": np.array(len(prompt), np.int32)}
+
+
+def _signature(kind: str, decoding: str) -> str:
+    """Returns the name of a decoding's signature in a file."""
+    return kind if decoding == "autoregressive" else f"{kind}_{decoding.replace('-', '_')}"
+
+
+_BY_TOKEN = ("tokens", "log_probs", "unprocessed_log_probs")
+
+
+def _keep_known(inputs: dict[str, Any], choices: Choices, bias: Any) -> dict[str, Any]:
+    """Returns the inputs that `generate` of a file from fedspeak 0.2 or earlier has.
+
+    Raises:
+      ValueError: the request needs others.
+    """
+    known = ("seed", "request", "temperature", "top_k")
+    for name, off in OFF._asdict().items():
+        if name not in known and getattr(choices, name) != off:
+            raise ValueError(
+                f"{name} = {getattr(choices, name)!r}: the file's graph, of fedspeak 0.2 or earlier, applies "
+                f"temperature and top_k only; stream the text, or leave {name} at {off:g}"
+            )
+    if bias is not None:
+        raise ValueError("bias: the file's graph, of fedspeak 0.2 or earlier, has none; stream the text, or drop it")
+    return {name: inputs[name] for name in known}
 
 
 def load(path: str | os.PathLike[str], threads: int = 1) -> DeviceModel:
@@ -295,51 +386,9 @@ def load(path: str | os.PathLike[str], threads: int = 1) -> DeviceModel:
     return DeviceModel(path, threads)
 
 
-def runtime() -> str:
-    """Returns the name and version of the runtime in use."""
-    package = _import_interpreter().__module__.split(".")[0].replace("_", "-")
-    return f"{package} {metadata.version(package)}"
-
-
-def decode_stream(vocabulary: AnyVocabulary, tokens: Iterable[int]) -> Iterator[str]:
-    """Yields the text of `tokens` in pieces of whole characters, each as soon as its tokens have come.
-
-    The end of a sentence becomes a line break, unless it is the last token.
-    """
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    ended = False
-    for token in tokens:
-        data = b"\n" * ended + vocabulary.decode_bytes([token])
-        ended = token == EOS
-        # The end of a sentence ends an unfinished character too.
-        piece = decoder.decode(data, final=ended)
-        if piece:
-            yield piece
-    rest = decoder.decode(b"", final=True)
-    if rest:
-        yield rest
-
-
 def _make_choices(stop_at_eos: bool, choices: dict[str, Any]) -> Choices:
     return Choices(stop=EOS if stop_at_eos else -1, **choices)
 
 
 def _split_outputs(outputs: dict[str, NDArray[Any]]) -> tuple[NDArray[np.float32], dict[str, NDArray[Any]]]:
     return outputs["logits"][0], {name: value for name, value in outputs.items() if name != "logits"}
-
-
-def _import_interpreter() -> Any:
-    try:
-        from ai_edge_litert.interpreter import Interpreter
-    except ModuleNotFoundError as missing:
-        if missing.name is None or missing.name.partition(".")[0] != "ai_edge_litert":
-            raise
-        try:
-            import tensorflow as tf
-        except ModuleNotFoundError:
-            raise ModuleNotFoundError(
-                "no runtime for exported models is installed: pip install 'fedspeak[models]'",
-                name="ai_edge_litert",
-            ) from None
-        return tf.lite.Interpreter
-    return Interpreter

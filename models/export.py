@@ -17,10 +17,11 @@ unless it says otherwise.
   The choices are seed `[2]`, request `[]`, the fields of `models.decoding.choices.Processing` `[]`, and bias `[V]`.
 * `generate_block` and the like, for each other decoding, draft with the drafter: inputs and outputs are those of
   `generate`, without random words. With automatic draft lengths the choices end with verify_cost and draft_cost `[]`
-  (`models.decoding.draft_length.Costs`). Outputs more are drafted, reached and accepted `[1, G]`
+  (`models.decoding.choices.Costs`). Outputs more are drafted, reached and accepted `[1, G]`
   (`models.decoding.loop.Counts`).
-* `read_block` reads a prompt, or a part of one, for `block_block`: tokens, length, ends_here `[]` (1 in the last part,
-  else 0), state_0, state_1, ... (zeros before the first part) -> state_0, state_1, ...
+* `read_block` reads a prompt, or a part of one, for `block_block`: tokens, length, begins_here `[]` (1 in the first
+  part, where the given states are ignored, else 0), ends_here `[]` (1 in the last part, else 0), state_0, state_1, ...
+  -> state_0, state_1, ...
 * `block_block` adds one block: the choices, state_0, state_1, ... -> the fields of `models.decoding.speculation.Block`,
   state_0, state_1, ...
 
@@ -41,8 +42,8 @@ import numpy as np
 import tensorflow as tf
 
 from models import tflite_file
+from models.decoding.choices import DECODINGS
 from models.decoding.drafters import Drafter
-from models.decoding.methods import METHODS
 from models.language_model import LanguageModel, Weights
 from models.signatures import Signatures
 from models.tflite_file import PRECISIONS
@@ -75,7 +76,7 @@ def export(
         "int8" (a quarter of the bytes per weight; dynamic-range quantisation, which quantises activations at run time).
       max_prompt: maximum number of tokens that `prefill` and `generate` read, begin token included, >= 1.
       max_new_tokens: maximum number of tokens that `generate` draws, >= 1.
-      decodings: names from `models.decoding.methods.METHODS`, at least one, each once. The file has signatures for
+      decodings: names from `models.decoding.choices.DECODINGS`, at least one, each once. The file has signatures for
         each of them. A runtime holds a copy of the target's weights for each signature that it has run.
       drafter: what drafts in all decodings but "autoregressive", with the model's vocabulary.
       draft_length: number of tokens G that the drafter proposes per block, >= 1.
@@ -154,8 +155,8 @@ def export(
 
 def _require_decodings(decodings: Sequence[str], drafter: Drafter | None) -> None:
     """Raises a ValueError if a decoding is unknown, comes twice, or does not go with the drafter."""
-    if not decodings or len(set(decodings)) < len(decodings) or not set(decodings) <= set(METHODS):
-        raise ValueError(f"decodings: {list(decodings)!r} must be some of {', '.join(METHODS)}, each once")
+    if not decodings or len(set(decodings)) < len(decodings) or not set(decodings) <= set(DECODINGS):
+        raise ValueError(f"decodings: {list(decodings)!r} must be some of {', '.join(DECODINGS)}, each once")
     drafting = [name for name in decodings if name != "autoregressive"]
     if drafting and drafter is None:
         raise ValueError(f"decoding {drafting[0]!r} needs a drafter: give one, or choose 'autoregressive'")

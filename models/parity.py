@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 
 from models import device
 from models.decoding import numpy_loop, numpy_ops
-from models.decoding.choices import Choices
+from models.decoding.acceptance import Acceptance
+from models.decoding.choices import Choices, Costs
 from models.decoding.numpy_ops import Stream
 from models.language_model import LanguageModel, Weights
 
 SEQUENCES = 50
+_DRAFTING_SEQUENCES = 12
 # Largest difference between a logit of the file and the model's at which the file still passes, as a fraction of the
 # logits' spread. For files of trained models the fraction is 4e-7 in float32 (rounding), 2e-4 with float16 weights and
 # 1e-2 with int8 weights. For the file of another model it is 0.3 or more.
@@ -29,6 +31,33 @@ _LENGTH = 32
 # every few tokens, so that over long contexts even a correct file differs.
 _CONTEXTS, _CONTEXT_LENGTH = 16, 8
 _TIMINGS = 7
+
+
+@dataclass(frozen=True)
+class DraftingParity:
+    """Describes how a decoding with a drafter compares with the file's own logits, token by token.
+
+    Attributes:
+      decoding: name of the decoding.
+      sequences: number of requests compared.
+      equal_to_blocks: number of requests for which the loop in the graph draws the tokens of a loop on the host, which
+        calls the runtime block by block.
+      max_log_prob_error: largest difference in nats between the log-probability that the file states for a token, and
+        that from its logits after reading the text token by token. A wrong state after a rejected draft shows here.
+      acceptance: what became of the drafts.
+      tokens_per_second: as for `Parity`.
+      tokens_per_second_range: as for `Parity`.
+      passed: whether `equal_to_blocks` equals `sequences`, and the error is within the precision's tolerance.
+    """
+
+    decoding: str
+    sequences: int
+    equal_to_blocks: int
+    max_log_prob_error: float
+    acceptance: Acceptance
+    tokens_per_second: float
+    tokens_per_second_range: tuple[float, float]
+    passed: bool
 
 
 @dataclass(frozen=True)
@@ -48,9 +77,10 @@ class Parity:
       equal_to_stream: number of requests for which `generate` draws the tokens that NumPy draws from the file's logits.
       tokens_per_second: speed of `generate` without the prompt, on one thread: the median of several measurements.
       tokens_per_second_range: smallest and largest of these measurements.
+      drafting: how each decoding with a drafter compares with the file's own token-by-token logits.
       passed: whether the file passes: `random_bits_equal` holds, `equal_to_stream` equals `sequences`, and
         `max_logit_error` is within the precision's tolerance of `logit_spread`. In float32 `equal_to_model` must also
-        be at least nine tenths of `sequences`.
+        be at least nine tenths of `sequences`. All of `drafting` must pass.
     """
 
     path: str
@@ -64,6 +94,7 @@ class Parity:
     equal_to_stream: int
     tokens_per_second: float
     tokens_per_second_range: tuple[float, float]
+    drafting: tuple["DraftingParity", ...]
     passed: bool
 
     def to_dict(self) -> dict[str, Any]:
@@ -157,23 +188,31 @@ def _compare(
     contexts: list[tuple[int, list[int]]],
     logits: list[NDArray[np.float32]],
 ) -> Parity:
-    outputs = [file.draw_in_graph(prompt, choices) for prompt, choices in requests]
-    tokens = [output["tokens"].tolist() for output in outputs]
+    if "autoregressive" in file.facts.decodings:
+        outputs = [file.draw_in_graph(prompt, choices, decoding="autoregressive") for prompt, choices in requests]
+        tokens = [output["tokens"].tolist() for output in outputs]
+    else:
+        outputs, tokens = [], [list(file.draw(*request, decoding="autoregressive")) for request in requests]
     equal_to_model = sum(a == b for a, b in zip(tokens, expected, strict=True))
     equal_to_stream = sum(
-        list(file.draw(prompt, choices)) == a for (prompt, choices), a in zip(requests, tokens, strict=True)
+        list(file.draw(*request, decoding="autoregressive")) == a for request, a in zip(requests, tokens, strict=True)
     )
     bits_equal = all(
         _has_equal_bits(output, len(prompt), choices)
-        for output, (prompt, choices) in zip(outputs, requests, strict=True)
+        for output, (prompt, choices) in zip(outputs, requests, strict=False)
     )
     error = max(
         float(np.abs(np.stack([row for row, _ in file.read(context, by_prefill)]) - rows).max())
         for (by_prefill, context), rows in zip(contexts, logits, strict=True)
     )
     spread = float(max(rows.max() for rows in logits) - min(rows.min() for rows in logits))
-    speeds = _measure_tokens_per_second(file)
+    speeds = _measure_tokens_per_second(file, file.facts.decodings[0])
     precision = file.facts.precision
+    drafting = tuple(
+        _compare_drafting(file, decoding, requests[:_DRAFTING_SEQUENCES], spread)
+        for decoding in file.facts.decodings
+        if decoding != "autoregressive"
+    )
     return Parity(
         path=file.path,
         precision=precision,
@@ -186,11 +225,44 @@ def _compare(
         equal_to_stream=equal_to_stream,
         tokens_per_second=float(np.median(speeds)),
         tokens_per_second_range=(min(speeds), max(speeds)),
+        drafting=drafting,
         passed=bits_equal
+        and all(one.passed for one in drafting)
         and error <= _TOLERANCE[precision] * spread
         and equal_to_stream == len(requests)
         and (precision != "float32" or equal_to_model >= _LEAST_EQUAL * len(requests)),
     )
+
+
+def _compare_drafting(
+    file: device.DeviceModel, decoding: str, requests: list[tuple[list[int], Choices]], spread: float
+) -> DraftingParity:
+    costs = Costs(verify=1.0, draft=0.0) if file.facts.automatic else None
+    equal, error, outputs = 0, 0.0, []
+    for prompt, choices in requests:
+        output = file.draw_in_graph(prompt, choices, decoding=decoding, costs=costs)
+        outputs.append(output)
+        text = output["tokens"].tolist()
+        equal += list(file.draw(prompt, choices, decoding=decoding, costs=costs)) == text
+        rows = np.stack([logits for logits, _ in file.read([*prompt, *text][:-1], len(prompt) - 1)][-len(text) :])
+        rows = rows.astype(np.float64)
+        stated = rows[np.arange(len(text)), text] - np.logaddexp.reduce(rows, axis=1)
+        error = max(error, float(np.abs(output["unprocessed_log_probs"] - stated).max()))
+    counts = [Acceptance.from_counts({name: output[name][np.newaxis] for name in _COUNTS}) for output in outputs]
+    speeds = _measure_tokens_per_second(file, decoding, costs)
+    return DraftingParity(
+        decoding=decoding,
+        sequences=len(requests),
+        equal_to_blocks=equal,
+        max_log_prob_error=error,
+        acceptance=Acceptance.total(counts),
+        tokens_per_second=float(np.median(speeds)),
+        tokens_per_second_range=(min(speeds), max(speeds)),
+        passed=equal == len(requests) and error <= _TOLERANCE[file.facts.precision] * spread,
+    )
+
+
+_COUNTS = ("calls", "decided", "drafted", "reached", "accepted")
 
 
 def _has_equal_bits(output: dict[str, NDArray[Any]], position: int, choices: Choices) -> bool:
@@ -199,22 +271,23 @@ def _has_equal_bits(output: dict[str, NDArray[Any]], position: int, choices: Cho
     return np.array_equal(output["word_0"], words[0]) and np.array_equal(output["word_1"], words[1])
 
 
-def _measure_tokens_per_second(file: device.DeviceModel) -> list[float]:
+def _measure_tokens_per_second(file: device.DeviceModel, decoding: str, costs: Costs | None = None) -> list[float]:
     """Measures the speed in the graph several times.
 
     The time for one token, which includes reading the prompt, is subtracted from the time for all tokens.
     """
     count = file.facts.max_new_tokens
     if count == 1:
-        return [1 / _time_generate(file, 1) for _ in range(_TIMINGS)]
+        return [1 / _time_generate(file, decoding, costs, 1) for _ in range(_TIMINGS)]
     # The minimum is subtracted, because a pause of the machine during a one-token run would otherwise make the long run
     # look faster.
-    one_token = min(_time_generate(file, 1) for _ in range(_TIMINGS))
-    return [(count - 1) / max(_time_generate(file, count) - one_token, 1e-9) for _ in range(_TIMINGS)]
+    one = min(_time_generate(file, decoding, costs, 1) for _ in range(_TIMINGS))
+    return [(count - 1) / max(_time_generate(file, decoding, costs, count) - one, 1e-9) for _ in range(_TIMINGS)]
 
 
-def _time_generate(file: device.DeviceModel, tokens: int) -> float:
-    """Returns the seconds that `generate` takes to draw `tokens` tokens."""
+def _time_generate(file: device.DeviceModel, decoding: str, costs: Costs | None, tokens: int) -> float:
+    """Returns the seconds that the graph's loop takes to draw `tokens` tokens."""
     begin = time.perf_counter()
-    file.draw_in_graph([file.vocabulary.start], Choices(max_new_tokens=tokens))
+    choices = Choices(max_new_tokens=tokens)
+    file.draw_in_graph([file.vocabulary.start], choices, decoding=decoding, costs=costs)
     return time.perf_counter() - begin

@@ -1,12 +1,12 @@
 """Builds the signatures of an exported file as TensorFlow functions; `models.export` says what each takes and gives."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import tensorflow as tf
 
-from models.decoding.choices import Processing
-from models.decoding.draft_length import Costs
+from models.decoding.choices import Costs, Processing
 from models.decoding.drafters import Drafter
 from models.decoding.loop import Ends, Generated, begin, generate
 from models.decoding.methods import build_method
@@ -40,17 +40,17 @@ class Signatures(tf.Module):
         weights: Weights,
         max_prompt: int,
         max_new_tokens: int,
-        decodings: Sequence[str],
-        drafter: Drafter | None,
-        drafter_variables: list[tf.Variable],
-        draft_length: int,
-        automatic: bool,
+        decodings: Sequence[str] = ("autoregressive",),
+        drafter: Drafter | None = None,
+        drafter_variables: Sequence[tf.Variable] = (),
+        draft_length: int = 0,
+        automatic: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
         # As variables, the weights are stored once in the file and shared by all signatures.
         self.parameters = {name: tf.Variable(value, trainable=False) for name, value in weights.items()}
-        self.drafter_variables = drafter_variables
+        self.drafter_variables = list(drafter_variables)
         self.state = model.initial_state(1)
         self.max_prompt, self.max_new_tokens = max_prompt, max_new_tokens
         prompt = (_spec("tokens", [1, max_prompt]), _spec("length"))
@@ -60,10 +60,9 @@ class Signatures(tf.Module):
             "decode": tf.function(self._decode).get_concrete_function(_spec("token", [1]), *states),
         }
         for name in decodings:
-            of_drafter = {} if name == "autoregressive" else {"drafter": drafter, "draft_length": draft_length}
-            speculation = Speculation(
-                model, self.parameters, build_method(name), **of_drafter, automatic=automatic and bool(of_drafter)
-            )
+            speculation = Speculation(model, self.parameters, build_method(name))
+            if name != "autoregressive":
+                speculation = replace(speculation, drafter=drafter, draft_length=draft_length, automatic=automatic)
             self._add(name, speculation, prompt)
 
     def _add(self, name: str, speculation: Speculation, prompt: tuple[tf.TensorSpec, ...]) -> None:
@@ -90,8 +89,9 @@ class Signatures(tf.Module):
         states = _state_specs(initial)
 
         def read(*arguments: tf.Tensor) -> dict[str, tf.Tensor]:
-            tokens, length, ends_here, *states = arguments
-            state = tf.nest.pack_sequence_as(initial, states)
+            tokens, length, begins_here, ends_here, *states = arguments
+            given = tf.nest.pack_sequence_as(initial, states)
+            state = tf.nest.map_structure(lambda new, old: tf.where(begins_here > 0, new, old), initial, given)
             return _name_states(_read(speculation, tokens, length, ends_here, state))
 
         def block(*arguments: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -101,7 +101,9 @@ class Signatures(tf.Module):
             found, state = speculation.block(state, request, words, tf.ones([1], tf.bool))
             return {**found._asdict(), **_name_states(state)}
 
-        self.functions[f"read{suffix}"] = tf.function(read).get_concrete_function(*prompt, _spec("ends_here"), *states)
+        self.functions[f"read{suffix}"] = tf.function(read).get_concrete_function(
+            *prompt, _spec("begins_here"), _spec("ends_here"), *states
+        )
         self.functions[f"block{suffix}"] = tf.function(block).get_concrete_function(*choices, *states)
 
     def _prefill(self, tokens: tf.Tensor, length: tf.Tensor, *states: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -126,7 +128,8 @@ class Signatures(tf.Module):
         state = _read_in_loop(speculation, tokens, length)
         words = speculation.words(request, state.position, self.max_new_tokens)
         progress = begin(speculation, state)
-        drawn = generate(speculation, progress, request, Ends(*ends, tf.zeros([0, 1], tf.int32)), words)
+        max_new, stop = ends
+        drawn = generate(speculation, progress, request, Ends(max_new, stop, tf.zeros([0, 1], tf.int32)), words)
         outputs = _name_outputs(drawn)
         if not speculation.draft_length:
             outputs |= {"word_0": words[0], "word_1": words[1]}

@@ -26,7 +26,7 @@ def demo(output: Path) -> None:
     """Train, report, export and generate on Shakespeare's plays."""
     extras.require("federated")
     from experiments import results, training
-    from experiments.commands.device import all_precisions, export_and_check
+    from experiments.commands.export import all_precisions, export_and_check
 
     show, run = ConsoleDisplay(), RunFolder(output)
     if not run.config.exists():

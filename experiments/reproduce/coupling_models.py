@@ -13,6 +13,8 @@ from experiments.intervals import mean_interval, share_interval
 from experiments.reproduce.drafters import MODELS, TARGET, TEMPERATURES
 from experiments.runs import RunFolder, load_trained
 from models.decoding import couplings, numpy_ops, numpy_race
+from models.decoding.choices import Processing
+from models.decoding.numpy_processing import process
 
 # Name in results → exact agreement of a pair of distributions.
 AGREEMENTS = {
@@ -78,7 +80,7 @@ def measure(target: Path, drafters: Mapping[str, Path], source: Any, length: int
             distributions, tokens = {}, {}
             for name, logits in position.logits.items():
                 distributions[name] = _softmax(logits.astype(np.float64) / temperature)
-                tokens[name] = int(numpy_race.race(numpy_ops.process(logits, temperature, 0), noise))
+                tokens[name] = int(numpy_race.race(process(logits, Processing(temperature)), noise))
             p = distributions[TARGET]
             for name in drafters:
                 q = distributions[name]

@@ -4,6 +4,9 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any, NamedTuple
 
+DECODINGS = ("autoregressive", "speculative", "block", "greedy-block", "invariant")
+"""Names of the ways to draw a text, which `models.decoding.methods` implements."""
+
 MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-6, 1e6
 MIN_REPETITION, MAX_REPETITION = 0.01, 100.0
 MAX_PENALTY = 100.0
@@ -36,6 +39,18 @@ class Processing(NamedTuple):
 
 
 OFF = Processing()
+
+
+class Costs(NamedTuple):
+    """Holds the times of a block, in units of the time that the target takes for one token.
+
+    Attributes:
+      verify: float32 scalar > 0, the target's call for G + 1 tokens, with verification.
+      draft: float32 scalar >= 0, one step of the drafter.
+    """
+
+    verify: Any
+    draft: Any
 
 
 @dataclass(frozen=True)

@@ -4,26 +4,14 @@ A row's choice depends on the decisions of its earlier blocks and on the given t
 that it is for, so that decoding stays lossless.
 """
 
-from typing import Any, NamedTuple
-
 import tensorflow as tf
+
+from models.decoding.choices import Costs
 
 # Evidence is forgotten at this rate per block, so that a row that drafts nothing tries again after some 200 tokens.
 _DECAY = 0.98
 # What counts as evidence before there is any: two drafted tokens, of which 1.4 were accepted.
 _PRIOR_TOKENS, _PRIOR_ACCEPTANCE = 2.0, 0.7
-
-
-class Costs(NamedTuple):
-    """Holds the times of a block, in units of the time that the target takes for one token.
-
-    Attributes:
-      verify: float32 scalar > 0, the target's call for G + 1 tokens, with verification.
-      draft: float32 scalar >= 0, one step of the drafter.
-    """
-
-    verify: Any
-    draft: Any
 
 
 def initial_evidence(batch: int) -> tf.Tensor:

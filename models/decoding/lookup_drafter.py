@@ -34,6 +34,8 @@ class LookupDrafter(Drafter):
       ValueError: an option is out of range.
     """
 
+    may_pass = True
+
     def __init__(self, vocabulary_size: int, context: int, longest: int = 3, shortest: int = 1) -> None:
         self.vocabulary_size = _require_integer("vocabulary_size", vocabulary_size, 1)
         self.context = _require_integer("context", context, 2)

@@ -241,16 +241,14 @@ def _sum_up(records: _Records, pending: Pending, state: State, ends: Ends, limit
     at = tf.range(width - 1)
     drafted_at = active[..., tf.newaxis] & (at < drafted[..., tf.newaxis])
     totals = [drafted_at, drafted_at & (at < count[..., tf.newaxis]), drafted_at & (at + 1 < count[..., tf.newaxis])]
+    given = [give(line) for line in lines]
     return Generated(
-        *(give(line) for line in lines[:1]),
+        given[0],
         lengths,
-        *(give(line) for line in lines[1:]),
+        given[1],
+        given[2],
         tf.reduce_all(~active | (count > 0), axis=1),
-        Counts(
-            _total(active),
-            tf.reduce_sum(count, axis=1),
-            *(_total(part) for part in totals),
-        ),
+        Counts(_total(active), tf.reduce_sum(count, axis=1), *(_total(part) for part in totals)),
         Progress(state, Pending(keep(lines[0]), decided - lengths, keep(lines[1]), keep(lines[2]), tail)),
     )
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from models.decoding.choices import DECODINGS
 from models.decoding.greedy_block import GREEDY_BLOCK
 from models.decoding.numpy_ops import Stream
 from models.decoding.prng import BlockWords, block_words, random_words
@@ -20,8 +21,6 @@ from models.decoding.race import gumbels, race
 from models.decoding.sampling import sample, sample_31
 from models.decoding.verification import block_rule, sample_probabilities, token_rule, verify
 from models.decoding.verifier import Verifier
-
-METHODS = ("autoregressive", "speculative", "block", "greedy-block", "invariant")
 
 
 class Drawn(NamedTuple):
@@ -223,9 +222,9 @@ class Speculative(Method):
 
 
 def build_method(name: str) -> Method:
-    """Returns the method of a name in `METHODS`."""
-    if name not in METHODS:
-        raise ValueError(f"decoding = {name!r}: must be one of {', '.join(METHODS)}")
+    """Returns the method of a name in `DECODINGS`."""
+    if name not in DECODINGS:
+        raise ValueError(f"decoding = {name!r}: must be one of {', '.join(DECODINGS)}")
     return {
         "autoregressive": Plain(),
         "speculative": Speculative(Verifier(token_rule)),

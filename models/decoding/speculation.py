@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from models.decoding.choices import OFF, Processing
-from models.decoding.draft_length import Costs, choose, initial_evidence, observe
+from models.decoding.draft_length import choose, initial_evidence, observe
 from models.decoding.drafters import Drafter, widen
 from models.decoding.history import block_histories, extend_history
 from models.decoding.methods import Method
@@ -42,7 +42,7 @@ class Request(NamedTuple):
     request: Any
     processing: Processing
     bias: Any = ()
-    costs: Costs | tuple[()] = ()
+    costs: Any = ()
     is_plain: Any = ()
 
 

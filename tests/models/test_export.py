@@ -10,12 +10,14 @@ from ai_edge_litert import schema_py_generated as schema
 
 from models import device, parity, tflite_file
 from models import export as export_module
-from models.decoding import numpy_ops, prng
+from models.decoding import methods, numpy_ops, prng
 from models.decoding.choices import Choices
 from models.decoding.numpy_ops import Stream
-from models.export import Decoder, convert, export, ops
+from models.decoding.speculation import Speculation
+from models.export import convert, export, ops
 from models.parity import check_parity
 from models.presets import preset
+from models.signatures import Signatures
 from models.vocabulary import BOS
 from tests.models import exported
 
@@ -102,7 +104,7 @@ def test_signatures_share_one_copy_of_the_weights(float32_path):
 def test_int8_file_stores_every_matrix_once():
     """The tiny preset with 2,000 tokens takes at most half a megabyte with every converter, as docs/export.md says."""
     model = preset("tiny", 2000)
-    flatbuffer = convert(Decoder(model, model.init(0), 64, 128), "int8")
+    flatbuffer = convert(Signatures(model, model.init(0), 64, 128), "int8")
     matrices = [shape for shape in model.shapes().values() if len(shape) == 2]
     content = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(flatbuffer, 0))
     sizes = sorted(len(buffer.data) for buffer in content.buffers if buffer.data is not None)
@@ -138,45 +140,41 @@ def test_interpreter_of_tensorflow_gives_the_same_tokens(float32_path, monkeypat
     assert sum(a == b for a, b in zip(found, expected, strict=True)) >= 4
 
 
-class StaleState(Decoder):
-    """A decoder with a planted fault: it discards the new state."""
+def stale_state(patch):
+    """Plants a fault: the target's new state is discarded."""
+    advance = Speculation._advance
 
-    def _step(self, token, state):
-        logits, _ = super()._step(token, state)
-        return logits, state
+    def discard(self, state, *arguments):
+        return advance(self, state, *arguments)._replace(target=state.target)
 
-
-class SharedStream(Decoder):
-    """A decoder with a planted fault: it draws text with the random words of the stream for drafts."""
-
-    def _generate(self, *arguments):
-        def draft(seed, stream, request, positions):
-            return prng.random_words(seed, Stream.DRAFT, request, positions)
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(export_module, "random_words", draft)
-            return super()._generate(*arguments)
+    patch.setattr(Speculation, "_advance", discard)
 
 
-class OffByOne(Decoder):
-    """A decoder with a planted fault: its positions are too large by 1."""
+def shared_stream(patch):
+    """Plants a fault: text is drawn with the random words of the stream for drafts."""
 
-    def _generate(self, *arguments):
-        def later(seed, stream, request, positions):
-            return prng.random_words(seed, stream, request, positions + 1)
+    def draft(seed, stream, request, positions):
+        return prng.random_words(seed, Stream.DRAFT, request, positions)
 
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(export_module, "random_words", later)
-            return super()._generate(*arguments)
+    patch.setattr(methods, "random_words", draft)
 
 
-@pytest.mark.parametrize("planted", [StaleState, SharedStream, OffByOne])
-def test_parity_fails_a_file_with_a_planted_fault(planted, tmp_path, monkeypatch):
-    monkeypatch.setattr(export_module, "Decoder", planted)
+def off_by_one(patch):
+    """Plants a fault: positions are too large by 1."""
+
+    def later(seed, stream, request, positions):
+        return prng.random_words(seed, stream, request, positions + 1)
+
+    patch.setattr(methods, "random_words", later)
+
+
+@pytest.mark.parametrize("plant", [stale_state, shared_stream, off_by_one])
+def test_parity_fails_a_file_with_a_planted_fault(plant, tmp_path, monkeypatch):
+    plant(monkeypatch)
     export(MODEL, WEIGHTS, VOCABULARY, tmp_path / "m.tflite", max_prompt=4, max_new_tokens=12)
     (result,) = check_parity(MODEL, WEIGHTS, [tmp_path / "m.tflite"], sequences=9)
     assert not result.passed
-    assert result.random_bits_equal == (planted is StaleState)
+    assert result.random_bits_equal == (plant is stale_state)
 
 
 def test_parity_fails_files_of_other_weights(paths):
@@ -190,8 +188,7 @@ def test_parity_fails_files_of_other_weights(paths):
 
 
 def test_equal_exports_give_equal_files(tmp_path):
-    decoder = Decoder(MODEL, WEIGHTS, 4, 4)
-    flatbuffer = convert(decoder, "float32")
+    flatbuffer = convert(Signatures(MODEL, WEIGHTS, 4, 4), "float32")
     facts = tflite_file.Facts("float32", MODEL.config(), 4, 4, [], len(flatbuffer), "0")
     for name in ("a", "b"):
         tflite_file.write(tmp_path / name, flatbuffer, VOCABULARY, facts)

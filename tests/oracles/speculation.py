@@ -85,7 +85,8 @@ class Row:
             size = len(self.target(text))
             positions = np.arange(start, start + self.draft_length + 1)
             noise = gumbels(self.seed, self.request, positions, size)
-        draft, laws = [], []
+        draft: list = []
+        laws: list = []
         for place in range(wanted):
             logits = self.drafter(text + draft)
             if logits is None:
@@ -104,7 +105,8 @@ class Row:
             accepted, token = 0, self.invert(targets[0], (int(first), int(second)))
         elif noise is not None:
             own = [
-                int(np.argmax(self.processed(row, p) + noise[i])) for i, (row, p) in enumerate(zip(logits, prefixes, strict=True))
+                int(np.argmax(self.processed(row, p) + noise[i]))
+                for i, (row, p) in enumerate(zip(logits, prefixes, strict=True))
             ]
             accepted = next((i for i, drafted in enumerate(draft) if own[i] != drafted), len(draft))
             token = own[accepted]

@@ -7,7 +7,9 @@ import pytest
 
 from experiments import data
 from experiments.reproduce import coupling, coupling_models, coupling_theory, drafters
-from models.decoding import couplings, numpy_ops
+from models.decoding import couplings
+from models.decoding.choices import Processing
+from models.decoding.numpy_processing import process
 from models.vocabulary import Vocabulary
 from tests.experiments.processes import call
 from tests.experiments.reproduce import small_drafters
@@ -167,7 +169,7 @@ def test_drafter_with_another_vocabulary_is_refused(folder, tmp_path):
 
 def test_temperature_of_the_race_is_that_of_the_agreement():
     logits = np.array([0.0, 1.0], np.float32)
-    processed = numpy_ops.process(logits, 0.6, 0).astype(np.float64)
+    processed = process(logits, Processing(0.6)).astype(np.float64)
     assert np.exp(processed) / np.exp(processed).sum() == pytest.approx(
         coupling_models._softmax(logits / 0.6), abs=1e-7
     )

@@ -1,13 +1,13 @@
 """Runs the decoding loop on table models, from NumPy inputs; each kind of run is traced once."""
 
 import functools
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from models.decoding import numpy_ops
-from models.decoding.choices import Processing
-from models.decoding.draft_length import Costs
+from models.decoding.choices import Costs, Processing
 from models.decoding.drafters import Drafter, ModelDrafter
 from models.decoding.loop import Ends, begin, generate
 from models.decoding.methods import build_method
@@ -15,9 +15,9 @@ from models.decoding.speculation import Request, Speculation
 from tests.models.decoding.table_model import TableModel, draw_table
 
 SIZE, LONGEST, TAIL = 12, 24, 2
-TARGET = TableModel(draw_table(0, SIZE))
-NEAR = TableModel(draw_table(0, SIZE) + draw_table(1, SIZE, 0.7))  # a drafter that is often right
-FAR = TableModel(draw_table(2, SIZE))
+TARGET: Any = TableModel(draw_table(0, SIZE))
+NEAR: Any = TableModel(draw_table(0, SIZE) + draw_table(1, SIZE, 0.7))  # a drafter that is often right
+FAR: Any = TableModel(draw_table(2, SIZE))
 NO_SEQUENCES = np.zeros([0, TAIL + 1], np.int32)
 
 
@@ -41,7 +41,7 @@ class Hesitant(Drafter):
         return None if text[-1] in self.silent else self.model.logits(text)
 
 
-DRAFTERS = {
+DRAFTERS: dict[str, Any] = {
     "near": ModelDrafter(NEAR, {}),
     "far": ModelDrafter(FAR, {}),
     "target": ModelDrafter(TARGET, {}),

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from models.decoding.choices import Processing
-from models.decoding.draft_length import Costs, choose
+from models.decoding.choices import Costs, Processing
+from models.decoding.draft_length import choose
 from models.decoding.methods import build_method
 from models.decoding.speculation import Speculation, is_plain
 from tests.models.decoding.runs import (
@@ -106,7 +106,8 @@ def test_a_text_in_parts_equals_the_text_in_one_call(method, draft_length):
             np.testing.assert_array_equal(np.concatenate(probs, axis=1), whole.log_probs)
         stop = rows[0][2]
         where = ends(LONGEST, stop, SEQUENCES)
-        found, rows = run(PROMPTS, asked, where, method, draft_length), [[], []]
+        found = run(PROMPTS, asked, where, method, draft_length)
+        rows: list = [[], []]
         while True:
             parts = texts(found)
             for row, part in zip(rows, parts, strict=True):

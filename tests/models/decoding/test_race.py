@@ -8,9 +8,11 @@ import pytest
 import tensorflow as tf
 from scipy.stats import binomtest
 
-from models.decoding import numpy_ops, numpy_race, race
+from models.decoding import numpy_race, race
+from models.decoding.choices import Processing
 from models.decoding.couplings import race_agreement
 from models.decoding.numpy_ops import LEFT_OUT, Stream, random_words, seed_words
+from models.decoding.numpy_processing import process
 from tests.oracles import pearson
 from tests.oracles import race as oracle
 from tests.oracles.backends import run_everywhere
@@ -199,7 +201,7 @@ def test_largest_of_2_to_18_numbers_is_tied_with_probability_below_1e_6():
 
 
 def draws(logits, noise_of, requests=100_000):
-    processed = np.broadcast_to(numpy_ops.process(logits, 1.0, 0), (requests, len(logits)))
+    processed = np.broadcast_to(process(logits, Processing()), (requests, len(logits)))
     return numpy_race.race(processed, noise_of(np.arange(requests)))
 
 
@@ -251,6 +253,6 @@ def test_race_never_draws_tokens_that_are_left_out():
     one_hot = np.full(8, LEFT_OUT, np.float32)
     one_hot[5] = 0
     assert (numpy_race.race(one_hot, noise) == 5).all()
-    kept = numpy_ops.process(np.arange(8, dtype=np.float32) / 8, 1.0, 3)
+    kept = process(np.arange(8, dtype=np.float32) / 8, Processing(top_k=3))
     assert set(numpy_race.race(kept, noise).tolist()) == {5, 6, 7}
     assert numpy_race.race(np.zeros(4, np.float32), np.ones(4, np.float32)) == 0

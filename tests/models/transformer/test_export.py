@@ -25,7 +25,7 @@ MODELS = {
         VOCABULARY.size, attention="relu", norm_epsilon=0.0, degree_two_embedding=True, positions="learned", **SIZES
     ),
 }
-LIMITS = {"max_prompt": 8, "max_new_tokens": 15}
+LIMITS: dict[str, Any] = {"max_prompt": 8, "max_new_tokens": 15}
 
 
 def make_weights(model):

@@ -1,0 +1,224 @@
+"""Defines the command `export`, which writes trained models as .tflite files."""
+
+import errno
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from experiments import extras
+from experiments.display import no_notices
+from models.decoding.choices import DECODINGS
+from privacy.files import require_writable
+
+if TYPE_CHECKING:
+    from models.parity import Parity
+
+_PRECISIONS = ("float32", "float16", "int8")
+_LONGEST_DRAFT = 32
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--precision",
+    type=click.Choice([*_PRECISIONS, "all"]),
+    default="all",
+    show_default=True,
+    help="Weight precision of the exported file, or all for one file of each; int8 is dynamic-range quantisation.",
+)
+@click.option(
+    "--max-prompt",
+    default=64,
+    show_default=True,
+    help="Maximum number of tokens that the file reads at once, and that a prompt of the graph's own loop may have.",
+)
+@click.option(
+    "--max-new-tokens",
+    default=128,
+    show_default=True,
+    help="Maximum number of tokens that the graph's own loop generates. A transformer's file has room for this number "
+    "and --max-prompt together.",
+)
+@click.option(
+    "--decoding",
+    "decodings",
+    type=click.Choice(DECODINGS),
+    multiple=True,
+    help="How the file draws text; may be repeated for a file with several. All but autoregressive take --drafter. "
+    "Default: block with a drafter, else autoregressive.",
+)
+@click.option("--drafter", help="What drafts for the model: the folder of a model, lookup, self or ngram:FILE.")
+@click.option(
+    "--draft-length",
+    default="4",
+    show_default=True,
+    help="Number of tokens that the drafter proposes at once; or auto, or auto:N with N as the maximum, to choose it "
+    "at run time by measured costs (fedspeak costs).",
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    help="File to write, by default model.tflite, model-float16.tflite or model-int8.tflite in RUN. With "
+    "--precision all it is the float32 file, and the other two are named after it.",
+)
+def export(
+    run: Path,
+    precision: str,
+    max_prompt: int,
+    max_new_tokens: int,
+    decodings: tuple[str, ...],
+    drafter: str | None,
+    draft_length: str,
+    output: Path | None,
+) -> None:
+    """Write the trained model of a run, or an imported model, as .tflite files, and compare each with the model.
+
+    Ends with an error if a file fails the comparison (docs/export.md).
+    """
+    extras.require("models")
+    from experiments.drafting import load_drafter
+    from experiments.runs import load_trained
+
+    longest, automatic = parse_draft_length(draft_length)
+    decodings = decodings or (("autoregressive",) if drafter is None else ("block",))
+    if drafter is None and decodings != ("autoregressive",):
+        raise click.UsageError(f"--decoding {_first_drafting(decodings)} needs a drafter: give --drafter")
+    if drafter is not None and decodings == ("autoregressive",):
+        raise click.UsageError("--drafter has no use with --decoding autoregressive: drop it, or choose another")
+    if precision == "all":
+        paths = all_precisions(output or run / "model.tflite")
+    else:
+        paths = {precision: output or _name_file(run / "model.tflite", precision)}
+    folder = next(iter(paths.values())).parent
+    if folder.is_dir():  # checked before TensorFlow loads, which takes seconds
+        require_writable(folder)
+    model, weights, vocabulary = load_trained(run)
+    options: dict[str, Any] = {"max_prompt": max_prompt, "max_new_tokens": max_new_tokens, "decodings": decodings}
+    if drafter is not None:
+        context = max_prompt + max_new_tokens + longest
+        options |= {
+            "drafter": load_drafter(drafter, model, weights, vocabulary, context),
+            "draft_length": longest,
+            "automatic": automatic,
+        }
+    export_and_check(model, weights, vocabulary, paths, **options)
+
+
+def parse_draft_length(text: str) -> tuple[int, bool]:
+    """Returns the largest draft length, and whether it is chosen at run time.
+
+    Raises:
+      click.BadParameter: the text is neither a positive integer nor auto nor auto:N.
+    """
+    word, _, number = text.partition(":")
+    digits = (number or "4") if word == "auto" else text
+    if not digits.isdecimal() or not 1 <= int(digits) <= _LONGEST_DRAFT or text.endswith(":"):
+        raise click.BadParameter(
+            f"{text!r} must be an integer from 1 to {_LONGEST_DRAFT}, auto or auto:N", param_hint="--draft-length"
+        )
+    return int(digits), word == "auto"
+
+
+def _first_drafting(decodings: Sequence[str]) -> str:
+    return next(name for name in decodings if name != "autoregressive")
+
+
+def export_and_check(
+    model: Any, weights: Any, vocabulary: Any, paths: dict[str, Path], **options: Any
+) -> "list[Parity]":
+    """Exports one file per precision, compares each file with the model, and prints the comparison.
+
+    The files appear when they have been compared, also those that fail. An interruption before leaves none, and files
+    that were there before stay.
+
+    Args:
+      model: the language model.
+      weights: the model's weights by name.
+      vocabulary: the vocabulary that the model was trained with.
+      paths: the file to write for each precision.
+      **options: other arguments of `models.export.export`.
+
+    Raises:
+      click.ClickException: a file fails the comparison.
+    """
+    from models.export import export
+    from models.parity import check_parity
+
+    drafts = {precision: path.with_name(f".{path.name}.draft") for precision, path in paths.items()}
+    try:
+        for precision, path in paths.items():
+            if path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+            click.echo(f"converting the model with {precision} weights …", err=True)
+            try:
+                export(model, weights, vocabulary, drafts[precision], precision, **options)
+            except OSError as error:
+                if error.filename == str(drafts[precision]):
+                    error.filename = str(path)
+                raise
+        click.echo(f"comparing {len(paths)} file{'s' * (len(paths) > 1)} with the trained model …", err=True)
+        with no_notices():
+            results = check_parity(model, weights, list(drafts.values()))
+        for precision, path in paths.items():
+            drafts[precision].replace(path)
+    finally:
+        for draft in drafts.values():
+            draft.unlink(missing_ok=True)
+    results = [replace(result, path=str(path)) for result, path in zip(results, paths.values(), strict=True)]
+    _print_table(results)
+    failed = [result.path for result in results if not result.passed]
+    if failed:
+        raise click.ClickException(
+            f"{', '.join(failed)}: failed the comparison with the trained model or with the file's own token-by-token "
+            "generation (FAILED in the table above): do not ship it; export again, or report a bug"
+        )
+    return results
+
+
+def all_precisions(path: Path) -> dict[str, Path]:
+    """Returns the file for each precision: `path` itself for float32, and names derived from it for the others."""
+    return {name: _name_file(path, name) for name in _PRECISIONS}
+
+
+def _name_file(path: Path, precision: str) -> Path:
+    return path if precision == "float32" else path.with_name(f"{path.stem}-{precision}{path.suffix}")
+
+
+def _print_table(results: "Sequence[Parity]") -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from models.device import runtime
+
+    title = f"Exported files against the trained model ({runtime()}, 1 thread)"
+    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("weights", "size", "logit\nerror", "random\nbits", "same\ntexts", "tokens/s", ""):
+        table.add_column(heading, no_wrap=heading != "tokens/s")
+    for result in results:
+        low, high = result.tokens_per_second_range
+        table.add_row(
+            result.precision,
+            f"{result.bytes / 1e6:.2f} MB",
+            f"{result.max_logit_error:.0e} of {result.logit_spread:.0f}",
+            "equal" if result.random_bits_equal else "DIFFER",
+            f"{result.equal_to_model}/{result.sequences}",
+            f"{result.tokens_per_second:,.0f} ({low:,.0f}-{high:,.0f})",
+            "ok" if result.passed else "FAILED",
+        )
+    console = Console(highlight=False)
+    console.print(table)
+    for result in results:
+        for one in result.drafting:
+            low, high = one.tokens_per_second_range
+            console.print(
+                f"{result.precision}, {one.decoding}: {one.tokens_per_second:,.0f} ({low:,.0f}-{high:,.0f}) tokens/s, "
+                f"{one.acceptance}; {'ok' if one.passed else 'FAILED'}",
+                soft_wrap=True,
+            )
+    for result in results:
+        console.print(f"wrote {result.path}", markup=False, soft_wrap=True)

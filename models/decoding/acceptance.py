@@ -1,0 +1,113 @@
+"""Reports how many drafted tokens were accepted, with NumPy alone."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+_NORMAL_95 = 1.959963984540054
+
+
+@dataclass(frozen=True)
+class Acceptance:
+    """Counts what became of the drafts of one request, or of several together.
+
+    Attributes:
+      calls: number of calls of the target, one per block.
+      decided: number of tokens that these gave. Tokens after the end of a text count too.
+      drafted: for each place of a draft, in how many blocks a token was drafted there.
+      reached: in how many of these blocks all tokens before the place were accepted.
+      accepted: in how many of these the token at the place was accepted too.
+    """
+
+    calls: int
+    decided: int
+    drafted: tuple[int, ...]
+    reached: tuple[int, ...]
+    accepted: tuple[int, ...]
+
+    @classmethod
+    def from_counts(cls, counts: Mapping[str, Any]) -> "Acceptance":
+        """Sums counts over rows: arrays by the names of `models.decoding.loop.Counts`, with the row axis first."""
+        places = [tuple(int(n) for n in np.sum(counts[name], axis=0)) for name in ("drafted", "reached", "accepted")]
+        return cls(int(np.sum(counts["calls"])), int(np.sum(counts["decided"])), *places)
+
+    @classmethod
+    def total(cls, parts: Iterable["Acceptance"]) -> "Acceptance":
+        """Returns the sum of several counts with equally long drafts, at least one."""
+        parts = list(parts)
+        places = [
+            tuple(map(sum, zip(*(getattr(part, name) for part in parts), strict=True)))
+            for name in ("drafted", "reached", "accepted")
+        ]
+        return cls(sum(part.calls for part in parts), sum(part.decided for part in parts), *places)
+
+    @property
+    def block_efficiency(self) -> float:
+        """Returns the mean number of tokens per call of the target, the one after the draft included; or NaN."""
+        return self.decided / self.calls if self.calls else float("nan")
+
+    @property
+    def block_efficiency_interval(self) -> tuple[float, float]:
+        """Returns a 95 % normal interval of `block_efficiency`, with blocks as independent; NaN below two calls."""
+        if self.calls < 2:
+            return float("nan"), float("nan")
+        tokens, blocks = np.arange(len(self.lengths)) + 1, np.array(self.lengths)
+        variance = np.sum(blocks * (tokens - self.block_efficiency) ** 2) / (self.calls - 1)
+        half = _NORMAL_95 * float(np.sqrt(variance / self.calls))
+        return self.block_efficiency - half, self.block_efficiency + half
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Returns in how many blocks 0, 1, …, G drafted tokens were accepted."""
+        bounds = (self.calls, *self.accepted, 0)
+        return tuple(one - more for one, more in zip(bounds, bounds[1:], strict=False))
+
+    @property
+    def conditional_rates(self) -> tuple[float, ...]:
+        """Returns for each place the share of accepted tokens among those reached; NaN where none was."""
+        return tuple(_divide(a, b) for a, b in zip(self.accepted, self.reached, strict=True))
+
+    @property
+    def unconditional_rates(self) -> tuple[float, ...]:
+        """Returns for each place the share of accepted tokens among all drafted ones; NaN where none was."""
+        return tuple(_divide(a, b) for a, b in zip(self.accepted, self.drafted, strict=True))
+
+    @property
+    def acceptance_rate(self) -> float:
+        """Returns the share of accepted tokens among all drafted ones, over all places; it falls with longer drafts."""
+        return _divide(sum(self.accepted), sum(self.drafted))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns counts, rates and the histogram of accepted lengths as a JSON-serialisable dict; NaN as None."""
+        return {
+            "calls": self.calls,
+            "decided": self.decided,
+            "drafted": list(self.drafted),
+            "reached": list(self.reached),
+            "accepted": list(self.accepted),
+            "block_efficiency": _or_none(self.block_efficiency),
+            "block_efficiency_interval": [_or_none(bound) for bound in self.block_efficiency_interval],
+            "accepted_lengths": list(self.lengths),
+            "conditional_rates": [_or_none(rate) for rate in self.conditional_rates],
+            "unconditional_rates": [_or_none(rate) for rate in self.unconditional_rates],
+            "acceptance_rate": _or_none(self.acceptance_rate),
+        }
+
+    def __str__(self) -> str:
+        low, high = self.block_efficiency_interval
+        interval = f" [{low:.2f}, {high:.2f}]" if self.calls > 1 else ""
+        text = f"{self.block_efficiency:.2f}{interval} tokens per target call over {self.calls} calls"
+        if not sum(self.drafted):
+            return f"{text}, nothing drafted"
+        rates = ", ".join("-" if rate != rate else f"{rate:.0%}" for rate in self.conditional_rates)
+        return f"{text}; accepted {self.acceptance_rate:.0%} of the drafted tokens, by place once reached: {rates}"
+
+
+def _divide(part: int, whole: int) -> float:
+    return part / whole if whole else float("nan")
+
+
+def _or_none(value: float) -> float | None:
+    return value if value == value else None

@@ -1,0 +1,127 @@
+"""Draws tokens from an exported file block by block, on a device: the host's side of speculative decoding."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.decoding.acceptance import Acceptance
+from models.decoding.choices import Choices
+
+Signature = Callable[..., dict[str, NDArray[Any]]]
+
+
+class BlockDraw(Iterator[int]):
+    """Gives one token after another; each block is drafted and verified by one call of the runtime.
+
+    The iterator ends at `choices.max_new_tokens` or after the stop token. After `extend` it goes on: the text is then
+    the one that a single call would have given.
+
+    Attributes:
+      log_probs: log-probability of each token given so far, under the target's processed distribution.
+      unprocessed_log_probs: the same under the target's softmax before any processing.
+
+    Args:
+      read: the file's signature that reads a part of a prompt.
+      block: the file's signature that adds a block.
+      start: arrays of the states' shapes and types by name.
+      parts: the prompt in parts, at least one token each.
+      max_prompt: number of tokens that `read` takes.
+      inputs: the request's choices, as inputs of `block`.
+      choices: the same choices; those of the end are applied here.
+    """
+
+    def __init__(
+        self,
+        read: Signature,
+        block: Signature,
+        start: dict[str, NDArray[Any]],
+        parts: Sequence[Sequence[int]],
+        max_prompt: int,
+        inputs: dict[str, NDArray[Any]],
+        choices: Choices,
+    ) -> None:
+        self._block, self._inputs, self._stop = block, inputs, choices.stop
+        self._left, self._ended = choices.max_new_tokens, False
+        self._given, self._position = 0, sum(len(part) for part in parts)
+        self._pending: list[tuple[int, float, float]] = []
+        self._blocks: list[tuple[int, int]] = []
+        self.log_probs: list[float] = []
+        self.unprocessed_log_probs: list[float] = []
+        self._state = start
+        for i, part in enumerate(parts):
+            tokens = np.zeros([1, max_prompt], np.int32)
+            tokens[0, : len(part)] = part
+            flags = {"begins_here": i == 0, "ends_here": i + 1 == len(parts)}
+            self._state = read(
+                tokens=tokens,
+                length=np.array(len(part), np.int32),
+                **{name: np.array(flag, np.int32) for name, flag in flags.items()},
+                **self._state,
+            )
+
+    def __next__(self) -> int:
+        if self._left == 0 or self._ended:
+            raise StopIteration
+        if not self._pending:
+            self._draw_block()
+        token, log_prob, unprocessed = self._pending.pop(0)
+        self.log_probs.append(log_prob)
+        self.unprocessed_log_probs.append(unprocessed)
+        self._left -= 1
+        self._given += 1
+        self._ended = token == self._stop
+        return token
+
+    def extend(self, max_new_tokens: int) -> "BlockDraw":
+        """Lets the iterator give up to `max_new_tokens` more tokens, also after a stop token, and returns it.
+
+        The caller makes sure that they fit in the file's context.
+        """
+        Choices(max_new_tokens=max_new_tokens)  # raises if it is out of range
+        self._left, self._ended = max_new_tokens, False
+        return self
+
+    @property
+    def position(self) -> int:
+        """Returns the number of tokens of prompt and text so far."""
+        return self._position + self._given
+
+    @property
+    def acceptance(self) -> Acceptance:
+        """Returns what became of the drafts so far."""
+        drafted, count = (
+            (np.array(part, np.int64) for part in zip(*self._blocks, strict=True))
+            if self._blocks
+            else (
+                np.zeros(0, np.int64),
+                np.zeros(0, np.int64),
+            )
+        )
+        at = np.arange(self._width)
+        is_drafted = at < drafted[:, np.newaxis]
+        counts = {
+            "calls": len(drafted),
+            "decided": count.sum(),
+            "drafted": is_drafted,
+            "reached": is_drafted & (at < count[:, np.newaxis]),
+            "accepted": is_drafted & (at < count[:, np.newaxis] - 1),
+        }
+        return Acceptance.from_counts(counts)
+
+    _width = 0
+
+    def _draw_block(self) -> None:
+        outputs = self._block(**self._inputs, **self._state)
+        self._state = {name: value for name, value in outputs.items() if name.startswith("state_")}
+        count = int(outputs["count"][0])
+        self._width = outputs["tokens"].shape[1] - 1
+        if count == 0:
+            raise ValueError(
+                f"logits at position {self.position} are not finite, or bias and banned leave no token: the model is "
+                "damaged or diverged, or allow at least one token"
+            )
+        self._blocks.append((int(outputs["drafted"][0]), count))
+        fields = (outputs[name][0, :count].tolist() for name in ("tokens", "log_probs", "unprocessed_log_probs"))
+        self._pending = list(zip(*fields, strict=True))
