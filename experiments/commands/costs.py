@@ -36,6 +36,6 @@ def costs(model: Path, decoding: str | None, output: Path | None) -> None:
         measured = device_costs.measure(file, name)
     device_costs.save(measured, file, name, path)
     click.echo(
-        f"wrote {path}: verifying {file.facts.draft_length} drafted tokens takes {measured.verify:.2f} times the time of "
-        f"one token, and drafting one {measured.draft:.2f} ({name}, {device.runtime()}, 1 thread)"
+        f"wrote {path}: verifying {file.facts.draft_length} drafted tokens takes {measured.verify:.2f} times the time "
+        f"of one token, and drafting one {measured.draft:.2f} ({name}, {device.runtime()}, 1 thread)"
     )
