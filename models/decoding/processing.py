@@ -60,7 +60,8 @@ def process(
     largest = tf.reduce_max(logits, axis=-1, keepdims=True)
     hot = _test(temperature, lambda value: value > 0)
     allowed = logits > LEFT_OUT
-    sampled = _keep_top_k(logits, largest, allowed, processing.top_k, hot)
+    smallest = tf.reduce_min(logits if bias is None else tf.where(allowed, logits, largest), axis=-1, keepdims=True)
+    sampled = _keep_top_k(logits, allowed, smallest, largest, processing.top_k, hot)
     # Multiplies by 1/T instead of dividing by T. Compilers themselves replace division by a constant T in this way. If
     # this divided, the last bit would differ between a graph where T is a constant and one where T is an input.
     sharpness = 1 / tf.where(hot, tf.maximum(temperature, MIN_TEMPERATURE), 1.0)
@@ -108,15 +109,15 @@ def _count_steps(penalty: Any) -> tf.Tensor:
     return tf.cast(tf.round(tf.convert_to_tensor(penalty, tf.float32) * PENALTY_STEPS), tf.int64)
 
 
-def _keep_top_k(logits: tf.Tensor, largest: tf.Tensor, allowed: tf.Tensor, top_k: Any, hot: _Truth) -> tf.Tensor:
-    """Returns which tokens `[..., V]` of those allowed top-k keeps."""
+def _keep_top_k(
+    logits: tf.Tensor, allowed: tf.Tensor, smallest: tf.Tensor, largest: tf.Tensor, top_k: Any, hot: _Truth
+) -> tf.Tensor:
+    """Returns which tokens `[..., V]` of those allowed top-k keeps, given the smallest and largest allowed logit."""
     k = tf.convert_to_tensor(top_k, tf.int32)
 
     def keep() -> tf.Tensor:
-        smallest = tf.reduce_min(tf.where(allowed, logits, largest), axis=-1, keepdims=True)
-        ones = tf.cast(allowed, tf.int32)
-        bound = _find_bound(logits, ones, k, smallest, largest, lambda _: tf.constant(1))
-        return allowed & (logits >= bound)
+        bound = _find_bound(logits, _count, k, smallest, largest, lambda _: tf.constant(1))
+        return logits >= bound
 
     return _choose(_both(hot, _test(k, lambda value: value > 0)), keep, lambda: allowed)
 
@@ -129,16 +130,16 @@ def _keep_likely(scaled: tf.Tensor, kept: tf.Tensor, top_p: Any, min_p: Any, hot
 
     def keep() -> tf.Tensor:
         token_weights = tf.where(kept, weights(scaled), tf.constant(0, tf.int64))
+        inside = _choose(has_top_p, lambda: _is_in_nucleus(scaled, kept, token_weights, top_p), lambda: kept)
         # Weights are at most 2**44 and have 24 bits, so that they and the limit are exact in float32.
-        likely = kept & (tf.cast(token_weights, tf.float32) >= min_p * 2.0**WEIGHT_BITS)
-        inside = _choose(has_top_p, lambda: _is_in_nucleus(scaled, kept, token_weights, top_p), lambda: likely)
-        return likely & inside
+        limit = min_p * 2.0**WEIGHT_BITS
+        return _choose(has_min_p, lambda: inside & (tf.cast(token_weights, tf.float32) >= limit), lambda: inside)
 
     return _choose(_both(hot, _either(has_top_p, has_min_p)), keep, lambda: kept)
 
 
 def _is_in_nucleus(scaled: tf.Tensor, kept: tf.Tensor, token_weights: tf.Tensor, top_p: tf.Tensor) -> tf.Tensor:
-    """Returns which tokens `[..., V]` are at least as likely as the one whose weight makes the sum reach p."""
+    """Returns which kept tokens `[..., V]` are at least as likely as the one whose weight makes the sum reach p."""
     # p and 1 - p are exact multiples of 2**-62, unless p is below 2**-38; then the likeliest token is enough. What is
     # needed is the total minus the largest integer that is at most (1 - p) times the total.
     rest = tf.constant(1 << 62, tf.int64) - tf.maximum(tf.cast(top_p * 2.0**62, tf.int64), 1)
@@ -148,36 +149,43 @@ def _is_in_nucleus(scaled: tf.Tensor, kept: tf.Tensor, token_weights: tf.Tensor,
     smallest = tf.reduce_min(tf.where(kept, tf.maximum(scaled, -LOWEST), 0.0), axis=-1, keepdims=True)
     # Weights have a relative error of 2**-21, so that a token's weight is at least the weight 2**-18 nats below it.
     least = lambda bound: weights(bound - 2.0**-18)  # noqa: E731
-    return scaled >= _find_bound(scaled, token_weights, needed, smallest, tf.zeros_like(smallest), least)
+    zeros = tf.zeros_like(token_weights)  # a scalar would be slower: the operator that broadcasts it is
+
+    def weigh(reached: tf.Tensor) -> tf.Tensor:
+        return tf.reduce_sum(tf.where(reached, token_weights, zeros), axis=-1, keepdims=True)
+
+    return kept & (scaled >= _find_bound(scaled, weigh, needed, smallest, tf.zeros_like(smallest), least))
+
+
+def _count(tokens: tf.Tensor) -> tf.Tensor:
+    """Returns how many tokens are true, bool `[..., V]` -> int32 `[..., 1]`."""
+    return tf.reduce_sum(tf.cast(tokens, tf.int32), axis=-1, keepdims=True)
 
 
 def _find_bound(
     values: tf.Tensor,
-    measures: tf.Tensor,
+    measure: Callable[[tf.Tensor], tf.Tensor],
     needed: tf.Tensor,
     low: tf.Tensor,
     high: tf.Tensor,
     least: Callable[[tf.Tensor], tf.Tensor],
 ) -> tf.Tensor:
-    """Returns a bound `[..., 1]` that only the largest values reach whose measures add up to what is needed.
+    """Returns a bound `[..., 1]` that only the smallest set of largest values reaches whose measure is what is needed.
 
     The bound lies at the smallest of these values or below it, and above the next smaller value. It is found by
     bisection because what is needed is known at run time only. XLA needs a constant k for `tf.math.top_k`, and a full
-    sort takes longer than a step of a small model. The bisection ends when, in every row, the sum without any one of
-    the values is too small, or no float32 lies between the two bounds.
+    sort takes longer than a step of a small model. The bisection ends when, in every row, the measure without any one
+    of the values is too small, or no float32 lies between the two bounds.
 
     Args:
       values: float32 `[..., V]`.
-      measures: int32 or int64 `[..., V]`, >= 0.
-      needed: integer `[]` or `[..., 1]`. All measures together must be at least that, or the loop
-        does not start and all values reach the bound.
-      low: float32 `[..., 1]`, a bound that all values with a measure reach.
+      measure: function from a set of values, bool `[..., V]`, to its measure, int32 or int64 `[..., 1]`: the number of
+        its values or the sum of their weights.
+      needed: integer `[]` or `[..., 1]`. If it is more than the measure of all values, all reach the bound.
+      low: float32 `[..., 1]`, a bound that all values reach whose measure is not 0.
       high: float32 `[..., 1]`, the largest value.
       least: function from a bound to the least measure that a value which reaches the bound may have.
     """
-
-    def measure(bound: tf.Tensor) -> tf.Tensor:
-        return tf.reduce_sum(tf.where(values >= bound, measures, tf.zeros([], measures.dtype)), axis=-1, keepdims=True)
 
     def choose_next(low: tf.Tensor, between: tf.Tensor, reached: tf.Tensor) -> tf.Tensor:
         return tf.where(reached - least(low) < needed, low, between)
@@ -186,17 +194,17 @@ def _find_bound(
         return tf.reduce_any(between > low)
 
     def halve(low: tf.Tensor, high: tf.Tensor, reached: tf.Tensor, between: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        at_least = measure(between)
+        at_least = measure(values >= between)
         enough = at_least >= needed
         low, high = tf.where(enough, between, low), tf.where(enough, high, between)
         reached = tf.where(enough, at_least, reached)
         between = 0.5 * low + 0.5 * high  # halves are exact, so the sum rounds once
         return low, high, reached, choose_next(low, tf.where(between < high, between, low), reached)
 
-    # The values that reach `low` have the sum `reached`, which is enough, and those that reach `high` have too little,
+    # The values that reach `low` have the measure `reached`, which is enough, and those that reach `high` too little,
     # except that `high` itself is tried first. In a finished row `between` equals `low`, so that the row stays as it is
     # while others go on.
-    reached = tf.reduce_sum(measures, axis=-1, keepdims=True)
+    reached = measure(values >= low)
     return tf.while_loop(unfinished, halve, (low, high, reached, choose_next(low, high, reached)))[0]
 
 

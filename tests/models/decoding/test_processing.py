@@ -206,7 +206,7 @@ CASES = [
     Processing(0.7, 40, 0.9, 0.05, 1.3, 0.37, 0.11),
     Processing(1.0, 0, 0.5, 0.0, 0.8, -2.3, 7.77),
     Processing(1e6, 50, 0.9, 0.2, 100.0, -100.0, 100.0),
-    Processing(1e6, 0, 0.5),
+    Processing(1e6, 50, 0.9),
     Processing(1e-6, 5, 1e-9, 0.0, 3.0, 0.1, 0.0),
     Processing(1.0, 999, 1e-9, 0.0, 0.01, 100.0, -100.0),
     Processing(1.0, 1000, float(np.nextafter(np.float32(1), np.float32(0))), 0.0, 1.1, 0.1, 0.2),
@@ -219,7 +219,7 @@ CASES = [
 def make_rows(size=1000):
     """Returns the inputs of a batch of rows, each with another difficulty."""
     rng = np.random.default_rng(0)
-    logits = (3 * rng.standard_normal([7, size])).astype(np.float32)
+    logits = (3 * rng.standard_normal([8, size])).astype(np.float32)
     bias = rng.standard_normal(logits.shape).astype(np.float32)
     bias[:, rng.random(size) < 0.1] = -np.inf
     bias[0] = 0
@@ -231,9 +231,11 @@ def make_rows(size=1000):
     logits[4, size // 2 :], bias[4] = 1, 0
     logits[5], bias[5] = 1e-30 * logits[5], 0
     logits[6] *= 1e20
+    logits[7], bias[7] = 1e-4 * logits[7], 0  # logits that differ, but whose differences from the largest are tied
+    logits[7, 3] = 1e4
     prompt = rng.random(logits.shape) < 0.3
     counts = (rng.poisson(0.5, logits.shape) * 10 ** rng.integers(0, 5, logits.shape)).astype(np.int32)
-    prompt[[2, 4, 5]], counts[[2, 4, 5]] = False, 0
+    prompt[[2, 4, 5, 7]], counts[[2, 4, 5, 7]] = False, 0
     return {"logits": logits, "prompt": prompt, "counts": counts, "bias": bias}
 
 
