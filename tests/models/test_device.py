@@ -120,10 +120,29 @@ def test_stream_and_draw_refuse_bad_token_ids_before_the_first_token(loaded):
             loaded.draws([BOS], [Choices()], **wrong)
 
 
-@pytest.mark.parametrize("option", ["top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"])
-def test_text_refuses_options_that_the_graph_does_not_apply(loaded, option):
-    with pytest.raises(ValueError, match=f"^{option} = 0.5: the loop in the graph applies temperature and top_k only"):
-        loaded.text("", max_new_tokens=3, **{option: 0.5})
+OPTIONS = [
+    {"top_p": 0.8, "frequency_penalty": 0.5},
+    {"min_p": 0.05, "repetition_penalty": 1.4, "top_k": 40},
+    {"presence_penalty": -1.0, "temperature": 0.6},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_loop_in_the_graph_applies_every_option_as_the_stream_does(loaded, options):
+    prompt, bias = [BOS, *VOCABULARY.encode("and the other")], {70: 3.0, 90: -2.0}
+    for seed in range(5):
+        choices = Choices(max_new_tokens=24, seed=seed, **options)
+        streamed = list(loaded.draw(prompt, choices, bias=bias, banned=[80, 81]))
+        assert loaded.draw_in_graph(prompt, choices, bias=bias, banned=[80, 81])["tokens"].tolist() == streamed
+
+
+def test_a_graph_of_version_0_2_refuses_options_that_it_does_not_have():
+    inputs = dict.fromkeys(["seed", "request", "temperature", "top_k", "top_p", "bias"], 0)
+    assert list(device._keep_known(inputs, Choices(), None)) == ["seed", "request", "temperature", "top_k"]
+    with pytest.raises(ValueError, match="^top_p = 0.5: the file's graph, of fedspeak 0.2 or earlier, applies"):
+        device._keep_known(inputs, Choices(top_p=0.5), None)
+    with pytest.raises(ValueError, match="^bias: the file's graph"):
+        device._keep_known(inputs, Choices(), np.ones(4, np.float32))
 
 
 def byte_tokens(text):

@@ -108,10 +108,10 @@ def test_a_text_in_parts_equals_the_text_in_one_call(method, draft_length):
         stop = rows[0][2]
         where = ends(LONGEST, stop, SEQUENCES)
         found = run(PROMPTS, asked, where, method, draft_length)
-        rows = [[], []]
+        rows = [list[int]() for _ in PROMPTS]
         while True:
             for row, part in zip(rows, texts(found), strict=True):
-                row += part
+                row.extend(part)
                 assert part[-1] == stop or row[-2:] == [3, 4] or row[-3:] == [5, 5, 5] or len(part) == LONGEST
             if min(len(row) for row in rows) >= LONGEST:
                 break
