@@ -1,5 +1,6 @@
 """Defines the protocol that every language model implements: pure functions with the weights as an argument."""
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 Array = Any  # a NumPy array or a tf.Tensor
@@ -79,11 +80,12 @@ class LanguageModel(Protocol):
         Args:
           weights: without a client axis.
           tokens: int32 `[B, T]`, padded at the end, with T known when the graph is built.
-          lengths: int32 `[B]`, 1 to T: the number of real tokens of each row.
+          lengths: int32 `[B]`, 0 to T: the number of real tokens of each row.
           state: the state before these tokens; None is the initial state.
 
         Returns:
-          The logits `[B, V]` after the last real token of each row, and the state after it. As for `extend`, a row
+          The logits `[B, V]` after the last real token of each row, and the state after it. A row without real tokens
+          keeps its state, and its logits have no meaning. As for `extend`, a row
           longer than the model's context is an error or has NaN logits; T counts, not the real tokens.
         """
 
@@ -108,6 +110,14 @@ class LanguageModel(Protocol):
 
     def rewind(self, trail: Trail, kept: Array) -> State:
         """Returns the state after the first `kept` (int32 `[B]`, 0 to G) of the tokens that `extend` read."""
+
+    def select(self, states: Sequence[State], kept: Array) -> State:
+        """Returns for each row the state `states[kept]`.
+
+        Args:
+          states: the state before and after each of successive calls of `extend` with one token, all of it kept.
+          kept: int32 `[B]`, 0 to the number of calls.
+        """
 
     def equalized(self, weights: Weights) -> Weights:
         """Returns weights that compute the same, with less error once whole tensors are quantised to int8.

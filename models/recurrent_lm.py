@@ -5,6 +5,7 @@ both the input and the output embedding (Press & Wolf 2017, https://arxiv.org/ab
 `(U,)` may have a leading client axis of size U.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from numbers import Integral
 from typing import Any
@@ -157,6 +158,11 @@ class RecurrentLanguageModel:
     def rewind(self, trail: CIFGState, kept: Array) -> CIFGState:
         """Returns the state after the first `kept` (int32 `[B]`, 0 to G) of the tokens that `extend` read."""
         return CIFGState(*(tf.gather(states, kept, axis=1, batch_dims=1) for states in trail))
+
+    def select(self, states: Sequence[CIFGState], kept: Array) -> CIFGState:
+        """Returns for each row the state `states[kept]`; see `LanguageModel.select`."""
+        parts = (tf.stack(of_step, axis=1) for of_step in zip(*states, strict=True))
+        return CIFGState(*(tf.gather(part, kept, axis=1, batch_dims=1) for part in parts))
 
     def equalized(self, weights: Weights) -> Weights:
         """Returns the weights as they are; see `LanguageModel.equalized`."""

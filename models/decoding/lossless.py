@@ -150,10 +150,9 @@ def output_law(
     """Returns the law of the first G + 1 tokens of the output, completed by the target, and the expected tau."""
     drafts = list(itertools.product(range(size), repeat=length))
     drafted = joint_law(drafter, size, length)
-    with np.errstate(divide="ignore"):
-        log_target = np.log([[target[draft[:i]] for i in range(length + 1)] for draft in drafts]).astype(dtype)
-        log_drafter = np.log([[drafter[draft[:i]] for i in range(length)] for draft in drafts]).astype(dtype)
-    arguments = tf.constant(log_target), tf.constant(log_drafter)
+    along_target = np.array([[target[draft[:i]] for i in range(length + 1)] for draft in drafts], dtype)
+    along_drafter = np.array([[drafter[draft[:i]] for i in range(length)] for draft in drafts], dtype)
+    arguments = tf.constant(along_target), tf.constant(along_drafter)
     lengths = tf.fill([len(drafts)], length)
     stops = rule(*arguments, tf.constant(drafts, tf.int32), lengths)
     tokens = residuals(stops, *arguments).numpy().astype(np.float64)

@@ -1,12 +1,12 @@
 """Computes counter-based random numbers with int32 TensorFlow ops: Threefry-2x32, twenty rounds (Salmon et al. 2011).
 
-A random number is a pure function of (seed, stream, request, position[, token id]), without any state. So it does not
+A random number is a pure function of (seed, stream, request, position[, index]), without any state. So it does not
 depend on the batch or on earlier draws, and eager mode, `tf.function`, XLA, TFLite and `models.decoding.numpy_ops` give
 the same bits. The code uses neither `tf.random.stateless_*` nor bitwise AND, OR and left shifts, because TFLite has no
 builtin ops for them.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -15,29 +15,81 @@ from models.decoding.numpy_ops import PARITY, ROTATIONS, ROUNDS, Stream
 Words = tuple[tf.Tensor, tf.Tensor]
 
 
-def random_words(seed: Any, stream: Stream, request: Any, positions: Any, tokens: Any = None) -> Words:
-    """Returns 64 random bits per element, as two int32 tensors; request, positions and tokens broadcast.
+def random_words(seed: Any, stream: Any, request: Any, positions: Any, index: Any = None) -> Words:
+    """Returns 64 random bits per element, as two int32 tensors; all arguments but the seed broadcast.
 
     Threefry is called twice. With the seed as its key, it maps the counter (stream, request) to a second key. With the
-    second key, it maps the counter (position, 0) or, with token ids, (position, token id + 1) to the words.
+    second key, it maps the counter (position, 0) or, with an index, (position, index + 1) to the words.
 
     Args:
       seed: int32 `[2]`, any bits.
-      stream: the purpose of the numbers.
+      stream: the purpose of the numbers, a `Stream` or an int32 tensor of them.
       request: int32, number that identifies the request. Do not use the row's index in the batch: its draws would then
         depend on the batch.
-      positions: int32, number of tokens before the one that is drawn, those of the prompt included.
-      tokens: int32, token ids >= 0, for one number per token of the vocabulary; None for one number per position.
+      positions: int32, number of tokens before the one that is drawn, or before the block, those of the prompt
+        included.
+      index: int32 >= 0, to tell numbers of one position apart: a token id, or a place in a block. None for one number
+        per position.
 
     Returns:
-      Two int32 tensors of the common shape of request, positions and tokens.
+      Two int32 tensors of the common shape of the arguments.
     """
     seed = tf.convert_to_tensor(seed, tf.int32)
     request = tf.convert_to_tensor(request, tf.int32)
     positions = tf.convert_to_tensor(positions, tf.int32)
-    ids = tf.constant(0) if tokens is None else tf.convert_to_tensor(tokens, tf.int32) + 1
-    key = threefry_2x32((seed[0], seed[1]), (tf.constant(int(stream)), request))
-    return threefry_2x32(key, (positions, ids))
+    second = tf.constant(0) if index is None else tf.convert_to_tensor(index, tf.int32) + 1
+    key = threefry_2x32((seed[0], seed[1]), (tf.convert_to_tensor(stream, tf.int32), request))
+    return threefry_2x32(key, (positions, second))
+
+
+class BlockWords(NamedTuple):
+    """Holds the random words of one block of speculative decoding.
+
+    Attributes:
+      draft: two int32 `[..., G]`, for drawing the draft's tokens.
+      accept: int32 `[...]`, for drawing how many of them are accepted.
+      residual: two int32 `[...]`, for drawing the token after a rejection.
+      bonus: two int32 `[...]`, for drawing the token after a draft that is accepted as a whole.
+    """
+
+    draft: Words
+    accept: tf.Tensor
+    residual: Words
+    bonus: Words
+
+
+def block_keys(draft_length: int) -> list[tuple[Stream, int]]:
+    """Returns stream and index of each random word of a block; its position is the block's start.
+
+    The words of a draft must not be keyed by the positions of its tokens. Whether a token is accepted depends on the
+    drafted tokens after it, which may be discarded. The next block would then draw the same positions with the same
+    words, and its tokens would depend on the decision to discard them.
+    """
+    drafts = [(Stream.DRAFT, index) for index in range(draft_length)]
+    return [*drafts, (Stream.ACCEPT, 0), (Stream.RESIDUAL, 0), (Stream.BONUS, 0)]
+
+
+def block_words(seed: Any, request: tf.Tensor, start: tf.Tensor, draft_length: int) -> BlockWords:
+    """Returns the random words of blocks, from one call of the generator.
+
+    Args:
+      seed: as for `random_words`.
+      request: int32 `[...]`.
+      start: int32 `[...]`, number of tokens before the block, those of the prompt included; broadcasts with `request`.
+      draft_length: number of drafted tokens G.
+    """
+    streams, indices = zip(*block_keys(draft_length), strict=True)
+    words = random_words(
+        seed, [int(stream) for stream in streams], request[..., tf.newaxis], start[..., tf.newaxis], indices
+    )
+    first, second = (tf.unstack(word, axis=-1) for word in words)
+    accept, residual, bonus = range(draft_length, draft_length + 3)
+    return BlockWords(
+        draft=(words[0][..., :draft_length], words[1][..., :draft_length]),
+        accept=first[accept],
+        residual=(first[residual], second[residual]),
+        bonus=(first[bonus], second[bonus]),
+    )
 
 
 def uniforms(word: tf.Tensor) -> tf.Tensor:

@@ -27,6 +27,19 @@ def weights(processed: tf.Tensor) -> tf.Tensor:
     return tf.cast(tf.bitcast(tf.gather(tf.constant(TABLE_BITS), entry), tf.float32) * ratio, tf.int64)
 
 
+def probabilities(token_weights: tf.Tensor) -> tf.Tensor:
+    """Returns the probabilities with which `sample_weights` draws each token: float32 `[..., V]`, rounded.
+
+    A row whose weights are all 0 has probabilities 0.
+
+    Args:
+      token_weights: int64 `[..., V]`, from `weights`.
+    """
+    total = tf.reduce_sum(token_weights, axis=-1, keepdims=True)
+    scale = 1 / tf.cast(tf.maximum(total, 1), tf.float32)
+    return tf.cast(token_weights, tf.float32) * scale
+
+
 def sample(processed: tf.Tensor, words: Words) -> tf.Tensor:
     """Draws one token from the distribution of each row.
 

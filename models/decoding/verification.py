@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from models.decoding.prng import Words, uniforms
+from models.decoding.numpy_ops import BLOCK
+from models.decoding.prng import BlockWords, uniforms
 from models.decoding.sampling import sample_weights
 
 _RESIDUAL_BITS = 40
@@ -59,8 +60,9 @@ def token_rule(target: tf.Tensor, drafter: tf.Tensor, tokens: tf.Tensor, lengths
     Lossless. The expected tau is the sum over all prefixes x^i of the product of min(M_b, M_s) along the prefix.
 
     Args:
-      target: log-probabilities of the target, `[B, G+1, V]`; -inf for tokens that it never draws.
-      drafter: log-probabilities of the drafter as it sampled, `[B, G, V]`.
+      target: probabilities of the target, float `[B, G+1, V]`; 0 for tokens that it never draws.
+      drafter: probabilities with which the drafter sampled, float `[B, G, V]`. They must be those of the actual draw:
+        after temperature and top-k, and 1 and 0 for a drafter that does not draw at random.
       tokens: the draft, int32 `[B, G]`.
       lengths: int32 `[B]`, 0 to G, number of real tokens of each row.
 
@@ -131,7 +133,7 @@ def residuals(stops: Stops, target: tf.Tensor, drafter: tf.Tensor) -> tf.Tensor:
 
     Where the residual has no mass, it is the target's distribution: such an i has probability 0, or M_b equals M_s.
     """
-    drafter = tf.concat([drafter, tf.fill(tf.shape(target[:, :1]), tf.constant(-float("inf"), target.dtype))], axis=1)
+    drafter = tf.concat([drafter, tf.zeros_like(target[:, :1])], axis=1)
     weights = _residual(stops.target_weight, stops.drafter_weight, target, drafter)
     return weights / tf.reduce_sum(weights, axis=-1, keepdims=True)
 
@@ -142,8 +144,8 @@ def verify(
     drafter: tf.Tensor,
     tokens: tf.Tensor,
     lengths: tf.Tensor,
-    accept_word: tf.Tensor,
-    token_words: Words,
+    words: BlockWords,
+    end_weights: tf.Tensor | None = None,
 ) -> Verified:
     """Draws how many tokens of each row are accepted, and the token after them.
 
@@ -153,12 +155,14 @@ def verify(
       drafter: as for `token_rule`, float32.
       tokens: as for `token_rule`.
       lengths: as for `token_rule`.
-      accept_word: int32 `[B]`, random bits of the stream ACCEPT.
-      token_words: two int32 `[B]`, random bits of the stream RESIDUAL.
+      words: the random words of the block, from `models.decoding.prng.block_words`.
+      end_weights: int64 `[B, V]`, integer weights of the target after a row's last real token; None: made from
+        `target`. With the weights that the target alone would be sampled with, a row without a draft gets the same
+        token in any batch.
     """
     stops = rule(target, drafter, tokens, lengths)
     bounds = tf.cumsum(stops.probability, axis=1)
-    threshold = uniforms(accept_word)[:, tf.newaxis] * bounds[:, -1:]
+    threshold = uniforms(words.accept)[:, tf.newaxis] * bounds[:, -1:]
     accepted = tf.minimum(tf.reduce_sum(tf.cast(bounds <= threshold, tf.int32), axis=1), lengths)
 
     def at(values: Any, index: tf.Tensor) -> Any:
@@ -169,7 +173,14 @@ def verify(
     weights = _residual(
         at(stops.target_weight, accepted), at(stops.drafter_weight, accepted), at(target, accepted), drafter_row
     )
-    return Verified(accepted, sample_weights(_to_integers(weights), token_words))
+    token_weights = _to_integers(weights)
+    is_end = tf.equal(accepted, lengths)
+    if end_weights is not None:
+        token_weights = tf.where(is_end[:, tf.newaxis], end_weights, token_weights)
+    first, second = (
+        tf.where(is_end, bonus, residual) for bonus, residual in zip(words.bonus, words.residual, strict=True)
+    )
+    return Verified(accepted, sample_weights(token_weights, (first, second)))
 
 
 def _log_ratios(
@@ -180,17 +191,15 @@ def _log_ratios(
     A draft ends before a token that the drafter could not have drawn. Tokens after the end have log r_i = -inf.
     """
     count = tokens.shape[1]
-    log_target = tf.gather(target[:, :count], tokens, axis=2, batch_dims=2)
-    log_drafter = tf.gather(drafter, tokens, axis=2, batch_dims=2)
-    impossible = tf.cast(log_drafter <= _NEVER, tf.int32)
+    of_target = tf.gather(target[:, :count], tokens, axis=2, batch_dims=2)
+    of_drafter = tf.gather(drafter, tokens, axis=2, batch_dims=2)
+    impossible = tf.cast(of_drafter <= 0, tf.int32)
     real = tf.sequence_mask(lengths, count) & tf.equal(tf.cumsum(impossible, axis=1), 0)
     lengths = tf.reduce_sum(tf.cast(real, tf.int32), axis=1)
-    never = tf.constant(-float("inf"), target.dtype)
-    return tf.where(real & (log_target > _NEVER), log_target - log_drafter, never), real, lengths
-
-
-_NEVER = -1e30
-"""Log-probabilities at or below this are those of tokens that are never drawn."""
+    possible = real & (of_target > 0)
+    one = tf.ones_like(of_target)
+    log_ratio = tf.math.log(tf.where(possible, of_target, one)) - tf.math.log(tf.where(possible, of_drafter, one))
+    return tf.where(possible, log_ratio, tf.constant(-float("inf"), target.dtype)), real, lengths
 
 
 def _running_maximum(walk: tf.Tensor) -> tf.Tensor:
@@ -217,10 +226,18 @@ def _masses(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns the masses `[B, G+1]` of max(t M_b - d M_s, 0) and of max(d M_s - t M_b, 0); 0 after the last token."""
     count = drafter.shape[1]
-    weighted_target = target_weight[:, :count, tf.newaxis] * tf.exp(target[:, :count])
-    difference = weighted_target - drafter_weight[:, :count, tf.newaxis] * tf.exp(drafter)
+    weighted_target = target_weight[:, :count, tf.newaxis] * target[:, :count]
+    difference = weighted_target - drafter_weight[:, :count, tf.newaxis] * drafter
     excess, deficit = tf.nn.relu(difference), tf.nn.relu(-difference)
-    return tuple(tf.pad(tf.reduce_sum(part, axis=-1), [[0, 0], [0, 1]]) for part in (excess, deficit))  # type: ignore[return-value]
+    return tf.pad(_sum(excess), [[0, 0], [0, 1]]), tf.pad(_sum(deficit), [[0, 0], [0, 1]])
+
+
+def _sum(terms: tf.Tensor) -> tf.Tensor:
+    """Sums over the last axis in two steps: a backend that adds one term after another would lose digits."""
+    size = terms.shape[-1]
+    padded = tf.pad(terms, [[0, 0], [0, 0], [0, -size % BLOCK]])
+    blocks = tf.reshape(padded, [-1, terms.shape[1], -(-size // BLOCK), BLOCK])
+    return tf.reduce_sum(tf.reduce_sum(blocks, axis=-1), axis=-1)
 
 
 def _scan_from_the_end(
@@ -256,12 +273,8 @@ def _with_ends(
 
 def _residual(target_weight: tf.Tensor, drafter_weight: tf.Tensor, target: tf.Tensor, drafter: tf.Tensor) -> tf.Tensor:
     """Returns max(t M_b - d M_s, 0) `[..., V]`, or M_b where that has no mass."""
-    probabilities = tf.exp(target)
-    weights = tf.nn.relu(
-        target_weight[..., tf.newaxis] * probabilities - drafter_weight[..., tf.newaxis] * tf.exp(drafter)
-    )
-    has_mass = tf.reduce_sum(weights, axis=-1, keepdims=True) > 0
-    return tf.where(has_mass, weights, probabilities)
+    weights = tf.nn.relu(target_weight[..., tf.newaxis] * target - drafter_weight[..., tf.newaxis] * drafter)
+    return tf.where(tf.reduce_max(weights, axis=-1, keepdims=True) > 0, weights, target)
 
 
 def _to_integers(weights: tf.Tensor) -> tf.Tensor:

@@ -139,7 +139,7 @@ class TransformerLanguageModel(TransformerOptions):
             hidden, trail = self._read_first(weights, tokens)
         else:
             hidden, trail = self._read(weights, tokens, state)
-        last = tf.gather(hidden, lengths - 1, axis=1, batch_dims=1)
+        last = tf.gather(hidden, tf.maximum(lengths - 1, 0), axis=1, batch_dims=1)
         return self._logits(weights, last), self.rewind(trail, lengths)
 
     def extend(self, weights: Weights, tokens: Array, state: Cache) -> tuple[tf.Tensor, Cache]:
@@ -211,6 +211,11 @@ class TransformerLanguageModel(TransformerOptions):
     def rewind(self, trail: Cache, kept: Array) -> Cache:
         """Returns the state after the first `kept` (int32 `[B]`, 0 to G) of the tokens that `extend` read."""
         return trail._replace(length=trail.length + kept)
+
+    def select(self, states: Sequence[Cache], kept: Array) -> Cache:
+        """Returns for each row the state `states[kept]`; see `LanguageModel.select`. The last one holds all entries."""
+        lengths = tf.stack([state.length for state in states], axis=1)
+        return states[-1]._replace(length=tf.gather(lengths, kept, axis=1, batch_dims=1))
 
     def initial_state(self, batch: int) -> Cache:
         """Returns an empty cache, float32, for `batch` rows."""

@@ -217,6 +217,30 @@ class LanguageModelTests:
         after_parts, after_whole = (model.extend(weights, probe, s)[0] for s in (state, whole))
         np.testing.assert_allclose(after_parts, after_whole, rtol=1e-10, atol=1e-10)
 
+    def test_select_gives_the_state_after_any_number_of_single_steps(self, model):
+        weights, tokens, probe = make_weights(model), make_tokens(4, 3), make_tokens(4, 2, seed=6)
+        _, state = model.prefill(weights, make_tokens(4, 5, seed=7), np.array([5, 2, 3, 1], np.int32))
+        states = [state]
+        for place in range(3):
+            _, trail = model.extend(weights, tokens[:, place : place + 1], states[-1])
+            states.append(model.rewind(trail, np.ones(4, np.int32)))
+        kept = np.array([0, 1, 2, 3], np.int32)
+        logits, _ = model.extend(weights, probe, model.select(states, kept))
+        for index, count in enumerate(kept):
+            expected, _ = model.extend(weights, probe, states[count])
+            np.testing.assert_allclose(logits[index], expected[index], rtol=1e-10, atol=1e-10)
+
+    def test_prefill_of_no_token_keeps_a_row_as_it_is(self, model):
+        weights, tokens, probe = make_weights(model), make_tokens(2, 4), make_tokens(2, 2, seed=6)
+        _, before = model.prefill(weights, tokens, np.array([4, 2], np.int32), start(model, 2))
+        _, state = model.prefill(weights, tokens, np.array([0, 3], np.int32), before)
+        kept, fresh = (model.extend(weights, probe, s)[0] for s in (state, before))
+        np.testing.assert_allclose(kept[0], fresh[0], rtol=1e-12, atol=1e-12)
+        assert largest_difference(kept[1], fresh[1]) > 1e-3
+        _, empty = model.prefill(weights, tokens, np.array([0, 0], np.int32))
+        expected, _ = model.extend(weights, probe, start(model, 2))
+        np.testing.assert_allclose(model.extend(weights, probe, empty)[0], expected, rtol=1e-12, atol=1e-12)
+
     def test_extend_with_hidden_gives_what_the_output_layer_reads(self, model):
         weights, tokens = make_weights(model), make_tokens(2, 4)
         expected, trail = model.extend(weights, tokens, start(model, 2))

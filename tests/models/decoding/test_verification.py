@@ -9,7 +9,7 @@ from scipy.optimize import linprog
 
 from models.decoding import numpy_ops
 from models.decoding.lossless import check_lossless, draw_pair, joint_law, output_law, sequential_acceptance
-from models.decoding.numpy_ops import Stream
+from models.decoding.prng import block_words
 from models.decoding.verification import (
     Stops,
     block_rule,
@@ -177,8 +177,8 @@ def test_ragged_rows_decide_as_shorter_drafts_do(name):
     """Tokens and drafter rows beyond a row's length are garbage, and change nothing."""
     generator = np.random.default_rng(3)
     batch, count, size = 6, 4, 5
-    target = tf.math.log(generator.dirichlet(np.ones(size), (batch, count + 1)))
-    drafter = tf.math.log(generator.dirichlet(np.ones(size), (batch, count)))
+    target = tf.constant(generator.dirichlet(np.ones(size), (batch, count + 1)))
+    drafter = tf.constant(generator.dirichlet(np.ones(size), (batch, count)))
     tokens = generator.integers(0, size, (batch, count)).astype(np.int32)
     lengths = np.array([0, 1, 2, 3, 4, 2], np.int32)
     stops = RULES[name](target, drafter, tokens, lengths)
@@ -201,10 +201,9 @@ def test_ragged_rows_decide_as_shorter_drafts_do(name):
 
 @pytest.mark.parametrize("name", RULES)
 def test_a_token_that_the_drafter_could_not_have_drawn_ends_the_draft(name):
-    target = tf.math.log(np.full((1, 4, 3), 1 / 3))
-    drafter = np.log(np.full((1, 3, 3), 1 / 3))
-    drafter[0, 1] = np.log([0.5, 0.5, 1e-300])
-    drafter[0, 1, 2] = -np.inf
+    target = tf.constant(np.full((1, 4, 3), 1 / 3))
+    drafter = np.full((1, 3, 3), 1 / 3)
+    drafter[0, 1] = [0.5, 0.5, 0]
     stops = RULES[name](target, tf.constant(drafter), tf.constant([[0, 2, 1]]), tf.constant([3]))
     np.testing.assert_allclose(stops.probability, [[0, 1, 0, 0]], atol=1e-12)
 
@@ -216,19 +215,17 @@ def test_draws_have_the_law_of_the_rule(name):
 
     generator = np.random.default_rng(7)
     size, count, draws = 4, 3, 40_000
-    target = np.log(generator.dirichlet(np.ones(size), (1, count + 1))).astype(np.float32)
-    drafter = np.log(generator.dirichlet(np.ones(size), (1, count))).astype(np.float32)
+    target = generator.dirichlet(np.ones(size), (1, count + 1)).astype(np.float32)
+    drafter = generator.dirichlet(np.ones(size), (1, count)).astype(np.float32)
     tokens = np.array([[1, 0, 2]], np.int32)
     stops = RULES[name](tf.constant(target), tf.constant(drafter), tf.constant(tokens), tf.constant([count]))
     law = stops.probability.numpy()[0, :, np.newaxis] * residuals(stops, target, drafter).numpy()[0]
-    seed, requests = numpy_ops.seed_words(11), np.arange(draws)
-    accept = numpy_ops.random_words(seed, Stream.ACCEPT, requests, 0)[0]
-    words = numpy_ops.random_words(seed, Stream.RESIDUAL, requests, 0)
+    words = block_words(numpy_ops.seed_words(11), tf.range(draws), tf.zeros([draws], tf.int32), count)
 
     def repeat(x):
         return tf.repeat(tf.constant(x), draws, axis=0)
 
-    found = verify(RULES[name], repeat(target), repeat(drafter), repeat(tokens), tf.fill([draws], count), accept, words)
+    found = verify(RULES[name], repeat(target), repeat(drafter), repeat(tokens), tf.fill([draws], count), words)
     counts = np.zeros_like(law)
     np.add.at(counts, (found.accepted.numpy(), found.token.numpy()), 1)
     likely = law * draws > 5
@@ -240,17 +237,17 @@ def test_draws_have_the_law_of_the_rule(name):
 def test_graph_and_xla_draw_the_tokens_of_eager_mode():
     generator = np.random.default_rng(9)
     batch, count, size = 64, 4, 9
-    target = tf.constant(np.log(generator.dirichlet(np.ones(size), (batch, count + 1))), tf.float32)
-    drafter = tf.constant(np.log(generator.dirichlet(np.ones(size), (batch, count))), tf.float32)
+    target = tf.constant(generator.dirichlet(np.ones(size), (batch, count + 1)), tf.float32)
+    drafter = tf.constant(generator.dirichlet(np.ones(size), (batch, count)), tf.float32)
     tokens = tf.constant(generator.integers(0, size, (batch, count)), tf.int32)
-    words = [tf.constant(generator.integers(-(2**31), 2**31, batch), tf.int32) for _ in range(3)]
+    words = block_words([3, 4], tf.range(batch), tf.zeros([batch], tf.int32), count)
     for rule in RULES.values():
 
-        def run(target, drafter, tokens, accept, first, second, rule=rule):
-            return verify(rule, target, drafter, tokens, tf.fill([batch], count), accept, (first, second))
+        def run(target, drafter, tokens, words, rule=rule):
+            return verify(rule, target, drafter, tokens, tf.fill([batch], count), words)
 
-        eager = run(target, drafter, tokens, *words)
+        eager = run(target, drafter, tokens, words)
         for compiled in (False, True):
-            found = tf.function(run, jit_compile=compiled)(target, drafter, tokens, *words)
+            found = tf.function(run, jit_compile=compiled)(target, drafter, tokens, words)
             assert np.mean(np.equal(found.accepted, eager.accepted)) == 1
             assert np.mean(np.equal(found.token, eager.token)) == 1

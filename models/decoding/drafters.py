@@ -1,0 +1,104 @@
+"""Defines drafters: what proposes tokens to speculative decoding.
+
+A drafter answers like a small language model, one token at a time. This one of your own is certain that the last token
+comes again:
+
+    class Repeat(Drafter):
+        def initial_state(self, batch):
+            return ()
+
+        def step(self, tokens, state):
+            return tf.math.log(tf.one_hot(tokens, 50)), state
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from models.language_model import LanguageModel, Weights
+from models.tensors import to_tensors
+
+
+class Drafter(ABC):
+    """Proposes the next token, given those before it; a set of pure functions with static shapes.
+
+    Whatever a drafter proposes, speculative decoding has the target's distribution: a poor drafter only costs time. Its
+    logits are processed like the target's (temperature, top-k and so on) before a token is drawn from them.
+    """
+
+    @abstractmethod
+    def initial_state(self, batch: int) -> Any:
+        """Returns the state before any token: a nest of tensors with the batch axis first."""
+
+    @abstractmethod
+    def step(self, tokens: tf.Tensor, state: Any) -> tuple[tf.Tensor, Any]:
+        """Reads one more token per row, int32 `[B]`, and returns float32 logits `[B, V]` and the new state.
+
+        A row whose logits are all -inf proposes nothing: its draft ends there. This may depend on the tokens read so
+        far only. If it depended on a token that is drawn later, decoding would not be lossless.
+        """
+
+    def prefill(self, tokens: tf.Tensor, lengths: tf.Tensor, state: Any) -> Any:
+        """Reads the next tokens of each row and returns the new state.
+
+        Args:
+          tokens: int32 `[B, T]`, padded at the end.
+          lengths: int32 `[B]`, 0 to T: the number of real tokens.
+          state: the state before them.
+        """
+
+        def body(i: tf.Tensor, state: Any) -> tuple[tf.Tensor, Any]:
+            _, new = self.step(tf.gather(tokens, i, axis=1), state)
+            return i + 1, tf.nest.map_structure(lambda n, o: tf.where(_widen(i < lengths, n), n, o), new, state)
+
+        return tf.while_loop(lambda i, _: i < tf.reduce_max(lengths), body, (tf.constant(0), state))[1]
+
+    def rewind(self, states: Sequence[Any], kept: tf.Tensor) -> Any:
+        """Returns for each row the state `states[kept]`.
+
+        Args:
+          states: the state before and after each of successive calls of `step`.
+          kept: int32 `[B]`, 0 to the number of calls.
+        """
+
+        def select(*parts: tf.Tensor) -> tf.Tensor:
+            return tf.gather(tf.stack(parts, axis=1), kept, axis=1, batch_dims=1)
+
+        return tf.nest.map_structure(select, *states)
+
+
+class ModelDrafter(Drafter):
+    """Drafts with a language model of the target's vocabulary.
+
+    Args:
+      model: a language model; give `model.fit(context)` for states no larger than needed.
+      weights: its weights by name.
+    """
+
+    def __init__(self, model: LanguageModel, weights: Weights) -> None:
+        self.model = model
+        self.weights = weights
+
+    def initial_state(self, batch: int) -> Any:
+        """Returns the model's initial state; see `Drafter.initial_state`."""
+        return self.model.initial_state(batch)
+
+    def prefill(self, tokens: tf.Tensor, lengths: tf.Tensor, state: Any) -> Any:
+        """Reads several tokens per row at once; see `Drafter.prefill`."""
+        return self.model.prefill(to_tensors(self.weights), tokens, lengths, state)[1]
+
+    def step(self, tokens: tf.Tensor, state: Any) -> tuple[tf.Tensor, Any]:
+        """Reads one token per row; see `Drafter.step`."""
+        logits, trail = self.model.extend(to_tensors(self.weights), tokens[:, tf.newaxis], state)
+        return logits[:, 0], self.model.rewind(trail, tf.ones_like(tokens))
+
+    def rewind(self, states: Sequence[Any], kept: tf.Tensor) -> Any:
+        """Returns the state after `kept` steps; see `Drafter.rewind`."""
+        return self.model.select(states, kept)
+
+
+def _widen(mask: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
+    """Gives a mask `[B]` as many axes as `like`."""
+    return tf.reshape(mask, [-1] + [1] * (like.shape.rank - 1))
