@@ -19,8 +19,7 @@ Words = tuple[NDArray[np.int32], NDArray[np.int32]]
 class Stream(IntEnum):
     """Names the purposes of random numbers; numbers for different purposes are independent.
 
-    RACE is that of `models.decoding.race`, DARTS that of `models.decoding.couplings.keyed_darts`. DRAFT, ACCEPT,
-    RESIDUAL and BONUS are those of speculative decoding.
+    RACE is that of `models.decoding.race`, DARTS that of `models.decoding.couplings.keyed_darts`.
     """
 
     SAMPLE = 0

@@ -13,8 +13,8 @@ infinite, from -3.14 to 23.57.
 it would be 6e-5, and draws would lean to small token ids.
 
 **Error.** |g - exact| is below 1.7e-6 where g < 16, and below 2.6e-6 above (one number of 9 million). A token's
-probability has a relative error below 1e-5, plus an absolute one of 2**-32. A token whose processed logit is below -27
-is never drawn.
+probability has a relative error below 1e-5, twice that of a sum, plus an absolute one of 2**-32. A token whose
+processed logit is below -27 is never drawn.
 
 **Equal bits.** No `log` is called for a draw: g is read from a table of lines, each for a segment of v (near 0) or of
 1 - v (near 0). A slope has 11 bits and the distance from a segment's middle 13, so that their product is exact and a
