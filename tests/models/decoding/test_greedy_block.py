@@ -16,11 +16,12 @@ from tests.oracles.backends import everywhere
 
 
 @pytest.mark.numerical
-@pytest.mark.parametrize(("blocks", "dtype"), [(1, np.float64), (2, np.float64), (3, np.float64), (3, np.float32)])
+@pytest.mark.parametrize(("blocks", "dtype"), [(2, np.float64), (3, np.float64), (3, np.float32)])
 def test_output_over_several_blocks_has_exactly_the_law_of_the_target(blocks, dtype):
-    found = check_lossless(GREEDY_BLOCK, blocks=blocks, models=18, dtype=dtype)
+    """With this seed there are models with V = 3 and G = 3, where two changes of different blocks meet."""
+    found = check_lossless(GREEDY_BLOCK, blocks=blocks, models=12, seed=15, dtype=dtype)
     assert found.passed, found
-    assert f", {blocks} blocks each" in str(found) or blocks == 1
+    assert str(found).startswith("lossless: ") and f" over 12 pairs of models, {blocks} blocks each;" in str(found)
 
 
 @pytest.mark.parametrize("blocks", [1, 2])
@@ -234,3 +235,12 @@ def test_verifier_of_a_rule_carries_nothing():
     modified = verifier.modify(target, target[:, :1], tf.zeros([1, 1], tf.int32), tf.constant([1]), ())
     assert modified.target is target
     assert verifier.advance(modified, tf.constant([0]), tf.constant([1])) == ()
+
+
+@pytest.mark.slow
+@pytest.mark.numerical
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_output_of_many_models_has_exactly_the_law_of_the_target(dtype):
+    for blocks in (1, 2, 3):
+        found = check_lossless(GREEDY_BLOCK, blocks=blocks, models=120, seed=1, dtype=dtype)
+        assert found.passed, found
