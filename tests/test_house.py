@@ -43,7 +43,8 @@ MAY_IMPORT: dict[str, frozenset[str] | None] = {
     "models/pretrained/tokenizer.py": frozenset({"models.atomic_file", "models.vocabulary", "numpy", "tokenizers"})
     | {"models.pretrained.chat_template"},
     "models/pretrained/chat_template.py": frozenset({"jinja2"}),
-    "models/decoding": frozenset({"models.decoding", "numpy", "tensorflow"}),
+    "models/decoding": frozenset({"models.decoding", "numpy", "tensorflow"})
+    | {"models.language_model", "models.ngram", "models.tensors", "models.vocabularies", "models.vocabulary"},
     "models/decoding/numpy_ops.py": frozenset({"numpy"}),
     "models/alignment": NUMERIC | {"models.alignment"},
     "fl": NUMERIC | TFF | {"fl", "privacy", "tensorflow", "keras", "tensorboard"},
@@ -147,10 +148,7 @@ def test_a_planted_import_is_found(path: str, source: str, name: str):
             "models/decoding/prng.py",
             "import tensorflow as tf\nfrom models.decoding import processing\nfrom . import x",
         ),
-        (
-            "models/device.py",
-            "from models import vocabulary\nfrom ai_edge_litert.interpreter import Interpreter",
-        ),
+        ("models/device.py", "from models import vocabulary\nfrom ai_edge_litert.interpreter import Interpreter"),
         ("fl/rounds.py", "from privacy import plan\nimport tensorflow_federated as tff"),
         ("experiments/train.py", "import fl, models, privacy, rich"),
     ],
