@@ -38,6 +38,11 @@ _COMMANDS = {
         "import_model",
         "Turn a pretrained model (GGUF, Hugging Face) into a model folder.",
     ),
+    "ngram": (
+        "experiments.commands.ngram",
+        "ngram",
+        "Learn an n-gram drafter for speculative decoding from public text.",
+    ),
     "evaluate": (
         "experiments.commands.runs",
         "evaluate",

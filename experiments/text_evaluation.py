@@ -25,7 +25,7 @@ def evaluate_text(folder: Path, files: tuple[Path, ...]) -> str:
       OSError: a file cannot be read.
       ValueError: a file is not UTF-8 or holds fewer than two tokens, or the model is damaged.
     """
-    texts = [_read(file) for file in files]
+    texts = [read_text(file) for file in files]
     from fl.clients import sequences
     from fl.evaluation import Evaluator
 
@@ -56,7 +56,8 @@ def evaluate_text(folder: Path, files: tuple[Path, ...]) -> str:
     )
 
 
-def _read(file: Path) -> str:
+def read_text(file: Path) -> str:
+    """Returns the text of a UTF-8 file; raises OSError or, if it is not UTF-8, ValueError."""
     try:
         return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

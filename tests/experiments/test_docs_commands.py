@@ -29,6 +29,7 @@ STEPS = [
     "generate small/model-int8.tflite --chat 'the king' --max-new-tokens 8 --temperature 0",
     "pretrain config.toml --output public",
     "evaluate public --text public.txt",
+    "ngram public.txt --vocabulary public --output ngram.npz",
     "train config.toml --set model.init=small --set model.embedding=none --set model.units=none --set run.rounds=1 "
     "--set pretraining.epochs=0 --output tuned",
     "report run",

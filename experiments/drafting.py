@@ -1,0 +1,83 @@
+"""Builds the drafter of speculative decoding that a user names."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from experiments.runs import load_trained
+from models.vocabularies import AnyVocabulary
+
+if TYPE_CHECKING:  # so that TensorFlow loads only when a drafter is built
+    from models.decoding.drafters import Drafter
+
+_NGRAM = "ngram:"
+FORMS = "the folder of a model, lookup, self or ngram:FILE"
+"""What a drafter can be named by, for messages and help."""
+
+
+def load_drafter(
+    name: str, model: Any, weights: dict[str, np.ndarray], vocabulary: AnyVocabulary, context: int
+) -> "Drafter":
+    """Builds the drafter that a user names, for a target.
+
+    Args:
+      name: "lookup" for what followed the last tokens earlier in the text; "self" for the target with weights rounded
+        to int8; "ngram:FILE" for an n-gram model that `fedspeak ngram` wrote; or the folder of a model. A model of
+        another vocabulary drafts the tokens that both vocabularies have.
+      model: the target's language model.
+      weights: its weights by name.
+      vocabulary: its vocabulary.
+      context: maximum number of tokens of a prompt and its continuation, the tokens of a draft included, >= 2.
+
+    Raises:
+      FileNotFoundError: there is no such file or folder, or its training is not finished.
+      ValueError: it is damaged, it is for another vocabulary than the target's, or its context is too small.
+    """
+    try:
+        return _load(name, model, weights, vocabulary, context)
+    except FileNotFoundError as error:
+        reason = f"{error.filename} does not exist" if error.filename else str(error)
+        raise FileNotFoundError(f"drafter = {name!r}: {reason}; a drafter is {FORMS}") from None
+    except ValueError as error:
+        raise ValueError(f"drafter = {name!r}: {error}") from None
+
+
+def _load(name: str, model: Any, weights: dict[str, np.ndarray], vocabulary: AnyVocabulary, context: int) -> "Drafter":
+    if name == "lookup":
+        from models.decoding.lookup_drafter import LookupDrafter
+
+        return LookupDrafter(vocabulary.size, context)
+    if name == _NGRAM:
+        raise ValueError("it names no file: give ngram:FILE")
+    if name.startswith(_NGRAM):
+        return _load_ngram(Path(name.removeprefix(_NGRAM)), vocabulary)
+    from models.decoding.drafters import ModelDrafter
+
+    if name == "self":
+        from models.decoding.quantized import quantized
+
+        return ModelDrafter(model.fit(context), quantized(model, weights))
+    own_model, own_weights, own_vocabulary = load_trained(Path(name))
+    if own_vocabulary.digest == vocabulary.digest:
+        return ModelDrafter(own_model.fit(context), own_weights)
+    from models.decoding.shared_vocabulary import SharedVocabularyDrafter
+
+    # A text may have more of the drafter's tokens than of the target's.
+    room = 4 * context + 16
+    own_model = own_model.fit(room if own_model.context is None else min(room, own_model.context))
+    return SharedVocabularyDrafter(ModelDrafter(own_model, own_weights), vocabulary, own_vocabulary)
+
+
+def _load_ngram(path: Path, vocabulary: AnyVocabulary) -> "Drafter":
+    from models.ngram import NGramModel
+
+    tables = NGramModel.load(path)
+    if (tables.vocabulary_digest, tables.vocabulary_size) != (vocabulary.digest, vocabulary.size):
+        raise ValueError(
+            f"{path} was learned with another vocabulary ({tables.vocabulary_digest[:12] or 'not named'}) than the "
+            f"target's ({vocabulary.digest[:12]}): learn it with fedspeak ngram and the target's folder"
+        )
+    from models.decoding.ngram_drafter import NGramDrafter
+
+    return NGramDrafter(tables)

@@ -1,0 +1,54 @@
+"""Learns the n-gram model of a drafter from public text, with the vocabulary of a model folder."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from experiments import data
+from experiments.runs import RunFolder
+from experiments.text_evaluation import read_text
+from models import ngram, vocabularies
+from models.ngram import NGramModel
+from models.vocabulary import EOS
+
+
+def learn(
+    folder: Path, files: tuple[Path, ...], order: int, max_entries: int, max_successors: int
+) -> tuple[NGramModel, int]:
+    """Learns an n-gram model for the vocabulary of a model.
+
+    Args:
+      folder: folder of a run, a pretrained or an imported model.
+      files: UTF-8 text files that may be published; if there are none, the text that the config in `folder` declares
+        public.
+      order: maximum number of tokens of an n-gram, 1 to 5.
+      max_entries: maximum number of stored n-grams.
+      max_successors: maximum number of stored successors of a context.
+
+    Returns:
+      The model and the number of tokens that it was learned from.
+
+    Raises:
+      OSError, ValueError: the folder has no vocabulary, or a text cannot be used; one line.
+    """
+    run = RunFolder(folder)
+    if not run.vocabulary.is_file():
+        raise FileNotFoundError(
+            f"{folder} holds no model (no vocabulary.json): give the folder of a trained, pretrained or imported model"
+        )
+    vocabulary = vocabularies.load(run.vocabulary)
+    if not files and not run.config.is_file():
+        raise ValueError(f"{folder} names no public text (no config.toml): give text files to learn from")
+
+    def rows() -> Iterator[np.ndarray]:
+        for file in files:
+            yield np.array(vocabulary.document(read_text(file)), np.int32)
+        if not files:
+            public, _ = data.public_text(run.read_config())
+            lines = (token for line in public for token in [*vocabulary.encode(line), EOS])
+            yield np.array([vocabulary.start, *lines], np.int32)
+
+    texts = list(rows())
+    model = ngram.learn(texts, vocabulary.size, order, max_entries, max_successors, vocabulary.digest)
+    return model, sum(map(len, texts))
