@@ -30,7 +30,7 @@ from privacy.files import require_writable
 @click.option(
     "--max-successors",
     type=click.IntRange(min=1),
-    default=64,
+    default=256,
     show_default=True,
     help="Maximum number of stored tokens after each context.",
 )

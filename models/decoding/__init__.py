@@ -8,10 +8,16 @@ from importlib import import_module
 from typing import Any
 
 _HOME = {
+    "Drafter": "models.decoding.drafters",
+    "LookupDrafter": "models.decoding.lookup_drafter",
+    "ModelDrafter": "models.decoding.drafters",
+    "NGramDrafter": "models.decoding.ngram_drafter",
+    "SharedVocabularyDrafter": "models.decoding.shared_vocabulary",
     "Stream": "models.decoding.numpy_ops",
     "block_rule": "models.decoding.verification",
     "check_lossless": "models.decoding.lossless",
     "process": "models.decoding.processing",
+    "quantized": "models.decoding.quantized",
     "random_words": "models.decoding.prng",
     "sample": "models.decoding.sampling",
     "token_rule": "models.decoding.verification",

@@ -6,6 +6,7 @@ import pytest
 
 from models.ngram import NGramModel, learn
 from tests.oracles.back_off import BackOff
+from tests.oracles.ngram import KneserNeyBigram
 
 SIZE = 7
 
@@ -36,6 +37,15 @@ def test_probabilities_equal_the_dictionary_oracle_after_every_context(order, ma
         row = model.probabilities(text[:end])
         assert abs(row.sum() - 1) < 1e-12 and row.min() > 0
         np.testing.assert_allclose(row, [oracle.probability(text[:end], t) for t in range(SIZE)], rtol=1e-12)
+
+
+def test_bigram_without_limits_equals_the_oracle_of_the_baselines():
+    rows = make_rows(3, rows=40)
+    rows[0, 4] = 2
+    model, oracle = learn(rows, SIZE, 2), KneserNeyBigram([[t for t in row if t] for row in rows.tolist()], SIZE)
+    for context in range(1, SIZE):
+        expected = [oracle.probability(context, token) for token in range(SIZE)]
+        np.testing.assert_allclose(model.probabilities([context]), expected, rtol=1e-12)
 
 
 def test_without_limits_the_highest_order_knows_the_text_best():

@@ -1,4 +1,4 @@
-"""Computes an n-gram model with interpolated absolute discounting and left-out entries, from dictionaries of tuples."""
+"""Computes an n-gram model with interpolated Kneser-Ney smoothing and left-out entries, from dictionaries of tuples."""
 
 from collections import Counter
 
@@ -19,6 +19,7 @@ class BackOff:
                     gram = tuple(sequence[end - length + 1 : end + 1]) if end - length + 1 >= 0 else ()
                     if gram and 0 not in gram:
                         self.counts[length][gram] += 1
+        self.occurrences = {length: Counter(counts) for length, counts in self.counts.items()}
         self.stored: set[tuple] = set()
         for length in range(2, order + 1):
             candidates = {g: n for g, n in self.counts[length].items() if length == 2 or g[:-1] in self.stored}
@@ -27,6 +28,11 @@ class BackOff:
                 self.stored |= {gram for _, gram in after[:max_successors]}
         ranked = sorted(self.stored, key=lambda gram: (-self.counts[len(gram)][gram], len(gram), gram))
         self.stored = set(ranked[:max_entries])
+        for length in range(1, order):
+            before: dict[tuple, set] = {}
+            for gram in self.occurrences[length + 1]:
+                before.setdefault(gram[1:], set()).add(gram[0])
+            self.counts[length] = Counter({g: len(before.get(g, ())) or n for g, n in self.occurrences[length].items()})
 
     def probability(self, context, token):
         context = tuple(context[max(0, len(context) - self.order + 1) :])

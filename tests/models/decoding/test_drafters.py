@@ -29,6 +29,54 @@ class Trigram(Drafter):
         return tf.sin(score[:, tf.newaxis] * tf.range(1.0, 12.0)), {"last": last, "read": state["read"] + 1}
 
 
+class Stale(Trigram):
+    """Planted: takes all tokens back instead of some."""
+
+    def rewind(self, states, kept):
+        return states[0]
+
+
+class Careless(Trigram):
+    """Planted: reads the padding of a prompt."""
+
+    def prefill(self, tokens, lengths, state):
+        return super().prefill(tokens, tf.fill(lengths.shape, tokens.shape[1]), state)
+
+
+class Leaking(Trigram):
+    """Planted: the logits of a row depend on the other rows."""
+
+    def step(self, tokens, state):
+        logits, new = super().step(tokens, state)
+        return logits + tf.reduce_mean(logits), new
+
+
+class Late(Trigram):
+    """Planted: the state lags one token behind."""
+
+    def step(self, tokens, state):
+        _, new = super().step(tokens, state)
+        return super().step(state["last"][:, 1], state)[0], new
+
+    def prefill(self, tokens, lengths, state):
+        return super().prefill(tokens, tf.maximum(lengths - 1, 0), state)
+
+
+@pytest.mark.parametrize(
+    ("drafter", "test"),
+    [
+        (Stale(), DrafterTests.test_rewind_equals_reading_only_the_kept_tokens),
+        (Careless(), DrafterTests.test_prefill_equals_reading_each_row_alone_token_by_token),
+        (Careless(), DrafterTests.test_prefill_of_no_token_keeps_the_state),
+        (Leaking(), DrafterTests.test_a_row_does_not_depend_on_the_other_rows),
+        (Late(), DrafterTests.test_prefill_in_ragged_parts_equals_prefill_at_once),
+    ],
+)
+def test_a_planted_fault_of_a_drafter_is_found(drafter, test):
+    with pytest.raises(AssertionError):
+        test(TestTrigram(), drafter)
+
+
 class TestRepeat(DrafterTests):
     size = 50
 

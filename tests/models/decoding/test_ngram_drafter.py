@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from ai_edge_litert.interpreter import Interpreter
 
 from models.decoding.ngram_drafter import NGramDrafter
 from models.ngram import learn
@@ -37,8 +38,9 @@ def test_logits_are_those_of_the_model_after_every_context(order, limits):
         np.testing.assert_allclose(logits, expected, atol=1e-5)
 
 
-def test_int8_conversion_keeps_every_bit_of_the_tables():
-    """By default the converter quantises float tables of more than 1,024 entries that are gathered from."""
+@pytest.mark.parametrize("types", [[], [tf.float16]], ids=["int8", "float16"])
+def test_quantising_conversion_keeps_every_bit_of_the_tables(types):
+    """The converter rounds float constants to float16, or float tables that are gathered from to int8."""
     rng = np.random.default_rng(0)
     size = 2000
     model = learn(rng.zipf(1.3, (300, 40)).astype(np.int64) % size, size, 2)
@@ -51,8 +53,7 @@ def test_int8_conversion_keeps_every_bit_of_the_tables():
     concrete = tf.function(draft).get_concrete_function(tf.TensorSpec([4], tf.int32, "tokens"))
     converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete])
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    from ai_edge_litert.interpreter import Interpreter
-
+    converter.target_spec.supported_types = types
     interpreter = Interpreter(model_content=converter.convert(), num_threads=1)
     interpreter.allocate_tensors()
     interpreter.set_tensor(interpreter.get_input_details()[0]["index"], tokens)
