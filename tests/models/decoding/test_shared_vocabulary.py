@@ -11,7 +11,7 @@ from models.pretrained.tokenizer_builders import byte_level, sentence_piece
 from models.recurrent_lm import RecurrentLanguageModel
 from models.transformer.decoder import TransformerLanguageModel
 from models.vocabulary import BOS, EOS, FIRST_BYTE, Vocabulary
-from tests.models.decoding.drafter_tests import DrafterTests
+from tests.models.decoding.drafter_tests import SLOW_BATCHES, DrafterTests
 from tests.models.pretrained import checkpoints
 
 pytest.importorskip("tokenizers")
@@ -45,6 +45,10 @@ def make_drafter(target, own, cell=True, **options):
 class TestSharedVocabulary(DrafterTests):
     size = TARGET.size
     within = 1e-3
+
+    @pytest.fixture(params=SLOW_BATCHES)
+    def batch(self, request):
+        return request.param
 
     @pytest.fixture(params=["recurrent", pytest.param("transformer", marks=pytest.mark.slow)])
     def drafter(self, request):
