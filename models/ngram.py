@@ -35,7 +35,10 @@ from numpy.typing import NDArray
 from models.atomic_file import replace_file
 
 PAD = 0
+ORDER = 3
 LARGEST_ORDER = 5
+MAX_ENTRIES = 200_000
+MAX_SUCCESSORS = 256
 _FORMAT = "fedspeak n-gram 1"
 
 
@@ -218,9 +221,9 @@ class _Grams(NamedTuple):
 def learn(
     sequences: Iterable[Any],
     vocabulary_size: int,
-    order: int = 3,
-    max_entries: int = 200_000,
-    max_successors: int = 256,
+    order: int = ORDER,
+    max_entries: int = MAX_ENTRIES,
+    max_successors: int = MAX_SUCCESSORS,
     vocabulary_digest: str = "",
 ) -> NGramModel:
     """Learns an n-gram model from token sequences.
@@ -235,7 +238,7 @@ def learn(
       vocabulary_size: number of token ids V, >= 1.
       order: maximum number of tokens of an n-gram, 1 to 5.
       max_entries: maximum number of stored n-grams of two tokens or more, >= 1. Each takes at most 32 bytes,
-        and each token id 28.
+        and each token id 12.
       max_successors: maximum number of stored successors of a context, >= 1. A drafter's time grows with it.
       vocabulary_digest: digest of the vocabulary, with which users of the model compare their own.
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from experiments import extras
+from models.ngram import LARGEST_ORDER, MAX_ENTRIES, MAX_SUCCESSORS, ORDER
 from privacy.files import require_writable
 
 
@@ -18,19 +19,23 @@ from privacy.files import require_writable
     help="Folder of the model that the drafter is for: a run, a pretrained or an imported model.",
 )
 @click.option(
-    "--order", type=click.IntRange(1, 5), default=3, show_default=True, help="Maximum number of tokens of an n-gram."
+    "--order",
+    type=click.IntRange(1, LARGEST_ORDER),
+    default=ORDER,
+    show_default=True,
+    help="Maximum number of tokens of an n-gram.",
 )
 @click.option(
     "--max-entries",
     type=click.IntRange(min=1),
-    default=200_000,
+    default=MAX_ENTRIES,
     show_default=True,
     help="Maximum number of stored n-grams, of 32 bytes or less each.",
 )
 @click.option(
     "--max-successors",
     type=click.IntRange(min=1),
-    default=256,
+    default=MAX_SUCCESSORS,
     show_default=True,
     help="Maximum number of stored tokens after each context.",
 )

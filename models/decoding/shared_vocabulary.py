@@ -26,13 +26,15 @@ _CHUNK = 16  # a prompt is read in parts of at most this many of the drafter's t
 class SharedVocabularyDrafter(Drafter):
     """Drafts with a drafter of another vocabulary, as far as the two vocabularies have the same tokens.
 
-    Tokens are shared if they have the same bytes; the end of a sentence is shared too. The logits of the shared tokens
-    are the drafter's, and those of the others are -inf. If several ids have the same bytes, the last of them is shared:
-    in sentencepiece's vocabularies the earlier ones are for bytes that no other piece covers.
+    Tokens are shared if they have the same bytes. The logits of the shared tokens are the drafter's, and those of the
+    others are -inf. If several ids have the same bytes, the last of them is shared: in sentencepiece's vocabularies the
+    earlier ones are for bytes that no other piece covers. The end token has the meaning that the vocabulary's
+    `document` gives it: a line break if every line ends with it, as in vocabularies that this library learns, or else
+    the end of the text.
 
     What the target has read is read by the drafter as its own tokens, up to `max_pieces` for one of the target's. The
     begin of a text is read as the drafter's, and put before texts that begin without one if the drafter needs it. Other
-    tokens without bytes are read as the end of a sentence. With equal vocabularies, this is the given drafter.
+    tokens without bytes are read as the end token. With equal vocabularies, this is the given drafter.
 
     A transformer needs a context for its own tokens, which may be more than the target's, rounded up to 16 for each
     prompt. Beyond it, reading is an error or no token is proposed.
@@ -79,7 +81,7 @@ class SharedVocabularyDrafter(Drafter):
                 f"vocabulary in common with the target's ({target_vocabulary.size:,} ids), less than "
                 f"least_overlap = {least_overlap:g}: few drafts would be accepted; use a drafter of a nearer vocabulary"
             )
-        self._shared = _shared_ids(target_vocabulary.pieces, drafter_vocabulary.pieces)
+        self._shared = _shared_ids(target_vocabulary, drafter_vocabulary)
         self._prefix = _begins(drafter_vocabulary) and not _begins(target_vocabulary)
         self._start = drafter_vocabulary.start
         read_as = _readings(target_vocabulary, drafter_vocabulary, int(max_pieces))
@@ -159,12 +161,27 @@ def _overlap(target: Sequence[bytes], drafter: Sequence[bytes]) -> float:
     return len(one & other) / max(1, min(len(one), len(other)))
 
 
-def _shared_ids(target: Sequence[bytes], drafter: Sequence[bytes]) -> NDArray[np.int32]:
+def _ends_lines(vocabulary: AnyVocabulary) -> bool:
+    """Returns whether models are trained with an end token after each line, and never see a line break."""
+    return EOS in vocabulary.document("a\na")
+
+
+def _meanings(vocabulary: AnyVocabulary) -> list[bytes]:
+    """Returns the bytes that each id stands for in a model's text."""
+    meanings = list(vocabulary.pieces)
+    if _ends_lines(vocabulary):
+        meanings = [b"" if piece == b"\n" else piece for piece in meanings]
+        meanings[EOS] = b"\n"
+    return meanings
+
+
+def _shared_ids(target: AnyVocabulary, drafter: AnyVocabulary) -> NDArray[np.int32]:
     """Returns the drafter's id of each of the target's, int32 `[V]`; -1 where none is shared."""
-    shared, own = np.full(len(target), -1, np.int32), _by_piece(drafter)
-    for piece, token in _by_piece(target).items():
+    shared, own = np.full(target.size, -1, np.int32), _by_piece(_meanings(drafter))
+    for piece, token in _by_piece(_meanings(target)).items():
         shared[token] = own.get(piece, -1)
-    shared[EOS] = EOS
+    if not _ends_lines(target) and not _ends_lines(drafter):
+        shared[EOS] = EOS
     return shared
 
 
@@ -175,9 +192,9 @@ def _begins(vocabulary: AnyVocabulary) -> bool:
 
 def _readings(target: AnyVocabulary, drafter: AnyVocabulary, max_pieces: int) -> list[list[int]]:
     """Returns the drafter's ids, 1 to `max_pieces`, that each of the target's ids is read as."""
-    own = _by_piece(drafter.pieces)
+    own = _by_piece(_meanings(drafter))
     readings = []
-    for piece in target.pieces:
+    for piece in _meanings(target):
         ids = [own[piece]] if piece in own else _divide(piece, drafter, own)
         readings.append(ids[-max_pieces:] or [EOS])
     if target.start != EOS:
@@ -187,6 +204,9 @@ def _readings(target: AnyVocabulary, drafter: AnyVocabulary, max_pieces: int) ->
 
 def _divide(piece: bytes, vocabulary: AnyVocabulary, own: dict[bytes, int]) -> list[int]:
     """Returns ids of `vocabulary` that have the bytes of `piece`; bytes that it lacks are left out."""
+    if own.get(b"\n") == EOS and b"\n" in piece:
+        first, *others = (_divide(line, vocabulary, own) for line in piece.split(b"\n"))
+        return first + [token for ids in others for token in [EOS, *ids]]
     try:
         ids = vocabulary.encode(piece.decode())
     except UnicodeDecodeError:

@@ -8,6 +8,9 @@ from tests.oracles.backends import run_everywhere
 
 BATCH, PROMPT, DRAFT = 3, 7, 3
 
+SLOW_BATCHES = [pytest.param(batch, marks=pytest.mark.slow) for batch in (1, BATCH)]
+"""Parameters of a subclass's own fixture `batch`, if its graphs take seconds to compile."""
+
 
 class DrafterTests:
     """Holds the tests; a subclass gives the fixture `drafter` and `size`, the number of token ids.
@@ -105,7 +108,10 @@ class DrafterTests:
             found.append(drafter.step(tf.constant(batch[:, 3]), state)[0][1].numpy())
         np.testing.assert_array_equal(found[0], found[1])
 
-    @pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.slow), BATCH])
+    @pytest.fixture(params=[pytest.param(1, marks=pytest.mark.slow), BATCH])
+    def batch(self, request):
+        return request.param
+
     def test_graph_xla_and_tflite_equal_eager_mode(self, drafter, batch):
         def decode(prompt, lengths, draft, kept):
             state = drafter.prefill(prompt, lengths, drafter.initial_state(batch))

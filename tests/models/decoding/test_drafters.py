@@ -4,7 +4,7 @@ import tensorflow as tf
 from models.decoding.drafters import Drafter, ModelDrafter
 from models.recurrent_lm import RecurrentLanguageModel
 from models.transformer.decoder import TransformerLanguageModel
-from tests.models.decoding.drafter_tests import DrafterTests
+from tests.models.decoding.drafter_tests import SLOW_BATCHES, DrafterTests
 
 
 class Repeat(Drafter):
@@ -80,6 +80,10 @@ def test_a_planted_fault_of_a_drafter_is_found(drafter, test):
 class TestRepeat(DrafterTests):
     size = 50
 
+    @pytest.fixture(params=SLOW_BATCHES)
+    def batch(self, request):
+        return request.param
+
     @pytest.fixture
     def drafter(self):
         return Repeat()
@@ -96,6 +100,10 @@ class TestTrigram(DrafterTests):
 class TestRecurrentModel(DrafterTests):
     size = 11
 
+    @pytest.fixture(params=SLOW_BATCHES)
+    def batch(self, request):
+        return request.param
+
     @pytest.fixture
     def drafter(self):
         model = RecurrentLanguageModel("cifg", 11, embedding=6, units=8)
@@ -104,6 +112,10 @@ class TestRecurrentModel(DrafterTests):
 
 class TestTransformerModel(DrafterTests):
     size = 11
+
+    @pytest.fixture(params=SLOW_BATCHES)
+    def batch(self, request):
+        return request.param
 
     @pytest.fixture
     def drafter(self):

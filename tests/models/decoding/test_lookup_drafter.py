@@ -27,7 +27,7 @@ def proposed(drafter, text):
     return int(np.argmax(logits)) if (logits == 0).any() else None
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(
     text=st.lists(st.integers(0, SIZE - 1), min_size=1, max_size=14),
     context=st.integers(2, 16),

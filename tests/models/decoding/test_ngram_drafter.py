@@ -20,7 +20,7 @@ def make_model(order=3, **limits):
 class TestNGramDrafter(DrafterTests):
     size = SIZE
 
-    @pytest.fixture(params=[1, 4])
+    @pytest.fixture(params=[pytest.param(1, marks=pytest.mark.slow), 3])
     def drafter(self, request):
         return NGramDrafter(make_model(request.param))
 
@@ -38,7 +38,9 @@ def test_logits_are_those_of_the_model_after_every_context(order, limits):
         np.testing.assert_allclose(logits, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("types", [[], [tf.float16]], ids=["int8", "float16"])
+@pytest.mark.parametrize(
+    "types", [pytest.param([], id="int8"), pytest.param([tf.float16], id="float16", marks=pytest.mark.slow)]
+)
 def test_quantising_conversion_keeps_every_bit_of_the_tables(types):
     """The converter rounds float constants to float16, or float tables that are gathered from to int8."""
     rng = np.random.default_rng(0)

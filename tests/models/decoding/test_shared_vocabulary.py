@@ -11,7 +11,7 @@ from models.pretrained.tokenizer_builders import byte_level, sentence_piece
 from models.recurrent_lm import RecurrentLanguageModel
 from models.transformer.decoder import TransformerLanguageModel
 from models.vocabulary import BOS, EOS, FIRST_BYTE, Vocabulary
-from tests.models.decoding.drafter_tests import DrafterTests
+from tests.models.decoding.drafter_tests import SLOW_BATCHES, DrafterTests
 from tests.models.pretrained import checkpoints
 
 pytest.importorskip("tokenizers")
@@ -26,11 +26,12 @@ TARGET = vocabulary("th", "the", " the", "an", "and", " a", " and", "re", "there
 SMALL = vocabulary("th", "the", " the", "an", "and", "in", "ing")
 
 
-def imported(reads_begin=False):
-    """A byte-level vocabulary of the kind of GPT-2's, with special tokens of its own ids."""
-    tokenizer = byte_level(checkpoints.tokens(), checkpoints.MERGES, checkpoints.SPECIAL, [], "smollm", "test")
-    size = len(checkpoints.tokens())
-    return PretrainedVocabulary.arrange(tokenizer, size, 1, 2, [0], reads_begin, None, "test")
+def imported(*more, reads_begin=False):
+    """A byte-level vocabulary of the kind of GPT-2's, with special tokens of its own ids, and more pieces."""
+    characters = checkpoints.byte_characters()
+    tokens = checkpoints.tokens() + ["".join(characters[byte] for byte in piece.encode()) for piece in more]
+    tokenizer = byte_level(tokens, checkpoints.MERGES, checkpoints.SPECIAL, [], "smollm", "test")
+    return PretrainedVocabulary.arrange(tokenizer, len(tokens), 1, 2, [0], reads_begin, None, "test")
 
 
 def make_drafter(target, own, cell=True, **options):
@@ -44,6 +45,10 @@ def make_drafter(target, own, cell=True, **options):
 class TestSharedVocabulary(DrafterTests):
     size = TARGET.size
     within = 1e-3
+
+    @pytest.fixture(params=SLOW_BATCHES)
+    def batch(self, request):
+        return request.param
 
     @pytest.fixture(params=["recurrent", pytest.param("transformer", marks=pytest.mark.slow)])
     def drafter(self, request):
@@ -61,14 +66,23 @@ def logits_after(drafter, ids):
     return drafter.step(tf.constant(ids[-1:], tf.int32), state)[0][0].numpy()
 
 
+def meanings(words):
+    """Returns what each id stands for; None for nothing. Lines end with the end token in the library's vocabularies."""
+    pieces: list[Any] = [piece or None for piece in words.pieces]
+    if isinstance(words, Vocabulary):
+        pieces[FIRST_BYTE + ord("\n")] = None
+    pieces[EOS] = b"\n" if isinstance(words, Vocabulary) else "end"
+    return pieces
+
+
 def check(drafter, target, own, ids, read):
     """Asserts that the logits after the target's `ids` are those of the drafter's model after `read`, where shared."""
     found, model = logits_after(drafter, ids), logits_after(drafter.drafter, read)
-    for token, piece in enumerate(target.pieces):
-        same = [i for i, other in enumerate(own.pieces) if other == piece and piece]
-        same = [EOS] if token == EOS else same[-1:]
-        if same and token in (EOS, max(i for i, other in enumerate(target.pieces) if other == piece)):
-            np.testing.assert_allclose(found[token], model[same[0]], atol=1e-4)
+    own_ids = {piece: token for token, piece in enumerate(meanings(own)) if piece}
+    target_ids = {piece: token for token, piece in enumerate(meanings(target)) if piece}
+    for token, piece in enumerate(meanings(target)):
+        if piece in own_ids and target_ids[piece] == token:
+            np.testing.assert_allclose(found[token], model[own_ids[piece]], atol=1e-4)
         else:
             assert found[token] == -np.inf
 
@@ -100,7 +114,7 @@ def test_drafter_that_needs_a_begin_token_gets_one():
 
 @pytest.mark.parametrize("reads_begin", [False, True])
 def test_begin_of_a_text_is_read_as_the_drafters(reads_begin):
-    own = imported(reads_begin)
+    own = imported(reads_begin=reads_begin)
     ids = TARGET.prompt("the the the")
     check(make_drafter(TARGET, own), TARGET, own, ids, [own.start, *own.encode("the the the")])
 
@@ -111,6 +125,21 @@ def test_equal_vocabularies_give_the_models_logits_bit_for_bit(cell):
     assert drafter.overlap == 1 and drafter.coverage("the other") == 1
     ids = TARGET.prompt("the other there")
     np.testing.assert_array_equal(logits_after(drafter, ids), logits_after(drafter.drafter, ids))
+
+
+def test_end_of_a_line_is_a_line_break_in_other_vocabularies():
+    other = imported("the\n")
+    line_break, both = other.pieces.index(b"\n"), other.pieces.index(b"the\n")
+    the, its = SMALL.encode("the"), other.encode("the")
+    check(make_drafter(other, SMALL), other, SMALL, [*its, line_break, *its, both], [BOS, *the, EOS, *the, *the, EOS])
+    read = [other.start, *its, line_break, *its]
+    check(make_drafter(SMALL, other), SMALL, other, [BOS, *the, EOS, *the], read)
+
+
+def test_end_token_of_two_imported_vocabularies_is_shared():
+    one, other = imported(), imported("the\n")
+    ids = one.encode("the in")
+    check(make_drafter(one, other), one, other, [*ids, EOS], [*other.encode("the in"), EOS])
 
 
 def test_sentencepiece_vocabulary_reads_parts_of_words_without_a_space():
