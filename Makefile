@@ -10,7 +10,7 @@ PY := .venv/bin/python
 WORKERS ?= $(shell n=$$(nproc); [ $$n -lt 4 ] && echo $$n || echo 4)
 PYTEST := -m pytest -n $(WORKERS) --dist loadfile --durations 25
 # Tests of commands that need no TFF and can differ with the versions of packages. Left to `make test` is what cannot:
-# what reads sources alone (test_build, test_house), and audits and studies (tests/privacy/audit, reproduce), which compute
+# what reads sources alone (test_build, test_house, test_imports), and audits and studies (tests/privacy/audit, reproduce), which compute
 # with parts that tests/privacy tries on both.
 WITHOUT_TFF := $(addprefix tests/experiments/, test_assembly.py test_baselines.py test_cli.py test_config_file.py test_data.py test_extras.py \
 	test_intervals.py test_results.py commands/test_export.py commands/test_generate.py commands/test_doctor.py commands/test_privacy.py)

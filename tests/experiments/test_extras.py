@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from experiments import extras
-from tests.test_house import modules
+from tests.test_imports import modules
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -97,7 +97,7 @@ def test_a_text_in_parts_equals_the_text_in_one_call(method, draft_length):
         whole = run(PROMPTS, asked, ends(), method, draft_length)
         for part in (1, 2, 5):
             found = run(PROMPTS, asked, ends(part), method, draft_length)
-            rows: list[list[int]] = texts(found)
+            rows: list = texts(found)
             probs = [found.log_probs.numpy()[:, :part]]
             while len(rows[0]) < LONGEST:
                 found = resume(found, asked, ends(min(part, LONGEST - len(rows[0]))), method, draft_length)
@@ -108,11 +108,11 @@ def test_a_text_in_parts_equals_the_text_in_one_call(method, draft_length):
         stop = rows[0][2]
         where = ends(LONGEST, stop, SEQUENCES)
         found = run(PROMPTS, asked, where, method, draft_length)
-        rows = [list[int]() for _ in PROMPTS]
+        rows = [[] for _ in PROMPTS]
         while True:
-            for row, part in zip(rows, texts(found), strict=True):
-                row.extend(part)
-                assert part[-1] == stop or row[-2:] == [3, 4] or row[-3:] == [5, 5, 5] or len(part) == LONGEST
+            for row, more in zip(rows, texts(found), strict=True):
+                row.extend(more)
+                assert more[-1] == stop or row[-2:] == [3, 4] or row[-3:] == [5, 5, 5] or len(more) == LONGEST
             if min(len(row) for row in rows) >= LONGEST:
                 break
             found = resume(found, asked, where, method, draft_length)
