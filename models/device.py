@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from models import tflite_file
 from models.decoding import numpy_loop
-from models.decoding.choices import OFF, Choices, Costs
+from models.decoding.choices import DECODINGS, OFF, Choices, Costs
 from models.decoding.numpy_loop import Mask
 from models.decoding.numpy_ops import seed_words
 from models.decoding.numpy_processing import make_bias
@@ -26,6 +26,7 @@ from models.litert import import_interpreter, runtime
 from models.text_stream import decode_stream
 from models.vocabulary import EOS
 
+PLAIN = DECODINGS[0]
 __all__ = ["DeviceModel", "decode_stream", "load", "runtime"]
 
 
@@ -53,7 +54,10 @@ class DeviceModel:
             interpreter = import_interpreter()(model_path=self.path, num_threads=threads)
             # Without this call TensorFlow 2.14's interpreter does not use its fast kernels (XNNPACK) in signatures.
             interpreter.allocate_tensors()
-            self._signatures = {name: interpreter.get_signature_runner(name) for name in self._signature_names()}
+            names = [
+                _signature(kind, name) for name in self.facts.decodings for kind in _KINDS[: 1 if name == PLAIN else 3]
+            ]
+            self._signatures = {n: interpreter.get_signature_runner(n) for n in ("prefill", "decode", *names)}
             self._prefill, self._decode = self._signatures["prefill"], self._signatures["decode"]
             inputs = self._prefill.get_input_details()
             prompt = inputs.pop("tokens")["shape"].tolist()
@@ -71,13 +75,6 @@ class DeviceModel:
         self._start = {
             name: np.zeros(input["shape"], input["dtype"]) for name, input in inputs.items() if name != "length"
         }
-
-    def _signature_names(self) -> list[str]:
-        names = ["prefill", "decode"]
-        for decoding in self.facts.decodings:
-            kinds = ("generate",) if decoding == "autoregressive" else ("generate", "read", "block")
-            names += [_signature(kind, decoding) for kind in kinds]
-        return names
 
     def stream(
         self,
@@ -100,7 +97,7 @@ class DeviceModel:
           chat: whether `prompt` is a message that the model answers, by the chat template of an imported model.
           stop_at_eos: whether to end with the sentence; otherwise the text goes on, with line breaks between sentences.
           decoding: one of `facts.decodings`, or "autoregressive"; None is the first of `facts.decodings`.
-          costs: the measured times of a block, for files with automatic draft lengths (`measure_costs`).
+          costs: the measured times of a block, for files with automatic draft lengths (`models.device_costs.measure`).
           bias: token id -> number that is added to the token's logit, -1e6 to 1e6; -inf bans the token.
           banned: ids of tokens that are never drawn.
           mask: function from the ids generated so far to a bool array `[V]` of the tokens that may come next, or None
@@ -206,7 +203,7 @@ class DeviceModel:
                 f"prompt: {len(prompt)} tokens and max_new_tokens = {most} exceed the {context} tokens that "
                 f"{self.path} was exported for; shorten one, or export with larger limits"
             )
-        if decoding == "autoregressive":
+        if decoding == PLAIN:
             *_, (logits, state) = self.read(prompt)
             return [numpy_loop.draw(self._next, logits, state, prompt, one, row, mask) for one in choices]
         if mask is not None:
@@ -219,13 +216,13 @@ class DeviceModel:
         }
         parts = self._split(prompt)
         return [
-            BlockDraw(read, block, start, parts, self.facts.max_prompt, self._inputs(one, row, costs), one)
+            BlockDraw(read, block, start, parts, self.facts.max_prompt, self._inputs(one, row, decoding, costs), one)
             for one in choices
         ]
 
     def _choose(self, decoding: str | None) -> str:
         chosen = self.facts.decodings[0] if decoding is None else decoding
-        if chosen not in (*self.facts.decodings, "autoregressive"):
+        if chosen not in (*self.facts.decodings, PLAIN):
             raise ValueError(
                 f"decoding = {decoding!r}: {self.path} was exported for {', '.join(self.facts.decodings)}; choose one "
                 "of these, or export again"
@@ -241,12 +238,18 @@ class DeviceModel:
         first = (len(tokens) - 1) % size + 1
         return [tokens[:first], *(tokens[i : i + size] for i in range(first, len(tokens), size))]
 
-    def _inputs(self, choices: Choices, bias: NDArray[np.float32] | None, costs: Costs | None) -> dict[str, Any]:
+    def _inputs(
+        self, choices: Choices, bias: NDArray[np.float32] | None, decoding: str, costs: Costs | None
+    ) -> dict[str, Any]:
         """Returns the choices of a request as inputs of a signature."""
         numbers: dict[str, Any] = {"request": choices.request, **choices.processing._asdict()}
-        if self.facts.automatic:
+        if costs is not None and not self.facts.automatic:
+            raise ValueError(f"costs: {self.path} drafts {self.facts.draft_length} tokens always; drop them")
+        if self.facts.automatic and decoding != PLAIN:
             if costs is None:
-                raise ValueError(f"costs: {self.path} chooses draft lengths by measured costs; give measure_costs()")
+                raise ValueError(
+                    f"costs: {self.path} chooses draft lengths by costs; give those of models.device_costs"
+                )
             numbers |= {f"{name}_cost": cost for name, cost in costs._asdict().items()}
         integers = ("request", "top_k")
         return {
@@ -321,7 +324,7 @@ class DeviceModel:
                 f"max_new_tokens: {choices.max_new_tokens}, but {self.path} was exported for "
                 f"{self.facts.max_new_tokens}; ask for fewer, stream them, or export with a larger max_new_tokens"
             )
-        inputs = self._inputs(choices, row, costs)
+        inputs = self._inputs(choices, row, decoding, costs)
         if not self._start:
             inputs = _keep_known(inputs, choices, row)
         limits = {"max_new": choices.max_new_tokens, "stop": choices.stop}
@@ -346,9 +349,13 @@ class DeviceModel:
         return {"tokens": tokens, "length": np.array(len(prompt), np.int32)}
 
 
+def _kinds(decoding: str) -> tuple[str, ...]:
+    return ("generate",) if decoding == PLAIN else ("generate", "read", "block")
+
+
 def _signature(kind: str, decoding: str) -> str:
     """Returns the name of a decoding's signature in a file."""
-    return kind if decoding == "autoregressive" else f"{kind}_{decoding.replace('-', '_')}"
+    return kind if decoding == PLAIN else f"{kind}_{decoding.replace('-', '_')}"
 
 
 _BY_TOKEN = ("tokens", "log_probs", "unprocessed_log_probs")
