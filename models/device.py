@@ -17,16 +17,16 @@ from numpy.typing import NDArray
 
 from models import tflite_file
 from models.decoding import numpy_loop
-from models.decoding.choices import DECODINGS, OFF, Choices, Costs
+from models.decoding.choices import Choices, Costs
 from models.decoding.numpy_loop import Mask
 from models.decoding.numpy_ops import seed_words
 from models.decoding.numpy_processing import make_bias
 from models.device_blocks import BlockDraw
-from models.litert import import_interpreter, runtime
+from models.device_signatures import PLAIN, keep_known, load_signatures, signature_name
+from models.litert import runtime
 from models.text_stream import decode_stream
 from models.vocabulary import EOS
 
-PLAIN = DECODINGS[0]
 __all__ = ["DeviceModel", "decode_stream", "load", "runtime"]
 
 
@@ -50,22 +50,10 @@ class DeviceModel:
     def __init__(self, path: str | os.PathLike[str], threads: int = 1) -> None:
         self.path = os.fspath(path)
         self.facts, self.vocabulary = tflite_file.read(path)
-        try:
-            interpreter = import_interpreter()(model_path=self.path, num_threads=threads)
-            # Without this call TensorFlow 2.14's interpreter does not use its fast kernels (XNNPACK) in signatures.
-            interpreter.allocate_tensors()
-            names = [
-                _signature(kind, name) for name in self.facts.decodings for kind in _KINDS[: 1 if name == PLAIN else 3]
-            ]
-            self._signatures = {n: interpreter.get_signature_runner(n) for n in ("prefill", "decode", *names)}
-            self._prefill, self._decode = self._signatures["prefill"], self._signatures["decode"]
-            inputs = self._prefill.get_input_details()
-            prompt = inputs.pop("tokens")["shape"].tolist()
-        except (ValueError, RuntimeError, KeyError) as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(
-                f"{self.path}: the runtime cannot load it ({reason}); export it again or update the runtime"
-            ) from None
+        self._signatures = load_signatures(self.path, self.facts.decodings, threads)
+        self._prefill, self._decode = self._signatures["prefill"], self._signatures["decode"]
+        inputs = self._prefill.get_input_details()
+        prompt = inputs.pop("tokens")["shape"].tolist()
         if prompt != [1, self.facts.max_prompt]:
             raise ValueError(
                 f"{self.path}: damaged (its graph reads {prompt[-1]} tokens, its model.json says "
@@ -208,7 +196,7 @@ class DeviceModel:
             return [numpy_loop.draw(self._next, logits, state, prompt, one, row, mask) for one in choices]
         if mask is not None:
             raise ValueError(f"mask: decoding = {decoding!r} draws blocks in the graph; choose 'autoregressive'")
-        read, block = (self._signatures[_signature(kind, decoding)] for kind in ("read", "block"))
+        read, block = (self._signatures[signature_name(kind, decoding)] for kind in ("read", "block"))
         start = {
             name: np.zeros(detail["shape"], detail["dtype"])
             for name, detail in read.get_input_details().items()
@@ -326,9 +314,9 @@ class DeviceModel:
             )
         inputs = self._inputs(choices, row, decoding, costs)
         if not self._start:
-            inputs = _keep_known(inputs, choices, row)
+            inputs = keep_known(inputs, choices, row)
         limits = {"max_new": choices.max_new_tokens, "stop": choices.stop}
-        outputs = self._signatures[_signature("generate", decoding)](
+        outputs = self._signatures[signature_name("generate", decoding)](
             **self._padded(prompt), **inputs, **{name: np.array(value, np.int32) for name, value in limits.items()}
         )
         drawn = {name: value[0] for name, value in outputs.items()}
@@ -349,34 +337,7 @@ class DeviceModel:
         return {"tokens": tokens, "length": np.array(len(prompt), np.int32)}
 
 
-def _kinds(decoding: str) -> tuple[str, ...]:
-    return ("generate",) if decoding == PLAIN else ("generate", "read", "block")
-
-
-def _signature(kind: str, decoding: str) -> str:
-    """Returns the name of a decoding's signature in a file."""
-    return kind if decoding == PLAIN else f"{kind}_{decoding.replace('-', '_')}"
-
-
 _BY_TOKEN = ("tokens", "log_probs", "unprocessed_log_probs")
-
-
-def _keep_known(inputs: dict[str, Any], choices: Choices, bias: Any) -> dict[str, Any]:
-    """Returns the inputs that `generate` of a file from fedspeak 0.2 or earlier has.
-
-    Raises:
-      ValueError: the request needs others.
-    """
-    known = ("seed", "request", "temperature", "top_k")
-    for name, off in OFF._asdict().items():
-        if name not in known and getattr(choices, name) != off:
-            raise ValueError(
-                f"{name} = {getattr(choices, name)!r}: the file's graph, of fedspeak 0.2 or earlier, applies "
-                f"temperature and top_k only; stream the text, or leave {name} at {off:g}"
-            )
-    if bias is not None:
-        raise ValueError("bias: the file's graph, of fedspeak 0.2 or earlier, has none; stream the text, or drop it")
-    return {name: inputs[name] for name in known}
 
 
 def load(path: str | os.PathLike[str], threads: int = 1) -> DeviceModel:
