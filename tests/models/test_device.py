@@ -255,7 +255,7 @@ def test_load_refuses_a_flatbuffer_that_the_runtime_cannot_load(path, tmp_path):
 def test_generating_text_imports_neither_tensorflow_nor_tff(path):
     code = f"""
 import sys
-from models import device, device_signatures
+from models import device
 assert "".join(device.load({str(path)!r}).stream("the", max_new_tokens=5))
 heavy = {{"tensorflow", "tensorflow_federated", "keras", "sentencepiece", "scipy"}} & set(sys.modules)
 assert not heavy, heavy
