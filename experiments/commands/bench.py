@@ -3,6 +3,7 @@
 import click
 
 from experiments.bench.cohort_size import cohort_size
+from experiments.bench.decoding import decoding
 from experiments.bench.dp_step import dp_step
 from experiments.bench.exact_noise import exact_noise
 from experiments.bench.kernels import kernels
@@ -13,8 +14,8 @@ from experiments.bench.simulation import simulation
 
 @click.group()
 def bench() -> None:
-    """Time fedspeak: rounds, private steps and imported models beside other libraries, kernels, large populations."""
+    """Time fedspeak: rounds, private steps and imported models beside other libraries, kernels, populations, decoding."""
 
 
-for command in (simulation, population, cohort_size, kernels, dp_step, exact_noise, pretrained):
+for command in (simulation, population, cohort_size, kernels, dp_step, exact_noise, pretrained, decoding):
     bench.add_command(command)
