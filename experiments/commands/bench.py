@@ -14,7 +14,7 @@ from experiments.bench.simulation import simulation
 
 @click.group()
 def bench() -> None:
-    """Time fedspeak: rounds, private steps and imported models beside other libraries, kernels, populations, decoding."""
+    """Time fedspeak: rounds, private steps, imported models, kernels, large populations, decoding; beside other libraries."""
 
 
 for command in (simulation, population, cohort_size, kernels, dp_step, exact_noise, pretrained, decoding):
