@@ -241,7 +241,7 @@ def summarise(found: Mapping[str, Blocks], prompts: int) -> dict[str, Any]:
     for name, blocks in texts.items():
         result[name] = {"sampled": _mean(blocks.counts, calls)}
         if name in VERIFIERS:
-            difference = found[name].counts - found[name].expected.astype(np.float64)
+            difference: NDArray[np.float64] = found[name].counts - found[name].expected.astype(np.float64)
             error = float(np.sqrt(np.sum(difference**2)))
             result[name]["expected"] = _mean(blocks.expected, calls)
             result[name]["standard_errors_apart"] = float(np.sum(difference)) / error if error else 0.0
