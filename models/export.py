@@ -12,9 +12,10 @@ unless it says otherwise.
 * `generate` reads a prompt and draws tokens one by one: tokens `[1, L]`, length `[]`, the choices, max_new `[]`
   (maximum number of tokens; above N it counts as N), stop `[]` (id of the token to end after; -1 for none)
   -> tokens `[1, N]`, lengths `[1]`, log_probs and unprocessed_log_probs `[1, N]` (of each token, under the target's
-  distribution after and before processing), is_finite `[1]` (bool; False: the text ends early because the logits are
-  not finite or leave no token), calls and decided `[1]`, and the random words word_0, word_1 `[1, N]`.
-  The choices are seed `[2]`, request `[]`, the fields of `models.decoding.choices.Processing` `[]`, and bias `[V]`.
+  distribution after and before processing), is_ended `[1]` (bool: with the stop token), is_finite `[1]` (bool; False:
+  the text ends early because the logits are not finite or leave no token), calls and decided `[1]`, and the random
+  words word_0, word_1 `[1, N]`. The choices are seed `[2]`, request `[]`, the fields of
+  `models.decoding.choices.Processing` `[]`, and bias `[V]`.
 * `generate_block` and the like, for each other decoding, draft with the drafter: inputs and outputs are those of
   `generate`, without random words. With automatic draft lengths the choices end with verify_cost and draft_cost `[]`
   (`models.decoding.choices.Costs`). Outputs more are drafted, reached and accepted `[1, G]`

@@ -168,7 +168,7 @@ def _build_request(choices: Sequence[tf.Tensor]) -> Request:
 
 
 def _name_outputs(drawn: Generated) -> dict[str, tf.Tensor]:
-    names = ("tokens", "lengths", "log_probs", "unprocessed_log_probs", "is_finite")
+    names = ("tokens", "lengths", "log_probs", "unprocessed_log_probs", "is_ended", "is_finite")
     counts = {name: value for name, value in drawn.counts._asdict().items() if value.shape.num_elements()}
     return {**{name: getattr(drawn, name) for name in names}, **counts}
 

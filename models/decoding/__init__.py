@@ -8,15 +8,19 @@ from importlib import import_module
 from typing import Any
 
 _HOME = {
+    "Acceptance": "models.decoding.acceptance",
     "Choices": "models.decoding.choices",
+    "Costs": "models.decoding.choices",
     "Drafter": "models.decoding.drafters",
     "GREEDY_BLOCK": "models.decoding.greedy_block",
+    "Generator": "models.decoding.generator",
     "History": "models.decoding.numpy_processing",
     "LookupDrafter": "models.decoding.lookup_drafter",
     "ModelDrafter": "models.decoding.drafters",
     "NGramDrafter": "models.decoding.ngram_drafter",
     "Processing": "models.decoding.choices",
     "SharedVocabularyDrafter": "models.decoding.shared_vocabulary",
+    "Speculation": "models.decoding.speculation",
     "Stream": "models.decoding.numpy_ops",
     "Verifier": "models.decoding.verifier",
     "block_histories": "models.decoding.history",

@@ -98,7 +98,12 @@ def initial_carry(batch: int, draft_length: int, dtype: Any = tf.float32) -> Car
       batch: number of rows B.
       draft_length: number of drafted tokens G, >= 1.
       dtype: type of the probabilities.
+
+    Raises:
+      ValueError: the draft length is outside its range.
     """
+    if isinstance(draft_length, bool) or not isinstance(draft_length, int) or draft_length < 1:
+        raise ValueError(f"draft_length = {draft_length!r}: must be an integer >= 1 for greedy block verification")
     levels = max(draft_length - 1, 1)
     return Carry(tf.zeros([batch, levels], dtype), tf.zeros([batch, levels], tf.int32))
 
@@ -131,9 +136,12 @@ def modify(
       limits: int32 `[B]`, `lengths` to G, number of tokens that each row could draft. None means G.
 
     Raises:
-      ValueError: the carry was made for another draft length.
+      ValueError: the carry was made for another draft length, or the draft has no place for a token. If no row drafts,
+        because the drafter proposes nothing, the target is unchanged and the next carry is `initial_carry`.
     """
     count, levels = tokens.shape[1], carry.share.shape[1]
+    if count < 1:
+        raise ValueError(f"tokens of shape {tuple(tokens.shape)}: must have at least one place for a drafted token")
     if levels != max(count - 1, 1):
         raise ValueError(
             f"carry has {levels} levels: must be {max(count - 1, 1)} for drafts of {count} tokens; make it by "

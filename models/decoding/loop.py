@@ -82,6 +82,7 @@ class Generated(NamedTuple):
       lengths: int32 `[B]`, number of tokens of each row, the stop token included.
       log_probs: float32 `[B, N]`, log-probability of each token under the target's processed distribution.
       unprocessed_log_probs: float32 `[B, N]`, the same under the target's softmax before any processing.
+      is_ended: bool `[B]`, whether the row ends with the stop token or a stop sequence.
       is_finite: bool `[B]`; False: the row ends early, because the target's logits were not finite or left no token.
       counts: what became of the drafts.
       progress: from which a later call continues.
@@ -91,6 +92,7 @@ class Generated(NamedTuple):
     lengths: Any
     log_probs: Any
     unprocessed_log_probs: Any
+    is_ended: Any
     is_finite: Any
     counts: Counts
     progress: Progress
@@ -247,6 +249,7 @@ def _sum_up(records: _Records, pending: Pending, state: State, ends: Ends, limit
         lengths,
         given[1],
         given[2],
+        tf.reduce_any(is_end & tf.equal(places, lengths[:, tf.newaxis] - 1), axis=1),
         tf.reduce_all(~active | (count > 0), axis=1),
         Counts(_total(active), tf.reduce_sum(count, axis=1), *(_total(part) for part in totals)),
         Progress(state, Pending(keep(lines[0]), decided - lengths, keep(lines[1]), keep(lines[2]), tail)),

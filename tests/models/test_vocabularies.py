@@ -176,9 +176,9 @@ def test_parity_check_begins_prompts_as_texts_begin(words, tmp_path, monkeypatch
     begun = set()
     draw = device.DeviceModel.draw_in_graph
 
-    def record(file, prompt, choices):
+    def record(file, prompt, choices, **options):
         begun.add(prompt[0])
-        return draw(file, prompt, choices)
+        return draw(file, prompt, choices, **options)
 
     monkeypatch.setattr(device.DeviceModel, "draw_in_graph", record)
     check_parity(model, weights, [tmp_path / "model.tflite"], sequences=2)

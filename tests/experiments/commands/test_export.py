@@ -130,7 +130,7 @@ def test_export_names_files_after_precision_and_output(capfd, monkeypatch, optio
     exports = []
     monkeypatch.setattr("experiments.runs.load_trained", lambda run: (None, None, None))
     monkeypatch.setattr(
-        "experiments.commands.device.export_and_check", lambda *values, **limits: exports.append(values[-1])
+        "experiments.commands.export.export_and_check", lambda *values, **limits: exports.append(values[-1])
     )
     assert run(capfd, "export", "run", *options)[0] == 0
     assert [{precision: str(path) for precision, path in paths.items()} for paths in exports] == [expected]

@@ -156,6 +156,27 @@ def test_modify_refuses_a_carry_of_another_draft_length():
         modify(target, drafter, tf.zeros([1, 3], tf.int32), tf.constant([3]), initial_carry(1, 4))
 
 
+def test_drafts_without_a_place_for_a_token_are_refused():
+    with pytest.raises(ValueError, match=r"tokens of shape \(1, 0\): must have at least one place"):
+        modify(tf.fill([1, 1, 2], 0.5), tf.zeros([1, 0, 2]), tf.zeros([1, 0], tf.int32), [0], initial_carry(1, 2))
+
+
+@pytest.mark.parametrize("draft_length", [0, -1, True, 2.0, float("nan")])
+def test_initial_carry_refuses_a_draft_length_outside_its_range(draft_length):
+    with pytest.raises(ValueError, match=rf"^draft_length = {draft_length}: must be an integer >= 1 for greedy"):
+        initial_carry(1, draft_length)
+
+
+def test_carry_is_empty_again_where_the_drafter_proposes_nothing():
+    target, drafter = tf.fill([2, 4, 2], 0.5), tf.fill([2, 3, 2], 0.5)
+    carry = Carry(tf.fill([2, 2], 0.4), tf.constant([[2, 1]] * 2))
+    modified = modify(target, drafter, tf.zeros([2, 3], tf.int32), tf.constant([0, 3]), carry)
+    np.testing.assert_array_equal(modified.target[0], target[0])
+    after = advance(modified, tf.constant([0, 0]), tf.constant([1, 1]))
+    np.testing.assert_array_equal(after.share[0], initial_carry(1, 3).share[0])
+    assert np.all(after.share[1] > 0)
+
+
 def test_initial_carry_leaves_the_target_as_it_is():
     generator = np.random.default_rng(1)
     target = tf.constant(generator.dirichlet(np.ones(5), (4, 4)), tf.float32)

@@ -1,0 +1,296 @@
+"""Decodes texts in TensorFlow: prompts as lists of token ids in, tokens with log-probabilities and acceptance out.
+
+    from models.decoding import Choices, Generator, ModelDrafter
+    generator = Generator(model, weights, "block", ModelDrafter(small, small_weights), draft_length=4)
+    result = generator([[1, 17, 4]], Choices(max_new_tokens=40, seed=3))
+    print(result.tokens[0], result.total)
+
+`models.device` does the same with exported files, without TensorFlow.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from models.decoding.acceptance import Acceptance
+from models.decoding.choices import Choices, Costs, Processing
+from models.decoding.drafters import Drafter
+from models.decoding.loop import Ends, Generated, Progress, begin, generate
+from models.decoding.methods import build_method
+from models.decoding.numpy_ops import seed_words
+from models.decoding.numpy_processing import make_bias
+from models.decoding.speculation import Request, Speculation, is_plain
+from models.language_model import LanguageModel, Weights
+
+LONGEST_STOP = 16
+"""Maximum number of tokens of a stop sequence."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """Holds what one call gave for each prompt.
+
+    Attributes:
+      tokens: the token ids of each row, the stop token included.
+      log_probs: log-probability of each token under the target's processed distribution.
+      unprocessed_log_probs: the same under the target's softmax before any processing.
+      is_ended: whether each row ends with the stop token or a stop sequence.
+      acceptance: what became of the drafts of each row.
+      progress: the state from which `Generator.resume` continues.
+      request: what was asked for; `Generator.resume` asks for the same.
+    """
+
+    tokens: list[list[int]]
+    log_probs: list[list[float]]
+    unprocessed_log_probs: list[list[float]]
+    is_ended: list[bool]
+    acceptance: list[Acceptance]
+    progress: Progress = field(repr=False)
+    request: Request = field(repr=False)
+
+    @property
+    def total(self) -> Acceptance:
+        """Returns the acceptance of all rows together."""
+        return Acceptance.total(self.acceptance)
+
+
+class Generator:
+    """Decodes batches of prompts with a target and, except for decoding "autoregressive", a drafter.
+
+    The text of a row depends on its prompt, the choices and its request number, and on nothing else: not on the other
+    rows, nor on how it is divided among calls. Its distribution is the target's, whatever the drafter. With decoding
+    "invariant" the text itself does not depend on the drafter or the draft length, as far as the target's logits do not
+    depend on how many tokens it reads at once (docs/systems/couplings.md).
+
+    Args:
+      model: the target.
+      weights: its weights by name.
+      decoding: one of `models.decoding.choices.DECODINGS`.
+      drafter: what drafts, with the target's vocabulary.
+      draft_length: number of tokens that the drafter proposes per block, >= 1 with a drafter.
+      automatic: whether draft lengths from 0 to `draft_length` are chosen by the costs of each call.
+      max_prompt: maximum number of tokens of a prompt, >= 1.
+      max_new_tokens: maximum number of new tokens over all calls for one prompt, >= 1.
+
+    Raises:
+      ValueError: an option is outside its range, the drafter has another vocabulary, or the tokens do not fit in the
+        model's context.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        weights: Weights,
+        decoding: str = "autoregressive",
+        drafter: Drafter | None = None,
+        draft_length: int = 0,
+        *,
+        automatic: bool = False,
+        max_prompt: int = 64,
+        max_new_tokens: int = 128,
+    ) -> None:
+        for name, value in {"max_prompt": max_prompt, "max_new_tokens": max_new_tokens}.items():
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} = {value!r}: must be an integer >= 1")
+        self.max_prompt, self.max_new_tokens = max_prompt, max_new_tokens
+        method = build_method(decoding)
+        if (drafter is None) != (decoding == "autoregressive"):
+            asked = "needs a drafter: give one" if drafter is None else "takes no drafter: drop it"
+            raise ValueError(f"decoding = {decoding!r} {asked}, or choose another decoding")
+        room = max_prompt + max_new_tokens + draft_length
+        if model.context is not None and room > model.context:
+            raise ValueError(
+                f"max_prompt = {max_prompt}, max_new_tokens = {max_new_tokens} and draft_length = {draft_length} do "
+                f"not fit together in the model's context of {model.context} tokens: lower them"
+            )
+        self._speculation = speculation = Speculation(
+            model.fit(room), weights, method, drafter, draft_length, automatic
+        )
+        if drafter is not None:
+            _require_vocabulary(drafter, model.vocabulary_size)
+
+        def proceed(progress: Progress, request: Request, ends: Ends) -> Generated:
+            words = speculation.words(request, progress.state.position, max_new_tokens)
+            return generate(speculation, progress, request, ends, words)
+
+        def start(tokens: tf.Tensor, lengths: tf.Tensor, request: Request, ends: Ends) -> Generated:
+            state = speculation.read(tokens, lengths - 1, speculation.initial_state(tokens.shape[0]))
+            state = speculation.begin(tf.gather(tokens, lengths - 1, axis=1, batch_dims=1), state)
+            return proceed(begin(speculation, state, LONGEST_STOP - 1), request, ends)
+
+        self._start = tf.function(start, autograph=False)
+        self._proceed = tf.function(proceed, autograph=False)
+
+    def __call__(
+        self,
+        prompts: Sequence[Sequence[int]],
+        choices: Choices | None = None,
+        *,
+        requests: Sequence[int] | None = None,
+        stop_sequences: Sequence[Sequence[int]] = (),
+        bias: Mapping[int, float] | None = None,
+        banned: Sequence[int] = (),
+        costs: Costs | None = None,
+    ) -> Result:
+        """Decodes prompts up to `choices.max_new_tokens`, the stop token or a stop sequence.
+
+        Args:
+          prompts: token ids of each row, 1 to `max_prompt`.
+          choices: how to draw; those of `Choices()` if None.
+          requests: number of each row's request; None: `choices.request`, `choices.request` + 1, …
+          stop_sequences: sequences of 1 to `LONGEST_STOP` token ids after which a row ends. They may lie across blocks
+            and calls, not across the end of the prompt.
+          bias: token id -> number that is added to the token's logit, -1e6 to 1e6; -inf bans the token.
+          banned: ids of tokens that are never drawn.
+          costs: the times of a block; needed, and only allowed, with automatic draft lengths.
+
+        Raises:
+          ValueError: an argument is outside its range, or a row's logits are not finite or leave no token.
+        """
+        choices = choices or Choices()
+        size = self._speculation.model.vocabulary_size
+        tokens, lengths = _pad(prompts, self.max_prompt, size)
+        if (costs is not None) != self._speculation.automatic:
+            raise ValueError(
+                f"costs = {costs!r}: {'needed' if costs is None else 'only'} with automatic draft lengths; "
+                f"{'measure and give them' if costs is None else 'drop them'}"
+            )
+        numbers = range(choices.request, choices.request + len(prompts)) if requests is None else requests
+        if len(numbers) != len(prompts):
+            raise ValueError(f"requests = {list(numbers)!r}: must be one number for each of {len(prompts)} prompts")
+        row = make_bias(size, bias, banned)
+        processing = Processing(
+            *(
+                tf.constant(value, tf.int32 if name == "top_k" else tf.float32)
+                for name, value in choices.processing._asdict().items()
+            )
+        )
+        shift = tf.constant(np.zeros(size, np.float32) if row is None else row)
+        request = Request(
+            tf.constant(seed_words(choices.seed)),
+            tf.constant(list(numbers), tf.int32),
+            processing,
+            shift,
+            () if costs is None else Costs(*(tf.constant(cost, tf.float32) for cost in costs)),
+            is_plain(processing, shift),
+        )
+        ends = self._ends(choices, stop_sequences)
+        return self._result(self._start(tokens, lengths, request, ends), request)
+
+    def resume(
+        self, result: Result, choices: Choices | None = None, *, stop_sequences: Sequence[Sequence[int]] = ()
+    ) -> Result:
+        """Continues all rows of a result, also those that ended, as one uninterrupted call would have.
+
+        Args:
+          result: what an earlier call returned.
+          choices: `max_new_tokens` and `stop` are taken from here, all else from the first call.
+          stop_sequences: as for a call.
+
+        Raises:
+          ValueError: an argument is outside its range, the rows would exceed `max_new_tokens` of the generator, or a
+            row's logits are not finite or leave no token.
+        """
+        ends = self._ends(choices or Choices(), stop_sequences)
+        state, pending = result.progress
+        room = self.max_prompt + self.max_new_tokens - int(tf.reduce_max(state.position - pending.count))
+        if int(ends.max_new) > room:
+            raise ValueError(
+                f"max_new_tokens = {int(ends.max_new)}: the longest row has room for {room} more; ask for fewer"
+            )
+        return self._result(self._proceed(result.progress, result.request, ends), result.request)
+
+    def stream(
+        self, prompts: Sequence[Sequence[int]], choices: Choices | None = None, *, every: int = 1, **options: Any
+    ) -> Iterator[list[list[int]]]:
+        """Yields the new tokens of each row, at most `every` at a time; together they are those of one call.
+
+        Args:
+          prompts: as for a call.
+          choices: as for a call.
+          every: number of tokens, >= 1.
+          **options: as for a call.
+        """
+        choices = choices or Choices()
+        given, result, stops = 0, None, options.get("stop_sequences", ())
+        ended = np.zeros(len(prompts), bool)
+        while given < choices.max_new_tokens and not ended.all():
+            part = Choices(**{**vars(choices), "max_new_tokens": min(every, choices.max_new_tokens - given)})
+            if result is None:
+                result = self(prompts, part, **options)
+            else:
+                result = self.resume(result, part, stop_sequences=stops)
+            new = [[] if done else tokens for tokens, done in zip(result.tokens, ended, strict=True)]
+            yield new
+            given += part.max_new_tokens
+            ended |= result.is_ended
+
+    def _ends(self, choices: Choices, stop_sequences: Sequence[Sequence[int]]) -> Ends:
+        if choices.max_new_tokens > self.max_new_tokens:
+            raise ValueError(
+                f"max_new_tokens = {choices.max_new_tokens}: the generator was made for {self.max_new_tokens}; ask for "
+                "fewer, or make another generator"
+            )
+        sequences = np.full([len(stop_sequences), LONGEST_STOP], -1, np.int32)
+        for row, sequence in zip(sequences, stop_sequences, strict=True):
+            if not 1 <= len(sequence) <= LONGEST_STOP or min(sequence) < 0:
+                raise ValueError(
+                    f"stop_sequences: {list(sequence)!r} must be 1 to {LONGEST_STOP} token ids; shorten or drop it"
+                )
+            row[-len(sequence) :] = sequence
+        return Ends(tf.constant(choices.max_new_tokens), tf.constant(choices.stop), tf.constant(sequences))
+
+    def _result(self, generated: Generated, request: Request) -> Result:
+        lengths = generated.lengths.numpy()
+        if not np.all(generated.is_finite):
+            row = int(np.argmin(generated.is_finite))
+            raise ValueError(
+                f"logits of row {row} after {lengths[row]} new tokens are not finite, or bias and banned leave no "
+                "token: the model is damaged or diverged, or allow at least one token"
+            )
+        counts = {name: value.numpy() for name, value in generated.counts._asdict().items()}
+        rows = range(len(lengths))
+
+        def cut(values: tf.Tensor) -> list[list[Any]]:
+            return [row[:length].tolist() for row, length in zip(values.numpy(), lengths, strict=True)]
+
+        return Result(
+            cut(generated.tokens),
+            cut(generated.log_probs),
+            cut(generated.unprocessed_log_probs),
+            generated.is_ended.numpy().tolist(),
+            [Acceptance.from_counts({name: values[row : row + 1] for name, values in counts.items()}) for row in rows],
+            generated.progress,
+            request,
+        )
+
+
+def _require_vocabulary(drafter: Drafter, size: int) -> None:
+    logits, _ = drafter.step(tf.zeros([1], tf.int32), drafter.initial_state(1))
+    if logits.shape[-1] != size:
+        raise ValueError(
+            f"drafter proposes from {logits.shape[-1]:,} tokens, but the target's vocabulary has {size:,}: give a "
+            "drafter with the target's vocabulary, or a SharedVocabularyDrafter"
+        )
+
+
+def _pad(prompts: Sequence[Sequence[int]], longest: int, size: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns prompts as int32 `[B, longest]` and their lengths, after checks."""
+    if not prompts:
+        raise ValueError("prompts: must be at least one list of token ids")
+    tokens = np.zeros([len(prompts), longest], np.int32)
+    for row, prompt in enumerate(prompts):
+        if not 1 <= len(prompt) <= longest:
+            raise ValueError(
+                f"prompt {row} has {len(prompt)} tokens: must have 1 to max_prompt = {longest}; change it, or make "
+                "another generator"
+            )
+        if min(prompt) < 0 or max(prompt) >= size:
+            raise ValueError(
+                f"prompt {row}: token ids must be from 0 to {size - 1}; encode it with the model's vocabulary"
+            )
+        tokens[row, : len(prompt)] = prompt
+    return tf.constant(tokens), tf.constant([len(prompt) for prompt in prompts], tf.int32)

@@ -1,0 +1,140 @@
+"""The generator decodes batches, resumes and streams them, and refuses what it cannot do."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from models.decoding.choices import Choices, Costs
+from models.decoding.drafters import Drafter, ModelDrafter
+from models.decoding.generator import LONGEST_STOP, Generator
+from models.presets import preset
+from tests.models.decoding.runs import DRAFTERS, SIZE, TARGET
+
+PROMPTS = [[3, 1, 4], [5], [2, 2]]
+
+
+class FittingTable:
+    """The table model with what the generator asks of a language model."""
+
+    context = None
+
+    def fit(self, context):
+        return TARGET
+
+
+MODEL: Any = FittingTable()
+for name in ("vocabulary_size", "initial_state", "prefill", "extend", "rewind"):
+    setattr(MODEL, name, getattr(TARGET, name))
+
+
+@pytest.fixture(scope="module")
+def generator():
+    return Generator(MODEL, {}, "block", DRAFTERS["near"], 2, max_prompt=6, max_new_tokens=20)
+
+
+def test_a_row_alone_has_the_text_that_it_has_in_a_batch(generator):
+    whole = generator(PROMPTS, Choices(max_new_tokens=20, seed=4, request=7))
+    assert [len(row) for row in whole.tokens] == [20] * 3
+    for row, prompt in enumerate(PROMPTS):
+        alone = generator([prompt], Choices(max_new_tokens=20, seed=4, request=7 + row))
+        assert alone.tokens[0] == whole.tokens[row]
+        assert alone.acceptance[0] == whole.acceptance[row]
+    again = generator(PROMPTS[::-1], Choices(max_new_tokens=20, seed=4), requests=[9, 8, 7])
+    assert again.tokens == whole.tokens[::-1]
+    assert whole.total.calls == sum(one.calls for one in whole.acceptance)
+
+
+def test_streamed_tokens_are_those_of_one_call_with_stops_across_parts(generator):
+    choices = Choices(max_new_tokens=20, seed=5)
+    free = generator(PROMPTS, choices).tokens
+    stops = [free[0][7:10], free[1][4:6]]
+    choices = Choices(max_new_tokens=20, seed=5, stop=free[2][11])
+    whole = generator(PROMPTS, choices, stop_sequences=stops)
+    assert all(whole.is_ended) and len(whole.tokens[0]) <= 10
+    for every in (1, 3, 20):
+        rows: list[list[int]] = [[], [], []]
+        for new in generator.stream(PROMPTS, choices, every=every, stop_sequences=stops):
+            for row, tokens in zip(rows, new, strict=True):
+                row.extend(tokens)
+        assert rows == whole.tokens
+
+
+def test_resume_continues_after_a_stop_token(generator):
+    choices = Choices(max_new_tokens=20, seed=6)
+    free = generator(PROMPTS[:1], choices)
+    stopped = generator(PROMPTS[:1], Choices(max_new_tokens=20, seed=6, stop=free.tokens[0][4]))
+    rest = generator.resume(stopped, Choices(max_new_tokens=20 - len(stopped.tokens[0])))
+    assert stopped.tokens[0] + rest.tokens[0] == free.tokens[0]
+    assert stopped.log_probs[0] + rest.log_probs[0] == free.log_probs[0]
+    with pytest.raises(ValueError, match="max_new_tokens = 20: the longest row has room for 3 more; ask for fewer"):
+        generator.resume(free, Choices(max_new_tokens=20))
+
+
+def test_banned_tokens_never_come_and_all_banned_is_refused(generator):
+    result = generator(PROMPTS, Choices(max_new_tokens=20), banned=[1, 2, 3], bias={4: 5.0})
+    assert not {1, 2, 3} & {token for row in result.tokens for token in row}
+    with pytest.raises(ValueError, match=r"banned"):
+        generator(PROMPTS, Choices(max_new_tokens=5), banned=range(SIZE))
+
+
+class Narrow(Drafter):
+    def initial_state(self, batch):
+        return ()
+
+    def step(self, tokens, state):
+        return tf.zeros([tokens.shape[0], SIZE - 1]), state
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"decoding": "blocks"}, "decoding = 'blocks': must be one of autoregressive, speculative"),
+        ({"decoding": "block"}, "decoding = 'block' needs a drafter: give one"),
+        ({"drafter": DRAFTERS["near"], "draft_length": 2}, "decoding = 'autoregressive' takes no drafter: drop it"),
+        ({"decoding": "block", "drafter": DRAFTERS["near"], "draft_length": 0}, "draft_length = 0: must be above 0"),
+        ({"decoding": "block", "drafter": Narrow(), "draft_length": 2}, "drafter proposes from 11 tokens, but the ta"),
+        ({"max_prompt": 0}, "max_prompt = 0: must be an integer >= 1"),
+        ({"max_new_tokens": True}, "max_new_tokens = True: must be an integer >= 1"),
+        (
+            {"decoding": "greedy-block", "drafter": DRAFTERS["near"], "draft_length": 2, "automatic": True},
+            "draft_length = 'auto': the decoding carries",
+        ),
+    ],
+)
+def test_options_out_of_range_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Generator(MODEL, {}, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "options", "message"),
+    [
+        ([], {}, "prompts: must be at least one list"),
+        ([[]], {}, "prompt 0 has 0 tokens: must have 1 to max_prompt = 6"),
+        ([[1] * 7], {}, "prompt 0 has 7 tokens: must have 1 to max_prompt = 6"),
+        ([[SIZE]], {}, "prompt 0: token ids must be from 0 to 11"),
+        ([[1]], {"requests": [1, 2]}, "requests = .1, 2.: must be one number for each of 1 prompts"),
+        ([[1]], {"stop_sequences": [[]]}, f"stop_sequences: .. must be 1 to {LONGEST_STOP} token ids"),
+        ([[1]], {"costs": Costs(1.0, 0.1)}, "costs = .*: only with automatic draft lengths; drop them"),
+        ([[1]], {"choices": Choices(max_new_tokens=21)}, "max_new_tokens = 21: the generator was made for 20"),
+    ],
+)
+def test_requests_out_of_range_are_refused(generator, prompts, options, message):
+    with pytest.raises(ValueError, match=message):
+        generator(prompts, **{"choices": Choices(max_new_tokens=5), **options})
+
+
+def test_a_context_that_is_too_small_is_refused():
+    model = preset("transformer-4m", 40, context=16, embedding=8, heads=2, blocks=1, feed_forward=8)
+    with pytest.raises(ValueError, match="do not fit together in the model's context of 16 tokens"):
+        Generator(model, model.init(0), "block", ModelDrafter(model, model.init(0)), 2, max_prompt=8, max_new_tokens=8)
+
+
+def test_logits_that_are_not_finite_are_an_error_that_names_the_row():
+    model = preset("tiny", 20)
+    weights = {name: np.full_like(value, np.nan) for name, value in model.init(0).items()}
+    generator = Generator(model, weights, max_prompt=2, max_new_tokens=4)
+    with pytest.raises(ValueError, match="logits of row 0 after 0 new tokens are not finite"):
+        generator([[1]], Choices(max_new_tokens=4))
