@@ -196,7 +196,7 @@ def message_bits(path: Path, study: Mapping[str, Any]) -> list[Path]:
 def block_efficiencies(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
     """Plots tokens per target call against the draft length, by drafter, and the mean tokens of successive blocks.
 
-    The second panel is of the first drafter at the first temperature, with the longest drafts.
+    The second panel is of the longest drafts, the mean over the drafters. Both are of the first temperature.
 
     Args:
       path: path of the files, without suffix.
@@ -221,15 +221,13 @@ def block_efficiencies(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[Pa
     left.set_xlabel("draft length")
     left.set_ylabel("tokens per target call")
     left.legend()
-    longest = max(
-        (row for row in rows if row["drafter"] == drafters[0] and row["temperature"] == temperature),
-        key=lambda row: int(row["draft_length"]),
-    )
+    length = max(row["draft_length"] for row in rows)
+    longest = [row for row in rows if row["draft_length"] == length and row["temperature"] == temperature]
     names = {"speculative": "token", "block": "block", "greedy-block": "greedy block"}
     for (name, label), style in zip(names.items(), (":", "-", "--"), strict=True):
-        values = longest["by_block"][name]
+        values = np.mean([row["by_block"][name] for row in longest], axis=0)
         right.plot(np.arange(1, len(values) + 1), values, linestyle=style, color="black", marker=".", label=label)
-    right.set_title(f"{drafters[0]}, drafts of {longest['draft_length']} tokens", fontsize="medium")
+    right.set_title(f"mean over the drafters, drafts of {length} tokens", fontsize="medium")
     right.set_xlabel("block after the prompt")
     right.set_ylabel("tokens of this block")
     right.legend()

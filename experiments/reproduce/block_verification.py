@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from experiments import config_file, extras
-from experiments.display import ConsoleDisplay
+from experiments.display import ConsoleDisplay, no_notices
 from experiments.drafting import FORMS
 from experiments.provenance import command_line, versions
 from experiments.runs import RunFolder, load_trained, write_json
@@ -162,10 +162,11 @@ def measure(
                 block_efficiency.batch_rows(length, vocabulary.size, len(repeated)),
             )
             for temperature in TEMPERATURES:
-                found = {
-                    method: decoder.draw(method, repeated, requests, temperature, seed)
-                    for method in block_efficiency.METHODS
-                }
+                with no_notices():  # TensorFlow warns of the many graphs
+                    found = {
+                        method: decoder.draw(method, repeated, requests, temperature, seed)
+                        for method in block_efficiency.METHODS
+                    }
                 rows.append(
                     {
                         "drafter": name,
@@ -232,13 +233,13 @@ def format_table(rows: list[dict[str, Any]]) -> str:
         "the next ones.",
         "",
     ]
-    after = sorted({count for count in (1, 2, 4) if count < first["blocks"]} | {first["blocks"]})
+    after = sorted(first["greedy_ahead"], key=int)
     lines += [
         "| drafter | T | draft length | " + " | ".join(f"after {count}" for count in after) + " |",
         "|---" * (3 + len(after)) + "|",
     ]
     for row in rows:
-        cells = [_format(row["greedy_ahead"][count - 1], 2, "+") for count in after]
+        cells = [_format(row["greedy_ahead"][count], 2, "+") for count in after]
         lines.append(f"{_name(row)} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

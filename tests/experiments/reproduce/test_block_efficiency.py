@@ -141,8 +141,8 @@ def test_summary_resamples_prompts_in_pairs():
     for key in ("sampled", "expected"):
         assert [result["gain"][key][bound] for bound in ("estimate", "low", "high")] == pytest.approx([100] * 3)
     assert result["gain"]["same_drafts"]["estimate"] == pytest.approx(100 * (46 / 8 - 1))
-    ahead = [interval["estimate"] for interval in result["greedy_ahead"]]
-    assert ahead == pytest.approx([-11 / 4, -23 / 4])
+    ahead = {count: interval["estimate"] for count, interval in result["greedy_ahead"].items()}
+    assert ahead == pytest.approx({"1": -11 / 4, "2": -23 / 4})
     assert result["by_block"]["block"] == pytest.approx([22 / 4, 24 / 4])
     assert result["speculative"]["standard_errors_apart"] == 0
 

@@ -47,7 +47,7 @@ def row(drafter, apart):
         **verified,
         "invariant": {"sampled": interval(2.5)},
         "gain": {key: interval(7.25) for key in ("sampled", "expected", "same_drafts")},
-        "greedy_ahead": [interval(0.2), interval(-0.3)],
+        "greedy_ahead": {"1": interval(0.2), "2": interval(-0.3)},
     }
 
 
