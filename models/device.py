@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 
 from models import tflite_file
 from models.decoding import numpy_loop
-from models.decoding.choices import OFF, Choices, Costs
+from models.decoding.choices import Choices, Costs
 from models.decoding.numpy_loop import Mask
 from models.decoding.numpy_ops import seed_words
 from models.decoding.numpy_processing import make_bias
 from models.device_blocks import BlockDraw
-from models.litert import import_interpreter, runtime
+from models.device_signatures import PLAIN, keep_known, load_signatures, signature_name
+from models.litert import runtime
 from models.text_stream import decode_stream
 from models.vocabulary import EOS
 
@@ -49,19 +50,10 @@ class DeviceModel:
     def __init__(self, path: str | os.PathLike[str], threads: int = 1) -> None:
         self.path = os.fspath(path)
         self.facts, self.vocabulary = tflite_file.read(path)
-        try:
-            interpreter = import_interpreter()(model_path=self.path, num_threads=threads)
-            # Without this call TensorFlow 2.14's interpreter does not use its fast kernels (XNNPACK) in signatures.
-            interpreter.allocate_tensors()
-            self._signatures = {name: interpreter.get_signature_runner(name) for name in self._signature_names()}
-            self._prefill, self._decode = self._signatures["prefill"], self._signatures["decode"]
-            inputs = self._prefill.get_input_details()
-            prompt = inputs.pop("tokens")["shape"].tolist()
-        except (ValueError, RuntimeError, KeyError) as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(
-                f"{self.path}: the runtime cannot load it ({reason}); export it again or update the runtime"
-            ) from None
+        self._signatures = load_signatures(self.path, self.facts.decodings, threads)
+        self._prefill, self._decode = self._signatures["prefill"], self._signatures["decode"]
+        inputs = self._prefill.get_input_details()
+        prompt = inputs.pop("tokens")["shape"].tolist()
         if prompt != [1, self.facts.max_prompt]:
             raise ValueError(
                 f"{self.path}: damaged (its graph reads {prompt[-1]} tokens, its model.json says "
@@ -71,13 +63,6 @@ class DeviceModel:
         self._start = {
             name: np.zeros(input["shape"], input["dtype"]) for name, input in inputs.items() if name != "length"
         }
-
-    def _signature_names(self) -> list[str]:
-        names = ["prefill", "decode"]
-        for decoding in self.facts.decodings:
-            kinds = ("generate",) if decoding == "autoregressive" else ("generate", "read", "block")
-            names += [_signature(kind, decoding) for kind in kinds]
-        return names
 
     def stream(
         self,
@@ -100,7 +85,7 @@ class DeviceModel:
           chat: whether `prompt` is a message that the model answers, by the chat template of an imported model.
           stop_at_eos: whether to end with the sentence; otherwise the text goes on, with line breaks between sentences.
           decoding: one of `facts.decodings`, or "autoregressive"; None is the first of `facts.decodings`.
-          costs: the measured times of a block, for files with automatic draft lengths (`measure_costs`).
+          costs: the measured times of a block, for files with automatic draft lengths (`models.device_costs.measure`).
           bias: token id -> number that is added to the token's logit, -1e6 to 1e6; -inf bans the token.
           banned: ids of tokens that are never drawn.
           mask: function from the ids generated so far to a bool array `[V]` of the tokens that may come next, or None
@@ -206,12 +191,12 @@ class DeviceModel:
                 f"prompt: {len(prompt)} tokens and max_new_tokens = {most} exceed the {context} tokens that "
                 f"{self.path} was exported for; shorten one, or export with larger limits"
             )
-        if decoding == "autoregressive":
+        if decoding == PLAIN:
             *_, (logits, state) = self.read(prompt)
             return [numpy_loop.draw(self._next, logits, state, prompt, one, row, mask) for one in choices]
         if mask is not None:
             raise ValueError(f"mask: decoding = {decoding!r} draws blocks in the graph; choose 'autoregressive'")
-        read, block = (self._signatures[_signature(kind, decoding)] for kind in ("read", "block"))
+        read, block = (self._signatures[signature_name(kind, decoding)] for kind in ("read", "block"))
         start = {
             name: np.zeros(detail["shape"], detail["dtype"])
             for name, detail in read.get_input_details().items()
@@ -219,13 +204,13 @@ class DeviceModel:
         }
         parts = self._split(prompt)
         return [
-            BlockDraw(read, block, start, parts, self.facts.max_prompt, self._inputs(one, row, costs), one)
+            BlockDraw(read, block, start, parts, self.facts.max_prompt, self._inputs(one, row, decoding, costs), one)
             for one in choices
         ]
 
     def _choose(self, decoding: str | None) -> str:
         chosen = self.facts.decodings[0] if decoding is None else decoding
-        if chosen not in (*self.facts.decodings, "autoregressive"):
+        if chosen not in (*self.facts.decodings, PLAIN):
             raise ValueError(
                 f"decoding = {decoding!r}: {self.path} was exported for {', '.join(self.facts.decodings)}; choose one "
                 "of these, or export again"
@@ -241,12 +226,18 @@ class DeviceModel:
         first = (len(tokens) - 1) % size + 1
         return [tokens[:first], *(tokens[i : i + size] for i in range(first, len(tokens), size))]
 
-    def _inputs(self, choices: Choices, bias: NDArray[np.float32] | None, costs: Costs | None) -> dict[str, Any]:
+    def _inputs(
+        self, choices: Choices, bias: NDArray[np.float32] | None, decoding: str, costs: Costs | None
+    ) -> dict[str, Any]:
         """Returns the choices of a request as inputs of a signature."""
         numbers: dict[str, Any] = {"request": choices.request, **choices.processing._asdict()}
-        if self.facts.automatic:
+        if costs is not None and not self.facts.automatic:
+            raise ValueError(f"costs: {self.path} drafts {self.facts.draft_length} tokens always; drop them")
+        if self.facts.automatic and decoding != PLAIN:
             if costs is None:
-                raise ValueError(f"costs: {self.path} chooses draft lengths by measured costs; give measure_costs()")
+                raise ValueError(
+                    f"costs: {self.path} chooses draft lengths by costs; give those of models.device_costs"
+                )
             numbers |= {f"{name}_cost": cost for name, cost in costs._asdict().items()}
         integers = ("request", "top_k")
         return {
@@ -321,11 +312,11 @@ class DeviceModel:
                 f"max_new_tokens: {choices.max_new_tokens}, but {self.path} was exported for "
                 f"{self.facts.max_new_tokens}; ask for fewer, stream them, or export with a larger max_new_tokens"
             )
-        inputs = self._inputs(choices, row, costs)
+        inputs = self._inputs(choices, row, decoding, costs)
         if not self._start:
-            inputs = _keep_known(inputs, choices, row)
+            inputs = keep_known(inputs, choices, row)
         limits = {"max_new": choices.max_new_tokens, "stop": choices.stop}
-        outputs = self._signatures[_signature("generate", decoding)](
+        outputs = self._signatures[signature_name("generate", decoding)](
             **self._padded(prompt), **inputs, **{name: np.array(value, np.int32) for name, value in limits.items()}
         )
         drawn = {name: value[0] for name, value in outputs.items()}
@@ -346,30 +337,7 @@ class DeviceModel:
         return {"tokens": tokens, "length": np.array(len(prompt), np.int32)}
 
 
-def _signature(kind: str, decoding: str) -> str:
-    """Returns the name of a decoding's signature in a file."""
-    return kind if decoding == "autoregressive" else f"{kind}_{decoding.replace('-', '_')}"
-
-
 _BY_TOKEN = ("tokens", "log_probs", "unprocessed_log_probs")
-
-
-def _keep_known(inputs: dict[str, Any], choices: Choices, bias: Any) -> dict[str, Any]:
-    """Returns the inputs that `generate` of a file from fedspeak 0.2 or earlier has.
-
-    Raises:
-      ValueError: the request needs others.
-    """
-    known = ("seed", "request", "temperature", "top_k")
-    for name, off in OFF._asdict().items():
-        if name not in known and getattr(choices, name) != off:
-            raise ValueError(
-                f"{name} = {getattr(choices, name)!r}: the file's graph, of fedspeak 0.2 or earlier, applies "
-                f"temperature and top_k only; stream the text, or leave {name} at {off:g}"
-            )
-    if bias is not None:
-        raise ValueError("bias: the file's graph, of fedspeak 0.2 or earlier, has none; stream the text, or drop it")
-    return {name: inputs[name] for name in known}
 
 
 def load(path: str | os.PathLike[str], threads: int = 1) -> DeviceModel:

@@ -206,7 +206,8 @@ def _compare(
         for (by_prefill, context), rows in zip(contexts, logits, strict=True)
     )
     spread = float(max(rows.max() for rows in logits) - min(rows.min() for rows in logits))
-    speeds = _measure_tokens_per_second(file, file.facts.decodings[0])
+    first = file.facts.decodings[0]
+    speeds = _measure_tokens_per_second(file, first, _costs(file))
     precision = file.facts.precision
     drafting = tuple(
         _compare_drafting(file, decoding, requests[:_DRAFTING_SEQUENCES], spread)
@@ -237,7 +238,7 @@ def _compare(
 def _compare_drafting(
     file: device.DeviceModel, decoding: str, requests: list[tuple[list[int], Choices]], spread: float
 ) -> DraftingParity:
-    costs = Costs(verify=1.0, draft=0.0) if file.facts.automatic else None
+    costs = _costs(file)
     equal, error, outputs = 0, 0.0, []
     for prompt, choices in requests:
         output = file.draw_in_graph(prompt, choices, decoding=decoding, costs=costs)
@@ -260,6 +261,11 @@ def _compare_drafting(
         tokens_per_second_range=(min(speeds), max(speeds)),
         passed=equal == len(requests) and error <= _TOLERANCE[file.facts.precision] * spread,
     )
+
+
+def _costs(file: device.DeviceModel) -> Costs | None:
+    """Returns costs with which a file always drafts as many tokens as it can; None if it does not take costs."""
+    return Costs(verify=1.0, draft=0.0) if file.facts.automatic else None
 
 
 _COUNTS = ("calls", "decided", "drafted", "reached", "accepted")

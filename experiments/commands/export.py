@@ -54,8 +54,7 @@ _LONGEST_DRAFT = 32
 @click.option("--drafter", help="What drafts for the model: the folder of a model, lookup, self or ngram:FILE.")
 @click.option(
     "--draft-length",
-    default="4",
-    show_default=True,
+    show_default="4",
     help="Number of tokens that the drafter proposes at once; or auto, or auto:N with N as the maximum, to choose it "
     "at run time by measured costs (fedspeak costs).",
 )
@@ -72,7 +71,7 @@ def export(
     max_new_tokens: int,
     decodings: tuple[str, ...],
     drafter: str | None,
-    draft_length: str,
+    draft_length: str | None,
     output: Path | None,
 ) -> None:
     """Write the trained model of a run, or an imported model, as .tflite files, and compare each with the model.
@@ -83,7 +82,12 @@ def export(
     from experiments.drafting import load_drafter
     from experiments.runs import load_trained
 
-    longest, automatic = parse_draft_length(draft_length)
+    longest, automatic = parse_draft_length(draft_length or "4")
+    if drafter is None and draft_length is not None:
+        raise click.UsageError("--draft-length has no use without --drafter: drop it, or give --drafter")
+    twice = next((name for name in decodings if decodings.count(name) > 1), None)
+    if twice is not None:
+        raise click.UsageError(f"--decoding {twice} is given twice: name it once")
     decodings = decodings or (("autoregressive",) if drafter is None else ("block",))
     if drafter is None and decodings != ("autoregressive",):
         raise click.UsageError(f"--decoding {_first_drafting(decodings)} needs a drafter: give --drafter")

@@ -10,6 +10,7 @@ about tokens itself (a grammar, say) calls `draft` and `verify`.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -231,33 +232,35 @@ class Speculation:
         wanted = tf.fill([batch], self.draft_length)
         if self.automatic:
             wanted = choose(state.evidence, request.costs, self.draft_length)
-        token, proposes, lengths = state.last, tf.ones([batch], tf.bool), tf.zeros_like(wanted)
+
+        def draw(token: tf.Tensor, before: Any, drafted: list[tf.Tensor], place: int) -> tuple[Any, ...]:
+            logits, after = drafter.step(token, before)
+            processed = self._process(logits, request, lambda: _extend(state.history, drafted))
+            drawn = self.method.draw(processed, noise, place)
+            proposes = drawn.token >= 0
+            if drafter.may_pass:
+                proposes &= tf.reduce_max(logits, axis=-1) > LEFT_OUT
+            return proposes, drawn, after
+
+        token, is_open, lengths = state.last, tf.ones([batch], tf.bool), tf.zeros_like(wanted)
         states: list[Any] = [state.drafter]
         laws: list[Any] = []
         tokens: list[tf.Tensor] = []
+        found: Any = None
         for place in range(self.draft_length):
-            logits, after = self._step(token, states[-1], place, wanted)
-            processed = self._process(logits, request, lambda: _extend(state.history, tokens))
-            drawn = self.method.draw(processed, noise, place)
-            proposes &= drawn.token >= 0
-            if drafter.may_pass:
-                proposes &= tf.reduce_max(logits, axis=-1) > LEFT_OUT
-            lengths += tf.cast(proposes & (place < wanted), tf.int32)
-            token = tf.where(proposes, drawn.token, 0)
+            step = partial(draw, token, states[-1], list(tokens), place)
+            # The drafter reads the last token of the longest draft too, and nothing after it.
+            is_beyond = place > tf.reduce_max(wanted) if self.automatic and place else None
+            found = proposes, drawn, after = _unless(is_beyond, found, step)
+            is_open &= proposes
+            lengths += tf.cast(is_open & (place < wanted), tf.int32)
+            token = tf.where(is_open, drawn.token, 0)
             states.append(after)
             laws.append(drawn.law)
             tokens.append(token)
-        states.append(self._step(token, states[-1], self.draft_length, wanted)[1])
+        is_beyond = self.draft_length > tf.reduce_max(wanted) if self.automatic else None
+        states.append(_unless(is_beyond, states[-1], lambda: drafter.step(token, states[-1])[1]))
         return Draft(tf.stack(tokens, axis=1), lengths, wanted, laws, states, noise)
-
-    def _step(self, token: tf.Tensor, state: Any, place: int, wanted: tf.Tensor) -> tuple[tf.Tensor, Any]:
-        """Lets the drafter read the token before `place`, unless no row needs what comes of it."""
-        drafter = self.drafter
-        assert drafter is not None
-        if not self.automatic or place == 0:
-            return drafter.step(token, state)
-        nothing = tf.fill([token.shape[0], self.model.vocabulary_size], LEFT_OUT)
-        return tf.cond(place <= tf.reduce_max(wanted), lambda: drafter.step(token, state), lambda: (nothing, state))
 
     def verify(
         self, state: State, draft: Draft, request: Request, active: tf.Tensor, allowed: tf.Tensor | None = None
@@ -358,6 +361,11 @@ def _extend(history: History, tokens: Sequence[tf.Tensor]) -> History:
     for token in tokens:
         history = extend_history(history, token)
     return history
+
+
+def _unless(condition: tf.Tensor | None, otherwise: Any, function: Callable[[], Any]) -> Any:
+    """Returns what `function` returns or, under the condition, another nest of tensors without calling it."""
+    return function() if condition is None else tf.cond(condition, lambda: otherwise, function)
 
 
 def is_plain(processing: Processing, bias: tf.Tensor) -> tf.Tensor:

@@ -8,7 +8,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from models import device, tflite_file
+from models import device, device_signatures, tflite_file
 from models.decoding.choices import Choices
 from models.export import export
 from models.vocabulary import BOS, EOS, FIRST_BYTE, Vocabulary
@@ -138,11 +138,11 @@ def test_loop_in_the_graph_applies_every_option_as_the_stream_does(loaded, optio
 
 def test_a_graph_of_version_0_2_refuses_options_that_it_does_not_have():
     inputs = dict.fromkeys(["seed", "request", "temperature", "top_k", "top_p", "bias"], 0)
-    assert list(device._keep_known(inputs, Choices(), None)) == ["seed", "request", "temperature", "top_k"]
+    assert list(device_signatures.keep_known(inputs, Choices(), None)) == ["seed", "request", "temperature", "top_k"]
     with pytest.raises(ValueError, match="^top_p = 0.5: the file's graph, of fedspeak 0.2 or earlier, applies"):
-        device._keep_known(inputs, Choices(top_p=0.5), None)
+        device_signatures.keep_known(inputs, Choices(top_p=0.5), None)
     with pytest.raises(ValueError, match="^bias: the file's graph"):
-        device._keep_known(inputs, Choices(), np.ones(4, np.float32))
+        device_signatures.keep_known(inputs, Choices(), np.ones(4, np.float32))
 
 
 def byte_tokens(text):

@@ -1,4 +1,3 @@
-import re
 import shutil
 from typing import Any
 
@@ -25,72 +24,6 @@ def run(capfd, *arguments):
         main([str(argument) for argument in arguments])
     captured = capfd.readouterr()
     return caught.value.code, captured.out, captured.err
-
-
-def test_generate_prints_prompt_and_continuation_that_depend_on_the_seed(path, capfd):
-    code, out, err = run(capfd, "generate", path, "--prompt", "the", "--max-new-tokens", 10, "--count", 2, "--seed", 3)
-    assert code == 0 and re.fullmatch(r"\d+ tokens, [\d,]+ tokens/s, peak memory [\d,]+ MB \(.*, 1 thread\)\n", err)
-    assert out.endswith("\n") and out.startswith("the") and "\nthe" in out
-    assert run(capfd, "generate", path, "--prompt", "the", "--max-new-tokens", 10, "--count", 2, "--seed", 3)[1] == out
-    assert run(capfd, "generate", path, "--prompt", "the", "--max-new-tokens", 10, "--count", 2, "--seed", 4)[1] != out
-    assert run(capfd, "generate", path)[0] == 0
-
-
-@pytest.mark.parametrize(
-    ("option", "value"),
-    [
-        ("--top-p", 0.2),
-        ("--min-p", 0.5),
-        ("--repetition-penalty", 50),
-        ("--presence-penalty", 50),
-        ("--frequency-penalty", 50),
-    ],
-)
-def test_generate_passes_each_option_to_the_model(path, capfd, option, value):
-    fixed = ("generate", path, "--prompt", "the the", "--max-new-tokens", 16, "--temperature", 2)
-    plain, changed = run(capfd, *fixed), run(capfd, *fixed, option, value)
-    assert plain[0] == changed[0] == 0
-    options: Any = {"temperature": 2.0, option[2:].replace("-", "_"): float(value)}
-    expected = "".join(device.load(path).stream("the the", max_new_tokens=16, **options))
-    assert changed[1] == f"the the{expected}\n" != plain[1]
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--temperature", "nan"], "value for --temperature: nan: must be 0 (greedy) or a number from 1e-06 to 1e+06"),
-        (["--temperature", "-1"], "value for --temperature: -1.0: must be 0 (greedy)"),
-        (["--top-k", "-1"], "value for --top-k: -1: must be an integer from 0 to 2^31 - 1"),
-        (["--top-p", "0"], "value for --top-p: 0.0: must be a number above 0 and at most 1"),
-        (["--top-p", "nan"], "value for --top-p: nan: must be a number above 0 and at most 1"),
-        (["--min-p", "1"], "value for --min-p: 1.0: must be a number from 0 (off) to below 1"),
-        (["--repetition-penalty", "0"], "value for --repetition-penalty: 0.0: must be a number from 0.01 to 100"),
-        (["--presence-penalty", "nan"], "value for --presence-penalty: nan: must be a number from -100 to 100"),
-        (["--frequency-penalty", "101"], "value for --frequency-penalty: 101.0: must be a number from -100 to 100"),
-        (["--max-new-tokens", "0"], "value for --max-new-tokens: 0: must be an integer from 1 to 2^31 - 1"),
-        (["--seed", "-1"], "value for --seed: -1: must be an integer from 0 to 2^64 - 1"),
-        (
-            ["--prompt", "\udcff"],
-            "prompt: text holds the lone surrogate '\\udcff' at index 0, made of a byte that is not UTF-8: give",
-        ),
-    ],
-)
-def test_generate_refuses_bad_options_in_one_line(path, capfd, options, message):
-    code, out, err = run(capfd, "generate", path, *options)
-    assert (code, out) == (2, "")
-    assert message in err and err.count("\n") == 1
-
-
-def test_generate_refuses_files_that_are_not_exported_models_in_one_line(tmp_path, capfd):
-    (tmp_path / "text.tflite").write_text("hello")
-    for name, message in (
-        ("text.tflite", "not a TFLite file"),
-        ("none.tflite", "No such file"),
-        ("", "Is a directory"),
-    ):
-        code, out, err = run(capfd, "generate", tmp_path / name)
-        assert (code, out) == (2, "")
-        assert message in err and err.count("\n") == 1
 
 
 def test_export_refuses_a_missing_run_in_one_line(tmp_path, capfd):
@@ -169,3 +102,50 @@ def test_export_names_the_output_that_it_cannot_write(tmp_path, capfd, monkeypat
     assert code == 2 and f"{tmp_path}/model.tflite" in err and ".draft" not in err
     code, _, err = run(capfd, "export", "run", "--precision", "float32", "--output", tmp_path)
     assert code == 2 and str(tmp_path) in err and "Is a directory" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--decoding", "block"], "--decoding block needs a drafter: give --drafter"),
+        (
+            ["--drafter", "lookup", "--decoding", "autoregressive"],
+            "--drafter has no use with --decoding autoregressive",
+        ),
+        (["--draft-length", "0"], "'0' must be an integer from 1 to 32, auto or auto:N"),
+        (["--draft-length", "auto:"], "'auto:' must be an integer from 1 to 32, auto or auto:N"),
+        (["--draft-length", "2.5"], "'2.5' must be an integer from 1 to 32, auto or auto:N"),
+        (["--draft-length", "6"], "--draft-length has no use without --drafter"),
+        (["--drafter", "lookup", "--decoding", "block", "--decoding", "block"], "--decoding block is given twice"),
+    ],
+)
+def test_export_refuses_decodings_and_drafters_that_do_not_fit_in_one_line(tmp_path, capfd, options, message):
+    code, out, err = run(capfd, "export", tmp_path, *options)
+    assert code == 2 and out == "" and message in err
+
+
+def test_export_passes_drafter_and_decodings_on(path, tmp_path, capfd, monkeypatch):
+    exports: list[Any] = []
+    loaded = device.load(path)
+    trained = MODEL, exported.weights(MODEL), loaded.vocabulary
+    monkeypatch.setattr("experiments.runs.load_trained", lambda run: trained)
+    monkeypatch.setattr("experiments.commands.export.export_and_check", lambda *_, **options: exports.append(options))
+    folder = str(tmp_path)
+    assert run(capfd, "export", folder, "--drafter", "lookup")[0] == 0
+    assert (
+        run(capfd, "export", folder, "--drafter", "self", "--decoding", "invariant", "--draft-length", "auto:6")[0] == 0
+    )
+    assert run(capfd, "export", folder)[0] == 0
+    block, invariant, plain = exports
+    assert block["decodings"] == ("block",) and block["draft_length"] == 4 and not block["automatic"]
+    assert type(block["drafter"]).__name__ == "LookupDrafter" and block["drafter"].context == 64 + 128 + 4
+    assert invariant["decodings"] == ("invariant",) and invariant["draft_length"] == 6 and invariant["automatic"]
+    assert plain["decodings"] == ("autoregressive",) and "drafter" not in plain
+
+
+def test_export_names_a_drafter_that_does_not_exist(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(
+        "experiments.runs.load_trained", lambda run: (MODEL, exported.weights(MODEL), exported.vocabulary())
+    )
+    code, _, err = run(capfd, "export", tmp_path, "--drafter", "ngram:nowhere.npz")
+    assert code == 2 and "drafter = 'ngram:nowhere.npz': nowhere.npz does not exist" in err

@@ -1,0 +1,163 @@
+import json
+import re
+from typing import Any
+
+import pytest
+
+from experiments.cli import main
+from models import device, device_costs
+from models.decoding.choices import Costs
+from models.decoding.lookup_drafter import LookupDrafter
+from models.export import export
+from tests.models import exported
+
+MODEL = exported.model()
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("commands") / "model.tflite"
+    export(MODEL, exported.weights(MODEL), exported.vocabulary(), path, max_prompt=8, max_new_tokens=16)
+    return path
+
+
+@pytest.fixture(scope="module")
+def drafting(tmp_path_factory):
+    """A file whose draft lengths are chosen at run time."""
+    path = tmp_path_factory.mktemp("drafting") / "model.tflite"
+    export(
+        MODEL,
+        exported.weights(MODEL),
+        exported.vocabulary(),
+        path,
+        max_prompt=8,
+        max_new_tokens=16,
+        decodings=("block", "autoregressive"),
+        drafter=LookupDrafter(MODEL.vocabulary_size, 24),
+        draft_length=2,
+        automatic=True,
+    )
+    return path
+
+
+def run(capfd, *arguments):
+    """Runs the command line; returns exit code, standard output and standard error."""
+    with pytest.raises(SystemExit) as caught:
+        main([str(argument) for argument in arguments])
+    captured = capfd.readouterr()
+    return caught.value.code, captured.out, captured.err
+
+
+def test_generate_prints_prompt_and_continuation_that_depend_on_the_seed(path, capfd):
+    code, out, err = run(capfd, "generate", path, "--prompt", "the", "--max-new-tokens", 10, "--count", 2, "--seed", 3)
+    assert code == 0 and re.fullmatch(r"\d+ tokens, [\d,]+ tokens/s, peak memory [\d,]+ MB \(.*, 1 thread\)\n", err)
+    assert out.endswith("\n") and out.startswith("the") and "\nthe" in out
+    assert run(capfd, "generate", path, "--prompt", "the", "--max-new-tokens", 10, "--count", 2, "--seed", 3)[1] == out
+    assert run(capfd, "generate", path, "--prompt", "the", "--max-new-tokens", 10, "--count", 2, "--seed", 4)[1] != out
+    assert run(capfd, "generate", path)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--top-p", 0.2),
+        ("--min-p", 0.5),
+        ("--repetition-penalty", 50),
+        ("--presence-penalty", 50),
+        ("--frequency-penalty", 50),
+    ],
+)
+def test_generate_passes_each_option_to_the_model(path, capfd, option, value):
+    fixed = ("generate", path, "--prompt", "the the", "--max-new-tokens", 16, "--temperature", 2)
+    plain, changed = run(capfd, *fixed), run(capfd, *fixed, option, value)
+    assert plain[0] == changed[0] == 0
+    options: Any = {"temperature": 2.0, option[2:].replace("-", "_"): float(value)}
+    expected = "".join(device.load(path).stream("the the", max_new_tokens=16, **options))
+    assert changed[1] == f"the the{expected}\n" != plain[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--temperature", "nan"], "value for --temperature: nan: must be 0 (greedy) or a number from 1e-06 to 1e+06"),
+        (["--temperature", "-1"], "value for --temperature: -1.0: must be 0 (greedy)"),
+        (["--top-k", "-1"], "value for --top-k: -1: must be an integer from 0 to 2^31 - 1"),
+        (["--top-p", "0"], "value for --top-p: 0.0: must be a number above 0 and at most 1"),
+        (["--top-p", "nan"], "value for --top-p: nan: must be a number above 0 and at most 1"),
+        (["--min-p", "1"], "value for --min-p: 1.0: must be a number from 0 (off) to below 1"),
+        (["--repetition-penalty", "0"], "value for --repetition-penalty: 0.0: must be a number from 0.01 to 100"),
+        (["--presence-penalty", "nan"], "value for --presence-penalty: nan: must be a number from -100 to 100"),
+        (["--frequency-penalty", "101"], "value for --frequency-penalty: 101.0: must be a number from -100 to 100"),
+        (["--max-new-tokens", "0"], "value for --max-new-tokens: 0: must be an integer from 1 to 2^31 - 1"),
+        (["--seed", "-1"], "value for --seed: -1: must be an integer from 0 to 2^64 - 1"),
+        (
+            ["--prompt", "\udcff"],
+            "prompt: text holds the lone surrogate '\\udcff' at index 0, made of a byte that is not UTF-8: give",
+        ),
+    ],
+)
+def test_generate_refuses_bad_options_in_one_line(path, capfd, options, message):
+    code, out, err = run(capfd, "generate", path, *options)
+    assert (code, out) == (2, "")
+    assert message in err and err.count("\n") == 1
+
+
+def test_generate_refuses_files_that_are_not_exported_models_in_one_line(tmp_path, capfd):
+    (tmp_path / "text.tflite").write_text("hello")
+    for name, message in (
+        ("text.tflite", "not a TFLite file"),
+        ("none.tflite", "No such file"),
+        ("", "Is a directory"),
+    ):
+        code, out, err = run(capfd, "generate", tmp_path / name)
+        assert (code, out) == (2, "")
+        assert message in err and err.count("\n") == 1
+
+
+def test_costs_are_measured_written_and_used(drafting, tmp_path, capfd):
+    costs = tmp_path / "costs.json"
+    code, out, _ = run(capfd, "costs", drafting, "--output", costs)
+    assert code == 0 and re.fullmatch(
+        r"wrote \S+: verifying 2 drafted tokens takes [\d.]+ times the time of one token, and drafting one [\d.]+ "
+        r"\(block, .*, 1 thread\)\n",
+        out,
+    )
+    assert json.loads(costs.read_text())["decoding"] == "block"
+    device_costs.save(Costs(1.0, 0.0), device.load(drafting), "block", costs)
+    fixed = ("generate", drafting, "--prompt", "the the", "--max-new-tokens", 16)
+    code, out, err = run(capfd, *fixed, "--costs", costs)
+    assert code == 0 and re.search(r"^[\d.]+( \[.*\])? tokens per target call over \d+ calls", err, re.MULTILINE)
+    text = "".join(device.load(drafting).stream("the the", max_new_tokens=16, decoding="block", costs=Costs(1.0, 0.0)))
+    assert out == f"the the{text}\n"
+    code, plain, err = run(capfd, *fixed, "--decoding", "autoregressive")
+    assert code == 0 and "target call" not in err and plain != out
+
+
+def test_bad_decodings_and_costs_are_refused_in_one_line(path, drafting, tmp_path, capfd):
+    other = tmp_path / "other.json"
+    device_costs.save(Costs(1.0, 0.1), device.load(drafting), "block", other)
+    content = json.loads(other.read_text())
+    bad = {
+        "text": "not JSON",
+        "nan": json.dumps({**content, "verify": float("nan")}),
+        "negative": json.dumps({**content, "draft": -1}),
+        "list": "[]",
+        "other": json.dumps({**content, "flatbuffer_sha256": "0"}),
+    }
+    messages: list[Any] = []
+    for name, text in bad.items():
+        (tmp_path / name).write_text(text)
+        messages.append((("generate", drafting, "--costs", tmp_path / name), f"{tmp_path / name}: "))
+    messages += [
+        (("generate", drafting), "costs: .* chooses draft lengths by costs; give those of models.device_costs"),
+        (("generate", drafting, "--costs", tmp_path / "missing"), "missing: No such file"),
+        (("generate", path, "--costs", other), "other.json: measured with another model file"),
+        (("generate", path, "--decoding", "block"), "decoding = 'block': .* was exported for autoregressive; choose"),
+        (("generate", path, "--decoding", "blocks"), "'blocks' is not one of"),
+        (("costs", path), "its draft length is fixed; export it with draft_length auto"),
+        (("costs", tmp_path / "text"), "not a TFLite file"),
+    ]
+    for arguments, message in messages:
+        code, out, err = run(capfd, *arguments)
+        assert code == 2 and out == "" and re.search(message, err), (arguments, err)
+        assert err.count("\n") == 1 or "Usage" in err
