@@ -193,6 +193,47 @@ def message_bits(path: Path, study: Mapping[str, Any]) -> list[Path]:
     return _save(figure, path)
 
 
+def block_efficiencies(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
+    """Plots tokens per target call against the draft length, by drafter, and the mean tokens of successive blocks.
+
+    The second panel is of the longest drafts, the mean over the drafters. Both are of the first temperature.
+
+    Args:
+      path: path of the files, without suffix.
+      rows: as `experiments.reproduce.block_verification.measure` returns them.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    temperature = rows[0]["temperature"]
+    drafters = list(dict.fromkeys(row["drafter"] for row in rows))
+    for number, drafter in enumerate(drafters):
+        own = [row for row in rows if row["drafter"] == drafter and row["temperature"] == temperature]
+        for name, style in (("speculative", ":"), ("block", "-")):
+            means = [row[name]["expected"] for row in own]
+            estimates = np.array([mean["estimate"] for mean in means])
+            spread = np.abs(np.array([[mean["low"], mean["high"]] for mean in means]).T - estimates)
+            lengths = [row["draft_length"] for row in own]
+            label = drafter if name == "block" else None
+            left.errorbar(lengths, estimates, yerr=spread, linestyle=style, color=f"C{number}", capsize=3, label=label)
+    left.set_title(f"block (—) and token (···) verification, T = {temperature:g}", fontsize="medium")
+    left.set_xlabel("draft length")
+    left.set_ylabel("tokens per target call")
+    left.legend()
+    length = max(row["draft_length"] for row in rows)
+    longest = [row for row in rows if row["draft_length"] == length and row["temperature"] == temperature]
+    names = {"speculative": "token", "block": "block", "greedy-block": "greedy block"}
+    for (name, label), style in zip(names.items(), (":", "-", "--"), strict=True):
+        values = np.mean([row["by_block"][name] for row in longest], axis=0)
+        right.plot(np.arange(1, len(values) + 1), values, linestyle=style, color="black", marker=".", label=label)
+    right.set_title(f"mean over the drafters, drafts of {length} tokens", fontsize="medium")
+    right.set_xlabel("block after the prompt")
+    right.set_ylabel("tokens of this block")
+    right.legend()
+    return _save(figure, path)
+
+
 def _figure(panels: int = 1) -> Any:
     from matplotlib.figure import Figure  # pyplot would need a window system and keep global state
 

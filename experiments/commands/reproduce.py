@@ -2,7 +2,7 @@
 
 import click
 
-from experiments.reproduce import coupling, dp_mean, dpsgd_f, drafters, noise_seeds
+from experiments.reproduce import block_verification, coupling, dp_mean, dpsgd_f, drafters, noise_seeds
 
 
 @click.group()
@@ -11,6 +11,7 @@ def reproduce() -> None:
 
 
 for command in (
+    block_verification.block_verification,
     coupling.coupling,
     dp_mean.dp_mean,
     dpsgd_f.dpsgd_f,

@@ -35,6 +35,10 @@ STEPS = [
     "report run",
     "export run",
     "export run --precision int8 --output app.tflite",
+    "export run --precision float32 --drafter lookup --decoding block --decoding autoregressive --draft-length auto:3 "
+    "--output drafting.tflite",
+    "costs drafting.tflite",
+    "generate drafting.tflite --prompt 'the king' --costs costs.json",
     "generate run/model.tflite --prompt 'the king' --temperature 0.8 --top-k 40 --seed 7 --count 3",
     "reproduce noise-seeds run --seeds 2",
     "train long --set run.rounds=1 --set vocabulary.size=300 --output long",
@@ -57,6 +61,7 @@ ELSEWHERE = {
     "bench pretrained": "tests/experiments/bench/test_pretrained.py",
     "pretrain": "tests/experiments/commands/test_pretraining.py",
     "couple": "tests/experiments/commands/test_couple.py",
+    "reproduce block-verification": "tests/experiments/reproduce/test_block_verification.py",
     "reproduce coupling": "tests/experiments/reproduce/test_coupling.py",
     "reproduce drafters": "tests/experiments/reproduce/test_drafters.py",
     "worker": "tests/experiments/commands/test_workers.py",

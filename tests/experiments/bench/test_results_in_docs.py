@@ -1,4 +1,4 @@
-"""The tables in docs/performance.md are those of the committed results files."""
+"""The tables in the docs are those of the committed results files."""
 
 import json
 import re
@@ -7,7 +7,7 @@ import pytest
 
 from experiments.bench import cohort_size, measure, population, pretrained, table
 from experiments.bench.simulation import _PEERS, OURS
-from experiments.reproduce import drafters
+from experiments.reproduce import block_verification, coupling, drafters
 from tests.test_docs import ROOT
 
 RESULTS, PAGE = ROOT / "docs" / "results", (ROOT / "docs" / "performance.md").read_text()
@@ -60,3 +60,14 @@ def test_table_of_target_and_drafters_is_that_of_its_results():
     assert section("drafters", page) == drafters.format_table(
         json.loads((RESULTS / "drafters.json").read_text())["models"]
     )
+
+
+def test_tables_of_the_coupling_study_are_those_of_its_results():
+    page = (ROOT / "docs" / "systems" / "couplings.md").read_text()
+    assert section("coupling", page) == coupling.format_table(json.loads((RESULTS / "coupling.json").read_text()))
+
+
+def test_tables_of_block_verification_are_those_of_its_results():
+    page = (ROOT / "docs" / "systems" / "block-verification.md").read_text()
+    results = json.loads((RESULTS / "block-verification.json").read_text())
+    assert section("block-verification", page) == block_verification.format_table(results["rows"])

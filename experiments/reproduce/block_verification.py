@@ -1,0 +1,256 @@
+"""Defines `fedspeak reproduce block-verification`: how many tokens a call of the target gives under each decoding.
+
+The study follows Sun et al., "Block verification accelerates speculative decoding" (https://arxiv.org/abs/2403.10444),
+with models that `fedspeak reproduce drafters` trains.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from experiments import config_file, extras
+from experiments.display import ConsoleDisplay, no_notices
+from experiments.drafting import FORMS
+from experiments.provenance import command_line, versions
+from experiments.runs import RunFolder, load_trained, write_json
+from privacy.files import write_public
+
+DRAFT_LENGTHS = (2, 4, 8)
+# Not longer: prompt and continuation stay near the 64 tokens of a row of the text that the models learned from.
+_PROMPT = 24
+_BLOCKS = 12
+# Draft length, token and block verification: PaLM-2-S with the drafter PaLM-2-XXS, the mean over eight data sets.
+_PUBLISHED = ((4, 2.89, 2.99, 3.46), (6, 3.23, 3.43, 6.19), (8, 3.41, 3.70, 8.30))
+
+
+@click.command("block-verification")
+@click.option(
+    "--models",
+    type=click.Path(path_type=Path),
+    default=Path("runs/drafters"),
+    show_default=True,
+    help="Folder that fedspeak reproduce drafters wrote: its target and drafters are used.",
+)
+@click.option(
+    "--target",
+    type=click.Path(path_type=Path),
+    help="Folder of a trained or imported model to use instead of those in --models; needs --drafter.",
+)
+@click.option("--drafter", "drafters", multiple=True, help=f"What drafts for --target: {FORMS}. May be repeated.")
+@click.option(
+    "--prompts",
+    type=click.IntRange(min=2),
+    default=128,
+    show_default=True,
+    help=f"Number of prompts of {_PROMPT} tokens from the held-out plays, drawn at random.",
+)
+@click.option(
+    "--texts",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help=f"Number of continuations of each prompt, of {_BLOCKS} blocks each.",
+)
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of the study.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("runs/block-verification"),
+    show_default=True,
+    help="Folder for the table, the plot and the results.",
+)
+def block_verification(
+    models: Path,
+    target: Path | None,
+    drafters: tuple[str, ...],
+    prompts: int,
+    texts: int,
+    seed: int,
+    output: Path,
+) -> None:
+    """Measure the tokens per target call of token, block, greedy block and invariant decoding.
+
+    The prompts are from plays on which the models were not trained. An n-gram drafter is learned from the text that
+    they were trained on.
+    """
+    from experiments.reproduce.coupling_models import require_models
+    from experiments.reproduce.drafters import MODELS, TARGET
+
+    if (target is None) != (not drafters):
+        raise ValueError("--target and --drafter belong together: give both, or neither to use the models in --models")
+    if len(set(drafters)) < len(drafters):
+        raise ValueError("--drafter: the same drafter is given twice: drop one")
+    if target is None:
+        require_models(models)
+        target = models / TARGET
+        by_name = {name: str(models / name) for name in MODELS if name != TARGET}
+        config = RunFolder(target).read_config()
+    else:
+        RunFolder(target).require_trained()
+        by_name = {_short_name(name): name for name in drafters}
+        if len(by_name) < len(drafters):
+            raise ValueError("--drafter: two folders or files have the same name: rename one")
+        config = config_file.load("target")
+    extras.require("federated")
+    from experiments import data, plots
+
+    show = ConsoleDisplay()
+    output.mkdir(parents=True, exist_ok=True)
+    if not drafters:
+        from experiments import ngram_learning
+        from models.ngram import MAX_ENTRIES, MAX_SUCCESSORS, ORDER
+
+        show.note("learning the n-gram drafter …")
+        tables, _ = ngram_learning.learn(target, (), ORDER, MAX_ENTRIES, MAX_SUCCESSORS)
+        tables.save(output / "ngram.npz")
+        by_name["ngram"] = f"ngram:{output / 'ngram.npz'}"
+    source, _, _ = data.sources(config)
+    rows = measure(target, by_name, source, prompts, texts, seed, show)
+    results = {"command": command_line(), "versions": versions(), "seed": seed, "rows": rows}
+    write_json(output / "metrics.json", results)
+    plots.block_efficiencies(output / "plot", rows)
+    table = format_table(rows)
+    write_public(output / "table.md", table.encode())
+    click.echo(table)
+
+
+def measure(
+    target: Path, drafters: dict[str, str], source: Any, prompts: int, texts: int, seed: int, show: Any
+) -> list[dict[str, Any]]:
+    """Decodes with each drafter, draft length and temperature by every decoding, from the same prompts and seed.
+
+    Args:
+      target: folder of the target.
+      drafters: name of each drafter for `experiments.drafting.load_drafter`, by its name in the results.
+      source: (speaker, lines) pairs of held-out text.
+      prompts: number of prompts, >= 2; all of them if the text has fewer.
+      texts: number of continuations of each prompt, >= 1.
+      seed: seed of prompts and draws.
+      show: display for progress.
+
+    Returns:
+      One row for each drafter, temperature and draft length: `experiments.reproduce.block_efficiency.summarise`.
+
+    Raises:
+      OSError, ValueError: a model cannot be read or does not fit; one line.
+    """
+    import numpy as np
+    import tensorflow as tf
+
+    from experiments.drafting import load_drafter
+    from experiments.reproduce import block_efficiency
+    from experiments.reproduce.drafters import TEMPERATURES
+
+    model, weights, vocabulary = load_trained(target)
+    chosen = block_efficiency.choose_prompts(source, vocabulary, _PROMPT, prompts, seed)
+    repeated, requests = np.tile(chosen, (texts, 1)), np.arange(texts * len(chosen), dtype=np.int32)
+    constants = {name: tf.constant(value) for name, value in weights.items()}
+    rows = []
+    for name, form in drafters.items():
+        for length in DRAFT_LENGTHS:
+            show.note(f"{name}, drafts of {length} tokens …")
+            context = _PROMPT + (_BLOCKS + 1) * (length + 1)
+            decoder = block_efficiency.Decoder(
+                model.fit(context),
+                constants,
+                load_drafter(form, model, weights, vocabulary, context),
+                length,
+                _BLOCKS,
+                block_efficiency.batch_rows(length, vocabulary.size, len(repeated)),
+            )
+            for temperature in TEMPERATURES:
+                with no_notices():  # TensorFlow warns of the many graphs
+                    found = {
+                        method: decoder.draw(method, repeated, requests, temperature, seed)
+                        for method in block_efficiency.METHODS
+                    }
+                rows.append(
+                    {
+                        "drafter": name,
+                        "temperature": temperature,
+                        "draft_length": length,
+                        "prompts": len(chosen),
+                        "texts": texts,
+                        "blocks": _BLOCKS,
+                        **block_efficiency.summarise(found, len(chosen)),
+                    }
+                )
+    order = {name: number for number, name in enumerate(drafters)}
+    return sorted(rows, key=lambda row: (order[row["drafter"]], -row["temperature"], row["draft_length"]))
+
+
+def _short_name(form: str) -> str:
+    return Path(form.removeprefix("ngram:")).name or form
+
+
+def format_table(rows: list[dict[str, Any]]) -> str:
+    """Returns the results as Markdown."""
+    first = rows[0]
+    apart = max(abs(row[name]["standard_errors_apart"]) for row in rows for name in _VERIFIED)
+    calls = first["prompts"] * first["texts"] * first["blocks"]
+    lines = [
+        f"### Tokens per target call ({first['prompts']} prompts from held-out plays, {calls:,} calls in each cell)",
+        "",
+        "95 % bootstrap intervals over prompts. Token, block and greedy block verification: expected tokens given the",
+        f"drafts. The tokens sampled in the same blocks are at most {apart:.1f} standard errors away in all "
+        f"{len(_VERIFIED) * len(rows)} cells.",
+        "Invariant decoding: sampled tokens.",
+        "",
+        "| drafter | T | draft length | token | block | greedy block | invariant |",
+        "|---" * 7 + "|",
+    ]
+    for row in rows:
+        cells = [_format(row[name]["expected"], 2) for name in _VERIFIED] + [_format(row["invariant"]["sampled"], 2)]
+        lines.append(f"{_name(row)} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        "### Gain of block over token verification",
+        "",
+        "In percent of the tokens per call. Prompts are resampled in pairs. In the last column the two decide about",
+        "the same drafts, those of the texts of block verification.",
+        "",
+        "| drafter | T | draft length | sampled | expected | expected, same drafts |",
+        "|---" * 6 + "|",
+    ]
+    for row in rows:
+        cells = [_format(row["gain"][key], 1, "+") for key in ("sampled", "expected", "same_drafts")]
+        lines.append(f"{_name(row)} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        "Published for PaLM-2-S with the drafter PaLM-2-XXS, the mean over eight data sets (Sun et al. 2024,",
+        "[arXiv:2403.10444](https://arxiv.org/abs/2403.10444)):",
+        "",
+        "| draft length | token | block | gain |",
+        "|---" * 4 + "|",
+        *(f"| {length} | {token:.2f} | {block:.2f} | +{gain:.1f} |" for length, token, block, gain in _PUBLISHED),
+        "",
+        "### Tokens by which greedy block is ahead of block verification",
+        "",
+        "Expected tokens since the prompt, after the first blocks. Greedy block gains in the first block and pays in",
+        "the next ones.",
+        "",
+    ]
+    after = sorted(first["greedy_ahead"], key=int)
+    lines += [
+        "| drafter | T | draft length | " + " | ".join(f"after {count}" for count in after) + " |",
+        "|---" * (3 + len(after)) + "|",
+    ]
+    for row in rows:
+        cells = [_format(row["greedy_ahead"][count], 2, "+") for count in after]
+        lines.append(f"{_name(row)} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+_VERIFIED = ("speculative", "block", "greedy-block")
+
+
+def _name(row: dict[str, Any]) -> str:
+    return f"| {row['drafter']} | {row['temperature']:g} | {row['draft_length']}"
+
+
+def _format(interval: dict[str, float], digits: int, sign: str = "") -> str:
+    estimate, low, high = (f"{interval[key]:{sign}.{digits}f}" for key in ("estimate", "low", "high"))
+    return f"{estimate} [{low}, {high}]"
