@@ -215,6 +215,7 @@ def decode(seed, target, drafter):
     return {"trace": tf.while_loop(lambda block, *_: block < BLOCKS, body, start)[-1]}
 
 
+@pytest.mark.slow
 def test_loop_draws_the_same_tokens_in_every_backend():
     generator = np.random.default_rng(4)
     arguments = {

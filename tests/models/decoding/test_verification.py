@@ -226,7 +226,7 @@ def test_draws_have_the_law_of_the_rule(name):
 
 def test_graph_and_xla_draw_the_tokens_of_eager_mode():
     generator = np.random.default_rng(9)
-    batch, count, size = 64, 4, 9
+    batch, count, size = 64, 3, 9
     target = tf.constant(generator.dirichlet(np.ones(size), (batch, count + 1)), tf.float32)
     drafter = tf.constant(generator.dirichlet(np.ones(size), (batch, count)), tf.float32)
     tokens = tf.constant(generator.integers(0, size, (batch, count)), tf.int32)
