@@ -2,7 +2,7 @@
 
 import click
 
-from experiments.reproduce import coupling, dp_mean, dpsgd_f, drafters, noise_seeds
+from experiments.reproduce import coupling, dp_mean, dpsgd_f, drafters, invariance, noise_seeds
 
 
 @click.group()
@@ -15,6 +15,7 @@ for command in (
     dp_mean.dp_mean,
     dpsgd_f.dpsgd_f,
     drafters.drafters,
+    invariance.invariance,
     noise_seeds.noise_seeds,
 ):
     reproduce.add_command(command)

@@ -59,6 +59,7 @@ ELSEWHERE = {
     "couple": "tests/experiments/commands/test_couple.py",
     "reproduce coupling": "tests/experiments/reproduce/test_coupling.py",
     "reproduce drafters": "tests/experiments/reproduce/test_drafters.py",
+    "reproduce invariance": "tests/experiments/reproduce/test_invariance.py",
     "worker": "tests/experiments/commands/test_workers.py",
 }
 
