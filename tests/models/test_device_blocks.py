@@ -182,7 +182,7 @@ def test_a_text_that_is_extended_after_cap_and_stop_token_is_the_text_of_one_cal
         assert text == expected[: min(3, expected.index(stop) + 1)]
         while len(text) < 50:
             more = list(drawn.extend(5))
-            assert len(more) == 5 or more[-1] == stop
+            assert len(more) == 5 or more[-1:] == [stop]
             assert stop not in more[:-1]
             text += more
             assert drawn.position == len(PROMPT) + len(text)

@@ -16,7 +16,9 @@ from tests.oracles.backends import everywhere
 
 
 @pytest.mark.numerical
-@pytest.mark.parametrize(("blocks", "dtype"), [pytest.param(2, np.float64, marks=pytest.mark.slow), (3, np.float64), (3, np.float32)])
+@pytest.mark.parametrize(
+    ("blocks", "dtype"), [pytest.param(2, np.float64, marks=pytest.mark.slow), (3, np.float64), (3, np.float32)]
+)
 def test_output_over_several_blocks_has_exactly_the_law_of_the_target(blocks, dtype):
     """With this seed there are models with V = 3 and G = 3, where two changes of different blocks meet."""
     found = check_lossless(GREEDY_BLOCK, blocks=blocks, models=12, seed=15, dtype=dtype)
