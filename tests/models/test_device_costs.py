@@ -69,7 +69,7 @@ def test_a_pause_of_the_machine_does_not_change_the_costs(clock):
 
 
 def test_first_measurement_does_not_count(clock):
-    """It warms up: code is loaded, and weights are converted. Two pauses in the other five leave the median as it is."""
+    """It warms up. Two pauses in the other five leave the median as it is."""
     file = FakeFile(clock, pause={5: 100.0, 11: 100.0, 17: 100.0})
     assert device_costs.measure(file, "block").verify == pytest.approx(2.5)
     assert {decoding for decoding, _ in file.calls} == {"autoregressive", "block"}
