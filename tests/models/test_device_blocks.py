@@ -153,11 +153,11 @@ def test_graph_host_and_tensorflow_give_the_same_tokens_for_many_seeds(file, dec
 @pytest.mark.slow
 @pytest.mark.numerical
 def test_automatic_draft_lengths_in_graph_host_and_tensorflow_are_the_same(flexible):
-    costs = Costs(1.95, 0.15)
+    costs = Costs(2.0, 0.15)
     assert compare(flexible, "block", range(15), costs) >= 13
     drafted = set()
-    for seed in range(15):
-        host = flexible.draw(PROMPT, Choices(MAX_NEW, seed=seed), costs=costs)
+    for prompt, choices in requests(range(15)):
+        host = flexible.draw(prompt, choices, costs=costs, bias=BIAS, banned=BANNED)
         list(host)
         drafted |= {length for length, _ in host._blocks}
     assert len(drafted) > 1
