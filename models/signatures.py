@@ -140,7 +140,8 @@ def _read(speculation: Speculation, tokens: tf.Tensor, length: tf.Tensor, ends_h
     """Reads a part of a prompt; its last token begins the text if `ends_here` is not 0."""
     count = (length - ends_here)[tf.newaxis]
     state = speculation.read(tokens, count, state)
-    last = tf.gather(tokens, count, axis=1, batch_dims=1)
+    # A full part that does not end the prompt has no token at `count`, and its `begun` is not used.
+    last = tf.gather(tokens, tf.minimum(count, tokens.shape[1] - 1), axis=1, batch_dims=1)
     begun = speculation.begin(last, state)
     return tf.nest.map_structure(lambda new, old: tf.where(ends_here > 0, new, old), begun, state)
 

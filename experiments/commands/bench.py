@@ -14,7 +14,7 @@ from experiments.bench.simulation import simulation
 
 @click.group()
 def bench() -> None:
-    """Time fedspeak: rounds, private steps, imported models, kernels, large populations, decoding; beside other libraries."""
+    """Time fedspeak beside other libraries: rounds, private steps, imported models, kernels, populations, decoding."""
 
 
 for command in (simulation, population, cohort_size, kernels, dp_step, exact_noise, pretrained, decoding):

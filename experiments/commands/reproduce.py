@@ -2,7 +2,7 @@
 
 import click
 
-from experiments.reproduce import block_verification, coupling, dp_mean, dpsgd_f, drafters, noise_seeds
+from experiments.reproduce import block_verification, coupling, dp_mean, dpsgd_f, drafters, invariance, noise_seeds
 
 
 @click.group()
@@ -16,6 +16,7 @@ for command in (
     dp_mean.dp_mean,
     dpsgd_f.dpsgd_f,
     drafters.drafters,
+    invariance.invariance,
     noise_seeds.noise_seeds,
 ):
     reproduce.add_command(command)

@@ -218,7 +218,9 @@ class Speculative(Method):
         drafter = tf.stack(laws, axis=1)
         modified = self.verifier.modify(target, drafter, tokens, lengths, carry, limits)
         found = verify(self.verifier.rule, modified.target, drafter, tokens, lengths, noise)
-        return Decision(found.accepted, found.token, self.verifier.advance(modified, found.accepted, found.token))
+        # A row without any token has -1, which no op may look up; its text ends here.
+        token = tf.maximum(found.token, 0)
+        return Decision(found.accepted, found.token, self.verifier.advance(modified, found.accepted, token))
 
 
 def build_method(name: str) -> Method:

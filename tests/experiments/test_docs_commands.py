@@ -64,6 +64,7 @@ ELSEWHERE = {
     "reproduce block-verification": "tests/experiments/reproduce/test_block_verification.py",
     "reproduce coupling": "tests/experiments/reproduce/test_coupling.py",
     "reproduce drafters": "tests/experiments/reproduce/test_drafters.py",
+    "reproduce invariance": "tests/experiments/reproduce/test_invariance.py",
     "worker": "tests/experiments/commands/test_workers.py",
 }
 

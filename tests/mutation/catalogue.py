@@ -9,22 +9,23 @@ class Bug(NamedTuple):
     Attributes:
       name: what is wrong.
       file: the source file.
-      old: text that occurs once in the file; empty as long as the code does not exist.
+      old: text that occurs once in the file.
       new: the text with the bug.
       test: the test that must fail.
     """
 
     name: str
     file: str
-    old: str = ""
-    new: str = ""
-    test: str = ""
+    old: str
+    new: str
+    test: str
 
 
 _VERIFICATION = "models/decoding/verification.py"
 _GREEDY = "models/decoding/greedy_block.py"
 _PRNG = "models/decoding/prng.py"
-_LOOP = "models/decoding/loop.py"
+_METHODS = "models/decoding/methods.py"
+_SPECULATION = "models/decoding/speculation.py"
 
 _TESTS = "tests/models/decoding/"
 _TOKEN_LAW = _TESTS + "test_verification.py::test_output_has_exactly_the_law_of_the_target[token-float64]"
@@ -34,6 +35,7 @@ _WORDS = _TESTS + "test_keys.py::test_words_of_a_block_are_those_of_its_keys[4]"
 _GREEDY_LAW = (
     _TESTS + "test_greedy_block.py::test_output_over_several_blocks_has_exactly_the_law_of_the_target[3-float64]"
 )
+_JOINT_LAW = _TESTS + "test_loop_law.py::test_joint_law_of_the_loop_is_that_of_the_target"
 _EARLY_ENDS = _TESTS + "test_greedy_block.py::test_drafts_that_end_early_keep_the_law_of_the_target"
 
 _RESIDUAL = "tf.nn.relu(target_weight[..., tf.newaxis] * target - drafter_weight[..., tf.newaxis] * drafter)"
@@ -47,8 +49,20 @@ _FIRST_REJECT = """reject = tf.pad(1 - stop[:, 1:], [[0, 0], [0, 1]], constant_v
     return _with_ends(survive * reject, target_weight, drafter_weight, lengths)"""
 
 CATALOGUE = (
-    Bug("draft by argmax, verified with soft probabilities", _LOOP),
-    Bug("draft after top-k, verified with probabilities before it", _LOOP),
+    Bug(
+        "draft by argmax, verified with soft probabilities",
+        _METHODS,
+        "sample_31(token_weights, noise.draft[0][:, place])",
+        "tf.argmax(token_weights, axis=-1, output_type=tf.int32)",
+        _JOINT_LAW + "[speculative-2]",
+    ),
+    Bug(
+        "draft after top-k, verified with probabilities before it",
+        _SPECULATION,
+        "laws.append(drawn.law)",
+        "laws.append(tf.nn.softmax(logits / request.processing.temperature))",
+        _JOINT_LAW + "[speculative-2-top-k]",
+    ),
     Bug(
         "token after a rejection drawn from the drafter",
         _VERIFICATION,
@@ -77,10 +91,69 @@ CATALOGUE = (
         "start[..., tf.newaxis] + indices, 0",
         _WORDS,
     ),
-    Bug("Gumbel noise shared with the drafter, verified by ratio", _LOOP),
-    Bug("every row advances by the minimum of the batch", _LOOP),
-    Bug("processing with the history of the last position only", _LOOP),
-    Bug("draft length that looks at the current draft", _LOOP),
+    Bug(
+        "noise of each position shared with the drafter, verified by ratio",
+        _VERIFICATION,
+        "for bonus, residual in zip(words.bonus, words.residual, strict=True)",
+        "for bonus, residual in zip(words.bonus, [at(w, tf.minimum(accepted, w.shape[1] - 1)) for w in words.draft])",
+        _JOINT_LAW + "[speculative-2]",
+    ),
+    Bug(
+        "every row advances by the minimum of the batch",
+        _SPECULATION,
+        "places, accepted = tf.range(read.shape[1]), decision.accepted[:, tf.newaxis]",
+        "places, accepted = tf.range(read.shape[1]), tf.fill([read.shape[0], 1], tf.reduce_min(decision.accepted))",
+        _TESTS + "test_loop.py::test_text_does_not_depend_on_the_other_row_of_the_batch[block]",
+    ),
+    Bug(
+        "processing with the history of the last position only",
+        "models/decoding/history.py",
+        "tf.pad(added, [[0, 0], [1, 0], [0, 0]])",
+        "added[:, -1:] + tf.pad(tf.zeros_like(added), [[0, 0], [1, 0], [0, 0]])",
+        _JOINT_LAW + "[block-2-hesitant-automatic-penalties-stop]",
+    ),
+    Bug(
+        "draft length that looks at the current draft",
+        _SPECULATION,
+        "proposes &= drawn.token >= 0",
+        "proposes &= drawn.token >= 1",
+        _JOINT_LAW + "[block-2]",
+    ),
+    Bug(
+        "drafter goes on from the end of its draft after a rejection",
+        "models/decoding/drafters.py",
+        "return self.model.select(states, kept)",
+        "return states[-1]",
+        _JOINT_LAW + "[greedy-block-3]",
+    ),
+    Bug(
+        "drafter that reads along does not read the last drafted token",
+        _SPECULATION,
+        "states.append(self._step(token, states[-1], self.draft_length, wanted)[1])",
+        "states.append(states[-1])",
+        _TESTS + "test_loop.py::test_a_drafter_equal_to_the_target_is_always_accepted[block]",
+    ),
+    Bug(
+        "stop token inside a block ends the text after the block",
+        "models/decoding/loop.py",
+        "tf.reduce_sum(tf.cast(before_end & is_decided & (places < limit), tf.int32), axis=1)",
+        "tf.reduce_sum(tf.cast(is_decided & (places < limit), tf.int32), axis=1)",
+        _JOINT_LAW + "[block-2-hesitant-automatic-penalties-stop]",
+    ),
+    Bug(
+        "tokens after the stop token are lost to the next call",
+        "models/decoding/loop.py",
+        "Pending(keep(lines[0]), decided - lengths,",
+        "Pending(keep(lines[0]), 0 * decided,",
+        _TESTS + "test_loop.py::test_a_text_in_parts_equals_the_text_in_one_call[block]",
+    ),
+    Bug(
+        "rows whose draft lengths vary read the other row's evidence",
+        "models/decoding/draft_length.py",
+        "return tf.argmax(tf.stack(speeds, axis=1), axis=1, output_type=tf.int32)",
+        "return tf.argmax(tf.stack(speeds, axis=1), axis=1, output_type=tf.int32)[::-1]",
+        _TESTS + "test_loop.py::test_automatic_draft_lengths_follow_the_evidence_of_earlier_blocks[block]",
+    ),
     Bug(
         "bonus token from the wrong row of the target",
         _VERIFICATION,

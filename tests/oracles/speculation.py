@@ -38,17 +38,17 @@ class Row:
         self.method, self.draft_length, self.processing, self.bias = method, draft_length, processing, bias
         self.seed, self.request = numpy_ops.seed_words(seed), request
         self.found = Found()
+        self.starts: list = []  # numbers of tokens before each block, for greedy block
 
     def run(self, max_new, stop=-1, sequences=(), draft_lengths=None):
         """Decodes until max_new tokens, the stop token or a stop sequence."""
         while True:
             wanted = self.draft_length if draft_lengths is None else draft_lengths(self.found.blocks)
-            for place, (token, processed, unprocessed) in enumerate(self.block(wanted)):
+            for token, processed, unprocessed in self.block(wanted):
                 self.found.tokens.append(token)
                 self.found.log_probs.append(processed)
                 self.found.unprocessed.append(unprocessed)
                 text = self.found.tokens
-                del place
                 if token == stop or any(text[-len(s) :] == list(s) for s in sequences) or len(text) == max_new:
                     return self.found
 
@@ -122,6 +122,10 @@ class Row:
     def decide(self, targets, laws, draft, start):
         """Draws tau from its distribution, by one number, and then the token after it."""
         count = len(draft)
+        if self.method == "greedy-block":
+            text = self.prompt + self.found.tokens
+            targets = [self.changed(text + draft[:i], len(self.starts)) for i in range(count + 1)]
+            self.starts.append(start)
         ratios = [targets[i][x] / laws[i][x] for i, x in enumerate(draft)]
         if self.method == "speculative":
             stops, passed = [], 1.0
@@ -131,15 +135,19 @@ class Row:
             stops.append(passed)
             scales = [1.0] * (count + 1)
         else:
+            is_greedy = self.method == "greedy-block"
             scales = [1.0]
             for ratio in ratios:
-                scales.append(min(1.0, scales[-1] * ratio))
-            chances = []
-            for i in range(count):
+                scales.append(scales[-1] * ratio if is_greedy else min(1.0, scales[-1] * ratio))
+            chances = [1.0]
+            for i in range(1, count):
                 mass = np.maximum(scales[i] * targets[i] - laws[i], 0).sum()
-                denominator = mass + 1 - scales[i]
-                chances.append(mass / denominator if denominator > 0 else 1.0)
-            chances = [1.0, *chances[1:], scales[count]] if count else [1.0]
+                denominator = (
+                    np.maximum(laws[i] - scales[i] * targets[i], 0).sum() if is_greedy else mass + 1 - scales[i]
+                )
+                chances.append(min(1.0, mass / denominator) if denominator > 0 else 1.0)
+            if count:
+                chances.append(min(1.0, scales[count]))
             stops, passed = [0.0] * (count + 1), 1.0
             for i in range(count, -1, -1):
                 stops[i] = passed * chances[i]
@@ -153,3 +161,22 @@ class Row:
             law = residual / residual.sum() if residual.sum() > 0 else law
         words = numpy_ops.random_words(self.seed, stream, self.request, start, 0)
         return tau, self.invert(law, [int(word) for word in words])
+
+    def changed(self, text, blocks):
+        """Returns the target's distribution after a text, with the changes that the first blocks have left."""
+        if not blocks:
+            return self.law(self.target(text), text)
+        law, start = self.changed(text, blocks - 1), self.starts[blocks - 1]
+        if len(text) >= start + self.draft_length:
+            return law
+        joint, drafted = 1.0, 1.0
+        for length in range(start, len(text)):
+            joint *= self.changed(text[:length], blocks - 1)[text[length]]
+            drafted *= self.drafter_law(text[:length])[text[length]]
+        left = np.maximum(joint * law - drafted * self.drafter_law(text), 0)
+        return left / left.sum() if left.any() else law
+
+    def drafter_law(self, text):
+        """Returns the drafter's distribution after a text; zeros where it proposes nothing."""
+        logits = self.drafter(text)
+        return np.zeros(len(self.target(text))) if logits is None else self.law(logits, text)

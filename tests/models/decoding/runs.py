@@ -1,4 +1,7 @@
-"""Runs the decoding loop on table models, from NumPy inputs; each kind of run is traced once."""
+"""Runs the decoding loop on table models, with few graphs: what tests vary is an input or a variable.
+
+A batch has two rows.
+"""
 
 import functools
 from typing import Any
@@ -11,14 +14,24 @@ from models.decoding.choices import Costs, Processing
 from models.decoding.drafters import Drafter, ModelDrafter
 from models.decoding.loop import Ends, begin, generate
 from models.decoding.methods import build_method
-from models.decoding.speculation import Request, Speculation
+from models.decoding.speculation import Request, Speculation, is_plain
 from tests.models.decoding.table_model import TableModel, draw_table
 
 SIZE, LONGEST, TAIL = 12, 24, 2
 TARGET: Any = TableModel(draw_table(0, SIZE))
-NEAR: Any = TableModel(draw_table(0, SIZE) + draw_table(1, SIZE, 0.7))  # a drafter that is often right
-FAR: Any = TableModel(draw_table(2, SIZE))
-NO_SEQUENCES = np.zeros([0, TAIL + 1], np.int32)
+TABLES = {
+    "near": draw_table(0, SIZE) + draw_table(1, SIZE, 0.7),  # a drafter that is often right
+    "far": draw_table(2, SIZE),
+    "target": TARGET.table,
+}
+SILENT = np.isin(np.arange(SIZE), [2, 5, 7, 9])  # the tokens after which the hesitant drafter proposes nothing
+NO_SEQUENCES = np.full([2, TAIL + 1], -2)
+FREE = (1e-9, 0.0)  # costs with which automatic draft lengths are the longest
+
+# What the graphs read; a test may put other values in.
+_TARGET_TABLE = tf.Variable(TARGET.table)
+_DRAFTER_TABLE = tf.Variable(TARGET.table)
+_IS_SILENT = tf.Variable(np.zeros(SIZE, bool))
 
 
 class Hesitant(Drafter):
@@ -26,82 +39,107 @@ class Hesitant(Drafter):
 
     may_pass = True
 
-    def __init__(self, model, silent):
-        self.model, self.silent = model, silent
+    def __init__(self, model, table, is_silent):
+        self.model, self.table, self.is_silent = model, table, is_silent
 
     def initial_state(self, batch):
         return self.model.initial_state(batch)
 
     def step(self, tokens, state):
-        logits, trail = self.model.extend({}, tokens[:, tf.newaxis], state)
-        is_silent = tf.reduce_any(tf.equal(tokens[:, tf.newaxis], self.silent), axis=1)
-        return tf.where(is_silent[:, tf.newaxis], -np.inf, logits[:, 0]), tokens
-
-    def logits(self, text):
-        return None if text[-1] in self.silent else self.model.logits(text)
+        # XLA cannot gather from a variable itself.
+        table, is_silent = tf.convert_to_tensor(self.table), tf.convert_to_tensor(self.is_silent)
+        logits, _ = self.model.extend({"table": table}, tokens[:, tf.newaxis], state)
+        return tf.where(tf.gather(is_silent, tokens)[:, tf.newaxis], -np.inf, logits[:, 0]), tokens
 
 
-DRAFTERS: dict[str, Any] = {
-    "near": ModelDrafter(NEAR, {}),
-    "far": ModelDrafter(FAR, {}),
-    "target": ModelDrafter(TARGET, {}),
-    "hesitant": Hesitant(NEAR, [2, 5, 7, 9]),
-}
+def drafter_logits(name):
+    """Returns a function from a text to the logits of a drafter, or to None where it proposes nothing."""
+    model = TableModel(TABLES["near" if name == "hesitant" else name])
+    if name != "hesitant":
+        return model.logits
+    return lambda text: None if SILENT[text[-1]] else model.logits(text)
 
 
 @functools.cache
-def speculation(method, draft_length, drafter="near", automatic=False):
+def speculation(method, draft_length, flexible=False):
+    """Returns target, drafter and method.
+
+    If flexible, the drafter may propose nothing, and draft lengths are automatic where the method allows it.
+    """
+    drafter: Any = ModelDrafter(TARGET, {"table": _DRAFTER_TABLE})
+    if flexible:
+        drafter = Hesitant(TARGET, _DRAFTER_TABLE, _IS_SILENT)
+    automatic = flexible and method != "greedy-block"
+    own = build_method(method)
     return Speculation(
-        TARGET, {}, build_method(method), DRAFTERS[drafter] if draft_length else None, draft_length, automatic
+        TARGET, {"table": _TARGET_TABLE}, own, drafter if draft_length else None, draft_length, automatic
     )
 
 
-def request(seed, requests, processing=None, bias=(), costs=None):
+def request(seed, requests, processing=None, bias=None, costs=FREE, plain=None):
+    """Returns a request; `plain` = False takes the general path even if the request is plain."""
     options = (processing or Processing())._asdict().items()
-    processing = Processing(**{n: tf.constant(v, tf.int32 if n == "top_k" else tf.float32) for n, v in options})
-    costs = () if costs is None else Costs(*(tf.constant(cost, tf.float32) for cost in costs))
-    return Request(tf.constant(numpy_ops.seed_words(seed)), tf.constant(requests, tf.int32), processing, bias, costs)
+    options = Processing(**{n: tf.constant(v, tf.int32 if n == "top_k" else tf.float32) for n, v in options})
+    bias = tf.constant(np.zeros([2, SIZE]) if bias is None else bias, tf.float32)
+    return Request(
+        tf.constant(numpy_ops.seed_words(seed)),
+        tf.constant(requests, tf.int32),
+        options,
+        bias,
+        Costs(*(tf.constant(cost, tf.float32) for cost in costs)),
+        is_plain(options, bias) if plain is None else tf.constant(plain),
+    )
 
 
 def ends(max_new=LONGEST, stop=-1, sequences=NO_SEQUENCES):
     return Ends(tf.constant(max_new), tf.constant(stop), tf.constant(sequences, tf.int32))
 
 
-def padded(prompts):
-    """Returns all tokens of the prompts but the last, how many these are, and the last."""
+def start(prompts, own):
+    """Reads the prompts, and returns the progress before the first token."""
+    return _start(tuple(map(tuple, prompts)), own)
+
+
+@functools.cache  # no state depends on a table
+def _start(prompts, own):
     longest = max(len(prompt) for prompt in prompts)
     tokens = np.zeros([len(prompts), longest], np.int32)
     for row, prompt in enumerate(prompts):
         tokens[row, : len(prompt) - 1] = prompt[:-1]
-    last = np.array([prompt[-1] for prompt in prompts], np.int32)
-    return tf.constant(tokens), tf.constant([len(prompt) - 1 for prompt in prompts]), tf.constant(last)
+    lengths = tf.constant([len(prompt) - 1 for prompt in prompts])
+    state = own.read(tf.constant(tokens), lengths, own.initial_state(len(prompts)))
+    return begin(own, own.begin(tf.constant([prompt[-1] for prompt in prompts]), state), TAIL)
 
 
 @functools.cache
-def graphs(method, draft_length, drafter="near", automatic=False, compiled=False):
-    """Returns the graphs that begin with prompts and that continue, traced at their first call."""
-    own = speculation(method, draft_length, drafter, automatic)
+def graph(method, draft_length, flexible=False, compiled=False):
+    """Returns the loop as a graph, traced at its first call."""
+    own = speculation(method, draft_length, flexible)
 
     def proceed(progress, asked, where):
         return generate(own, progress, asked, where, own.words(asked, progress.state.position, LONGEST))
 
-    def start(tokens, lengths, last, asked, where):
-        state = own.begin(last, own.read(tokens, lengths, own.initial_state(tokens.shape[0])))
-        return proceed(begin(own, state, TAIL), asked, where)
-
-    options = {"autograph": False, "jit_compile": compiled}
-    return tf.function(start, **options), tf.function(proceed, **options)
+    return tf.function(proceed, autograph=False, jit_compile=compiled)
 
 
-def run(prompts, asked, where, *kind, **options):
-    """Decodes prompts with the loop; `kind` and `options` are arguments of `graphs`."""
-    return graphs(*kind, **options)[0](*padded(prompts), asked, where)
+def run(prompts, asked, where, method, draft_length, drafter="near", table=None, **kind):
+    """Decodes prompts with the loop; `table` replaces the target's, and `kind` goes to `graph`."""
+    _TARGET_TABLE.assign(TARGET.table if table is None else table)
+    _DRAFTER_TABLE.assign(TABLES["near" if drafter == "hesitant" else drafter])
+    _IS_SILENT.assign(SILENT & (drafter == "hesitant"))
+    own = speculation(method, draft_length, kind.get("flexible", False))
+    return graph(method, draft_length, **kind)(start(prompts, own), asked, where)
 
 
-def resume(generated, asked, where, *kind, **options):
-    return graphs(*kind, **options)[1](generated.progress, asked, where)
+def resume(generated, asked, where, method, draft_length, **kind):
+    """Goes on with the models of the run before."""
+    return graph(method, draft_length, **kind)(generated.progress, asked, where)
 
 
 def texts(generated):
     """Returns the tokens of each row."""
-    return [row[:n].tolist() for row, n in zip(generated.tokens.numpy(), generated.lengths.numpy(), strict=True)]
+    return rows(generated.tokens, generated.lengths)
+
+
+def rows(tokens, lengths):
+    return [row[:n].tolist() for row, n in zip(tokens.numpy(), lengths.numpy(), strict=True)]

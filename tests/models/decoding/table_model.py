@@ -5,7 +5,10 @@ import tensorflow as tf
 
 
 class TableModel:
-    """Implements what decoding needs of `models.language_model.LanguageModel`; its state is the last token."""
+    """Implements what decoding needs of `models.language_model.LanguageModel`; its state is the last token.
+
+    Its only weight is "table"; without weights it is the table that it was built with.
+    """
 
     def __init__(self, table):
         self.table = np.asarray(table, np.float32)
@@ -27,7 +30,8 @@ class TableModel:
 
     def extend(self, weights, tokens, state):
         trail = tf.concat([state[:, tf.newaxis], tokens], axis=1)
-        return tf.gather_nd(tf.constant(self.table), tf.stack([trail[:, :-1], tokens], axis=-1)), trail
+        table = weights["table"] if weights else tf.constant(self.table)
+        return tf.gather_nd(table, tf.stack([trail[:, :-1], tokens], axis=-1)), trail
 
     def rewind(self, trail, kept):
         return tf.gather(trail, kept, axis=1, batch_dims=1)

@@ -16,7 +16,9 @@ from tests.oracles.backends import everywhere
 
 
 @pytest.mark.numerical
-@pytest.mark.parametrize(("blocks", "dtype"), [(2, np.float64), (3, np.float64), (3, np.float32)])
+@pytest.mark.parametrize(
+    ("blocks", "dtype"), [pytest.param(2, np.float64, marks=pytest.mark.slow), (3, np.float64), (3, np.float32)]
+)
 def test_output_over_several_blocks_has_exactly_the_law_of_the_target(blocks, dtype):
     """With this seed there are models with V = 3 and G = 3, where two changes of different blocks meet."""
     found = check_lossless(GREEDY_BLOCK, blocks=blocks, models=12, seed=15, dtype=dtype)
@@ -236,6 +238,7 @@ def decode(seed, target, drafter):
     return {"trace": tf.while_loop(lambda block, *_: block < BLOCKS, body, start)[-1]}
 
 
+@pytest.mark.slow
 def test_loop_draws_the_same_tokens_in_every_backend():
     generator = np.random.default_rng(4)
     arguments = {

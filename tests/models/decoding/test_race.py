@@ -49,6 +49,7 @@ def test_gumbels_and_tokens_have_the_bits_of_numpy_in_every_backend():
         np.testing.assert_array_equal(output["tokens"], numpy_race.race(logits, noise))
 
 
+@pytest.mark.slow
 def test_gumbels_of_some_tokens_are_those_of_all_in_every_backend():
     rng = np.random.default_rng(8)
     seed, size = rng.integers(-(2**31), 2**31, 2, np.int32), 3000

@@ -12,7 +12,7 @@ from models.decoding.numpy_ops import Stream
 from models.decoding.prng import random_words
 from tests.oracles import pearson
 from tests.oracles import sampling as oracle
-from tests.oracles.backends import run_everywhere
+from tests.oracles.backends import everywhere, run_everywhere
 
 EXTREMES = [0, 1, 2**31 - 1, -(2**31), -2, -1]
 
@@ -80,31 +80,31 @@ def test_sample_draws_the_tokens_of_the_oracle():
     assert compared > 290
 
 
-def test_sample_draws_the_tokens_of_numpy_in_every_backend():
+@pytest.mark.parametrize(
+    ("rows", "size"), [(20, 1000), pytest.param(100, 4000, marks=pytest.mark.slow, id="many-rows-and-tokens")]
+)
+def test_sample_draws_the_tokens_of_numpy_in_every_backend(rows, size):
     rng = np.random.default_rng(4)
-    logits = (3 * rng.standard_normal([100, 4000])).astype(np.float32)
-    cases = [(1.0, 0), (0.7, 40), (0.0, 0), (1.3, 4000), (100.0, 0)]
-
-    def draw(logits, seed, temperatures, top_ks):
-        words = random_words(seed, Stream.SAMPLE, tf.range(100), 7)
-        by_case = [processing.process(logits, Processing(temperatures[i], top_ks[i])) for i in range(len(cases))]
-        tokens = {f"token {i}": sampling.sample(processed, words) for i, processed in enumerate(by_case)}
-        return tokens | {f"weight {i}": sampling.weights(processed) for i, processed in enumerate(by_case)}
-
+    logits = (3 * rng.standard_normal([rows, size])).astype(np.float32)
     seed = numpy_ops.seed_words(2**63 + 5)
-    outputs = run_everywhere(
-        draw,
-        logits=logits,
-        seed=seed,
-        temperatures=np.array([t for t, _ in cases], np.float32),
-        top_ks=np.array([k for _, k in cases], np.int32),
-    )
-    words = numpy_ops.random_words(seed, Stream.SAMPLE, np.arange(100), 7)
-    for i, (temperature, top_k) in enumerate(cases):
+
+    def draw(logits, seed, temperature, top_k):
+        processed = processing.process(logits, Processing(temperature, top_k))
+        token = sampling.sample(processed, random_words(seed, Stream.SAMPLE, tf.range(rows), 7))
+        return {"token": token, "weight": sampling.weights(processed)}
+
+    def inputs(temperature, top_k):
+        options = {"temperature": np.array(temperature, np.float32), "top_k": np.array(top_k, np.int32)}
+        return {"logits": logits, "seed": seed, **options}
+
+    words = numpy_ops.random_words(seed, Stream.SAMPLE, np.arange(rows), 7)
+    backends = everywhere(draw, **inputs(1.0, 0))
+    for temperature, top_k in [(1.0, 0), (0.7, 40), (0.0, 0), (1.3, size), (100.0, 0)]:
         processed = numpy_processing.process(logits, Processing(temperature, top_k))
-        for output in outputs.values():
-            np.testing.assert_array_equal(output[f"weight {i}"], numpy_ops.weights(processed))
-            np.testing.assert_array_equal(output[f"token {i}"], numpy_ops.sample(processed, words))
+        for call in backends.values():
+            output = call(**inputs(temperature, top_k))
+            np.testing.assert_array_equal(output["weight"], numpy_ops.weights(processed))
+            np.testing.assert_array_equal(output["token"], numpy_ops.sample(processed, words))
 
 
 def test_sample_draws_the_tokens_of_numpy_if_temperature_and_top_k_are_constants():
@@ -123,7 +123,7 @@ def test_sample_draws_the_tokens_of_numpy_if_temperature_and_top_k_are_constants
         np.testing.assert_array_equal(output["token"], numpy_ops.sample(processed, words))
 
 
-def goodness(sample_function, draws=200_000, size=40):
+def goodness(sample_function, draws=100_000, size=40):
     """Returns the p-value of the hypothesis that tokens at adjacent positions are independent and follow the oracle."""
     rng = np.random.default_rng(6)
     logits = (1.5 * rng.standard_normal(size)).astype(np.float32)

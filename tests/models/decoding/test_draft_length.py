@@ -1,0 +1,61 @@
+"""Automatic draft lengths maximise tokens per time, by evidence of earlier blocks only."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from models.decoding.choices import Costs
+from models.decoding.draft_length import choose, initial_evidence, observe
+
+
+def best_length(accepted, rejected, verify, draft, longest):
+    """Returns the best draft length, and by which fraction it is better than the second best."""
+    rate = (accepted + 1.4) / (accepted + rejected + 2)
+    speeds = [1 / (1 + draft)]
+    for k in range(1, longest + 1):
+        speeds.append(sum(rate**i for i in range(k + 1)) / (verify + (k + 1) * draft))
+    ranked = sorted(speeds)
+    return int(np.argmax(speeds)), ranked[-1] / ranked[-2] - 1
+
+
+def test_choice_is_the_best_by_enumeration_for_random_evidence_and_costs():
+    generator = np.random.default_rng(0)
+    lengths = set()
+    for _ in range(300):
+        evidence = generator.exponential(10, 2).astype(np.float32)
+        costs = Costs(*generator.uniform([0.8, 0.0], [3.0, 0.5]).astype(np.float32))
+        expected, margin = best_length(float(evidence[0]), float(evidence[1]), float(costs[0]), float(costs[1]), 5)
+        if margin > 1e-5:
+            assert choose(tf.constant(evidence[np.newaxis]), costs, 5)[0] == expected
+            lengths.add(expected)
+    assert lengths == set(range(6))
+
+
+def test_no_draft_is_chosen_where_drafts_cannot_pay_and_the_longest_where_they_are_free():
+    evidence = tf.constant([[0.0, 50.0], [50.0, 0.0], [0.0, 0.0]])
+    np.testing.assert_array_equal(choose(evidence, Costs(3.0, 0.2), 4)[:1], [0])
+    np.testing.assert_array_equal(choose(evidence, Costs(1.0, 0.0), 4), [4, 4, 4])
+    np.testing.assert_array_equal(choose(evidence, Costs(6.0, 0.2), 4), [0, 0, 0])
+
+
+def test_evidence_counts_accepted_tokens_and_one_rejection_and_forgets():
+    evidence = tf.constant([[10.0, 5.0]] * 4)
+    drafted, count = tf.constant([3, 3, 0, 2]), tf.constant([4, 2, 1, 1])
+    active = tf.constant([True, True, True, False])
+    expected = np.array([[9.8 + 3, 4.9], [9.8 + 1, 4.9 + 1], [9.8, 4.9], [10.0, 5.0]])
+    np.testing.assert_allclose(observe(evidence, drafted, count, active), expected, rtol=1e-6)
+
+
+def test_evidence_begins_empty():
+    np.testing.assert_array_equal(initial_evidence(2), np.zeros([2, 2]))
+
+
+@pytest.mark.parametrize("rejections", [20, 60])
+def test_a_row_that_drafts_nothing_tries_again(rejections):
+    costs = Costs(1.5, 0.1)
+    evidence = tf.constant([[0.0, float(rejections)]])
+    blocks = 0
+    while choose(evidence, costs, 3)[0] == 0:
+        evidence = observe(evidence, tf.constant([0]), tf.constant([1]), tf.constant([True]))
+        blocks += 1
+    assert 50 < blocks < 300
