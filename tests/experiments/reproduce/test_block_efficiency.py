@@ -1,6 +1,7 @@
 """Expected tokens equal an enumeration; blocks are those of the decoding loop; summaries pair the prompts."""
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,12 +10,16 @@ import tensorflow as tf
 from experiments.reproduce import block_efficiency
 from experiments.reproduce.block_efficiency import METHODS, VERIFIERS, Blocks, Decoder, expected_tokens
 from models.decoding.choices import Processing
+from models.decoding.drafters import ModelDrafter
 from models.decoding.enumeration import enumerate_output
 from models.decoding.lossless import draw_pair
 from tests.experiments.reproduce.small_drafters import SPEAKERS
 from tests.models import exported
 from tests.models.decoding import runs
+from tests.models.decoding.table_model import TableModel
 from tests.oracles import speculation
+
+NEAR: Any = TableModel(runs.TABLES["near"])
 
 BLOCKS = 8
 
@@ -65,7 +70,7 @@ def test_expected_tokens_of_the_greedy_rule_are_finite_for_huge_ratios():
 
 @pytest.fixture(scope="module")
 def decoder():
-    return Decoder(runs.TARGET, {}, runs.DRAFTERS["near"], 3, BLOCKS, 512)
+    return Decoder(runs.TARGET, {}, ModelDrafter(NEAR, {}), 3, BLOCKS, 512)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +84,7 @@ def test_blocks_are_those_of_decoding_one_row_in_plain_python(decoder, name):
     prompts, processing = [[1, 2, 3], [4, 5, 6], [7, 8, 9]], Processing(temperature=0.7)
     blocks = decoder.draw(name, np.array(prompts), np.arange(3), 0.7, 11)
     for row, prompt in enumerate(prompts):
-        oracle = speculation.Row(runs.TARGET.logits, runs.NEAR.logits, prompt, name, 3, 11, row, processing)
+        oracle = speculation.Row(runs.TARGET.logits, NEAR.logits, prompt, name, 3, 11, row, processing)
         lengths = [accepted + 1 for _, accepted in oracle.run(BLOCKS).blocks]
         assert blocks.counts[row, : len(lengths)].tolist() == lengths and oracle.found.least > 1e-5
 

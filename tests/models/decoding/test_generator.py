@@ -10,8 +10,11 @@ from models.decoding.choices import Choices, Costs
 from models.decoding.drafters import Drafter, ModelDrafter
 from models.decoding.generator import LONGEST_STOP, Generator
 from models.presets import preset
-from tests.models.decoding.runs import DRAFTERS, SIZE, TARGET
+from tests.models.decoding.runs import SIZE, TABLES, TARGET
+from tests.models.decoding.table_model import TableModel
 
+TABLE: Any = TableModel(TABLES["near"])
+NEAR = ModelDrafter(TABLE, {})
 PROMPTS = [[3, 1, 4], [5], [2, 2]]
 
 
@@ -31,7 +34,7 @@ for name in ("vocabulary_size", "initial_state", "prefill", "extend", "rewind"):
 
 @pytest.fixture(scope="module")
 def generator():
-    return Generator(MODEL, {}, "block", DRAFTERS["near"], 2, max_prompt=6, max_new_tokens=20)
+    return Generator(MODEL, {}, "block", NEAR, 2, max_prompt=6, max_new_tokens=20)
 
 
 def test_a_row_alone_has_the_text_that_it_has_in_a_batch(generator):
@@ -92,13 +95,13 @@ class Narrow(Drafter):
     [
         ({"decoding": "blocks"}, "decoding = 'blocks': must be one of autoregressive, speculative"),
         ({"decoding": "block"}, "decoding = 'block' needs a drafter: give one"),
-        ({"drafter": DRAFTERS["near"], "draft_length": 2}, "decoding = 'autoregressive' takes no drafter: drop it"),
-        ({"decoding": "block", "drafter": DRAFTERS["near"], "draft_length": 0}, "draft_length = 0: must be above 0"),
+        ({"drafter": NEAR, "draft_length": 2}, "decoding = 'autoregressive' takes no drafter: drop it"),
+        ({"decoding": "block", "drafter": NEAR, "draft_length": 0}, "draft_length = 0: must be above 0"),
         ({"decoding": "block", "drafter": Narrow(), "draft_length": 2}, "drafter proposes from 11 tokens, but the ta"),
         ({"max_prompt": 0}, "max_prompt = 0: must be an integer >= 1"),
         ({"max_new_tokens": True}, "max_new_tokens = True: must be an integer >= 1"),
         (
-            {"decoding": "greedy-block", "drafter": DRAFTERS["near"], "draft_length": 2, "automatic": True},
+            {"decoding": "greedy-block", "drafter": NEAR, "draft_length": 2, "automatic": True},
             "draft_length = 'auto': the decoding carries",
         ),
     ],
