@@ -183,6 +183,7 @@ def test_a_drafter_may_propose_nothing_or_end_a_draft_early(kind):
         for row, prompt in enumerate(PROMPTS):
             expected = by_oracle(kind, prompt, seed, row + 1, drafter="hesitant", max_new=LONGEST)
             assert texts(found)[row] == expected.tokens
+            assert found.counts.calls[row] == len(expected.blocks)
             lengths |= {drafted for drafted, _ in expected.blocks}
     assert lengths == set(range(kind["draft_length"] + 1))
 
@@ -211,6 +212,7 @@ def test_automatic_draft_lengths_follow_the_evidence_of_earlier_blocks(kind):
             limits = {"max_new": LONGEST, "draft_lengths": choose_length}
             expected = by_oracle(kind, prompt, seed, row + 1, drafter=drafter, **limits)
             assert texts(found)[row] == expected.tokens
+            assert found.counts.calls[row] == len(expected.blocks)
             lengths |= {drafted for drafted, _ in expected.blocks}
     assert lengths == set(range(kind["draft_length"] + 1))
 
