@@ -24,7 +24,7 @@ from models.decoding.numpy_processing import make_bias
 from models.device_blocks import BlockDraw
 from models.device_signatures import PLAIN, keep_known, load_signatures, signature_name
 from models.litert import runtime
-from models.text_stream import decode_stream
+from models.text_stream import decode_stream, stop_before
 from models.vocabulary import EOS
 
 __all__ = ["DeviceModel", "decode_stream", "load", "runtime"]
@@ -70,6 +70,7 @@ class DeviceModel:
         *,
         chat: bool = False,
         stop_at_eos: bool = True,
+        stop_texts: Sequence[str] = (),
         decoding: str | None = None,
         costs: Costs | None = None,
         bias: Mapping[int, float] | None = None,
@@ -84,6 +85,7 @@ class DeviceModel:
             `max_new_tokens`. The file reads `facts.max_prompt` tokens at a time.
           chat: whether `prompt` is a message that the model answers, by the chat template of an imported model.
           stop_at_eos: whether to end with the sentence; otherwise the text goes on, with line breaks between sentences.
+          stop_texts: strings before the first of which the text ends, however tokens divide them; none of them empty.
           decoding: one of `facts.decodings`, or "autoregressive"; None is the first of `facts.decodings`.
           costs: the measured times of a block, for files with automatic draft lengths (`models.device_costs.measure`).
           bias: token id -> number that is added to the token's logit, -1e6 to 1e6; -inf bans the token.
@@ -101,9 +103,17 @@ class DeviceModel:
         tokens = self.draw(
             self.encode(prompt, chat), options, decoding=decoding, costs=costs, bias=bias, banned=banned, mask=mask
         )
-        return decode_stream(self.vocabulary, tokens)
+        return stop_before(decode_stream(self.vocabulary, tokens), stop_texts)
 
-    def text(self, prompt: str = "", *, stop_at_eos: bool = True, decoding: str | None = None, **choices: Any) -> str:
+    def text(
+        self,
+        prompt: str = "",
+        *,
+        stop_at_eos: bool = True,
+        stop_texts: Sequence[str] = (),
+        decoding: str | None = None,
+        **choices: Any,
+    ) -> str:
         """Returns the whole continuation of `prompt`, drawn by the loop inside the graph.
 
         The text is the one that `stream` gives, but it is drawn faster.
@@ -111,6 +121,7 @@ class DeviceModel:
         Args:
           prompt: text of at most `facts.max_prompt` tokens, begin token included.
           stop_at_eos: as for `stream`.
+          stop_texts: as for `stream`.
           decoding: as for `stream`.
           **choices: as for `stream`, with `max_new_tokens` at most `facts.max_new_tokens`.
 
@@ -118,7 +129,7 @@ class DeviceModel:
           ValueError: as for `draw_in_graph`, or the prompt holds a lone surrogate.
         """
         drawn = self.draw_in_graph(self.encode(prompt), _make_choices(stop_at_eos, choices), decoding=decoding)
-        return "".join(decode_stream(self.vocabulary, drawn["tokens"].tolist()))
+        return "".join(stop_before(decode_stream(self.vocabulary, drawn["tokens"].tolist()), stop_texts))
 
     def encode(self, prompt: str, chat: bool = False) -> list[int]:
         """Returns the tokens that the model reads before it continues `prompt`, the begin token first if it has one.

@@ -1,7 +1,7 @@
 """Turns drawn tokens into text as they come."""
 
 import codecs
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from models.vocabularies import AnyVocabulary
 from models.vocabulary import EOS
@@ -24,3 +24,35 @@ def decode_stream(vocabulary: AnyVocabulary, tokens: Iterable[int]) -> Iterator[
     rest = decoder.decode(b"", final=True)
     if rest:
         yield rest
+
+
+def stop_before(pieces: Iterable[str], stops: Sequence[str]) -> Iterator[str]:
+    """Yields the text of `pieces` up to the first of the strings `stops`, which is left out.
+
+    Text that may be the beginning of a stop string is held back until the next piece. The strings are found wherever
+    tokens divide them.
+
+    Raises:
+      ValueError: a stop string is empty.
+    """
+    if not all(stops):
+        raise ValueError(f"stop_texts = {list(stops)!r}: must not hold an empty string; drop it")
+    return _stop_before(pieces, stops)
+
+
+def _stop_before(pieces: Iterable[str], stops: Sequence[str]) -> Iterator[str]:
+    held = ""
+    for piece in pieces:
+        held += piece
+        found = [place for place in map(held.find, stops) if place >= 0]
+        if found:
+            if min(found):
+                yield held[: min(found)]
+            return
+        # The longest end of the text that a stop string begins with.
+        begun = max((n for stop in stops for n in range(1, len(stop)) if held.endswith(stop[:n])), default=0)
+        if len(held) > begun:
+            yield held[: len(held) - begun]
+            held = held[len(held) - begun :]
+    if held:
+        yield held

@@ -77,6 +77,13 @@ from models.decoding.choices import DECODINGS
     "--seed", default=0, show_default=True, help="Seed of the draws, 0 to 2^64 - 1; equal seeds give equal text."
 )
 @click.option(
+    "--stop",
+    "stop_texts",
+    multiple=True,
+    metavar="TEXT",
+    help="Text before which to end, wherever tokens divide it. May be repeated.",
+)
+@click.option(
     "--count", default=1, show_default=True, help="Number of independent texts to generate, one after the other."
 )
 @renamed("--max-tokens", "--max-new-tokens")
@@ -87,6 +94,7 @@ def generate(
     count: int,
     decoding: str | None,
     costs: Path | None,
+    stop_texts: tuple[str, ...],
     **options: Any,
 ) -> None:
     """Generate text from an exported model, up to the end of the sentence or answer.
@@ -99,11 +107,14 @@ def generate(
         raise click.BadParameter(f"{count} is below the minimum of 1", param_hint="--count")
     if prompt is not None and chat is not None:
         raise click.UsageError("--prompt and --chat are both given: drop one")
+    if "" in stop_texts:
+        raise click.BadParameter("the text must not be empty: drop it", param_hint="--stop")
     _check_options(options)
     from models import device, device_costs
     from models.decoding.acceptance import Acceptance
     from models.decoding.choices import Choices
     from models.device_blocks import BlockDraw
+    from models.text_stream import stop_before
     from models.vocabulary import EOS
 
     with no_notices():
@@ -116,7 +127,7 @@ def generate(
         draws = [_Timed(tokens) for tokens in drawn]
     for draw in draws:
         _write(prompt or "")
-        for piece in device.decode_stream(loaded.vocabulary, draw):
+        for piece in stop_before(device.decode_stream(loaded.vocabulary, draw), stop_texts):
             _write(piece)
         _write("\n")
     seconds, count = sum(draw.seconds for draw in draws), sum(draw.count for draw in draws)

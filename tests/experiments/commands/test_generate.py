@@ -161,3 +161,13 @@ def test_bad_decodings_and_costs_are_refused_in_one_line(path, drafting, tmp_pat
         code, out, err = run(capfd, *arguments)
         assert code == 2 and out == "" and re.search(message, err), (arguments, err)
         assert err.count("\n") == 1 or "Usage" in err
+
+
+def test_generate_ends_before_a_stop_text(path, capfd):
+    fixed = ("generate", path, "--prompt", "the", "--max-new-tokens", 16, "--temperature", 2)
+    whole = run(capfd, *fixed)[1]
+    stop = whole[6:9]
+    code, out, _ = run(capfd, *fixed, "--stop", stop, "--stop", "never comes")
+    assert code == 0 and out == "the" + whole[3:].split(stop)[0] + "\n"
+    code, out, err = run(capfd, *fixed, "--stop", "")
+    assert code == 2 and out == "" and "--stop" in err and "must not be empty" in err
