@@ -57,7 +57,7 @@ class Costs(NamedTuple):
 class Choices:
     """Holds the options of one request for tokens.
 
-    Real numbers are rounded to float32 where they are used, and the two subtracted penalties to multiples of 2**-16.
+    Real numbers are rounded to float32 where they are used, and the two subtracted penalties to multiples of 2**-15.
 
     Attributes:
       max_new_tokens: maximum number of tokens to draw, 1 to 2**31 - 1.

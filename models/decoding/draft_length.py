@@ -9,9 +9,9 @@ import tensorflow as tf
 from models.decoding.choices import Costs
 
 # Evidence is forgotten at this rate per block, so that a row that drafts nothing tries again after some 200 tokens.
-_DECAY = 0.98
-# What counts as evidence before there is any: two drafted tokens, of which 1.4 were accepted.
-_PRIOR_TOKENS, _PRIOR_ACCEPTANCE = 2.0, 0.7
+_DECAY = 63 / 64
+# What counts as evidence before there is any: two drafted tokens, of which 1.375 were accepted.
+_PRIOR_TOKENS, _PRIOR_ACCEPTED = 2.0, 1.375
 
 
 def initial_evidence(batch: int) -> tf.Tensor:
@@ -32,7 +32,7 @@ def choose(evidence: tf.Tensor, costs: Costs, longest: int) -> tf.Tensor:
       longest: the largest draft length G.
     """
     accepted, rejected = tf.unstack(evidence, axis=1)
-    rate = (accepted + _PRIOR_TOKENS * _PRIOR_ACCEPTANCE) / (accepted + rejected + _PRIOR_TOKENS)
+    rate = (accepted + _PRIOR_ACCEPTED) / (accepted + rejected + _PRIOR_TOKENS)
     tokens = power = tf.ones_like(rate)
     speeds = [tokens / (1 + costs.draft)]
     for length in range(1, longest + 1):

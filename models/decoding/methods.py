@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from models.decoding.choices import DECODINGS
+from models.decoding.exact import exact
 from models.decoding.greedy_block import GREEDY_BLOCK
 from models.decoding.numpy_ops import Stream
 from models.decoding.prng import BlockWords, block_words, random_words
@@ -194,7 +195,7 @@ class Speculative(Method):
 
     def draw(self, processed: tf.Tensor, noise: BlockWords, place: int) -> Drawn:
         """Draws by inverse CDF; see `Method.draw`."""
-        token_weights = tf.cast(tf.nn.softmax(processed) * float(1 << 31), tf.int64)
+        token_weights = tf.cast(tf.nn.softmax(processed) * exact(2.0**31, noise.draft[0]), tf.int64)
         token_weights = tf.maximum(token_weights, 0)  # a row that proposes nothing is NaN
         token = sample_31(token_weights, noise.draft[0][:, place])
         total = tf.reduce_sum(token_weights, axis=-1, keepdims=True)

@@ -6,14 +6,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from models.decoding.choices import MIN_TEMPERATURE, Processing
+from models.decoding.choices import Processing
 from models.decoding.numpy_ops import LEFT_OUT, WEIGHT_BITS, scale, weights
 
 MAX_BIAS = 1e6
+# The constants below are float16 numbers too, so that no converter rounds them.
+LEAST_TEMPERATURE = 2.0**-20  # below every temperature that is allowed
 # A logit that the repetition penalty has multiplied is cut to this absolute value.
-LARGEST_LOGIT = 1e30
+LARGEST_LOGIT = 2.0**15
 # The presence and frequency penalties are integer multiples of 1 / PENALTY_STEPS.
-PENALTY_STEPS = 1 << 16
+PENALTY_STEPS = 1 << 15
 
 
 class History(NamedTuple):
@@ -58,7 +60,7 @@ def process(
     if 0 < processing.top_k < logits.shape[-1]:
         place = logits.shape[-1] - int(processing.top_k)
         kept &= logits >= np.partition(logits, place, axis=-1)[..., place, np.newaxis]
-    sharpness = np.float32(1) / np.maximum(temperature, np.float32(MIN_TEMPERATURE))
+    sharpness = np.float32(1) / np.maximum(temperature, np.float32(LEAST_TEMPERATURE))
     # Finite also for tokens that were left out, whose difference from the largest logit may overflow.
     scaled = np.where(kept, np.where(kept, logits - largest, np.float32(0)) * sharpness, np.float32(LEFT_OUT))
     if top_p < 1 or min_p > 0:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from models.decoding.exact import exact
 from models.decoding.numpy_ops import PARITY, ROTATIONS, ROUNDS, Stream
 
 Words = tuple[tf.Tensor, tf.Tensor]
@@ -99,9 +100,10 @@ def uniforms(word: tf.Tensor) -> tf.Tensor:
     near 1. A rare token's acceptance test in speculative decoding needs the accuracy at small x.
     """
     high = tf.cast(_shift_right(word, 16), tf.float32) * 2.0**-16
+    unit, largest = exact(2.0**-32, word), exact(1 - 2.0**-24, word)
     # Both products are exact, so the sum rounds once even if a compiler fuses a product with the addition.
-    low = (tf.cast(word - tf.bitwise.right_shift(word, 16) * (1 << 16), tf.float32) + 0.5) * 2.0**-32
-    return tf.minimum(high + low, 1 - 2.0**-24)
+    low = (tf.cast(word - tf.bitwise.right_shift(word, 16) * (1 << 16), tf.float32) + 0.5) * unit
+    return tf.minimum(high + low, largest)
 
 
 def threefry_2x32(key: Words, counter: Words) -> Words:

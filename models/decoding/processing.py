@@ -5,9 +5,10 @@ from typing import Any, TypeAlias
 
 import tensorflow as tf
 
-from models.decoding.choices import MIN_TEMPERATURE, Processing
+from models.decoding.choices import Processing
+from models.decoding.exact import exact
 from models.decoding.numpy_ops import LEFT_OUT, LOWEST, WEIGHT_BITS
-from models.decoding.numpy_processing import LARGEST_LOGIT, PENALTY_STEPS, History
+from models.decoding.numpy_processing import LARGEST_LOGIT, LEAST_TEMPERATURE, PENALTY_STEPS, History
 from models.decoding.sampling import scale, split_31, weights
 
 _Truth: TypeAlias = "tf.Tensor | bool"
@@ -28,8 +29,8 @@ def process(
     Top-p and min-p use the integer weights that tokens are sampled with, whose sums are exact, as probabilities.
 
     Args:
-      logits: float32 `[..., V]` with static V, finite and at most 1e30 in absolute value. If two of them differ by less
-        than 1e-38, backends may disagree, because some kernels treat such a difference as 0.
+      logits: float32 `[..., V]` with static V, at most 2**15 in absolute value. If two of them differ by less than
+        1e-38, backends may disagree, because some kernels treat such a difference as 0.
       processing: the options, Python numbers or scalar tensors.
         temperature: 0, a negative number or NaN is greedy: only the likeliest token after bias and penalties stays, or
         the first of several equally likely ones.
@@ -64,7 +65,7 @@ def process(
     sampled = _keep_top_k(logits, allowed, smallest, largest, processing.top_k, hot)
     # Multiplies by 1/T instead of dividing by T. Compilers themselves replace division by a constant T in this way. If
     # this divided, the last bit would differ between a graph where T is a constant and one where T is an input.
-    sharpness = 1 / tf.where(hot, tf.maximum(temperature, MIN_TEMPERATURE), 1.0)
+    sharpness = 1 / tf.where(hot, tf.maximum(temperature, LEAST_TEMPERATURE), 1.0)
     scaled = tf.where(allowed, (logits - largest) * sharpness, LEFT_OUT)
     sampled = _keep_likely(scaled, sampled, processing.top_p, processing.min_p, hot)
     first = tf.argmax(logits, axis=-1, output_type=tf.int32)[..., tf.newaxis]
@@ -78,14 +79,14 @@ def apply_temperature(logits: tf.Tensor, temperature: tf.Tensor) -> tf.Tensor:
 
     A token whose logit is -inf stays there.
     """
-    return (logits - tf.reduce_max(logits, axis=-1, keepdims=True)) * (1 / tf.maximum(temperature, MIN_TEMPERATURE))
+    return (logits - tf.reduce_max(logits, axis=-1, keepdims=True)) * (1 / tf.maximum(temperature, LEAST_TEMPERATURE))
 
 
 def penalize(logits: tf.Tensor, processing: Processing, history: History) -> tf.Tensor:
     """Returns the logits after the repetition, presence and frequency penalties.
 
     The repetition penalty divides the positive logits of tokens of prompt and generated text, and multiplies negative
-    ones. The other two apply to generated tokens only. Their sum is computed in integer multiples of 2**-16.
+    ones. The other two apply to generated tokens only. Their sum is computed in integer multiples of 2**-15.
 
     Args:
       logits: as for `process`.
@@ -105,7 +106,7 @@ def penalize(logits: tf.Tensor, processing: Processing, history: History) -> tf.
 
 
 def _count_steps(penalty: Any) -> tf.Tensor:
-    """Returns a penalty as an int64 number of steps of 2**-16."""
+    """Returns a penalty as an int64 number of steps of 2**-15."""
     return tf.cast(tf.round(tf.convert_to_tensor(penalty, tf.float32) * PENALTY_STEPS), tf.int64)
 
 
@@ -132,7 +133,7 @@ def _keep_likely(scaled: tf.Tensor, kept: tf.Tensor, top_p: Any, min_p: Any, hot
         token_weights = tf.where(kept, weights(scaled), tf.constant(0, tf.int64))
         inside = _choose(has_top_p, lambda: _is_in_nucleus(scaled, kept, token_weights, top_p), lambda: kept)
         # Weights are at most 2**44 and have 24 bits, so that they and the limit are exact in float32.
-        limit = min_p * 2.0**WEIGHT_BITS
+        limit = min_p * exact(2.0**WEIGHT_BITS, min_p)
         return _choose(has_min_p, lambda: inside & (tf.cast(token_weights, tf.float32) >= limit), lambda: inside)
 
     return _choose(_both(hot, _either(has_top_p, has_min_p)), keep, lambda: kept)
@@ -142,7 +143,7 @@ def _is_in_nucleus(scaled: tf.Tensor, kept: tf.Tensor, token_weights: tf.Tensor,
     """Returns which kept tokens `[..., V]` are at least as likely as the one whose weight makes the sum reach p."""
     # p and 1 - p are exact multiples of 2**-62, unless p is below 2**-38; then the likeliest token is enough. What is
     # needed is the total minus the largest integer that is at most (1 - p) times the total.
-    rest = tf.constant(1 << 62, tf.int64) - tf.maximum(tf.cast(top_p * 2.0**62, tf.int64), 1)
+    rest = tf.constant(1 << 62, tf.int64) - tf.maximum(tf.cast(top_p * exact(2.0**62, top_p), tf.int64), 1)
     total = tf.reduce_sum(token_weights, axis=-1, keepdims=True)
     needed = total - scale(total, *split_31(rest))
     # The weight of a token below -LOWEST is 0.

@@ -9,6 +9,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from models.decoding.exact import exact
 from models.decoding.numpy_ops import Stream
 from models.decoding.numpy_race import (
     FIRST_SEGMENT,
@@ -92,8 +93,8 @@ def from_words(own: tf.Tensor, partner: tf.Tensor) -> tf.Tensor:
     """Returns the Gumbel numbers of tokens from their own words and their partners', two int32 tensors of one shape."""
     # The product is exact, so that a fused multiply-add changes nothing.
     # There is one addition, because graph optimizers regroup sums of three numbers.
-    z = tf.cast(own, tf.float32) + tf.abs(tf.cast(partner, tf.float32)) * 2.0**-32
-    bits = tf.bitcast(tf.maximum(tf.maximum(z, z * -UPPER_SCALE), LOWEST_LOOKED_UP), tf.int32)
+    z = tf.cast(own, tf.float32) + tf.abs(tf.cast(partner, tf.float32)) * exact(2.0**-32, partner)
+    bits = tf.bitcast(tf.maximum(tf.maximum(z, z * exact(-UPPER_SCALE, own)), exact(LOWEST_LOOKED_UP, own)), tf.int32)
     segment = tf.bitwise.right_shift(bits, SEGMENT_BITS)
     distance = tf.cast(bits - segment * (1 << SEGMENT_BITS) - (1 << (SEGMENT_BITS - 1)), tf.float32)
     segment -= FIRST_SEGMENT

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from models.decoding.exact import exact
 from models.decoding.numpy_ops import BLOCK
 from models.decoding.prng import BlockWords, Words, uniforms
 from models.decoding.sampling import sample_weights
@@ -153,7 +154,7 @@ def verify(
 def sample_probabilities(weights: tf.Tensor, words: Words) -> tf.Tensor:
     """Draws one token per row, in proportion to float32 weights `[B, V]`, with 40 bits of accuracy."""
     largest = tf.reduce_max(weights, axis=-1, keepdims=True)
-    scaled = weights * (float(1 << _RESIDUAL_BITS) / tf.where(largest > 0, largest, 1.0))
+    scaled = weights * (exact(2.0**_RESIDUAL_BITS, words[0]) / tf.where(largest > 0, largest, 1.0))
     return sample_weights(tf.cast(tf.where(scaled > 0, scaled, 0.0), tf.int64), words)
 
 

@@ -197,7 +197,7 @@ class Chooser:
     def __call__(self, blocks):
         evidence = np.zeros(2, np.float32)
         for drafted, accepted in blocks:
-            evidence = evidence * np.float32(0.98) + np.array([accepted, accepted < drafted], np.float32)
+            evidence = evidence * np.float32(63 / 64) + np.array([accepted, accepted < drafted], np.float32)
         return int(choose(tf.constant(evidence[np.newaxis]), Costs(*self.costs), self.longest)[0])
 
 

@@ -76,7 +76,7 @@ def follows_oracle(process_function, cases=150):
         processed = process_function(logits, options, make_history(size, prompt, generated), row)
         expected = np.array(oracle.distribution(changed, *options[:4]))
         compared += 1
-        # The penalties are multiples of 2**-16, and a token may have been generated fifteen times.
+        # The penalties are multiples of 2**-15, and a token may have been generated fifteen times.
         if not np.allclose(probabilities(processed), expected, rtol=1e-3, atol=1e-12):
             return False
     assert compared > 0.9 * cases
