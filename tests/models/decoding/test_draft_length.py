@@ -10,7 +10,7 @@ from models.decoding.draft_length import choose, initial_evidence, observe
 
 def best_length(accepted, rejected, verify, draft, longest):
     """Returns the best draft length, and by which fraction it is better than the second best."""
-    rate = (accepted + 1.4) / (accepted + rejected + 2)
+    rate = (accepted + 1.375) / (accepted + rejected + 2)
     speeds = [1 / (1 + draft)]
     for k in range(1, longest + 1):
         speeds.append(sum(rate**i for i in range(k + 1)) / (verify + (k + 1) * draft))
@@ -42,7 +42,8 @@ def test_evidence_counts_accepted_tokens_and_one_rejection_and_forgets():
     evidence = tf.constant([[10.0, 5.0]] * 4)
     drafted, count = tf.constant([3, 3, 0, 2]), tf.constant([4, 2, 1, 1])
     active = tf.constant([True, True, True, False])
-    expected = np.array([[9.8 + 3, 4.9], [9.8 + 1, 4.9 + 1], [9.8, 4.9], [10.0, 5.0]])
+    ten, five = 10 * 63 / 64, 5 * 63 / 64
+    expected = np.array([[ten + 3, five], [ten + 1, five + 1], [ten, five], [10.0, 5.0]])
     np.testing.assert_allclose(observe(evidence, drafted, count, active), expected, rtol=1e-6)
 
 
