@@ -2,6 +2,7 @@
 
 import json
 import math
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +49,11 @@ def read_pair(p_path: Path, q_path: Path) -> tuple[NDArray[np.float64], NDArray[
 
 
 def _read(path: Path) -> list[float] | dict[str, float]:
-    size = path.stat().st_size
-    if size > LARGEST_FILE:
-        raise ValueError(f"{path} has {size} bytes: the maximum is {LARGEST_FILE}")
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError(f"{path} is not a file: give a file of JSON")
+    if status.st_size > LARGEST_FILE:
+        raise ValueError(f"{path} has {status.st_size} bytes: the maximum is {LARGEST_FILE}")
     try:
         content = json.loads(path.read_bytes(), object_pairs_hook=_without_repeats)
     except RecursionError:

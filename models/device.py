@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from models import tflite_file
 from models.decoding import numpy_loop
-from models.decoding.choices import Choices, Costs
+from models.decoding.choices import Choices, Costs, check_costs, check_ids
 from models.decoding.numpy_loop import Mask
 from models.decoding.numpy_ops import seed_words
 from models.decoding.numpy_processing import make_bias
@@ -112,6 +112,9 @@ class DeviceModel:
         stop_at_eos: bool = True,
         stop_texts: Sequence[str] = (),
         decoding: str | None = None,
+        costs: Costs | None = None,
+        bias: Mapping[int, float] | None = None,
+        banned: Sequence[int] = (),
         **choices: Any,
     ) -> str:
         """Returns the whole continuation of `prompt`, drawn by the loop inside the graph.
@@ -123,12 +126,18 @@ class DeviceModel:
           stop_at_eos: as for `stream`.
           stop_texts: as for `stream`.
           decoding: as for `stream`.
+          costs: as for `stream`.
+          bias: as for `stream`.
+          banned: as for `stream`.
           **choices: as for `stream`, with `max_new_tokens` at most `facts.max_new_tokens`.
 
         Raises:
           ValueError: as for `draw_in_graph`, or the prompt holds a lone surrogate.
         """
-        drawn = self.draw_in_graph(self.encode(prompt), _make_choices(stop_at_eos, choices), decoding=decoding)
+        options = _make_choices(stop_at_eos, choices)
+        drawn = self.draw_in_graph(
+            self.encode(prompt), options, decoding=decoding, costs=costs, bias=bias, banned=banned
+        )
         return "".join(stop_before(decode_stream(self.vocabulary, drawn["tokens"].tolist()), stop_texts))
 
     def encode(self, prompt: str, chat: bool = False) -> list[int]:
@@ -195,8 +204,9 @@ class DeviceModel:
           ValueError: as for `draw`.
         """
         decoding = self._choose(decoding)
+        prompt = check_ids("prompt", prompt, self.vocabulary.size)
         row = make_bias(self.vocabulary.size, bias, banned)
-        context, most = self.facts.context, max(one.max_new_tokens for one in choices)
+        context, most = self.facts.context, max((one.max_new_tokens for one in choices), default=0)
         if context is not None and len(prompt) + most > context:
             raise ValueError(
                 f"prompt: {len(prompt)} tokens and max_new_tokens = {most} exceed the {context} tokens that "
@@ -249,7 +259,7 @@ class DeviceModel:
                 raise ValueError(
                     f"costs: {self.path} chooses draft lengths by costs; give those of models.device_costs"
                 )
-            numbers |= {f"{name}_cost": cost for name, cost in costs._asdict().items()}
+            numbers |= {f"{name}_cost": cost for name, cost in check_costs(costs)._asdict().items()}
         integers = ("request", "top_k")
         return {
             "seed": seed_words(choices.seed),
@@ -312,6 +322,7 @@ class DeviceModel:
                 f"decoding = {decoding!r}: the graph of {self.path} has the loop of {', '.join(self.facts.decodings)} "
                 "only; stream the text, or export again"
             )
+        prompt = check_ids("prompt", prompt, self.vocabulary.size)
         row = make_bias(self.vocabulary.size, bias, banned)
         if len(prompt) > self.facts.max_prompt:
             raise ValueError(

@@ -6,37 +6,43 @@ import statistics
 import time
 
 from models.atomic_file import replace_file
-from models.decoding.choices import Choices, Costs
+from models.decoding.choices import Choices, Costs, check_costs
 from models.device import DeviceModel
 from models.litert import runtime
 
 _FORMAT = "fedspeak costs 1"
-_TIMINGS = 5
+_TIMINGS = 7
+_LARGEST_FILE = 1 << 16
+# Costs that make every draft of one length: none, one token, or as many as possible.
+_NEVER, _ONE, _LONGEST = Costs(1e-9, 1.0, 1.0), Costs(1e9, 1e-9, 1.0), Costs(1e9, 1.0, 0.0)
 
 
 def measure(file: DeviceModel, decoding: str) -> Costs:
-    """Returns the times of a block of `decoding`, in units of the time that the target takes for one token.
+    """Returns the times of a block of `decoding`, in units of the time that plain decoding takes for one token.
 
-    All are times of the loop in the graph, on one thread: of plain decoding, of blocks that draft nothing, and of
-    blocks that draft G tokens; the median of several measurements, taken in turn.
+    All are times of the loop in the graph, on one thread, without reading the prompt: of plain decoding, and of blocks
+    with drafts of no token, one token and G tokens. Each is the median of several measurements, taken in turn. Between
+    1 and G drafted tokens, the time is taken to grow evenly.
 
     Raises:
       ValueError: the file's draft lengths are fixed, or it lacks one of the decodings.
     """
     if not file.facts.automatic:
         raise ValueError(f"{file.path}: its draft length is fixed; export it with draft_length auto")
-    never, always = Costs(verify=1e9, draft=0.0), Costs(verify=1e-9, draft=0.0)
-    kinds = {"plain": ("autoregressive", never), "nothing": (decoding, never), "longest": (decoding, always)}
+    kinds = {"plain": ("autoregressive", None)} | {
+        name: (decoding, costs) for name, costs in (("nothing", _NEVER), ("one", _ONE), ("longest", _LONGEST))
+    }
     times: dict[str, list[float]] = {kind: [] for kind in kinds}
     for _ in range(_TIMINGS + 1):
         for kind, (name, costs) in kinds.items():
             times[kind].append(_time_block(file, name, costs))
-    plain, nothing, longest = (statistics.median(values[1:]) for values in times.values())  # the first one warms up
-    draft = max(nothing - plain, 0.0)
-    return Costs(verify=max(longest - (file.facts.draft_length + 1) * draft, plain) / plain, draft=draft / plain)
+    plain, nothing, one, longest = (statistics.median(values[1:]) for values in times.values())  # the first warms up
+    steps = max(file.facts.draft_length - 1, 1)
+    draft = max(longest - one, 0.0) / steps
+    return Costs(nothing / plain, max(one - draft, 1e-3 * plain) / plain, draft / plain)
 
 
-def _time_block(file: DeviceModel, decoding: str, costs: Costs) -> float:
+def _time_block(file: DeviceModel, decoding: str, costs: Costs | None) -> float:
     """Returns the seconds of one call of the target, without reading the prompt."""
     prompt, seconds, calls = [file.vocabulary.start], [], []
     for tokens in (1, file.facts.max_new_tokens):
@@ -44,7 +50,9 @@ def _time_block(file: DeviceModel, decoding: str, costs: Costs) -> float:
         drawn = file.draw_in_graph(prompt, Choices(max_new_tokens=tokens), decoding=decoding, costs=costs)
         seconds.append(time.perf_counter() - begin)
         calls.append(int(drawn["calls"]))
-    return max(seconds[1] - seconds[0], 1e-9) / max(calls[1] - calls[0], 1)
+    if calls[1] == calls[0]:
+        return seconds[1] / calls[1]
+    return max(seconds[1] - seconds[0], 0.1 * seconds[1]) / (calls[1] - calls[0])
 
 
 def save(costs: Costs, file: DeviceModel, decoding: str, path: str | os.PathLike[str]) -> None:
@@ -53,34 +61,38 @@ def save(costs: Costs, file: DeviceModel, decoding: str, path: str | os.PathLike
     Raises:
       OSError: `path` cannot be written.
     """
-    content = {
-        "format": _FORMAT,
-        **costs._asdict(),
-        "decoding": decoding,
-        "draft_length": file.facts.draft_length,
-        "flatbuffer_sha256": file.facts.flatbuffer_sha256,
-        "runtime": runtime(),
-    }
+    content = {"format": _FORMAT, **costs._asdict(), **_facts(file, decoding), "runtime": runtime()}
     with replace_file(path) as target:
         target.write((json.dumps(content, indent=1) + "\n").encode())
 
 
-def read(path: str | os.PathLike[str], file: DeviceModel) -> Costs:
-    """Reads the costs that `save` wrote for a file.
+def read(path: str | os.PathLike[str], file: DeviceModel, decoding: str) -> Costs:
+    """Reads the costs that `save` wrote for a decoding of a file.
 
     Raises:
       OSError: `path` cannot be read.
-      ValueError: it is damaged, or was measured with another model file.
+      ValueError: it is damaged, or was measured with another model file or decoding.
     """
     try:
         with open(path, "rb") as source:
-            content = json.loads(source.read())
-        costs = Costs(float(content["verify"]), float(content["draft"]))
-        if content["format"] != _FORMAT or not 0 < costs.verify < 1e9 or not 0 <= costs.draft < 1e9:
+            content = json.loads(source.read(_LARGEST_FILE))
+        costs = check_costs(Costs(*(content[name] for name in Costs._fields)))
+        if content["format"] != _FORMAT:
             raise ValueError
-        measured = content["flatbuffer_sha256"]
-    except (ValueError, KeyError, TypeError):
+        measured = {name: content[name] for name in _facts(file, decoding)}
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise ValueError(f"{path}: not from `fedspeak costs`, or damaged; measure again") from None
-    if measured != file.facts.flatbuffer_sha256:
-        raise ValueError(f"{path}: measured with another model file than {file.path}; measure again")
+    for name, value in _facts(file, decoding).items():
+        if measured[name] != value:
+            what = "another model file" if name == "flatbuffer_sha256" else f"{name} = {measured[name]!r}"
+            raise ValueError(f"{path}: measured with {what}, but {file.path} needs {value!r}; measure again")
     return costs
+
+
+def _facts(file: DeviceModel, decoding: str) -> dict[str, object]:
+    """Returns what costs are for."""
+    return {
+        "decoding": decoding,
+        "draft_length": file.facts.draft_length,
+        "flatbuffer_sha256": file.facts.flatbuffer_sha256,
+    }

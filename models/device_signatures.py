@@ -19,8 +19,10 @@ def load_signatures(path: str, decodings: Sequence[str], threads: int) -> dict[s
       threads: number of threads of the runtime, >= 1.
 
     Raises:
-      ValueError: the runtime cannot load the file, or it lacks a signature.
+      ValueError: `threads` is out of range, the runtime cannot load the file, or it lacks a signature.
     """
+    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
+        raise ValueError(f"threads = {threads!r}: must be an integer >= 1")
     names = ["prefill", "decode"]
     for decoding in decodings:
         kinds = ("generate",) if decoding == PLAIN else ("generate", "read", "block")

@@ -17,8 +17,8 @@ unless it says otherwise.
   words word_0, word_1 `[1, N]`. The choices are seed `[2]`, request `[]`, the fields of
   `models.decoding.choices.Processing` `[]`, and bias `[V]`.
 * `generate_block` and the like, for each other decoding, draft with the drafter: inputs and outputs are those of
-  `generate`, without random words. With automatic draft lengths the choices end with verify_cost and draft_cost `[]`
-  (`models.decoding.choices.Costs`). Outputs more are drafted, reached and accepted `[1, G]`
+  `generate`, without random words. With automatic draft lengths the choices end with nothing_cost, verify_cost and
+  draft_cost `[]` (`models.decoding.choices.Costs`). Outputs more are drafted, reached and accepted `[1, G]`
   (`models.decoding.loop.Counts`).
 * `read_block` reads a prompt, or a part of one, for `block_block`: tokens, length, begins_here `[]` (1 in the first
   part, where the given states are ignored, else 0), ends_here `[]` (1 in the last part, else 0), state_0, state_1, ...
@@ -197,7 +197,15 @@ def convert(signatures: Signatures, precision: str) -> bytes:
         # Without this setting, versions of TensorFlow after 2.14 quantise the output embedding row by row, and store a
         # second copy of it for the input lookup. TensorFlow 2.14 has no such mode, and ignores the setting.
         converter._experimental_disable_per_channel_quantization_for_dense_layers = True
-        return bytes(converter.convert())
+        try:
+            return bytes(converter.convert())
+        except Exception as error:
+            if type(error).__name__ != "ConverterError":  # the class has no public name
+                raise
+            raise ValueError(
+                "the model or the drafter needs ops that TFLite has not built in: write them without these "
+                f"({str(error).splitlines()[0]})"
+            ) from None
 
 
 def ops(flatbuffer: bytes) -> Counter[str]:

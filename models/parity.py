@@ -71,14 +71,15 @@ class Parity:
       max_logit_error: largest absolute difference of a logit over contexts of up to 8 tokens. `prefill` reads the first
         tokens of a context, and `decode` the others.
       logit_spread: largest minus smallest logit of the trained model over the same contexts.
-      random_bits_equal: whether the random words computed in the graph equal those of NumPy.
+      random_bits_equal: whether the random words computed in the graph equal those of NumPy; None for a file without
+        the loop of "autoregressive", whose words are not compared.
       sequences: number of requests compared, each with its own seed; prompts, temperatures and top-k vary.
       equal_to_model: number of requests for which `generate` draws the tokens of the trained model.
       equal_to_stream: number of requests for which `generate` draws the tokens that NumPy draws from the file's logits.
       tokens_per_second: speed of `generate` without the prompt, on one thread: the median of several measurements.
       tokens_per_second_range: smallest and largest of these measurements.
       drafting: how each decoding with a drafter compares with the file's own token-by-token logits.
-      passed: whether the file passes: `random_bits_equal` holds, `equal_to_stream` equals `sequences`, and
+      passed: whether the file passes: `random_bits_equal` is not False, `equal_to_stream` equals `sequences`, and
         `max_logit_error` is within the precision's tolerance of `logit_spread`. In float32 `equal_to_model` must also
         be at least nine tenths of `sequences`. All of `drafting` must pass.
     """
@@ -88,7 +89,7 @@ class Parity:
     bytes: int
     max_logit_error: float
     logit_spread: float
-    random_bits_equal: bool
+    random_bits_equal: bool | None
     sequences: int
     equal_to_model: int
     equal_to_stream: int
@@ -197,10 +198,10 @@ def _compare(
     equal_to_stream = sum(
         list(file.draw(*request, decoding="autoregressive")) == a for request, a in zip(requests, tokens, strict=True)
     )
-    bits_equal = all(
-        _has_equal_bits(output, len(prompt), choices)
-        for output, (prompt, choices) in zip(outputs, requests, strict=False)
-    )
+    bits_equal = None
+    if outputs:
+        checks = zip(outputs, requests, strict=True)
+        bits_equal = all(_has_equal_bits(output, len(prompt), choices) for output, (prompt, choices) in checks)
     error = max(
         float(np.abs(np.stack([row for row, _ in file.read(context, by_prefill)]) - rows).max())
         for (by_prefill, context), rows in zip(contexts, logits, strict=True)
@@ -227,7 +228,7 @@ def _compare(
         tokens_per_second=float(np.median(speeds)),
         tokens_per_second_range=(min(speeds), max(speeds)),
         drafting=drafting,
-        passed=bits_equal
+        passed=bits_equal is not False
         and all(one.passed for one in drafting)
         and error <= _TOLERANCE[precision] * spread
         and equal_to_stream == len(requests)
@@ -265,7 +266,7 @@ def _compare_drafting(
 
 def _costs(file: device.DeviceModel) -> Costs | None:
     """Returns costs with which a file always drafts as many tokens as it can; None if it does not take costs."""
-    return Costs(verify=1.0, draft=0.0) if file.facts.automatic else None
+    return Costs(nothing=1e9, verify=1.0, draft=0.0) if file.facts.automatic else None
 
 
 _COUNTS = ("calls", "decided", "drafted", "reached", "accepted")

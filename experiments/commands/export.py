@@ -32,12 +32,14 @@ _LONGEST_DRAFT = 32
 )
 @click.option(
     "--max-prompt",
+    type=click.IntRange(min=1),
     default=64,
     show_default=True,
     help="Maximum number of tokens that the file reads at once, and that a prompt of the graph's own loop may have.",
 )
 @click.option(
     "--max-new-tokens",
+    type=click.IntRange(min=1),
     default=128,
     show_default=True,
     help="Maximum number of tokens that the graph's own loop generates. A transformer's file has room for this number "
@@ -79,10 +81,12 @@ def export(
     Ends with an error if a file fails the comparison (docs/export.md).
     """
     extras.require("models")
-    from experiments.drafting import load_drafter
+    from experiments.drafting import FORMS, load_drafter
     from experiments.runs import load_trained
 
-    longest, automatic = parse_draft_length(draft_length or "4")
+    longest, automatic = parse_draft_length("4" if draft_length is None else draft_length)
+    if drafter == "":
+        raise click.BadParameter(f"'' must be {FORMS}", param_hint="--drafter")
     if drafter is None and draft_length is not None:
         raise click.UsageError("--draft-length has no use without --drafter: drop it, or give --drafter")
     twice = next((name for name in decodings if decodings.count(name) > 1), None)
@@ -209,7 +213,7 @@ def _print_table(results: "Sequence[Parity]") -> None:
             result.precision,
             f"{result.bytes / 1e6:.2f} MB",
             f"{result.max_logit_error:.0e} of {result.logit_spread:.0f}",
-            "equal" if result.random_bits_equal else "DIFFER",
+            {True: "equal", False: "DIFFER", None: "-"}[result.random_bits_equal],
             f"{result.equal_to_model}/{result.sequences}",
             f"{result.tokens_per_second:,.0f} ({low:,.0f}-{high:,.0f})",
             "ok" if result.passed else "FAILED",

@@ -122,7 +122,12 @@ def generate(
         text = (prompt or "") if chat is None else chat
         tokens = loaded.encode(text, chat=chat is not None)
         choices = [Choices(request=request, stop=EOS, **options) for request in range(count)]
-        measured = None if costs is None else device_costs.read(costs, loaded)
+        chosen = decoding or loaded.facts.decodings[0]
+        if costs is None and loaded.facts.automatic and chosen != DECODINGS[0]:
+            raise click.UsageError(
+                f"{model} chooses draft lengths by measured costs: give --costs FILE from fedspeak costs {model}"
+            )
+        measured = None if costs is None else device_costs.read(costs, loaded, chosen)
         drawn = loaded.draws(tokens, choices, decoding=decoding, costs=measured)
         draws = [_Timed(tokens) for tokens in drawn]
     for draw in draws:
@@ -132,9 +137,8 @@ def generate(
         _write("\n")
     seconds, count = sum(draw.seconds for draw in draws), sum(draw.count for draw in draws)
     speed = f", {count / seconds:,.0f} tokens/s" if seconds else ""
-    total = count + len(draws)
     click.echo(
-        f"{total} token{'s' * (total != 1)}{speed}{_describe_peak_memory()} ({device.runtime()}, 1 thread)",
+        f"{count} token{'s' * (count != 1)}{speed}{_describe_peak_memory()} ({device.runtime()}, 1 thread)",
         err=True,
     )
     in_blocks = [draw.acceptance for draw in drawn if isinstance(draw, BlockDraw)]
@@ -150,18 +154,17 @@ def _describe_peak_memory() -> str:
 
 
 class _Timed:
-    """Passes on tokens, and counts them and the time that they take after the first one, which waits for the prompt."""
+    """Passes on tokens, and counts them and the time that they take; the prompt was read before."""
 
     def __init__(self, tokens: Iterator[int]) -> None:
         self._tokens = tokens
         self.count, self.seconds = 0, 0.0
 
     def __iter__(self) -> Iterator[int]:
-        begin = None
+        begin = time.perf_counter()
         for token in self._tokens:
-            if begin is not None:
-                self.seconds += time.perf_counter() - begin
-                self.count += 1
+            self.seconds += time.perf_counter() - begin
+            self.count += 1
             yield token
             begin = time.perf_counter()
 

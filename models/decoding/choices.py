@@ -1,7 +1,8 @@
 """Defines the options of a request for tokens, and the part of them that changes the logits."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 DECODINGS = ("autoregressive", "speculative", "block", "greedy-block", "invariant")
@@ -42,15 +43,51 @@ OFF = Processing()
 
 
 class Costs(NamedTuple):
-    """Holds the times of a block, in units of the time that the target takes for one token.
+    """Holds the times of a block, in units of the time that plain decoding takes for one token.
 
     Attributes:
-      verify: float32 scalar > 0, the target's call for G + 1 tokens, with verification.
-      draft: float32 scalar >= 0, one step of the drafter.
+      nothing: float32 scalar > 0, a block without a draft.
+      verify: float32 scalar > 0, a block with a draft, without the time for its tokens.
+      draft: float32 scalar >= 0, the time for each drafted token.
     """
 
+    nothing: Any
     verify: Any
     draft: Any
+
+
+def check_costs(costs: Costs) -> Costs:
+    """Returns costs as they are.
+
+    Raises:
+      ValueError: one of them is not a finite number in its range; one line.
+    """
+    for name, value in costs._asdict().items():
+        is_number = isinstance(value, Real) and not isinstance(value, bool)
+        # Written so that NaN, for which every comparison is False, is refused.
+        if not is_number or not 0 <= value <= 1e9 or (value == 0 and name != "draft"):
+            bound = "from 0" if name == "draft" else "above 0"
+            raise ValueError(f"costs: {name} = {value!r}: must be a number {bound} and at most 1e9; measure again")
+    return costs
+
+
+def check_ids(name: str, ids: Sequence[int], size: int) -> list[int]:
+    """Returns token ids as a list of Python integers.
+
+    Args:
+      name: what they are, for the message.
+      ids: integers, or an array of them.
+      size: number of token ids V.
+
+    Raises:
+      ValueError: there is none, or one is not an integer from 0 to V - 1; one line.
+    """
+    found = list(ids) if isinstance(ids, Iterable) and not isinstance(ids, str) else []
+    are_integers = all(isinstance(i, Integral) and not isinstance(i, bool) for i in found)
+    if not found or not are_integers or min(found) < 0 or max(found) >= size:
+        shown = repr(ids) if len(repr(ids)) < 40 else f"{repr(ids)[:40]}…"
+        raise ValueError(f"{name} = {shown}: must be one token id or more, integers from 0 to {size - 1}")
+    return [int(i) for i in found]
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,8 @@ def initial_evidence(batch: int) -> tf.Tensor:
 def choose(evidence: tf.Tensor, costs: Costs, longest: int) -> tf.Tensor:
     """Returns the draft length from 0 to `longest` with the largest expected number of tokens per time, int32 `[B]`.
 
-    With probability a that a drafted token is accepted, k drafted tokens give 1 + a + ... + a**k tokens. They take
-    `verify` + (k + 1) `draft`, since the drafter also reads the last one; no draft takes 1 + `draft`, since the drafter
-    reads along.
+    With probability a that a drafted token is accepted, k drafted tokens give 1 + a + ... + a**k tokens, and take the
+    time `verify` + k `draft`. One token without a draft takes the time `nothing`.
 
     Args:
       evidence: float32 `[B, 2]`.
@@ -34,11 +33,11 @@ def choose(evidence: tf.Tensor, costs: Costs, longest: int) -> tf.Tensor:
     accepted, rejected = tf.unstack(evidence, axis=1)
     rate = (accepted + _PRIOR_ACCEPTED) / (accepted + rejected + _PRIOR_TOKENS)
     tokens = power = tf.ones_like(rate)
-    speeds = [tokens / (1 + costs.draft)]
+    speeds = [tokens / costs.nothing]
     for length in range(1, longest + 1):
         power *= rate
         tokens += power
-        speeds.append(tokens / (costs.verify + (length + 1) * costs.draft))
+        speeds.append(tokens / (costs.verify + length * costs.draft))
     return tf.argmax(tf.stack(speeds, axis=1), axis=1, output_type=tf.int32)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from models.decoding.acceptance import Acceptance
-from models.decoding.choices import Choices, Costs, Processing
+from models.decoding.choices import Choices, Costs, Processing, check_costs, check_ids
 from models.decoding.drafters import Drafter
 from models.decoding.loop import Ends, Generated, Progress, begin, generate
 from models.decoding.methods import build_method
@@ -41,6 +41,7 @@ class Result:
       acceptance: what became of the drafts of each row.
       progress: the state from which `Generator.resume` continues.
       request: what was asked for; `Generator.resume` asks for the same.
+      generator: the generator that made the result.
     """
 
     tokens: list[list[int]]
@@ -50,6 +51,7 @@ class Result:
     acceptance: list[Acceptance]
     progress: Progress = field(repr=False)
     request: Request = field(repr=False)
+    generator: "Generator" = field(repr=False)
 
     @property
     def total(self) -> Acceptance:
@@ -61,9 +63,12 @@ class Generator:
     """Decodes batches of prompts with a target and, except for decoding "autoregressive", a drafter.
 
     The text of a row depends on its prompt, the choices and its request number, and on nothing else: not on the other
-    rows, nor on how it is divided among calls. Its distribution is the target's, whatever the drafter. With decoding
+    rows, nor on how it is divided among calls, as far as the logits do not (a model may round otherwise in a larger
+    batch). Its distribution is the target's, whatever the drafter. With decoding
     "invariant" the text itself does not depend on the drafter or the draft length, as far as the target's logits do not
     depend on how many tokens it reads at once (docs/systems/couplings.md).
+
+    The first call for each size of batch builds a graph, which takes seconds.
 
     Args:
       model: the target.
@@ -73,7 +78,8 @@ class Generator:
       draft_length: number of tokens that the drafter proposes per block, >= 1 with a drafter.
       automatic: whether draft lengths from 0 to `draft_length` are chosen by the costs of each call.
       max_prompt: maximum number of tokens of a prompt, >= 1.
-      max_new_tokens: maximum number of new tokens over all calls for one prompt, >= 1.
+      max_new_tokens: maximum number of new tokens per call, >= 1. Prompt and new tokens of all calls for it have room
+        for `max_prompt` + `max_new_tokens`.
 
     Raises:
       ValueError: an option is outside its range, the drafter has another vocabulary, or the tokens do not fit in the
@@ -92,9 +98,15 @@ class Generator:
         max_prompt: int = 64,
         max_new_tokens: int = 128,
     ) -> None:
-        for name, value in {"max_prompt": max_prompt, "max_new_tokens": max_new_tokens}.items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} = {value!r}: must be an integer >= 1")
+        for name, value, least in (
+            ("max_prompt", max_prompt, 1),
+            ("max_new_tokens", max_new_tokens, 1),
+            ("draft_length", draft_length, 0),
+        ):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} = {value!r}: must be an integer >= {least}")
+        if drafter is not None and not isinstance(drafter, Drafter):
+            raise ValueError(f"drafter = {type(drafter).__name__}: must be a Drafter; wrap a model in ModelDrafter")
         self.max_prompt, self.max_new_tokens = max_prompt, max_new_tokens
         method = build_method(decoding)
         if (drafter is None) != (decoding == "autoregressive"):
@@ -153,14 +165,17 @@ class Generator:
         choices = choices or Choices()
         size = self._speculation.model.vocabulary_size
         tokens, lengths = _pad(prompts, self.max_prompt, size)
+        if costs is not None:
+            check_costs(costs)
         if (costs is not None) != self._speculation.automatic:
             raise ValueError(
                 f"costs = {costs!r}: {'needed' if costs is None else 'only'} with automatic draft lengths; "
                 f"{'measure and give them' if costs is None else 'drop them'}"
             )
         numbers = range(choices.request, choices.request + len(prompts)) if requests is None else requests
+        numbers = check_ids("requests", numbers, 1 << 31)
         if len(numbers) != len(prompts):
-            raise ValueError(f"requests = {list(numbers)!r}: must be one number for each of {len(prompts)} prompts")
+            raise ValueError(f"requests = {numbers!r}: must be one number for each of {len(prompts)} prompts")
         row = make_bias(size, bias, banned)
         processing = Processing(
             *(
@@ -171,7 +186,7 @@ class Generator:
         shift = tf.constant(np.zeros(size, np.float32) if row is None else row)
         request = Request(
             tf.constant(seed_words(choices.seed)),
-            tf.constant(list(numbers), tf.int32),
+            tf.constant(numbers, tf.int32),
             processing,
             shift,
             () if costs is None else Costs(*(tf.constant(cost, tf.float32) for cost in costs)),
@@ -194,6 +209,8 @@ class Generator:
           ValueError: an argument is outside its range, the rows would exceed `max_new_tokens` of the generator, or a
             row's logits are not finite or leave no token.
         """
+        if result.generator is not self:
+            raise ValueError("result: of another generator; resume it with the one that made it")
         ends = self._ends(choices or Choices(), stop_sequences)
         state, pending = result.progress
         room = self.max_prompt + self.max_new_tokens - int(tf.reduce_max(state.position - pending.count))
@@ -214,7 +231,15 @@ class Generator:
           every: number of tokens, >= 1.
           **options: as for a call.
         """
+        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+            raise ValueError(f"every = {every!r}: must be an integer >= 1")
         choices = choices or Choices()
+        self._ends(choices, options.get("stop_sequences", ()))
+        return self._stream(prompts, choices, every, options)
+
+    def _stream(
+        self, prompts: Sequence[Sequence[int]], choices: Choices, every: int, options: dict[str, Any]
+    ) -> Iterator[list[list[int]]]:
         given, result, stops = 0, None, options.get("stop_sequences", ())
         ended = np.zeros(len(prompts), bool)
         while given < choices.max_new_tokens and not ended.all():
@@ -234,13 +259,15 @@ class Generator:
                 f"max_new_tokens = {choices.max_new_tokens}: the generator was made for {self.max_new_tokens}; ask for "
                 "fewer, or make another generator"
             )
+        size = self._speculation.model.vocabulary_size
+        if choices.stop >= size:
+            raise ValueError(f"stop = {choices.stop}: must be a token id from 0 to {size - 1}, or -1 for none")
         sequences = np.full([len(stop_sequences), LONGEST_STOP], -1, np.int32)
         for row, sequence in zip(sequences, stop_sequences, strict=True):
-            if not 1 <= len(sequence) <= LONGEST_STOP or min(sequence) < 0:
-                raise ValueError(
-                    f"stop_sequences: {list(sequence)!r} must be 1 to {LONGEST_STOP} token ids; shorten or drop it"
-                )
-            row[-len(sequence) :] = sequence
+            ids = check_ids("stop_sequences", sequence, size)
+            if len(ids) > LONGEST_STOP:
+                raise ValueError(f"stop_sequences = {ids!r}: must be at most {LONGEST_STOP} token ids; shorten it")
+            row[-len(ids) :] = ids
         return Ends(tf.constant(choices.max_new_tokens), tf.constant(choices.stop), tf.constant(sequences))
 
     def _result(self, generated: Generated, request: Request) -> Result:
@@ -265,6 +292,7 @@ class Generator:
             [Acceptance.from_counts({name: values[row : row + 1] for name, values in counts.items()}) for row in rows],
             generated.progress,
             request,
+            self,
         )
 
 
@@ -279,18 +307,15 @@ def _require_vocabulary(drafter: Drafter, size: int) -> None:
 
 def _pad(prompts: Sequence[Sequence[int]], longest: int, size: int) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns prompts as int32 `[B, longest]` and their lengths, after checks."""
-    if not prompts:
+    if not len(prompts):
         raise ValueError("prompts: must be at least one list of token ids")
     tokens = np.zeros([len(prompts), longest], np.int32)
     for row, prompt in enumerate(prompts):
-        if not 1 <= len(prompt) <= longest:
+        ids = check_ids(f"prompt {row}", prompt, size)
+        if len(ids) > longest:
             raise ValueError(
-                f"prompt {row} has {len(prompt)} tokens: must have 1 to max_prompt = {longest}; change it, or make "
+                f"prompt {row} has {len(ids)} tokens: must have at most max_prompt = {longest}; shorten it, or make "
                 "another generator"
             )
-        if min(prompt) < 0 or max(prompt) >= size:
-            raise ValueError(
-                f"prompt {row}: token ids must be from 0 to {size - 1}; encode it with the model's vocabulary"
-            )
-        tokens[row, : len(prompt)] = prompt
+        tokens[row, : len(ids)] = ids
     return tf.constant(tokens), tf.constant([len(prompt) for prompt in prompts], tf.int32)

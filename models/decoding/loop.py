@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from models.decoding.speculation import Block, Request, Speculation, State
+from models.tensors import clip
 
 
 class Pending(NamedTuple):
@@ -213,7 +214,7 @@ def _sum_up(records: _Records, pending: Pending, state: State, ends: Ends, limit
     place = places - tf.gather(block_ends - counts, block, axis=1, batch_dims=1)
     decided = block_ends[:, -1]
     is_decided = places < decided[:, tf.newaxis]
-    source = block * width + tf.clip_by_value(place, 0, width - 1)
+    source = block * width + clip(place, 0, width - 1)
 
     def lay_out(before: tf.Tensor, of_blocks: tf.Tensor) -> tf.Tensor:
         rows = tf.concat([before, tf.reshape(of_blocks, [before.shape[0], longest * width])], axis=1)

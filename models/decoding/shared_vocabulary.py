@@ -17,6 +17,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from models.decoding.drafters import Drafter
+from models.tensors import clip
 from models.vocabularies import AnyVocabulary
 from models.vocabulary import EOS
 
@@ -138,9 +139,9 @@ class SharedVocabularyDrafter(Drafter):
             owner = tf.minimum(owner, tokens.shape[1] - 1)
             within = places - tf.gather(ends - counts, owner, axis=1, batch_dims=1)
             of_owner = tf.gather(tokens, owner, axis=1, batch_dims=1)
-            within = tf.clip_by_value(within, 0, self._width - 1)  # places after the end are not read
+            within = clip(within, 0, self._width - 1)  # places after the end are not read
             part = tf.gather(self._pieces.ravel(), of_owner * self._width + within)
-            return begin + _CHUNK, self.drafter.prefill(part, tf.clip_by_value(totals - begin, 0, _CHUNK), state)
+            return begin + _CHUNK, self.drafter.prefill(part, clip(totals - begin, 0, _CHUNK), state)
 
         return tf.while_loop(lambda begin, _: begin < tf.reduce_max(totals), body, (tf.constant(0), state))[1]
 

@@ -237,9 +237,7 @@ class Speculation:
             logits, after = drafter.step(token, before)
             processed = self._process(logits, request, lambda: _extend(state.history, drafted))
             drawn = self.method.draw(processed, noise, place)
-            proposes = drawn.token >= 0
-            if drafter.may_pass:
-                proposes &= tf.reduce_max(logits, axis=-1) > LEFT_OUT
+            proposes = (tf.reduce_max(logits, axis=-1) > LEFT_OUT) & (drawn.token >= 0)
             return proposes, drawn, after
 
         token, is_open, lengths = state.last, tf.ones([batch], tf.bool), tf.zeros_like(wanted)

@@ -4,6 +4,8 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from models.tensors import clip
+
 try:
     # The fastest way to write a cache, and a builtin op of TFLite. TensorFlow has no public name for it.
     from tensorflow.compiler.tf2xla.python.xla import dynamic_update_slice
@@ -45,7 +47,7 @@ def write(cached: tf.Tensor, new: tf.Tensor, length: tf.Tensor, axis: int) -> tf
         return dynamic_update_slice(cached, new, tf.stack(start))
     source = tf.range(cached.shape[axis]) - length[:, tf.newaxis]  # [B, S]: which new entry belongs at each position
     is_new = (source >= 0) & (source < new.shape[axis])
-    moved = tf.gather(new, tf.clip_by_value(source, 0, new.shape[axis] - 1), axis=axis, batch_dims=1)
+    moved = tf.gather(new, clip(source, 0, new.shape[axis] - 1), axis=axis, batch_dims=1)
     shape = [-1, 1, 1, 1]
     shape[axis] = cached.shape[axis]
     return tf.where(tf.reshape(is_new, shape), moved, cached)

@@ -99,7 +99,7 @@ def in_tensorflow(decoding, automatic=False):
 
 
 def draw_in_tensorflow(file, prompt, choices, decoding, costs=None):
-    inputs = file._inputs(choices, ROW, costs)
+    inputs = file._inputs(choices, ROW, decoding, costs)
     ordered = [inputs.pop(name) for name in ("seed", "request")]
     bias = inputs.pop("bias")
     places = [name for name in inputs if not name.endswith("_cost")]
@@ -153,7 +153,7 @@ def test_graph_host_and_tensorflow_give_the_same_tokens_for_many_seeds(file, dec
 @pytest.mark.slow
 @pytest.mark.numerical
 def test_automatic_draft_lengths_in_graph_host_and_tensorflow_are_the_same(flexible):
-    costs = Costs(2.0, 0.15)
+    costs = Costs(1.15, 2.15, 0.15)
     assert compare(flexible, "block", range(15), costs) >= 13
     drafted = set()
     for prompt, choices in requests(range(15)):
@@ -165,7 +165,7 @@ def test_automatic_draft_lengths_in_graph_host_and_tensorflow_are_the_same(flexi
 
 @pytest.mark.slow
 def test_costs_decide_whether_drafts_are_drawn(flexible):
-    for costs, share in ((Costs(1e9, 0.0), 0), (Costs(1e-9, 0.0), 1)):
+    for costs, share in ((Costs(1.0, 1e9, 0.0), 0), (Costs(1.0, 1e-9, 0.0), 1)):
         host = flexible.draw(PROMPT, Choices(MAX_NEW), costs=costs)
         list(host)
         assert host.acceptance.drafted == (share * host.acceptance.calls,) * DRAFT_LENGTH
@@ -267,7 +267,7 @@ def test_file_without_a_decoding_names_those_that_it_has(file):
 def test_automatic_file_refuses_a_request_without_costs(file):
     other = with_facts(file, automatic=True)
     for draw in (other.draw, other.draw_in_graph):
-        with pytest.raises(ValueError, match="^costs: .* chooses draft lengths by measured costs; give") as caught:
+        with pytest.raises(ValueError, match="^costs: .* chooses draft lengths by costs; give") as caught:
             draw(PROMPT, Choices(3))
         assert "\n" not in str(caught.value)
 

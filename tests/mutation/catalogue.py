@@ -115,8 +115,8 @@ CATALOGUE = (
     Bug(
         "draft length that looks at the current draft",
         _SPECULATION,
-        "proposes &= drawn.token >= 0",
-        "proposes &= drawn.token >= 1",
+        "& (drawn.token >= 0)",
+        "& (drawn.token >= 1)",
         _JOINT_LAW + "[block-2]",
     ),
     Bug(
@@ -129,7 +129,7 @@ CATALOGUE = (
     Bug(
         "drafter that reads along does not read the last drafted token",
         _SPECULATION,
-        "states.append(self._step(token, states[-1], self.draft_length, wanted)[1])",
+        "states.append(_unless(is_beyond, states[-1], lambda: drafter.step(token, states[-1])[1]))",
         "states.append(states[-1])",
         _TESTS + "test_loop.py::test_a_drafter_equal_to_the_target_is_always_accepted[block]",
     ),

@@ -118,16 +118,18 @@ def test_costs_are_measured_written_and_used(drafting, tmp_path, capfd):
     costs = tmp_path / "costs.json"
     code, out, _ = run(capfd, "costs", drafting, "--output", costs)
     assert code == 0 and re.fullmatch(
-        r"wrote \S+: verifying 2 drafted tokens takes [\d.]+ times the time of one token, and drafting one [\d.]+ "
-        r"\(block, .*, 1 thread\)\n",
+        r"wrote \S+ \(block, .*, 1 thread\)\nIn times of one plain token: a block without a draft takes [\d.]+, "
+        r"with one drafted token [\d.]+, with 2 [\d.]+\.\n.*\n",
         out,
     )
     assert json.loads(costs.read_text())["decoding"] == "block"
-    device_costs.save(Costs(1.0, 0.0), device.load(drafting), "block", costs)
+    device_costs.save(Costs(1.0, 1.0, 0.0), device.load(drafting), "block", costs)
     fixed = ("generate", drafting, "--prompt", "the the", "--max-new-tokens", 16)
     code, out, err = run(capfd, *fixed, "--costs", costs)
     assert code == 0 and re.search(r"^[\d.]+( \[.*\])? tokens per target call over \d+ calls", err, re.MULTILINE)
-    text = "".join(device.load(drafting).stream("the the", max_new_tokens=16, decoding="block", costs=Costs(1.0, 0.0)))
+    text = "".join(
+        device.load(drafting).stream("the the", max_new_tokens=16, decoding="block", costs=Costs(1.0, 1.0, 0.0))
+    )
     assert out == f"the the{text}\n"
     code, plain, err = run(capfd, *fixed, "--decoding", "autoregressive")
     assert code == 0 and "target call" not in err and plain != out
@@ -135,7 +137,7 @@ def test_costs_are_measured_written_and_used(drafting, tmp_path, capfd):
 
 def test_bad_decodings_and_costs_are_refused_in_one_line(path, drafting, tmp_path, capfd):
     other = tmp_path / "other.json"
-    device_costs.save(Costs(1.0, 0.1), device.load(drafting), "block", other)
+    device_costs.save(Costs(1.1, 1.1, 0.1), device.load(drafting), "block", other)
     content = json.loads(other.read_text())
     bad = {
         "text": "not JSON",
@@ -143,13 +145,16 @@ def test_bad_decodings_and_costs_are_refused_in_one_line(path, drafting, tmp_pat
         "negative": json.dumps({**content, "draft": -1}),
         "list": "[]",
         "other": json.dumps({**content, "flatbuffer_sha256": "0"}),
+        "decoding": json.dumps({**content, "decoding": "invariant"}),
+        "huge": json.dumps({**content, "verify": 10**400}),
+        "deep": "[" * 10_000,
     }
     messages: list[Any] = []
     for name, text in bad.items():
         (tmp_path / name).write_text(text)
         messages.append((("generate", drafting, "--costs", tmp_path / name), f"{tmp_path / name}: "))
     messages += [
-        (("generate", drafting), "costs: .* chooses draft lengths by costs; give those of models.device_costs"),
+        (("generate", drafting), "chooses draft lengths by measured costs: give --costs FILE from fedspeak costs"),
         (("generate", drafting, "--costs", tmp_path / "missing"), "missing: No such file"),
         (("generate", path, "--costs", other), "other.json: measured with another model file"),
         (("generate", path, "--decoding", "block"), "decoding = 'block': .* was exported for autoregressive; choose"),

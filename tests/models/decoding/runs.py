@@ -26,7 +26,7 @@ TABLES = {
 }
 SILENT = np.isin(np.arange(SIZE), [2, 5, 7, 9])  # the tokens after which the hesitant drafter proposes nothing
 NO_SEQUENCES = np.full([2, TAIL + 1], -2)
-FREE = (1e-9, 0.0)  # costs with which automatic draft lengths are the longest
+FREE = (1.0, 1e-9, 0.0)  # costs with which automatic draft lengths are the longest
 
 # What the graphs read; a test may put other values in.
 _TARGET_TABLE = tf.Variable(TARGET.table)

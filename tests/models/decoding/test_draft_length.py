@@ -8,12 +8,13 @@ from models.decoding.choices import Costs
 from models.decoding.draft_length import choose, initial_evidence, observe
 
 
-def best_length(accepted, rejected, verify, draft, longest):
+def best_length(accepted, rejected, costs, longest):
     """Returns the best draft length, and by which fraction it is better than the second best."""
     rate = (accepted + 1.375) / (accepted + rejected + 2)
-    speeds = [1 / (1 + draft)]
+    nothing, verify, draft = (float(cost) for cost in costs)
+    speeds = [1 / nothing]
     for k in range(1, longest + 1):
-        speeds.append(sum(rate**i for i in range(k + 1)) / (verify + (k + 1) * draft))
+        speeds.append(sum(rate**i for i in range(k + 1)) / (verify + k * draft))
     ranked = sorted(speeds)
     return int(np.argmax(speeds)), ranked[-1] / ranked[-2] - 1
 
@@ -23,8 +24,8 @@ def test_choice_is_the_best_by_enumeration_for_random_evidence_and_costs():
     lengths = set()
     for _ in range(300):
         evidence = generator.exponential(10, 2).astype(np.float32)
-        costs = Costs(*generator.uniform([0.8, 0.0], [3.0, 0.5]).astype(np.float32))
-        expected, margin = best_length(float(evidence[0]), float(evidence[1]), float(costs[0]), float(costs[1]), 5)
+        costs = Costs(*generator.uniform([0.9, 0.8, 0.0], [1.5, 3.0, 0.5]).astype(np.float32))
+        expected, margin = best_length(float(evidence[0]), float(evidence[1]), costs, 5)
         if margin > 1e-5:
             assert choose(tf.constant(evidence[np.newaxis]), costs, 5)[0] == expected
             lengths.add(expected)
@@ -33,9 +34,9 @@ def test_choice_is_the_best_by_enumeration_for_random_evidence_and_costs():
 
 def test_no_draft_is_chosen_where_drafts_cannot_pay_and_the_longest_where_they_are_free():
     evidence = tf.constant([[0.0, 50.0], [50.0, 0.0], [0.0, 0.0]])
-    np.testing.assert_array_equal(choose(evidence, Costs(3.0, 0.2), 4)[:1], [0])
-    np.testing.assert_array_equal(choose(evidence, Costs(1.0, 0.0), 4), [4, 4, 4])
-    np.testing.assert_array_equal(choose(evidence, Costs(6.0, 0.2), 4), [0, 0, 0])
+    np.testing.assert_array_equal(choose(evidence, Costs(1.2, 3.2, 0.2), 4)[:1], [0])
+    np.testing.assert_array_equal(choose(evidence, Costs(1.0, 1.0, 0.0), 4), [4, 4, 4])
+    np.testing.assert_array_equal(choose(evidence, Costs(1.2, 6.2, 0.2), 4), [0, 0, 0])
 
 
 def test_evidence_counts_accepted_tokens_and_one_rejection_and_forgets():
@@ -53,7 +54,7 @@ def test_evidence_begins_empty():
 
 @pytest.mark.parametrize("rejections", [20, 60])
 def test_a_row_that_drafts_nothing_tries_again(rejections):
-    costs = Costs(1.5, 0.1)
+    costs = Costs(1.1, 1.6, 0.1)
     evidence = tf.constant([[0.0, float(rejections)]])
     blocks = 0
     while choose(evidence, costs, 3)[0] == 0:

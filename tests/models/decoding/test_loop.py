@@ -153,7 +153,7 @@ def test_invariant_text_depends_neither_on_the_drafter_nor_on_the_draft_length_n
         expected = texts(run(PROMPTS, asked, ends(), **short))
         for kind in kinds[seed % 2 :: 2]:
             assert texts(run(PROMPTS, asked, ends(), **kind)) == expected
-        costs = (1.3, 0.1)
+        costs = (1.1, 1.4, 0.1)
         other = [[8, 8], PROMPTS[0]]
         asked = request(seed, [9, 1], OPTIONS[seed % len(OPTIONS)], costs=costs)
         assert texts(run(other, asked, ends(), **INVARIANT))[1] == expected[0]
@@ -205,7 +205,7 @@ class Chooser:
 def test_automatic_draft_lengths_follow_the_evidence_of_earlier_blocks(kind):
     lengths = set()
     for seed in range(8):
-        costs, drafter = [(1.2, 0.05), (1.6, 0.1)][seed % 2], ("far", "hesitant")[seed // 2 % 2]
+        costs, drafter = [(1.05, 1.25, 0.05), (1.1, 1.7, 0.1)][seed % 2], ("far", "hesitant")[seed // 2 % 2]
         found = run(PROMPTS, request(seed, [1, 2], costs=costs), ends(), drafter=drafter, **kind)
         for row, prompt in enumerate(PROMPTS):
             choose_length = Chooser(costs, kind["draft_length"])
