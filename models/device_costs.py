@@ -92,7 +92,7 @@ def read(path: str | os.PathLike[str], file: DeviceModel, decoding: str) -> Cost
 def _facts(file: DeviceModel, decoding: str) -> dict[str, object]:
     """Returns what costs are for."""
     return {
+        "flatbuffer_sha256": file.facts.flatbuffer_sha256,
         "decoding": decoding,
         "draft_length": file.facts.draft_length,
-        "flatbuffer_sha256": file.facts.flatbuffer_sha256,
     }
