@@ -12,7 +12,8 @@ from models.decoding.enumeration import enumerate_output, joint_law
 from models.decoding.greedy_block import greedy_block_rule
 from models.decoding.lossless import check_lossless, draw_pair, sequential_acceptance
 from models.decoding.prng import BlockWords, block_words
-from models.decoding.verification import Stops, block_rule, residuals, sample_probabilities, token_rule, verify
+from models.decoding.verification import Stops, _sum, block_rule, residuals, sample_probabilities, token_rule, verify
+from tests.oracles.backends import convert
 
 LOSSLESS = {"token": token_rule, "block": block_rule}
 RULES = {**LOSSLESS, "greedy block": greedy_block_rule}
@@ -241,6 +242,13 @@ def test_equal_residual_weights_of_the_largest_vocabulary_do_not_overflow():
     numbers = [0.0, 0.25, 0.5, 0.75, 1 - 2.0**-31]
     found = sample_probabilities(tf.ones([len(numbers), 1 << 18]), words_of(*numbers))
     np.testing.assert_array_equal(found, [int(number * (1 << 18)) for number in numbers])
+
+
+def test_sums_over_the_largest_vocabulary_keep_their_digits_where_a_runtime_adds_term_after_term():
+    """TFLite does: in one step it errs by 2e-5 here."""
+    terms = np.full([1, 1, 1 << 18], 1 / 3, np.float32)
+    summed = convert(lambda x: {"sum": _sum(x)}, {"x": tf.TensorSpec(terms.shape, tf.float32, "x")})(x=terms)["sum"]
+    assert summed[0, 0] == pytest.approx(terms.sum(dtype=np.float64), rel=2e-6)
 
 
 @pytest.mark.parametrize("name", RULES)
