@@ -35,7 +35,7 @@ from tests.oracles import pearson
 
 FAST, SLOW = ("block", "invariant"), ("speculative", "greedy-block")
 DRAFTING = (*FAST, *SLOW)
-DRAFTING_PARAMETERS = [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
+DRAFTING_PARAMETERS: list[Any] = [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 DRAFT_LENGTH, MAX_PROMPT, MAX_NEW = 2, 8, 24
 MODEL = exported.model()
 WEIGHTS = exported.weights(MODEL)

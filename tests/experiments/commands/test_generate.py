@@ -144,8 +144,13 @@ def test_costs_are_measured_written_and_used(drafting, tmp_path, capfd):
 
 
 def test_costs_measures_and_saves_the_decoding_that_is_asked_for(drafting, tmp_path, capfd, monkeypatch):
-    measured = []
-    monkeypatch.setattr(device_costs, "measure", lambda _, name: measured.append(name) or Costs(1.2, 1.4, 0.1))
+    measured: list[str] = []
+
+    def measure(_, name):
+        measured.append(name)
+        return Costs(1.2, 1.4, 0.1)
+
+    monkeypatch.setattr(device_costs, "measure", measure)
     costs = tmp_path / "costs.json"
     code, out, _ = run(capfd, "costs", drafting, "--decoding", "invariant", "--output", costs)
     assert code == 0 and measured == ["invariant"] and "(invariant, " in out

@@ -256,7 +256,7 @@ def test_bonus_words_draw_the_token_after_a_whole_draft_and_residual_words_that_
     """The first token of the first row is certainly rejected, and that of the second certainly accepted."""
     target = tf.constant([[[0, 0.5, 0, 0.5]] * 2, [[1, 0, 0, 0], [0.25] * 4]], tf.float32)
     drafter = tf.constant([[[1, 0, 0, 0]]] * 2, tf.float32)
-    words = BlockWords((), tf.zeros([2], tf.int32), words_of(0.1, 0.1), words_of(0.9, 0.9))
+    words = BlockWords(((), ()), tf.zeros([2], tf.int32), words_of(0.1, 0.1), words_of(0.9, 0.9))
     found = verify(RULES[name], target, drafter, tf.zeros([2, 1], tf.int32), tf.ones([2], tf.int32), words)
     np.testing.assert_array_equal(found.accepted, [0, 1])
     np.testing.assert_array_equal(found.token, [1, 3])
