@@ -47,6 +47,15 @@ def test_drawing_from_prompt_and_first_tokens_gives_the_remaining_tokens(loaded)
     assert rest == whole[2:]
 
 
+@pytest.mark.parametrize(
+    ("count", "lengths"), [(1, [1]), (8, [8]), (9, [1, 8]), (15, [7, 8]), (16, [8, 8]), (17, [1, 8, 8])]
+)
+def test_only_the_first_part_of_a_long_prompt_is_shorter_than_the_others(loaded, count, lengths):
+    parts = loaded._split(range(count))
+    assert [len(part) for part in parts] == lengths
+    assert [token for part in parts for token in part] == list(range(count))
+
+
 @pytest.mark.numerical
 def test_long_prompts_are_read_to_the_end(loaded):
     """Logits of `prefill` followed by `decode` equal those of `decode` from the first token on.

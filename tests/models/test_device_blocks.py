@@ -1,6 +1,7 @@
-"""One file with every decoding and a drafter: graph, host and TensorFlow agree, and parts of a text are the text.
+"""A file with decodings with a drafter: graph, host and TensorFlow agree, and parts of a text are the text.
 
-The export takes 35 s of CPU on two cores, and is shared; slow tests export other precisions and automatic lengths.
+Exports take seconds per decoding. The shared file has two with a drafter; slow tests export the other decodings, other
+precisions and automatic lengths.
 """
 
 import copy
@@ -25,13 +26,16 @@ from models.decoding.numpy_ops import Stream
 from models.decoding.numpy_processing import History
 from models.decoding.speculation import Speculation
 from models.device_blocks import BlockDraw
+from models.device_signatures import signature_name
 from models.export import export, ops
 from models.signatures import _build_request
 from models.vocabulary import BOS, EOS
 from tests.models import exported
 from tests.oracles import pearson
 
-DRAFTING = ("block", "speculative", "greedy-block", "invariant")
+FAST, SLOW = ("block", "invariant"), ("speculative", "greedy-block")
+DRAFTING = (*FAST, *SLOW)
+DRAFTING_PARAMETERS: list[Any] = [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 DRAFT_LENGTH, MAX_PROMPT, MAX_NEW = 2, 8, 24
 MODEL = exported.model()
 WEIGHTS = exported.weights(MODEL)
@@ -70,7 +74,19 @@ def make(folder, precision, decodings=(*DRAFTING, "autoregressive"), automatic=F
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
-    return make(tmp_path_factory.mktemp("blocks"), "float32")
+    return make(tmp_path_factory.mktemp("blocks"), "float32", (*FAST, "autoregressive"))
+
+
+@pytest.fixture(scope="module")
+def other_file(tmp_path_factory):
+    """Returns a file with the decodings that only slow tests run."""
+    return make(tmp_path_factory.mktemp("others"), "float32", SLOW)
+
+
+@pytest.fixture
+def file_with(request):
+    """Returns a function from a decoding to a file that was exported for it."""
+    return lambda decoding: request.getfixturevalue("other_file" if decoding in SLOW else "file")
 
 
 @pytest.fixture(scope="module")
@@ -136,18 +152,18 @@ def compare(file, decoding, seeds, costs=None):
 
 
 @pytest.mark.numerical
-@pytest.mark.parametrize("decoding", [*DRAFTING, "autoregressive"])
-def test_graph_host_and_tensorflow_give_the_same_tokens(file, decoding):
+@pytest.mark.parametrize("decoding", [*DRAFTING_PARAMETERS, "autoregressive"])
+def test_graph_host_and_tensorflow_give_the_same_tokens(file_with, decoding):
     """Rounding changes a token with probability 1e-4: of 25 texts of 24 tokens, more than two with probability 4e-5."""
-    assert compare(file, decoding, range(25)) >= 23
+    assert compare(file_with(decoding), decoding, range(25)) >= 23
 
 
 @pytest.mark.slow
 @pytest.mark.numerical
 @pytest.mark.parametrize("decoding", [*DRAFTING, "autoregressive"])
-def test_graph_host_and_tensorflow_give_the_same_tokens_for_many_seeds(file, decoding):
+def test_graph_host_and_tensorflow_give_the_same_tokens_for_many_seeds(file_with, decoding):
     """Of 100 texts of 24 tokens, rounding changes more than four with probability 1e-5."""
-    assert compare(file, decoding, range(100, 200)) >= 96
+    assert compare(file_with(decoding), decoding, range(100, 200)) >= 96
 
 
 @pytest.mark.slow
@@ -171,8 +187,9 @@ def test_costs_decide_whether_drafts_are_drawn(flexible):
         assert host.acceptance.drafted == (share * host.acceptance.calls,) * DRAFT_LENGTH
 
 
-@pytest.mark.parametrize("decoding", DRAFTING)
-def test_a_text_that_is_extended_after_cap_and_stop_token_is_the_text_of_one_call(file, decoding):
+@pytest.mark.parametrize("decoding", DRAFTING_PARAMETERS)
+def test_a_text_that_is_extended_after_cap_and_stop_token_is_the_text_of_one_call(file_with, decoding):
+    file = file_with(decoding)
     for seed in range(4):
         options: dict[str, Any] = {"seed": seed, **OPTIONS[seed]}
         expected = list(file.draw(PROMPT, Choices(60, **options), decoding=decoding))
@@ -190,15 +207,35 @@ def test_a_text_that_is_extended_after_cap_and_stop_token_is_the_text_of_one_cal
         assert text == expected[: len(text)]
 
 
+@pytest.mark.parametrize("decoding", FAST)
+def test_read_that_begins_a_prompt_ignores_the_state_that_it_is_given(file, decoding):
+    read = file._signatures[signature_name("read", decoding)]
+    details = read.get_input_details().items()
+    states = {name: detail for name, detail in details if name.startswith("state_")}
+    old, zeros = (
+        {name: np.full(detail["shape"], value, detail["dtype"]) for name, detail in states.items()} for value in (1, 0)
+    )
+
+    def after(begins_here, state):
+        flags = {name: np.array(flag, np.int32) for name, flag in (("begins_here", begins_here), ("ends_here", 1))}
+        return read(**file._padded(PROMPT), **flags, **state)
+
+    fresh = after(1, zeros)
+    tf.nest.map_structure(np.testing.assert_array_equal, after(1, old), fresh)
+    # Without the flag the state does matter.
+    assert any(np.any(value != fresh[name]) for name, value in after(0, old).items())
+
+
 def test_extend_refuses_a_bad_number(file):
     with pytest.raises(ValueError, match="^max_new_tokens = 0: must be an integer from 1"):
         file.draw(PROMPT, Choices(3)).extend(0)
 
 
 @pytest.mark.numerical
-@pytest.mark.parametrize("decoding", DRAFTING)
-def test_log_probs_are_those_of_the_file_s_own_logits_also_after_long_prompts(file, decoding):
+@pytest.mark.parametrize("decoding", DRAFTING_PARAMETERS)
+def test_log_probs_are_those_of_the_file_s_own_logits_also_after_long_prompts(file_with, decoding):
     """A state that is wrong after a rejection or after a part of the prompt would show here."""
+    file = file_with(decoding)
     assert len(LONG_PROMPT) > 2 * MAX_PROMPT
     for seed, options in enumerate(OPTIONS):
         choices = Choices(MAX_NEW, seed=seed, **options)
@@ -238,7 +275,7 @@ def flatbuffer(file):
     ("options", "message"),
     [
         ({"mask": lambda _: None}, "mask: decoding = 'block' draws blocks in the graph; choose 'autoregressive'"),
-        ({"decoding": "greedy"}, "decoding = 'greedy': .* was exported for block, speculative, .*; choose one"),
+        ({"decoding": "greedy"}, "decoding = 'greedy': .* was exported for block, invariant, .*; choose one"),
         ({"decoding": "Block"}, "decoding = 'Block': .* was exported for"),
         ({"bias": {1: float("nan")}}, "bias"),
     ],

@@ -57,6 +57,14 @@ def test_generate_prints_prompt_and_continuation_that_depend_on_the_seed(path, c
     assert run(capfd, "generate", path)[0] == 0
 
 
+def test_generate_numbers_the_requests_of_count_from_0(path, capfd):
+    code, out, _ = run(capfd, "generate", path, "--prompt", "the", "--max-new-tokens", 10, "--count", 3, "--seed", 3)
+    loaded = device.load(path)
+    expected = ["".join(loaded.stream("the", max_new_tokens=10, seed=3, request=request)) for request in range(3)]
+    assert code == 0 and out == "".join(f"the{text}\n" for text in expected)
+    assert len(set(expected)) == 3
+
+
 @pytest.mark.parametrize(
     ("option", "value"),
     [
@@ -133,6 +141,20 @@ def test_costs_are_measured_written_and_used(drafting, tmp_path, capfd):
     assert out == f"the the{text}\n"
     code, plain, err = run(capfd, *fixed, "--decoding", "autoregressive")
     assert code == 0 and "target call" not in err and plain != out
+
+
+def test_costs_measures_and_saves_the_decoding_that_is_asked_for(drafting, tmp_path, capfd, monkeypatch):
+    measured: list[str] = []
+
+    def measure(_, name):
+        measured.append(name)
+        return Costs(1.2, 1.4, 0.1)
+
+    monkeypatch.setattr(device_costs, "measure", measure)
+    costs = tmp_path / "costs.json"
+    code, out, _ = run(capfd, "costs", drafting, "--decoding", "invariant", "--output", costs)
+    assert code == 0 and measured == ["invariant"] and "(invariant, " in out
+    assert device_costs.read(costs, device.load(drafting), "invariant") == Costs(1.2, 1.4, 0.1)
 
 
 def test_bad_decodings_and_costs_are_refused_in_one_line(path, drafting, tmp_path, capfd):

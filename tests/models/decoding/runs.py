@@ -122,11 +122,16 @@ def graph(method, draft_length, flexible=False, compiled=False):
     return tf.function(proceed, autograph=False, jit_compile=compiled)
 
 
-def run(prompts, asked, where, method, draft_length, drafter="near", table=None, **kind):
-    """Decodes prompts with the loop; `table` replaces the target's, and `kind` goes to `graph`."""
+def reset_tables(drafter="near", table=None):
+    """Sets what the graphs read; arguments as for `run`."""
     _TARGET_TABLE.assign(TARGET.table if table is None else table)
     _DRAFTER_TABLE.assign(TABLES["near" if drafter == "hesitant" else drafter])
     _IS_SILENT.assign(SILENT & (drafter == "hesitant"))
+
+
+def run(prompts, asked, where, method, draft_length, drafter="near", table=None, **kind):
+    """Decodes prompts with the loop; `table` replaces the target's, and `kind` goes to `graph`."""
+    reset_tables(drafter, table)
     own = speculation(method, draft_length, kind.get("flexible", False))
     return graph(method, draft_length, **kind)(start(prompts, own), asked, where)
 

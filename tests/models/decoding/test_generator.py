@@ -82,6 +82,29 @@ def test_banned_tokens_never_come_and_all_banned_is_refused(generator):
         generator(PROMPTS, Choices(max_new_tokens=5), banned=range(SIZE))
 
 
+def test_resume_has_room_for_the_longest_of_ragged_rows(generator):
+    result = generator(PROMPTS, Choices(max_new_tokens=20))
+    with pytest.raises(ValueError, match="^max_new_tokens = 4: the longest row has room for 3 more; ask for fewer$"):
+        generator.resume(result, Choices(max_new_tokens=4))
+    rest = generator.resume(result, Choices(max_new_tokens=3))
+    assert [len(row) for row in rest.tokens] == [3, 3, 3]
+
+
+def test_log_probs_are_processed_with_temperature_and_bias_and_unprocessed_ones_are_not(generator):
+    shift = np.where(np.arange(SIZE) == 4, 3.0, 0.0)
+    result = generator(PROMPTS, Choices(max_new_tokens=20, temperature=0.5), bias={4: 3.0})
+    plain = generator(PROMPTS, Choices(max_new_tokens=20, temperature=0.5))
+    assert sum(row.count(4) for row in result.tokens) > sum(row.count(4) for row in plain.tokens)
+    for row, prompt in enumerate(PROMPTS):
+        for i, token in enumerate(result.tokens[row]):
+            logits = TARGET.logits([*prompt, *result.tokens[row][:i]]).astype(np.float64)
+            processed = (logits + shift) / 0.5
+            expected = processed[token] - np.logaddexp.reduce(processed)
+            assert result.log_probs[row][i] == pytest.approx(expected, abs=1e-4)
+            expected = logits[token] - np.logaddexp.reduce(logits)
+            assert result.unprocessed_log_probs[row][i] == pytest.approx(expected, abs=1e-4)
+
+
 class Narrow(Drafter):
     def initial_state(self, batch):
         return ()

@@ -8,7 +8,9 @@ import tensorflow as tf
 
 from models.decoding.choices import Costs, Processing
 from models.decoding.draft_length import choose
+from models.decoding.drafters import Drafter
 from models.decoding.methods import build_method
+from models.decoding.numpy_ops import LEFT_OUT
 from models.decoding.speculation import Speculation
 from tests.models.decoding.runs import (
     LONGEST,
@@ -17,6 +19,7 @@ from tests.models.decoding.runs import (
     drafter_logits,
     ends,
     request,
+    reset_tables,
     resume,
     rows,
     run,
@@ -257,13 +260,61 @@ def test_nan_logits_in_the_middle_of_a_text_end_it_before_the_first_token_from_t
     assert text == whole[: len(text)] and first - kind["draft_length"] < len(text) <= first + 1
 
 
-def test_host_masks_apply_at_every_prefix_of_a_draft():
-    """A grammar in which no token comes twice in a row; drafts break it, the text does not."""
-    own = speculation("block", 3)
-    asked = request(5, [1, 2])._replace(bias=(), is_plain=())
+@pytest.mark.parametrize("kind", [TOKEN, INVARIANT], ids=lambda kind: kind["method"])
+def test_nan_logits_after_rejected_tokens_change_nothing(kind):
+    """All logits are NaN after two tokens that follow one another nowhere in the texts; rejected drafts hold some."""
+    asked = request(2, [1, 2])
+    whole = texts(run(PROMPTS, asked, ends(), **kind))
+    damaged = np.full_like(TARGET.table, np.nan)
+    for prompt, text in zip(PROMPTS, whole, strict=True):
+        full = [0, *prompt, *text]
+        damaged[full[:-1], full[1:]] = TARGET.table[full[:-1], full[1:]]
+    found = run(PROMPTS, asked, ends(LONGEST - kind["draft_length"] - 1), table=damaged, **kind)
+    assert np.all(found.is_finite)
+    assert texts(found) == [text[: LONGEST - kind["draft_length"] - 1] for text in whole]
+
+
+class Silent(Drafter):
+    """Proposes nothing, although it says that it always proposes."""
+
+    def initial_state(self, batch):
+        return tf.zeros([batch])
+
+    def step(self, tokens, state):
+        return tf.fill([tokens.shape[0], SIZE], -np.inf), state
+
+
+@pytest.mark.parametrize("processing", [Processing(), Processing(top_k=3), Processing(temperature=0.0)])
+def test_a_drafter_whose_logits_are_all_minus_infinity_drafts_nothing(processing):
+    drafter = Silent()
+    assert not drafter.may_pass
+    own = Speculation(TARGET, {}, build_method("block"), drafter, 2)
+    asked = request(3, [1, 2], processing)
+    state = start(PROMPTS, own).state
+    words = tf.nest.map_structure(lambda part: part[:, 0], own.words(asked, state.position, 1))
+    np.testing.assert_array_equal(own.draft(state, asked, words).lengths, [0, 0])
+    block, _ = own.block(state, asked, words, tf.constant([True, True]))
+    np.testing.assert_array_equal(block.count, [1, 1])
+    assert np.all(np.isfinite(block.log_probs))
+
+
+MASKED = {
+    "no bias": request(5, [1, 2])._replace(bias=(), is_plain=()),
+    "plain": request(5, [1, 2]),
+    "bias and penalty": request(
+        5, [1, 2], Processing(frequency_penalty=0.5), np.random.default_rng(6).normal(0, 2, [2, SIZE])
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_host_masks_apply_at_every_prefix_of_a_draft(name):
+    """A grammar in which no token comes twice in a row; drafts break it, the text is that of a masked target."""
+    own, asked = speculation("block", 3), MASKED[name]
+    reset_tables()
     state = start([[4], [6]], own).state
     given = [[4], [6]]
-    for _ in range(8):
+    for _ in range(6):
         words = tf.nest.map_structure(lambda part: part[:, 0], own.words(asked, state.position, 1))
         draft = own.draft(state, asked, words)
         allowed = np.ones([2, 4, SIZE], bool)
@@ -272,7 +323,16 @@ def test_host_masks_apply_at_every_prefix_of_a_draft():
         block, state = own.verify(state, draft, asked, tf.constant([True, True]), tf.constant(allowed))
         for text, more in zip(given, rows(block.tokens, block.count), strict=True):
             text += more
-    assert all(one != other for text in given for one, other in zip(text, text[1:], strict=False))
+
+    def masked(text):
+        return np.where(np.arange(SIZE) == text[-1], np.float32(LEFT_OUT), TARGET.logits(text))
+
+    for row, text in enumerate(given):
+        bias = None if isinstance(asked.bias, tuple) else asked.bias[row].numpy()
+        processing = Processing(*(option.numpy() for option in asked.processing))
+        plain = Row(masked, drafter_logits("near"), text[:1], "block", 3, 5, row + 1, processing, bias)
+        found = plain.run(max_new=len(text) - 1)
+        assert found.least > 1e-7 and text[1:] == found.tokens
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -49,6 +49,15 @@ def test_gumbels_and_tokens_have_the_bits_of_numpy_in_every_backend():
         np.testing.assert_array_equal(output["tokens"], numpy_race.race(logits, noise))
 
 
+def test_gumbels_of_some_tokens_are_those_of_all():
+    tokens = np.array([0, 255, 256, 511, 512, 767, 768, 1023, 1024, 1500, 2999], np.int32)
+    request, positions = np.array([[5], [2**31 - 1]], np.int32), np.array([[0, 3, 70_000]], np.int32)
+    expected = numpy_race.gumbels([4, -9], request, positions, 3000)[..., tokens]
+    request, positions = request[..., np.newaxis], positions[..., np.newaxis]
+    np.testing.assert_array_equal(race.gumbels_of([4, -9], request, positions, tokens), expected)
+    np.testing.assert_array_equal(numpy_race.gumbels_of(np.array([4, -9]), request, positions, tokens), expected)
+
+
 @pytest.mark.slow
 def test_gumbels_of_some_tokens_are_those_of_all_in_every_backend():
     rng = np.random.default_rng(8)

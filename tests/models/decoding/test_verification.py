@@ -11,8 +11,9 @@ from models.decoding import numpy_ops
 from models.decoding.enumeration import enumerate_output, joint_law
 from models.decoding.greedy_block import greedy_block_rule
 from models.decoding.lossless import check_lossless, draw_pair, sequential_acceptance
-from models.decoding.prng import block_words
-from models.decoding.verification import Stops, block_rule, residuals, token_rule, verify
+from models.decoding.prng import BlockWords, block_words
+from models.decoding.verification import Stops, _sum, block_rule, residuals, sample_probabilities, token_rule, verify
+from tests.oracles.backends import convert
 
 LOSSLESS = {"token": token_rule, "block": block_rule}
 RULES = {**LOSSLESS, "greedy block": greedy_block_rule}
@@ -222,6 +223,43 @@ def test_draws_have_the_law_of_the_rule(name):
     assert counts[~likely].sum() <= 10 * max(1, law[~likely].sum() * draws)
     statistic = np.sum((counts[likely] - draws * law[likely]) ** 2 / (draws * law[likely]))
     assert statistic < chi2.ppf(1 - 1e-4, likely.sum())
+
+
+def words_of(*numbers):
+    """Returns pairs of random words with which draws compare the given numbers in [0, 1)."""
+    numerators = (np.array(numbers, np.float64) * 2.0**31).astype(np.int64)
+    return tf.constant((numerators << 1).astype(np.uint32).view(np.int32)), tf.zeros([len(numbers)], tf.int32)
+
+
+def test_residual_weights_far_below_the_largest_keep_their_probability():
+    """The second token has a share of 2**-30: numbers from 1 - 2**-30 on draw it, those below do not."""
+    weights = tf.constant([[1.0, 2.0**-30]] * 2)
+    found = sample_probabilities(weights, words_of(1 - 3 * 2.0**-31, 1 - 2.0**-31))
+    np.testing.assert_array_equal(found, [0, 1])
+
+
+def test_equal_residual_weights_of_the_largest_vocabulary_do_not_overflow():
+    numbers = [0.0, 0.25, 0.5, 0.75, 1 - 2.0**-31]
+    found = sample_probabilities(tf.ones([len(numbers), 1 << 18]), words_of(*numbers))
+    np.testing.assert_array_equal(found, [int(number * (1 << 18)) for number in numbers])
+
+
+def test_sums_over_the_largest_vocabulary_keep_their_digits_where_a_runtime_adds_term_after_term():
+    """TFLite does: in one step it errs by 2e-5 here."""
+    terms = np.full([1, 1, 1 << 18], 1 / 3, np.float32)
+    summed = convert(lambda x: {"sum": _sum(x)}, {"x": tf.TensorSpec(terms.shape, tf.float32, "x")})(x=terms)["sum"]
+    assert summed[0, 0] == pytest.approx(terms.sum(dtype=np.float64), rel=2e-6)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_bonus_words_draw_the_token_after_a_whole_draft_and_residual_words_that_after_a_rejection(name):
+    """The first token of the first row is certainly rejected, and that of the second certainly accepted."""
+    target = tf.constant([[[0, 0.5, 0, 0.5]] * 2, [[1, 0, 0, 0], [0.25] * 4]], tf.float32)
+    drafter = tf.constant([[[1, 0, 0, 0]]] * 2, tf.float32)
+    words = BlockWords(((), ()), tf.zeros([2], tf.int32), words_of(0.1, 0.1), words_of(0.9, 0.9))
+    found = verify(RULES[name], target, drafter, tf.zeros([2, 1], tf.int32), tf.ones([2], tf.int32), words)
+    np.testing.assert_array_equal(found.accepted, [0, 1])
+    np.testing.assert_array_equal(found.token, [1, 3])
 
 
 @pytest.mark.slow

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
 
-from models import device
+from models import device, tflite_file
+from models import export as export_module
 from models.decoding.choices import Choices
+from models.decoding.lookup_drafter import LookupDrafter
 from models.export import export, ops
 from models.parity import check_parity
 from models.transformer.decoder import TransformerLanguageModel
@@ -166,6 +168,24 @@ def test_graph_draws_as_many_tokens_as_the_file_was_exported_for(paths):
     loaded = device.load(paths["llama", "float32"])
     prompt, choices = [BOS] * 8, Choices(max_new_tokens=15, seed=3)
     assert loaded.draw_in_graph(prompt, choices)["tokens"].tolist() == list(loaded.draw(prompt, choices))
+
+
+def test_exported_cache_has_room_for_a_block_of_drafts_beyond_the_new_tokens(tmp_path, monkeypatch):
+    """No graph is traced or converted: what the signatures and the file's facts are given decides."""
+    given: list[Any] = []
+    monkeypatch.setattr(export_module, "Signatures", lambda model, *_: given.append(model))
+    monkeypatch.setattr(export_module, "convert", lambda *_: b"")
+    monkeypatch.setattr(export_module, "ops", lambda _: {})
+    monkeypatch.setattr(tflite_file, "write", lambda *arguments: given.append(arguments[-1]))
+    model = MODELS["llama"]
+    drafter = LookupDrafter(VOCABULARY.size, 64)
+    arguments: dict[str, Any] = {"decodings": ("block",), "drafter": drafter, "draft_length": 5, **LIMITS}
+    export(model, model.init(0), VOCABULARY, tmp_path / "m.tflite", **arguments)
+    fitted, facts = given
+    assert fitted.config()["cache_length"] == facts.config["cache_length"] == 8 + 15 + 5
+    assert facts.draft_length == 5 and facts.context == 8 + 15
+    with pytest.raises(ValueError, match="^max_prompt = 8, max_new_tokens = 52 and draft_length = 5 do not fit toge"):
+        export(model, model.init(0), VOCABULARY, tmp_path / "m.tflite", **{**arguments, "max_new_tokens": 52})
 
 
 def test_export_refuses_more_tokens_than_the_context(tmp_path):

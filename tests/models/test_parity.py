@@ -1,0 +1,64 @@
+"""The comparison of drafting decodings passes only files whose tokens and log-probabilities are both right."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from models import parity
+from models.decoding.choices import Choices
+
+LOGITS = np.array([0.0, 1.0, -1.0, 2.0], np.float32)
+TEXT = [3, 1, 2]
+
+
+class FakeFile:
+    """A file that draws `TEXT`; its log-probabilities are wrong by `shift`, and its host loop draws `by_host`."""
+
+    def __init__(self, shift=0.0, by_host=TEXT, precision="float32"):
+        self.facts = SimpleNamespace(automatic=False, precision=precision)
+        self.shift, self.by_host = shift, by_host
+
+    def draw_in_graph(self, prompt, choices, *, decoding, costs):
+        log_probs = (LOGITS - np.logaddexp.reduce(LOGITS))[TEXT]
+        log_probs[-1] += self.shift
+        places = np.array([1, 1])
+        counts = {"calls": np.array(2), "decided": np.array(3)}
+        return {
+            "tokens": np.array(TEXT),
+            "unprocessed_log_probs": log_probs,
+            **counts,
+            **dict.fromkeys(("drafted", "reached", "accepted"), places),
+        }
+
+    def draw(self, prompt, choices, *, decoding, costs):
+        return iter(self.by_host)
+
+    def read(self, tokens, by_prefill):
+        return [(LOGITS, None)] * (len(tokens) - by_prefill + 1)
+
+
+def compare(monkeypatch, **changes):
+    monkeypatch.setattr(parity, "_measure_tokens_per_second", lambda *_: [1.0])
+    file: Any = FakeFile(**changes)
+    return parity._compare_drafting(file, "block", [([0, 1], Choices(3))] * 2, spread=3.0)
+
+
+def test_drafting_passes_if_tokens_and_log_probs_are_right(monkeypatch):
+    found = compare(monkeypatch)
+    assert found.passed and found.equal_to_blocks == 2 and found.max_log_prob_error < 1e-6
+
+
+@pytest.mark.parametrize(("precision", "shift"), [("float32", 0.001), ("float16", 0.1), ("int8", -1.0)])
+def test_drafting_does_not_pass_if_a_log_prob_is_outside_the_precision_s_tolerance(monkeypatch, precision, shift):
+    """So does a wrong state after a rejected draft show: graph and host then draw the same wrong tokens."""
+    found = compare(monkeypatch, precision=precision, shift=shift)
+    assert found.equal_to_blocks == 2 and found.max_log_prob_error == pytest.approx(abs(shift), rel=1e-3)
+    assert not found.passed
+    assert compare(monkeypatch, precision=precision, shift=shift / 10).passed
+
+
+def test_drafting_does_not_pass_if_the_host_draws_other_tokens(monkeypatch):
+    found = compare(monkeypatch, by_host=[3, 1, 1])
+    assert found.equal_to_blocks == 0 and not found.passed
