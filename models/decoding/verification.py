@@ -210,8 +210,9 @@ def masses(
 def _sum(terms: tf.Tensor) -> tf.Tensor:
     """Sums over the last axis in two steps: a backend that adds one term after another would lose digits."""
     size = terms.shape[-1]
-    padded = tf.pad(terms, [[0, 0], [0, 0], [0, -size % BLOCK]])
-    blocks = tf.reshape(padded, [-1, terms.shape[1], -(-size // BLOCK), BLOCK])
+    if size % BLOCK:
+        terms = tf.pad(terms, [[0, 0], [0, 0], [0, -size % BLOCK]])
+    blocks = tf.reshape(terms, [-1, terms.shape[1], -(-size // BLOCK), BLOCK])
     return tf.reduce_sum(tf.reduce_sum(blocks, axis=-1), axis=-1)
 
 

@@ -52,6 +52,7 @@ STEPS = [
     "bench population --clients 2000",
     "bench cohort --max-clients 100",
     "bench exact-noise --rounds 2 --clients 3",
+    "bench decoding --repetitions 3 --vocabulary 4096",
     "bench dp-step --task linear --peer fedspeak --processes 1 --repetitions 1",
     "bench simulation --case logistic --peer stock-tff --peer fedspeak --rounds 3 --repetitions 1",
 ]
