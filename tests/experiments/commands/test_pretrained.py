@@ -135,9 +135,7 @@ def test_generate_continues_a_prompt_and_prints_the_speed(place, exported):
     out, err = run("generate", "small.q8/model.tflite", *arguments, folder=place)
     assert out.startswith("the and") and len(out) > len("the and\n") and out.endswith("\n")
     assert SPEED.fullmatch(err)
-    assert run("generate", "small.q8/model.tflite", "--max-new-tokens", "1", folder=place)[1].startswith(
-        "1 token, peak"
-    )
+    assert run("generate", "small.q8/model.tflite", "--max-new-tokens", "1", folder=place)[1].startswith("1 token, ")
     assert run("generate", "small.q8/model-int8.tflite", *arguments, folder=place)[0].startswith("the and")
 
 
