@@ -91,7 +91,9 @@ class Signatures(tf.Module):
         def read(*arguments: tf.Tensor) -> dict[str, tf.Tensor]:
             tokens, length, begins_here, ends_here, *states = arguments
             given = tf.nest.pack_sequence_as(initial, states)
-            state = tf.nest.map_structure(lambda new, old: tf.where(begins_here > 0, new, old), initial, given)
+            # Computed here, as in `generate`: a drafter may compute it from its weights, which a file may quantise.
+            fresh = speculation.initial_state(1)
+            state = tf.nest.map_structure(lambda new, old: tf.where(begins_here > 0, new, old), fresh, given)
             return _name_states(_read(speculation, tokens, length, ends_here, state))
 
         def block(*arguments: tf.Tensor) -> dict[str, tf.Tensor]:
