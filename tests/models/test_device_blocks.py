@@ -29,7 +29,6 @@ from models.device_blocks import BlockDraw
 from models.device_signatures import signature_name
 from models.export import export, ops
 from models.signatures import _build_request
-from models.tensors import to_tensors
 from models.vocabulary import BOS, EOS
 from tests.models import exported
 from tests.oracles import pearson
@@ -343,28 +342,3 @@ def next_tokens(file, text):
     *_, (logits, _) = file.read([*PROMPT, *text])
     weights = numpy_ops.weights(numpy_processing.process(logits, Choices(top_k=2).processing)).astype(np.float64)
     return [(int(token), weights[token] / weights.sum()) for token in np.flatnonzero(weights)]
-
-
-class Warm(ModelDrafter):
-    """A drafter that has read a token before each text, as one that needs a begin token does."""
-
-    def initial_state(self, batch):
-        tokens = tf.fill([batch, 1], 7)
-        return self.model.prefill(to_tensors(self.weights), tokens, tf.ones([batch], tf.int32))[1]
-
-    def deploy(self, context, hold, is_int8):
-        deployed: Any = super().deploy(context, hold, is_int8)
-        return Warm(deployed.model, deployed.weights)
-
-
-@pytest.mark.slow
-def test_state_before_a_text_that_weights_give_is_one_in_graph_and_host_of_an_int8_file(tmp_path):
-    path = tmp_path / "int8.tflite"
-    limits: Any = {"max_prompt": MAX_PROMPT, "max_new_tokens": MAX_NEW, "draft_length": DRAFT_LENGTH}
-    export(
-        MODEL, WEIGHTS, VOCABULARY, path, "int8", **limits, decodings=("block",), drafter=Warm(MODEL, draft_weights())
-    )
-    file = device.load(path)
-    for seed in range(25):
-        choices = Choices(MAX_NEW, seed=seed)
-        assert list(file.draw([BOS], choices)) == file.draw_in_graph([BOS], choices)["tokens"].tolist()
