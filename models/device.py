@@ -223,11 +223,8 @@ class DeviceModel:
             for name, detail in read.get_input_details().items()
             if name.startswith("state_")
         }
-        parts = self._split(prompt)
-        return [
-            BlockDraw(read, block, start, parts, self.facts.max_prompt, self._inputs(one, row, decoding, costs), one)
-            for one in choices
-        ]
+        parts = [self._padded(part) for part in self._split(prompt)]
+        return [BlockDraw(read, block, start, parts, self._inputs(one, row, decoding, costs), one) for one in choices]
 
     def _choose(self, decoding: str | None) -> str:
         chosen = self.facts.decodings[0] if decoding is None else decoding

@@ -26,8 +26,7 @@ class BlockDraw(Iterator[int]):
       read: the file's signature that reads a part of a prompt.
       block: the file's signature that adds a block.
       start: arrays of the states' shapes and types by name.
-      parts: the prompt in parts, at least one token each.
-      max_prompt: number of tokens that `read` takes.
+      parts: the prompt in parts of at least one token, as the inputs "tokens" and "length" of `read`.
       inputs: the request's choices, as inputs of `block`.
       choices: the same choices; those of the end are applied here.
     """
@@ -37,29 +36,23 @@ class BlockDraw(Iterator[int]):
         read: Signature,
         block: Signature,
         start: dict[str, NDArray[Any]],
-        parts: Sequence[Sequence[int]],
-        max_prompt: int,
+        parts: Sequence[dict[str, NDArray[np.int32]]],
         inputs: dict[str, NDArray[Any]],
         choices: Choices,
     ) -> None:
         self._block, self._inputs, self._stop = block, inputs, choices.stop
         self._left, self._ended = choices.max_new_tokens, False
-        self._given, self._position = 0, sum(len(part) for part in parts)
+        self._given, self._position = 0, sum(int(part["length"]) for part in parts)
         self._pending: list[tuple[int, float, float]] = []
         self._blocks: list[tuple[int, int]] = []
+        self._width = 0
         self.log_probs: list[float] = []
         self.unprocessed_log_probs: list[float] = []
         self._state = start
         for i, part in enumerate(parts):
-            tokens = np.zeros([1, max_prompt], np.int32)
-            tokens[0, : len(part)] = part
             flags = {"begins_here": i == 0, "ends_here": i + 1 == len(parts)}
-            self._state = read(
-                tokens=tokens,
-                length=np.array(len(part), np.int32),
-                **{name: np.array(flag, np.int32) for name, flag in flags.items()},
-                **self._state,
-            )
+            places = {name: np.array(flag, np.int32) for name, flag in flags.items()}
+            self._state = read(**part, **places, **self._state)
 
     def __next__(self) -> int:
         if self._left == 0 or self._ended:
@@ -91,14 +84,7 @@ class BlockDraw(Iterator[int]):
     @property
     def acceptance(self) -> Acceptance:
         """Returns what became of the drafts so far."""
-        drafted, count = (
-            (np.array(part, np.int64) for part in zip(*self._blocks, strict=True))
-            if self._blocks
-            else (
-                np.zeros(0, np.int64),
-                np.zeros(0, np.int64),
-            )
-        )
+        drafted, count = np.array(self._blocks, np.int64).reshape(-1, 2).T
         at = np.arange(self._width)
         is_drafted = at < drafted[:, np.newaxis]
         counts = {
@@ -109,8 +95,6 @@ class BlockDraw(Iterator[int]):
             "accepted": is_drafted & (at < count[:, np.newaxis] - 1),
         }
         return Acceptance.from_counts(counts)
-
-    _width = 0
 
     def _draw_block(self) -> None:
         outputs = self._block(**self._inputs, **self._state)

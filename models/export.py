@@ -78,7 +78,7 @@ def export(
       max_prompt: maximum number of tokens that `prefill` and `generate` read, begin token included, >= 1.
       max_new_tokens: maximum number of tokens that `generate` draws, >= 1.
       decodings: names from `models.decoding.choices.DECODINGS`, at least one, each once. The file has signatures for
-        each of them. A runtime holds a copy of the target's weights for each signature that it has run.
+        each of them. A runtime may hold a copy of the target's weights for each signature.
       drafter: what drafts in all decodings but "autoregressive", with the model's vocabulary.
       draft_length: number of tokens G that the drafter proposes per block, >= 1.
       automatic: whether the runtime chooses draft lengths from 0 to G by the measured costs.

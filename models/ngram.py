@@ -25,7 +25,6 @@ import itertools
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.atomic_file import replace_file
+from models.decoding.choices import require_integer
 
 PAD = 0
 ORDER = 3
@@ -245,10 +245,10 @@ def learn(
     Raises:
       ValueError: an option is out of range, a token is not in [0, V), or there is no token after another.
     """
-    size = _require_integer("vocabulary_size", vocabulary_size, 1)
-    order = _require_integer("order", order, 1, LARGEST_ORDER)
-    max_entries = _require_integer("max_entries", max_entries, 1)
-    max_successors = _require_integer("max_successors", max_successors, 1)
+    size = require_integer("vocabulary_size", vocabulary_size, 1)
+    order = require_integer("order", order, 1, LARGEST_ORDER)
+    max_entries = require_integer("max_entries", max_entries, 1)
+    max_successors = require_integer("max_successors", max_successors, 1)
     text, is_first = _join(sequences, size)
     tokens = np.bincount(text[(text != PAD) & ~is_first], minlength=size)
     if not tokens.any():
@@ -374,11 +374,3 @@ def _discount(counts: NDArray[Any]) -> float:
     once, twice = np.count_nonzero(counts == 1), np.count_nonzero(counts == 2)
     # With 0, tokens that were never seen would have probability 0; with 1, the tokens seen once would have no part.
     return once / (once + 2 * twice) if once and twice else 0.5
-
-
-def _require_integer(name: str, value: Any, least: int, most: int | None = None) -> int:
-    is_integer = isinstance(value, Integral) and not isinstance(value, bool)
-    if not is_integer or value < least or (most is not None and value > most):
-        allowed = f"from {least} to {most}" if most is not None else f">= {least}"
-        raise ValueError(f"{name} = {value!r}: must be an integer {allowed}")
-    return int(value)

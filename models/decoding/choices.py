@@ -56,6 +56,25 @@ class Costs(NamedTuple):
     draft: Any
 
 
+def require_integer(name: str, value: Any, least: int, most: int | None = None) -> int:
+    """Returns an integer as Python's own.
+
+    Args:
+      name: what it is, for the message.
+      value: the integer.
+      least: its minimum.
+      most: its maximum; None for none.
+
+    Raises:
+      ValueError: it is not an integer in the range; one line.
+    """
+    is_integer = isinstance(value, Integral) and not isinstance(value, bool)
+    if not is_integer or value < least or (most is not None and value > most):
+        allowed = f"from {least} to {most}" if most is not None else f">= {least}"
+        raise ValueError(f"{name} = {value!r}: must be an integer {allowed}")
+    return int(value)
+
+
 def check_costs(costs: Costs) -> Costs:
     """Returns costs as they are.
 

@@ -5,11 +5,11 @@ It needs no model, and helps where a text repeats its prompt: summaries, edits, 
 Reference: Saxena 2023, "Prompt lookup decoding", https://github.com/apoorvumang/prompt-lookup-decoding.
 """
 
-from numbers import Integral
 from typing import Any
 
 import tensorflow as tf
 
+from models.decoding.choices import require_integer
 from models.decoding.drafters import Drafter
 
 _NONE = -1  # where a row has no token yet
@@ -37,10 +37,10 @@ class LookupDrafter(Drafter):
     may_pass = True
 
     def __init__(self, vocabulary_size: int, context: int, longest: int = 3, shortest: int = 1) -> None:
-        self.vocabulary_size = _require_integer("vocabulary_size", vocabulary_size, 1)
-        self.context = _require_integer("context", context, 2)
-        self.longest = _require_integer("longest", longest, 1, self.context - 1)
-        self.shortest = _require_integer("shortest", shortest, 1, self.longest)
+        self.vocabulary_size = require_integer("vocabulary_size", vocabulary_size, 1)
+        self.context = require_integer("context", context, 2)
+        self.longest = require_integer("longest", longest, 1, self.context - 1)
+        self.shortest = require_integer("shortest", shortest, 1, self.longest)
 
     def initial_state(self, batch: int) -> tf.Tensor:
         """Returns rows without tokens; see `Drafter.initial_state`."""
@@ -72,11 +72,3 @@ class LookupDrafter(Drafter):
         best = tf.argmax(matched * self.context + places, axis=1, output_type=tf.int32)
         is_found = tf.gather(matched, best, axis=1, batch_dims=1) >= self.shortest
         return tf.where(is_found, tf.gather(state, best, axis=1, batch_dims=1), _NONE)
-
-
-def _require_integer(name: str, value: Any, least: int, most: int | None = None) -> int:
-    is_integer = isinstance(value, Integral) and not isinstance(value, bool)
-    if not is_integer or value < least or (most is not None and value > most):
-        allowed = f"from {least} to {most}" if most is not None else f">= {least}"
-        raise ValueError(f"{name} = {value!r}: must be an integer {allowed}")
-    return int(value)

@@ -162,7 +162,7 @@ def test_graph_host_and_tensorflow_give_the_same_tokens(file_with, decoding):
 @pytest.mark.numerical
 @pytest.mark.parametrize("decoding", [*DRAFTING, "autoregressive"])
 def test_graph_host_and_tensorflow_give_the_same_tokens_for_many_seeds(file_with, decoding):
-    """Of 100 texts of 24 tokens, rounding changes more than four with probability 1e-5."""
+    """Rounding changes more than four of 100 texts of 24 tokens with probability 1e-5."""
     assert compare(file_with(decoding), decoding, range(100, 200)) >= 96
 
 

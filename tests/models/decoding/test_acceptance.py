@@ -46,7 +46,7 @@ def test_interval_is_the_normal_one_of_the_tokens_per_block():
 
 
 def test_interval_covers_the_mean_at_its_level():
-    """Of 2000 intervals 95 % cover; the share is outside 0.93 to 0.97 with probability 4e-5 (fixed seed)."""
+    """Intervals cover with probability 95 %; of 2000, less than 93 or more than 97 % do with probability 4e-5 (fixed)."""
     generator = np.random.default_rng(0)
     covered = 0
     for _ in range(2000):
