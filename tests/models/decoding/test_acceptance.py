@@ -46,7 +46,7 @@ def test_interval_is_the_normal_one_of_the_tokens_per_block():
 
 
 def test_interval_covers_the_mean_at_its_level():
-    """Intervals cover with probability 95 %; of 2000, less than 93 or more than 97 % do with probability 4e-5 (fixed)."""
+    """Intervals cover with 95 %; of 2000, less than 93 or more than 97 % do with probability 4e-5 (fixed seed)."""
     generator = np.random.default_rng(0)
     covered = 0
     for _ in range(2000):
