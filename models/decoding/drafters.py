@@ -73,11 +73,11 @@ class Drafter(ABC):
 
         return tf.nest.map_structure(select, *states)
 
-    def deploy(self, context: int, hold: Callable[[Any], Any], is_int8: bool) -> "Drafter":
+    def deploy(self, context: int | None, hold: Callable[[Any], Any], is_int8: bool) -> "Drafter":
         """Returns this drafter for an exported file.
 
         Args:
-          context: maximum number of tokens of a row.
+          context: maximum number of tokens of a row; None leaves it as it is.
           hold: function from an array to a variable. A variable is stored once, whatever number of signatures read it.
           is_int8: whether the file's weights will be quantised to int8, a tensor at a time.
         """
@@ -113,10 +113,11 @@ class ModelDrafter(Drafter):
         """Returns the state after `kept` steps; see `Drafter.rewind`."""
         return self.model.select(states, kept)
 
-    def deploy(self, context: int, hold: Callable[[Any], Any], is_int8: bool) -> Drafter:
+    def deploy(self, context: int | None, hold: Callable[[Any], Any], is_int8: bool) -> Drafter:
         """Returns a drafter whose weights are variables; see `Drafter.deploy`."""
         weights = self.model.equalized(self.weights) if is_int8 else self.weights
-        return ModelDrafter(self.model.fit(context), {name: hold(weight) for name, weight in weights.items()})
+        model = self.model if context is None else self.model.fit(context)
+        return ModelDrafter(model, {name: hold(weight) for name, weight in weights.items()})
 
 
 def widen(mask: tf.Tensor, like: tf.Tensor) -> tf.Tensor:

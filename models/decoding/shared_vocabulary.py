@@ -9,7 +9,8 @@ Reference: the intersection of vocabularies is algorithm 4, TLI, of Timor et al.
 Lossless Speculative Decoding Algorithms for Heterogeneous Vocabularies", https://arxiv.org/abs/2502.05202.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -148,6 +149,13 @@ class SharedVocabularyDrafter(Drafter):
     def rewind(self, states: Sequence[Any], kept: tf.Tensor) -> Any:
         """Returns the drafter's state after `kept` steps; see `Drafter.rewind`."""
         return self.drafter.rewind(states, kept)
+
+    def deploy(self, context: int | None, hold: Callable[[Any], Any], is_int8: bool) -> Drafter:
+        """Returns the same with the drafter deployed; see `Drafter.deploy`."""
+        deployed = copy(self)
+        # A row may have more of the drafter's tokens than of the target's, so that the given context says nothing.
+        deployed.drafter = self.drafter.deploy(context if self.is_same else None, hold, is_int8)
+        return deployed
 
 
 def _by_piece(pieces: Sequence[bytes]) -> dict[bytes, int]:

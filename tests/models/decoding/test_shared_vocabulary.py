@@ -119,6 +119,22 @@ def test_begin_of_a_text_is_read_as_the_drafters(reads_begin):
     check(make_drafter(TARGET, own), TARGET, own, ids, [own.start, *own.encode("the the the")])
 
 
+def test_deployed_drafter_holds_its_weights_in_variables_and_drafts_the_same():
+    drafter, held = make_drafter(TARGET, SMALL), []
+
+    def hold(array):
+        held.append(tf.Variable(array))
+        return held[-1]
+
+    deployed = drafter.deploy(8, hold, is_int8=False)
+    tokens = tf.constant([FIRST_BYTE + 258])
+    logits, _ = drafter.step(tokens, drafter.initial_state(1))
+    assert len(held) == len(drafter.drafter.weights)
+    np.testing.assert_array_equal(deployed.step(tokens, deployed.initial_state(1))[0], logits)
+    held[0].assign(held[0] + 1)
+    assert np.any(deployed.step(tokens, deployed.initial_state(1))[0] != logits)
+
+
 @pytest.mark.parametrize("cell", [True, False])
 def test_equal_vocabularies_give_the_models_logits_bit_for_bit(cell):
     drafter = make_drafter(TARGET, Vocabulary(TARGET.pieces), cell)
