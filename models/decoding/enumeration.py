@@ -51,7 +51,7 @@ class _Texts:
     carry: Any
 
 
-class _Chain:
+class Chain:
     """Looks up a model's tables by number: node 0 is the empty text."""
 
     def __init__(self, target: Table, drafter: Table, size: int) -> None:
@@ -93,7 +93,7 @@ def enumerate_output(
       limit: how many tokens each block can draft; None means always G.
     """
     verifier = as_verifier(verifier)
-    chain = _Chain(target, drafter, size)
+    chain = Chain(target, drafter, size)
     count = draft_length + blocks if tokens is None else tokens
     law, accepted = np.zeros([size] * count), np.zeros(blocks)
     texts = _Texts([()], np.ones(1), _arrays(verifier.initial_carry(1, draft_length, tf.as_dtype(dtype))))
@@ -119,7 +119,7 @@ class _Step:
     """Extends texts by one block."""
 
     verifier: Verifier
-    chain: _Chain
+    chain: Chain
     size: int
     draft_length: int
     dtype: Any

@@ -204,15 +204,15 @@ def masses(
     weighted_target = target_weight[:, :count, tf.newaxis] * target[:, :count]
     difference = weighted_target - drafter_weight[:, :count, tf.newaxis] * drafter
     excess, deficit = tf.nn.relu(difference), tf.nn.relu(-difference)
-    return tf.pad(_sum(excess), [[0, 0], [0, 1]]), tf.pad(_sum(deficit), [[0, 0], [0, 1]])
+    return tf.pad(total(excess), [[0, 0], [0, 1]]), tf.pad(total(deficit), [[0, 0], [0, 1]])
 
 
-def _sum(terms: tf.Tensor) -> tf.Tensor:
+def total(terms: tf.Tensor) -> tf.Tensor:
     """Sums over the last axis in two steps: a backend that adds one term after another would lose digits."""
-    size = terms.shape[-1]
+    *lead, size = terms.shape
     if size % BLOCK:
-        terms = tf.pad(terms, [[0, 0], [0, 0], [0, -size % BLOCK]])
-    blocks = tf.reshape(terms, [-1, terms.shape[1], -(-size // BLOCK), BLOCK])
+        terms = tf.pad(terms, [[0, 0]] * len(lead) + [[0, -size % BLOCK]])
+    blocks = tf.reshape(terms, [-1, *lead[1:], -(-size // BLOCK), BLOCK])
     return tf.reduce_sum(tf.reduce_sum(blocks, axis=-1), axis=-1)
 
 
