@@ -26,6 +26,7 @@ from models import cifg_gradient
 from models.activations import DIFFERENTIABLE, scale_invariant_sigmoid, scale_invariant_tanh
 from models.cifg_gradient import LAYER_NORM_EPSILON
 from models.tensors import shape_of
+from models.token_tree import TokenTree
 
 Activation = Callable[[tf.Tensor], tf.Tensor]
 ACTIVATIONS: dict[str, tuple[Activation, Activation]] = {
@@ -186,6 +187,38 @@ class Recurrence:
         )
         return CIFGState(*(_from_front(a.stack(), time_axis) for a in arrays))
 
+    def tree_states(
+        self, weights: Mapping[str, Any], inputs: tf.Tensor, state: CIFGState, tree: TokenTree
+    ) -> CIFGState:
+        """Returns the states after each node of a tree, where each node's step begins at its parent's state.
+
+        One step computes all nodes of a depth.
+
+        Args:
+          weights: as in the module's docstring, without a client axis.
+          inputs: `[N, B, E]`, by node.
+          state: the state before the root.
+          tree: the tree, of N nodes.
+
+        Returns:
+          A state with an axis of nodes: output `[N, B, R]` and cell `[N, B, H]`.
+
+        Raises:
+          ValueError: N is not the number of nodes of `tree`.
+        """
+        tree.require_tokens(inputs.shape[0])
+        projected = self.project_inputs(weights, inputs)
+        level = CIFGState(*(part[tf.newaxis] for part in state))
+        levels, before = [], -1  # the first number of the level above; the state before the root counts as -1
+        for nodes in tree.levels:
+            parents = [tree.parents[node] - before for node in nodes]
+            from_parents = CIFGState(*(_join(tf.gather(part, parents)) for part in level))
+            new = self.step(weights, _join(projected[nodes.start : nodes.stop]), from_parents)
+            level = CIFGState(*(tf.reshape(part, [len(nodes), -1, part.shape[-1]]) for part in new))
+            levels.append(level)
+            before = nodes.start
+        return CIFGState(*(tf.concat(parts, 0) for parts in zip(*levels, strict=True)))
+
     def last_state(
         self, weights: Mapping[str, Any], inputs: tf.Tensor, lengths: tf.Tensor, state: CIFGState | None = None
     ) -> CIFGState:
@@ -211,6 +244,11 @@ class Recurrence:
 
 def _where(mask: tf.Tensor, new: CIFGState, old: CIFGState) -> CIFGState:
     return CIFGState(*(tf.where(mask[..., tf.newaxis], n, o) for n, o in zip(new, old, strict=True)))
+
+
+def _join(x: tf.Tensor) -> tf.Tensor:
+    """Makes the axes of nodes and rows one: `[W, B, D] -> [W·B, D]`."""
+    return tf.reshape(x, [-1, x.shape[-1]])
 
 
 def _to_front(x: tf.Tensor, axis: int) -> tf.Tensor:

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from models.token_tree import TokenTree
+
 Array = Any  # a NumPy array or a tf.Tensor
 State = Any  # what a model carries from token to token: a nest of arrays with the batch axis first
 Trail = Any  # the states before and after each token of one `extend` call, in the form that `rewind` takes
@@ -89,27 +91,44 @@ class LanguageModel(Protocol):
           longer than the model's context is an error or has NaN logits; T counts, not the real tokens.
         """
 
-    def extend(self, weights: Weights, tokens: Array, state: State) -> tuple[Array, Trail]:
+    def extend(
+        self, weights: Weights, tokens: Array, state: State, tree: TokenTree | None = None
+    ) -> tuple[Array, Trail]:
         """Reads G more tokens per row from `state`.
 
         Args:
           weights: without a client axis.
           tokens: int32 `[B, G]`, with G known when the graph is built.
           state: the state before these tokens.
+          tree: the tree whose G nodes, with the root, the tokens are; each is read after its ancestors only. None: each
+            token is read after all those before it.
 
         Returns:
           The logits `[B, G, V]` after each token, and the trail, from which `rewind` takes a state. A row longer than
-          the model's context is an error, or has NaN logits where nothing can be raised (XLA, TFLite).
+          the model's context is an error, or has NaN logits where nothing can be raised (XLA, TFLite); all G tokens
+          count, those of other paths too.
+
+        Raises:
+          ValueError: G is not the number of nodes of `tree`.
         """
 
-    def extend_with_hidden(self, weights: Weights, tokens: Array, state: State) -> tuple[Array, Array, Trail]:
+    def extend_with_hidden(
+        self, weights: Weights, tokens: Array, state: State, tree: TokenTree | None = None
+    ) -> tuple[Array, Array, Trail]:
         """Does the same as `extend`, and returns the hidden states `[B, G, E]` between the logits and the trail.
 
         Hidden states are the vectors that the output layer reads. Prediction heads read them too.
         """
 
-    def rewind(self, trail: Trail, kept: Array) -> State:
-        """Returns the state after the first `kept` (int32 `[B]`, 0 to G) of the tokens that `extend` read."""
+    def rewind(self, trail: Trail, kept: Array, tree: TokenTree | None = None) -> State:
+        """Returns the state after the kept ones of the tokens that `extend` read.
+
+        Args:
+          trail: from `extend`.
+          kept: int32 `[B]`, 0 to G. Without a tree, the first `kept` tokens are kept. With a tree, the node
+            `kept - 1` and its ancestors are kept; 0 keeps none. For a chain, both are the same.
+          tree: the tree that `extend` was given.
+        """
 
     def select(self, states: Sequence[State], kept: Array) -> State:
         """Returns for each row the state `states[kept]`.

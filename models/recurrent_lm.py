@@ -17,6 +17,7 @@ from models import output_layer
 from models.cifg import CIFGState, Recurrence, matmul_rows
 from models.language_model import Array, Weights
 from models.tensors import to_tensors
+from models.token_tree import TokenTree
 
 
 @dataclass(frozen=True)
@@ -136,27 +137,35 @@ class RecurrentLanguageModel:
         state = self._recurrence().last_state(weights, inputs, tf.convert_to_tensor(lengths), state)
         return self._logits(weights, state.output[tf.newaxis])[0], state
 
-    def extend(self, weights: Weights, tokens: Array, state: CIFGState) -> tuple[tf.Tensor, CIFGState]:
+    def extend(
+        self, weights: Weights, tokens: Array, state: CIFGState, tree: TokenTree | None = None
+    ) -> tuple[tf.Tensor, CIFGState]:
         """Reads tokens int32 `[B, G]` and returns logits `[B, G, V]` and the trail; see `LanguageModel.extend`.
 
         The trail is a state with a time axis: output `[B, G+1, E]` and cell `[B, G+1, H]`. Its entry 0 is `state`.
         """
-        logits, _, trail = self.extend_with_hidden(weights, tokens, state)
+        logits, _, trail = self.extend_with_hidden(weights, tokens, state, tree)
         return logits, trail
 
     def extend_with_hidden(
-        self, weights: Weights, tokens: Array, state: CIFGState
+        self, weights: Weights, tokens: Array, state: CIFGState, tree: TokenTree | None = None
     ) -> tuple[tf.Tensor, tf.Tensor, CIFGState]:
         """Does the same as `extend`, and returns the outputs `[B, G, E]` between the logits and the trail."""
         weights = to_tensors(weights)
         inputs = tf.gather(weights["embedding"], _time_major(tf.convert_to_tensor(tokens)))
-        after = self._recurrence().states(weights, inputs, state)
+        if tree is None:
+            after = self._recurrence().states(weights, inputs, state)
+        else:
+            after = self._recurrence().tree_states(weights, inputs, state, tree)
         logits = tf.transpose(self._logits(weights, after.output), [1, 0, 2])
         trail = (tf.transpose(tf.concat([s[tf.newaxis], a], 0), [1, 0, 2]) for s, a in zip(state, after, strict=True))
         return logits, tf.transpose(after.output, [1, 0, 2]), CIFGState(*trail)
 
-    def rewind(self, trail: CIFGState, kept: Array) -> CIFGState:
-        """Returns the state after the first `kept` (int32 `[B]`, 0 to G) of the tokens that `extend` read."""
+    def rewind(self, trail: CIFGState, kept: Array, tree: TokenTree | None = None) -> CIFGState:
+        """Returns the state after the tokens that are kept; see `LanguageModel.rewind`.
+
+        It is the entry `kept` (int32 `[B]`, 0 to G) of the trail, with and without a tree.
+        """
         return CIFGState(*(tf.gather(states, kept, axis=1, batch_dims=1) for states in trail))
 
     def select(self, states: Sequence[CIFGState], kept: Array) -> CIFGState:

@@ -29,6 +29,7 @@ MAY_IMPORT: dict[str, frozenset[str] | None] = {
     "privacy/report": NUMERIC | {"privacy", "jinja2", "markupsafe", "matplotlib"},
     "models": NUMERIC | {"models", "tensorflow", "keras", "ai_edge_litert"},
     "models/__init__.py": frozenset({"models"}),
+    "models/token_tree.py": frozenset({"numpy"}),
     "models/vocabulary.py": frozenset({"models.vocabulary", "models.atomic_file", "numpy", "sentencepiece"}),
     # What goes on the device beside the model: NumPy and the LiteRT runtime, or TensorFlow's in its place.
     "models/litert.py": RUNTIME,
@@ -46,7 +47,8 @@ MAY_IMPORT: dict[str, frozenset[str] | None] = {
     | {"models.pretrained.chat_template"},
     "models/pretrained/chat_template.py": frozenset({"jinja2"}),
     "models/decoding": frozenset({"models.decoding", "numpy", "tensorflow"})
-    | {"models.language_model", "models.ngram", "models.tensors", "models.vocabularies", "models.vocabulary"},
+    | {"models.language_model", "models.ngram", "models.tensors", "models.token_tree"}
+    | {"models.vocabularies", "models.vocabulary"},
     **{f"{name.replace('.', '/')}.py": DRAWING | {"numpy"} for name in DRAWING},
     "models/alignment": NUMERIC | {"models.alignment"},
     "fl": NUMERIC | TFF | {"fl", "privacy", "tensorflow", "keras", "tensorboard"},

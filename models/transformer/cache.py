@@ -2,9 +2,11 @@
 
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from models.tensors import clip
+from models.token_tree import TokenTree
 
 try:
     # The fastest way to write a cache, and a builtin op of TFLite. TensorFlow has no public name for it.
@@ -51,3 +53,43 @@ def write(cached: tf.Tensor, new: tf.Tensor, length: tf.Tensor, axis: int) -> tf
     shape = [-1, 1, 1, 1]
     shape[axis] = cached.shape[axis]
     return tf.where(tf.reshape(is_new, shape), moved, cached)
+
+
+def visible_in_tree(length: tf.Tensor, positions: int, tree: TokenTree) -> tf.Tensor:
+    """Returns which positions of the cache each node of a tree sees, bool `[B, N, S]`.
+
+    A node sees what its row has read before, and of the nodes its ancestors and itself.
+
+    Args:
+      length: int32 `[B]`, the position at which each row's nodes begin, in the order of their numbers.
+      positions: number S of positions.
+      tree: the tree, of N nodes.
+    """
+    # By kind of position: before the nodes, the nodes one by one, after them.
+    visible = np.pad(tree.ancestors, [[0, 0], [1, 1]], constant_values=((False, False), (True, False)))
+    kind = clip(tf.range(positions) - length[:, tf.newaxis] + 1, 0, len(tree) + 1)
+    return tf.transpose(tf.gather(tf.constant(visible.T), kind), [0, 2, 1])
+
+
+def keep_path(trail: Cache, kept: tf.Tensor, tree: TokenTree) -> Cache:
+    """Moves the entries of the path to a kept node behind one another, from the row's length on, and lengthens the row.
+
+    Args:
+      trail: a cache with the entries of a tree's nodes, in the order of their numbers, from each row's length on.
+      kept: int32 `[B]`, number of the last kept node plus 1; 0 keeps none.
+      tree: the tree.
+    """
+    node = tf.maximum(kept - 1, 0)
+    # The root is in its place. Places of a row that did not fit are clipped, so that no index is out of bounds.
+    places = trail.length[:, tf.newaxis] + tf.gather(tree.paths[:, 1:], node)
+    places = tf.minimum(places, trail.values[0].shape[2] - 1)
+
+    def move(cached: tf.Tensor, axis: int) -> tf.Tensor:
+        return write(cached, tf.gather(cached, places, axis=axis, batch_dims=1), trail.length + 1, axis)
+
+    more = tf.where(kept > 0, tf.gather(tree.depths, node) + 1, 0)
+    return Cache(
+        tuple(move(keys, 3) for keys in trail.keys),
+        tuple(move(values, 2) for values in trail.values),
+        trail.length + more,
+    )

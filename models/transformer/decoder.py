@@ -14,8 +14,9 @@ import tensorflow as tf
 from models import output_layer
 from models.language_model import Array, Weights
 from models.tensors import shape_of, to_tensors
+from models.token_tree import TokenTree
 from models.transformer import layers
-from models.transformer.cache import Cache, write
+from models.transformer.cache import Cache, keep_path, visible_in_tree, write
 from models.transformer.layers import matmul
 from models.transformer.options import TransformerOptions, block_name
 
@@ -142,7 +143,9 @@ class TransformerLanguageModel(TransformerOptions):
         last = tf.gather(hidden, tf.maximum(lengths - 1, 0), axis=1, batch_dims=1)
         return self._logits(weights, last), self.rewind(trail, lengths)
 
-    def extend(self, weights: Weights, tokens: Array, state: Cache) -> tuple[tf.Tensor, Cache]:
+    def extend(
+        self, weights: Weights, tokens: Array, state: Cache, tree: TokenTree | None = None
+    ) -> tuple[tf.Tensor, Cache]:
         """Reads tokens int32 `[B, G]` and returns logits `[B, G, V]` and the trail; see `LanguageModel.extend`.
 
         The trail is the state with the new tokens' entries written and the length of before.
@@ -151,12 +154,14 @@ class TransformerLanguageModel(TransformerOptions):
           tf.errors.InvalidArgumentError: the tokens of a row do not fit in the cache. XLA and TFLite cannot raise it;
             there, the row's logits are NaN, and its trail cannot be rewound.
         """
-        logits, _, trail = self.extend_with_hidden(weights, tokens, state)
+        logits, _, trail = self.extend_with_hidden(weights, tokens, state, tree)
         return logits, trail
 
-    def extend_with_hidden(self, weights: Weights, tokens: Array, state: Cache) -> tuple[tf.Tensor, tf.Tensor, Cache]:
+    def extend_with_hidden(
+        self, weights: Weights, tokens: Array, state: Cache, tree: TokenTree | None = None
+    ) -> tuple[tf.Tensor, tf.Tensor, Cache]:
         """Does the same as `extend`, and returns the hidden states `[B, G, E]` between the logits and the trail."""
-        hidden, trail = self._read(weights, tokens, state)
+        hidden, trail = self._read(weights, tokens, state, tree)
         return self._logits(weights, hidden), hidden, trail
 
     def _read_first(self, weights: Weights, tokens: Array) -> tuple[tf.Tensor, Cache]:
@@ -179,23 +184,30 @@ class TransformerLanguageModel(TransformerOptions):
             tuple(cached_keys), tuple(cached_values), tf.zeros(batch or tf.shape(tokens)[:1], tf.int32)
         )
 
-    def _read(self, weights: Weights, tokens: Array, state: Cache) -> tuple[tf.Tensor, Cache]:
+    def _read(
+        self, weights: Weights, tokens: Array, state: Cache, tree: TokenTree | None = None
+    ) -> tuple[tf.Tensor, Cache]:
         """Reads tokens `[B, G]` and returns the hidden states `[B, G, E]` and the trail, as `extend` defines it."""
         weights, tokens = to_tensors(weights), tf.convert_to_tensor(tokens)
         count, positions = tokens.shape[1], self.positions_cached
+        if tree is not None:
+            tree.require_tokens(count)
         self._require_room(count, positions, "cache")
         fits = state.length <= positions - count
         full = tf.debugging.Assert(
             tf.reduce_all(fits), [f"{count} more tokens do not fit in the cache of {positions}; it holds", state.length]
         )
         with tf.control_dependencies([] if full is None else [full]):
-            places = state.length[:, tf.newaxis] + tf.range(count)
+            places = state.length[:, tf.newaxis] + (tf.range(count) if tree is None else tree.depths)
         # Where a row does not fit, the places are clipped, so that no index is out of bounds.
         inside = tf.minimum(places, positions - 1)
         tables = [
             layers.gather_exactly(table, inside) for table in self._rotary_tables(positions, weights["embedding"].dtype)
         ]
-        visible = tf.range(positions) <= places[..., tf.newaxis]
+        if tree is None or tree.is_chain:
+            visible = tf.range(positions) <= places[..., tf.newaxis]
+        else:
+            visible = visible_in_tree(state.length, positions, tree)
         cached_keys, cached_values = [], []
 
         def attend(block: int, projected: tf.Tensor) -> tf.Tensor:
@@ -208,9 +220,11 @@ class TransformerLanguageModel(TransformerOptions):
         hidden = tf.where(fits[:, tf.newaxis, tf.newaxis], hidden, float("nan"))
         return hidden, Cache(tuple(cached_keys), tuple(cached_values), state.length)
 
-    def rewind(self, trail: Cache, kept: Array) -> Cache:
-        """Returns the state after the first `kept` (int32 `[B]`, 0 to G) of the tokens that `extend` read."""
-        return trail._replace(length=trail.length + kept)
+    def rewind(self, trail: Cache, kept: Array, tree: TokenTree | None = None) -> Cache:
+        """Returns the state after the tokens that are kept; see `LanguageModel.rewind`."""
+        if tree is None or tree.is_chain:
+            return trail._replace(length=trail.length + kept)
+        return keep_path(trail, tf.convert_to_tensor(kept), tree)
 
     def select(self, states: Sequence[Cache], kept: Array) -> Cache:
         """Returns for each row the state `states[kept]`; see `LanguageModel.select`. The last one holds all entries."""

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from models.cifg import LONGEST_UNROLLED
+from models.cifg import LONGEST_UNROLLED, Recurrence
 from models.recurrent_lm import RecurrentLanguageModel
 from tests.models import exported, language_models
 from tests.models.language_models import LanguageModelTests, make_tokens, make_weights
+from tests.models.tree_tests import TreeTests
 from tests.oracles import cifg as oracle
 from tests.tolerance import FUNCTION, condition, rounding
 
@@ -32,12 +33,19 @@ def model(request):
     return MODELS[request.param]
 
 
-class TestRecurrent(LanguageModelTests):
+class TestRecurrent(LanguageModelTests, TreeTests):
     def oracle_logits(self, model, weights, tokens):
         return oracle.logits(model.cell, weights, tokens, model.layer_norm)
 
     def operations(self, model):
         return exported.operations(model)
+
+    def test_nodes_read_one_after_the_other_are_caught(self, model, expected, monkeypatch):
+        monkeypatch.setattr(Recurrence, "tree_states", lambda *arguments: Recurrence.states(*arguments[:-1]))
+        with pytest.raises(AssertionError):
+            self.check_logits(model, expected)
+        with pytest.raises(AssertionError):
+            self.check_rewound(model, expected)
 
 
 def assert_same_state(actual, expected, atol=1e-12):

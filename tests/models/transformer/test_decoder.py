@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from models.token_tree import TokenTree
 from models.transformer import layers
 from models.transformer.decoder import TransformerLanguageModel
 from tests.models import language_models
 from tests.models.language_models import LanguageModelTests, make_tokens, make_weights, start
+from tests.models.tree_tests import TREE, TreeTests
 from tests.oracles import transformer as oracle
 from tests.tolerance import FUNCTION
 
@@ -38,7 +40,7 @@ def model(request):
     return MODELS[request.param]
 
 
-class TestTransformer(LanguageModelTests):
+class TestTransformer(LanguageModelTests, TreeTests):
     def oracle_logits(self, model, weights, tokens):
         return oracle.logits(model, weights, tokens)
 
@@ -47,6 +49,41 @@ class TestTransformer(LanguageModelTests):
         attention = E + 2 + (E // model.heads) + 2 * FUNCTION + language_models.ROOM + E
         feed_forward = E + FUNCTION + model.feed_forward
         return model.blocks * (2 * normalize + attention + feed_forward + 2) + normalize + E
+
+    def test_a_node_that_sees_its_siblings_is_caught(self, model, expected, monkeypatch):
+        def all_before(length, positions, tree):
+            return tf.range(positions) <= length[:, tf.newaxis, tf.newaxis] + tf.range(len(tree))[:, tf.newaxis]
+
+        monkeypatch.setattr("models.transformer.decoder.visible_in_tree", all_before)
+        with pytest.raises(AssertionError):
+            self.check_logits(model, expected)
+
+    def test_positions_by_number_of_the_node_are_caught(self, model, expected, monkeypatch):
+        monkeypatch.setattr(TokenTree, "depths", property(lambda tree: np.arange(len(tree), dtype=np.int32)))
+        with pytest.raises(AssertionError):
+            self.check_logits(model, expected)
+
+    def test_a_path_whose_entries_are_not_moved_is_caught(self, model, expected, monkeypatch):
+        def lengthen(trail, kept, tree):
+            return trail._replace(length=trail.length + np.array([0, *tree.depths + 1], np.int32)[kept])
+
+        monkeypatch.setattr("models.transformer.decoder.keep_path", lengthen)
+        with pytest.raises(AssertionError):
+            self.check_rewound(model, expected)
+
+
+def test_rewind_to_a_node_of_a_tree_that_fills_the_cache_keeps_its_path():
+    model = make_model().fit(len(TREE) + 2)
+    weights, prompt, tokens = make_weights(model), make_tokens(2, 2), make_tokens(2, len(TREE), seed=2)
+    _, state = model.prefill(weights, prompt, np.array([2, 1], np.int32))
+    _, trail = model.extend(weights, tokens, state, TREE)
+    logits, _ = model.extend(weights, prompt, model.rewind(trail, np.array([7, 6], np.int32), TREE))
+    for row, path in enumerate([(0, 1, 4, 6), (0, 2, 5)]):
+        text = np.array([*prompt[row, : 2 - row], *tokens[row, path], *prompt[row]], np.int32)
+        np.testing.assert_allclose(logits[row], oracle.logits(model, weights, text)[-2:], rtol=1e-10, atol=1e-10)
+    _, state = model.prefill(weights, make_tokens(2, 3), np.array([3, 1], np.int32))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="7 more tokens do not fit in the cache of 9"):
+        model.extend(weights, tokens, state, TREE)
 
 
 @pytest.mark.parametrize("name", MODELS)
