@@ -95,11 +95,12 @@ def draw(family: Family, variant: Variant, texts: int, tokens: int) -> NDArray[n
     import tensorflow as tf
 
     from models.decoding import numpy_ops
+    from models.decoding.block_decoder import Request
     from models.decoding.choices import Processing
     from models.decoding.drafters import ModelDrafter
     from models.decoding.loop import Ends, begin, generate
     from models.decoding.methods import build_method
-    from models.decoding.speculation import Request, Speculation
+    from models.decoding.speculation import Speculation
 
     # A row of a batch that has ended goes on drafting after its last block until the others have ended.
     model = family.model.fit(tokens + 2 * (variant.draft_length + 1))

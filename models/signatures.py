@@ -6,11 +6,12 @@ from typing import Any
 
 import tensorflow as tf
 
+from models.decoding.block_decoder import Request, State, is_plain
 from models.decoding.choices import Costs, Processing
 from models.decoding.drafters import Drafter
 from models.decoding.loop import Ends, Generated, begin, generate
 from models.decoding.methods import build_method
-from models.decoding.speculation import Request, Speculation, State, is_plain
+from models.decoding.speculation import Speculation
 from models.language_model import LanguageModel, Weights
 
 _INTEGERS = ("top_k",)

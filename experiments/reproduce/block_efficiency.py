@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 
 from experiments.intervals import mean_interval
 from models.decoding import numpy_ops
+from models.decoding.block_decoder import Request
 from models.decoding.choices import Processing
 from models.decoding.drafters import Drafter
 from models.decoding.greedy_block import GREEDY_BLOCK, Carry
 from models.decoding.methods import Decision, Invariant, Speculative
-from models.decoding.speculation import Request, Speculation
+from models.decoding.speculation import Speculation
 from models.decoding.verification import block_rule, log_ratios, token_rule
 from models.decoding.verifier import Verifier
 from models.language_model import LanguageModel

@@ -16,13 +16,14 @@ import numpy as np
 import tensorflow as tf
 
 from models.decoding.acceptance import Acceptance
+from models.decoding.block_decoder import Request, is_plain
 from models.decoding.choices import Choices, Costs, Processing, check_costs, check_ids
 from models.decoding.drafters import Drafter
 from models.decoding.loop import Ends, Generated, Progress, begin, generate
 from models.decoding.methods import build_method
 from models.decoding.numpy_ops import seed_words
 from models.decoding.numpy_processing import make_bias
-from models.decoding.speculation import Request, Speculation, is_plain
+from models.decoding.speculation import Speculation
 from models.language_model import LanguageModel, Weights
 
 LONGEST_STOP = 16

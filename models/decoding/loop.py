@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from models.decoding.speculation import Block, Request, Speculation, State
+from models.decoding.block_decoder import Block, Request, State
+from models.decoding.speculation import Speculation
 from models.tensors import clip
 
 

@@ -1,72 +1,27 @@
-"""Decodes in blocks: a drafter proposes tokens, one call of the target decides about them.
+"""Decodes with one line of drafted tokens per block.
 
-A block begins with the last token of the text, which neither model has read. The drafter reads it and proposes
-X_1 … X_G; the target reads all of them at once, and a method (`models.decoding.methods`) decides how many are accepted
-and draws one more token Y. Y is the last token of the next block.
+The drafter reads the last token of the text and proposes X_1 … X_G; the target reads all of them at once, and a method
+(`models.decoding.methods`) decides how many are accepted and draws one more token.
 
 `Speculation.block` is one such step, on its own or in the loop of `models.decoding.loop`. A host program that decides
 about tokens itself (a grammar, say) calls `draft` and `verify`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from models.decoding.choices import OFF, Processing
-from models.decoding.draft_length import choose, initial_evidence, observe
-from models.decoding.drafters import Drafter, widen
-from models.decoding.history import block_histories, extend_history
+from models.decoding.block_decoder import Block, BlockDecoder, Outcome, Request, State, extend_all
+from models.decoding.draft_length import choose
+from models.decoding.drafters import Drafter
+from models.decoding.history import block_histories
 from models.decoding.methods import Method
 from models.decoding.numpy_ops import LEFT_OUT
-from models.decoding.numpy_processing import History
-from models.decoding.processing import apply_temperature, process
 from models.language_model import LanguageModel, Weights
 from models.tensors import to_tensors
-
-
-class Request(NamedTuple):
-    """Holds what a call of the decoder takes beside its state; all are run-time inputs of a graph.
-
-    Attributes:
-      seed: int32 `[2]`, seed of the random numbers.
-      request: int32 `[B]`, number that identifies each row's request. Not the row's index in the batch.
-      processing: the options for logits, scalars.
-      bias: float32 `[V]` or `[B, V]`, added to the target's and the drafter's logits; -inf bans a token. () for none.
-      costs: the times of a block, for automatic draft lengths; () for draft lengths that are all G.
-      is_plain: bool scalar, from `is_plain`; requests that are plain take less time. () is never plain.
-    """
-
-    seed: Any
-    request: Any
-    processing: Processing
-    bias: Any = ()
-    costs: Any = ()
-    is_plain: Any = ()
-
-
-class State(NamedTuple):
-    """Holds where the decoding of each row stands, between two blocks.
-
-    Attributes:
-      target: the target's state after all tokens but the last.
-      drafter: the drafter's state after the same tokens.
-      last: int32 `[B]`, the last token.
-      position: int32 `[B]`, number of tokens, those of the prompt and the last one included.
-      history: which tokens the text holds, for penalties; () without penalties.
-      carry: what the method carries from block to block.
-      evidence: how many drafted tokens were accepted so far, for automatic draft lengths; () without them.
-    """
-
-    target: Any
-    drafter: Any
-    last: Any
-    position: Any
-    history: Any
-    carry: Any
-    evidence: Any
 
 
 class Draft(NamedTuple):
@@ -89,28 +44,8 @@ class Draft(NamedTuple):
     noise: Any
 
 
-class Block(NamedTuple):
-    """Holds the tokens that one block adds to the text of each row.
-
-    Attributes:
-      tokens: int32 `[B, G+1]`, zeros after a row's last one.
-      count: int32 `[B]`, 1 to G + 1: number of tokens; 0 for inactive rows, and where the target's logits are not
-        finite or leave no token. Rules that look at the whole draft also end a row where such logits follow a token
-        that they reject.
-      drafted: int32 `[B]`, number of drafted tokens, of which `count` - 1 were accepted in active rows.
-      log_probs: float32 `[B, G+1]`, log-probability of each token under the target's processed distribution.
-      unprocessed_log_probs: float32 `[B, G+1]`, the same under the target's softmax before any processing.
-    """
-
-    tokens: Any
-    count: Any
-    drafted: Any
-    log_probs: Any
-    unprocessed_log_probs: Any
-
-
 @dataclass(frozen=True, eq=False)
-class Speculation:
+class Speculation(BlockDecoder):
     """Joins target, drafter and method into pure functions of a state and a request.
 
     The functions run in eager mode, `tf.function`, XLA and TFLite, with static shapes.
@@ -153,60 +88,17 @@ class Speculation:
     def _carries(self) -> bool:
         return bool(tf.nest.flatten(self.method.initial_carry(1, self.draft_length)))
 
-    def initial_state(self, batch: int) -> State:
-        """Returns the state before any token; `read` fills it."""
-        size = self.model.vocabulary_size
-        zeros = tf.zeros([batch], tf.int32)
-        return State(
-            target=self.model.initial_state(batch),
-            drafter=() if self.drafter is None else self.drafter.initial_state(batch),
-            last=zeros,
-            position=zeros,
-            history=History(tf.zeros([batch, size], tf.bool), tf.zeros([batch, size], tf.int32))
-            if self.penalties
-            else (),
-            carry=self.method.initial_carry(batch, self.draft_length),
-            evidence=initial_evidence(batch) if self.automatic else (),
-        )
-
-    def read(self, tokens: tf.Tensor, lengths: tf.Tensor, state: State) -> State:
-        """Reads the next tokens of each row's prompt; the last token of the whole prompt goes into `begin`, not here.
-
-        Args:
-          tokens: int32 `[B, T]`, padded at the end.
-          lengths: int32 `[B]`, 0 to T: the number of real tokens.
-          state: the state before them.
-        """
-        _, target = self.model.prefill(to_tensors(self.weights), tokens, lengths, state.target)
-        drafter = () if self.drafter is None else self.drafter.prefill(tokens, lengths, state.drafter)
-        history = state.history
-        if self.penalties:
-            real = tf.sequence_mask(lengths, tokens.shape[1])
-            history = history._replace(prompt=history.prompt | _holds(tokens, real, self.model.vocabulary_size))
-        return state._replace(target=target, drafter=drafter, history=history, position=state.position + lengths)
-
-    def begin(self, last: tf.Tensor, state: State) -> State:
-        """Adds the last token of each row's prompt, int32 `[B]`, which the first block reads."""
-        history = state.history
-        if self.penalties:
-            held = _holds(last[:, tf.newaxis], tf.ones_like(last[:, tf.newaxis], tf.bool), self.model.vocabulary_size)
-            history = history._replace(prompt=history.prompt | held)
-        return state._replace(last=last, history=history, position=state.position + 1)
+    def initial_carry(self, batch: int) -> Any:
+        """Returns what the method carries before the first block; see `BlockDecoder.initial_carry`."""
+        return self.method.initial_carry(batch, self.draft_length)
 
     def words(self, request: Request, position: tf.Tensor, count: int) -> Any:
-        """Returns the random words of blocks that begin at `position` (int32 `[B]`) and up to `count` - 1 later."""
+        """Returns the random words of blocks; see `BlockDecoder.words`."""
         starts = position[:, tf.newaxis] + tf.range(count)
         return self.method.words(request.seed, request.request, starts, self.draft_length)
 
     def block(self, state: State, request: Request, words: Any, active: tf.Tensor) -> tuple[Block, State]:
-        """Drafts and verifies one block per row.
-
-        Args:
-          state: the state before it.
-          request: what to draw, and how.
-          words: the block's random words, one entry `[B, ...]` of `words`.
-          active: bool `[B]`; other rows add no token and keep their state.
-        """
+        """Drafts and verifies one block per row; see `BlockDecoder.block`."""
         draft = self.draft(state, request, words)
         if self.drafter is None or self._carries or not (self.automatic or self.drafter.may_pass):
             return self.verify(state, draft, request, active)
@@ -236,7 +128,7 @@ class Speculation:
 
         def draw(token: tf.Tensor, before: Any, drafted: list[tf.Tensor], place: int) -> tuple[Any, ...]:
             logits, after = drafter.step(token, before)
-            processed = self._process(logits, request, lambda: _extend(state.history, drafted))
+            processed = self._process(logits, request, lambda: extend_all(state.history, drafted))
             drawn = self.method.draw(processed, noise, place)
             proposes = (tf.reduce_max(logits, axis=-1) > LEFT_OUT) & (drawn.token >= 0)
             return proposes, drawn, after
@@ -278,88 +170,16 @@ class Speculation:
         logits, trail = self.model.extend(to_tensors(self.weights), read, state.target)
         processed = self._process(logits, request, lambda: block_histories(state.history, draft.tokens), allowed)
         probabilities = tf.nn.softmax(processed)
-        decision = self.method.decide(
+        accepted, token, carry = self.method.decide(
             processed, probabilities, draft.laws, draft.tokens, draft.lengths, draft.limits, draft.noise, state.carry
         )
-        places, accepted = tf.range(read.shape[1]), decision.accepted[:, tf.newaxis]
-        # A row of processed logits that leaves no token is NaN, and so is its softmax.
-        is_sound = tf.math.is_finite(tf.reduce_sum(logits, axis=-1) + probabilities[..., 0])
-        active &= tf.reduce_all(is_sound | (places > accepted), axis=1)
-        is_added = (places <= accepted) & active[:, tf.newaxis]
-        drafted = tf.pad(draft.tokens, [[0, 0], [0, 1]])
-        tokens = tf.where(is_added, tf.where(places < accepted, drafted, decision.token[:, tf.newaxis]), 0)
-        block = Block(
-            tokens,
-            tf.reduce_sum(tf.cast(is_added, tf.int32), axis=1),
-            draft.lengths,
-            *self._log_probs(logits, probabilities, tokens, is_added, request),
-        )
-        history = state.history
-        if self.penalties:
-            added = tf.unstack(tf.where(is_added, tokens, -1), axis=1)
-            if isinstance(request.is_plain, tuple):
-                history = _extend(history, added)
-            else:
-                history = tf.cond(request.is_plain, lambda: state.history, lambda: _extend(state.history, added))
-        return block, self._advance(state, block, draft, trail, decision.carry, history, active)
+        outcome = Outcome(logits, probabilities, draft.tokens, draft.lengths, accepted, token, carry)
 
-    def _advance(
-        self, state: State, block: Block, draft: Draft, trail: Any, carry: Any, history: Any, active: tf.Tensor
-    ) -> State:
-        """Returns the state after a block; inactive rows keep theirs."""
-        count = block.count
-        last = tf.gather(block.tokens, tf.maximum(count - 1, 0), axis=1, batch_dims=1)
-        return State(
-            target=self.model.rewind(trail, count),
-            drafter=() if self.drafter is None else self.drafter.rewind(draft.states, count),
-            last=tf.where(active, last, state.last),
-            position=state.position + count,
-            history=history,
-            carry=tf.nest.map_structure(lambda new, old: tf.where(widen(active, new), new, old), carry, state.carry),
-            evidence=observe(state.evidence, block.drafted, count, active) if self.automatic else (),
-        )
+        def rewind(count: tf.Tensor) -> tuple[Any, Any]:
+            drafter = () if self.drafter is None else self.drafter.rewind(draft.states, count)
+            return self.model.rewind(trail, count), drafter
 
-    def _process(
-        self, logits: tf.Tensor, request: Request, history: Callable[[], History], allowed: tf.Tensor | None = None
-    ) -> tf.Tensor:
-        """Processes logits `[B, V]` or `[B, G+1, V]`, with the history that a function returns."""
-        bias = None if isinstance(request.bias, tuple) else request.bias
-        if bias is not None and bias.shape.rank == 2 and logits.shape.rank == 3:
-            bias = bias[:, tf.newaxis]
-        if allowed is not None:
-            mask = tf.where(allowed, 0.0, LEFT_OUT)
-            bias = mask if bias is None else tf.where(allowed, bias, LEFT_OUT)
-        processing = request.processing
-
-        def process_all() -> tf.Tensor:
-            return process(logits, processing, history() if self.penalties else None, bias)
-
-        if isinstance(request.is_plain, tuple) or allowed is not None:
-            return process_all()
-        return tf.cond(request.is_plain, lambda: apply_temperature(logits, processing.temperature), process_all)
-
-    def _log_probs(
-        self, logits: tf.Tensor, probabilities: tf.Tensor, tokens: tf.Tensor, is_added: tf.Tensor, request: Request
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns the log-probabilities of the tokens before and after processing, processed first."""
-        if not self.log_probs:
-            return tf.zeros_like(tokens, tf.float32), tf.zeros_like(tokens, tf.float32)
-
-        def log_of(laws: tf.Tensor) -> tf.Tensor:
-            return tf.math.log(tf.where(is_added, tf.gather(laws, tokens, axis=2, batch_dims=2), 1.0))
-
-        processed = log_of(probabilities)
-        if isinstance(request.is_plain, tuple):
-            return processed, log_of(tf.nn.softmax(logits))
-        is_unchanged = request.is_plain & tf.equal(request.processing.temperature, 1.0)
-        return processed, tf.cond(is_unchanged, lambda: processed, lambda: log_of(tf.nn.softmax(logits)))
-
-
-def _extend(history: History, tokens: Sequence[tf.Tensor]) -> History:
-    """Adds tokens, each int32 `[B]`, to a history; negative ones add nothing."""
-    for token in tokens:
-        history = extend_history(history, token)
-    return history
+        return self._finish(state, request, active, outcome, rewind)
 
 
 def _unless(condition: tf.Tensor | None, otherwise: Any, function: Callable[[], Any]) -> Any:
@@ -367,18 +187,4 @@ def _unless(condition: tf.Tensor | None, otherwise: Any, function: Callable[[], 
     return function() if condition is None else tf.cond(condition, lambda: otherwise, function)
 
 
-def is_plain(processing: Processing, bias: tf.Tensor) -> tf.Tensor:
-    """Returns whether only the temperature, which is above 0, changes the logits, bool scalar."""
-    options = processing._asdict()
-    temperature = tf.convert_to_tensor(options.pop("temperature"), tf.float32)
-    changes = [tf.not_equal(value, getattr(OFF, name)) for name, value in options.items()]
-    changes.append(tf.reduce_any(tf.not_equal(bias, 0.0)))
-    return (temperature > 0) & ~tf.reduce_any(tf.stack(changes))
-
-
 _BY_PLACE = ("tokens", "log_probs", "unprocessed_log_probs")
-
-
-def _holds(tokens: tf.Tensor, is_real: tf.Tensor, size: int) -> tf.Tensor:
-    """Returns which tokens of the vocabulary each row holds, bool `[B, V]`."""
-    return tf.reduce_any(tf.one_hot(tf.where(is_real, tokens, -1), size, on_value=True, off_value=False), axis=1)

@@ -10,11 +10,12 @@ import numpy as np
 import tensorflow as tf
 
 from models.decoding import numpy_ops
+from models.decoding.block_decoder import Request, is_plain
 from models.decoding.choices import Costs, Processing
 from models.decoding.drafters import Drafter, ModelDrafter
 from models.decoding.loop import Ends, begin, generate
 from models.decoding.methods import build_method
-from models.decoding.speculation import Request, Speculation, is_plain
+from models.decoding.speculation import Speculation
 from tests.models.decoding.table_model import TableModel, draw_table
 
 SIZE, LONGEST, TAIL = 12, 24, 2

@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from models.decoding import methods, numpy_ops, prng
 from models.decoding import speculation as speculation_module
+from models.decoding.block_decoder import Request
 from models.decoding.choices import Costs, Processing
 from models.decoding.drafters import ModelDrafter
 from models.decoding.history import block_histories
@@ -21,7 +22,7 @@ from models.decoding.loop import Ends, begin, generate
 from models.decoding.methods import Speculative, build_method
 from models.decoding.numpy_ops import Stream
 from models.decoding.numpy_processing import History, process
-from models.decoding.speculation import Request, Speculation
+from models.decoding.speculation import Speculation
 from tests.models.decoding.runs import Hesitant
 from tests.models.decoding.table_model import TableModel
 from tests.oracles import pearson
