@@ -64,7 +64,7 @@ def split(drafting: str, token_weights: tf.Tensor, order: tf.Tensor, count: int)
     Args:
       drafting: one of `DRAFTINGS`.
       token_weights: the drafter's probabilities or weights, `[..., V]`.
-      order: float `[..., V]`, larger for likelier tokens. It may depend on the text and the drafter only, not on drafts.
+      order: float `[..., V]`, larger for likelier tokens. It must depend on the text and the drafter only.
       count: number of children K, >= 1, with "greedy" at most V.
 
     Returns:
