@@ -56,8 +56,8 @@ class Signatures(tf.Module):
         prompt = (_spec("tokens", [1, max_prompt]), _spec("length"))
         states = _state_specs(self.state)
         self.functions = {
-            "prefill": tf.function(self._prefill).get_concrete_function(*prompt, *states),
-            "decode": tf.function(self._decode).get_concrete_function(_spec("token", [1]), *states),
+            "prefill": tf.function(self._prefill, autograph=False).get_concrete_function(*prompt, *states),
+            "decode": tf.function(self._decode, autograph=False).get_concrete_function(_spec("token", [1]), *states),
         }
         for name in decodings:
             speculation = Speculation(model, self.parameters, build_method(name))
@@ -82,7 +82,9 @@ class Signatures(tf.Module):
             return self._generate(speculation, tokens, length, rest[:-2], rest[-2:])
 
         suffix = "" if name == "autoregressive" else f"_{name.replace('-', '_')}"
-        self.functions[f"generate{suffix}"] = tf.function(run).get_concrete_function(*prompt, *choices, *ends)
+        self.functions[f"generate{suffix}"] = tf.function(run, autograph=False).get_concrete_function(
+            *prompt, *choices, *ends
+        )
         if name == "autoregressive":
             return
         initial = speculation.initial_state(1)
@@ -103,10 +105,10 @@ class Signatures(tf.Module):
             found, state = speculation.block(state, request, words, tf.ones([1], tf.bool))
             return {**found._asdict(), **_name_states(state)}
 
-        self.functions[f"read{suffix}"] = tf.function(read).get_concrete_function(
+        self.functions[f"read{suffix}"] = tf.function(read, autograph=False).get_concrete_function(
             *prompt, _spec("begins_here"), _spec("ends_here"), *states
         )
-        self.functions[f"block{suffix}"] = tf.function(block).get_concrete_function(*choices, *states)
+        self.functions[f"block{suffix}"] = tf.function(block, autograph=False).get_concrete_function(*choices, *states)
 
     def _prefill(self, tokens: tf.Tensor, length: tf.Tensor, *states: tf.Tensor) -> dict[str, tf.Tensor]:
         before = tf.nest.pack_sequence_as(self.state, states)
