@@ -5,6 +5,8 @@ the tokens of the block that come after are pending: a later call that continues
 first. So a text does not depend on how it is divided among calls.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -132,28 +134,54 @@ def generate(speculation: Speculation, progress: Progress, request: Request, end
     batch, longest = start.shape[0], tf.nest.flatten(words)[0].shape[1]
     limit = tf.minimum(ends.max_new, longest)
 
-    def unfinished(step: tf.Tensor, done: tf.Tensor, *_: Any) -> tf.Tensor:
-        return ~tf.reduce_all(done)
-
-    def body(
-        step: tf.Tensor, done: tf.Tensor, given: tf.Tensor, tail: tf.Tensor, records: "_Records", state: State
-    ) -> tuple[Any, ...]:
+    def add_block(draw: _Draw, step: tf.Tensor, rows: _Rows, state: State) -> tuple[tf.Tensor, _Rows, State]:
         now = tf.minimum(state.position - start, longest - 1)
         of_block = tf.nest.map_structure(lambda part: tf.gather(part, now, axis=1, batch_dims=1), words)
-        block, state = speculation.block(state, request, of_block, ~done)
-        records = _record(records, step, block, ~done)
-        is_end, tail = _find_ends(block.tokens, block.count, tail, ends)
-        given += block.count
-        done |= tf.reduce_any(is_end, axis=1) | (given >= limit) | tf.equal(block.count, 0)
-        return step + 1, done, given, tail, records, state
+        block, state = draw(state, request, of_block, ~rows.done)
+        records = _record(rows.records, step, block, ~rows.done)
+        is_end, tail = _find_ends(block.tokens, block.count, rows.tail, ends)
+        given = rows.given + block.count
+        done = rows.done | tf.reduce_any(is_end, axis=1) | (given >= limit) | tf.equal(block.count, 0)
+        return step + 1, _Rows(done, given, tail, records), state
+
+    def drafts(step: tf.Tensor, rows: _Rows, state: State) -> tf.Tensor:
+        return tf.reduce_any(~rows.done & speculation.drafts(state, request))
+
+    def unfinished(step: tf.Tensor, rows: _Rows, state: State) -> tf.Tensor:
+        return ~tf.reduce_all(rows.done)
 
     is_end, tail = _find_ends(pending.tokens, pending.count, pending.tail, ends)
     done = tf.reduce_any(is_end, axis=1) | (pending.count >= limit)
     width = speculation.draft_length + 1
     records = _Records(tf.zeros([batch, longest, width + 3], tf.int32), tf.zeros([batch, longest, 2 * width]))
-    variables = (tf.constant(0), done, pending.count, tail, records, progress.state)
-    *_, records, state = tf.while_loop(unfinished, body, variables)
-    return _sum_up(records, pending, state, ends, limit)
+    variables = (tf.constant(0), _Rows(done, pending.count, tail, records), progress.state)
+    if speculation.automatic:
+        variables = tf.while_loop(drafts, partial(add_block, speculation.block), variables)
+        # No row that is left drafts any more.
+        variables = tf.while_loop(unfinished, partial(add_block, speculation.plain_block), variables)
+    else:
+        variables = tf.while_loop(unfinished, partial(add_block, speculation.block), variables)
+    _, rows, state = variables
+    return _sum_up(rows.records, pending, state, ends, limit)
+
+
+_Draw = Callable[[State, Request, Any, tf.Tensor], tuple[Block, State]]
+
+
+class _Rows(NamedTuple):
+    """Holds how far each row is.
+
+    Attributes:
+      done: bool `[B]`, whether it has ended.
+      given: int32 `[B]`, number of tokens, those pending from the call before included.
+      tail: int32 `[B, S]`, as in `Pending`.
+      records: what the blocks gave.
+    """
+
+    done: Any
+    given: Any
+    tail: Any
+    records: "_Records"
 
 
 class _Records(NamedTuple):
