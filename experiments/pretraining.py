@@ -65,7 +65,7 @@ def pretrain(
     optimizer = tff.learning.optimizers.build_adam(config.learning_rate)
     specs = {name: tf.TensorSpec(value.shape, tf.float32) for name, value in weights.items()}
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def add_gradient(total: Any, values: Any, batch: Any, targets: Any) -> Any:
         with tf.GradientTape() as tape:
             tape.watch(values)
@@ -73,7 +73,7 @@ def pretrain(
         gradient = tape.gradient(loss, values)
         return gradient if total is None else {name: total[name] + gradient[name] for name in gradient}
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def update(state: Any, values: Any, gradient: Any) -> Any:
         return optimizer.next(state, values, gradient)
 

@@ -64,7 +64,7 @@ class Evaluator:
         model = model.fit(length)
         self._rows = np.concatenate([rows, np.full((padding, rows.shape[1]), PAD, np.int32)])
 
-        @tf.function
+        @tf.function(autograph=False)
         def batch_sums(weights: Weights, tokens: Any) -> tuple[Any, Any]:
             targets = tokens[:, 1:]
             logits, _ = model.extend(weights, tokens[:, :-1], model.initial_state(count))

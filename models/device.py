@@ -50,7 +50,7 @@ class DeviceModel:
     def __init__(self, path: str | os.PathLike[str], threads: int = 1) -> None:
         self.path = os.fspath(path)
         self.facts, self.vocabulary = tflite_file.read(path)
-        self._signatures = load_signatures(self.path, self.facts.decodings, threads)
+        self._signatures = load_signatures(self.path, self.facts.decodings, self.facts.automatic, threads)
         self._prefill, self._decode = self._signatures["prefill"], self._signatures["decode"]
         inputs = self._prefill.get_input_details()
         prompt = inputs.pop("tokens")["shape"].tolist()
@@ -218,13 +218,17 @@ class DeviceModel:
         if mask is not None:
             raise ValueError(f"mask: decoding = {decoding!r} draws blocks in the graph; choose 'autoregressive'")
         read, block = (self._signatures[signature_name(kind, decoding)] for kind in ("read", "block"))
+        plain = self._signatures.get(signature_name("plain_block", decoding), block)
         start = {
             name: np.zeros(detail["shape"], detail["dtype"])
             for name, detail in read.get_input_details().items()
             if name.startswith("state_")
         }
         parts = [self._padded(part) for part in self._split(prompt)]
-        return [BlockDraw(read, block, start, parts, self._inputs(one, row, decoding, costs), one) for one in choices]
+        return [
+            BlockDraw(read, (block, plain), start, parts, self._inputs(one, row, decoding, costs), one)
+            for one in choices
+        ]
 
     def _choose(self, decoding: str | None) -> str:
         chosen = self.facts.decodings[0] if decoding is None else decoding

@@ -24,7 +24,7 @@ class BlockDraw(Iterator[int]):
 
     Args:
       read: the file's signature that reads a part of a prompt.
-      block: the file's signature that adds a block.
+      blocks: the file's signatures that add a block with drafts, and one after drafting has ended.
       start: arrays of the states' shapes and types by name.
       parts: the prompt in parts of at least one token, as the inputs "tokens" and "length" of `read`.
       inputs: the request's choices, as inputs of `block`.
@@ -34,13 +34,14 @@ class BlockDraw(Iterator[int]):
     def __init__(
         self,
         read: Signature,
-        block: Signature,
+        blocks: tuple[Signature, Signature],
         start: dict[str, NDArray[Any]],
         parts: Sequence[dict[str, NDArray[np.int32]]],
         inputs: dict[str, NDArray[Any]],
         choices: Choices,
     ) -> None:
-        self._block, self._inputs, self._stop = block, inputs, choices.stop
+        self._signatures, self._inputs, self._stop = blocks, inputs, choices.stop
+        self._drafts = True
         self._left, self._ended = choices.max_new_tokens, False
         self._given, self._position = 0, sum(int(part["length"]) for part in parts)
         self._pending: list[tuple[int, float, float]] = []
@@ -97,7 +98,9 @@ class BlockDraw(Iterator[int]):
         return Acceptance.from_counts(counts)
 
     def _draw_block(self) -> None:
-        outputs = self._block(**self._inputs, **self._state)
+        draw, draw_plain = self._signatures
+        outputs = (draw if self._drafts else draw_plain)(**self._inputs, **self._state)
+        self._drafts = bool(outputs.get("drafts", True))
         self._state = {name: value for name, value in outputs.items() if name.startswith("state_")}
         count = int(outputs["count"][0])
         self._width = outputs["tokens"].shape[1] - 1

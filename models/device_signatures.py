@@ -10,12 +10,13 @@ PLAIN = DECODINGS[0]
 """The decoding without a drafter."""
 
 
-def load_signatures(path: str, decodings: Sequence[str], threads: int) -> dict[str, Any]:
+def load_signatures(path: str, decodings: Sequence[str], automatic: bool, threads: int) -> dict[str, Any]:
     """Returns the signatures of a file as functions of NumPy arrays, by name.
 
     Args:
       path: the file.
       decodings: the decodings that it was exported with.
+      automatic: whether it chooses draft lengths.
       threads: number of threads of the runtime, >= 1.
 
     Raises:
@@ -25,7 +26,9 @@ def load_signatures(path: str, decodings: Sequence[str], threads: int) -> dict[s
         raise ValueError(f"threads = {threads!r}: must be an integer >= 1")
     names = ["prefill", "decode"]
     for decoding in decodings:
-        kinds = ("generate",) if decoding == PLAIN else ("generate", "read", "block")
+        kinds = ["generate"] if decoding == PLAIN else ["generate", "read", "block"]
+        if automatic and decoding != PLAIN:
+            kinds.append("plain_block")
         names += [signature_name(kind, decoding) for kind in kinds]
     try:
         interpreter = import_interpreter()(model_path=path, num_threads=threads)
@@ -40,7 +43,7 @@ def load_signatures(path: str, decodings: Sequence[str], threads: int) -> dict[s
 
 
 def signature_name(kind: str, decoding: str) -> str:
-    """Returns the name of a decoding's signature of a kind: "generate", "read" or "block"."""
+    """Returns the name of a decoding's signature of a kind: "generate", "read", "block" or "plain_block"."""
     return kind if decoding == PLAIN else f"{kind}_{decoding.replace('-', '_')}"
 
 

@@ -24,7 +24,8 @@ unless it says otherwise.
   part, where the given states are ignored, else 0), ends_here `[]` (1 in the last part, else 0), state_0, state_1, ...
   -> state_0, state_1, ...
 * `block_block` adds one block: the choices, state_0, state_1, ... -> the fields of `models.decoding.speculation.Block`,
-  state_0, state_1, ...
+  state_0, state_1, ... With automatic draft lengths there is one more output, drafts `[1]`: False once no draft pays.
+  From then on, `plain_block_block`, with the same inputs and outputs, does the same in the time of plain decoding.
 
 The state of a transformer has room for L + N tokens and one block. Logits are NaN if tokens are read beyond it; TFLite
 has no errors.

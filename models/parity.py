@@ -154,7 +154,7 @@ class _Reference:
     def __init__(self, model: LanguageModel, weights: Weights) -> None:
         constants = {name: tf.constant(value) for name, value in weights.items()}
 
-        @tf.function
+        @tf.function(autograph=False)
         def step(token: tf.Tensor, state: Any) -> Any:
             logits, trail = model.extend(constants, token[tf.newaxis, tf.newaxis], state)
             return logits[0, 0], model.rewind(trail, tf.ones([1], tf.int32))

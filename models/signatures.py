@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import tensorflow as tf
@@ -57,8 +58,8 @@ class Signatures(tf.Module):
         prompt = (_spec("tokens", [1, max_prompt]), _spec("length"))
         states = _state_specs(self.state)
         self.functions = {
-            "prefill": tf.function(self._prefill).get_concrete_function(*prompt, *states),
-            "decode": tf.function(self._decode).get_concrete_function(_spec("token", [1]), *states),
+            "prefill": tf.function(self._prefill, autograph=False).get_concrete_function(*prompt, *states),
+            "decode": tf.function(self._decode, autograph=False).get_concrete_function(_spec("token", [1]), *states),
         }
         for name in decodings:
             speculation = Speculation(model, self.parameters, build_method(name))
@@ -83,7 +84,9 @@ class Signatures(tf.Module):
             return self._generate(speculation, tokens, length, rest[:-2], rest[-2:])
 
         suffix = "" if name == "autoregressive" else f"_{name.replace('-', '_')}"
-        self.functions[f"generate{suffix}"] = tf.function(run).get_concrete_function(*prompt, *choices, *ends)
+        self.functions[f"generate{suffix}"] = tf.function(run, autograph=False).get_concrete_function(
+            *prompt, *choices, *ends
+        )
         if name == "autoregressive":
             return
         initial = speculation.initial_state(1)
@@ -97,17 +100,20 @@ class Signatures(tf.Module):
             state = tf.nest.map_structure(lambda new, old: tf.where(begins_here > 0, new, old), fresh, given)
             return _name_states(_read(speculation, tokens, length, ends_here, state))
 
-        def block(*arguments: tf.Tensor) -> dict[str, tf.Tensor]:
+        def draw(name: str, *arguments: tf.Tensor) -> dict[str, tf.Tensor]:
             state = tf.nest.pack_sequence_as(initial, arguments[len(choices) :])
             request = _build_request(arguments[: len(choices)])
             words = tf.nest.map_structure(lambda part: part[:, 0], speculation.words(request, state.position, 1))
-            found, state = speculation.block(state, request, words, tf.ones([1], tf.bool))
-            return {**found._asdict(), **_name_states(state)}
+            found, state = getattr(speculation, name)(state, request, words, tf.ones([1], tf.bool))
+            drafts = {"drafts": speculation.drafts(state, request)} if speculation.automatic else {}
+            return {**found._asdict(), **drafts, **_name_states(state)}
 
-        self.functions[f"read{suffix}"] = tf.function(read).get_concrete_function(
+        self.functions[f"read{suffix}"] = tf.function(read, autograph=False).get_concrete_function(
             *prompt, _spec("begins_here"), _spec("ends_here"), *states
         )
-        self.functions[f"block{suffix}"] = tf.function(block).get_concrete_function(*choices, *states)
+        for name in ("block", "plain_block") if speculation.automatic else ("block",):
+            function = tf.function(partial(draw, name), autograph=False)
+            self.functions[f"{name}{suffix}"] = function.get_concrete_function(*choices, *states)
 
     def _prefill(self, tokens: tf.Tensor, length: tf.Tensor, *states: tf.Tensor) -> dict[str, tf.Tensor]:
         before = tf.nest.pack_sequence_as(self.state, states)

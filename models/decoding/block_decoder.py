@@ -189,6 +189,21 @@ class BlockDecoder(ABC):
           active: bool `[B]`; other rows add no token and keep their state.
         """
 
+    def drafts(self, state: State, request: Request) -> tf.Tensor:
+        """Returns whether each row can draft tokens in the next block, bool `[B]`.
+
+        With automatic draft lengths, a row that cannot will not for the rest of its text.
+        """
+        return tf.fill([state.last.shape[0]], self.draft_length > 0)
+
+    def plain_block(self, state: State, request: Request, words: Any, active: tf.Tensor) -> tuple[Block, State]:
+        """Does the same as `block` for rows that cannot draft.
+
+        With automatic draft lengths it takes the time of plain decoding. The drafter reads nothing, so that its state
+        is of no use afterwards.
+        """
+        return self.block(state, request, words, active)
+
     def _finish(
         self,
         state: State,

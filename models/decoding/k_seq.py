@@ -7,8 +7,8 @@ target's distribution q. The factor ρ in [1, K] balances the drafts. With
     β(ρ) = Σ min(p, q / ρ)    and    g(β) = 1 + (1 - β) + … + (1 - β)^(K-1)
 
 a draft is accepted with probability β, one of them with probability β g(β), and the residual is q - g min(p, q / ρ).
-This is nowhere negative if and only if ρ is at least the root ρ* of g(β(ρ)) = ρ, but where no choice of ρ matters.
-Larger ρ accept less. So `solve` returns a ρ at or just above the root, never one below it.
+This is nowhere negative if ρ is at least the root ρ* of g(β(ρ)) = ρ, and larger ρ accept less. So `solve` returns a ρ
+at or just above the root: below it K-SEQ has, in general, another distribution than the target.
 
 All functions have static shapes and use builtin TFLite ops only. Their time is linear in the number of tokens.
 
@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from models.decoding.exact import exact
 from models.decoding.numpy_ops import BLOCK
 
 _POINTS = 256
@@ -78,8 +79,8 @@ def solve(drafter: tf.Tensor, target: tf.Tensor, count: tf.Tensor, most: int) ->
     β is concave in 1 / ρ. So a line through β at two values of ρ lies above β at every larger ρ, and the root with the
     line in place of β is below ρ*: the secant method climbs to ρ* without passing it. The root with a line is found to
     2^-24 (float64: 2^-56) of [1, K] by cutting intervals into 256 parts. Every step goes a little further, by 2^-21
-    (float64: 2^-50) of ρ at first and twice as much each time, and the method ends at the first ρ that is checked to be
-    above the root: after 6 or 7 passes over the tokens for language models, at most 30 (60).
+    (float64: 2^-50) of ρ at first and 1.5 times as much each time, and the method ends at the first ρ that is checked
+    to be at or above the root: after 4 to 10 passes over the tokens for language models, at most 50 (100) for any pair.
 
     Args:
       drafter: as for `choose`.
@@ -90,7 +91,8 @@ def solve(drafter: tf.Tensor, target: tf.Tensor, count: tf.Tensor, most: int) ->
     Returns:
       The root. For one draft and for p = q it is exactly 1; for disjoint p and q, β is 0 and g is K.
     """
-    rounds, nudge = (7, 2.0**-50) if drafter.dtype == tf.float64 else (3, 2.0**-21)
+    is_double = drafter.dtype == tf.float64
+    rounds, nudge = (7, tf.constant(2.0**-50, tf.float64)) if is_double else (3, exact(2.0**-21, drafter))
     largest = tf.cast(count, drafter.dtype)
     p, q = _blocks(drafter), _blocks(target)
     mass = _sum(p)
@@ -124,10 +126,10 @@ def solve(drafter: tf.Tensor, target: tf.Tensor, count: tf.Tensor, most: int) ->
         slope = tf.math.divide_no_nan(before.beta - beta, 1 / before.rho - inverse)
         slope = tf.maximum(tf.minimum(slope, beta * rho), 0.0)
         higher = tf.minimum(climb(rho, beta, slope) * (1 + nudge), largest)
-        return tf.where(is_below, higher, rho), Root(rho, beta, g), 2 * nudge, tf.reduce_any(is_below)
+        return tf.where(is_below, higher, rho), Root(rho, beta, g), 1.5 * nudge, tf.reduce_any(is_below)
 
     ones = tf.ones_like(largest)
-    start = (ones, Root(ones, ones, ones), tf.constant(nudge, drafter.dtype), tf.constant(True))
+    start = (ones, Root(ones, ones, ones), nudge, tf.constant(True))
     return tf.while_loop(lambda rho, root, nudge, goes_on: goes_on, step, start)[1]
 
 

@@ -5,12 +5,13 @@ the tokens of the block that come after are pending: a later call that continues
 first. So a text does not depend on how it is divided among calls.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from models.decoding.block_decoder import Block, Request, State
-from models.decoding.speculation import Speculation
+from models.decoding.block_decoder import Block, BlockDecoder, Request, State
 from models.tensors import clip
 
 
@@ -20,7 +21,7 @@ class Pending(NamedTuple):
     Attributes:
       tokens: int32 `[B, G+1]`, zeros after a row's last one.
       count: int32 `[B]`, 0 to G: number of tokens.
-      log_probs: float32 `[B, G+1]`, as in `models.decoding.speculation.Block`.
+      log_probs: float32 `[B, G+1]`, as in `models.decoding.block_decoder.Block`.
       unprocessed_log_probs: float32 `[B, G+1]`, as there.
       tail: int32 `[B, S]`, the last tokens that were given out; -1 before the first.
     """
@@ -100,61 +101,87 @@ class Generated(NamedTuple):
     progress: Progress
 
 
-def begin(speculation: Speculation, state: State, tail: int = 0) -> Progress:
+def begin(decoder: BlockDecoder, state: State, tail: int = 0) -> Progress:
     """Returns the progress before the first token.
 
     Args:
-      speculation: the models and the method.
-      state: the state after `Speculation.begin`.
+      decoder: the models and how they decode.
+      state: the state after `BlockDecoder.begin`.
       tail: number of tokens S that a stop sequence may have, minus 1.
     """
-    batch, width = state.last.shape[0], speculation.draft_length + 1
+    batch, width = state.last.shape[0], decoder.draft_length + 1
     zeros = tf.zeros([batch, width])
     tail_tokens = tf.fill([batch, tail], -1)
     pending = Pending(tf.zeros([batch, width], tf.int32), tf.zeros([batch], tf.int32), zeros, zeros, tail_tokens)
     return Progress(state, pending)
 
 
-def generate(speculation: Speculation, progress: Progress, request: Request, ends: Ends, words: Any) -> Generated:
+def generate(decoder: BlockDecoder, progress: Progress, request: Request, ends: Ends, words: Any) -> Generated:
     """Gives out up to min(max_new, N) tokens per row, with static shapes and builtin TFLite ops only.
 
     The loop itself only records the blocks, since every op of it is paid for in every block. What the records amount
     to is computed after it.
 
     Args:
-      speculation: the models and the method.
+      decoder: the models and how they decode.
       progress: from which to continue.
       request: what to draw, and how.
       ends: where rows end.
-      words: the random words of all blocks, from `Speculation.words` with `progress.state.position` and N. They are
+      words: the random words of all blocks, from `BlockDecoder.words` with `progress.state.position` and N. They are
         computed by one call, so that its 200 or so small ops run once, not per block.
     """
     start, pending = progress.state.position, progress.pending
     batch, longest = start.shape[0], tf.nest.flatten(words)[0].shape[1]
     limit = tf.minimum(ends.max_new, longest)
 
-    def unfinished(step: tf.Tensor, done: tf.Tensor, *_: Any) -> tf.Tensor:
-        return ~tf.reduce_all(done)
-
-    def body(
-        step: tf.Tensor, done: tf.Tensor, given: tf.Tensor, tail: tf.Tensor, records: "_Records", state: State
-    ) -> tuple[Any, ...]:
+    def add_block(draw: _Draw, step: tf.Tensor, rows: _Rows, state: State) -> tuple[tf.Tensor, _Rows, State]:
         now = tf.minimum(state.position - start, longest - 1)
         of_block = tf.nest.map_structure(lambda part: tf.gather(part, now, axis=1, batch_dims=1), words)
-        block, state = speculation.block(state, request, of_block, ~done)
-        records = _record(records, step, block, ~done)
-        is_end, tail = _find_ends(block.tokens, block.count, tail, ends)
-        given += block.count
-        done |= tf.reduce_any(is_end, axis=1) | (given >= limit) | tf.equal(block.count, 0)
-        return step + 1, done, given, tail, records, state
+        block, state = draw(state, request, of_block, ~rows.done)
+        records = _record(rows.records, step, block, ~rows.done)
+        is_end, tail = _find_ends(block.tokens, block.count, rows.tail, ends)
+        given = rows.given + block.count
+        done = rows.done | tf.reduce_any(is_end, axis=1) | (given >= limit) | tf.equal(block.count, 0)
+        return step + 1, _Rows(done, given, tail, records), state
+
+    def drafts(step: tf.Tensor, rows: _Rows, state: State) -> tf.Tensor:
+        return tf.reduce_any(~rows.done & decoder.drafts(state, request))
+
+    def unfinished(step: tf.Tensor, rows: _Rows, state: State) -> tf.Tensor:
+        return ~tf.reduce_all(rows.done)
 
     is_end, tail = _find_ends(pending.tokens, pending.count, pending.tail, ends)
     done = tf.reduce_any(is_end, axis=1) | (pending.count >= limit)
-    width = speculation.draft_length + 1
+    width = decoder.draft_length + 1
     records = _Records(tf.zeros([batch, longest, width + 3], tf.int32), tf.zeros([batch, longest, 2 * width]))
-    variables = (tf.constant(0), done, pending.count, tail, records, progress.state)
-    *_, records, state = tf.while_loop(unfinished, body, variables)
-    return _sum_up(records, pending, state, ends, limit)
+    variables = (tf.constant(0), _Rows(done, pending.count, tail, records), progress.state)
+    if decoder.automatic:
+        variables = tf.while_loop(drafts, partial(add_block, decoder.block), variables)
+        # No row that is left drafts any more.
+        variables = tf.while_loop(unfinished, partial(add_block, decoder.plain_block), variables)
+    else:
+        variables = tf.while_loop(unfinished, partial(add_block, decoder.block), variables)
+    _, rows, state = variables
+    return _sum_up(rows.records, pending, state, ends, limit)
+
+
+_Draw = Callable[[State, Request, Any, tf.Tensor], tuple[Block, State]]
+
+
+class _Rows(NamedTuple):
+    """Holds how far each row is.
+
+    Attributes:
+      done: bool `[B]`, whether it has ended.
+      given: int32 `[B]`, number of tokens, those pending from the call before included.
+      tail: int32 `[B, S]`, as in `Pending`.
+      records: what the blocks gave.
+    """
+
+    done: Any
+    given: Any
+    tail: Any
+    records: "_Records"
 
 
 class _Records(NamedTuple):

@@ -36,9 +36,9 @@ class SpecTr(TreeRule):
             tokens, is_real = (part[:, below.start : below.stop] for part in (drafts.tokens, drafts.is_real))
             alive = agree & is_real[:, tf.newaxis]
             here = slice(level.start, level.stop)
-            rows = [tf.reshape(part[:, here], [-1, target.shape[2]]) for part in (drafts.base, target)]
+            base, of_target = (tf.reshape(part[:, here], [-1, target.shape[2]]) for part in (drafts.base, target))
             offered = tf.reshape(tf.repeat(tokens[:, tf.newaxis], len(level), axis=1), [-1, chains])
-            accept = choose(*rows, offered, tf.reshape(alive, [-1, chains])).accept
+            accept = choose(base, of_target, offered, tf.reshape(alive, [-1, chains])).accept
             first, none = _first_success(tf.reshape(accept, [-1, len(level), chains]))
             stops.append(reach * none)
             counts.append(tf.reduce_sum(tf.cast(alive, tf.int32), axis=2))

@@ -100,19 +100,34 @@ class Speculation(BlockDecoder):
     def block(self, state: State, request: Request, words: Any, active: tf.Tensor) -> tuple[Block, State]:
         """Drafts and verifies one block per row; see `BlockDecoder.block`."""
         draft = self.draft(state, request, words)
-        if self.drafter is None or self._carries or not (self.automatic or self.drafter.may_pass):
+        if self.drafter is None or self._carries or not self.drafter.may_pass:
             return self.verify(state, draft, request, active)
-
-        def verify_nothing() -> tuple[Block, State]:
-            # The target reads one token per row, which takes less time than G + 1.
-            block, after = self.verify(state, draft._replace(tokens=draft.tokens[:, :0], laws=[]), request, active)
-            unused = [[0, 0], [0, self.draft_length]]
-            wide = {name: tf.pad(getattr(block, name), unused) for name in _BY_PLACE}
-            return block._replace(**wide), after
-
         return tf.cond(
-            tf.reduce_any(draft.lengths > 0), lambda: self.verify(state, draft, request, active), verify_nothing
+            tf.reduce_any(draft.lengths > 0),
+            lambda: self.verify(state, draft, request, active),
+            # The target reads one token per row, which takes less time than G + 1.
+            lambda: self._verify_nothing(state, draft, request, active),
         )
+
+    def drafts(self, state: State, request: Request) -> tf.Tensor:
+        """Returns whether each row can draft tokens in the next block; see `BlockDecoder.drafts`."""
+        if not self.automatic:
+            return super().drafts(state, request)
+        return choose(state.evidence, request.costs, self.draft_length) > 0
+
+    def plain_block(self, state: State, request: Request, words: Any, active: tf.Tensor) -> tuple[Block, State]:
+        """Does the same as `block`, in the time of plain decoding; see `BlockDecoder.plain_block`."""
+        none = tf.zeros_like(state.last)
+        noise = self.method.noise(words, 0, self.model.vocabulary_size)
+        empty = Draft(none[:, tf.newaxis][:, :0], none, none, [], [], noise)
+        return self._verify_nothing(state, empty, request, active)
+
+    def _verify_nothing(self, state: State, draft: Draft, request: Request, active: tf.Tensor) -> tuple[Block, State]:
+        """Returns a block of one token per row, which the target draws."""
+        block, after = self.verify(state, draft._replace(tokens=draft.tokens[:, :0], laws=[]), request, active)
+        unused = [[0, 0], [0, self.draft_length]]
+        wide = {name: tf.pad(getattr(block, name), unused) for name in _BY_PLACE}
+        return block._replace(**wide), after
 
     def draft(self, state: State, request: Request, words: Any) -> Draft:
         """Drafts one block per row; arguments as for `block`."""
@@ -176,7 +191,9 @@ class Speculation(BlockDecoder):
         outcome = Outcome(logits, probabilities, draft.tokens, draft.lengths, accepted, token, carry)
 
         def rewind(count: tf.Tensor) -> tuple[Any, Any]:
-            drafter = () if self.drafter is None else self.drafter.rewind(draft.states, count)
+            drafter = state.drafter
+            if self.drafter is not None and draft.states:
+                drafter = self.drafter.rewind(draft.states, count)
             return self.model.rewind(trail, count), drafter
 
         return self._finish(state, request, active, outcome, rewind)

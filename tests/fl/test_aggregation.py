@@ -241,7 +241,7 @@ def test_adaptive_count_has_sensitivity_one_half_and_planned_noise():
     assert float(aggregator.client(state, update([math.nan, 0, 0, 0])).within_clip) == 0.5
     empty = aggregator.client(state, update([0.0] * 4, examples=0.0))
 
-    @tf.function
+    @tf.function(autograph=False)
     def release(seed):
         return aggregator.server(state, empty, seed).released
 
@@ -321,7 +321,7 @@ def test_metric_noise_has_planned_stddev():
     state, contribution = state_of(aggregator), aggregator.client(state_of(with_metrics()), measured(3.0, 3.0))
     with_many = contribution._replace(pairs=contribution.pairs * 1000)
 
-    @tf.function
+    @tf.function(autograph=False)
     def released(seed):
         return aggregator.server(state, with_many, seed)
 
@@ -351,7 +351,7 @@ def test_released_number_of_clients_is_unbiased_without_clients():
     state = state_of(aggregator)
     absent = aggregator.client(state, measured(0.0, 0.0, tokens=0.0, examples=0.0))
 
-    @tf.function
+    @tf.function(autograph=False)
     def clients(seed):
         return aggregator.server(state, absent, seed).released["train_clients"]
 

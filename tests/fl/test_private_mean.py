@@ -43,7 +43,7 @@ def test_query_error_matches_noise_variance():
     query, multiplier, n, mu = BoundedMeanQuery(0.0, 1.0, 2.0, SEED), 2.0, 1000, 0.3
     state = tf.constant([round(mu * n) * STEPS, round((1 - mu) * n) * STEPS], tf.int64)
 
-    @tf.function
+    @tf.function(autograph=False)
     def releases():
         def result(number):
             return query.get_noised_result(state, query._State(tf.constant(SEED), number))[0]

@@ -273,7 +273,7 @@ class LanguageModelTests:
         cases: list[Any] = [(train, (tokens,)), (decode, (tokens[:, :4], lengths, kept))]
         for function, arguments in cases:
             expected = function(weights, *arguments)
-            actual = tf.function(function, jit_compile=compiled)(weights, *map(tf.constant, arguments))
+            actual = tf.function(function, jit_compile=compiled, autograph=False)(weights, *map(tf.constant, arguments))
             tf.nest.map_structure(
                 lambda a, b: np.testing.assert_allclose(a, b, atol=1e-10, rtol=1e-8), actual, expected
             )

@@ -193,7 +193,7 @@ def test_last_state_is_the_state_after_the_length_of_each_row(kind):
 
 def test_inputs_of_all_steps_are_projected_by_one_product():
     weights = make_weights()
-    graph = tf.function(lambda x: Recurrence("si-cifg").states(weights, x)).get_concrete_function(
+    graph = tf.function(lambda x: Recurrence("si-cifg").states(weights, x), autograph=False).get_concrete_function(
         tf.TensorSpec([T, B, E], tf.float64)
     )
     products = [op for op in graph.graph.get_operations() if "MatMul" in op.type]

@@ -108,7 +108,7 @@ def test_outputs_equal_autodiff_if_the_graph_does_not_know_the_batch_size(kind, 
     """Batches of 3, 1 and 0 rows run through the same graph."""
     recurrence, weights = Recurrence(kind, True), make_weights(2, clients=clients)
 
-    @tf.function(input_signature=[tf.TensorSpec([*clients, 4, None, E], tf.float64)])
+    @tf.function(input_signature=[tf.TensorSpec([*clients, 4, None, E], tf.float64)], autograph=False)
     def traced(inputs):
         tensors = {name: tf.constant(value) for name, value in weights.items()}
         with tf.GradientTape() as tape:

@@ -78,7 +78,9 @@ def test_exported_files_hold_builtin_ops_only(paths):
 
 def test_export_refuses_a_graph_with_ops_that_are_not_builtin(tmp_path, monkeypatch):
     module = tf.Module()
-    module.f = tf.function(lambda x: tf.math.cumprod(x), input_signature=[tf.TensorSpec([3], tf.float32)])
+    module.f = tf.function(
+        lambda x: tf.math.cumprod(x), input_signature=[tf.TensorSpec([3], tf.float32)], autograph=False
+    )
     tf.saved_model.save(module, tmp_path / "foreign", signatures=module.f)
     converter = tf.lite.TFLiteConverter.from_saved_model(str(tmp_path / "foreign"))
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS, tf.lite.OpsSet.SELECT_TF_OPS]
@@ -143,12 +145,13 @@ def test_interpreter_of_tensorflow_gives_the_same_tokens(float32_path, monkeypat
 
 def stale_state(patch):
     """Plants a fault: the target's new state is discarded."""
-    advance = Speculation._advance
+    block = Speculation.block
 
     def discard(self, state, *arguments):
-        return advance(self, state, *arguments)._replace(target=state.target)
+        found, after = block(self, state, *arguments)
+        return found, after._replace(target=state.target)
 
-    patch.setattr(Speculation, "_advance", discard)
+    patch.setattr(Speculation, "block", discard)
 
 
 def shared_stream(patch):

@@ -128,7 +128,7 @@ def test_gradient_of_a_long_row_is_the_same_under_xla(cell):
             loss = tf.reduce_mean(model.token_losses(weights, tokens))
         return tape.gradient(loss, weights)
 
-    compiled = tf.function(gradient, jit_compile=True)(weights)
+    compiled = tf.function(gradient, jit_compile=True, autograph=False)(weights)
     for name, value in gradient(weights).items():
         np.testing.assert_allclose(compiled[name], value, atol=1e-10, rtol=1e-8)
 
@@ -140,7 +140,7 @@ def test_plain_sgd_learns_from_the_weights_of_init(cell):
     rng = np.random.default_rng(0)
     data = ((rng.integers(0, 16, (150, 16, 1)) + np.arange(11)) % 16).astype(np.int32)
 
-    @tf.function
+    @tf.function(autograph=False)
     def update(weights, tokens):
         with tf.GradientTape() as tape:
             tape.watch(weights)

@@ -8,7 +8,7 @@ from tests.oracles.backends import convert
 def test_shape_of_gives_integers_where_the_size_is_known_and_tensors_elsewhere():
     seen = []
 
-    @tf.function(input_signature=[tf.TensorSpec([None, 3], tf.float32)])
+    @tf.function(input_signature=[tf.TensorSpec([None, 3], tf.float32)], autograph=False)
     def rows(x):
         seen.append(shape_of(x))
         return seen[0][0]

@@ -21,17 +21,17 @@ def convert(path, model, weights):
     state = CIFGState(tf.TensorSpec([B, E], name="output"), tf.TensorSpec([B, H], name="cell"))
     trail = CIFGState(tf.TensorSpec([B, G + 1, E], name="output"), tf.TensorSpec([B, G + 1, H], name="cell"))
 
-    @tf.function
+    @tf.function(autograph=False)
     def prefill(tokens, lengths):
         logits, state = model.prefill(module.held, tokens, lengths)
         return {"logits": logits, **state._asdict()}
 
-    @tf.function
+    @tf.function(autograph=False)
     def extend(tokens, output, cell):
         logits, trail = model.extend(module.held, tokens, CIFGState(output, cell))
         return {"logits": logits, **trail._asdict()}
 
-    @tf.function
+    @tf.function(autograph=False)
     def rewind(output, cell, kept):
         return model.rewind(CIFGState(output, cell), kept)._asdict()
 

@@ -24,8 +24,8 @@ def everywhere(function: Callable[..., dict[str, tf.Tensor]], **example: np.ndar
 
     return {
         "eager": from_numpy(function),
-        "function": from_numpy(tf.function(function)),
-        "XLA": from_numpy(tf.function(function, jit_compile=True)),
+        "function": from_numpy(tf.function(function, autograph=False)),
+        "XLA": from_numpy(tf.function(function, jit_compile=True, autograph=False)),
         "TFLite": convert(function, specs),
     }
 
@@ -40,7 +40,7 @@ def run_everywhere(
 def convert(function: Callable[..., dict[str, tf.Tensor]], specs: dict[str, tf.TensorSpec]) -> Function:
     """Converts `function` to TFLite and returns its signature in the LiteRT runtime."""
     with tempfile.TemporaryDirectory() as folder:
-        tf.saved_model.save(tf.Module(), folder, tf.function(function).get_concrete_function(**specs))
+        tf.saved_model.save(tf.Module(), folder, tf.function(function, autograph=False).get_concrete_function(**specs))
         converter = tf.lite.TFLiteConverter.from_saved_model(folder)
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
         content = converter.convert()

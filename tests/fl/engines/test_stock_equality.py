@@ -80,7 +80,7 @@ def middle_norm(name: str, sampler: str) -> float:
     """Returns the geometric mean of the first round's update norms: as a clip norm it clips some clients only."""
     net = NETS[name]()
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def squares(batches: Batches) -> Any:
         delta = client_update(net.task, net.weights, batches, net.local.learning_rate).delta
         return tf.add_n([tf.reduce_sum(tf.square(value)) for value in delta.values()])

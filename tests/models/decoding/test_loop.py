@@ -200,6 +200,8 @@ class Chooser:
     def __call__(self, blocks):
         evidence = np.zeros(2, np.float32)
         for drafted, accepted in blocks:
+            if not drafted:
+                continue
             evidence = evidence * np.float32(63 / 64) + np.array([accepted, accepted < drafted], np.float32)
         return int(choose(tf.constant(evidence[np.newaxis]), Costs(*self.costs), self.longest)[0])
 

@@ -122,7 +122,7 @@ def draw(case):
     """Draws one text per request with the loop, in eager mode, so that nothing is traced."""
     own, rows = build(case), case.rows
     # Such costs make rows draft nothing, or all tokens, by what became of their earlier drafts.
-    costs = Costs(tf.constant(1.1), tf.constant(1.45), tf.constant(0.1))
+    costs = Costs(tf.constant(1.0), tf.constant(1.3), tf.constant(0.35))
     asked = Request(tf.constant([11, 12]), tf.range(rows), case.processing, costs=costs if case.automatic else ())
     state = own.initial_state(rows)
     state = own.read(tf.fill([rows, 1], PROMPT[0]), tf.ones([rows], tf.int32), state)

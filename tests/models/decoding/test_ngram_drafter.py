@@ -52,7 +52,7 @@ def test_quantising_conversion_keeps_every_bit_of_the_tables(types):
         return {"logits": drafter.step(tokens, drafter.initial_state(4))[0]}
 
     tokens = np.array([1, 2, 3, 700], np.int32)
-    concrete = tf.function(draft).get_concrete_function(tf.TensorSpec([4], tf.int32, "tokens"))
+    concrete = tf.function(draft, autograph=False).get_concrete_function(tf.TensorSpec([4], tf.int32, "tokens"))
     converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete])
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     converter.target_spec.supported_types = types

@@ -283,7 +283,7 @@ def test_penalties_round_alike_under_xla_for_many_values():
     logits = (5 * rng.standard_normal([4, 5000])).astype(np.float32)
     history = History(rng.random(logits.shape) < 0.5, rng.poisson(1, logits.shape).astype(np.int32))
 
-    @tf.function(jit_compile=True)
+    @tf.function(jit_compile=True, autograph=False)
     def run(numbers):
         return process(logits, Processing(1.0, 0, 1.0, 0.0, numbers[0], numbers[1], numbers[2]), history)
 
@@ -339,7 +339,11 @@ def test_filters_that_are_off_add_no_loop_and_run_none():
     """A file on a phone pays for every iteration over a vocabulary of 49,152 tokens."""
 
     def loops(options):
-        graph = tf.function(lambda x: process(x, options)).get_concrete_function(tf.TensorSpec([1, 9])).graph
+        graph = (
+            tf.function(lambda x: process(x, options), autograph=False)
+            .get_concrete_function(tf.TensorSpec([1, 9]))
+            .graph
+        )
         return [op.type for op in graph.get_operations() if "While" in op.type or "If" in op.type]
 
     assert loops(OFF) == []

@@ -99,7 +99,7 @@ def test_greedy_answer_names_the_capital_of_france(loaded):
     model, words = loaded.model.fit(128), loaded.vocabulary
     weights = {name: tf.constant(value) for name, value in loaded.weights.items()}
 
-    @tf.function
+    @tf.function(autograph=False)
     def step(token, state):
         logits, trail = model.extend(weights, token[tf.newaxis, tf.newaxis], state)
         return logits[0, 0], model.rewind(trail, tf.ones([1], tf.int32))

@@ -1,0 +1,210 @@
+"""Decodes with a tree of drafted tokens per block.
+
+The drafter proposes several children for each text of the tree, level by level. The target reads all nodes in one call,
+in which each node sees the tokens on its path only, and a rule (`models.decoding.tree_rules`) decides which path is
+accepted. The text has the target's distribution, whatever the drafter.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from models.decoding.block_decoder import Block, BlockDecoder, Outcome, Request, State
+from models.decoding.child_drafting import draw_children
+from models.decoding.drafters import Drafter
+from models.decoding.history import tree_histories
+from models.decoding.numpy_ops import LEFT_OUT
+from models.decoding.prng import BlockWords, block_words
+from models.decoding.tree_rules import Drafts, TreeRule, verify_tree
+from models.language_model import LanguageModel, Weights
+from models.tensors import to_tensors
+from models.token_tree import TokenTree
+
+
+class TreeDraft(NamedTuple):
+    """Holds the drafts of one block.
+
+    Attributes:
+      drafts: the tree; its root is the last token of the text.
+      states: the drafter's states: before the block, and after the nodes at each depth, one row for each node.
+      words: the random words of the block.
+    """
+
+    drafts: Drafts
+    states: list[Any]
+    words: BlockWords
+
+
+@dataclass(frozen=True, eq=False)
+class TreeSpeculation(BlockDecoder):
+    """Joins target, drafter and a rule for trees into pure functions of a state and a request.
+
+    The functions run in eager mode, `tf.function`, XLA and TFLite, with static shapes.
+
+    Attributes:
+      model: the target.
+      weights: the target's weights by name, arrays, tensors or variables.
+      rule: how trees are drafted and decided.
+      drafter: what proposes tokens.
+      tree: the tree, in which all nodes at one depth have equally many children.
+      penalties: whether states keep the history that penalties need.
+      log_probs: whether blocks hold log-probabilities; zeros otherwise.
+      draft_length: depth of the tree.
+      automatic: False.
+
+    Raises:
+      ValueError: a node has more children than there are tokens.
+    """
+
+    model: LanguageModel
+    weights: Weights
+    rule: TreeRule
+    drafter: Drafter
+    tree: TokenTree
+    penalties: bool = True
+    log_probs: bool = True
+    draft_length: int = field(init=False)
+    automatic: bool = field(init=False, default=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "draft_length", len(self.tree.levels) - 1)
+        widest = max(map(len, self.tree.children))
+        if widest > self.model.vocabulary_size:
+            raise ValueError(
+                f"tree: a node has {widest} children, more than the {self.model.vocabulary_size} tokens of the "
+                "vocabulary; give it fewer"
+            )
+
+    def initial_carry(self, batch: int) -> Any:
+        """Returns nothing: trees are decided one by one; see `BlockDecoder.initial_carry`."""
+        return ()
+
+    def words(self, request: Request, position: tf.Tensor, count: int) -> BlockWords:
+        """Returns the random words of blocks, with one for each drafted node; see `BlockDecoder.words`."""
+        starts = position[:, tf.newaxis] + tf.range(count)
+        return block_words(request.seed, request.request[:, tf.newaxis], starts, len(self.tree) - 1)
+
+    def block(self, state: State, request: Request, words: BlockWords, active: tf.Tensor) -> tuple[Block, State]:
+        """Drafts and verifies one tree per row; see `BlockDecoder.block`."""
+        return self.verify(state, self.draft(state, request, words), request, active)
+
+    def draft(self, state: State, request: Request, words: BlockWords) -> TreeDraft:
+        """Drafts one tree per row; arguments as for `block`."""
+        batch, size = state.last.shape[0], self.model.vocabulary_size
+        tokens, is_real = state.last[:, tf.newaxis], tf.ones([batch, 1], tf.bool)
+        states, bases = [state.drafter], []
+        for level in self.tree.levels:
+            before = _repeat(states[-1], batch, self.tree, level)
+            logits, after = self.drafter.step(tf.reshape(tokens[:, level.start :], [-1]), before)
+            states.append(after)
+            if level == self.tree.levels[-1]:
+                break
+            children = range(self.tree.children[level.start].start, self.tree.children[level.stop - 1].stop)
+            logits = tf.reshape(logits, [batch, len(level), size])
+
+            def histories(level: range = level, tokens: tf.Tensor = tokens) -> Any:
+                return tree_histories(state.history, tokens, self.tree.parents, level)
+
+            processed = self._process(logits, request, histories)
+            found = draw_children(
+                self.rule.drafting,
+                tf.reshape(processed, [-1, size]),
+                tf.reshape(_rank(processed, logits), [-1, size]),
+                tf.reshape(words.draft[0][:, children.start - 1 : children.stop - 1], [batch * len(level), -1]),
+            )
+            proposes = is_real[:, level.start :] & (tf.reduce_max(logits, axis=-1) > LEFT_OUT)
+            new = tf.reshape(found.is_real, [batch, len(level), -1]) & proposes[..., tf.newaxis]
+            new = tf.reshape(new, [batch, -1])
+            tokens = tf.concat([tokens, tf.where(new, tf.reshape(found.tokens, [batch, -1]), 0)], axis=1)
+            is_real = tf.concat([is_real, new], axis=1)
+            bases.append(tf.reshape(found.base, [batch, len(level), size]))
+        return TreeDraft(Drafts(tokens, is_real, tf.concat(bases, axis=1)), states, words)
+
+    def verify(
+        self, state: State, draft: TreeDraft, request: Request, active: tf.Tensor, allowed: tf.Tensor | None = None
+    ) -> tuple[Block, State]:
+        """Decides about a tree.
+
+        Args:
+          state: the state before the block.
+          draft: what `draft` returned for it.
+          request: as for `block`.
+          active: as for `block`.
+          allowed: bool `[B, N, V]`, tokens that the host allows after each node; None allows all. The text then has the
+            target's distribution under this mask, although the drafter does not know it.
+        """
+        drafts, tree = draft.drafts, self.tree
+        logits, trail = self.model.extend(to_tensors(self.weights), drafts.tokens, state.target, tree)
+
+        def histories() -> Any:
+            return tree_histories(state.history, drafts.tokens, tree.parents, range(len(tree)))
+
+        probabilities = tf.nn.softmax(self._process(logits, request, histories, allowed))
+        # A node without any token ends a text only if its path is accepted.
+        is_number = tf.equal(probabilities, probabilities)
+        target = tf.where(is_number, probabilities, 0.0)
+        node, token = verify_tree(self.rule, target, drafts, tree, draft.words.accept, draft.words.residual)
+        path = tf.gather(tf.constant(tree.paths), node)
+
+        def along(values: tf.Tensor) -> tf.Tensor:
+            return tf.gather(values, path, axis=1, batch_dims=1)
+
+        accepted = tf.gather(tf.constant(tree.depths), node)
+        outcome = Outcome(
+            along(logits), along(probabilities), along(drafts.tokens)[:, 1:], self._lengths(drafts), accepted, token, ()
+        )
+
+        def rewind(count: tf.Tensor) -> tuple[Any, Any]:
+            kept = tf.where(count > 0, node + 1, 0)
+            return self.model.rewind(trail, kept, tree), self._rewind_drafter(draft.states, node, count)
+
+        return self._finish(state, request, active, outcome, rewind)
+
+    def _lengths(self, drafts: Drafts) -> tf.Tensor:
+        """Returns the depth of the deepest drafted node of each row, int32 `[B]`."""
+        return tf.reduce_max(tf.where(drafts.is_real, self.tree.depths, 0), axis=1)
+
+    def _rewind_drafter(self, states: list[Any], node: tf.Tensor, count: tf.Tensor) -> Any:
+        """Returns the drafter's state after the first `count` (int32 `[B]`) tokens of the path to a node."""
+        batch, leaves = node.shape[0], self.tree.levels[-1]
+        # For each leaf the states along its path, so that drafters whose last state holds all of them can use it.
+        rows = [
+            _take(part, batch, self.tree.paths[leaves.start :, depth] - level.start, len(level))
+            for depth, (part, level) in enumerate(zip(states[1:], self.tree.levels, strict=True))
+        ]
+        before = _take(states[0], batch, np.zeros(len(leaves), int), 1)
+        kept = tf.reshape(tf.repeat(count[:, tf.newaxis], len(leaves), axis=1), [-1])
+        by_leaf = self.drafter.rewind([before, *rows], kept)
+        row = tf.range(batch) * len(leaves) + tf.gather(_first_leaves(self.tree), node)
+        return tf.nest.map_structure(lambda part: tf.gather(part, row), by_leaf)
+
+
+def _rank(processed: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """Returns numbers that are larger for likelier tokens: those that processing has left out come after all others."""
+    beyond = logits / (1 + tf.abs(logits)) * 1000 - 2000
+    return tf.where(processed > -100.0, processed, beyond)
+
+
+def _first_leaves(tree: TokenTree) -> tf.Tensor:
+    """Returns for each node the place of the first leaf below it among the leaves, int32 `[N]`."""
+    leaves = tree.levels[-1]
+    return tf.constant(np.argmax(tree.ancestors[leaves.start :], axis=0).astype(np.int32))
+
+
+def _repeat(states: Any, batch: int, tree: TokenTree, level: range) -> Any:
+    """Returns the states of the parents of the nodes at a depth: rows of those at the depth before, repeated."""
+    if level.start == 0:
+        return states
+    parents = np.array(tree.parents[level.start : level.stop])
+    first = parents[0]
+    return _take(states, batch, parents - first, int(parents[-1] - first) + 1)
+
+
+def _take(states: Any, batch: int, columns: np.ndarray, width: int) -> Any:
+    """Returns rows (b, column) for each b and each of `columns`, of states with rows (b, 0) to (b, width - 1)."""
+    if np.array_equal(columns, np.arange(width)):
+        return states
+    rows = (np.arange(batch)[:, np.newaxis] * width + columns).ravel().astype(np.int32)
+    return tf.nest.map_structure(lambda part: tf.gather(part, rows), states)
