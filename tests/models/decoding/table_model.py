@@ -28,12 +28,13 @@ class TableModel:
         last = tf.gather(logits, tf.maximum(lengths - 1, 0), axis=1, batch_dims=1)
         return last, self.rewind(trail, lengths)
 
-    def extend(self, weights, tokens, state):
+    def extend(self, weights, tokens, state, tree=None):
         trail = tf.concat([state[:, tf.newaxis], tokens], axis=1)
         table = weights["table"] if weights else tf.constant(self.table)
-        return tf.gather_nd(table, tf.stack([trail[:, :-1], tokens], axis=-1)), trail
+        before = trail[:, :-1] if tree is None else tf.gather(trail, np.array(tree.parents) + 1, axis=1)
+        return tf.gather_nd(table, tf.stack([before, tokens], axis=-1)), trail
 
-    def rewind(self, trail, kept):
+    def rewind(self, trail, kept, tree=None):
         return tf.gather(trail, kept, axis=1, batch_dims=1)
 
     def select(self, states, kept):

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from models.decoding import methods, numpy_ops, prng
 from models.decoding import speculation as speculation_module
-from models.decoding.block_decoder import Request
+from models.decoding.block_decoder import BlockDecoder, Request
 from models.decoding.choices import Costs, Processing
 from models.decoding.drafters import ModelDrafter
 from models.decoding.history import block_histories
@@ -73,6 +73,25 @@ class Case:
         names += ["stop"] * (self.stop >= 0)
         return "-".join([self.method, str(self.draft_length), *names])
 
+    def drafter(self) -> Any:
+        if self.hesitant:
+            return Hesitant(DRAFTER, tf.constant(DRAFTER.table), tf.constant([False, True, False]))
+        return ModelDrafter(DRAFTER, {})
+
+    def build(self) -> BlockDecoder:
+        """Returns target, drafter and method."""
+        has_drafter = self.method != "autoregressive"
+        return Speculation(
+            TARGET,
+            {},
+            build_method(self.method),
+            self.drafter() if has_drafter else None,
+            self.draft_length if has_drafter else 0,
+            automatic=self.automatic,
+            penalties=self.processing != Processing(),
+            log_probs=False,
+        )
+
 
 def is_end(text, case):
     ends_in_sequence = case.sequence and text[-len(case.sequence) :] == case.sequence
@@ -100,27 +119,9 @@ def exact_law(case):
     return law
 
 
-def build(case):
-    """Returns target, drafter and method of a case."""
-    drafter: Any = ModelDrafter(DRAFTER, {})
-    if case.hesitant:
-        drafter = Hesitant(DRAFTER, tf.constant(DRAFTER.table), tf.constant([False, True, False]))
-    has_drafter = case.method != "autoregressive"
-    return Speculation(
-        TARGET,
-        {},
-        build_method(case.method),
-        drafter if has_drafter else None,
-        case.draft_length if has_drafter else 0,
-        automatic=case.automatic,
-        penalties=case.processing != Processing(),
-        log_probs=False,
-    )
-
-
 def draw(case):
     """Draws one text per request with the loop, in eager mode, so that nothing is traced."""
-    own, rows = build(case), case.rows
+    own, rows = case.build(), case.rows
     # Such costs make rows draft nothing, or all tokens, by what became of their earlier drafts.
     costs = Costs(tf.constant(1.0), tf.constant(1.3), tf.constant(0.35))
     asked = Request(tf.constant([11, 12]), tf.range(rows), case.processing, costs=costs if case.automatic else ())
