@@ -70,7 +70,7 @@ def race(probabilities: Probabilities, exponentials: Probabilities) -> NDArray[n
     Returns:
       int64 `[...]`; a token of probability 0 is never drawn.
     """
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", over="ignore"):
         return np.argmin(np.where(probabilities > 0, exponentials / probabilities, np.inf), axis=-1)
 
 
@@ -82,13 +82,14 @@ def race_agreement(p: Probabilities, q: Probabilities) -> float:
     # P_j / P_i is the larger one exactly if P_j / Q_j >= P_i / Q_i, so that the inner sums are running sums by P / Q.
     either = (p > 0) | (q > 0)
     p, q = p[either], q[either]
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", over="ignore"):
         order = np.argsort(p / q, kind="stable")
     p, q = p[order], q[order]
     p_from_here = np.cumsum(p[::-1])[::-1]
     q_before = np.cumsum(q) - q
     both = (p > 0) & (q > 0)
-    return float(np.sum(1 / (p_from_here[both] / p[both] + q_before[both] / q[both])))
+    with np.errstate(over="ignore"):
+        return float(np.sum(1 / (p_from_here[both] / p[both] + q_before[both] / q[both])))
 
 
 def darts(probabilities: Probabilities, tokens: NDArray[np.int64], heights: Probabilities) -> NDArray[np.int64]:

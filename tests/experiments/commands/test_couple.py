@@ -48,6 +48,15 @@ def test_couple_states_agreements_bound_and_bits(tmp_path):
     assert code == 0 and "total variation 0.4000" in out and "P and Q" in out and "0.4286" in out
 
 
+def test_couple_takes_the_smallest_numbers_and_says_that_many_draws_take_time(tmp_path, monkeypatch):
+    least = np.nextafter(0, 1)
+    write(tmp_path, p=[least, 1.0, 0.0], q=[0.5, least, 0.5])
+    monkeypatch.setattr("experiments.commands.couple._NUMBERS", 29)
+    code, out, err = call("couple", "p.json", "q.json", "--draws", "10", folder=tmp_path)  # a warning would be an error
+    assert code == 0 and "total variation 1.0000" in out
+    assert err == "drawing 10 pairs of 3 tokens by each of four protocols …\n"
+
+
 def test_couple_draws_again_with_the_same_seed_and_anew_with_another():
     p, q = np.array(P), np.array(Q)
     assert measure(p, q, 500, 3, 0.1) == measure(p, q, 500, 3, 0.1)

@@ -203,6 +203,7 @@ def test_a_vocabulary_of_single_bytes_may_draft():
     [
         ({"least_overlap": float("nan")}, "least_overlap = nan: must be a number from 0 to 1"),
         ({"least_overlap": 1.1}, "least_overlap = 1.1: must be"),
+        ({"least_overlap": "x"}, "least_overlap = 'x': must be"),
         ({"least_overlap": True}, "least_overlap = True: must be"),
         ({"max_pieces": 0}, "max_pieces = 0: must be an integer >= 1"),
         ({"max_pieces": 2.0}, "max_pieces = 2.0: must be an integer >= 1"),
