@@ -77,7 +77,8 @@ def test_choices_are_off_by_default_and_only_penalties_need_the_text_so_far():
 
 
 def test_choices_hold_numpy_integers_as_integers_of_python():
-    choices = Choices(max_new_tokens=np.int64(3), seed=np.uint64(2**64 - 1))
+    integers: Any = {"max_new_tokens": np.int64(3), "seed": np.uint64(2**64 - 1)}
+    choices = Choices(**integers)
     assert type(choices.max_new_tokens) is int and choices.seed == 2**64 - 1
 
 
