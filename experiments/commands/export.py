@@ -11,7 +11,7 @@ import click
 
 from experiments import extras
 from experiments.display import no_notices
-from models.decoding.choices import DECODINGS
+from models.decoding.choices import DECODINGS, LONGEST_TEXT
 from privacy.files import require_writable_file
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 _PRECISIONS = ("float32", "float16", "int8")
 _LONGEST_DRAFT = 32
-_LONGEST_TEXT = 1 << 16
 
 
 @click.command()
@@ -33,14 +32,14 @@ _LONGEST_TEXT = 1 << 16
 )
 @click.option(
     "--max-prompt",
-    type=click.IntRange(1, _LONGEST_TEXT),
+    type=click.IntRange(1, LONGEST_TEXT),
     default=64,
     show_default=True,
     help="Maximum number of tokens that the file reads at once, and that a prompt of the graph's own loop may have.",
 )
 @click.option(
     "--max-new-tokens",
-    type=click.IntRange(1, _LONGEST_TEXT),
+    type=click.IntRange(1, LONGEST_TEXT),
     default=128,
     show_default=True,
     help="Maximum number of tokens that the graph's own loop generates. A transformer's file has room for this number "

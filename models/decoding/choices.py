@@ -8,6 +8,9 @@ from typing import Any, NamedTuple
 DECODINGS = ("autoregressive", "speculative", "block", "greedy-block", "invariant")
 """Names of the ways to draw a text, which `models.decoding.methods` implements."""
 
+LONGEST_TEXT = 1 << 16
+"""Maximum number of tokens of a prompt, and of new tokens, that a graph is made for."""
+
 MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-6, 1e6
 MIN_REPETITION, MAX_REPETITION = 0.01, 100.0
 MAX_PENALTY = 100.0

@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from models.decoding.acceptance import Acceptance
-from models.decoding.choices import Choices, Costs, Processing, check_costs, check_ids, require_integer
+from models.decoding.choices import LONGEST_TEXT, Choices, Costs, Processing, check_costs, check_ids, require_integer
 from models.decoding.drafters import Drafter, ModelDrafter
 from models.decoding.loop import Ends, Generated, Progress, begin, generate
 from models.decoding.methods import build_method
@@ -27,7 +27,6 @@ from models.language_model import LanguageModel, Weights
 
 LONGEST_STOP = 16
 """Maximum number of tokens of a stop sequence."""
-_LONGEST_TEXT = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -75,17 +74,16 @@ class Generator:
       model: the target.
       weights: its weights by name.
       decoding: one of `models.decoding.choices.DECODINGS`.
-      drafter: what drafts, with the target's vocabulary. A model must have room for `max_prompt` tokens. Beyond its
-        context it drafts nothing.
+      drafter: what drafts, with the target's vocabulary.
       draft_length: number of tokens that the drafter proposes per block, >= 1 with a drafter.
       automatic: whether draft lengths from 0 to `draft_length` are chosen by the costs of each call.
-      max_prompt: maximum number of tokens of a prompt, 1 to 2**20.
-      max_new_tokens: maximum number of new tokens per call, 1 to 2**20. Prompt and new tokens of all calls for it have
+      max_prompt: maximum number of tokens of a prompt, 1 to 2**16.
+      max_new_tokens: maximum number of new tokens per call, 1 to 2**16. Prompt and new tokens of all calls for it have
         room for `max_prompt` + `max_new_tokens`.
 
     Raises:
-      ValueError: an option is outside its range, a weight is missing, the drafter has another vocabulary, the tokens do
-        not fit in the model's context, or a prompt does not fit in the drafter's.
+      ValueError: an option is outside its range, a weight is missing, the drafter has another vocabulary, or the tokens
+        do not fit in the model's context or that of the drafter's model.
     """
 
     def __init__(
@@ -100,8 +98,8 @@ class Generator:
         max_prompt: int = 64,
         max_new_tokens: int = 128,
     ) -> None:
-        max_prompt = require_integer("max_prompt", max_prompt, 1, _LONGEST_TEXT)
-        max_new_tokens = require_integer("max_new_tokens", max_new_tokens, 1, _LONGEST_TEXT)
+        max_prompt = require_integer("max_prompt", max_prompt, 1, LONGEST_TEXT)
+        max_new_tokens = require_integer("max_new_tokens", max_new_tokens, 1, LONGEST_TEXT)
         draft_length = require_integer("draft_length", draft_length, 0)
         missing = sorted(model.shapes().keys() - weights.keys())
         if missing:
@@ -114,17 +112,13 @@ class Generator:
             asked = "needs a drafter: give one" if drafter is None else "takes no drafter: drop it"
             raise ValueError(f"decoding = {decoding!r} {asked}, or choose another decoding")
         room = max_prompt + max_new_tokens + draft_length
-        if model.context is not None and room > model.context:
-            raise ValueError(
-                f"max_prompt = {max_prompt}, max_new_tokens = {max_new_tokens} and draft_length = {draft_length} do "
-                f"not fit together in the model's context of {model.context} tokens: lower them"
-            )
         known = drafter.model.context if isinstance(drafter, ModelDrafter) else None
-        if known is not None and known < max_prompt:
-            raise ValueError(
-                f"drafter: its model's context of {known} tokens is below max_prompt = {max_prompt}; lower it, or give "
-                "a drafter with a larger context"
-            )
+        for owner, context in (("model", model.context), ("drafter", known)):
+            if context is not None and room > context:
+                raise ValueError(
+                    f"max_prompt = {max_prompt}, max_new_tokens = {max_new_tokens} and draft_length = {draft_length} "
+                    f"do not fit together in the {owner}'s context of {context} tokens: lower them"
+                )
         self._speculation = speculation = Speculation(
             model.fit(room), weights, method, drafter, draft_length, automatic
         )
