@@ -43,6 +43,11 @@ def load_drafter(
         raise ValueError(f"drafter = {name!r}: {error}") from None
 
 
+def short_name(name: str) -> str:
+    """Returns what results call a drafter that a user names: the folder or file without those above it."""
+    return Path(name.removeprefix(_NGRAM)).name or name
+
+
 def _load(name: str, model: Any, weights: dict[str, np.ndarray], vocabulary: AnyVocabulary, context: int) -> "Drafter":
     if name == "lookup":
         from models.decoding.lookup_drafter import LookupDrafter
