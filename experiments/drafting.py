@@ -60,7 +60,7 @@ def _load(name: str, model: Any, weights: dict[str, np.ndarray], vocabulary: Any
     from models.decoding.drafters import ModelDrafter
 
     if name == "self":
-        from models.decoding.quantized import quantized
+        from models.decoding.rounded_weights import quantized
 
         return ModelDrafter(model.fit(context), quantized(model, weights))
     own_model, own_weights, own_vocabulary = load_trained(Path(name))
