@@ -18,7 +18,7 @@ from tests.oracles.speculation import Row
 TABLE: Any = TableModel(TABLES["near"])
 NEAR = ModelDrafter(TABLE, {})
 PROMPTS = [[3, 1, 4], [5], [2, 2]]
-COSTS = Costs(1.0, 1.1, 0.38)
+COSTS = Costs(1.0, 1.2, 0.44)
 
 
 class FittingTable:
@@ -43,6 +43,9 @@ class WithCosts(Generator):
 
     def __call__(self, *arguments, costs=COSTS, **options):
         return super().__call__(*arguments, costs=costs, **options)
+
+    def stream(self, *arguments, costs=COSTS, **options):
+        return super().stream(*arguments, costs=costs, **options)
 
 
 @pytest.fixture(scope="module")
