@@ -99,8 +99,11 @@ def test_automatic_lengths_are_those_of_a_plain_program_also_in_parts(generator)
             assert whole.acceptance[row].drafted == tuple(int(np.sum(lengths > place)) for place in range(2))
             drafted += whole.acceptance[row].drafted
             calls += whole.acceptance[row].calls
-            for name in ("tokens", "log_probs", "unprocessed_log_probs"):
-                assert sum((getattr(part, name)[row] for part in parts), []) == getattr(whole, name)[row]
+            assert sum((part.tokens[row] for part in parts), []) == whole.tokens[row]
+            for name in ("log_probs", "unprocessed_log_probs"):
+                # How many tokens the target reads at once, and so how it rounds, depends on the other rows too.
+                joined = sum((getattr(part, name)[row] for part in parts), [])
+                np.testing.assert_allclose(joined, getattr(whole, name)[row], atol=1e-5)
             assert Acceptance.total([part.acceptance[row] for part in parts]) == whole.acceptance[row]
     assert calls > drafted[0] > drafted[1] > 0
 
