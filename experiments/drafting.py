@@ -43,6 +43,11 @@ def load_drafter(
         raise ValueError(f"drafter = {name!r}: {error}") from None
 
 
+def short_name(name: str) -> str:
+    """Returns what results call a drafter that a user names: the folder or file without those above it."""
+    return Path(name.removeprefix(_NGRAM)).name or name
+
+
 def _load(name: str, model: Any, weights: dict[str, np.ndarray], vocabulary: AnyVocabulary, context: int) -> "Drafter":
     if name == "lookup":
         from models.decoding.lookup_drafter import LookupDrafter
@@ -55,7 +60,7 @@ def _load(name: str, model: Any, weights: dict[str, np.ndarray], vocabulary: Any
     from models.decoding.drafters import ModelDrafter
 
     if name == "self":
-        from models.decoding.quantized import quantized
+        from models.decoding.rounded_weights import quantized
 
         return ModelDrafter(model.fit(context), quantized(model, weights))
     own_model, own_weights, own_vocabulary = load_trained(Path(name))

@@ -30,7 +30,7 @@ def learn(
       The model and the number of tokens that it was learned from.
 
     Raises:
-      OSError, ValueError: the folder has no vocabulary, or a text cannot be used; one line.
+      OSError, ValueError: the folder has no vocabulary, or a text is empty or cannot be used; one line.
     """
     run = RunFolder(folder)
     if not run.vocabulary.is_file():
@@ -43,7 +43,10 @@ def learn(
 
     def rows() -> Iterator[np.ndarray]:
         for file in files:
-            yield np.array(vocabulary.document(read_text(file)), np.int32)
+            text = read_text(file)
+            if not text.strip():
+                raise ValueError(f"{file} holds no text: give public text to learn from")
+            yield np.array(vocabulary.document(text), np.int32)
         if not files:
             public, _ = data.public_text(run.read_config())
             lines = (token for line in public for token in [*vocabulary.encode(line), EOS])

@@ -85,7 +85,8 @@ class DeviceModel:
             `max_new_tokens`. The file reads `facts.max_prompt` tokens at a time.
           chat: whether `prompt` is a message that the model answers, by the chat template of an imported model.
           stop_at_eos: whether to end with the sentence; otherwise the text goes on, with line breaks between sentences.
-          stop_texts: strings before the first of which the text ends, however tokens divide them; none of them empty.
+          stop_texts: strings of which the one that ends first ends the text, and is left out, however tokens divide
+            them; none of them empty.
           decoding: one of `facts.decodings`, or "autoregressive"; None is the first of `facts.decodings`.
           costs: the measured times of a block, for files with automatic draft lengths (`models.device_costs.measure`).
           bias: token id -> number that is added to the token's logit, -1e6 to 1e6; -inf bans the token.
@@ -203,7 +204,7 @@ class DeviceModel:
         Raises:
           ValueError: as for `draw`.
         """
-        decoding = self._choose(decoding)
+        decoding = self._choose(decoding, costs)
         prompt = check_ids("prompt", prompt, self.vocabulary.size)
         row = make_bias(self.vocabulary.size, bias, banned)
         context, most = self.facts.context, max((one.max_new_tokens for one in choices), default=0)
@@ -219,24 +220,31 @@ class DeviceModel:
             raise ValueError(f"mask: decoding = {decoding!r} draws blocks in the graph; choose 'autoregressive'")
         read, block = (self._signatures[signature_name(kind, decoding)] for kind in ("read", "block"))
         plain = self._signatures.get(signature_name("plain_block", decoding), block)
-        start = {
+        inputs = [self._inputs(one, row, decoding, costs) for one in choices]
+        state = {
             name: np.zeros(detail["shape"], detail["dtype"])
             for name, detail in read.get_input_details().items()
             if name.startswith("state_")
         }
-        parts = [self._padded(part) for part in self._split(prompt)]
+        parts = self._split(prompt)
+        for i, part in enumerate(parts):
+            flags = {"begins_here": i == 0, "ends_here": i + 1 == len(parts)}
+            places = {name: np.array(flag, np.int32) for name, flag in flags.items()}
+            state = read(**self._padded(part), **places, **state)
         return [
-            BlockDraw(read, (block, plain), start, parts, self._inputs(one, row, decoding, costs), one)
-            for one in choices
+            BlockDraw((block, plain), state, len(prompt), one_inputs, one, context)
+            for one_inputs, one in zip(inputs, choices, strict=True)
         ]
 
-    def _choose(self, decoding: str | None) -> str:
+    def _choose(self, decoding: str | None, costs: Costs | None) -> str:
         chosen = self.facts.decodings[0] if decoding is None else decoding
         if chosen not in (*self.facts.decodings, PLAIN):
             raise ValueError(
                 f"decoding = {decoding!r}: {self.path} was exported for {', '.join(self.facts.decodings)}; choose one "
                 "of these, or export again"
             )
+        if costs is not None and chosen == PLAIN:
+            raise ValueError(f"costs: decoding = {chosen!r} makes no drafts; drop them, or choose another decoding")
         return chosen
 
     def _split(self, tokens: Sequence[int]) -> list[Sequence[int]]:
@@ -317,7 +325,7 @@ class DeviceModel:
           ValueError: an argument is outside its range, the file lacks the decoding, the prompt or `max_new_tokens` is
             longer than the file was exported for, or the logits are not finite or leave no token.
         """
-        decoding = self._choose(decoding)
+        decoding = self._choose(decoding, costs)
         if decoding not in self.facts.decodings:
             raise ValueError(
                 f"decoding = {decoding!r}: the graph of {self.path} has the loop of {', '.join(self.facts.decodings)} "

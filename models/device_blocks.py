@@ -1,6 +1,6 @@
 """Draws tokens from an exported file block by block, on a device: the host's side of speculative decoding."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -23,37 +23,32 @@ class BlockDraw(Iterator[int]):
       unprocessed_log_probs: the same under the target's softmax before any processing.
 
     Args:
-      read: the file's signature that reads a part of a prompt.
       blocks: the file's signatures that add a block with drafts, and one after drafting has ended.
-      start: arrays of the states' shapes and types by name.
-      parts: the prompt in parts of at least one token, as the inputs "tokens" and "length" of `read`.
-      inputs: the request's choices, as inputs of `block`.
+      state: the state after the prompt, arrays by name. They are not changed: several texts may begin with them.
+      position: number of tokens of the prompt.
+      inputs: the request's choices, as inputs of these signatures.
       choices: the same choices; those of the end are applied here.
+      context: maximum number of tokens of prompt and text; None for none.
     """
 
     def __init__(
         self,
-        read: Signature,
         blocks: tuple[Signature, Signature],
-        start: dict[str, NDArray[Any]],
-        parts: Sequence[dict[str, NDArray[np.int32]]],
+        state: dict[str, NDArray[Any]],
+        position: int,
         inputs: dict[str, NDArray[Any]],
         choices: Choices,
+        context: int | None,
     ) -> None:
         self._signatures, self._inputs, self._stop = blocks, inputs, choices.stop
         self._drafts = True
         self._left, self._ended = choices.max_new_tokens, False
-        self._given, self._position = 0, sum(int(part["length"]) for part in parts)
+        self._state, self._position, self._context = state, position, context
         self._pending: list[tuple[int, float, float]] = []
         self._blocks: list[tuple[int, int]] = []
         self._width = 0
         self.log_probs: list[float] = []
         self.unprocessed_log_probs: list[float] = []
-        self._state = start
-        for i, part in enumerate(parts):
-            flags = {"begins_here": i == 0, "ends_here": i + 1 == len(parts)}
-            places = {name: np.array(flag, np.int32) for name, flag in flags.items()}
-            self._state = read(**part, **places, **self._state)
 
     def __next__(self) -> int:
         if self._left == 0 or self._ended:
@@ -64,23 +59,28 @@ class BlockDraw(Iterator[int]):
         self.log_probs.append(log_prob)
         self.unprocessed_log_probs.append(unprocessed)
         self._left -= 1
-        self._given += 1
         self._ended = token == self._stop
         return token
 
     def extend(self, max_new_tokens: int) -> "BlockDraw":
         """Lets the iterator give up to `max_new_tokens` more tokens, also after a stop token, and returns it.
 
-        The caller makes sure that they fit in the file's context.
+        Raises:
+          ValueError: the number is out of range, or more than the file's context has room for.
         """
-        Choices(max_new_tokens=max_new_tokens)  # raises if it is out of range
-        self._left, self._ended = max_new_tokens, False
+        left = Choices(max_new_tokens=max_new_tokens).max_new_tokens  # raises if it is out of range
+        if self._context is not None and self.position + left > self._context:
+            raise ValueError(
+                f"max_new_tokens = {left}: the text has {self.position} of the {self._context} tokens that the file "
+                "was exported for; ask for fewer, or export with larger limits"
+            )
+        self._left, self._ended = left, False
         return self
 
     @property
     def position(self) -> int:
         """Returns the number of tokens of prompt and text so far."""
-        return self._position + self._given
+        return self._position + len(self.log_probs)
 
     @property
     def acceptance(self) -> Acceptance:

@@ -44,7 +44,7 @@ import numpy as np
 import tensorflow as tf
 
 from models import tflite_file
-from models.decoding.choices import DECODINGS
+from models.decoding.choices import DECODINGS, LONGEST_TEXT
 from models.decoding.drafters import Drafter
 from models.language_model import LanguageModel, Weights
 from models.signatures import Signatures
@@ -76,8 +76,8 @@ def export(
       path: the file to write, in a folder that exists.
       precision: weight precision of the file: "float32", "float16" (half the bytes per weight; computes in float32) or
         "int8" (a quarter of the bytes per weight; dynamic-range quantisation, which quantises activations at run time).
-      max_prompt: maximum number of tokens that `prefill` and `generate` read, begin token included, >= 1.
-      max_new_tokens: maximum number of tokens that `generate` draws, >= 1.
+      max_prompt: maximum number of tokens that `prefill` and `generate` read, begin token included, 1 to 2**16.
+      max_new_tokens: maximum number of tokens that `generate` draws, 1 to 2**16.
       decodings: names from `models.decoding.choices.DECODINGS`, at least one, each once. The file has signatures for
         each of them. A runtime may hold a copy of the target's weights for each signature.
       drafter: what drafts in all decodings but "autoregressive", with the model's vocabulary.
@@ -85,17 +85,17 @@ def export(
       automatic: whether the runtime chooses draft lengths from 0 to G by the measured costs.
 
     Raises:
-      ValueError: the precision or a decoding is unknown, a decoding lacks its drafter, a number is not a positive
-        integer, the vocabulary's size is not the model's, a weight is missing, unknown, of another shape or not finite,
-        the tokens do not fit in the model's context, or a model needs ops that are not TFLite's own.
+      ValueError: the precision or a decoding is unknown, a decoding lacks its drafter, a number is outside its range,
+        the vocabulary's size is not the model's, a weight is missing, unknown, of another shape or not finite, the
+        tokens do not fit in the model's context, or a model needs ops that are not TFLite's own.
       OSError: `path` cannot be written.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision: {precision!r} is not one of {', '.join(PRECISIONS)}")
     lengths = {"max_prompt": max_prompt, "max_new_tokens": max_new_tokens, "draft_length": draft_length}
     for name, value in lengths.items():
-        if isinstance(value, bool) or not isinstance(value, Integral) or not value >= 1:
-            raise ValueError(f"{name}: {value!r} is not a positive integer")
+        if isinstance(value, bool) or not isinstance(value, Integral) or not 1 <= value <= LONGEST_TEXT:
+            raise ValueError(f"{name}: {value!r} is not an integer from 1 to {LONGEST_TEXT}")
     if model.vocabulary_size != vocabulary.size:
         raise ValueError(
             f"vocabulary has {vocabulary.size} tokens, but the model was built for {model.vocabulary_size}: "

@@ -27,10 +27,10 @@ def decode_stream(vocabulary: AnyVocabulary, tokens: Iterable[int]) -> Iterator[
 
 
 def stop_before(pieces: Iterable[str], stops: Sequence[str]) -> Iterator[str]:
-    """Yields the text of `pieces` up to the first of the strings `stops`, which is left out.
+    """Yields the text of `pieces` up to that of the strings `stops` which ends first, and leaves it out.
 
-    Text that may be the beginning of a stop string is held back until the next piece. The strings are found wherever
-    tokens divide them.
+    Of strings that end together the longest counts. Text that may be the beginning of a stop string is held back until
+    the next piece. The result does not depend on how the text is divided into pieces.
 
     Raises:
       ValueError: a stop string is empty.
@@ -44,10 +44,11 @@ def _stop_before(pieces: Iterable[str], stops: Sequence[str]) -> Iterator[str]:
     held = ""
     for piece in pieces:
         held += piece
-        found = [place for place in map(held.find, stops) if place >= 0]
+        found = [(held.find(stop) + len(stop), held.find(stop)) for stop in stops if stop in held]
         if found:
-            if min(found):
-                yield held[: min(found)]
+            _, begin = min(found)
+            if begin:
+                yield held[:begin]
             return
         # The longest end of the text that a stop string begins with.
         begun = max((n for stop in stops for n in range(1, len(stop)) if held.endswith(stop[:n])), default=0)

@@ -116,6 +116,20 @@ def require_writable(folder: str | pathlib.Path) -> None:
         raise not_written(folder, error) from None
 
 
+def require_writable_file(path: str | pathlib.Path) -> None:
+    """Raises OSError, as `write_private` does, unless a file can be written at `path`.
+
+    Call it before long work whose result would be lost.
+    """
+    path = pathlib.Path(path)
+    if path.is_dir():
+        raise OSError(errno.EISDIR, f"{path} is a folder: give the name of a file")
+    try:
+        require_writable(path.parent)
+    except OSError as error:
+        raise not_written(path, OSError(error.errno, os.strerror(error.errno or 0))) from None
+
+
 def not_written(path: str | pathlib.Path, error: OSError) -> OSError:
     """Returns an OSError for a failed write, in one line that names the file, the reason and a fix."""
     return OSError(

@@ -1,6 +1,7 @@
 """The rules of the house about imports: who may import whom, what loads in a blink."""
 
 import ast
+import importlib
 import importlib.util
 import re
 import subprocess
@@ -236,6 +237,12 @@ def test_library_names_no_option_of_the_command_line():
 )
 def test_a_planted_option_is_found(path: str, source: str, found: list[str]):
     assert options(PurePosixPath(path), source) == [f"{path} names {option}" for option in found]
+
+
+@pytest.mark.parametrize("package", ["fl", "fl.runtime", "models", "models.decoding", "privacy"])
+def test_no_public_name_is_that_of_a_module_which_would_hide_it(package: str):
+    for name in importlib.import_module(package).__all__:
+        assert importlib.util.find_spec(f"{package}.{name}") is None, f"{package}.{name} is a module"
 
 
 def test_packages_and_help_load_no_tensorflow_and_few_modules():

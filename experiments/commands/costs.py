@@ -6,7 +6,7 @@ import click
 
 from experiments.display import no_notices
 from models.decoding.choices import DECODINGS
-from privacy.files import require_writable
+from privacy.files import require_writable_file
 
 
 @click.command()
@@ -24,9 +24,9 @@ def costs(model: Path, decoding: str | None, output: Path | None) -> None:
 
     Texts then depend on the measured numbers too: give the written file to every run that must be repeatable.
     """
-    path = output or model.with_name("costs.json")
-    if path.parent.is_dir():
-        require_writable(path.parent)
+    path = model.parent / "costs.json" if output is None else output
+    if output is not None or path.parent.is_dir():
+        require_writable_file(path)
     from models import device, device_costs
 
     with no_notices():

@@ -51,6 +51,8 @@ def couple(p_path: Path, q_path: Path, draws: int | None, seed: int, error: floa
     p, q = read_pair(p_path, q_path)
     bits = expected_bits(p, q, error)
     draws = draws or min(_MOST_DRAWS, max(_NUMBERS // len(p), 100))
+    if draws * len(p) > _NUMBERS:
+        click.echo(f"drawing {draws:,} pairs of {len(p):,} tokens by each of four protocols …", err=True)
     rows = [
         {"protocol": name, "bits": messages, "agreement": agreement, "measured": share_interval(hits, draws)._asdict()}
         for name, messages, agreement, hits in measure(p, q, draws, seed, error)

@@ -11,8 +11,8 @@ import click
 
 from experiments import extras
 from experiments.display import no_notices
-from models.decoding.choices import DECODINGS
-from privacy.files import require_writable
+from models.decoding.choices import DECODINGS, LONGEST_TEXT
+from privacy.files import require_writable_file
 
 if TYPE_CHECKING:
     from models.parity import Parity
@@ -32,14 +32,14 @@ _LONGEST_DRAFT = 32
 )
 @click.option(
     "--max-prompt",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, LONGEST_TEXT),
     default=64,
     show_default=True,
     help="Maximum number of tokens that the file reads at once, and that a prompt of the graph's own loop may have.",
 )
 @click.option(
     "--max-new-tokens",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, LONGEST_TEXT),
     default=128,
     show_default=True,
     help="Maximum number of tokens that the graph's own loop generates. A transformer's file has room for this number "
@@ -97,13 +97,18 @@ def export(
         raise click.UsageError(f"--decoding {_first_drafting(decodings)} needs a drafter: give --drafter")
     if drafter is not None and decodings == ("autoregressive",):
         raise click.UsageError("--drafter has no use with --decoding autoregressive: drop it, or choose another")
+    if automatic and "greedy-block" in decodings:
+        raise click.UsageError(
+            f"--draft-length {draft_length} does not go with --decoding greedy-block, whose drafts have one length: "
+            "give a number, or --decoding block"
+        )
     if precision == "all":
         paths = all_precisions(output or run / "model.tflite")
     else:
         paths = {precision: output or _name_file(run / "model.tflite", precision)}
-    folder = next(iter(paths.values())).parent
-    if folder.is_dir():  # checked before TensorFlow loads, which takes seconds
-        require_writable(folder)
+    if output is not None or run.is_dir():  # checked before TensorFlow loads, which takes seconds
+        for path in paths.values():
+            require_writable_file(path)
     model, weights, vocabulary = load_trained(run)
     options: dict[str, Any] = {"max_prompt": max_prompt, "max_new_tokens": max_new_tokens, "decodings": decodings}
     if drafter is not None:
@@ -124,9 +129,13 @@ def parse_draft_length(text: str) -> tuple[int, bool]:
     """
     word, _, number = text.partition(":")
     digits = (number or "4") if word == "auto" else text
-    if not digits.isdecimal() or not 1 <= int(digits) <= _LONGEST_DRAFT or text.endswith(":"):
+    # Python converts no number of thousands of digits.
+    is_number = digits.isdecimal() and len(digits) < 10
+    if not is_number or not 1 <= int(digits) <= _LONGEST_DRAFT or text.endswith(":"):
+        shown = text if len(text) < 40 else f"{text[:40]}…"
         raise click.BadParameter(
-            f"{text!r} must be an integer from 1 to {_LONGEST_DRAFT}, auto or auto:N", param_hint="--draft-length"
+            f"{shown!r} must be an integer from 1 to {_LONGEST_DRAFT}, auto or auto:N",
+            param_hint="--draft-length",
         )
     return int(digits), word == "auto"
 

@@ -1,5 +1,6 @@
 """Defines the command `generate`, which draws text from an exported model."""
 
+import json
 import sys
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from experiments.commands.renamed import renamed
 from experiments.display import no_notices
 from experiments.memory import resident
 from models.decoding.choices import DECODINGS
+from privacy.files import require_writable_file, write_public
 
 
 @click.command()
@@ -86,6 +88,13 @@ from models.decoding.choices import DECODINGS
 @click.option(
     "--count", default=1, show_default=True, help="Number of independent texts to generate, one after the other."
 )
+@click.option(
+    "--report",
+    "report_path",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="JSON file to write with the acceptance of drafts, for each text and in total.",
+)
 @renamed("--max-tokens", "--max-new-tokens")
 def generate(
     model: Path,
@@ -95,6 +104,7 @@ def generate(
     decoding: str | None,
     costs: Path | None,
     stop_texts: tuple[str, ...],
+    report_path: Path | None,
     **options: Any,
 ) -> None:
     """Generate text from an exported model, up to the end of the sentence or answer.
@@ -110,6 +120,8 @@ def generate(
     if "" in stop_texts:
         raise click.BadParameter("the text must not be empty: drop it", param_hint="--stop")
     _check_options(options)
+    if report_path is not None:
+        require_writable_file(report_path)
     from models import device, device_costs
     from models.decoding.acceptance import Acceptance
     from models.decoding.choices import Choices
@@ -127,23 +139,33 @@ def generate(
             raise click.UsageError(
                 f"{model} chooses draft lengths by measured costs: give --costs FILE from fedspeak costs {model}"
             )
+        if report_path is not None and chosen == DECODINGS[0]:
+            raise click.UsageError(f"--report has no use with decoding {chosen}, which makes no drafts: drop it")
         measured = None if costs is None else device_costs.read(costs, loaded, chosen)
         drawn = loaded.draws(tokens, choices, decoding=decoding, costs=measured)
-        draws = [_Timed(tokens) for tokens in drawn]
-    for draw in draws:
+    seconds, count = 0.0, 0
+    in_blocks: list[Acceptance] = []
+    while drawn:
+        draw = drawn.pop(0)  # so that its state is released after its text
+        timed = _Timed(draw)
         _write(prompt or "")
-        for piece in stop_before(device.decode_stream(loaded.vocabulary, draw), stop_texts):
+        for piece in stop_before(device.decode_stream(loaded.vocabulary, timed), stop_texts):
             _write(piece)
         _write("\n")
-    seconds, count = sum(draw.seconds for draw in draws), sum(draw.count for draw in draws)
+        seconds, count = seconds + timed.seconds, count + timed.count
+        if isinstance(draw, BlockDraw):
+            in_blocks.append(draw.acceptance)
     speed = f", {count / seconds:,.0f} tokens/s" if seconds else ""
     click.echo(
         f"{count} token{'s' * (count != 1)}{speed}{_describe_peak_memory()} ({device.runtime()}, 1 thread)",
         err=True,
     )
-    in_blocks = [draw.acceptance for draw in drawn if isinstance(draw, BlockDraw)]
     if in_blocks:
-        click.echo(str(Acceptance.total(in_blocks)), err=True)
+        total = Acceptance.total(in_blocks)
+        click.echo(str(total), err=True)
+        if report_path is not None:
+            report = {"requests": [one.to_dict() for one in in_blocks], "total": total.to_dict()}
+            write_public(report_path, f"{json.dumps(report, indent=1)}\n".encode())
 
 
 def _describe_peak_memory() -> str:

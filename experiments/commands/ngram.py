@@ -6,7 +6,7 @@ import click
 
 from experiments import extras
 from models.ngram import LARGEST_ORDER, MAX_ENTRIES, MAX_SUCCESSORS, ORDER
-from privacy.files import require_writable
+from privacy.files import require_writable_file
 
 
 @click.command()
@@ -57,7 +57,7 @@ def ngram(
     extras.require("models")
     from experiments import ngram_learning
 
-    require_writable(output.parent)
+    require_writable_file(output)
     model, tokens = ngram_learning.learn(vocabulary, texts, order, max_entries, max_successors)
     model.save(output)
     click.echo(

@@ -13,7 +13,7 @@ import click
 
 from experiments import config_file, extras
 from experiments.display import ConsoleDisplay, no_notices
-from experiments.drafting import FORMS
+from experiments.drafting import FORMS, short_name
 from experiments.provenance import command_line, versions
 from experiments.runs import RunFolder, load_trained, write_json
 from privacy.files import write_public
@@ -90,7 +90,7 @@ def block_verification(
         config = RunFolder(target).read_config()
     else:
         RunFolder(target).require_trained()
-        by_name = {_short_name(name): name for name in drafters}
+        by_name = {short_name(name): name for name in drafters}
         if len(by_name) < len(drafters):
             raise ValueError("--drafter: two folders or files have the same name: rename one")
         config = config_file.load("target")
@@ -180,10 +180,6 @@ def measure(
                 )
     order = {name: number for number, name in enumerate(drafters)}
     return sorted(rows, key=lambda row: (order[row["drafter"]], -row["temperature"], row["draft_length"]))
-
-
-def _short_name(form: str) -> str:
-    return Path(form.removeprefix("ngram:")).name or form
 
 
 def format_table(rows: list[dict[str, Any]]) -> str:

@@ -13,6 +13,7 @@ import click
 
 from experiments import config_file, extras
 from experiments.display import ConsoleDisplay
+from experiments.drafting import short_name
 from experiments.provenance import command_line, versions
 from experiments.runs import RunFolder, write_json
 from privacy.files import write_public
@@ -36,9 +37,8 @@ _PAIRS, _DRAWS = 200, 20_000
 @click.option(
     "--drafter",
     "drafters",
-    type=click.Path(path_type=Path),
     multiple=True,
-    help="Folder of a model with the vocabulary of --target. May be repeated.",
+    help="Drafter to compare with --target: the folder of a model, self or ngram:FILE. May be repeated.",
 )
 @click.option(
     "--contexts",
@@ -56,7 +56,7 @@ _PAIRS, _DRAWS = 200, 20_000
     help="Folder for the table, the plots and the results.",
 )
 def coupling(
-    models: Path, target: Path | None, drafters: tuple[Path, ...], contexts: int, seed: int, output: Path
+    models: Path, target: Path | None, drafters: tuple[str, ...], contexts: int, seed: int, output: Path
 ) -> None:
     """Measure how often a target and its drafters draw the same token, beside the total variation.
 
@@ -72,14 +72,13 @@ def coupling(
         )
     if target is None:
         coupling_models.require_models(models)
-        target, by_name = models / TARGET, {name: models / name for name in MODELS if name != TARGET}
+        target, by_name = models / TARGET, {name: str(models / name) for name in MODELS if name != TARGET}
         config = RunFolder(target).read_config()
     else:
-        by_name = {folder.name: folder for folder in drafters}
+        RunFolder(target).require_trained()
+        by_name = {short_name(name): name for name in drafters}
         if len(by_name) < len(drafters):
-            raise ValueError("--drafter: two folders have the same name: rename one")
-        for folder in (target, *drafters):
-            RunFolder(folder).require_trained()
+            raise ValueError("--drafter: two folders or files have the same name: rename one")
         config = config_file.load("target")
     extras.require("federated")
     from experiments import data, plots
@@ -107,8 +106,17 @@ def coupling(
 
 def format_table(results: dict[str, Any]) -> str:
     """Returns the results as Markdown."""
+    return "\n".join([*_model_lines(results["models"]), "", *_theory_lines(results)]) + "\n"
+
+
+def format_models(rows: list[dict[str, Any]]) -> str:
+    """Returns the comparison of target and drafters as Markdown."""
+    return "\n".join(_model_lines(rows)) + "\n"
+
+
+def _model_lines(rows: list[dict[str, Any]]) -> list[str]:
     lines = [
-        f"### Target and drafters ({results['models'][0]['contexts']} contexts from held-out plays)",
+        f"### Target and drafters ({rows[0]['contexts']} contexts from held-out plays)",
         "",
         "Means of exact agreements; 95 % bootstrap intervals over speakers. The last column is the share of equal",
         "tokens in one race at each context, with its 95 % interval for these contexts.",
@@ -116,11 +124,14 @@ def format_table(results: dict[str, Any]) -> str:
         "| drafter | T | total variation | bound | weighted MinHash | Gumbel race | maximal coupling | race, drawn |",
         "|---" * 8 + "|",
     ]
-    for row in results["models"]:
+    for row in rows:
         cells = [_interval(row[key]) for key in ("total_variation", "bound", "minhash", "gumbel", "maximal", "drawn")]
         lines.append(f"| {row['drafter']} | {row['temperature']:g} | {' | '.join(cells)} |")
-    lines += [
-        "",
+    return lines
+
+
+def _theory_lines(results: dict[str, Any]) -> list[str]:
+    lines = [
         "### Made-up pairs: normal logits of standard deviation 2, and noise on them",
         "",
         "| tokens | noise | total variation | bound | weighted MinHash | Gumbel race | maximal coupling |",
@@ -162,7 +173,7 @@ def format_table(results: dict[str, Any]) -> str:
         f"no row is further from the line than {few['fit']['largest_residual']:.1f} bits. Messages of log₂ n and "
         "log₂(n / ε) bits are sent twice on average: the slope is 2 where only ε varies, and 4 where only n does.",
     ]
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def _interval(interval: dict[str, float]) -> str:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from experiments.drafting import load_drafter
 from experiments.intervals import mean_interval, share_interval
 from experiments.reproduce.drafters import MODELS, TARGET, TEMPERATURES
 from experiments.runs import RunFolder, load_trained
 from models.decoding import couplings, numpy_ops, numpy_race
 from models.decoding.choices import Processing
 from models.decoding.numpy_processing import process
+
+if TYPE_CHECKING:  # so that TensorFlow loads only when models are compared
+    from models.decoding.drafters import Drafter
 
 # Name in results → exact agreement of a pair of distributions.
 AGREEMENTS = {
@@ -49,14 +53,16 @@ def require_models(folder: Path) -> None:
         )
 
 
-def measure(target: Path, drafters: Mapping[str, Path], source: Any, length: int, contexts: int, seed: int) -> Any:
+def measure(target: Path, drafters: Mapping[str, str], source: Any, length: int, contexts: int, seed: int) -> Any:
     """Compares each drafter with the target.
+
+    A drafter of another vocabulary is compared as it drafts: with the tokens that both vocabularies have, renormalised.
 
     Args:
       target: folder of the target's run.
-      drafters: folder of each drafter's run, by name.
+      drafters: name of each drafter for `experiments.drafting.load_drafter`, by its name in the results.
       source: (speaker, lines) pairs of held-out text.
-      length: number of tokens in a row of text, > 0: the longest context, unless a model takes less.
+      length: number of tokens in a row of text, >= 2: the longest context, unless the target takes less.
       contexts: number of contexts, drawn at random from the text; all of them if there are fewer.
       seed: seed of the contexts and of the draws.
 
@@ -66,7 +72,7 @@ def measure(target: Path, drafters: Mapping[str, Path], source: Any, length: int
       total variation and the agreements in some of the contexts.
 
     Raises:
-      OSError, ValueError: a model cannot be read, or a drafter has another vocabulary than the target; one line.
+      OSError, ValueError: a model cannot be read or does not fit, or a drafter has no distribution; one line.
     """
     found: dict[tuple[str, float], list[list[float]]] = {
         (name, temperature): [] for name in drafters for temperature in TEMPERATURES
@@ -108,53 +114,74 @@ def _summarise(name: str, temperature: float, values: NDArray[Any], owners: NDAr
 
 
 def _positions(
-    target: Path, drafters: Mapping[str, Path], source: Any, length: int, contexts: int, seed: int
+    target: Path, drafters: Mapping[str, str], source: Any, length: int, contexts: int, seed: int
 ) -> Iterator[Position]:
     """Yields the logits of all models in contexts that are drawn at random, in random order of the rows of text."""
     import tensorflow as tf
 
     from fl.clients import sequences
+    from models.decoding.drafters import ModelDrafter
 
     model, weights, vocabulary = load_trained(target)
-    loaded = {TARGET: (model, weights)}
-    for name, folder in drafters.items():
-        drafter, own_weights, own = load_trained(folder)
-        if own.digest != vocabulary.digest:
-            raise ValueError(
-                f"{folder} has another vocabulary than {target}: give a drafter with the target's vocabulary"
-            )
-        loaded[name] = (drafter, own_weights)
-    length = min(length, *(model.context or length for model, _ in loaded.values()))
+    length = min(length, model.context or length)
+    readers = {TARGET: _reader(ModelDrafter(model.fit(length), weights))}
+    for name, form in drafters.items():
+        readers[name] = _reader(load_drafter(form, model, weights, vocabulary, length))
     speakers = [sequences(np.array(vocabulary.document("\n".join(lines)), np.int32), length) for _, lines in source]
     owners = np.repeat(np.arange(len(speakers)), [len(rows) for rows in speakers])
     rows = np.concatenate(speakers)
     generator = np.random.default_rng(seed)
     order = generator.permutation(len(rows))
     owners, rows = owners[order], rows[order]
-    batch = max(_BATCH_LOGITS // (length * vocabulary.size), 1)
-    models = {
-        name: (model.fit(length), {key: tf.constant(value) for key, value in weights.items()})
-        for name, (model, weights) in loaded.items()
-    }
-
-    @tf.function(autograph=False)
-    def logits_of(tokens: Any) -> dict[str, Any]:
-        return {
-            name: model.extend(weights, tokens, model.initial_state(batch))[0]
-            for name, (model, weights) in models.items()
-        }
-
     places = np.argwhere(rows[:, 1:] != 0)
     chosen = places[np.sort(generator.permutation(len(places))[:contexts])]
+    read, number = np.unique(chosen[:, 0], return_inverse=True)
+    owners, rows = owners[read], rows[read]
+    batch = min(len(rows), max(_BATCH_LOGITS // (length * vocabulary.size), 1))
     for begin in range(0, len(rows), batch):
-        some = chosen[(chosen[:, 0] >= begin) & (chosen[:, 0] < begin + batch)]
-        if not len(some):
-            continue
         block = np.zeros((batch, length), np.int32)
         block[: len(rows) - begin] = rows[begin : begin + batch, :-1]
-        logits = {name: value.numpy() for name, value in logits_of(tf.constant(block)).items()}
-        for row, column in some:
-            yield Position(int(owners[row]), {name: value[row - begin, column] for name, value in logits.items()})
+        logits = {name: reader(tf.constant(block)) for name, reader in readers.items()}
+        for row, column in zip(number, chosen[:, 1], strict=True):
+            if begin <= row < begin + batch:
+                position = {name: value[row - begin, column] for name, value in logits.items()}
+                _require_distributions(position)
+                yield Position(int(owners[row]), position)
+
+
+def _require_distributions(logits: Mapping[str, NDArray[np.float32]]) -> None:
+    name = next((name for name, value in logits.items() if not np.isfinite(value).any()), None)
+    if name is not None:
+        raise ValueError(
+            f"drafter {name!r} proposes no token after some texts: compare a model, self or ngram:FILE instead"
+        )
+
+
+def _reader(drafter: Drafter) -> Callable[[Any], NDArray[np.float32]]:
+    """Returns a function from rows of text, int32 `[B, T]`, to the logits after each token, float32 `[B, T, V]`."""
+    import tensorflow as tf
+
+    from models.decoding.drafters import ModelDrafter
+    from models.tensors import to_tensors
+
+    if isinstance(drafter, ModelDrafter):
+        model, weights = drafter.model, to_tensors(drafter.weights)
+
+        @tf.function(autograph=False)
+        def read(tokens: Any) -> Any:
+            return model.extend(weights, tokens, model.initial_state(tokens.shape[0]))[0]
+
+        return lambda tokens: read(tokens).numpy()
+    step = tf.function(drafter.step, autograph=False)
+
+    def read_stepwise(tokens: Any) -> NDArray[np.float32]:
+        state, logits = drafter.initial_state(len(tokens)), []
+        for place in range(tokens.shape[1]):
+            found, state = step(tokens[:, place], state)
+            logits.append(found.numpy())
+        return np.stack(logits, axis=1)
+
+    return read_stepwise
 
 
 def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -28,7 +28,7 @@ _HOME = {
     "check_lossless": "models.decoding.lossless",
     "extend_history": "models.decoding.history",
     "process": "models.decoding.processing",
-    "quantized": "models.decoding.quantized",
+    "quantized": "models.decoding.rounded_weights",
     "random_words": "models.decoding.prng",
     "sample": "models.decoding.sampling",
     "token_rule": "models.decoding.verification",

@@ -281,14 +281,21 @@ class BlockDecoder(ABC):
         if not self.log_probs:
             return tf.zeros_like(tokens, tf.float32), tf.zeros_like(tokens, tf.float32)
 
-        def log_of(laws: tf.Tensor) -> tf.Tensor:
-            return tf.math.log(tf.where(is_added, tf.gather(laws, tokens, axis=2, batch_dims=2), 1.0))
+        def of_tokens(values: tf.Tensor) -> tf.Tensor:
+            return tf.gather(values, tokens, axis=2, batch_dims=2)
 
-        processed = log_of(probabilities)
+        def unprocessed() -> tf.Tensor:
+            # Not the logarithm of the softmax, which may be 0: options may make a token likely that the model does not.
+            shifted = logits - tf.reduce_max(logits, axis=-1, keepdims=True)
+            total = tf.reduce_sum(tf.exp(shifted), axis=-1)
+            return tf.where(is_added, of_tokens(shifted) - tf.math.log(total), 0.0)
+
+        # A token of probability 0 is never added, so that this needs no pass over the vocabulary.
+        processed = tf.math.log(tf.where(is_added, of_tokens(probabilities), 1.0))
         if isinstance(request.is_plain, tuple):
-            return processed, log_of(tf.nn.softmax(logits))
+            return processed, unprocessed()
         is_unchanged = request.is_plain & tf.equal(request.processing.temperature, 1.0)
-        return processed, tf.cond(is_unchanged, lambda: processed, lambda: log_of(tf.nn.softmax(logits)))
+        return processed, tf.cond(is_unchanged, lambda: processed, unprocessed)
 
 
 def extend_all(history: History, tokens: Sequence[tf.Tensor]) -> History:

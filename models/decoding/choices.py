@@ -8,6 +8,9 @@ from typing import Any, NamedTuple
 DECODINGS = ("autoregressive", "speculative", "block", "greedy-block", "invariant")
 """Names of the ways to draw a text, which `models.decoding.methods` implements."""
 
+LONGEST_TEXT = 1 << 16
+"""Maximum number of tokens of a prompt, and of new tokens, that a graph is made for."""
+
 MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-6, 1e6
 MIN_REPETITION, MAX_REPETITION = 0.01, 100.0
 MAX_PENALTY = 100.0
@@ -79,8 +82,10 @@ def check_costs(costs: Costs) -> Costs:
     """Returns costs as they are.
 
     Raises:
-      ValueError: one of them is not a finite number in its range; one line.
+      ValueError: they are no `Costs`, or one of them is not a finite number in its range; one line.
     """
+    if not isinstance(costs, Costs):
+        raise ValueError(f"costs = {costs!r}: must be Costs(nothing, verify, draft); measure them")
     for name, value in costs._asdict().items():
         is_number = isinstance(value, Real) and not isinstance(value, bool)
         # Written so that NaN, for which every comparison is False, is refused.
@@ -90,22 +95,23 @@ def check_costs(costs: Costs) -> Costs:
     return costs
 
 
-def check_ids(name: str, ids: Sequence[int], size: int) -> list[int]:
-    """Returns token ids as a list of Python integers.
+def check_ids(name: str, ids: Sequence[int], size: int, kind: str = "token id") -> list[int]:
+    """Returns ids as a list of Python integers.
 
     Args:
       name: what they are, for the message.
       ids: integers, or an array of them.
-      size: number of token ids V.
+      size: number of ids that there are.
+      kind: what one of them is called in the message.
 
     Raises:
-      ValueError: there is none, or one is not an integer from 0 to V - 1; one line.
+      ValueError: there is none, or one is not an integer from 0 to `size` - 1; one line.
     """
     found = list(ids) if isinstance(ids, Iterable) and not isinstance(ids, str) else []
     are_integers = all(isinstance(i, Integral) and not isinstance(i, bool) for i in found)
     if not found or not are_integers or min(found) < 0 or max(found) >= size:
         shown = repr(ids) if len(repr(ids)) < 40 else f"{repr(ids)[:40]}…"
-        raise ValueError(f"{name} = {shown}: must be one token id or more, integers from 0 to {size - 1}")
+        raise ValueError(f"{name} = {shown}: must be one {kind} or more, integers from 0 to {size - 1}")
     return [int(i) for i in found]
 
 
@@ -153,11 +159,13 @@ class Choices:
     def __post_init__(self) -> None:
         for name, least, bits in _INTEGERS:
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 1 << bits:
+            is_integer = isinstance(value, Integral) and not isinstance(value, bool)
+            if not is_integer or not least <= value < 1 << bits:
                 raise ValueError(f"{name} = {value!r}: must be an integer from {least} to 2^{bits} - 1")
+            object.__setattr__(self, name, int(value))
         for name, allowed in _NUMBERS.items():
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, Real) or not _is_inside(name, float(value)):
+            if isinstance(value, bool) or not isinstance(value, Real) or not _is_inside(name, value):
                 raise ValueError(f"{name} = {value!r}: must be {allowed}")
 
     @property
@@ -189,7 +197,7 @@ _NUMBERS = {
 }
 
 
-def _is_inside(name: str, value: float) -> bool:
+def _is_inside(name: str, value: Any) -> bool:
     """Returns whether `value` is in the range of the option; False for NaN, for which every comparison is False."""
     if name == "temperature":
         return value == 0 or MIN_TEMPERATURE <= value <= MAX_TEMPERATURE

@@ -17,8 +17,8 @@ import tensorflow as tf
 
 from models.decoding.acceptance import Acceptance
 from models.decoding.block_decoder import Request, is_plain
-from models.decoding.choices import Choices, Costs, Processing, check_costs, check_ids
-from models.decoding.drafters import Drafter
+from models.decoding.choices import LONGEST_TEXT, Choices, Costs, Processing, check_costs, check_ids, require_integer
+from models.decoding.drafters import Drafter, ModelDrafter
 from models.decoding.loop import Ends, Generated, Progress, begin, generate
 from models.decoding.methods import build_method
 from models.decoding.numpy_ops import seed_words
@@ -78,13 +78,13 @@ class Generator:
       drafter: what drafts, with the target's vocabulary.
       draft_length: number of tokens that the drafter proposes per block, >= 1 with a drafter.
       automatic: whether draft lengths from 0 to `draft_length` are chosen by the costs of each call.
-      max_prompt: maximum number of tokens of a prompt, >= 1.
-      max_new_tokens: maximum number of new tokens per call, >= 1. Prompt and new tokens of all calls for it have room
-        for `max_prompt` + `max_new_tokens`.
+      max_prompt: maximum number of tokens of a prompt, 1 to 2**16.
+      max_new_tokens: maximum number of new tokens per call, 1 to 2**16. Prompt and new tokens of all calls for it have
+        room for `max_prompt` + `max_new_tokens`.
 
     Raises:
-      ValueError: an option is outside its range, the drafter has another vocabulary, or the tokens do not fit in the
-        model's context.
+      ValueError: an option is outside its range, a weight is missing, the drafter has another vocabulary, or the tokens
+        do not fit in the model's context or that of the drafter's model.
     """
 
     def __init__(
@@ -99,13 +99,12 @@ class Generator:
         max_prompt: int = 64,
         max_new_tokens: int = 128,
     ) -> None:
-        for name, value, least in (
-            ("max_prompt", max_prompt, 1),
-            ("max_new_tokens", max_new_tokens, 1),
-            ("draft_length", draft_length, 0),
-        ):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} = {value!r}: must be an integer >= {least}")
+        max_prompt = require_integer("max_prompt", max_prompt, 1, LONGEST_TEXT)
+        max_new_tokens = require_integer("max_new_tokens", max_new_tokens, 1, LONGEST_TEXT)
+        draft_length = require_integer("draft_length", draft_length, 0)
+        missing = sorted(model.shapes().keys() - weights.keys())
+        if missing:
+            raise ValueError(f"weights: {missing[0]!r} is missing; give the weights that were trained with this model")
         if drafter is not None and not isinstance(drafter, Drafter):
             raise ValueError(f"drafter = {type(drafter).__name__}: must be a Drafter; wrap a model in ModelDrafter")
         self.max_prompt, self.max_new_tokens = max_prompt, max_new_tokens
@@ -114,11 +113,13 @@ class Generator:
             asked = "needs a drafter: give one" if drafter is None else "takes no drafter: drop it"
             raise ValueError(f"decoding = {decoding!r} {asked}, or choose another decoding")
         room = max_prompt + max_new_tokens + draft_length
-        if model.context is not None and room > model.context:
-            raise ValueError(
-                f"max_prompt = {max_prompt}, max_new_tokens = {max_new_tokens} and draft_length = {draft_length} do "
-                f"not fit together in the model's context of {model.context} tokens: lower them"
-            )
+        known = drafter.model.context if isinstance(drafter, ModelDrafter) else None
+        for owner, context in (("model", model.context), ("drafter", known)):
+            if context is not None and room > context:
+                raise ValueError(
+                    f"max_prompt = {max_prompt}, max_new_tokens = {max_new_tokens} and draft_length = {draft_length} "
+                    f"do not fit together in the {owner}'s context of {context} tokens: lower them"
+                )
         self._speculation = speculation = Speculation(
             model.fit(room), weights, method, drafter, draft_length, automatic
         )
@@ -163,7 +164,21 @@ class Generator:
         Raises:
           ValueError: an argument is outside its range, or a row's logits are not finite or leave no token.
         """
-        choices = choices or Choices()
+        tokens, lengths, request, ends = self._prepare(prompts, choices, requests, stop_sequences, bias, banned, costs)
+        return self._result(self._start(tokens, lengths, request, ends), request)
+
+    def _prepare(
+        self,
+        prompts: Sequence[Sequence[int]],
+        choices: Choices | None,
+        requests: Sequence[int] | None = None,
+        stop_sequences: Sequence[Sequence[int]] = (),
+        bias: Mapping[int, float] | None = None,
+        banned: Sequence[int] = (),
+        costs: Costs | None = None,
+    ) -> tuple[tf.Tensor, tf.Tensor, Request, Ends]:
+        """Returns the inputs of the first graph, after checks."""
+        choices = _require_choices(choices)
         size = self._speculation.model.vocabulary_size
         tokens, lengths = _pad(prompts, self.max_prompt, size)
         if costs is not None:
@@ -174,7 +189,7 @@ class Generator:
                 f"{'measure and give them' if costs is None else 'drop them'}"
             )
         numbers = range(choices.request, choices.request + len(prompts)) if requests is None else requests
-        numbers = check_ids("requests", numbers, 1 << 31)
+        numbers = check_ids("requests", numbers, 1 << 31, "request number")
         if len(numbers) != len(prompts):
             raise ValueError(f"requests = {numbers!r}: must be one number for each of {len(prompts)} prompts")
         row = make_bias(size, bias, banned)
@@ -193,8 +208,7 @@ class Generator:
             () if costs is None else Costs(*(tf.constant(cost, tf.float32) for cost in costs)),
             is_plain(processing, shift),
         )
-        ends = self._ends(choices, stop_sequences)
-        return self._result(self._start(tokens, lengths, request, ends), request)
+        return tokens, lengths, request, self._ends(choices, stop_sequences)
 
     def resume(
         self, result: Result, choices: Choices | None = None, *, stop_sequences: Sequence[Sequence[int]] = ()
@@ -212,7 +226,7 @@ class Generator:
         """
         if result.generator is not self:
             raise ValueError("result: of another generator; resume it with the one that made it")
-        ends = self._ends(choices or Choices(), stop_sequences)
+        ends = self._ends(_require_choices(choices), stop_sequences)
         state, pending = result.progress
         room = self.max_prompt + self.max_new_tokens - int(tf.reduce_max(state.position - pending.count))
         if int(ends.max_new) > room:
@@ -231,28 +245,27 @@ class Generator:
           choices: as for a call.
           every: number of tokens, >= 1.
           **options: as for a call.
+
+        Raises:
+          ValueError: as for a call; for the logits, from the iterator.
         """
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise ValueError(f"every = {every!r}: must be an integer >= 1")
-        choices = choices or Choices()
-        self._ends(choices, options.get("stop_sequences", ()))
-        return self._stream(prompts, choices, every, options)
+        every = require_integer("every", every, 1)
+        return self._stream(*self._prepare(prompts, choices, **options), every)
 
     def _stream(
-        self, prompts: Sequence[Sequence[int]], choices: Choices, every: int, options: dict[str, Any]
+        self, tokens: tf.Tensor, lengths: tf.Tensor, request: Request, ends: Ends, every: int
     ) -> Iterator[list[list[int]]]:
-        given, result, stops = 0, None, options.get("stop_sequences", ())
-        ended = np.zeros(len(prompts), bool)
-        while given < choices.max_new_tokens and not ended.all():
-            part = Choices(**{**vars(choices), "max_new_tokens": min(every, choices.max_new_tokens - given)})
+        result, ended = None, np.zeros(len(lengths), bool)
+        for left in range(int(ends.max_new), 0, -every):
+            part = ends._replace(max_new=tf.constant(min(every, left)))
             if result is None:
-                result = self(prompts, part, **options)
+                result = self._result(self._start(tokens, lengths, request, part), request)
             else:
-                result = self.resume(result, part, stop_sequences=stops)
-            new = [[] if done else tokens for tokens, done in zip(result.tokens, ended, strict=True)]
-            yield new
-            given += part.max_new_tokens
+                result = self._result(self._proceed(result.progress, request, part), request)
+            yield [[] if done else new for new, done in zip(result.tokens, ended, strict=True)]
             ended |= result.is_ended
+            if ended.all():
+                return
 
     def _ends(self, choices: Choices, stop_sequences: Sequence[Sequence[int]]) -> Ends:
         if choices.max_new_tokens > self.max_new_tokens:
@@ -263,6 +276,7 @@ class Generator:
         size = self._speculation.model.vocabulary_size
         if choices.stop >= size:
             raise ValueError(f"stop = {choices.stop}: must be a token id from 0 to {size - 1}, or -1 for none")
+        _require_list("stop_sequences", stop_sequences)
         sequences = np.full([len(stop_sequences), LONGEST_STOP], -1, np.int32)
         for row, sequence in zip(sequences, stop_sequences, strict=True):
             ids = check_ids("stop_sequences", sequence, size)
@@ -306,8 +320,20 @@ def _require_vocabulary(drafter: Drafter, size: int) -> None:
         )
 
 
+def _require_choices(choices: Choices | None) -> Choices:
+    if choices is not None and not isinstance(choices, Choices):
+        raise ValueError(f"choices = {choices!r}: must be Choices(...), or None")
+    return Choices() if choices is None else choices
+
+
+def _require_list(name: str, values: Any) -> None:
+    if not isinstance(values, Sequence | np.ndarray):
+        raise ValueError(f"{name} = {values!r}: must be a list of lists of token ids")
+
+
 def _pad(prompts: Sequence[Sequence[int]], longest: int, size: int) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns prompts as int32 `[B, longest]` and their lengths, after checks."""
+    _require_list("prompts", prompts)
     if not len(prompts):
         raise ValueError("prompts: must be at least one list of token ids")
     tokens = np.zeros([len(prompts), longest], np.int32)

@@ -65,7 +65,7 @@ class LookupDrafter(Drafter):
         for distance in range(1, self.longest + 1):
             before = tf.pad(state[:, :-distance], [[0, 0], [distance, 0]], constant_values=_NONE)
             last = state[:, self.context - distance, tf.newaxis]
-            unbroken *= tf.cast((before == last) & (last != _NONE), tf.int32)
+            unbroken *= tf.cast(before == last, tf.int32)
             matched += unbroken
         # More tokens first, then the later place.
         places = tf.range(self.context)

@@ -237,8 +237,7 @@ def _sum_up(records: _Records, pending: Pending, state: State, ends: Ends, limit
     counts = tf.concat([pending.count[:, tf.newaxis], count], axis=1)
     block_ends = tf.cumsum(counts, axis=1)
     places = tf.range(longest + width)
-    block = tf.reduce_sum(tf.cast(block_ends[:, tf.newaxis] <= places[:, tf.newaxis], tf.int32), axis=2)
-    block = tf.minimum(block, longest)
+    block = tf.minimum(_count_up_to(block_ends, longest + width), longest)
     place = places - tf.gather(block_ends - counts, block, axis=1, batch_dims=1)
     decided = block_ends[:, -1]
     is_decided = places < decided[:, tf.newaxis]
@@ -283,6 +282,14 @@ def _sum_up(records: _Records, pending: Pending, state: State, ends: Ends, limit
         Counts(_total(active), tf.reduce_sum(count, axis=1), *(_total(part) for part in totals)),
         Progress(state, Pending(keep(lines[0]), decided - lengths, keep(lines[1]), keep(lines[2]), tail)),
     )
+
+
+def _count_up_to(ends: tf.Tensor, size: int) -> tf.Tensor:
+    """Returns how many of `ends` `[B, E]`, each 0 to `size` - 1, are at most 0, 1, …, `size` - 1, int32 `[B, size]`."""
+    batch = ends.shape[0]
+    places = tf.reshape(ends + size * tf.range(batch)[:, tf.newaxis], [-1, 1])
+    at_each = tf.scatter_nd(places, tf.ones_like(places[:, 0]), [batch * size])
+    return tf.cumsum(tf.reshape(at_each, [batch, size]), axis=1)
 
 
 def _total(flags: tf.Tensor) -> tf.Tensor:

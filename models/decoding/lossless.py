@@ -44,15 +44,27 @@ class Losslessness:
     worst: str
 
     @property
-    def passed(self) -> bool:
-        """Returns whether the verifier is lossless."""
+    def is_lossless(self) -> bool:
+        """Returns whether the output has the target's distribution."""
         return self.error <= self.tolerance
 
+    @property
+    def is_useful(self) -> bool:
+        """Returns whether the verifier accepts at least as many tokens as `token_rule`."""
+        return self.accepted >= self.sequential - self.tolerance
+
+    @property
+    def passed(self) -> bool:
+        """Returns whether the verifier is lossless and useful."""
+        return self.is_lossless and self.is_useful
+
     def __str__(self) -> str:
-        verdict = "lossless" if self.passed else "NOT lossless"
+        verdict = "lossless" if self.is_lossless else "NOT lossless"
+        if not self.is_useful:
+            verdict += ", accepts fewer tokens than token by token"
         blocks = f", {self.blocks} blocks each" if self.blocks > 1 else ""
         text = f"{verdict}: largest error of a probability {self.error:.1e} over {self.models} pairs of models{blocks}"
-        if not self.passed:
+        if not self.is_lossless:
             text += f", in {self.worst}"
         first = " of the first block" if self.blocks > 1 else ""
         return f"{text}; accepts {self.accepted:.4f} tokens{first} on average, token by token {self.sequential:.4f}"

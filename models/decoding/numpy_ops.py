@@ -19,7 +19,8 @@ Words = tuple[NDArray[np.int32], NDArray[np.int32]]
 class Stream(IntEnum):
     """Names the purposes of random numbers; numbers for different purposes are independent.
 
-    RACE is that of `models.decoding.race`, DARTS that of `models.decoding.couplings.keyed_darts`.
+    RACE is that of `models.decoding.race`. DARTS and CONSISTENT are those of `keyed_darts` and `keyed_consistent` in
+    `models.decoding.couplings`.
     """
 
     SAMPLE = 0
@@ -29,6 +30,7 @@ class Stream(IntEnum):
     BONUS = 4
     RACE = 5
     DARTS = 6
+    CONSISTENT = 7
 
 
 # Threefry-2x32 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3").

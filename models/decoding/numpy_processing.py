@@ -1,6 +1,7 @@
 """Processes logits in NumPy, bit for bit as `models.decoding.processing` does with TensorFlow ops."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -82,18 +83,24 @@ def make_bias(
       banned: ids of tokens that are never drawn.
 
     Raises:
-      ValueError: an id or a number is outside its range, or all tokens are banned.
+      ValueError: an argument has another form, an id or a number is outside its range, or all tokens are banned.
     """
-    values = dict(bias or {}) | dict.fromkeys(banned, -np.inf)
-    if not values:
+    bias = {} if bias is None else bias
+    if not isinstance(bias, Mapping):
+        raise ValueError(f"bias = {type(bias).__name__}: must be a dict from token id to number")
+    if isinstance(banned, str) or not isinstance(banned, Iterable):
+        raise ValueError(f"banned = {banned!r}: must be a list of token ids")
+    banned = list(banned)
+    if not bias and not banned:
         return None
     row = np.zeros(size, np.float32)
-    for name, ids in (("bias", bias or {}), ("banned", banned)):
+    for name, ids in (("bias", bias), ("banned", banned)):
         for token in ids:
             if isinstance(token, bool) or not isinstance(token, int | np.integer) or not 0 <= token < size:
                 raise ValueError(f"{name} = {token!r}: must be a token id, an integer from 0 to {size - 1}")
-    for token, value in values.items():
-        if not (value == -np.inf or -MAX_BIAS <= value <= MAX_BIAS):
+    for token, value in (dict(bias) | dict.fromkeys(banned, -np.inf)).items():
+        is_number = isinstance(value, Real) and not isinstance(value, bool)
+        if not is_number or not (value == -np.inf or -MAX_BIAS <= value <= MAX_BIAS):
             raise ValueError(
                 f"bias = {value!r} for token {token}: must be a number from {-MAX_BIAS:g} to {MAX_BIAS:g}, or -inf"
             )

@@ -11,6 +11,7 @@ Lossless Speculative Decoding Algorithms for Heterogeneous Vocabularies", https:
 
 from collections.abc import Callable, Sequence
 from copy import copy
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -69,7 +70,8 @@ class SharedVocabularyDrafter(Drafter):
         least_overlap: float = 0.1,
         max_pieces: int = 8,
     ) -> None:
-        if isinstance(least_overlap, bool) or not 0 <= least_overlap <= 1:
+        is_number = isinstance(least_overlap, Real) and not isinstance(least_overlap, bool)
+        if not is_number or not 0 <= least_overlap <= 1:
             raise ValueError(f"least_overlap = {least_overlap!r}: must be a number from 0 to 1")
         if isinstance(max_pieces, bool) or not isinstance(max_pieces, int | np.integer) or max_pieces < 1:
             raise ValueError(f"max_pieces = {max_pieces!r}: must be an integer >= 1")
@@ -172,7 +174,7 @@ def _overlap(target: Sequence[bytes], drafter: Sequence[bytes]) -> float:
 
 def _ends_lines(vocabulary: AnyVocabulary) -> bool:
     """Returns whether models are trained with an end token after each line, and never see a line break."""
-    return EOS in vocabulary.document("a\na")
+    return EOS in vocabulary.document("a\na")[1:]  # the first token may be the end token too
 
 
 def _meanings(vocabulary: AnyVocabulary) -> list[bytes]:

@@ -38,7 +38,7 @@ STEPS = [
     "export run --precision float32 --drafter lookup --decoding block --decoding autoregressive --draft-length auto:3 "
     "--output drafting.tflite",
     "costs drafting.tflite",
-    "generate drafting.tflite --prompt 'the king' --costs costs.json",
+    "generate drafting.tflite --prompt 'the king' --costs costs.json --report acceptance.json",
     "generate run/model.tflite --prompt 'the king' --temperature 0.8 --top-k 40 --seed 7 --count 3",
     "reproduce noise-seeds run --seeds 2",
     "train long --set run.rounds=1 --set vocabulary.size=300 --output long",

@@ -8,7 +8,7 @@ from experiments.drafting import load_drafter
 from models.decoding.drafters import ModelDrafter
 from models.decoding.lookup_drafter import LookupDrafter
 from models.decoding.ngram_drafter import NGramDrafter
-from models.decoding.quantized import quantized
+from models.decoding.rounded_weights import quantized
 from models.decoding.shared_vocabulary import SharedVocabularyDrafter
 from models.ngram import learn
 from models.recurrent_lm import RecurrentLanguageModel

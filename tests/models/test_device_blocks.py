@@ -226,9 +226,34 @@ def test_read_that_begins_a_prompt_ignores_the_state_that_it_is_given(file, deco
     assert any(np.any(value != fresh[name]) for name, value in after(0, old).items())
 
 
-def test_extend_refuses_a_bad_number(file):
+def test_extend_refuses_a_bad_number_and_more_than_the_context(file):
     with pytest.raises(ValueError, match="^max_new_tokens = 0: must be an integer from 1"):
         file.draw(PROMPT, Choices(3)).extend(0)
+    signatures: Any = (None, None)
+    drawn = BlockDraw(signatures, {}, 6, {}, Choices(3), context=10)
+    assert drawn.extend(4) is drawn
+    with pytest.raises(ValueError, match="^max_new_tokens = 5: the text has 6 of the 10 tokens that the file was"):
+        drawn.extend(5)
+
+
+def test_draws_read_the_prompt_once_for_all_texts(file, monkeypatch):
+    name, read_lengths = signature_name("read", "block"), []
+    read = file._signatures[name]
+
+    class Counting:
+        get_input_details = staticmethod(read.get_input_details)
+
+        def __call__(self, **inputs):
+            read_lengths.append(int(inputs["length"]))
+            return read(**inputs)
+
+    choices = [Choices(12, seed=5, request=request) for request in range(3)]
+    alone = [list(file.draw(LONG_PROMPT, one)) for one in choices]
+    monkeypatch.setitem(file._signatures, name, Counting())
+    texts = file.draws(LONG_PROMPT, choices)
+    assert sum(read_lengths) == len(LONG_PROMPT)
+    # In turns, so that a state that one text changes would show in another.
+    assert [list(tokens) for tokens in zip(*zip(*texts, strict=True), strict=True)] == alone
 
 
 @pytest.mark.numerical
@@ -278,6 +303,7 @@ def flatbuffer(file):
         ({"decoding": "greedy"}, "decoding = 'greedy': .* was exported for block, invariant, .*; choose one"),
         ({"decoding": "Block"}, "decoding = 'Block': .* was exported for"),
         ({"bias": {1: float("nan")}}, "bias"),
+        ({"decoding": "autoregressive", "costs": Costs(1, 1, 1)}, "costs: decoding = 'autoregressive' makes no drafts"),
     ],
 )
 def test_draw_refuses_bad_options_in_one_line(file, options, message):

@@ -217,8 +217,9 @@ def test_write_leaves_the_old_file_if_it_fails(tmp_path, monkeypatch):
     ("changes", "message"),
     [
         ({"precision": "int4"}, "precision: 'int4' is not one of float32, float16, int8"),
-        ({"max_prompt": 0}, "max_prompt: 0 is not a positive integer"),
-        ({"max_new_tokens": True}, "max_new_tokens: True is not a positive integer"),
+        ({"max_prompt": 0}, "max_prompt: 0 is not an integer from 1 to 65536"),
+        ({"max_prompt": 10**12}, "max_prompt: 1000000000000 is not an integer from 1"),
+        ({"max_new_tokens": True}, "max_new_tokens: True is not an integer from 1"),
         (
             {"model": replace(MODEL, vocabulary_size=300)},
             "vocabulary has 269 tokens, but the model was built for 300",

@@ -11,11 +11,17 @@ STOPS = st.lists(st.text("ab\n", min_size=1, max_size=4), max_size=3)
 
 
 @given(PIECES, STOPS)
-def test_text_ends_before_the_first_stop_string(pieces, stops):
+def test_text_ends_before_the_stop_string_that_ends_first_however_it_is_divided(pieces, stops):
     text = "".join(pieces)
-    places = [text.find(stop) for stop in stops if stop in text]
-    # Strings that begin at one place end together; the text before the earliest one stays.
-    assert "".join(stop_before(pieces, stops)) == text[: min(places, default=len(text))]
+    found = [(text.find(stop) + len(stop), text.find(stop)) for stop in stops if stop in text]
+    expected = text[: min(found)[1]] if found else text
+    assert "".join(stop_before(pieces, stops)) == "".join(stop_before(text, stops)) == expected
+
+
+@pytest.mark.parametrize("pieces", [["abcd"], ["abc", "d"], ["a", "b", "c", "d"]])
+def test_of_overlapping_stop_strings_the_one_that_ends_first_counts(pieces):
+    assert "".join(stop_before(pieces, ["bcd", "c"])) == "ab"
+    assert "".join(stop_before(pieces, ["c", "bc"])) == "a"
 
 
 def test_pieces_come_as_soon_as_they_cannot_begin_a_stop_string():

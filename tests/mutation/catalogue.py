@@ -1,4 +1,4 @@
-"""Lists bugs of speculative decoding that other implementations had, each with the test that must catch it."""
+"""Lists bugs of decoding, most of which other implementations had, each with the test that must catch it."""
 
 from typing import NamedTuple
 
@@ -146,6 +146,42 @@ CATALOGUE = (
         "Pending(keep(lines[0]), decided - lengths,",
         "Pending(keep(lines[0]), 0 * decided,",
         _TESTS + "test_loop.py::test_a_text_in_parts_equals_the_text_in_one_call[block]",
+    ),
+    Bug(
+        "stop sequence that begins in pending tokens is not found by the next call",
+        "models/decoding/loop.py",
+        "done, pending.count, tail, records, progress.state",
+        "done, pending.count, pending.tail, records, progress.state",
+        _TESTS + "test_loop.py::test_a_stop_sequence_of_a_pending_and_a_new_token_ends_the_text_there[block]",
+    ),
+    Bug(
+        "evidence for draft lengths is forgotten between calls",
+        "models/decoding/loop.py",
+        "Progress(state, Pending(",
+        "Progress(state._replace(evidence=tf.nest.map_structure(tf.zeros_like, state.evidence)), Pending(",
+        _TESTS + "test_generator.py::test_automatic_lengths_are_those_of_a_plain_program_also_in_parts",
+    ),
+    Bug(
+        "drafter does not read the last token of a draft shorter than the longest",
+        _SPECULATION,
+        "place > tf.reduce_max(wanted)",
+        "place >= tf.reduce_max(wanted)",
+        _TESTS + "test_loop.py::"
+        "test_a_drafter_equal_to_the_target_is_always_accepted_also_with_drafts_shorter_than_the_longest[block]",
+    ),
+    Bug(
+        "random words of plain decoding repeat after 64 tokens",
+        "models/decoding/numpy_loop.py",
+        "len(prompt) + i + np.arange(BLOCK)",
+        "len(prompt) + np.arange(BLOCK)",
+        _TESTS + "test_numpy_loop.py::test_each_of_many_tokens_has_random_words_of_its_own",
+    ),
+    Bug(
+        "races drawn in parts reuse the requests of the first part",
+        "experiments/commands/couple.py",
+        "requests[begin : begin + at_once]",
+        "requests[: min(at_once, draws - begin)]",
+        "tests/experiments/commands/test_couple.py::test_races_that_are_drawn_in_parts_are_those_of_one_call",
     ),
     Bug(
         "rows whose draft lengths vary read the other row's evidence",

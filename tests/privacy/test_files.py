@@ -105,6 +105,15 @@ def test_failed_write_names_file_reason_and_fix(tmp_path, monkeypatch, write, nu
     assert caught.value.errno == number and "\n" not in str(caught.value)
 
 
+def test_require_writable_file_refuses_folders_and_names_a_file_whose_folder_is_missing(tmp_path):
+    files.require_writable_file(tmp_path / "new")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(OSError, match=f"^\\[Errno .*{tmp_path} is a folder: give the name of a file$"):
+        files.require_writable_file(tmp_path)
+    with pytest.raises(OSError, match="missing/new could not be written .*: make its folder"):
+        files.require_writable_file(tmp_path / "missing" / "new")
+
+
 def test_require_writable_leaves_no_file_and_refuses_unwritable_folder(tmp_path):
     files.require_writable(tmp_path)
     assert not list(tmp_path.iterdir())

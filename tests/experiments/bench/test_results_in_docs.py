@@ -65,6 +65,8 @@ def test_table_of_target_and_drafters_is_that_of_its_results():
 def test_tables_of_the_coupling_study_are_those_of_its_results():
     page = (ROOT / "docs" / "systems" / "couplings.md").read_text()
     assert section("coupling", page) == coupling.format_table(json.loads((RESULTS / "coupling.json").read_text()))
+    pretrained_target = json.loads((RESULTS / "coupling-smollm2.json").read_text())
+    assert section("coupling-smollm2", page) == coupling.format_models(pretrained_target["models"])
 
 
 def test_tables_of_block_verification_are_those_of_its_results():

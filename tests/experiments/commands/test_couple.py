@@ -10,8 +10,9 @@ import pytest
 from experiments import distribution_files
 from experiments.commands.couple import measure
 from experiments.intervals import share_interval
-from models.decoding import couplings
+from models.decoding import couplings, numpy_race
 from models.decoding.exchange import exchange_agreement, expected_bits
+from models.decoding.numpy_ops import LEFT_OUT, seed_words
 from tests.experiments.processes import call
 
 P, Q = [0.5, 0.3, 0.2, 0.0], [0.1, 0.3, 0.4, 0.2]
@@ -39,6 +40,12 @@ def test_couple_states_agreements_bound_and_bits(tmp_path):
         "maximal coupling": 0.6,
     }
     assert rows.keys() == expected.keys()
+    assert {name: row["bits"] for name, row in rows.items()} == {
+        "weighted MinHash": 0,
+        "Gumbel race": 0,
+        "exchange of few messages": pytest.approx(expected_bits(p, q, 0.1)),
+        "maximal coupling": None,
+    }
     for name, agreement in expected.items():
         assert rows[name]["agreement"] == pytest.approx(agreement)
         # 10,000 draws: 0.025 is five standard deviations, so that a true agreement fails with probability 6e-7.
@@ -48,10 +55,28 @@ def test_couple_states_agreements_bound_and_bits(tmp_path):
     assert code == 0 and "total variation 0.4000" in out and "P and Q" in out and "0.4286" in out
 
 
+def test_couple_takes_the_smallest_numbers_and_says_that_many_draws_take_time(tmp_path, monkeypatch):
+    least = np.nextafter(0, 1)
+    write(tmp_path, p=[least, 1.0, 0.0], q=[0.5, least, 0.5])
+    monkeypatch.setattr("experiments.commands.couple._NUMBERS", 29)
+    code, out, err = call("couple", "p.json", "q.json", "--draws", "10", folder=tmp_path)  # a warning would be an error
+    assert code == 0 and "total variation 1.0000" in out
+    assert err == "drawing 10 pairs of 3 tokens by each of four protocols …\n"
+
+
 def test_couple_draws_again_with_the_same_seed_and_anew_with_another():
     p, q = np.array(P), np.array(Q)
     assert measure(p, q, 500, 3, 0.1) == measure(p, q, 500, 3, 0.1)
     assert measure(p, q, 500, 3, 0.1) != measure(p, q, 500, 4, 0.1)
+
+
+def test_races_that_are_drawn_in_parts_are_those_of_one_call():
+    p, q = np.array(P), np.array(Q)
+    noise = numpy_race.gumbels(seed_words(3), np.arange(5000), 0, len(p))
+    with np.errstate(divide="ignore"):
+        one, other = (numpy_race.race(np.maximum(np.log(x), LEFT_OUT).astype(np.float32), noise) for x in (p, q))
+    found = {name: hits for name, _, _, hits in measure(p, q, 5000, 3, 0.1)}
+    assert found["Gumbel race"] == np.sum(one == other)
 
 
 def test_couple_takes_objects_and_a_missing_token_has_probability_0(tmp_path):

@@ -59,8 +59,10 @@ def test_export_writes_all_precisions_and_prints_the_comparison(tmp_path, capfd,
         ),
     ],
 )
-def test_export_names_files_after_precision_and_output(capfd, monkeypatch, options, expected):
+def test_export_names_files_after_precision_and_output(tmp_path, capfd, monkeypatch, options, expected):
     exports = []
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").mkdir()
     monkeypatch.setattr("experiments.runs.load_trained", lambda run: (None, None, None))
     monkeypatch.setattr(
         "experiments.commands.export.export_and_check", lambda *values, **limits: exports.append(values[-1])
@@ -101,7 +103,9 @@ def test_export_names_the_output_that_it_cannot_write(tmp_path, capfd, monkeypat
     code, _, err = run(capfd, "export", "run", "--precision", "float32", "--output", tmp_path / "model.tflite")
     assert code == 2 and f"{tmp_path}/model.tflite" in err and ".draft" not in err
     code, _, err = run(capfd, "export", "run", "--precision", "float32", "--output", tmp_path)
-    assert code == 2 and str(tmp_path) in err and "Is a directory" in err
+    assert code == 2 and f"{tmp_path} is a folder" in err
+    code, _, err = run(capfd, "export", "run", "--output", tmp_path / "no" / "x")
+    assert code == 2 and "no/x could not be written (No such file or directory): make its folder" in err
 
 
 @pytest.mark.parametrize(
@@ -115,6 +119,13 @@ def test_export_names_the_output_that_it_cannot_write(tmp_path, capfd, monkeypat
         (["--draft-length", "0"], "'0' must be an integer from 1 to 32, auto or auto:N"),
         (["--draft-length", "auto:"], "'auto:' must be an integer from 1 to 32, auto or auto:N"),
         (["--draft-length", "2.5"], "'2.5' must be an integer from 1 to 32, auto or auto:N"),
+        (["--draft-length", "9" * 5000], f"'{'9' * 40}…' must be an integer from 1 to 32"),
+        (
+            ["--drafter", "lookup", "--decoding", "greedy-block", "--draft-length", "auto:3"],
+            "--draft-length auto:3 does not go with --decoding greedy-block, whose drafts have one length",
+        ),
+        (["--max-prompt", str(10**12)], "'--max-prompt': 1000000000000 is not in the range 1<=x<=65536"),
+        (["--max-new-tokens", "65537"], "'--max-new-tokens': 65537 is not in the range 1<=x<=65536"),
         (["--draft-length", "6"], "--draft-length has no use without --drafter"),
         (["--drafter", "lookup", "--decoding", "block", "--decoding", "block"], "--decoding block is given twice"),
     ],

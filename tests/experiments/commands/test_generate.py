@@ -6,9 +6,12 @@ import pytest
 
 from experiments.cli import main
 from models import device, device_costs
-from models.decoding.choices import Costs
+from models.decoding.acceptance import Acceptance
+from models.decoding.choices import Choices, Costs
 from models.decoding.lookup_drafter import LookupDrafter
+from models.device_blocks import BlockDraw
 from models.export import export
+from models.vocabulary import EOS
 from tests.models import exported
 
 MODEL = exported.model()
@@ -139,6 +142,18 @@ def test_costs_are_measured_written_and_used(drafting, tmp_path, capfd):
         device.load(drafting).stream("the the", max_new_tokens=16, decoding="block", costs=Costs(1.0, 1.0, 0.0))
     )
     assert out == f"the the{text}\n"
+    report = tmp_path / "report.json"
+    code, _, err = run(capfd, *fixed, "--costs", costs, "--count", 2, "--report", report)
+    draws = device.load(drafting).draws(
+        device.load(drafting).encode("the the"),
+        [Choices(16, request=request, stop=EOS) for request in range(2)],
+        costs=Costs(1.0, 1.0, 0.0),
+    )
+    for draw in draws:
+        list(draw)
+    parts = [draw.acceptance for draw in draws if isinstance(draw, BlockDraw)]
+    content = {"requests": [one.to_dict() for one in parts], "total": Acceptance.total(parts).to_dict()}
+    assert code == 0 and json.loads(report.read_text()) == content and len(parts) == 2
     code, plain, err = run(capfd, *fixed, "--decoding", "autoregressive")
     assert code == 0 and "target call" not in err and plain != out
 
@@ -183,6 +198,12 @@ def test_bad_decodings_and_costs_are_refused_in_one_line(path, drafting, tmp_pat
         (("generate", path, "--decoding", "blocks"), "'blocks' is not one of"),
         (("costs", path), "its draft length is fixed; export it with draft_length auto"),
         (("costs", tmp_path / "text"), "not a TFLite file"),
+        (("costs", ""), "Is a directory"),
+        (("costs", "."), "Is a directory"),
+        (("costs", drafting, "--output", tmp_path), "is a folder: give the name of a file"),
+        (("costs", drafting, "--output", tmp_path / "no" / "x.json"), "no/x.json could not be written .*: make its fo"),
+        (("generate", path, "--report", tmp_path / "no" / "x.json"), "no/x.json could not be written"),
+        (("generate", path, "--report", tmp_path / "x.json"), "--report has no use with decoding autoregressive"),
     ]
     for arguments, message in messages:
         code, out, err = run(capfd, *arguments)

@@ -16,6 +16,7 @@ TEXT = "the and in\nthe other and the end\n" * 5
 @pytest.fixture
 def place(tmp_path):
     (tmp_path / "public.txt").write_text(TEXT)
+    (tmp_path / "blank.txt").write_text("\n\n")
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
     write_model(tmp_path / "model", RecurrentLanguageModel("cifg", WORDS.size, embedding=4, units=4), WORDS)
     return tmp_path
@@ -56,7 +57,9 @@ def test_ngram_without_text_files_learns_from_the_public_text_of_the_config(plac
         (["latin.txt", "--vocabulary", "model"], "latin.txt: not UTF-8 (byte 3): convert it first"),
         (["public.txt"], "Missing option '--vocabulary'"),
         (["public.txt", "--vocabulary", "model", "--order", "6"], "6 is not in the range 1<=x<=5"),
-        (["public.txt", "--vocabulary", "model", "--output", "no/x.npz"], "no"),
+        (["public.txt", "--vocabulary", "model", "--output", "no/x.npz"], "no/x.npz could not be written"),
+        (["public.txt", "--vocabulary", "model", "--output", ""], ". is a folder: give the name of a file"),
+        (["blank.txt", "--vocabulary", "model"], "blank.txt holds no text: give public text to learn from"),
     ],
 )
 def test_ngram_refuses_with_one_line(place, arguments, message):

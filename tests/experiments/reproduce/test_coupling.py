@@ -1,15 +1,18 @@
 """The coupling study's agreements equal a direct computation, its searches their known answers; it writes all files."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
+from scipy.special import softmax
 
 from experiments import data
 from experiments.reproduce import coupling, coupling_models, coupling_theory, drafters
 from models.decoding import couplings
 from models.decoding.choices import Processing
 from models.decoding.numpy_processing import process
+from models.ngram import learn
 from models.vocabulary import Vocabulary
 from tests.experiments.processes import call
 from tests.experiments.reproduce import small_drafters
@@ -36,7 +39,9 @@ def small_study(monkeypatch):
 
 
 def test_means_over_all_contexts_equal_a_direct_computation(folder):
-    rows = coupling_models.measure(folder / drafters.TARGET, {"si-cifg": folder / "si-cifg"}, SPEAKERS, 6, 10_000, 0)
+    rows = coupling_models.measure(
+        folder / drafters.TARGET, {"si-cifg": str(folder / "si-cifg")}, SPEAKERS, 6, 10_000, 0
+    )
     loaded = {name: coupling_models.load_trained(folder / name) for name in (drafters.TARGET, "si-cifg")}
     words = exported.vocabulary()
     text = [data.clients.sequences(np.array(words.document("\n".join(lines)), np.int32), 6) for _, lines in SPEAKERS]
@@ -72,7 +77,7 @@ def test_means_over_all_contexts_equal_a_direct_computation(folder):
 def test_drawn_share_follows_the_agreement_and_equal_models_always_agree(folder):
     # A share of 400 contexts is off by five standard errors with probability 6e-7.
     speakers = [("a", ["the king and the night " * 60])]
-    models = {"si-cifg": folder / "si-cifg", "same": folder / drafters.TARGET}
+    models = {"si-cifg": str(folder / "si-cifg"), "same": str(folder / drafters.TARGET)}
     rows = coupling_models.measure(folder / drafters.TARGET, models, speakers, 6, 400, 0)
     for row in rows:
         if row["drafter"] == "same":
@@ -133,14 +138,18 @@ def test_study_compares_models_of_the_users_choice(folder, small_study, tmp_path
 
 
 @pytest.mark.slow
-def test_study_compares_imported_models(small_study, tmp_path):
+def test_study_compares_an_imported_model_with_drafters_of_each_kind(folder, small_study, tmp_path):
     write_gguf(tmp_path / "small.gguf")
     for name in ("large", "small"):
         assert call("import", "small.gguf", "--output", name, folder=tmp_path)[0] == 0
-    options = ["--target", "large", "--drafter", "small", "--contexts", "10"]
+    (tmp_path / "public.txt").write_text("the king and the night in the end")
+    assert call("ngram", "public.txt", "--vocabulary", "large", folder=tmp_path)[0] == 0
+    names = ("small", "ngram:ngram.npz", str(folder / "si-cifg"))
+    options = ["--target", "large", "--contexts", "10", *(word for name in names for word in ("--drafter", name))]
     code, out, err = call("reproduce", "coupling", *options, folder=tmp_path)
     assert code == 0, err
     assert "| small | 1 | 0.000 [0.000, 0.000] | 1.000" in out
+    assert "| ngram.npz | 0.6 |" in out and "| si-cifg | 0.6 |" in out
 
 
 def test_study_refuses_what_it_cannot_compare(folder, small_study, refuse, tmp_path):
@@ -150,21 +159,43 @@ def test_study_refuses_what_it_cannot_compare(folder, small_study, refuse, tmp_p
     target = ("--target", str(folder / "target"))
     assert "--target and --drafter belong together" in refuse("reproduce", "coupling", *target)
     twice = ("--drafter", str(folder / "si-cifg")) * 2
-    assert "--drafter: two folders have the same name" in refuse("reproduce", "coupling", *target, *twice)
+    assert "--drafter: two folders or files have the same name" in refuse("reproduce", "coupling", *target, *twice)
     assert "missing does not exist" in refuse("reproduce", "coupling", *target, "--drafter", "missing")
 
 
-def test_drafter_with_another_vocabulary_is_refused(folder, tmp_path):
-    import shutil
-
+def test_drafters_that_are_no_model_of_the_targets_vocabulary_are_compared_as_they_draft(folder, tmp_path):
+    words = exported.vocabulary()
+    tables = learn([words.document("the king and the night")], words.size, 2, vocabulary_digest=words.digest)
+    tables.save(tmp_path / "ngram.npz")
+    # The other vocabulary names two pieces by each other's ids, so that its model must read and answer with these.
+    changed = np.arange(words.size)
+    changed[[-3, -7]] = changed[[-7, -3]]
     shutil.copytree(folder / "si-cifg", tmp_path / "other")
-    pieces = list(exported.vocabulary().pieces)
-    pieces[-5], pieces[-6] = pieces[-6], pieces[-5]
-    Vocabulary(tuple(pieces)).save(tmp_path / "other" / "vocabulary.json")
-    with pytest.raises(
-        ValueError, match="other has another vocabulary than .*target: give a drafter with the target's"
-    ):
-        coupling_models.measure(folder / "target", {"other": tmp_path / "other"}, SPEAKERS, 6, 10, 0)
+    Vocabulary(tuple(words.pieces[token] for token in changed)).save(tmp_path / "other" / "vocabulary.json")
+    forms = {"ngram": f"ngram:{tmp_path / 'ngram.npz'}", "other": str(tmp_path / "other")}
+    speakers = [("a", ["the king and the nights"])]
+    rows = coupling_models.measure(folder / "target", forms, speakers, 30, 1000, 0)
+
+    tokens = np.array(words.document(speakers[0][1][0]), np.int32)
+    assert np.any(changed[tokens] != tokens) and rows[0]["contexts"] == len(tokens) - 1
+    model, weights, _ = coupling_models.load_trained(folder / "target")
+    drafter, own_weights, _ = coupling_models.load_trained(folder / "si-cifg")
+    target = model.extend(weights, tokens[np.newaxis, :-1], model.initial_state(1))[0][0].numpy()
+    other = drafter.extend(own_weights, changed[tokens][np.newaxis, :-1].astype(np.int32), drafter.initial_state(1))[0]
+    other = other[0].numpy()[:, changed]
+    # Neither padding and begin nor the line break, which the end token means, are shared.
+    other[:, [0, 1, 3 + ord("\n")]] = -np.inf
+    ngram = np.log([tables.probabilities(tokens[: place + 1].tolist()) for place in range(len(tokens) - 1)])
+    expected = {"ngram": ngram, "other": other}
+    for row in rows:
+        p, q = (softmax(logits / row["temperature"], axis=-1) for logits in (target, expected[row["drafter"]]))
+        for key, agreement in (("total_variation", couplings.total_variation), ("gumbel", couplings.race_agreement)):
+            assert row[key]["estimate"] == pytest.approx(np.mean(list(map(agreement, p, q))), rel=1e-4)
+
+
+def test_drafter_without_a_distribution_is_refused(folder):
+    with pytest.raises(ValueError, match="drafter 'lookup' proposes no token after some texts: compare a model"):
+        coupling_models.measure(folder / "target", {"lookup": "lookup"}, SPEAKERS, 6, 10, 0)
 
 
 def test_temperature_of_the_race_is_that_of_the_agreement():

@@ -12,6 +12,7 @@ import tensorflow as tf
 from models.decoding import numpy_ops
 from models.decoding.block_decoder import Request, is_plain
 from models.decoding.choices import Costs, Processing
+from models.decoding.draft_length import choose
 from models.decoding.drafters import Drafter, ModelDrafter
 from models.decoding.loop import Ends, begin, generate
 from models.decoding.methods import build_method
@@ -149,3 +150,18 @@ def texts(generated):
 
 def rows(tokens, lengths):
     return [row[:n].tolist() for row, n in zip(tokens.numpy(), lengths.numpy(), strict=True)]
+
+
+class Chooser:
+    """Chooses draft lengths as a plain program, from what became of the blocks before."""
+
+    def __init__(self, costs, longest):
+        self.costs, self.longest = costs, longest
+
+    def __call__(self, blocks):
+        evidence = np.zeros(2, np.float32)
+        for drafted, accepted in blocks:
+            if not drafted:
+                continue
+            evidence = evidence * np.float32(63 / 64) + np.array([accepted, accepted < drafted], np.float32)
+        return int(choose(tf.constant(evidence[np.newaxis]), Costs(*self.costs), self.longest)[0])

@@ -10,6 +10,8 @@ class TableModel:
     Its only weight is "table"; without weights it is the table that it was built with.
     """
 
+    context = None
+
     def __init__(self, table):
         self.table = np.asarray(table, np.float32)
         self.vocabulary_size = self.table.shape[-1]

@@ -1,16 +1,21 @@
 """Couplings draw from each party's own distribution and agree as often as their exact formulas say."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from scipy.stats import binomtest
 
+from models.decoding import couplings
 from models.decoding.couplings import (
     bound,
+    consistent_levels,
     darts,
     darts_agreement,
     draw,
+    keyed_consistent,
     keyed_darts,
     maximal,
     race,
@@ -22,6 +27,21 @@ from tests.oracles.distributions import assert_agrees, assert_law, pairs
 
 P, Q = np.array([0.5, 0.3, 0.2, 0.0]), np.array([0.1, 0.3, 0.4, 0.2])
 DRAWS = 60_000
+FULL = 0.97 * P + 0.03 * Q, 0.03 * P + 0.97 * Q  # without zeros
+
+
+def assert_agrees_as_weighted_min_hash_must(a, b, p, q):
+    """One-sided exact binomial tests against both ends; a true agreement fails with probability 1e-5 each."""
+    equal = int(np.sum(a == b))
+    assert binomtest(equal, len(a), bound(p, q), "less").pvalue > 1e-5
+    assert binomtest(equal, len(a), 1 - total_variation(p, q), "greater").pvalue > 1e-5
+
+
+def draw_consistently(weights, r, c, beta):
+    """Returns tokens, and numbers that are equal exactly if token and interval are."""
+    intervals, levels = consistent_levels(weights, r, c, beta)
+    tokens = np.argmin(levels, axis=-1)
+    return tokens, np.take_along_axis(intervals, tokens[:, np.newaxis], axis=-1)[:, 0] * 4 + tokens
 
 
 @given(pair=pairs(5))
@@ -146,3 +166,59 @@ def test_keyed_darts_refuse_more_tokens_than_their_words_resolve():
 
 def test_draw_never_gives_tokens_of_weight_0():
     assert set(draw(np.array([0.0, 2, 0, 1, 0]), np.random.default_rng(0), 1000).tolist()) == {1, 3}
+
+
+def test_consistent_samples_have_the_law_and_agree_on_token_and_interval_as_the_jaccard_similarity():
+    generator, (p, q) = np.random.default_rng(11), FULL
+    (r, c, other), beta = generator.gamma(2, 1, (3, DRAWS, 4)), generator.random((DRAWS, 4))
+    (a, a_samples), (b, b_samples) = draw_consistently(p, r, c, beta), draw_consistently(q, r, c, beta)
+    assert_law(a, p)
+    assert_law(b, q)
+    assert_agrees(a_samples, b_samples, bound(p, q))
+    assert_agrees_as_weighted_min_hash_must(a, b, p, q)
+    # Planted: a party with another c. Planted: c with another distribution, which a party cannot see in the agreement.
+    with pytest.raises(AssertionError):
+        assert_agrees_as_weighted_min_hash_must(a, draw_consistently(q, r, other, beta)[0], p, q)
+    with pytest.raises(AssertionError):
+        assert_law(draw_consistently(p, r, generator.exponential(size=(DRAWS, 4)), beta)[0], p)
+
+
+def test_keyed_consistent_samples_have_the_law_and_agree_as_weighted_min_hash_must(monkeypatch):
+    requests = np.arange(DRAWS)
+    a, b = (keyed_consistent(x, seed_words(3), requests, 5) for x in (P, Q))
+    assert_law(a, P)
+    assert_law(b, Q)
+    assert_agrees_as_weighted_min_hash_must(a, b, P, Q)
+    np.testing.assert_array_equal(keyed_consistent(P, seed_words(3), requests[7:9], 5), a[7:9])
+    np.testing.assert_array_equal(keyed_consistent(np.append(P, 0), seed_words(3), requests[:99], 5), a[:99])
+    # Planted: another seed or position, or a party whose c is made from the words of other tokens.
+    for seed, position in ((4, 5), (3, 6)):
+        with pytest.raises(AssertionError):
+            assert_agrees_as_weighted_min_hash_must(a, keyed_consistent(Q, seed_words(seed), requests, position), P, Q)
+    numbers = couplings._consistent_numbers
+
+    def shifted(*arguments):
+        r, c, beta = numbers(*arguments)
+        return r, np.roll(c, 1, axis=-1), beta
+
+    monkeypatch.setattr(couplings, "_consistent_numbers", shifted)
+    with pytest.raises(AssertionError):
+        assert_agrees_as_weighted_min_hash_must(a, keyed_consistent(Q, seed_words(3), requests, 5), P, Q)
+
+
+def test_keyed_consistent_samples_equal_the_least_quotient_of_the_same_words_in_chunks_too(monkeypatch):
+    p = np.random.default_rng(8).dirichlet(np.full(300, 0.2))
+    drawn = keyed_consistent(p, seed_words(9), np.arange(5), 2)
+    for request in range(5):
+        words = random_words(seed_words(9), Stream.CONSISTENT, request, 2, np.arange(600))
+        uniform = [(word.view(np.uint32) + 0.5) / 2**32 for word in words]
+        quotients = []
+        for token in range(300):
+            first, second = (-math.log(u[2 * token]) for u in uniform)
+            c = -sum(math.log(u[2 * token + 1]) for u in uniform)
+            r, beta = first + second, first / (first + second)
+            y = math.exp(r * (math.floor(math.log(p[token]) / r + beta) - beta)) if p[token] else 0
+            quotients.append(c / (y * math.exp(r)) if y else math.inf)
+        assert drawn[request] == np.argmin(quotients)
+    monkeypatch.setattr(couplings, "_AT_ONCE", 64)
+    np.testing.assert_array_equal(keyed_consistent(p, seed_words(9), np.arange(5), 2), drawn)

@@ -6,20 +6,17 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from models.decoding.choices import Costs, Processing
-from models.decoding.draft_length import choose
-from models.decoding.drafters import Drafter
-from models.decoding.methods import build_method
-from models.decoding.numpy_ops import LEFT_OUT
-from models.decoding.speculation import Speculation
+from models.decoding.choices import Processing
+from models.decoding.loop import generate
 from tests.models.decoding.runs import (
     LONGEST,
+    NO_SEQUENCES,
     SIZE,
     TARGET,
+    Chooser,
     drafter_logits,
     ends,
     request,
-    reset_tables,
     resume,
     rows,
     run,
@@ -27,6 +24,7 @@ from tests.models.decoding.runs import (
     start,
     texts,
 )
+from tests.models.decoding.table_model import TableModel
 from tests.oracles.speculation import Row
 
 PLAIN: dict[str, Any] = {"method": "autoregressive", "draft_length": 0}
@@ -83,20 +81,27 @@ def test_tokens_log_probs_and_counts_equal_those_of_a_plain_program(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_text_in_parts_equals_the_text_in_one_call(kind):
-    """Parts end at every place inside a block, at a stop token and at stop sequences that straddle calls."""
+    """Parts end at every place inside a block, at a stop token and at stop sequences that straddle calls.
+
+    What the parts report adds up to what the one call reports.
+    """
     for seed in range(5):
         asked = request(seed, [3, 4], OPTIONS[seed])
         whole = run(PROMPTS, asked, ends(), **kind)
         for part in (1, 2, 5):
             found = run(PROMPTS, asked, ends(part), **kind)
             given: list = texts(found)
-            probs = [found.log_probs.numpy()[:, :part]]
+            parts = [found]
             while len(given[0]) < LONGEST:
                 found = resume(found, asked, ends(min(part, LONGEST - len(given[0]))), **kind)
                 given = [row + more for row, more in zip(given, texts(found), strict=True)]
-                probs.append(found.log_probs.numpy()[:, : int(found.lengths[0])])
+                parts.append(found)
             assert given == texts(whole)
-            np.testing.assert_array_equal(np.concatenate(probs, axis=1), whole.log_probs)
+            for name in ("log_probs", "unprocessed_log_probs"):
+                probs = [getattr(one, name).numpy()[:, : int(one.lengths[0])] for one in parts]
+                np.testing.assert_array_equal(np.concatenate(probs, axis=1), getattr(whole, name))
+            sums = tf.nest.map_structure(lambda *counts: sum(counts), *(one.counts for one in parts))
+            tf.nest.map_structure(np.testing.assert_array_equal, sums, whole.counts)
         stop = given[0][2]
         where = ends(LONGEST, stop, SEQUENCES)
         found = run(PROMPTS, asked, where, **kind)
@@ -109,6 +114,25 @@ def test_a_text_in_parts_equals_the_text_in_one_call(kind):
                 break
             found = resume(found, asked, where, **kind)
         assert [row[:LONGEST] for row in given] == texts(whole)
+
+
+@pytest.mark.parametrize("kind", KINDS[1:])
+def test_a_stop_sequence_of_a_pending_and_a_new_token_ends_the_text_there(kind):
+    straddling = 0
+    for seed in range(8):
+        asked, row = request(seed, [3, 4]), seed % 2
+        text = texts(run(PROMPTS, asked, ends(), **kind))[row]
+        first = run(PROMPTS, asked, ends(1), **kind)
+        pending = int(first.progress.pending.count[row])
+        straddling += pending > 0
+        sequence = text[pending : pending + 2]
+        length = next(n for n in range(2, LONGEST + 1) if text[n - 2 : n] == sequence)
+        found = resume(first, asked, ends(LONGEST, -1, [[-1, *sequence], NO_SEQUENCES[0]]), **kind)
+        assert texts(found)[row] == text[1:length]
+        assert np.all(found.progress.pending.count < kind["draft_length"] + 1)
+        rest = resume(found, asked, ends(LONGEST - length), **kind)
+        assert texts(rest)[row] == text[length:]
+    assert straddling >= 2
 
 
 def test_more_tokens_than_there_are_words_for_count_as_so_many():
@@ -178,6 +202,14 @@ def test_a_drafter_equal_to_the_target_is_always_accepted(kind):
     np.testing.assert_array_equal(found.counts.calls, [LONGEST // (kind["draft_length"] + 1)] * 2)
 
 
+@pytest.mark.parametrize("kind", [FLEXIBLE_BLOCK, INVARIANT], ids=lambda kind: kind["method"])
+def test_a_drafter_equal_to_the_target_is_always_accepted_also_with_drafts_shorter_than_the_longest(kind):
+    costs = (1.0, 0.5, 0.6)  # one drafted token is best, at any rate of acceptance above 0.2
+    found = run(PROMPTS, request(0, [1, 2], costs=costs), ends(), drafter="target", **kind)
+    np.testing.assert_array_equal(found.counts.drafted, [[LONGEST // 2, 0]] * 2)
+    np.testing.assert_array_equal(found.counts.accepted, found.counts.drafted)
+
+
 @pytest.mark.parametrize("kind", [FLEXIBLE_BLOCK, GREEDY, INVARIANT], ids=lambda kind: kind["method"])
 def test_a_drafter_may_propose_nothing_or_end_a_draft_early(kind):
     lengths = set()
@@ -189,21 +221,6 @@ def test_a_drafter_may_propose_nothing_or_end_a_draft_early(kind):
             assert found.counts.calls[row] == len(expected.blocks)
             lengths |= {drafted for drafted, _ in expected.blocks}
     assert lengths == set(range(kind["draft_length"] + 1))
-
-
-class Chooser:
-    """Chooses draft lengths as a plain program, from what became of the blocks before."""
-
-    def __init__(self, costs, longest):
-        self.costs, self.longest = costs, longest
-
-    def __call__(self, blocks):
-        evidence = np.zeros(2, np.float32)
-        for drafted, accepted in blocks:
-            if not drafted:
-                continue
-            evidence = evidence * np.float32(63 / 64) + np.array([accepted, accepted < drafted], np.float32)
-        return int(choose(tf.constant(evidence[np.newaxis]), Costs(*self.costs), self.longest)[0])
 
 
 @pytest.mark.parametrize("kind", [FLEXIBLE_BLOCK, INVARIANT], ids=lambda kind: kind["method"])
@@ -276,67 +293,6 @@ def test_nan_logits_after_rejected_tokens_change_nothing(kind):
     assert texts(found) == [text[: LONGEST - kind["draft_length"] - 1] for text in whole]
 
 
-class Silent(Drafter):
-    """Proposes nothing, although it says that it always proposes."""
-
-    def initial_state(self, batch):
-        return tf.zeros([batch])
-
-    def step(self, tokens, state):
-        return tf.fill([tokens.shape[0], SIZE], -np.inf), state
-
-
-@pytest.mark.parametrize("processing", [Processing(), Processing(top_k=3), Processing(temperature=0.0)])
-def test_a_drafter_whose_logits_are_all_minus_infinity_drafts_nothing(processing):
-    drafter = Silent()
-    assert not drafter.may_pass
-    own = Speculation(TARGET, {}, build_method("block"), drafter, 2)
-    asked = request(3, [1, 2], processing)
-    state = start(PROMPTS, own).state
-    words = tf.nest.map_structure(lambda part: part[:, 0], own.words(asked, state.position, 1))
-    np.testing.assert_array_equal(own.draft(state, asked, words).lengths, [0, 0])
-    block, _ = own.block(state, asked, words, tf.constant([True, True]))
-    np.testing.assert_array_equal(block.count, [1, 1])
-    assert np.all(np.isfinite(block.log_probs))
-
-
-MASKED = {
-    "no bias": request(5, [1, 2])._replace(bias=(), is_plain=()),
-    "plain": request(5, [1, 2]),
-    "bias and penalty": request(
-        5, [1, 2], Processing(frequency_penalty=0.5), np.random.default_rng(6).normal(0, 2, [2, SIZE])
-    ),
-}
-
-
-@pytest.mark.parametrize("name", MASKED)
-def test_host_masks_apply_at_every_prefix_of_a_draft(name):
-    """A grammar in which no token comes twice in a row; drafts break it, the text is that of a masked target."""
-    own, asked = speculation("block", 3), MASKED[name]
-    reset_tables()
-    state = start([[4], [6]], own).state
-    given = [[4], [6]]
-    for _ in range(6):
-        words = tf.nest.map_structure(lambda part: part[:, 0], own.words(asked, state.position, 1))
-        draft = own.draft(state, asked, words)
-        allowed = np.ones([2, 4, SIZE], bool)
-        for row, text in enumerate(given):
-            allowed[row, np.arange(4), [text[-1], *draft.tokens[row].numpy()]] = False
-        block, state = own.verify(state, draft, asked, tf.constant([True, True]), tf.constant(allowed))
-        for text, more in zip(given, rows(block.tokens, block.count), strict=True):
-            text += more
-
-    def masked(text):
-        return np.where(np.arange(SIZE) == text[-1], np.float32(LEFT_OUT), TARGET.logits(text))
-
-    for row, text in enumerate(given):
-        bias = None if isinstance(asked.bias, tuple) else asked.bias[row].numpy()
-        processing = Processing(*(option.numpy() for option in asked.processing))
-        plain = Row(masked, drafter_logits("near"), text[:1], "block", 3, 5, row + 1, processing, bias)
-        found = plain.run(max_new=len(text) - 1)
-        assert found.least > 1e-7 and text[1:] == found.tokens
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_path_for_plain_requests_changes_nothing(kind):
     processing = Processing(temperature=0.8)
@@ -348,24 +304,30 @@ def test_the_path_for_plain_requests_changes_nothing(kind):
     np.testing.assert_array_equal(fast.unprocessed_log_probs, general.unprocessed_log_probs)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"draft_length": -1}, "draft_length = -1: must be an integer >= 0"),
-        ({"draft_length": True}, "draft_length = True: must be an integer >= 0"),
-        ({"draft_length": 2}, "draft_length = 2: must be above 0 with a drafter, and 0 without one"),
-        ({"drafter": "near"}, "draft_length = 0: must be above 0 with a drafter, and 0 without one"),
-    ],
-)
-def test_draft_lengths_that_do_not_fit_the_drafter_are_refused(arguments, message):
-    if "drafter" in arguments:
-        arguments = {"drafter": speculation("block", 3).drafter}
-    with pytest.raises(ValueError, match=f"^{message}$"):
-        Speculation(TARGET, {}, build_method("block"), **arguments)
+@pytest.mark.parametrize("kind", KINDS)
+def test_unprocessed_log_probs_are_finite_where_the_softmax_of_the_logits_is_zero(kind):
+    """A high temperature, and a bias, draw tokens whose logits are more than 150 below the largest."""
+    steep: Any = TableModel(60 * TARGET.table)
+    forced = np.where(np.arange(SIZE) == 4, 1e4, 0.0)
+    for processing, bias in ((Processing(temperature=200.0), None), (Processing(), [forced] * 2)):
+        found = run(PROMPTS, request(0, [1, 2], processing, bias), ends(), table=steep.table, **kind)
+        expected = np.zeros([2, LONGEST])
+        for row, (prompt, text) in enumerate(zip(PROMPTS, texts(found), strict=True)):
+            for i, token in enumerate(text):
+                logits = steep.logits([*prompt, *text[:i]]).astype(np.float64)
+                expected[row, i] = logits[token] - np.logaddexp.reduce(logits)
+        assert expected.min() < -150
+        np.testing.assert_allclose(found.unprocessed_log_probs, expected, atol=1e-4)
+        assert np.all(np.isfinite(found.log_probs))
 
 
-def test_automatic_draft_lengths_are_refused_for_a_method_that_carries_something():
-    drafter = speculation("block", 3).drafter
-    with pytest.raises(ValueError, match="^draft_length = 'auto': the decoding carries something") as caught:
-        Speculation(TARGET, {}, build_method("greedy-block"), drafter, 3, automatic=True)
-    assert "\n" not in str(caught.value)
+def test_what_a_call_keeps_and_computes_grows_linearly_with_the_maximum_number_of_tokens():
+    own, longest = speculation("autoregressive", 0), 500
+
+    @tf.function(autograph=False)
+    def proceed(progress, asked, where):
+        return generate(own, progress, asked, where, own.words(asked, progress.state.position, longest))
+
+    graph = proceed.get_concrete_function(start(PROMPTS, own), request(0, [1, 2]), ends()).graph
+    sizes = [output.shape.num_elements() or 0 for op in graph.get_operations() for output in op.outputs]
+    assert len(PROMPTS) * longest < max(sizes) < 40 * longest

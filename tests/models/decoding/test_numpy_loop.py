@@ -46,6 +46,14 @@ def test_draw_honours_every_option(options):
         assert tokens(Choices(max_new_tokens=25, seed=seed)) != expected
 
 
+def test_each_of_many_tokens_has_random_words_of_its_own():
+    """More tokens than the words of one call, which are those of 64 positions."""
+    for seed in range(2):
+        expected, least = oracle.generate(lambda text: TABLE[text[-1]].tolist(), PROMPT, seed, 0, 1.0, 0, 150, -1)
+        assert least > 1e-6, "a draw is too near to the boundary for the oracle: take another seed"
+        assert tokens(Choices(max_new_tokens=150, seed=seed)) == expected
+
+
 def test_draw_never_draws_banned_tokens_and_follows_the_bias():
     drawn = tokens(Choices(max_new_tokens=200, temperature=3.0), bias=make_bias(SIZE, {5: 20.0}, [0, 6]))
     assert not {0, 6} & set(drawn) and drawn.count(5) > 150

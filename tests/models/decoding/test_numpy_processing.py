@@ -22,6 +22,12 @@ def test_make_bias_holds_biased_and_banned_tokens():
         ({0: float("nan")}, [], "bias = nan for token 0: must be a number from -1e\\+06 to 1e\\+06, or -inf"),
         ({0: float("inf")}, [], "bias = inf for token 0: must be"),
         ({0: -1.1e6}, [], "bias = -1100000.0 for token 0: must be"),
+        ({0: "x"}, [], "bias = 'x' for token 0: must be a number"),
+        ({0: True}, [], "bias = True for token 0: must be a number"),
+        ([1, 2], [], "bias = list: must be a dict from token id to number"),
+        (np.zeros(4), [], "bias = ndarray: must be a dict"),
+        ({}, 5, "banned = 5: must be a list of token ids"),
+        ({}, "5", "banned = '5': must be a list of token ids"),
         ({0: float("-inf")}, [1, 2, 3], "banned = all 4 tokens: must leave at least one token"),
     ],
 )

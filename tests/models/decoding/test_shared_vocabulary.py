@@ -26,12 +26,15 @@ TARGET = vocabulary("th", "the", " the", "an", "and", " a", " and", "re", "there
 SMALL = vocabulary("th", "the", " the", "an", "and", "in", "ing")
 
 
-def imported(*more, reads_begin=False):
-    """A byte-level vocabulary of the kind of GPT-2's, with special tokens of its own ids, and more pieces."""
+def imported(*more, reads_begin=False, begin=1):
+    """A byte-level vocabulary of the kind of GPT-2's, with special tokens of its own ids, and more pieces.
+
+    If the begin token is 2, it is the end token.
+    """
     characters = checkpoints.byte_characters()
     tokens = checkpoints.tokens() + ["".join(characters[byte] for byte in piece.encode()) for piece in more]
     tokenizer = byte_level(tokens, checkpoints.MERGES, checkpoints.SPECIAL, [], "smollm", "test")
-    return PretrainedVocabulary.arrange(tokenizer, len(tokens), 1, 2, [0], reads_begin, None, "test")
+    return PretrainedVocabulary.arrange(tokenizer, len(tokens), begin, 2, [0, 1], reads_begin, None, "test")
 
 
 def make_drafter(target, own, cell=True, **options):
@@ -152,8 +155,10 @@ def test_end_of_a_line_is_a_line_break_in_other_vocabularies():
     check(make_drafter(SMALL, other), SMALL, other, [BOS, *the, EOS, *the], read)
 
 
-def test_end_token_of_two_imported_vocabularies_is_shared():
-    one, other = imported(), imported("the\n")
+@pytest.mark.parametrize("begin", [1, 2])
+def test_end_token_of_two_imported_vocabularies_is_shared_also_if_texts_begin_with_it(begin):
+    one, other = imported(begin=begin), imported("the\n")
+    assert (one.start == EOS) == (begin == 2)
     ids = one.encode("the in")
     check(make_drafter(one, other), one, other, [*ids, EOS], [*other.encode("the in"), EOS])
 
@@ -203,6 +208,7 @@ def test_a_vocabulary_of_single_bytes_may_draft():
     [
         ({"least_overlap": float("nan")}, "least_overlap = nan: must be a number from 0 to 1"),
         ({"least_overlap": 1.1}, "least_overlap = 1.1: must be"),
+        ({"least_overlap": "x"}, "least_overlap = 'x': must be"),
         ({"least_overlap": True}, "least_overlap = True: must be"),
         ({"max_pieces": 0}, "max_pieces = 0: must be an integer >= 1"),
         ({"max_pieces": 2.0}, "max_pieces = 2.0: must be an integer >= 1"),

@@ -153,14 +153,15 @@ def reject_everything(stops, target, *_):
 @pytest.mark.parametrize("change", [token_residual, accept_by_ratio], ids=lambda change: change.__name__)
 def test_check_finds_a_planted_fault(change):
     found = check_lossless(planted(change))
-    assert not found.passed
+    assert not found.is_lossless and not found.passed
     assert "NOT lossless" in str(found)
 
 
-def test_a_verifier_that_rejects_everything_is_lossless_and_accepts_less():
+def test_a_verifier_that_rejects_everything_is_lossless_and_does_not_pass():
     found = check_lossless(planted(reject_everything))
-    assert found.passed
+    assert found.is_lossless and not found.is_useful and not found.passed
     assert found.accepted == 0 < found.sequential
+    assert str(found).startswith("lossless, accepts fewer tokens than token by token: largest error")
 
 
 @pytest.mark.parametrize("name", RULES)

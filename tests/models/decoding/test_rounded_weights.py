@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from models.decoding.drafters import ModelDrafter
-from models.decoding.quantized import quantized
+from models.decoding.rounded_weights import quantized
 from models.recurrent_lm import RecurrentLanguageModel
 from models.transformer.decoder import TransformerLanguageModel
 
