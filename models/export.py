@@ -45,6 +45,7 @@ import tensorflow as tf
 
 from models import tflite_file
 from models.decoding.choices import DECODINGS, LONGEST_TEXT
+from models.decoding.draft_options import DraftOptions
 from models.decoding.drafters import Drafter
 from models.language_model import LanguageModel, Weights
 from models.signatures import Signatures
@@ -64,6 +65,8 @@ def export(
     drafter: Drafter | None = None,
     draft_length: int = 4,
     automatic: bool = False,
+    num_drafts: int = DraftOptions.num_drafts,
+    tree: Sequence[int] = DraftOptions.tree,
 ) -> None:
     """Writes a model, its weights, its vocabulary and perhaps a drafter as one TFLite file.
 
@@ -81,8 +84,10 @@ def export(
       decodings: names from `models.decoding.choices.DECODINGS`, at least one, each once. The file has signatures for
         each of them. A runtime may hold a copy of the target's weights for each signature.
       drafter: what drafts in all decodings but "autoregressive", with the model's vocabulary.
-      draft_length: number of tokens G that the drafter proposes per block, >= 1.
+      draft_length: number of tokens G that the drafter proposes per block, >= 1; not for decoding "tree".
       automatic: whether the runtime chooses draft lengths from 0 to G by the measured costs.
+      num_drafts: number of drafts of G tokens of decoding "spectr", >= 1.
+      tree: number of children by depth of the drafted tree of decoding "tree".
 
     Raises:
       ValueError: the precision or a decoding is unknown, a decoding lacks its drafter, a number is outside its range,
@@ -107,16 +112,16 @@ def export(
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder: create it first")
     max_prompt, max_new_tokens = int(max_prompt), int(max_new_tokens)
-    draft_length = 0 if drafter is None else int(draft_length)
-    context = max_prompt + max_new_tokens + draft_length
+    options = DraftOptions(0 if drafter is None else draft_length, automatic, num_drafts, tree)
+    draft_room = (
+        max(options.count(name) for name in decodings if name != "autoregressive") if drafter is not None else 0
+    )
+    context = max_prompt + max_new_tokens + draft_room
     if model.context is not None and context > model.context:
-        drafted = (
-            f", max_new_tokens = {max_new_tokens} and draft_length = {draft_length}"
-            if draft_length
-            else (f" and max_new_tokens = {max_new_tokens}")
-        )
+        drafted = f", max_new_tokens = {max_new_tokens} and {draft_room} drafted tokens"
+        named = drafted if draft_room else f" and max_new_tokens = {max_new_tokens}"
         raise ValueError(
-            f"max_prompt = {max_prompt}{drafted} do not fit together in the model's context of {model.context} tokens: "
+            f"max_prompt = {max_prompt}{named} do not fit together in the model's context of {model.context} tokens: "
             "lower them"
         )
     model = model.fit(context)
@@ -130,9 +135,7 @@ def export(
 
     if drafter is not None:
         drafter = drafter.deploy(context, hold, is_int8)
-    signatures = Signatures(
-        model, weights, max_prompt, max_new_tokens, decodings, drafter, held, draft_length, automatic
-    )
+    signatures = Signatures(model, weights, max_prompt, max_new_tokens, decodings, drafter, held, options)
     flatbuffer = convert(signatures, precision)
     foreign = sorted(name for name in ops(flatbuffer) if name.startswith(("CUSTOM", "Flex")))
     if foreign:
@@ -146,8 +149,11 @@ def export(
         max_prompt=max_prompt,
         max_new_tokens=max_new_tokens,
         decodings=list(decodings),
-        draft_length=draft_length,
+        draft_length=options.draft_length,
+        draft_room=draft_room,
         automatic=automatic,
+        num_drafts=options.num_drafts,
+        tree=list(options.tree),
         state_shapes=[state.shape.as_list() for state in tf.nest.flatten(model.initial_state(1))],
         flatbuffer_bytes=len(flatbuffer),
         flatbuffer_sha256=tflite_file.checksum(flatbuffer),

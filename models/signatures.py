@@ -1,18 +1,17 @@
 """Builds the signatures of an exported file as TensorFlow functions; `models.export` says what each takes and gives."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import tensorflow as tf
 
-from models.decoding.block_decoder import Request, State, is_plain
+from models.decoding.block_decoder import BlockDecoder, Request, State, is_plain
 from models.decoding.choices import Costs, Processing
+from models.decoding.decoders import build_decoder
+from models.decoding.draft_options import DraftOptions
 from models.decoding.drafters import Drafter
 from models.decoding.loop import Ends, Generated, begin, generate
-from models.decoding.methods import build_method
-from models.decoding.speculation import Speculation
 from models.language_model import LanguageModel, Weights
 
 _INTEGERS = ("top_k",)
@@ -32,8 +31,7 @@ class Signatures(tf.Module):
       decodings: as for `models.export.export`.
       drafter: as for `models.export.export`, after `Drafter.deploy`.
       drafter_variables: the variables of the drafter, which are saved with the module.
-      draft_length: as for `models.export.export`.
-      automatic: as for `models.export.export`.
+      options: the sizes of drafts.
     """
 
     def __init__(
@@ -45,8 +43,7 @@ class Signatures(tf.Module):
         decodings: Sequence[str] = ("autoregressive",),
         drafter: Drafter | None = None,
         drafter_variables: Sequence[tf.Variable] = (),
-        draft_length: int = 0,
-        automatic: bool = False,
+        options: DraftOptions | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -62,12 +59,10 @@ class Signatures(tf.Module):
             "decode": tf.function(self._decode, autograph=False).get_concrete_function(_spec("token", [1]), *states),
         }
         for name in decodings:
-            speculation = Speculation(model, self.parameters, build_method(name))
-            if name != "autoregressive":
-                speculation = replace(speculation, drafter=drafter, draft_length=draft_length, automatic=automatic)
-            self._add(name, speculation, prompt)
+            own = None if name == "autoregressive" else drafter
+            self._add(name, build_decoder(name, model, self.parameters, own, options or DraftOptions()), prompt)
 
-    def _add(self, name: str, speculation: Speculation, prompt: tuple[tf.TensorSpec, ...]) -> None:
+    def _add(self, name: str, decoder: BlockDecoder, prompt: tuple[tf.TensorSpec, ...]) -> None:
         """Adds the signatures of one decoding."""
         choices = [
             _spec("seed", [2]),
@@ -75,13 +70,13 @@ class Signatures(tf.Module):
             *(_spec(field, dtype=tf.int32 if field in _INTEGERS else tf.float32) for field in Processing._fields),
             _spec("bias", [self.model.vocabulary_size], tf.float32),
         ]
-        if speculation.automatic:
+        if decoder.automatic:
             choices += [_spec(f"{field}_cost", dtype=tf.float32) for field in Costs._fields]
         ends = [_spec("max_new"), _spec("stop")]
 
         def run(*arguments: tf.Tensor) -> dict[str, tf.Tensor]:
             tokens, length, *rest = arguments
-            return self._generate(speculation, tokens, length, rest[:-2], rest[-2:])
+            return self._generate(decoder, tokens, length, rest[:-2], rest[-2:])
 
         suffix = "" if name == "autoregressive" else f"_{name.replace('-', '_')}"
         self.functions[f"generate{suffix}"] = tf.function(run, autograph=False).get_concrete_function(
@@ -89,29 +84,29 @@ class Signatures(tf.Module):
         )
         if name == "autoregressive":
             return
-        initial = speculation.initial_state(1)
+        initial = decoder.initial_state(1)
         states = _state_specs(initial)
 
         def read(*arguments: tf.Tensor) -> dict[str, tf.Tensor]:
             tokens, length, begins_here, ends_here, *states = arguments
             given = tf.nest.pack_sequence_as(initial, states)
             # Computed here, as in `generate`: a drafter may compute it from its weights, which a file may quantise.
-            fresh = speculation.initial_state(1)
+            fresh = decoder.initial_state(1)
             state = tf.nest.map_structure(lambda new, old: tf.where(begins_here > 0, new, old), fresh, given)
-            return _name_states(_read(speculation, tokens, length, ends_here, state))
+            return _name_states(_read(decoder, tokens, length, ends_here, state))
 
         def draw(name: str, *arguments: tf.Tensor) -> dict[str, tf.Tensor]:
             state = tf.nest.pack_sequence_as(initial, arguments[len(choices) :])
             request = _build_request(arguments[: len(choices)])
-            words = tf.nest.map_structure(lambda part: part[:, 0], speculation.words(request, state.position, 1))
-            found, state = getattr(speculation, name)(state, request, words, tf.ones([1], tf.bool))
-            drafts = {"drafts": speculation.drafts(state, request)} if speculation.automatic else {}
+            words = tf.nest.map_structure(lambda part: part[:, 0], decoder.words(request, state.position, 1))
+            found, state = getattr(decoder, name)(state, request, words, tf.ones([1], tf.bool))
+            drafts = {"drafts": decoder.drafts(state, request)} if decoder.automatic else {}
             return {**found._asdict(), **drafts, **_name_states(state)}
 
         self.functions[f"read{suffix}"] = tf.function(read, autograph=False).get_concrete_function(
             *prompt, _spec("begins_here"), _spec("ends_here"), *states
         )
-        for name in ("block", "plain_block") if speculation.automatic else ("block",):
+        for name in ("block", "plain_block") if decoder.automatic else ("block",):
             function = tf.function(partial(draw, name), autograph=False)
             self.functions[f"{name}{suffix}"] = function.get_concrete_function(*choices, *states)
 
@@ -127,35 +122,35 @@ class Signatures(tf.Module):
 
     def _generate(
         self,
-        speculation: Speculation,
+        decoder: BlockDecoder,
         tokens: tf.Tensor,
         length: tf.Tensor,
         choices: Sequence[tf.Tensor],
         ends: Sequence[tf.Tensor],
     ) -> dict[str, tf.Tensor]:
         request = _build_request(choices)
-        state = _read_in_loop(speculation, tokens, length)
-        words = speculation.words(request, state.position, self.max_new_tokens)
-        progress = begin(speculation, state)
+        state = _read_in_loop(decoder, tokens, length)
+        words = decoder.words(request, state.position, self.max_new_tokens)
+        progress = begin(decoder, state)
         max_new, stop = ends
-        drawn = generate(speculation, progress, request, Ends(max_new, stop, tf.zeros([0, 1], tf.int32)), words)
+        drawn = generate(decoder, progress, request, Ends(max_new, stop, tf.zeros([0, 1], tf.int32)), words)
         outputs = _name_outputs(drawn)
-        if not speculation.draft_length:
+        if not decoder.draft_length:
             outputs |= {"word_0": words[0], "word_1": words[1]}
         return outputs
 
 
-def _read(speculation: Speculation, tokens: tf.Tensor, length: tf.Tensor, ends_here: tf.Tensor, state: State) -> State:
+def _read(decoder: BlockDecoder, tokens: tf.Tensor, length: tf.Tensor, ends_here: tf.Tensor, state: State) -> State:
     """Reads a part of a prompt; its last token begins the text if `ends_here` is not 0."""
     count = (length - ends_here)[tf.newaxis]
-    state = speculation.read(tokens, count, state)
+    state = decoder.read(tokens, count, state)
     # A full part that does not end the prompt has no token at `count`, and its `begun` is not used.
     last = tf.gather(tokens, tf.minimum(count, tokens.shape[1] - 1), axis=1, batch_dims=1)
-    begun = speculation.begin(last, state)
+    begun = decoder.begin(last, state)
     return tf.nest.map_structure(lambda new, old: tf.where(ends_here > 0, new, old), begun, state)
 
 
-def _read_in_loop(speculation: Speculation, tokens: tf.Tensor, length: tf.Tensor) -> State:
+def _read_in_loop(decoder: BlockDecoder, tokens: tf.Tensor, length: tf.Tensor) -> State:
     """Reads a whole prompt inside a loop of at most one iteration, so that weights are used inside loops only.
 
     A float16 weight that is used both inside and outside a loop would be converted to float32 outside and passed into
@@ -163,11 +158,11 @@ def _read_in_loop(speculation: Speculation, tokens: tf.Tensor, length: tf.Tensor
     """
 
     def body(i: tf.Tensor, state: State) -> tuple[tf.Tensor, State]:
-        return i + 1, speculation.read(tokens, (length - 1)[tf.newaxis], state)
+        return i + 1, decoder.read(tokens, (length - 1)[tf.newaxis], state)
 
-    start = (tf.constant(0), speculation.initial_state(1))
+    start = (tf.constant(0), decoder.initial_state(1))
     state = tf.while_loop(lambda i, _: (i < 1) & (length > 1), body, start)[1]
-    return speculation.begin(tf.gather(tokens, (length - 1)[tf.newaxis], axis=1, batch_dims=1), state)
+    return decoder.begin(tf.gather(tokens, (length - 1)[tf.newaxis], axis=1, batch_dims=1), state)
 
 
 def _build_request(choices: Sequence[tf.Tensor]) -> Request:

@@ -36,7 +36,10 @@ class Facts:
       flatbuffer_sha256: SHA-256 of the flatbuffer, in hex.
       decodings: names of the decodings that the file has signatures for.
       draft_length: number of tokens that the drafter proposes per block; 0 without a drafter.
+      draft_room: maximum number of tokens that a block of any of the decodings drafts.
       automatic: whether draft lengths are chosen at run time.
+      num_drafts: number of drafts of decoding "spectr".
+      tree: number of children by depth of the drafted tree of decoding "tree".
     """
 
     precision: str
@@ -48,13 +51,16 @@ class Facts:
     flatbuffer_sha256: str
     decodings: list[str] = field(default_factory=lambda: ["autoregressive"])
     draft_length: int = 0
+    draft_room: int = 0
     automatic: bool = False
+    num_drafts: int = 0
+    tree: list[int] = field(default_factory=list)
 
     @property
     def context(self) -> int | None:
         """Returns the maximum number of tokens of a prompt and its continuation together; None: no maximum."""
         room = self.config.get("cache_length")
-        return None if room is None else room - self.draft_length
+        return None if room is None else room - self.draft_room
 
 
 def checksum(content: bytes) -> str:

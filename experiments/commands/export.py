@@ -12,6 +12,8 @@ import click
 from experiments import extras
 from experiments.display import no_notices
 from models.decoding.choices import DECODINGS, LONGEST_TEXT
+from models.decoding.draft_options import DraftOptions
+from models.token_tree import MAX_NODES, format_shape, parse_shape
 from privacy.files import require_writable_file
 
 if TYPE_CHECKING:
@@ -61,6 +63,17 @@ _LONGEST_DRAFT = 32
     "at run time by measured costs (fedspeak costs).",
 )
 @click.option(
+    "--num-drafts",
+    type=click.IntRange(1, MAX_NODES - 1),
+    show_default=str(DraftOptions.num_drafts),
+    help="Number of drafts of decoding spectr, each of --draft-length tokens.",
+)
+@click.option(
+    "--tree",
+    show_default=format_shape(DraftOptions.tree),
+    help="Number of drafted children of each text by depth, separated by commas, for decoding tree.",
+)
+@click.option(
     "--output",
     type=click.Path(path_type=Path),
     help="File to write, by default model.tflite, model-float16.tflite or model-int8.tflite in RUN. With "
@@ -74,6 +87,8 @@ def export(
     decodings: tuple[str, ...],
     drafter: str | None,
     draft_length: str | None,
+    num_drafts: int | None,
+    tree: str | None,
     output: Path | None,
 ) -> None:
     """Write the trained model of a run, or an imported model, as .tflite files, and compare each with the model.
@@ -97,11 +112,23 @@ def export(
         raise click.UsageError(f"--decoding {_first_drafting(decodings)} needs a drafter: give --drafter")
     if drafter is not None and decodings == ("autoregressive",):
         raise click.UsageError("--drafter has no use with --decoding autoregressive: drop it, or choose another")
-    if automatic and "greedy-block" in decodings:
+    for option, value, name in (("--num-drafts", num_drafts, "spectr"), ("--tree", tree, "tree")):
+        if value is not None and name not in decodings:
+            raise click.UsageError(f"{option} has no use without --decoding {name}: drop it, or name the decoding")
+    if draft_length is not None and decodings == ("tree",):
+        raise click.UsageError("--draft-length has no use with --decoding tree alone: drop it, or give --tree")
+    fixed = next((name for name in decodings if name in ("greedy-block", "spectr", "tree")), None)
+    if automatic and fixed is not None:
         raise click.UsageError(
-            f"--draft-length {draft_length} does not go with --decoding greedy-block, whose drafts have one length: "
+            f"--draft-length {draft_length} does not go with --decoding {fixed}, whose drafts have one size: "
             "give a number, or --decoding block"
         )
+    given: dict[str, Any] = {"num_drafts": num_drafts, "tree": None if tree is None else _parse_tree(tree)}
+    try:
+        sizes = DraftOptions(longest, automatic, **{name: value for name, value in given.items() if value is not None})
+        draft_room = max(map(sizes.count, decodings))
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
     if precision == "all":
         paths = all_precisions(output or run / "model.tflite")
     else:
@@ -112,12 +139,8 @@ def export(
     model, weights, vocabulary = load_trained(run)
     options: dict[str, Any] = {"max_prompt": max_prompt, "max_new_tokens": max_new_tokens, "decodings": decodings}
     if drafter is not None:
-        context = max_prompt + max_new_tokens + longest
-        options |= {
-            "drafter": load_drafter(drafter, model, weights, vocabulary, context),
-            "draft_length": longest,
-            "automatic": automatic,
-        }
+        context = max_prompt + max_new_tokens + draft_room
+        options |= {"drafter": load_drafter(drafter, model, weights, vocabulary, context), **vars(sizes)}
     export_and_check(model, weights, vocabulary, paths, **options)
 
 
@@ -138,6 +161,13 @@ def parse_draft_length(text: str) -> tuple[int, bool]:
             param_hint="--draft-length",
         )
     return int(digits), word == "auto"
+
+
+def _parse_tree(text: str) -> tuple[int, ...]:
+    try:
+        return parse_shape(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--tree") from None
 
 
 def _first_drafting(decodings: Sequence[str]) -> str:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
-DECODINGS = ("autoregressive", "speculative", "block", "greedy-block", "invariant")
-"""Names of the ways to draw a text, which `models.decoding.methods` implements."""
+DECODINGS = ("autoregressive", "speculative", "block", "greedy-block", "invariant", "spectr", "tree")
+"""Names of the ways to draw a text, from which `models.decoding.decoders` builds decoders."""
 
 LONGEST_TEXT = 1 << 16
 """Maximum number of tokens of a prompt, and of new tokens, that a graph is made for."""

@@ -18,12 +18,12 @@ import tensorflow as tf
 from models.decoding.acceptance import Acceptance
 from models.decoding.block_decoder import Request, is_plain
 from models.decoding.choices import LONGEST_TEXT, Choices, Costs, Processing, check_costs, check_ids, require_integer
+from models.decoding.decoders import build_decoder
+from models.decoding.draft_options import DraftOptions
 from models.decoding.drafters import Drafter, ModelDrafter
 from models.decoding.loop import Ends, Generated, Progress, begin, generate
-from models.decoding.methods import build_method
 from models.decoding.numpy_ops import seed_words
 from models.decoding.numpy_processing import make_bias
-from models.decoding.speculation import Speculation
 from models.language_model import LanguageModel, Weights
 
 LONGEST_STOP = 16
@@ -76,8 +76,10 @@ class Generator:
       weights: its weights by name.
       decoding: one of `models.decoding.choices.DECODINGS`.
       drafter: what drafts, with the target's vocabulary.
-      draft_length: number of tokens that the drafter proposes per block, >= 1 with a drafter.
+      draft_length: number of tokens that the drafter proposes per block, >= 1 with a drafter; not for "tree".
       automatic: whether draft lengths from 0 to `draft_length` are chosen by the costs of each call.
+      num_drafts: number of drafts of `draft_length` tokens of decoding "spectr", >= 1.
+      tree: number of children by depth of the drafted tree of decoding "tree".
       max_prompt: maximum number of tokens of a prompt, 1 to 2**16.
       max_new_tokens: maximum number of new tokens per call, 1 to 2**16. Prompt and new tokens of all calls for it have
         room for `max_prompt` + `max_new_tokens`.
@@ -96,44 +98,41 @@ class Generator:
         draft_length: int = 0,
         *,
         automatic: bool = False,
+        num_drafts: int = DraftOptions.num_drafts,
+        tree: Sequence[int] = DraftOptions.tree,
         max_prompt: int = 64,
         max_new_tokens: int = 128,
     ) -> None:
         max_prompt = require_integer("max_prompt", max_prompt, 1, LONGEST_TEXT)
         max_new_tokens = require_integer("max_new_tokens", max_new_tokens, 1, LONGEST_TEXT)
-        draft_length = require_integer("draft_length", draft_length, 0)
+        options = DraftOptions(draft_length, automatic, num_drafts, tree)
         missing = sorted(model.shapes().keys() - weights.keys())
         if missing:
             raise ValueError(f"weights: {missing[0]!r} is missing; give the weights that were trained with this model")
         if drafter is not None and not isinstance(drafter, Drafter):
             raise ValueError(f"drafter = {type(drafter).__name__}: must be a Drafter; wrap a model in ModelDrafter")
         self.max_prompt, self.max_new_tokens = max_prompt, max_new_tokens
-        method = build_method(decoding)
-        if (drafter is None) != (decoding == "autoregressive"):
-            asked = "needs a drafter: give one" if drafter is None else "takes no drafter: drop it"
-            raise ValueError(f"decoding = {decoding!r} {asked}, or choose another decoding")
-        room = max_prompt + max_new_tokens + draft_length
+        drafted = options.count(decoding)
+        room = max_prompt + max_new_tokens + drafted
         known = drafter.model.context if isinstance(drafter, ModelDrafter) else None
         for owner, context in (("model", model.context), ("drafter", known)):
             if context is not None and room > context:
                 raise ValueError(
-                    f"max_prompt = {max_prompt}, max_new_tokens = {max_new_tokens} and draft_length = {draft_length} "
-                    f"do not fit together in the {owner}'s context of {context} tokens: lower them"
+                    f"max_prompt = {max_prompt}, max_new_tokens = {max_new_tokens} and {drafted} drafted tokens do not "
+                    f"fit together in the {owner}'s context of {context} tokens: lower them"
                 )
-        self._speculation = speculation = Speculation(
-            model.fit(room), weights, method, drafter, draft_length, automatic
-        )
+        self._decoder = decoder = build_decoder(decoding, model.fit(room), weights, drafter, options)
         if drafter is not None:
             _require_vocabulary(drafter, model.vocabulary_size)
 
         def proceed(progress: Progress, request: Request, ends: Ends) -> Generated:
-            words = speculation.words(request, progress.state.position, max_new_tokens)
-            return generate(speculation, progress, request, ends, words)
+            words = decoder.words(request, progress.state.position, max_new_tokens)
+            return generate(decoder, progress, request, ends, words)
 
         def start(tokens: tf.Tensor, lengths: tf.Tensor, request: Request, ends: Ends) -> Generated:
-            state = speculation.read(tokens, lengths - 1, speculation.initial_state(tokens.shape[0]))
-            state = speculation.begin(tf.gather(tokens, lengths - 1, axis=1, batch_dims=1), state)
-            return proceed(begin(speculation, state, LONGEST_STOP - 1), request, ends)
+            state = decoder.read(tokens, lengths - 1, decoder.initial_state(tokens.shape[0]))
+            state = decoder.begin(tf.gather(tokens, lengths - 1, axis=1, batch_dims=1), state)
+            return proceed(begin(decoder, state, LONGEST_STOP - 1), request, ends)
 
         self._start = tf.function(start, autograph=False)
         self._proceed = tf.function(proceed, autograph=False)
@@ -179,11 +178,11 @@ class Generator:
     ) -> tuple[tf.Tensor, tf.Tensor, Request, Ends]:
         """Returns the inputs of the first graph, after checks."""
         choices = _require_choices(choices)
-        size = self._speculation.model.vocabulary_size
+        size = self._decoder.model.vocabulary_size
         tokens, lengths = _pad(prompts, self.max_prompt, size)
         if costs is not None:
             check_costs(costs)
-        if (costs is not None) != self._speculation.automatic:
+        if (costs is not None) != self._decoder.automatic:
             raise ValueError(
                 f"costs = {costs!r}: {'needed' if costs is None else 'only'} with automatic draft lengths; "
                 f"{'measure and give them' if costs is None else 'drop them'}"
@@ -273,7 +272,7 @@ class Generator:
                 f"max_new_tokens = {choices.max_new_tokens}: the generator was made for {self.max_new_tokens}; ask for "
                 "fewer, or make another generator"
             )
-        size = self._speculation.model.vocabulary_size
+        size = self._decoder.model.vocabulary_size
         if choices.stop >= size:
             raise ValueError(f"stop = {choices.stop}: must be a token id from 0 to {size - 1}, or -1 for none")
         _require_list("stop_sequences", stop_sequences)

@@ -19,12 +19,12 @@ from models import device
 from models.decoding import numpy_ops, numpy_processing
 from models.decoding.acceptance import Acceptance
 from models.decoding.choices import Choices, Costs
+from models.decoding.decoders import build_decoder
+from models.decoding.draft_options import DraftOptions
 from models.decoding.drafters import ModelDrafter
 from models.decoding.loop import Ends, begin, generate
-from models.decoding.methods import build_method
 from models.decoding.numpy_ops import Stream
 from models.decoding.numpy_processing import History
-from models.decoding.speculation import Speculation
 from models.device_blocks import BlockDraw
 from models.device_signatures import signature_name
 from models.export import export, ops
@@ -33,10 +33,11 @@ from models.vocabulary import BOS, EOS
 from tests.models import exported
 from tests.oracles import pearson
 
-FAST, SLOW = ("block", "invariant"), ("speculative", "greedy-block")
+FAST, SLOW = ("block", "invariant", "tree"), ("speculative", "greedy-block", "spectr")
 DRAFTING = (*FAST, *SLOW)
 DRAFTING_PARAMETERS: list[Any] = [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 DRAFT_LENGTH, MAX_PROMPT, MAX_NEW = 2, 8, 24
+SIZES: dict[str, Any] = {"draft_length": DRAFT_LENGTH, "num_drafts": 3, "tree": (3, 2)}
 MODEL = exported.model()
 WEIGHTS = exported.weights(MODEL)
 VOCABULARY = exported.vocabulary()
@@ -64,7 +65,7 @@ def draft_weights():
 
 def make(folder, precision, decodings=(*DRAFTING, "autoregressive"), automatic=False):
     path = folder / f"{precision}.tflite"
-    limits = {"max_prompt": MAX_PROMPT, "max_new_tokens": MAX_NEW, "draft_length": DRAFT_LENGTH}
+    limits: dict[str, Any] = {"max_prompt": MAX_PROMPT, "max_new_tokens": MAX_NEW, **SIZES}
     drafter = ModelDrafter(MODEL, draft_weights())
     export(
         MODEL, WEIGHTS, VOCABULARY, path, precision, **limits, decodings=decodings, drafter=drafter, automatic=automatic
@@ -98,10 +99,8 @@ def flexible(tmp_path_factory):
 @functools.cache
 def in_tensorflow(decoding, automatic=False):
     """Returns the loop as TensorFlow runs it, a function of the prompt and the inputs of a signature."""
-    own = Speculation(MODEL, WEIGHTS, build_method(decoding))
-    if decoding != "autoregressive":
-        drafter = ModelDrafter(MODEL, draft_weights())
-        own = Speculation(MODEL, WEIGHTS, build_method(decoding), drafter, DRAFT_LENGTH, automatic)
+    drafter = None if decoding == "autoregressive" else ModelDrafter(MODEL, draft_weights())
+    own = build_decoder(decoding, MODEL, WEIGHTS, drafter, DraftOptions(automatic=automatic, **SIZES))
 
     @tf.function(autograph=False)
     def run(tokens, length, inputs, max_new, stop):

@@ -108,6 +108,10 @@ def test_export_names_the_output_that_it_cannot_write(tmp_path, capfd, monkeypat
     assert code == 2 and "no/x could not be written (No such file or directory): make its folder" in err
 
 
+TREE = ["--drafter", "lookup", "--decoding", "tree"]
+SPECTR = ["--drafter", "lookup", "--decoding", "spectr"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -122,11 +126,20 @@ def test_export_names_the_output_that_it_cannot_write(tmp_path, capfd, monkeypat
         (["--draft-length", "9" * 5000], f"'{'9' * 40}…' must be an integer from 1 to 32"),
         (
             ["--drafter", "lookup", "--decoding", "greedy-block", "--draft-length", "auto:3"],
-            "--draft-length auto:3 does not go with --decoding greedy-block, whose drafts have one length",
+            "--draft-length auto:3 does not go with --decoding greedy-block, whose drafts have one size",
         ),
         (["--max-prompt", str(10**12)], "'--max-prompt': 1000000000000 is not in the range 1<=x<=65536"),
         (["--max-new-tokens", "65537"], "'--max-new-tokens': 65537 is not in the range 1<=x<=65536"),
         (["--draft-length", "6"], "--draft-length has no use without --drafter"),
+        ([*TREE, "--tree", "3,x"], "tree = '3,x': must be integers separated by commas"),
+        ([*TREE, "--tree", "8,8"], "tree = '8,8': has 73 nodes with the root, more than 64; give fewer children"),
+        ([*TREE, "--tree", "0"], "tree = '0': 0 must be an integer >= 1"),
+        ([*TREE, "--num-drafts", "2"], "--num-drafts has no use without --decoding spectr: drop it"),
+        ([*TREE, "--draft-length", "3"], "--draft-length has no use with --decoding tree alone"),
+        ([*SPECTR, "--tree", "2,1"], "--tree has no use without --decoding tree: drop it, or name the decoding"),
+        ([*SPECTR, "--num-drafts", "0"], "0 is not in the range 1<=x<=63"),
+        ([*SPECTR, "--num-drafts", "16"], "num_drafts = 16: drafts of 4 tokens are 64 tokens, more than 63; lower"),
+        ([*SPECTR, "--draft-length", "auto"], "--draft-length auto does not go with --decoding spectr"),
         (["--drafter", "lookup", "--decoding", "block", "--decoding", "block"], "--decoding block is given twice"),
     ],
 )

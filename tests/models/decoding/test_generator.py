@@ -102,7 +102,7 @@ def test_automatic_lengths_are_those_of_a_plain_program_also_in_parts(generator)
             assert sum((part.tokens[row] for part in parts), []) == whole.tokens[row]
             for name in ("log_probs", "unprocessed_log_probs"):
                 # How many tokens the target reads at once, and so how it rounds, depends on the other rows too.
-                joined = sum((getattr(part, name)[row] for part in parts), [])
+                joined: list[float] = sum((getattr(part, name)[row] for part in parts), [])
                 np.testing.assert_allclose(joined, getattr(whole, name)[row], atol=1e-5)
             assert Acceptance.total([part.acceptance[row] for part in parts]) == whole.acceptance[row]
     assert calls > drafted[0] > drafted[1] > 0

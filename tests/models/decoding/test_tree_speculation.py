@@ -1,0 +1,138 @@
+"""Texts that are drafted as trees: batches, parts, penalties, log-probabilities and what is refused."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from models.decoding.block_decoder import Request
+from models.decoding.choices import Choices, Processing
+from models.decoding.draft_options import DraftOptions
+from models.decoding.drafters import ModelDrafter
+from models.decoding.generator import Generator
+from models.decoding.spectr import SpecTr
+from models.decoding.traversal import Traversal
+from models.decoding.tree_speculation import TreeSpeculation
+from models.recurrent_lm import RecurrentLanguageModel
+from models.token_tree import TokenTree
+from models.transformer.decoder import TransformerLanguageModel
+
+SIZE = 23
+PROMPTS = [[3, 1, 4], [5], [2, 2]]
+OPTIONS: dict[str, Any] = {"temperature": 0.9, "repetition_penalty": 1.3, "frequency_penalty": 0.4, "top_p": 0.95}
+FAMILIES: dict[str, Any] = {
+    "recurrent": RecurrentLanguageModel("si-cifg", SIZE, embedding=6, units=8),
+    "transformer": TransformerLanguageModel(SIZE, embedding=8, blocks=2, heads=2, feed_forward=8, context=64),
+}
+SLOW = [
+    pytest.param(*case, marks=pytest.mark.slow)
+    for case in (("spectr", "recurrent"), ("tree", "transformer"), ("spectr", "transformer"))
+]
+
+
+def draw_models(family):
+    """Returns a model, its weights and a drafter that is often right."""
+    model, generator = FAMILIES[family], np.random.default_rng(1)
+    weights = {name: 2 * value for name, value in model.init(0).items()}
+    near = {
+        name: (value + 0.2 * value.std() * generator.standard_normal(value.shape)).astype(np.float32)
+        for name, value in weights.items()
+    }
+    return model, weights, ModelDrafter(model.fit(48), near)
+
+
+def log_probs_of(model, weights, prompt, tokens):
+    """Returns the log-probability of each token under the model's softmax."""
+    read = tf.constant([[*prompt, *tokens[:-1]]])
+    logits, _ = model.extend(weights, read, model.initial_state(1))
+    rows = tf.nn.log_softmax(logits)[0, len(prompt) - 1 :].numpy()
+    return rows[np.arange(len(tokens)), tokens]
+
+
+@pytest.mark.parametrize(("decoding", "family"), [("tree", "recurrent"), *SLOW])
+def test_a_text_is_the_same_in_any_order_of_the_batch_and_in_parts(decoding, family):
+    model, weights, drafter = draw_models(family)
+    sizes: dict[str, Any] = {"draft_length": 2, "num_drafts": 3} if decoding == "spectr" else {"tree": (2, 2)}
+    generator = Generator(model, weights, decoding, drafter, max_prompt=3, max_new_tokens=24, **sizes)
+    whole = generator(PROMPTS, Choices(24, seed=5, **OPTIONS))
+    assert whole.total.block_efficiency > 1.3
+    for row, prompt in enumerate(PROMPTS):
+        np.testing.assert_allclose(
+            whole.unprocessed_log_probs[row], log_probs_of(model, weights, prompt, whole.tokens[row]), atol=1e-4
+        )
+    turned = generator(PROMPTS[::-1], Choices(24, seed=5, **OPTIONS), requests=[2, 1, 0])
+    assert turned.tokens[::-1] == whole.tokens and turned.acceptance[::-1] == whole.acceptance
+    parts = [generator(PROMPTS, Choices(7, seed=5, **OPTIONS))]
+    for most in (1, 16):
+        parts.append(generator.resume(parts[-1], Choices(most)))
+    joined = [sum((part.tokens[row] for part in parts), []) for row in range(3)]
+    assert joined == whole.tokens
+
+
+def test_greedy_tree_at_temperature_zero_is_the_likeliest_text_with_few_calls():
+    model, weights, drafter = draw_models("recurrent")
+    generator = Generator(model, weights, "tree", drafter, tree=(3,), max_prompt=3, max_new_tokens=24)
+    found = generator([PROMPTS[0]], Choices(24, temperature=0.0))
+    text = list(PROMPTS[0])
+    for _ in range(24):
+        logits, _ = model.extend(weights, tf.constant([text]), model.initial_state(1))
+        text.append(int(tf.argmax(logits[0, -1])))
+    assert found.tokens[0] == text[3:]
+    assert found.acceptance[0].calls < 20
+
+
+def test_all_children_of_one_level_are_accepted_where_they_are_the_whole_vocabulary():
+    model: Any = RecurrentLanguageModel("si-cifg", 4, embedding=3, units=3)
+    drafter = ModelDrafter(model, model.init(1))
+    generator = Generator(model, model.init(0), "tree", drafter, tree=(4,), max_prompt=2, max_new_tokens=12)
+    assert generator([[1]], Choices(12)).acceptance[0].acceptance_rate == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tree": ()}, "^tree = .*: is empty; give the number of children by depth"),
+        ({"tree": (2, 0)}, "^tree = .2, 0.: 0 must be an integer >= 1"),
+        ({"tree": (70,)}, "^tree = .70,.: has 71 nodes with the root, more than 64; give fewer children"),
+        ({"num_drafts": 0}, "^num_drafts = 0: must be an integer >= 1"),
+        ({"num_drafts": 2.5}, "^num_drafts = 2.5: must be an integer >= 1"),
+    ],
+)
+def test_sizes_out_of_range_are_refused_in_one_line(options, message):
+    with pytest.raises(ValueError, match=message):
+        DraftOptions(2, **options)
+
+
+def test_decodings_refuse_sizes_that_do_not_fit_them():
+    model, weights, drafter = draw_models("recurrent")
+    cases: tuple[tuple[str, dict[str, Any], str], ...] = (
+        ("spectr", {"draft_length": 0}, "^draft_length = 0: must be an integer >= 1 for decoding 'spectr'$"),
+        ("spectr", {"draft_length": 20, "num_drafts": 4}, "^num_drafts = 4: drafts of 20 tokens are 80 tokens"),
+        ("tree", {"automatic": True}, "^draft_length = 'auto': decoding 'tree' drafts trees of one shape"),
+        ("tree", {"tree": (30,)}, "^tree: a node has 30 children, more than the 23 tokens of the vocabulary"),
+    )
+    for decoding, sizes, message in cases:
+        with pytest.raises(ValueError, match=message):
+            Generator(model, weights, decoding, drafter, **sizes)
+
+
+def test_a_tree_without_room_in_the_context_is_refused():
+    model, weights, _ = draw_models("transformer")
+    drafter = ModelDrafter(model, weights)
+    with pytest.raises(ValueError, match="max_new_tokens = 50 and 12 drafted tokens do not fit together"):
+        Generator(model, weights, "tree", drafter, max_prompt=4, max_new_tokens=50)
+
+
+@pytest.mark.parametrize("rule", [Traversal(), SpecTr()], ids=lambda rule: type(rule).__name__)
+def test_host_may_mask_tokens_at_every_node(rule):
+    model, weights, drafter = draw_models("recurrent")
+    tree = TokenTree.from_shape((2, 1))
+    own = TreeSpeculation(model, weights, rule, drafter, tree, penalties=False)
+    asked = Request(tf.constant([1, 2]), tf.range(40), Processing())
+    state = own.begin(tf.fill([40], 3), own.initial_state(40))
+    words = tf.nest.map_structure(lambda part: part[:, 0], own.words(asked, state.position, 1))
+    draft = own.draft(state, asked, words)
+    allowed = tf.broadcast_to(tf.range(SIZE) % 2 == 0, [40, len(tree), SIZE])
+    block, _ = own.verify(state, draft, asked, tf.ones([40], tf.bool), allowed)
+    assert np.all(block.tokens.numpy() % 2 == 0) and np.any(block.count.numpy() > 1)
