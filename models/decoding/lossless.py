@@ -17,8 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.decoding.enumeration import Table, enumerate_output, joint_law, texts_up_to
+from models.decoding.tree_enumeration import enumerate_tree
+from models.decoding.tree_rules import TreeRule
 from models.decoding.verification import Rule
 from models.decoding.verifier import Verifier
+from models.token_tree import TokenTree
 
 
 @dataclass(frozen=True)
@@ -71,15 +74,21 @@ class Losslessness:
 
 
 def check_lossless(
-    verifier: Verifier | Rule, *, blocks: int = 1, models: int = 60, seed: int = 0, dtype: Any = np.float64
+    verifier: Verifier | Rule | TreeRule,
+    *,
+    blocks: int = 1,
+    models: int = 60,
+    seed: int = 0,
+    dtype: Any = np.float64,
 ) -> Losslessness:
     """Enumerates the output of a verifier on random pairs of models.
 
     Args:
       verifier: a rule like `models.decoding.verification.token_rule`, or a `Verifier` like
-        `models.decoding.greedy_block.GREEDY_BLOCK` if something is carried from block to block.
-      blocks: number of successive blocks, >= 1. A rule that carries nothing needs one only. What a verifier carries is
-        examined by two or more: the first G + `blocks` tokens are compared.
+        `models.decoding.greedy_block.GREEDY_BLOCK` if something is carried from block to block; or a rule for trees,
+        which gets small trees of several shapes.
+      blocks: number of successive blocks, >= 1. A rule that carries nothing needs one only, and one for trees takes
+        one. What a verifier carries is examined by two or more: the first G + `blocks` tokens are compared.
       models: number of pairs, >= 1.
       seed: seed of the models.
       dtype: NumPy type in which the verifier computes, float32 or float64.
@@ -87,6 +96,8 @@ def check_lossless(
     Raises:
       ValueError: `blocks` or `models` is outside its range.
     """
+    if isinstance(verifier, TreeRule) and blocks != 1:
+        raise ValueError(f"blocks = {blocks!r}: must be 1 for a rule for trees, which carries nothing")
     for option, value in (("blocks", blocks), ("models", models)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{option} = {value!r}: must be an integer >= 1")
@@ -94,7 +105,11 @@ def check_lossless(
     errors, accepted, sequential, names = [], [], [], []
     for number in range(models):
         pair = draw_pair(generator, number)
-        output = enumerate_output(verifier, *pair.tables, pair.size, pair.length, blocks=blocks, dtype=dtype)
+        if isinstance(verifier, TreeRule):
+            tree = _small_tree(verifier, pair.length, number)
+            output = enumerate_tree(verifier, *pair.tables, pair.size, tree, dtype=dtype)
+        else:
+            output = enumerate_output(verifier, *pair.tables, pair.size, pair.length, blocks=blocks, dtype=dtype)
         expected = joint_law(pair.tables[0], pair.size, pair.length + blocks)
         errors.append(float(np.max(np.abs(output.law - expected))))
         accepted.append(float(output.accepted[0]))
@@ -105,6 +120,12 @@ def check_lossless(
     return Losslessness(
         models, blocks, errors[worst], tolerance, float(np.mean(accepted)), float(np.mean(sequential)), names[worst]
     )
+
+
+def _small_tree(rule: TreeRule, length: int, number: int) -> TokenTree:
+    """Returns a tree of depth `length`, in which nodes at one depth have two children; `number` selects the depth."""
+    depth = 0 if rule.separate_chains else number % length
+    return TokenTree.from_shape([1 + (place == depth) for place in range(length)])
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ class SpecTr(TreeRule):
     """
 
     drafting = "independent"
+    separate_chains = True
 
     def stops(self, target: tf.Tensor, drafts: Drafts, tree: TokenTree) -> tuple[tf.Tensor, Any]:
         """Returns probabilities and the number of drafts that go on after each node, `[B, N]`; see `TreeRule.stops`.

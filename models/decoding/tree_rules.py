@@ -42,9 +42,11 @@ class TreeRule(ABC):
 
     Attributes:
       drafting: how the children of a node are drafted, one of `models.decoding.child_drafting.DRAFTINGS`.
+      separate_chains: whether only the root may have more than one child.
     """
 
     drafting: str
+    separate_chains = False
 
     @abstractmethod
     def stops(self, target: tf.Tensor, drafts: Drafts, tree: TokenTree) -> tuple[tf.Tensor, Any]:

@@ -38,6 +38,9 @@ STEPS = [
     "export run --precision float32 --drafter lookup --decoding block --decoding autoregressive --draft-length auto:3 "
     "--output drafting.tflite",
     "costs drafting.tflite",
+    "export run --precision float32 --drafter lookup --decoding spectr --decoding tree --draft-length 2 --num-drafts 3 "
+    "--tree 3,1 --output trees.tflite",
+    "generate trees.tflite --prompt 'the king' --decoding tree --report trees.json",
     "generate drafting.tflite --prompt 'the king' --costs costs.json --report acceptance.json",
     "generate run/model.tflite --prompt 'the king' --temperature 0.8 --top-k 40 --seed 7 --count 3",
     "reproduce noise-seeds run --seeds 2",

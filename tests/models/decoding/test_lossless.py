@@ -3,6 +3,8 @@ import pytest
 
 from models.decoding.enumeration import enumerate_output, joint_law, texts_up_to
 from models.decoding.lossless import check_lossless
+from models.decoding.spectr import SpecTr
+from models.decoding.traversal import Traversal
 from models.decoding.verification import block_rule, token_rule
 from tests.oracles import keyed_decoding
 
@@ -49,3 +51,28 @@ def test_law_over_several_blocks_equals_that_of_the_oracle(rule):
         np.testing.assert_allclose(found, expected, atol=1e-12)
         if rule is reject_nothing:
             assert np.max(np.abs(found - joint_law(target, size, length + 2))) > 1e-2
+
+
+@pytest.mark.parametrize(
+    "rule", [Traversal(), Traversal("without-replacement"), SpecTr()], ids=["tree", "without-replacement", "spectr"]
+)
+def test_rules_for_trees_pass(rule):
+    found = check_lossless(rule, models=6)
+    assert found.passed and found.accepted > found.sequential + 0.1
+
+
+class Hasty(Traversal):
+    """Accepts children a little more often than it should."""
+
+    def stops(self, target, drafts, tree):
+        return super().stops(1.2 * target, drafts, tree)
+
+
+def test_a_rule_for_trees_that_is_not_lossless_fails():
+    found = check_lossless(Hasty(), models=6)
+    assert not found.is_lossless and str(found).startswith("NOT lossless")
+
+
+def test_rules_for_trees_take_one_block():
+    with pytest.raises(ValueError, match="^blocks = 2: must be 1 for a rule for trees"):
+        check_lossless(SpecTr(), blocks=2)
