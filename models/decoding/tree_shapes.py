@@ -1,0 +1,95 @@
+"""Chooses the shape of a draft tree from measured acceptance and measured times, with NumPy alone."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from models.decoding.choices import require_integer
+from models.token_tree import MAX_NODES
+
+
+class Choice(NamedTuple):
+    """Holds a shape and what is expected of it.
+
+    Attributes:
+      shape: number of children by depth; () drafts nothing.
+      tokens: expected number of tokens of a block.
+      time: time of a block, in the unit of the measured times.
+    """
+
+    shape: tuple[int, ...]
+    tokens: float
+    time: float
+
+    @property
+    def speed(self) -> float:
+        """Returns the expected number of tokens per unit of time."""
+        return self.tokens / self.time
+
+
+def best_shape(
+    acceptance: Sequence[Sequence[float]],
+    target_times: Sequence[float],
+    draft_times: Sequence[float],
+    max_nodes: int = 16,
+) -> Choice:
+    """Returns the shape with the most tokens per time, of all with up to `max_nodes` drafted tokens.
+
+    The expected number of tokens takes depths as independent: 1 + a_1 + a_1 a_2 + …, with a_i the share of accepted
+    nodes at depth i - 1 of which a child is accepted. Measure it on texts that are decided already, never on the draft
+    that the shape is for: the text would not have the target's distribution any more.
+
+    Args:
+      acceptance: `acceptance[i][k - 1]` is that share for k children at depth i, 0 to 1. Shapes are at most as deep as
+        it is long, and at most as wide.
+      target_times: `target_times[n]` is the time of a call of the target that reads n + 1 tokens, > 0; at least
+        `max_nodes` + 1 entries.
+      draft_times: `draft_times[w - 1]` is the time of a step of the drafter for w texts, >= 0. A block takes one step
+        for the nodes of each depth, the root and the last depth included. No depth has more nodes than there are times.
+      max_nodes: maximum number of drafted tokens, 0 to 63.
+
+    Raises:
+      ValueError: an argument is out of range, or too short.
+    """
+    max_nodes = require_integer("max_nodes", max_nodes, 0, MAX_NODES - 1)
+    if len(target_times) <= max_nodes:
+        raise ValueError(
+            f"target_times: {len(target_times)} times are too few for max_nodes = {max_nodes}; give {max_nodes + 1}"
+        )
+    for depth, shares in enumerate(acceptance):
+        for share in shares:
+            if not 0 <= share <= 1:
+                raise ValueError(f"acceptance[{depth}]: {share!r} must be a number from 0 to 1")
+    for name, times, least in (("target_times", target_times, 1e-300), ("draft_times", draft_times, 0.0)):
+        for value in times:
+            if not least <= value < float("inf"):
+                raise ValueError(f"{name}: {value!r} must be a number {'>= 0' if least == 0 else '> 0'}")
+    best = Choice((), 1.0, target_times[0])
+    for shape in _shapes(acceptance, max_nodes, len(draft_times)):
+        tokens = reached = 1.0
+        nodes, width, time = 0, 1, draft_times[0]
+        for depth, children in enumerate(shape):
+            reached *= acceptance[depth][children - 1]
+            tokens += reached
+            width *= children
+            nodes += width
+            time += draft_times[width - 1]
+        found = Choice(shape, tokens, time + target_times[nodes])
+        if found.speed > best.speed:
+            best = found
+    return best
+
+
+def _shapes(acceptance: Sequence[Sequence[float]], max_nodes: int, max_width: int) -> Iterator[tuple[int, ...]]:
+    """Yields all shapes of up to `max_nodes` nodes and `max_width` nodes at one depth."""
+
+    def grow(shape: tuple[int, ...], nodes: int, width: int) -> Iterator[tuple[int, ...]]:
+        if len(shape) == len(acceptance):
+            return
+        for children in range(1, len(acceptance[len(shape)]) + 1):
+            wider = width * children
+            if wider > max_width or nodes + wider > max_nodes:
+                return
+            yield (*shape, children)
+            yield from grow((*shape, children), nodes + wider, wider)
+
+    yield from grow((), 0, 1)
