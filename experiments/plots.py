@@ -234,6 +234,31 @@ def block_efficiencies(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[Pa
     return _save(figure, path)
 
 
+def tree_efficiencies(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
+    """Plots tokens per target call against the number of drafted tokens, one panel for each drafter.
+
+    Args:
+      path: path of the files, without suffix.
+      rows: as `experiments.reproduce.spectr.measure` returns them; those of the first temperature are shown.
+    """
+    temperature = rows[0]["temperature"]
+    own = [row for row in rows if row["temperature"] == temperature]
+    figure, axes = _figure(len(own))
+    for axis, row in zip(np.atleast_1d(axes), own, strict=True):
+        for decoding, style in (("block", "s:"), ("spectr", "o--"), ("tree", "^-")):
+            entries = [entry for entry in row["decodings"] if entry["decoding"] == decoding]
+            entries.sort(key=lambda entry: entry["nodes"])
+            estimates = np.array([entry["tokens"]["estimate"] for entry in entries])
+            bounds = np.array([[entry["tokens"]["low"], entry["tokens"]["high"]] for entry in entries]).T
+            nodes = [entry["nodes"] for entry in entries]
+            axis.errorbar(nodes, estimates, yerr=np.abs(bounds - estimates), fmt=style, capsize=3, label=decoding)
+        axis.set_title(f"{row['drafter']}, T = {temperature:g}", fontsize="medium")
+        axis.set_xlabel("drafted tokens")
+    np.atleast_1d(axes)[0].set_ylabel("tokens per target call")
+    np.atleast_1d(axes)[0].legend()
+    return _save(figure, path)
+
+
 def _figure(panels: int = 1) -> Any:
     from matplotlib.figure import Figure  # pyplot would need a window system and keep global state
 

@@ -2,7 +2,16 @@
 
 import click
 
-from experiments.reproduce import block_verification, coupling, dp_mean, dpsgd_f, drafters, invariance, noise_seeds
+from experiments.reproduce import (
+    block_verification,
+    coupling,
+    dp_mean,
+    dpsgd_f,
+    drafters,
+    invariance,
+    noise_seeds,
+    spectr,
+)
 
 
 @click.group()
@@ -18,5 +27,6 @@ for command in (
     drafters.drafters,
     invariance.invariance,
     noise_seeds.noise_seeds,
+    spectr.spectr,
 ):
     reproduce.add_command(command)

@@ -11,11 +11,10 @@ from typing import Any
 
 import click
 
-from experiments import config_file, extras
 from experiments.display import ConsoleDisplay, no_notices
-from experiments.drafting import FORMS, short_name
 from experiments.provenance import command_line, versions
-from experiments.runs import RunFolder, load_trained, write_json
+from experiments.reproduce.study_models import choose_models, learn_ngram, model_options
+from experiments.runs import load_trained, write_json
 from privacy.files import write_public
 
 DRAFT_LENGTHS = (2, 4, 8)
@@ -27,19 +26,7 @@ _PUBLISHED = ((4, 2.89, 2.99, 3.46), (6, 3.23, 3.43, 6.19), (8, 3.41, 3.70, 8.30
 
 
 @click.command("block-verification")
-@click.option(
-    "--models",
-    type=click.Path(path_type=Path),
-    default=Path("runs/drafters"),
-    show_default=True,
-    help="Folder that fedspeak reproduce drafters wrote: its target and drafters are used.",
-)
-@click.option(
-    "--target",
-    type=click.Path(path_type=Path),
-    help="Folder of a trained or imported model to use instead of those in --models; needs --drafter.",
-)
-@click.option("--drafter", "drafters", multiple=True, help=f"What drafts for --target: {FORMS}. May be repeated.")
+@model_options
 @click.option(
     "--prompts",
     type=click.IntRange(min=2),
@@ -76,39 +63,15 @@ def block_verification(
     The prompts are from plays on which the models were not trained. An n-gram drafter is learned from the text that
     they were trained on.
     """
-    from experiments.reproduce.coupling_models import require_models
-    from experiments.reproduce.drafters import MODELS, TARGET
-
-    if (target is None) != (not drafters):
-        raise ValueError("--target and --drafter belong together: give both, or neither to use the models in --models")
-    if len(set(drafters)) < len(drafters):
-        raise ValueError("--drafter: the same drafter is given twice: drop one")
-    if target is None:
-        require_models(models)
-        target = models / TARGET
-        by_name = {name: str(models / name) for name in MODELS if name != TARGET}
-        config = RunFolder(target).read_config()
-    else:
-        RunFolder(target).require_trained()
-        by_name = {short_name(name): name for name in drafters}
-        if len(by_name) < len(drafters):
-            raise ValueError("--drafter: two folders or files have the same name: rename one")
-        config = config_file.load("target")
-    extras.require("federated")
-    from experiments import data, plots
+    chosen = choose_models(models, target, drafters)
+    from experiments import plots
 
     show = ConsoleDisplay()
     output.mkdir(parents=True, exist_ok=True)
     if not drafters:
-        from experiments import ngram_learning
-        from models.ngram import MAX_ENTRIES, MAX_SUCCESSORS, ORDER
-
         show.note("learning the n-gram drafter …")
-        tables, _ = ngram_learning.learn(target, (), ORDER, MAX_ENTRIES, MAX_SUCCESSORS)
-        tables.save(output / "ngram.npz")
-        by_name["ngram"] = f"ngram:{output / 'ngram.npz'}"
-    source, _, _ = data.sources(config)
-    rows = measure(target, by_name, source, prompts, texts, seed, show)
+        chosen = learn_ngram(chosen, output / "ngram.npz")
+    rows = measure(*chosen, prompts, texts, seed, show)
     results = {"command": command_line(), "versions": versions(), "seed": seed, "rows": rows}
     write_json(output / "metrics.json", results)
     plots.block_efficiencies(output / "plot", rows)

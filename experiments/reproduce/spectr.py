@@ -1,0 +1,192 @@
+"""Defines `fedspeak reproduce spectr`: how many tokens a call of the target gives with several drafts.
+
+The study follows Sun et al., "SpecTr: fast speculative decoding via optimal transport"
+(https://arxiv.org/abs/2310.15141), with models that `fedspeak reproduce drafters` trains.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from experiments.display import ConsoleDisplay, no_notices
+from experiments.provenance import command_line, versions
+from experiments.reproduce.study_models import choose_models, learn_ngram, model_options
+from experiments.runs import load_trained, write_json
+from privacy.files import write_public
+
+# Decoding, shape of its tree; those with equal numbers of drafted tokens follow each other.
+TREES = (
+    ("block", (1, 1, 1, 1)),
+    ("spectr", (2, 1, 1, 1)),
+    ("tree", (2, 1, 1, 1)),
+    ("spectr", (3, 1, 1, 1)),
+    ("tree", (3, 1, 1, 1)),
+    ("spectr", (4, 1, 1, 1)),
+    ("tree", (4, 1, 1, 1)),
+    ("tree", (2, 2, 1)),
+    ("block", (1,) * 8),
+    ("spectr", (8, 1, 1, 1)),
+)
+_FIRST = (2, 3, 4, 8)
+_PROMPT, _BLOCKS = 24, 12
+
+
+@click.command("spectr")
+@model_options
+@click.option(
+    "--prompts",
+    type=click.IntRange(min=2),
+    default=128,
+    show_default=True,
+    help=f"Number of prompts of {_PROMPT} tokens from the held-out plays, drawn at random.",
+)
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of the study.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("runs/spectr"),
+    show_default=True,
+    help="Folder for the table, the plot and the results.",
+)
+def spectr(models: Path, target: Path | None, drafters: tuple[str, ...], prompts: int, seed: int, output: Path) -> None:
+    """Measure the tokens per target call of block verification, SpecTr and trees, and the acceptance of one level.
+
+    The prompts are from plays on which the models were not trained. An n-gram drafter is learned from the text that
+    they were trained on.
+    """
+    chosen = choose_models(models, target, drafters)
+    from experiments import plots
+
+    show = ConsoleDisplay()
+    output.mkdir(parents=True, exist_ok=True)
+    if not drafters:
+        show.note("learning the n-gram drafter …")
+        chosen = learn_ngram(chosen, output / "ngram.npz")
+    rows = measure(*chosen, prompts, seed, show)
+    write_json(output / "metrics.json", {"command": command_line(), "versions": versions(), "seed": seed, "rows": rows})
+    plots.tree_efficiencies(output / "plot", rows)
+    table = format_table(rows)
+    write_public(output / "table.md", table.encode())
+    click.echo(table)
+
+
+def measure(
+    target: Path, drafters: dict[str, str], source: Any, prompts: int, seed: int, show: Any
+) -> list[dict[str, Any]]:
+    """Decodes with each drafter and temperature by every decoding, from the same prompts and seed.
+
+    Args:
+      target: folder of the target.
+      drafters: name of each drafter for `experiments.drafting.load_drafter`, by its name in the results.
+      source: (speaker, lines) pairs of held-out text.
+      prompts: number of prompts, >= 2; all of them if the text has fewer.
+      seed: seed of prompts and draws.
+      show: display for progress.
+
+    Returns:
+      One row for each drafter and temperature, in which "decodings" holds for each entry of `TREES` the tokens per
+      call and, for trees, by how many percent they are more than those of SpecTr with as many drafted tokens; and
+      "first" for each number of drafts K the mean acceptance of one level over the prompts.
+
+    Raises:
+      OSError, ValueError: a model cannot be read or does not fit; one line.
+    """
+
+    from experiments.drafting import load_drafter
+    from experiments.reproduce.block_efficiency import choose_prompts
+    from experiments.reproduce.drafters import TEMPERATURES
+    from experiments.reproduce.tree_efficiency import Decoder, first_level, summarise
+
+    model, weights, vocabulary = load_trained(target)
+    chosen = choose_prompts(source, vocabulary, _PROMPT, prompts, seed)
+    context = _PROMPT + (_BLOCKS + 1) * 9 + 64
+    rows = []
+    for name, form in drafters.items():
+        drafter = load_drafter(form, model, weights, vocabulary, context)
+        counts: dict[float, dict[Any, Any]] = {temperature: {} for temperature in TEMPERATURES}
+        for decoding, shape in TREES:
+            show.note(f"{name}, {decoding} {','.join(map(str, shape))} …")
+            decoder = Decoder(model.fit(context), weights, drafter, decoding, shape, _BLOCKS)
+            with no_notices():
+                for temperature in TEMPERATURES:
+                    counts[temperature][decoding, shape] = decoder.draw(chosen, temperature, seed)
+        for temperature in TEMPERATURES:
+            rows.append(
+                {
+                    "drafter": name,
+                    "temperature": temperature,
+                    "prompts": len(chosen),
+                    "blocks": _BLOCKS,
+                    "decodings": summarise(counts[temperature]),
+                    "first": first_level(model.fit(context), weights, drafter, chosen, temperature, _FIRST),
+                }
+            )
+    return sorted(rows, key=lambda row: (list(drafters).index(row["drafter"]), -row["temperature"]))
+
+
+def format_table(rows: list[dict[str, Any]]) -> str:
+    """Returns the results as Markdown."""
+    first = rows[0]
+    shown = [(entry["decoding"], tuple(entry["shape"])) for entry in first["decodings"]]
+    lines = [
+        f"### Tokens per target call ({first['prompts']} prompts from held-out plays, "
+        f"{first['prompts'] * first['blocks']:,} calls in each cell)",
+        "",
+        "95 % bootstrap intervals over prompts. In brackets: number of drafted tokens.",
+        "",
+        "| drafter | T | " + " | ".join(_title(*entry) for entry in shown) + " |",
+        "|---" * (2 + len(shown)) + "|",
+    ]
+    for row in rows:
+        cells = [_format(entry["tokens"], 2) for entry in row["decodings"]]
+        lines.append(f"| {row['drafter']} | {row['temperature']:g} | {' | '.join(cells)} |")
+    compared = [entry for entry in first["decodings"] if "gain_over_spectr" in entry]
+    lines += [
+        "",
+        "### Gain of the tree over SpecTr with as many drafted tokens",
+        "",
+        "In percent of the tokens per call. Prompts are resampled in pairs.",
+        "",
+        "| drafter | T | " + " | ".join(f"{entry['nodes']} drafted" for entry in compared) + " |",
+        "|---" * (2 + len(compared)) + "|",
+    ]
+    for row in rows:
+        cells = [_format(e["gain_over_spectr"], 1, "+") for e in row["decodings"] if "gain_over_spectr" in e]
+        lines.append(f"| {row['drafter']} | {row['temperature']:g} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        "### Acceptance of one level, K drafts of one token",
+        "",
+        "Exact probabilities, the mean over the prompts. In brackets: percent of the optimum for independent drafts.",
+        "",
+        "| drafter | T | K | one draft | K-SEQ | best, independent | best, without replacement | greedy drafting |",
+        "|---" * 8 + "|",
+    ]
+    for row in rows:
+        for entry in row["first"]:
+            share = 100 * entry["k_seq"] / entry["independent"]
+            lines.append(
+                f"| {row['drafter']} | {row['temperature']:g} | {entry['num_drafts']} | {entry['one']:.3f} "
+                f"| {entry['k_seq']:.3f} ({share:.1f} %) | {entry['independent']:.3f} | {entry['distinct']:.3f} "
+                f"| {entry['greedy']:.3f} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def _title(decoding: str, shape: tuple[int, ...]) -> str:
+    import math
+
+    nodes = sum(math.prod(shape[: depth + 1]) for depth in range(len(shape)))
+    if decoding == "block":
+        return f"block, G = {len(shape)} ({nodes})"
+    if decoding == "spectr":
+        return f"SpecTr, K = {shape[0]} ({nodes})"
+    return f"tree {','.join(map(str, shape))} ({nodes})"
+
+
+def _format(interval: dict[str, float], digits: int, sign: str = "") -> str:
+    estimate, low, high = (f"{interval[key]:{sign}.{digits}f}" for key in ("estimate", "low", "high"))
+    return f"{estimate} [{low}, {high}]"

@@ -1,0 +1,69 @@
+"""The study of several drafts writes its table, results and plot; its numbers are those of plain programs."""
+
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from experiments import data
+from experiments.reproduce import drafters, spectr, tree_efficiency
+from models.decoding.drafters import ModelDrafter
+from models.decoding.transport import k_seq_acceptance, optimal_acceptance
+from tests.experiments.processes import call
+from tests.experiments.reproduce import small_drafters
+from tests.experiments.reproduce.small_drafters import SPEAKERS
+from tests.models.decoding.table_model import TableModel, draw_table
+
+TARGET = TableModel(draw_table(0, 6))
+DRAFTER = ModelDrafter(TableModel(TARGET.table + draw_table(1, 6, 1.0)), {})  # type: ignore[arg-type]
+PROMPTS = np.array([[1, 2, 3], [4, 0, 5], [2, 2, 1]], np.int32)
+
+
+@pytest.mark.slow
+def test_study_writes_table_results_and_plot(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "sources", lambda config: (SPEAKERS, [], ()))
+    monkeypatch.setattr(data, "public_text", lambda config: (["the king and the night"] * 3, ()))
+    for name, value in (("_PROMPT", 4), ("_BLOCKS", 2), ("TREES", (("block", (1,)), ("spectr", (2,)), ("tree", (2,))))):
+        monkeypatch.setattr(spectr, name, value)
+    monkeypatch.setattr(spectr, "_FIRST", (2,))
+    small_drafters.write(tmp_path / "models")
+    options = ("--models", "models", "--output", "study", "--prompts", "3")
+    code, out, _ = call("reproduce", "spectr", *options, folder=tmp_path)
+    assert code == 0
+    results = json.loads((tmp_path / "study" / "metrics.json").read_text())
+    assert {row["drafter"] for row in results["rows"]} == {*drafters.MODELS, "ngram"} - {drafters.TARGET}
+    assert (tmp_path / "study" / "plot.png").is_file()
+    assert "| ngram | 1 | " in out and "SpecTr, K = 2 (2)" in out
+
+
+def test_tokens_per_call_are_those_of_the_law():
+    """A drafter equal to the target is always accepted, whatever the tree; the mean is exact."""
+    equal = ModelDrafter(TARGET, {})  # type: ignore[arg-type]
+    for decoding, shape in (("block", (1, 1)), ("spectr", (2, 1)), ("tree", (1, 1))):
+        decoder = tree_efficiency.Decoder(TARGET, {}, equal, decoding, shape, 4)  # type: ignore[arg-type]
+        np.testing.assert_array_equal(decoder.draw(PROMPTS, 1.0, 0), np.full([3, 4], 3))
+
+
+def test_summary_compares_trees_with_spectr_of_as_many_drafted_tokens():
+    counts = {
+        ("block", (1, 1)): np.array([[1, 1], [3, 3]]),
+        ("spectr", (2, 1)): np.array([[2, 2], [2, 2]]),
+        ("tree", (2, 1)): np.array([[3, 2], [3, 2]]),
+        ("tree", (3, 1)): np.array([[3, 3], [3, 3]]),
+    }
+    block, _, tree, wide = tree_efficiency.summarise(counts)  # type: ignore[arg-type]
+    assert block["tokens"]["estimate"] == 2 and block["nodes"] == 2 and "gain_over_spectr" not in block
+    assert tree["gain_over_spectr"]["estimate"] == pytest.approx(25)
+    assert "gain_over_spectr" not in wide
+
+
+def test_first_level_is_the_mean_of_exact_acceptances():
+    (found,) = tree_efficiency.first_level(TARGET, {}, DRAFTER, PROMPTS, 0.7, (2,))  # type: ignore[arg-type]
+    pairs = []
+    for prompt in PROMPTS.tolist():
+        tables = (DRAFTER.model, TARGET)
+        pairs.append([tf.nn.softmax(model.logits(prompt).astype(np.float64) / 0.7).numpy() for model in tables])  # type: ignore[attr-defined]
+    assert found["k_seq"] == pytest.approx(np.mean([k_seq_acceptance(p, q, 2) for p, q in pairs]), abs=1e-6)
+    assert found["independent"] == pytest.approx(np.mean([optimal_acceptance(p, q, 2) for p, q in pairs]), abs=1e-6)
+    assert found["one"] < found["k_seq"] <= found["independent"] <= found["distinct"]
