@@ -26,6 +26,9 @@ _GREEDY = "models/decoding/greedy_block.py"
 _PRNG = "models/decoding/prng.py"
 _METHODS = "models/decoding/methods.py"
 _SPECULATION = "models/decoding/speculation.py"
+_TRAVERSAL = "models/decoding/traversal.py"
+_SPECTR = "models/decoding/spectr.py"
+_TREES = "models/decoding/tree_speculation.py"
 
 _TESTS = "tests/models/decoding/"
 _TOKEN_LAW = _TESTS + "test_verification.py::test_output_has_exactly_the_law_of_the_target[token-float64]"
@@ -37,6 +40,9 @@ _GREEDY_LAW = (
 )
 _JOINT_LAW = _TESTS + "test_loop_law.py::test_joint_law_of_the_loop_is_that_of_the_target"
 _EARLY_ENDS = _TESTS + "test_greedy_block.py::test_drafts_that_end_early_keep_the_law_of_the_target"
+
+_TREE_LAW = _TESTS + "test_tree_rules.py::test_output_has_the_joint_distribution_of_the_target"
+_TREE_LOOP_LAW = _TESTS + "test_tree_loop_law.py::test_joint_law_of_texts_drafted_as_trees_is_that_of_the_target"
 
 _RESIDUAL = "tf.nn.relu(target_weight[..., tf.newaxis] * target - drafter_weight[..., tf.newaxis] * drafter)"
 _SCAN = "scan_from_the_end(weight, excess, excess + 1 - weight, weight, tf.ones_like(weight), lengths)"
@@ -100,9 +106,9 @@ CATALOGUE = (
     ),
     Bug(
         "every row advances by the minimum of the batch",
-        _SPECULATION,
-        "places, accepted = tf.range(read.shape[1]), decision.accepted[:, tf.newaxis]",
-        "places, accepted = tf.range(read.shape[1]), tf.fill([read.shape[0], 1], tf.reduce_min(decision.accepted))",
+        "models/decoding/block_decoder.py",
+        "outcome.accepted[:, tf.newaxis]",
+        "tf.zeros_like(outcome.accepted[:, tf.newaxis]) + tf.reduce_min(outcome.accepted)",
         _TESTS + "test_loop.py::test_text_does_not_depend_on_the_other_row_of_the_batch[block]",
     ),
     Bug(
@@ -283,5 +289,68 @@ CATALOGUE = (
         "tf.where(proposes[..., tf.newaxis], drafter, tf.zeros_like(drafter))",
         "tf.where(proposes[..., tf.newaxis], drafter, target[:, :count])",
         _EARLY_ENDS + "[False]",
+    ),
+    Bug(
+        "tree: weight of a child not clamped",
+        _TRAVERSAL,
+        "tf.minimum(ratio, 1.0)",
+        "ratio",
+        _TREE_LAW + "[tree-3-2x1]",
+    ),
+    Bug(
+        "tree: weight after a rejection is the residual's mass",
+        _TRAVERSAL,
+        "tf.where(rejected > 0, mass / tf.where(rejected > 0, rejected, 1.0), 1.0)",
+        "tf.minimum(mass, 1.0)",
+        _TREE_LAW + "[tree-4-3]",
+    ),
+    Bug(
+        "tree: certain child left in the residual",
+        _TRAVERSAL,
+        "rest = tf.where(is_token, 0.0, remaining)",
+        "rest = remaining",
+        _TREE_LAW + "[tree-4-3]",
+    ),
+    Bug(
+        "tree: distribution of a child without its earlier siblings not normalised",
+        "models/decoding/child_drafting.py",
+        "    return normalized(base)\n\n\ndef normalized",
+        "    return base\n\n\ndef normalized",
+        _TREE_LAW + "[distinct-4-3]",
+    ),
+    Bug(
+        "tree: words of the first depth used again at the next ones",
+        _TREES,
+        "words.draft[0][:, children.start - 1 : children.stop - 1]",
+        "words.draft[0][:, : len(children)]",
+        _TREE_LOOP_LAW + "[independent-2-top-k-2x2]",
+    ),
+    Bug(
+        "tree: history of siblings counts",
+        "models/decoding/history.py",
+        "counts[parents[node]] + _one_hot",
+        "counts[node - 1] + _one_hot",
+        _TREE_LOOP_LAW + "[tree-2-hesitant-penalties-stop-3x2]",
+    ),
+    Bug(
+        "spectr: drafts with another token go on",
+        _SPECTR,
+        "agree & equal & is_real",
+        "agree & is_real",
+        _TREE_LAW + "[spectr-3-2x1]",
+    ),
+    Bug(
+        "spectr: number of drafts not counted anew",
+        _SPECTR,
+        "counts.append(tf.reduce_sum(tf.cast(alive, tf.int32), axis=2))",
+        "counts.append(tf.fill(tf.shape(reach), chains))",
+        _TREE_LAW + "[spectr-3-2x1]",
+    ),
+    Bug(
+        "spectr: factor below its root",
+        "models/decoding/k_seq.py",
+        "    of_drafter = rho[:, tf.newaxis]",
+        "    rho = tf.maximum(0.9 * rho, 1.0)\n    of_drafter = rho[:, tf.newaxis]",
+        _TREE_LAW + "[spectr-3-3]",
     ),
 )

@@ -33,7 +33,11 @@ SHAPES = {
     "spectr": ((3, (3,)), (3, (2, 1)), (2, (2, 1, 1))),
 }
 LARGE = [("tree", 3, (3, 1, 1, 1)), ("tree", 2, (2, 2, 1)), ("distinct", 3, (2, 1, 1))]
-CASES = [(name, size, shape) for name, shapes in SHAPES.items() for size, shape in shapes]
+CASES = [
+    pytest.param(name, size, shape, id=f"{name}-{size}-{'x'.join(map(str, shape))}")
+    for name, shapes in SHAPES.items()
+    for size, shape in shapes
+]
 
 
 def draw_models(seed, size, depth, zeros=True):
