@@ -159,7 +159,7 @@ CATALOGUE = (
         "models/decoding/loop.py",
         "Progress(state, Pending(",
         "Progress(state._replace(evidence=tf.nest.map_structure(tf.zeros_like, state.evidence)), Pending(",
-        _TESTS + "test_generator.py::test_automatic_lengths_are_those_of_a_plain_program_also_in_parts",
+        _TESTS + "test_loop.py::test_a_text_in_parts_equals_the_text_in_one_call[automatic]",
     ),
     Bug(
         "drafter does not read the last token of a draft shorter than the longest",
