@@ -150,8 +150,8 @@ CATALOGUE = (
     Bug(
         "stop sequence that begins in pending tokens is not found by the next call",
         "models/decoding/loop.py",
-        "done, pending.count, tail, records, progress.state",
-        "done, pending.count, pending.tail, records, progress.state",
+        "_Rows(done, pending.count, tail, records)",
+        "_Rows(done, pending.count, pending.tail, records)",
         _TESTS + "test_loop.py::test_a_stop_sequence_of_a_pending_and_a_new_token_ends_the_text_there[block]",
     ),
     Bug(
