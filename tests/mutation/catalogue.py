@@ -156,8 +156,8 @@ CATALOGUE = (
     Bug(
         "stop sequence that begins in pending tokens is not found by the next call",
         "models/decoding/loop.py",
-        "done, pending.count, tail, records, progress.state",
-        "done, pending.count, pending.tail, records, progress.state",
+        "_Rows(done, pending.count, tail, records)",
+        "_Rows(done, pending.count, pending.tail, records)",
         _TESTS + "test_loop.py::test_a_stop_sequence_of_a_pending_and_a_new_token_ends_the_text_there[block]",
     ),
     Bug(
@@ -165,7 +165,7 @@ CATALOGUE = (
         "models/decoding/loop.py",
         "Progress(state, Pending(",
         "Progress(state._replace(evidence=tf.nest.map_structure(tf.zeros_like, state.evidence)), Pending(",
-        _TESTS + "test_generator.py::test_automatic_lengths_are_those_of_a_plain_program_also_in_parts",
+        _TESTS + "test_loop.py::test_a_text_in_parts_equals_the_text_in_one_call[automatic]",
     ),
     Bug(
         "drafter does not read the last token of a draft shorter than the longest",
