@@ -161,7 +161,8 @@ def test_write_reports_notes_cut_metrics_without_checkpoints(run):
 def test_run_folder_that_cannot_be_written_is_refused(run, refuse, command):
     with read_only(run):
         message = refuse(*command.split(), str(run))
-    assert message.startswith(f"fedspeak: error: {run} could not be written (")
+    written = run / "model.tflite" if command == "export" else run
+    assert message.startswith(f"fedspeak: error: {written} could not be written (")
     assert "give yourself the right to write there" in message
 
 

@@ -27,6 +27,9 @@ class FittingTable:
     def fit(self, context):
         return TARGET
 
+    def shapes(self):
+        return {}
+
 
 MODEL: Any = FittingTable()
 for name in ("vocabulary_size", "initial_state", "prefill", "extend", "rewind"):
@@ -139,8 +142,9 @@ class Narrow(Drafter):
         ({"drafter": NEAR, "draft_length": 2}, "decoding = 'autoregressive' takes no drafter: drop it"),
         ({"decoding": "block", "drafter": NEAR, "draft_length": 0}, "draft_length = 0: must be above 0"),
         ({"decoding": "block", "drafter": Narrow(), "draft_length": 2}, "drafter proposes from 11 tokens, but the ta"),
-        ({"max_prompt": 0}, "max_prompt = 0: must be an integer >= 1"),
-        ({"max_new_tokens": True}, "max_new_tokens = True: must be an integer >= 1"),
+        ({"max_prompt": 0}, "max_prompt = 0: must be an integer from 1 to 65536"),
+        ({"max_new_tokens": True}, "max_new_tokens = True: must be an integer from 1"),
+        ({"max_new_tokens": 2**31}, "max_new_tokens = 2147483648: must be an integer from 1"),
         (
             {"decoding": "greedy-block", "drafter": NEAR, "draft_length": 2, "automatic": True},
             "draft_length = 'auto': the decoding carries",
@@ -165,21 +169,46 @@ def test_options_out_of_range_are_refused(arguments, message):
         ([[1]], {"stop_sequences": [[SIZE]]}, "stop_sequences = .12.: must be one token id or more, integers from 0"),
         ([[1.5]], {}, "prompt 0 = .1.5.: must be one token id or more"),
         ([1], {}, "prompt 0 = 1: must be one token id or more"),
-        ([[1]], {"requests": [-1]}, "requests = .-1.: must be one token id or more"),
+        ([[1]], {"requests": [-1]}, "requests = .-1.: must be one request number or more"),
+        (5, {}, "prompts = 5: must be a list of lists of token ids"),
+        (iter([[1]]), {}, "prompts = <.*>: must be a list of lists"),
+        ([[1]], {"stop_sequences": None}, "stop_sequences = None: must be a list of lists of token ids"),
+        ([[1]], {"stop_sequences": [5]}, "stop_sequences = 5: must be one token id or more"),
+        ([[1]], {"choices": {}}, "choices = {}: must be Choices"),
+        ([[1]], {"costs": (1, 1, 1)}, "costs = .1, 1, 1.: must be Costs"),
+        ([[1]], {"bias": [1, 2]}, "bias = list: must be a dict"),
         ([[1]], {"choices": Choices(max_new_tokens=5, stop=SIZE)}, "stop = 12: must be a token id from 0 to 11"),
         ([[1]], {"costs": Costs(1.1, 1.1, 0.1)}, "costs = .*: only with automatic draft lengths; drop them"),
         ([[1]], {"choices": Choices(max_new_tokens=21)}, "max_new_tokens = 21: the generator was made for 20"),
     ],
 )
-def test_requests_out_of_range_are_refused(generator, prompts, options, message):
-    with pytest.raises(ValueError, match=message):
-        generator(prompts, **{"choices": Choices(max_new_tokens=5), **options})
+def test_requests_out_of_range_are_refused_by_a_call_and_by_stream_at_once(generator, prompts, options, message):
+    for decode in (generator, generator.stream):
+        with pytest.raises(ValueError, match=message):
+            decode(prompts, **{"choices": Choices(max_new_tokens=5), **options})
+
+
+def test_stream_refuses_unknown_options_at_once(generator):
+    with pytest.raises(TypeError, match="foo"):
+        generator.stream([[1]], foo=1)
+    with pytest.raises(ValueError, match="every = 0: must be an integer >= 1"):
+        generator.stream([[1]], every=0)
 
 
 def test_a_context_that_is_too_small_is_refused():
     model = preset("transformer-4m", 40, context=16, embedding=8, heads=2, blocks=1, feed_forward=8)
     with pytest.raises(ValueError, match="do not fit together in the model's context of 16 tokens"):
         Generator(model, model.init(0), "block", ModelDrafter(model, model.init(0)), 2, max_prompt=8, max_new_tokens=8)
+    target, drafter = preset("tiny", 40), ModelDrafter(model, model.init(0))
+    with pytest.raises(ValueError, match="do not fit together in the drafter's context of 16 tokens: lower them"):
+        Generator(target, target.init(0), "block", drafter, 2, max_prompt=8, max_new_tokens=7)
+
+
+def test_missing_weights_are_refused_when_the_generator_is_made():
+    with pytest.raises(
+        ValueError, match="^weights: '.*' is missing; give the weights that were trained with this model"
+    ):
+        Generator(preset("tiny", 40), {})
 
 
 def test_logits_that_are_not_finite_are_an_error_that_names_the_row():
