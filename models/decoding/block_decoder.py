@@ -73,7 +73,8 @@ class Block(NamedTuple):
       count: int32 `[B]`, 1 to G + 1: number of tokens; 0 for inactive rows, and where the target's logits are not
         finite or leave no token. Rules that look at the whole draft also end a row where such logits follow a token
         that they reject.
-      drafted: int32 `[B]`, number of drafted tokens, of which `count` - 1 were accepted in active rows.
+      drafted: int32 `[B]`, number of drafted tokens, of a tree the depth of its deepest one; `count` - 1 of these were
+        accepted in active rows.
       log_probs: float32 `[B, G+1]`, log-probability of each token under the target's processed distribution.
       unprocessed_log_probs: float32 `[B, G+1]`, the same under the target's softmax before any processing.
     """

@@ -223,12 +223,18 @@ class Speculative(Method):
         return Decision(found.accepted, found.token, self.verifier.advance(modified, found.accepted, token))
 
 
+METHODS: dict[str, Method] = {
+    "autoregressive": Plain(),
+    "speculative": Speculative(Verifier(token_rule)),
+    "block": Speculative(Verifier(block_rule)),
+    "greedy-block": Speculative(GREEDY_BLOCK),
+    "invariant": Invariant(),
+}
+"""The methods of the decodings that draft a single line of tokens, by name."""
+
+
 def build_method(name: str) -> Method:
-    """Returns the method of a decoding that drafts a single line of tokens."""
-    return {
-        "autoregressive": Plain(),
-        "speculative": Speculative(Verifier(token_rule)),
-        "block": Speculative(Verifier(block_rule)),
-        "greedy-block": Speculative(GREEDY_BLOCK),
-        "invariant": Invariant(),
-    }[name]
+    """Returns the method of a name in `METHODS`."""
+    if name not in METHODS:
+        raise ValueError(f"decoding = {name!r}: must be one of {', '.join(METHODS)}")
+    return METHODS[name]

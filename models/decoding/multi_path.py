@@ -32,6 +32,7 @@ class MultiPath(TreeRule):
     """
 
     drafting = "independent"
+    separate_chains = True
 
     def stops(self, target: tf.Tensor, drafts: Drafts, tree: TokenTree) -> tuple[tf.Tensor, Any]:
         """Returns probabilities, and t and d of the residual max(t q - d r, 0) and α; see `TreeRule.stops`.

@@ -105,7 +105,7 @@ def test_signatures_share_one_copy_of_the_weights(float32_path):
 
 
 def test_int8_file_stores_every_matrix_once():
-    """The tiny preset with 2,000 tokens takes 0.55 MB at most with every converter; see docs/export.md."""
+    """The tiny preset with 2,000 tokens takes 0.56 MB at most with every converter; see docs/export.md."""
     model = preset("tiny", 2000)
     flatbuffer = convert(Signatures(model, model.init(0), 64, 128), "int8")
     matrices = [shape for shape in model.shapes().values() if len(shape) == 2]
@@ -113,7 +113,7 @@ def test_int8_file_stores_every_matrix_once():
     sizes = sorted(len(buffer.data) for buffer in content.buffers if buffer.data is not None)
     smallest = min(rows * columns for rows, columns in matrices)
     assert [size for size in sizes if size >= smallest] == sorted(rows * columns for rows, columns in matrices)
-    assert len(flatbuffer) < 550_000
+    assert len(flatbuffer) < 560_000
 
 
 class _WithoutLiteRT:

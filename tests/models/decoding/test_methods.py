@@ -3,9 +3,8 @@ import pytest
 import tensorflow as tf
 
 from models.decoding import numpy_ops
-from models.decoding.choices import DECODINGS
 from models.decoding.greedy_block import GREEDY_BLOCK
-from models.decoding.methods import Invariant, Plain, Speculative, build_method
+from models.decoding.methods import METHODS, Invariant, Plain, Speculative, build_method
 from models.decoding.numpy_ops import Stream
 from models.decoding.verification import block_rule, token_rule
 
@@ -17,7 +16,7 @@ def test_every_name_builds_its_method():
     assert isinstance(build_method("autoregressive"), Plain)
     assert isinstance(build_method("invariant"), Invariant)
     rules = {}
-    for name in DECODINGS:
+    for name in METHODS:
         method = build_method(name)
         if isinstance(method, Speculative):
             rules[name] = method.verifier
@@ -30,11 +29,11 @@ def test_every_name_builds_its_method():
 def test_unknown_name_is_refused_in_one_line_with_the_choices(name):
     with pytest.raises(ValueError) as caught:
         build_method(name)
-    assert str(caught.value) == f"decoding = {name!r}: must be one of {', '.join(DECODINGS)}"
+    assert str(caught.value) == f"decoding = {name!r}: must be one of {', '.join(METHODS)}"
 
 
 def test_only_greedy_block_carries_something():
-    carries = {name for name in DECODINGS if tf.nest.flatten(build_method(name).initial_carry(2, 3))}
+    carries = {name for name in METHODS if tf.nest.flatten(build_method(name).initial_carry(2, 3))}
     assert carries == {"greedy-block"}
 
 

@@ -184,7 +184,7 @@ def test_exported_cache_has_room_for_a_block_of_drafts_beyond_the_new_tokens(tmp
     fitted, facts = given
     assert fitted.config()["cache_length"] == facts.config["cache_length"] == 8 + 15 + 5
     assert facts.draft_length == 5 and facts.context == 8 + 15
-    with pytest.raises(ValueError, match="^max_prompt = 8, max_new_tokens = 52 and draft_length = 5 do not fit toge"):
+    with pytest.raises(ValueError, match="^max_prompt = 8, max_new_tokens = 52 and 5 drafted tokens do not fit toge"):
         export(model, model.init(0), VOCABULARY, tmp_path / "m.tflite", **{**arguments, "max_new_tokens": 52})
 
 
