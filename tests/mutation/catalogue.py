@@ -42,6 +42,7 @@ _JOINT_LAW = _TESTS + "test_loop_law.py::test_joint_law_of_the_loop_is_that_of_t
 _EARLY_ENDS = _TESTS + "test_greedy_block.py::test_drafts_that_end_early_keep_the_law_of_the_target"
 
 _TREE_LAW = _TESTS + "test_tree_rules.py::test_output_has_the_joint_distribution_of_the_target"
+_K_SEQ_LAW = _TESTS + "test_k_seq.py::test_output_has_the_law_of_the_target_and_accepts_as_often_as_the_root_says"
 _TREE_LOOP_LAW = _TESTS + "test_tree_loop_law.py::test_joint_law_of_texts_drafted_as_trees_is_that_of_the_target"
 
 _RESIDUAL = "tf.nn.relu(target_weight[..., tf.newaxis] * target - drafter_weight[..., tf.newaxis] * drafter)"
@@ -351,7 +352,6 @@ CATALOGUE = (
         "models/decoding/k_seq.py",
         "    of_drafter = rho[:, tf.newaxis]",
         "    rho = tf.maximum(0.9 * rho, 1.0)\n    of_drafter = rho[:, tf.newaxis]",
-        _TESTS
-        + "test_k_seq.py::test_output_has_the_law_of_the_target_and_accepts_as_often_as_the_root_says[3-float64-1e-12-1e-09]",
+        _K_SEQ_LAW + "[3-float64-1e-12-1e-09]",
     ),
 )
