@@ -33,7 +33,12 @@ BLOCK: dict[str, Any] = {"method": "block", "draft_length": 3}
 FLEXIBLE_BLOCK: dict[str, Any] = {"method": "block", "draft_length": 2, "flexible": True}
 GREEDY: dict[str, Any] = {"method": "greedy-block", "draft_length": 3, "flexible": True}
 INVARIANT: dict[str, Any] = {"method": "invariant", "draft_length": 2, "flexible": True}
-KINDS = [pytest.param(kind, id=kind["method"]) for kind in (PLAIN, TOKEN, BLOCK, GREEDY, INVARIANT)]
+# Token by token differs from block verification in the rule only, which has tests of its own.
+_MARKS = {"speculative": pytest.mark.slow}
+KINDS = [
+    pytest.param(kind, id=kind["method"], marks=_MARKS.get(kind["method"], ()))
+    for kind in (PLAIN, TOKEN, BLOCK, GREEDY, INVARIANT)
+]
 PROMPTS = [[3, 1, 4], [5]]
 SEQUENCES = np.array([[-1, 3, 4], [5, 5, 5]], np.int32)
 OPTIONS = [
