@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -124,3 +125,9 @@ def share_interval(hits: int, trials: int) -> Interval:
     middle = (share + z * z / (2 * trials)) / (1 + z * z / trials)
     half = z / (1 + z * z / trials) * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
     return Interval(share, max(middle - half, 0.0), min(middle + half, 1.0))
+
+
+def format_interval(interval: Mapping[str, float], digits: int, sign: str = "") -> str:
+    """Returns estimate and bounds as text, for example "1.50 [1.40, 1.60]"; `sign` "+" shows the sign of all."""
+    estimate, low, high = (f"{interval[key]:{sign}.{digits}f}" for key in ("estimate", "low", "high"))
+    return f"{estimate} [{low}, {high}]"

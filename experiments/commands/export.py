@@ -152,7 +152,7 @@ def parse_draft_length(text: str) -> tuple[int, bool]:
     """
     word, _, number = text.partition(":")
     digits = (number or "4") if word == "auto" else text
-    # Python converts no number of thousands of digits.
+    # Python refuses to convert thousands of digits.
     is_number = digits.isdecimal() and len(digits) < 10
     if not is_number or not 1 <= int(digits) <= _LONGEST_DRAFT or text.endswith(":"):
         shown = text if len(text) < 40 else f"{text[:40]}…"

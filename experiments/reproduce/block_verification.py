@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from experiments.display import ConsoleDisplay, no_notices
+from experiments.intervals import format_interval
 from experiments.provenance import command_line, versions
 from experiments.reproduce.study_models import choose_models, learn_ngram, model_options
 from experiments.runs import load_trained, write_json
@@ -162,7 +163,9 @@ def format_table(rows: list[dict[str, Any]]) -> str:
         "|---" * 7 + "|",
     ]
     for row in rows:
-        cells = [_format(row[name]["expected"], 2) for name in _VERIFIED] + [_format(row["invariant"]["sampled"], 2)]
+        cells = [format_interval(row[name]["expected"], 2) for name in _VERIFIED] + [
+            format_interval(row["invariant"]["sampled"], 2)
+        ]
         lines.append(f"{_name(row)} | {' | '.join(cells)} |")
     lines += [
         "",
@@ -175,7 +178,7 @@ def format_table(rows: list[dict[str, Any]]) -> str:
         "|---" * 6 + "|",
     ]
     for row in rows:
-        cells = [_format(row["gain"][key], 1, "+") for key in ("sampled", "expected", "same_drafts")]
+        cells = [format_interval(row["gain"][key], 1, "+") for key in ("sampled", "expected", "same_drafts")]
         lines.append(f"{_name(row)} | {' | '.join(cells)} |")
     lines += [
         "",
@@ -198,7 +201,7 @@ def format_table(rows: list[dict[str, Any]]) -> str:
         "|---" * (3 + len(after)) + "|",
     ]
     for row in rows:
-        cells = [_format(row["greedy_ahead"][count], 2, "+") for count in after]
+        cells = [format_interval(row["greedy_ahead"][count], 2, "+") for count in after]
         lines.append(f"{_name(row)} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -208,8 +211,3 @@ _VERIFIED = ("speculative", "block", "greedy-block")
 
 def _name(row: dict[str, Any]) -> str:
     return f"| {row['drafter']} | {row['temperature']:g} | {row['draft_length']}"
-
-
-def _format(interval: dict[str, float], digits: int, sign: str = "") -> str:
-    estimate, low, high = (f"{interval[key]:{sign}.{digits}f}" for key in ("estimate", "low", "high"))
-    return f"{estimate} [{low}, {high}]"

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from experiments.display import ConsoleDisplay, no_notices
+from experiments.intervals import format_interval
 from experiments.provenance import command_line, versions
 from experiments.reproduce.study_models import choose_models, learn_ngram, model_options
 from experiments.runs import load_trained, write_json
@@ -141,7 +142,7 @@ def format_table(rows: list[dict[str, Any]]) -> str:
         "|---" * (2 + len(shown)) + "|",
     ]
     for row in rows:
-        cells = [_format(entry["tokens"], 2) for entry in row["decodings"]]
+        cells = [format_interval(entry["tokens"], 2) for entry in row["decodings"]]
         lines.append(f"| {row['drafter']} | {row['temperature']:g} | {' | '.join(cells)} |")
     compared = [entry for entry in first["decodings"] if "gain_over_spectr" in entry]
     lines += [
@@ -154,7 +155,7 @@ def format_table(rows: list[dict[str, Any]]) -> str:
         "|---" * (2 + len(compared)) + "|",
     ]
     for row in rows:
-        cells = [_format(e["gain_over_spectr"], 1, "+") for e in row["decodings"] if "gain_over_spectr" in e]
+        cells = [format_interval(e["gain_over_spectr"], 1, "+") for e in row["decodings"] if "gain_over_spectr" in e]
         lines.append(f"| {row['drafter']} | {row['temperature']:g} | {' | '.join(cells)} |")
     lines += [
         "",
@@ -185,8 +186,3 @@ def _title(decoding: str, shape: tuple[int, ...]) -> str:
     if decoding == "spectr":
         return f"SpecTr, K = {shape[0]} ({nodes})"
     return f"tree {','.join(map(str, shape))} ({nodes})"
-
-
-def _format(interval: dict[str, float], digits: int, sign: str = "") -> str:
-    estimate, low, high = (f"{interval[key]:{sign}.{digits}f}" for key in ("estimate", "low", "high"))
-    return f"{estimate} [{low}, {high}]"

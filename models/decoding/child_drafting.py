@@ -15,8 +15,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from models.decoding.exact import exact
-from models.decoding.sampling import sample_31
+from models.decoding.sampling import distribution_of, sample_31, weights_31
 
 DRAFTINGS = ("greedy", "independent", "without-replacement")
 
@@ -44,8 +43,7 @@ def draw_children(drafting: str, processed: tf.Tensor, order: tf.Tensor, words: 
       order: float32 `[R, V]`, larger for likelier tokens, as `split` takes it.
       words: random words, int32 `[R, K]`.
     """
-    token_weights = tf.cast(tf.nn.softmax(processed) * exact(2.0**31, processed), tf.int64)
-    token_weights, certain = split(drafting, tf.maximum(token_weights, 0), order, words.shape[1])
+    token_weights, certain = split(drafting, weights_31(processed), order, words.shape[1])
     left, tokens = token_weights, []
     for word in tf.unstack(words, axis=1)[: words.shape[1] - certain.shape[1]]:
         tokens.append(sample_31(left, word))
@@ -53,9 +51,7 @@ def draw_children(drafting: str, processed: tf.Tensor, order: tf.Tensor, words: 
             left = _without(left, tokens[-1])
     children = tf.concat([tf.stack(tokens, axis=1), certain], axis=1)
     is_number = tf.equal(processed[:, :1], processed[:, :1])
-    return Children(
-        tf.maximum(children, 0), (children >= 0) & is_number, normalized(tf.cast(token_weights, tf.float32))
-    )
+    return Children(tf.maximum(children, 0), (children >= 0) & is_number, distribution_of(token_weights))
 
 
 def split(drafting: str, token_weights: tf.Tensor, order: tf.Tensor, count: int) -> tuple[tf.Tensor, tf.Tensor]:

@@ -13,12 +13,11 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from models.decoding.exact import exact
 from models.decoding.greedy_block import GREEDY_BLOCK
 from models.decoding.numpy_ops import Stream
 from models.decoding.prng import BlockWords, block_words, random_words
 from models.decoding.race import gumbels, race
-from models.decoding.sampling import sample, sample_31
+from models.decoding.sampling import distribution_of, sample, sample_31, weights_31
 from models.decoding.verification import block_rule, sample_probabilities, token_rule, verify
 from models.decoding.verifier import Verifier
 
@@ -194,12 +193,9 @@ class Speculative(Method):
 
     def draw(self, processed: tf.Tensor, noise: BlockWords, place: int) -> Drawn:
         """Draws by inverse CDF; see `Method.draw`."""
-        token_weights = tf.cast(tf.nn.softmax(processed) * exact(2.0**31, noise.draft[0]), tf.int64)
-        token_weights = tf.maximum(token_weights, 0)  # a row that proposes nothing is NaN
+        token_weights = weights_31(processed)
         token = sample_31(token_weights, noise.draft[0][:, place])
-        total = tf.reduce_sum(token_weights, axis=-1, keepdims=True)
-        # Not the softmax: what verifies a draft must know the distribution that it was drawn from.
-        return Drawn(token, tf.cast(token_weights, tf.float32) / tf.cast(tf.maximum(total, 1), tf.float32))
+        return Drawn(token, distribution_of(token_weights))
 
     def decide(
         self,

@@ -3,6 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
+from models.decoding.exact import exact
 from models.decoding.numpy_ops import BLOCK, ENTRIES_PER_NAT, LARGEST_VOCABULARY, LOWEST, TABLE_BITS
 from models.decoding.prng import Words
 
@@ -82,6 +83,21 @@ def sample_31(token_weights: tf.Tensor, word: tf.Tensor) -> tf.Tensor:
     blocks, block_sums = _split_into_blocks(token_weights)
     product = block_sums[:, -1] * _upper_31(tf.reshape(word, [-1]))
     return tf.reshape(_find(blocks, block_sums, product[:, tf.newaxis], 1 << 31), lead)
+
+
+def weights_31(processed: tf.Tensor) -> tf.Tensor:
+    """Returns integer weights for `sample_31`, int64 `[..., V]`, of processed logits; 0 in a row of NaN."""
+    token_weights = tf.cast(tf.nn.softmax(processed) * exact(2.0**31, processed), tf.int64)
+    return tf.maximum(token_weights, 0)
+
+
+def distribution_of(token_weights: tf.Tensor) -> tf.Tensor:
+    """Returns the probabilities, float32 `[..., V]`, with which integer weights are drawn; 0 if all weights are 0.
+
+    They are not the softmax: what verifies a draft must know the distribution that it was drawn from.
+    """
+    total = tf.reduce_sum(token_weights, axis=-1, keepdims=True)
+    return tf.cast(token_weights, tf.float32) / tf.cast(tf.maximum(total, 1), tf.float32)
 
 
 def _split_into_blocks(token_weights: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
