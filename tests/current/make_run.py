@@ -79,8 +79,8 @@ def _made_here(folder: Path) -> None:
     normalised = RecurrentLanguageModel("cifg", 420, 23, 37, layer_norm=True, output_bias=True)
     drawn = {name: np.asarray(value) for name, value in normalised.init(0).items()}
     tokens = np.random.default_rng(2).integers(3, 420, (64, 60)).astype(np.int32)
-    logits, _ = normalised.extend(drawn, tokens, normalised.initial_state(64))
-    np.savez(folder / "normalised.npz", tokens=tokens, logits=logits)
+    logits, states = normalised.extend(drawn, tokens, normalised.initial_state(64))
+    np.savez(folder / "normalised.npz", tokens=tokens, logits=logits, outputs=states.output, cells=states.cell)
     np.savez(folder / "normalised_weights.npz", **drawn)
     export(model, weights, vocabulary, folder / "locked.tflite", "float32")
     to_keras(model, weights, length=12).save(folder / "locked.keras")
