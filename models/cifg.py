@@ -188,35 +188,41 @@ class Recurrence:
         return CIFGState(*(_from_front(a.stack(), time_axis) for a in arrays))
 
     def tree_states(
-        self, weights: Mapping[str, Any], inputs: tf.Tensor, state: CIFGState, tree: TokenTree
+        self,
+        weights: Mapping[str, Any],
+        inputs: tf.Tensor,
+        before: CIFGState,
+        tree: TokenTree,
+        level: range | None = None,
     ) -> CIFGState:
-        """Returns the states after each node of a tree, where each node's step begins at its parent's state.
+        """Returns the states after nodes of a tree, where each node's step begins at its parent's state.
 
         One step computes all nodes of a depth.
 
         Args:
           weights: as in the module's docstring, without a client axis.
           inputs: `[N, B, E]`, by node.
-          state: the state before the root.
-          tree: the tree, of N nodes.
+          before: the states before the root and after each node above these, with an axis of nodes: `[M, B, ...]`.
+          tree: the tree.
+          level: one of `tree.levels`, of N nodes; None for the whole tree, of N nodes.
 
         Returns:
           A state with an axis of nodes: output `[N, B, R]` and cell `[N, B, H]`.
 
         Raises:
-          ValueError: N is not the number of nodes of `tree`.
+          ValueError: N is not the number of nodes.
         """
-        tree.require_tokens(inputs.shape[0])
+        tree.require_tokens(inputs.shape[0], level)
         projected = self.project_inputs(weights, inputs)
-        level = CIFGState(*(part[tf.newaxis] for part in state))
-        levels, before = [], -1  # the first number of the level above; the state before the root counts as -1
-        for nodes in tree.levels:
-            parents = [tree.parents[node] - before for node in nodes]
-            from_parents = CIFGState(*(_join(tf.gather(part, parents)) for part in level))
-            new = self.step(weights, _join(projected[nodes.start : nodes.stop]), from_parents)
-            level = CIFGState(*(tf.reshape(part, [len(nodes), -1, part.shape[-1]]) for part in new))
-            levels.append(level)
-            before = nodes.start
+        above, first = before, -1  # the number of the first node of those above; the state before the root counts as -1
+        levels: list[CIFGState] = []
+        for nodes in tree.levels if level is None else (level,):
+            parents = [tree.parents[node] - first for node in nodes]
+            from_parents = CIFGState(*(_join(tf.gather(part, parents)) for part in above))
+            own = projected if level is not None else projected[nodes.start : nodes.stop]
+            new = self.step(weights, _join(own), from_parents)
+            above, first = CIFGState(*(tf.reshape(part, [len(nodes), -1, part.shape[-1]]) for part in new)), nodes.start
+            levels.append(above)
         return CIFGState(*(tf.concat(parts, 0) for parts in zip(*levels, strict=True)))
 
     def last_state(

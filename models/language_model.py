@@ -92,7 +92,12 @@ class LanguageModel(Protocol):
         """
 
     def extend(
-        self, weights: Weights, tokens: Array, state: State, tree: TokenTree | None = None
+        self,
+        weights: Weights,
+        tokens: Array,
+        state: State,
+        tree: TokenTree | None = None,
+        level: range | None = None,
     ) -> tuple[Array, Trail]:
         """Reads G more tokens per row from `state`.
 
@@ -102,6 +107,8 @@ class LanguageModel(Protocol):
           state: the state before these tokens.
           tree: the tree whose G nodes, with the root, the tokens are; each is read after its ancestors only. None: each
             token is read after all those before it.
+          level: one of `tree.levels`: the tokens are its nodes only, and `state` is the trail of the levels before or,
+            for the root, the state before the tree. None: the tokens are all nodes.
 
         Returns:
           The logits `[B, G, V]` after each token, and the trail, from which `rewind` takes a state. A row longer than
@@ -109,11 +116,16 @@ class LanguageModel(Protocol):
           count, those of other paths too.
 
         Raises:
-          ValueError: G is not the number of nodes of `tree`.
+          ValueError: G is not the number of nodes of `tree`, or of `level`.
         """
 
     def extend_with_hidden(
-        self, weights: Weights, tokens: Array, state: State, tree: TokenTree | None = None
+        self,
+        weights: Weights,
+        tokens: Array,
+        state: State,
+        tree: TokenTree | None = None,
+        level: range | None = None,
     ) -> tuple[Array, Array, Trail]:
         """Does the same as `extend`, and returns the hidden states `[B, G, E]` between the logits and the trail.
 
@@ -124,7 +136,7 @@ class LanguageModel(Protocol):
         """Returns the state after the kept ones of the tokens that `extend` read.
 
         Args:
-          trail: from `extend`.
+          trail: from `extend`; with a tree, of all its nodes.
           kept: int32 `[B]`, 0 to G. Without a tree, the first `kept` tokens are kept. With a tree, the node
             `kept - 1` and its ancestors are kept; 0 keeps none. For a chain, both are the same.
           tree: the tree that `extend` was given.

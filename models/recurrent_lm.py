@@ -138,27 +138,39 @@ class RecurrentLanguageModel:
         return self._logits(weights, state.output[tf.newaxis])[0], state
 
     def extend(
-        self, weights: Weights, tokens: Array, state: CIFGState, tree: TokenTree | None = None
+        self,
+        weights: Weights,
+        tokens: Array,
+        state: CIFGState,
+        tree: TokenTree | None = None,
+        level: range | None = None,
     ) -> tuple[tf.Tensor, CIFGState]:
         """Reads tokens int32 `[B, G]` and returns logits `[B, G, V]` and the trail; see `LanguageModel.extend`.
 
         The trail is a state with a time axis: output `[B, G+1, E]` and cell `[B, G+1, H]`. Its entry 0 is `state`.
         """
-        logits, _, trail = self.extend_with_hidden(weights, tokens, state, tree)
+        logits, _, trail = self.extend_with_hidden(weights, tokens, state, tree, level)
         return logits, trail
 
     def extend_with_hidden(
-        self, weights: Weights, tokens: Array, state: CIFGState, tree: TokenTree | None = None
+        self,
+        weights: Weights,
+        tokens: Array,
+        state: CIFGState,
+        tree: TokenTree | None = None,
+        level: range | None = None,
     ) -> tuple[tf.Tensor, tf.Tensor, CIFGState]:
         """Does the same as `extend`, and returns the outputs `[B, G, E]` between the logits and the trail."""
         weights = to_tensors(weights)
         inputs = tf.gather(weights["embedding"], _time_major(tf.convert_to_tensor(tokens)))
+        begun = tree is None or level is None or level.start == 0
+        before = CIFGState(*(part[tf.newaxis] if begun else tf.transpose(part, [1, 0, 2]) for part in state))
         if tree is None:
             after = self._recurrence().states(weights, inputs, state)
         else:
-            after = self._recurrence().tree_states(weights, inputs, state, tree)
+            after = self._recurrence().tree_states(weights, inputs, before, tree, level)
         logits = tf.transpose(self._logits(weights, after.output), [1, 0, 2])
-        trail = (tf.transpose(tf.concat([s[tf.newaxis], a], 0), [1, 0, 2]) for s, a in zip(state, after, strict=True))
+        trail = (tf.transpose(tf.concat(parts, 0), [1, 0, 2]) for parts in zip(before, after, strict=True))
         return logits, tf.transpose(after.output, [1, 0, 2]), CIFGState(*trail)
 
     def rewind(self, trail: CIFGState, kept: Array, tree: TokenTree | None = None) -> CIFGState:

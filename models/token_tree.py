@@ -128,14 +128,15 @@ class TokenTree:
 
         return tuple(below(0))
 
-    def require_tokens(self, count: int | None) -> None:
-        """Checks that a model is given one token for each node.
+    def require_tokens(self, count: int | None, level: range | None = None) -> None:
+        """Checks that a model is given one token for each node, or for each node of a level.
 
         Raises:
           ValueError: `count` is not the number of nodes.
         """
-        if count != len(self):
-            raise ValueError(f"tokens: {count} in a row for a tree of {len(self)} nodes; give one for each node")
+        nodes, whole = (len(self), "tree") if level is None else (len(level), "level")
+        if count != nodes:
+            raise ValueError(f"tokens: {count} in a row for a {whole} of {nodes} nodes; give one for each node")
 
 
 def parse_shape(text: str) -> tuple[int, ...]:

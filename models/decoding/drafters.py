@@ -17,8 +17,10 @@ from typing import Any
 
 import tensorflow as tf
 
+from models.decoding import tree_rows
 from models.language_model import LanguageModel, Weights
 from models.tensors import to_tensors
+from models.token_tree import TokenTree
 
 
 class Drafter(ABC):
@@ -73,6 +75,35 @@ class Drafter(ABC):
 
         return tf.nest.map_structure(select, *states)
 
+    def step_level(self, tokens: tf.Tensor, trail: Any, tree: TokenTree, level: range) -> tuple[tf.Tensor, Any]:
+        """Reads the tokens of a tree's nodes at one depth, each after its ancestors.
+
+        Args:
+          tokens: int32 `[B, N]`.
+          trail: the state before the tree for the root; then what this function returned for the depth before.
+          tree: the tree, in which all nodes at one depth have equally many children.
+          level: the N nodes, one of `tree.levels`.
+
+        Returns:
+          float32 logits `[B, N, V]`, of which those of a node that proposes nothing are all -inf, and the trail.
+        """
+        states = [trail] if level.start == 0 else trail
+        above = tree_rows.repeat(states[-1], tokens.shape[0], tree, level)
+        logits, after = self.step(tf.reshape(tokens, [-1]), above)
+        return tf.reshape(logits, [*tokens.shape, logits.shape[-1]]), [*states, after]
+
+    def rewind_tree(self, trail: Any, kept: tf.Tensor, tree: TokenTree) -> Any:
+        """Returns for each row the state after the path to a node.
+
+        Args:
+          trail: what `step_level` returned for the deepest nodes.
+          kept: int32 `[B]`, the node's number plus 1; 0 for the state before the tree.
+          tree: the tree.
+        """
+        by_leaf, counts, row = tree_rows.along_paths(trail, kept, tree)
+        states = self.rewind(by_leaf, counts)
+        return tf.nest.map_structure(lambda part: tf.gather(part, row), states)
+
     def deploy(self, context: int | None, hold: Callable[[Any], Any], is_int8: bool) -> "Drafter":
         """Returns this drafter for an exported file.
 
@@ -112,6 +143,14 @@ class ModelDrafter(Drafter):
     def rewind(self, states: Sequence[Any], kept: tf.Tensor) -> Any:
         """Returns the state after `kept` steps; see `Drafter.rewind`."""
         return self.model.select(states, kept)
+
+    def step_level(self, tokens: tf.Tensor, trail: Any, tree: TokenTree, level: range) -> tuple[tf.Tensor, Any]:
+        """Reads all nodes of a depth in one row, whose state is not copied for each; see `Drafter.step_level`."""
+        return self.model.extend(to_tensors(self.weights), tokens, trail, tree, level)
+
+    def rewind_tree(self, trail: Any, kept: tf.Tensor, tree: TokenTree) -> Any:
+        """Returns the state after the path to a node; see `Drafter.rewind_tree`."""
+        return self.model.rewind(trail, kept, tree)
 
     def deploy(self, context: int | None, hold: Callable[[Any], Any], is_int8: bool) -> Drafter:
         """Returns a drafter whose weights are variables; see `Drafter.deploy`."""

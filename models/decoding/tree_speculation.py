@@ -8,7 +8,6 @@ accepted. The text has the target's distribution, whatever the drafter.
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import numpy as np
 import tensorflow as tf
 
 from models.decoding.block_decoder import Block, BlockDecoder, Outcome, Request, State
@@ -28,12 +27,12 @@ class TreeDraft(NamedTuple):
 
     Attributes:
       drafts: the tree; its root is the last token of the text.
-      states: the drafter's states: before the block, and after the nodes at each depth, one row for each node.
+      trail: the drafter's, after the deepest nodes (`models.decoding.drafters.Drafter.step_level`).
       words: the random words of the block.
     """
 
     drafts: Drafts
-    states: list[Any]
+    trail: Any
     words: BlockWords
 
 
@@ -94,15 +93,12 @@ class TreeSpeculation(BlockDecoder):
         """Drafts one tree per row; arguments as for `block`."""
         batch, size = state.last.shape[0], self.model.vocabulary_size
         tokens, is_real = state.last[:, tf.newaxis], tf.ones([batch, 1], tf.bool)
-        states, bases = [state.drafter], []
+        trail, bases = state.drafter, []
         for level in self.tree.levels:
-            before = _repeat(states[-1], batch, self.tree, level)
-            logits, after = self.drafter.step(tf.reshape(tokens[:, level.start :], [-1]), before)
-            states.append(after)
+            logits, trail = self.drafter.step_level(tokens[:, level.start :], trail, self.tree, level)
             if level == self.tree.levels[-1]:
                 break
             children = range(self.tree.children[level.start].start, self.tree.children[level.stop - 1].stop)
-            logits = tf.reshape(logits, [batch, len(level), size])
 
             def histories(level: range = level, tokens: tf.Tensor = tokens) -> Any:
                 return tree_histories(state.history, tokens, self.tree.parents, level)
@@ -120,7 +116,7 @@ class TreeSpeculation(BlockDecoder):
             tokens = tf.concat([tokens, tf.where(new, tf.reshape(found.tokens, [batch, -1]), 0)], axis=1)
             is_real = tf.concat([is_real, new], axis=1)
             bases.append(tf.reshape(found.base, [batch, len(level), size]))
-        return TreeDraft(Drafts(tokens, is_real, tf.concat(bases, axis=1)), states, words)
+        return TreeDraft(Drafts(tokens, is_real, tf.concat(bases, axis=1)), trail, words)
 
     def verify(
         self, state: State, draft: TreeDraft, request: Request, active: tf.Tensor, allowed: tf.Tensor | None = None
@@ -158,7 +154,7 @@ class TreeSpeculation(BlockDecoder):
 
         def rewind(count: tf.Tensor) -> tuple[Any, Any]:
             kept = tf.where(count > 0, node + 1, 0)
-            return self.model.rewind(trail, kept, tree), self._rewind_drafter(draft.states, node, count)
+            return self.model.rewind(trail, kept, tree), self.drafter.rewind_tree(draft.trail, kept, tree)
 
         return self._finish(state, request, active, outcome, rewind)
 
@@ -166,45 +162,8 @@ class TreeSpeculation(BlockDecoder):
         """Returns the depth of the deepest drafted node of each row, int32 `[B]`."""
         return tf.reduce_max(tf.where(drafts.is_real, self.tree.depths, 0), axis=1)
 
-    def _rewind_drafter(self, states: list[Any], node: tf.Tensor, count: tf.Tensor) -> Any:
-        """Returns the drafter's state after the first `count` (int32 `[B]`) tokens of the path to a node."""
-        batch, leaves = node.shape[0], self.tree.levels[-1]
-        # For each leaf the states along its path, so that drafters whose last state holds all of them can use it.
-        rows = [
-            _take(part, batch, self.tree.paths[leaves.start :, depth] - level.start, len(level))
-            for depth, (part, level) in enumerate(zip(states[1:], self.tree.levels, strict=True))
-        ]
-        before = _take(states[0], batch, np.zeros(len(leaves), int), 1)
-        kept = tf.reshape(tf.repeat(count[:, tf.newaxis], len(leaves), axis=1), [-1])
-        by_leaf = self.drafter.rewind([before, *rows], kept)
-        row = tf.range(batch) * len(leaves) + tf.gather(_first_leaves(self.tree), node)
-        return tf.nest.map_structure(lambda part: tf.gather(part, row), by_leaf)
-
 
 def _rank(processed: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     """Returns numbers that are larger for likelier tokens: those that processing has left out come after all others."""
     beyond = logits / (1 + tf.abs(logits)) * 1000 - 2000
     return tf.where(processed > -100.0, processed, beyond)
-
-
-def _first_leaves(tree: TokenTree) -> tf.Tensor:
-    """Returns for each node the place of the first leaf below it among the leaves, int32 `[N]`."""
-    leaves = tree.levels[-1]
-    return tf.constant(np.argmax(tree.ancestors[leaves.start :], axis=0).astype(np.int32))
-
-
-def _repeat(states: Any, batch: int, tree: TokenTree, level: range) -> Any:
-    """Returns the states of the parents of the nodes at a depth: rows of those at the depth before, repeated."""
-    if level.start == 0:
-        return states
-    parents = np.array(tree.parents[level.start : level.stop])
-    first = parents[0]
-    return _take(states, batch, parents - first, int(parents[-1] - first) + 1)
-
-
-def _take(states: Any, batch: int, columns: np.ndarray, width: int) -> Any:
-    """Returns rows (b, column) for each b and each of `columns`, of states with rows (b, 0) to (b, width - 1)."""
-    if np.array_equal(columns, np.arange(width)):
-        return states
-    rows = (np.arange(batch)[:, np.newaxis] * width + columns).ravel().astype(np.int32)
-    return tf.nest.map_structure(lambda part: tf.gather(part, rows), states)

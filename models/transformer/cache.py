@@ -55,18 +55,20 @@ def write(cached: tf.Tensor, new: tf.Tensor, length: tf.Tensor, axis: int) -> tf
     return tf.where(tf.reshape(is_new, shape), moved, cached)
 
 
-def visible_in_tree(length: tf.Tensor, positions: int, tree: TokenTree) -> tf.Tensor:
-    """Returns which positions of the cache each node of a tree sees, bool `[B, N, S]`.
+def visible_in_tree(length: tf.Tensor, positions: int, tree: TokenTree, nodes: range) -> tf.Tensor:
+    """Returns which positions of the cache each of N nodes of a tree sees, bool `[B, N, S]`.
 
     A node sees what its row has read before, and of the nodes its ancestors and itself.
 
     Args:
-      length: int32 `[B]`, the position at which each row's nodes begin, in the order of their numbers.
+      length: int32 `[B]`, the position of each row's root; the other nodes follow in the order of their numbers.
       positions: number S of positions.
-      tree: the tree, of N nodes.
+      tree: the tree.
+      nodes: their numbers.
     """
     # By kind of position: before the nodes, the nodes one by one, after them.
-    visible = np.pad(tree.ancestors, [[0, 0], [1, 1]], constant_values=((False, False), (True, False)))
+    ancestors = tree.ancestors[nodes.start : nodes.stop]
+    visible = np.pad(ancestors, [[0, 0], [1, 1]], constant_values=((False, False), (True, False)))
     kind = clip(tf.range(positions) - length[:, tf.newaxis] + 1, 0, len(tree) + 1)
     return tf.transpose(tf.gather(tf.constant(visible.T), kind), [0, 2, 1])
 

@@ -144,7 +144,12 @@ class TransformerLanguageModel(TransformerOptions):
         return self._logits(weights, last), self.rewind(trail, lengths)
 
     def extend(
-        self, weights: Weights, tokens: Array, state: Cache, tree: TokenTree | None = None
+        self,
+        weights: Weights,
+        tokens: Array,
+        state: Cache,
+        tree: TokenTree | None = None,
+        level: range | None = None,
     ) -> tuple[tf.Tensor, Cache]:
         """Reads tokens int32 `[B, G]` and returns logits `[B, G, V]` and the trail; see `LanguageModel.extend`.
 
@@ -154,14 +159,19 @@ class TransformerLanguageModel(TransformerOptions):
           tf.errors.InvalidArgumentError: the tokens of a row do not fit in the cache. XLA and TFLite cannot raise it;
             there, the row's logits are NaN, and its trail cannot be rewound.
         """
-        logits, _, trail = self.extend_with_hidden(weights, tokens, state, tree)
+        logits, _, trail = self.extend_with_hidden(weights, tokens, state, tree, level)
         return logits, trail
 
     def extend_with_hidden(
-        self, weights: Weights, tokens: Array, state: Cache, tree: TokenTree | None = None
+        self,
+        weights: Weights,
+        tokens: Array,
+        state: Cache,
+        tree: TokenTree | None = None,
+        level: range | None = None,
     ) -> tuple[tf.Tensor, tf.Tensor, Cache]:
         """Does the same as `extend`, and returns the hidden states `[B, G, E]` between the logits and the trail."""
-        hidden, trail = self._read(weights, tokens, state, tree)
+        hidden, trail = self._read(weights, tokens, state, tree, level)
         return self._logits(weights, hidden), hidden, trail
 
     def _read_first(self, weights: Weights, tokens: Array) -> tuple[tf.Tensor, Cache]:
@@ -185,20 +195,28 @@ class TransformerLanguageModel(TransformerOptions):
         )
 
     def _read(
-        self, weights: Weights, tokens: Array, state: Cache, tree: TokenTree | None = None
+        self,
+        weights: Weights,
+        tokens: Array,
+        state: Cache,
+        tree: TokenTree | None = None,
+        level: range | None = None,
     ) -> tuple[tf.Tensor, Cache]:
         """Reads tokens `[B, G]` and returns the hidden states `[B, G, E]` and the trail, as `extend` defines it."""
         weights, tokens = to_tensors(weights), tf.convert_to_tensor(tokens)
         count, positions = tokens.shape[1], self.positions_cached
         if tree is not None:
-            tree.require_tokens(count)
-        self._require_room(count, positions, "cache")
-        fits = state.length <= positions - count
+            tree.require_tokens(count, level)
+        nodes = range(count) if level is None else level
+        self._require_room(nodes.stop, positions, "cache")
+        fits = state.length <= positions - nodes.stop
         full = tf.debugging.Assert(
-            tf.reduce_all(fits), [f"{count} more tokens do not fit in the cache of {positions}; it holds", state.length]
+            tf.reduce_all(fits),
+            [f"{nodes.stop} more tokens do not fit in the cache of {positions}; it holds", state.length],
         )
+        depths = tf.range(count) if tree is None else tree.depths[nodes.start : nodes.stop]
         with tf.control_dependencies([] if full is None else [full]):
-            places = state.length[:, tf.newaxis] + (tf.range(count) if tree is None else tree.depths)
+            places = state.length[:, tf.newaxis] + depths
         # Where a row does not fit, the places are clipped, so that no index is out of bounds.
         inside = tf.minimum(places, positions - 1)
         tables = [
@@ -207,13 +225,14 @@ class TransformerLanguageModel(TransformerOptions):
         if tree is None or tree.is_chain:
             visible = tf.range(positions) <= places[..., tf.newaxis]
         else:
-            visible = visible_in_tree(state.length, positions, tree)
+            visible = visible_in_tree(state.length, positions, tree, nodes)
+        first = state.length + nodes.start
         cached_keys, cached_values = [], []
 
         def attend(block: int, projected: tf.Tensor) -> tf.Tensor:
             queries, keys, values = self._split(projected, tables)
-            cached_keys.append(write(state.keys[block], keys, state.length, axis=3))
-            cached_values.append(write(state.values[block], values, state.length, axis=2))
+            cached_keys.append(write(state.keys[block], keys, first, axis=3))
+            cached_values.append(write(state.values[block], values, first, axis=2))
             return layers.attend(queries, cached_keys[-1], cached_values[-1], visible, self.attention)
 
         hidden = self._hidden(weights, self._embed(weights, tokens, inside), attend)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from models.cifg import LONGEST_UNROLLED, Recurrence
+from models.cifg import LONGEST_UNROLLED, CIFGState, Recurrence
 from models.recurrent_lm import RecurrentLanguageModel
 from tests.models import exported, language_models
 from tests.models.language_models import LanguageModelTests, make_tokens, make_weights
@@ -41,7 +41,10 @@ class TestRecurrent(LanguageModelTests, TreeTests):
         return exported.operations(model)
 
     def test_nodes_read_one_after_the_other_are_caught(self, model, expected, monkeypatch):
-        monkeypatch.setattr(Recurrence, "tree_states", lambda *arguments: Recurrence.states(*arguments[:-1]))
+        def one_after_the_other(recurrence, weights, inputs, before, tree, level):
+            return recurrence.states(weights, inputs, CIFGState(*(part[0] for part in before)))
+
+        monkeypatch.setattr(Recurrence, "tree_states", one_after_the_other)
         with pytest.raises(AssertionError):
             self.check_logits(model, expected)
         with pytest.raises(AssertionError):

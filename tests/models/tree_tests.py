@@ -41,6 +41,15 @@ class TreeTests:
         _, state = model.prefill(weights, prompt, LENGTHS)
         return model.extend(weights, tokens, state, TREE)
 
+    def read_by_level(self, model):
+        weights, prompt, tokens, _ = self.inputs(model)
+        _, trail = model.prefill(weights, prompt, LENGTHS)
+        parts = []
+        for level in TREE.levels:
+            logits, trail = model.extend(weights, tokens[:, level.start : level.stop], trail, TREE, level)
+            parts.append(logits)
+        return np.concatenate(parts, axis=1), trail
+
     def check_logits(self, model, expected):
         logits, _ = self.read(model)
         np.testing.assert_allclose(logits, expected[:, 1:, 0], rtol=1e-10, atol=1e-10)
@@ -61,6 +70,17 @@ class TreeTests:
     def test_rewind_to_each_node_keeps_its_path(self, model, expected):
         self.check_rewound(model, expected)
 
+    def test_levels_read_one_by_one_equal_the_whole_tree(self, model):
+        logits, trail = self.read(model)
+        by_level, of_levels = self.read_by_level(model)
+        np.testing.assert_allclose(by_level, logits, rtol=1e-12, atol=1e-12)
+        for kept in ([0, 7], [4, 2], [6, 1]):
+            states = (model.rewind(each, np.array(kept, np.int32), TREE) for each in (trail, of_levels))
+            one, other = (
+                model.extend(make_weights(model), make_tokens(2, 3, seed=3), state)[0].numpy() for state in states
+            )
+            np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
+
     def test_chain_equals_the_same_tokens_without_a_tree_bit_for_bit(self, model):
         chain, kept = TokenTree.chain(4), np.array([3, 0], np.int32)
         weights, tokens, state = make_weights(model, dtype=np.float32), make_tokens(2, 5), start(model, 2, np.float32)
@@ -71,3 +91,5 @@ class TreeTests:
     def test_other_numbers_of_tokens_than_nodes_are_refused(self, model):
         with pytest.raises(ValueError, match="^tokens: 6 in a row for a tree of 7 nodes; give one for each node$"):
             model.extend(make_weights(model), make_tokens(2, 6), start(model, 2), TREE)
+        with pytest.raises(ValueError, match="^tokens: 2 in a row for a level of 1 nodes; give one for each node$"):
+            model.extend(make_weights(model), make_tokens(2, 2), start(model, 2), TREE, TREE.levels[0])

@@ -30,10 +30,16 @@ class TableModel:
         last = tf.gather(logits, tf.maximum(lengths - 1, 0), axis=1, batch_dims=1)
         return last, self.rewind(trail, lengths)
 
-    def extend(self, weights, tokens, state, tree=None):
-        trail = tf.concat([state[:, tf.newaxis], tokens], axis=1)
+    def extend(self, weights, tokens, state, tree=None, level=None):
+        begun = level is None or level.start == 0
+        trail = tf.concat([state[:, tf.newaxis] if begun else state, tokens], axis=1)
         table = weights["table"] if weights else tf.constant(self.table)
-        before = trail[:, :-1] if tree is None else tf.gather(trail, np.array(tree.parents) + 1, axis=1)
+        parents = (
+            None
+            if tree is None
+            else np.array(tree.parents if level is None else tree.parents[level.start : level.stop])
+        )
+        before = trail[:, :-1] if parents is None else tf.gather(trail, parents + 1, axis=1)
         return tf.gather_nd(table, tf.stack([before, tokens], axis=-1)), trail
 
     def rewind(self, trail, kept, tree=None):

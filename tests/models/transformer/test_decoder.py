@@ -51,7 +51,7 @@ class TestTransformer(LanguageModelTests, TreeTests):
         return model.blocks * (2 * normalize + attention + feed_forward + 2) + normalize + E
 
     def test_a_node_that_sees_its_siblings_is_caught(self, model, expected, monkeypatch):
-        def all_before(length, positions, tree):
+        def all_before(length, positions, tree, nodes):
             return tf.range(positions) <= length[:, tf.newaxis, tf.newaxis] + tf.range(len(tree))[:, tf.newaxis]
 
         monkeypatch.setattr("models.transformer.decoder.visible_in_tree", all_before)
