@@ -246,16 +246,50 @@ def tree_efficiencies(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[Pat
     figure, axes = _figure(len(own))
     for axis, row in zip(np.atleast_1d(axes), own, strict=True):
         for decoding, style in (("block", "s:"), ("spectr", "o--"), ("tree", "^-")):
-            entries = [entry for entry in row["decodings"] if entry["decoding"] == decoding]
-            entries.sort(key=lambda entry: entry["nodes"])
+            entries = [entry for entry in row["modes"] if entry["mode"].partition(":")[0] == decoding]
+            entries.sort(key=lambda entry: float(entry["drafted"]))
             estimates = np.array([entry["tokens"]["estimate"] for entry in entries])
             bounds = np.array([[entry["tokens"]["low"], entry["tokens"]["high"]] for entry in entries]).T
-            nodes = [entry["nodes"] for entry in entries]
-            axis.errorbar(nodes, estimates, yerr=np.abs(bounds - estimates), fmt=style, capsize=3, label=decoding)
+            drafted = [entry["drafted"] for entry in entries]
+            axis.errorbar(drafted, estimates, yerr=np.abs(bounds - estimates), fmt=style, capsize=3, label=decoding)
         axis.set_title(f"{row['drafter']}, T = {temperature:g}", fontsize="medium")
         axis.set_xlabel("drafted tokens")
     np.atleast_1d(axes)[0].set_ylabel("tokens per target call")
     np.atleast_1d(axes)[0].legend()
+    return _save(figure, path)
+
+
+def speedups(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
+    """Plots the speed of the fastest mode of each decoding beside plain decoding, one panel for each temperature.
+
+    Args:
+      path: path of the files, without suffix.
+      rows: "rows" of the results of `fedspeak bench decoding`.
+    """
+    temperatures = list(dict.fromkeys(row["temperature"] for row in rows))
+    decodings = list(dict.fromkeys(row["mode"].partition(":")[0] for row in rows))
+    pairs = list(dict.fromkeys((row["precision"], row["drafter"]) for row in rows))
+    figure, axes = _figure(len(temperatures))
+    height = 0.8 / len(pairs)
+    for axis, temperature in zip(np.atleast_1d(axes), temperatures, strict=True):
+        for number, pair in enumerate(pairs):
+            here = [r for r in rows if (r["precision"], r["drafter"], r["temperature"]) == (*pair, temperature)]
+            for place, decoding in enumerate(decodings):
+                own = [row for row in here if row["mode"].partition(":")[0] == decoding]
+                if not own:
+                    continue
+                best = max(own, key=lambda row: float(row["speed"]["estimate"]))["speed"]
+                spread = [[best["estimate"] - best["low"]], [best["high"] - best["estimate"]]]
+                label = ", ".join(pair) if place == 0 else None
+                y = place + (number - (len(pairs) - 1) / 2) * height
+                axis.barh(y, best["estimate"], height, xerr=spread, color=f"C{number}", label=label)
+        axis.axvline(1, color="black", linewidth=0.8)
+        axis.set_title(f"T = {temperature:g}", fontsize="medium")
+        axis.set_xlabel("tokens per second beside plain decoding")
+    first = np.atleast_1d(axes)[0]
+    first.set_yticks(range(len(decodings)), decodings)
+    first.invert_yaxis()
+    first.legend(fontsize="small")
     return _save(figure, path)
 
 

@@ -34,7 +34,7 @@ has no errors.
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from numbers import Integral
 from pathlib import Path
@@ -136,7 +136,7 @@ def export(
     if drafter is not None:
         drafter = drafter.deploy(context, hold, is_int8)
     signatures = Signatures(model, weights, max_prompt, max_new_tokens, decodings, drafter, held, options)
-    flatbuffer = convert(signatures, precision)
+    flatbuffer = convert(signatures, signatures.functions, precision)
     foreign = sorted(name for name in ops(flatbuffer) if name.startswith(("CUSTOM", "Flex")))
     if foreign:
         raise ValueError(
@@ -191,11 +191,20 @@ def _require_weights(model: LanguageModel, weights: Weights) -> None:
             )
 
 
-def convert(signatures: Signatures, precision: str) -> bytes:
-    """Converts signatures to a TFLite flatbuffer with weights of the given precision (one of `PRECISIONS`)."""
+def convert(module: tf.Module, functions: Mapping[str, Any], precision: str) -> bytes:
+    """Converts signatures to a TFLite flatbuffer.
+
+    Args:
+      module: what holds the variables that the functions read.
+      functions: the signatures by name, concrete functions.
+      precision: precision of the weights, one of `PRECISIONS`.
+
+    Raises:
+      ValueError: a function needs ops that TFLite has not built in.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        tf.saved_model.save(signatures, folder, signatures=signatures.functions)
-        converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=list(signatures.functions))
+        tf.saved_model.save(module, folder, signatures=functions)
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=list(functions))
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
         if precision != "float32":
             converter.optimizations = [tf.lite.Optimize.DEFAULT]

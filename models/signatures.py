@@ -64,24 +64,9 @@ class Signatures(tf.Module):
 
     def _add(self, name: str, decoder: BlockDecoder, prompt: tuple[tf.TensorSpec, ...]) -> None:
         """Adds the signatures of one decoding."""
-        choices = [
-            _spec("seed", [2]),
-            _spec("request"),
-            *(_spec(field, dtype=tf.int32 if field in _INTEGERS else tf.float32) for field in Processing._fields),
-            _spec("bias", [self.model.vocabulary_size], tf.float32),
-        ]
-        if decoder.automatic:
-            choices += [_spec(f"{field}_cost", dtype=tf.float32) for field in Costs._fields]
-        ends = [_spec("max_new"), _spec("stop")]
-
-        def run(*arguments: tf.Tensor) -> dict[str, tf.Tensor]:
-            tokens, length, *rest = arguments
-            return self._generate(decoder, tokens, length, rest[:-2], rest[-2:])
-
+        choices = _choice_specs(decoder)
         suffix = "" if name == "autoregressive" else f"_{name.replace('-', '_')}"
-        self.functions[f"generate{suffix}"] = tf.function(run, autograph=False).get_concrete_function(
-            *prompt, *choices, *ends
-        )
+        self.functions[f"generate{suffix}"] = loop_function(decoder, self.max_prompt, self.max_new_tokens)
         if name == "autoregressive":
             return
         initial = decoder.initial_state(1)
@@ -120,24 +105,44 @@ class Signatures(tf.Module):
         logits, trail = self.model.extend(self.parameters, token[:, tf.newaxis], before)
         return {"logits": logits[:, 0], **_name_states(self.model.rewind(trail, tf.ones_like(token)))}
 
-    def _generate(
-        self,
-        decoder: BlockDecoder,
-        tokens: tf.Tensor,
-        length: tf.Tensor,
-        choices: Sequence[tf.Tensor],
-        ends: Sequence[tf.Tensor],
-    ) -> dict[str, tf.Tensor]:
+
+def loop_function(decoder: BlockDecoder, max_prompt: int, max_new_tokens: int) -> Any:
+    """Returns the signature `generate` of a decoder as a concrete function.
+
+    Args:
+      decoder: the decoder; its states have room for a prompt, all new tokens and one block.
+      max_prompt: as for `models.export.export`.
+      max_new_tokens: as for `models.export.export`.
+    """
+
+    def run(*arguments: tf.Tensor) -> dict[str, tf.Tensor]:
+        tokens, length, *choices, max_new, stop = arguments
         request = _build_request(choices)
         state = _read_in_loop(decoder, tokens, length)
-        words = decoder.words(request, state.position, self.max_new_tokens)
-        progress = begin(decoder, state)
-        max_new, stop = ends
-        drawn = generate(decoder, progress, request, Ends(max_new, stop, tf.zeros([0, 1], tf.int32)), words)
+        words = decoder.words(request, state.position, max_new_tokens)
+        ends = Ends(max_new, stop, tf.zeros([0, 1], tf.int32))
+        drawn = generate(decoder, begin(decoder, state), request, ends, words)
         outputs = _name_outputs(drawn)
         if not decoder.draft_length:
             outputs |= {"word_0": words[0], "word_1": words[1]}
         return outputs
+
+    prompt = _spec("tokens", [1, max_prompt]), _spec("length")
+    specs = *prompt, *_choice_specs(decoder), _spec("max_new"), _spec("stop")
+    return tf.function(run, autograph=False).get_concrete_function(*specs)
+
+
+def _choice_specs(decoder: BlockDecoder) -> list[tf.TensorSpec]:
+    """Returns the inputs by which a request says what to draw."""
+    choices = [
+        _spec("seed", [2]),
+        _spec("request"),
+        *(_spec(field, dtype=tf.int32 if field in _INTEGERS else tf.float32) for field in Processing._fields),
+        _spec("bias", [decoder.model.vocabulary_size], tf.float32),
+    ]
+    if decoder.automatic:
+        choices += [_spec(f"{field}_cost", dtype=tf.float32) for field in Costs._fields]
+    return choices
 
 
 def _read(decoder: BlockDecoder, tokens: tf.Tensor, length: tf.Tensor, ends_here: tf.Tensor, state: State) -> State:

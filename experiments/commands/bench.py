@@ -10,6 +10,7 @@ from experiments.bench.kernels import kernels
 from experiments.bench.population import population
 from experiments.bench.pretrained import pretrained
 from experiments.bench.simulation import simulation
+from experiments.bench.verifiers import verifiers
 
 
 @click.group()
@@ -17,5 +18,5 @@ def bench() -> None:
     """Time fedspeak beside other libraries: rounds, private steps, imported models, kernels, populations, decoding."""
 
 
-for command in (simulation, population, cohort_size, kernels, dp_step, exact_noise, pretrained, decoding):
+for command in (simulation, population, cohort_size, kernels, dp_step, exact_noise, pretrained, verifiers, decoding):
     bench.add_command(command)

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from experiments.decoding_modes import parse
 from experiments.display import ConsoleDisplay, no_notices
 from experiments.intervals import format_interval
 from experiments.provenance import command_line, versions
@@ -18,18 +19,23 @@ from experiments.reproduce.study_models import choose_models, learn_ngram, model
 from experiments.runs import load_trained, write_json
 from privacy.files import write_public
 
-# Decoding, shape of its tree; those with equal numbers of drafted tokens follow each other.
-TREES = (
-    ("block", (1, 1, 1, 1)),
-    ("spectr", (2, 1, 1, 1)),
-    ("tree", (2, 1, 1, 1)),
-    ("spectr", (3, 1, 1, 1)),
-    ("tree", (3, 1, 1, 1)),
-    ("spectr", (4, 1, 1, 1)),
-    ("tree", (4, 1, 1, 1)),
-    ("tree", (2, 2, 1)),
-    ("block", (1,) * 8),
-    ("spectr", (8, 1, 1, 1)),
+# Those with equal numbers of drafted tokens follow each other.
+MODES = (
+    "block:4",
+    "block:8",
+    "spectr:2x4",
+    "multi-path:2x4",
+    "distinct-tree:2,1,1,1",
+    "tree:2,1,1,1",
+    "spectr:3x4",
+    "tree:3,1,1,1",
+    "tree:2,2,1",
+    "spectr:4x4",
+    "multi-path:4x4",
+    "distinct-tree:4,1,1,1",
+    "tree:4,1,1,1",
+    "spectr:8x4",
+    "tree:8,1,1,1",
 )
 _FIRST = (2, 3, 4, 8)
 _PROMPT, _BLOCKS = 24, 12
@@ -88,9 +94,9 @@ def measure(
       show: display for progress.
 
     Returns:
-      One row for each drafter and temperature, in which "decodings" holds for each entry of `TREES` the tokens per
-      call and, for trees, by how many percent they are more than those of SpecTr with as many drafted tokens; and
-      "first" for each number of drafts K the mean acceptance of one level over the prompts.
+      One row for each drafter and temperature, in which "modes" holds for each entry of `MODES` the tokens per call
+      and by how many percent they are more than those of SpecTr with as many drafted tokens; and "first" for each
+      number of drafts K the mean acceptance of one level over the prompts.
 
     Raises:
       OSError, ValueError: a model cannot be read or does not fit; one line.
@@ -108,12 +114,12 @@ def measure(
     for name, form in drafters.items():
         drafter = load_drafter(form, model, weights, vocabulary, context)
         counts: dict[float, dict[Any, Any]] = {temperature: {} for temperature in TEMPERATURES}
-        for decoding, shape in TREES:
-            show.note(f"{name}, {decoding} {','.join(map(str, shape))} …")
-            decoder = Decoder(model.fit(context), weights, drafter, decoding, shape, _BLOCKS)
+        for mode in map(parse, MODES):
+            show.note(f"{name}, {mode.text} …")
+            decoder = Decoder(mode, model.fit(context), weights, drafter, _BLOCKS)
             with no_notices():
                 for temperature in TEMPERATURES:
-                    counts[temperature][decoding, shape] = decoder.draw(chosen, temperature, seed)
+                    counts[temperature][mode] = decoder.draw(chosen, temperature, seed)
         for temperature in TEMPERATURES:
             rows.append(
                 {
@@ -121,7 +127,7 @@ def measure(
                     "temperature": temperature,
                     "prompts": len(chosen),
                     "blocks": _BLOCKS,
-                    "decodings": summarise(counts[temperature]),
+                    "modes": summarise(counts[temperature]),
                     "first": first_level(model.fit(context), weights, drafter, chosen, temperature, _FIRST),
                 }
             )
@@ -131,32 +137,33 @@ def measure(
 def format_table(rows: list[dict[str, Any]]) -> str:
     """Returns the results as Markdown."""
     first = rows[0]
-    shown = [(entry["decoding"], tuple(entry["shape"])) for entry in first["decodings"]]
+    pairs = [f"{row['drafter']}, T = {row['temperature']:g}" for row in rows]
     lines = [
         f"### Tokens per target call ({first['prompts']} prompts from held-out plays, "
         f"{first['prompts'] * first['blocks']:,} calls in each cell)",
         "",
-        "95 % bootstrap intervals over prompts. In brackets: number of drafted tokens.",
+        "95 % bootstrap intervals over prompts.",
         "",
-        "| drafter | T | " + " | ".join(_title(*entry) for entry in shown) + " |",
-        "|---" * (2 + len(shown)) + "|",
+        f"| mode | drafted | {' | '.join(pairs)} |",
+        "|---" * (2 + len(rows)) + "|",
     ]
-    for row in rows:
-        cells = [format_interval(entry["tokens"], 2) for entry in row["decodings"]]
-        lines.append(f"| {row['drafter']} | {row['temperature']:g} | {' | '.join(cells)} |")
-    compared = [entry for entry in first["decodings"] if "gain_over_spectr" in entry]
+    by_mode = list(zip(*(row["modes"] for row in rows), strict=True))
+    for entries in by_mode:
+        cells = [format_interval(entry["tokens"], 2) for entry in entries]
+        lines.append(f"| {entries[0]['mode']} | {entries[0]['drafted']} | {' | '.join(cells)} |")
     lines += [
         "",
-        "### Gain of the tree over SpecTr with as many drafted tokens",
+        "### Gain over SpecTr with as many drafted tokens",
         "",
         "In percent of the tokens per call. Prompts are resampled in pairs.",
         "",
-        "| drafter | T | " + " | ".join(f"{entry['nodes']} drafted" for entry in compared) + " |",
-        "|---" * (2 + len(compared)) + "|",
+        f"| mode | drafted | {' | '.join(pairs)} |",
+        "|---" * (2 + len(rows)) + "|",
     ]
-    for row in rows:
-        cells = [format_interval(e["gain_over_spectr"], 1, "+") for e in row["decodings"] if "gain_over_spectr" in e]
-        lines.append(f"| {row['drafter']} | {row['temperature']:g} | {' | '.join(cells)} |")
+    for entries in by_mode:
+        if "gain_over_spectr" in entries[0]:
+            cells = [format_interval(entry["gain_over_spectr"], 1, "+") for entry in entries]
+            lines.append(f"| {entries[0]['mode']} | {entries[0]['drafted']} | {' | '.join(cells)} |")
     lines += [
         "",
         "### Acceptance of one level, K drafts of one token",
@@ -175,14 +182,3 @@ def format_table(rows: list[dict[str, Any]]) -> str:
                 f"| {entry['greedy']:.3f} |"
             )
     return "\n".join(lines) + "\n"
-
-
-def _title(decoding: str, shape: tuple[int, ...]) -> str:
-    import math
-
-    nodes = sum(math.prod(shape[: depth + 1]) for depth in range(len(shape)))
-    if decoding == "block":
-        return f"block, G = {len(shape)} ({nodes})"
-    if decoding == "spectr":
-        return f"SpecTr, K = {shape[0]} ({nodes})"
-    return f"tree {','.join(map(str, shape))} ({nodes})"

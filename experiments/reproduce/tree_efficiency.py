@@ -9,16 +9,14 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from experiments.decoding_modes import LINES, Mode, build
 from experiments.intervals import mean_interval
 from models.decoding.block_decoder import Request
 from models.decoding.choices import Processing
-from models.decoding.decoders import build_decoder
-from models.decoding.draft_options import DraftOptions
 from models.decoding.drafters import Drafter
 from models.decoding.transport import greedy_acceptance, k_seq_acceptance, optimal_acceptance
 from models.language_model import LanguageModel, Weights
 from models.tensors import to_tensors
-from models.token_tree import TokenTree
 
 _ROWS = 32
 
@@ -27,19 +25,15 @@ class Decoder:
     """Continues prompts by a number of blocks, with one graph for all temperatures and seeds.
 
     Args:
+      mode: how to decode.
       model: the target.
       weights: its weights by name.
       drafter: what drafts.
-      decoding: "block", "spectr" or "tree".
-      shape: shape of the drafted tree: (1, 1, …) for "block", (K, 1, …) for "spectr".
       blocks: number of blocks.
     """
 
-    def __init__(
-        self, model: LanguageModel, weights: Weights, drafter: Drafter, decoding: str, shape: Sequence[int], blocks: int
-    ) -> None:
-        options = DraftOptions(len(shape), num_drafts=shape[0], tree=shape)
-        self._decoder = build_decoder(decoding, model, to_tensors(weights), drafter, options)
+    def __init__(self, mode: Mode, model: LanguageModel, weights: Weights, drafter: Drafter, blocks: int) -> None:
+        self._decoder = build(mode, model, to_tensors(weights), drafter)
         self._blocks = blocks
         self._run = tf.function(self._continue, autograph=False)
 
@@ -71,32 +65,29 @@ class Decoder:
         return tf.transpose(counts.stack())
 
 
-def summarise(counts: Mapping[tuple[str, tuple[int, ...]], NDArray[np.int32]]) -> list[dict[str, Any]]:
-    """Returns tokens per call with 95 % bootstrap intervals over prompts, and gains of trees over SpecTr.
+def summarise(counts: Mapping[Mode, NDArray[np.int32]]) -> list[dict[str, Any]]:
+    """Returns tokens per call with 95 % bootstrap intervals over prompts, and gains over SpecTr.
 
     Args:
-      counts: number of tokens of each block `[P, blocks]` by decoding and shape, from the same prompts.
+      counts: number of tokens of each block `[P, blocks]` by mode, from the same prompts.
 
     Returns:
-      For each decoding its name, shape, number of drafted tokens and tokens per call; for a tree also by how many
-      percent these are more than those of SpecTr with as many drafted tokens, if it is among them. Gains are resampled
-      in pairs.
+      For each mode its name, number of drafted tokens and tokens per call; for modes with several drafts also by how
+      many percent these are more than those of SpecTr with as many drafted tokens, if it is among them. Gains are
+      resampled in pairs.
     """
-    nodes = {key: len(TokenTree.from_shape(key[1])) - 1 for key in counts}
-    of_spectr = {nodes[key]: values for key, values in counts.items() if key[0] == "spectr"}
+    of_spectr = {mode.drafted: values for mode, values in counts.items() if mode.decoding == "spectr"}
     found = []
-    for key, values in counts.items():
-        decoding, shape = key
+    for mode, values in counts.items():
         totals = values.sum(axis=1).astype(np.float64)
         calls = np.full(len(values), values.shape[1])
         entry: dict[str, Any] = {
-            "decoding": decoding,
-            "shape": list(shape),
-            "nodes": nodes[key],
+            "mode": mode.text,
+            "drafted": mode.drafted,
             "tokens": mean_interval(totals, calls)._asdict(),
         }
-        other = of_spectr.get(nodes[key])
-        if decoding == "tree" and other is not None:
+        other = of_spectr.get(mode.drafted)
+        if mode.decoding not in (*LINES, "spectr") and other is not None:
             ratio = mean_interval(totals, other.sum(axis=1).astype(np.float64))
             entry["gain_over_spectr"] = {name: 100 * (value - 1) for name, value in ratio._asdict().items()}
         found.append(entry)

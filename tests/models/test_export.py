@@ -107,7 +107,7 @@ def test_signatures_share_one_copy_of_the_weights(float32_path):
 def test_int8_file_stores_every_matrix_once():
     """The tiny preset with 2,000 tokens takes 0.56 MB at most with every converter; see docs/export.md."""
     model = preset("tiny", 2000)
-    flatbuffer = convert(Signatures(model, model.init(0), 64, 128), "int8")
+    flatbuffer = convert(signatures := Signatures(model, model.init(0), 64, 128), signatures.functions, "int8")
     matrices = [shape for shape in model.shapes().values() if len(shape) == 2]
     content = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(flatbuffer, 0))
     sizes = sorted(len(buffer.data) for buffer in content.buffers if buffer.data is not None)
@@ -192,7 +192,7 @@ def test_parity_fails_files_of_other_weights(paths):
 
 
 def test_equal_exports_give_equal_files(tmp_path):
-    flatbuffer = convert(Signatures(MODEL, WEIGHTS, 4, 4), "float32")
+    flatbuffer = convert(signatures := Signatures(MODEL, WEIGHTS, 4, 4), signatures.functions, "float32")
     facts = tflite_file.Facts("float32", MODEL.config(), 4, 4, [], len(flatbuffer), "0")
     for name in ("a", "b"):
         tflite_file.write(tmp_path / name, flatbuffer, VOCABULARY, facts)

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from experiments.bench import cohort_size, decoding, measure, population, pretrained, table
+from experiments.bench import cohort_size, measure, population, pretrained, table, verifiers
 from experiments.bench.simulation import _PEERS, OURS
 from experiments.reproduce import block_verification, coupling, drafters
 from tests.test_docs import ROOT
@@ -75,5 +75,5 @@ def test_tables_of_block_verification_are_those_of_its_results():
     assert section("block-verification", page) == block_verification.format_table(results["rows"])
 
 
-def test_table_of_decoding_is_that_of_its_results():
-    assert section("decoding") == decoding.format_table(json.loads((RESULTS / "decoding.json").read_text())["rows"])
+def test_table_of_verifiers_is_that_of_its_results():
+    assert section("verifiers") == verifiers.format_table(json.loads((RESULTS / "verifiers.json").read_text())["rows"])

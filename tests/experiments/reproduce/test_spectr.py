@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 from experiments import data
+from experiments.decoding_modes import parse
 from experiments.reproduce import drafters, spectr, tree_efficiency
 from models.decoding.drafters import ModelDrafter
 from models.decoding.transport import k_seq_acceptance, optimal_acceptance
@@ -24,7 +25,7 @@ PROMPTS = np.array([[1, 2, 3], [4, 0, 5], [2, 2, 1]], np.int32)
 def test_study_writes_table_results_and_plot(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "sources", lambda config: (SPEAKERS, [], ()))
     monkeypatch.setattr(data, "public_text", lambda config: (["the king and the night"] * 3, ()))
-    for name, value in (("_PROMPT", 4), ("_BLOCKS", 2), ("TREES", (("block", (1,)), ("spectr", (2,)), ("tree", (2,))))):
+    for name, value in (("_PROMPT", 4), ("_BLOCKS", 2), ("MODES", ("block:1", "spectr:2x1", "tree:2"))):
         monkeypatch.setattr(spectr, name, value)
     monkeypatch.setattr(spectr, "_FIRST", (2,))
     small_drafters.write(tmp_path / "models")
@@ -34,26 +35,26 @@ def test_study_writes_table_results_and_plot(tmp_path, monkeypatch):
     results = json.loads((tmp_path / "study" / "metrics.json").read_text())
     assert {row["drafter"] for row in results["rows"]} == {*drafters.MODELS, "ngram"} - {drafters.TARGET}
     assert (tmp_path / "study" / "plot.png").is_file()
-    assert "| ngram | 1 | " in out and "SpecTr, K = 2 (2)" in out
+    assert "| ngram | 1 | " in out and "| spectr:2x1 | 2 | " in out
 
 
 def test_tokens_per_call_are_those_of_the_law():
     """A drafter equal to the target is always accepted, whatever the tree; the mean is exact."""
     equal = ModelDrafter(TARGET, {})  # type: ignore[arg-type]
-    for decoding, shape in (("block", (1, 1)), ("spectr", (2, 1)), ("tree", (1, 1))):
-        decoder = tree_efficiency.Decoder(TARGET, {}, equal, decoding, shape, 4)  # type: ignore[arg-type]
+    for name in ("block:2", "spectr:2x2", "tree:1,1", "distinct-tree:1,1", "multi-path:1x2"):
+        decoder = tree_efficiency.Decoder(parse(name), TARGET, {}, equal, 4)  # type: ignore[arg-type]
         np.testing.assert_array_equal(decoder.draw(PROMPTS, 1.0, 0), np.full([3, 4], 3))
 
 
 def test_summary_compares_trees_with_spectr_of_as_many_drafted_tokens():
     counts = {
-        ("block", (1, 1)): np.array([[1, 1], [3, 3]]),
-        ("spectr", (2, 1)): np.array([[2, 2], [2, 2]]),
-        ("tree", (2, 1)): np.array([[3, 2], [3, 2]]),
-        ("tree", (3, 1)): np.array([[3, 3], [3, 3]]),
+        "block:2": np.array([[1, 1], [3, 3]]),
+        "spectr:2x2": np.array([[2, 2], [2, 2]]),
+        "tree:2,1": np.array([[3, 2], [3, 2]]),
+        "tree:3,1": np.array([[3, 3], [3, 3]]),
     }
-    block, _, tree, wide = tree_efficiency.summarise(counts)  # type: ignore[arg-type]
-    assert block["tokens"]["estimate"] == 2 and block["nodes"] == 2 and "gain_over_spectr" not in block
+    block, _, tree, wide = tree_efficiency.summarise({parse(name): values for name, values in counts.items()})
+    assert block["tokens"]["estimate"] == 2 and block["drafted"] == 2 and "gain_over_spectr" not in block
     assert tree["gain_over_spectr"]["estimate"] == pytest.approx(25)
     assert "gain_over_spectr" not in wide
 
