@@ -83,8 +83,9 @@ def decoding(
 ) -> None:
     """Find the fastest mode of decoding for the trained or imported model in RUN.
 
-    Each mode draws 64 tokens after every prompt, in turn with plain decoding. A benchmark that was interrupted goes on
-    where it was, with the same --output.
+    Each mode draws 64 tokens after every prompt, in turn with plain decoding. From the trees among them the shape is
+    computed that promises the most, and measured too. A benchmark that was interrupted goes on where it was, with the
+    same --output.
     """
     extras.require("models")
     chosen = [parse(text) for text in dict.fromkeys(modes or MODES)]
@@ -94,6 +95,7 @@ def decoding(
     from experiments import plots
     from experiments.bench.decoding_texts import choose_prompts, read_texts
     from experiments.bench.table import machine
+    from experiments.bench.tree_search import propose
     from experiments.display import ConsoleDisplay
     from experiments.provenance import command_line, versions
     from experiments.runs import RunFolder, load_trained, write_json
@@ -118,12 +120,21 @@ def decoding(
         if precision not in found["cost"]:
             found["cost"][precision] = measure.cost(precision)
         for name, form in by_name.items():
-            for mode in chosen:
+
+            def add(mode: Mode, name: str = name, form: str = form, precision: str = precision) -> None:
                 key = {"drafter": name, "precision": precision, "mode": mode.text}
-                if any(key.items() <= row.items() for row in found["rows"]):
-                    continue
-                found["rows"] += [key | row for row in measure.rows(mode, form, precision)]
-                write_json(path, found)
+                if not any(key.items() <= row.items() for row in found["rows"]):
+                    found["rows"] += [key | row for row in measure.rows(mode, form, precision)]
+                    write_json(path, found)
+
+            for mode in chosen:
+                add(mode)
+            for temperature in temperatures:
+                pair = {"drafter": name, "precision": precision, "temperature": temperature}
+                rows = [row for row in found["rows"] if pair.items() <= row.items()]
+                proposed = propose(rows, found["cost"][precision])
+                if proposed is not None:
+                    add(parse(proposed))
     write_json(path, found)
     table = format_results(found)
     write_public(output / "table.md", table.encode())
@@ -224,9 +235,10 @@ def summarise(texts: Sequence[str], drawn: Sequence[Sequence[Any]]) -> dict[str,
 
     Returns:
       "tokens" per call of the target; "by_text" the same by text, without intervals; "speed", tokens per second divided
-      by those of plain decoding from the same prompts; "milliseconds" of a call; "per_second", tokens of the mode.
+      by those of plain decoding from the same prompts; "milliseconds" of a call; "per_second", tokens of the mode;
+      "reached" and "accepted", the number of drafted tokens by place.
     """
-    mode, plain = (np.array([pair[place] for pair in drawn], np.float64).T for place in (0, 1))
+    mode, plain = (np.array([pair[place][:3] for pair in drawn], np.float64).T for place in (0, 1))
     seconds, tokens, calls = mode
     plain_seconds, plain_tokens, _ = plain
     by_text = {
@@ -240,6 +252,7 @@ def summarise(texts: Sequence[str], drawn: Sequence[Sequence[Any]]) -> dict[str,
         "speed": mean_interval(plain_seconds / plain_tokens * tokens, seconds)._asdict(),
         "milliseconds": float(1000 * seconds.sum() / calls.sum()),
         "per_second": float(tokens.sum() / seconds.sum()),
+        **{name: np.sum([getattr(own, name) for own, _ in drawn], axis=0).tolist() for name in ("reached", "accepted")},
     }
 
 

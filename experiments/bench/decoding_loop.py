@@ -20,11 +20,15 @@ class Drawn(NamedTuple):
       seconds: the time, without reading the prompt and the first block.
       tokens: number of tokens.
       calls: number of calls of the target.
+      reached: int `[G]`, number of drafted tokens that were decided about, by place.
+      accepted: int `[G]`, number of those that were accepted.
     """
 
     seconds: float
     tokens: int
     calls: int
+    reached: Any = 0
+    accepted: Any = 0
 
 
 class Loop:
@@ -76,8 +80,7 @@ class Loop:
     def draw(self, prompt: Sequence[int], temperature: float, seed: int) -> Drawn:
         """Draws the tokens that follow a prompt, once up to the end of the first block and once all of them."""
         first, all_of_them = self._run(prompt, temperature, seed, 1), self._run(prompt, temperature, seed, self._tokens)
-        tokens, calls = all_of_them.tokens - first.tokens, all_of_them.calls - first.calls
-        return Drawn(all_of_them.seconds - first.seconds, tokens, calls)
+        return Drawn(*(after - before for before, after in zip(first, all_of_them, strict=True)))  # type: ignore[arg-type]
 
     def _run(self, prompt: Sequence[int], temperature: float, seed: int, count: int) -> Drawn:
         processing = Choices(temperature=temperature).processing._asdict()
@@ -92,7 +95,9 @@ class Loop:
             max_new=np.int32(count),
             **inputs,
         )
-        return Drawn(time.perf_counter() - begin, int(found["decided"][0]), int(found["calls"][0]))
+        seconds = time.perf_counter() - begin
+        places = (found[name][0] if name in found else 0 for name in ("reached", "accepted"))
+        return Drawn(seconds, int(found["decided"][0]), int(found["calls"][0]), *places)
 
 
 def context_of(mode: Mode | None, prompt: int, tokens: int) -> int:

@@ -16,8 +16,8 @@ LETTERS = Vocabulary((b"",) * 3 + tuple(bytes([byte]) for byte in range(256)))
 
 def test_speed_is_that_of_tokens_and_seconds_beside_plain_decoding_from_the_same_prompt():
     drawn = [
-        [Drawn(2.0, 40, 10), Drawn(4.0, 20, 20)],  # 20 tokens a second beside 5
-        [Drawn(2.0, 40, 20), Drawn(2.0, 20, 20)],  # 20 beside 10
+        [Drawn(2.0, 40, 10, np.array([10, 8]), np.array([8, 7])), Drawn(4.0, 20, 20)],  # 20 tokens a second beside 5
+        [Drawn(2.0, 40, 20, np.array([20, 9]), np.array([9, 1])), Drawn(2.0, 20, 20)],  # 20 beside 10
     ]
     found = decoding.summarise(["one", "other"], drawn)
     assert found["speed"]["estimate"] == pytest.approx((8 + 4) / 4)
@@ -26,6 +26,7 @@ def test_speed_is_that_of_tokens_and_seconds_beside_plain_decoding_from_the_same
     assert found["by_text"] == {"one": 4, "other": 2}
     assert found["milliseconds"] == pytest.approx(1000 * 4 / 30)
     assert found["per_second"] == pytest.approx(20)
+    assert (found["reached"], found["accepted"]) == ([30, 17], [17, 8])
 
 
 def row(mode, temperature, speed, drafter="d", **more):

@@ -1,0 +1,51 @@
+"""The proposed tree is the best one if blocks follow the law that the search takes them to follow."""
+
+import math
+
+import pytest
+
+from experiments.bench.tree_search import propose
+from models.decoding.tree_shapes import best_shape
+
+SHAPES = ((4,), (2, 1), (3, 1), (2, 2), (2, 1, 1), (2, 1, 1, 1))
+FIRST = [0.5, 0.65, 0.72, 0.76]  # share accepted of 1 to 4 children
+DEEPER = 0.9
+ONCE, BY_LEVEL, BY_NODE = 0.2, 0.05, 0.01
+
+
+def call(tokens):
+    """Returns the milliseconds of a call: a step at 8 tokens."""
+    return 1 + 0.05 * tokens + 2.0 * (tokens >= 8)
+
+
+def row(shape):
+    nodes = sum(math.prod(shape[: depth + 1]) for depth in range(len(shape)))
+    reached, accepted, alive = [], [], 10_000.0
+    for depth, children in enumerate(shape):
+        reached.append(alive)
+        alive *= FIRST[children - 1] * DEEPER ** (depth > 0)
+        accepted.append(alive)
+    spent = call(nodes + 1) + ONCE + BY_LEVEL * len(shape) + BY_NODE * nodes
+    name = f"tree:{','.join(map(str, shape))}"
+    return {"mode": name, "milliseconds": spent, "reached": reached, "accepted": accepted}
+
+
+def test_proposal_is_the_best_of_all_shapes():
+    counts = (*range(1, 10), 13, 17)
+    cost = {str(count): [0, call(count), 9] for count in counts}
+    shares = [[share * DEEPER ** (depth > 0) for share in (*FIRST, *[FIRST[-1]] * 4)] for depth in range(4)]
+    best = best_shape(
+        shares,
+        [call(count) + ONCE for count in range(1, 18)],
+        [BY_LEVEL + BY_NODE * width for width in range(1, 9)],
+    )
+    line = row((1,) * 4) | {"mode": "block:4", "milliseconds": 0.0}
+    found = propose([*(row(shape) for shape in SHAPES), line], cost)
+    assert found == f"tree:{','.join(map(str, best.shape))}"
+    # Seven tokens at once cost as little as five, eight cost two milliseconds more.
+    assert sum(math.prod(best.shape[: depth + 1]) for depth in range(len(best.shape))) == 6
+
+
+@pytest.mark.parametrize("rows", [[], [row(shape) for shape in SHAPES[:3]], [row(SHAPES[0]) | {"mode": "block:4"}] * 6])
+def test_few_trees_give_no_proposal(rows):
+    assert propose(rows, {"1": [1, 1, 1]}) is None
