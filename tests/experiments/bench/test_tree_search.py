@@ -44,7 +44,6 @@ def test_proposal_is_the_best_of_all_shapes():
     assert found == f"tree:{','.join(map(str, best.shape))}"
     # Eight tokens at once cost two milliseconds more than seven.
     assert 3 <= sum(math.prod(best.shape[: depth + 1]) for depth in range(len(best.shape))) <= 6
-    assert best.shape not in SHAPES
 
 
 @pytest.mark.parametrize("rows", [[], [row(shape) for shape in SHAPES[:3]], [row(SHAPES[0]) | {"mode": "block:4"}] * 6])
