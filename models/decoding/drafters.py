@@ -75,12 +75,21 @@ class Drafter(ABC):
 
         return tf.nest.map_structure(select, *states)
 
+    def begin(self, state: Any, target: Any) -> Any:
+        """Returns the state with which the steps of a block begin; by default the state itself.
+
+        Args:
+          state: this drafter's state after the text without its last token.
+          target: the target's state after the same tokens.
+        """
+        return state
+
     def step_level(self, tokens: tf.Tensor, trail: Any, tree: TokenTree, level: range) -> tuple[tf.Tensor, Any]:
         """Reads the tokens of a tree's nodes at one depth, each after its ancestors.
 
         Args:
           tokens: int32 `[B, N]`.
-          trail: the state before the tree for the root; then what this function returned for the depth before.
+          trail: what `begin` returned for the root; then what this function returned for the depth before.
           tree: the tree, in which all nodes at one depth have equally many children.
           level: the N nodes, one of `tree.levels`.
 

@@ -20,12 +20,10 @@ class HiddenState(NamedTuple):
     Attributes:
       model: the model's own state or trail.
       hidden: float32 `[B, E]`, or `[B, G+1, E]` in a trail; zeros before any token.
-      is_known: bool `[B]`, or `[B, G+1]`; whether a token has been read.
     """
 
     model: Any
     hidden: Any
-    is_known: Any
 
 
 @dataclass(frozen=True)
@@ -55,9 +53,7 @@ class WithHidden:
     def initial_state(self, batch: int) -> HiddenState:
         """Returns the state before any token."""
         size = self.headed.base.shapes()["embedding"][1]
-        return HiddenState(
-            self.headed.initial_state(batch), tf.zeros([batch, size]), tf.zeros([batch], tf.bool)
-        )
+        return HiddenState(self.headed.initial_state(batch), tf.zeros([batch, size]))
 
     def prefill(
         self, weights: Weights, tokens: Array, lengths: Array, state: HiddenState | None = None
@@ -83,14 +79,13 @@ class WithHidden:
         """Reads tokens int32 `[B, G]` and returns logits `[B, G, V]` and the trail; see `LanguageModel.extend`."""
         begun = level is None or level.start == 0
         logits, hidden, trail = self.headed.extend_with_hidden(weights, tokens, state.model, tree, level)
-        before, known = (part[:, tf.newaxis] if begun else part for part in (state.hidden, state.is_known))
-        read = tf.ones_like(hidden[..., 0], tf.bool)
-        return logits, HiddenState(trail, tf.concat([before, hidden], 1), tf.concat([known, read], 1))
+        before = state.hidden[:, tf.newaxis] if begun else state.hidden
+        return logits, HiddenState(trail, tf.concat([before, hidden], axis=1))
 
     def rewind(self, trail: HiddenState, kept: Array, tree: TokenTree | None = None) -> HiddenState:
         """Returns the state after the kept tokens; see `LanguageModel.rewind`."""
-        hidden, is_known = (tf.gather(part, kept, axis=1, batch_dims=1) for part in (trail.hidden, trail.is_known))
-        return HiddenState(self.headed.rewind(trail.model, kept, tree), hidden, is_known)
+        hidden = tf.gather(trail.hidden, kept, axis=1, batch_dims=1)
+        return HiddenState(self.headed.rewind(trail.model, kept, tree), hidden)
 
     def head_logits(self, weights: Weights, state: HiddenState) -> tf.Tensor:
         """Returns the logits `[B, h, V]` of all heads after the last token that was read."""

@@ -149,7 +149,7 @@ class Speculation(BlockDecoder):
             return proposes, drawn, after
 
         token, is_open, lengths = state.last, tf.ones([batch], tf.bool), tf.zeros_like(wanted)
-        states: list[Any] = [state.drafter]
+        states: list[Any] = [drafter.begin(state.drafter, state.target)]
         laws: list[Any] = []
         tokens: list[tf.Tensor] = []
         found: Any = None

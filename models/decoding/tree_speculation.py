@@ -93,7 +93,7 @@ class TreeSpeculation(BlockDecoder):
         """Drafts one tree per row; arguments as for `block`."""
         batch, size = state.last.shape[0], self.model.vocabulary_size
         tokens, is_real = state.last[:, tf.newaxis], tf.ones([batch, 1], tf.bool)
-        trail, bases = state.drafter, []
+        trail, bases = self.drafter.begin(state.drafter, state.target), []
         for level in self.tree.levels:
             logits, trail = self.drafter.step_level(tokens[:, level.start :], trail, self.tree, level)
             if level == self.tree.levels[-1]:
