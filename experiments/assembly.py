@@ -18,7 +18,7 @@ from fl.exact_mean import ExactDPMean
 from fl.local_training import LanguageModelling, LocalSGD
 from fl.rounds import Federation
 from models.language_model import LanguageModel
-from models.presets import preset
+from models.presets import preset, with_heads
 from privacy import accounting
 from privacy.keys import RunKeys
 from privacy.plan import AdaptiveClip, FixedClip, PrivacyPlan, PrivateMetrics
@@ -31,7 +31,7 @@ def build_model(config: Config, vocabulary_size: int, initial: LanguageModel | N
     Args:
       config: the run's config.
       vocabulary_size: number of token ids.
-      initial: the model that `model.init` names; it is the model itself.
+      initial: the model that `model.init` names; it is the model itself, or the base of its prediction heads.
 
     Raises:
       ValueError: the sizes do not fit each other, or the clients' sequences do not fit in the model's context.
@@ -43,7 +43,23 @@ def build_model(config: Config, vocabulary_size: int, initial: LanguageModel | N
             f"clients.sequence_length = {length} is more than the model's context of {model.context} tokens: lower it, "
             "or raise model.context"
         )
-    return model
+    return _add_heads(config, model)
+
+
+def _add_heads(config: Config, model: LanguageModel) -> LanguageModel:
+    """Returns the model with the prediction heads of the config, which are its own if it has heads already."""
+    heads, length = config.model.prediction_heads, config.clients.sequence_length
+    own = model.config().get("prediction_heads", 1)
+    if own not in (1, heads):
+        raise ValueError(
+            f"model.prediction_heads = {heads}: the model of model.init has {own} prediction heads; give this number"
+        )
+    if heads > length:
+        raise ValueError(
+            f"model.prediction_heads = {heads} is more than clients.sequence_length = {length}, so that the last head "
+            "would have nothing to predict: lower it"
+        )
+    return model if heads == own else with_heads(model, heads)
 
 
 def _build_preset(config: Config, vocabulary_size: int) -> LanguageModel:
@@ -156,7 +172,8 @@ def _metrics(config: Config) -> PrivateMetrics | None:
     default = PrivateMetrics()
     return PrivateMetrics(
         default.share if section.metrics_share is None else section.metrics_share,
-        default.loss_bound if section.loss_bound is None else section.loss_bound,
+        # The loss of a model with prediction heads is a sum over the heads.
+        default.loss_bound * config.model.prediction_heads if section.loss_bound is None else section.loss_bound,
     )
 
 

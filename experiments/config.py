@@ -264,7 +264,7 @@ class PrivacyConfig(Section, frozen=True):
                 gt=LOSS_BOUNDS[0],
                 lt=LOSS_BOUNDS[1],
                 description="Maximum of a client's mean loss in those metrics, in nats per token; public. "
-                f"Default: {PrivateMetrics.loss_bound:g}.",
+                f"Default: {PrivateMetrics.loss_bound:g} for each of `model.prediction_heads`.",
             ),
         ]
         | None

@@ -147,6 +147,11 @@ def _check_metrics(section: PrivacyConfig) -> None:
 
 def check_together(config: Config) -> None:
     """Checks keys of different sections."""
+    if config.pretraining.freeze_base and (config.model.init is None or config.model.prediction_heads == 1):
+        raise ValueError(
+            "pretraining.freeze_base = true trains prediction heads on the model of model.init: set model.init, and "
+            "model.prediction_heads to at least 2"
+        )
     if config.model.init is not None and config.vocabulary != type(config.vocabulary)():
         raise ValueError(
             f"vocabulary.size = {config.vocabulary.size} has no effect with model.init, whose vocabulary is used: "

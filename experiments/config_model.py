@@ -6,7 +6,7 @@ from msgspec import Meta
 
 from experiments import config_checks
 from experiments.config_fields import Section, at_least, positive, text
-from models.presets import NAMES, TRANSFORMERS
+from models.presets import MAX_HEADS, NAMES, TRANSFORMERS
 from models.vocabulary import SMALLEST as LEAST_SIZE
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ class ModelConfig(Section, frozen=True):
             str,
             text(
                 "Folder of a pretrained, trained or imported model to start from; its vocabulary is used too, so "
-                "that no other key of this section but `seed`, and no `vocabulary.size`, is allowed. A private run "
-                "refuses a model that was trained on text of its own clients."
+                "that no other key of this section but `prediction_heads` and `seed`, and no `vocabulary.size`, is "
+                "allowed. A private run refuses a model that was trained on text of its own clients."
             ),
         ]
         | None
@@ -74,6 +74,16 @@ class ModelConfig(Section, frozen=True):
         ]
         | None
     ) = None
+    prediction_heads: Annotated[
+        int,
+        at_least(
+            1,
+            "Number of heads that each predict one token, from 1 to this many places ahead; 1 is the model alone. With "
+            "more, losses in training are sums over the heads. Heads are added to a model of `init` that has none; for "
+            "one that has heads, give their number.",
+            MAX_HEADS,
+        ),
+    ] = 1
     seed: Annotated[
         int, at_least(0, "Seed of the initial weights, and of the order of the public text in pretraining.")
     ] = 0
@@ -106,6 +116,12 @@ class PretrainingConfig(Section, frozen=True):
         ]
         | None
     ) = None
+    freeze_base: Annotated[
+        bool,
+        text(
+            "Whether only the prediction heads are trained, and the model of `model.init` stays as it is, bit for bit."
+        ),
+    ] = False
     patience: Annotated[
         int, at_least(1, "Training stops after this many evaluations in a row without a lower held-out loss.")
     ] = 2

@@ -58,12 +58,15 @@ def _load(name: str, model: Any, weights: dict[str, np.ndarray], vocabulary: Any
     if name.startswith(_NGRAM):
         return _load_ngram(Path(name.removeprefix(_NGRAM)), vocabulary)
     from models.decoding.drafters import ModelDrafter
+    from models.heads import without_heads
 
     if name == "self":
         from models.decoding.rounded_weights import quantized
 
+        model, weights = without_heads(model, weights)
         return ModelDrafter(model.fit(context), quantized(model, weights))
     own_model, own_weights, own_vocabulary = load_trained(Path(name))
+    own_model, own_weights = without_heads(own_model, own_weights)
     if own_vocabulary.digest == vocabulary.digest:
         return ModelDrafter(own_model.fit(context), own_weights)
     from models.decoding.shared_vocabulary import SharedVocabularyDrafter

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from experiments.config import PretrainingConfig
+from experiments.head_evaluation import HeadEvaluator
 from fl import checkpoints
 from fl.checkpoints import Checkpoint
 from fl.clients import PAD
@@ -34,7 +35,7 @@ def pretrain(
     """Trains a model on public sequences with Adam, and stops early.
 
     Args:
-      model: a `models.language_model.LanguageModel`.
+      model: a `models.language_model.LanguageModel`; with prediction heads, all losses are sums over the heads.
       sequences: int32 [n, T+1], the public text; n ≥ 40 unless `config.epochs` is 0.
       config: the settings; with 0 epochs the initial weights are returned.
       weights: the initial weights by name.
@@ -55,13 +56,15 @@ def pretrain(
     """
     if config.epochs == 0:
         return weights
-    held_out, rows = _split(sequences, config)
+    held_out_rows, rows = _split(sequences, config)
     import tensorflow_federated as tff
     import tensorflow as tf
 
     from fl.evaluation import Evaluator
+    from models.heads import HeadedLanguageModel
 
-    evaluate = Evaluator(model, [held_out])
+    build: Any = HeadEvaluator if isinstance(model, HeadedLanguageModel) else Evaluator
+    evaluate = build(model, [held_out_rows])
     optimizer = tff.learning.optimizers.build_adam(config.learning_rate)
     specs = {name: tf.TensorSpec(value.shape, tf.float32) for name, value in weights.items()}
 
@@ -153,14 +156,18 @@ def _split(sequences: np.ndarray, config: PretrainingConfig) -> tuple[np.ndarray
             f"data.public has {len(sequences)} sequences: {2 * _VALIDATION_STRIDE} are needed to train the public "
             "model; declare more text public, or set pretraining.epochs = 0"
         )
-    is_held_out = np.arange(len(sequences)) % _VALIDATION_STRIDE == 0
-    rows = sequences[~is_held_out]
+    rows = np.delete(sequences, np.s_[::_VALIDATION_STRIDE], axis=0)
     if config.batch_size > len(rows):
         raise ValueError(
             f"pretraining.batch_size = {config.batch_size}: must be at most {len(rows)}, the number of public "
             "sequences to train on; lower it"
         )
-    return sequences[is_held_out], rows
+    return held_out(sequences), rows
+
+
+def held_out(sequences: np.ndarray) -> np.ndarray:
+    """Returns those of the public sequences int32 [n, T+1] that are not trained on, for early stopping."""
+    return sequences[::_VALIDATION_STRIDE]
 
 
 def _to_numpy(state: Any) -> Any:

@@ -1,6 +1,7 @@
 """Trains a model on the public text of a config: alone, into a folder of its own, or before the rounds of a run."""
 
 import contextlib
+import dataclasses
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -10,21 +11,27 @@ import numpy as np
 from experiments import assembly, data, initial_model, interrupt
 from experiments.config import Config
 from experiments.display import ConsoleDisplay
+from experiments.head_evaluation import HeadEvaluator, table
 from experiments.initial_model import InitialModel
-from experiments.pretraining import initial_weights, pretrain
+from experiments.pretraining import held_out, initial_weights, pretrain
 from experiments.provenance import versions
 from experiments.runs import RunFolder, read_json, save_weights, write_json
 from fl.runtime.kernels import describe_kernels
 from privacy.files import require_writable
 
 
-def train(run: RunFolder, command: str, show: ConsoleDisplay) -> None:
+def train(run: RunFolder, command: str, show: ConsoleDisplay) -> str:
     """Trains a model to its end, whether its folder is new, was interrupted or holds the finished model already.
+
+    A model with prediction heads is evaluated on the held-out public text, by which early stopping chose the weights.
 
     Args:
       run: folder that holds the config (`RunFolder.create`).
       command: the command line, which is recorded in `facts.json`.
       show: display of the notes and the progress.
+
+    Returns:
+      The results of each prediction head as Markdown; empty if the model has none, or was trained before.
 
     Raises:
       OSError, ValueError: training cannot begin or go on; one line. It can be resumed after the cause is fixed.
@@ -33,7 +40,7 @@ def train(run: RunFolder, command: str, show: ConsoleDisplay) -> None:
     require_writable(run.path)
     if run.weights.exists():
         show.note(f"{run.path} holds a trained model already: nothing is trained")
-        return
+        return ""
     if run.facts.exists() and "store" in read_json(run.facts):
         raise ValueError(f"{run.path} is a federated run: resume it with fedspeak train --resume {run.path}")
     show.note(f"run: {run.path}")
@@ -54,7 +61,13 @@ def train(run: RunFolder, command: str, show: ConsoleDisplay) -> None:
     show.note("loading TensorFlow Federated …")
     weights = train_public(model, sequences, config, initial, show, run)
     write_json(run.model, model.config())
+    text = ""
+    if config.model.prediction_heads > 1:
+        found = HeadEvaluator(model, [row[np.newaxis] for row in held_out(sequences)])(weights).to_dict()
+        write_json(run.heads, found)
+        text = table(found, "held-out public text (sequences)")
     save_weights(run.weights, weights)
+    return text
 
 
 def _record_facts(
@@ -117,6 +130,18 @@ def train_public(
     """
     seed = config.model.seed
     weights = initial_weights(model, sequences, seed) if initial is None else initial.weights
+    trained: Any = model
+    frozen: dict[str, Any] = {}
+    if config.model.prediction_heads > 1:
+        import tensorflow as tf
+
+        show.note(f"{config.model.prediction_heads} prediction heads: losses in training are sums over the heads")
+        weights = dict(sorted((model.init_heads(seed) | weights).items()))
+        if config.pretraining.freeze_base:
+            frozen, weights = model.split(weights)
+            # As tensors, which the graphs share.
+            constants = {name: tf.constant(value) for name, value in frozen.items()}
+            trained = dataclasses.replace(model, base_weights=constants)
     with contextlib.ExitStack() as stack:
         board: Any = None
         advance: Any = None
@@ -140,5 +165,5 @@ def train_public(
             advance(step, {"public_loss": loss})
 
         folder = None if run is None else run.checkpoints
-        weights = pretrain(model, sequences, config.pretraining, weights, seed, on_evaluation, folder, on_step)
-    return weights
+        weights = pretrain(trained, sequences, config.pretraining, weights, seed, on_evaluation, folder, on_step)
+    return dict(sorted((frozen | weights).items()))

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from experiments import data, plots
+from experiments import data, head_evaluation, plots
 from experiments.baselines import KneserNeyBigram, Unigram
 from experiments.display import FIXED_KEY
+from experiments.head_evaluation import HeadEvaluator
 from experiments.intervals import Interval, bits_per_character, mean_interval, paired_interval
 from experiments.provenance import versions
 from experiments.runs import RunFolder, load_trained, load_weights, read_json, write_json
@@ -72,10 +73,22 @@ def evaluate(run: RunFolder) -> str:
     rows = test_rows(run, prepared)
     evaluation = {"clients": len(prepared.splits.test), "rows": [row.to_dict() for row in rows], "versions": versions()}
     write_json(run.evaluation, evaluation)
-    text = table(rows, len(prepared.splits.test))
+    text = table(rows, len(prepared.splits.test)) + _evaluate_heads(run, prepared)
     write_private(run.table, text.encode())
     plots.loss_curve(run.path / "curve", metrics, _validation_lines(run, prepared))
     return text
+
+
+def _evaluate_heads(run: RunFolder, prepared: data.Data) -> str:
+    """Evaluates the prediction heads on the test clients, and returns a table; nothing if the model has none."""
+    from models.heads import HeadedLanguageModel
+
+    model, weights, _ = load_trained(run.path)
+    if not isinstance(model, HeadedLanguageModel):
+        return ""
+    found = HeadEvaluator(model, [prepared.whole(client) for client in prepared.splits.test])(weights).to_dict()
+    write_json(run.heads, found)
+    return "\n" + head_evaluation.table(found, "the test clients, without noise, outside ε")
 
 
 def table(rows: list[Row], clients: int) -> str:

@@ -80,6 +80,11 @@ class RunFolder:
         return self.path / "evaluation.md"
 
     @property
+    def heads(self) -> Path:
+        """Returns the file with the results of each prediction head on text that was not trained on."""
+        return self.path / "heads.json"
+
+    @property
     def facts(self) -> Path:
         """Returns the file with the command, versions, a summary of the data, and the kernels that computed the rounds.
 
@@ -113,7 +118,7 @@ class RunFolder:
     def close_to_others(self) -> None:
         """Closes the operator's files to other accounts; earlier versions of fedspeak left them readable."""
         log = RoundLog(self.path)
-        own = [self.config, self.config_digest, self.facts, self.evaluation, self.table, self.tensorboard]
+        own = [self.config, self.config_digest, self.facts, self.evaluation, self.heads, self.table, self.tensorboard]
         own += [self.path / f"report.{suffix}" for suffix in ("html", "md", "json")]
         own += [self.path / f"curve.{suffix}" for suffix in ("png", "svg")]
         for pattern in ("metrics-until-round-*.jsonl", ".*.tmp", ".*.draft"):  # a killed write leaves a .tmp or .draft

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments.head_evaluation import HeadEvaluator, table
 from experiments.intervals import bits_per_character, mean_interval
 from experiments.runs import load_trained
 
@@ -19,7 +20,8 @@ def evaluate_text(folder: Path, files: tuple[Path, ...]) -> str:
       files: the text files, UTF-8.
 
     Returns:
-      The results as Markdown: the loss of all files together, with an interval over their sequences.
+      The results as Markdown: the loss of all files together, with an interval over their sequences; and the results
+      of each prediction head, if the model has more than one.
 
     Raises:
       OSError: a file cannot be read.
@@ -28,6 +30,7 @@ def evaluate_text(folder: Path, files: tuple[Path, ...]) -> str:
     texts = [read_text(file) for file in files]
     from fl.clients import sequences
     from fl.evaluation import Evaluator
+    from models.heads import HeadedLanguageModel
 
     model, weights, vocabulary = load_trained(folder)
     length = min(_LENGTH, model.context or _LENGTH)
@@ -43,7 +46,10 @@ def evaluate_text(folder: Path, files: tuple[Path, ...]) -> str:
     nats = mean_interval(found.loss, found.tokens)
     bits = bits_per_character(float(found.loss.sum()), float(vocabulary.characters[targets].sum()))
     names = ", ".join(file.name for file in files)
-    return "\n".join(
+    heads = ""
+    if isinstance(model, HeadedLanguageModel):
+        heads = "\n" + table(HeadEvaluator(model, pieces)(weights).to_dict(), "the same text (sequences)")
+    text = "\n".join(
         [
             f"{names}: {found.tokens.sum():,} tokens in sequences of up to {length}, with a 95 % interval over these.",
             "",
@@ -54,6 +60,7 @@ def evaluate_text(folder: Path, files: tuple[Path, ...]) -> str:
             "",
         ]
     )
+    return text + heads
 
 
 def read_text(file: Path) -> str:

@@ -13,6 +13,7 @@ _HOME = {
     "CIFGCell": "models.keras_layers",
     "SICIFG": "models.keras_layers",
     "SICIFGCell": "models.keras_layers",
+    "HeadedLanguageModel": "models.heads",
     "LanguageModel": "models.language_model",
     "RecurrentLanguageModel": "models.recurrent_lm",
     "TransformerDecoder": "models.transformer.keras_layer",

@@ -47,6 +47,7 @@ from models import tflite_file
 from models.decoding.choices import DECODINGS, LONGEST_TEXT
 from models.decoding.draft_options import DraftOptions
 from models.decoding.drafters import Drafter
+from models.heads import without_heads
 from models.language_model import LanguageModel, Weights
 from models.signatures import Signatures
 from models.tflite_file import PRECISIONS
@@ -69,6 +70,8 @@ def export(
     tree: Sequence[int] = DraftOptions.tree,
 ) -> None:
     """Writes a model, its weights, its vocabulary and perhaps a drafter as one TFLite file.
+
+    Of a model with prediction heads, the base model is written.
 
     The file appears at `path` only when it is complete. If writing fails, an existing file is left unchanged.
 
@@ -107,6 +110,7 @@ def export(
             "give the vocabulary that the model was trained with"
         )
     _require_weights(model, weights)
+    model, weights = without_heads(model, weights)
     _require_decodings(decodings, drafter)
     folder = Path(path).parent
     if not folder.is_dir():

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from models.heads import HeadedLanguageModel
 from models.keras_layers import CIFG, SICIFG, as_compute, fan_in_normal
 from models.language_model import Weights
 from models.recurrent_lm import RecurrentLanguageModel
@@ -100,8 +101,13 @@ def to_keras(
         Without one, TFF fails with "must feed a value for placeholder", as it does for any Keras RNN.
 
     Raises:
-      ValueError: `length` is more than the model's context.
+      ValueError: `length` is more than the model's context, or the model has prediction heads.
     """
+    if isinstance(model, HeadedLanguageModel):
+        raise ValueError(
+            "model: prediction heads have no Keras form: build the base, to_keras(*without_heads(model, weights)) with "
+            "models.heads.without_heads"
+        )
     tokens = keras.Input((length,), dtype="int32", name="tokens")
     if isinstance(model, TransformerLanguageModel):
         logits = TransformerDecoder(model.config(), name="decoder")(tokens)

@@ -17,8 +17,9 @@ class LanguageModel(Protocol):
     In shapes, B is the batch size, T and G are numbers of tokens, V is the vocabulary size and U is the number of
     clients on a leading client axis.
 
-    The functions of weights and tokens run in eager mode and in `tf.function`. All but `loss_sum` and
-    `loss_and_correct` compile under XLA. `prefill`, `extend` and `rewind` also convert to TFLite with builtin ops only.
+    The functions of weights and tokens run in eager mode and in `tf.function`. All but `loss_sum`, `loss_and_correct`
+    and `hidden_states` compile under XLA. `prefill`, `extend`, `rewind` and `logits` also convert to TFLite with
+    builtin ops only.
     """
 
     @property
@@ -75,6 +76,30 @@ class LanguageModel(Protocol):
 
     def loss_and_correct(self, weights: Weights, tokens: Array, rows: Array | None = None) -> tuple[Array, Array]:
         """Returns `loss_sum`, and how many of the same targets have the largest logit, each float32 `[]` or `[U]`."""
+
+    def hidden_states(self, weights: Weights, tokens: Array) -> tuple[Array, Array, Array | None]:
+        """Returns the hidden states of whole rows and the output layer that reads them, for training.
+
+        The logits are hidden · tableᵀ + bias. All three are differentiable once with respect to the weights. Prediction
+        heads are trained on them (`models.heads`).
+
+        Args:
+          weights: as for `token_losses`.
+          tokens: as for `token_losses`.
+
+        Returns:
+          The hidden states `[(U,) B, T, E]` after each token but the last of a row, the table `[(U,) V, E]`, and the
+          bias `[(U,) V]` or None. An implementation may skip, and set to zero, the hidden states after the last target
+          of a row that is not padding (id 0). Its shapes then depend on the data, and it does not compile under XLA.
+        """
+
+    def logits(self, weights: Weights, hidden: Array) -> Array:
+        """Returns the logits `[B, V]` of hidden states `[B, E]`; see `extend_with_hidden`.
+
+        Args:
+          weights: without a client axis; those of `equalized` too.
+          hidden: hidden states.
+        """
 
     def prefill(self, weights: Weights, tokens: Array, lengths: Array, state: State = None) -> tuple[Array, State]:
         """Reads one prompt, or the next part of one, per row.

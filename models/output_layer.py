@@ -3,6 +3,7 @@
 Shapes that begin with `(U,)` may have a leading client axis of size U. All tensors of a call have it, or none has it.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -45,7 +46,12 @@ def tied(embedding: tf.Tensor, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def sums(
-    outputs: tf.Tensor, table: tf.Tensor, bias: tf.Tensor | None, targets: tf.Tensor, with_correct: bool
+    outputs: tf.Tensor,
+    table: tf.Tensor,
+    bias: tf.Tensor | None,
+    targets: tf.Tensor,
+    with_correct: bool,
+    clients: tf.Tensor | None = None,
 ) -> list[tf.Tensor]:
     """Returns the sum of `cross_entropy` over the targets that are not PAD, for each client if there is a client axis.
 
@@ -59,6 +65,7 @@ def sums(
       bias: as for `cross_entropy`.
       targets: as for `cross_entropy`; PAD is padding.
       with_correct: whether to return also the number of targets that have the largest logit of their row.
+      clients: the number U of clients if outputs and targets have a client axis and the table has none, else None.
 
     Returns:
       [loss sum], or with `with_correct` [loss sum, number of correct targets]. Each is a float `[]`, or `[U]` with a
@@ -73,7 +80,68 @@ def sums(
         return [tf.reduce_sum(part, axis=[*range(1, targets.shape.rank)]) for part in parts]
     real = tf.where(tf.not_equal(targets, PAD))
     parts = _losses(tf.gather_nd(outputs, real), table, bias, tf.gather_nd(targets, real), with_correct)
+    if clients is not None:
+        return [tf.math.unsorted_segment_sum(part, real[:, 0], clients) for part in parts]
     return [tf.reduce_sum(part) for part in parts]
+
+
+def sums_in_turn(
+    outputs: Sequence[tf.Tensor],
+    table: tf.Tensor,
+    bias: tf.Tensor | None,
+    targets: Sequence[tf.Tensor],
+    with_correct: bool,
+    is_constant: bool = False,
+    clients: tf.Tensor | None = None,
+) -> list[tf.Tensor]:
+    """Returns the loss of `sums`, added up over several outputs of one layer.
+
+    The outputs are computed one after another, each with its gradient, so that the logits and softmax of one output at
+    a time are in memory, not those of all until the gradient is taken.
+
+    Args:
+      outputs: the vectors of each output, as for `cross_entropy`.
+      table: as for `cross_entropy`.
+      bias: as for `cross_entropy`.
+      targets: the targets of each output, as for `cross_entropy`; PAD is padding.
+      with_correct: whether to return also the number of targets of the first output that have the largest logit.
+      is_constant: whether table and bias are constants, which have no client axis and get no gradient.
+      clients: the number U of clients if outputs and targets have a client axis, else None.
+
+    Returns:
+      [loss sum], or with `with_correct` [loss sum, number of correct targets], as `sums` does.
+    """
+    layer = [] if is_constant else [table] if bias is None else [table, bias]
+
+    @tf.custom_gradient
+    def run(*inputs: tf.Tensor) -> Any:
+        vectors, trained = inputs[: len(outputs)], inputs[len(outputs) :]
+        own_table, own_bias = (*trained, None)[:2] if trained else (table, bias)
+        results: list[list[tf.Tensor]] = []
+        of_outputs: list[tf.Tensor] = []
+        of_layer: list[tf.Tensor] = []
+        for each, ids in zip(vectors, targets, strict=True):
+            with tf.control_dependencies([*of_outputs, *of_layer]):
+                with tf.GradientTape() as tape:
+                    tape.watch([each, *trained])
+                    counts = with_correct and not results
+                    found = sums(each, own_table, own_bias, ids, counts, clients if is_constant else None)
+                    total = tf.reduce_sum(found[0])
+                of_output, *added = tape.gradient(total, [each, *trained])
+                of_layer = [old + new for old, new in zip(of_layer, added, strict=True)] if results else added
+            of_outputs.append(of_output)
+            results.append(found)
+
+        def gradient(upstream: tf.Tensor, *_: tf.Tensor) -> list[tf.Tensor]:
+            scale = [upstream] * (len(outputs) + len(layer))
+            gradients = [*of_outputs, *of_layer]
+            if clients is not None:
+                scale = [tf.reshape(upstream, [-1, *[1] * (value.shape.rank - 1)]) for value in gradients]
+            return [factor * value for factor, value in zip(scale, gradients, strict=True)]
+
+        return [tf.add_n([found[0] for found in results]), *results[0][1:]], gradient
+
+    return list(run(*outputs, *layer))
 
 
 def cross_entropy(outputs: tf.Tensor, table: tf.Tensor, bias: tf.Tensor | None, targets: tf.Tensor) -> tf.Tensor:

@@ -31,6 +31,8 @@ _TRANSFORMERS: dict[str, dict[str, Any]] = {
 RECURRENT = tuple(_RECURRENT)
 TRANSFORMERS = tuple(_TRANSFORMERS)
 NAMES = RECURRENT + TRANSFORMERS
+MAX_HEADS = 16
+"""Maximum number of prediction heads of a model."""
 
 
 def preset(name: str, vocabulary_size: int | None = None, **changes: Any) -> LanguageModel:
@@ -62,12 +64,28 @@ def from_config(config: dict[str, Any]) -> LanguageModel:
       ValueError: the architecture is unknown, or an entry is missing, unknown or out of range.
     """
     entries = dict(config)
-    architecture = entries.pop("architecture", None)
+    architecture, heads = entries.pop("architecture", None), entries.pop("prediction_heads", None)
     if architecture not in ("recurrent", "transformer"):
         raise ValueError(
             f"model config: architecture {architecture!r} is unknown; the known ones are 'recurrent' and 'transformer'"
         )
-    return _build(architecture, entries, "model config")
+    model = _build(architecture, entries, "model config")
+    return model if heads is None else with_heads(model, heads)
+
+
+def with_heads(model: LanguageModel, prediction_heads: int) -> LanguageModel:
+    """Adds prediction heads to a language model.
+
+    Args:
+      model: the base model.
+      prediction_heads: number of heads, the base model included, 1 to `MAX_HEADS`.
+
+    Raises:
+      ValueError: the number is out of range, or the model has heads already.
+    """
+    from models.heads import HeadedLanguageModel
+
+    return HeadedLanguageModel(model, prediction_heads)
 
 
 def _build(architecture: str, options: dict[str, Any], what: str) -> LanguageModel:

@@ -128,6 +128,16 @@ class RecurrentLanguageModel:
         outputs = self._recurrence().outputs(weights, inputs)
         return outputs, table, weights.get("output_bias"), tokens[..., 1:, :]
 
+    def hidden_states(self, weights: Weights, tokens: Array) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
+        """Returns the recurrent outputs `[(U,) B, T, E]`, output table and bias; see `LanguageModel.hidden_states`."""
+        outputs, table, bias, _ = self._outputs(weights, tokens)
+        rank = outputs.shape.rank
+        return tf.transpose(outputs, [*range(rank - 3), rank - 2, rank - 3, rank - 1]), table, bias
+
+    def logits(self, weights: Weights, hidden: Array) -> tf.Tensor:
+        """Returns the logits `[B, V]` of recurrent outputs `[B, E]`; see `LanguageModel.logits`."""
+        return self._logits(to_tensors(weights), tf.convert_to_tensor(hidden)[tf.newaxis])[0]
+
     def prefill(
         self, weights: Weights, tokens: Array, lengths: Array, state: CIFGState | None = None
     ) -> tuple[tf.Tensor, CIFGState]:

@@ -19,28 +19,44 @@ from experiments.runs import RunFolder
     "--output", type=click.Path(path_type=Path), help="Folder of the new model.", show_default="runs/CONFIG-DATE"
 )
 @click.option(
+    "--heads-on",
+    type=click.Path(path_type=Path),
+    metavar="RUN",
+    help="Folder of a model, as for model.init, to train prediction heads on without changing it; short for --set "
+    "model.init=RUN --set pretraining.freeze_base=true.",
+)
+@click.option(
     "--resume", type=click.Path(path_type=Path), metavar="RUN", help="Folder of an interrupted pretraining to resume."
 )
-def pretrain(config: str | None, overrides: tuple[str, ...], output: Path | None, resume: Path | None) -> None:
+def pretrain(
+    config: str | None, overrides: tuple[str, ...], output: Path | None, heads_on: Path | None, resume: Path | None
+) -> None:
     """Train a model centrally on the public text of a config, without any client.
 
     CONFIG is a TOML file, or the name of a shipped one. Of its keys, data.public, clients.sequence_length and those of
     the sections vocabulary, model and pretraining are used. The folder of the result is evaluated, exported and used by
     model.init like that of any model.
+
+    With model.prediction_heads above 1, prediction heads are trained too, or with --heads-on alone.
     """
     extras.require("federated")
     if (config is None) == (resume is None):
         raise click.UsageError("give either a config to start, or --resume RUN to continue")
     show, is_new_folder = ConsoleDisplay(), False
     if resume is not None:
-        if overrides or output:
-            raise click.UsageError("--resume takes the config and the folder from the run: drop --set and --output")
+        if overrides or output or heads_on:
+            raise click.UsageError(
+                "--resume takes the config and the folder from the run: drop --set and --output"
+                + (" and --heads-on" if heads_on else "")
+            )
         run = RunFolder(resume)
         run.read_config()
     else:
         from experiments.data import absolute
 
         assert config is not None
+        if heads_on is not None:
+            overrides = (*overrides, f"model.init={heads_on}", "pretraining.freeze_base=true")
         settings = absolute(config_file.load(config, overrides))
         if settings.pretraining.epochs == 0:
             raise ValueError("pretraining.epochs = 0 trains nothing: set it to at least 1")
@@ -49,5 +65,7 @@ def pretrain(config: str | None, overrides: tuple[str, ...], output: Path | None
     from experiments import public_run
 
     with leaving_resumable(run, "pretrain", resume is None, is_new_folder):
-        public_run.train(run, command_line(), show)
+        heads = public_run.train(run, command_line(), show)
+    if heads:
+        click.echo(heads)
     click.echo(f"wrote {run.path}: evaluate it on text files with fedspeak evaluate {run.path} --text FILE")

@@ -79,16 +79,18 @@ class TransformerLanguageModel(TransformerOptions):
         if tokens.shape.rank == 3:
             hidden, table = self._train(weights, inputs, lambda rows: rows, lambda rows: rows)
             return output_layer.sums(hidden, table, None, targets, with_correct)
-        # Without a client axis, all that is computed for each position leaves out those after a row's last target. Only
-        # attention sees the rows as a rectangle, with zeros for the positions left out.
-        used = tf.cumsum(tf.cast(tf.not_equal(targets, output_layer.PAD), tf.int32), axis=1, reverse=True) > 0
-        at = tf.where(used)
+        pack, spread = _packing(targets)
+        hidden, table = self._train(weights, inputs, pack, spread)
+        return output_layer.sums(hidden, table, None, pack(targets), with_correct)
 
-        def spread(packed: tf.Tensor) -> tf.Tensor:
-            return tf.scatter_nd(at, packed, [*tf.unstack(tf.shape(used, at.dtype)), packed.shape[-1]])
-
-        hidden, table = self._train(weights, inputs, lambda rows: tf.gather_nd(rows, at), spread)
-        return output_layer.sums(hidden, table, None, tf.gather_nd(targets, at), with_correct)
+    def hidden_states(self, weights: Weights, tokens: Array) -> tuple[tf.Tensor, tf.Tensor, None]:
+        """Returns the hidden states `[(U,) B, T, E]`, the output table and None; see `LanguageModel.hidden_states`."""
+        weights, tokens = to_tensors(weights), tf.convert_to_tensor(tokens)
+        if tokens.shape.rank == 3:
+            return *self._train(weights, tokens[..., :-1], lambda rows: rows, lambda rows: rows), None
+        pack, spread = _packing(tokens[:, 1:])
+        hidden, table = self._train(weights, tokens[:, :-1], pack, spread)
+        return spread(hidden), table, None
 
     def _train(
         self, weights: Weights, tokens: tf.Tensor, pack: Callable[[Any], Any], spread: Callable[[Any], Any]
@@ -123,6 +125,10 @@ class TransformerLanguageModel(TransformerOptions):
         weights, tokens = to_tensors(weights), tf.convert_to_tensor(tokens)
         hidden, _ = self._train(weights, tokens, lambda rows: rows, lambda rows: rows)
         return self._logits(weights, hidden)
+
+    def logits(self, weights: Weights, hidden: Array) -> tf.Tensor:
+        """Returns the logits `[B, V]` of hidden states `[B, E]`; see `LanguageModel.logits`."""
+        return self._logits(to_tensors(weights), tf.convert_to_tensor(hidden))
 
     def prefill(
         self, weights: Weights, tokens: Array, lengths: Array, state: Cache | None = None
@@ -269,10 +275,7 @@ class TransformerLanguageModel(TransformerOptions):
                 equalized[name] = weight
                 continue
             is_table = name in ("embedding", "output")
-            largest = np.max(np.abs(weight), axis=1 if is_table else 0)
-            scale = np.where(largest > 0, largest, 1).astype(np.float32)
-            equalized[name] = weight / (scale[:, np.newaxis] if is_table else scale)
-            equalized[f"{name}_scale"] = scale
+            equalized[name], equalized[f"{name}_scale"] = layers.equalize(weight, axis=1 if is_table else 0)
         return dict(sorted(equalized.items()))
 
     def _hidden(self, weights: Weights, embedded: tf.Tensor, attend: Attend) -> tf.Tensor:
@@ -357,3 +360,20 @@ class TransformerLanguageModel(TransformerOptions):
     def _require_room(self, count: int | None, room: int, what: str) -> None:
         if count is not None and count > room:
             raise ValueError(f"{count} tokens do not fit in the model's {what} of {room}: give shorter rows")
+
+
+def _packing(targets: tf.Tensor) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+    """Returns `pack` and `spread` of `_train` that leave out the positions after the last target of each row.
+
+    Only attention then sees the rows as a rectangle, with zeros for the positions left out.
+
+    Args:
+      targets: int32 `[B, T]`, with padding.
+    """
+    used = tf.cumsum(tf.cast(tf.not_equal(targets, output_layer.PAD), tf.int32), axis=1, reverse=True) > 0
+    at = tf.where(used)
+
+    def spread(packed: tf.Tensor) -> tf.Tensor:
+        return tf.scatter_nd(at, packed, [*tf.unstack(tf.shape(used, at.dtype)), packed.shape[-1]])
+
+    return lambda rows: tf.gather_nd(rows, at), spread

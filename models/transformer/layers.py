@@ -40,6 +40,17 @@ def rescale(product: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
     return product * tf.where(is_number, scale, first)
 
 
+def equalize(matrix: NDArray[np.float32], axis: int = 0) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Divides a matrix `[D, K]` by its largest magnitudes along `axis`; see `LanguageModel.equalized`.
+
+    Returns:
+      The matrix with entries of magnitude at most 1, and what it was divided by, `[K]` for axis 0 and `[D]` for axis 1.
+    """
+    largest = np.max(np.abs(matrix), axis=axis, keepdims=True)
+    scale = np.where(largest > 0, largest, 1).astype(np.float32)
+    return matrix / scale, np.squeeze(scale, axis)
+
+
 def gather_exactly(table: tf.Tensor, indices: tf.Tensor) -> tf.Tensor:
     """Gathers entries of a constant table, float32 or float64, of which a TFLite file must not lose bits.
 

@@ -250,6 +250,21 @@ class LanguageModelTests:
         table = weights.get("output", weights["embedding"])
         np.testing.assert_allclose(hidden @ table.T + weights.get("output_bias", 0.0), logits, atol=1e-12, rtol=1e-12)
 
+    def test_hidden_states_are_those_of_extend_up_to_the_last_target_of_each_row(self, model):
+        weights, tokens = make_weights(model), make_tokens(3, 6)
+        tokens[0, 3:] = 0
+        logits, expected, _ = model.extend_with_hidden(weights, tokens[:, :-1], start(model, 3))
+        used = [np.arange(5) <= np.max(np.flatnonzero(row[1:])) for row in tokens]
+        stacked = {name: np.stack([weight, 2 * weight]) for name, weight in weights.items()}
+        of_clients = model.hidden_states(stacked, np.stack([tokens, tokens]))
+        first = [None if part is None else part[0] for part in of_clients]
+        for hidden, table, bias in (model.hidden_states(weights, tokens), first):
+            np.testing.assert_allclose(hidden.numpy()[used], expected.numpy()[used], rtol=1e-11, atol=1e-11)
+            products = hidden @ tf.transpose(table) + (0.0 if bias is None else bias)
+            np.testing.assert_allclose(products.numpy()[used], logits.numpy()[used], rtol=1e-11, atol=1e-11)
+        again = model.logits(weights, expected[:, -1])
+        np.testing.assert_allclose(again, logits[:, -1], rtol=1e-12, atol=1e-12)
+
     @pytest.mark.parametrize("compiled", [False, True], ids=["graph", "XLA"])
     def test_graph_and_xla_equal_eager_mode(self, model, compiled):
         # In float64 rounding is so small that any other difference stands out.
