@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
-DECODINGS = ("autoregressive", "speculative", "block", "greedy-block", "invariant", "spectr", "tree")
+DECODINGS = ("autoregressive", "speculative", "block", "greedy-block", "invariant", "spectr", "tree", "blockwise")
 """Names of the ways to draw a text, from which `models.decoding.decoders` builds decoders."""
 
 LONGEST_TEXT = 1 << 16

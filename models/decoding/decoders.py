@@ -4,11 +4,14 @@ from models.decoding.block_decoder import BlockDecoder
 from models.decoding.choices import DECODINGS
 from models.decoding.draft_options import DraftOptions
 from models.decoding.drafters import Drafter
+from models.decoding.heads_drafter import HeadsDrafter
+from models.decoding.hidden_state import WithHidden
 from models.decoding.methods import build_method
 from models.decoding.spectr import SpecTr
 from models.decoding.speculation import Speculation
 from models.decoding.traversal import Traversal
 from models.decoding.tree_speculation import TreeSpeculation
+from models.heads import HeadedLanguageModel
 from models.language_model import LanguageModel, Weights
 
 
@@ -21,7 +24,8 @@ def build_decoder(
       decoding: one of `models.decoding.choices.DECODINGS`.
       model: the target.
       weights: its weights by name.
-      drafter: what drafts; None only for decoding "autoregressive".
+      drafter: what drafts; None for decoding "autoregressive". Decoding "blockwise" is block verification of the drafts
+        of a `HeadsDrafter`; None is one without a rescorer.
       options: the sizes of drafts.
 
     Raises:
@@ -29,14 +33,29 @@ def build_decoder(
     """
     if decoding not in DECODINGS:
         raise ValueError(f"decoding = {decoding!r}: must be one of {', '.join(DECODINGS)}")
+    if decoding == "blockwise":
+        drafter = HeadsDrafter() if drafter is None else drafter
+        if not isinstance(drafter, HeadsDrafter):
+            raise ValueError(
+                "decoding = 'blockwise' drafts with the model's own heads: give the drafter as its rescorer"
+            )
     if (drafter is None) != (decoding == "autoregressive"):
         asked = "needs a drafter: give one" if drafter is None else "takes no drafter: drop it"
         raise ValueError(f"decoding = {decoding!r} {asked}, or choose another decoding")
     tree = options.token_tree(decoding)
+    if isinstance(drafter, HeadsDrafter):
+        if not isinstance(model, HeadedLanguageModel) or model.prediction_heads < 2:
+            raise ValueError(
+                f"decoding = {decoding!r}: the model has no prediction heads that could draft; train them with "
+                "fedspeak pretrain --heads-on, or give a drafter"
+            )
+        model = WithHidden.of(model)
+        drafter = drafter.bind(model, weights, options.draft_length if tree is None else len(tree.levels) - 1)
     if tree is None or drafter is None:
         length = 0 if drafter is None else options.draft_length
         automatic = options.automatic and drafter is not None
-        return Speculation(model, weights, build_method(decoding), drafter, length, automatic)
+        method = build_method("block" if decoding == "blockwise" else decoding)
+        return Speculation(model, weights, method, drafter, length, automatic)
     if options.automatic:
         raise ValueError(
             f"draft_length = 'auto': decoding {decoding!r} drafts trees of one shape; give a number, or choose 'block'"

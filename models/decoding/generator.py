@@ -21,6 +21,7 @@ from models.decoding.choices import LONGEST_TEXT, Choices, Costs, Processing, ch
 from models.decoding.decoders import build_decoder
 from models.decoding.draft_options import DraftOptions
 from models.decoding.drafters import Drafter, ModelDrafter
+from models.decoding.heads_drafter import HeadsDrafter
 from models.decoding.loop import Ends, Generated, Progress, begin, generate
 from models.decoding.numpy_ops import seed_words
 from models.decoding.numpy_processing import make_bias
@@ -122,8 +123,9 @@ class Generator:
                     f"fit together in the {owner}'s context of {context} tokens: lower them"
                 )
         self._decoder = decoder = build_decoder(decoding, model.fit(room), weights, drafter, options)
-        if drafter is not None:
-            _require_vocabulary(drafter, model.vocabulary_size)
+        proposing = drafter.rescorer if isinstance(drafter, HeadsDrafter) else drafter
+        if proposing is not None:
+            _require_vocabulary(proposing, model.vocabulary_size)
 
         def proceed(progress: Progress, request: Request, ends: Ends) -> Generated:
             words = decoder.words(request, progress.state.position, max_new_tokens)

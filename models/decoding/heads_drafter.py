@@ -2,7 +2,7 @@
 
 One call of the model verifies the drafted tokens and gives the hidden state from which its heads draft the next ones.
 The token after the hidden state is the model's own, drawn from head 1. Head i, from 2, proposes the token i places
-ahead, whatever the tokens between. That is a proper proposal, so that every decoding keeps the model's own distribution.
+ahead, whatever the tokens between. That is a proper proposal: every decoding keeps the model's own distribution.
 
 A rescorer, any other drafter, may refine the drafts: the score of a token is the head's logit plus α times the
 rescorer's, among the head's likeliest tokens.
@@ -73,10 +73,11 @@ class HeadsDrafter(Drafter):
         Raises:
           ValueError: the target has too few heads.
         """
-        heads = model.headed.prediction_heads
+        heads = model.prediction_heads
         if depth >= heads:
             raise ValueError(
-                f"draft_length = {depth}: the model's {heads} prediction heads draft at most {heads - 1} tokens; lower it"
+                f"draft_length = {depth}: the model's {heads} prediction heads draft at most {heads - 1} tokens; lower "
+                "it"
             )
         bound = HeadsDrafter(self.rescorer, self.top_k, self.alpha)
         bound._model, bound._weights = model, weights
@@ -94,7 +95,7 @@ class HeadsDrafter(Drafter):
         """Computes the logits of all heads; see `Drafter.begin`."""
         if self._model is None or not isinstance(target, HiddenState):
             raise ValueError("HeadsDrafter: drafts for a model with prediction heads only; use it in a Generator")
-        logits = self._model.head_logits(self._weights, target)[:, 1:]
+        logits = self._model.logits_of_heads(self._weights, target)[:, 1:]
         return _Block(logits, tf.constant(0), state)
 
     def step(self, tokens: tf.Tensor, state: _Block) -> tuple[tf.Tensor, _Block]:

@@ -37,7 +37,7 @@ def law_of_a_block(rule, table, paths, lengths, tree):
     target = np.array([[table[text] for text in texts]])
     drafts = Drafts(tf.constant(tokens), tf.constant(is_real), tf.zeros([1, len(tree), 1], tf.float64))
     stops, state = rule.stops(tf.constant(target), drafts, tree)
-    law = {}
+    law: dict[tuple[int, ...], float] = {}
     for node, text in enumerate(texts):
         if stops[0, node] > 0:
             weights = residual_at(rule, tf.constant(target), drafts, tree, state, tf.constant([node]))[0].numpy()
@@ -49,7 +49,7 @@ def law_of_a_block(rule, table, paths, lengths, tree):
 
 def continued(law, table, length):
     """Returns the probability of each text of `length` tokens, blocks being continued by the target."""
-    found = {}
+    found: dict[tuple[int, ...], float] = {}
     for block, chance in law.items():
         for rest in itertools.product(range(SIZE), repeat=length - len(block)):
             text, p = block, chance
