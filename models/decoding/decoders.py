@@ -36,9 +36,7 @@ def build_decoder(
     if decoding == "blockwise":
         drafter = HeadsDrafter() if drafter is None else drafter
         if not isinstance(drafter, HeadsDrafter):
-            raise ValueError(
-                "decoding = 'blockwise' drafts with the model's own heads: give the drafter as its rescorer"
-            )
+            raise ValueError("decoding = 'blockwise' drafts with the model's heads: wrap the drafter in HeadsDrafter")
     if (drafter is None) != (decoding == "autoregressive"):
         asked = "needs a drafter: give one" if drafter is None else "takes no drafter: drop it"
         raise ValueError(f"decoding = {decoding!r} {asked}, or choose another decoding")
