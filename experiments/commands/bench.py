@@ -9,6 +9,7 @@ from experiments.bench.exact_noise import exact_noise
 from experiments.bench.kernels import kernels
 from experiments.bench.population import population
 from experiments.bench.pretrained import pretrained
+from experiments.bench.samplers import samplers
 from experiments.bench.simulation import simulation
 from experiments.bench.verifiers import verifiers
 
@@ -18,5 +19,17 @@ def bench() -> None:
     """Time fedspeak beside other libraries: rounds, private steps, imported models, kernels, populations, decoding."""
 
 
-for command in (simulation, population, cohort_size, kernels, dp_step, exact_noise, pretrained, verifiers, decoding):
+_COMMANDS = (
+    simulation,
+    population,
+    cohort_size,
+    kernels,
+    dp_step,
+    exact_noise,
+    pretrained,
+    verifiers,
+    decoding,
+    samplers,
+)
+for command in _COMMANDS:
     bench.add_command(command)

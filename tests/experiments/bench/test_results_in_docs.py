@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from experiments.bench import cohort_size, measure, population, pretrained, table, verifiers
+from experiments.bench import cohort_size, measure, population, pretrained, samplers, table, verifiers
 from experiments.bench.simulation import _PEERS, OURS
 from experiments.reproduce import block_verification, coupling, drafters
 from tests.test_docs import ROOT
@@ -73,6 +73,11 @@ def test_tables_of_block_verification_are_those_of_its_results():
     page = (ROOT / "docs" / "systems" / "block-verification.md").read_text()
     results = json.loads((RESULTS / "block-verification.json").read_text())
     assert section("block-verification", page) == block_verification.format_table(results["rows"])
+
+
+def test_table_of_samplers_is_that_of_its_results():
+    page = (ROOT / "docs" / "systems" / "block-verification.md").read_text()
+    assert section("samplers", page) == samplers.format_table(json.loads((RESULTS / "samplers.json").read_text()))
 
 
 def test_table_of_verifiers_is_that_of_its_results():

@@ -1,5 +1,6 @@
 """Exported transformers equal the model, and their cache is neither overrun nor silently clamped."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -173,7 +174,12 @@ def test_graph_draws_as_many_tokens_as_the_file_was_exported_for(paths):
 def test_exported_cache_has_room_for_a_block_of_drafts_beyond_the_new_tokens(tmp_path, monkeypatch):
     """No graph is traced or converted: what the signatures and the file's facts are given decides."""
     given: list[Any] = []
-    monkeypatch.setattr(export_module, "Signatures", lambda model, *_: given.append(model))
+
+    def signatures(model, *_):
+        given.append(model)
+        return SimpleNamespace(functions={})
+
+    monkeypatch.setattr(export_module, "Signatures", signatures)
     monkeypatch.setattr(export_module, "convert", lambda *_: b"")
     monkeypatch.setattr(export_module, "ops", lambda _: {})
     monkeypatch.setattr(tflite_file, "write", lambda *arguments: given.append(arguments[-1]))
