@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # so that TensorFlow loads only when a drafter is built
     from models.decoding.drafters import Drafter
 
 _NGRAM = "ngram:"
-FORMS = "the folder of a model, lookup, self or ngram:FILE"
+FORMS = "the folder of a model, lookup, self, heads or ngram:FILE"
 """What a drafter can be named by, for messages and help."""
 
 
@@ -23,8 +23,8 @@ def load_drafter(
 
     Args:
       name: "lookup" for what followed the last tokens earlier in the text; "self" for the target with weights rounded
-        to int8; "ngram:FILE" for an n-gram model that `fedspeak ngram` wrote; or the folder of a model. A model of
-        another vocabulary drafts the tokens that both vocabularies have.
+        to int8; "heads" for the target's own prediction heads; "ngram:FILE" for an n-gram model that `fedspeak ngram`
+        wrote; or the folder of a model. A model of another vocabulary drafts the tokens that both vocabularies have.
       model: the target's language model.
       weights: its weights by name.
       vocabulary: its vocabulary.
@@ -53,6 +53,10 @@ def _load(name: str, model: Any, weights: dict[str, np.ndarray], vocabulary: Any
         from models.decoding.lookup_drafter import LookupDrafter
 
         return LookupDrafter(vocabulary.size, context)
+    if name == "heads":
+        from models.decoding.heads_drafter import HeadsDrafter
+
+        return HeadsDrafter()
     if name == _NGRAM:
         raise ValueError("it names no file: give ngram:FILE")
     if name.startswith(_NGRAM):

@@ -47,6 +47,7 @@ from models import tflite_file
 from models.decoding.choices import DECODINGS, LONGEST_TEXT
 from models.decoding.draft_options import DraftOptions
 from models.decoding.drafters import Drafter
+from models.decoding.heads_drafter import HeadsDrafter
 from models.heads import without_heads
 from models.language_model import LanguageModel, Weights
 from models.signatures import Signatures
@@ -71,7 +72,7 @@ def export(
 ) -> None:
     """Writes a model, its weights, its vocabulary and perhaps a drafter as one TFLite file.
 
-    Of a model with prediction heads, the base model is written.
+    Of a model with prediction heads, the base model is written, or all of it if its heads draft.
 
     The file appears at `path` only when it is complete. If writing fails, an existing file is left unchanged.
 
@@ -86,7 +87,8 @@ def export(
       max_new_tokens: maximum number of tokens that `generate` draws, 1 to 2**16.
       decodings: names from `models.decoding.choices.DECODINGS`, at least one, each once. The file has signatures for
         each of them. A runtime may hold a copy of the target's weights for each signature.
-      drafter: what drafts in all decodings but "autoregressive", with the model's vocabulary.
+      drafter: what drafts in all decodings but "autoregressive", with the model's vocabulary; a `HeadsDrafter` for
+        decoding "blockwise".
       draft_length: number of tokens G that the drafter proposes per block, >= 1; not for decoding "tree".
       automatic: whether the runtime chooses draft lengths from 0 to G by the measured costs.
       num_drafts: number of drafts of G tokens of decoding "spectr", >= 1.
@@ -110,7 +112,8 @@ def export(
             "give the vocabulary that the model was trained with"
         )
     _require_weights(model, weights)
-    model, weights = without_heads(model, weights)
+    if not isinstance(drafter, HeadsDrafter):
+        model, weights = without_heads(model, weights)
     _require_decodings(decodings, drafter)
     folder = Path(path).parent
     if not folder.is_dir():

@@ -4,13 +4,16 @@ import errno
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from experiments import extras
+from experiments.commands.heads_options import HeadsOptions, heads_options
 from experiments.display import no_notices
+from experiments.drafting import FORMS, load_drafter
 from models.decoding.choices import DECODINGS, LONGEST_TEXT
 from models.decoding.draft_options import DraftOptions
 from models.token_tree import MAX_NODES, format_shape, parse_shape
@@ -55,7 +58,7 @@ _LONGEST_DRAFT = 32
     help="How the file draws text; may be repeated for a file with several. All but autoregressive take --drafter. "
     "Default: block with a drafter, else autoregressive.",
 )
-@click.option("--drafter", help="What drafts for the model: the folder of a model, lookup, self or ngram:FILE.")
+@click.option("--drafter", help=f"What drafts for the model: {FORMS}.")
 @click.option(
     "--draft-length",
     show_default="4",
@@ -73,6 +76,7 @@ _LONGEST_DRAFT = 32
     show_default=format_shape(DraftOptions.tree),
     help="Number of drafted children of each text by depth, separated by commas, for decoding tree.",
 )
+@heads_options
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
@@ -90,15 +94,19 @@ def export(
     num_drafts: int | None,
     tree: str | None,
     output: Path | None,
+    **heads: Any,
 ) -> None:
     """Write the trained model of a run, or an imported model, as .tflite files, and compare each with the model.
 
     Ends with an error if a file fails the comparison (docs/export.md).
     """
     extras.require("models")
-    from experiments.drafting import FORMS, load_drafter
     from experiments.runs import load_trained
 
+    own_heads = HeadsOptions(**heads)
+    own_heads.check(decodings, drafter, draft_length)
+    if "blockwise" in decodings:
+        drafter = "heads"
     longest, automatic = parse_draft_length("4" if draft_length is None else draft_length)
     if drafter == "":
         raise click.BadParameter(f"'' must be {FORMS}", param_hint="--drafter")
@@ -117,7 +125,7 @@ def export(
             raise click.UsageError(f"{option} has no use without --decoding {name}: drop it, or name the decoding")
     if draft_length is not None and decodings == ("tree",):
         raise click.UsageError("--draft-length has no use with --decoding tree alone: drop it, or give --tree")
-    fixed = next((name for name in decodings if name in ("greedy-block", "spectr", "tree")), None)
+    fixed = next((name for name in decodings if name in ("greedy-block", "spectr", "tree", "blockwise")), None)
     if automatic and fixed is not None:
         raise click.UsageError(
             f"--draft-length {draft_length} does not go with --decoding {fixed}, whose drafts have one size: "
@@ -137,10 +145,14 @@ def export(
         for path in paths.values():
             require_writable_file(path)
     model, weights, vocabulary = load_trained(run)
+    if drafter == "heads" and draft_length is None:
+        sizes = replace(sizes, draft_length=own_heads.draft_length(model))
+        draft_room = max(map(sizes.count, decodings))
     options: dict[str, Any] = {"max_prompt": max_prompt, "max_new_tokens": max_new_tokens, "decodings": decodings}
     if drafter is not None:
         context = max_prompt + max_new_tokens + draft_room
-        options |= {"drafter": load_drafter(drafter, model, weights, vocabulary, context), **vars(sizes)}
+        load = own_heads.drafter if drafter == "heads" else partial(load_drafter, drafter)
+        options |= {"drafter": load(model, weights, vocabulary, context), **vars(sizes)}
     export_and_check(model, weights, vocabulary, paths, **options)
 
 
