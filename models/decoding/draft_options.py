@@ -16,6 +16,7 @@ class DraftOptions:
       automatic: whether draft lengths from 0 to G are chosen by the costs of each call.
       num_drafts: number of drafts K of decoding "spectr", >= 1. K · G is at most 63.
       tree: number of children by depth of decoding "tree", each >= 1; at most 63 nodes in all.
+      paths: number of drafts of decoding "blockwise", >= 1. More than one are the best paths of a `LatticeDrafter`.
 
     Raises:
       ValueError: a number is out of range.
@@ -25,10 +26,12 @@ class DraftOptions:
     automatic: bool = False
     num_drafts: int = 4
     tree: Sequence[int] = (3, 1, 1, 1)
+    paths: int = 1
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "draft_length", require_integer("draft_length", self.draft_length, 0))
         object.__setattr__(self, "num_drafts", require_integer("num_drafts", self.num_drafts, 1))
+        object.__setattr__(self, "paths", require_integer("paths", self.paths, 1))
         object.__setattr__(self, "tree", tuple(self.tree))
         TokenTree.from_shape(self.tree)
 
@@ -40,17 +43,19 @@ class DraftOptions:
         """
         if decoding == "tree":
             return TokenTree.from_shape(self.tree)
-        if decoding != "spectr":
+        if decoding != "spectr" and (decoding != "blockwise" or self.paths == 1):
             return None
+        name = "num_drafts" if decoding == "spectr" else "paths"
+        drafts = getattr(self, name)
         if self.draft_length < 1:
-            raise ValueError(f"draft_length = {self.draft_length}: must be an integer >= 1 for decoding 'spectr'")
-        count = self.num_drafts * self.draft_length
+            raise ValueError(f"draft_length = {self.draft_length}: must be an integer >= 1 for decoding {decoding!r}")
+        count = drafts * self.draft_length
         if count >= MAX_NODES:
             raise ValueError(
-                f"num_drafts = {self.num_drafts}: drafts of {self.draft_length} tokens are {count} tokens, more than "
-                f"{MAX_NODES - 1}; lower num_drafts or draft_length"
+                f"{name} = {drafts}: drafts of {self.draft_length} tokens are {count} tokens, more than "
+                f"{MAX_NODES - 1}; lower {name} or draft_length"
             )
-        return TokenTree.chains(self.num_drafts, self.draft_length)
+        return TokenTree.chains(drafts, self.draft_length)
 
     def count(self, decoding: str) -> int:
         """Returns how many tokens a block of a decoding drafts at most."""

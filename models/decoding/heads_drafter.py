@@ -73,15 +73,18 @@ class HeadsDrafter(Drafter):
         Raises:
           ValueError: the target has too few heads.
         """
+        bound = HeadsDrafter(self.rescorer, self.top_k, self.alpha)
+        bound._hold(model, weights, depth)
+        return bound
+
+    def _hold(self, model: WithHidden, weights: Weights, depth: int) -> None:
         heads = model.prediction_heads
         if depth >= heads:
             raise ValueError(
                 f"draft_length = {depth}: the model's {heads} prediction heads draft at most {heads - 1} tokens; lower "
                 "it"
             )
-        bound = HeadsDrafter(self.rescorer, self.top_k, self.alpha)
-        bound._model, bound._weights = model, weights
-        return bound
+        self._model, self._weights = model, weights
 
     def initial_state(self, batch: int) -> Any:
         """Returns the rescorer's state before any token; see `Drafter.initial_state`."""
