@@ -41,7 +41,7 @@ _COMMANDS = {
     "ngram": (
         "experiments.commands.ngram",
         "ngram",
-        "Learn an n-gram drafter for speculative decoding from public text.",
+        "Learn an n-gram model for speculative or blockwise decoding from public text.",
     ),
     "evaluate": (
         "experiments.commands.runs",

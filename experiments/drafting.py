@@ -10,6 +10,8 @@ from models.vocabularies import AnyVocabulary
 
 if TYPE_CHECKING:  # so that TensorFlow loads only when a drafter is built
     from models.decoding.drafters import Drafter
+    from models.katz import KatzModel
+    from models.ngram import NGramModel
 
 _NGRAM = "ngram:"
 FORMS = "the folder of a model, lookup, self, heads or ngram:FILE"
@@ -60,7 +62,7 @@ def _load(name: str, model: Any, weights: dict[str, np.ndarray], vocabulary: Any
     if name == _NGRAM:
         raise ValueError("it names no file: give ngram:FILE")
     if name.startswith(_NGRAM):
-        return _load_ngram(Path(name.removeprefix(_NGRAM)), vocabulary)
+        return _load_ngram_drafter(Path(name.removeprefix(_NGRAM)), vocabulary)
     from models.decoding.drafters import ModelDrafter
     from models.heads import without_heads
 
@@ -81,15 +83,43 @@ def _load(name: str, model: Any, weights: dict[str, np.ndarray], vocabulary: Any
     return SharedVocabularyDrafter(ModelDrafter(own_model, own_weights), vocabulary, own_vocabulary)
 
 
-def _load_ngram(path: Path, vocabulary: AnyVocabulary) -> "Drafter":
+def load_ngram(path: Path, vocabulary: AnyVocabulary) -> "KatzModel | NGramModel":
+    """Reads an n-gram model of either smoothing that `fedspeak ngram` wrote for a vocabulary.
+
+    Raises:
+      OSError: the file cannot be read.
+      ValueError: it is another kind of file or damaged, or it is for another vocabulary; one line.
+    """
+    from models.katz import KatzModel
     from models.ngram import NGramModel
 
-    tables = NGramModel.load(path)
+    tables: KatzModel | NGramModel
+    if KatzModel.wrote(path):
+        tables = KatzModel.load(path)
+    else:
+        tables = NGramModel.load(path)
     if (tables.vocabulary_digest, tables.vocabulary_size) != (vocabulary.digest, vocabulary.size):
         raise ValueError(
             f"{path} was learned with another vocabulary ({tables.vocabulary_digest[:12] or 'not named'}) than the "
             f"target's ({vocabulary.digest[:12]}): learn it with fedspeak ngram and the target's folder"
         )
-    from models.decoding.ngram_drafter import NGramDrafter
+    return tables
 
-    return NGramDrafter(tables)
+
+def load_katz(path: Path, vocabulary: AnyVocabulary) -> "KatzModel":
+    """Reads a Katz model, as `load_ngram`, and refuses one of another smoothing."""
+    from models.katz import KatzModel
+
+    tables = load_ngram(path, vocabulary)
+    if not isinstance(tables, KatzModel):
+        raise ValueError(f"{path} has another smoothing: learn it with fedspeak ngram --smoothing katz")
+    return tables
+
+
+def _load_ngram_drafter(path: Path, vocabulary: AnyVocabulary) -> "Drafter":
+    from models.decoding.katz_drafter import KatzDrafter
+    from models.decoding.ngram_drafter import NGramDrafter
+    from models.katz import KatzModel
+
+    tables = load_ngram(path, vocabulary)
+    return KatzDrafter(tables) if isinstance(tables, KatzModel) else NGramDrafter(tables)

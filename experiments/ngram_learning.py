@@ -1,21 +1,32 @@
-"""Learns the n-gram model of a drafter from public text, with the vocabulary of a model folder."""
+"""Learns an n-gram model from public text, with the vocabulary of a model folder."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from experiments import data
 from experiments.runs import RunFolder
 from experiments.text_evaluation import read_text
-from models import ngram, vocabularies
+from models import katz, ngram, vocabularies
+from models.katz import KatzModel
 from models.ngram import NGramModel
 from models.vocabulary import EOS
 
+SMOOTHINGS: dict[str, Callable[..., NGramModel | KatzModel]] = {"kneser-ney": ngram.learn, "katz": katz.learn}
+"""Kinds of smoothing by name."""
+
 
 def learn(
-    folder: Path, files: tuple[Path, ...], order: int, max_entries: int, max_successors: int
-) -> tuple[NGramModel, int]:
+    folder: Path,
+    files: tuple[Path, ...],
+    order: int,
+    max_entries: int,
+    max_successors: int | None,
+    min_counts: Sequence[int] = (),
+    smoothing: str = "kneser-ney",
+) -> tuple[NGramModel | KatzModel, int]:
     """Learns an n-gram model for the vocabulary of a model.
 
     Args:
@@ -24,7 +35,9 @@ def learn(
         public.
       order: maximum number of tokens of an n-gram, 1 to 5.
       max_entries: maximum number of stored n-grams.
-      max_successors: maximum number of stored successors of a context.
+      max_successors: maximum number of stored successors of a context; None for the default of the smoothing.
+      min_counts: how often n-grams of two tokens, of three, and so on must occur to be stored; 1 where left out.
+      smoothing: one of `SMOOTHINGS`.
 
     Returns:
       The model and the number of tokens that it was learned from.
@@ -53,5 +66,12 @@ def learn(
             yield np.array([vocabulary.start, *lines], np.int32)
 
     texts = list(rows())
-    model = ngram.learn(texts, vocabulary.size, order, max_entries, max_successors, vocabulary.digest)
+    limits: dict[str, Any] = {
+        "max_entries": max_entries,
+        "min_counts": min_counts,
+        "vocabulary_digest": vocabulary.digest,
+    }
+    if max_successors is not None:
+        limits["max_successors"] = max_successors
+    model = SMOOTHINGS[smoothing](texts, vocabulary.size, order, **limits)
     return model, sum(map(len, texts))

@@ -48,7 +48,14 @@ MAY_IMPORT: dict[str, frozenset[str] | None] = {
     | {"models.pretrained.chat_template"},
     "models/pretrained/chat_template.py": frozenset({"jinja2"}),
     "models/decoding": frozenset({"models.decoding", "numpy", "tensorflow"})
-    | {"models.language_model", "models.ngram", "models.tensors", "models.token_tree"}
+    | {
+        "models.katz",
+        "models.language_model",
+        "models.ngram",
+        "models.pair_hash",
+        "models.tensors",
+        "models.token_tree",
+    }
     | {"models.vocabularies", "models.vocabulary"},
     **{f"{name.replace('.', '/')}.py": DRAWING | {"numpy"} for name in DRAWING},
     "models/alignment": NUMERIC | {"models.alignment"},

@@ -4,6 +4,7 @@ A step gathers the stored successors of at most n - 1 states, and writes one row
 hash table nor a search.
 """
 
+from abc import abstractmethod
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,43 @@ from models.decoding.drafters import Drafter
 from models.ngram import NGramModel
 
 
-class NGramDrafter(Drafter):
+class AutomatonDrafter(Drafter):
+    """Drafts with an n-gram model that is an automaton, `models.ngram_automaton`.
+
+    The state is int32 `[B]`: the longest stored context that each row ends with. The beginning of a text is the unknown
+    context.
+    """
+
+    def initial_state(self, batch: int) -> tf.Tensor:
+        """Returns the unknown context for each row; see `Drafter.initial_state`."""
+        return tf.zeros([batch], tf.int32)
+
+    def step(self, tokens: tf.Tensor, state: Any) -> tuple[tf.Tensor, Any]:
+        """Reads one token per row; see `Drafter.step`."""
+        state = self._advance(tokens, state)
+        return self._log_probs(state), state
+
+    def prefill(self, tokens: tf.Tensor, lengths: tf.Tensor, state: Any) -> Any:
+        """Reads several tokens per row without computing probabilities; see `Drafter.prefill`."""
+
+        def body(i: tf.Tensor, state: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            return i + 1, tf.where(i < lengths, self._advance(tf.gather(tokens, i, axis=1), state), state)
+
+        return tf.while_loop(lambda i, _: i < tf.reduce_max(lengths), body, (tf.constant(0), state))[1]
+
+    @abstractmethod
+    def _advance(self, tokens: tf.Tensor, state: tf.Tensor) -> tf.Tensor:
+        """Returns the states after one more token per row."""
+
+    @abstractmethod
+    def _log_probs(self, state: tf.Tensor) -> tf.Tensor:
+        """Returns the logarithms of the distributions after each context, float32 `[B, V]`."""
+
+
+class NGramDrafter(AutomatonDrafter):
     """Drafts with an n-gram model of the target's vocabulary.
 
-    Its logits are the logarithms of the model's probabilities, up to rounding in float32. The state is int32 `[B]`: the
-    longest stored context that each row ends with. The beginning of a text is the unknown context.
+    Its logits are the logarithms of the model's probabilities, up to rounding in float32.
 
     Args:
       model: the n-gram model.
@@ -36,23 +69,6 @@ class NGramDrafter(Drafter):
         self._backoff = _bits(model.backoff)
         self._unigram = _bits(model.unigram)[np.newaxis]
 
-    def initial_state(self, batch: int) -> tf.Tensor:
-        """Returns the unknown context for each row; see `Drafter.initial_state`."""
-        return tf.zeros([batch], tf.int32)
-
-    def step(self, tokens: tf.Tensor, state: Any) -> tuple[tf.Tensor, Any]:
-        """Reads one token per row; see `Drafter.step`."""
-        state = self._advance(tokens, state)
-        return tf.math.log(self._probabilities(state)), state
-
-    def prefill(self, tokens: tf.Tensor, lengths: tf.Tensor, state: Any) -> Any:
-        """Reads several tokens per row without computing probabilities; see `Drafter.prefill`."""
-
-        def body(i: tf.Tensor, state: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            return i + 1, tf.where(i < lengths, self._advance(tf.gather(tokens, i, axis=1), state), state)
-
-        return tf.while_loop(lambda i, _: i < tf.reduce_max(lengths), body, (tf.constant(0), state))[1]
-
     def _advance(self, tokens: tf.Tensor, state: tf.Tensor) -> tf.Tensor:
         after = tf.gather(self.model.first, tokens)
         if not self._levels:
@@ -65,6 +81,9 @@ class NGramDrafter(Drafter):
         for level in reversed(range(self._levels)):  # of the contexts that know the token, the longest counts
             after = tf.where(is_known[:, level], found[:, level], after)
         return after
+
+    def _log_probs(self, state: tf.Tensor) -> tf.Tensor:
+        return tf.math.log(self._probabilities(state))
 
     def _probabilities(self, state: tf.Tensor) -> tf.Tensor:
         """Returns the distribution after each context, float32 `[B, V]`."""

@@ -30,6 +30,7 @@ STEPS = [
     "pretrain config.toml --output public",
     "evaluate public --text public.txt",
     "ngram public.txt --vocabulary public --output ngram.npz",
+    "ngram public.txt --vocabulary public --smoothing katz --order 4 --min-counts 1,2,4 --output katz.npz",
     "train config.toml --set model.init=small --set model.embedding=none --set model.units=none --set run.rounds=1 "
     "--set pretraining.epochs=0 --output tuned",
     "report run",

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from experiments.drafting import load_drafter
+from experiments.drafting import load_drafter, load_katz
+from models import katz
 from models.decoding.drafters import ModelDrafter
+from models.decoding.katz_drafter import KatzDrafter
 from models.decoding.lookup_drafter import LookupDrafter
 from models.decoding.ngram_drafter import NGramDrafter
 from models.decoding.rounded_weights import quantized
@@ -72,9 +74,27 @@ def test_ngram_file_of_the_same_vocabulary_drafts(tmp_path):
     np.testing.assert_array_equal(logits(drafter), logits(NGramDrafter(tables)))
 
 
+def test_ngram_file_with_katz_smoothing_drafts_and_rescores(tmp_path):
+    model = katz.learn([WORDS.document("the and the and")], WORDS.size, 2, vocabulary_digest=WORDS.digest)
+    model.save(tmp_path / "model.npz")
+    drafter = load(f"ngram:{tmp_path / 'model.npz'}")
+    assert isinstance(drafter, KatzDrafter)
+    np.testing.assert_array_equal(logits(drafter), logits(KatzDrafter(model)))
+    np.testing.assert_array_equal(load_katz(tmp_path / "model.npz", WORDS).probability, model.probability)
+
+
+def test_a_katz_model_is_asked_for_where_the_file_has_another_smoothing(tmp_path):
+    learn([[1, 5, 6]], WORDS.size, 2, vocabulary_digest=WORDS.digest).save(tmp_path / "model.npz")
+    with pytest.raises(
+        ValueError, match=r"model.npz has another smoothing: learn it with fedspeak ngram --smoothing katz"
+    ):
+        load_katz(tmp_path / "model.npz", WORDS)
+
+
+@pytest.mark.parametrize("learn_model", [learn, katz.learn])
 @pytest.mark.parametrize("digest", ["", "ab" * 32])
-def test_ngram_file_of_another_or_no_vocabulary_is_refused(tmp_path, digest):
-    learn([[1, 5, 6]], WORDS.size, 2, vocabulary_digest=digest).save(tmp_path / "model.npz")
+def test_ngram_file_of_another_or_no_vocabulary_is_refused(tmp_path, digest, learn_model):
+    learn_model([[1, 5, 6]], WORDS.size, 2, vocabulary_digest=digest).save(tmp_path / "model.npz")
     with pytest.raises(ValueError, match=r"^drafter = 'ngram:.*model.npz': .* was learned with another vocabulary"):
         load(f"ngram:{tmp_path / 'model.npz'}")
 

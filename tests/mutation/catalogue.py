@@ -1,25 +1,9 @@
 """Lists bugs of decoding, most of which other implementations had, each with the test that must catch it."""
 
-from typing import NamedTuple
+from tests.mutation.bug import Bug
+from tests.mutation.refinement import REFINEMENT
 
-
-class Bug(NamedTuple):
-    """Holds one planted bug.
-
-    Attributes:
-      name: what is wrong.
-      file: the source file.
-      old: text that occurs once in the file.
-      new: the text with the bug.
-      test: the test that must fail.
-    """
-
-    name: str
-    file: str
-    old: str
-    new: str
-    test: str
-
+__all__ = ["CATALOGUE", "Bug"]
 
 _VERIFICATION = "models/decoding/verification.py"
 _GREEDY = "models/decoding/greedy_block.py"
@@ -354,4 +338,5 @@ CATALOGUE = (
         "    rho = tf.maximum(0.9 * rho, 1.0)\n    of_drafter = rho[:, tf.newaxis]",
         _K_SEQ_LAW + "[3-float64-1e-12-1e-09]",
     ),
+    *REFINEMENT,
 )

@@ -3,6 +3,8 @@ import pytest
 
 from experiments import config_file
 from experiments.runs import RunFolder
+from models import katz
+from models.katz import KatzModel
 from models.ngram import NGramModel, learn
 from models.recurrent_lm import RecurrentLanguageModel
 from tests.experiments.model_folders import write_model
@@ -22,9 +24,9 @@ def place(tmp_path):
     return tmp_path
 
 
-def assert_equal(found, expected):
+def assert_equal(found, expected, values="discounted"):
     assert found.vocabulary_digest == WORDS.digest
-    for name in ("tokens", "discounted", "following"):
+    for name in ("tokens", values, "following"):
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
 
 
@@ -48,6 +50,15 @@ def test_ngram_without_text_files_learns_from_the_public_text_of_the_config(plac
     assert_equal(NGramModel.load(place / "ngram.npz"), learn([WORDS.document(TEXT)], WORDS.size, 3))
 
 
+@pytest.mark.parametrize(("options", "max_successors"), [((), None), (("--max-successors", "2"), 2)])
+def test_ngram_learns_a_katz_model(place, options, max_successors):
+    options = ("--smoothing", "katz", "--order", "4", "--min-counts", "1,2", *options, "--output", "katz.npz")
+    code, out, err = call("ngram", "public.txt", "--vocabulary", "model", *options, folder=place)
+    assert (code, err) == (0, "") and out.startswith("wrote katz.npz: order 4, ")
+    expected = katz.learn([WORDS.document(TEXT)], WORDS.size, 4, 200_000, max_successors, min_counts=(1, 2))
+    assert_equal(KatzModel.load(place / "katz.npz"), expected, "probability")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -59,6 +70,9 @@ def test_ngram_without_text_files_learns_from_the_public_text_of_the_config(plac
         (["public.txt", "--vocabulary", "model", "--order", "6"], "6 is not in the range 1<=x<=5"),
         (["public.txt", "--vocabulary", "model", "--output", "no/x.npz"], "no/x.npz could not be written"),
         (["public.txt", "--vocabulary", "model", "--output", ""], ". is a folder: give the name of a file"),
+        (["public.txt", "--vocabulary", "model", "--min-counts", "1,x"], "--min-counts '1,x': must be integers with"),
+        (["public.txt", "--vocabulary", "model", "--min-counts", "0"], "min_counts = 0: must be an integer >= 1"),
+        (["public.txt", "--vocabulary", "model", "--smoothing", "none"], "'none' is not one of 'kneser-ney', 'katz'"),
         (["blank.txt", "--vocabulary", "model"], "blank.txt holds no text: give public text to learn from"),
     ],
 )
