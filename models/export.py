@@ -69,6 +69,7 @@ def export(
     automatic: bool = False,
     num_drafts: int = DraftOptions.num_drafts,
     tree: Sequence[int] = DraftOptions.tree,
+    paths: int = DraftOptions.paths,
 ) -> None:
     """Writes a model, its weights, its vocabulary and perhaps a drafter as one TFLite file.
 
@@ -93,6 +94,7 @@ def export(
       automatic: whether the runtime chooses draft lengths from 0 to G by the measured costs.
       num_drafts: number of drafts of G tokens of decoding "spectr", >= 1.
       tree: number of children by depth of the drafted tree of decoding "tree".
+      paths: number of best paths that a `LatticeDrafter` drafts for decoding "blockwise", >= 1.
 
     Raises:
       ValueError: the precision or a decoding is unknown, a decoding lacks its drafter, a number is outside its range,
@@ -119,7 +121,7 @@ def export(
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder: create it first")
     max_prompt, max_new_tokens = int(max_prompt), int(max_new_tokens)
-    options = DraftOptions(0 if drafter is None else draft_length, automatic, num_drafts, tree)
+    options = DraftOptions(0 if drafter is None else draft_length, automatic, num_drafts, tree, paths)
     draft_room = (
         max(options.count(name) for name in decodings if name != "autoregressive") if drafter is not None else 0
     )

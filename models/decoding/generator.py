@@ -76,11 +76,13 @@ class Generator:
       model: the target.
       weights: its weights by name.
       decoding: one of `models.decoding.choices.DECODINGS`.
-      drafter: what drafts, with the target's vocabulary.
-      draft_length: number of tokens that the drafter proposes per block, >= 1 with a drafter; not for "tree".
+      drafter: what drafts, with the target's vocabulary; for "blockwise" a `HeadsDrafter`, a `LatticeDrafter` or None.
+      draft_length: number of tokens that the drafter proposes per block, >= 1 with a drafter; not for "tree". For
+        "blockwise" at most one less than the model has heads.
       automatic: whether draft lengths from 0 to `draft_length` are chosen by the costs of each call.
       num_drafts: number of drafts of `draft_length` tokens of decoding "spectr", >= 1.
       tree: number of children by depth of the drafted tree of decoding "tree".
+      paths: number of best paths that a `LatticeDrafter` drafts for decoding "blockwise", >= 1.
       max_prompt: maximum number of tokens of a prompt, 1 to 2**16.
       max_new_tokens: maximum number of new tokens per call, 1 to 2**16. Prompt and new tokens of all calls for it have
         room for `max_prompt` + `max_new_tokens`.
@@ -101,12 +103,13 @@ class Generator:
         automatic: bool = False,
         num_drafts: int = DraftOptions.num_drafts,
         tree: Sequence[int] = DraftOptions.tree,
+        paths: int = DraftOptions.paths,
         max_prompt: int = 64,
         max_new_tokens: int = 128,
     ) -> None:
         max_prompt = require_integer("max_prompt", max_prompt, 1, LONGEST_TEXT)
         max_new_tokens = require_integer("max_new_tokens", max_new_tokens, 1, LONGEST_TEXT)
-        options = DraftOptions(draft_length, automatic, num_drafts, tree)
+        options = DraftOptions(draft_length, automatic, num_drafts, tree, paths)
         missing = sorted(model.shapes().keys() - weights.keys())
         if missing:
             raise ValueError(f"weights: {missing[0]!r} is missing; give the weights that were trained with this model")

@@ -18,7 +18,7 @@ from models.decoding.drafters import Drafter
 from models.decoding.heads_drafter import HeadsDrafter
 from models.decoding.hidden_state import WithHidden
 from models.decoding.katz_tables import KatzTables
-from models.decoding.p_best import p_best
+from models.decoding.p_best import find_best_paths
 from models.decoding.prng import BlockWords
 from models.decoding.tree_rules import Drafts
 from models.decoding.tree_speculation import TreeDraft, TreeSpeculation
@@ -84,7 +84,7 @@ class LatticeDrafter(HeadsDrafter):
         scores, tokens = tf.math.top_k(logits, min(self.top_k, logits.shape[-1]))
         history = tf.concat([state, last[:, tf.newaxis]], axis=1)[:, 1:]
         log_probs = None if self.tables is None else self.tables.log_probs
-        return p_best(tokens, scores, history, self.alpha, log_probs, paths).tokens
+        return find_best_paths(tokens, scores, history, self.alpha, log_probs, paths).tokens
 
     def rewind_tree(self, trail: _Trail, kept: tf.Tensor, tree: TokenTree) -> tf.Tensor:
         """Returns the last tokens after the path to a node; see `Drafter.rewind_tree`."""

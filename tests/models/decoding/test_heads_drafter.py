@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from models import katz
 from models.decoding.block_decoder import Request
 from models.decoding.choices import Choices, Processing
 from models.decoding.decoders import build_decoder
@@ -13,6 +14,8 @@ from models.decoding.draft_options import DraftOptions
 from models.decoding.drafters import ModelDrafter
 from models.decoding.generator import Generator
 from models.decoding.heads_drafter import HeadsDrafter
+from models.decoding.katz_tables import KatzTables
+from models.decoding.lattice_drafter import LatticeDrafter
 from models.heads import HeadedLanguageModel
 from models.recurrent_lm import RecurrentLanguageModel
 from models.transformer.decoder import TransformerLanguageModel
@@ -146,3 +149,19 @@ def test_what_does_not_fit_is_refused_in_one_line(make, message):
     model, weights = draw_model("recurrent")
     with pytest.raises(ValueError, match=message):
         make(model, weights)
+
+
+def katz_tables(order):
+    generator = np.random.default_rng(4)
+    texts = [generator.integers(3, SIZE, 40).tolist() for _ in range(30)]
+    return KatzTables(katz.learn(texts, SIZE, order))
+
+
+@pytest.mark.parametrize("family", list(BASES))
+@pytest.mark.parametrize(("order", "paths"), [(0, 1), (0, 4), (2, 1), (2, 4), (3, 3)])
+def test_greedy_text_of_best_paths_is_the_base_models(family, order, paths):
+    model, weights = draw_model(family)
+    drafter = LatticeDrafter(katz_tables(order) if order else None, top_k=4, alpha=0.8)
+    own = Generator(model, weights, "blockwise", drafter, 3, paths=paths, max_prompt=3, max_new_tokens=16)
+    found = own(PROMPTS, Choices(16, temperature=0.0))
+    assert found.tokens == [likeliest(model, weights, prompt, 16) for prompt in PROMPTS]
