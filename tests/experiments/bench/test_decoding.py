@@ -1,6 +1,7 @@
 """`bench decoding` names the fastest mode, goes on where it was, and takes prompts from the texts it is given."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -64,8 +65,8 @@ def test_best_modes_are_named_with_the_options_of_export_or_plain_decoding_where
         "plain decoding; the fastest of 2 (fedspeak export --decoding tree --tree 2,1)."
     )
     assert lines[-3] == (
-        "The best mode for you is, int8 at temperature 1: plain decoding; the fastest of 2 others, spectr:2x2, has 1.05 "
-        "[0.95, 1.15] times its speed."
+        "The best mode for you is, int8 at temperature 1: plain decoding; the fastest of 2 others, spectr:2x2, has "
+        "1.05 [0.95, 1.15] times its speed."
     )
     assert lines[-1] == "NOISY: other processes used up to 0.6 cores during a measurement."
     assert "SpecTr's rule accepts 97.0 to 97.0 % of what the best rule for its drafts accepts." in lines
@@ -155,7 +156,8 @@ class _Runner:
 
 
 def test_time_and_tokens_of_a_draw_are_without_prompt_and_first_block(monkeypatch):
-    loop, runner = object.__new__(decoding_loop.Loop), _Runner()
+    loop: Any = object.__new__(decoding_loop.Loop)
+    runner = _Runner()
     loop._generate, loop._bias, loop._tokens = runner, np.zeros(3), 9
     monkeypatch.setattr(decoding_loop.time, "perf_counter", lambda: runner.now)
     drawn = loop.draw([1, 2], 1.0, 0)
@@ -166,7 +168,7 @@ def test_time_and_tokens_of_a_draw_are_without_prompt_and_first_block(monkeypatc
 def test_share_of_the_optimum_is_that_of_k_seq(monkeypatch):
     found = {"one": 0.1, "k_seq": 0.3, "independent": 0.4, "distinct": 0.5, "greedy": 0.6}
     monkeypatch.setattr(tree_efficiency, "first_level", lambda *arguments: [found])
-    model = TableModel(draw_table(0, 4))
+    model: Any = TableModel(draw_table(0, 4))
     measurement = decoding_measurement.Measurement(model, {}, {"text": [[1, 2], [0, 3]]}, (1.0,), 0)
     model.fit = lambda context: model
     assert measurement._of_optimum(None, 2, 1.0) == {"of_optimum": pytest.approx(0.75)}
