@@ -120,7 +120,7 @@ def test_decodings_refuse_sizes_that_do_not_fit_them():
 def test_a_tree_without_room_in_the_context_is_refused():
     model, weights, _ = draw_models("transformer")
     drafter = ModelDrafter(model, weights)
-    with pytest.raises(ValueError, match="max_new_tokens = 50 and 12 drafted tokens do not fit together"):
+    with pytest.raises(ValueError, match="max_new_tokens = 50 and 16 drafted tokens of two blocks do not fit"):
         Generator(model, weights, "tree", drafter, max_prompt=4, max_new_tokens=50)
 
 
