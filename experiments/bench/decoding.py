@@ -6,6 +6,9 @@ prompt both draw their tokens in turn, so that what else the machine does slows 
 
 from __future__ import annotations
 
+import hashlib
+import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,7 @@ from experiments import extras
 from experiments.bench import options
 from experiments.decoding_modes import LINES, Mode, parse
 from experiments.drafting import FORMS, short_name
-from experiments.intervals import format_interval, mean_interval
+from experiments.intervals import format_interval
 
 MODES = (
     *(f"{name}:{length}" for name in LINES for length in (2, 4, 6, 8)),
@@ -25,8 +28,7 @@ MODES = (
     *(f"tree:{shape}" for shape in ("4", "2,1", "3,1", "2,2", "2,1,1", "2,1,1,1", "2,2,1", "3,1,1,1", "2,2,2,1")),
     *("distinct-tree:2,1,1", "multi-path:2x4"),
 )
-_ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 13, 17)
-_PROMPT, _TOKENS = 32, 64
+_LARGEST_PROPOSAL = 16
 
 
 @click.command("decoding")
@@ -66,7 +68,7 @@ _PROMPT, _TOKENS = 32, 64
     "Python source.",
 )
 @click.option(
-    "--prompts", type=click.IntRange(1), default=4, show_default=True, help="Number of prompts from each text."
+    "--prompts", type=click.IntRange(2), default=4, show_default=True, help="Number of prompts from each text."
 )
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of the draws.")
 @options.output("runs/bench/decoding")
@@ -93,38 +95,52 @@ def decoding(
     if len(by_name) < len(drafters):
         raise ValueError("--drafter: two drafters have the same name: drop one, or rename a folder or file")
     from experiments import plots
+    from experiments.bench.decoding_measurement import PROMPT, TOKENS, Measurement
     from experiments.bench.decoding_texts import choose_prompts, read_texts
     from experiments.bench.table import machine
     from experiments.bench.tree_search import propose
     from experiments.display import ConsoleDisplay
+    from experiments.drafting import load_drafter
     from experiments.provenance import command_line, versions
     from experiments.runs import RunFolder, load_trained, write_json
     from privacy.files import write_public
 
     RunFolder(run).require_trained()
+    if not all(map(math.isfinite, temperatures)):
+        raise ValueError("--temperature: nan is not a number from 0 to 100")
+    temperatures = tuple(dict.fromkeys(temperatures))
+    show = ConsoleDisplay()
     output.mkdir(parents=True, exist_ok=True)
-    model, weights, vocabulary = load_trained(run)
-    starts = choose_prompts(read_texts(texts), vocabulary, _PROMPT, prompts, seed)
+    target = load_trained(run)
+    model, weights, vocabulary = target
+    room = PROMPT + TOKENS + max(_LARGEST_PROPOSAL, *(mode.drafted for mode in chosen)) + 1
+    loaded = {name: load_drafter(form, *target, room) for name, form in by_name.items()}
+    starts = choose_prompts(read_texts(texts), vocabulary, PROMPT, prompts, seed)
     asked = {
         "target": run.name,
         "weights": int(sum(np.size(weight) for weight in weights.values())),
-        "vocabulary": vocabulary.digest,
         "prompts": {name: len(rows) for name, rows in starts.items()},
         "temperatures": list(temperatures),
         "seed": seed,
+        "machine": machine(),
+        "versions": versions(),
+        "digest": _digest(weights, {"vocabulary": vocabulary.digest, "prompts": starts}),
     }
     path = output / "results.json"
-    found = _resume(path, asked) | {"command": command_line(), "machine": machine(), "versions": versions()}
-    measure = _Measurement(model, weights, vocabulary, starts, temperatures, seed, ConsoleDisplay())
+    found = _resume(path, asked, {name: _identify(form) for name, form in by_name.items()})
+    found["command"] = command_line()
+    measurement = Measurement(model, weights, starts, temperatures, seed)
     for precision in precisions:
         if precision not in found["cost"]:
-            found["cost"][precision] = measure.cost(precision)
-        for name, form in by_name.items():
+            show.note(f"{precision}: calls of the target …")
+            found["cost"][precision] = measurement.cost(precision)
+        for name in by_name:
 
-            def add(mode: Mode, name: str = name, form: str = form, precision: str = precision) -> None:
+            def add(mode: Mode, name: str = name, precision: str = precision) -> None:
                 key = {"drafter": name, "precision": precision, "mode": mode.text}
                 if not any(key.items() <= row.items() for row in found["rows"]):
-                    found["rows"] += [key | row for row in measure.rows(mode, form, precision)]
+                    show.note(f"{precision}, {name}, {mode.text} …")
+                    found["rows"] += [key | row for row in measurement.rows(mode, loaded[name], precision)]
                     write_json(path, found)
 
             for mode in chosen:
@@ -142,122 +158,53 @@ def decoding(
     click.echo(table, nl=False)
 
 
-def _resume(path: Path, asked: dict[str, Any]) -> dict[str, Any]:
-    """Returns the results so far; raises a ValueError if they answer another question."""
+def _resume(path: Path, asked: dict[str, Any], drafters: dict[str, str]) -> dict[str, Any]:
+    """Returns the results so far; raises a ValueError if they answer another question.
+
+    Args:
+      path: the results' file.
+      asked: what determines the results beside drafters, precisions and modes.
+      drafters: what identifies each drafter, by its name in the results.
+    """
     from experiments.runs import read_json
 
     if not path.exists():
-        return {**asked, "cost": {}, "rows": []}
-    found = read_json(path, *asked, "cost", "rows")
+        return {**asked, "drafters": drafters, "cost": {}, "rows": []}
+    found = read_json(path, *asked, "drafters", "cost", "rows")
+    known = found["drafters"]
+    changed = [name for name, digest in drafters.items() if known.get(name, digest) != digest]
     differs = next((name for name, value in asked.items() if found[name] != value), None)
-    if differs is not None:
-        raise ValueError(
-            f"{path} holds a benchmark with {differs} = {found[differs]!r}, not {asked[differs]!r}: give another "
-            "--output, or the options of before"
-        )
-    return found
+    if differs is None and not changed:
+        return found | {"drafters": known | drafters}
+    what = f"another drafter {changed[0]}" if differs is None else f"another {differs}"
+    raise ValueError(f"{path} holds a benchmark of {what}: give another --output, or the options of before")
 
 
-class _Measurement:
-    """Measures modes of one target from the same prompts."""
-
-    def __init__(
-        self,
-        model: Any,
-        weights: Any,
-        vocabulary: Any,
-        starts: Mapping[str, Sequence[Sequence[int]]],
-        temperatures: Sequence[float],
-        seed: int,
-        show: Any,
-    ) -> None:
-        self._target = model, weights
-        self._vocabulary, self._starts, self._temperatures = vocabulary, starts, temperatures
-        self._seed, self._show = seed, show
-        self._plain: dict[str, Any] = {}
-
-    def cost(self, precision: str) -> dict[str, list[float]]:
-        """Returns milliseconds of a call of the target by its number of tokens: quartiles."""
-        from experiments.bench.decoding_loop import time_rows
-        from experiments.display import no_notices
-
-        self._show.note(f"{precision}: calls of the target …")
-        with no_notices():
-            times = time_rows(*self._target, precision, _ROWS, _PROMPT + _TOKENS + max(_ROWS))
-        return {str(count): np.quantile(values, [0.25, 0.5, 0.75]).tolist() for count, values in times.items()}
-
-    def rows(self, mode: Mode, form: str, precision: str) -> list[dict[str, Any]]:
-        """Returns the results of a mode at each temperature."""
-        from experiments.bench.decoding_loop import Loop, context_of
-        from experiments.display import no_notices
-        from experiments.drafting import load_drafter
-
-        self._show.note(f"{precision}, {short_name(form)}, {mode.text} …")
-        drafter = load_drafter(form, *self._target, self._vocabulary, context_of(mode, _PROMPT, _TOKENS))
-        with no_notices():
-            loop = Loop(mode, *self._target, drafter, precision, _PROMPT, _TOKENS)
-            if precision not in self._plain:
-                self._plain = {precision: Loop(None, *self._target, None, precision, _PROMPT, _TOKENS)}
-        plain = self._plain[precision]
-        prompts = [(name, prompt) for name, rows in self._starts.items() for prompt in rows]
-        for each in (loop, plain):  # the first calls pack the weights
-            each.draw(prompts[0][1], 1.0, self._seed)
-        found = []
-        for temperature in self._temperatures:
-            drawn = [
-                [each.draw(prompt, temperature, self._seed + place) for each in (loop, plain)]
-                for place, (_, prompt) in enumerate(prompts)
-            ]
-            row = {"temperature": temperature, **summarise([name for name, _ in prompts], drawn)}
-            if mode.decoding == "spectr" and temperature > 0:
-                row |= self._of_optimum(drafter, mode.options.num_drafts, temperature)
-            found.append(row)
-        return found
-
-    def _of_optimum(self, drafter: Any, num_drafts: int, temperature: float) -> dict[str, float]:
-        """Returns what K-SEQ accepts after the prompts as a share of what the best rule accepts, if that is not 0."""
-        from experiments.reproduce.tree_efficiency import first_level
-
-        model, weights = self._target
-        prompts = np.array([prompt for rows in self._starts.values() for prompt in rows], np.int32)
-        model = model.fit(prompts.shape[1])
-        level = first_level(model, weights, drafter, prompts, temperature, [num_drafts])[0]
-        return {"of_optimum": level["k_seq"] / level["independent"]} if level["independent"] else {}
+def _digest(weights: Mapping[str, Any], more: Any) -> str:
+    """Returns a digest of weights, and of something else that JSON can write."""
+    digest = hashlib.sha256(json.dumps(more, sort_keys=True).encode())
+    for name, weight in sorted(weights.items()):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(weight).data)
+    return digest.hexdigest()
 
 
-def summarise(texts: Sequence[str], drawn: Sequence[Sequence[Any]]) -> dict[str, Any]:
-    """Returns tokens per call and the speed of a mode, with 95 % bootstrap intervals over prompts.
+def _identify(form: str) -> str:
+    """Returns what tells a drafter from others: its name's form, or a digest of what the name stands for."""
+    from experiments.runs import load_trained
 
-    Args:
-      texts: for each prompt the text that it is from.
-      drawn: for each prompt what drawing with the mode and with plain decoding took
-        (`experiments.bench.decoding_loop.Drawn`).
-
-    Returns:
-      "tokens" per call of the target; "by_text" the same by text, without intervals; "speed", tokens per second divided
-      by those of plain decoding from the same prompts; "milliseconds" of a call; "per_second", tokens of the mode;
-      "reached" and "accepted", the number of drafted tokens by place.
-    """
-    mode, plain = (np.array([pair[place][:3] for pair in drawn], np.float64).T for place in (0, 1))
-    seconds, tokens, calls = mode
-    plain_seconds, plain_tokens, _ = plain
-    by_text = {
-        name: float(tokens[here].sum() / calls[here].sum())
-        for name in dict.fromkeys(texts)
-        if (here := np.array([text == name for text in texts])).any()
-    }
-    return {
-        "tokens": mean_interval(tokens, calls)._asdict(),
-        "by_text": by_text,
-        "speed": mean_interval(plain_seconds / plain_tokens * tokens, seconds)._asdict(),
-        "milliseconds": float(1000 * seconds.sum() / calls.sum()),
-        "per_second": float(tokens.sum() / seconds.sum()),
-        **{name: np.sum([getattr(own, name) for own, _ in drawn], axis=0).tolist() for name in ("reached", "accepted")},
-    }
+    if form.startswith("ngram:"):
+        return hashlib.sha256(Path(form.removeprefix("ngram:")).read_bytes()).hexdigest()
+    if Path(form).is_dir():
+        _, weights, vocabulary = load_trained(Path(form))
+        return _digest(weights, vocabulary.digest)
+    return form
 
 
 def format_results(found: Mapping[str, Any]) -> str:
     """Returns the results as Markdown: cost of a call, a table for each precision and drafter, and the best modes."""
+    from experiments.bench.table import QUIET
+
     lines = ["Milliseconds of a call of the target that reads 1, 2, … tokens; median.", ""]
     counts = sorted(next(iter(found["cost"].values())), key=int)
     lines += [f"| tokens | {' | '.join(counts)} |", "|---" * (1 + len(counts)) + "|"]
@@ -267,7 +214,11 @@ def format_results(found: Mapping[str, Any]) -> str:
     for precision, drafter in dict.fromkeys((row["precision"], row["drafter"]) for row in rows):
         of_pair = [row for row in rows if (row["precision"], row["drafter"]) == (precision, drafter)]
         lines += ["", *_format_pair(precision, drafter, of_pair, found["temperatures"])]
-    return "\n".join([*lines, "", *_best_modes(rows, found["temperatures"])]) + "\n"
+    lines += ["", *_best_modes(rows, found["temperatures"])]
+    others = max(row["others"] for row in rows)
+    if others > QUIET:
+        lines += ["", f"NOISY: other processes used up to {others:.1f} cores during a measurement."]
+    return "\n".join(lines) + "\n"
 
 
 def _format_pair(
@@ -289,17 +240,23 @@ def _format_pair(
 
 
 def _best_modes(rows: Sequence[Mapping[str, Any]], temperatures: Sequence[float]) -> list[str]:
-    """Returns a line for each precision and temperature that names the fastest mode, or plain decoding."""
-    lines = []
+    """Returns a line for each precision and temperature that names the fastest mode of a file, or plain decoding.
+
+    A mode must be faster than plain decoding beyond its interval.
+    """
+    lines: list[str] = []
     for precision in dict.fromkeys(row["precision"] for row in rows):
         for temperature in temperatures:
-            here = [row for row in rows if (row["precision"], row["temperature"]) == (precision, temperature)]
+            wanted = {"precision": precision, "temperature": temperature}
+            here = [row for row in rows if wanted.items() <= row.items() and parse(row["mode"]).flags]
+            if not here:
+                continue
             best = max(here, key=lambda row: float(row["speed"]["estimate"]))
-            name, flags = best["mode"], parse(best["mode"]).flags
-            if best["speed"]["estimate"] > 1:
-                how = f" (fedspeak export {flags})" if flags else ""
-                named = f"{name} with drafter {best['drafter']}{how}, {format_interval(best['speed'], 2)} times plain"
+            name, speed = best["mode"], format_interval(best["speed"], 2)
+            if best["speed"]["low"] > 1:
+                how = f"{name} with drafter {best['drafter']}, {speed} times as fast as plain decoding"
+                how += f"; the fastest of {len(here)} (fedspeak export {parse(name).flags})"
             else:
-                named = f"plain decoding: {name} comes next with {format_interval(best['speed'], 2)} times its speed"
-            lines.append(f"The best mode for you is, {precision} at temperature {temperature:g}: {named}.")
-    return [line for pair in zip(lines, [""] * len(lines), strict=True) for line in pair][:-1]
+                how = f"plain decoding; the fastest of {len(here)} others, {name}, has {speed} times its speed"
+            lines += ["", f"The best mode for you is, {precision} at temperature {temperature:g}: {how}."]
+    return lines[1:]

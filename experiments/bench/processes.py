@@ -7,7 +7,7 @@ import resource
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,6 +79,17 @@ def watch(command: Sequence[str], *, folder: Path, environment: dict[str, str], 
     used = max(sum(own.values()), _waited_ticks() - waited)
     ticks = os.sysconf("SC_CLK_TCK") * (time.time() - started)
     return Watched(started, code, peak, max(_busy_ticks() - busy - used, 0) / ticks)
+
+
+def watch_others() -> Callable[[], float]:
+    """Returns a function that says how many processor cores all other processes used on average since this call."""
+    started, busy, own = time.time(), _busy_ticks(), time.process_time()
+
+    def others() -> float:
+        seconds = (_busy_ticks() - busy) / os.sysconf("SC_CLK_TCK") - (time.process_time() - own)
+        return max(seconds, 0.0) / max(time.time() - started, 1e-9)
+
+    return others
 
 
 def _tree(root: int, seen: dict[int, int]) -> dict[int, int]:

@@ -28,18 +28,21 @@ def propose(rows: Sequence[Mapping[str, Any]], cost: Mapping[str, Sequence[float
       cost: quartiles of the milliseconds of a call of the target, by its number of tokens.
 
     Returns:
-      The mode; None if fewer than four trees were measured.
+      The mode; None if fewer than four trees were measured, or nothing was drafted.
     """
     trees = [(tuple(parse(row["mode"]).options.tree), row) for row in rows if row["mode"].startswith("tree:")]
     lines = [((1,) * parse(row["mode"]).drafted, row) for row in rows if row["mode"].startswith("block:")]
     if len(trees) < _LEAST:
+        return None
+    shares = _acceptance([*trees, *lines])
+    if not shares:
         return None
     calls = _interpolate(cost)
     sizes = np.array([[1, len(shape), len(TokenTree.from_shape(shape)) - 1] for shape, _ in trees])
     beyond = np.array([row["milliseconds"] for _, row in trees]) - calls[sizes[:, 2]]
     once, by_level, by_node = np.maximum(np.linalg.lstsq(sizes, beyond, rcond=None)[0], 0)
     found = best_shape(
-        _acceptance([*trees, *lines]),
+        shares,
         (calls + once).tolist(),
         [by_level + by_node * width for width in range(1, _MAX_WIDTH + 1)],
         _MAX_NODES,
@@ -54,7 +57,10 @@ def _interpolate(cost: Mapping[str, Sequence[float]]) -> np.ndarray:
 
 
 def _acceptance(measured: Sequence[tuple[Sequence[int], Mapping[str, Any]]]) -> list[list[float]]:
-    """Returns the share of accepted nodes at each depth of which a child is accepted, by the number of children."""
+    """Returns the share of accepted nodes at each depth of which a child is accepted, by the number of children.
+
+    Nothing is returned if no root had a drafted child.
+    """
     reached = np.zeros([max(len(shape) for shape, _ in measured), _MAX_WIDTH])
     accepted = np.zeros_like(reached)
     for shape, row in measured:
@@ -65,10 +71,12 @@ def _acceptance(measured: Sequence[tuple[Sequence[int], Mapping[str, Any]]]) -> 
     shares = np.divide(accepted, reached, out=np.full_like(reached, np.nan), where=reached > 0)
     widths = np.arange(1, _MAX_WIDTH + 1)
     known = ~np.isnan(shares[0])
+    if not known.any():
+        return []
     first = np.interp(widths, widths[known], shares[0, known])  # wider than any: as the widest
     factor = np.ones(len(shares))
     for depth in range(1, len(shares)):
-        seen = ~np.isnan(shares[depth])
+        seen = ~np.isnan(shares[depth]) & (first > 0)
         factor[depth] = np.nanmean(shares[depth, seen] / first[seen]) if seen.any() else factor[depth - 1]
     filled = np.where(np.isnan(shares), factor[:, np.newaxis] * first, shares)
     return [row.tolist() for row in np.clip(filled, 0, 1)]

@@ -4,14 +4,13 @@ import errno
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from experiments import extras
-from experiments.commands.heads_options import HeadsOptions, heads_options
+from experiments.commands.heads_options import FORM, HeadsOptions, heads_options
 from experiments.display import no_notices
 from experiments.drafting import FORMS, load_drafter
 from models.decoding.choices import DECODINGS, LONGEST_TEXT
@@ -106,7 +105,7 @@ def export(
     own_heads = HeadsOptions(**heads)
     own_heads.check(decodings, drafter, draft_length)
     if "blockwise" in decodings:
-        drafter = "heads"
+        drafter = FORM
     longest, automatic = parse_draft_length("4" if draft_length is None else draft_length)
     if drafter == "":
         raise click.BadParameter(f"'' must be {FORMS}", param_hint="--drafter")
@@ -145,14 +144,15 @@ def export(
         for path in paths.values():
             require_writable_file(path)
     model, weights, vocabulary = load_trained(run)
-    if drafter == "heads" and draft_length is None:
-        sizes = replace(sizes, draft_length=own_heads.draft_length(model))
+    if drafter == FORM and draft_length is None:
+        sizes = replace(sizes, draft_length=own_heads.draft_length(model), paths=own_heads.paths or 1)
         draft_room = max(map(sizes.count, decodings))
     options: dict[str, Any] = {"max_prompt": max_prompt, "max_new_tokens": max_new_tokens, "decodings": decodings}
     if drafter is not None:
         context = max_prompt + max_new_tokens + draft_room
-        load = own_heads.drafter if drafter == "heads" else partial(load_drafter, drafter)
-        options |= {"drafter": load(model, weights, vocabulary, context), **vars(sizes)}
+        target = model, weights, vocabulary
+        own = own_heads.drafter(*target, context) if drafter == FORM else load_drafter(drafter, *target, context)
+        options |= {"drafter": own, **vars(sizes)}
     export_and_check(model, weights, vocabulary, paths, **options)
 
 

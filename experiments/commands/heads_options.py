@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
 
-from experiments.drafting import load_drafter
+from experiments.drafting import load_drafter, load_katz
 from models.presets import MAX_HEADS
+from models.token_tree import MAX_NODES
 
 FORM = "heads"
 """The name of the drafter that a model's own prediction heads are."""
@@ -31,6 +33,12 @@ _OPTIONS = (
         help="Number of likeliest tokens of each head among which --rescore chooses.",
     ),
     click.option(
+        "--paths",
+        type=click.IntRange(1, MAX_NODES - 1),
+        help="Draft this number of best paths through the likeliest tokens of all heads, as --rescore ngram:FILE (of "
+        "--smoothing katz) or none scores them, and verify them together. Default: one draft, token by token.",
+    ),
+    click.option(
         "--alpha", type=click.FloatRange(0, 1000), show_default="1", help="Weight of the logits of --rescore."
     ),
 )
@@ -43,12 +51,14 @@ class HeadsOptions(NamedTuple):
       heads: number of heads.
       rescore: name of the rescorer.
       top_k_heads: number of tokens of each head.
+      paths: number of best paths.
       alpha: weight of the rescorer.
     """
 
     heads: int | None
     rescore: str | None
     top_k_heads: int | None
+    paths: int | None
     alpha: float | None
 
     def check(self, decodings: tuple[str, ...], drafter: str | None, draft_length: str | None) -> None:
@@ -63,7 +73,13 @@ class HeadsOptions(NamedTuple):
             if value is not None and not is_used:
                 option = f"--{name.replace('_', '-')}"
                 raise click.UsageError(f"{option} has no use without --decoding blockwise or --drafter heads: drop it")
-        for name in ("top_k_heads", "alpha"):
+        if self.paths is not None and set(decodings) - {"blockwise", "autoregressive"}:
+            raise click.UsageError("--paths is for --decoding blockwise only: drop it, or the other decodings")
+        if self.paths is not None and not (self.rescore or "none").startswith(("none", "ngram:")):
+            raise click.UsageError(
+                f"--rescore {self.rescore} drafts one path: drop --paths, or give ngram:FILE or none"
+            )
+        for name in ("alpha",) if self.paths is not None else ("top_k_heads", "alpha"):
             if getattr(self, name) is not None and self.rescore in (None, "none"):
                 raise click.UsageError(
                     f"--{name.replace('_', '-')} has no use without --rescore: drop it, or give both"
@@ -96,16 +112,22 @@ class HeadsOptions(NamedTuple):
           OSError, ValueError: the rescorer cannot be read or does not fit; one line.
         """
         from models.decoding.heads_drafter import HeadsDrafter
+        from models.decoding.katz_tables import KatzTables
+        from models.decoding.lattice_drafter import LatticeDrafter
 
-        if self.rescore in (None, "none"):
-            return HeadsDrafter()
-        if self.rescore in (FORM, "self"):
-            raise ValueError(f"--rescore {self.rescore}: must be none, ngram:FILE, lookup or the folder of a model")
-        rescorer = load_drafter(self.rescore, model, weights, vocabulary, context)
         top_k = 16 if self.top_k_heads is None else self.top_k_heads
         if top_k > vocabulary.size:
             raise ValueError(f"--top-k-heads {top_k}: the vocabulary has {vocabulary.size:,} tokens; lower it")
-        return HeadsDrafter(rescorer, top_k, 1.0 if self.alpha is None else self.alpha)
+        alpha = 1.0 if self.alpha is None else self.alpha
+        plain = self.rescore is None or self.rescore == "none"
+        if self.paths is not None:
+            path = (self.rescore or "").removeprefix("ngram:")
+            return LatticeDrafter(None if plain else KatzTables(load_katz(Path(path), vocabulary)), top_k, alpha)
+        if self.rescore is None or plain:
+            return HeadsDrafter()
+        if self.rescore in (FORM, "self"):
+            raise ValueError(f"--rescore {self.rescore}: must be none, ngram:FILE, lookup or the folder of a model")
+        return HeadsDrafter(load_drafter(self.rescore, model, weights, vocabulary, context), top_k, alpha)
 
 
 def heads_options(command: Callable[..., Any]) -> Callable[..., Any]:

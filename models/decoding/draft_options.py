@@ -57,6 +57,13 @@ class DraftOptions:
             )
         return TokenTree.chains(drafts, self.draft_length)
 
+    def depth(self, decoding: str) -> int:
+        """Returns how many drafted tokens a block of a decoding accepts at most."""
+        if decoding == "autoregressive":
+            return 0
+        tree = self.token_tree(decoding)
+        return self.draft_length if tree is None else len(tree.levels) - 1
+
     def count(self, decoding: str) -> int:
         """Returns how many tokens a block of a decoding drafts at most."""
         if decoding == "autoregressive":

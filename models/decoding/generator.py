@@ -116,14 +116,15 @@ class Generator:
         if drafter is not None and not isinstance(drafter, Drafter):
             raise ValueError(f"drafter = {type(drafter).__name__}: must be a Drafter; wrap a model in ModelDrafter")
         self.max_prompt, self.max_new_tokens = max_prompt, max_new_tokens
-        drafted = options.count(decoding)
+        # The last block of a row may give more tokens than were asked for, and while others are drawn one more is read.
+        drafted = options.depth(decoding) + options.count(decoding)
         room = max_prompt + max_new_tokens + drafted
         known = drafter.model.context if isinstance(drafter, ModelDrafter) else None
         for owner, context in (("model", model.context), ("drafter", known)):
             if context is not None and room > context:
                 raise ValueError(
-                    f"max_prompt = {max_prompt}, max_new_tokens = {max_new_tokens} and {drafted} drafted tokens do not "
-                    f"fit together in the {owner}'s context of {context} tokens: lower them"
+                    f"max_prompt = {max_prompt}, max_new_tokens = {max_new_tokens} and {drafted} drafted tokens of two "
+                    f"blocks do not fit together in the {owner}'s context of {context} tokens: lower them"
                 )
         self._decoder = decoder = build_decoder(decoding, model.fit(room), weights, drafter, options)
         proposing = drafter.rescorer if isinstance(drafter, HeadsDrafter) else drafter

@@ -86,7 +86,7 @@ class LatticeDrafter(HeadsDrafter):
         log_probs = None if self.tables is None else self.tables.log_probs
         return find_best_paths(tokens, scores, history, self.alpha, log_probs, paths).tokens
 
-    def rewind_tree(self, trail: _Trail, kept: tf.Tensor, tree: TokenTree) -> tf.Tensor:
+    def rewind_tree(self, trail: Any, kept: tf.Tensor, tree: TokenTree) -> tf.Tensor:
         """Returns the last tokens after the path to a node; see `Drafter.rewind_tree`."""
         node = tf.maximum(kept - 1, 0)
         count = tf.where(kept > 0, tf.gather(tf.constant(tree.depths), node) + 1, 0)

@@ -165,5 +165,6 @@ class TreeSpeculation(BlockDecoder):
 
 def _rank(processed: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     """Returns numbers that are larger for likelier tokens: those that processing has left out come after all others."""
+    logits = tf.maximum(logits, LEFT_OUT)  # the quotient of infinities is not a number
     beyond = logits / (1 + tf.abs(logits)) * 1000 - 2000
     return tf.where(processed > -100.0, processed, beyond)

@@ -58,7 +58,7 @@ STEPS = [
     "bench exact-noise --rounds 2 --clients 3",
     "bench verifiers --repetitions 3 --vocabulary 4096",
     "bench decoding run --drafter lookup --mode block:2 --mode tree:2,1 --mode spectr:2x2 --mode distinct-tree:2,1 "
-    "--mode multi-path:2x2 --prompts 1 --temperature 1",
+    "--mode multi-path:2x2 --prompts 2 --temperature 1",
     "bench samplers --peer fedspeak --texts 500 --timings 3",
     "bench dp-step --task linear --peer fedspeak --processes 1 --repetitions 1",
     "bench simulation --case logistic --peer stock-tff --peer fedspeak --rounds 3 --repetitions 1",

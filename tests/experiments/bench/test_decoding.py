@@ -1,15 +1,18 @@
 """`bench decoding` names the fastest mode, goes on where it was, and takes prompts from the texts it is given."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
 
-from experiments.bench import decoding
+from experiments.bench import decoding, decoding_loop, decoding_measurement
 from experiments.bench.decoding_loop import Drawn
 from experiments.bench.decoding_texts import choose_prompts, read_texts
+from experiments.reproduce import tree_efficiency
 from models.vocabulary import Vocabulary
 from tests.experiments.processes import call
+from tests.models.decoding.table_model import TableModel, draw_table
 
 LETTERS = Vocabulary((b"",) * 3 + tuple(bytes([byte]) for byte in range(256)))
 
@@ -19,7 +22,7 @@ def test_speed_is_that_of_tokens_and_seconds_beside_plain_decoding_from_the_same
         [Drawn(2.0, 40, 10, np.array([10, 8]), np.array([8, 7])), Drawn(4.0, 20, 20)],  # 20 tokens a second beside 5
         [Drawn(2.0, 40, 20, np.array([20, 9]), np.array([9, 1])), Drawn(2.0, 20, 20)],  # 20 beside 10
     ]
-    found = decoding.summarise(["one", "other"], drawn)
+    found = decoding_measurement.summarise(["one", "other"], drawn)
     assert found["speed"]["estimate"] == pytest.approx((8 + 4) / 4)
     assert (found["speed"]["low"], found["speed"]["high"]) == (2, 4)
     assert found["tokens"]["estimate"] == pytest.approx(80 / 30)
@@ -39,6 +42,7 @@ def row(mode, temperature, speed, drafter="d", **more):
         "speed": interval,
         "tokens": interval,
         "milliseconds": 2.0,
+        "others": 0.0,
         **more,
     }
 
@@ -46,19 +50,25 @@ def row(mode, temperature, speed, drafter="d", **more):
 def test_best_modes_are_named_with_the_options_of_export_or_plain_decoding_where_none_is_faster():
     rows = [
         row("spectr:2x2", 0.0, 1.2),
-        row("spectr:2x2", 1.0, 0.9, of_optimum=0.97),
+        row("spectr:2x2", 1.0, 1.05, of_optimum=0.97),
         row("tree:2,1", 0.0, 1.5, drafter="e"),
-        row("tree:2,1", 1.0, 0.7, drafter="e"),
+        row("tree:2,1", 1.0, 0.7, drafter="e", others=0.6),
+        row("distinct-tree:2", 0.0, 2.0),
+        row("distinct-tree:2", 1.0, 2.0),
     ]
     cost = {"int8": {"1": [1, 1, 2], "13": [3, 4, 5], "2": [1, 2, 3]}}
     found = {"cost": cost, "rows": rows, "temperatures": [0.0, 1.0]}
     lines = decoding.format_results(found).splitlines()
     assert lines[2:5] == ["| tokens | 1 | 2 | 13 |", "|---|---|---|---|", "| int8 | 1.00 | 2.00 | 4.00 |"]
-    assert lines[-3] == (
-        "The best mode for you is, int8 at temperature 0: tree:2,1 with drafter e (fedspeak export --decoding tree "
-        "--tree 2,1), 1.50 [1.40, 1.60] times plain."
+    assert lines[-5] == (
+        "The best mode for you is, int8 at temperature 0: tree:2,1 with drafter e, 1.50 [1.40, 1.60] times as fast as "
+        "plain decoding; the fastest of 2 (fedspeak export --decoding tree --tree 2,1)."
     )
-    assert lines[-1].endswith("plain decoding: spectr:2x2 comes next with 0.90 [0.80, 1.00] times its speed.")
+    assert lines[-3] == (
+        "The best mode for you is, int8 at temperature 1: plain decoding; the fastest of 2 others, spectr:2x2, has "
+        "1.05 [0.95, 1.15] times its speed."
+    )
+    assert lines[-1] == "NOISY: other processes used up to 0.6 cores during a measurement."
     assert "SpecTr's rule accepts 97.0 to 97.0 % of what the best rule for its drafts accepts." in lines
 
 
@@ -89,6 +99,7 @@ def test_four_texts_of_different_kinds_are_there_without_files(tmp_path):
         (["--drafter", "lookup", "--mode", "beam:2"], "mode 'beam:2': must be DECODING:SIZES"),
         (["--drafter", "lookup", "--drafter", "lookup"], "--drafter: two drafters have the same name"),
         (["--drafter", "lookup"], "does not exist"),
+        (["--drafter", "lookup", "--prompts", "1"], "--prompts"),
     ],
 )
 def test_bad_options_end_in_one_line(tmp_path, options, message):
@@ -97,10 +108,69 @@ def test_bad_options_end_in_one_line(tmp_path, options, message):
     assert message in err
 
 
-def test_results_of_other_options_are_kept(tmp_path):
+ASKED = {"seed": 0, "target": "run"}
+
+
+def test_results_of_the_same_question_are_taken_up_with_more_drafters(tmp_path):
     path = tmp_path / "results.json"
-    path.write_text(json.dumps({"seed": 0, "target": "run", "cost": {"float32": {}}, "rows": [1]}))
-    assert decoding._resume(path, {"seed": 0, "target": "run"})["rows"] == [1]
-    with pytest.raises(ValueError, match="holds a benchmark with seed = 0, not 1: give another --output"):
-        decoding._resume(path, {"seed": 1, "target": "run"})
-    np.testing.assert_equal(json.loads(path.read_text())["rows"], [1])
+    path.write_text(json.dumps({**ASKED, "drafters": {"a": "1"}, "cost": {"float32": {}}, "rows": [1]}))
+    found = decoding._resume(path, ASKED, {"a": "1", "b": "2"})
+    assert found["rows"] == [1] and found["drafters"] == {"a": "1", "b": "2"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "drafters", "what"), [({"seed": 1}, {"a": "1"}, "seed"), ({}, {"a": "2"}, "drafter a")]
+)
+def test_results_of_another_question_are_refused_and_stay(tmp_path, asked, drafters, what):
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps({**ASKED, "drafters": {"a": "1"}, "cost": {}, "rows": [1]}))
+    with pytest.raises(ValueError, match=f"holds a benchmark of another {what}: give another --output, or the options"):
+        decoding._resume(path, {**ASKED, **asked}, drafters)
+    assert json.loads(path.read_text())["rows"] == [1]
+
+
+def test_a_target_or_drafter_of_other_weights_is_another(tmp_path):
+    weights = {"a": np.ones(3, np.float32)}
+    assert decoding._digest(weights, 1) == decoding._digest({"a": np.ones(3, np.float32)}, 1)
+    assert decoding._digest(weights, 1) not in (
+        decoding._digest({"a": np.zeros(3, np.float32)}, 1),
+        decoding._digest(weights, 2),
+    )
+    (tmp_path / "n.npz").write_bytes(b"one")
+    first = decoding._identify(f"ngram:{tmp_path / 'n.npz'}")
+    (tmp_path / "n.npz").write_bytes(b"two")
+    assert first != decoding._identify(f"ngram:{tmp_path / 'n.npz'}")
+    assert decoding._identify("lookup") == "lookup"
+
+
+class _Runner:
+    """Stands for a loop in the runtime: a block gives three tokens and takes a second, reading the prompt ten."""
+
+    def __call__(self, tokens, max_new, **inputs):
+        blocks = -(-int(max_new) // 3)
+        self.now += 10 + blocks
+        counts = {"reached": [[blocks, blocks]], "accepted": [[blocks, blocks]]}
+        return {"decided": [3 * blocks], "calls": [blocks]} | {name: np.array(value) for name, value in counts.items()}
+
+    now = 0.0
+
+
+def test_time_and_tokens_of_a_draw_are_without_prompt_and_first_block(monkeypatch):
+    loop: Any = object.__new__(decoding_loop.Loop)
+    runner = _Runner()
+    loop._generate, loop._bias, loop._tokens = runner, np.zeros(3), 9
+    monkeypatch.setattr(decoding_loop.time, "perf_counter", lambda: runner.now)
+    drawn = loop.draw([1, 2], 1.0, 0)
+    assert drawn[:3] == (2.0, 6, 2)
+    assert drawn.reached.tolist() == drawn.accepted.tolist() == [2, 2]
+
+
+def test_share_of_the_optimum_is_that_of_k_seq(monkeypatch):
+    found = {"one": 0.1, "k_seq": 0.3, "independent": 0.4, "distinct": 0.5, "greedy": 0.6}
+    monkeypatch.setattr(tree_efficiency, "first_level", lambda *arguments: [found])
+    model: Any = TableModel(draw_table(0, 4))
+    measurement = decoding_measurement.Measurement(model, {}, {"text": [[1, 2], [0, 3]]}, (1.0,), 0)
+    model.fit = lambda context: model
+    assert measurement._of_optimum(None, 2, 1.0) == {"of_optimum": pytest.approx(0.75)}
+    monkeypatch.setattr(tree_efficiency, "first_level", lambda *arguments: [dict.fromkeys(found, 0.0)])
+    assert measurement._of_optimum(None, 2, 1.0) == {}

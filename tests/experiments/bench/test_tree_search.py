@@ -49,3 +49,18 @@ def test_proposal_is_the_best_of_all_shapes():
 @pytest.mark.parametrize("rows", [[], [row(shape) for shape in SHAPES[:3]], [row(SHAPES[0]) | {"mode": "block:4"}] * 6])
 def test_few_trees_give_no_proposal(rows):
     assert propose(rows, {"1": [1, 1, 1]}) is None
+
+
+def test_nothing_is_proposed_where_nothing_was_drafted():
+    empty = [row(shape) | {"reached": [0] * len(shape), "accepted": [0] * len(shape)} for shape in SHAPES]
+    assert propose(empty, {"1": [1, 1, 1]}) is None
+
+
+def test_children_that_are_never_accepted_give_no_numbers_that_are_not_finite():
+    never = [row(shape) | {"accepted": [0.0] * len(shape)} for shape in SHAPES]
+    assert propose(never, {"1": [1, 1, 1]}) is None
+
+
+def test_times_below_the_targets_call_count_as_none():
+    rows = [row(shape) | {"milliseconds": 0.01} for shape in SHAPES]
+    assert propose(rows, {str(count): [0, call(count), 9] for count in (1, 7, 8, 17)}) is not None

@@ -10,6 +10,7 @@ from models.decoding.choices import Choices, Costs, Processing
 from models.decoding.drafters import Drafter, ModelDrafter
 from models.decoding.generator import LONGEST_STOP, Generator
 from models.presets import preset
+from models.transformer.decoder import TransformerLanguageModel
 from tests.models.decoding.runs import SIZE, TABLES, TARGET, Chooser
 from tests.models.decoding.table_model import TableModel
 from tests.oracles.speculation import Row
@@ -217,3 +218,43 @@ def test_logits_that_are_not_finite_are_an_error_that_names_the_row():
     generator = Generator(model, weights, max_prompt=2, max_new_tokens=4)
     with pytest.raises(ValueError, match="logits of row 0 after 0 new tokens are not finite"):
         generator([[1]], Choices(max_new_tokens=4))
+
+
+class _Quiet(ModelDrafter):
+    """Drafts with the target itself, and proposes nothing after the prompt of a row that begins with token 7."""
+
+    may_pass = True
+
+    def initial_state(self, batch):
+        return super().initial_state(batch), tf.zeros([batch], tf.bool)
+
+    def prefill(self, tokens, lengths, state):
+        return super().prefill(tokens, lengths, state[0]), state[1] | tf.equal(tokens[:, 0], 7)
+
+    def step(self, tokens, state):
+        logits, after = super().step(tokens, state[0])
+        return tf.where(state[1][:, tf.newaxis], -np.inf, logits), (after, state[1])
+
+    def rewind(self, states, kept):
+        return super().rewind([state for state, _ in states], kept), states[0][1]
+
+    def step_level(self, tokens, trail, tree, level):
+        logits, after = super().step_level(tokens, trail[0], tree, level)
+        return tf.where(trail[1][:, tf.newaxis, tf.newaxis], -np.inf, logits), (after, trail[1])
+
+    def rewind_tree(self, trail, kept, tree):
+        return super().rewind_tree(trail[0], kept, tree), trail[1]
+
+
+@pytest.mark.parametrize("sizes", [{"decoding": "block", "draft_length": 4}, {"decoding": "tree", "tree": (2, 1, 1)}])
+def test_a_row_that_is_done_goes_beyond_no_cache_while_others_are_drawn(sizes):
+    """The first row accepts all drafts and gives more tokens than asked for in its last block; the second is slow."""
+    model = TransformerLanguageModel(23, embedding=8, blocks=1, heads=2, feed_forward=8, context=64)
+    weights = {name: 2 * value for name, value in model.init(1).items()}
+    decoding, sizes = sizes["decoding"], {name: value for name, value in sizes.items() if name != "decoding"}
+    generator = Generator(model, weights, decoding, _Quiet(model, weights), max_prompt=3, max_new_tokens=11, **sizes)
+    plain = Generator(model, weights, max_prompt=3, max_new_tokens=11)
+    prompts = [[3, 1, 4], [7, 2, 2]]
+    found = generator(prompts, Choices(11, temperature=0.0))
+    assert found.tokens == plain(prompts, Choices(11, temperature=0.0)).tokens
+    assert found.acceptance[0].calls < 5 and found.acceptance[1].calls == 11

@@ -72,7 +72,7 @@ def test_greedy_text_is_the_base_models(family, decoding, drafter, sizes):
 
 def check_laws(model, weights, drafter, expected_scores):
     """Draws blocks of two rows one by one, and compares every drafted token's law with that of a plain program."""
-    own = build_decoder("blockwise", model, weights, drafter, DraftOptions(HEADS - 1))
+    own: Any = build_decoder("blockwise", model, weights, drafter, DraftOptions(HEADS - 1))
     asked = Request(tf.constant([1, 2]), tf.range(2), Processing(temperature=0.8))
     texts = [[3, 1, 4], [2, 2, 9]]
     state = own.read(tf.constant(texts)[:, :-1], tf.fill([2], 2), own.initial_state(2))

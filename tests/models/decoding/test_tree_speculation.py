@@ -13,7 +13,7 @@ from models.decoding.drafters import ModelDrafter
 from models.decoding.generator import Generator
 from models.decoding.spectr import SpecTr
 from models.decoding.traversal import Traversal
-from models.decoding.tree_speculation import TreeSpeculation
+from models.decoding.tree_speculation import TreeSpeculation, _rank
 from models.recurrent_lm import RecurrentLanguageModel
 from models.token_tree import TokenTree
 from models.transformer.decoder import TransformerLanguageModel
@@ -120,7 +120,7 @@ def test_decodings_refuse_sizes_that_do_not_fit_them():
 def test_a_tree_without_room_in_the_context_is_refused():
     model, weights, _ = draw_models("transformer")
     drafter = ModelDrafter(model, weights)
-    with pytest.raises(ValueError, match="max_new_tokens = 50 and 12 drafted tokens do not fit together"):
+    with pytest.raises(ValueError, match="max_new_tokens = 50 and 16 drafted tokens of two blocks do not fit"):
         Generator(model, weights, "tree", drafter, max_prompt=4, max_new_tokens=50)
 
 
@@ -136,3 +136,12 @@ def test_host_may_mask_tokens_at_every_node(rule):
     allowed = tf.broadcast_to(tf.range(SIZE) % 2 == 0, [40, len(tree), SIZE])
     block, _ = own.verify(state, draft, asked, tf.ones([40], tf.bool), allowed)
     assert np.all(block.tokens.numpy() % 2 == 0) and np.any(block.count.numpy() > 1)
+
+
+def test_certain_children_are_the_likeliest_tokens_of_a_drafter_that_leaves_tokens_out():
+    """A drafter says with -inf that it never proposes a token."""
+    logits = tf.constant([[-np.inf, 0.0, -np.inf, 2.0, 1.0, -np.inf]])
+    processed = tf.where(tf.math.is_finite(logits), logits - 2, -1e4)
+    assert tf.math.top_k(_rank(processed, logits), 3).indices.numpy().tolist() == [[3, 4, 1]]
+    greedy = tf.constant([[-3e38, -3e38, -3e38, 0.0, -3e38, -3e38]])  # processing at temperature 0 leaves one
+    assert tf.math.top_k(_rank(greedy, logits), 3).indices.numpy().tolist() == [[3, 4, 1]]
