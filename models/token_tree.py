@@ -1,6 +1,6 @@
 """Describes trees of drafted tokens: which draft follows which, fixed when a graph is built."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from numbers import Integral
@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAX_NODES = 64
+_LONGEST_ECHO = 40  # characters of what the user gave, in a message
+_COUNTED = 10**6  # largest number of nodes that a message states
 
 
 @dataclass(frozen=True)
@@ -30,11 +32,15 @@ class TokenTree:
     parents: tuple[int, ...]
 
     def __post_init__(self) -> None:
+        if not all(_is_integer(parent) for parent in self.parents):
+            raise ValueError(f"parents = {_shown(self.parents)}: must be integers, the number of a node for each node")
         after_root = self.parents[1:]
         if self.parents[:1] != (-1,) or any(not 0 <= parent <= node for node, parent in enumerate(after_root)):
-            raise ValueError(f"parents = {self.parents}: must be -1, then the number of an earlier node for each node")
+            raise ValueError(
+                f"parents = {_shown(self.parents)}: must be -1, then the number of an earlier node for each node"
+            )
         if list(after_root) != sorted(after_root):
-            raise ValueError(f"parents = {self.parents}: must not decrease; number the nodes level by level")
+            raise ValueError(f"parents = {_shown(self.parents)}: must not decrease; number the nodes level by level")
         if len(self) > MAX_NODES:
             raise ValueError(f"parents: {len(self)} nodes are more than {MAX_NODES}; give a smaller tree")
 
@@ -51,8 +57,7 @@ class TokenTree:
         Raises:
           ValueError: the shape is empty, an entry is not a positive integer, or there are more than 64 nodes.
         """
-        shape = tuple(shape)
-        _check(shape, repr(shape))
+        shape = check_shape(shape)
         parents, level = [-1], range(1)
         for children in shape:
             parents += [node for node in level for _ in range(children)]
@@ -84,6 +89,16 @@ class TokenTree:
     def is_chain(self) -> bool:
         """Returns whether no node has two children."""
         return len(set(self.parents)) == len(self)
+
+    @cached_property
+    def is_even(self) -> bool:
+        """Returns whether all nodes at one depth have equally many children, as in `from_shape`."""
+        return all(len({len(self.children[node]) for node in level}) == 1 for level in self.levels)
+
+    @property
+    def are_separate_chains(self) -> bool:
+        """Returns whether the tree is one of `chains`: equally long, and only the root has more than one child."""
+        return len(self) > 1 and self.is_even and len({len(level) for level in self.levels[1:]}) == 1
 
     @cached_property
     def depths(self) -> NDArray[np.int32]:
@@ -139,18 +154,30 @@ class TokenTree:
             raise ValueError(f"tokens: {count} in a row for a {whole} of {nodes} nodes; give one for each node")
 
 
+def check_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    """Returns the shape of a tree as Python's own integers; see `TokenTree.from_shape`.
+
+    Raises:
+      ValueError: the shape is not one or more positive integers, or the tree has more than 64 nodes; one line.
+    """
+    if not isinstance(shape, Iterable):
+        raise ValueError(f"tree = {_shown(shape)}: must be the numbers of children by depth, for example (3, 1, 1, 1)")
+    return _checked(tuple(shape), _shown(shape))
+
+
 def parse_shape(text: str) -> tuple[int, ...]:
     """Returns the shape that a text such as "3,1,1,1" states; see `TokenTree.from_shape`.
 
     Raises:
-      ValueError: the text is not one or more positive integers, or the tree has more than 64 nodes.
+      ValueError: the text is not one or more positive integers in the digits 0 to 9, or the tree has more than 64
+        nodes; one line.
     """
-    try:
-        shape = tuple(int(entry) for entry in text.split(",")) if text.strip() else ()
-    except ValueError:
-        raise ValueError(f"tree = {text!r}: must be integers separated by commas, for example 3,1,1,1") from None
-    _check(shape, repr(text))
-    return shape
+    shown = repr(text if len(text) <= _LONGEST_ECHO else f"{text[:_LONGEST_ECHO]}…")
+    entries = [entry.strip(" ") for entry in text.split(",")] if text.strip() else []
+    # int() would take signs, underscores and the digits of other scripts as well.
+    if not all(entry.isascii() and entry.isdigit() and len(entry) <= _LONGEST_ECHO for entry in entries):
+        raise ValueError(f"tree = {shown}: must be integers separated by commas, for example 3,1,1,1")
+    return _checked(tuple(map(int, entries)), shown)
 
 
 def format_shape(shape: Sequence[int]) -> str:
@@ -158,19 +185,32 @@ def format_shape(shape: Sequence[int]) -> str:
     return ",".join(map(str, shape))
 
 
-def _check(shape: tuple[int, ...], shown: str) -> None:
-    """Raises ValueError unless the shape is that of a tree of at most `MAX_NODES` nodes."""
+def _checked(shape: tuple[Any, ...], shown: str) -> tuple[int, ...]:
+    """Returns a shape as Python integers; raises ValueError unless it is that of at most `MAX_NODES` nodes."""
     if not shape:
         raise ValueError(f"tree = {shown}: is empty; give the number of children by depth, for example 3,1,1,1")
     nodes = width = 1
     for children in shape:
         if not _is_count(children):
-            raise ValueError(f"tree = {shown}: {children!r} must be an integer >= 1, for example 3,1,1,1")
-        width *= int(children)
+            raise ValueError(f"tree = {shown}: {_shown(children)} must be an integer >= 1, for example 3,1,1,1")
+        # Enough for the message: the exact number could have any number of digits.
+        width = min(width * int(children), _COUNTED)
         nodes += width
     if nodes > MAX_NODES:
-        raise ValueError(f"tree = {shown}: has {nodes} nodes with the root, more than {MAX_NODES}; give fewer children")
+        count = nodes if nodes < _COUNTED else f"{_COUNTED} or more"
+        raise ValueError(f"tree = {shown}: has {count} nodes with the root, more than {MAX_NODES}; give fewer children")
+    return tuple(map(int, shape))
+
+
+def _shown(value: Any) -> str:
+    """Returns the beginning of what a value looks like, in one line."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= _LONGEST_ECHO else f"{text[:_LONGEST_ECHO]}…"
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
+    return _is_integer(value) and int(value) >= 1

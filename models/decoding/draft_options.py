@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from models.decoding.choices import require_integer
-from models.token_tree import MAX_NODES, TokenTree
+from models.token_tree import MAX_NODES, TokenTree, check_shape
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,7 @@ class DraftOptions:
         object.__setattr__(self, "draft_length", require_integer("draft_length", self.draft_length, 0))
         object.__setattr__(self, "num_drafts", require_integer("num_drafts", self.num_drafts, 1))
         object.__setattr__(self, "paths", require_integer("paths", self.paths, 1))
-        object.__setattr__(self, "tree", tuple(self.tree))
-        TokenTree.from_shape(self.tree)
+        object.__setattr__(self, "tree", check_shape(self.tree))
 
     def token_tree(self, decoding: str) -> TokenTree | None:
         """Returns the tree that a decoding drafts; None for one that drafts a single line of tokens.

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from models.decoding.choices import require_integer
 from models.decoding.numpy_ops import LARGEST_VOCABULARY, LEFT_OUT
 from models.decoding.race import gumbels_of, race
 from models.token_tree import TokenTree
@@ -62,11 +63,10 @@ def list_gumbels(seed: Any, request: Any, positions: Any, num_drafts: int, size:
       float32 `[..., K, V]`.
 
     Raises:
-      ValueError: `num_drafts` or `size` is outside its range.
+      ValueError: `num_drafts` or `size` is not an integer in its range.
     """
-    for name, value, largest in (("num_drafts", num_drafts, 4096), ("size", size, LARGEST_VOCABULARY)):
-        if not 1 <= value <= largest:
-            raise ValueError(f"{name} = {value}: must be an integer from 1 to {largest}")
+    num_drafts = require_integer("num_drafts", num_drafts, 1, 4096)
+    size = require_integer("size", size, 1, LARGEST_VOCABULARY)
     request, positions = (
         tf.convert_to_tensor(key, tf.int32)[..., tf.newaxis, tf.newaxis] for key in (request, positions)
     )
@@ -86,7 +86,18 @@ def verify_list(
       noise: the noise of the block's positions, float32 `[B, K, G+1, V]`: that of `list_gumbels` for positions
         `[B, G+1]`, with its axes of places and chains exchanged.
       tree: K separate chains of G drafts, `TokenTree.chains(K, G)`.
+
+    Raises:
+      ValueError: the tree is of another form, or the noise has not the shape that belongs to it.
     """
+    if not tree.are_separate_chains:
+        raise ValueError("tree: must be separate chains of equal length; give TokenTree.chains(num_drafts, length)")
+    sizes = [len(tree.levels[1]), len(tree.levels), processed.shape[-1]]
+    if not tf.TensorShape(noise.shape[1:]).is_compatible_with(sizes):
+        raise ValueError(
+            f"noise: has shape {tuple(noise.shape)}, must have [B, K, G + 1, V] with {sizes} after B; list_gumbels "
+            "returns places before chains"
+        )
     paths = tf.constant(tree.paths[tree.levels[-1].start :])
     is_alive, goes_on = tf.ones_like(noise[..., 0, 0], tf.bool), tf.ones_like(tokens[:, 0], tf.bool)
     chain, accepted, drawn = tf.zeros_like(tokens[:, 0]), tf.zeros_like(tokens[:, 0]), []

@@ -94,8 +94,11 @@ def check_lossless(
       dtype: NumPy type in which the verifier computes, float32 or float64.
 
     Raises:
-      ValueError: `blocks` or `models` is outside its range.
+      ValueError: `verifier` is a class, or `blocks` or `models` is outside its range.
     """
+    if isinstance(verifier, type):
+        name = verifier.__name__
+        raise ValueError(f"verifier = {name}: is a class; give an instance, for example {name}()")
     if isinstance(verifier, TreeRule) and blocks != 1:
         raise ValueError(f"blocks = {blocks!r}: must be 1 for a rule for trees, which carries nothing")
     for option, value in (("blocks", blocks), ("models", models)):

@@ -13,10 +13,12 @@ of the selected chain, with r in place of the drafter's distribution, is lossles
 Reference: greedy multi-path block verification, 2026, https://arxiv.org/abs/2602.16961.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import tensorflow as tf
 
+from models.decoding.choices import require_integer
 from models.decoding.numpy_ops import BLOCK
 from models.decoding.tree_rules import Drafts, TreeRule
 from models.decoding.verification import block_rule, total
@@ -26,30 +28,32 @@ from models.token_tree import TokenTree
 class MultiPath(TreeRule):
     """Selects the chain that is last in the order of tokens at each node, and verifies it as a block.
 
-    Lossless. It needs K separate chains of drafts, each drawn independently. With one chain it is block verification.
-    More chains can accept fewer tokens, because only the selected chain counts and its tokens are drawn from r, which
-    may be further from the target than p is: `best_num_drafts` tells how many chains fit.
+    Lossless. It needs separate chains of drafts, each drawn independently. With one chain it is block verification.
+    More chains could accept fewer tokens, because only the selected chain counts and its tokens are drawn from r, which
+    may be further from the target than p is. So the rule looks at the first K chains of each row only, with K from
+    `best_num_drafts` at the root. K depends on the text alone, not on the drafts.
     """
 
     drafting = "independent"
     separate_chains = True
 
     def stops(self, target: tf.Tensor, drafts: Drafts, tree: TokenTree) -> tuple[tf.Tensor, Any]:
-        """Returns probabilities, and t and d of the residual max(t q - d r, 0) and α; see `TreeRule.stops`.
+        """Returns probabilities, and t and d of the residual max(t q - d r, 0), α and K; see `TreeRule.stops`.
 
         Decoding stops at nodes of the selected chain only. Where the drafter ends a text, all chains with it end.
         """
         chains = len(tree.levels[1])
         paths = tf.constant(tree.paths[tree.levels[-1].start :])
-        # The first chain with the text that is selected so far, and which chains have this text, [B, K].
+        count = best_num_drafts(drafts.base[:, 0], target[:, 0], chains)
+        # The first chain with the text that is selected so far, and which of those that count have this text.
         chain = tf.zeros_like(drafts.tokens[:, 0])
-        is_alive = tf.ones_like(drafts.is_real[:, 1 : chains + 1])
+        is_alive = tf.sequence_mask(count, chains)
         alphas, laws = [tf.zeros_like(target[:, 0, 0])], []
         for depth, below in enumerate(tree.levels[1:]):
             node = tf.gather(paths[:, depth], chain)
             drafter, of_target = _at(drafts.base, node), _at(target, node)
             rank, before = _order(drafter, of_target)
-            laws.append(_selected(drafter, before, alphas[-1], chains))
+            laws.append(_selected(drafter, before, alphas[-1], count, chains))
             tokens, is_real = (part[:, below.start : below.stop] for part in (drafts.tokens, drafts.is_real))
             place = tf.where(is_real, 1 + _at(rank, tokens), 0)
             place = tf.where(is_alive, place, -1)
@@ -67,22 +71,23 @@ class MultiPath(TreeRule):
 
         is_selected = tf.equal(of_nodes(path), tf.range(len(tree)))
         weights = (found.target_weight, found.drafter_weight, tf.stack(alphas, axis=1))
-        return tf.where(is_selected, of_nodes(found.probability), 0.0), tuple(of_nodes(part) for part in weights)
+        counts = tf.repeat(count[:, tf.newaxis], len(tree), axis=1)
+        state = (*(of_nodes(part) for part in weights), counts)
+        return tf.where(is_selected, of_nodes(found.probability), 0.0), state
 
     def residual(self, target: tf.Tensor, base: tf.Tensor, tokens: tf.Tensor, is_real: tf.Tensor, at: Any) -> tf.Tensor:
         """Returns max(t q - d r, 0); see `TreeRule.residual`."""
-        target_weight, drafter_weight, alpha = at
+        target_weight, drafter_weight, alpha, count = at
         _, before = _order(base, target)
-        law = _selected(base, before, alpha, tokens.shape[1])
+        law = _selected(base, before, alpha, count, tokens.shape[1])
         return tf.nn.relu(target_weight[:, tf.newaxis] * target - drafter_weight[:, tf.newaxis] * law)
 
 
 def best_num_drafts(drafter: tf.Tensor, target: tf.Tensor, most: int) -> tf.Tensor:
-    """Returns the number of chains K with which `MultiPath` accepts the first token most often, int32 `[R]`.
+    """Returns the number of chains K of which `MultiPath` accepts the first token most often, int32 `[R]`.
 
-    That is the largest Σ min(q, r) at the root, the smallest K on ties. It does not grow with K: for
-    p = (0.4108, 0.5892) and q = (0.2748, 0.7252) it is 0.864, 0.894 and 0.726 for 1, 2 and 8 chains. The number is a
-    function of the text, so that verifying only the first K of `most` chains stays lossless.
+    That is the largest Σ min(q, r) at the root, the smallest K on ties. It can fall as K grows: for
+    p = (0.4108, 0.5892) and q = (0.2748, 0.7252) it is 0.864, 0.894 and 0.726 for 1, 2 and 8 chains.
 
     Args:
       drafter: the drafter's distributions p at the root, `[R, V]`, float32 or float64.
@@ -90,13 +95,11 @@ def best_num_drafts(drafter: tf.Tensor, target: tf.Tensor, most: int) -> tf.Tens
       most: largest number of chains, >= 1.
 
     Raises:
-      ValueError: `most` is below 1.
+      ValueError: `most` is not an integer >= 1.
     """
-    if not most >= 1:
-        raise ValueError(f"most = {most}: must be an integer >= 1")
+    most = require_integer("most", most, 1)
     _, before = _order(drafter, target)
-    root = tf.zeros_like(target[:, 0])
-    accepted = [total(tf.minimum(target, _selected(drafter, before, root, 1 + more))) for more in range(most)]
+    accepted = [total(tf.minimum(target, drafter * series)) for series in _series(before + drafter, before, most)]
     return 1 + tf.argmax(tf.stack(accepted, axis=1), axis=1, output_type=tf.int32)
 
 
@@ -109,24 +112,29 @@ def _order(drafter: tf.Tensor, target: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]
     return rank, _at(_sums_before(_at(drafter, order)), rank)
 
 
-def _selected(drafter: tf.Tensor, before: tf.Tensor, alpha: tf.Tensor, chains: int) -> tf.Tensor:
-    """Returns r `[R, V]`, the distribution of the selected chain's next token, for α `[R]`.
+def _selected(drafter: tf.Tensor, before: tf.Tensor, alpha: tf.Tensor, count: tf.Tensor, most: int) -> tf.Tensor:
+    """Returns r `[R, V]`, the distribution of the next token of the chain selected from K, for α `[R]` and K `[R]`.
 
     F and F⁻ enter by their quotient alone, since powers of small F would be 0 in float32.
     """
     alpha = alpha[:, tf.newaxis]
     low = alpha + (1 - alpha) * before
     high = low + (1 - alpha) * drafter
-    return drafter * (_series(high, low, chains) / _series(tf.ones_like(alpha), alpha, chains))
+    ratio, chosen = tf.ones_like(drafter), count[:, tf.newaxis]
+    pairs = zip(_series(high, low, most), _series(tf.ones_like(alpha), alpha, most), strict=True)
+    for number, (of_tokens, of_all) in enumerate(pairs, 1):
+        ratio = tf.where(tf.equal(chosen, number), of_tokens / of_all, ratio)
+    return drafter * ratio
 
 
-def _series(u: tf.Tensor, v: tf.Tensor, count: int) -> tf.Tensor:
-    """Returns h(u, v) = (u^K - v^K) / (u - v), without the division, for K = count."""
+def _series(u: tf.Tensor, v: tf.Tensor, most: int) -> Iterator[tf.Tensor]:
+    """Yields h(u, v) = (u^K - v^K) / (u - v), without the division, for K from 1 to `most`."""
     series, power = tf.ones_like(u), tf.ones_like(v)
-    for _ in range(count - 1):
+    yield series
+    for _ in range(most - 1):
         power *= v
         series = series * u + power
-    return series
+        yield series
 
 
 def _sums_before(values: tf.Tensor) -> tf.Tensor:

@@ -17,10 +17,11 @@ Reference: Sun et al. 2023, https://arxiv.org/abs/2310.15141; Hu et al. 2025, ht
 """
 
 import math
-from operator import index
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from models.decoding.choices import require_integer
 
 Probabilities = NDArray[np.float64]
 _QUADRATURE_ERROR = 1e-13
@@ -106,8 +107,16 @@ def k_seq_acceptance(drafter: ArrayLike, target: ArrayLike, num_drafts: int) -> 
 
 
 def k_seq_guarantee(num_drafts: int) -> float:
-    """Returns 1 - (1 - 1/K)^K, the share of the optimum that K-SEQ reaches on every pair; it is above 1 - 1/e."""
-    return 1 - (1 - 1 / num_drafts) ** num_drafts
+    """Returns 1 - (1 - 1/K)^K, the share of the optimum that K-SEQ reaches on every pair; it is above 1 - 1/e.
+
+    Args:
+      num_drafts: number K of drafts, >= 1.
+
+    Raises:
+      ValueError: `num_drafts` is outside its range.
+    """
+    count = require_integer("num_drafts", num_drafts, 1)
+    return 1 - (1 - 1 / count) ** count
 
 
 def _missed(p: Probabilities, q: Probabilities, rho: float) -> float:
@@ -172,12 +181,7 @@ def _many_inside(p: Probabilities, count: int) -> Probabilities:
 
 def _checked(drafter: ArrayLike, target: ArrayLike, num_drafts: int) -> tuple[Probabilities, Probabilities, int]:
     """Returns both distributions, normalised in float64, and the number of drafts."""
-    try:
-        count = 0 if isinstance(num_drafts, bool) else index(num_drafts)
-    except TypeError:
-        count = 0
-    if count < 1:
-        raise ValueError(f"num_drafts = {num_drafts!r}: must be an integer >= 1")
+    count = require_integer("num_drafts", num_drafts, 1)
     p, q = _distribution("drafter", drafter), _distribution("target", target)
     if p.shape != q.shape:
         raise ValueError(f"drafter has {len(p)} tokens and target {len(q)}: must have one vocabulary")

@@ -6,7 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from models.decoding.child_drafting import child_law
+from models.decoding.child_drafting import DRAFTINGS, child_law
 from models.decoding.tree_rules import Drafts, TreeRule, visit
 from models.decoding.verification import total
 from models.token_tree import TokenTree
@@ -28,10 +28,17 @@ class Traversal(TreeRule):
     Attributes:
       drafting: as in `TreeRule`.
 
+    Raises:
+      ValueError: `drafting` is none of these.
+
     Reference: Weng et al. 2025, https://arxiv.org/abs/2505.12398, for children that are drawn.
     """
 
     drafting: str = "greedy"
+
+    def __post_init__(self) -> None:
+        if self.drafting not in DRAFTINGS:
+            raise ValueError(f"drafting = {self.drafting!r}: must be one of {', '.join(DRAFTINGS)}")
 
     def stops(self, target: tf.Tensor, drafts: Drafts, tree: TokenTree) -> tuple[tf.Tensor, Any]:
         """Returns probabilities and the weight p of each node, `[B, N]`; see `TreeRule.stops`."""

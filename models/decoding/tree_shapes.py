@@ -1,7 +1,8 @@
 """Chooses the shape of a draft tree from measured acceptance and measured times, with NumPy alone."""
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from numbers import Real
+from typing import Any, NamedTuple
 
 from models.decoding.choices import require_integer
 from models.token_tree import MAX_NODES
@@ -48,21 +49,19 @@ def best_shape(
       max_nodes: maximum number of drafted tokens, 0 to 63.
 
     Raises:
-      ValueError: an argument is out of range, or too short.
+      ValueError: an argument is no sequence of numbers, out of range, or too short; one line.
     """
     max_nodes = require_integer("max_nodes", max_nodes, 0, MAX_NODES - 1)
+    if not isinstance(acceptance, Iterable):
+        raise ValueError(f"acceptance = {acceptance!r}: must be a sequence of numbers from 0 to 1 for each depth")
+    for depth, shares in enumerate(acceptance):
+        _require_numbers(f"acceptance[{depth}]", shares, 0.0, 1.0, "from 0 to 1")
+    _require_numbers("target_times", target_times, 1e-300, 1e300, "> 0")
+    _require_numbers("draft_times", draft_times, 0.0, 1e300, ">= 0")
     if len(target_times) <= max_nodes:
         raise ValueError(
             f"target_times: {len(target_times)} times are too few for max_nodes = {max_nodes}; give {max_nodes + 1}"
         )
-    for depth, shares in enumerate(acceptance):
-        for share in shares:
-            if not 0 <= share <= 1:
-                raise ValueError(f"acceptance[{depth}]: {share!r} must be a number from 0 to 1")
-    for name, times, least in (("target_times", target_times, 1e-300), ("draft_times", draft_times, 0.0)):
-        for value in times:
-            if not least <= value < float("inf"):
-                raise ValueError(f"{name}: {value!r} must be a number {'>= 0' if least == 0 else '> 0'}")
     best = Choice((), 1.0, target_times[0])
     for shape in _shapes(acceptance, max_nodes, len(draft_times)):
         tokens = reached = 1.0
@@ -77,6 +76,17 @@ def best_shape(
         if found.speed > best.speed:
             best = found
     return best
+
+
+def _require_numbers(name: str, values: Any, least: float, most: float, allowed: str) -> None:
+    """Raises ValueError unless all values are numbers from `least` to `most`."""
+    if not isinstance(values, Iterable):
+        raise ValueError(f"{name} = {values!r}: must be a sequence of numbers {allowed}")
+    for value in values:
+        is_number = isinstance(value, Real) and not isinstance(value, bool)
+        # Written so that NaN, for which every comparison is False, is refused.
+        if not is_number or not least <= value <= most:
+            raise ValueError(f"{name}: {value!r} must be a number {allowed}")
 
 
 def _shapes(acceptance: Sequence[Sequence[float]], max_nodes: int, max_width: int) -> Iterator[tuple[int, ...]]:

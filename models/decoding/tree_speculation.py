@@ -54,7 +54,8 @@ class TreeSpeculation(BlockDecoder):
       automatic: False.
 
     Raises:
-      ValueError: a node has more children than there are tokens.
+      ValueError: the tree drafts nothing, its nodes at one depth have different numbers of children, the rule needs
+        separate chains and it is none, or a node has more children than there are tokens.
     """
 
     model: LanguageModel
@@ -68,6 +69,19 @@ class TreeSpeculation(BlockDecoder):
     automatic: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
+        if len(self.tree) == 1:
+            raise ValueError(
+                "tree: has no node but the root, so that nothing is drafted; give TokenTree.from_shape(shape)"
+            )
+        if not self.tree.is_even:
+            raise ValueError(
+                "tree: nodes at one depth have different numbers of children; give TokenTree.from_shape(shape)"
+            )
+        if self.rule.separate_chains and not self.tree.are_separate_chains:
+            raise ValueError(
+                f"tree: must be separate chains for {type(self.rule).__name__}, in which only the root has several "
+                "children; give TokenTree.chains(num_drafts, length)"
+            )
         object.__setattr__(self, "draft_length", len(self.tree.levels) - 1)
         widest = max(map(len, self.tree.children))
         if widest > self.model.vocabulary_size:

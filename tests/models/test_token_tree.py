@@ -89,12 +89,41 @@ def test_chains_are_shapes_with_one_child_after_the_root():
         ("3,", "tree = '3,': must be integers separated by commas, for example 3,1,1,1"),
         ("3,0", "tree = '3,0': 0 must be an integer >= 1, for example 3,1,1,1"),
         ("63,1", "tree = '63,1': has 127 nodes with the root, more than 64; give fewer children"),
+        *(
+            (text, f"tree = '{text}': must be integers separated by commas, for example 3,1,1,1")
+            for text in ("1_0", "+2", "-2", "３,1", "2²", "1.0")
+        ),
+        ("9" * 40, f"tree = '{'9' * 40}': has 1000000 or more nodes with the root, more than 64; give fewer children"),
+        ("9" * 5000, f"tree = '{'9' * 40}…': must be integers separated by commas, for example 3,1,1,1"),
+        ("x," * 900, f"tree = '{'x,' * 20}…': must be integers separated by commas, for example 3,1,1,1"),
+        ("2," * 60 + "0", f"tree = '{'2,' * 20}…': 0 must be an integer >= 1, for example 3,1,1,1"),
     ],
 )
 def test_parse_shape_refuses_what_is_no_shape_of_a_small_tree(text, message):
     with pytest.raises(ValueError) as error:
         parse_shape(text)
     assert str(error.value) == message
+
+
+def test_parse_shape_takes_spaces_between_entries():
+    assert parse_shape(" 3, 1,1 ") == (3, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("parents", "is_even", "are_separate_chains"),
+    [
+        ((-1,), True, False),
+        ((-1, 0, 1), True, True),
+        ((-1, 0, 0, 1, 2), True, True),
+        ((-1, 0, 0, 1, 1, 2, 2), True, False),
+        ((-1, 0, 1, 1), True, False),
+        ((-1, 0, 0, 1), False, False),
+        ((-1, 0, 0, 1, 1, 2), False, False),
+    ],
+)
+def test_even_trees_and_separate_chains_are_told_from_others(parents, is_even, are_separate_chains):
+    tree = TokenTree(parents)
+    assert (tree.is_even, tree.are_separate_chains) == (is_even, are_separate_chains)
 
 
 @pytest.mark.parametrize(
@@ -106,6 +135,10 @@ def test_parse_shape_refuses_what_is_no_shape_of_a_small_tree(text, message):
         (lambda: TokenTree.chain(0), "length = 0: must be an integer from 1 to 63"),
         (lambda: TokenTree.chains(2.0, 1), "num_drafts = 2.0: must be an integer from 1 to 63"),  # type: ignore[arg-type]
         (lambda: TokenTree.chains(8, 8), "has 65 nodes with the root, more than 64"),
+        (lambda: TokenTree.from_shape(3), "tree = 3: must be the numbers of children by depth"),  # type: ignore[arg-type]
+        (lambda: TokenTree.from_shape([1] * 900), r"tree = \[1, .*…: has 901 nodes with the root, more than 64"),
+        (lambda: TokenTree((-1, 0.0, 0.5)), r"parents = \(-1, 0.0, 0.5\): must be integers"),  # type: ignore[arg-type]
+        (lambda: TokenTree((-1, False)), r"parents = \(-1, False\): must be integers"),
         (lambda: TokenTree(()), r"parents = \(\): must be -1, then"),
         (lambda: TokenTree((-1, 1)), "must be -1, then the number of an earlier node for each node"),
         (lambda: TokenTree((-1, 0, 0, 2, 1)), "must not decrease; number the nodes level by level"),

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from models.token_tree import TokenTree
 from tests.oracles.backends import run_everywhere
 
 BATCH, PROMPT, DRAFT = 3, 7, 3
+TREE = TokenTree.from_shape((2, 2))
 
 SLOW_BATCHES = [pytest.param(batch, marks=pytest.mark.slow) for batch in (1, BATCH)]
 """Parameters of a subclass's own fixture `batch`, if its graphs take seconds to compile."""
@@ -98,6 +100,49 @@ class DrafterTests:
             state = drafter.rewind(states, tf.constant(kept))
             texts = [text + list(draft[:n, i]) for i, (text, n) in enumerate(zip(texts, kept, strict=True))]
             self.close(self.probe(drafter, self.rows(state)), self.probe(drafter, self.stepped(drafter, texts)))
+
+    def begun(self, drafter):
+        """Returns the state of all rows after prompts of different lengths, and tokens of a tree `[BATCH, N]`."""
+        prompt, lengths = tf.constant(self.tokens(BATCH, 4, seed=30)), tf.constant([4, 0, 3])
+        return drafter.prefill(prompt, lengths, drafter.initial_state(BATCH)), self.tokens(BATCH, len(TREE), seed=31)
+
+    def by_step(self, drafter):
+        """Reads the path to each node by `step`; returns logits `[BATCH, V]` and state after none and after each."""
+        state, tokens = self.begun(drafter)
+        after = [(None, state)]
+        for node, parent in enumerate(TREE.parents):
+            after.append(drafter.step(tf.constant(tokens[:, node]), after[parent + 1][1]))
+        return after
+
+    def by_level(self, drafter):
+        """Reads the tree by `step_level`; returns logits `[BATCH, N, V]` and the trail."""
+        trail, tokens = self.begun(drafter)
+        logits = []
+        for level in TREE.levels:
+            of_level, trail = drafter.step_level(tf.constant(tokens[:, level.start : level.stop]), trail, TREE, level)
+            logits.append(of_level)
+        return tf.concat(logits, axis=1), trail
+
+    def gone_on(self, drafter, state):
+        """Returns the logits of all rows after two more tokens, `[BATCH, 2, V]`."""
+        logits = []
+        for tokens in self.tokens(2, BATCH, seed=32):
+            of_tokens, state = drafter.step(tf.constant(tokens), state)
+            logits.append(of_tokens)
+        return np.stack(logits, axis=1)
+
+    def test_step_level_reads_a_tree_as_step_reads_the_path_to_each_node(self, drafter):
+        expected = np.stack([logits for logits, _ in self.by_step(drafter)[1:]], axis=1)
+        self.close(self.by_level(drafter)[0], expected)
+
+    def test_rewind_tree_goes_on_after_each_node_as_after_the_same_tokens(self, drafter):
+        expected = np.stack([self.gone_on(drafter, state) for _, state in self.by_step(drafter)])
+        _, trail = self.by_level(drafter)
+        rows = np.arange(BATCH)
+        for first in range(len(TREE) + 1):
+            kept = (first + 3 * rows) % (len(TREE) + 1)
+            found = self.gone_on(drafter, drafter.rewind_tree(trail, tf.constant(kept, tf.int32), TREE))
+            self.close(found, expected[kept, rows])
 
     def test_a_row_does_not_depend_on_the_other_rows(self, drafter):
         tokens, other = self.tokens(BATCH, 4), self.tokens(BATCH, 4, seed=5)

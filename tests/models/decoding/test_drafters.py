@@ -1,6 +1,7 @@
 import pytest
 import tensorflow as tf
 
+from models.decoding import tree_rows
 from models.decoding.drafters import Drafter, ModelDrafter
 from models.recurrent_lm import RecurrentLanguageModel
 from models.transformer.decoder import TransformerLanguageModel
@@ -62,6 +63,21 @@ class Late(Trigram):
         return super().prefill(tokens, tf.maximum(lengths - 1, 0), state)
 
 
+class Above(Trigram):
+    """Planted: the states after a depth of a tree are those before it."""
+
+    def step_level(self, tokens, trail, tree, level):
+        logits, states = super().step_level(tokens, trail, tree, level)
+        return logits, [*states[:-1], tree_rows.repeat(states[-2], tokens.shape[0], tree, level)]
+
+
+class Behind(Trigram):
+    """Planted: the state is that after the parent of the node that is kept."""
+
+    def rewind_tree(self, trail, kept, tree):
+        return super().rewind_tree(trail, tf.gather([0, *(parent + 1 for parent in tree.parents)], kept), tree)
+
+
 @pytest.mark.parametrize(
     ("drafter", "test"),
     [
@@ -70,6 +86,8 @@ class Late(Trigram):
         (Careless(), DrafterTests.test_prefill_of_no_token_keeps_the_state),
         (Leaking(), DrafterTests.test_a_row_does_not_depend_on_the_other_rows),
         (Late(), DrafterTests.test_prefill_in_ragged_parts_equals_prefill_at_once),
+        (Above(), DrafterTests.test_step_level_reads_a_tree_as_step_reads_the_path_to_each_node),
+        (Behind(), DrafterTests.test_rewind_tree_goes_on_after_each_node_as_after_the_same_tokens),
     ],
 )
 def test_a_planted_fault_of_a_drafter_is_found(drafter, test):

@@ -135,6 +135,17 @@ def test_equal_distributions_are_surely_accepted_and_disjoint_ones_never(dtype):
     assert [*beta, *g] == [0, 0, 1, 4]
 
 
+@pytest.mark.parametrize("dtype", [tf.float32, tf.float64])
+def test_g_is_never_above_rho_for_many_tokens(dtype):
+    """Where it is, the residual loses mass, and the output's distribution is not the target's."""
+    generator = np.random.default_rng(7)
+    logits = 3 * generator.normal(size=(60, 1000))
+    p, q = (np.exp(logits + generator.normal(size=logits.shape)) for _ in "pq")
+    drafter, target = (tf.constant(x / x.sum(1, keepdims=True), dtype) for x in (p, q))
+    rho, _, g = (x.numpy() for x in k_seq.solve(drafter, target, tf.constant([2, 3, 4, 8] * 15), 8))
+    assert np.all(g <= rho) and np.all(rho > 1)
+
+
 def test_solver_ends_at_distributions_that_are_not_finite():
     rho, _, g = solved([np.nan, 0.5], [0.5, 0.5], 3)
     assert rho[0] == 1 and np.isnan(g[0])

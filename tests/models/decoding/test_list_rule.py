@@ -60,7 +60,8 @@ def decode_block(drafter, noise, start=0):
     processed = tf.constant(logits(models.target)[np.concatenate([root, *numbers], axis=1)])
     tokens = tf.constant(np.concatenate([0 * root, *drafts], axis=1), tf.int32)
     is_real = tf.ones(tokens.shape, tf.bool)
-    found = verify_list(processed, tokens, is_real, tf.constant(noise), TokenTree.chains(num_drafts, LENGTH))
+    tree, of_block = TokenTree.chains(num_drafts, LENGTH), tf.constant(noise[:, :, : LENGTH + 1])
+    found = verify_list(processed, tokens, is_real, of_block, tree)
     accepted, emitted, chain = (part.numpy() for part in found)
     equals = np.stack(drafts, axis=2) == emitted[:, np.newaxis, :LENGTH]
     is_alive = np.cumprod(np.insert(equals, 0, True, axis=2), axis=2).astype(bool)
@@ -183,8 +184,36 @@ def test_numbers_of_a_chain_depend_on_neither_the_vocabulary_nor_the_other_chain
 
 @pytest.mark.parametrize(
     ("num_drafts", "size", "message"),
-    [(0, 5, "num_drafts = 0: must be an integer from 1 to 4096"), (2, 2**18 + 1, "size = 262145: must be")],
+    [
+        (0, 5, "num_drafts = 0: must be an integer from 1 to 4096"),
+        (2, 2**18 + 1, "size = 262145: must be"),
+        (2.0, 5, "num_drafts = 2.0: must be an integer from 1 to 4096"),
+        (2, True, "size = True: must be an integer from 1 to 262144"),
+        (2, "5", "size = '5': must be an integer"),
+    ],
 )
 def test_noise_of_no_chains_or_too_many_tokens_is_rejected(num_drafts, size, message):
     with pytest.raises(ValueError, match=message):
         list_gumbels([1, 2], 0, 0, num_drafts, size)
+
+
+@pytest.mark.parametrize(
+    ("tree", "shape", "message"),
+    [
+        (
+            TokenTree.chains(3, 1),
+            (2, 2, 3, 4),
+            r"^noise: has shape \(2, 2, 3, 4\), must have .* with \[3, 2, 4\] after B",
+        ),
+        (TokenTree.chains(2, 2), (2, 3, 2, 4), r"^noise: has shape .*; list_gumbels returns places before chains$"),
+        (TokenTree.chains(2, 2), (2, 2, 3, 5), r"^noise: has shape .* with \[2, 3, 4\] after B"),
+        (TokenTree.from_shape((2, 2)), (2, 4, 3, 4), "^tree: must be separate chains of equal length"),
+        (TokenTree((-1, 0, 0, 1)), (2, 2, 3, 4), "^tree: must be separate chains of equal length"),
+        (TokenTree((-1,)), (2, 1, 1, 4), "^tree: must be separate chains of equal length"),
+    ],
+)
+def test_trees_and_noise_of_other_shapes_are_refused_in_one_line(tree, shape, message):
+    nodes = [2, len(tree)]
+    with pytest.raises(ValueError, match=message) as error:
+        verify_list(tf.zeros([*nodes, 4]), tf.zeros(nodes, tf.int32), tf.ones(nodes, tf.bool), tf.zeros(shape), tree)
+    assert "\n" not in str(error.value)

@@ -76,3 +76,10 @@ def test_a_rule_for_trees_that_is_not_lossless_fails():
 def test_rules_for_trees_take_one_block():
     with pytest.raises(ValueError, match="^blocks = 2: must be 1 for a rule for trees"):
         check_lossless(SpecTr(), blocks=2)
+
+
+@pytest.mark.parametrize("verifier", [Traversal, SpecTr])
+def test_a_class_in_place_of_a_rule_is_refused(verifier):
+    name = verifier.__name__
+    with pytest.raises(ValueError, match=rf"^verifier = {name}: is a class; give an instance, for example {name}\(\)$"):
+        check_lossless(verifier)

@@ -183,6 +183,12 @@ def test_worked_examples_have_their_known_values():
     assert k_seq_guarantee(2) == pytest.approx(0.75)
 
 
+@pytest.mark.parametrize("count", [0, -1, 1.5, True, "2"])
+def test_guarantee_for_no_positive_integer_of_drafts_is_refused(count):
+    with pytest.raises(ValueError, match=f"^num_drafts = {count!r}: must be an integer >= 1$"):
+        k_seq_guarantee(count)
+
+
 @pytest.mark.parametrize(
     ("drafter", "target", "count", "message"),
     [

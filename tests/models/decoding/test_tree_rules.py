@@ -1,5 +1,6 @@
 """Rules for trees of drafts are lossless and accept what theory says; planted bugs show in the same enumeration."""
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from models.decoding.spectr import SpecTr
 from models.decoding.transport import greedy_acceptance, k_seq_acceptance
 from models.decoding.traversal import Traversal
 from models.decoding.tree_enumeration import enumerate_tree
-from models.decoding.tree_rules import Drafts, verify_tree
+from models.decoding.tree_rules import Drafts, TreeRule, verify_tree
 from models.decoding.verification import block_rule
 from models.token_tree import TokenTree
 from tests.oracles import tree_decoding as oracle
@@ -30,14 +31,22 @@ SHAPES = {
     "tree": ((4, (3,)), (3, (2, 1)), (3, (1, 2)), (2, (2, 2)), (2, (2, 1, 1, 1))),
     "independent": ((3, (3,)), (3, (1, 2)), (2, (2, 2)), (2, (2, 1, 1, 1))),
     "distinct": ((4, (3,)), (3, (2, 1)), (2, (2, 2)), (2, (3, 1, 1, 1))),
-    "spectr": ((3, (3,)), (3, (2, 1)), (2, (2, 1, 1))),
+    "spectr": ((3, (3,)), (3, (2, 1)), (2, (2, 1, 1)), (2, (2, 1, 1, 1))),
 }
-LARGE = [("tree", 3, (3, 1, 1, 1)), ("tree", 2, (2, 2, 1)), ("distinct", 3, (2, 1, 1))]
-CASES = [
-    pytest.param(name, size, shape, id=f"{name}-{size}-{'x'.join(map(str, shape))}")
-    for name, shapes in SHAPES.items()
-    for size, shape in shapes
-]
+# Too large for the plain enumeration.
+LARGE_SHAPES = {
+    "tree": ((3, (3, 1, 1, 1)), (2, (2, 2, 1))),
+    "distinct": ((3, (2, 1, 1)),),
+    "spectr": ((2, (3, 1, 1, 1)),),
+}
+CASES, LARGE = (
+    [
+        pytest.param(name, size, shape, id=f"{name}-{size}-{'x'.join(map(str, shape))}")
+        for name, shapes in by_name.items()
+        for size, shape in shapes
+    ]
+    for by_name in (SHAPES, LARGE_SHAPES)
+)
 
 
 def draw_models(seed, size, depth, zeros=True):
@@ -49,26 +58,39 @@ def draw_models(seed, size, depth, zeros=True):
     return target, drafter
 
 
-def error(rule, size, shape, seed=0, dtype=np.float64):
-    """Returns the largest error of a probability on one pair of models with zeros."""
+def error(rule, size, shape, seed=0, dtype=np.float64, passes=False):
+    """Returns the largest error of a probability on one pair of models with zeros.
+
+    Args:
+      passes: whether the drafter proposes nothing after every text that ends with token 1.
+    """
     target, drafter = draw_models(seed, size, len(shape))
+    if passes:
+        drafter = {text: law * (text[-1:] != (1,)) for text, law in drafter.items()}
     found = enumerate_tree(rule, target, drafter, size, TokenTree.from_shape(shape), dtype=dtype)
     return np.abs(found.law - joint_law(target, size, len(shape) + 1)).max()
 
 
-@pytest.mark.parametrize(("name", "size", "shape"), CASES)
+@pytest.mark.parametrize(("name", "size", "shape"), [*CASES, *LARGE])
 def test_output_has_the_joint_distribution_of_the_target(name, size, shape):
     assert error(RULES[name], size, shape) < 1e-12
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "size", "shape"), [*CASES, ("tree", 3, (3, 1, 1, 1)), ("tree", 2, (2, 2, 1)), ("distinct", 3, (2, 1, 1))]
+    ("name", "size", "shape"),
+    [("tree", 3, (2, 1)), ("independent", 2, (2, 2)), ("distinct", 3, (2, 1)), ("spectr", 3, (2, 1))],
 )
+def test_output_has_the_joint_distribution_of_the_target_where_the_drafter_proposes_nothing(name, size, shape):
+    for seed in range(2):
+        assert error(RULES[name], size, shape, seed, passes=True) < 1e-12
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "size", "shape"), [*CASES, *LARGE])
 def test_output_has_the_joint_distribution_of_the_target_on_many_models(name, size, shape):
-    for seed in range(1, 10):
-        assert error(RULES[name], size, shape, seed) < 1e-12
-        assert error(RULES[name], size, shape, seed, np.float32) < 1e-6
+    for seed, passes in itertools.product(range(1, 10), (False, True)):
+        assert error(RULES[name], size, shape, seed, passes=passes) < 1e-12
+        assert error(RULES[name], size, shape, seed, np.float32, passes) < 1e-6
 
 
 @pytest.mark.parametrize(
@@ -96,6 +118,38 @@ def test_acceptance_of_one_level_is_the_known_one():
         for rule, acceptance in ((GREEDY, greedy_acceptance), (RULES["spectr"], k_seq_acceptance)):
             found = enumerate_tree(rule, target, drafter, 5, tree).accepted[0]
             assert found == pytest.approx(acceptance(drafter[()], target[()], 3), abs=1e-9)
+
+
+class Fixed(TreeRule):
+    """Stops at each node with a given probability; the token after node n is n."""
+
+    drafting = "independent"
+
+    def __init__(self, probability):
+        self.probability = tf.constant([probability])
+
+    def stops(self, target, drafts, tree):
+        return self.probability, ()
+
+    def residual(self, target, base, tokens, is_real, at):
+        return target
+
+
+@pytest.mark.parametrize(
+    ("probability", "number", "expected"),
+    [
+        ([0.25, 0.25, 0.5], 0.2, 0),
+        ([0.25, 0.25, 0.5], 0.25, 1),  # a number u counts as below x if u < x
+        ([0.25, 0.25, 0.5], 0.6, 2),
+        ([0.25, 0.25, 0.0], 0.75, 1),  # probabilities that do not sum to 1, by rounding
+        ([0.5, 0.0, 0.5], 0.5, 2),  # no node without probability
+    ],
+)
+def test_node_is_the_one_whose_share_of_the_probabilities_holds_the_random_number(probability, number, expected):
+    word = tf.constant([int(number * 2**32) - (2**32 if number >= 0.5 else 0)], tf.int32)
+    drafts = Drafts(tf.zeros([1, 3], tf.int32), tf.ones([1, 3], tf.bool), tf.fill([1, 1, 3], 1 / 3))
+    found = verify_tree(Fixed(probability), tf.eye(3)[tf.newaxis], drafts, TokenTree((-1, 0, 0)), word, (word, word))
+    assert (found.node[0], found.token[0]) == (expected, expected)
 
 
 def draw_drafts(seed, rows, size, tree):
@@ -214,3 +268,9 @@ BUGS = [
 def test_enumeration_shows_a_planted_bug(bug, name, size, shape, monkeypatch):
     bug(monkeypatch)
     assert max(error(RULES[name], size, shape, seed) for seed in range(3)) > 1e-4
+
+
+@pytest.mark.parametrize("drafting", ["greedily", "", None, ["greedy"]])
+def test_drafting_of_another_name_is_refused(drafting):
+    with pytest.raises(ValueError, match="^drafting = .*: must be one of greedy, independent, without-replacement$"):
+        Traversal(drafting)

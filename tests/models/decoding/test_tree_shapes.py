@@ -46,6 +46,10 @@ def test_free_drafts_make_the_tree_as_large_as_it_may_be():
     assert found.shape == (2, 2) and found.tokens == pytest.approx(1 + 0.9 + 0.81)
 
 
+def test_a_depth_has_as_many_nodes_as_there_are_times_of_the_drafter():
+    assert best_shape([[0.5, 0.9]] * 2, [1.0] * 17, [0.0] * 2).shape == (2, 1)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -54,6 +58,13 @@ def test_free_drafts_make_the_tree_as_large_as_it_may_be():
         ({"target_times": [0.0] * 17}, "^target_times: 0.0 must be a number > 0$"),
         ({"draft_times": [float("nan")]}, "^draft_times: nan must be a number >= 0$"),
         ({"acceptance": [[1.5]]}, r"^acceptance\[0\]: 1.5 must be a number from 0 to 1$"),
+        ({"acceptance": [[0.5], ["a"]]}, r"^acceptance\[1\]: 'a' must be a number from 0 to 1$"),
+        ({"acceptance": [[True]]}, r"^acceptance\[0\]: True must be a number from 0 to 1$"),
+        ({"acceptance": [0.5]}, r"^acceptance\[0\] = 0.5: must be a sequence of numbers from 0 to 1$"),
+        ({"acceptance": 0.5}, "^acceptance = 0.5: must be a sequence of numbers from 0 to 1 for each depth$"),
+        ({"target_times": 1.0}, "^target_times = 1.0: must be a sequence of numbers > 0$"),
+        ({"target_times": ["1"] * 17}, "^target_times: '1' must be a number > 0$"),
+        ({"draft_times": [float("inf")]}, "^draft_times: inf must be a number >= 0$"),
     ],
 )
 def test_bad_measurements_are_refused_in_one_line(changes, message):

@@ -11,12 +11,15 @@ from models.decoding.choices import Choices, Processing
 from models.decoding.draft_options import DraftOptions
 from models.decoding.drafters import ModelDrafter
 from models.decoding.generator import Generator
+from models.decoding.multi_path import MultiPath
 from models.decoding.spectr import SpecTr
 from models.decoding.traversal import Traversal
 from models.decoding.tree_speculation import TreeSpeculation, _rank
 from models.recurrent_lm import RecurrentLanguageModel
 from models.token_tree import TokenTree
 from models.transformer.decoder import TransformerLanguageModel
+from tests.models.decoding.runs import Hesitant
+from tests.models.decoding.table_model import TableModel, draw_table
 
 SIZE = 23
 PROMPTS = [[3, 1, 4], [5], [2, 2]]
@@ -95,6 +98,9 @@ def test_all_children_of_one_level_are_accepted_where_they_are_the_whole_vocabul
         ({"tree": ()}, "^tree = .*: is empty; give the number of children by depth"),
         ({"tree": (2, 0)}, "^tree = .2, 0.: 0 must be an integer >= 1"),
         ({"tree": (70,)}, "^tree = .70,.: has 71 nodes with the root, more than 64; give fewer children"),
+        ({"tree": 3}, "^tree = 3: must be the numbers of children by depth, for example .3, 1, 1, 1.$"),
+        ({"tree": None}, "^tree = None: must be the numbers of children by depth"),
+        ({"tree": "31"}, "^tree = '31': '3' must be an integer >= 1"),
         ({"num_drafts": 0}, "^num_drafts = 0: must be an integer >= 1"),
         ({"num_drafts": 2.5}, "^num_drafts = 2.5: must be an integer >= 1"),
     ],
@@ -115,6 +121,43 @@ def test_decodings_refuse_sizes_that_do_not_fit_them():
     for decoding, sizes, message in cases:
         with pytest.raises(ValueError, match=message):
             Generator(model, weights, decoding, drafter, **sizes)
+
+
+@pytest.mark.parametrize(
+    ("rule", "tree", "message"),
+    [
+        (SpecTr(), TokenTree.from_shape((1, 2)), "^tree: must be separate chains for SpecTr, in which only the root"),
+        (MultiPath(), TokenTree.from_shape((2, 2)), "^tree: must be separate chains for MultiPath, in which only"),
+        (SpecTr(), TokenTree((-1, 0, 0, 1)), "^tree: nodes at one depth have different numbers of children"),
+        (Traversal(), TokenTree((-1, 0, 0, 1, 1, 2)), "^tree: nodes at one depth have different numbers of children"),
+        (Traversal(), TokenTree((-1,)), "^tree: has no node but the root, so that nothing is drafted"),
+    ],
+)
+def test_trees_that_do_not_fit_the_rule_are_refused_in_one_line(rule, tree, message):
+    model, weights, drafter = draw_models("recurrent")
+    with pytest.raises(ValueError, match=message) as error:
+        TreeSpeculation(model, weights, rule, drafter, tree)
+    assert "\n" not in str(error.value)
+
+
+def test_nothing_is_drafted_after_a_node_that_was_not_drafted():
+    """The drafter proposes nothing after token 1, but would after the 0 in the place of a token that it lacks."""
+    model, tree, rows = TableModel(draw_table(0, 4)), TokenTree.from_shape((2, 1, 1)), 200
+    drafter = Hesitant(model, tf.constant(model.table), tf.constant([False, True, False, False]))
+    target: Any = model
+    own = TreeSpeculation(target, {}, Traversal("independent"), drafter, tree, penalties=False)
+    asked = Request(tf.constant([1, 2]), tf.range(rows), Processing())
+    state = own.begin(tf.constant([1, 3] * (rows // 2)), own.initial_state(rows))
+    words = tf.nest.map_structure(lambda part: part[:, 0], own.words(asked, state.position, 1))
+    draft = own.draft(state, asked, words)
+    tokens, is_real = (part.numpy() for part in draft.drafts[:2])
+    assert is_real[:, 0].all()
+    for node, parent in enumerate(tree.parents[1:], 1):
+        np.testing.assert_array_equal(is_real[:, node], is_real[:, parent] & (tokens[:, parent] != 1))
+    depths = np.max(np.where(is_real, tree.depths, 0), axis=1)
+    assert set(depths) == {0, 1, 2, 3}
+    block, _ = own.verify(state, draft, asked, tf.ones([rows], tf.bool))
+    np.testing.assert_array_equal(block.drafted, depths)
 
 
 def test_a_tree_without_room_in_the_context_is_refused():

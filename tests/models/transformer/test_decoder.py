@@ -86,6 +86,39 @@ def test_rewind_to_a_node_of_a_tree_that_fills_the_cache_keeps_its_path():
         model.extend(weights, tokens, state, TREE)
 
 
+def test_a_level_that_begins_in_the_cache_and_ends_beyond_it_is_an_error_or_gives_nan(monkeypatch):
+    """Level 2 of the tree holds nodes 3, 4 and 5, so that the first row, of two tokens, would need eight places."""
+    model, level, read = make_model().fit(7), TREE.levels[2], make_tokens(2, len(TREE), seed=2)
+    weights = make_weights(model)
+    _, trail = model.prefill(weights, make_tokens(2, 2), np.array([2, 1], np.int32))
+    for before in TREE.levels[:2]:
+        _, trail = model.extend(weights, read[:, before.start : before.stop], trail, TREE, before)
+    tokens = read[:, level.start : level.stop]
+    with pytest.raises(tf.errors.InvalidArgumentError, match="6 more tokens do not fit in the cache of 7"):
+        model.extend(weights, tokens, trail, TREE, level)
+    with pytest.raises(ValueError, match="6 tokens do not fit in the model's cache of 5"):
+        model.fit(5).extend(weights, tokens, start(model.fit(5), 2), TREE, level)
+    monkeypatch.setattr(tf.debugging, "Assert", lambda *_: None)  # as XLA and TFLite, which cannot raise
+    logits = model.extend(weights, tokens, trail, TREE, level)[0].numpy()
+    assert np.isnan(logits[0]).all()
+    for node, found in zip(level, logits[1], strict=True):
+        path = np.flatnonzero(TREE.ancestors[node])
+        text = np.array([make_tokens(2, 2)[1, 0], *read[1, path]], np.int32)
+        np.testing.assert_allclose(found, oracle.logits(model, weights, text)[-1], rtol=1e-10, atol=1e-10)
+
+
+def test_rewind_of_a_row_that_did_not_fit_reads_no_place_beyond_the_cache():
+    """Such a row has no text any more, but the other rows of its batch have."""
+    model = make_model().fit(len(TREE) + 1)
+    state = start(model, 2)
+    trail = state._replace(
+        keys=tuple(part + 1 for part in state.keys), length=tf.constant([1, model.positions_cached - 2])
+    )
+    kept = model.rewind(trail, np.array([7, 7], np.int32), TREE)
+    assert kept.length[0] == 5
+    assert all(np.all(np.equal(part, 1)) for part in kept.keys)
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_a_cache_that_would_overflow_is_an_error_before_the_call(name):
     model = MODELS[name].fit(6)
