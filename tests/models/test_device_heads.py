@@ -1,4 +1,4 @@
-"""A file whose model drafts with its own heads: graph, host and TensorFlow agree, and greedy text is the base model's."""
+"""A file whose model drafts with its own heads: graph, host and TensorFlow agree; greedy text is the base model's."""
 
 from typing import Any
 
@@ -19,7 +19,8 @@ from models.vocabulary import BOS
 from tests.models import exported
 
 HEADS, MAX_PROMPT, MAX_NEW = 4, 8, 24
-MODEL = HeadedLanguageModel(exported.model(), HEADS)
+BASE = exported.model()
+MODEL = HeadedLanguageModel(BASE, HEADS)
 VOCABULARY = exported.vocabulary()
 PROMPT = [BOS, *VOCABULARY.encode("the")]
 TEXTS = [VOCABULARY.document(text) for text in ("the king and the other", "and the other one in there", "the night")]
@@ -27,7 +28,7 @@ TEXTS = [VOCABULARY.document(text) for text in ("the king and the other", "and t
 
 def weights():
     generator = np.random.default_rng(2)
-    drawn = dict(exported.weights(MODEL.base))
+    drawn = dict(exported.weights(BASE))
     for name, value in MODEL.init_heads(1).items():
         drawn[name] = 0.1 * generator.standard_normal(value.shape).astype(np.float32)
     return dict(sorted(drawn.items()))
@@ -56,7 +57,7 @@ def test_graph_host_and_tensorflow_give_the_same_tokens(tmp_path, make_drafter, 
     file = device.load(tmp_path / "m.tflite")
     (decoding,), own = sizes["decodings"], {name: value for name, value in sizes.items() if name != "decodings"}
     generator = Generator(MODEL, weights(), decoding, make_drafter(), **limits, **own)
-    base = Generator(MODEL.base, MODEL.split(weights())[0], max_prompt=MAX_PROMPT, max_new_tokens=MAX_NEW)
+    base = Generator(BASE, MODEL.split(weights())[0], max_prompt=MAX_PROMPT, max_new_tokens=MAX_NEW)
     equal, drafted = 0, 0
     for seed in range(20):
         choices = Choices(max_new_tokens=MAX_NEW, temperature=0.0 if seed < 4 else 0.9, seed=seed)
