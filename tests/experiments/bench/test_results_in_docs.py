@@ -5,9 +5,9 @@ import re
 
 import pytest
 
-from experiments.bench import cohort_size, measure, population, pretrained, samplers, table, verifiers
+from experiments.bench import cohort_size, decoding, measure, population, pretrained, samplers, table, verifiers
 from experiments.bench.simulation import _PEERS, OURS
-from experiments.reproduce import block_verification, coupling, drafters
+from experiments.reproduce import block_verification, coupling, drafters, spectr
 from tests.test_docs import ROOT
 
 RESULTS, PAGE = ROOT / "docs" / "results", (ROOT / "docs" / "performance.md").read_text()
@@ -82,3 +82,9 @@ def test_table_of_samplers_is_that_of_its_results():
 
 def test_table_of_verifiers_is_that_of_its_results():
     assert section("verifiers") == verifiers.format_table(json.loads((RESULTS / "verifiers.json").read_text())["rows"])
+
+
+def test_tables_of_several_drafts_are_those_of_their_results():
+    page = (ROOT / "docs" / "systems" / "spectr.md").read_text()
+    assert section("spectr", page) == spectr.format_table(json.loads((RESULTS / "spectr.json").read_text())["rows"])
+    assert section("decoding", page) == decoding.format_results(json.loads((RESULTS / "decoding.json").read_text()))
