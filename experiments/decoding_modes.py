@@ -17,8 +17,8 @@ from models.token_tree import MAX_NODES, format_shape, parse_shape
 if TYPE_CHECKING:  # so that TensorFlow loads only when a mode is built
     from models.decoding.block_decoder import BlockDecoder
 
-LINES = tuple(name for name in DECODINGS if name not in ("autoregressive", "spectr", "tree"))
-"""The decodings that draft one line of tokens."""
+LINES = tuple(name for name in DECODINGS if name not in ("autoregressive", "spectr", "tree", "blockwise"))
+"""The decodings that draft one line of tokens with any drafter."""
 _CHAINS = ("spectr", "multi-path")
 _TREES = ("tree", "distinct-tree")
 

@@ -49,6 +49,7 @@ MAY_IMPORT: dict[str, frozenset[str] | None] = {
     "models/pretrained/chat_template.py": frozenset({"jinja2"}),
     "models/decoding": frozenset({"models.decoding", "numpy", "tensorflow"})
     | {
+        "models.heads",
         "models.katz",
         "models.language_model",
         "models.ngram",

@@ -53,8 +53,8 @@ def build_decoder(
     if isinstance(drafter, HeadsDrafter):
         if not isinstance(model, HeadedLanguageModel) or model.prediction_heads < 2:
             raise ValueError(
-                f"decoding = {decoding!r}: the model has no prediction heads that could draft; train them with "
-                "fedspeak pretrain --heads-on, or give a drafter"
+                f"decoding = {decoding!r}: the model has no prediction heads that could draft; train some, or give "
+                "a drafter and another decoding"
             )
         model = WithHidden.of(model)
         drafter = drafter.bind(model, weights, options.draft_length if tree is None else len(tree.levels) - 1)

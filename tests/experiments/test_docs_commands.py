@@ -73,6 +73,7 @@ ELSEWHERE = {
     "reproduce coupling": "tests/experiments/reproduce/test_coupling.py",
     "reproduce drafters": "tests/experiments/reproduce/test_drafters.py",
     "reproduce invariance": "tests/experiments/reproduce/test_invariance.py",
+    "reproduce spectr": "tests/experiments/reproduce/test_spectr.py",
     "worker": "tests/experiments/commands/test_workers.py",
 }
 
