@@ -16,6 +16,7 @@ from tests.experiments.reproduce import small_drafters
 from tests.experiments.reproduce.small_drafters import SPEAKERS
 from tests.models.decoding.table_model import TableModel, draw_table
 
+COMMAND = "reproduce", "spectr"  # "reproduce spectr"
 TARGET = TableModel(draw_table(0, 6))
 DRAFTER = ModelDrafter(TableModel(TARGET.table + draw_table(1, 6, 1.0)), {})  # type: ignore[arg-type]
 PROMPTS = np.array([[1, 2, 3], [4, 0, 5], [2, 2, 1]], np.int32)
@@ -30,7 +31,7 @@ def test_study_writes_table_results_and_plot(tmp_path, monkeypatch):
     monkeypatch.setattr(spectr, "_FIRST", (2,))
     small_drafters.write(tmp_path / "models")
     options = ("--models", "models", "--output", "study", "--prompts", "3")
-    code, out, _ = call("reproduce", "spectr", *options, folder=tmp_path)
+    code, out, _ = call(*COMMAND, *options, folder=tmp_path)
     assert code == 0
     results = json.loads((tmp_path / "study" / "metrics.json").read_text())
     assert {row["drafter"] for row in results["rows"]} == {*drafters.MODELS, "ngram"} - {drafters.TARGET}
