@@ -12,7 +12,7 @@ from tests.experiments.processes import call
         (["--heads", "3"], "--heads has no use without --decoding blockwise or --drafter heads: drop it"),
         (["--drafter", "lookup", "--rescore", "lookup"], "--rescore has no use without --decoding blockwise or"),
         (["--decoding", "blockwise", "--alpha", "2"], "--alpha has no use without --rescore: drop it"),
-        (["--decoding", "blockwise", "--heads", "3", "--draft-length", "2"], "--heads and --draft-length say the same: drop one"),
+        (["--decoding", "blockwise", "--heads", "3", "--draft-length", "2"], "--heads and --draft-length say the same"),
         (["--decoding", "blockwise", "--paths", "2", "--rescore", "lookup"], "--rescore lookup drafts one path: drop"),
         (["--decoding", "blockwise", "--decoding", "tree", "--paths", "2"], "--paths is for --decoding blockwise only"),
         (["--decoding", "blockwise", "--heads", "1"], "--heads"),
