@@ -289,7 +289,8 @@ def speedups(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
     first = np.atleast_1d(axes)[0]
     first.set_yticks(range(len(decodings)), decodings)
     first.invert_yaxis()
-    first.legend(fontsize="small")
+    handles = first.get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=len(pairs), fontsize="small")
     return _save(figure, path)
 
 
