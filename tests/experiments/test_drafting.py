@@ -116,7 +116,9 @@ def test_context_that_is_too_small_is_refused(tmp_path):
 def test_what_does_not_exist_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, reason in (("nowhere", "nowhere does not exist: .*"), ("ngram:none.npz", "none.npz does not exist")):
-        message = f"^drafter = '{name}': {reason}; a drafter is the folder of a model, lookup, self or ngram:FILE$"
+        message = (
+            f"^drafter = '{name}': {reason}; a drafter is the folder of a model, lookup, self, heads or ngram:FILE$"
+        )
         with pytest.raises(FileNotFoundError, match=message):
             load(name)
     with pytest.raises(ValueError, match="^drafter = 'ngram:': it names no file: give ngram:FILE$"):

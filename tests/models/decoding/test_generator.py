@@ -246,7 +246,13 @@ class _Quiet(ModelDrafter):
         return super().rewind_tree(trail[0], kept, tree), trail[1]
 
 
-@pytest.mark.parametrize("sizes", [{"decoding": "block", "draft_length": 4}, {"decoding": "tree", "tree": (2, 1, 1)}])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"decoding": "block", "draft_length": 4},
+        pytest.param({"decoding": "tree", "tree": (2, 1, 1)}, marks=pytest.mark.slow),
+    ],
+)
 def test_a_row_that_is_done_goes_beyond_no_cache_while_others_are_drawn(sizes):
     """The first row accepts all drafts and gives more tokens than asked for in its last block; the second is slow."""
     model = TransformerLanguageModel(23, embedding=8, blocks=1, heads=2, feed_forward=8, context=64)
