@@ -187,7 +187,7 @@ def _first_drafting(decodings: Sequence[str]) -> str:
 
 
 def export_and_check(
-    model: Any, weights: Any, vocabulary: Any, paths: dict[str, Path], **options: Any
+    model: Any, weights: Any, vocabulary: Any, files: dict[str, Path], **options: Any
 ) -> "list[Parity]":
     """Exports one file per precision, compares each file with the model, and prints the comparison.
 
@@ -198,7 +198,7 @@ def export_and_check(
       model: the language model.
       weights: the model's weights by name.
       vocabulary: the vocabulary that the model was trained with.
-      paths: the file to write for each precision.
+      files: the file to write for each precision.
       **options: other arguments of `models.export.export`.
 
     Raises:
@@ -207,9 +207,9 @@ def export_and_check(
     from models.export import export
     from models.parity import check_parity
 
-    drafts = {precision: path.with_name(f".{path.name}.draft") for precision, path in paths.items()}
+    drafts = {precision: path.with_name(f".{path.name}.draft") for precision, path in files.items()}
     try:
-        for precision, path in paths.items():
+        for precision, path in files.items():
             if path.is_dir():
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
             click.echo(f"converting the model with {precision} weights …", err=True)
@@ -219,15 +219,15 @@ def export_and_check(
                 if error.filename == str(drafts[precision]):
                     error.filename = str(path)
                 raise
-        click.echo(f"comparing {len(paths)} file{'s' * (len(paths) > 1)} with the trained model …", err=True)
+        click.echo(f"comparing {len(files)} file{'s' * (len(files) > 1)} with the trained model …", err=True)
         with no_notices():
             results = check_parity(model, weights, list(drafts.values()))
-        for precision, path in paths.items():
+        for precision, path in files.items():
             drafts[precision].replace(path)
     finally:
         for draft in drafts.values():
             draft.unlink(missing_ok=True)
-    results = [replace(result, path=str(path)) for result, path in zip(results, paths.values(), strict=True)]
+    results = [replace(result, path=str(path)) for result, path in zip(results, files.values(), strict=True)]
     _print_table(results)
     failed = [result.path for result in results if not result.passed]
     if failed:

@@ -30,7 +30,7 @@ class _Trail(NamedTuple):
     """Holds what the state after a block is computed from.
 
     Attributes:
-      history: int32 `[B, n - 1]`, the tokens before the tree's root.
+      history: the drafter's state before the block.
       tokens: int32 `[B, N]`, those of the tree's nodes.
     """
 
@@ -41,7 +41,8 @@ class _Trail(NamedTuple):
 class LatticeDrafter(HeadsDrafter):
     """Drafts with the prediction heads of the target and an n-gram model, the best paths first.
 
-    Between blocks its state is the last n - 1 tokens of the text without the very last one, int32 `[B, n - 1]`.
+    Between blocks its state is the last n - 1 tokens of the text without the very last one, int32 `[B, n - 1]`; () if
+    n is 1 or there is no n-gram model.
 
     Args:
       tables: the n-gram model; None for none.
@@ -62,13 +63,17 @@ class LatticeDrafter(HeadsDrafter):
         bound._hold(model, weights, depth)
         return bound
 
-    def initial_state(self, batch: int) -> tf.Tensor:
-        """Returns a history of zeros, which no n-gram holds; see `Drafter.initial_state`."""
-        return tf.zeros([batch, 0 if self.tables is None else self.tables.order - 1], tf.int32)
+    @property
+    def _memory(self) -> int:
+        return 0 if self.tables is None else self.tables.order - 1
 
-    def prefill(self, tokens: tf.Tensor, lengths: tf.Tensor, state: Any) -> tf.Tensor:
+    def initial_state(self, batch: int) -> Any:
+        """Returns a history of zeros, which no n-gram holds; see `Drafter.initial_state`."""
+        return tf.zeros([batch, self._memory], tf.int32) if self._memory else ()
+
+    def prefill(self, tokens: tf.Tensor, lengths: tf.Tensor, state: Any) -> Any:
         """Returns the last tokens after a prompt; see `Drafter.prefill`."""
-        return _window(tf.concat([state, tokens], axis=1), lengths, state.shape[1])
+        return _window(tf.concat([state, tokens], axis=1), lengths, self._memory) if self._memory else ()
 
     def best_paths(self, state: Any, target: Any, last: tf.Tensor, paths: int, depth: int) -> tf.Tensor:
         """Returns the best paths of each row, int32 `[B, p, depth]`; -1 where there are fewer than p.
@@ -82,16 +87,20 @@ class LatticeDrafter(HeadsDrafter):
         """
         logits = self.begin(state, target).logits[:, :depth]
         scores, tokens = tf.math.top_k(logits, min(self.top_k, logits.shape[-1]))
-        history = tf.concat([state, last[:, tf.newaxis]], axis=1)[:, 1:]
+        history = last[:, tf.newaxis][:, :0]
+        if self._memory:
+            history = tf.concat([state, last[:, tf.newaxis]], axis=1)[:, 1:]
         log_probs = None if self.tables is None else self.tables.log_probs
         return find_best_paths(tokens, scores, history, self.alpha, log_probs, paths).tokens
 
-    def rewind_tree(self, trail: Any, kept: tf.Tensor, tree: TokenTree) -> tf.Tensor:
+    def rewind_tree(self, trail: Any, kept: tf.Tensor, tree: TokenTree) -> Any:
         """Returns the last tokens after the path to a node; see `Drafter.rewind_tree`."""
+        if not self._memory:
+            return ()
         node = tf.maximum(kept - 1, 0)
         count = tf.where(kept > 0, tf.gather(tf.constant(tree.depths), node) + 1, 0)
         path = tf.gather(trail.tokens, tf.gather(tf.constant(tree.paths), node), axis=1, batch_dims=1)
-        return _window(tf.concat([trail.history, path], axis=1), count, trail.history.shape[1])
+        return _window(tf.concat([trail.history, path], axis=1), count, self._memory)
 
     def deploy(self, context: int | None, hold: Callable[[Any], Any], is_int8: bool) -> Drafter:
         """Returns a drafter whose tables are variables; see `Drafter.deploy`."""

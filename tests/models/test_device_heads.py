@@ -47,6 +47,7 @@ CASES: list[Any] = [
     pytest.param(rescored, {"decodings": ("blockwise",)}, id="rescored", marks=pytest.mark.slow),
     pytest.param(best_paths, {"decodings": ("blockwise",), "paths": 3}, id="best paths"),
     pytest.param(HeadsDrafter, {"decodings": ("tree",), "tree": (2, 2)}, id="tree", marks=pytest.mark.slow),
+    pytest.param(LatticeDrafter, {"decodings": ("blockwise",), "paths": 3}, id="0-gram", marks=pytest.mark.slow),
 ]
 
 

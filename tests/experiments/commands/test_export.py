@@ -1,9 +1,11 @@
+import inspect
 import shutil
 from typing import Any
 
 import pytest
 
 from experiments.cli import main
+from experiments.commands.export import export_and_check
 from models import device
 from models.export import export
 from tests.models import exported
@@ -153,7 +155,15 @@ def test_export_passes_drafter_and_decodings_on(path, tmp_path, capfd, monkeypat
     loaded = device.load(path)
     trained = MODEL, exported.weights(MODEL), loaded.vocabulary
     monkeypatch.setattr("experiments.runs.load_trained", lambda run: trained)
-    monkeypatch.setattr("experiments.commands.export.export_and_check", lambda *_, **options: exports.append(options))
+    called: list[Any] = [export_and_check, export]
+    signatures = [inspect.signature(function) for function in called]
+
+    def keep(*values, **options):
+        signatures[0].bind(*values, **options)
+        signatures[1].bind(*values[:3], tmp_path, "float32", **options)
+        exports.append(options)
+
+    monkeypatch.setattr("experiments.commands.export.export_and_check", keep)
     folder = str(tmp_path)
     assert run(capfd, "export", folder, "--drafter", "lookup")[0] == 0
     assert (
