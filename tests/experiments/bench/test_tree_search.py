@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from experiments.bench.tree_search import propose
+from experiments.bench.tree_search import _acceptance, propose
 from models.decoding.tree_shapes import best_shape
 
 SHAPES = ((4,), (2, 1), (3, 1), (2, 2), (2, 1, 1), (2, 1, 1, 1))
@@ -64,3 +64,14 @@ def test_children_that_are_never_accepted_give_no_numbers_that_are_not_finite():
 def test_times_below_the_targets_call_count_as_none():
     rows = [row(shape) | {"milliseconds": 0.01} for shape in SHAPES]
     assert propose(rows, {str(count): [0, call(count), 9] for count in (1, 7, 8, 17)}) is not None
+
+
+def test_a_depth_that_was_never_reached_is_taken_to_be_as_the_one_above():
+    measured = [
+        ((1, 1, 1), {"reached": [100, 40, 0], "accepted": [40, 8, 0]}),
+        ((2, 1, 1), {"reached": [100, 50, 0], "accepted": [50, 10, 0]}),
+    ]
+    shares = _acceptance(measured)
+    assert shares[0][:2] == [0.4, 0.5]
+    assert shares[1][0] == shares[2][0] == pytest.approx(0.2)
+    assert shares[2][1] == pytest.approx(0.25)

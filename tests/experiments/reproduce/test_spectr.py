@@ -69,3 +69,11 @@ def test_first_level_is_the_mean_of_exact_acceptances():
     assert found["k_seq"] == pytest.approx(np.mean([k_seq_acceptance(p, q, 2) for p, q in pairs]), abs=1e-6)
     assert found["independent"] == pytest.approx(np.mean([optimal_acceptance(p, q, 2) for p, q in pairs]), abs=1e-6)
     assert found["one"] < found["k_seq"] <= found["independent"] <= found["distinct"]
+
+
+def test_every_prompt_has_random_numbers_of_its_own(monkeypatch):
+    """Also those that are decoded in another part of the batch: the bootstrap takes prompts as independent."""
+    monkeypatch.setattr(tree_efficiency, "_ROWS", 2)
+    decoder = tree_efficiency.Decoder(parse("block:3"), TARGET, {}, DRAFTER, 16)  # type: ignore[arg-type]
+    counts = decoder.draw(np.tile(PROMPTS[:1], [4, 1]), 1.0, 0)
+    assert len({tuple(row) for row in counts.tolist()}) == 4
