@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 _PAIRS_PER_BUCKET = 3
 _SPARE = 16
-"""Of this many slots, one is left free."""
+"""Number of slots of which one is left free."""
 _SEEDS = 40
 """Number of seeds that are tried before there are more slots. About one in ten has no two pairs that always collide."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -52,8 +52,6 @@ class Loop:
     ) -> None:
         import tensorflow as tf
 
-        from models.export import convert
-        from models.litert import import_interpreter
         from models.signatures import loop_function
 
         context, is_int8 = context_of(mode, prompt, tokens), precision == "int8"
@@ -69,10 +67,7 @@ class Loop:
         if drafter is not None:
             drafter = drafter.deploy(context, hold, is_int8)
         decoder = build(mode, model, {name: hold(part) for name, part in parts.items()}, drafter)
-        flatbuffer = convert(module, {"generate": loop_function(decoder, prompt, tokens)}, precision)
-        self.megabytes = len(flatbuffer) / 1e6
-        interpreter = import_interpreter()(model_content=flatbuffer, num_threads=1)
-        interpreter.allocate_tensors()
+        interpreter = load(module, {"generate": loop_function(decoder, prompt, tokens)}, precision)
         self._generate = interpreter.get_signature_runner("generate")
         self._bias = np.zeros(model.vocabulary_size, np.float32)
         self._tokens = tokens
@@ -105,6 +100,25 @@ def context_of(mode: Mode | None, prompt: int, tokens: int) -> int:
     return prompt + tokens + (0 if mode is None else mode.drafted) + 1
 
 
+def load(module: Any, functions: Mapping[str, Any], precision: str) -> Any:
+    """Converts signatures to TFLite and returns an interpreter of them on one thread.
+
+    Args:
+      module: what holds the variables that the functions read.
+      functions: the signatures by name, concrete functions.
+      precision: precision of the weights.
+
+    Raises:
+      ValueError: a function does not convert.
+    """
+    from models.export import convert
+    from models.litert import import_interpreter
+
+    interpreter = import_interpreter()(model_content=convert(module, functions, precision), num_threads=1)
+    interpreter.allocate_tensors()
+    return interpreter
+
+
 def time_rows(model: Any, weights: Any, precision: str, rows: Sequence[int], context: int) -> dict[int, list[float]]:
     """Returns milliseconds of calls of a target that read some number of tokens at once, by this number.
 
@@ -116,9 +130,6 @@ def time_rows(model: Any, weights: Any, precision: str, rows: Sequence[int], con
       context: number of tokens for which its state has room.
     """
     import tensorflow as tf
-
-    from models.export import convert
-    from models.litert import import_interpreter
 
     module, model = tf.Module(), model.fit(context)
     parts = model.equalized(weights) if precision == "int8" else weights
@@ -133,9 +144,7 @@ def time_rows(model: Any, weights: Any, precision: str, rows: Sequence[int], con
         spec = tf.TensorSpec([1, count], tf.int32, "tokens")
         return tf.function(read, autograph=False).get_concrete_function(spec)
 
-    flatbuffer = convert(module, {f"rows_{count}": build(count) for count in rows}, precision)
-    interpreter = import_interpreter()(model_content=flatbuffer, num_threads=1)
-    interpreter.allocate_tensors()
+    interpreter = load(module, {f"rows_{count}": build(count) for count in rows}, precision)
     signatures = {count: interpreter.get_signature_runner(f"rows_{count}") for count in rows}
     times: dict[int, list[float]] = {count: [] for count in rows}
     for _ in range(_TIMINGS + 1):

@@ -7,7 +7,6 @@ there already.
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 
 from experiments import extras
 from experiments.bench import options
+from experiments.bench.decoding_loop import load
 
 DRAFT_LENGTH = 4
 # Vocabulary size → options of the transformer that is the target.
@@ -154,8 +154,6 @@ def _convert(function: Callable[..., Any], inputs: tuple[Any, ...], variables: A
     """Converts a function to TFLite, and returns a function that runs it on the inputs."""
     import tensorflow as tf
 
-    from models.litert import import_interpreter
-
     module = tf.Module()
     module.held = list(variables.values()) if variables else []
     specs = [tf.TensorSpec(value.shape, value.dtype, f"input_{i}") for i, value in enumerate(inputs)]
@@ -163,13 +161,8 @@ def _convert(function: Callable[..., Any], inputs: tuple[Any, ...], variables: A
     def named(*arguments: tf.Tensor) -> dict[str, tf.Tensor]:
         return {f"output_{i}": part for i, part in enumerate(tf.nest.flatten(function(*arguments)))}
 
-    with tempfile.TemporaryDirectory() as folder:
-        tf.saved_model.save(module, folder, tf.function(named, autograph=False).get_concrete_function(*specs))
-        converter = tf.lite.TFLiteConverter.from_saved_model(folder)
-        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
-        interpreter = import_interpreter()(model_content=converter.convert(), num_threads=1)
-    interpreter.allocate_tensors()
-    runner = interpreter.get_signature_runner()
+    concrete = tf.function(named, autograph=False).get_concrete_function(*specs)
+    runner = load(module, {"run": concrete}, "float32").get_signature_runner("run")
     arguments = {f"input_{i}": value for i, value in enumerate(inputs)}
     return lambda: runner(**arguments)
 

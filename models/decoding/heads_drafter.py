@@ -98,7 +98,7 @@ class HeadsDrafter(Drafter):
         """Computes the logits of all heads; see `Drafter.begin`."""
         if self._model is None or not isinstance(target, HiddenState):
             raise ValueError("HeadsDrafter: drafts for a model with prediction heads only; use it in a Generator")
-        logits = self._model.logits_of_heads(self._weights, target)[:, 1:]
+        logits = self._model.head_logits(self._weights, target.hidden)[:, 1:]
         return _Block(logits, tf.constant(0), state)
 
     def step(self, tokens: tf.Tensor, state: _Block) -> tuple[tf.Tensor, _Block]:

@@ -6,7 +6,6 @@ import tensorflow as tf
 
 from models.heads import HeadedLanguageModel
 from models.language_model import Array, Weights
-from models.tensors import to_tensors
 from models.token_tree import TokenTree
 
 
@@ -79,7 +78,3 @@ class WithHidden(HeadedLanguageModel):
         """Returns the state after the kept tokens; see `LanguageModel.rewind`."""
         hidden = tf.gather(trail.hidden, kept, axis=1, batch_dims=1)
         return HiddenState(self.base.rewind(trail.model, kept, tree), hidden)
-
-    def logits_of_heads(self, weights: Weights, state: HiddenState) -> tf.Tensor:
-        """Returns the logits `[B, h, V]` of all heads after the last token that was read."""
-        return self.head_logits(to_tensors(weights), state.hidden)

@@ -70,8 +70,8 @@ def test_the_same_logits(run):
 
 
 def test_every_step_of_a_normalised_cifg_over_long_texts(run):
-    """From the other environment's state before each step, since over many steps its recurrence multiplies what one
-    step rounds (sigmoid and tanh differ in the last bit) without a bound that holds on every processor."""
+    """Every step begins at the other environment's state. Over many steps the recurrence multiplies what one step
+    rounds (sigmoid and tanh differ in the last bit), without a bound that holds on every processor."""
     model = RecurrentLanguageModel("cifg", 420, 23, 37, layer_norm=True, output_bias=True)
     with np.load(run.parent / "normalised_weights.npz") as weights, np.load(run.parent / "normalised.npz") as saved:
         drawn, steps = dict(weights), dict(saved)

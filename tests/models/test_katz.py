@@ -29,7 +29,7 @@ def test_probabilities_equal_the_dictionary_oracle_after_every_context(order, mi
 
 
 def test_bigram_by_hand():
-    """Of 2 3, 2 3, 2 1 and 3 2, one occurs twice and two once: D = 2 / (2 + 2 * 1) = 1/2, and n(2) = 3."""
+    """One of 2 3, 2 3, 2 1 and 3 2 occurs twice, two once: D = 2 / (2 + 2 * 1) = 1/2, and n(2) = 3."""
     model = learn([[2, 3, 2, 3], [2, 1]], 4, 2)
     p3, p1 = (2 - 0.5) / 3, (1 - 0.5) / 3
     # Of the tokens 3, 2, 3, 1, one occurs twice and two once: D = 1/2 again, and 3 * D / 4 is spread over 4 tokens.
