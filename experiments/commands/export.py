@@ -144,8 +144,9 @@ def export(
         for path in paths.values():
             require_writable_file(path)
     model, weights, vocabulary = load_trained(run)
-    if drafter == FORM and draft_length is None:
-        sizes = replace(sizes, draft_length=own_heads.draft_length(model), paths=own_heads.paths or 1)
+    if drafter == FORM:
+        drafted = own_heads.draft_length(model) if draft_length is None else longest
+        sizes = replace(sizes, draft_length=drafted, paths=own_heads.paths or 1)
         draft_room = max(map(sizes.count, decodings))
     options: dict[str, Any] = {"max_prompt": max_prompt, "max_new_tokens": max_new_tokens, "decodings": decodings}
     if drafter is not None:

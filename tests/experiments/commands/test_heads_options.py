@@ -1,8 +1,14 @@
 """Options of decoding with a model's own heads: those that do not go together end in one line, before any work."""
 
+from typing import Any
+
 import pytest
 
+from experiments.cli import main
+from models.decoding.lattice_drafter import LatticeDrafter
+from models.heads import HeadedLanguageModel
 from tests.experiments.processes import call
+from tests.models import exported
 
 
 @pytest.mark.parametrize(
@@ -24,3 +30,18 @@ def test_options_that_do_not_go_together_end_in_one_line(tmp_path, options, mess
     code, out, err = call("export", "nowhere", *options, folder=tmp_path)
     assert (code, out, len(err.splitlines())) == (2, "", 1)
     assert message in err
+
+
+def test_paths_count_with_a_draft_length_too(tmp_path, monkeypatch):
+    base = exported.model()
+    model = HeadedLanguageModel(base, 4)
+    weights = dict(sorted((exported.weights(base) | model.init_heads(0)).items()))
+    passed: list[Any] = []
+    monkeypatch.setattr("experiments.runs.load_trained", lambda run: (model, weights, exported.vocabulary()))
+    monkeypatch.setattr("experiments.commands.export.export_and_check", lambda *_, **options: passed.append(options))
+    for options in (["--draft-length", "2"], ["--heads", "3"], []):
+        with pytest.raises(SystemExit) as end:
+            main(["export", str(tmp_path), "--decoding", "blockwise", "--paths", "3", *options])
+        assert not end.value.code
+    assert [(options["draft_length"], options["paths"]) for options in passed] == [(2, 3), (2, 3), (3, 3)]
+    assert all(isinstance(options["drafter"], LatticeDrafter) for options in passed)
