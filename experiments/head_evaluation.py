@@ -10,9 +10,7 @@ from numpy.typing import NDArray
 
 from experiments.intervals import format_interval, mean_interval
 from fl.clients import PAD
-
-_ROWS = 128  # maximum number of sequences in one call
-_LOGITS = 1 << 26  # maximum number of logits of one head in one call, unless one sequence has more
+from fl.evaluation import JoinedRows
 
 
 @dataclass(frozen=True)
@@ -75,16 +73,9 @@ class HeadEvaluator:
         """
         import tensorflow as tf
 
-        rows = np.concatenate(sequences) if sequences else np.zeros((0, 2), np.int32)
-        if not len(rows):
-            raise ValueError("no sequence to evaluate the prediction heads on: give more text")
-        self._owners = np.repeat(np.arange(len(sequences)), [len(each) for each in sequences])
-        self._clients = len(sequences)
-        self._batch = max(1, min(_ROWS, _LOGITS // ((rows.shape[1] - 1) * model.vocabulary_size)))
+        none = "no sequence to evaluate the prediction heads on: give more text"
+        self._joined = JoinedRows(sequences, model.vocabulary_size, none)
         self._heads = range(1, model.prediction_heads + 1)
-        # The last call is padded, so that one graph serves all calls.
-        padding = np.full((-len(rows) % self._batch, rows.shape[1]), PAD, np.int32)
-        self._rows = np.concatenate([rows, padding])
 
         @tf.function(autograph=False)
         def read(weights: Any, tokens: Any) -> Any:
@@ -113,20 +104,16 @@ class HeadEvaluator:
         import tensorflow as tf
 
         constants = {name: tf.constant(value) for name, value in weights.items()}
-        parts = []
-        for begin in range(0, len(self._rows), self._batch):
-            tokens = tf.constant(self._rows[begin : begin + self._batch])
+        joined, parts = self._joined, []
+        for begin in range(0, len(joined.rows), joined.batch):
+            tokens = tf.constant(joined.rows[begin : begin + joined.batch])
             hidden = self._read(constants, tokens)
             found = [[part.numpy() for part in measure(constants, hidden, tokens)] for measure in self._measures]
             parts.append(np.array(found, np.float64))  # [h, 3, rows]
-        sums = np.concatenate(parts, axis=-1)[..., : len(self._owners)]
-        rows = self._rows[: len(self._owners)]
-        counts = np.array([np.count_nonzero(rows[:, head:] != PAD, axis=1) for head in self._heads])
-        loss, correct, entropy = (np.array([self._by_client(row) for row in sums[:, kind]]) for kind in range(3))
-        return HeadEvaluation(loss, correct, entropy, np.array([self._by_client(row) for row in counts], np.int64))
-
-    def _by_client(self, values: NDArray[Any]) -> NDArray[np.float64]:
-        return np.bincount(self._owners, values, self._clients).astype(np.float64)
+        sums = np.concatenate(parts, axis=-1)
+        counts = np.array([np.count_nonzero(joined.rows[:, head:] != PAD, axis=1) for head in self._heads])
+        loss, correct, entropy = (np.array([joined.by_client(row) for row in sums[:, kind]]) for kind in range(3))
+        return HeadEvaluation(loss, correct, entropy, np.array([joined.by_client(row) for row in counts], np.int64))
 
 
 def find_h_max(entropies: Sequence[float]) -> int:

@@ -38,6 +38,37 @@ class Evaluation:
         return float(self.correct.sum() / self.tokens.sum())
 
 
+class JoinedRows:
+    """Joins the sequences of clients into batches of one size, and sums by client what they give.
+
+    Attributes:
+      rows: int32 `[R, T+1]`, the sequences; at the end padding, so that one graph serves all batches.
+      batch: number of rows of a batch; divides R.
+
+    Args:
+      sequences: the sequences of each client, int32 `[n, T+1]`, with padding 0.
+      vocabulary_size: number of logits of each token, which bounds the batch.
+      none: message of the error if no client has a sequence.
+
+    Raises:
+      ValueError: no client has a sequence.
+    """
+
+    def __init__(self, sequences: Sequence[np.ndarray], vocabulary_size: int, none: str) -> None:
+        rows = np.concatenate(sequences) if sequences else np.zeros((0, 2), np.int32)
+        if not len(rows):
+            raise ValueError(none)
+        self._owners = np.repeat(np.arange(len(sequences)), [len(each) for each in sequences])
+        self._clients = len(sequences)
+        self.batch = max(1, min(_ROWS, _LOGITS // ((rows.shape[1] - 1) * vocabulary_size)))
+        padding = np.full((-len(rows) % self.batch, rows.shape[1]), PAD, np.int32)
+        self.rows = np.concatenate([rows, padding])
+
+    def by_client(self, values: np.ndarray) -> np.ndarray:
+        """Returns the sum of values of rows, `[R]`, by client, float64."""
+        return np.bincount(self._owners, values[: len(self._owners)], self._clients).astype(np.float64)
+
+
 class Evaluator:
     """Evaluates weights on a fixed set of clients' sequences; builds its TensorFlow graph once."""
 
@@ -53,16 +84,10 @@ class Evaluator:
         """
         import tensorflow as tf
 
-        rows = np.concatenate(sequences) if sequences else np.zeros((0, 2), np.int32)
-        if not len(rows):
-            raise ValueError("no sequence to evaluate on: no client of this set has text, so enlarge the set")
-        self._owners = np.repeat(np.arange(len(sequences)), [len(s) for s in sequences])
-        self._clients = len(sequences)
-        length = rows.shape[1] - 1
-        self._batch = count = max(1, min(_ROWS, _LOGITS // (length * model.vocabulary_size)))
-        padding = -len(rows) % count
-        model = model.fit(length)
-        self._rows = np.concatenate([rows, np.full((padding, rows.shape[1]), PAD, np.int32)])
+        none = "no sequence to evaluate on: no client of this set has text, so enlarge the set"
+        self._joined = JoinedRows(sequences, model.vocabulary_size, none)
+        count = self._joined.batch
+        model = model.fit(self._joined.rows.shape[1] - 1)
 
         @tf.function(autograph=False)
         def batch_sums(weights: Weights, tokens: Any) -> tuple[Any, Any]:
@@ -80,12 +105,11 @@ class Evaluator:
         import tensorflow as tf
 
         constants = {name: tf.constant(value) for name, value in weights.items()}
+        joined = self._joined
         sums = [
-            [part.numpy() for part in self._batch_sums(constants, tf.constant(self._rows[i : i + self._batch]))]
-            for i in range(0, len(self._rows), self._batch)
+            [part.numpy() for part in self._batch_sums(constants, tf.constant(joined.rows[i : i + joined.batch]))]
+            for i in range(0, len(joined.rows), joined.batch)
         ]
-        count = len(self._owners)
-        loss, correct = (np.concatenate(part)[:count].astype(np.float64) for part in zip(*sums, strict=True))
-        tokens = np.count_nonzero(self._rows[:count, 1:] != PAD, axis=1)
-        by_client = [np.bincount(self._owners, values, self._clients) for values in (loss, correct, tokens)]
-        return Evaluation(by_client[0], by_client[1], by_client[2].astype(np.int64))
+        loss, correct = (np.concatenate(part).astype(np.float64) for part in zip(*sums, strict=True))
+        tokens = np.count_nonzero(joined.rows[:, 1:] != PAD, axis=1)
+        return Evaluation(joined.by_client(loss), joined.by_client(correct), joined.by_client(tokens).astype(np.int64))
