@@ -247,7 +247,7 @@ def test_a_planted_option_is_found(path: str, source: str, found: list[str]):
     assert options(PurePosixPath(path), source) == [f"{path} names {option}" for option in found]
 
 
-@pytest.mark.parametrize("package", ["fl", "fl.runtime", "models", "models.decoding", "privacy"])
+@pytest.mark.parametrize("package", ["fl", "fl.runtime", "models", "models.alignment", "models.decoding", "privacy"])
 def test_no_public_name_is_that_of_a_module_which_would_hide_it(package: str):
     for name in importlib.import_module(package).__all__:
         assert importlib.util.find_spec(f"{package}.{name}") is None, f"{package}.{name} is a module"
@@ -264,6 +264,9 @@ import privacy, privacy.plan
 clean("privacy")
 import models, models.vocabulary
 clean("models")
+from models.alignment import asymptotics, best_of_n, guided, inference_time, majority, pools, quantile_tilt, rewind
+from models.alignment import soft_best_of_n, tilt
+clean("alignment")
 import fl
 clean("fl")
 from experiments.cli import main
@@ -279,4 +282,5 @@ clean("help")
     loaded = {stage: int(modules) for stage, modules in re.findall(r"^(\w+) (\d+)$", done.stdout, re.MULTILINE)}
     # An interpreter starts with 80, and NumPy has 130.
     assert loaded["privacy"] < 200
+    assert loaded["alignment"] - loaded["models"] < 30
     assert loaded["help"] < 500

@@ -1,5 +1,6 @@
-"""Lists bugs of decoding, most of which other implementations had, each with the test that must catch it."""
+"""Lists bugs of decoding and alignment, most of which other implementations had, each with the test that must catch it."""
 
+from tests.mutation.alignment import ALIGNMENT
 from tests.mutation.bug import Bug
 from tests.mutation.refinement import REFINEMENT
 
@@ -339,4 +340,5 @@ CATALOGUE = (
         _K_SEQ_LAW + "[3-float64-1e-12-1e-09]",
     ),
     *REFINEMENT,
+    *ALIGNMENT,
 )
