@@ -54,8 +54,7 @@ def align_for_best_of_n(outcomes: Outcomes, n: int, beta: float) -> InferenceTim
     """Finds the policy that is optimal under best-of-n, by a damped fixed point.
 
     For a transform of quantiles without ties pass many equally likely outcomes: `Outcomes(np.full(m, 1 / m),
-    np.arange(m))`; outcome i stands for the quantile (i + 1/2)/m. Each of some 20 to 200
-    steps takes O(L) time.
+    np.arange(m))`; outcome i stands for the quantile (i + 1/2)/m. Takes some 20 to 200 steps of O(L) time each.
 
     Args:
       outcomes: outcomes of the reference.
