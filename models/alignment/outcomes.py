@@ -52,7 +52,9 @@ class Outcomes:
         is_first = np.append(True, levels[1:] != levels[:-1])
         if not is_first.all():
             levels, masses = levels[is_first], np.add.reduceat(masses, np.flatnonzero(is_first))
-        at_most = np.minimum(np.cumsum(masses), 1.0)
+        at_most, above = np.cumsum(masses), np.append(np.cumsum(masses[:0:-1])[::-1], 0.0)
+        for rounded in (at_most, above):
+            np.minimum(rounded, 1.0, out=rounded)
         values = {
             "probabilities": p,
             "rewards": r,
@@ -60,7 +62,7 @@ class Outcomes:
             "masses": masses,
             "at_most": at_most,
             "below": np.append(0.0, at_most[:-1]),
-            "above": np.append(np.minimum(np.cumsum(masses[:0:-1]), 1.0)[::-1], 0.0),
+            "above": above,
             "_order": order,
             "_is_first": is_first,
         }

@@ -1,4 +1,4 @@
-"""Lists bugs of decoding and alignment, most of which other implementations had, each with the test that must catch it."""
+"""Lists bugs of decoding and alignment, many of them of other implementations, with the test that must catch each."""
 
 from tests.mutation.alignment import ALIGNMENT
 from tests.mutation.bug import Bug
