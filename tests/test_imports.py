@@ -58,6 +58,7 @@ MAY_IMPORT: dict[str, frozenset[str] | None] = {
         "models.token_tree",
     }
     | {"models.vocabularies", "models.vocabulary"},
+    "models/decoding/draft_statistics.py": frozenset({"numpy"}),
     **{f"{name.replace('.', '/')}.py": DRAWING | {"numpy"} for name in DRAWING},
     "models/alignment": NUMERIC | {"models.alignment"},
     "fl": NUMERIC | TFF | {"fl", "privacy", "tensorflow", "keras", "tensorboard"},

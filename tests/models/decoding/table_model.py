@@ -31,16 +31,20 @@ class TableModel:
         return last, self.rewind(trail, lengths)
 
     def extend(self, weights, tokens, state, tree=None, level=None):
+        before, trail = self.tokens_before(tokens, state, tree, level)
+        table = weights["table"] if weights else tf.constant(self.table)
+        return tf.gather_nd(table, tf.stack([before, tokens], axis=-1)), trail
+
+    def tokens_before(self, tokens, state, tree=None, level=None):
+        """Returns the token before each of `tokens`, and the trail."""
         begun = level is None or level.start == 0
         trail = tf.concat([state[:, tf.newaxis] if begun else state, tokens], axis=1)
-        table = weights["table"] if weights else tf.constant(self.table)
         parents = (
             None
             if tree is None
             else np.array(tree.parents if level is None else tree.parents[level.start : level.stop])
         )
-        before = trail[:, :-1] if parents is None else tf.gather(trail, parents + 1, axis=1)
-        return tf.gather_nd(table, tf.stack([before, tokens], axis=-1)), trail
+        return trail[:, :-1] if parents is None else tf.gather(trail, parents + 1, axis=1), trail
 
     def rewind(self, trail, kept, tree=None):
         return tf.gather(trail, kept, axis=1, batch_dims=1)
