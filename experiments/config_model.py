@@ -119,7 +119,8 @@ class PretrainingConfig(Section, frozen=True):
     freeze_base: Annotated[
         bool,
         text(
-            "Whether only the prediction heads are trained, and the model of `model.init` stays as it is, bit for bit."
+            "Whether `fedspeak pretrain` trains only the prediction heads, and the model of `model.init` stays as it "
+            "is, bit for bit. Not for `fedspeak train`."
         ),
     ] = False
     patience: Annotated[

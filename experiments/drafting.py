@@ -1,5 +1,7 @@
 """Builds the drafter of speculative decoding that a user names."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,13 +38,20 @@ def load_drafter(
       FileNotFoundError: there is no such file or folder, or its training is not finished.
       ValueError: it is damaged, it is for another vocabulary than the target's, or its context is too small.
     """
+    with naming("drafter =", name, f"a drafter is {FORMS}"):
+        return read_drafter(name, model, weights, vocabulary, context)
+
+
+@contextmanager
+def naming(option: str, name: str, advice: str) -> Iterator[None]:
+    """Puts what the user typed before the message of an error, and the advice after a file is not found."""
     try:
-        return _load(name, model, weights, vocabulary, context)
+        yield
     except FileNotFoundError as error:
         reason = f"{error.filename} does not exist" if error.filename else str(error)
-        raise FileNotFoundError(f"drafter = {name!r}: {reason}; a drafter is {FORMS}") from None
+        raise FileNotFoundError(f"{option} {name!r}: {reason}; {advice}") from None
     except ValueError as error:
-        raise ValueError(f"drafter = {name!r}: {error}") from None
+        raise ValueError(f"{option} {name!r}: {error}") from None
 
 
 def short_name(name: str) -> str:
@@ -50,7 +59,10 @@ def short_name(name: str) -> str:
     return Path(name.removeprefix(_NGRAM)).name or name
 
 
-def _load(name: str, model: Any, weights: dict[str, np.ndarray], vocabulary: AnyVocabulary, context: int) -> "Drafter":
+def read_drafter(
+    name: str, model: Any, weights: dict[str, np.ndarray], vocabulary: AnyVocabulary, context: int
+) -> "Drafter":
+    """Does the same as `load_drafter`; its messages do not name the drafter."""
     if name == "lookup":
         from models.decoding.lookup_drafter import LookupDrafter
 
@@ -59,10 +71,8 @@ def _load(name: str, model: Any, weights: dict[str, np.ndarray], vocabulary: Any
         from models.decoding.heads_drafter import HeadsDrafter
 
         return HeadsDrafter()
-    if name == _NGRAM:
-        raise ValueError("it names no file: give ngram:FILE")
     if name.startswith(_NGRAM):
-        return _load_ngram_drafter(Path(name.removeprefix(_NGRAM)), vocabulary)
+        return _load_ngram_drafter(ngram_file(name), vocabulary)
     from models.decoding.drafters import ModelDrafter
     from models.heads import without_heads
 
@@ -81,6 +91,13 @@ def _load(name: str, model: Any, weights: dict[str, np.ndarray], vocabulary: Any
     room = 4 * context + 16
     own_model = own_model.fit(room if own_model.context is None else min(room, own_model.context))
     return SharedVocabularyDrafter(ModelDrafter(own_model, own_weights), vocabulary, own_vocabulary)
+
+
+def ngram_file(name: str) -> Path:
+    """Returns FILE of ngram:FILE; raises ValueError if it is empty."""
+    if name == _NGRAM:
+        raise ValueError("it names no file: give ngram:FILE")
+    return Path(name.removeprefix(_NGRAM))
 
 
 def load_ngram(path: Path, vocabulary: AnyVocabulary) -> "KatzModel | NGramModel":

@@ -45,6 +45,11 @@ def train(run: RunFolder, command: str, show: ConsoleDisplay, hosts: Any = None)
         show.note(f"{run.path} holds a trained model already: nothing is trained")
         return
     run.require_federated()
+    if config.pretraining.freeze_base:
+        raise ValueError(
+            "pretraining.freeze_base = true: federated rounds train the model of model.init with the heads; set it to "
+            "false, or train the heads alone with fedspeak pretrain"
+        )
     show.note(f"run: {run.path}")
     initial = load_initial(config)
     prepared = data.prepare(config, run.vocabulary)

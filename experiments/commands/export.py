@@ -145,14 +145,19 @@ def export(
             require_writable_file(path)
     model, weights, vocabulary = load_trained(run)
     if drafter == FORM:
-        drafted = own_heads.draft_length(model) if draft_length is None else longest
+        drafted = own_heads.draft_length(model, None if draft_length is None else longest)
+        if "tree" in decodings:
+            own_heads.check_tree(model, sizes.tree)
         sizes = replace(sizes, draft_length=drafted, paths=own_heads.paths or 1)
         draft_room = max(map(sizes.count, decodings))
     options: dict[str, Any] = {"max_prompt": max_prompt, "max_new_tokens": max_new_tokens, "decodings": decodings}
     if drafter is not None:
         context = max_prompt + max_new_tokens + draft_room
         target = model, weights, vocabulary
-        own = own_heads.drafter(*target, context) if drafter == FORM else load_drafter(drafter, *target, context)
+        if drafter == FORM:
+            own = own_heads.drafter(*target, context, sizes.draft_length)
+        else:
+            own = load_drafter(drafter, *target, context)
         options |= {"drafter": own, **vars(sizes)}
     export_and_check(model, weights, vocabulary, paths, **options)
 

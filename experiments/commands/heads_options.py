@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import click
 
-from experiments.drafting import load_drafter, load_katz
+from experiments.drafting import load_katz, naming, ngram_file, read_drafter
 from models.presets import MAX_HEADS
-from models.token_tree import MAX_NODES
+from models.token_tree import MAX_NODES, format_shape
 
 FORM = "heads"
 """The name of the drafter that a model's own prediction heads are."""
+_RESCORERS = "none, ngram:FILE, lookup or the folder of a model with the same vocabulary"
+_QUICK, _MOST = 1 << 12, 1 << 16
+"""Numbers of n-grams at a position up to which best paths are quick, and beyond which they are refused."""
 _OPTIONS = (
     click.option(
         "--heads",
@@ -23,7 +25,7 @@ _OPTIONS = (
     ),
     click.option(
         "--rescore",
-        help="What refines the drafts of the heads: none, ngram:FILE, lookup or the folder of a model.",
+        help=f"What refines the drafts of the heads: {_RESCORERS}.",
         show_default="none",
     ),
     click.option(
@@ -84,16 +86,24 @@ class HeadsOptions(NamedTuple):
                 raise click.UsageError(
                     f"--{name.replace('_', '-')} has no use without --rescore: drop it, or give both"
                 )
+        if self.rescore in (FORM, "self", ""):
+            raise click.UsageError(f"--rescore {self.rescore!r}: must be {_RESCORERS}")
+        if self.alpha is not None and not self.alpha >= 0:
+            raise click.UsageError(f"--alpha {self.alpha}: must be a number from 0 to 1000")
         if self.heads is not None and draft_length is not None:
             raise click.UsageError(
                 "--heads and --draft-length say the same: drop one (drafts have a token less than heads)"
             )
 
-    def draft_length(self, model: Any) -> int:
+    def draft_length(self, model: Any, given: int | None) -> int:
         """Returns the number of drafted tokens for a model.
 
+        Args:
+          model: the model.
+          given: what --draft-length says; None where it is not given.
+
         Raises:
-          ValueError: the model has fewer heads, or none.
+          ValueError: the model has fewer heads, or none, or the paths are too many for drafts of this length.
         """
         own = getattr(model, "prediction_heads", 1)
         if own < 2:
@@ -103,10 +113,36 @@ class HeadsOptions(NamedTuple):
         heads = own if self.heads is None else self.heads
         if heads > own:
             raise ValueError(f"--heads {heads}: the model has {own}; lower it, or train more")
-        return heads - 1
+        length = heads - 1 if given is None else given
+        if length >= own:
+            raise ValueError(
+                f"--draft-length {length}: the model's {own} heads draft at most {own - 1} tokens; lower it"
+            )
+        if self.paths is not None and self.paths * length >= MAX_NODES:
+            raise ValueError(
+                f"--paths {self.paths}: drafts of {length} tokens are {self.paths * length} tokens, more than "
+                f"{MAX_NODES - 1}; give at most {(MAX_NODES - 1) // length}, or fewer heads"
+            )
+        return length
 
-    def drafter(self, model: Any, weights: Any, vocabulary: Any, context: int) -> Any:
-        """Returns the drafter for a model; arguments as for `experiments.drafting.load_drafter`.
+    def check_tree(self, model: Any, tree: Sequence[int]) -> None:
+        """Raises ValueError if a tree is deeper than the heads of a model can draft."""
+        most = model.prediction_heads - 1
+        if len(tree) > most:
+            raise ValueError(
+                f"--tree {format_shape(tree)}: the model's {most + 1} heads draft at most {most} tokens one after "
+                f"another; give at most {most} numbers"
+            )
+
+    def drafter(self, model: Any, weights: Any, vocabulary: Any, context: int, length: int) -> Any:
+        """Returns the drafter for a model.
+
+        Args:
+          model: the model.
+          weights: its weights by name.
+          vocabulary: its vocabulary.
+          context: maximum number of tokens of a prompt and its continuation, the tokens of a draft included.
+          length: number of tokens of a draft.
 
         Raises:
           OSError, ValueError: the rescorer cannot be read or does not fit; one line.
@@ -114,20 +150,42 @@ class HeadsOptions(NamedTuple):
         from models.decoding.heads_drafter import HeadsDrafter
         from models.decoding.katz_tables import KatzTables
         from models.decoding.lattice_drafter import LatticeDrafter
+        from models.decoding.shared_vocabulary import SharedVocabularyDrafter
 
         top_k = 16 if self.top_k_heads is None else self.top_k_heads
         if top_k > vocabulary.size:
             raise ValueError(f"--top-k-heads {top_k}: the vocabulary has {vocabulary.size:,} tokens; lower it")
         alpha = 1.0 if self.alpha is None else self.alpha
-        plain = self.rescore is None or self.rescore == "none"
-        if self.paths is not None:
-            path = (self.rescore or "").removeprefix("ngram:")
-            return LatticeDrafter(None if plain else KatzTables(load_katz(Path(path), vocabulary)), top_k, alpha)
-        if self.rescore is None or plain:
-            return HeadsDrafter()
-        if self.rescore in (FORM, "self"):
-            raise ValueError(f"--rescore {self.rescore}: must be none, ngram:FILE, lookup or the folder of a model")
-        return HeadsDrafter(load_drafter(self.rescore, model, weights, vocabulary, context), top_k, alpha)
+        if self.rescore is None or self.rescore == "none":
+            return HeadsDrafter() if self.paths is None else LatticeDrafter(None, top_k)
+        with naming("--rescore", self.rescore, f"give {_RESCORERS}"):
+            if self.paths is not None:
+                ngram = load_katz(ngram_file(self.rescore), vocabulary)
+            else:
+                rescorer = read_drafter(self.rescore, model, weights, vocabulary, context)
+                if isinstance(rescorer, SharedVocabularyDrafter):
+                    raise ValueError(f"it has another vocabulary than the target: give {_RESCORERS}")
+                return HeadsDrafter(rescorer, top_k, alpha)
+        _check_width(top_k, ngram.order, length)
+        return LatticeDrafter(KatzTables(ngram), top_k, alpha)
+
+
+def _check_width(top_k: int, order: int, length: int) -> None:
+    """Refuses best paths by an n-gram model that take too much memory, and warns of those that take long.
+
+    At a position of a draft, the probabilities of k tokens are looked up after all paths of n - 1 tokens to it.
+    """
+    power = min(order, length)
+
+    def widest(count: int) -> int:
+        return next(k for k in range(top_k, 0, -1) if k**power <= count)
+
+    if top_k > widest(_QUICK):
+        cost = f"--top-k-heads {top_k}: with --paths and an n-gram model of order {order}, a position of a draft has "
+        cost += f"{top_k**power:,} n-grams"
+        if top_k > widest(_MOST):
+            raise ValueError(f"{cost}, more than {_MOST:,}; give at most {widest(_MOST)}")
+        click.echo(f"warning: {cost} and takes long; {widest(_QUICK)} is quick", err=True)
 
 
 def heads_options(command: Callable[..., Any]) -> Callable[..., Any]:

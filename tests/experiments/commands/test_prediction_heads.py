@@ -151,6 +151,13 @@ def test_bad_setting_is_refused_in_one_line(folder, joint, tmp_path, refuse, set
     assert not (tmp_path / "run").exists()
 
 
+def test_federated_training_refuses_a_frozen_base_and_leaves_no_folder(folder, base, tmp_path, refuse):
+    settings = options(*HEADS, *FROM, f"model.init={base}", "pretraining.freeze_base=true")
+    message = refuse("train", str(folder / "config.toml"), "--output", str(tmp_path / "run"), *settings)
+    assert "pretraining.freeze_base = true: federated rounds train the model of model.init with the heads" in message
+    assert not (tmp_path / "run").exists()
+
+
 def test_wrong_base_of_heads_is_refused(folder, tmp_path, joint, refuse):
     arguments = ["pretrain", str(folder / "config.toml"), "--output", str(tmp_path / "run"), *options(*HEADS)]
     message = refuse(*arguments, "--heads-on", f"{folder}/none", *options(*FROM))

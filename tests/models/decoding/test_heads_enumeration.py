@@ -112,10 +112,8 @@ def enumerate_texts(own, drafter, paths=1):
         likely = np.flatnonzero(weights)
         added = zip(before[likely], block.tokens.numpy()[likely], block.count.numpy()[likely], strict=True)
         texts = [(*texts[row], *tokens[:count].tolist()) for row, tokens, count in added]
-        weights, state = (
-            weights[likely],
-            tf.nest.map_structure(lambda part, which=likely: tf.gather(part, which), state),
-        )
+        weights = weights[likely]
+        state = tf.nest.map_structure(lambda part, which=likely: tf.gather(part, which), state)
     return texts, weights
 
 
