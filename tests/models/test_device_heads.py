@@ -72,3 +72,26 @@ def test_graph_host_and_tensorflow_give_the_same_tokens(tmp_path, make_drafter, 
         if seed < 4:
             assert tokens == base([prompt], choices).tokens[0]
     assert equal >= 19 and drafted > 20
+
+
+PARITY: list[Any] = [
+    pytest.param(rescored, {}, id="n-gram"),
+    pytest.param(best_paths, {"paths": 3}, id="paths"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("make_drafter", "sizes"), PARITY)
+def test_float32_file_gives_the_tokens_of_python_for_100_prompts(tmp_path, make_drafter, sizes):
+    limits: dict[str, Any] = {"max_prompt": MAX_PROMPT, "max_new_tokens": MAX_NEW, "draft_length": HEADS - 1, **sizes}
+    export(
+        MODEL, weights(), VOCABULARY, tmp_path / "m.tflite", decodings=("blockwise",), **limits, drafter=make_drafter()
+    )
+    file = device.load(tmp_path / "m.tflite")
+    generator = Generator(MODEL, weights(), "blockwise", make_drafter(), **limits)
+    draws = np.random.default_rng(0)
+    for temperature in (0.0, 0.9):
+        for seed in range(100):
+            prompt = [BOS, *draws.integers(3, VOCABULARY.size, draws.integers(1, MAX_PROMPT)).tolist()]
+            choices = Choices(max_new_tokens=MAX_NEW, temperature=temperature, seed=seed)
+            assert file.draw_in_graph(prompt, choices)["tokens"].tolist() == generator([prompt], choices).tokens[0]
