@@ -1,14 +1,15 @@
 """Draws the plots of runs and studies, each as PNG and SVG. Every function returns the paths of both files."""
 
-import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from experiments.figures import new_figure as _figure
+from experiments.figures import save_figure as _save
 from experiments.intervals import Interval
-from privacy.files import write_private, write_public
+from privacy.files import write_private
 
 
 def loss_curve(path: Path, metrics: Sequence[Mapping[str, Any]], lines: Mapping[str, float]) -> list[Path]:
@@ -292,19 +293,3 @@ def speedups(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
     handles = first.get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", ncols=len(pairs), fontsize="small")
     return _save(figure, path)
-
-
-def _figure(panels: int = 1) -> Any:
-    from matplotlib.figure import Figure  # pyplot would need a window system and keep global state
-
-    figure = Figure(figsize=(6 if panels == 1 else 4.5 * panels, 3.6), layout="constrained")
-    return figure, figure.subplots(1, panels, sharey=True)
-
-
-def _save(figure: Any, path: Path, write: Callable[[Path, bytes], None] = write_public) -> list[Path]:
-    paths = [path.with_suffix(".png"), path.with_suffix(".svg")]
-    for file in paths:
-        image = io.BytesIO()
-        figure.savefig(image, format=file.suffix[1:], dpi=150)
-        write(file, image.getvalue())
-    return paths
