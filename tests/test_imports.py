@@ -277,6 +277,8 @@ try:
 except SystemExit as end:
     assert not end.code, end.code
 clean("help")
+from experiments.reproduce import alignment, best_of_n, best_of_n_theory, inference_time
+clean("studies")
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr

@@ -3,11 +3,14 @@
 import click
 
 from experiments.reproduce import (
+    alignment,
+    best_of_n,
     block_verification,
     coupling,
     dp_mean,
     dpsgd_f,
     drafters,
+    inference_time,
     invariance,
     noise_seeds,
     spectr,
@@ -20,11 +23,14 @@ def reproduce() -> None:
 
 
 for command in (
+    alignment.alignment,
+    best_of_n.best_of_n,
     block_verification.block_verification,
     coupling.coupling,
     dp_mean.dp_mean,
     dpsgd_f.dpsgd_f,
     drafters.drafters,
+    inference_time.inference_time,
     invariance.invariance,
     noise_seeds.noise_seeds,
     spectr.spectr,

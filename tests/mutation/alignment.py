@@ -6,8 +6,10 @@ _FOLDER = "models/alignment/"
 _BEST_OF_N = _FOLDER + "best_of_n.py"
 _CANDIDATES = _FOLDER + "candidates.py"
 _OUTCOMES = _FOLDER + "outcomes.py"
+_STUDIES = "experiments/reproduce/"
 
 _TESTS = "tests/models/alignment/"
+_STUDY_TESTS = "tests/experiments/reproduce/"
 _FOUR = _TESTS + "test_best_of_n.py::test_four_outcomes_have_the_values_of_the_oracle"
 _DRAWS = _TESTS + "test_policies.py::test_distribution_is_that_of_all_draws"
 
@@ -151,5 +153,47 @@ ALIGNMENT = (
         'excess = require_number("order", order) - 1',
         'excess = require_number("order", order)',
         _TESTS + "test_asymptotics.py::test_cumulants_of_log_probabilities_are_renyi_cross_entropies",
+    ),
+    Bug(
+        "alignment study: probabilities of high rewards under the reference",
+        _STUDIES + "alignment.py",
+        "tilted = Outcomes(best.distribution, outcomes.rewards)",
+        "tilted = outcomes",
+        _STUDY_TESTS + "test_alignment.py::test_rates_of_a_high_mean_reward_are_those_of_the_specification",
+    ),
+    Bug(
+        "alignment study: texts with exactly the mean reward not counted",
+        _STUDIES + "alignment.py",
+        "np.array(mean_rewards) - 1e-6",
+        "np.array(mean_rewards) + 1e-6",
+        _STUDY_TESTS + "test_alignment.py::test_rates_count_texts_with_exactly_the_mean_reward",
+    ),
+    Bug(
+        "inference-time study: single samples compared instead of best-of-n",
+        _STUDIES + "inference_time.py",
+        "np.cumsum(policies, axis=-1) ** n",
+        "np.cumsum(policies, axis=-1) ** 1",
+        _STUDY_TESTS + "test_inference_time.py::test_objective_is_that_of_all_draws",
+    ),
+    Bug(
+        "inference-time study: perturbations that change nothing",
+        _STUDIES + "inference_time.py",
+        "weights = policy * np.exp(10 ** generator.uniform(-3, 0.5, size=(count, 1)) * walks)",
+        "weights = policy * np.exp(10 ** generator.uniform(-3, 0.5, size=(count, 1)) * np.zeros_like(walks))",
+        _STUDY_TESTS + "test_inference_time.py::test_perturbations_improve_a_policy_that_is_not_optimal",
+    ),
+    Bug(
+        "best-of-n study: last sample taken instead of the best",
+        _STUDIES + "best_of_n_theory.py",
+        "selected = np.maximum(selected, samples)",
+        "selected = samples",
+        _STUDY_TESTS + "test_best_of_n.py::test_draws_of_best_of_n_spread_as_the_specification_says",
+    ),
+    Bug(
+        "best-of-n study: KL of rejection for another win rate",
+        _STUDIES + "best_of_n_theory.py",
+        "-math.log(2 * (1 - win_rate))",
+        "-math.log(1 - win_rate)",
+        _STUDY_TESTS + "test_best_of_n.py::test_win_rates_have_the_kls_of_the_specification",
     ),
 )

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
+from experiments.reproduce.best_of_n_theory import skewed
 from models.alignment import Outcomes, best_of_n
 from models.alignment.policy import kl_bound
 from tests.oracles.selection import enumerate_best, rewarded, spread_kl
@@ -173,22 +174,12 @@ def test_rare_good_outcomes_have_the_values_of_the_table():
         assert best_of_n.expected_estimate(outcomes, n)[0] == pytest.approx(mean, abs=5.01e-7)
 
 
-SKEWED = """
-    0.0242749 0.00107801 0.000176383 0.0015455 0.0323401 0.00138605 3.0467e-05 0.00342452 0.00371221 0.0392151 0.0174936
-    0.0218898 0.000671429 0.000411198 1.48264e-08 0.093226 0.0207401 0.000205102 0.00534614 0.00256666 0.169634
-    0.00617226 0.0354959 0.00109011 0.0046774 0.0181953 0.0172542 0.106087 8.90322e-05 0.0446601 0.00388976 0.0217015
-    0.0222044 0.000463886 1.46507e-06 0.00679918 0.0264662 0.00129286 0.000873995 0.0750451 0.0107515 7.60197e-05
-    7.86818e-09 0.00437069 0.00210939 0.00659103 3.62277e-06 0.139031 5.68208e-07 0.00523959
-"""
-
-
 @pytest.mark.parametrize(
     ("n", "mean", "deviation", "kl"),
     [(4, 0.63418, 0.0019, 0.62805), (32, 2.0216, 0.207, 2.0137), (256, 3.8388, 1.107, 3.8237)],
 )
 def test_estimates_of_a_skewed_model_spread_as_in_the_oracle(n, mean, deviation, kl):
-    p = np.array(SKEWED.split(), float)
-    outcomes = Outcomes(p / p.sum(), np.arange(50))
+    outcomes = skewed()
     found = *best_of_n.expected_estimate(outcomes, n), best_of_n.kl(outcomes, n)
     digits = (5, 4, 5) if n == 4 else (4, 3, 4)
     assert np.all(np.abs(np.subtract(found, (mean, deviation, kl))) <= 0.51 * 10.0 ** -np.array(digits))

@@ -1,0 +1,119 @@
+"""Defines `fedspeak reproduce best-of-n`: the KL of best-of-n beside the formula that is often printed as the KL.
+
+The study follows Beirami et al., "Theoretical guarantees on the best-of-n alignment policy"
+(https://arxiv.org/abs/2401.01879).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from experiments.intervals import format_interval
+from experiments.provenance import command_line, versions
+from experiments.reproduce import best_of_n_theory
+from experiments.runs import write_json
+from privacy.files import write_public
+
+_COLUMNS = ("n", "KL", "KL at least", "KL at most", "mean of D̂", "log n - (n - 1)/n")
+
+
+@click.command("best-of-n")
+@click.option(
+    "--draws",
+    type=click.IntRange(2, 1_000_000),
+    default=4000,
+    show_default=True,
+    help="Number of draws of best-of-n for each estimate of its KL.",
+)
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of the draws.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("runs/best-of-n"),
+    show_default=True,
+    help="Folder for the table, the plot and the results.",
+)
+def best_of_n(draws: int, seed: int, output: Path) -> None:
+    """Compute the KL of best-of-n exactly, beside its bounds, its estimate D̂ and the formula log n - (n - 1)/n.
+
+    The outcomes are equally likely ones, rare good ones and a pair. The study also compares the win rate for a KL with
+    the largest possible one, and measures the estimate by draws.
+    """
+    from experiments import alignment_plots
+
+    output.mkdir(parents=True, exist_ok=True)
+    results = {"seed": seed, **best_of_n_theory.measure(draws, seed)}
+    write_json(output / "metrics.json", {"command": command_line(), "versions": versions(), **results})
+    alignment_plots.best_of_n_kl(output / "plot", results)
+    table = format_table(results)
+    write_public(output / "table.md", table.encode())
+    click.echo(table)
+
+
+def format_table(results: dict[str, Any]) -> str:
+    """Returns the results as Markdown."""
+    sections = [
+        _uniform_lines(results["uniform"]),
+        _kl_lines("Rare good outcomes: probabilities 0.9899, 0.01 and 0.0001", results["rare"]),
+        _kl_lines("Two outcomes of probability 1/2: the KL never exceeds log 2 = 0.693147", results["pair"]),
+        _win_rate_lines(results["win_rates"]),
+        _spread_lines(results["spread"]),
+    ]
+    return "\n\n".join("\n".join(lines) for lines in sections) + "\n"
+
+
+def _uniform_lines(rows: list[dict[str, Any]]) -> list[str]:
+    return [
+        "### Equally likely outcomes",
+        "",
+        "In nats. The bounds need the best outcome's probability only. D̂ estimates the KL from one draw.",
+        "",
+        f"| outcomes | {' | '.join(_COLUMNS)} |",
+        "|---" * (1 + len(_COLUMNS)) + "|",
+        *(f"| {row['outcomes']} | {_kl_cells(row)} |" for row in rows),
+    ]
+
+
+def _kl_lines(title: str, rows: list[dict[str, Any]]) -> list[str]:
+    header = [f"### {title}", "", f"| {' | '.join(_COLUMNS)} |", "|---" * len(_COLUMNS) + "|"]
+    return header + [f"| {_kl_cells(row)} |" for row in rows]
+
+
+def _kl_cells(row: dict[str, Any]) -> str:
+    values = (row[key] for key in ("kl", "least", "most", "estimate", "formula"))
+    return " | ".join([f"{row['n']}", *(f"{value:.6f}" for value in values)])
+
+
+def _win_rate_lines(rows: list[dict[str, Any]]) -> list[str]:
+    lines = [
+        "### KL for a win rate, if no outcome is likely",
+        "",
+        "Rejection draws until the reward is good enough.",
+        "",
+        "| n | win rate | KL of best-of-n | least KL of any policy | KL of rejection |",
+        "|---" * 5 + "|",
+    ]
+    for row in rows:
+        kls = " | ".join(f"{row[key]:.5f}" for key in ("best_of_n", "optimum", "rejection"))
+        lines.append(f"| {row['n']} | {row['win_rate']:.5f} | {kls} |")
+    return lines
+
+
+def _spread_lines(rows: list[dict[str, Any]]) -> list[str]:
+    lines = [
+        f"### The estimate by {rows[0]['draws']} draws, 50 outcomes of very different probabilities",
+        "",
+        "Exact KL, mean and standard deviation of D̂ for one draw, and the mean over the draws with its 95 % interval.",
+        "",
+        "| n | KL | mean of D̂ | deviation of D̂ | D̂, drawn | log n - (n - 1)/n |",
+        "|---" * 6 + "|",
+    ]
+    for row in rows:
+        lines.append(
+            f"| {row['n']} | {row['kl']:.5f} | {row['estimate']:.5f} | {row['deviation']:.4f} "
+            f"| {format_interval(row['drawn'], 4)} | {row['formula']:.5f} |"
+        )
+    return lines
