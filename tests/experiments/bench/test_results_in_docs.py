@@ -7,7 +7,7 @@ import pytest
 
 from experiments.bench import cohort_size, decoding, measure, population, pretrained, samplers, table, verifiers
 from experiments.bench.simulation import _PEERS, OURS
-from experiments.reproduce import block_verification, coupling, drafters, spectr
+from experiments.reproduce import alignment, best_of_n, block_verification, coupling, drafters, inference_time, spectr
 from tests.test_docs import ROOT
 
 RESULTS, PAGE = ROOT / "docs" / "results", (ROOT / "docs" / "performance.md").read_text()
@@ -88,3 +88,13 @@ def test_tables_of_several_drafts_are_those_of_their_results():
     page = (ROOT / "docs" / "systems" / "spectr.md").read_text()
     assert section("spectr", page) == spectr.format_table(json.loads((RESULTS / "spectr.json").read_text())["rows"])
     assert section("decoding", page) == decoding.format_results(json.loads((RESULTS / "decoding.json").read_text()))
+
+
+def test_tables_of_alignment_are_those_of_their_results():
+    pages = {name: (ROOT / "docs" / "systems" / f"{name}.md").read_text() for name in ("alignment", "best-of-n")}
+    for name, page, study in (
+        ("alignment", "alignment", alignment),
+        ("best-of-n", "best-of-n", best_of_n),
+        ("inference-time", "best-of-n", inference_time),
+    ):
+        assert section(name, pages[page]) == study.format_table(json.loads((RESULTS / f"{name}.json").read_text()))
