@@ -72,7 +72,7 @@ def drafters(overrides: tuple[str, ...], output: Path) -> None:
 
     show = ConsoleDisplay()
     output.mkdir(parents=True, exist_ok=True)
-    text = _write_bible(output / "bible.txt", show)
+    text = write_bible(output / "bible.txt", show)
     configs = {
         name: config_file.load("target", (*_with_text(text), *overrides, *changes)) for name, changes in MODELS.items()
     }
@@ -196,8 +196,8 @@ def _format(interval: dict[str, float]) -> str:
     return f"{interval['estimate']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}]"
 
 
-def _write_bible(path: Path, show: ConsoleDisplay) -> Path | None:
-    """Writes the King James Bible, one verse per line, if Debian's program prints it; returns the file."""
+def write_bible(path: Path, show: ConsoleDisplay) -> Path | None:
+    """Writes the King James Bible, one verse per line, if Debian's program prints it; returns the file, or None."""
     program = shutil.which("bible")
     if program is None:
         show.note("without the King James Bible (it needs Debian's package bible-kjv): the target will be worse")

@@ -112,7 +112,7 @@ def test_study_trains_the_models_and_writes_table_and_results(tmp_path, monkeypa
     """Runs "reproduce drafters" with two small models on one play, and a second time, which trains nothing."""
     small = ("model.embedding=16", "model.blocks=1", "model.heads=2", "model.feed_forward=32")
     monkeypatch.setattr(drafters, "MODELS", {drafters.TARGET: small, "transformer": small})
-    monkeypatch.setattr(drafters, "_write_bible", lambda path, show: None)
+    monkeypatch.setattr(drafters, "write_bible", lambda path, show: None)
     monkeypatch.setattr(data, "sources", lambda config: (SPEAKERS, [], ()))
     settings = ['data.public=["timon-of-athens"]', "vocabulary.size=300", "clients.sequence_length=8"]
     settings += ["pretraining.epochs=1", "pretraining.evaluate_every=200"]

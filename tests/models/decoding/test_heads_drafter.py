@@ -156,10 +156,14 @@ def test_what_does_not_fit_is_refused_in_one_line(make, message):
         make(model, weights)
 
 
-def katz_tables(order):
+def katz_model(order):
     generator = np.random.default_rng(4)
     texts = [generator.integers(3, SIZE, 40).tolist() for _ in range(30)]
-    return KatzTables(katz.learn(texts, SIZE, order))
+    return katz.learn(texts, SIZE, order)
+
+
+def katz_tables(order):
+    return KatzTables(katz_model(order))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,343 @@
+"""Defines `fedspeak reproduce blockwise`: what refining the drafts of prediction heads gains, text by text.
+
+The study follows Kim et al., "Exploring and improving drafts in blockwise parallel decoding"
+(https://arxiv.org/abs/2404.09221), with heads that `fedspeak pretrain --heads-on` trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from experiments import extras
+from experiments.display import ConsoleDisplay
+from experiments.intervals import format_interval
+from experiments.provenance import command_line, versions
+from experiments.runs import RunFolder, load_trained, write_json
+from privacy.files import write_public
+
+_PLACES, _BLOCKS, _ROWS = 64, 12, 16
+_CONTEXT = 1024
+_MIN_COUNTS = {2: (1,), 4: (1, 2, 4)}
+_TUNED = 3
+"""One in this number of prompts is for the choice of α."""
+_TEMPERATURES = (1.0, 0.6)
+_TIMED_TEXTS, _TIMED = ("Macbeth", "Twelfth Night", "Python's manual", "Python source"), 4
+
+
+@click.command("blockwise")
+@click.option(
+    "--target",
+    type=click.Path(path_type=Path),
+    default=Path("runs/heads"),
+    show_default=True,
+    help="Folder of a model with prediction heads, which fedspeak pretrain --heads-on writes.",
+)
+@click.option(
+    "--rescorer",
+    type=click.Path(path_type=Path),
+    default=Path("runs/drafters/transformer"),
+    show_default=True,
+    help="Folder of the small model that refines drafts, and drafts for the target beside it.",
+)
+@click.option(
+    "--public",
+    "public",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    multiple=True,
+    help="Public text from which the n-gram models are learned. May be repeated. Default: that of the target.",
+)
+@click.option(
+    "--text",
+    "texts",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    multiple=True,
+    help="Text file from which prompts are taken. May be repeated. Default: ten texts and more.",
+)
+@click.option(
+    "--prompts", type=click.IntRange(_TUNED), default=48, show_default=True, help="Number of prompts from each text."
+)
+@click.option("--speed/--no-speed", default=True, show_default=True, help="Whether to measure the times too.")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of the study.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("runs/blockwise"),
+    show_default=True,
+    help="Folder for the tables, the plot and the results.",
+)
+def blockwise(
+    target: Path,
+    rescorer: Path,
+    public: tuple[Path, ...],
+    texts: tuple[Path, ...],
+    prompts: int,
+    speed: bool,
+    seed: int,
+    output: Path,
+) -> None:
+    """Measure the tokens per call of blockwise decoding with refined drafts, and its speed.
+
+    For each text, a third of the prompts chooses the weight of each rescorer, and the others measure.
+    """
+    extras.require("federated")
+    for folder in (target, rescorer):
+        RunFolder(folder).require_trained()
+    show = ConsoleDisplay()
+    from experiments import plots
+    from experiments.reproduce import blockwise_texts
+    from experiments.reproduce.drafters import write_bible
+    from models.heads import HeadedLanguageModel
+
+    model, weights, vocabulary = load_trained(target)
+    if not isinstance(model, HeadedLanguageModel) or model.prediction_heads < 3:
+        raise ValueError(
+            f"--target {target}: has fewer than 3 prediction heads: train them with fedspeak pretrain --heads-on"
+        )
+    output.mkdir(parents=True, exist_ok=True)
+    bible = None if texts else write_bible(output / "bible.txt", show)
+    starts = blockwise_texts.choose(vocabulary, texts, bible, prompts, seed)
+    study = Study(target, (model, weights, vocabulary), rescorer, public, show)
+    found: dict[str, Any] = {"command": command_line(), "versions": versions(), "seed": seed}
+    found["ngrams"] = study.ngram_sizes
+    found["rows"] = [study.measure(name, rows, seed) for name, rows in starts.items()]
+    write_json(output / "metrics.json", found)
+    if speed:
+        found |= study.time({name: rows for name, rows in starts.items() if texts or name in _TIMED_TEXTS}, seed)
+        write_json(output / "metrics.json", found)
+    plots.refinements(output / "plot", found["rows"])
+    table = format_tables(found)
+    write_public(output / "table.md", table.encode())
+    click.echo(table, nl=False)
+
+
+class Study:
+    """Holds a target with heads and what refines their drafts.
+
+    Args:
+      folder: folder of the target.
+      target: model, weights and vocabulary.
+      rescorer: folder of the small model.
+      public: public text for the n-gram models; empty for that of the target's config.
+      show: display for progress.
+
+    Raises:
+      OSError, ValueError: a model or text cannot be read or does not fit; one line.
+    """
+
+    def __init__(self, folder: Path, target: Any, rescorer: Path, public: Sequence[Path], show: Any) -> None:
+        from experiments import ngram_learning
+        from experiments.drafting import load_drafter
+        from experiments.reproduce.blockwise_study import HEADS, Rescorers
+        from models.decoding.katz_tables import KatzTables
+        from models.katz import KatzModel
+        from models.ngram import MAX_ENTRIES
+
+        self._model, self._weights, vocabulary = target
+        self._heads = [h for h in HEADS if h <= self._model.prediction_heads] or [self._model.prediction_heads]
+        self._show = show
+        self._katz: dict[int, KatzModel] = {}
+        for order in (2, 4):
+            show.note(f"learning the {order}-gram model …")
+            limits = _MIN_COUNTS[order]
+            learned, _ = ngram_learning.learn(folder, tuple(public), order, MAX_ENTRIES, None, limits, "katz")
+            assert isinstance(learned, KatzModel)
+            self._katz[order] = learned
+        drafter = load_drafter(str(rescorer), self._model, self._weights, vocabulary, _CONTEXT)
+        self._rescorers = Rescorers({order: KatzTables(model) for order, model in self._katz.items()}, drafter)
+
+    @property
+    def ngram_sizes(self) -> dict[str, dict[str, int]]:
+        """Returns number of n-grams and bytes of the tables of each n-gram model."""
+        return {
+            f"{order}-gram": {"entries": len(self._katz[order].tokens), "bytes": tables.nbytes}
+            for order, tables in self._rescorers.ngrams.items()
+        }
+
+    def measure(self, name: str, prompts: Sequence[Sequence[int]], seed: int) -> dict[str, Any]:
+        """Returns the results of one text: those of `blockwise_study.measure`, and "sampled" tokens per call."""
+        from experiments.reproduce import blockwise_drafts, blockwise_study
+        from models.heads import HeadedLanguageModel
+
+        self._show.note(f"{name}: greedy texts …")
+        heads = self._heads[-1]
+        model = HeadedLanguageModel(self._model.base, heads)
+        lattices = blockwise_drafts.write_texts(
+            model, self._weights, prompts, _PLACES, blockwise_study.TOP_K, min(_ROWS, len(prompts))
+        )
+        tuned = max(len(prompts) // _TUNED, 1)
+        alphas = blockwise_study.tune(lattices.take(slice(0, tuned)), self._rescorers)
+        self._show.note(f"{name}: drafts, α = {', '.join(f'{value:g} ({key})' for key, value in alphas.items())} …")
+        rest = lattices.take(slice(tuned, None))
+        row = {"text": name, **blockwise_study.measure(rest, self._rescorers, alphas, self._heads)}
+        row["sampled"] = self._sample(np.array(prompts[tuned:], np.int32), alphas, seed)
+        return row
+
+    def _sample(self, prompts: Any, alphas: dict[str, float], seed: int) -> list[dict[str, Any]]:
+        """Returns tokens per call above temperature 0, by the decoder itself."""
+        from experiments.decoding_modes import Mode
+        from experiments.display import no_notices
+        from experiments.intervals import mean_interval
+        from experiments.reproduce.tree_efficiency import Decoder
+        from models.decoding.draft_options import DraftOptions
+
+        mode = Mode("blockwise", DraftOptions(self._heads[-1] - 1))
+        model, rows = self._model.fit(prompts.shape[1] + (_BLOCKS + 1) * (self._heads[-1] + 1)), []
+        for way, drafter in self._drafters(alphas).items():
+            with no_notices():
+                decoder = Decoder(mode, model, self._weights, drafter, _BLOCKS)
+                for temperature in _TEMPERATURES:
+                    counts = decoder.draw(prompts, temperature, seed).sum(axis=1).astype(np.float64)
+                    tokens = mean_interval(counts, np.full(len(counts), _BLOCKS))._asdict()
+                    rows.append({"drafts": way, "temperature": temperature, "tokens": tokens})
+        return rows
+
+    def _drafters(self, alphas: dict[str, float]) -> dict[str, Any]:
+        """Returns the drafters of one draft, by the names of `blockwise_study`."""
+        from experiments.reproduce.blockwise_study import PLAIN, TOP_K
+        from models.decoding.heads_drafter import HeadsDrafter
+        from models.decoding.katz_drafter import KatzDrafter
+
+        return {
+            PLAIN: HeadsDrafter(),
+            "2-gram": HeadsDrafter(KatzDrafter(self._katz[2]), TOP_K, alphas["2-gram"]),
+            "neural": HeadsDrafter(self._rescorers.model, TOP_K, alphas["neural"]),
+        }
+
+    def time(self, starts: dict[str, list[list[int]]], seed: int) -> dict[str, Any]:
+        """Returns the speed of decodings, from prompts of some texts, in "files" and in "tensorflow"."""
+        from experiments.reproduce.blockwise_speed import time_files, time_generators
+
+        target, ways = (self._model, self._weights), self._timed()
+        chosen = {name: rows[-_TIMED:] for name, rows in starts.items()}
+        return {
+            "files": time_files(*target, ways, chosen, (0.0, *_TEMPERATURES), seed, self._show),
+            "tensorflow": time_generators(*target, ways, chosen, 0.0, seed, self._show),
+        }
+
+    def _timed(self) -> list[Any]:
+        """Returns the decodings to time: heads alone, refined with α = 1, and the rescorers as drafters."""
+        from experiments.decoding_modes import Mode, parse
+        from experiments.reproduce.blockwise_speed import Timed
+        from experiments.reproduce.blockwise_study import PATHS, PLAIN, TOP_K
+        from models.decoding.draft_options import DraftOptions
+        from models.decoding.katz_drafter import KatzDrafter
+        from models.decoding.lattice_drafter import LatticeDrafter
+
+        drafters = self._drafters({"2-gram": 1.0, "neural": 1.0})
+        middle = self._heads[len(self._heads) // 2]
+        blocks = {heads: Mode("blockwise", DraftOptions(heads - 1)) for heads in self._heads}
+        several = Mode("blockwise", DraftOptions(middle - 1, paths=PATHS[0]))
+        lattice = LatticeDrafter(self._rescorers.ngrams[2], TOP_K, 1.0)
+        return [
+            *(Timed(f"{PLAIN}, h = {heads}", mode, drafters[PLAIN]) for heads, mode in blocks.items()),
+            *(Timed(f"{name}, h = {middle}", blocks[middle], drafters[name]) for name in ("2-gram", "neural")),
+            Timed(f"2-gram, {PATHS[0]} paths, h = {middle}", several, lattice),
+            *(Timed(f"block:{n}, small model", parse(f"block:{n}"), self._rescorers.model) for n in (2, 4)),
+            Timed("block:2, 4-gram", parse("block:2"), KatzDrafter(self._katz[4])),
+        ]
+
+
+def format_tables(found: dict[str, Any]) -> str:
+    """Returns the results as Markdown."""
+    rows = found["rows"]
+    first = rows[0]
+    lines = []
+    for heads, ways in first["tokens"].items():
+        lines += [
+            f"### Tokens per call at temperature 0, {heads} heads",
+            "",
+            f"{first['texts']} prompts per text, blocks from {first['places']} tokens each. For refined drafts: gain "
+            "over the heads alone in percent. 95 % bootstrap intervals over prompts.",
+            "",
+            f"| text | h_max | {' | '.join(ways)} |",
+            "|---" * (2 + len(ways)) + "|",
+        ]
+        for row in rows:
+            cells = [_format(name, entry) for name, entry in row["tokens"][heads].items()]
+            lines.append(f"| {row['text']} | {row['h_max']} | {' | '.join(cells)} |")
+        lines += ["", f"h_max and the tokens per call of the heads alone: {_correlate(rows, heads)}.", ""]
+    return "\n".join([*lines, *_format_repeats(rows), "", *_format_sampled(rows), *_format_speed(found)]) + "\n"
+
+
+def _format(name: str, entry: dict[str, Any]) -> str:
+    from experiments.reproduce.blockwise_study import PLAIN
+
+    if name == PLAIN or name.startswith("oracle"):
+        return format_interval(entry["tokens"], 2)
+    return format_interval(entry["gain"], 1, "+")
+
+
+def _correlate(rows: Sequence[Any], heads: str) -> str:
+    """Returns the correlation over texts with its 95 % interval by Fisher's transformation."""
+    from experiments.reproduce.blockwise_study import PLAIN
+
+    values = np.array([[row["h_max"], row["tokens"][heads][PLAIN]["tokens"]["estimate"]] for row in rows], float).T
+    if values.shape[1] < 4 or not values.std(axis=1).all():
+        return "no correlation can be computed"
+    correlation = float(np.corrcoef(values)[0, 1])
+    half = 1.96 / np.sqrt(values.shape[1] - 3)
+    low, high = np.tanh(np.arctanh(correlation) + np.array([-half, half]))
+    return f"R = {correlation:.2f} [{low:.2f}, {high:.2f}] over {values.shape[1]} texts"
+
+
+def _format_repeats(rows: Sequence[Any]) -> list[str]:
+    ways = list(rows[0]["repeats"])
+    lines = [
+        "### Repetition",
+        "",
+        "Neighbouring tokens of a draft that are equal, in percent, and the mean of the longest run of them. Last: "
+        "of all drafts, those with more right tokens after the 2-gram model, those with fewer, and how many of the "
+        "former repaired a repetition, in percent. At all places of the greedy texts.",
+        "",
+        f"| text | {' | '.join(ways)} | improved | worse | repairs |",
+        "|---" * (4 + len(ways)) + "|",
+    ]
+    for row in rows:
+        cells = [f"{100 * own['share']:.1f} ({own['longest']:.2f})" for own in row["repeats"].values()]
+        cells += [f"{100 * share:.1f}" for share in row["repairs"].values()]
+        lines.append(f"| {row['text']} | {' | '.join(cells)} |")
+    return lines
+
+
+def _format_sampled(rows: Sequence[Any]) -> list[str]:
+    columns = [f"{own['drafts']}, T = {own['temperature']:g}" for own in rows[0]["sampled"]]
+    lines = [
+        f"### Tokens per call of sampled texts, {next(reversed(rows[0]['tokens']))} heads",
+        "",
+        f"| text | {' | '.join(columns)} |",
+        "|---" * (1 + len(columns)) + "|",
+    ]
+    for row in rows:
+        cells = [format_interval(own["tokens"], 2) for own in row["sampled"]]
+        lines.append(f"| {row['text']} | {' | '.join(cells)} |")
+    return lines
+
+
+def _format_speed(found: dict[str, Any]) -> list[str]:
+    if "files" not in found:
+        return []
+    from experiments.bench.table import QUIET
+
+    temperatures = list(dict.fromkeys(row["temperature"] for row in found["files"]))
+    columns = [f"{what}, T = {value:g}" for value in temperatures for what in ("speed", "tokens per call")]
+    lines = [
+        "",
+        "### Tokens per second beside plain decoding",
+        "",
+        "float32, one text at a time: in a TFLite file on one thread, and in TensorFlow (T = 0). 95 % bootstrap "
+        "intervals over prompts.",
+        "",
+        f"| decoding | {' | '.join(columns)} | in TensorFlow, T = 0 |",
+        "|---" * (2 + len(columns)) + "|",
+    ]
+    for graph in found["tensorflow"]:
+        own = {row["temperature"]: row for row in found["files"] if row["name"] == graph["name"]}
+        cells = [format_interval(own[value][key], 2) for value in temperatures for key in ("speed", "tokens")]
+        lines.append(f"| {graph['name']} | {' | '.join(cells)} | {format_interval(graph['speed'], 2)} |")
+    others = max(row["others"] for row in found["files"])
+    return [*lines, "", f"NOISY: other processes used up to {others:.1f} cores."] if others > QUIET else lines
