@@ -298,7 +298,7 @@ def _format_repeats(rows: Sequence[Any]) -> list[str]:
         "|---" * (4 + len(ways)) + "|",
     ]
     for row in rows:
-        cells = [f"{100 * own['share']:.1f} ({own['longest']:.2f})" for own in row["repeats"].values()]
+        cells = [f"{100 * own['neighbours']:.1f} ({own['longest_run']:.2f})" for own in row["repeats"].values()]
         cells += [f"{100 * share:.1f}" for share in row["repairs"].values()]
         lines.append(f"| {row['text']} | {' | '.join(cells)} |")
     return lines

@@ -15,6 +15,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from models.decoding.choices import Choices
+from models.decoding.draft_statistics import successive_blocks
 from models.decoding.drafters import Drafter
 from models.decoding.generator import Generator
 from models.decoding.katz_tables import KatzTables
@@ -210,12 +211,8 @@ def walk(lengths: Ints) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     Args:
       lengths: int32 `[R, S]`, number of tokens of a block at each place. The last block may exceed the places.
     """
-    rows, places = lengths.shape
-    at, calls = np.zeros(rows, np.int64), np.zeros(rows, np.int64)
-    while (inside := at < places).any():
-        at[inside] += lengths[inside, at[inside]]
-        calls += inside
-    return at, calls
+    blocks = [successive_blocks(row) for row in lengths]
+    return np.array([row.sum() for row in blocks]), np.array([len(row) for row in blocks])
 
 
 def _choose(ids: Ints, scores: NDArray[np.float32]) -> Ints:

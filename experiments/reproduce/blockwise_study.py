@@ -11,6 +11,7 @@ from experiments.head_evaluation import find_h_max
 from experiments.intervals import mean_interval
 from experiments.reproduce import blockwise_drafts
 from experiments.reproduce.blockwise_drafts import Ints, Lattices, block_lengths, walk
+from models.decoding.draft_statistics import measure_repetition, oracle_lengths
 from models.decoding.drafters import Drafter
 from models.decoding.katz_tables import KatzTables
 
@@ -80,7 +81,7 @@ def measure(
                 longest = np.cumprod(right, axis=-1, dtype=np.int32).sum(-1).max(-1)
                 lengths[f"{order}-gram, {paths} paths"] = 1 + longest
         for k in _ORACLES:
-            lengths[f"oracle, top {k}"] = oracle_lengths(lattices, k, count)
+            lengths[f"oracle, top {k}"] = count_with_oracle(lattices, k, count)
         walked = {name: walk(each) for name, each in lengths.items()}
         tokens[str(count)] = {name: _compare(each, walked[PLAIN]) for name, each in walked.items()}
     last = lattices.tokens[:, lattices.prompt - 1 :][:, : lattices.places, np.newaxis]
@@ -92,31 +93,20 @@ def measure(
         "h_max": find_h_max(lattices.entropies.tolist()),
         "alphas": dict(alphas),
         "tokens": tokens,
-        "repeats": {name: repeats(draft) for name, draft in with_last.items()},
+        "repeats": {
+            name: measure_repetition(drafts.reshape(-1, drafts.shape[-1]))._asdict()
+            for name, drafts in with_last.items()
+        },
         "repairs": repairs(with_last[PLAIN], with_last["2-gram"], own),
     }
 
 
-def oracle_lengths(lattices: Lattices, k: int, heads: int) -> Ints:
+def count_with_oracle(lattices: Lattices, k: int, heads: int) -> Ints:
     """Returns the number of tokens of a block at each place, if the best path through the k likeliest is known."""
     order = np.argsort(-lattices.logits, axis=-1, kind="stable")[..., :k]
     known = np.take_along_axis(lattices.ids, order, -1)[:, :, : heads - 1]
-    own = lattices.following(lattices.ids.shape[2])[:, :, : heads - 1, np.newaxis]
-    return block_lengths((known == own).any(axis=-1))
-
-
-def repeats(drafts: Ints) -> dict[str, float]:
-    """Returns the share of neighbouring tokens that are equal, and the mean of the longest run of equal ones.
-
-    Args:
-      drafts: int32 `[..., n]`, the last known token and the drafted ones, n >= 2.
-    """
-    equal = drafts[..., 1:] == drafts[..., :-1]
-    run = longest = np.ones(drafts.shape[:-1], np.int32)
-    for place in range(equal.shape[-1]):
-        run = np.where(equal[..., place], run + 1, 1)
-        longest = np.maximum(longest, run)
-    return {"share": float(equal.mean()), "longest": float(longest.mean())}
+    texts = lattices.tokens[:, lattices.prompt :][:, : lattices.places + heads - 2]
+    return np.array([oracle_lengths(*pair) for pair in zip(known, texts, strict=True)], np.int32)
 
 
 def repairs(before: Ints, after: Ints, own: Ints) -> dict[str, float]:

@@ -87,7 +87,7 @@ def test_oracle_bounds_every_way_and_rises_with_its_tokens(lattices):
     ]
     own = lattices.following(3)
     lengths = [blockwise_drafts.block_lengths(draft == own) for draft in drafts]
-    oracles = [blockwise_study.oracle_lengths(lattices, k, 4) for k in range(1, TOP_K + 1)]
+    oracles = [blockwise_study.count_with_oracle(lattices, k, 4) for k in range(1, TOP_K + 1)]
     np.testing.assert_array_equal(oracles[0], lengths[0])
     assert all((more >= less).all() for less, more in zip(oracles, oracles[1:], strict=False))
     assert all((oracles[-1] >= own).all() for own in lengths)
@@ -113,9 +113,7 @@ def test_blocks_and_walks_are_counted_by_hand():
     assert (tokens.tolist(), calls.tolist()) == ([5], [2])
 
 
-def test_repeats_and_repairs_are_counted_by_hand():
-    found = blockwise_study.repeats(np.array([[1, 1, 1, 2], [3, 4, 4, 5]], np.int32))
-    assert (found["share"], found["longest"]) == (0.5, 2.5)
+def test_repairs_are_counted_by_hand():
     before = np.array([[1, 5, 5, 7], [1, 1, 6, 7], [1, 5, 6, 8], [1, 5, 6, 7]], np.int32)
     after = np.array([[1, 5, 6, 7], [1, 5, 6, 6], [1, 5, 6, 7], [1, 2, 6, 7]], np.int32)
     own = np.array([[5, 6, 7]] * 4, np.int32)
