@@ -7,9 +7,23 @@ import click
 
 from experiments import config_file, extras
 from experiments.commands.runs import SETTINGS, leaving_resumable
+from experiments.config_checks import RECURRENT_KEYS, TRANSFORMER_KEYS
 from experiments.display import ConsoleDisplay
 from experiments.provenance import command_line
 from experiments.runs import RunFolder
+
+
+def _settings_of(run: Path) -> tuple[str, tuple[str, ...]]:
+    """Returns the config of a run, and the overrides that take the shape of its model out.
+
+    Raises:
+      click.UsageError: the run has none.
+    """
+    config = RunFolder(run).config
+    if not config.is_file():
+        raise click.UsageError(f"--heads-on {run}: names no public text (no config.toml): give a config before it")
+    keys = (f"model.{name}" for name in ("preset", "embedding", *RECURRENT_KEYS, *TRANSFORMER_KEYS))
+    return str(config), tuple(f"{key}=none" for key in (*keys, "vocabulary.size"))
 
 
 @click.command()
@@ -23,7 +37,7 @@ from experiments.runs import RunFolder
     type=click.Path(path_type=Path),
     metavar="RUN",
     help="Folder of a model, as for model.init, to train prediction heads on without changing it; short for --set "
-    "model.init=RUN --set pretraining.freeze_base=true.",
+    "model.init=RUN --set pretraining.freeze_base=true. Without CONFIG, the other settings are those of RUN.",
 )
 @click.option(
     "--resume", type=click.Path(path_type=Path), metavar="RUN", help="Folder of an interrupted pretraining to resume."
@@ -40,6 +54,11 @@ def pretrain(
     With model.prediction_heads above 1, prediction heads are trained too, or with --heads-on alone.
     """
     extras.require("federated")
+    name = None if config is None else Path(config).stem
+    if resume is None and config is None and heads_on is not None:
+        name = heads_on.name
+        config, own = _settings_of(heads_on)
+        overrides = (*own, *overrides)
     if (config is None) == (resume is None):
         raise click.UsageError("give either a config to start, or --resume RUN to continue")
     show, is_new_folder = ConsoleDisplay(), False
@@ -60,7 +79,7 @@ def pretrain(
         settings = absolute(config_file.load(config, overrides))
         if settings.pretraining.epochs == 0:
             raise ValueError("pretraining.epochs = 0 trains nothing: set it to at least 1")
-        run = RunFolder(output or Path("runs") / f"{Path(config).stem}-{datetime.now():%Y%m%d-%H%M%S}")
+        run = RunFolder(output or Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}")
         is_new_folder = run.create(settings)
     from experiments import public_run
 

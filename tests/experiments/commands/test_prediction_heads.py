@@ -52,8 +52,14 @@ def joint(folder) -> tuple[Path, str]:
 
 @pytest.fixture(scope="module")
 def frozen(folder, base) -> tuple[Path, str]:
-    settings = options(*HEADS, *FROM, "pretraining.epochs=2")
-    return run("pretrain", folder, "heads-frozen", "--heads-on", str(base), *settings)
+    """Heads with the settings of the run that they are trained on, but for the shape of its model."""
+    run_of_base, settings = folder / "heads-run", options(*HEADS, "pretraining.epochs=2")
+    shutil.copytree(base, run_of_base)
+    shutil.copy(folder / "config.toml", run_of_base)
+    arguments = ("--heads-on", str(run_of_base), "--output", str(folder / "heads-frozen"), *settings)
+    code, out, err = call("pretrain", *arguments, folder=folder)
+    assert code == 0, err
+    return folder / "heads-frozen", out
 
 
 def test_joint_pretraining_moves_base_and_heads_and_reports_each_head(joint):
@@ -158,9 +164,11 @@ def test_federated_training_refuses_a_frozen_base_and_leaves_no_folder(folder, b
     assert not (tmp_path / "run").exists()
 
 
-def test_wrong_base_of_heads_is_refused(folder, tmp_path, joint, refuse):
+def test_wrong_base_of_heads_is_refused(folder, base, tmp_path, joint, refuse):
     arguments = ["pretrain", str(folder / "config.toml"), "--output", str(tmp_path / "run"), *options(*HEADS)]
     message = refuse(*arguments, "--heads-on", f"{folder}/none", *options(*FROM))
     assert f"model.init = '{folder}/none': {folder}/none does not exist" in message
     assert "model.embedding has no effect with model.init" in refuse(*arguments, "--heads-on", str(joint[0]))
+    nameless = refuse("pretrain", "--heads-on", str(base), "--output", str(tmp_path / "run"), *options(*HEADS))
+    assert f"--heads-on {base}: names no public text (no config.toml): give a config before it" in nameless
     assert "drop --set and --output and --heads-on" in refuse("pretrain", "--resume", "x", "--heads-on", "y")
