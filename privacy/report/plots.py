@@ -26,13 +26,13 @@ def draw(data: dict[str, Any]) -> dict[str, str]:
     plots = {}
     if len(data["epsilon_by_round"]) > 1:
         rounds, eps = zip(*data["epsilon_by_round"], strict=True)
-        plots["epsilon"] = _render_svg(
+        plots["epsilon"] = render_svg(
             lambda axes: axes.plot(rounds, eps, color=ACCENT, linewidth=2), "rounds released", "ε", from_zero=True
         )
     adaptive = data["adaptive_clipping"]
     if adaptive and len(adaptive["clip_by_round"]) > 1:
         norms = adaptive["clip_by_round"]
-        plots["clip"] = _render_svg(
+        plots["clip"] = render_svg(
             lambda axes: axes.plot(range(len(norms)), norms, color=ACCENT, linewidth=2),
             "round",
             "clip norm",
@@ -41,7 +41,7 @@ def draw(data: dict[str, Any]) -> dict[str, str]:
     operator = data.get("operator")
     if operator:
         counts = {int(count): clients for count, clients in operator["participations"].items()}
-        plots["participations"] = _render_svg(
+        plots["participations"] = render_svg(
             lambda axes: axes.bar(counts.keys(), counts.values(), color=ACCENT, width=0.85),
             "rounds a client took part in",
             "clients",
@@ -54,13 +54,22 @@ def draw(data: dict[str, Any]) -> dict[str, str]:
                 axes.scatter(range(len(sizes)), sizes, color=ACCENT, s=12)
                 axes.axhline(data["planned"]["expected_cohort"], color=INK, linestyle="--", linewidth=1)
 
-            plots["cohorts"] = _render_svg(draw_cohorts, "round", "clients (dashes: expected)", from_zero=True)
+            plots["cohorts"] = render_svg(draw_cohorts, "round", "clients (dashes: expected)", from_zero=True)
     return plots
 
 
-def _render_svg(
+def render_svg(
     draw_axes: Callable[[Any], Any], x_label: str, y_label: str, *, from_zero: bool = False, integers: bool = False
 ) -> str:
+    """Returns a plot as SVG in the style of the reports; its x axis has integers.
+
+    Args:
+      draw_axes: draws on Matplotlib axes.
+      x_label: what the x axis shows.
+      y_label: what the y axis shows.
+      from_zero: whether the y axis begins at 0.
+      integers: whether the y axis has integers only.
+    """
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure

@@ -10,16 +10,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from privacy import files
-from privacy.accounting.guarantee import format_epsilon
 from privacy.budget import Releases
 from privacy.ledger import Ledger
 from privacy.plan import PrivacyPlan
 from privacy.report import contents
+from privacy.report.pages import make_environment, render_markdown, write_formats
 
 _TEMPLATES = pathlib.Path(__file__).parent / "templates"
 SCHEMA_FILE = _TEMPLATES / "report.schema.json"
@@ -48,8 +47,7 @@ class Report:
 
     def to_markdown(self) -> str:
         """Returns the report as Markdown, with tables and without plots."""
-        text = _make_environment(html=False).get_template(f"{self.template}.md.jinja").render(self.data)
-        return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+        return render_markdown(make_environment(_TEMPLATES, html=False), f"{self.template}.md.jinja", self.data)
 
     def to_html(self) -> str:
         """Returns the report as one HTML page that includes its style and plots and needs no scripts or requests."""
@@ -60,7 +58,7 @@ class Report:
             from privacy.report import plots
 
             images = {name: Markup(svg) for name, svg in plots.draw(self.data).items()}
-        return _make_environment(html=True).get_template(f"{self.template}.html.jinja").render(self.data, plots=images)
+        return make_environment(_TEMPLATES, html=True).get_template(f"{self.template}.html.jinja").render(self.data, plots=images)
 
     def write(self, folder: str | pathlib.Path, stem: str = "report") -> list[pathlib.Path]:
         """Writes `stem`.html, .md and .json into `folder`, each atomically, and returns their paths.
@@ -68,19 +66,8 @@ class Report:
         The folder is made if it does not exist. The operator's report has mode 0600; the mode of a report for
         publication follows the umask.
         """
-        folder = pathlib.Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         write = files.write_public if self.is_for_publication else files.write_private
-        paths = []
-        for suffix, text in (
-            (".html", self.to_html()),
-            (".md", self.to_markdown()),
-            (".json", self.to_json()),
-        ):
-            path = folder / (stem + suffix)
-            write(path, text.encode())
-            paths.append(path)
-        return paths
+        return write_formats(folder, stem, write, html=self.to_html(), md=self.to_markdown(), json=self.to_json())
 
 
 def build(plan: PrivacyPlan, ledger: Ledger, facts: Mapping[str, Any], release: bool = False) -> Report:
@@ -113,41 +100,3 @@ def of_releases(ledger: Releases) -> Report:
     The whole report may be published: it contains mechanisms and costs, and no results.
     """
     return Report(contents.of_releases(ledger), "statistics")
-
-
-def _make_environment(*, html: bool) -> Any:
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
-        autoescape=html,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters |= {
-        "eps": _format_epsilon,
-        "num": _format_number,
-        "md": _escape_markdown,
-        "delta": _format_delta,
-        "count": lambda value: f"{value:,.10g}",
-    }
-    return environment
-
-
-def _format_epsilon(value: float | None) -> str:
-    return "∞" if value is None else format_epsilon(value)
-
-
-def _format_delta(value: float) -> str:
-    mantissa, exponent = f"{value:.1e}".split("e")
-    return f"{mantissa} · 10{str(int(exponent)).translate(str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹'))}"
-
-
-def _format_number(value: float | None) -> str:
-    return "none" if value is None else f"{value:.4g}"
-
-
-def _escape_markdown(value: object) -> str:
-    """Returns `value` as one line of text, escaped so that Markdown shows it literally."""
-    return re.sub(r"([\\`*_{}\[\]<>|#])", r"\\\1", " ".join(str(value).split()))

@@ -26,8 +26,7 @@ from privacy import (
 )
 from privacy.accounting.costs import Gaussian, Pure
 from privacy.accounting.guarantee import EXACT, Guarantee
-from privacy.report import contents
-from privacy.report import report as rendering
+from privacy.report import contents, pages
 
 pytestmark = pytest.mark.filterwarnings("ignore:np.find_common_type is deprecated:DeprecationWarning")
 
@@ -319,7 +318,7 @@ def test_operator_report_has_mode_0600_in_open_folder(tmp_path, release, mode):
     [(None, "∞"), (0, "0"), (5.4011, "5.402"), (5.4, "5.400"), (0.03011, "0.0302"), (123.0, "123.000")],
 )
 def test_epsilon_is_rounded_up(value, shown):
-    assert rendering._format_epsilon(value) == shown
+    assert pages.format_infinite_epsilon(value) == shown
 
 
 @pytest.mark.parametrize(("pld", "stated", "other"), [(79.25, "RDP", "PLD"), (70.0, "PLD", "RDP"), (None, "RDP", None)])
@@ -330,9 +329,9 @@ def test_report_states_smaller_epsilon_and_its_accountant(pld, stated, other):
     said = contents._describe_guarantee(plan, spent)
     assert said["accountant"] == stated and said["epsilon"] == min(75.0, pld or math.inf)
     for template in ("report.md.jinja", "report.html.jinja"):
-        source = (rendering._TEMPLATES / template).read_text()
+        source = (report.SCHEMA_FILE.parent / template).read_text()
         (line,) = [line for line in source.splitlines() if "ε by PLD" in line]
-        shown = rendering._make_environment(html=False).from_string(line).render(guarantee=said, unless_fixed="")
+        shown = pages.make_environment(report.SCHEMA_FILE.parent, html=False).from_string(line).render(guarantee=said, unless_fixed="")
         assert ("not available" in shown) == (pld is None)
         assert ("the ε stated" in shown) == (stated == "PLD") and ("another upper bound" in shown) == (other == "PLD")
 

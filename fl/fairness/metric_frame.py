@@ -1,0 +1,381 @@
+"""Tests a model's fairness with the interface of fairlearn's `MetricFrame`.
+
+fairlearn itself is not needed, and pandas only by those who give pandas objects.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fl.fairness.columns import Groups, as_column, divide_rows
+from fl.fairness.features import Table, is_pandas, named_columns, shaped
+from fl.fairness.groups import GroupSums, from_counts, from_rows
+from fl.fairness.hypothesis_test import FairnessTest, attribute_specific_test, holm, weighted_test
+from fl.fairness.max_gap import MaxGapTest, max_gap_test
+from fl.fairness.row_metrics import metric_name, row_values
+
+Levels = tuple[Hashable, ...]
+
+
+class StratumTest(NamedTuple):
+    """Holds the tests of one metric in one stratum, a combination of values of the control features.
+
+    Attributes:
+      metric: name of the metric.
+      stratum: values of the control features; () if there are none.
+      sums: sums of each group.
+      result: test of whether the groups are alike.
+      max_gap: test of the largest gap, and the groups' intervals, for comparison.
+      adjusted_p: p-value of `result`, adjusted by Holm's method for the number of tests in the frame.
+    """
+
+    metric: str
+    stratum: Levels
+    sums: GroupSums
+    result: FairnessTest
+    max_gap: MaxGapTest
+    adjusted_p: float
+
+    @property
+    def rejects(self) -> bool:
+        """Returns whether the groups are shown not to be alike, after the correction for the number of tests."""
+        return self.adjusted_p <= self.result.level
+
+
+class FairnessFrame:
+    """Holds a metric's value for every group, and tests of whether the groups are alike.
+
+    The groups are the combinations of values of the sensitive features. With control features there is one test in each
+    combination of their values, and with several metrics one for each metric; Holm's method corrects for the number of
+    tests. The bounds on F_α are not corrected: each holds by itself.
+
+    Args:
+      metrics: a metric or a mapping from name to metric (`fl.fairness.row_metrics`): a name such as "zero_one_loss", the
+        function of that name from scikit-learn or fairlearn, or a function that returns one value for each row.
+      y_true: labels or targets, [rows].
+      y_pred: predictions, [rows].
+      sensitive_features: columns whose combinations are the groups: data frame, series, mapping, array or list.
+      control_features: columns whose combinations are the strata.
+      sample_params: further arguments of functions, by name; for a mapping of metrics by metric and name.
+      alpha: share of the weight that F_α leaves out, in [0, 1).
+      level: probability of a false rejection, in (0, 1).
+      gap: gap for which to state the power of the test.
+      weights: shares of the groups in the population: "rows" for their shares of the rows, "equal", or a mapping from
+        group (a value, or a tuple of values of several features) to weight.
+      expected: expected number of rows of each group, a mapping as for `weights`, if the rows' groups were drawn
+        (`fl.fairness.plan_weighted`).
+      draws: a column that numbers the draws of groups, if groups were drawn (`fl.fairness.plan_attribute_specific`).
+      bounds: least and largest possible value of a row.
+
+    Attributes:
+      tests: one `StratumTest` for each metric and stratum.
+      groups: the levels of each group, in the order of the arrays in `tests`.
+      sensitive_levels: names of the sensitive features.
+      control_levels: names of the control features.
+      unlisted_groups: number of combinations without rows that are not in `groups` (only beyond 100,000 combinations).
+
+    Raises:
+      ValueError: an argument is wrong; one line names it and the fix.
+    """
+
+    tests: list[StratumTest]
+    groups: list[Levels]
+    sensitive_levels: list[str]
+    control_levels: list[str]
+    unlisted_groups: int
+
+    def __init__(
+        self,
+        *,
+        metrics: Any,
+        y_true: Any,
+        y_pred: Any,
+        sensitive_features: Any,
+        control_features: Any = None,
+        sample_params: Mapping[str, Any] | None = None,
+        alpha: float,
+        level: float = 0.05,
+        gap: float | None = None,
+        weights: str | Mapping[Any, float] = "rows",
+        expected: Mapping[Any, float] | None = None,
+        draws: Any = None,
+        bounds: tuple[float, float] = (0.0, 1.0),
+    ) -> None:
+        division = divide_rows(named_columns(sensitive_features, "sensitive_feature"))
+        strata = Groups((), [()], np.zeros(len(division.codes), np.int64))
+        if control_features is not None:
+            strata = divide_rows(named_columns(control_features, "control_feature"))
+        single = not isinstance(metrics, Mapping)
+        params = sample_params or {}
+        values = {
+            str(name): row_values(metric, y_true, y_pred, params if single else params.get(name, {}))
+            for name, metric in ({metric_name(metrics): metrics} if single else metrics).items()
+        }
+        draw_codes = _number(draws) if draws is not None else None
+        lengths = {"control_features": strata.codes, "draws": draw_codes, "y_true": next(iter(values.values()), None)}
+        for name, column in lengths.items():
+            if column is not None and len(column) != len(division.codes):
+                raise ValueError(
+                    f"{name} has {len(column)} rows and sensitive_features {len(division.codes)}: give one of each for "
+                    "every row"
+                )
+        cases = []
+        for name, metric_values in values.items():
+            for number, stratum in enumerate(strata.names):
+                inside = strata.codes == number
+                rows = inside & ~np.isnan(metric_values)
+                if inside.any():
+                    with _naming(name, stratum):
+                        sums = from_rows(metric_values[rows], division.codes[rows], len(division.names), bounds=bounds)
+                        drawn = None
+                        if draw_codes is not None:
+                            kinds, codes = np.unique(draw_codes[rows], return_inverse=True)
+                            drawn = from_rows(metric_values[rows], codes, len(kinds), bounds=bounds)
+                    cases.append(_Case(name, stratum, sums, drawn))
+        self._single, self._pandas = single, is_pandas(y_true, y_pred, sensitive_features, control_features)
+        self.groups, self.unlisted_groups = division.names, division.unlisted
+        self.sensitive_levels, self.control_levels = list(division.features), list(strata.features)
+        self._run(cases, weights, expected, alpha=alpha, level=level, gap=gap)
+
+    @classmethod
+    def from_counts(
+        cls,
+        counts: ArrayLike,
+        sums: ArrayLike,
+        squares: ArrayLike | None = None,
+        *,
+        names: Sequence[Any] | None = None,
+        metric: str = "value",
+        alpha: float,
+        level: float = 0.05,
+        gap: float | None = None,
+        weights: str | Mapping[Any, float] = "rows",
+        expected: Mapping[Any, float] | None = None,
+        bounds: tuple[float, float] = (0.0, 1.0),
+    ) -> FairnessFrame:
+        """Returns the frame of groups whose rows were counted and summed before.
+
+        Args:
+          counts: integers [groups], number of rows; groups without rows are allowed.
+          sums: float [groups], sum of the metric over each group's rows; for rates, the number of errors.
+          squares: float [groups], sum of the squares; None: the metric is 0 or 1 on each row.
+          names: name of each group, a value or a tuple of values. None: 0, 1, ….
+          metric: name of the metric.
+          alpha, level, gap, weights, expected, bounds: as for the class.
+        """
+        group_sums = from_counts(counts, sums, squares, bounds=bounds)
+        frame = cls.__new__(cls)
+        listed = list(range(len(group_sums.counts)) if names is None else names)
+        if len(listed) != len(group_sums.counts) or len(set(listed)) < len(listed):
+            raise ValueError(f"names has {len(set(listed))} different names for {len(group_sums.counts)} groups")
+        frame.groups = [name if isinstance(name, tuple) else (name,) for name in listed]
+        frame.unlisted_groups = 0
+        frame.sensitive_levels = [f"sensitive_feature_{i}" for i in range(len(frame.groups[0]))]
+        frame.control_levels = []
+        frame._single, frame._pandas = True, is_pandas(counts, sums)
+        frame._run([_Case(metric, (), group_sums, None)], weights, expected, alpha=alpha, level=level, gap=gap)
+        return frame
+
+    @classmethod
+    def from_metric_frame(
+        cls,
+        metric_frame: Any,
+        *,
+        metric: str | None = None,
+        count: str = "count",
+        alpha: float,
+        level: float = 0.05,
+        gap: float | None = None,
+        weights: str | Mapping[Any, float] = "rows",
+        expected: Mapping[Any, float] | None = None,
+    ) -> FairnessFrame:
+        """Returns the frame of a `MetricFrame` of fairlearn that holds a rate and the number of rows behind it.
+
+        Args:
+          metric_frame: frame of several metrics, one of which counts the rows of each group: fairlearn's `count`.
+          metric: name of the rate. None: the only other metric in the frame.
+          count: name of the metric that counts. It must count the rows that the rate is taken over: for a false
+            positive rate those whose label is negative.
+          alpha, level, gap, weights, expected: as for the class.
+
+        Raises:
+          ValueError: the frame lacks a metric, or a rate times its count is not an integer.
+        """
+        by_group = metric_frame.by_group
+        columns = [str(name) for name in getattr(by_group, "columns", [])]
+        others = [name for name in columns if name != count]
+        if count not in columns or (metric is None and len(others) != 1) or (metric is not None and metric not in others):
+            raise ValueError(
+                f"the MetricFrame has the metrics {', '.join(columns) or 'of one function'}: give it a mapping with a "
+                f"rate and {count!r}: fairlearn.metrics.count, and name the rate"
+            )
+        metric = metric or others[0]
+        counts = np.nan_to_num(np.asarray(by_group[count], np.float64))
+        exact = np.where(counts > 0, np.asarray(by_group[metric], np.float64), 0) * counts
+        sums = np.round(exact)
+        if not np.allclose(exact, sums, rtol=0, atol=1e-6 * np.maximum(counts, 1)):
+            raise ValueError(
+                f"metric {metric!r} times {count!r} is not an integer in every group: it is no rate over these rows; "
+                "give FairnessFrame the labels and predictions"
+            )
+        frame = cls.__new__(cls)
+        keys = [key if isinstance(key, tuple) else (key,) for key in by_group.index]
+        frame.control_levels = [str(name) for name in metric_frame.control_levels or []]
+        frame.sensitive_levels = [str(name) for name in metric_frame.sensitive_levels]
+        depth = len(frame.control_levels)
+        frame.groups, frame.unlisted_groups = list(dict.fromkeys(key[depth:] for key in keys)), 0
+        place = {group: number for number, group in enumerate(frame.groups)}
+        cases = []
+        for stratum in dict.fromkeys(key[:depth] for key in keys):
+            at = np.array([key[:depth] == stratum for key in keys])
+            order = [place[key[depth:]] for key in keys if key[:depth] == stratum]
+            totals = np.zeros((2, len(frame.groups)))
+            totals[:, order] = counts[at], sums[at]
+            with _naming(metric, stratum):
+                cases.append(_Case(metric, stratum, from_counts(*totals), None))
+        frame._single, frame._pandas = True, is_pandas(by_group)
+        frame._run(cases, weights, expected, alpha=alpha, level=level, gap=gap)
+        return frame
+
+    @property
+    def test(self) -> FairnessTest:
+        """Returns the result of the only test; raises ValueError if there are several (see `tests`)."""
+        if len(self.tests) > 1:
+            raise ValueError(f"the frame holds {len(self.tests)} tests: read them from `tests`")
+        return self.tests[0].result
+
+    @property
+    def by_group(self) -> Any:
+        """Returns the metric's mean in each stratum and group; NaN for groups without rows."""
+        table: Table = {}
+        for test in self.tests:
+            keys = ((*test.stratum, *group) for group in self.groups)
+            table.setdefault(test.metric, {}).update(zip(keys, test.sums.means.tolist(), strict=True))
+        names = self.control_levels + self.sensitive_levels
+        return shaped(table, names, single=self._single, pandas=self._pandas)
+
+    @property
+    def overall(self) -> Any:
+        """Returns the metric's weighted overall mean in each stratum."""
+        return self._by_stratum(lambda test: test.max_gap.overall)
+
+    def difference(self, method: Literal["between_groups", "to_overall"] = "between_groups") -> Any:
+        """Returns the largest observed difference in each stratum. Chance alone makes it large if there are many groups.
+
+        Args:
+          method: "between_groups" for the largest mean of a group minus the smallest one, "to_overall" for the largest
+            gap between a group's mean and the overall mean.
+        """
+        if method == "between_groups":
+            return self._by_stratum(lambda test: float(np.nanmax(test.sums.means) - np.nanmin(test.sums.means)))
+        if method == "to_overall":
+            return self._by_stratum(lambda test: float(np.nanmax(np.abs(test.max_gap.gaps))))
+        raise ValueError(f"method {method!r} is unknown: give 'between_groups' or 'to_overall'")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns settings, tests and groups as mappings, lists and numbers; NaN stands for groups without rows."""
+        return {
+            "sensitive_features": self.sensitive_levels,
+            "control_features": self.control_levels,
+            "groups": [list(group) for group in self.groups],
+            "unlisted_groups": self.unlisted_groups,
+            "tests": [
+                {
+                    "metric": test.metric,
+                    "stratum": list(test.stratum),
+                    "rejects": test.rejects,
+                    "adjusted_p": test.adjusted_p,
+                    "result": dataclasses.asdict(test.result),
+                    "max_gap": {"overall": test.max_gap.overall, "p_value": test.max_gap.p_value},
+                    "groups": {
+                        "rows": test.sums.counts.astype(int).tolist(),
+                        "mean": test.sums.means.tolist(),
+                        "gap": test.max_gap.gaps.tolist(),
+                        "gap_low": test.max_gap.low.tolist(),
+                        "gap_high": test.max_gap.high.tolist(),
+                        "p_value": test.max_gap.p_values.tolist(),
+                    },
+                }
+                for test in self.tests
+            ],
+        }
+
+    def _by_stratum(self, value: Callable[[StratumTest], float]) -> Any:
+        table: Table = {}
+        for test in self.tests:
+            table.setdefault(test.metric, {})[test.stratum] = value(test)
+        return shaped(table, self.control_levels, single=self._single, pandas=self._pandas)
+
+    def _run(
+        self,
+        cases: list[_Case],
+        weights: str | Mapping[Any, float],
+        expected: Mapping[Any, float] | None,
+        *,
+        alpha: float,
+        level: float,
+        gap: float | None,
+    ) -> None:
+        """Tests every case, and corrects for the number of tests."""
+        if isinstance(weights, str) and weights not in ("rows", "equal"):
+            raise ValueError(f"weights {weights!r} are unknown: give 'rows', 'equal' or a mapping from group to weight")
+        mass = np.ones(len(self.groups)) if weights == "equal" else _by_group("weights", weights, self.groups)
+        rates = _by_group("expected", expected, self.groups)
+        results = []
+        for case in cases:
+            with _naming(case.metric, case.stratum):
+                if case.draws is not None:
+                    result = attribute_specific_test(case.draws, alpha=alpha, level=level, gap=gap)
+                else:
+                    result = weighted_test(case.sums, alpha=alpha, level=level, gap=gap, weights=mass, expected=rates)
+                results.append((result, max_gap_test(case.sums, level=level, weights=mass)))
+        adjusted = holm([result.p_value for result, _ in results])
+        self.tests = [
+            StratumTest(case.metric, case.stratum, case.sums, *result, float(p))
+            for case, result, p in zip(cases, results, adjusted, strict=True)
+        ]
+
+
+class _Case(NamedTuple):
+    """Holds the sums of one metric in one stratum by group, and by draw if groups were drawn."""
+
+    metric: str
+    stratum: Levels
+    sums: GroupSums
+    draws: GroupSums | None
+
+
+@contextlib.contextmanager
+def _naming(metric: str, stratum: Levels) -> Iterator[None]:
+    """Adds metric and stratum to the errors of a test that is one of several."""
+    try:
+        yield
+    except ValueError as error:
+        if not stratum:
+            raise
+        raise ValueError(f"{metric} in the stratum {', '.join(map(str, stratum))}: {error}") from None
+
+
+def _number(draws: Any) -> NDArray[np.int64]:
+    """Returns the number of each row's draw; draws may have names of any kind, and as many as there are."""
+    return divide_rows({"draws": [str(draw) for draw in as_column("draws", draws)]}).codes
+
+
+def _by_group(name: str, values: Any, names: list[Levels]) -> NDArray[np.float64] | None:
+    """Returns the numbers of a mapping in the order of the groups; None for a text or None."""
+    if values is None or isinstance(values, str):
+        return None
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{name} has type {type(values).__name__}: give a mapping from group to number")
+    keyed = {key if isinstance(key, tuple) else (key,): value for key, value in values.items()}
+    if unknown := next((key for key in keyed if key not in set(names)), None):
+        raise ValueError(f"{name} names the group {unknown}, which is not in the data: leave it out or correct it")
+    if lacking := next((key for key in names if key not in keyed), None):
+        raise ValueError(f"{name} lacks the group {lacking}: give a number for each group, 0 to leave one out")
+    return np.array([keyed[key] for key in names], np.float64)
