@@ -70,6 +70,11 @@ _COMMANDS = {
         "couple",
         "Compute how often two parties draw the same token from two distributions.",
     ),
+    "fairness": (
+        "experiments.commands.fairness",
+        "fairness",
+        "Test whether a model treats many intersecting groups alike, or plan how many rows that needs.",
+    ),
     "data": ("experiments.commands.runs", "data", "Build the token store of a config and describe its contents."),
     "config": ("experiments.commands.config", "config", "Describe all keys of a configuration, for editors."),
     "worker": (

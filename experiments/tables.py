@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,8 @@ from experiments import extras
 def read_columns(path: Path, columns: Sequence[str]) -> dict[str, NDArray[Any]]:
     """Returns columns by name, each an array [rows] of integers, floats or Python objects.
 
-    In a CSV file a column whose every value is a number becomes integers or floats; empty values become None.
+    In a CSV file a column whose every value is a number becomes integers or floats. An empty value becomes NaN among
+    numbers and None among texts.
 
     Args:
       path: a CSV file in UTF-8 with the names of its columns in the first row, or a file whose name ends in .parquet.
@@ -60,7 +62,7 @@ def _read_csv(path: Path, columns: list[str]) -> dict[str, NDArray[Any]]:
                     if not row:
                         continue
                     raise ValueError(
-                        f"{path}:{reader.line_num}: {len(row)} fields, but the header has {len(header)}: repair the line"
+                        f"{path}:{reader.line_num}: {len(row)} fields, but the header has {len(header)}: repair it"
                     )
                 rows.append([row[place] for place in places])
     except UnicodeDecodeError:
@@ -72,14 +74,14 @@ def _read_csv(path: Path, columns: list[str]) -> dict[str, NDArray[Any]]:
 
 
 def _parse(texts: Sequence[str]) -> NDArray[Any]:
-    """Returns the values of a column: numbers if all are numbers, otherwise texts, with None for empty ones."""
-    for kind in (np.int64, np.float64):
-        try:
-            return np.array(texts, dtype=object).astype(kind)
-        except (ValueError, OverflowError):
-            continue
-    array = np.empty(len(texts), object)
-    array[:] = [text or None for text in texts]
+    """Returns the values of a column: numbers if all are numbers, otherwise texts; an empty value is NaN or None."""
+    array = np.array(texts, object)
+    with contextlib.suppress(ValueError, OverflowError):
+        return array.astype(np.int64)
+    empty = array == ""
+    with contextlib.suppress(ValueError):
+        return np.where(empty, "nan", array).astype(np.float64)
+    array[empty] = None
     return array
 
 

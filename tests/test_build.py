@@ -17,7 +17,11 @@ DATA = {
     *(f"{package}/py.typed" for package in PACKAGES),
     *(f"experiments/configs/{name}.toml" for name in ("demo", "long", "scratch", "target")),
     "fl/runtime/loopback.c",
-    *(f"privacy/report/templates/{path.name}" for path in (ROOT / "privacy" / "report" / "templates").iterdir()),
+    *(
+        f"{folder}/{path.name}"
+        for folder in ("fl/fairness/report/templates", "privacy/report/templates")
+        for path in (ROOT / folder).iterdir()
+    ),
 }
 
 

@@ -62,6 +62,12 @@ MAY_IMPORT: dict[str, frozenset[str] | None] = {
     **{f"{name.replace('.', '/')}.py": DRAWING | {"numpy"} for name in DRAWING},
     "models/alignment": NUMERIC | {"models.alignment"},
     "fl": NUMERIC | TFF | {"fl", "privacy", "tensorflow", "keras", "tensorboard"},
+    # In the base installation: NumPy and SciPy, and of fedspeak the checks of arguments alone.
+    "fl/fairness": NUMERIC | {"fl.fairness", "privacy.checks"},
+    # pandas is imported only for those who give its objects.
+    "fl/fairness/features.py": frozenset({"numpy", "pandas"}),
+    "fl/fairness/report": frozenset({"fl.fairness", "numpy", "markupsafe"})
+    | {"privacy.files", "privacy.json_values", "privacy.report"},
     "fl/sources/parquet.py": frozenset({"fl", "pyarrow"}),
     "experiments": None,
 }
@@ -146,6 +152,9 @@ def test_imports_follow_the_rules():
         ("models/decoding/prng.py", "from models import presets", "models.presets"),
         ("models/alignment/tilt.py", "import tensorflow", "tensorflow"),
         ("fl/rounds.py", "from models.presets import preset", "models.presets.preset"),
+        ("fl/fairness/planner.py", "import tensorflow", "tensorflow"),
+        ("fl/fairness/planner.py", "from fl.clients import TokenStore", "fl.clients.TokenStore"),
+        ("fl/fairness/metric_frame.py", "import pandas", "pandas"),
         ("fl/engines/cohort.py", "from experiments import config", "experiments.config"),
     ],
 )
@@ -248,7 +257,9 @@ def test_a_planted_option_is_found(path: str, source: str, found: list[str]):
     assert options(PurePosixPath(path), source) == [f"{path} names {option}" for option in found]
 
 
-@pytest.mark.parametrize("package", ["fl", "fl.runtime", "models", "models.alignment", "models.decoding", "privacy"])
+@pytest.mark.parametrize(
+    "package", ["fl", "fl.fairness", "fl.runtime", "models", "models.alignment", "models.decoding", "privacy"]
+)
 def test_no_public_name_is_that_of_a_module_which_would_hide_it(package: str):
     for name in importlib.import_module(package).__all__:
         assert importlib.util.find_spec(f"{package}.{name}") is None, f"{package}.{name} is a module"
@@ -270,6 +281,8 @@ from models.alignment import soft_best_of_n, tilt
 clean("alignment")
 import fl
 clean("fl")
+import experiments.commands.fairness, experiments.tables
+clean("fairness")
 from experiments.cli import main
 sys.argv = ["fedspeak", "--help"]
 try:

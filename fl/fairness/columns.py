@@ -74,13 +74,27 @@ def as_column(name: str, values: Any) -> NDArray[Any]:
     if hasattr(values, "to_numpy"):  # pandas, polars and Arrow
         values = values.to_numpy()
     if isinstance(values, str | bytes | Mapping) or not (hasattr(values, "__len__") or hasattr(values, "__array__")):
-        raise ValueError(f"{name} has type {type(values).__name__}: give a list or an array with one value for each row")
+        raise ValueError(
+            f"{name} has type {type(values).__name__}: give a list or an array with one value for each row"
+        )
     array = np.asarray(values) if hasattr(values, "__array__") else np.array(values, object)
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim != 1:
         raise ValueError(f"{name} has shape {array.shape}: give one value for each row")
     return array
+
+
+def is_missing(value: Any) -> bool:
+    """Returns whether a cell holds no value: None, NaN, an empty text, or what pandas writes for one."""
+    return value is None or str(value) in ("", "nan", "<NA>", "NaT")
+
+
+def count_missing(array: NDArray[Any]) -> int:
+    """Returns the number of cells of an array that hold no value."""
+    if array.dtype.kind == "f":
+        return int(np.isnan(array).sum())
+    return sum(map(is_missing, array.tolist())) if array.dtype.kind not in "biu" else 0
 
 
 def _code(name: str, values: Any) -> tuple[list[Any], NDArray[np.int64]]:
@@ -93,12 +107,10 @@ def _code(name: str, values: Any) -> tuple[list[Any], NDArray[np.int64]]:
         first_index: dict[Any, int] = {}
         cells = array.tolist()
         places = np.array([first_index.setdefault(value, len(first_index)) for value in cells], np.int64)
-        missing = {value for value in first_index if value is None or value != value or str(value) in ("<NA>", "NaT", "")}
-        if missing:
-            count = int(np.isin(places, [first_index[value] for value in missing]).sum())
+        if any(map(is_missing, first_index)):
             raise ValueError(
-                f"column {name!r} has no value in {count} of {len(cells)} rows: leave these rows out, or give them a "
-                "value of their own"
+                f"column {name!r} has no value in {count_missing(array)} of {len(cells)} rows: leave them out, or give "
+                "them a value of their own"
             )
         found = sorted(first_index, key=_order)
         rank = np.empty(len(found), np.int64)
@@ -115,10 +127,12 @@ def _order(value: Any) -> tuple[int, Any]:
 
 def _require_categories(name: str, levels: list[Any]) -> None:
     quantities = [value for value in levels if isinstance(value, int | float) and not isinstance(value, bool)]
-    fractions = [value for value in quantities if value != int(value)] if all(map(np.isfinite, quantities)) else quantities
+    fractions = (
+        [value for value in quantities if value != int(value)] if all(map(np.isfinite, quantities)) else quantities
+    )
     if fractions or len(quantities) > MANY_VALUES:
         shown = (fractions or quantities)[0]
         raise ValueError(
-            f"column {name!r} is continuous ({len(quantities)} different numbers, such as {shown:g}): give bands of it, "
-            "such as 18-29"
+            f"column {name!r} is continuous ({len(quantities)} different numbers, such as {shown:g}): give bands, "
+            "as 18-29"
         )

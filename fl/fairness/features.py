@@ -1,4 +1,4 @@
-"""Reads columns of features from whatever fairlearn's `MetricFrame` takes, and returns pandas objects where it would."""
+"""Reads features in the forms that fairlearn's `MetricFrame` takes, and returns results in those that it gives."""
 
 from __future__ import annotations
 
@@ -60,8 +60,10 @@ def shaped(table: Table, names: list[str], *, single: bool, pandas: bool) -> Any
     if pandas:
         pd = import_module("pandas")
         keys = list(next(iter(table.values())))
-        index = pd.MultiIndex.from_tuples(keys, names=names) if len(names) > 1 else pd.Index(
-            [key for (key,) in keys], name=names[0]
+        index = (
+            pd.MultiIndex.from_tuples(keys, names=names)
+            if len(names) > 1
+            else pd.Index([key for (key,) in keys], name=names[0])
         )
         columns = {metric: list(values.values()) for metric, values in table.items()}
         if single:

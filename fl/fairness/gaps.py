@@ -24,21 +24,22 @@ def check_alpha(alpha: float, name: str = "alpha") -> float:
     return float(alpha)
 
 
-def normalized_weights(weights: ArrayLike, groups: int) -> NDArray[np.float64]:
+def normalized_weights(weights: ArrayLike, groups: int | None = None, name: str = "weights") -> NDArray[np.float64]:
     """Returns weights [groups] divided by their sum.
 
     Raises:
       ValueError: the shape differs, a weight is negative or not finite, or all are 0.
     """
     array = np.asarray(weights, np.float64)
-    if array.shape != (groups,):
-        raise ValueError(f"weights have shape {array.shape}: give one weight for each of the {groups} groups")
+    if array.ndim != 1 or (groups is not None and len(array) != groups):
+        wanted = "group" if groups is None else f"of the {groups} groups"
+        raise ValueError(f"{name} have shape {array.shape}: give one number for each {wanted}")
     wrong = ~(np.isfinite(array) & (array >= 0))
     if wrong.any():
-        raise ValueError(f"weights hold {array[wrong][0]}: a weight must be a finite number of at least 0")
+        raise ValueError(f"{name} hold {array[wrong][0]}: each must be a finite number of at least 0")
     total = array.sum()
     if not (total > 0 and math.isfinite(total)):
-        raise ValueError(f"weights add up to {total:g}: give at least one group a weight above 0")
+        raise ValueError(f"{name} add up to {total:g}: give at least one group a number above 0")
     return array / total
 
 
@@ -87,7 +88,7 @@ def cvar_gap(values: ArrayLike, weights: ArrayLike, alpha: float) -> float:
       alpha: share of the weight that is left out, in [0, 1).
     """
     array = np.asarray(values, np.float64)
-    mass = normalized_weights(weights, len(array) if array.ndim else 0)
+    mass = normalized_weights(weights, array.size)
     return cvar(np.abs(array - mass @ array), weights, alpha)
 
 

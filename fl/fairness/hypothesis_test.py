@@ -1,8 +1,8 @@
 """Tests whether all groups are alike, and bounds the CVaR gap F_α, from the sums of each group.
 
-The hypothesis is F_α = 0, that is, all groups have the same expected value. It is tested by the unbiased estimate T of the
-groups' variance (`fl.fairness.variance`), which needs about the square root of the rows that a test of the largest gap
-needs (`fl.fairness.max_gap`).
+The hypothesis is F_α = 0, that is, all groups have the same expected value. It is tested by the unbiased estimate T of
+the groups' variance (`fl.fairness.variance`). The number of rows that it needs grows with the square root of the number
+of groups; that of a test of the largest gap (`fl.fairness.max_gap`) grows with the number of groups.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from fl.fairness.variance import Form
 from privacy import checks
 
 _MIN_ROWS = 2  # of a group: one row says nothing about the spread of rows
+
+_MISFIT = 10  # standard deviations of Pearson's chi-square statistic
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,14 +79,14 @@ def weighted_test(
     alpha: float,
     level: float = 0.05,
     weights: ArrayLike | None = None,
-    expected: ArrayLike | None = None,
+    probabilities: ArrayLike | None = None,
     gap: float | None = None,
 ) -> FairnessTest:
     """Tests whether all groups have the same expected value, from each group's sums.
 
-    Without `expected`, the numbers of rows are taken as given, which is right for any table whose rows are independent
-    given their groups; groups with fewer than two rows are not tested. With `expected`, each row's group was drawn, as
-    `fl.fairness.plan_weighted` plans it; then no group need have two rows.
+    Without `probabilities`, the numbers of rows are taken as given, which is right for any table whose rows are
+    independent given their groups; groups with fewer than two rows are not tested. With `probabilities`, the group of
+    each row was drawn, as `fl.fairness.plan_weighted` plans it; then no group need have two rows.
 
     Args:
       sums: sums of each group.
@@ -92,11 +94,13 @@ def weighted_test(
       level: probability of a false rejection, in (0, 1).
       weights: float [groups], at least 0, the share of each group in the population that F_α speaks of. None: the
         groups' shares of the rows.
-      expected: float [groups], the expected number of rows of each group, if the groups of the rows were drawn.
+      probabilities: float [groups], the probability with which a row is of each group, if the rows' groups were drawn;
+        divided by their sum.
       gap: gap for which to state the power of the test, in the unit of the values, above 0.
 
     Raises:
-      ValueError: an argument is out of range, or fewer than two groups can be tested.
+      ValueError: an argument is out of range, fewer than two groups can be tested, or the numbers of rows cannot have
+        come from `probabilities`.
 
     >>> from fl.fairness import from_counts
     >>> result = weighted_test(from_counts([50, 50, 50], [5, 6, 19]), alpha=0.5)
@@ -104,26 +108,23 @@ def weighted_test(
     (True, 0.0006)
     """
     groups = len(sums.counts)
-    if weights is None and expected is not None:
+    if weights is None and probabilities is not None:
         raise ValueError("weights are missing: rows of drawn groups do not show the weights that they were drawn for")
     mass = normalized_weights(sums.counts if weights is None else weights, groups)
-    if expected is None:
+    if probabilities is None:
         tested = (mass > 0) & (sums.counts >= _MIN_ROWS)
-        rates = None
+        expected = None
     else:
-        rates = np.asarray(expected, np.float64)
-        if rates.shape != (groups,) or not (np.isfinite(rates) & ((rates > 0) | (mass == 0))).all():
-            raise ValueError("expected must hold a number of rows above 0 for each group that has a weight")
         tested = mass > 0
-        rates = rates[tested]
+        expected = _expected_rows(sums.counts, probabilities, tested)[tested]
     if tested.sum() < 2:
         raise ValueError(
-            f"{tested.sum()} of {groups} groups has a weight and two rows or more: at least two such groups are needed"
+            f"groups that have a weight and two rows or more: {tested.sum()} of {groups}; at least two are needed"
         )
     untested = (mass > 0) & ~tested
     kept = sums.select(tested)
     mass_kept = mass[tested] / mass[tested].sum()
-    form = variance.build_form(kept.counts, mass_kept, rates)
+    form = variance.build_form(kept.counts, mass_kept, expected)
     if not form.per_row @ kept.counts > 0:
         raise ValueError("no group that has a weight has a row: give at least two rows of each group")
     largest = _largest_gap(variance.overall_value(form, kept.sums))
@@ -162,7 +163,9 @@ def attribute_specific_test(
     """
     count = len(draws.counts)
     if (short := draws.counts < _MIN_ROWS).any():
-        raise ValueError(f"draw {int(np.flatnonzero(short)[0])} has fewer than two rows: collect more rows of its group")
+        raise ValueError(
+            f"draw {int(np.flatnonzero(short)[0])} has fewer than two rows: collect more rows of its group"
+        )
     form = variance.build_form(draws.counts, np.full(count, 1 / count), None)
     # The draws' variance about their own mean is on average (K - 1) / K of the variance of all groups.
     scale = count / (count - 1)
@@ -204,6 +207,26 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
     return adjusted
 
 
+def _expected_rows(
+    counts: NDArray[np.float64], probabilities: ArrayLike, needed: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """Returns the expected number of rows of each group, and checks that the numbers of rows can have come from it."""
+    shares = normalized_weights(probabilities, len(counts), "probabilities")
+    if (needed & ~(shares > 0)).any():
+        raise ValueError("probabilities must be above 0 for each group that has a weight: its rows are never drawn")
+    if (counts[shares == 0] > 0).any():
+        raise ValueError("probabilities are 0 for a group that has rows: correct them")
+    drawn = shares > 0
+    expected = counts.sum() * shares[drawn]
+    excess = ((counts[drawn] - expected) ** 2 / expected - 1).sum() + 1
+    if excess > _MISFIT * math.sqrt(2 * drawn.sum() + (1 / expected).sum()):
+        raise ValueError(
+            "probabilities do not fit the numbers of rows: the groups were not drawn with them; leave them out to take "
+            "the numbers of rows as given"
+        )
+    return counts.sum() * shares
+
+
 def _largest_gap(overall: float) -> float:
     return max(overall, 1 - overall)
 
@@ -242,7 +265,9 @@ def _assess(
     low = 0.0
     if p_value <= level:
         # T leans to the right less the larger V is, so that the quantile at V = 0 is on the safe side.
-        low = max(_solve(value, -critical / math.sqrt(null.variance), noise, slope), 0.0) if null.variance > 0 else value
+        low = (
+            max(_solve(value, -critical / math.sqrt(null.variance), noise, slope), 0.0) if null.variance > 0 else value
+        )
     high = max(_solve(value, -float(special.ndtri(level)), noise, slope), 0.0)
     low_gap, high_gap = gap_bounds(low, min(high, largest**2), alpha, largest)
     threshold = power = None

@@ -1,7 +1,7 @@
 """Tests the largest gap between a group and the overall value, and bounds every group's gap at once.
 
 This is the usual test, for comparison: it looks at each group alone and corrects for their number (Bonferroni). It says
-which groups differ, but needs about as many times more rows as there are groups.
+which groups differ, but the number of rows that it needs grows with the number of groups.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class MaxGapTest:
 def max_gap_test(sums: GroupSums, *, level: float = 0.05, weights: ArrayLike | None = None) -> MaxGapTest:
     """Tests each group's mean against the overall value, corrected for the number of groups.
 
-    For values of 0 or 1 it uses binomial tails and Clopper-Pearson intervals, otherwise Hoeffding's inequality. The error
-    of the overall value is neglected: it is small beside that of any group if there are many groups.
+    For values of 0 or 1 it uses binomial tails and Clopper-Pearson intervals, otherwise Hoeffding's inequality. The
+    error of the overall value is neglected: it is small beside that of any group if there are many groups.
 
     Args:
       sums: sums of each group.
@@ -77,7 +77,8 @@ def max_gap_test(sums: GroupSums, *, level: float = 0.05, weights: ArrayLike | N
     groups = int(has_rows.sum())
     # For a sample of binary values both tails include the value itself; a two-sided p-value is twice the smaller one.
     if sums.is_binary:
-        below, above = special.bdtr(s, n, overall), np.where(s > 0, special.bdtrc(s - 1, n, overall), 1.0)
+        below = np.where(s < n, special.betainc(np.maximum(n - s, 1), s + 1, 1 - overall), 1.0)
+        above = np.where(s > 0, special.betainc(np.maximum(s, 1), n - s + 1, overall), 1.0)
         p_values = np.minimum(2 * np.minimum(below, above), 1.0)
         tail = level / (2 * groups)
         low = np.where(s > 0, special.betaincinv(np.maximum(s, 1), n - s + 1, tail), 0.0)

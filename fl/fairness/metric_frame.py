@@ -56,8 +56,8 @@ class FairnessFrame:
     tests. The bounds on F_α are not corrected: each holds by itself.
 
     Args:
-      metrics: a metric or a mapping from name to metric (`fl.fairness.row_metrics`): a name such as "zero_one_loss", the
-        function of that name from scikit-learn or fairlearn, or a function that returns one value for each row.
+      metrics: a metric or a mapping from name to metric (`fl.fairness.row_metrics`): a name such as "zero_one_loss",
+        the function of that name from scikit-learn or fairlearn, or a function that returns one value for each row.
       y_true: labels or targets, [rows].
       y_pred: predictions, [rows].
       sensitive_features: columns whose combinations are the groups: data frame, series, mapping, array or list.
@@ -68,8 +68,8 @@ class FairnessFrame:
       gap: gap for which to state the power of the test.
       weights: shares of the groups in the population: "rows" for their shares of the rows, "equal", or a mapping from
         group (a value, or a tuple of values of several features) to weight.
-      expected: expected number of rows of each group, a mapping as for `weights`, if the rows' groups were drawn
-        (`fl.fairness.plan_weighted`).
+      probabilities: probability with which a row is of each group, a mapping as for `weights`, if the rows' groups were
+        drawn (`fl.fairness.plan_weighted`).
       draws: a column that numbers the draws of groups, if groups were drawn (`fl.fairness.plan_attribute_specific`).
       bounds: least and largest possible value of a row.
 
@@ -103,7 +103,7 @@ class FairnessFrame:
         level: float = 0.05,
         gap: float | None = None,
         weights: str | Mapping[Any, float] = "rows",
-        expected: Mapping[Any, float] | None = None,
+        probabilities: Mapping[Any, float] | None = None,
         draws: Any = None,
         bounds: tuple[float, float] = (0.0, 1.0),
     ) -> None:
@@ -141,7 +141,7 @@ class FairnessFrame:
         self._single, self._pandas = single, is_pandas(y_true, y_pred, sensitive_features, control_features)
         self.groups, self.unlisted_groups = division.names, division.unlisted
         self.sensitive_levels, self.control_levels = list(division.features), list(strata.features)
-        self._run(cases, weights, expected, alpha=alpha, level=level, gap=gap)
+        self._run(cases, weights, probabilities, alpha=alpha, level=level, gap=gap)
 
     @classmethod
     def from_counts(
@@ -156,7 +156,7 @@ class FairnessFrame:
         level: float = 0.05,
         gap: float | None = None,
         weights: str | Mapping[Any, float] = "rows",
-        expected: Mapping[Any, float] | None = None,
+        probabilities: Mapping[Any, float] | None = None,
         bounds: tuple[float, float] = (0.0, 1.0),
     ) -> FairnessFrame:
         """Returns the frame of groups whose rows were counted and summed before.
@@ -167,7 +167,7 @@ class FairnessFrame:
           squares: float [groups], sum of the squares; None: the metric is 0 or 1 on each row.
           names: name of each group, a value or a tuple of values. None: 0, 1, ….
           metric: name of the metric.
-          alpha, level, gap, weights, expected, bounds: as for the class.
+          alpha, level, gap, weights, probabilities, bounds: as for the class.
         """
         group_sums = from_counts(counts, sums, squares, bounds=bounds)
         frame = cls.__new__(cls)
@@ -179,7 +179,7 @@ class FairnessFrame:
         frame.sensitive_levels = [f"sensitive_feature_{i}" for i in range(len(frame.groups[0]))]
         frame.control_levels = []
         frame._single, frame._pandas = True, is_pandas(counts, sums)
-        frame._run([_Case(metric, (), group_sums, None)], weights, expected, alpha=alpha, level=level, gap=gap)
+        frame._run([_Case(metric, (), group_sums, None)], weights, probabilities, alpha=alpha, level=level, gap=gap)
         return frame
 
     @classmethod
@@ -193,7 +193,7 @@ class FairnessFrame:
         level: float = 0.05,
         gap: float | None = None,
         weights: str | Mapping[Any, float] = "rows",
-        expected: Mapping[Any, float] | None = None,
+        probabilities: Mapping[Any, float] | None = None,
     ) -> FairnessFrame:
         """Returns the frame of a `MetricFrame` of fairlearn that holds a rate and the number of rows behind it.
 
@@ -202,7 +202,7 @@ class FairnessFrame:
           metric: name of the rate. None: the only other metric in the frame.
           count: name of the metric that counts. It must count the rows that the rate is taken over: for a false
             positive rate those whose label is negative.
-          alpha, level, gap, weights, expected: as for the class.
+          alpha, level, gap, weights, probabilities: as for the class.
 
         Raises:
           ValueError: the frame lacks a metric, or a rate times its count is not an integer.
@@ -210,7 +210,11 @@ class FairnessFrame:
         by_group = metric_frame.by_group
         columns = [str(name) for name in getattr(by_group, "columns", [])]
         others = [name for name in columns if name != count]
-        if count not in columns or (metric is None and len(others) != 1) or (metric is not None and metric not in others):
+        if (
+            count not in columns
+            or (metric is None and len(others) != 1)
+            or (metric is not None and metric not in others)
+        ):
             raise ValueError(
                 f"the MetricFrame has the metrics {', '.join(columns) or 'of one function'}: give it a mapping with a "
                 f"rate and {count!r}: fairlearn.metrics.count, and name the rate"
@@ -219,7 +223,7 @@ class FairnessFrame:
         counts = np.nan_to_num(np.asarray(by_group[count], np.float64))
         exact = np.where(counts > 0, np.asarray(by_group[metric], np.float64), 0) * counts
         sums = np.round(exact)
-        if not np.allclose(exact, sums, rtol=0, atol=1e-6 * np.maximum(counts, 1)):
+        if (np.abs(exact - sums) > 1e-6 * np.maximum(counts, 1)).any():
             raise ValueError(
                 f"metric {metric!r} times {count!r} is not an integer in every group: it is no rate over these rows; "
                 "give FairnessFrame the labels and predictions"
@@ -240,7 +244,7 @@ class FairnessFrame:
             with _naming(metric, stratum):
                 cases.append(_Case(metric, stratum, from_counts(*totals), None))
         frame._single, frame._pandas = True, is_pandas(by_group)
-        frame._run(cases, weights, expected, alpha=alpha, level=level, gap=gap)
+        frame._run(cases, weights, probabilities, alpha=alpha, level=level, gap=gap)
         return frame
 
     @property
@@ -266,7 +270,7 @@ class FairnessFrame:
         return self._by_stratum(lambda test: test.max_gap.overall)
 
     def difference(self, method: Literal["between_groups", "to_overall"] = "between_groups") -> Any:
-        """Returns the largest observed difference in each stratum. Chance alone makes it large if there are many groups.
+        """Returns the largest observed difference in each stratum; among many groups chance alone makes it large.
 
         Args:
           method: "between_groups" for the largest mean of a group minus the smallest one, "to_overall" for the largest
@@ -316,7 +320,7 @@ class FairnessFrame:
         self,
         cases: list[_Case],
         weights: str | Mapping[Any, float],
-        expected: Mapping[Any, float] | None,
+        probabilities: Mapping[Any, float] | None,
         *,
         alpha: float,
         level: float,
@@ -326,14 +330,16 @@ class FairnessFrame:
         if isinstance(weights, str) and weights not in ("rows", "equal"):
             raise ValueError(f"weights {weights!r} are unknown: give 'rows', 'equal' or a mapping from group to weight")
         mass = np.ones(len(self.groups)) if weights == "equal" else _by_group("weights", weights, self.groups)
-        rates = _by_group("expected", expected, self.groups)
+        rates = _by_group("probabilities", probabilities, self.groups)
         results = []
         for case in cases:
             with _naming(case.metric, case.stratum):
                 if case.draws is not None:
                     result = attribute_specific_test(case.draws, alpha=alpha, level=level, gap=gap)
                 else:
-                    result = weighted_test(case.sums, alpha=alpha, level=level, gap=gap, weights=mass, expected=rates)
+                    result = weighted_test(
+                        case.sums, alpha=alpha, level=level, gap=gap, weights=mass, probabilities=rates
+                    )
                 results.append((result, max_gap_test(case.sums, level=level, weights=mass)))
         adjusted = holm([result.p_value for result, _ in results])
         self.tests = [

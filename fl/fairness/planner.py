@@ -1,9 +1,9 @@
 """Plans how many rows to collect, and of which groups, so that a test tells equal groups from a CVaR gap.
 
 Each plan bounds two probabilities by `error`: that the test at the level `error` rejects although all groups are alike,
-and that it does not reject although F_α is at least `gap`. The second is computed for groups with the weight 1 - α whose gap is `gap`, and for
-no gap elsewhere; among alternatives with that F_α it has the least variance of groups. Values are 0 or 1 with the overall
-value `rate`, or scores between 0 and 1; then 0.5 is safe.
+and that it does not reject although F_α is at least `gap`. The second is computed for groups with the weight 1 - α
+whose gap is `gap`, and for no gap elsewhere; among alternatives with that F_α it has the least variance of groups.
+Values are 0 or 1 with the overall value `rate`, or scores between 0 and 1; then 0.5 is safe.
 
 Reference: Paes, Suresh, Beutel, Calmon and Beirami 2023, https://arxiv.org/abs/2312.03867. The constants here are ours.
 """
@@ -90,7 +90,7 @@ class MaxGapPlan(NamedTuple):
 
 def renyi_entropy(weights: ArrayLike) -> float:
     """Returns H = 3 log Σ w_g^(2/3), the Rényi entropy of order 2/3 in nats; for n equal weights it is log n."""
-    mass = normalized_weights(weights, np.size(weights))
+    mass = normalized_weights(weights)
     return 3 * math.log(float((mass ** (2 / 3)).sum()))
 
 
@@ -100,7 +100,7 @@ def sampling_probabilities(weights: ArrayLike) -> NDArray[np.float64]:
     They minimise the variance of the estimate where all groups are alike, which is proportional to Σ w_g² / π_g². Its
     minimum is exp H with the Rényi entropy H of order 2/3.
     """
-    powers = normalized_weights(weights, np.size(weights)) ** (2 / 3)
+    powers = normalized_weights(weights) ** (2 / 3)
     return np.asarray(powers / powers.sum())
 
 
@@ -135,7 +135,9 @@ def plan_weighted(
     root_sum = float((mass ** (1 / 3)).sum())
 
     def critical(rows: int) -> float:
-        third = 8 * case.variance**3 * (z / rows) ** 3 + 4 * case.skew**2 * case.variance**2 * (z / rows) ** 4 * root_sum
+        third = (
+            8 * case.variance**3 * (z / rows) ** 3 + 4 * case.skew**2 * case.variance**2 * (z / rows) ** 4 * root_sum
+        )
         return skewed.quantile(error, Moments(2 * case.variance**2 * z**3 / rows**2, third))
 
     def is_enough(rows: int) -> bool:
@@ -196,9 +198,7 @@ def plan_attribute_specific(
     return AttributeSpecificPlan(*best, critical(*best))
 
 
-def plan_max_gap(
-    weights: ArrayLike, *, alpha: float, gap: float, error: float = 0.05, rate: float = 0.5
-) -> MaxGapPlan:
+def plan_max_gap(weights: ArrayLike, *, alpha: float, gap: float, error: float = 0.05, rate: float = 0.5) -> MaxGapPlan:
     """Plans a test of the largest gap with Bonferroni's correction against the same alternative, for comparison.
 
     It finds the alternative if it finds any of its worst groups. Those are counted as the fewest groups with the weight
@@ -245,7 +245,7 @@ class _Case(NamedTuple):
 
 
 def _two_groups(weights: ArrayLike) -> NDArray[np.float64]:
-    mass = normalized_weights(weights, np.size(weights))
+    mass = normalized_weights(weights)
     mass = mass[mass > 0]
     if len(mass) < 2:
         raise ValueError(f"{len(mass)} group has a weight: at least two are needed")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fl.fairness.columns import as_column
+from fl.fairness.columns import as_column, count_missing
 
 _Array = NDArray[Any]
 
@@ -60,16 +60,21 @@ def row_values(metric: Any, y_true: Any, y_pred: Any, params: Mapping[str, Any])
       params: further arguments for a function.
 
     Raises:
-      ValueError: the metric is unknown or is not a mean over rows, or the lengths differ.
+      ValueError: the metric is unknown or is not a mean over rows, the lengths differ, or a label is missing.
     """
     name = metric_name(metric)
     true, predicted = as_column("y_true", y_true), as_column("y_pred", y_pred)
     if true.shape != predicted.shape:
         raise ValueError(f"y_true has {len(true)} rows and y_pred {len(predicted)}: give one of each for every row")
+    for column, labels in (("y_true", true), ("y_pred", predicted)):
+        if missing := count_missing(labels):
+            raise ValueError(f"{column} has no value in {missing} of {len(labels)} rows: leave these rows out")
     known = ROW_METRICS.get(name)
     if isinstance(metric, str) or not callable(metric):
         if known is None or not isinstance(metric, str):
-            raise ValueError(f"metric {metric!r} is unknown: give a function of rows, or one of {', '.join(ROW_METRICS)}")
+            raise ValueError(
+                f"metric {metric!r} is unknown: give a function of rows, or one of {', '.join(ROW_METRICS)}"
+            )
         if params:
             raise ValueError(f"sample_params {', '.join(params)}: {name!r} counts every row once; leave them out")
         return known(true, predicted)
@@ -79,7 +84,7 @@ def row_values(metric: Any, y_true: Any, y_pred: Any, params: Mapping[str, Any])
     values = known(true, predicted) if known else None
     if values is None or result.shape != () or not np.isclose(float(result), np.nanmean(values), rtol=1e-9, atol=1e-12):
         raise ValueError(
-            f"metric {name!r} is not known to be a mean over rows: give a function that returns one value for each row, "
+            f"metric {name!r} is not known to be a mean over rows: give a function that returns one value for each row "
             f"or one of {', '.join(ROW_METRICS)} without parameters"
         )
     return values

@@ -1,10 +1,10 @@
 """Computes tail probabilities of the estimate of the groups' variance from its moments, where all groups are alike.
 
-The estimate is then like a sum of squares minus its mean: it leans to the right, and a normal approximation would reject
-equal groups too often. It is approximated by a shifted gamma distribution with the same first three moments (Pearson's
-type III). A chi-square distribution with one degree of freedom, the limit for two groups, has the skewness 2.83. More
-than 4 arises only where chance decides whether any group has two rows with a rare value. There no smooth distribution
-fits, and Cantelli's inequality, which holds for every distribution, replaces the approximation.
+The estimate is then like a sum of squares minus its mean: it leans to the right, and a normal approximation would
+reject equal groups too often. It is approximated by a shifted gamma distribution with the same first three moments
+(Pearson's type III). A chi-square distribution with one degree of freedom, the limit for two groups, has the skewness
+2.83. More than 4 arises only where chance decides whether any group has two rows with a rare value. There no smooth
+distribution fits, and Cantelli's inequality, which holds for every distribution, replaces the approximation.
 
 Reference: Imhof 1961, Computing the distribution of quadratic forms in normal variables, section 4 (three moments).
 """
@@ -23,7 +23,7 @@ _NO_SPREAD = 1e-14  # rounding of the estimate, whose scale is 1
 
 
 def tail_probability(value: float, moments: Moments) -> float:
-    """Returns the probability, or an upper bound on it, that a variable with mean 0 and these moments is at least `value`."""
+    """Returns the probability, or a bound on it, that a variable with mean 0 and these moments is at least `value`."""
     stddev = math.sqrt(max(moments.variance, 0.0))
     if stddev < _NO_SPREAD:
         return 1.0

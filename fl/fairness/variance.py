@@ -1,16 +1,16 @@
 """Estimates the variance of the groups' expected values without bias, and computes the moments of the estimate.
 
 With weights w_g that add up to 1, the variance is V = Σ w_g (L_g - m)², m = Σ w_g L_g. All groups are alike exactly if
-V = 0, and a CVaR gap of F_α implies V ≥ (1 - α) F_α² (`fl.fairness.gaps`). From each group's number of rows N_g, sum S_g
-and sum of squares Q_g,
+V = 0, and a CVaR gap of F_α implies V ≥ (1 - α) F_α² (`fl.fairness.gaps`). From each group's number of rows N_g, sum
+S_g and sum of squares Q_g,
 
     m̂   = Σ (w_g / r_g) S_g / Σ (w_g / r_g) N_g
     C_g = S_g - N_g m̂                                    the sum of X - m̂ over the group's rows
     P_g = C_g² - Σ (X - m̂)²                              the sum of (X_i - m̂)(X_j - m̂) over pairs i ≠ j of rows
     T   = Σ w_g (1 - w_g) P_g / p_g + Σ w_g² C_g² / r_g²
 
-The square of a group's mean would count the sampling error as a gap. P_g leaves each row's product with itself out, which
-removes that bias. The terms with w_g² do the same for the error of m̂.
+The square of a group's mean would count the sampling error as a gap. P_g leaves each row's product with itself out,
+which removes that bias. The terms with w_g² do the same for the error of m̂.
 
 Two samplings give the numbers of rows r_g and of ordered pairs p_g. Where the numbers of rows are given, r_g = N_g and
 p_g = N_g (N_g - 1): T is unbiased for groups of at least two rows. Where each row's group was drawn, N_g is a Poisson
@@ -63,7 +63,7 @@ def build_form(counts: _Array, weights: _Array, expected: _Array | None) -> Form
     Args:
       counts: float64 [groups], N_g; at least 2 if `expected` is None.
       weights: float64 [groups], w_g, with sum 1.
-      expected: float64 [groups], λ_g > 0 where w_g > 0, if the rows' groups were drawn; None: numbers of rows are given.
+      expected: float64 [groups], λ_g > 0 where w_g > 0, if the rows' groups were drawn; None: N_g is given.
     """
     rows = counts if expected is None else expected
     pairs = counts * (counts - 1) if expected is None else expected**2
@@ -114,8 +114,8 @@ def null_moments(form: Form, variances: _Array, skew: float) -> Moments:
     """Returns the moments of T given the numbers of rows, if all groups are alike and m is known.
 
     For a symmetric M with zeros on the diagonal, and independent rows with variance σ² and third moment μ₃, the moments
-    are 2 σ⁴ tr M² and 8 σ⁶ tr M³ + 4 μ₃² Σ M_ij³. M is a sum of blocks, one for each group, minus a product of vectors, so
-    that its traces take one pass over the groups.
+    are 2 σ⁴ tr M² and 8 σ⁶ tr M³ + 4 μ₃² Σ M_ij³. M is a sum of blocks, one for each group, minus a product of vectors,
+    so that its traces take one pass over the groups.
 
     Args:
       form: the quadratic form.
@@ -129,9 +129,7 @@ def null_moments(form: Form, variances: _Array, skew: float) -> Moments:
     diagonal = n * block + outer
     # K = diag(diagonal) - v vᵀ with v_g² = outer_g, and M = K spread over rows, minus `block` on the diagonal.
     trace_k2 = diagonal @ diagonal - 2 * diagonal @ outer + total**2
-    trace_k3 = (
-        (diagonal**3).sum() - 3 * diagonal**2 @ outer + 3 * (diagonal @ outer) * total - total**3
-    )
+    trace_k3 = (diagonal**3).sum() - 3 * diagonal**2 @ outer + 3 * (diagonal @ outer) * total - total**3
     k2_diagonal = diagonal**2 - 2 * diagonal * outer + outer * total
     trace_m2 = trace_k2 - n @ block**2
     trace_m3 = trace_k3 - 3 * block @ k2_diagonal + 2 * n @ block**3

@@ -58,7 +58,8 @@ class Report:
             from privacy.report import plots
 
             images = {name: Markup(svg) for name, svg in plots.draw(self.data).items()}
-        return make_environment(_TEMPLATES, html=True).get_template(f"{self.template}.html.jinja").render(self.data, plots=images)
+        template = make_environment(_TEMPLATES, html=True).get_template(f"{self.template}.html.jinja")
+        return str(template.render(self.data, plots=images))
 
     def write(self, folder: str | pathlib.Path, stem: str = "report") -> list[pathlib.Path]:
         """Writes `stem`.html, .md and .json into `folder`, each atomically, and returns their paths.

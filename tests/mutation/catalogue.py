@@ -1,7 +1,8 @@
-"""Lists bugs of decoding and alignment, many of them of other implementations, with the test that must catch each."""
+"""Lists bugs of decoding, alignment and fairness, many of other implementations, with the test that must catch each."""
 
 from tests.mutation.alignment import ALIGNMENT
 from tests.mutation.bug import Bug
+from tests.mutation.fairness import FAIRNESS
 from tests.mutation.refinement import REFINEMENT
 
 __all__ = ["CATALOGUE", "Bug"]
@@ -341,4 +342,5 @@ CATALOGUE = (
     ),
     *REFINEMENT,
     *ALIGNMENT,
+    *FAIRNESS,
 )

@@ -331,7 +331,11 @@ def test_report_states_smaller_epsilon_and_its_accountant(pld, stated, other):
     for template in ("report.md.jinja", "report.html.jinja"):
         source = (report.SCHEMA_FILE.parent / template).read_text()
         (line,) = [line for line in source.splitlines() if "ε by PLD" in line]
-        shown = pages.make_environment(report.SCHEMA_FILE.parent, html=False).from_string(line).render(guarantee=said, unless_fixed="")
+        shown = (
+            pages.make_environment(report.SCHEMA_FILE.parent, html=False)
+            .from_string(line)
+            .render(guarantee=said, unless_fixed="")
+        )
         assert ("not available" in shown) == (pld is None)
         assert ("the ε stated" in shown) == (stated == "PLD") and ("another upper bound" in shown) == (other == "PLD")
 

@@ -1,0 +1,162 @@
+"""`fedspeak fairness` tests tables, plans, and refuses what it cannot test with one line that names the option."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from fl.fairness import FairnessFrame, plan_attribute_specific, plan_max_gap, plan_weighted
+from tests.experiments.processes import call
+
+RNG = np.random.default_rng(11)
+COLUMNS = {
+    "sex": RNG.choice(["f", "m"], 900),
+    "race": RNG.choice(["a", "b", "c"], 900, p=[0.6, 0.3, 0.1]),
+    "year": RNG.choice([2023, 2024], 900),
+    "label": RNG.integers(0, 2, 900),
+    "score": RNG.random(900).round(4),
+    "empty": np.where(np.arange(900) == 7, "", "1"),
+    "visit": np.arange(900) // 10,
+}
+COLUMNS["predicted"] = np.where(RNG.random(900) < 0.1 + 0.4 * (COLUMNS["race"] == "c"), 1, 0) ^ COLUMNS["label"]
+TEST = ("fairness", "test", "people.csv", "--groups", "sex,race", "--outcome", "label", "--prediction", "predicted")
+PLAN = ("fairness", "plan", "--alpha", "0.8", "--gap", "0.1")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("fairness")
+    with open(path / "people.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        writer.writerows(zip(*COLUMNS.values(), strict=True))
+    return path
+
+
+def frame(**arguments) -> FairnessFrame:
+    people = {name: COLUMNS[name] for name in ("sex", "race")}
+    labels = {"y_true": COLUMNS["label"], "y_pred": COLUMNS["predicted"]}
+    return FairnessFrame(**{"metrics": "zero_one_loss", "sensitive_features": people, **labels, **arguments})
+
+
+def test_test_prints_what_the_library_finds(folder):
+    code, out, err = call(*TEST, "--alpha", "0.8", "--gap", "0.1", folder=folder)
+    result = frame(alpha=0.8, gap=0.1).test
+    assert (code, err) == (0, "")
+    assert "zero_one_loss: the groups are NOT ALIKE" in out
+    for value in (f"{result.p_value:.3g}", f"{result.gap_low:.4g}", f"{result.gap_high:.4g}", f"{result.power:.3g}"):
+        assert value in out
+
+
+def test_strata_scores_draws_and_json(folder):
+    code, out, _ = call(
+        *TEST, "--alpha", "0.8", "--strata", "year", "--metric", "accuracy_score", "--json", folder=folder
+    )
+    tests = json.loads(out)["tests"]
+    expected = frame(alpha=0.8, metrics="accuracy_score", control_features={"year": COLUMNS["year"]}).tests
+    assert code == 0 and [test["adjusted_p"] for test in tests] == [test.adjusted_p for test in expected]
+    of_scores = ("fairness", "test", "people.csv", "--groups", "sex,race", "--outcome", "score", "--bounds", "-1,1")
+    code, out, _ = call(*of_scores, "--alpha", "0.5", "--weights", "equal", folder=folder)
+    assert code == 0 and f"overall               {np.mean([np.mean(g) for g in by_group('score')]):.4g}" in out
+    code, out, _ = call(*TEST, "--alpha", "0.8", "--draws", "visit", folder=folder)
+    assert code == 0 and "900 rows of 90 draws, sampling: attribute-specific" in out
+
+
+def by_group(name: str) -> list[np.ndarray]:
+    return [COLUMNS[name][(COLUMNS["sex"] == s) & (COLUMNS["race"] == r)] for s in "fm" for r in "abc"]
+
+
+def test_report_is_written_beside_the_result(folder):
+    code, out, _ = call(*TEST, "--alpha", "0.8", "--output", "report", folder=folder)
+    assert code == 0 and out.endswith("wrote report/fairness.html, .md and .json\n")
+    assert json.loads((folder / "report/fairness.json").read_text())["title"] == "people"
+
+
+def test_parquet_gives_the_same_as_csv(folder):
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    parquet.write_table(pa.table(COLUMNS), folder / "people.parquet")
+    command = (*TEST[:2], "people.parquet", *TEST[3:], "--alpha", "0.8")
+    assert call(*command, folder=folder) == call(*TEST, "--alpha", "0.8", folder=folder)
+
+
+def test_plan_prints_the_rows_of_three_tests(folder):
+    code, out, _ = call(*PLAN, "--groups", "10x20", "--error", "0.1", "--rate", "0.2", folder=folder)
+    case = {"alpha": 0.8, "gap": 0.1, "error": 0.1, "rate": 0.2}
+    plans = plan_weighted(np.ones(200), **case), plan_attribute_specific(**case), plan_max_gap(np.ones(200), **case)
+    assert code == 0
+    for name, plan in zip(("weighted", "attribute-specific", "largest gap"), plans, strict=True):
+        (line,) = [line for line in out.splitlines() if line.startswith(name)]
+        assert line.split()[len(name.split())] == f"{plan.rows:,}"
+
+
+def test_rows_that_were_drawn_by_a_plan_are_tested_by_it(folder):
+    code, _, _ = call(*PLAN, "--groups", "sex,race", "--table", "people.csv", "--output", "plan.json", folder=folder)
+    plan = json.loads((folder / "plan.json").read_text())
+    assert code == 0 and plan["groups"] == [[s, r] for s in "fm" for r in "abc"]
+    shares = [len(group) / 900 for group in by_group("label")]
+    assert plan["weights"] == pytest.approx(shares)
+    rng = np.random.default_rng(1)
+    with open(folder / "drawn.csv", "w") as file:
+        file.write("sex,race,loss\n")
+        for place in rng.choice(6, size=plan["weighted"]["rows"], p=plan["probabilities"]):
+            file.write(f"{','.join(plan['groups'][place])},{int(rng.random() < 0.3)}\n")
+    drawn = ("fairness", "test", "drawn.csv", "--groups", "sex,race", "--outcome", "loss", "--plan", "plan.json")
+    code, out, _ = call(*drawn, folder=folder)
+    assert code == 0 and "alpha 0.8; level 0.05" in out and "sampling: weighted" in out and "power at the gap" in out
+    code, _, err = call(*TEST, "--plan", "plan.json", "--groups", "sex", folder=folder)
+    assert code == 2 and "--plan plan.json is for --groups sex,race: plan with --table and --groups sex" in err
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ((*TEST, "--alpha", "1"), "--alpha must lie in [0, 1), got 1.0: 0.9 looks at the worst tenth of the weight"),
+        ((*TEST, "--alpha", "nan"), "--alpha must lie in [0, 1), got nan: 0.9 looks at the worst tenth of the weight"),
+        (TEST, "--alpha is missing: give 0.9 to look at the worst tenth of the weight"),
+        ((*TEST, "--alpha", "0.5", "--level", "1"), "--level must lie in (0, 1), got 1.0: 0.05 is usual"),
+        ((*TEST, "--alpha", "0.5", "--gap", "2"), "--gap must lie in (0, 1], got 2.0: give a gap that would matter"),
+        ((*TEST, "--alpha", "0.5", "--groups", "score"), "column 'score' is continuous"),
+        ((*TEST, "--alpha", "0.5", "--groups", "sex,,race"), "--groups 'sex,,race' must name different columns"),
+        ((*TEST, "--alpha", "0.5", "--groups", "empty"), "column 'empty' has no value in 1 of 900 rows"),
+        (
+            (*TEST, "--alpha", "0.5", "--outcome", "empty"),
+            "--outcome has no value in 1 of 900 rows: leave these rows out",
+        ),
+        ((*TEST, "--alpha", "0.5", "--groups", "none"), "people.csv has no column 'none'; it has 'sex'"),
+        (
+            (*TEST, "--alpha", "0.5", "--strata", "visit"),
+            "in the stratum 12: groups that have a weight and two rows or more: 1 of 6",
+        ),
+        ((*TEST, "--alpha", "0.5", "--metric", "f1"), "metric 'f1' is unknown: give a function of rows, or one of"),
+        ((*TEST, "--alpha", "0.5", "--bounds", "0"), "--bounds '0' must be two numbers, such as -1,1"),
+        ((*TEST, "--alpha", "0.5", "--bounds", "1,0"), "--bounds (1, 0) are wrong: give the least and the largest"),
+        (
+            (*TEST, "--plan", "people.csv"),
+            "--plan people.csv is not a plan: give a file that fedspeak fairness plan wrote",
+        ),
+        ((*TEST[:-2], "--alpha", "0.5", "--metric", "x"), "--metric x compares --outcome with predictions: give"),
+        ((*PLAN, "--groups", "1"), "--groups 1 are 1 groups: give 2 to 10,000,000"),
+        ((*PLAN, "--groups", "sex"), "--groups sex is no number of groups, as 70 or 2x5x7: give --table with these"),
+        ((*PLAN, "--groups", "9", "--error", "0.5"), "--error must lie in (0, 0.5), got 0.5: 0.05 is usual"),
+        (
+            (*PLAN, "--groups", "9", "--rate", "0"),
+            "--rate must lie in (0, 1), got 0.0: leave it out if it is not known",
+        ),
+        ((*PLAN[:-1], "0", "--groups", "9"), "--gap must lie in (0, 1], got 0.0: give the smallest gap"),
+    ],
+)
+def test_bad_input_gets_one_line(folder, command, message):
+    code, out, err = call(*command, folder=folder)
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1 and err.startswith("fedspeak: error: ") and message in err
+
+
+def test_one_group_is_refused(folder):
+    (folder / "one.csv").write_text("sex,loss\nf,0\nf,1\n")
+    command = ("fairness", "test", "one.csv", "--groups", "sex", "--outcome", "loss", "--alpha", "0.5")
+    assert call(*command, folder=folder)[2] == (
+        "fedspeak: error: --groups: the rows form 1 group: at least two are needed\n"
+    )

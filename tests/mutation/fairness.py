@@ -1,0 +1,81 @@
+"""Lists bugs of fairness tests, each with the test that must catch it."""
+
+from tests.mutation.bug import Bug
+
+_VARIANCE = "fl/fairness/variance.py"
+_GAPS = "fl/fairness/gaps.py"
+_TESTS = "tests/fl/fairness/"
+_CVAR = _TESTS + "test_gaps.py::test_cvar_is_the_minimum_of_rockafellar_and_uryasev_also_with_equal_gaps"
+
+FAIRNESS = (
+    Bug(
+        "variance of rows counted as variance of groups",
+        _VARIANCE,
+        "pair_sums = deviations**2 - centred_squares(sums, center)",
+        "pair_sums = deviations**2",
+        _TESTS + "test_variance.py::test_estimate_has_no_bias_for_given_counts",
+    ),
+    Bug(
+        "error of the overall value left in",
+        _VARIANCE,
+        "weights * (1 - weights), pairs",
+        "weights, pairs",
+        _TESTS + "test_variance.py::test_estimate_has_no_bias_for_given_counts",
+    ),
+    Bug(
+        "number of pairs taken for the squared number of rows",
+        _VARIANCE,
+        "counts * (counts - 1) if expected is None",
+        "counts**2 if expected is None",
+        _TESTS + "test_variance.py::test_estimate_has_no_bias_for_given_counts",
+    ),
+    Bug(
+        "CVaR: gap at the boundary counts as a whole",
+        _GAPS,
+        "np.minimum(np.cumsum(mass[worst_first]), tail)",
+        "np.where(np.cumsum(mass[worst_first]) - mass[worst_first] < tail, np.cumsum(mass[worst_first]), tail)",
+        _TESTS + "test_gaps.py::test_cvar_splits_the_gap_at_the_boundary",
+    ),
+    Bug(
+        "CVaR: of groups with equal gaps one counts",
+        _GAPS,
+        'np.argsort(-values, kind="stable")',
+        "np.unique(-values, return_index=True)[1]",
+        _CVAR,
+    ),
+    Bug(
+        "rows drawn with weights of the exponent 1/2",
+        "fl/fairness/planner.py",
+        "powers = normalized_weights(weights) ** (2 / 3)",
+        "powers = normalized_weights(weights) ** (1 / 2)",
+        _TESTS + "test_planner.py::test_sampling_probabilities_minimise_the_variance_of_equal_groups",
+    ),
+    Bug(
+        "Holm's correction left out",
+        "fl/fairness/metric_frame.py",
+        "adjusted = holm([result.p_value for result, _ in results])",
+        "adjusted = np.array([result.p_value for result, _ in results])",
+        _TESTS + "test_metric_frame.py::test_a_p_value_that_rejects_alone_need_not_reject_among_several",
+    ),
+    Bug(
+        "Holm: adjusted p-values fall again",
+        "fl/fairness/hypothesis_test.py",
+        "np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1))",
+        "values[order] * np.arange(len(values), 0, -1)",
+        _TESTS + "test_hypothesis_test.py::test_holm_rejects_as_the_procedure_step_by_step",
+    ),
+    Bug(
+        "null distribution taken for a normal one",
+        "fl/fairness/skewed.py",
+        "    if skewness < _ALMOST_SYMMETRIC:\n        return float(special.ndtr(-standard))",
+        "    if True:\n        return float(special.ndtr(-standard))",
+        _TESTS + "test_skewed.py::test_sum_of_squares_has_a_chi_square_distribution[1]",
+    ),
+    Bug(
+        "rare losses: smooth distribution where it does not fit",
+        "fl/fairness/skewed.py",
+        "_MAX_SKEWNESS = 4.0",
+        "_MAX_SKEWNESS = 1e9",
+        _TESTS + "test_hypothesis_test.py::test_level_of_the_test_where_rare_losses_hardly_ever_meet_in_a_group",
+    ),
+)
