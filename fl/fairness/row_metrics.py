@@ -94,14 +94,14 @@ def _numbers(values: _Array) -> _Array:
     try:
         return values.astype(np.float64)
     except (TypeError, ValueError):
-        raise ValueError(f"the metric needs numbers, got {values.dtype} such as {values[0]!r}") from None
+        raise ValueError(f"the metric needs numbers, got {values.tolist()[0]!r}") from None
 
 
 def _binary(values: _Array) -> _Array:
     numbers = _numbers(values)
     if not np.isin(numbers, (0, 1)).all():
         raise ValueError(
-            f"the metric needs labels 0 and 1, got {values[~np.isin(numbers, (0, 1))][0]!r}: compare with the positive "
-            "label first"
+            f"the metric needs labels 0 and 1, got {values[~np.isin(numbers, (0, 1))].tolist()[0]!r}: compare with the "
+            "positive label first"
         )
     return numbers

@@ -47,6 +47,8 @@ STEPS = [
     "reproduce noise-seeds run --seeds 2",
     "train long --set run.rounds=1 --set vocabulary.size=300 --output long",
     "privacy report ages.jsonl",
+    "fairness plan --groups sex,race --table people.csv --alpha 0.8 --gap 0.2 --output plan.json",
+    "fairness test people.csv --groups sex,race --outcome label --prediction predicted --alpha 0.8 --output fairness",
     "privacy audit --trials 20000",
     "privacy audit --training --epsilon 4 --delta 0.01",
     "certificates secrets",
@@ -109,8 +111,10 @@ def test_every_command_of_the_docs_has_a_run_at_smoke_scale():
 
 @pytest.fixture(scope="module")
 def user_folder(folder):
-    """The folder of `conftest.py` with the ledger of a private statistic and a pretrained model."""
+    """The folder of `conftest.py` with the ledger of a private statistic, a pretrained model and a table of people."""
     write_gguf(folder / "small.gguf")
+    people = [f"{sex},{race},{i % 2},{i % 3 % 2}" for sex in "fm" for race in "abc" for i in range(20)]
+    (folder / "people.csv").write_text("\n".join(["sex,race,label,predicted", *people]))
     with Releases.open(folder / "ages.jsonl", Budget(epsilon=1.0)) as ledger:
         dp_mean([34, 71, 25, 48, 52], lower=0, upper=100, epsilon=0.5, ledger=ledger)
     return folder

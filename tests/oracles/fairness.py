@@ -5,15 +5,18 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+Numbers = Sequence[float] | np.ndarray
+Counts = Sequence[int] | np.ndarray
 
-def cvar(gaps: Sequence[float], weights: Sequence[float], alpha: float) -> float:
+
+def cvar(gaps: Numbers, weights: Numbers, alpha: float) -> float:
     """Returns the minimum over η of η + E (gap - η)₊ / (1 - α) (Rockafellar and Uryasev), which lies at a gap."""
     return min(
         eta + sum(w * max(gap - eta, 0) for gap, w in zip(gaps, weights, strict=True)) / (1 - alpha) for eta in gaps
     )
 
 
-def variance_estimate(rows: Sequence[Sequence[float]], weights: Sequence[float]) -> float:
+def variance_estimate(rows: Sequence[Numbers], weights: Numbers) -> float:
     """Returns Σ w_g Û_g - M̂: unbiased estimates of each squared mean and of the squared overall mean.
 
     Args:
@@ -22,14 +25,14 @@ def variance_estimate(rows: Sequence[Sequence[float]], weights: Sequence[float])
     """
     squares = overall_square = 0.0
     for w, group in zip(weights, rows, strict=True):
-        squares += w * np.mean([x * y for x, y in itertools.permutations(group, 2)])
+        squares += w * float(np.mean([x * y for x, y in itertools.permutations(group, 2)]))
     for (v, a), (w, b) in itertools.product(zip(weights, rows, strict=True), repeat=2):
         products = itertools.permutations(a, 2) if a is b else itertools.product(a, b)
-        overall_square += v * w * np.mean([x * y for x, y in products])
-    return float(squares - overall_square)
+        overall_square += v * w * float(np.mean([x * y for x, y in products]))
+    return squares - overall_square
 
 
-def form_matrix(counts: Sequence[int], weights: Sequence[float]) -> np.ndarray:
+def form_matrix(counts: Counts, weights: Numbers) -> np.ndarray:
     """Returns the matrix M with T = Σ_{i≠j} M_ij x_i x_j for centred rows x, [rows, rows]."""
     group = np.repeat(np.arange(len(counts)), counts)
     matrix = np.zeros((len(group), len(group)))
@@ -40,7 +43,7 @@ def form_matrix(counts: Sequence[int], weights: Sequence[float]) -> np.ndarray:
     return matrix
 
 
-def outcomes(counts: Sequence[int], rates: Sequence[float]) -> Iterator[tuple[np.ndarray, float]]:
+def outcomes(counts: Counts, rates: Numbers) -> Iterator[tuple[np.ndarray, float]]:
     """Yields every tuple of group sums of rows of 0 or 1, float64 [groups], with its probability."""
     for sums in itertools.product(*(range(count + 1) for count in counts)):
         probability = np.prod(
@@ -64,9 +67,7 @@ def poisson(limit: int, mean: float) -> list[float]:
     return probabilities
 
 
-def moments(
-    counts: Sequence[int], rates: Sequence[float], statistic: Callable[[np.ndarray], float]
-) -> tuple[float, float, float]:
+def moments(counts: Counts, rates: Numbers, statistic: Callable[[np.ndarray], float]) -> tuple[float, float, float]:
     """Returns the mean, and the second and third central moments, of a statistic of the sums."""
     pairs = [(statistic(sums), probability) for sums, probability in outcomes(counts, rates)]
     mean = sum(value * p for value, p in pairs)

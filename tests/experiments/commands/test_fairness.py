@@ -2,12 +2,14 @@
 
 import csv
 import json
+import re
 
 import numpy as np
 import pytest
 
 from fl.fairness import FairnessFrame, plan_attribute_specific, plan_max_gap, plan_weighted
 from tests.experiments.processes import call
+from tests.test_docs import ROOT
 
 RNG = np.random.default_rng(11)
 COLUMNS = {
@@ -85,11 +87,26 @@ def test_parquet_gives_the_same_as_csv(folder):
 def test_plan_prints_the_rows_of_three_tests(folder):
     code, out, _ = call(*PLAN, "--groups", "10x20", "--error", "0.1", "--rate", "0.2", folder=folder)
     case = {"alpha": 0.8, "gap": 0.1, "error": 0.1, "rate": 0.2}
-    plans = plan_weighted(np.ones(200), **case), plan_attribute_specific(**case), plan_max_gap(np.ones(200), **case)
+    rows = {
+        "weighted": plan_weighted(np.ones(200), **case).rows,
+        "attribute-specific": plan_attribute_specific(**case).rows,
+        "largest gap": plan_max_gap(np.ones(200), **case).rows,
+    }
     assert code == 0
-    for name, plan in zip(("weighted", "attribute-specific", "largest gap"), plans, strict=True):
+    for name, number in rows.items():
         (line,) = [line for line in out.splitlines() if line.startswith(name)]
-        assert line.split()[len(name.split())] == f"{plan.rows:,}"
+        assert line.split()[len(name.split())] == f"{number:,}"
+
+
+def test_docs_show_what_plan_prints(folder):
+    page = (ROOT / "docs" / "systems" / "fairness.md").read_text()
+    (block,) = re.findall(r"```console\n\$ fedspeak (.*?)\n(.*?)```", page, re.DOTALL)
+    assert call(*block[0].split(), folder=folder)[1] == block[1]
+    rows = re.findall(r"^\| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \|$", page, re.MULTILINE)
+    assert len(rows) == 3
+    for groups, *numbers in rows:
+        _, out, _ = call(*block[0].replace("2x5x7x10", groups.replace(",", "")).split(), folder=folder)
+        assert re.findall(r"^[a-z -]+ ([\d,]+)  ", out, re.MULTILINE) == numbers
 
 
 def test_rows_that_were_drawn_by_a_plan_are_tested_by_it(folder):
@@ -116,7 +133,7 @@ def test_rows_that_were_drawn_by_a_plan_are_tested_by_it(folder):
         ((*TEST, "--alpha", "1"), "--alpha must lie in [0, 1), got 1.0: 0.9 looks at the worst tenth of the weight"),
         ((*TEST, "--alpha", "nan"), "--alpha must lie in [0, 1), got nan: 0.9 looks at the worst tenth of the weight"),
         (TEST, "--alpha is missing: give 0.9 to look at the worst tenth of the weight"),
-        ((*TEST, "--alpha", "0.5", "--level", "1"), "--level must lie in (0, 1), got 1.0: 0.05 is usual"),
+        ((*TEST, "--alpha", "0.5", "--level", "1"), "--level must lie in (0, 0.5), got 1.0: 0.05 is usual"),
         ((*TEST, "--alpha", "0.5", "--gap", "2"), "--gap must lie in (0, 1], got 2.0: give a gap that would matter"),
         ((*TEST, "--alpha", "0.5", "--groups", "score"), "column 'score' is continuous"),
         ((*TEST, "--alpha", "0.5", "--groups", "sex,,race"), "--groups 'sex,,race' must name different columns"),
@@ -138,6 +155,10 @@ def test_rows_that_were_drawn_by_a_plan_are_tested_by_it(folder):
             "--plan people.csv is not a plan: give a file that fedspeak fairness plan wrote",
         ),
         ((*TEST[:-2], "--alpha", "0.5", "--metric", "x"), "--metric x compares --outcome with predictions: give"),
+        (
+            (*TEST, "--alpha", "0.5", "--draws", "visit", "--weights", "equal"),
+            "--weights equal goes with rows, and --draws",
+        ),
         ((*PLAN, "--groups", "1"), "--groups 1 are 1 groups: give 2 to 10,000,000"),
         ((*PLAN, "--groups", "sex"), "--groups sex is no number of groups, as 70 or 2x5x7: give --table with these"),
         ((*PLAN, "--groups", "9", "--error", "0.5"), "--error must lie in (0, 0.5), got 0.5: 0.05 is usual"),

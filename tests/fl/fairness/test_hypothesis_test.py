@@ -1,10 +1,11 @@
 """Tests of error probabilities and confidence by simulation, with fixed seeds.
 
 Each comparison fails by chance with probability at most 1e-6 (`simulation.CHANCE`). The ranges allow for what the
-approximations leave: at the level 0.05 the true level is between 0.03 and 0.065.
+approximations leave: at the level 0.05 the true level is between 0.03 and 0.065, and up to 0.09 in small cases.
 """
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,17 +22,19 @@ RUNS = 800
 
 
 @pytest.mark.parametrize(
-    ("counts", "rate"),
+    ("counts", "rate", "most"),
     [
-        (np.full(2, 60), 0.3),  # one degree of freedom
-        (np.full(5, 20), 0.2),
-        (np.full(200, 2), 0.15),
-        (np.arange(2, 102), 0.05),
+        (np.full(2, 60), 0.3, 0.065),  # one degree of freedom
+        (np.full(5, 20), 0.2, 0.065),
+        (np.full(200, 2), 0.15, 0.065),
+        (np.arange(2, 102), 0.05, 0.065),
+        (np.full(5, 3), 0.5, 0.09),  # so few rows that the statistic has few values
+        (np.full(1000, 2), 0.01, 0.09),
     ],
-    ids=["two", "five", "pairs", "unequal"],
+    ids=["two", "five", "pairs", "unequal", "few-rows", "rare-losses"],
 )
-def test_level_of_the_test_for_given_counts(counts, rate):
-    assert_rate(lambda rng: weighted_test(binary_sums(rng, counts, rate), alpha=0.9).rejects, 0.03, 0.065, RUNS, 1)
+def test_level_of_the_test_for_given_counts(counts, rate, most):
+    assert_rate(lambda rng: weighted_test(binary_sums(rng, counts, rate), alpha=0.9).rejects, 0.03, most, RUNS, 1)
 
 
 def test_level_of_the_test_for_drawn_groups_of_which_most_have_no_row():
@@ -82,7 +85,7 @@ def test_errors_at_the_threshold_halfway_are_those_of_the_specification(groups, 
 def test_bounds_on_the_gap_hold_and_power_is_not_overstated(gap):
     rates, counts = shifted(40, 0.2, gap, 0.4), np.full(40, 30)
     true = cvar_gap(rates, counts, 0.8)
-    stated = weighted_test(binary_sums(np.random.default_rng(0), counts, 0.4), alpha=0.8, gap=true).power
+    stated: Any = weighted_test(binary_sums(np.random.default_rng(0), counts, 0.4), alpha=0.8, gap=true).power
     results = []
 
     def misses_above(rng: np.random.Generator) -> bool:
@@ -124,9 +127,9 @@ def test_attribute_specific_estimate_is_the_mean_of_pairs_minus_the_mean_across_
 def test_groups_with_one_row_are_left_out_and_counted():
     with_rest = weighted_test(from_counts([50, 50, 1, 0], [5, 16, 1, 0]), alpha=0.5, weights=[4, 4, 1, 1])
     without = weighted_test(from_counts([50, 50], [5, 16]), alpha=0.5)
-    assert (with_rest.untested_groups, with_rest.untested_weight) == (2, pytest.approx(0.2))
-    fields = {"untested_groups": 0, "untested_weight": 0.0}
-    assert dataclasses.replace(with_rest, **fields) == without
+    assert with_rest.untested_groups == 2
+    assert with_rest.untested_weight == pytest.approx(0.2)
+    assert dataclasses.replace(with_rest, untested_groups=0, untested_weight=0.0) == without
 
 
 def test_results_are_in_the_unit_of_the_values():
@@ -160,7 +163,7 @@ def test_holm_rejects_as_the_procedure_step_by_step(p_values):
     ("arguments", "message"),
     [
         ({"alpha": 1}, r"alpha must lie in \[0, 1\), got 1"),
-        ({"level": 0}, r"level must lie in \(0, 1\), got 0: 0.05 is usual"),
+        ({"level": 0}, r"level must lie in \(0, 0.5\), got 0: 0.05 is usual"),
         ({"gap": float("nan")}, r"gap must lie in \(0, 1\], got nan"),
         ({"weights": [1, 0]}, "groups that have a weight and two rows or more: 1 of 2; at least two are needed"),
         ({"probabilities": [1, 1]}, "weights are missing: rows of drawn groups do not show"),

@@ -35,7 +35,7 @@ def two() -> report.FairnessReport:
 def test_report_states_result_and_what_was_not_tested(one):
     text = one.to_markdown()
     assert text.startswith("# Fairness report: loans\n\n**THE GROUPS ARE NOT ALIKE**, at the level 0.05.")
-    assert "1 groups have no row, and 1 groups with 0.8264 % of the weight have too few rows" in text
+    assert "groups without rows (1) and groups with too few rows to be tested (1, with 0.8264 % of the weight)" in text
     assert "power at 0.2" in text
     for name in ("gap_low", "gap_high", "p_value", "power"):
         value = one.frame["tests"][0]["result"][name]

@@ -69,7 +69,7 @@ def test_pair_sum_of_a_poisson_number_of_rows_has_mean_and_variance_of_the_speci
     values = []
     for count, chance in enumerate(oracle.poisson(30, rows)):
         for total in range(count + 1):
-            sums = GroupSums(*(np.array([float(x)]) for x in (count, total, total)))
+            sums = GroupSums(np.array([count * 1.0]), np.array([total * 1.0]), np.array([total * 1.0]))
             pairs = (total - count * center) ** 2 - variance.centred_squares(sums, center)[0]
             values.append((pairs / rows**2, chance * oracle.binomial(count, total, rate)))
     mean = sum(value * p for value, p in values)
@@ -96,8 +96,8 @@ def test_noise_variance_of_binary_rows_is_right_on_average():
     rates = np.array([0.1, 0.6, 0.9])
     center = float(WEIGHTS @ rates)
     form = variance.build_form(np.array(COUNTS, float), WEIGHTS, None)
-    mean = sum(
-        p * variance.noise_variance(form, from_counts(COUNTS, s), center) for s, p in oracle.outcomes(COUNTS, rates)
-    )
+    mean = 0.0
+    for sums, probability in oracle.outcomes(COUNTS, rates):
+        mean += probability * variance.noise_variance(form, from_counts(COUNTS, sums), center)
     seconds = np.repeat(rates * (1 - rates) + (rates - center) ** 2, COUNTS)
     assert mean == pytest.approx(2 * seconds @ oracle.form_matrix(COUNTS, WEIGHTS) ** 2 @ seconds, rel=1e-12)
