@@ -105,7 +105,7 @@ def weighted_test(
     >>> from fl.fairness import from_counts
     >>> result = weighted_test(from_counts([50, 50, 50], [5, 6, 19]), alpha=0.5)
     >>> result.rejects, round(result.p_value, 4)
-    (True, 0.0006)
+    (True, 0.0005)
     """
     groups = len(sums.counts)
     if weights is None and probabilities is not None:

@@ -37,6 +37,14 @@ def test_level_of_the_test_for_given_counts(counts, rate, most):
     assert_rate(lambda rng: weighted_test(binary_sums(rng, counts, rate), alpha=0.9).rejects, 0.03, most, RUNS, 1)
 
 
+@pytest.mark.parametrize("sums", [(140, 150, 190), (90, 100, 135), (150, 151, 152)])
+def test_p_value_of_equally_many_rows_is_that_of_the_chi_square_test(sums):
+    """The estimate is then the chi-square statistic of the table, up to scale and shift."""
+    counts = np.full(3, 500)
+    _, expected, _, _ = stats.chi2_contingency([sums, counts - sums])
+    assert weighted_test(from_counts(counts, sums), alpha=0.5).p_value == pytest.approx(expected, rel=0.05)
+
+
 def test_level_of_the_test_for_drawn_groups_of_which_most_have_no_row():
     plan = plan_weighted(ZIPF, alpha=0.5, gap=0.45)
     assert plan.rows < 400
