@@ -15,7 +15,7 @@ class SpecTr(TreeRule):
     """Follows the drafts that begin with the tokens accepted so far, as long as K-SEQ accepts one more of their tokens.
 
     Lossless. It needs K separate chains of drafts, each drawn independently. The factor of K-SEQ is solved anew after
-    every token, for the number of drafts that are left.
+    every token, for the number of drafts that are left. `stops` solves it at all nodes, `draw` at one of each depth.
 
     Reference: Sun et al. 2023, https://arxiv.org/abs/2310.15141.
     """
@@ -51,6 +51,32 @@ class SpecTr(TreeRule):
             reach = tf.where(is_repeated, 0.0, reach)
         counts.append(tf.zeros_like(drafts.tokens[:, tree.levels[-1].start :]))
         return tf.concat([*stops, reach], axis=1), tf.concat(counts, axis=1)
+
+    def draw(self, target: tf.Tensor, drafts: Drafts, tree: TokenTree, uniform: tf.Tensor) -> tuple[tf.Tensor, Any]:
+        """Draws a node by following one text from the root, with one K-SEQ for each depth; see `TreeRule.draw`."""
+        chains = len(tree.levels[1])
+        node = count = tf.zeros_like(drafts.tokens[:, 0])
+        alive = tf.ones_like(drafts.is_real[:, :1]) & tf.ones([chains], tf.bool)
+        goes_on, uniform = tf.ones_like(drafts.is_real[:, 0]), tf.cast(uniform, target.dtype)
+        for below in tree.levels[1:]:
+            tokens, is_real = (part[:, below.start : below.stop] for part in (drafts.tokens, drafts.is_real))
+            alive &= is_real
+            base, of_target = (tf.gather(part, node, axis=1, batch_dims=1) for part in (drafts.base, target))
+            first, none = _first_success(choose(base, of_target, tokens, alive).accept)
+            # The uniform number is used again for the next depth, from its place in the interval of this decision.
+            bounds = tf.cumsum(tf.concat([none[:, tf.newaxis], first], axis=1), axis=1)
+            uniform *= bounds[:, -1]
+            decision = tf.reduce_sum(tf.cast(bounds[:, :-1] <= uniform[:, tf.newaxis], tf.int32), axis=1)
+            begin = tf.gather(tf.pad(bounds, [[0, 0], [1, 0]]), decision, axis=1, batch_dims=1)
+            width = tf.gather(bounds, decision, axis=1, batch_dims=1) - begin
+            uniform = (uniform - begin) / tf.where(width > 0, width, tf.ones_like(width))
+            count = tf.where(goes_on, tf.reduce_sum(tf.cast(alive, tf.int32), axis=1), count)
+            goes_on &= decision > 0
+            token = tf.gather(tokens, tf.maximum(decision - 1, 0), axis=1, batch_dims=1)
+            alive &= tf.equal(tokens, token[:, tf.newaxis])
+            earliest = tf.argmax(tf.cast(alive, tf.float32), axis=1, output_type=tf.int32)
+            node = tf.where(goes_on, below.start + earliest, node)
+        return node, tf.where(goes_on, 0, count)
 
     def residual(self, target: tf.Tensor, base: tf.Tensor, tokens: tf.Tensor, is_real: tf.Tensor, at: Any) -> tf.Tensor:
         """Returns K-SEQ's residual; see `TreeRule.residual`."""

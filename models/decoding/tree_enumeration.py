@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from models.decoding.child_drafting import child_law, normalized, split
 from models.decoding.enumeration import Chain, Output, Table, Tokens
-from models.decoding.tree_rules import Drafts, TreeRule, residual_at
+from models.decoding.tree_rules import Drafts, TreeRule, residual_at, take_node
 from models.token_tree import TokenTree
 
 
@@ -40,7 +40,8 @@ def enumerate_tree(
         if not which.size:
             continue
         part = tf.nest.map_structure(lambda x: tf.gather(x, which), (rows, drafts, state))  # noqa: B023
-        after = residual_at(rule, part[0], part[1], tree, part[2], tf.fill([len(which)], node)).numpy()
+        at = tf.fill([len(which)], node)
+        after = residual_at(rule, part[0], part[1], tree, take_node(part[2], at), at).numpy()
         after = after.astype(np.float64) / after.sum(axis=1, keepdims=True, dtype=np.float64)
         path = tree.paths[node, 1 : tree.depths[node] + 1]
         accepted += float(share[which].sum()) * len(path)

@@ -58,6 +58,21 @@ class TreeRule(ABC):
           tree: their topology.
         """
 
+    def draw(self, target: tf.Tensor, drafts: Drafts, tree: TokenTree, uniform: tf.Tensor) -> tuple[tf.Tensor, Any]:
+        """Draws a node with the probabilities of `stops`; returns its number, int32 `[B]`, and `stops`' entries there.
+
+        Args:
+          target: as for `stops`.
+          drafts: as for `stops`.
+          tree: as for `stops`.
+          uniform: float32 `[B]`, random numbers in [0, 1).
+        """
+        probability, state = self.stops(target, drafts, tree)
+        bounds = tf.cumsum(probability, axis=1)
+        threshold = uniform[:, tf.newaxis] * bounds[:, -1:]
+        node = tf.minimum(tf.reduce_sum(tf.cast(bounds <= threshold, tf.int32), axis=1), len(tree) - 1)
+        return node, take_node(state, node)
+
     @abstractmethod
     def residual(self, target: tf.Tensor, base: tf.Tensor, tokens: tf.Tensor, is_real: tf.Tensor, at: Any) -> tf.Tensor:
         """Returns the distribution of the token after one node of each row, as weights `[B, V]`; all 0 means `target`.
@@ -96,30 +111,32 @@ def verify_tree(
       accept: int32 `[B]`, random word for the node.
       words: two int32 `[B]`, random words for the token.
     """
-    probability, state = rule.stops(target, drafts, tree)
-    bounds = tf.cumsum(probability, axis=1)
-    threshold = uniforms(accept)[:, tf.newaxis] * bounds[:, -1:]
-    node = tf.minimum(tf.reduce_sum(tf.cast(bounds <= threshold, tf.int32), axis=1), len(tree) - 1)
-    after = residual_at(rule, target, drafts, tree, state, node)
+    node, at = rule.draw(target, drafts, tree, uniforms(accept))
+    after = residual_at(rule, target, drafts, tree, at, node)
     return VerifiedTree(node, sample_probabilities(after, words))
 
 
 def residual_at(
-    rule: TreeRule, target: tf.Tensor, drafts: Drafts, tree: TokenTree, state: Any, node: tf.Tensor
+    rule: TreeRule, target: tf.Tensor, drafts: Drafts, tree: TokenTree, at: Any, node: tf.Tensor
 ) -> tf.Tensor:
-    """Returns the weights `[B, V]` of the token after the node, int32 `[B]`; arguments as for `TreeRule.stops`."""
+    """Returns the weights `[B, V]` of the token after a node.
+
+    Args:
+      rule: the rule.
+      target: as for `verify_tree`.
+      drafts: as for `verify_tree`.
+      tree: as for `verify_tree`.
+      at: the node's entries of what `TreeRule.stops` returned, `[B]`.
+      node: int32 `[B]`, the node.
+    """
     children, inner = _child_table(tree), sum(len(below) > 0 for below in tree.children)
-
-    def at(values: tf.Tensor) -> tf.Tensor:
-        return tf.gather(values, node, axis=1, batch_dims=1)
-
     own = tf.gather(tf.constant(children), node)
     base = tf.gather(drafts.base, tf.minimum(node, inner - 1), axis=1, batch_dims=1)
     tokens, is_real = (
         tf.gather(part, tf.maximum(own, 0), axis=1, batch_dims=1) for part in (drafts.tokens, drafts.is_real)
     )
-    row = at(target)
-    weights = rule.residual(row, base, tokens, is_real & (own >= 0), tf.nest.map_structure(at, state))
+    row = tf.gather(target, node, axis=1, batch_dims=1)
+    weights = rule.residual(row, base, tokens, is_real & (own >= 0), at)
     return tf.where(tf.reduce_max(weights, axis=1, keepdims=True) > 0, weights, row)
 
 
@@ -135,6 +152,11 @@ def visit(accept: tf.Tensor, tree: TokenTree) -> tf.Tensor:
         stops[node] = passed * accept[:, node]
         passed *= 1 - accept[:, node]
     return tf.stack(stops, axis=1)
+
+
+def take_node(state: Any, node: tf.Tensor) -> Any:
+    """Returns the entries `[B]` of one node of each row, of a nest of tensors `[B, N]`."""
+    return tf.nest.map_structure(lambda values: tf.gather(values, node, axis=1, batch_dims=1), state)
 
 
 def _child_table(tree: TokenTree) -> NDArray[np.int32]:

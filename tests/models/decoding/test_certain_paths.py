@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from models.decoding.certain_paths import CertainPaths
-from models.decoding.tree_rules import Drafts, residual_at
+from models.decoding.tree_rules import Drafts, residual_at, take_node
 from models.token_tree import TokenTree
 
 SIZE = 3
@@ -40,7 +40,8 @@ def law_of_a_block(rule, table, paths, lengths, tree):
     law: dict[tuple[int, ...], float] = {}
     for node, text in enumerate(texts):
         if stops[0, node] > 0:
-            weights = residual_at(rule, tf.constant(target), drafts, tree, state, tf.constant([node]))[0].numpy()
+            at = tf.constant([node])
+            weights = residual_at(rule, tf.constant(target), drafts, tree, take_node(state, at), at)[0].numpy()
             for token, share in enumerate(weights / weights.sum()):
                 block = (*text, token)
                 law[block] = law.get(block, 0.0) + float(stops[0, node]) * share

@@ -184,6 +184,23 @@ def test_probabilities_of_nodes_sum_to_one_and_are_zero_where_nothing_was_drafte
     assert np.all(found.numpy()[~is_real] == 0) and np.all(found >= 0)
 
 
+def test_spectr_draws_nodes_with_the_probabilities_of_all_nodes():
+    """Each node belongs to few intervals of the random number, so that a grid of it shows the probabilities."""
+    points, tree = 1 << 13, TokenTree.from_shape((3, 1, 1))
+    target, base, tokens, is_real = draw_drafts(5, 12, 3, tree)
+    is_real = np.all(is_real[:, tree.paths], axis=2)
+    is_real[:, 0] = True
+    uniform = (np.arange(points, dtype=np.float32) + 0.5) / points
+    for row in range(len(tokens)):
+        one = [tf.constant(part[row : row + 1]) for part in (target, tokens, is_real, base)]
+        stops, counts = RULES["spectr"].stops(one[0], Drafts(*one[1:]), tree)
+        many = [tf.repeat(part, points, axis=0) for part in one]
+        node, count = RULES["spectr"].draw(many[0], Drafts(*many[1:]), tree, tf.constant(uniform))
+        found = np.bincount(node.numpy(), minlength=len(tree)) / points
+        np.testing.assert_allclose(found, stops[0], atol=8 / points)
+        np.testing.assert_array_equal(count, counts.numpy()[0][node.numpy()])
+
+
 @pytest.mark.parametrize("name", ["tree", "spectr"])
 def test_tflite_draws_the_nodes_and_tokens_of_eager_mode(name):
     rule, tree = RULES[name], TokenTree.from_shape((3, 1))
