@@ -18,7 +18,7 @@ from models.decoding.drafters import Drafter, widen
 from models.decoding.history import extend_history
 from models.decoding.numpy_ops import LEFT_OUT
 from models.decoding.numpy_processing import History
-from models.decoding.processing import apply_temperature, process
+from models.decoding.processing import process, process_plain
 from models.language_model import LanguageModel, Weights
 from models.tensors import to_tensors
 
@@ -273,7 +273,7 @@ class BlockDecoder(ABC):
 
         if isinstance(request.is_plain, tuple) or allowed is not None:
             return process_all()
-        return tf.cond(request.is_plain, lambda: apply_temperature(logits, processing.temperature), process_all)
+        return tf.cond(request.is_plain, lambda: process_plain(logits, processing.temperature), process_all)
 
     def _log_probs(
         self, logits: tf.Tensor, probabilities: tf.Tensor, tokens: tf.Tensor, is_added: tf.Tensor, request: Request
@@ -307,12 +307,13 @@ def extend_all(history: History, tokens: Sequence[tf.Tensor]) -> History:
 
 
 def is_plain(processing: Processing, bias: tf.Tensor) -> tf.Tensor:
-    """Returns whether only the temperature, which is above 0, changes the logits, bool scalar."""
+    """Returns whether only the temperature changes the logits, bool scalar; at temperature 0 no filter can."""
     options = processing._asdict()
     temperature = tf.convert_to_tensor(options.pop("temperature"), tf.float32)
-    changes = [tf.not_equal(value, getattr(OFF, name)) for name, value in options.items()]
-    changes.append(tf.reduce_any(tf.not_equal(bias, 0.0)))
-    return (temperature > 0) & ~tf.reduce_any(tf.stack(changes))
+    changes = {name: tf.not_equal(value, getattr(OFF, name)) for name, value in options.items()}
+    filters = tf.reduce_any(tf.stack([changes.pop(name) for name in ("top_k", "top_p", "min_p")]))
+    changes["bias"] = tf.reduce_any(tf.not_equal(bias, 0.0))
+    return ~(filters & (temperature > 0)) & ~tf.reduce_any(tf.stack(list(changes.values())))
 
 
 def _holds(tokens: tf.Tensor, is_real: tf.Tensor, size: int) -> tf.Tensor:

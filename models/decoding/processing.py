@@ -74,6 +74,24 @@ def process(
     return processed if bias is None else tf.where(largest > LEFT_OUT, processed, float("nan"))
 
 
+def process_plain(logits: tf.Tensor, temperature: Any) -> tf.Tensor:
+    """Does what `process` does if the temperature alone changes the logits, with fewer ops.
+
+    Args:
+      logits: as for `process`. Where all of a row are -inf, it is NaN.
+      temperature: as for `process`. At 0 the other options of a plain request may keep any number of likeliest tokens.
+    """
+    is_hot = _test(tf.convert_to_tensor(temperature, tf.float32), lambda value: value > 0)
+    return _choose(is_hot, lambda: apply_temperature(logits, temperature), lambda: _keep_likeliest(logits))
+
+
+def _keep_likeliest(logits: tf.Tensor) -> tf.Tensor:
+    first = tf.argmax(logits, axis=-1, output_type=tf.int32)
+    kept = tf.one_hot(first, logits.shape[-1], on_value=0.0, off_value=LEFT_OUT)  # its logit minus itself
+    is_void = tf.reduce_max(logits, axis=-1, keepdims=True) <= LEFT_OUT
+    return kept + tf.where(is_void, float("nan"), 0.0)
+
+
 def apply_temperature(logits: tf.Tensor, temperature: tf.Tensor) -> tf.Tensor:
     """Does what `process` does if the temperature is above 0 and all other options are off, with fewer ops.
 

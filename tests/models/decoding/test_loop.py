@@ -301,13 +301,33 @@ def test_nan_logits_after_rejected_tokens_change_nothing(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_path_for_plain_requests_changes_nothing(kind):
-    processing = Processing(temperature=0.8)
-    fast, general = (
-        run(PROMPTS, request(3, [1, 2], processing, plain=plain), ends(), **kind) for plain in (True, False)
-    )
-    assert texts(fast) == texts(general)
-    np.testing.assert_array_equal(fast.log_probs, general.log_probs)
-    np.testing.assert_array_equal(fast.unprocessed_log_probs, general.unprocessed_log_probs)
+    for processing in (Processing(temperature=0.8), Processing(temperature=0.0, top_k=2, top_p=0.5)):
+        assert request(3, [1, 2], processing).is_plain
+        fast, general = (
+            run(PROMPTS, request(3, [1, 2], processing, plain=plain), ends(), **kind) for plain in (True, False)
+        )
+        assert texts(fast) == texts(general)
+        np.testing.assert_array_equal(fast.log_probs, general.log_probs)
+        np.testing.assert_array_equal(fast.unprocessed_log_probs, general.unprocessed_log_probs)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"temperature": 0.8}, True),
+        ({"temperature": 0.0, "min_p": 0.1}, True),
+        ({"temperature": 0.8, "top_k": 2}, False),
+        ({"temperature": 0.8, "top_p": 0.9}, False),
+        ({"temperature": 0.8, "min_p": 0.1}, False),
+        ({"temperature": 0.0, "repetition_penalty": 1.1}, False),
+        ({"temperature": 0.0, "presence_penalty": 0.1}, False),
+        ({"temperature": 0.0, "frequency_penalty": 0.1}, False),
+    ],
+)
+def test_requests_are_plain_if_the_temperature_alone_changes_logits(options, expected):
+    assert bool(request(0, [0, 1], Processing(**options)).is_plain) == expected
+    biased = request(0, [0, 1], Processing(**options), [np.eye(SIZE)[0]] * 2)
+    assert not biased.is_plain
 
 
 @pytest.mark.parametrize("kind", KINDS)

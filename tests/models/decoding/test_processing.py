@@ -8,7 +8,7 @@ from models.decoding import numpy_ops, numpy_processing, sampling
 from models.decoding.choices import OFF, Processing
 from models.decoding.numpy_ops import LEFT_OUT
 from models.decoding.numpy_processing import History
-from models.decoding.processing import process
+from models.decoding.processing import process, process_plain
 from tests.oracles import sampling as oracle
 from tests.oracles.backends import everywhere, run_everywhere
 
@@ -333,6 +333,17 @@ def test_process_keeps_the_first_likeliest_token_without_a_positive_temperature(
     options = options._replace(frequency_penalty=2.0)
     expected = np.array([0, LEFT_OUT, LEFT_OUT, LEFT_OUT], np.float32)
     np.testing.assert_array_equal(process(tf.constant(logits), options, history, tf.constant(bias)), expected)
+
+
+def test_plain_processing_gives_the_bits_of_process_at_every_temperature():
+    generator = np.random.default_rng(3)
+    rows = generator.normal(0, 5, (6, 9)).astype(np.float32)
+    rows[0, 3:5] = rows[0].max() + 1  # a tie
+    for temperature in (0.0, 0.7, -1.0, 3.0):
+        expected = process(tf.constant(rows), OFF._replace(temperature=temperature))
+        np.testing.assert_array_equal(process_plain(tf.constant(rows), temperature), expected)
+        np.testing.assert_array_equal(process_plain(tf.constant(rows), tf.constant(temperature)), expected)
+    assert np.isnan(process_plain(tf.fill([1, 9], -np.inf), 0.0)).all()
 
 
 def test_filters_that_are_off_add_no_loop_and_run_none():
