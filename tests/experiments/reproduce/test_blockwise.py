@@ -32,7 +32,8 @@ def target():
 
 @pytest.fixture(scope="module")
 def lattices(target):
-    return blockwise_drafts.write_texts(*target, PROMPTS, PLACES, TOP_K, 2)
+    model, weights = target
+    return blockwise_drafts.write_texts(model, weights, PROMPTS, PLACES, TOP_K, 2)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,8 @@ def study_of(lattices):
 
 def decode(target, drafter, **options):
     """Returns the numbers of tokens and of calls of each text by the decoder itself."""
-    own = Generator(*target, "blockwise", drafter, 3, max_prompt=3, max_new_tokens=PLACES, **options)
+    model, weights = target
+    own = Generator(model, weights, "blockwise", drafter, 3, max_prompt=3, max_new_tokens=PLACES, **options)
     found = own(PROMPTS, Choices(PLACES, temperature=0.0)).acceptance
     return [part.decided for part in found], [part.calls for part in found]
 
@@ -75,7 +77,8 @@ def test_blocks_are_those_of_the_decoder(target, lattices, way):
 
 
 def test_texts_are_the_bases_greedy_ones(target, lattices):
-    found = [likeliest(*target, prompt, PLACES + 3) for prompt in PROMPTS]
+    model, weights = target
+    found = [likeliest(model, weights, prompt, PLACES + 3) for prompt in PROMPTS]
     assert lattices.tokens.tolist() == [[*prompt, *text] for prompt, text in zip(PROMPTS, found, strict=True)]
 
 
@@ -189,8 +192,9 @@ def test_study_writes_tables_results_and_plot(tmp_path, monkeypatch):
     small_drafters.write(tmp_path / "models")
     run, words = RunFolder(tmp_path / "heads"), exported.vocabulary()
     run.create(RunFolder(tmp_path / "models" / "target").read_config())
-    model = HeadedLanguageModel(exported.model(), 3)
-    save_weights(run.weights, exported.weights(model.base) | model.init_heads(0))
+    base = exported.model()
+    model = HeadedLanguageModel(base, 3)
+    save_weights(run.weights, exported.weights(base) | model.init_heads(0))
     write_json(run.model, model.config())
     words.save(run.vocabulary)
     for number in range(4):
