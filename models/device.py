@@ -10,19 +10,19 @@ The runtime is `ai-edge-litert`. If that is not installed, TensorFlow's own inte
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models import tflite_file
+from models import device_signatures, tflite_file
 from models.decoding import numpy_loop
-from models.decoding.choices import Choices, Costs, check_costs, check_ids
+from models.decoding.choices import Choices, Costs, check_ids, require_integer
 from models.decoding.numpy_loop import Mask
-from models.decoding.numpy_ops import seed_words
 from models.decoding.numpy_processing import make_bias
 from models.device_blocks import BlockDraw
-from models.device_signatures import PLAIN, keep_known, load_signatures, signature_name
+from models.device_signatures import PLAIN, load_signatures, signature_name
 from models.litert import runtime
 from models.text_stream import decode_stream, stop_before
 from models.vocabulary import EOS
@@ -50,7 +50,9 @@ class DeviceModel:
     def __init__(self, path: str | os.PathLike[str], threads: int = 1) -> None:
         self.path = os.fspath(path)
         self.facts, self.vocabulary = tflite_file.read(path)
-        self._signatures = load_signatures(self.path, self.facts.decodings, self.facts.automatic, threads)
+        self._signatures = load_signatures(
+            self.path, self.facts.decodings, self.facts.automatic, self.facts.best_of, threads
+        )
         self._prefill, self._decode = self._signatures["prefill"], self._signatures["decode"]
         inputs = self._prefill.get_input_details()
         prompt = inputs.pop("tokens")["shape"].tolist()
@@ -204,7 +206,7 @@ class DeviceModel:
         Raises:
           ValueError: as for `draw`.
         """
-        decoding = self._choose(decoding, costs)
+        decoding = device_signatures.choose_decoding(self.path, self.facts, decoding, costs)
         prompt = check_ids("prompt", prompt, self.vocabulary.size)
         row = make_bias(self.vocabulary.size, bias, banned)
         context, most = self.facts.context, max((one.max_new_tokens for one in choices), default=0)
@@ -220,7 +222,7 @@ class DeviceModel:
             raise ValueError(f"mask: decoding = {decoding!r} draws blocks in the graph; choose 'autoregressive'")
         read, block = (self._signatures[signature_name(kind, decoding)] for kind in ("read", "block"))
         plain = self._signatures.get(signature_name("plain_block", decoding), block)
-        inputs = [self._inputs(one, row, decoding, costs) for one in choices]
+        inputs = [device_signatures.build_inputs(self.path, self.facts, one, row, decoding, costs) for one in choices]
         state = {
             name: np.zeros(detail["shape"], detail["dtype"])
             for name, detail in read.get_input_details().items()
@@ -236,17 +238,6 @@ class DeviceModel:
             for one_inputs, one in zip(inputs, choices, strict=True)
         ]
 
-    def _choose(self, decoding: str | None, costs: Costs | None) -> str:
-        chosen = self.facts.decodings[0] if decoding is None else decoding
-        if chosen not in (*self.facts.decodings, PLAIN):
-            raise ValueError(
-                f"decoding = {decoding!r}: {self.path} was exported for {', '.join(self.facts.decodings)}; choose one "
-                "of these, or export again"
-            )
-        if costs is not None and chosen == PLAIN:
-            raise ValueError(f"costs: decoding = {chosen!r} makes no drafts; drop them, or choose another decoding")
-        return chosen
-
     def _split(self, tokens: Sequence[int]) -> list[Sequence[int]]:
         """Splits tokens into parts of `facts.max_prompt`, of which only the first may be shorter.
 
@@ -255,26 +246,6 @@ class DeviceModel:
         size = self.facts.max_prompt
         first = (len(tokens) - 1) % size + 1
         return [tokens[:first], *(tokens[i : i + size] for i in range(first, len(tokens), size))]
-
-    def _inputs(
-        self, choices: Choices, bias: NDArray[np.float32] | None, decoding: str, costs: Costs | None
-    ) -> dict[str, Any]:
-        """Returns the choices of a request as inputs of a signature."""
-        numbers: dict[str, Any] = {"request": choices.request, **choices.processing._asdict()}
-        if costs is not None and not self.facts.automatic:
-            raise ValueError(f"costs: {self.path} drafts {self.facts.draft_length} tokens always; drop them")
-        if self.facts.automatic and decoding != PLAIN:
-            if costs is None:
-                raise ValueError(
-                    f"costs: {self.path} chooses draft lengths by costs; give those of models.device_costs"
-                )
-            numbers |= {f"{name}_cost": cost for name, cost in check_costs(costs)._asdict().items()}
-        integers = ("request", "top_k")
-        return {
-            "seed": seed_words(choices.seed),
-            "bias": np.zeros(self.vocabulary.size, np.float32) if bias is None else bias,
-            **{name: np.array(value, np.int32 if name in integers else np.float32) for name, value in numbers.items()},
-        }
 
     def read(self, tokens: Sequence[int], by_prefill: int | None = None) -> Iterator[tuple[NDArray[np.float32], Any]]:
         """Reads `tokens` part by part, and yields (logits `[V]`, state) after each part.
@@ -325,7 +296,39 @@ class DeviceModel:
           ValueError: an argument is outside its range, the file lacks the decoding, the prompt or `max_new_tokens` is
             longer than the file was exported for, or the logits are not finite or leave no token.
         """
-        decoding = self._choose(decoding, costs)
+        return self.draw_samples(prompt, choices, 1, decoding=decoding, costs=costs, bias=bias, banned=banned)[0]
+
+    def draw_samples(
+        self,
+        prompt: Sequence[int],
+        choices: Choices,
+        count: int,
+        *,
+        decoding: str | None = None,
+        costs: Costs | None = None,
+        bias: Mapping[int, float] | None = None,
+        banned: Sequence[int] = (),
+    ) -> list[dict[str, NDArray[Any]]]:
+        """Draws several texts after one prompt by the loop inside the graph, and returns its outputs for each.
+
+        They are those of `draw_in_graph` for the request numbers `choices.request`, `choices.request` + 1, …. A file
+        that was exported for `count` texts reads the prompt once and draws them together, where the model may round
+        otherwise than for one; any other file draws one after another.
+
+        Args:
+          prompt: as for `draw_in_graph`.
+          choices: as for `draw_in_graph`.
+          count: number of texts, >= 1.
+          decoding: as for `stream`.
+          costs: as for `stream`.
+          bias: as for `stream`.
+          banned: as for `stream`.
+
+        Raises:
+          ValueError: as for `draw_in_graph`.
+        """
+        count = require_integer("count", count, 1)
+        decoding = device_signatures.choose_decoding(self.path, self.facts, decoding, costs)
         if decoding not in self.facts.decodings:
             raise ValueError(
                 f"decoding = {decoding!r}: the graph of {self.path} has the loop of {', '.join(self.facts.decodings)} "
@@ -343,21 +346,20 @@ class DeviceModel:
                 f"max_new_tokens: {choices.max_new_tokens}, but {self.path} was exported for "
                 f"{self.facts.max_new_tokens}; ask for fewer, stream them, or export with a larger max_new_tokens"
             )
-        inputs = self._inputs(choices, row, decoding, costs)
-        if not self._start:
-            inputs = keep_known(inputs, choices, row)
-        limits = {"max_new": choices.max_new_tokens, "stop": choices.stop}
-        outputs = self._signatures[signature_name("generate", decoding)](
-            **self._padded(prompt), **inputs, **{name: np.array(value, np.int32) for name, value in limits.items()}
-        )
-        drawn = {name: value[0] for name, value in outputs.items()}
-        if not drawn.get("is_finite", True):
-            raise ValueError(
-                f"logits at position {len(prompt) + drawn['lengths']} are not finite, or bias and banned leave no "
-                "token: the model is damaged or diverged, or allow at least one token"
+        together = 1 < count == self.facts.best_of
+        kind = "generate_best_of_n" if together else "generate"
+        drawn = []
+        for request in range(choices.request, choices.request + (1 if together else count)):
+            own = replace(choices, request=request)
+            inputs = device_signatures.build_inputs(self.path, self.facts, own, row, decoding, costs)
+            if not self._start:
+                inputs = device_signatures.keep_known(inputs, own, row)
+            limits = {"max_new": choices.max_new_tokens, "stop": choices.stop}
+            outputs = self._signatures[signature_name(kind, decoding)](
+                **self._padded(prompt), **inputs, **{name: np.array(value, np.int32) for name, value in limits.items()}
             )
-        by_token = {name: drawn[name][: drawn["lengths"]] for name in _BY_TOKEN if name in drawn}
-        return {**drawn, **by_token}
+            drawn += device_signatures.split_rows(outputs, len(prompt))
+        return drawn
 
     def _next(self, token: int, state: Any) -> tuple[NDArray[np.float32], Any]:
         return _split_outputs(self._decode(token=np.array([token], np.int32), **state))
@@ -366,9 +368,6 @@ class DeviceModel:
         tokens = np.zeros([1, self.facts.max_prompt], np.int32)
         tokens[0, : len(prompt)] = prompt
         return {"tokens": tokens, "length": np.array(len(prompt), np.int32)}
-
-
-_BY_TOKEN = ("tokens", "log_probs", "unprocessed_log_probs")
 
 
 def load(path: str | os.PathLike[str], threads: int = 1) -> DeviceModel:

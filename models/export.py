@@ -16,6 +16,8 @@ unless it says otherwise.
   the text ends early because the logits are not finite or leave no token), calls and decided `[1]`, and the random
   words word_0, word_1 `[1, N]`. The choices are seed `[2]`, request `[]`, the fields of
   `models.decoding.choices.Processing` `[]`, and bias `[V]`.
+* `generate_best_of_n`, if asked for, draws n texts after one prompt at once: inputs and outputs are those of
+  `generate`, without random words and with n rows. Row i draws what `generate` draws for request number `request` + i.
 * `generate_block` and the like, for each other decoding, draft with the drafter: inputs and outputs are those of
   `generate`, without random words. With automatic draft lengths the choices end with nothing_cost, verify_cost and
   draft_cost `[]` (`models.decoding.choices.Costs`). Outputs more are drafted, reached and accepted `[1, G]`
@@ -70,6 +72,7 @@ def export(
     num_drafts: int = DraftOptions.num_drafts,
     tree: Sequence[int] = DraftOptions.tree,
     paths: int = DraftOptions.paths,
+    best_of: int = 1,
 ) -> None:
     """Writes a model, its weights, its vocabulary and perhaps a drafter as one TFLite file.
 
@@ -95,6 +98,7 @@ def export(
       num_drafts: number of drafts of G tokens of decoding "spectr", >= 1.
       tree: number of children by depth of the drafted tree of decoding "tree".
       paths: number of best paths that a `LatticeDrafter` drafts for decoding "blockwise", >= 1.
+      best_of: number of texts that `generate_best_of_n` draws after one prompt; 1 leaves it out.
 
     Raises:
       ValueError: the precision or a decoding is unknown, a decoding lacks its drafter, a number is outside its range,
@@ -104,7 +108,12 @@ def export(
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision: {precision!r} is not one of {', '.join(PRECISIONS)}")
-    lengths = {"max_prompt": max_prompt, "max_new_tokens": max_new_tokens, "draft_length": draft_length}
+    lengths = {
+        "max_prompt": max_prompt,
+        "max_new_tokens": max_new_tokens,
+        "draft_length": draft_length,
+        "best_of": best_of,
+    }
     for name, value in lengths.items():
         if isinstance(value, bool) or not isinstance(value, Integral) or not 1 <= value <= LONGEST_TEXT:
             raise ValueError(f"{name}: {value!r} is not an integer from 1 to {LONGEST_TEXT}")
@@ -144,7 +153,7 @@ def export(
 
     if drafter is not None:
         drafter = drafter.deploy(context, hold, is_int8)
-    signatures = Signatures(model, weights, max_prompt, max_new_tokens, decodings, drafter, held, options)
+    signatures = Signatures(model, weights, max_prompt, max_new_tokens, decodings, drafter, held, options, int(best_of))
     flatbuffer = convert(signatures, signatures.functions, precision)
     foreign = sorted(name for name in ops(flatbuffer) if name.startswith(("CUSTOM", "Flex")))
     if foreign:
@@ -163,6 +172,7 @@ def export(
         automatic=automatic,
         num_drafts=options.num_drafts,
         tree=list(options.tree),
+        best_of=int(best_of),
         state_shapes=[state.shape.as_list() for state in tf.nest.flatten(model.initial_state(1))],
         flatbuffer_bytes=len(flatbuffer),
         flatbuffer_sha256=tflite_file.checksum(flatbuffer),

@@ -11,7 +11,7 @@ from models.decoding.choices import Costs, Processing
 from models.decoding.decoders import build_decoder
 from models.decoding.draft_options import DraftOptions
 from models.decoding.drafters import Drafter
-from models.decoding.loop import Ends, Generated, begin, generate
+from models.decoding.loop import Ends, Generated, begin, generate, repeat_rows
 from models.language_model import LanguageModel, Weights
 
 _INTEGERS = ("top_k",)
@@ -32,6 +32,7 @@ class Signatures(tf.Module):
       drafter: as for `models.export.export`, after `Drafter.deploy`.
       drafter_variables: the variables of the drafter, which are saved with the module.
       options: the sizes of drafts.
+      best_of: as for `models.export.export`.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Signatures(tf.Module):
         drafter: Drafter | None = None,
         drafter_variables: Sequence[tf.Variable] = (),
         options: DraftOptions | None = None,
+        best_of: int = 1,
     ) -> None:
         super().__init__()
         self.model = model
@@ -51,7 +53,7 @@ class Signatures(tf.Module):
         self.parameters = {name: tf.Variable(value, trainable=False) for name, value in weights.items()}
         self.drafter_variables = list(drafter_variables)
         self.state = model.initial_state(1)
-        self.max_prompt, self.max_new_tokens = max_prompt, max_new_tokens
+        self.max_prompt, self.max_new_tokens, self.best_of = max_prompt, max_new_tokens, best_of
         prompt = (_spec("tokens", [1, max_prompt]), _spec("length"))
         states = _state_specs(self.state)
         self.functions = {
@@ -66,7 +68,10 @@ class Signatures(tf.Module):
         """Adds the signatures of one decoding."""
         choices = _choice_specs(decoder)
         suffix = "" if name == "autoregressive" else f"_{name.replace('-', '_')}"
-        self.functions[f"generate{suffix}"] = loop_function(decoder, self.max_prompt, self.max_new_tokens)
+        limits = self.max_prompt, self.max_new_tokens
+        self.functions[f"generate{suffix}"] = loop_function(decoder, *limits)
+        if self.best_of > 1:
+            self.functions[f"generate_best_of_n{suffix}"] = loop_function(decoder, *limits, self.best_of)
         if name == "autoregressive":
             return
         initial = decoder.initial_state(1)
@@ -106,24 +111,26 @@ class Signatures(tf.Module):
         return {"logits": logits[:, 0], **_name_states(self.model.rewind(trail, tf.ones_like(token)))}
 
 
-def loop_function(decoder: BlockDecoder, max_prompt: int, max_new_tokens: int) -> Any:
-    """Returns the signature `generate` of a decoder as a concrete function.
+def loop_function(decoder: BlockDecoder, max_prompt: int, max_new_tokens: int, texts: int = 1) -> Any:
+    """Returns the signature `generate` of a decoder, or `generate_best_of_n` of several texts, as a concrete function.
 
     Args:
       decoder: the decoder; its states have room for a prompt, all new tokens and one block.
       max_prompt: as for `models.export.export`.
       max_new_tokens: as for `models.export.export`.
+      texts: number of texts that continue the prompt.
     """
 
     def run(*arguments: tf.Tensor) -> dict[str, tf.Tensor]:
         tokens, length, *choices, max_new, stop = arguments
         request = _build_request(choices)
-        state = _read_in_loop(decoder, tokens, length)
+        request = request._replace(request=request.request + tf.range(texts))
+        state = repeat_rows(_read_in_loop(decoder, tokens, length), texts)
         words = decoder.words(request, state.position, max_new_tokens)
         ends = Ends(max_new, stop, tf.zeros([0, 1], tf.int32))
         drawn = generate(decoder, begin(decoder, state), request, ends, words)
         outputs = _name_outputs(drawn)
-        if not decoder.draft_length:
+        if texts == 1 and not decoder.draft_length:
             outputs |= {"word_0": words[0], "word_1": words[1]}
         return outputs
 

@@ -40,6 +40,7 @@ class Facts:
       automatic: whether draft lengths are chosen at run time.
       num_drafts: number of drafts of decoding "spectr".
       tree: number of children by depth of the drafted tree of decoding "tree".
+      best_of: number of texts that the signature `generate_best_of_n` draws at once; 1 without it.
     """
 
     precision: str
@@ -55,6 +56,7 @@ class Facts:
     automatic: bool = False
     num_drafts: int = 0
     tree: list[int] = field(default_factory=list)
+    best_of: int = 1
 
     @property
     def context(self) -> int | None:

@@ -36,7 +36,7 @@ MAY_IMPORT: dict[str, frozenset[str] | None] = {
     "models/litert.py": RUNTIME,
     "models/text_stream.py": frozenset({"models.vocabulary", "models.vocabularies"}),
     "models/device_blocks.py": DRAWING | {"numpy"},
-    "models/device_signatures.py": DRAWING | {"models.litert"},
+    "models/device_signatures.py": DRAWING | {"models.litert", "models.tflite_file", "numpy"},
     "models/device.py": DEVICE
     | {"models.device", "models.device_blocks", "models.device_signatures", "models.litert", "models.text_stream"},
     "models/device_costs.py": DEVICE | {"models.device", "models.litert"},

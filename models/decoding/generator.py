@@ -22,7 +22,7 @@ from models.decoding.decoders import build_decoder
 from models.decoding.draft_options import DraftOptions
 from models.decoding.drafters import Drafter, ModelDrafter
 from models.decoding.heads_drafter import HeadsDrafter
-from models.decoding.loop import Ends, Generated, Progress, begin, generate
+from models.decoding.loop import Ends, Generated, Progress, begin, generate, repeat_rows
 from models.decoding.numpy_ops import seed_words
 from models.decoding.numpy_processing import make_bias
 from models.heads import HeadedLanguageModel
@@ -143,6 +143,7 @@ class Generator:
         def start(tokens: tf.Tensor, lengths: tf.Tensor, request: Request, ends: Ends) -> Generated:
             state = decoder.read(tokens, lengths - 1, decoder.initial_state(tokens.shape[0]))
             state = decoder.begin(tf.gather(tokens, lengths - 1, axis=1, batch_dims=1), state)
+            state = repeat_rows(state, request.request.shape[0] // tokens.shape[0])
             return proceed(begin(decoder, state, LONGEST_STOP - 1), request, ends)
 
         self._start = tf.function(start, autograph=False)
@@ -154,6 +155,7 @@ class Generator:
         choices: Choices | None = None,
         *,
         requests: Sequence[int] | None = None,
+        num_samples: int = 1,
         stop_sequences: Sequence[Sequence[int]] = (),
         bias: Mapping[int, float] | None = None,
         banned: Sequence[int] = (),
@@ -162,9 +164,11 @@ class Generator:
         """Decodes prompts up to `choices.max_new_tokens`, the stop token or a stop sequence.
 
         Args:
-          prompts: token ids of each row, 1 to `max_prompt`.
+          prompts: token ids of each prompt, 1 to `max_prompt`.
           choices: how to draw; those of `Choices()` if None.
           requests: number of each row's request; None: `choices.request`, `choices.request` + 1, …
+          num_samples: number of texts of each prompt, >= 1. Each prompt is read once. Its texts are successive rows,
+            and each is the text of its request number.
           stop_sequences: sequences of 1 to `LONGEST_STOP` token ids after which a row ends. They may lie across blocks
             and calls, not across the end of the prompt.
           bias: token id -> number that is added to the token's logit, -1e6 to 1e6; -inf bans the token.
@@ -174,7 +178,9 @@ class Generator:
         Raises:
           ValueError: an argument is outside its range, or a row's logits are not finite or leave no token.
         """
-        tokens, lengths, request, ends = self._prepare(prompts, choices, requests, stop_sequences, bias, banned, costs)
+        tokens, lengths, request, ends = self._prepare(
+            prompts, choices, requests, num_samples, stop_sequences, bias, banned, costs
+        )
         return self._result(self._start(tokens, lengths, request, ends), request)
 
     def _prepare(
@@ -182,6 +188,7 @@ class Generator:
         prompts: Sequence[Sequence[int]],
         choices: Choices | None,
         requests: Sequence[int] | None = None,
+        num_samples: int = 1,
         stop_sequences: Sequence[Sequence[int]] = (),
         bias: Mapping[int, float] | None = None,
         banned: Sequence[int] = (),
@@ -198,10 +205,11 @@ class Generator:
                 f"costs = {costs!r}: {'needed' if costs is None else 'only'} with automatic draft lengths; "
                 f"{'measure and give them' if costs is None else 'drop them'}"
             )
-        numbers = range(choices.request, choices.request + len(prompts)) if requests is None else requests
+        rows = len(prompts) * require_integer("num_samples", num_samples, 1)
+        numbers = range(choices.request, choices.request + rows) if requests is None else requests
         numbers = check_ids("requests", numbers, 1 << 31, "request number")
-        if len(numbers) != len(prompts):
-            raise ValueError(f"requests = {numbers!r}: must be one number for each of {len(prompts)} prompts")
+        if len(numbers) != rows:
+            raise ValueError(f"requests = {numbers!r}: must be one number for each of {rows} texts")
         row = make_bias(size, bias, banned)
         processing = Processing(
             *(

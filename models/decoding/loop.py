@@ -116,6 +116,11 @@ def begin(decoder: BlockDecoder, state: State, tail: int = 0) -> Progress:
     return Progress(state, pending)
 
 
+def repeat_rows(state: State, count: int) -> State:
+    """Returns a state in which each row stands `count` times, one after the other: several texts with one beginning."""
+    return state if count == 1 else tf.nest.map_structure(lambda part: tf.repeat(part, count, axis=0), state)
+
+
 def generate(decoder: BlockDecoder, progress: Progress, request: Request, ends: Ends, words: Any) -> Generated:
     """Gives out up to min(max_new, N) tokens per row, with static shapes and builtin TFLite ops only.
 

@@ -26,7 +26,7 @@ from models.decoding.loop import Ends, begin, generate
 from models.decoding.numpy_ops import Stream
 from models.decoding.numpy_processing import History
 from models.device_blocks import BlockDraw
-from models.device_signatures import signature_name
+from models.device_signatures import build_inputs, signature_name
 from models.export import export, ops
 from models.signatures import _build_request
 from models.vocabulary import BOS, EOS
@@ -114,7 +114,7 @@ def in_tensorflow(decoding, automatic=False):
 
 
 def draw_in_tensorflow(file, prompt, choices, decoding, costs=None):
-    inputs = file._inputs(choices, ROW, decoding, costs)
+    inputs = build_inputs(file.path, file.facts, choices, ROW, decoding, costs)
     ordered = [inputs.pop(name) for name in ("seed", "request")]
     bias = inputs.pop("bias")
     places = [name for name in inputs if not name.endswith("_cost")]
