@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _PRECISIONS = ("float32", "float16", "int8")
 _LONGEST_DRAFT = 32
+LARGEST_BEST_OF = 1024
 
 
 @click.command()
@@ -77,6 +78,11 @@ _LONGEST_DRAFT = 32
 )
 @heads_options
 @click.option(
+    "--best-of",
+    type=click.IntRange(2, LARGEST_BEST_OF),
+    help="Number of texts after one prompt that the file can draw together, for fedspeak generate --best-of.",
+)
+@click.option(
     "--output",
     type=click.Path(path_type=Path),
     help="File to write, by default model.tflite, model-float16.tflite or model-int8.tflite in RUN. With "
@@ -92,6 +98,7 @@ def export(
     draft_length: str | None,
     num_drafts: int | None,
     tree: str | None,
+    best_of: int | None,
     output: Path | None,
     **heads: Any,
 ) -> None:
@@ -151,6 +158,7 @@ def export(
         sizes = replace(sizes, draft_length=drafted, paths=own_heads.paths or 1)
         draft_room = max(map(sizes.count, decodings))
     options: dict[str, Any] = {"max_prompt": max_prompt, "max_new_tokens": max_new_tokens, "decodings": decodings}
+    options["best_of"] = best_of or 1
     if drafter is not None:
         context = max_prompt + max_new_tokens + draft_room
         target = model, weights, vocabulary

@@ -9,9 +9,11 @@ from typing import Any
 
 import click
 
+from experiments.commands import selection
 from experiments.commands.renamed import renamed
 from experiments.display import no_notices
 from experiments.memory import resident
+from models.alignment.rewards import FORMS
 from models.decoding.choices import DECODINGS
 from privacy.files import require_writable_file, write_public
 
@@ -89,11 +91,18 @@ from privacy.files import require_writable_file, write_public
     "--count", default=1, show_default=True, help="Number of independent texts to generate, one after the other."
 )
 @click.option(
+    "--best-of",
+    type=click.IntRange(2, 1 << 16),
+    help="Draw this number of texts for each one that is written, and write the one with the largest --reward.",
+)
+@click.option("--reward", help=f"What rates the texts of --best-of: {FORMS}.")
+@click.option(
     "--report",
     "report_path",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="JSON file to write with the acceptance of drafts, for each text and in total.",
+    help="JSON file to write with the acceptance of drafts, for each text and in total; with --best-of, with rewards "
+    "and KL.",
 )
 @renamed("--max-tokens", "--max-new-tokens")
 def generate(
@@ -105,6 +114,8 @@ def generate(
     costs: Path | None,
     stop_texts: tuple[str, ...],
     report_path: Path | None,
+    best_of: int | None,
+    reward: str | None,
     **options: Any,
 ) -> None:
     """Generate text from an exported model, up to the end of the sentence or answer.
@@ -117,6 +128,10 @@ def generate(
         raise click.BadParameter(f"{count} is below the minimum of 1", param_hint="--count")
     if prompt is not None and chat is not None:
         raise click.UsageError("--prompt and --chat are both given: drop one")
+    if (best_of is None) != (reward is None):
+        raise click.UsageError("--best-of and --reward belong together: give both, or drop one")
+    if best_of is not None and stop_texts:
+        raise click.UsageError("--stop does not go with --best-of, which rates whole texts: drop one")
     if "" in stop_texts:
         raise click.BadParameter("the text must not be empty: drop it", param_hint="--stop")
     _check_options(options)
@@ -139,9 +154,17 @@ def generate(
             raise click.UsageError(
                 f"{model} chooses draft lengths by measured costs: give --costs FILE from fedspeak costs {model}"
             )
-        if report_path is not None and chosen == DECODINGS[0]:
+        if report_path is not None and chosen == DECODINGS[0] and best_of is None:
             raise click.UsageError(f"--report has no use with decoding {chosen}, which makes no drafts: drop it")
         measured = None if costs is None else device_costs.read(costs, loaded, chosen)
+        if best_of is not None and reward is not None:
+            found = selection.select(loaded, tokens, choices, best_of, reward, text, decoding=decoding, costs=measured)
+            for one in found.texts:
+                _write(f"{prompt or ''}{one}\n")
+            click.echo(found.describe(), err=True)
+            if report_path is not None:
+                write_public(report_path, f"{json.dumps(found.report, indent=1)}\n".encode())
+            return
         drawn = loaded.draws(tokens, choices, decoding=decoding, costs=measured)
     seconds, count = 0.0, 0
     in_blocks: list[Acceptance] = []

@@ -1,0 +1,120 @@
+"""Draws several texts for each one that is wanted, and selects those with the largest reward (`generate --best-of`)."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from models.decoding.choices import Choices
+    from models.device import DeviceModel
+
+
+@dataclass(frozen=True)
+class Selected:
+    """Holds the selected texts and what is known about them.
+
+    Attributes:
+      texts: the selected texts.
+      report: what `fedspeak generate --report` writes: a list "texts" and a dict "total".
+      seconds: time for drawing.
+      tokens: number of drawn tokens.
+    """
+
+    texts: list[str]
+    report: dict[str, Any]
+    seconds: float
+    tokens: int
+
+    def describe(self) -> str:
+        """Returns one line about rewards, KL and speed."""
+        total = self.report["total"]
+        kl = f"KL from the model {total['kl']:.3f} nats (estimated from the selected texts' probabilities"
+        if total["kl_interval"] is not None:
+            low, high = total["kl_interval"]
+            kl += f", [{low:.3f}, {high:.3f}]"
+        how = "together" if total["is_together"] else "one after another; export with --best-of to draw them together"
+        return (
+            f"best of {total['n']} by {total['reward_name']}: reward {total['reward']:.4g}, mean of all "
+            f"{total['mean_reward']:.4g}; {kl}; at most {total['kl_bound']:.3f}); {self.tokens} tokens, "
+            f"{self.tokens / self.seconds:,.0f} tokens/s ({how})"
+        )
+
+
+def select(
+    model: DeviceModel,
+    prompt: Sequence[int],
+    choices: Sequence[Choices],
+    n: int,
+    reward_name: str,
+    prompt_text: str,
+    **options: Any,
+) -> Selected:
+    """Selects the best of n texts for each of some choices.
+
+    Args:
+      model: the exported model.
+      prompt: token ids of the prompt.
+      choices: how to draw; the text numbered i has the request numbers i n, i n + 1, ….
+      n: number of texts of each selection.
+      reward_name: name of the reward, for `models.alignment.rewards.load`.
+      prompt_text: the prompt as text, for the reward.
+      **options: decoding and costs, for `models.device.DeviceModel.draw_samples`.
+
+    Raises:
+      OSError, ValueError: the reward or an option does not fit; one line.
+    """
+    from models.alignment import BestOfN, Candidates, rewards
+    from models.alignment.best_of_n import estimate_kl, kl_estimator
+    from models.alignment.pools import best_of_n_rewards
+    from models.text_stream import decode_stream
+
+    sys.path.append(os.getcwd())  # where a function of the user's own may stand
+    reward = rewards.load(reward_name, model.vocabulary.digest)
+    texts, rows, seconds, count = [], [], 0.0, 0
+    for number, own in enumerate(choices):
+        begin = time.perf_counter()
+        drawn = model.draw_samples(prompt, replace(own, request=number * n), n, **options)
+        seconds += time.perf_counter() - begin
+        samples = []
+        for row in drawn:
+            tokens = row["tokens"].tolist()
+            text = "".join(decode_stream(model.vocabulary, tokens))
+            sums = (float(np.sum(row[name], dtype=np.float64)) for name in ("log_probs", "unprocessed_log_probs"))
+            samples.append(rewards.Sample(prompt_text, text, prompt, tokens, *(min(value, 0.0) for value in sums)))
+            count += len(tokens)
+        values = rewards.rate(reward, samples, reward_name)
+        candidates = Candidates([tuple(one.tokens) for one in samples], values, [one.log_prob for one in samples])
+        best = BestOfN(n).select(candidates, own.seed)
+        log_probability = candidates.log_probability(best)
+        texts.append(samples[best].text)
+        rows.append(
+            {
+                "selected": best,
+                "text": samples[best].text,
+                "reward": float(values[best]),
+                "rewards": values.tolist(),
+                "distinct": len(set(candidates.samples)),
+                "log_probability": log_probability,
+                "kl": float(kl_estimator([log_probability], n)[0]),
+                "expected_rewards": best_of_n_rewards(values).tolist(),
+            }
+        )
+    estimate = estimate_kl([row["log_probability"] for row in rows], n)
+    total = {
+        "n": n,
+        "reward_name": reward_name,
+        "reward": float(np.mean([row["reward"] for row in rows])),
+        "mean_reward": float(np.mean([row["rewards"] for row in rows])),
+        "kl": estimate.kl,
+        "kl_interval": list(estimate.interval) if estimate.draws > 1 else None,
+        "kl_bound": estimate.bound,
+        "is_together": n == model.facts.best_of,
+    }
+    return Selected(texts, {"texts": rows, "total": total}, seconds, count)
