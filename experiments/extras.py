@@ -10,6 +10,7 @@ EXTRAS = {
         "in a clone, `make test` or `make demo` installs the lock (README, Install)",
     ),
     "pretrained": (("gguf", "safetensors", "tokenizers"), "pip install 'fedspeak[pretrained]'"),
+    "rewards": (("vaderSentiment",), "pip install 'fedspeak[rewards]'"),
     "parquet": (("pyarrow",), "pip install 'fedspeak[parquet]'"),
     "opendp": (("opendp",), "pip install 'fedspeak[opendp]'"),
 }

