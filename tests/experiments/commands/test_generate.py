@@ -2,6 +2,7 @@ import json
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 
 from experiments.cli import main
@@ -219,3 +220,56 @@ def test_generate_ends_before_a_stop_text(path, capfd):
     assert code == 0 and out == "the" + whole[3:].split(stop)[0] + "\n"
     code, out, err = run(capfd, *fixed, "--stop", "")
     assert code == 2 and out == "" and "--stop" in err and "must not be empty" in err
+
+
+def _best_of(path, tmp_path, capfd, *options):
+    report = tmp_path / "report.json"
+    draws = ("--prompt", "the", "--max-new-tokens", 8, "--seed", 4, "--best-of", 4, "--report", report)
+    code, out, err = run(capfd, "generate", path, *draws, *options)
+    return code, out, err, json.loads(report.read_text()) if report.exists() else None
+
+
+def test_best_of_writes_the_text_with_the_largest_reward(path, tmp_path, capfd):
+    code, out, err, report = _best_of(path, tmp_path, capfd, "--reward", "length", "--count", "3")
+    assert code == 0, err
+    total, texts = report["total"], report["texts"]
+    assert [f"the{row['text']}" for row in texts] == out.splitlines()
+    for row in texts:
+        assert row["reward"] == max(row["rewards"]) == row["rewards"][row["selected"]]
+        assert row["expected_rewards"][0] == pytest.approx(np.mean(row["rewards"]))
+        assert row["expected_rewards"][3] == row["reward"]
+        assert 0 <= row["kl"] <= total["kl_bound"] == pytest.approx(np.log(4) - 3 / 4)
+    assert total["kl"] == pytest.approx(np.mean([row["kl"] for row in texts]))
+    assert "best of 4 by length" in err and "one after another; export with --best-of" in err
+
+
+def test_best_of_takes_probabilities_of_the_processed_distribution(path, tmp_path, capfd):
+    """With top-k = 1 every text has probability 1, whatever the model's own softmax says: nothing is selected."""
+    code, _, err, report = _best_of(path, tmp_path, capfd, "--reward", "log-likelihood", "--top-k", "1")
+    assert code == 0, err
+    (row,) = report["texts"]
+    assert (row["distinct"], row["kl"]) == (1, 0.0)
+    assert row["log_probability"] == pytest.approx(0, abs=1e-5)
+    assert row["reward"] < -1e-3  # the softmax itself is not certain
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--best-of", "4"], "--best-of and --reward belong together"),
+        (["--reward", "length"], "--best-of and --reward belong together"),
+        (["--best-of", "1", "--reward", "length"], "--best-of"),
+        (["--best-of", "4", "--reward", "length", "--stop", "a"], "--stop does not go with --best-of"),
+        (["--best-of", "4", "--reward", "beauty"], "reward = 'beauty': must be log-likelihood"),
+        (["--best-of", "4", "--reward", "nowhere.keras"], "does not exist"),
+        (
+            ["--best-of", "4", "--reward", "math:sqrt", "--max-new-tokens", "8"],
+            "reward = 'math:sqrt': raised TypeError",
+        ),
+        (["--best-of", "4", "--reward", "length", "--max-new-tokens", "99"], "was exported for 16"),
+    ],
+)
+def test_bad_options_of_best_of_are_refused_in_one_line(path, capfd, options, message):
+    code, out, err = run(capfd, "generate", path, "--prompt", "the", *options)
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert message in err
