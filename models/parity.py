@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -61,6 +61,25 @@ class DraftingParity:
 
 
 @dataclass(frozen=True)
+class SamplesParity:
+    """Describes how the texts that a file draws together compare with those that it draws one after another.
+
+    Attributes:
+      decoding: name of the decoding.
+      texts: number of texts compared.
+      equal: number of those that have the same tokens. The model may round otherwise for several texts at once.
+      speedup: time for drawing them one after another, divided by the time for drawing them together.
+      passed: whether at least nine tenths are equal.
+    """
+
+    decoding: str
+    texts: int
+    equal: int
+    speedup: float
+    passed: bool
+
+
+@dataclass(frozen=True)
 class Parity:
     """Describes how one exported file compares with the trained model, in one runtime.
 
@@ -79,9 +98,10 @@ class Parity:
       tokens_per_second: speed of `generate` without the prompt, on one thread: the median of several measurements.
       tokens_per_second_range: smallest and largest of these measurements.
       drafting: how each decoding with a drafter compares with the file's own token-by-token logits.
+      samples: how each decoding's texts that are drawn together compare; empty for a file that draws one at a time.
       passed: whether the file passes: `random_bits_equal` is not False, `equal_to_stream` equals `sequences`, and
         `max_logit_error` is within the precision's tolerance of `logit_spread`. In float32 `equal_to_model` must also
-        be at least nine tenths of `sequences`. All of `drafting` must pass.
+        be at least nine tenths of `sequences`. All of `drafting` and `samples` must pass.
     """
 
     path: str
@@ -96,6 +116,7 @@ class Parity:
     tokens_per_second: float
     tokens_per_second_range: tuple[float, float]
     drafting: tuple["DraftingParity", ...]
+    samples: tuple["SamplesParity", ...]
     passed: bool
 
     def to_dict(self) -> dict[str, Any]:
@@ -215,6 +236,8 @@ def _compare(
         for decoding in file.facts.decodings
         if decoding != "autoregressive"
     )
+    together = file.facts.decodings if file.facts.best_of > 1 else []
+    samples = tuple(_compare_samples(file, decoding, *requests[-1]) for decoding in together)
     return Parity(
         path=file.path,
         precision=precision,
@@ -228,8 +251,10 @@ def _compare(
         tokens_per_second=float(np.median(speeds)),
         tokens_per_second_range=(min(speeds), max(speeds)),
         drafting=drafting,
+        samples=samples,
         passed=bits_equal is not False
         and all(one.passed for one in drafting)
+        and all(one.passed for one in samples)
         and error <= _TOLERANCE[precision] * spread
         and equal_to_stream == len(requests)
         and (precision != "float32" or equal_to_model >= _LEAST_EQUAL * len(requests)),
@@ -262,6 +287,31 @@ def _compare_drafting(
         tokens_per_second_range=(min(speeds), max(speeds)),
         passed=equal == len(requests) and error <= _TOLERANCE[file.facts.precision] * spread,
     )
+
+
+def _compare_samples(file: device.DeviceModel, decoding: str, prompt: list[int], choices: Choices) -> SamplesParity:
+    count = file.facts.best_of
+    choices = replace(choices, temperature=1.0, top_k=0)
+    drawn, seconds = [], []
+    for _ in range(2):  # the first calls pack the weights
+        for parts in (1, count):
+            begin = time.perf_counter()
+            found = [
+                row["tokens"].tolist()
+                for part in range(parts)
+                for row in file.draw_samples(
+                    prompt,
+                    replace(choices, request=part),
+                    count // parts,
+                    decoding=decoding,
+                    costs=_costs(file),
+                )
+            ]
+            seconds.append(time.perf_counter() - begin)
+            drawn.append(found)
+    equal = sum(a == b for a, b in zip(drawn[-2], drawn[-1], strict=True))
+    passed = equal >= _LEAST_EQUAL * count
+    return SamplesParity(decoding, count, equal, seconds[-1] / seconds[-2], passed)
 
 
 def _costs(file: device.DeviceModel) -> Costs | None:

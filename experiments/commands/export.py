@@ -294,4 +294,11 @@ def _print_table(results: "Sequence[Parity]") -> None:
                 soft_wrap=True,
             )
     for result in results:
+        for own in result.samples:
+            console.print(
+                f"{result.precision}, {own.decoding}: {own.equal} of {own.texts} texts drawn together equal those "
+                f"drawn alone, {own.speedup:.1f} times as fast; {'ok' if own.passed else 'FAILED'}",
+                soft_wrap=True,
+            )
+    for result in results:
         console.print(f"wrote {result.path}", markup=False, soft_wrap=True)

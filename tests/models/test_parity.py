@@ -62,3 +62,19 @@ def test_drafting_does_not_pass_if_a_log_prob_is_outside_the_precision_s_toleran
 def test_drafting_does_not_pass_if_the_host_draws_other_tokens(monkeypatch):
     found = compare(monkeypatch, by_host=[3, 1, 1])
     assert found.equal_to_blocks == 0 and not found.passed
+
+
+@pytest.mark.parametrize(("wrong", "passes"), [(0, True), (1, True), (2, False)])
+def test_texts_that_are_drawn_together_must_be_those_of_their_requests(wrong, passes):
+    class Samples:
+        facts = SimpleNamespace(automatic=False, best_of=10)
+
+        def draw_samples(self, prompt, choices, count, *, decoding, costs):
+            rows = [[choices.request + i, 7] for i in range(count)]
+            if count > 1:
+                rows[:wrong] = [[99, 7]] * wrong
+            return [{"tokens": np.array(row)} for row in rows]
+
+    file: Any = Samples()
+    found = parity._compare_samples(file, "block", [0, 1], Choices(2))
+    assert (found.texts, found.equal, found.passed) == (10, 10 - wrong, passes)
