@@ -17,18 +17,24 @@ DRAFTER = ModelDrafter(MODEL, exported.weights(MODEL, 1))
 CHOICES = Choices(max_new_tokens=12, temperature=0.9, top_p=0.95, seed=5, request=3)
 
 
-@pytest.fixture(scope="module")
-def file(tmp_path_factory):
-    path = tmp_path_factory.mktemp("samples") / "model.tflite"
-    options = {"max_prompt": 8, "max_new_tokens": 12, "decodings": ("block", "autoregressive"), "draft_length": 2}
-    export(MODEL, WEIGHTS, exported.vocabulary(), path, drafter=DRAFTER, best_of=COUNT, **options)
+DECODINGS = ["autoregressive", pytest.param("block", marks=pytest.mark.slow)]
+
+
+def make(folder, decoding):
+    path, limits = folder / "model.tflite", {"max_prompt": 8, "max_new_tokens": 12}
+    drafting = {} if decoding == "autoregressive" else {"drafter": DRAFTER, "draft_length": 2}
+    export(MODEL, WEIGHTS, exported.vocabulary(), path, decodings=(decoding,), best_of=COUNT, **limits, **drafting)
     return device.load(path)
 
 
-@pytest.mark.parametrize("decoding", ["block", "autoregressive"])
-def test_file_draws_the_texts_of_successive_requests_together(file, decoding):
-    together = file.draw_samples(PROMPT, CHOICES, COUNT, decoding=decoding)
-    one_by_one = file.draw_samples(PROMPT, CHOICES, COUNT + 1, decoding=decoding)
+@pytest.mark.parametrize("decoding", DECODINGS)
+def test_file_draws_the_texts_of_successive_requests_together(tmp_path, decoding):
+    file = make(tmp_path, decoding)
+    assert file.facts.best_of == COUNT
+    with pytest.raises(ValueError, match="count = 0: must be an integer"):
+        file.draw_samples(PROMPT, CHOICES, 0)
+    together = file.draw_samples(PROMPT, CHOICES, COUNT)
+    one_by_one = file.draw_samples(PROMPT, CHOICES, COUNT + 1)
     assert len({tuple(drawn["tokens"].tolist()) for drawn in together}) == COUNT
     for drawn, alone in zip(together, one_by_one, strict=False):
         assert drawn["tokens"].tolist() == alone["tokens"].tolist()
@@ -37,13 +43,7 @@ def test_file_draws_the_texts_of_successive_requests_together(file, decoding):
         assert drawn["is_ended"] == alone["is_ended"]
 
 
-def test_file_counts_its_texts(file):
-    assert file.facts.best_of == COUNT
-    with pytest.raises(ValueError, match="count = 0: must be an integer"):
-        file.draw_samples(PROMPT, CHOICES, 0)
-
-
-@pytest.mark.parametrize("decoding", ["block", "autoregressive"])
+@pytest.mark.parametrize("decoding", DECODINGS)
 def test_generator_repeats_each_prompt(decoding):
     prompts = [PROMPT, [1, 7]]
     drafting = (DRAFTER, 2) if decoding == "block" else ()
