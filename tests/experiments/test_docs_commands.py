@@ -41,6 +41,8 @@ STEPS = [
     "costs drafting.tflite",
     "export run --precision float32 --drafter lookup --decoding spectr --decoding tree --draft-length 2 --num-drafts 3 "
     "--tree 3,1 --output trees.tflite",
+    "export run --precision int8 --best-of 3 --output best.tflite",
+    "generate best.tflite --prompt 'the king' --best-of 3 --reward length --count 2 --report best.json",
     "generate trees.tflite --prompt 'the king' --decoding tree --report trees.json",
     "generate drafting.tflite --prompt 'the king' --costs costs.json --report acceptance.json",
     "generate run/model.tflite --prompt 'the king' --temperature 0.8 --top-k 40 --seed 7 --count 3",
