@@ -80,6 +80,26 @@ def best_of_n_kl(path: Path, study: Mapping[str, Any]) -> list[Path]:
     return save_figure(figure, path)
 
 
+def reward_by_kl(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
+    """Plots the expected reward of each policy against its KL, one panel for each model, prompt and reward.
+
+    Args:
+      path: path of the files, without suffix.
+      rows: as `experiments.reproduce.best_of_n_models.measure_model` returns them; the first prompt of each model.
+    """
+    first = {row["model"]: row["prompt"] for row in reversed(rows)}
+    shown = [row for row in rows if row["prompt"] == first[row["model"]]]
+    figure, panels = new_figure(len(shown), share_y=False)
+    for axes, row in zip(np.atleast_1d(panels), shown, strict=True):
+        for name, points in row["curves"].items():
+            axes.plot(*np.array(sorted(points)).T, marker=".", label=name)
+        axes.set_title(f"{row['model']}, {row['reward']}", fontsize="medium")
+        axes.set_xlabel("KL, nats")
+    np.atleast_1d(panels)[0].set_ylabel("expected reward")
+    np.atleast_1d(panels)[0].legend(fontsize="small")
+    return save_figure(figure, path)
+
+
 def densities(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
     """Plots the density of the optimal policy over the reward's quantile, one panel for each price of KL.
 

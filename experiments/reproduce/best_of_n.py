@@ -11,10 +11,12 @@ from typing import Any
 
 import click
 
+from experiments import extras
+from experiments.display import ConsoleDisplay, no_notices
 from experiments.intervals import format_interval
 from experiments.provenance import command_line, versions
 from experiments.reproduce import best_of_n_theory
-from experiments.runs import write_json
+from experiments.runs import RunFolder, write_json
 from privacy.files import write_public
 
 _COLUMNS = ("n", "KL", "KL at least", "KL at most", "mean of D̂", "log n - (n - 1)/n")
@@ -28,6 +30,27 @@ _COLUMNS = ("n", "KL", "KL at least", "KL at most", "mean of D̂", "log n - (n -
     show_default=True,
     help="Number of draws of best-of-n for each estimate of its KL.",
 )
+@click.option(
+    "--model",
+    "models",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="Folder of a trained or imported model on whose texts the policies are measured too. May be repeated.",
+)
+@click.option(
+    "--samples",
+    type=click.IntRange(64),
+    default=2048,
+    show_default=True,
+    help="Number of texts that each --model draws for a prompt.",
+)
+@click.option(
+    "--new-tokens",
+    type=click.IntRange(1, 1024),
+    default=24,
+    show_default=True,
+    help="Maximum number of tokens of a text of --model.",
+)
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of the draws.")
 @click.option(
     "--output",
@@ -36,16 +59,29 @@ _COLUMNS = ("n", "KL", "KL at least", "KL at most", "mean of D̂", "log n - (n -
     show_default=True,
     help="Folder for the table, the plot and the results.",
 )
-def best_of_n(draws: int, seed: int, output: Path) -> None:
+def best_of_n(draws: int, models: tuple[Path, ...], samples: int, new_tokens: int, seed: int, output: Path) -> None:
     """Compute the KL of best-of-n exactly, beside its bounds, its estimate D̂ and the formula log n - (n - 1)/n.
 
     The outcomes are equally likely ones, rare good ones and a pair. The study also compares the win rate for a KL with
-    the largest possible one, and measures the estimate by draws.
+    the largest possible one, and measures the estimate by draws. With --model it draws texts, and measures KL and
+    reward of best-of-n, soft best-of-n and the tilt on them.
     """
     from experiments import alignment_plots
 
+    if models:
+        extras.require("models")
+    for folder in models:
+        RunFolder(folder).require_trained()
     output.mkdir(parents=True, exist_ok=True)
     results = {"seed": seed, **best_of_n_theory.measure(draws, seed)}
+    if models:
+        from experiments.reproduce.best_of_n_models import measure_model
+
+        show = ConsoleDisplay()
+        with no_notices():
+            rows = [measure_model(folder, samples, new_tokens, seed, show) for folder in models]
+        results["models"] = [row for own in rows for row in own]
+        alignment_plots.reward_by_kl(output / "models", results["models"])
     write_json(output / "metrics.json", {"command": command_line(), "versions": versions(), **results})
     alignment_plots.best_of_n_kl(output / "plot", results)
     table = format_table(results)
@@ -62,6 +98,10 @@ def format_table(results: dict[str, Any]) -> str:
         _win_rate_lines(results["win_rates"]),
         _spread_lines(results["spread"]),
     ]
+    if "models" in results:
+        from experiments.reproduce.best_of_n_models import format_rows
+
+        sections.append(format_rows(results["models"]))
     return "\n\n".join("\n".join(lines) for lines in sections) + "\n"
 
 
