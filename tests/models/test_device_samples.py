@@ -1,5 +1,7 @@
 """Several texts after one prompt: each is the text of its own request, however they are drawn."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -17,12 +19,13 @@ DRAFTER = ModelDrafter(MODEL, exported.weights(MODEL, 1))
 CHOICES = Choices(max_new_tokens=12, temperature=0.9, top_p=0.95, seed=5, request=3)
 
 
-DECODINGS = ["autoregressive", pytest.param("block", marks=pytest.mark.slow)]
+DECODINGS: list[Any] = ["autoregressive", pytest.param("block", marks=pytest.mark.slow)]
 
 
 def make(folder, decoding):
-    path, limits = folder / "model.tflite", {"max_prompt": 8, "max_new_tokens": 12}
-    drafting = {} if decoding == "autoregressive" else {"drafter": DRAFTER, "draft_length": 2}
+    path = folder / "model.tflite"
+    limits: dict[str, Any] = {"max_prompt": 8, "max_new_tokens": 12}
+    drafting: dict[str, Any] = {} if decoding == "autoregressive" else {"drafter": DRAFTER, "draft_length": 2}
     export(MODEL, WEIGHTS, exported.vocabulary(), path, decodings=(decoding,), best_of=COUNT, **limits, **drafting)
     return device.load(path)
 
@@ -46,8 +49,8 @@ def test_file_draws_the_texts_of_successive_requests_together(tmp_path, decoding
 @pytest.mark.parametrize("decoding", DECODINGS)
 def test_generator_repeats_each_prompt(decoding):
     prompts = [PROMPT, [1, 7]]
-    drafting = (DRAFTER, 2) if decoding == "block" else ()
-    generator = Generator(MODEL, WEIGHTS, decoding, *drafting, max_prompt=4, max_new_tokens=12)
+    drafting: dict[str, Any] = {"drafter": DRAFTER, "draft_length": 2} if decoding == "block" else {}
+    generator = Generator(MODEL, WEIGHTS, decoding, **drafting, max_prompt=4, max_new_tokens=12)
     found = generator(prompts, CHOICES, num_samples=3)
     rows = [prompt for prompt in prompts for _ in range(3)]
     plain = generator(rows, CHOICES)
