@@ -169,6 +169,27 @@ ALIGNMENT = (
         _STUDY_TESTS + "test_alignment.py::test_rates_count_texts_with_exactly_the_mean_reward",
     ),
     Bug(
+        "generate --best-of: probability of the model's softmax instead of the distribution that was sampled from",
+        "experiments/commands/selection.py",
+        'for name in ("log_probs", "unprocessed_log_probs"))',
+        'for name in ("unprocessed_log_probs", "unprocessed_log_probs"))',
+        "tests/experiments/commands/test_generate.py::test_best_of_takes_probabilities_of_the_processed_distribution",
+    ),
+    Bug(
+        "texts drawn together: all of one request",
+        "models/signatures.py",
+        "request.request + tf.range(texts)",
+        "request.request + 0 * tf.range(texts)",
+        "tests/models/test_device_samples.py::test_file_draws_the_texts_of_successive_requests_together[autoregressive]",
+    ),
+    Bug(
+        "best-of-n on models: a text's own probability left out of its density",
+        _STUDIES + "best_of_n_models.py",
+        "((lower + masses) ** n - lower**n) / masses)",
+        "n * lower ** (n - 1))",
+        _STUDY_TESTS + "test_best_of_n_models.py::test_kl_from_a_pool_is_the_exact_one[True-16]",
+    ),
+    Bug(
         "inference-time study: single samples compared instead of best-of-n",
         _STUDIES + "inference_time.py",
         "np.cumsum(policies, axis=-1) ** n",

@@ -43,6 +43,27 @@ _FIRST_REJECT = """reject = tf.pad(1 - stop[:, 1:], [[0, 0], [0, 1]], constant_v
 
 CATALOGUE = (
     Bug(
+        "SpecTr draws with the random number of the whole block at every depth",
+        _SPECTR,
+        "uniform = (uniform - begin) / tf.where(width > 0, width, tf.ones_like(width))",
+        "uniform = uniform + 0 * width",
+        _TESTS + "test_tree_rules.py::test_spectr_draws_nodes_with_the_probabilities_of_all_nodes",
+    ),
+    Bug(
+        "SpecTr follows drafts of another text after a token",
+        _SPECTR,
+        "alive &= tf.equal(tokens, token[:, tf.newaxis])",
+        "alive &= tokens >= 0",
+        _TESTS + "test_tree_rules.py::test_spectr_draws_nodes_with_the_probabilities_of_all_nodes",
+    ),
+    Bug(
+        "temperature 0: a penalty does not stop the quick path",
+        "models/decoding/block_decoder.py",
+        "~tf.reduce_any(tf.stack(list(changes.values())))",
+        '~changes["bias"]',
+        _TESTS + "test_loop.py::test_requests_are_plain_if_the_temperature_alone_changes_logits",
+    ),
+    Bug(
         "draft by argmax, verified with soft probabilities",
         _METHODS,
         "sample_31(token_weights, noise.draft[0][:, place])",
