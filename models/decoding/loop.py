@@ -118,7 +118,13 @@ def begin(decoder: BlockDecoder, state: State, tail: int = 0) -> Progress:
 
 def repeat_rows(state: State, count: int) -> State:
     """Returns a state in which each row stands `count` times, one after the other: several texts with one beginning."""
-    return state if count == 1 else tf.nest.map_structure(lambda part: tf.repeat(part, count, axis=0), state)
+
+    def repeat(part: tf.Tensor) -> tf.Tensor:
+        # `tf.repeat` would leave the converter without a static shape.
+        rows = tf.tile(part[:, tf.newaxis], [1, count, *[1] * (part.shape.rank - 1)])
+        return tf.reshape(rows, [part.shape[0] * count, *part.shape[1:]])
+
+    return state if count == 1 else tf.nest.map_structure(repeat, state)
 
 
 def generate(decoder: BlockDecoder, progress: Progress, request: Request, ends: Ends, words: Any) -> Generated:

@@ -15,6 +15,10 @@ except ImportError:
     dynamic_update_slice = None
 
 
+_ROWS_IN_TURN = 64
+"""Maximum number of rows that are written one by one, in place. The other way copies the cache several times."""
+
+
 class Cache(NamedTuple):
     """Holds the keys and values of the tokens that a transformer has read.
 
@@ -43,10 +47,13 @@ def write(cached: tf.Tensor, new: tf.Tensor, length: tf.Tensor, axis: int) -> tf
       length: int32 `[B]`.
       axis: the axis of positions, 2 or 3.
     """
-    if cached.shape[0] == 1 and dynamic_update_slice is not None:
-        start = [tf.zeros_like(length[0])] * 4
-        start[axis] = length[0]
-        return dynamic_update_slice(cached, new, tf.stack(start))
+    rows = cached.shape[0]
+    if rows is not None and rows <= _ROWS_IN_TURN and dynamic_update_slice is not None:
+        starts = [tf.range(rows), *[tf.zeros_like(length)] * 3]
+        starts[axis] = length
+        for row, start in enumerate(tf.unstack(tf.stack(starts, axis=1))):
+            cached = dynamic_update_slice(cached, new[row : row + 1], start)
+        return cached
     source = tf.range(cached.shape[axis]) - length[:, tf.newaxis]  # [B, S]: which new entry belongs at each position
     is_new = (source >= 0) & (source < new.shape[axis])
     moved = tf.gather(new, clip(source, 0, new.shape[axis] - 1), axis=axis, batch_dims=1)
