@@ -21,7 +21,7 @@ from experiments.runs import RunFolder, load_trained, write_json
 from privacy.files import write_public
 
 _PLACES, _BLOCKS, _ROWS = 64, 12, 16
-_CONTEXT = 1024
+_CONTEXT = 384
 _MIN_COUNTS = {2: (1,), 4: (1, 2, 4)}
 _TUNED = 3
 """One in this number of prompts is for the choice of α."""

@@ -76,6 +76,7 @@ ELSEWHERE = {
     "reproduce alignment": "tests/experiments/reproduce/test_alignment.py",
     "reproduce best-of-n": "tests/experiments/reproduce/test_best_of_n.py",
     "reproduce block-verification": "tests/experiments/reproduce/test_block_verification.py",
+    "reproduce blockwise": "tests/experiments/reproduce/test_blockwise.py",
     "reproduce coupling": "tests/experiments/reproduce/test_coupling.py",
     "reproduce drafters": "tests/experiments/reproduce/test_drafters.py",
     "reproduce inference-time": "tests/experiments/reproduce/test_inference_time.py",

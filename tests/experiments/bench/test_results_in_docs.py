@@ -7,7 +7,16 @@ import pytest
 
 from experiments.bench import cohort_size, decoding, measure, population, pretrained, samplers, table, verifiers
 from experiments.bench.simulation import _PEERS, OURS
-from experiments.reproduce import alignment, best_of_n, block_verification, coupling, drafters, inference_time, spectr
+from experiments.reproduce import (
+    alignment,
+    best_of_n,
+    block_verification,
+    blockwise,
+    coupling,
+    drafters,
+    inference_time,
+    spectr,
+)
 from tests.test_docs import ROOT
 
 RESULTS, PAGE = ROOT / "docs" / "results", (ROOT / "docs" / "performance.md").read_text()
@@ -88,6 +97,12 @@ def test_tables_of_several_drafts_are_those_of_their_results():
     page = (ROOT / "docs" / "systems" / "spectr.md").read_text()
     assert section("spectr", page) == spectr.format_table(json.loads((RESULTS / "spectr.json").read_text())["rows"])
     assert section("decoding", page) == decoding.format_results(json.loads((RESULTS / "decoding.json").read_text()))
+
+
+def test_tables_of_blockwise_decoding_are_those_of_their_results():
+    page = (ROOT / "docs" / "systems" / "blockwise.md").read_text()
+    results = json.loads((RESULTS / "blockwise.json").read_text())
+    assert section("blockwise", page) == blockwise.format_tables(results)
 
 
 def test_tables_of_alignment_are_those_of_their_results():
