@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -150,10 +151,24 @@ def draft_with_ngram(lattices: Lattices, tables: KatzTables, alpha: float) -> In
 def draft_with_model(lattices: Lattices, drafter: Drafter, alpha: float) -> Ints:
     """Returns drafts that a drafter refined token by token, int32 `[R, S, h - 1]`."""
     batch, length = lattices.tokens.shape
-    prompt, steps = lattices.prompt, lattices.ids.shape[2]
+    prompt = lattices.prompt
+    draft, weight = _build_draft(drafter, lattices.ids.shape[2]), tf.constant(alpha, tf.float32)
+    first = tf.constant(lattices.tokens[:, : prompt - 1])
+    state = drafter.prefill(first, tf.fill([batch], prompt - 1), drafter.initial_state(batch))
+    found = []
+    for place in range(lattices.places):
+        inputs = (lattices.tokens[:, prompt - 1 + place], lattices.ids[:, place], lattices.logits[:, place])
+        drafts, state = draft(*map(tf.constant, inputs), state, weight)
+        found.append(drafts.numpy())
+    return np.stack(found, axis=1)
 
-    @tf.function(autograph=False, reduce_retracing=True)
-    def draft(tokens: tf.Tensor, ids: tf.Tensor, logits: tf.Tensor, state: Any) -> tuple[tf.Tensor, Any]:
+
+@cache
+def _build_draft(drafter: Drafter, steps: int) -> Any:
+    @tf.function(autograph=False)
+    def draft(
+        tokens: tf.Tensor, ids: tf.Tensor, logits: tf.Tensor, state: Any, alpha: tf.Tensor
+    ) -> tuple[tf.Tensor, Any]:
         states, drafts = [state], []
         for place in range(steps):
             scored, state = drafter.step(tokens, state)
@@ -162,16 +177,9 @@ def draft_with_model(lattices: Lattices, drafter: Drafter, alpha: float) -> Ints
             scores = logits[:, place] + alpha * scored
             tokens = tf.gather(ids[:, place], tf.argmax(scores, 1), axis=1, batch_dims=1)
             drafts.append(tokens)
-        return tf.stack(drafts, axis=1), drafter.rewind(states, tf.ones([batch], tf.int32))
+        return tf.stack(drafts, axis=1), drafter.rewind(states, tf.ones_like(tokens))
 
-    first = tf.constant(lattices.tokens[:, : prompt - 1])
-    state = drafter.prefill(first, tf.fill([batch], prompt - 1), drafter.initial_state(batch))
-    found = []
-    for place in range(lattices.places):
-        inputs = (lattices.tokens[:, prompt - 1 + place], lattices.ids[:, place], lattices.logits[:, place])
-        drafts, state = draft(*map(tf.constant, inputs), state)
-        found.append(drafts.numpy())
-    return np.stack(found, axis=1)
+    return draft
 
 
 def draft_paths(lattices: Lattices, tables: KatzTables | None, alpha: float, paths: int, heads: int) -> Ints:
@@ -180,20 +188,24 @@ def draft_paths(lattices: Lattices, tables: KatzTables | None, alpha: float, pat
     memory = 0 if tables is None else tables.order - 1
     texts = np.pad(lattices.tokens, [[0, 0], [memory, 0]])
     history = _histories(texts, lattices.prompt, memory, places).reshape(batch * places, memory)
-    log_probs = None if tables is None else tables.log_probs
-
-    @tf.function(autograph=False, reduce_retracing=True)
-    def search(ids: tf.Tensor, logits: tf.Tensor, history: tf.Tensor) -> tf.Tensor:
-        return find_best_paths(ids, logits, history, alpha, log_probs, paths).tokens
-
+    search, weight = _build_search(tables, paths), tf.constant(alpha, tf.float32)
     flat = [part[:, :, : heads - 1].reshape(batch * places, heads - 1, -1) for part in (lattices.ids, lattices.logits)]
     missing = -len(history) % _LATTICES
     padded = [np.concatenate([part, np.repeat(part[:1], missing, 0)]) for part in (*flat, history)]
     found = [
-        search(*(tf.constant(part[begin : begin + _LATTICES]) for part in padded)).numpy()
+        search(*(tf.constant(part[begin : begin + _LATTICES]) for part in padded), weight).numpy()
         for begin in range(0, len(padded[0]), _LATTICES)
     ]
     return np.concatenate(found)[: batch * places].reshape(batch, places, paths, heads - 1)
+
+
+@cache
+def _build_search(tables: KatzTables | None, paths: int) -> Any:
+    log_probs = None if tables is None else tables.log_probs
+    return tf.function(
+        lambda ids, logits, history, alpha: find_best_paths(ids, logits, history, alpha, log_probs, paths).tokens,
+        autograph=False,
+    )
 
 
 def block_lengths(is_right: NDArray[np.bool_]) -> Ints:
