@@ -19,7 +19,7 @@ HEADS = (3, 6, 9)
 PATHS = (4, 16)
 TOP_K = 16
 """Number of likeliest tokens of each head among which rescorers choose."""
-ALPHAS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0)
+ALPHAS = (0.0, 0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0)
 PLAIN = "heads alone"
 _ORACLES = (2, 4, 16)
 _RESAMPLES = 10_000
