@@ -295,21 +295,23 @@ def speedups(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
     return _save(figure, path)
 
 
-def refinements(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
+def refinements(path: Path, rows: Sequence[Mapping[str, Any]], plain: str) -> list[Path]:
     """Plots by how much refined drafts raise the tokens per call, against those of the heads alone, one text a point.
 
     Args:
       path: path of the files, without suffix.
       rows: "rows" of the results of `fedspeak reproduce blockwise`; those of the largest number of heads are shown.
+      plain: name of the drafts that the others are compared with.
     """
     figure, axes = _figure()
-    plain, *ways = (name for name in next(reversed(rows[0]["tokens"].values())) if not name.startswith("oracle"))
-    for name in ways:
-        own = [next(reversed(row["tokens"].values())) for row in rows]
+    own = [row["tokens"][max(row["tokens"], key=int)] for row in rows]
+    for name in sorted(own[0]):
+        if name == plain or name.startswith("oracle"):
+            continue
         tokens = [entry[plain]["tokens"]["estimate"] for entry in own]
         axes.plot(tokens, [entry[name]["gain"]["estimate"] for entry in own], "o", label=name)
     axes.axhline(0, color="grey", linewidth=0.8)
     axes.set_xlabel("tokens per call of the heads alone")
     axes.set_ylabel("gain in percent")
-    axes.legend(fontsize="small")
+    axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1))
     return _save(figure, path)

@@ -89,7 +89,7 @@ def blockwise(
         RunFolder(folder).require_trained()
     show = ConsoleDisplay()
     from experiments import plots
-    from experiments.reproduce import blockwise_texts
+    from experiments.reproduce import blockwise_study, blockwise_texts
     from experiments.reproduce.drafters import write_bible
     from models.heads import HeadedLanguageModel
 
@@ -109,7 +109,7 @@ def blockwise(
     if speed:
         found |= study.time({name: rows for name, rows in starts.items() if texts or name in _TIMED_TEXTS}, seed)
         write_json(output / "metrics.json", found)
-    plots.refinements(output / "plot", found["rows"])
+    plots.refinements(output / "plot", found["rows"], blockwise_study.PLAIN)
     table = format_tables(found)
     write_public(output / "table.md", table.encode())
     click.echo(table, nl=False)
@@ -244,21 +244,23 @@ class Study:
 
 def format_tables(found: dict[str, Any]) -> str:
     """Returns the results as Markdown."""
+    from experiments.reproduce.blockwise_study import WAYS
+
     rows = found["rows"]
     first = rows[0]
     lines = []
-    for heads, ways in first["tokens"].items():
+    for heads in first["tokens"]:
         lines += [
             f"### Tokens per call at temperature 0, {heads} heads",
             "",
             f"{first['texts']} prompts per text, blocks from {first['places']} tokens each. For refined drafts: gain "
             "over the heads alone in percent. 95 % bootstrap intervals over prompts.",
             "",
-            f"| text | h_max | {' | '.join(ways)} |",
-            "|---" * (2 + len(ways)) + "|",
+            f"| text | h_max | {' | '.join(WAYS)} |",
+            "|---" * (2 + len(WAYS)) + "|",
         ]
         for row in rows:
-            cells = [_format(name, entry) for name, entry in row["tokens"][heads].items()]
+            cells = [_format(name, row["tokens"][heads][name]) for name in WAYS]
             lines.append(f"| {row['text']} | {row['h_max']} | {' | '.join(cells)} |")
         lines += ["", f"h_max and the tokens per call of the heads alone: {_correlate(rows, heads)}.", ""]
     return "\n".join([*lines, *_format_repeats(rows), "", *_format_sampled(rows), *_format_speed(found)]) + "\n"
@@ -286,7 +288,8 @@ def _correlate(rows: Sequence[Any], heads: str) -> str:
 
 
 def _format_repeats(rows: Sequence[Any]) -> list[str]:
-    ways = list(rows[0]["repeats"])
+    from experiments.reproduce.blockwise_study import LINES
+
     lines = [
         "### Repetition",
         "",
@@ -294,12 +297,12 @@ def _format_repeats(rows: Sequence[Any]) -> list[str]:
         "of all drafts, those with more right tokens after the 2-gram model, those with fewer, and how many of the "
         "former repaired a repetition, in percent. At all places of the greedy texts.",
         "",
-        f"| text | {' | '.join(ways)} | improved | worse | repairs |",
-        "|---" * (4 + len(ways)) + "|",
+        f"| text | {' | '.join(LINES)} | improved | worse | repairs |",
+        "|---" * (4 + len(LINES)) + "|",
     ]
     for row in rows:
-        cells = [f"{100 * own['neighbours']:.1f} ({own['longest_run']:.2f})" for own in row["repeats"].values()]
-        cells += [f"{100 * share:.1f}" for share in row["repairs"].values()]
+        cells = [f"{100 * own['neighbours']:.1f} ({own['longest_run']:.2f})" for own in map(row["repeats"].get, LINES)]
+        cells += [f"{100 * row['repairs'][key]:.1f}" for key in ("improved", "worse", "repetitions")]
         lines.append(f"| {row['text']} | {' | '.join(cells)} |")
     return lines
 
@@ -307,7 +310,7 @@ def _format_repeats(rows: Sequence[Any]) -> list[str]:
 def _format_sampled(rows: Sequence[Any]) -> list[str]:
     columns = [f"{own['drafts']}, T = {own['temperature']:g}" for own in rows[0]["sampled"]]
     lines = [
-        f"### Tokens per call of sampled texts, {next(reversed(rows[0]['tokens']))} heads",
+        f"### Tokens per call of sampled texts, {max(map(int, rows[0]['tokens']))} heads",
         "",
         f"| text | {' | '.join(columns)} |",
         "|---" * (1 + len(columns)) + "|",

@@ -21,7 +21,15 @@ TOP_K = 16
 """Number of likeliest tokens of each head among which rescorers choose."""
 ALPHAS = (0.0, 0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0)
 PLAIN = "heads alone"
+LINES = (PLAIN, "2-gram", "4-gram", "neural")
+"""The ways to draft one line of tokens, in the order of the tables."""
 _ORACLES = (2, 4, 16)
+WAYS = (
+    *LINES,
+    *(f"{order}-gram, {paths} paths" for order in (0, 2) for paths in PATHS),
+    *(f"oracle, top {k}" for k in _ORACLES),
+)
+"""All ways, those of the oracle at the end."""
 _RESAMPLES = 10_000
 
 
@@ -43,7 +51,7 @@ def tune(lattices: Lattices, rescorers: Rescorers) -> dict[str, float]:
     Of equal ones the smallest is taken.
     """
     chosen = {}
-    for name in ("2-gram", "4-gram", "neural"):
+    for name in LINES[1:]:
         sums = []
         for alpha in ALPHAS:
             tokens, calls = walk(_lengths(lattices, _draft(lattices, rescorers, name, alpha)))
