@@ -165,7 +165,7 @@ def test_command_names_single_missing_package_of_an_extra():
 def test_modules_of_installed_extras_exist():
     """Only installed extras are checked; in the locked environment these are all of them."""
     packages = {"models": "tensorflow", "federated": "tensorflow-federated", "pretrained": "gguf"}
-    packages |= {"opendp": "opendp", "parquet": "pyarrow"}
+    packages |= {"opendp": "opendp", "parquet": "pyarrow", "rewards": "vaderSentiment"}
     assert set(packages) == set(extras.EXTRAS)
     for extra, package in packages.items():
         try:

@@ -164,7 +164,7 @@ def test_options_out_of_range_are_refused(arguments, message):
         ([[]], {}, "prompt 0 = ..: must be one token id or more, integers from 0 to 11"),
         ([[1] * 7], {}, "prompt 0 has 7 tokens: must have at most max_prompt = 6"),
         ([[SIZE]], {}, r"prompt 0 = .12.: must be one token id or more, integers from 0 to 11"),
-        ([[1]], {"requests": [1, 2]}, "requests = .1, 2.: must be one number for each of 1 prompts"),
+        ([[1]], {"requests": [1, 2]}, "requests = .1, 2.: must be one number for each of 1 texts"),
         ([[1]], {"stop_sequences": [[]]}, "stop_sequences = ..: must be one token id or more"),
         ([[1]], {"stop_sequences": [[1] * 17]}, f"stop_sequences = .*: must be at most {LONGEST_STOP} token ids"),
         ([[1]], {"stop_sequences": [[SIZE]]}, "stop_sequences = .12.: must be one token id or more, integers from 0"),

@@ -186,8 +186,8 @@ def test_probabilities_of_nodes_sum_to_one_and_are_zero_where_nothing_was_drafte
 
 def test_spectr_draws_nodes_with_the_probabilities_of_all_nodes():
     """Each node belongs to few intervals of the random number, so that a grid of it shows the probabilities."""
-    points, tree = 1 << 13, TokenTree.from_shape((3, 1, 1))
-    target, base, tokens, is_real = draw_drafts(5, 12, 3, tree)
+    points, tree = 1 << 11, TokenTree.from_shape((3, 1, 1))
+    target, base, tokens, is_real = draw_drafts(5, 6, 3, tree)
     is_real = np.all(is_real[:, tree.paths], axis=2)
     is_real[:, 0] = True
     uniform = (np.arange(points, dtype=np.float32) + 0.5) / points

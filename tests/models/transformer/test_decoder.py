@@ -267,12 +267,12 @@ def test_positions_after_a_rows_last_target_are_not_computed(monkeypatch):
 
 def test_gradient_of_an_invariant_loss_is_orthogonal_to_the_weights_and_inverse_to_their_scale():
     """Li et al. 2022, theorem 2.2: <grad, weights> = 0, and grad(c · weights) = grad(weights) / c."""
-    model, tokens = make_model(**SCALE_INVARIANT), make_tokens(2, 8)
+    model, tokens = make_model(**SCALE_INVARIANT), make_tokens(2, 9)
     target = np.random.default_rng(5).normal(size=(2, 8, E))
 
     def gradient(model, weights):
         _, gradients = language_models.gradients_of(
-            lambda w: tf.reduce_sum(model.extend_with_hidden(w, tokens, start(model, 2))[1] * target), weights
+            lambda w: tf.reduce_sum(model.hidden_states(w, tokens)[0] * target), weights
         )
         return gradients
 
