@@ -96,7 +96,8 @@ def test_table_of_verifiers_is_that_of_its_results():
 def test_tables_of_several_drafts_are_those_of_their_results():
     page = (ROOT / "docs" / "systems" / "spectr.md").read_text()
     assert section("spectr", page) == spectr.format_table(json.loads((RESULTS / "spectr.json").read_text())["rows"])
-    assert section("decoding", page) == decoding.format_results(json.loads((RESULTS / "decoding.json").read_text()))
+    for name in ("decoding", "decoding-smollm2"):
+        assert section(name, page) == decoding.format_results(json.loads((RESULTS / f"{name}.json").read_text()))
 
 
 def test_tables_of_blockwise_decoding_are_those_of_their_results():
