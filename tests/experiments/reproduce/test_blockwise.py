@@ -23,6 +23,7 @@ from tests.models.decoding.test_heads_drafter import draw_model, katz_model, kat
 
 PROMPTS = [[3, 1, 4], [5, 6, 2], [2, 2, 9], [7, 7, 7], [1, 2, 3]]
 PLACES, TOP_K, ALPHA = 16, 5, 0.7
+COMMAND = "reproduce", "blockwise"  # "reproduce blockwise"
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +203,7 @@ def test_study_writes_tables_results_and_plot(tmp_path, monkeypatch):
         (tmp_path / f"text{number}.txt").write_text("\n".join(lines) + "the king and the night " * 30)
     texts = [part for number in range(4) for part in ("--text", f"text{number}.txt")]
     options = ("--target", "heads", "--rescorer", "models/transformer", "--output", "study", "--prompts", "3")
-    code, out, err = call("reproduce", "blockwise", *options, *texts, folder=tmp_path)
+    code, out, err = call(*COMMAND, *options, *texts, folder=tmp_path)
     assert code == 0, err
     results = json.loads((tmp_path / "study" / "metrics.json").read_text())
     assert [row["text"] for row in results["rows"]] == [f"text{number}.txt" for number in range(4)]
@@ -223,6 +224,6 @@ def test_model_without_heads_is_refused_in_one_line(tmp_path, monkeypatch, heads
     model = base if heads is None else HeadedLanguageModel(base, heads)
     monkeypatch.setattr(RunFolder, "require_trained", lambda self: None)
     monkeypatch.setattr(blockwise, "load_trained", lambda run: (model, {}, exported.vocabulary()))
-    code, out, err = call("reproduce", "blockwise", folder=tmp_path)
+    code, out, err = call(*COMMAND, folder=tmp_path)
     assert (code, out, len(err.splitlines())) == (2, "", 1)
     assert message in err
