@@ -98,7 +98,7 @@ def commands() -> list[tuple[str, list[str], list[str]]]:
     for page in PAGES:
         code = re.findall(r"```sh\n.*?```|`[^`\n]+`", page.read_text(), re.DOTALL)
         for line in re.findall(r"^`?fedspeak ([^`\n#]+)", "\n".join(code), re.MULTILINE):
-            words = re.match(r"(?:[a-z]+(?: |$))*", line)
+            words = re.match(r"(?:[a-z]+(?:-[a-z]+)*(?: |$))*", line)
             assert words
             found.append((page.name, words[0].split(), re.findall(r"--[a-z-]+", line)))
     return found
