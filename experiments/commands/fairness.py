@@ -263,7 +263,7 @@ def _population(groups: str, table: Path | None) -> tuple[list[str], list[list[A
     if table is None:
         if not re.fullmatch(r"[0-9]+(x[0-9]+)*", groups):
             raise ValueError(
-                f"--groups {groups} is no number of groups, as 70 or 2x5x7: give --table with these columns"
+                f"--groups {groups}: must be a number of groups, as 70 or 2x5x7; or give --table with these columns"
             )
         number = np.prod([int(factor) for factor in groups.split("x")], dtype=object)
         if not 2 <= number <= 10**7:

@@ -34,7 +34,8 @@ def measure_model(folder: Path, samples: int, new_tokens: int, seed: int, show: 
     Args:
       folder: folder of a trained or imported model. One with a chat template answers `MESSAGES`, another continues
         `PROMPTS`.
-      samples: number of texts of each pool, a multiple of the largest of `NUMBERS`.
+      samples: number of texts of each pool, at least the largest of `NUMBERS`. D̂ leaves out those after the last full
+        group of n.
       new_tokens: maximum number of tokens of a text; a longer one is cut and counts as a text.
       seed: seed of the draws.
       show: display for progress.

@@ -209,10 +209,10 @@ def _build_search(tables: KatzTables | None, paths: int) -> Any:
 
 
 def block_lengths(is_right: NDArray[np.bool_]) -> Ints:
-    """Returns the number of tokens of a block at each place, int32 `[R, S]`.
+    """Returns the number of tokens of a block for each draft, int32 `[...]`.
 
     Args:
-      is_right: bool `[R, S, G]`, whether each drafted token is the text's own.
+      is_right: bool `[..., G]`, whether each drafted token is the text's own.
     """
     return np.asarray(1 + np.cumprod(is_right, axis=-1, dtype=np.int32).sum(axis=-1, dtype=np.int32))
 

@@ -86,8 +86,7 @@ def measure(
             found = blockwise_drafts.draft_paths(lattices, tables, alphas["2-gram"], max(PATHS), count)
             for paths in PATHS:
                 right = found[:, :, :paths] == own[:, :, np.newaxis, : count - 1]
-                longest = np.cumprod(right, axis=-1, dtype=np.int32).sum(-1).max(-1)
-                lengths[f"{order}-gram, {paths} paths"] = 1 + longest
+                lengths[f"{order}-gram, {paths} paths"] = block_lengths(right).max(axis=-1)
         for k in _ORACLES:
             lengths[f"oracle, top {k}"] = count_with_oracle(lattices, k, count)
         walked = {name: walk(each) for name, each in lengths.items()}

@@ -93,7 +93,7 @@ def rate(reward: Reward, samples: Sequence[Sample], name: str) -> Array:
       name: what the user calls it, for messages.
 
     Raises:
-      ValueError: the reward raised an error, or gave no finite number; one line.
+      ValueError: the reward raised an error, or its value is not a finite number; one line.
     """
     found = []
     for sample in samples:

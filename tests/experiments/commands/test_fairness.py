@@ -160,7 +160,10 @@ def test_rows_that_were_drawn_by_a_plan_are_tested_by_it(folder):
             "--weights equal goes with rows, and --draws",
         ),
         ((*PLAN, "--groups", "1"), "--groups 1 are 1 groups: give 2 to 10,000,000"),
-        ((*PLAN, "--groups", "sex"), "--groups sex is no number of groups, as 70 or 2x5x7: give --table with these"),
+        (
+            (*PLAN, "--groups", "sex"),
+            "--groups sex: must be a number of groups, as 70 or 2x5x7; or give --table with these",
+        ),
         ((*PLAN, "--groups", "9", "--error", "0.5"), "--error must lie in (0, 0.5), got 0.5: 0.05 is usual"),
         (
             (*PLAN, "--groups", "9", "--rate", "0"),

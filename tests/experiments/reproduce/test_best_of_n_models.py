@@ -24,7 +24,7 @@ def draw_pool(probabilities, rewards, count, seed=0):
 @pytest.mark.parametrize("n", [2, 16])
 @pytest.mark.parametrize("ties", [False, True])
 def test_kl_from_a_pool_is_the_exact_one(n, ties):
-    """From 40,000 texts; the interval holds it with seeds 0 to 3 in all four cases (95 % each)."""
+    """From 40,000 texts with a fixed seed, up to 0.02 nats; D̂ of groups is not below it, and not above the formula."""
     generator = np.random.default_rng(7)
     probabilities = generator.dirichlet(np.full(300, 0.3))
     rewards = generator.integers(0, 40, 300) if ties else generator.permutation(300)
