@@ -200,11 +200,16 @@ class DeviceModel:
         bias: Mapping[int, float] | None = None,
         banned: Sequence[int] = (),
         mask: Mask | None = None,
+        compare: bool = False,
     ) -> list[Iterator[int]]:
         """Returns an iterator for each of `choices`, at least one, as `draw` does; arguments as there.
 
+        Args:
+          compare: whether acceptances of decoding "spectr" say what share of the best rule's acceptance K-SEQ reaches,
+            which takes NumPy some milliseconds a block.
+
         Raises:
-          ValueError: as for `draw`.
+          ValueError: as for `draw`; or `compare`, and the file is too old for this.
         """
         decoding = device_signatures.choose_decoding(self.path, self.facts, decoding, costs)
         prompt = check_ids("prompt", prompt, self.vocabulary.size)
@@ -233,8 +238,11 @@ class DeviceModel:
             flags = {"begins_here": i == 0, "ends_here": i + 1 == len(parts)}
             places = {name: np.array(flag, np.int32) for name, flag in flags.items()}
             state = read(**self._padded(part), **places, **state)
+        num_drafts = self.facts.num_drafts if compare and decoding == "spectr" else 0
+        if num_drafts and "first_target" not in block.get_output_details():
+            raise ValueError(f"{self.path}: too old to compare K-SEQ with the best rule: export it again")
         return [
-            BlockDraw((block, plain), state, len(prompt), one_inputs, one, context)
+            BlockDraw((block, plain), state, len(prompt), one_inputs, one, context, num_drafts)
             for one_inputs, one in zip(inputs, choices, strict=True)
         ]
 

@@ -1,6 +1,7 @@
 """Draws tokens from an exported file block by block, on a device: the host's side of speculative decoding."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ from numpy.typing import NDArray
 
 from models.decoding.acceptance import Acceptance
 from models.decoding.choices import Choices
+from models.decoding.transport import k_seq_acceptance, optimal_acceptance
 
 Signature = Callable[..., dict[str, NDArray[Any]]]
 
@@ -29,6 +31,7 @@ class BlockDraw(Iterator[int]):
       inputs: the request's choices, as inputs of these signatures.
       choices: the same choices; those of the end are applied here.
       context: maximum number of tokens of prompt and text; None for none.
+      num_drafts: number of independent drafts of each block, to compare K-SEQ with the best rule; 0 does not compare.
     """
 
     def __init__(
@@ -39,6 +42,7 @@ class BlockDraw(Iterator[int]):
         inputs: dict[str, NDArray[Any]],
         choices: Choices,
         context: int | None,
+        num_drafts: int = 0,
     ) -> None:
         self._signatures, self._inputs, self._stop = blocks, inputs, choices.stop
         self._drafts = True
@@ -47,6 +51,7 @@ class BlockDraw(Iterator[int]):
         self._pending: list[tuple[int, float, float]] = []
         self._blocks: list[tuple[int, int]] = []
         self._width = 0
+        self._num_drafts, self._by_k_seq, self._by_best = num_drafts, 0.0, 0.0
         self.log_probs: list[float] = []
         self.unprocessed_log_probs: list[float] = []
 
@@ -95,7 +100,7 @@ class BlockDraw(Iterator[int]):
             "reached": is_drafted & (at < count[:, np.newaxis]),
             "accepted": is_drafted & (at < count[:, np.newaxis] - 1),
         }
-        return Acceptance.from_counts(counts)
+        return replace(Acceptance.from_counts(counts), by_k_seq=self._by_k_seq, by_best=self._by_best)
 
     def _draw_block(self) -> None:
         draw, draw_plain = self._signatures
@@ -110,5 +115,9 @@ class BlockDraw(Iterator[int]):
                 "damaged or diverged, or allow at least one token"
             )
         self._blocks.append((int(outputs["drafted"][0]), count))
+        if self._num_drafts and outputs["drafted"][0]:
+            pair = outputs["first_drafter"][0], outputs["first_target"][0]
+            self._by_k_seq += k_seq_acceptance(*pair, self._num_drafts)
+            self._by_best += optimal_acceptance(*pair, self._num_drafts)
         fields = (outputs[name][0, :count].tolist() for name in ("tokens", "log_probs", "unprocessed_log_probs"))
         self._pending = list(zip(*fields, strict=True))

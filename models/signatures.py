@@ -90,8 +90,10 @@ class Signatures(tf.Module):
             request = _build_request(arguments[: len(choices)])
             words = tf.nest.map_structure(lambda part: part[:, 0], decoder.words(request, state.position, 1))
             found, state = getattr(decoder, name)(state, request, words, tf.ones([1], tf.bool))
+            outputs = found._asdict()
+            first = zip(("first_target", "first_drafter"), outputs.pop("first"), strict=False)
             drafts = {"drafts": decoder.drafts(state, request)} if decoder.automatic else {}
-            return {**found._asdict(), **drafts, **_name_states(state)}
+            return {**outputs, **dict(first), **drafts, **_name_states(state)}
 
         self.functions[f"read{suffix}"] = tf.function(read, autograph=False).get_concrete_function(
             *prompt, _spec("begins_here"), _spec("ends_here"), *states

@@ -101,8 +101,8 @@ from privacy.files import require_writable_file, write_public
     "report_path",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="JSON file to write with the acceptance of drafts, for each text and in total; with --best-of, with rewards "
-    "and KL.",
+    help="JSON file to write with the acceptance of drafts, for each text and in total; for spectr also as a share of "
+    "the best rule's, which takes some time for each block. With --best-of, with rewards and KL.",
 )
 @renamed("--max-tokens", "--max-new-tokens")
 def generate(
@@ -165,7 +165,8 @@ def generate(
             if report_path is not None:
                 write_public(report_path, f"{json.dumps(found.report, indent=1)}\n".encode())
             return
-        drawn = loaded.draws(tokens, choices, decoding=decoding, costs=measured)
+        compare = report_path is not None
+        drawn = loaded.draws(tokens, choices, decoding=decoding, costs=measured, compare=compare)
     seconds, count = 0.0, 0
     in_blocks: list[Acceptance] = []
     while drawn:

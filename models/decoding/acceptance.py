@@ -19,6 +19,9 @@ class Acceptance:
       drafted: for each place of a draft, in how many blocks a token was drafted there.
       reached: in how many of these blocks all tokens before the place were accepted.
       accepted: in how many of these the token at the place was accepted too.
+      by_k_seq: sum over the calls of the probability with which K-SEQ accepts one of the drafts' first tokens; 0 where
+        it was not measured.
+      by_best: the same for the best rule for these drafts (`models.decoding.transport.optimal_acceptance`).
     """
 
     calls: int
@@ -26,6 +29,8 @@ class Acceptance:
     drafted: tuple[int, ...]
     reached: tuple[int, ...]
     accepted: tuple[int, ...]
+    by_k_seq: float = 0.0
+    by_best: float = 0.0
 
     @classmethod
     def from_counts(cls, counts: Mapping[str, Any]) -> "Acceptance":
@@ -41,7 +46,8 @@ class Acceptance:
             tuple(map(sum, zip(*(getattr(part, name) for part in parts), strict=True)))
             for name in ("drafted", "reached", "accepted")
         ]
-        return cls(sum(part.calls for part in parts), sum(part.decided for part in parts), *places)
+        sums = [sum(getattr(part, name) for part in parts) for name in ("by_k_seq", "by_best")]
+        return cls(sum(part.calls for part in parts), sum(part.decided for part in parts), *places, *sums)
 
     @property
     def block_efficiency(self) -> float:
@@ -79,6 +85,11 @@ class Acceptance:
         """Returns the share of accepted tokens among all drafted ones, over all places; it falls with longer drafts."""
         return _divide(sum(self.accepted), sum(self.drafted))
 
+    @property
+    def of_optimum(self) -> float:
+        """Returns K-SEQ's acceptance of first tokens as a share of the best rule's; NaN where it was not measured."""
+        return self.by_k_seq / self.by_best if self.by_best else float("nan")
+
     def to_dict(self) -> dict[str, Any]:
         """Returns counts, rates and the histogram of accepted lengths as a JSON-serialisable dict; NaN as None."""
         return {
@@ -93,6 +104,7 @@ class Acceptance:
             "conditional_rates": [_or_none(rate) for rate in self.conditional_rates],
             "unconditional_rates": [_or_none(rate) for rate in self.unconditional_rates],
             "acceptance_rate": _or_none(self.acceptance_rate),
+            "of_optimum": _or_none(self.of_optimum),
         }
 
     def __str__(self) -> str:
@@ -102,7 +114,8 @@ class Acceptance:
         if not sum(self.drafted):
             return f"{text}, nothing drafted"
         rates = ", ".join("-" if rate != rate else f"{rate:.0%}" for rate in self.conditional_rates)
-        return f"{text}; accepted {self.acceptance_rate:.0%} of the drafted tokens, by place once reached: {rates}"
+        text = f"{text}; accepted {self.acceptance_rate:.0%} of the drafted tokens, by place once reached: {rates}"
+        return f"{text}; K-SEQ accepts {self.of_optimum:.1%} of the optimum" if self.by_best else text
 
 
 def _divide(part: int, whole: int) -> float:

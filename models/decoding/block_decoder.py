@@ -77,6 +77,8 @@ class Block(NamedTuple):
         accepted in active rows.
       log_probs: float32 `[B, G+1]`, log-probability of each token under the target's processed distribution.
       unprocessed_log_probs: float32 `[B, G+1]`, the same under the target's softmax before any processing.
+      first: the target's and the drafter's distributions of the first token, two float32 `[B, V]`, if several drafts of
+        it are drawn independently; () otherwise.
     """
 
     tokens: Any
@@ -84,6 +86,7 @@ class Block(NamedTuple):
     drafted: Any
     log_probs: Any
     unprocessed_log_probs: Any
+    first: Any = ()
 
 
 class Outcome(NamedTuple):

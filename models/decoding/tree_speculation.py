@@ -170,7 +170,10 @@ class TreeSpeculation(BlockDecoder):
             kept = tf.where(count > 0, node + 1, 0)
             return self.model.rewind(trail, kept, tree), self.drafter.rewind_tree(draft.trail, kept, tree)
 
-        return self._finish(state, request, active, outcome, rewind)
+        block, state = self._finish(state, request, active, outcome, rewind)
+        if self.rule.drafting == "independent":
+            block = block._replace(first=(target[:, 0], drafts.base[:, 0]))
+        return block, state
 
     def _lengths(self, drafts: Drafts) -> tf.Tensor:
         """Returns the depth of the deepest drafted node of each row, int32 `[B]`."""

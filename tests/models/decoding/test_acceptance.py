@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -81,6 +82,14 @@ def test_dict_holds_counts_rates_and_histogram():
     assert written["accepted_lengths"] == [2, 2, 1]
     assert written["conditional_rates"] == [3 / 4, 1 / 2]
     assert written["acceptance_rate"] == 4 / 7
+
+
+def test_share_of_the_optimum_is_that_of_the_sums():
+    parts = [replace(COUNTS, by_k_seq=3.0, by_best=4.0), replace(COUNTS, by_k_seq=2.5, by_best=2.5)]
+    total = Acceptance.total(parts)
+    assert total.of_optimum == 5.5 / 6.5 and total.to_dict()["of_optimum"] == 5.5 / 6.5
+    assert str(total).endswith("75%, 50%; K-SEQ accepts 84.6% of the optimum")
+    assert COUNTS.to_dict()["of_optimum"] is None and "K-SEQ" not in str(COUNTS)
 
 
 @pytest.mark.parametrize(

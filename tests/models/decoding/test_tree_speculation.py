@@ -181,6 +181,25 @@ def test_host_may_mask_tokens_at_every_node(rule):
     assert np.all(block.tokens.numpy() % 2 == 0) and np.any(block.count.numpy() > 1)
 
 
+def test_spectr_s_blocks_hold_the_distributions_of_their_first_token():
+    model, tree, rows = TableModel(draw_table(0, 4)), TokenTree.chains(2, 2), 6
+    drafter: Any = ModelDrafter(TableModel(draw_table(1, 4)), {})
+    target: Any = model
+    last = tf.range(rows) % 4
+    for rule in (SpecTr(), Traversal()):
+        own = TreeSpeculation(target, {}, rule, drafter, tree, penalties=False)
+        asked = Request(tf.constant([1, 2]), tf.range(rows), Processing())
+        state = own.begin(last, own.initial_state(rows))
+        words = tf.nest.map_structure(lambda part: part[:, 0], own.words(asked, state.position, 1))
+        block, _ = own.block(state, asked, words, tf.ones([rows], tf.bool))
+        if rule.drafting != "independent":
+            assert block.first == ()
+            continue
+        for found, own_model in zip(block.first, (model, drafter.model), strict=True):
+            logits, _ = own_model.extend({}, last[:, tf.newaxis], own_model.initial_state(rows))
+            np.testing.assert_allclose(found, tf.nn.softmax(logits[:, 0]), atol=1e-6)
+
+
 def test_certain_children_are_the_likeliest_tokens_of_a_drafter_that_leaves_tokens_out():
     """A drafter says with -inf that it never proposes a token."""
     logits = tf.constant([[-np.inf, 0.0, -np.inf, 2.0, 1.0, -np.inf]])
