@@ -35,19 +35,21 @@ class Acceptance:
     @classmethod
     def from_counts(cls, counts: Mapping[str, Any]) -> "Acceptance":
         """Sums counts over rows: arrays by the names of `models.decoding.loop.Counts`, with the row axis first."""
-        places = [tuple(int(n) for n in np.sum(counts[name], axis=0)) for name in ("drafted", "reached", "accepted")]
-        return cls(int(np.sum(counts["calls"])), int(np.sum(counts["decided"])), *places)
+        places = {
+            name: tuple(int(n) for n in np.sum(counts[name], axis=0)) for name in ("drafted", "reached", "accepted")
+        }
+        return cls(int(np.sum(counts["calls"])), int(np.sum(counts["decided"])), **places)
 
     @classmethod
     def total(cls, parts: Iterable["Acceptance"]) -> "Acceptance":
         """Returns the sum of several counts with equally long drafts, at least one."""
         parts = list(parts)
-        places = [
-            tuple(map(sum, zip(*(getattr(part, name) for part in parts), strict=True)))
+        places = {
+            name: tuple(map(sum, zip(*(getattr(part, name) for part in parts), strict=True)))
             for name in ("drafted", "reached", "accepted")
-        ]
-        sums = [sum(getattr(part, name) for part in parts) for name in ("by_k_seq", "by_best")]
-        return cls(sum(part.calls for part in parts), sum(part.decided for part in parts), *places, *sums)
+        }
+        names = ("calls", "decided", "by_k_seq", "by_best")
+        return cls(**{name: sum(getattr(part, name) for part in parts) for name in names}, **places)
 
     @property
     def block_efficiency(self) -> float:
