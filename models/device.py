@@ -209,7 +209,7 @@ class DeviceModel:
             which takes NumPy some milliseconds a block.
 
         Raises:
-          ValueError: as for `draw`; or `compare`, and the file is too old for this.
+          ValueError: as for `draw`.
         """
         decoding = device_signatures.choose_decoding(self.path, self.facts, decoding, costs)
         prompt = check_ids("prompt", prompt, self.vocabulary.size)
@@ -239,8 +239,6 @@ class DeviceModel:
             places = {name: np.array(flag, np.int32) for name, flag in flags.items()}
             state = read(**self._padded(part), **places, **state)
         num_drafts = self.facts.num_drafts if compare and decoding == "spectr" else 0
-        if num_drafts and "first_target" not in block.get_output_details():
-            raise ValueError(f"{self.path}: too old to compare K-SEQ with the best rule: export it again")
         return [
             BlockDraw((block, plain), state, len(prompt), one_inputs, one, context, num_drafts)
             for one_inputs, one in zip(inputs, choices, strict=True)

@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, frozenset[str] | None] = {
     # What goes on the device beside the model: NumPy and the LiteRT runtime, or TensorFlow's in its place.
     "models/litert.py": RUNTIME,
     "models/text_stream.py": frozenset({"models.vocabulary", "models.vocabularies"}),
-    "models/device_blocks.py": DRAWING | {"numpy"},
+    "models/device_blocks.py": DRAWING | {"models.decoding.transport", "numpy"},
     "models/device_signatures.py": DRAWING | {"models.litert", "models.tflite_file", "numpy"},
     "models/device.py": DEVICE
     | {"models.device", "models.device_blocks", "models.device_signatures", "models.litert", "models.text_stream"},

@@ -35,7 +35,7 @@ class Acceptance:
     @classmethod
     def from_counts(cls, counts: Mapping[str, Any]) -> "Acceptance":
         """Sums counts over rows: arrays by the names of `models.decoding.loop.Counts`, with the row axis first."""
-        places = {
+        places: dict[str, Any] = {
             name: tuple(int(n) for n in np.sum(counts[name], axis=0)) for name in ("drafted", "reached", "accepted")
         }
         return cls(int(np.sum(counts["calls"])), int(np.sum(counts["decided"])), **places)
@@ -44,7 +44,7 @@ class Acceptance:
     def total(cls, parts: Iterable["Acceptance"]) -> "Acceptance":
         """Returns the sum of several counts with equally long drafts, at least one."""
         parts = list(parts)
-        places = {
+        places: dict[str, Any] = {
             name: tuple(map(sum, zip(*(getattr(part, name) for part in parts), strict=True)))
             for name in ("drafted", "reached", "accepted")
         }
