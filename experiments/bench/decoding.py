@@ -7,7 +7,6 @@ prompt both draw their tokens in turn, so that what else the machine does slows 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from experiments.bench import options
 from experiments.decoding_modes import LINES, Mode, parse
 from experiments.drafting import FORMS, short_name
 from experiments.intervals import format_interval
+from experiments.partial_results import digest, resume
 
 MODES = (
     *(f"{name}:{length}" for name in LINES for length in (2, 4, 6, 8)),
@@ -124,7 +124,7 @@ def decoding(
         "seed": seed,
         "machine": machine(),
         "versions": versions(),
-        "digest": _digest(weights, {"vocabulary": vocabulary.digest, "prompts": starts}),
+        "digest": digest(weights, {"vocabulary": vocabulary.digest, "prompts": starts}),
     }
     path = output / "results.json"
     found = _resume(path, asked, {name: _identify(form) for name, form in by_name.items()})
@@ -166,27 +166,14 @@ def _resume(path: Path, asked: dict[str, Any], drafters: dict[str, str]) -> dict
       asked: what determines the results beside drafters, precisions and modes.
       drafters: what identifies each drafter, by its name in the results.
     """
-    from experiments.runs import read_json
-
-    if not path.exists():
-        return {**asked, "drafters": drafters, "cost": {}, "rows": []}
-    found = read_json(path, *asked, "drafters", "cost", "rows")
+    found = resume(path, asked, {"drafters": drafters, "cost": {}, "rows": []})
     known = found["drafters"]
-    changed = [name for name, digest in drafters.items() if known.get(name, digest) != digest]
-    differs = next((name for name, value in asked.items() if found[name] != value), None)
-    if differs is None and not changed:
-        return found | {"drafters": known | drafters}
-    what = f"another drafter {changed[0]}" if differs is None else f"another {differs}"
-    raise ValueError(f"{path} holds a benchmark of {what}: give another --output, or the options of before")
-
-
-def _digest(weights: Mapping[str, Any], more: Any) -> str:
-    """Returns a digest of weights, and of something else that JSON can write."""
-    digest = hashlib.sha256(json.dumps(more, sort_keys=True).encode())
-    for name, weight in sorted(weights.items()):
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(weight).data)
-    return digest.hexdigest()
+    changed = next((name for name, own in drafters.items() if known.get(name, own) != own), None)
+    if changed is not None:
+        raise ValueError(
+            f"{path} holds results of another drafter {changed}: give another --output, or the options of before"
+        )
+    return found | {"drafters": known | drafters}
 
 
 def _identify(form: str) -> str:
@@ -197,7 +184,7 @@ def _identify(form: str) -> str:
         return hashlib.sha256(Path(form.removeprefix("ngram:")).read_bytes()).hexdigest()
     if Path(form).is_dir():
         _, weights, vocabulary = load_trained(Path(form))
-        return _digest(weights, vocabulary.digest)
+        return digest(weights, vocabulary.digest)
     return form
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from experiments import extras
 from experiments.display import ConsoleDisplay
 from experiments.intervals import format_interval
+from experiments.partial_results import digest, resume
 from experiments.provenance import command_line, versions
 from experiments.runs import RunFolder, load_trained, write_json
 from privacy.files import write_public
@@ -82,7 +83,8 @@ def blockwise(
 ) -> None:
     """Measure the tokens per call of blockwise decoding with refined drafts, and its speed.
 
-    For each text, a third of the prompts chooses the weight of each rescorer, and the others measure.
+    For each text, a third of the prompts chooses the weight of each rescorer, and the others measure. An interrupted
+    study goes on where it was, with the same --output.
     """
     extras.require("federated")
     for folder in (target, rescorer):
@@ -101,14 +103,20 @@ def blockwise(
     output.mkdir(parents=True, exist_ok=True)
     bible = None if texts else write_bible(output / "bible.txt", show)
     starts = blockwise_texts.choose(vocabulary, texts, bible, prompts, seed)
-    study = Study(target, (model, weights, vocabulary), rescorer, public, show)
-    found: dict[str, Any] = {"command": command_line(), "versions": versions(), "seed": seed}
-    found["ngrams"] = study.ngram_sizes
-    found["rows"] = [study.measure(name, rows, seed) for name, rows in starts.items()]
-    write_json(output / "metrics.json", found)
-    if speed:
+    study, path = Study(target, (model, weights, vocabulary), rescorer, public, show), output / "metrics.json"
+    asked = {"versions": versions(), "seed": seed, "ngrams": study.ngram_sizes}
+    small = digest(load_trained(rescorer)[1], None)
+    asked["digest"] = digest(weights, {"rescorer": small, "vocabulary": vocabulary.digest, "prompts": starts})
+    found = resume(path, asked, {"rows": []})
+    found["command"] = command_line()
+    known = {row["text"] for row in found["rows"]}
+    for name, rows in starts.items():
+        if name not in known:
+            found["rows"].append(study.measure(name, rows, seed))
+            write_json(path, found)
+    if speed and "files" not in found:
         found |= study.time({name: rows for name, rows in starts.items() if texts or name in _TIMED_TEXTS}, seed)
-        write_json(output / "metrics.json", found)
+    write_json(path, found)
     plots.refinements(output / "plot", found["rows"], blockwise_study.PLAIN)
     table = format_tables(found)
     write_public(output / "table.md", table.encode())

@@ -124,7 +124,7 @@ def test_results_of_the_same_question_are_taken_up_with_more_drafters(tmp_path):
 def test_results_of_another_question_are_refused_and_stay(tmp_path, asked, drafters, what):
     path = tmp_path / "results.json"
     path.write_text(json.dumps({**ASKED, "drafters": {"a": "1"}, "cost": {}, "rows": [1]}))
-    with pytest.raises(ValueError, match=f"holds a benchmark of another {what}: give another --output, or the options"):
+    with pytest.raises(ValueError, match=f"holds results of another {what}: give another --output, or the options"):
         decoding._resume(path, {**ASKED, **asked}, drafters)
     assert json.loads(path.read_text())["rows"] == [1]
 

@@ -210,6 +210,12 @@ def test_study_writes_tables_results_and_plot(tmp_path, monkeypatch):
     assert (tmp_path / "study" / "plot.png").is_file()
     assert (tmp_path / "study" / "table.md").read_text() == out
     assert "| text0.txt | " in out and "| heads alone, h = 3 | " in out
+    found = RunFolder(tmp_path / "study").path / "metrics.json"
+    write_json(found, results | {"rows": results["rows"][:1] + [{**results["rows"][1], "h_max": 99}]})
+    for options_again, message in (((), ""), (("--seed", "1"), "holds results of another seed: give another --output")):
+        code, again, err = call(*COMMAND, *options, *options_again, *texts, folder=tmp_path)
+        assert code == (2 if message else 0) and message in err
+        assert message or ("| text1.txt | 99 |" in again and "| text3.txt | " in again)
 
 
 def test_lattices_keep_their_rows(lattices):
