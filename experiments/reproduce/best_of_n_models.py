@@ -108,10 +108,10 @@ def measure_pool(pool: Sequence[Sample], rewards: Floats) -> dict[str, Any]:
 def pool_kl(rewards: Floats, n: int) -> dict[str, float]:
     """Returns the KL of best-of-n with a 95 % interval, from the rewards `[M]` of independent texts.
 
-    It is the exact KL if each text of the pool has probability 1/M, so that only equal rewards bring it below the
-    formula log n - (n - 1)/n: where all rewards differ it is the formula less some (n - 1)²/(24 M²), whatever the model is.
-    The interval is the normal one with the jackknife's standard error (Efron and Stein 1981): over the M pools that
-    lack one text. It has no width where all rewards differ.
+    It is the exact KL if each text of the pool has probability 1/M. So only equal rewards bring it below the formula
+    log n - (n - 1)/n: where all rewards differ, it is the formula less some (n - 1)²/(24 M²), whatever the model is.
+    The interval is the normal one with the jackknife's standard error, over the M pools that lack one text (Efron and
+    Stein 1981). It has no width where all rewards differ.
     """
     levels, counts = np.unique(rewards, return_counts=True)
     size = len(rewards)

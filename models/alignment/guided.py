@@ -28,8 +28,8 @@ def approximate_guided_rewards(
 ) -> Array:
     """Returns r + temperature (log π_B - log π_S), `[n]`: the rewards with which `SoftBestOfN` is guided.
 
-    A sample that the target cannot produce (log π_B = -inf) gets 800 temperatures less than the lowest of the others, so
-    that it is never selected.
+    A sample that the target cannot produce (log π_B = -inf) gets 800 temperatures less than the lowest of the others.
+    So it is selected only if there are no others.
 
     Use them with the same temperature: `SoftBestOfN(n, temperature).select(Candidates(samples, guided), seed)`. The
     result is an approximation of the target's tilt, and never lossless; `approximate_guided_kl_bound` says how good.

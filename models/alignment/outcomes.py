@@ -30,8 +30,8 @@ class Outcomes:
       above: probability under p of a higher reward, `[L]`; 1 - F, without its cancellation.
 
     Raises:
-      ValueError: `probabilities` is no distribution, a reward is not finite, the shapes differ, or the rewards span more
-        than a float holds.
+      ValueError: `probabilities` is no distribution, a reward is not finite, the shapes differ, or the rewards span
+        more than a float holds.
     """
 
     probabilities: Array

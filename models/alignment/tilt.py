@@ -140,8 +140,8 @@ def optimality(outcomes: Outcomes, kl: float, reward: float) -> Optimality:
     Args:
       outcomes: outcomes of the reference.
       kl: KL(policy ‖ reference) in nats, >= 0.
-      reward: expected reward of the policy. Outside the range of rewards by rounding, which is up to 1e-9 of the largest
-        absolute reward, it counts as the end of the range.
+      reward: expected reward of the policy. If it is outside the range of rewards by less than 1e-9 of the largest
+        absolute reward, which is taken for rounding, it counts as the end of the range.
 
     Raises:
       ValueError: no policy has this KL and reward.

@@ -305,7 +305,7 @@ def test_intervals_cover_the_expected_estimate_as_often_as_they_say(draws, least
 
 
 def test_draws_needed_are_those_of_the_proof():
-    """Chernoff: with M values in [0, bound] and mean μ, a relative error e has chance at most 2 e^(-M e² μ / 3 bound)."""
+    """Chernoff: for M values in [0, bound] of mean μ, a relative error e has chance at most 2 e^(-M e² μ / 3 bound)."""
     draws = best_of_n.draws_needed(16, 1.0, 0.3, 0.1)
     assert 2 * math.exp(-draws * 0.3**2 / (3 * kl_bound(16))) <= 0.1
     assert 2 * math.exp(-(draws - 1) * 0.3**2 / (3 * kl_bound(16))) > 0.1
