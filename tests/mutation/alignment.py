@@ -59,9 +59,16 @@ ALIGNMENT = (
         _FOUR,
     ),
     Bug(
+        "outcomes: negative rewards sorted the wrong way round",
+        _OUTCOMES,
+        "bits >> 63 | np",
+        "0 * bits | np",
+        _TESTS + "test_outcomes.py::test_levels_of_rewards_of_every_size_ascend",
+    ),
+    Bug(
         "KL: terms of both signs, which cancel where distributions are nearly equal",
         _OUTCOMES,
-        "terms = q * ratios - np.where(ratios < 1, p * np.expm1(np.minimum(ratios, 1.0)), q - p)",
+        "terms = q * ratios - (q - p)",
         "return float(distribution @ log_ratios)",
         _TESTS + "test_best_of_n.py::test_kl_of_a_rare_best_outcome_keeps_its_digits[1e-12-2]",
     ),
@@ -329,7 +336,8 @@ ALIGNMENT = (
         _STUDIES + "best_of_n_models.py",
         "levels, counts = np.unique(rewards, return_counts=True)",
         "levels, counts = np.arange(len(rewards)), np.ones(len(rewards), int)",
-        _STUDY_TESTS + "test_best_of_n_models.py::test_jackknife_of_tied_rewards_is_that_over_all_pools_without_one_text",
+        _STUDY_TESTS
+        + "test_best_of_n_models.py::test_jackknife_of_tied_rewards_is_that_over_all_pools_without_one_text",
     ),
     Bug(
         "best-of-n on models: levels weighted alike in the jackknife",

@@ -40,6 +40,15 @@ def test_probability_above_a_level_keeps_its_digits():
     assert outcomes.above[0] == 1e-300
 
 
+def test_levels_of_rewards_of_every_size_ascend():
+    generator = np.random.default_rng(3)
+    rewards = generator.choice([-1.0, 1.0], 3000) * 10.0 ** generator.uniform(-307, 307, 3000)
+    rewards[:6] = 0.0, -0.0, 5e-324, -5e-324, 1.7e308 / 2, -1.7e308 / 2
+    outcomes = Outcomes(np.full(3000, 1 / 3000), rewards)
+    np.testing.assert_array_equal(outcomes.levels, np.unique(rewards))
+    assert outcomes.masses[outcomes.levels == 0] == pytest.approx(2 / 3000)
+
+
 def test_outcomes_keep_their_rewards_when_the_caller_changes_the_array():
     rewards = np.array([0.0, 1.0])
     outcomes = Outcomes([0.5, 0.5], rewards)
