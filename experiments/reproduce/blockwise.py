@@ -109,13 +109,15 @@ def blockwise(
     asked["digest"] = digest(weights, {"rescorer": small, "vocabulary": vocabulary.digest, "prompts": starts})
     found = resume(path, asked, {"rows": []})
     found["command"] = command_line()
+    # First, so that the machine need be quiet at the beginning only.
+    if speed and "files" not in found:
+        found |= study.time({name: rows for name, rows in starts.items() if texts or name in _TIMED_TEXTS}, seed)
+        write_json(path, found)
     known = {row["text"] for row in found["rows"]}
     for name, rows in starts.items():
         if name not in known:
             found["rows"].append(study.measure(name, rows, seed))
             write_json(path, found)
-    if speed and "files" not in found:
-        found |= study.time({name: rows for name, rows in starts.items() if texts or name in _TIMED_TEXTS}, seed)
     write_json(path, found)
     plots.refinements(output / "plot", found["rows"], blockwise_study.PLAIN)
     table = format_tables(found)
