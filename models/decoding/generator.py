@@ -120,8 +120,9 @@ class Generator:
         # The last block of a row may give more tokens than were asked for, and while others are drawn one more is read.
         drafted = options.depth(decoding) + options.count(decoding)
         room = max_prompt + max_new_tokens + drafted
-        known = drafter.model.context if isinstance(drafter, ModelDrafter) else None
-        for owner, context in (("model", model.context), ("drafter", known)):
+        proposing = drafter.rescorer if isinstance(drafter, HeadsDrafter) else drafter
+        known = proposing.model.context if isinstance(proposing, ModelDrafter) else None
+        for owner, context in (("model", model.context), ("drafter" if proposing is drafter else "rescorer", known)):
             if context is not None and room > context:
                 raise ValueError(
                     f"max_prompt = {max_prompt}, max_new_tokens = {max_new_tokens} and {drafted} drafted tokens of two "
@@ -132,7 +133,6 @@ class Generator:
             # optimiser makes outputs without any row.
             weights = {name: tf.convert_to_tensor(weight) for name, weight in weights.items()}
         self._decoder = decoder = build_decoder(decoding, model.fit(room), weights, drafter, options)
-        proposing = drafter.rescorer if isinstance(drafter, HeadsDrafter) else drafter
         if proposing is not None:
             _require_vocabulary(proposing, model.vocabulary_size)
 

@@ -69,8 +69,8 @@ REFINEMENT = (
     Bug(
         "blockwise: head 1 is rescored",
         _HEADS,
-        "head_logits(self._weights, target.hidden)[:, 1:]",
-        "head_logits(self._weights, target.hidden)[:, :-1]",
+        "self._heads = model, weights, range(2, depth + 2)",
+        "self._heads = model, weights, range(1, depth + 1)",
         _REFINED_BLOCKS,
     ),
     Bug(

@@ -11,7 +11,7 @@ from experiments.reproduce import (
     alignment,
     best_of_n,
     block_verification,
-    blockwise,
+    blockwise_tables,
     coupling,
     drafters,
     inference_time,
@@ -103,7 +103,7 @@ def test_tables_of_several_drafts_are_those_of_their_results():
 def test_tables_of_blockwise_decoding_are_those_of_their_results():
     page = (ROOT / "docs" / "systems" / "blockwise.md").read_text()
     results = json.loads((RESULTS / "blockwise.json").read_text())
-    assert section("blockwise", page) == blockwise.format_tables(results)
+    assert section("blockwise", page) == blockwise_tables.format_tables(results)
 
 
 def test_tables_of_alignment_are_those_of_their_results():

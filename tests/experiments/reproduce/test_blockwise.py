@@ -125,7 +125,9 @@ def test_repairs_are_counted_by_hand():
         "improved": 0.75,
         "worse": 0.25,
         "repetitions": pytest.approx(2 / 3),
+        "wrong_repetitions": pytest.approx(2 / 3),
     }
+    assert blockwise_study.repairs(before[3:], after[3:], own[3:])["wrong_repetitions"] == 0
 
 
 def test_gain_is_the_ratio_of_tokens_per_call(study_of, lattices):
