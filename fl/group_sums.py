@@ -66,9 +66,7 @@ def build(model: Any, weights: Weights, length: int, groups: int) -> Callable[..
 
         return compute(weights, shard)
 
-    @tff.federated_computation(
-        tff.FederatedType(weights_type, tff.SERVER), tff.FederatedType(shard_type, tff.CLIENTS)
-    )
+    @tff.federated_computation(tff.FederatedType(weights_type, tff.SERVER), tff.FederatedType(shard_type, tff.CLIENTS))
     def total(weights: Any, shards: Any) -> Any:
         return tff.federated_sum(tff.federated_map(sum_shard, (tff.federated_broadcast(weights), shards)))
 

@@ -12,8 +12,8 @@ and the covariance (1 - 2m) s. So E D̃² = D² + z² τ² and E C̃ = C, and
 
 has no bias by the noise: the noise of two groups is independent, so that products of two groups need no correction.
 
-No noisy number of clients may stand in a denominator whose noise is that of D̃ or C̃: their product would be biased again.
-The weights w_g and numbers λ_g come from a third linear function of the same sums,
+A denominator with the noise of D̃ or C̃ would bring a bias back. The weights w_g and numbers λ_g therefore come from a
+third linear function of the same sums,
 
     ν = (m² Σ x² + 2 m (1 - m) Σ x (1 - x) + (1 - m)² Σ (1 - x)²) / s²        variance z² / s²
 
@@ -27,8 +27,6 @@ for weights that are the groups' shares of the clients, up to the noise of ν.
 """
 
 from __future__ import annotations
-
-import math
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,7 +48,7 @@ _Array = NDArray[np.float64]
 
 def noisy_test(
     sums: NoisySums, *, alpha: float, level: float = 0.05, gap: float | None = None
-) -> tuple[FairnessTest, MaxGapTest, NDArray[np.bool_]]:
+) -> tuple[FairnessTest, MaxGapTest]:
     """Tests whether all groups have the same expected score, from sums with noise.
 
     Nothing but the noisy sums is used, so that the result has the privacy of the sums.
@@ -60,8 +58,8 @@ def noisy_test(
       alpha, level, gap: as for `fl.fairness.weighted_test`. The weights are the groups' shares of the clients.
 
     Returns:
-      The result; the test of the largest gap with intervals that hold for all tested groups at once, by a normal
-      approximation (NaN for groups that are not tested); and which groups were tested, bool [groups].
+      The result, and the test of the largest gap with intervals that hold for all tested groups at once, by a normal
+      approximation; NaN for groups that are not tested.
 
     Raises:
       ValueError: an argument is out of range, or fewer than two groups have enough clients for the noise.
@@ -73,8 +71,8 @@ def noisy_test(
     kept = sums.select(tested)
     if tested.sum() < 2 or not kept.counts.sum() > 0:
         raise ValueError(
-            f"noise_multiplier = {sums.noise_multiplier:g}: {tested.sum()} of {len(tested)} groups have clearly more "
-            "clients than the noise, and at least two are needed: give fewer attributes, or less noise"
+            f"noise_multiplier {sums.noise_multiplier:g}: {tested.sum()} of {len(tested)} groups have clearly more clients "
+            "than the noise, and at least two are needed: give fewer attributes, or less noise"
         )
     rows = float(kept.counts.sum())
     center = float(np.clip(kept.sums.sum() / rows, 0, 1))
@@ -107,7 +105,7 @@ def noisy_test(
         rows=round(rows),
         untested=(int((~tested).sum()), float(np.clip(1 - rows / clients, 0, 1)) if clients > 0 else 0.0),
     )
-    return result, _max_gap(sums, tested, center, level), tested
+    return result, _max_gap(sums, tested, center, level)
 
 
 def estimate(form: Form, sums: NoisySums, center: float) -> float:

@@ -72,7 +72,9 @@ def epsilon(plan: PrivacyPlan, rounds: int | None = None, releases: Iterable[flo
     """
     rounds = plan.rounds if rounds is None else checks.whole("rounds", rounds, 0, "count the rounds that ran")
     assert plan.relation is not None
-    further = math.fsum(checks.noise_multiplier(multiplier, "give that of the release") ** -2 for multiplier in releases)
+    further = math.fsum(
+        checks.noise_multiplier(multiplier, "give that of the release") ** -2 for multiplier in releases
+    )
     if (rounds == 0 and not further) or not plan.is_private:
         value = math.inf if rounds else 0.0
         notes = () if plan.is_private else ("NOT PRIVATE: the noise multiplier is 0",)

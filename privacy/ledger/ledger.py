@@ -1,10 +1,11 @@
 """Keeps the ledger of a run, which records each round before anything of the round is released.
 
 The file consists of JSON lines. The first line is a header with the whole plan; each further line is one round, one
-further release that ε covers, or one stream of noise. Every line carries a SHA-256 over the previous line's digest and its own content. A line that was
-altered, removed or moved causes an error that names it. The ledger adds nothing that depends on the clock or the
-machine, so a run that was killed and resumed leaves the same bytes as one that was not. The ledger names the clients of
-each round and is for the operator only. Reports for publication are computed from it and name no client.
+further release that ε covers, or one stream of noise. Every line carries a SHA-256 over the previous line's digest and
+its own content. A line that was altered, removed or moved causes an error that names it. The ledger adds nothing that
+depends on the clock or the machine, so a run that was killed and resumed leaves the same bytes as one that was not. The
+ledger names the clients of each round and is for the operator only. Reports for publication are computed from it and
+name no client.
 """
 
 from __future__ import annotations

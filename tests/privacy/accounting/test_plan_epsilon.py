@@ -395,8 +395,9 @@ def test_further_release_alone_costs_its_own_epsilon_whatever_the_rounds_would()
         found = accounting.epsilon(plan(sampling, 1.0, 30, 1e-5), 0, (2.0,))
         alone = composition.gaussian_epsilon(2.0, training_noise.exact_delta(1e-5))
         assert alone * 0.999 <= found.value < alone * 1.2
-    assert accounting.epsilon(plan(FixedSize(50), 1.0, 30, 1e-5)).value < accounting.epsilon(
-        plan(FixedSize(50), 1.0, 30, 1e-5), None, (2.0,)
-    ).value
+    assert (
+        accounting.epsilon(plan(FixedSize(50), 1.0, 30, 1e-5)).value
+        < accounting.epsilon(plan(FixedSize(50), 1.0, 30, 1e-5), None, (2.0,)).value
+    )
     with pytest.raises(ValueError, match="noise_multiplier must be a finite number above 0"):
         accounting.epsilon(plan(Cyclic(3), 1.0, 30, 1e-5), 0, (0.0,))

@@ -158,7 +158,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
 def test_epsilon_covers_charged_releases_and_the_report_names_them(tmp_path, release):
     plan, ledger = run(tmp_path)
     with Ledger.open(ledger.path, plan) as open_ledger:
-        open_ledger.charge(RunKeys(bytes(32), is_fixed=False), f"fairness {EVIL}", b"secret-totals", 2.0, clients="secret-client")
+        open_ledger.charge(
+            RunKeys(bytes(32), is_fixed=False), f"fairness {EVIL}", b"secret-totals", 2.0, clients="secret-client"
+        )
     built = report.build(plan, Ledger.read(ledger.path), FACTS, release=release)
     check_schema(built.data, json.loads(report.SCHEMA_FILE.read_text()))
     of_rounds, both = accounting.epsilon(plan).value, accounting.epsilon(plan, None, (2.0,)).value
