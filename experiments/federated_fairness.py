@@ -224,8 +224,8 @@ def _draw_noise(
         "ε of the run and its releases together": f"{format_epsilon(spent.value)}{holds}",
         "ε of this release alone": f"{format_epsilon(alone)}{holds}",
         "δ": f"{plan.target_delta:.3g}",
-        "mechanism": f"Gaussian, noise multiplier {noise_multiplier:g}, rounded to integers exactly, on the sums of x², "
-        f"x(1 − x) and (1 − x)² of all {len(totals):,} groups",
+        "mechanism": f"Gaussian, noise multiplier {noise_multiplier:g}, rounded to integers exactly, on the sums of "
+        f"x², x(1 − x) and (1 − x)² of all {len(totals):,} groups",
         "public": f"the list of groups by {', '.join(groups.features)}; the group of a client is not",
     }
     return np.stack([outer[:, 0], inner, outer[:, 1]], 1), privacy

@@ -79,9 +79,9 @@ def federated(
             level=level,
             gap=gap,
         )
-    facts = {"unit": "client", "privacy": result.privacy}
     if as_json:
-        click.echo(json.dumps(plain({**result.frame.to_dict(), **facts}), indent=1, ensure_ascii=False))
+        facts = {**result.frame.to_dict(), "unit": "client", "privacy": result.privacy}
+        click.echo(json.dumps(plain(facts), indent=1, ensure_ascii=False))
     else:
         click.echo(format_frame(result.frame, "client"))
         if result.clients is not None:
@@ -95,6 +95,9 @@ def federated(
     if output is not None:
         from fl.fairness import report
 
-        source = f"test clients of {run.resolve().name}"
-        paths = report.build(result.frame, title=run.resolve().name, source=source, **facts).write(output)
+        name = run.resolve().name
+        built = report.build(
+            result.frame, title=name, source=f"test clients of {name}", unit="client", privacy=result.privacy
+        )
+        paths = built.write(output)
         click.echo(f"wrote {paths[0]}, .md and .json", err=as_json)

@@ -104,4 +104,5 @@ def noisy_sums(totals: NDArray[np.int64], noise: NDArray[np.int64], noise_multip
       noise: int64 [groups, 3], with the standard deviations of `noise_stddevs`.
       noise_multiplier: z, above 0.
     """
-    return NoisySums(*((totals + noise).T.astype(np.float64) / STEPS**2), noise_multiplier)
+    squares, products, rests = (totals + noise).T.astype(np.float64) / STEPS**2
+    return NoisySums(squares, products, rests, noise_multiplier)

@@ -214,8 +214,9 @@ class FairnessFrame:
         frame._single, frame._pandas = True, False
         result, max_gap = noisy_test(sums, alpha=alpha, level=level, gap=gap)
         counts = np.where(np.isnan(max_gap.gaps), 0.0, np.maximum(np.rint(sums.counts), 1.0))
-        totals = counts * np.nan_to_num(max_gap.gaps + max_gap.overall)
-        frame.tests = [StratumTest(metric, (), GroupSums(counts, totals, totals), result, max_gap, result.p_value)]
+        totals = np.where(counts > 0, counts * np.clip(max_gap.gaps + max_gap.overall, 0, 1), 0.0)
+        shown = GroupSums(counts, totals, totals)
+        frame.tests = [StratumTest(metric, (), shown, result, max_gap, result.p_value)]
         return frame
 
     @classmethod

@@ -71,8 +71,8 @@ def noisy_test(
     kept = sums.select(tested)
     if tested.sum() < 2 or not kept.counts.sum() > 0:
         raise ValueError(
-            f"noise_multiplier {sums.noise_multiplier:g}: {tested.sum()} of {len(tested)} groups have clearly more clients "
-            "than the noise, and at least two are needed: give fewer attributes, or less noise"
+            f"noise_multiplier {sums.noise_multiplier:g}: {tested.sum()} of {len(tested)} groups have clearly more "
+            "clients than the noise, and at least two are needed: give fewer attributes, or less noise"
         )
     rows = float(kept.counts.sum())
     center = float(np.clip(kept.sums.sum() / rows, 0, 1))
@@ -144,9 +144,11 @@ def _null_moments(
 ) -> Moments:
     """Returns the moments of T if all groups are alike: those of pairs, and those of the noise on C̃ and with it."""
     moments = variance.null_moments(form, squares / form.counts, max(center, 1 - center), noise)
+    products = form.per_row * form.within
+    pairs = float((form.within**3).sum() + products @ products - products.sum() ** 2)
     return Moments(
         moments.variance + float(form.within @ form.within) * squares_noise,
-        moments.third + 6 * float((form.within**3).sum()) * covariance**2,
+        moments.third + 6 * pairs * covariance**2,
     )
 
 

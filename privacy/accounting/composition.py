@@ -140,15 +140,14 @@ def pld_epsilon(
     if isinstance(sampling, FixedSize):
         return None
     exact = exact_delta(delta)
-    is_poisson = isinstance(sampling, Poisson)
-    if is_poisson and not further and any_participation([(sampling.sampling_probability, rounds)]) <= exact:
+    probability = sampling.sampling_probability if isinstance(sampling, Poisson) else 1.0
+    if not further and any_participation([(probability, rounds)]) <= exact:
         return with_failures(0.0, delta, rounds)
     # Sampling never increases ε, so the exact curve without it is an upper bound too, even where no grid works.
     eps = gaussian_epsilon((sampling.repetitions(rounds) / z**2 + further) ** -0.5, exact)
-    if is_poisson and sampling.sampling_probability < 1 and rounds:
+    if probability < 1 and rounds:
         if delta < loss_grid.least_delta(rounds):
             return None
-        probability = sampling.sampling_probability
         largest = loss_grid.largest_loss(z, probability)
         if further:
             largest = max(largest, loss_grid.largest_loss(further**-0.5, 1.0))

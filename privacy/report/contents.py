@@ -154,7 +154,7 @@ def _find_status(plan: PrivacyPlan, ledger: Ledger) -> str:
 
 
 def _has_fixed_key(ledger: Ledger) -> bool:
-    noise_ids = [entry.noise_id for entry in (*ledger.rounds, *ledger.releases)]
+    noise_ids = [entry.noise_id for entry in ledger.rounds] + [release.noise_id for release in ledger.releases]
     noise_ids += [facts["noise_id"] for facts in ledger.streams.values()]
     return any(name.startswith(FIXED_PREFIX) for name in noise_ids)
 
