@@ -154,7 +154,7 @@ def divide(config: Config, clients: Sequence[str], features: Sequence[str], tabl
     lacking = next((client for client in clients if client not in attributes), None)
     if lacking is not None:
         raise ValueError(
-            f"--attributes {table or 'of the plays'} lack the client {lacking!r}: give each client one row"
+            f"--attributes {table or 'of the plays'} lacks the client {lacking!r}: give each client one row"
         )
     codes = [place[tuple(attributes[client][name] for name in features)] for client in clients]
     return Groups(list(features), names, np.array(codes, np.int64))
