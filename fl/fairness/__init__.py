@@ -13,7 +13,7 @@ from fl.fairness.groups import GroupSums, from_counts, from_rows
 from fl.fairness.hypothesis_test import FairnessTest, attribute_specific_test, holm, weighted_test
 from fl.fairness.max_gap import MaxGapTest, max_gap_test
 from fl.fairness.metric_frame import FairnessFrame, StratumTest
-from fl.fairness.noisy_test import noisy_test
+from fl.fairness.noisy_statistic import noisy_test
 from fl.fairness.planner import plan_attribute_specific, plan_max_gap, plan_weighted, sampling_probabilities
 
 __all__ = [

@@ -19,7 +19,7 @@ from fl.fairness.features import Table, is_pandas, named_columns, shaped
 from fl.fairness.groups import GroupSums, from_counts, from_rows
 from fl.fairness.hypothesis_test import FairnessTest, attribute_specific_test, holm, weighted_test
 from fl.fairness.max_gap import MaxGapTest, max_gap_test
-from fl.fairness.noisy_test import noisy_test
+from fl.fairness.noisy_statistic import noisy_test
 from fl.fairness.rates import Levels, read_rates
 from fl.fairness.row_metrics import metric_name, row_values
 
@@ -199,7 +199,7 @@ class FairnessFrame:
         level: float = 0.05,
         gap: float | None = None,
     ) -> FairnessFrame:
-        """Returns the frame of sums with Gaussian noise (`fl.fairness.noisy_test`).
+        """Returns the frame of sums with Gaussian noise (`fl.fairness.noisy_statistic`).
 
         The arguments that are not listed are those of `from_counts`. Numbers of rows are noisy, and 0 for groups that
         are not tested.

@@ -252,7 +252,7 @@ def people(folder) -> Path:
 
 def fairness(run: Path, people: Path, *arguments: str) -> tuple[str, ...]:
     columns = ("--groups", "region", "--attributes", str(people))
-    return ("fairness", "federated", str(run), *columns, "--alpha", "0.5", *arguments)
+    return (*"fairness federated".split(), str(run), *columns, "--alpha", "0.5", *arguments)
 
 
 def test_federated_fairness_counts_each_client_once(run, folder, people, monkeypatch):

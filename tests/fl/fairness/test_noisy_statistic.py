@@ -8,7 +8,7 @@ import pytest
 
 from fl.fairness import NoisySums, cvar_gap, noisy_test, variance
 from fl.fairness.client_sums import contributions, noise_stddevs, noisy_sums
-from fl.fairness.noisy_test import _noise, _null_moments, _sizes, centred_squares, estimate
+from fl.fairness.noisy_statistic import _noise, _null_moments, _sizes, centred_squares, estimate
 from fl.fairness.variance import Form
 from tests.fl.fairness.simulation import assert_rate, shifted
 
