@@ -13,11 +13,13 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fl.fairness.client_sums import NoisySums
 from fl.fairness.columns import Groups, as_column, divide_rows
 from fl.fairness.features import Table, is_pandas, named_columns, shaped
 from fl.fairness.groups import GroupSums, from_counts, from_rows
 from fl.fairness.hypothesis_test import FairnessTest, attribute_specific_test, holm, weighted_test
 from fl.fairness.max_gap import MaxGapTest, max_gap_test
+from fl.fairness.noisy_statistic import noisy_test
 from fl.fairness.rates import Levels, read_rates
 from fl.fairness.row_metrics import metric_name, row_values
 
@@ -184,6 +186,37 @@ class FairnessFrame:
         frame.control_levels = []
         frame._single, frame._pandas = True, is_pandas(counts, sums)
         frame._run([_Case(metric, (), group_sums, None)], weights, probabilities, alpha=alpha, level=level, gap=gap)
+        return frame
+
+    @classmethod
+    def from_noisy_sums(
+        cls,
+        sums: NoisySums,
+        *,
+        names: Sequence[Levels],
+        metric: str,
+        alpha: float,
+        level: float = 0.05,
+        gap: float | None = None,
+    ) -> FairnessFrame:
+        """Returns the frame of sums with Gaussian noise (`fl.fairness.noisy_statistic`).
+
+        The arguments that are not listed are those of `from_counts`. Numbers of rows are noisy, and 0 for groups that
+        are not tested.
+
+        Args:
+          sums: noisy sums of each group.
+          names: values of each group, in the order of the sums.
+        """
+        frame = cls.__new__(cls)
+        frame.groups, frame.unlisted_groups = list(names), 0
+        frame.sensitive_levels, frame.control_levels = [f"sensitive_feature_{i}" for i in range(len(names[0]))], []
+        frame._single, frame._pandas = True, False
+        result, max_gap = noisy_test(sums, alpha=alpha, level=level, gap=gap)
+        counts = np.where(np.isnan(max_gap.gaps), 0.0, np.maximum(np.rint(sums.counts), 1.0))
+        totals = np.where(counts > 0, counts * np.clip(max_gap.gaps + max_gap.overall, 0, 1), 0.0)
+        shown = GroupSums(counts, totals, totals)
+        frame.tests = [StratumTest(metric, (), shown, result, max_gap, result.p_value)]
         return frame
 
     @classmethod
