@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -158,7 +158,7 @@ def find_faults(runs: int, seed: int) -> list[dict[str, Any]]:
         _fault(
             "each row's product with itself left in",
             "false alarms at the threshold, 400 groups of 22 or 23 rows: at most 0.02",
-            *(format_interval(share, 4) for share in alarms),
+            [format_interval(share, 4) for share in alarms],
             alarms[0]["low"] <= 0.02,
             alarms[1]["low"] > 0.02,
         )
@@ -173,7 +173,7 @@ def find_faults(runs: int, seed: int) -> list[dict[str, Any]]:
             _fault(
                 name,
                 f"random cases of {number:,} that differ from the minimum: none",
-                *(f"{count:,}" for count in differing),
+                [f"{count:,}" for count in differing],
                 not differing[0],
                 differing[1] > 0,
             )
@@ -186,7 +186,7 @@ def find_faults(runs: int, seed: int) -> list[dict[str, Any]]:
             _fault(
                 f"rows drawn with weights to the power {exponent:g}",
                 f"standard deviation for equal groups over √2 σ² e^(H/2) / n: at most {_SPREAD}",
-                *(format_interval(spread, 3) for spread in (right_spread, wrong_spread)),
+                [format_interval(spread, 3) for spread in (right_spread, wrong_spread)],
                 right_spread["low"] <= _SPREAD,
                 wrong_spread["low"] > _SPREAD,
             )
@@ -194,12 +194,12 @@ def find_faults(runs: int, seed: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _fault(name: str, check: str, right: str, wrong: str, passes: bool, caught: bool) -> dict[str, Any]:
+def _fault(name: str, check: str, results: Sequence[str], passes: bool, caught: bool) -> dict[str, Any]:
     return {
         "fault": name,
         "check": check,
-        "right": right,
-        "wrong": wrong,
+        "right": results[0],
+        "wrong": results[1],
         "passes": bool(passes),
         "caught": bool(caught),
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -110,8 +110,8 @@ def measure_errors(sampling: Sampling, runs: int, seed: int) -> dict[str, Any]:
 
     Returns:
       "threshold" and "level" hold the shares "false_alarm" and "power" (at the threshold also "miss") with 95 %
-      intervals, or None; "expected" the shares of the independent program, each with the "p_value" of Fisher's exact test
-      that both programs have one probability.
+      intervals, or None; "expected" the shares of the independent program, each with the "p_value" of Fisher's exact
+      test that both programs have one probability.
     """
     runs = max(runs // sampling.divisor, 10)
     generator = np.random.default_rng(seed)
@@ -142,7 +142,7 @@ def measure_errors(sampling: Sampling, runs: int, seed: int) -> dict[str, Any]:
     return found
 
 
-def smallest_p(rows: Sequence[dict[str, Any]]) -> tuple[float, int]:
+def smallest_p(rows: Sequence[Mapping[str, Any]]) -> tuple[float, int]:
     """Returns the smallest p-value of a comparison with the independent program, and the number of comparisons.
 
     Its test of the largest gap has other critical values, and does not count.

@@ -1,4 +1,4 @@
-"""Makes populations of groups with a given CVaR gap, and draws the sums of their rows for `fedspeak reproduce cvar-fairness`.
+"""Makes populations of groups with a given CVaR gap, and draws the sums of their rows, for `reproduce cvar-fairness`.
 
 Rows are drawn as counts by group: a multinomial number of rows, and a binomial number of losses among them.
 """
@@ -91,7 +91,7 @@ def draw_losses(generator: np.random.Generator, counts: NDArray[np.int64], rates
 
 def spread_rows(rows: int, groups: int) -> NDArray[np.int64]:
     """Returns the numbers of rows of the groups, which differ by at most one and have the sum `rows`."""
-    return np.full(groups, rows // groups) + (np.arange(groups) < rows % groups)
+    return rows // groups + (np.arange(groups) < rows % groups).astype(np.int64)
 
 
 def max_gap_rejects(sums: NDArray[np.int64], rows_per_group: int, level: float) -> bool:
