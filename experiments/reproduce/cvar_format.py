@@ -172,11 +172,11 @@ def _people(tables: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = [
         "### Tables of people",
         "",
-        "The last column is the number of groups whose own interval, corrected for their number, excludes the overall rate.",
+        "The last column counts groups whose interval, corrected for their number, excludes the overall rate.",
         "",
         *_table(("table", *columns), metrics),
-        "Shares of 0.05-level tests of the errors that reject, for all people with errors in random order, and for random",
-        "parts of the table:",
+        "Shares of tests of the errors that reject at the level 0.05: of all people with the errors in random order,",
+        "and of random parts of the table.",
         "",
         *_table(("table", "rows", "test of F_0.8", "test of the largest gap"), parts),
     ]
