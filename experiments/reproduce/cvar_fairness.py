@@ -28,7 +28,7 @@ _PERMUTATIONS = 19
 @click.option(
     "--draws",
     type=click.IntRange(min=100),
-    default=300,
+    default=200,
     show_default=True,
     help="Number of simulated tests at each number of rows; ten times as many for each error probability.",
 )

@@ -133,7 +133,8 @@ def run_libraries(table: Table, permutations: int, seed: int) -> list[dict[str, 
         path.write_text(json.dumps(content))
         done = subprocess.run([LIBRARIES, script, path], capture_output=True, text=True, check=False)
     if done.returncode:
-        raise OSError(f"{script.name} failed in {LIBRARIES}: {done.stderr.strip().splitlines()[-1][:200]}")
+        reason = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1][:200]
+        raise OSError(f"{script.name} failed in {LIBRARIES}: {reason}")
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     for line in lines:
         if "problem" in line:
