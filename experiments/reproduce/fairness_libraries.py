@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 _RESAMPLES, _QUANTILES = 100, [0.025, 0.975]
-_FRAMES = 3  # each of fairlearn's intervals takes up to a minute
+_FRAMES = 2  # each interval of fairlearn takes up to a minute
 _PENALTY, _RESTARTS = 1.0, 10
 
 

