@@ -13,6 +13,7 @@ _PANELS = (
     ("one group has the gap", ("largest gap, one group", "weighted, one group"), "groups"),
     ("Zipf weights, a tenth of the weight has the gap", ("weighted, Zipf",), "effective number of groups e^H"),
 )
+_COLORS = {"largest gap": "C0", "weighted": "C1", "attribute-specific": "C2"}
 
 
 def rows_needed(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
@@ -24,15 +25,15 @@ def rows_needed(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
     """
     figure, panels = new_figure(len(_PANELS))
     for axes, (title, tests, label) in zip(panels, _PANELS, strict=True):
-        for number, test in enumerate(tests):
+        for test in tests:
             chosen = [row for row in rows if row["test"] == test]
             sizes, needed, low, high, planned = (
                 np.array([row[key] for row in chosen]) for key in ("size", "rows", "low", "high", "planned")
             )
             errors = np.maximum([needed - low, high - needed], 0)
             name = test.partition(",")[0]
-            axes.errorbar(sizes, needed, errors, color=f"C{number}", marker="o", markersize=4, label=name)
-            axes.plot(sizes, planned, color=f"C{number}", linestyle=":")
+            axes.errorbar(sizes, needed, errors, color=_COLORS[name], marker="o", markersize=4, label=name)
+            axes.plot(sizes, planned, color=_COLORS[name], linestyle=":")
         axes.plot([], [], color="black", linestyle=":", label="plan")
         axes.set_xscale("log")
         axes.set_yscale("log")

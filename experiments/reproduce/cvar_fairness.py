@@ -6,7 +6,7 @@ The study follows Paes et al., "Multi-group fairness evaluation via conditional 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,17 +64,20 @@ def cvar_fairness(draws: int, max_groups: int, tables: Path | None, seed: int, o
     show = ConsoleDisplay()
     people = None if tables is None else read_tables(tables, seed)
     output.mkdir(parents=True, exist_ok=True)
-    results = {"seed": seed, "draws": draws, **measure_simulations(draws, max_groups, seed, show)}
+    results = {"seed": seed, "draws": draws, **measure_simulations(draws, max_groups, seed, show), "tables": []}
+    fairness_plots.rows_needed(output / "plot", results["rows"])
+    _write(output, results)
     if people is None:
         show.note("tables of people are left out: give --tables FOLDER, which make fairness-tables prints")
-        results["tables"] = []
-    else:
+    else:  # if another library fails, the simulations are not lost
         results["tables"] = measure_tables(people, draws, seed, show)
+        _write(output, results)
+    click.echo(cvar_format.format_table(results))
+
+
+def _write(output: Path, results: Mapping[str, Any]) -> None:
     write_json(output / "metrics.json", {"command": command_line(), "versions": versions(), **results})
-    fairness_plots.rows_needed(output / "plot", results["rows"])
-    text = cvar_format.format_table(results)
-    write_public(output / "table.md", text.encode())
-    click.echo(text)
+    write_public(output / "table.md", cvar_format.format_table(results).encode())
 
 
 def measure_simulations(draws: int, max_groups: int, seed: int, show: Any) -> dict[str, Any]:
