@@ -6,6 +6,7 @@ _VARIANCE = "fl/fairness/variance.py"
 _NOISY = "fl/fairness/noisy_statistic.py"
 _GAPS = "fl/fairness/gaps.py"
 _TESTS = "tests/fl/fairness/"
+_STUDY, _STUDY_TESTS = "experiments/reproduce/", "tests/experiments/reproduce/"
 _CVAR = _TESTS + "test_gaps.py::test_cvar_is_the_minimum_of_rockafellar_and_uryasev_also_with_equal_gaps"
 
 FAIRNESS = (
@@ -134,5 +135,47 @@ FAIRNESS = (
         "{multiplier!r} {hashlib.sha256(values).hexdigest()}",
         "{multiplier!r}",
         "tests/privacy/ledger/test_ledger.py::test_a_release_is_charged_before_its_noise_and_once_for_the_same_values",
+    ),
+    Bug(
+        "study: the gap is not scaled after the overall rate has moved",
+        _STUDY + "cvar_instances.py",
+        "shift *= gap / cvar_gap(shift, weights, alpha)",
+        "shift *= gap",
+        _STUDY_TESTS + "test_cvar_fairness.py::test_population_has_exactly_the_gap",
+    ),
+    Bug(
+        "study: largest gap tested on one side",
+        _STUDY + "cvar_instances.py",
+        "2 * min(below, above) * len(sums)",
+        "min(below, above) * len(sums)",
+        _STUDY_TESTS + "test_cvar_fairness.py::test_quick_test_of_the_largest_gap_is_that_of_the_package",
+    ),
+    Bug(
+        "study: rows for the power 1/2",
+        _STUDY + "cvar_samples.py",
+        "root = (float(special.ndtri(power)) - offset) / slope",
+        "root = -offset / slope",
+        _STUDY_TESTS + "test_cvar_fairness.py::test_power_root_is_that_of_the_curve[0.95]",
+    ),
+    Bug(
+        "study: interval of the rows needed without the error of the slope",
+        _STUDY + "cvar_samples.py",
+        "gradient = -np.array([1.0, root]) / slope",
+        "gradient = -np.array([0.2, 0.0]) / slope",
+        _STUDY_TESTS + "test_cvar_fairness.py::test_intervals_of_rows_needed_hold_the_true_number",
+    ),
+    Bug(
+        "study: model tested on the people whom it was fitted on",
+        _STUDY + "fairness_tables.py",
+        "np.sort(order[len(label) // 2 :])",
+        "np.sort(order[: len(label) // 2])",
+        _STUDY_TESTS + "test_cvar_tables.py::test_the_tested_half_has_no_influence_on_its_predictions[adult]",
+    ),
+    Bug(
+        "study: losses of a table not permuted",
+        _STUDY + "cvar_tables.py",
+        "generator.multivariate_hypergeometric(counts, int(losses.sum()))",
+        "losses",
+        _STUDY_TESTS + "test_cvar_tables.py::test_a_table_is_tested_as_by_the_frame_and_permuted_losses_keep_the_level",
     ),
 )

@@ -13,6 +13,7 @@ from experiments.reproduce import (
     block_verification,
     blockwise_tables,
     coupling,
+    cvar_format,
     drafters,
     inference_time,
     spectr,
@@ -114,3 +115,9 @@ def test_tables_of_alignment_are_those_of_their_results():
         ("inference-time", "best-of-n", inference_time),
     ):
         assert section(name, pages[page]) == study.format_table(json.loads((RESULTS / f"{name}.json").read_text()))
+
+
+def test_tables_of_fairness_over_many_groups_are_those_of_their_results():
+    page = (ROOT / "docs" / "systems" / "fairness.md").read_text()
+    results = json.loads((RESULTS / "cvar-fairness.json").read_text())
+    assert section("cvar-fairness", page) == cvar_format.format_table(results)
