@@ -158,9 +158,17 @@ def generate(
             raise click.UsageError(f"--report has no use with decoding {chosen}, which makes no drafts: drop it")
         measured = None if costs is None else device_costs.read(costs, loaded, chosen)
         if best_of is not None and reward is not None:
-            found = selection.select(loaded, tokens, choices, best_of, reward, text, decoding=decoding, costs=measured)
-            for one in found.texts:
-                _write(f"{prompt or ''}{one}\n")
+            found = selection.select(
+                loaded,
+                tokens,
+                choices,
+                best_of,
+                reward,
+                text,
+                lambda one: _write(f"{prompt or ''}{one}\n"),
+                decoding=decoding,
+                costs=measured,
+            )
             click.echo(found.describe(), err=True)
             if report_path is not None:
                 write_public(report_path, f"{json.dumps(found.report, indent=1)}\n".encode())

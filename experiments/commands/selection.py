@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,16 +18,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Selected:
-    """Holds the selected texts and what is known about them.
+    """Holds what is known about the selected texts.
 
     Attributes:
-      texts: the selected texts.
       report: what `fedspeak generate --report` writes: a list "texts" and a dict "total".
       seconds: time for drawing.
       tokens: number of drawn tokens.
     """
 
-    texts: list[str]
     report: dict[str, Any]
     seconds: float
     tokens: int
@@ -39,10 +37,18 @@ class Selected:
         if total["kl_interval"] is not None:
             low, high = total["kl_interval"]
             kl += f", [{low:.3f}, {high:.3f}]"
+        else:
+            kl += ", too few for an interval"
+        kl += f"; at most {total['kl_bound']:.3f})"
+        if total["tied"]:
+            texts = len(self.report["texts"])
+            kl += (
+                f"; that is too much, since for {total['tied']} of {texts} selections several texts had the best reward"
+            )
         how = "together" if total["is_together"] else "one after another; export with --best-of to draw them together"
         return (
             f"best of {total['n']} by {total['reward_name']}: reward {total['reward']:.4g}, mean of all "
-            f"{total['mean_reward']:.4g}; {kl}; at most {total['kl_bound']:.3f}); {self.tokens} tokens, "
+            f"{total['mean_reward']:.4g}; {kl}; {self.tokens} tokens, "
             f"{self.tokens / self.seconds:,.0f} tokens/s ({how})"
         )
 
@@ -54,9 +60,10 @@ def select(
     n: int,
     reward_name: str,
     prompt_text: str,
+    write: Callable[[str], None],
     **options: Any,
 ) -> Selected:
-    """Selects the best of n texts for each of some choices.
+    """Selects the best of n texts for each of some choices, and writes each as soon as it is selected.
 
     Args:
       model: the exported model.
@@ -65,6 +72,7 @@ def select(
       n: number of texts of each selection.
       reward_name: name of the reward, for `models.alignment.rewards.load`.
       prompt_text: the prompt as text, for the reward.
+      write: is called with each selected text.
       **options: decoding and costs, for `models.device.DeviceModel.draw_samples`.
 
     Raises:
@@ -72,12 +80,13 @@ def select(
     """
     from models.alignment import BestOfN, Candidates, rewards
     from models.alignment.best_of_n import estimate_kl, kl_estimator
+    from models.alignment.policy import kl_bound
     from models.alignment.pools import best_of_n_rewards
     from models.text_stream import decode_stream
 
     sys.path.append(os.getcwd())  # where a function of the user's own may stand
     reward = rewards.load(reward_name, model.vocabulary.digest)
-    texts, rows, seconds, count = [], [], 0.0, 0
+    rows, seconds, count = [], 0.0, 0
     for number, own in enumerate(choices):
         begin = time.perf_counter()
         drawn = model.draw_samples(prompt, replace(own, request=number * n), n, **options)
@@ -91,9 +100,9 @@ def select(
             count += len(tokens)
         values = rewards.rate(reward, samples, reward_name)
         candidates = Candidates([tuple(one.tokens) for one in samples], values, [one.log_prob for one in samples])
-        best = BestOfN(n).select(candidates, own.seed)
+        best = BestOfN(n).select(candidates, own.seed + (number << 64))  # ties of each text have noise of their own
         log_probability = candidates.log_probability(best)
-        texts.append(samples[best].text)
+        write(samples[best].text)
         rows.append(
             {
                 "selected": best,
@@ -101,8 +110,10 @@ def select(
                 "reward": float(values[best]),
                 "rewards": values.tolist(),
                 "distinct": len(set(candidates.samples)),
+                "tied": len({candidates.samples[i] for i in np.flatnonzero(values == values[best])}),
                 "log_probability": log_probability,
                 "kl": float(kl_estimator([log_probability], n)[0]),
+                "kl_bound": kl_bound(n),
                 "expected_rewards": best_of_n_rewards(values).tolist(),
             }
         )
@@ -113,8 +124,9 @@ def select(
         "reward": float(np.mean([row["reward"] for row in rows])),
         "mean_reward": float(np.mean([row["rewards"] for row in rows])),
         "kl": estimate.kl,
-        "kl_interval": list(estimate.interval) if estimate.draws > 1 else None,
+        "kl_interval": estimate.interval,
         "kl_bound": estimate.bound,
+        "tied": sum(row["tied"] > 1 for row in rows),
         "is_together": n == model.facts.best_of,
     }
-    return Selected(texts, {"texts": rows, "total": total}, seconds, count)
+    return Selected({"texts": rows, "total": total}, seconds, count)

@@ -25,7 +25,7 @@ _COLUMNS = ("n", "KL", "KL at least", "KL at most", "mean of D̂", "log n - (n -
 @click.command("best-of-n")
 @click.option(
     "--draws",
-    type=click.IntRange(2, 1_000_000),
+    type=click.IntRange(32, 1_000_000),
     default=4000,
     show_default=True,
     help="Number of draws of best-of-n for each estimate of its KL.",

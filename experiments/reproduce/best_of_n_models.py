@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.intervals import mean_interval
+from experiments.intervals import format_interval
 from experiments.runs import load_trained
 from models.alignment import BestOfN, Candidates, Outcomes, SoftBestOfN, best_of_n_rewards, tilt_to_kl
 from models.alignment import best_of_n as theory
 from models.alignment.outcomes import kl_divergence
+from models.alignment.policy import kl_bound
 from models.alignment.rewards import Sample, load, rate
 from models.text_stream import decode_stream
 from models.vocabulary import EOS
@@ -24,6 +25,7 @@ NUMBERS = (2, 4, 8, 16, 32, 64)
 PROMPTS = ("My lord, ", "The king ")
 MESSAGES = ("What is the capital of France?", "Write the first line of a poem.")
 _ROWS = 128
+_NORMAL_95 = 1.959963984540054
 
 Floats = NDArray[np.float64]
 
@@ -103,33 +105,34 @@ def measure_pool(pool: Sequence[Sample], rewards: Floats) -> dict[str, Any]:
     }
 
 
-def density(pool: Sequence[Sample], rewards: Floats, n: int) -> Floats:
-    """Returns the density of best-of-n to the model, π / p, at each text of a pool `[M]`.
+def pool_kl(rewards: Floats, n: int) -> dict[str, float]:
+    """Returns the KL of best-of-n with a 95 % interval, from the rewards `[M]` of independent texts.
 
-    The share of texts with a lower reward comes from the pool. The probability of a reward comes from the model where
-    all texts of the pool with this reward are one text, and from the pool otherwise.
+    It is the exact KL if each text of the pool has probability 1/M. So only equal rewards bring it below the formula
+    log n - (n - 1)/n: where all rewards differ, it is the formula less some (n - 1)²/(24 M²), whatever the model is.
+    The interval is the normal one with the jackknife's standard error, over the M pools that lack one text (Efron and
+    Stein 1981). It has no width where all rewards differ.
     """
-    levels, first, level_of, counts = np.unique(rewards, return_index=True, return_inverse=True, return_counts=True)
-    masses, lower = counts / len(pool), np.append(0, np.cumsum(counts)[:-1]) / max(len(pool) - 1, 1)
-    for level in range(len(levels)):
-        members = np.flatnonzero(level_of == level) if counts[level] > 1 else first[level : level + 1]
-        if len({tuple(pool[i].tokens) for i in members}) == 1:
-            masses[level] = np.exp(pool[members[0]].log_prob)
-    lower = np.minimum(lower, 1 - masses)
-    # Of tiny masses the difference would keep no digit.
-    ratio = np.where(masses < 1e-9, n * lower ** (n - 1), ((lower + masses) ** n - lower**n) / masses)
-    return np.asarray(ratio[level_of])
+    levels, counts = np.unique(rewards, return_counts=True)
+    size = len(rewards)
+
+    def kl(counts: NDArray[np.intp]) -> float:
+        return theory.kl(Outcomes(counts / counts.sum(), levels), n)
+
+    found, bound = kl(counts), kl_bound(n)
+    if len(levels) == size:
+        return {"estimate": found, "low": found, "high": found}
+    without = np.array([kl(counts - (np.arange(len(levels)) == level)) for level in range(len(levels))])
+    error = np.sqrt((size - 1) / size * (counts @ (without - counts @ without / size) ** 2))
+    half = _NORMAL_95 * float(error)
+    return {"estimate": found, "low": max(0.0, found - half), "high": min(bound, found + half)}
 
 
 def _compare(pool: Sequence[Sample], rewards: Floats, n: int) -> dict[str, Any]:
-    """Returns the KL of best-of-n from the whole pool, its estimate D̂ from groups of n texts, bound and formula.
+    """Returns the KL of best-of-n from the whole pool, its estimate D̂ from groups of n texts, and the formula.
 
-    Both have 95 % intervals: of the first by resampling texts, of the second over groups.
+    D̂ needs the model's probabilities, and the KL the rewards only. D̂ has no interval if there are fewer than 32 groups.
     """
-    weights = density(pool, rewards, n)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        terms = np.where(weights > 0, weights * np.log(weights), 0.0)
-    kl = mean_interval(terms, weights)._asdict()
     logs = []
     for begin in range(0, len(pool) - n + 1, n):
         group = pool[begin : begin + n]
@@ -140,18 +143,17 @@ def _compare(pool: Sequence[Sample], rewards: Floats, n: int) -> dict[str, Any]:
         )
         logs.append(candidates.log_probability(BestOfN(n).select(candidates, begin)))
     estimate = theory.estimate_kl(logs, n)
+    low, high = estimate.interval or (None, None)
     return {
         "n": n,
-        "kl": kl,
-        "estimate": {"estimate": estimate.kl, "low": estimate.interval[0], "high": estimate.interval[1]},
+        "kl": pool_kl(rewards, n),
+        "estimate": {"estimate": estimate.kl, "low": low, "high": high},
         "formula": estimate.bound,
     }
 
 
 def format_rows(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Returns the lines of a Markdown table."""
-    from experiments.intervals import format_interval
-
     first = rows[0]
     lines = [
         "### On language models",
@@ -167,7 +169,14 @@ def format_rows(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             if own["n"] in (4, 16, 64):
                 lines.append(
                     f"| {row['model']} | {row['prompt'].strip()} | {row['reward']} | {row['distinct']:,} | {own['n']} "
-                    f"| {own['reward']:.2f} | {format_interval(own['kl'], 3)} | {format_interval(own['estimate'], 3)} "
+                    f"| {own['reward']:.2f} | {_format(own['kl'])} | {_format(own['estimate'])} "
                     f"| {own['formula']:.3f} |"
                 )
     return lines
+
+
+def _format(value: Mapping[str, Any]) -> str:
+    """Returns an estimate with its interval, if it has one."""
+    if value["low"] is None:
+        return f"{value['estimate']:.3f}"
+    return format_interval(value, 3)

@@ -99,7 +99,7 @@ def measure_spread(outcomes: Outcomes, n: int, draws: int, seed: int) -> dict[st
     Args:
       outcomes: outcomes of the reference, in ascending order of different rewards.
       n: number of samples that each draw chooses from.
-      draws: number of draws.
+      draws: number of draws, >= 32.
       seed: seed of the draws.
 
     Returns:
@@ -111,6 +111,7 @@ def measure_spread(outcomes: Outcomes, n: int, draws: int, seed: int) -> dict[st
         samples = generator.choice(len(outcomes.masses), size=draws, p=outcomes.masses)
         selected = np.maximum(selected, samples)
     found = best_of_n.estimate_kl(np.log(outcomes.masses[selected]), n)
+    assert found.interval is not None  # the command asks for enough draws
     low, high = found.interval
     return describe(outcomes, n) | {"draws": draws, "drawn": {"estimate": found.kl, "low": low, "high": high}}
 

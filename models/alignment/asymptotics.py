@@ -19,6 +19,7 @@ from models.alignment.outcomes import Outcomes
 from models.alignment.tilt import largest_kl, tilt_to_kl, tilt_to_reward
 
 _LARGEST_TOTAL = 1_000_000
+_NEAR_ONE = 1e-4  # of a Rényi order, where log(Σ p q^(α - 1)) would lose the digits that remain
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,9 @@ def renyi_cross_entropy(distribution: ArrayLike, other: ArrayLike, order: float)
         logs = np.log(q[held])
     if excess == 0:
         return float(-p[held] @ logs)
+    if abs(excess) < _NEAR_ONE:
+        with np.errstate(over="ignore"):
+            return float(-np.log1p(p[held] @ np.expm1(excess * logs)) / excess)
     return float(-np.logaddexp.reduce(np.log(p[held]) + excess * logs) / excess)
 
 
@@ -144,6 +148,8 @@ def best_of_exponentially_many(outcomes: Outcomes, tokens: int, delta: float) ->
       ValueError: an argument is outside its range.
     """
     delta, most = require_number("delta", delta, 0), largest_kl(outcomes)
+    if len(outcomes.levels) == 1:
+        raise ValueError("rewards are all equal: no choice changes the model; give rewards that differ")
     if not delta < most:
         raise ValueError(f"delta = {delta!r}: must be below {most:.9g}, the largest KL of a tilt per token")
     totals, log_p = total_rewards(outcomes, tokens)

@@ -18,10 +18,11 @@ from numpy.typing import ArrayLike
 
 from models.alignment.candidates import Candidates
 from models.alignment.checks import Array, require_log_probabilities, require_number
-from models.alignment.outcomes import Outcomes
+from models.alignment.outcomes import Outcomes, sum_divergence
 from models.alignment.policy import Policy, kl_bound
 
 _NORMAL_95 = 1.959963984540054
+_LEAST_DRAWS = 32  # from here on a normal interval of a skewed D̂ covers in about 9 of 10 cases or more
 _LEVELS_AT_ONCE = 1 << 14  # temporary arrays of this size stay in the processor's cache
 
 
@@ -61,9 +62,7 @@ def kl(outcomes: Outcomes, n: float) -> float:
       ValueError: `n` is below 1 or not finite.
     """
     log_levels = _log_levels(outcomes, n)
-    chosen = np.exp(log_levels)
-    ratios = np.where(chosen > 0, log_levels - np.log(outcomes.masses), 0.0)
-    return max(0.0, float(chosen @ ratios))
+    return sum_divergence(np.exp(log_levels), outcomes.masses, log_levels - np.log(outcomes.masses))
 
 
 def kl_bounds(outcomes: Outcomes, n: float) -> tuple[float, float]:
@@ -99,7 +98,8 @@ def kl_gap_bounds(outcomes: Outcomes, n: float) -> tuple[float, float]:
       ValueError: `n` is below 1 or not finite.
     """
     _, most = kl_bounds(outcomes, n)
-    return max(0.0, kl_bound(n) - most), float(2 * n * (n - 1) * np.sum(outcomes.masses**2))
+    n = float(n)
+    return max(0.0, kl_bound(n) - most), 2 * n * (n - 1) * float(np.sum(outcomes.masses**2))
 
 
 def kl_gap_expansion(outcomes: Outcomes, n: float) -> float:
@@ -116,7 +116,7 @@ def kl_gap_expansion(outcomes: Outcomes, n: float) -> float:
     middle = outcomes.below + outcomes.masses / 2
     # p (p / u)² u^(n - 1): no power here overflows, however small p is.
     terms = outcomes.masses * (outcomes.masses / middle) ** 2 * middle ** (n - 1)
-    return float(np.sum(terms)) * n * (n - 1) ** 2 / 24
+    return float(np.sum(terms)) * n * (n - 1) * (n - 1) / 24
 
 
 def win_rate(outcomes: Outcomes, n: float) -> float:
@@ -142,7 +142,8 @@ def win_rate_bounds(outcomes: Outcomes, n: float) -> tuple[float, float]:
     Raises:
       ValueError: `n` is below 1 or not finite.
     """
-    most = require_number("n", n, 1) / (n + 1)
+    n = require_number("n", n, 1)
+    most = n / (n + 1)
     return max(0.5, most - (n - 1) / 2 * float(np.sum(outcomes.masses**2))), most
 
 
@@ -193,15 +194,15 @@ class KLEstimate:
     Attributes:
       kl: mean of `kl_estimator` over the draws, in nats.
       standard_error: of that mean; NaN for one draw.
-      interval: 95 % normal interval within [0, bound]; NaN for one draw. It covers the mean of D̂, which is at least the
-        KL in all known cases.
+      interval: 95 % normal interval within [0, bound]; None for fewer than 32 draws, where it would often miss. It
+        covers the mean of D̂, which is at least the KL in all known cases.
       bound: log n - (n - 1)/n, which is often printed as the KL.
       draws: number M of draws.
     """
 
     kl: float
     standard_error: float
-    interval: tuple[float, float]
+    interval: tuple[float, float] | None
     bound: float
     draws: int
 
@@ -218,18 +219,19 @@ def estimate_kl(log_probabilities: ArrayLike, n: int) -> KLEstimate:
       ValueError: a log-probability is above 0 or not finite, or `n` is below 1.
     """
     estimates, bound = kl_estimator(log_probabilities, n), kl_bound(n)
-    mean, draws = float(estimates.mean()), len(estimates)
+    mean, draws = min(float(estimates.mean()), bound), len(estimates)
     error = float(estimates.std(ddof=1)) / math.sqrt(draws) if draws > 1 else math.nan
-    half = _NORMAL_95 * error
-    interval = (max(0.0, mean - half), min(bound, mean + half)) if draws > 1 else (math.nan, math.nan)
+    interval = None
+    if draws >= _LEAST_DRAWS:
+        interval = max(0.0, mean - _NORMAL_95 * error), min(bound, mean + _NORMAL_95 * error)
     return KLEstimate(mean, error, interval, bound, draws)
 
 
 def draws_needed(n: float, kl: float, relative_error: float, failure_probability: float = 0.05) -> int:
-    """Returns a number M of draws after which the mean of D̂ is off by more than `relative_error` only seldom.
+    """Returns a number M of draws whose mean of D̂ is off by more than `relative_error` with probability at most δ.
 
     It is 3 bound log(2/δ) / (relative_error² kl), of order log n log 1/δ, by Chernoff's bound for values in [0, bound].
-    It holds whatever the outcomes are; the standard error of `estimate_kl` shows that far fewer mostly do.
+    It suffices whatever the outcomes are. Mostly far fewer do; the standard error of `estimate_kl` shows how many.
 
     Args:
       n: number of samples, a real number > 1.
@@ -244,7 +246,10 @@ def draws_needed(n: float, kl: float, relative_error: float, failure_probability
     kl = require_number("kl", kl, 0, bound, exclude_least=True)
     share = require_number("relative_error", relative_error, 0, 1, exclude_least=True)
     delta = require_number("failure_probability", failure_probability, 0, 1, exclude_least=True)
-    return math.ceil(3 * bound * math.log(2 / delta) / (share**2 * kl))
+    draws = 3 * bound * (math.log(2) - math.log(delta)) / kl / share / share
+    if math.isinf(draws):
+        raise ValueError(f"relative_error = {share!r}: needs too many draws for kl = {kl!r}; take a larger one")
+    return math.ceil(draws)
 
 
 def _log_levels(outcomes: Outcomes, n: float) -> Array:

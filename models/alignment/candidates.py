@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from models.alignment.checks import Array, require_log_probabilities, require_vector
+from models.alignment.checks import Array, require_integer, require_log_probabilities, require_vector
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,7 +21,8 @@ class Candidates:
         for a text the sum over its tokens, after temperature, top-k and top-p, its end included. None if unknown.
 
     Raises:
-      ValueError: a sample is not hashable, a reward is not finite, a log-probability is above 0, or lengths differ.
+      ValueError: a sample is not hashable, a reward is not finite, a log-probability is above 0, lengths differ, or
+        there is no sample.
     """
 
     samples: tuple[Hashable, ...]
@@ -30,6 +31,8 @@ class Candidates:
 
     def __init__(self, samples: Sequence[Any], rewards: ArrayLike, log_probabilities: ArrayLike | None = None) -> None:
         held = tuple(samples)
+        if not held:
+            raise ValueError("samples is empty: give at least one sample")
         for place, sample in enumerate(held):
             if not isinstance(sample, Hashable):
                 raise ValueError(
@@ -49,11 +52,12 @@ class Candidates:
         the KL estimate that follows from it too large.
 
         Args:
-          index: position of the candidate.
+          index: position of the candidate, from 0 to n - 1.
 
         Raises:
-          ValueError: the candidates have no log-probabilities.
+          ValueError: the candidates have no log-probabilities, or no such position.
         """
+        index = require_integer("index", index, 0, len(self.samples) - 1)
         if self.log_probabilities is None:
             raise ValueError("log_probabilities is None: give the log-probability of each sample")
         pairs = zip(self.samples, self.rewards, self.log_probabilities, strict=True)

@@ -44,6 +44,14 @@ def require_number(
     raise ValueError(f"{name} = {value!r}: must be a finite number{low}{high}")
 
 
+def read_numbers(name: str, values: ArrayLike) -> Array:
+    """Returns a float64 array of its own, of any shape; raises ValueError unless `values` are numbers."""
+    try:
+        return np.array(values, np.float64)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"{name} is not an array of numbers: give one number for each outcome") from None
+
+
 def require_vector(name: str, values: ArrayLike, length: int | None = None) -> Array:
     """Returns finite numbers as a float64 vector.
 
@@ -55,10 +63,7 @@ def require_vector(name: str, values: ArrayLike, length: int | None = None) -> A
     Raises:
       ValueError: `values` has another shape, or holds what is not a finite number.
     """
-    try:
-        vector = np.asarray(values, np.float64)
-    except (TypeError, ValueError):
-        raise ValueError(f"{name} is not an array of numbers: give one number for each outcome") from None
+    vector = read_numbers(name, values)
     wanted = "[K], K >= 1" if length is None else f"[{length}]"
     if vector.ndim != 1 or not len(vector) or (length is not None and len(vector) != length):
         raise ValueError(f"{name} has shape {list(vector.shape)}: must have shape {wanted}")

@@ -10,7 +10,14 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike
 
-from models.alignment.checks import Array, require_integer, require_log_probabilities, require_number, require_vector
+from models.alignment.checks import (
+    Array,
+    read_numbers,
+    require_integer,
+    require_log_probabilities,
+    require_number,
+    require_vector,
+)
 
 
 def approximate_guided_rewards(
@@ -21,22 +28,31 @@ def approximate_guided_rewards(
 ) -> Array:
     """Returns r + temperature (log π_B - log π_S), `[n]`: the rewards with which `SoftBestOfN` is guided.
 
+    A sample that the target cannot produce (log π_B = -inf) gets 800 temperatures less than the lowest of the others.
+    So it is selected only if there are no others.
+
     Use them with the same temperature: `SoftBestOfN(n, temperature).select(Candidates(samples, guided), seed)`. The
     result is an approximation of the target's tilt, and never lossless; `approximate_guided_kl_bound` says how good.
 
     Args:
       rewards: reward of each of the drafter's samples, `[n]`.
-      target_log_probabilities: log-probability of each sample under the target, `[n]`, in nats.
+      target_log_probabilities: log-probability of each sample under the target, `[n]`, in nats; may hold -inf.
       drafter_log_probabilities: the same under the drafter, as sampled from, `[n]`.
       temperature: unit of reward, > 0.
 
     Raises:
-      ValueError: an argument is outside its range, or the shapes differ.
+      ValueError: an argument is outside its range, the shapes differ, or the target can produce no sample.
     """
     r = require_vector("rewards", rewards)
-    target = require_log_probabilities("target_log_probabilities", target_log_probabilities, len(r))
+    target = read_numbers("target_log_probabilities", target_log_probabilities)
+    possible = target != -np.inf
+    target = require_log_probabilities("target_log_probabilities", np.where(possible, target, 0.0), len(r))
     drafter = require_log_probabilities("drafter_log_probabilities", drafter_log_probabilities, len(r))
-    return np.asarray(r + require_number("temperature", temperature, 0, exclude_least=True) * (target - drafter))
+    unit = require_number("temperature", temperature, 0, exclude_least=True)
+    if not possible.any():
+        raise ValueError("target_log_probabilities are all -inf: the target can produce none of the samples; draw more")
+    guided = r + unit * (target - drafter)
+    return np.where(possible, guided, guided[possible].min() - 800 * unit)
 
 
 def approximate_guided_kl_bound(n: int, chi_squared: float, reward_range: float, temperature: float) -> float:

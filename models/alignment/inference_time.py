@@ -65,6 +65,7 @@ def align_for_best_of_n(outcomes: Outcomes, n: int, beta: float) -> InferenceTim
       ValueError: an argument is outside its range, or the fixed point was not reached in 1,000 steps.
     """
     n = require_integer("n", n, 1)
+    require_number("n", n)
     beta = require_number("beta", beta, 0, exclude_least=True)
     win = (outcomes.at_most**n + outcomes.below**n) / 2
     policy = aim = outcomes.masses

@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 
 from models.alignment.candidates import Candidates
-from models.alignment.checks import Array
+from models.alignment.checks import Array, require_integer
 from models.alignment.outcomes import Outcomes
 from models.alignment.policy import Policy
 
@@ -30,7 +30,11 @@ class MajorityVote(Policy):
         Answer i wins with c votes if all others have at most c, and shares with the t others that have c. Its chance is
         the mean of y^t for y uniform on [0, 1]. For each y the counts of the other answers are the coefficients of a
         product of polynomials with positive terms; the mean over y is exact by Gauss-Legendre nodes.
+
+        Raises:
+          ValueError: n is above 170, whose factorial is the largest that a float holds.
         """
+        require_integer("n", self.n, 1, 170)
         nodes, weights = np.polynomial.legendre.leggauss(self.n // 2 + 1)
         tied = (nodes + 1) / 2
         wins = sum(self._wins(outcomes.probabilities, votes, tied) for votes in range(1, self.n + 1))

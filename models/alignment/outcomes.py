@@ -1,5 +1,6 @@
 """Holds finitely many outcomes with their probabilities and rewards, equal rewards joined to one level."""
 
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -29,7 +30,8 @@ class Outcomes:
       above: probability under p of a higher reward, `[L]`; 1 - F, without its cancellation.
 
     Raises:
-      ValueError: `probabilities` is no distribution, a reward is not finite, or the shapes differ.
+      ValueError: `probabilities` is no distribution, a reward is not finite, the shapes differ, or the rewards span
+        more than a float holds.
     """
 
     probabilities: Array
@@ -49,6 +51,8 @@ class Outcomes:
         if p.min() == 0:
             order = order[p[order] > 0]
         levels, masses = r[order], p[order]
+        if math.isinf(float(levels[-1]) - float(levels[0])):
+            raise ValueError(f"rewards span from {levels[0]:.3g} to {levels[-1]:.3g}: divide them by a number")
         is_first = np.append(True, levels[1:] != levels[:-1])
         if not is_first.all():
             levels, masses = levels[is_first], np.add.reduceat(masses, np.flatnonzero(is_first))
@@ -96,7 +100,31 @@ class Outcomes:
 
 def kl_divergence(distribution: Array, reference: Array) -> float:
     """Returns KL(distribution ‖ reference) in nats; infinite where the reference is 0 and the distribution is not."""
-    held = distribution > 0
+    held = reference > 0
+    if np.any(distribution[~held] > 0):
+        return math.inf
+    chosen, p = distribution[held], reference[held]
     with np.errstate(divide="ignore"):
-        ratios = np.log(distribution[held]) - np.log(reference[held])
-    return max(0.0, float(np.sum(distribution[held] * ratios)))
+        log_ratios = np.log(chosen) - np.log(p)
+    return sum_divergence(chosen, p, log_ratios)
+
+
+def sum_divergence(distribution: Array, reference: Array, log_ratios: Array) -> float:
+    """Returns KL(distribution ‖ reference) in nats as Σ q l - (q - p), with the log-ratios l given beside q and p.
+
+    Both distributions sum to 1, so that this is Σ q l. But none of its terms is negative, and so nothing cancels where
+    the two are nearly equal.
+
+    Args:
+      distribution: q, `[L]`.
+      reference: p, `[L]`, > 0.
+      log_ratios: l = log q - log p, `[L]`; -inf where q is 0.
+    """
+    ratios = np.maximum(log_ratios, -800.0)  # e^-800 is 0, and times 0 it stays a number
+    gains = np.where(ratios < 1, reference * np.expm1(np.minimum(ratios, 1.0)), distribution - reference)
+    terms = distribution * ratios - gains
+    small = np.abs(ratios) < 1e-3
+    if small.any():
+        near = ratios[small]
+        terms[small] = reference[small] * near**2 * (1 / 2 + near * (1 / 3 + near * (1 / 8 + near / 30)))
+    return max(0.0, float(np.sum(terms)))

@@ -42,13 +42,13 @@ class Policy(ABC):
       n: number of samples, >= 1.
 
     Raises:
-      ValueError: `n` is not an integer >= 1.
+      ValueError: `n` is not an integer >= 1, or too large for a float.
     """
 
     n: int
 
     def __post_init__(self) -> None:
-        require_integer("n", self.n, 1)
+        require_number("n", require_integer("n", self.n, 1))
 
     @abstractmethod
     def log_weights(self, candidates: Candidates) -> Array:

@@ -35,13 +35,13 @@ def pass_at_k(samples: int, correct: int) -> Array:
     It is 1 - C(n - c, k) / C(n, k), computed as a product, with no large number.
 
     Args:
-      samples: number n of samples drawn, >= 1.
+      samples: number n of samples drawn, from 1 to 10⁷.
       correct: number c of correct ones among them, from 0 to n.
 
     Raises:
       ValueError: a count is outside its range.
     """
-    samples = require_integer("samples", samples, 1)
+    samples = require_integer("samples", samples, 1, 10**7)
     correct = require_integer("correct", correct, 0, samples)
     sizes = np.arange(1, samples + 1)
     missed = np.ones(samples)

@@ -14,6 +14,7 @@ from models.alignment.checks import require_number
 from models.alignment.search_root import increasing_root
 
 _SERIES_BELOW = 0.02
+_LARGE = 40.0  # e^-40 is nothing beside 1
 
 
 def tilted_quantile(strength: float) -> tuple[float, float]:
@@ -28,6 +29,8 @@ def tilted_quantile(strength: float) -> tuple[float, float]:
     b = require_number("strength", strength, 0)
     if b < _SERIES_BELOW:
         return 0.5 + b / 12 - b**3 / 720 + b**5 / 30240, b**2 / 24 - b**4 / 960 + b**6 / 36288
+    if b > _LARGE:
+        return 1 - 1 / b, math.log(b) - 1
     win_rate = 1 / -math.expm1(-b) - 1 / b
     return win_rate, b * win_rate - (b + math.log(-math.expm1(-b)) - math.log(b))
 
@@ -42,7 +45,7 @@ def best_win_rate(kl: float) -> float:
       ValueError: `kl` is negative or not finite.
     """
     kl = require_number("kl", kl, 0)
-    if kl > 700:  # e^kl is no float; the win rate is 1 to all digits
+    if kl > _LARGE:  # the win rate is 1 - e^(-kl - 1), which is 1 to all digits
         return 1.0
     return tilted_quantile(increasing_root(lambda b: tilted_quantile(b)[1], kl))[0] if kl else 0.5
 

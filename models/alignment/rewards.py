@@ -1,13 +1,15 @@
 """Rates generated texts: likelihood, length, sentiment, a scorer file or a function of the user's own.
 
 A scorer is a Keras model (`.keras`) or a TFLite file that takes token ids int32 `[1, T]` and gives one number. The ids
-are those of prompt and text, the last T if there are more, and zeros after them if there are fewer. Beside it stands
-`<file>.json`, which `describe_scorer` writes: the digest of the vocabulary that it was trained with.
+are those of prompt and text, the last T if there are more, and zeros after them if there are fewer. A scorer whose T is
+not fixed gets them all. Beside it stands `<file>.json`, which `describe_scorer` writes: the digest of the vocabulary
+that it was trained with.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -57,9 +59,9 @@ def load(name: str, vocabulary_digest: str) -> Reward:
       vocabulary_digest: digest of the generating model's vocabulary, which a scorer must share.
 
     Raises:
-      ModuleNotFoundError: a package or module is missing.
+      ModuleNotFoundError: a package that the reward needs is not installed.
       OSError: a file cannot be read.
-      ValueError: there is no such reward, or a scorer does not fit; one line.
+      ValueError: there is no such reward, a module cannot be imported, or a scorer does not fit; one line.
     """
     if name in _OF_SAMPLE:
         return _OF_SAMPLE[name]
@@ -71,14 +73,9 @@ def load(name: str, vocabulary_digest: str) -> Reward:
     module, colon, function = name.partition(":")
     if not colon or not module or not function:
         raise ValueError(f"reward = {name!r}: must be {FORMS}")
-    try:
-        own = getattr(import_module(module), function)
-    except ModuleNotFoundError as error:
-        if error.name != module.partition(".")[0] and error.name != module:
-            raise
-        raise ValueError(f"reward = {name!r}: there is no module {module}; run where Python finds it") from None
-    except AttributeError:
-        raise ValueError(f"reward = {name!r}: the module has no {function}; name one of its functions") from None
+    own = getattr(_import_own(module, name), function, None)
+    if own is None:
+        raise ValueError(f"reward = {name!r}: the module has no {function}; name one of its functions")
     if not callable(own):
         raise ValueError(f"reward = {name!r}: is no function; name one that takes prompt and text")
     return lambda sample: own(sample.prompt, sample.text)
@@ -99,13 +96,14 @@ def rate(reward: Reward, samples: Sequence[Sample], name: str) -> Array:
     for sample in samples:
         try:
             value = reward(sample)
-        except Exception as error:  # a user's function may raise anything
-            reason = (str(error).splitlines() or [""])[0]
+        except (Exception, SystemExit) as error:  # a user's function may raise anything
             raise ValueError(
-                f"reward = {name!r}: raised {type(error).__name__} ({reason}) for the text {sample.text[:40]!r}"
+                f"reward = {name!r}: raised {_describe(error)} for the text {sample.text[:40]!r}"
             ) from error
         try:
             number = float(value)
+        except OverflowError:
+            number = math.inf
         except (TypeError, ValueError):
             raise ValueError(
                 f"reward = {name!r}: gave {type(value).__name__} for the text {sample.text[:40]!r}: return a number"
@@ -116,6 +114,21 @@ def rate(reward: Reward, samples: Sequence[Sample], name: str) -> Array:
             )
         found.append(number)
     return np.array(found)
+
+
+def _import_own(module: str, name: str) -> Any:
+    """Returns a module of the user's own, whatever it raises on import."""
+    try:
+        return import_module(module)
+    except (Exception, SystemExit) as error:
+        if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
+            raise ValueError(f"reward = {name!r}: there is no module {module}; run where Python finds it") from None
+        raise ValueError(f"reward = {name!r}: the module {module} cannot be imported: {_describe(error)}") from error
+
+
+def _describe(error: BaseException) -> str:
+    """Returns type and first line of an error."""
+    return f"{type(error).__name__} ({(str(error).splitlines() or [''])[0]})"
 
 
 def describe_scorer(path: str | os.PathLike[str], vocabulary_digest: str) -> None:
@@ -191,9 +204,15 @@ def _load_tflite(path: Path) -> tuple[Callable[[Any], Any], Sequence[Any]]:
     interpreter.allocate_tensors()
     (taken,), (given,) = interpreter.get_input_details(), interpreter.get_output_details()
 
+    # "shape" says 1 where the length is not fixed.
+    shape = tuple(None if size < 0 else int(size) for size in taken["shape_signature"])
+
     def run(tokens: Any) -> Any:
+        if None in shape:
+            interpreter.resize_tensor_input(taken["index"], tokens.shape)
+            interpreter.allocate_tensors()
         interpreter.set_tensor(taken["index"], tokens.astype(taken["dtype"]))
         interpreter.invoke()
         return interpreter.get_tensor(given["index"])
 
-    return run, tuple(taken["shape"].tolist())
+    return run, shape

@@ -45,18 +45,21 @@ class RewindAndRepeat(Policy):
 
     def distribution(self, outcomes: Outcomes) -> Array:
         """Returns the exact distribution of the selected outcome, `[K]`."""
-        reached, missed, all_missed = self._chances(outcomes)
+        reached, missed, any_reached, all_missed = self._chances(outcomes)
         enough = outcomes.levels >= self.threshold
-        chances = (1 - all_missed) / reached if reached else 0.0, all_missed / missed if missed else 0.0
+        chances = any_reached / reached if reached else 0.0, all_missed / missed if missed else 0.0
         return outcomes.spread(outcomes.masses * np.where(enough, *chances))
 
     def expected_draws(self, outcomes: Outcomes) -> float:
         """Returns the mean number of samples that are drawn: (1 - (1 - φ)^n) / φ."""
-        reached, _, all_missed = self._chances(outcomes)
-        return (1 - all_missed) / reached if reached else float(self.n)
+        reached, _, any_reached, _ = self._chances(outcomes)
+        return any_reached / reached if reached else float(self.n)
 
-    def _chances(self, outcomes: Outcomes) -> tuple[float, float, float]:
-        """Returns φ, 1 - φ and (1 - φ)^n, each exactly 0 where no outcome has it."""
+    def _chances(self, outcomes: Outcomes) -> tuple[float, float, float, float]:
+        """Returns φ, 1 - φ, 1 - (1 - φ)^n and (1 - φ)^n, each exactly 0 where no outcome has it."""
         enough = outcomes.levels >= self.threshold
         reached, missed = float(outcomes.masses[enough].sum()), float(outcomes.masses[~enough].sum())
-        return reached, missed, math.exp(self.n * math.log(missed)) if missed else 0.0
+        if not missed:
+            return reached, missed, 1.0, 0.0
+        log_missed = self.n * (math.log1p(-reached) if reached < 0.5 else math.log(missed))
+        return reached, missed, -math.expm1(log_missed), math.exp(log_missed)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from models.alignment.checks import Array, require_number, require_vector
-from models.alignment.outcomes import Outcomes
+from models.alignment.checks import Array, read_numbers, require_number, require_vector
+from models.alignment.outcomes import Outcomes, sum_divergence
 from models.alignment.search_root import increasing_root
 
 
@@ -77,9 +77,14 @@ def tilt(outcomes: Outcomes, reward_weight: float) -> Tilt:
       reward_weight: λ per unit of reward; negative ones lower the reward.
 
     Raises:
-      ValueError: `reward_weight` is not finite.
+      ValueError: `reward_weight` is not finite, or too large for the span of the rewards.
     """
-    return _tilt(outcomes, require_number("reward_weight", reward_weight))
+    reward_weight = require_number("reward_weight", reward_weight)
+    if math.isinf(reward_weight * _span(outcomes)):
+        raise ValueError(
+            f"reward_weight = {reward_weight!r}: times {_span(outcomes):.3g}, the span of the rewards, must be finite"
+        )
+    return _tilt(outcomes, reward_weight)
 
 
 def tilt_to_kl(outcomes: Outcomes, kl: float) -> Tilt:
@@ -126,7 +131,7 @@ def tilt_to_reward(outcomes: Outcomes, reward: float) -> Tilt:
 
 def largest_kl(outcomes: Outcomes) -> float:
     """Returns -log p(argmax r) in nats: with a larger budget no policy has a higher expected reward."""
-    return float(-np.log(outcomes.masses[-1]))
+    return max(0.0, float(-np.log(outcomes.masses[-1])))
 
 
 def optimality(outcomes: Outcomes, kl: float, reward: float) -> Optimality:
@@ -135,11 +140,16 @@ def optimality(outcomes: Outcomes, kl: float, reward: float) -> Optimality:
     Args:
       outcomes: outcomes of the reference.
       kl: KL(policy ‖ reference) in nats, >= 0.
-      reward: expected reward of the policy.
+      reward: expected reward of the policy. If it is outside the range of rewards by less than 1e-9 of the largest
+        absolute reward, which is taken for rounding, it counts as the end of the range.
 
     Raises:
       ValueError: no policy has this KL and reward.
     """
+    lowest, highest = float(outcomes.levels[0]), float(outcomes.levels[-1])
+    reward, rounding = require_number("reward", reward), 1e-9 * max(abs(lowest), abs(highest))
+    if lowest - rounding <= reward <= highest + rounding:
+        reward = min(max(reward, lowest), highest)
     best = tilt_to_kl(outcomes, kl)
     least = tilt_to_reward(outcomes, reward)
     if least.kl > kl + 1e-9 * max(1.0, kl):
@@ -163,11 +173,13 @@ def tilted_logits(logits: ArrayLike, token_rewards: ArrayLike, reward_weight: fl
       reward_weight: λ per unit of reward.
 
     Raises:
-      ValueError: the number of tokens differs, or a reward or the weight is not finite.
+      ValueError: the number of tokens differs, a logit is NaN or +inf, or a reward or the weight is not finite.
     """
-    values = np.asarray(logits, np.float64)
+    values = read_numbers("logits", logits)
     if not values.ndim:
         raise ValueError("logits has shape []: must have shape [..., V]")
+    if not np.all(values < np.inf):
+        raise ValueError("logits holds NaN or inf: must be finite numbers, or -inf for tokens that cannot be drawn")
     rewards = require_vector("token_rewards", token_rewards, values.shape[-1])
     return np.asarray(values + require_number("reward_weight", reward_weight) * rewards)
 
@@ -196,5 +208,5 @@ def _moments(outcomes: Outcomes, reward_weight: float) -> tuple[Array, float, fl
     else:
         log_z = top + math.log(float(p @ np.exp(exponents - top)))
     distribution = p * np.exp(exponents - log_z)
-    gained = float(distribution @ (levels - mean))
-    return distribution, max(0.0, reward_weight * gained - log_z), mean + gained
+    kl = sum_divergence(distribution, p, exponents - log_z)
+    return distribution, kl, mean + float(distribution @ (levels - mean))

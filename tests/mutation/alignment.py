@@ -7,9 +7,11 @@ _BEST_OF_N = _FOLDER + "best_of_n.py"
 _CANDIDATES = _FOLDER + "candidates.py"
 _OUTCOMES = _FOLDER + "outcomes.py"
 _STUDIES = "experiments/reproduce/"
+_SELECTION = "experiments/commands/selection.py"
 
 _TESTS = "tests/models/alignment/"
 _STUDY_TESTS = "tests/experiments/reproduce/"
+_GENERATE = "tests/experiments/commands/test_generate.py::"
 _FOUR = _TESTS + "test_best_of_n.py::test_four_outcomes_have_the_values_of_the_oracle"
 _DRAWS = _TESTS + "test_policies.py::test_distribution_is_that_of_all_draws"
 
@@ -52,9 +54,65 @@ ALIGNMENT = (
     Bug(
         "best-of-n: bound returned as the KL",
         _BEST_OF_N,
-        "return max(0.0, float(chosen @ ratios))",
+        "return sum_divergence(np.exp(log_levels), outcomes.masses, log_levels - np.log(outcomes.masses))",
         "return kl_bound(n)",
         _FOUR,
+    ),
+    Bug(
+        "KL: terms of both signs, which cancel where distributions are nearly equal",
+        _OUTCOMES,
+        "terms = distribution * ratios - gains",
+        "return float(np.sum(distribution * ratios))",
+        _TESTS + "test_best_of_n.py::test_kl_of_a_rare_best_outcome_keeps_its_digits[1e-12-2]",
+    ),
+    Bug(
+        "best-of-n: lower bound of the KL halved",
+        _BEST_OF_N,
+        "return max(0.0, float(lower[0])), ",
+        "return 0.5 * max(0.0, float(lower[0])), ",
+        _TESTS + "test_best_of_n.py::test_bounds_of_four_outcomes_are_those_of_their_formulas",
+    ),
+    Bug(
+        "best-of-n: loose lower bound of the win rate",
+        _BEST_OF_N,
+        "most - (n - 1) / 2 * float",
+        "most - 5 * (n - 1) / 2 * float",
+        _TESTS + "test_best_of_n.py::test_bounds_of_four_outcomes_are_those_of_their_formulas",
+    ),
+    Bug(
+        "best-of-n: last level of each part left out",
+        _BEST_OF_N,
+        "first + _LEVELS_AT_ONCE)",
+        "first + _LEVELS_AT_ONCE - 1)",
+        _TESTS + "test_best_of_n.py::test_levels_computed_in_parts_have_the_same_distribution",
+    ),
+    Bug(
+        "best-of-n: interval below zero",
+        _BEST_OF_N,
+        "interval = max(0.0, mean - _NORMAL_95 * error), ",
+        "interval = mean - _NORMAL_95 * error, ",
+        _TESTS + "test_best_of_n.py::test_interval_ends_at_zero_and_at_the_bound_and_holds_the_estimate",
+    ),
+    Bug(
+        "best-of-n: interval above the bound",
+        _BEST_OF_N,
+        "min(bound, mean + _NORMAL_95 * error)",
+        "mean + _NORMAL_95 * error",
+        _TESTS + "test_best_of_n.py::test_interval_ends_at_zero_and_at_the_bound_and_holds_the_estimate",
+    ),
+    Bug(
+        "best-of-n: interval of a few draws",
+        _BEST_OF_N,
+        "if draws >= _LEAST_DRAWS:",
+        "if draws > 1:",
+        _TESTS + "test_best_of_n.py::test_few_draws_have_no_interval",
+    ),
+    Bug(
+        "best-of-n: fewer draws than the proof needs",
+        _BEST_OF_N,
+        "draws = 3 * bound",
+        "draws = 2 * bound",
+        _TESTS + "test_best_of_n.py::test_draws_needed_are_those_of_the_proof",
     ),
     Bug(
         "best-of-n: one sample too few below the level",
@@ -92,6 +150,13 @@ ALIGNMENT = (
         _DRAWS,
     ),
     Bug(
+        "soft best-of-n: a node left out of each part after the first",
+        _FOLDER + "soft_best_of_n.py",
+        "first + rows, np.newaxis]",
+        "first + rows - (first > 0), np.newaxis]",
+        _TESTS + "test_soft_best_of_n.py::test_nodes_computed_in_parts_give_the_same_distribution",
+    ),
+    Bug(
         "majority vote: tied answers share nothing",
         _FOLDER + "majority.py",
         "terms[:, :, votes] *= tied",
@@ -111,6 +176,27 @@ ALIGNMENT = (
         "(target - drafter)",
         "(drafter - target)",
         _TESTS + "test_guided.py::test_guided_selection_is_not_lossless_but_approaches_the_tilt",
+    ),
+    Bug(
+        "guided: one sample too many in the bound",
+        _FOLDER + "guided.py",
+        "math.log(count - 1) if count > 1",
+        "math.log(count) if count > 1",
+        _TESTS + "test_guided.py::test_bound_of_one_sample_is_that_of_its_formula",
+    ),
+    Bug(
+        "rewind: chance of a rare outcome by a difference from one",
+        _FOLDER + "rewind.py",
+        "-math.expm1(log_missed), math.exp(log_missed)",
+        "1 - math.exp(log_missed), math.exp(log_missed)",
+        _TESTS + "test_policies.py::test_rewind_keeps_the_digits_of_rare_outcomes[1e-17]",
+    ),
+    Bug(
+        "quantile tilt: KL of strong tilts by a difference",
+        _FOLDER + "quantile_tilt.py",
+        "if b > _LARGE:",
+        "if b > 1e300:",
+        _TESTS + "test_quantile_tilt.py::test_win_rate_and_kl_are_those_of_the_density",
     ),
     Bug(
         "guided: distance of drafter and target left out of the bound",
@@ -162,6 +248,20 @@ ALIGNMENT = (
         _STUDY_TESTS + "test_alignment.py::test_rates_of_a_high_mean_reward_are_those_of_the_specification",
     ),
     Bug(
+        "alignment study: default mean reward above the highest",
+        _STUDIES + "alignment.py",
+        "best.reward < _TAIL_REWARD <= highest",
+        "best.reward < _TAIL_REWARD",
+        _STUDY_TESTS + "test_alignment.py::test_default_tail_reward_is_within_the_range_of_rewards",
+    ),
+    Bug(
+        "tilt: a report refused for rounding",
+        _FOLDER + "tilt.py",
+        "if lowest - rounding <= reward <= highest + rounding:",
+        "if False:",
+        _TESTS + "test_tilt.py::test_a_policys_own_report_is_accepted_whatever_rounding_made_of_it",
+    ),
+    Bug(
         "alignment study: texts with exactly the mean reward not counted",
         _STUDIES + "alignment.py",
         "np.array(mean_rewards) - 1e-6",
@@ -170,10 +270,52 @@ ALIGNMENT = (
     ),
     Bug(
         "generate --best-of: probability of the model's softmax instead of the distribution that was sampled from",
-        "experiments/commands/selection.py",
+        _SELECTION,
         'for name in ("log_probs", "unprocessed_log_probs"))',
         'for name in ("unprocessed_log_probs", "unprocessed_log_probs"))',
-        "tests/experiments/commands/test_generate.py::test_best_of_takes_probabilities_of_the_processed_distribution",
+        _GENERATE + "test_best_of_takes_probabilities_of_the_processed_distribution",
+    ),
+    Bug(
+        "generate --best-of: successive texts share samples",
+        _SELECTION,
+        "request=number * n)",
+        "request=number)",
+        _GENERATE + "test_best_of_selects_among_the_texts_of_requests_of_its_own",
+    ),
+    Bug(
+        "generate --best-of: the reward gets no prompt",
+        _SELECTION,
+        "rewards.Sample(prompt_text, text, prompt, tokens",
+        'rewards.Sample("", text, [], tokens',
+        _GENERATE + "test_best_of_selects_among_the_texts_of_requests_of_its_own",
+    ),
+    Bug(
+        "generate --best-of: ties chosen without the seed",
+        _SELECTION,
+        "select(candidates, own.seed + (number << 64))",
+        "select(candidates, number << 64)",
+        _GENERATE + "test_tied_texts_are_chosen_by_the_seed_and_the_line_says_so",
+    ),
+    Bug(
+        "generate --best-of: ties of all texts chosen alike",
+        _SELECTION,
+        "select(candidates, own.seed + (number << 64))",
+        "select(candidates, own.seed)",
+        _GENERATE + "test_tied_texts_are_chosen_by_the_seed_and_the_line_says_so",
+    ),
+    Bug(
+        "generate --best-of: interval of all possible values",
+        _SELECTION,
+        '"kl_interval": estimate.interval,',
+        '"kl_interval": estimate.interval and (0.0, estimate.bound),',
+        _GENERATE + "test_an_interval_is_that_of_the_estimates",
+    ),
+    Bug(
+        "rewards: length of a TFLite scorer's input taken as one where it is not fixed",
+        _FOLDER + "rewards.py",
+        'for size in taken["shape_signature"])',
+        'for size in taken["shape"])',
+        _TESTS + "test_rewards.py::test_tflite_scorer_reads_the_last_tokens_of_prompt_and_text",
     ),
     Bug(
         "texts drawn together: all of one request",
@@ -183,11 +325,35 @@ ALIGNMENT = (
         "tests/models/test_device_samples.py::test_file_draws_the_texts_of_successive_requests_together[autoregressive]",
     ),
     Bug(
-        "best-of-n on models: a text's own probability left out of its density",
+        "best-of-n on models: equal rewards of a pool not joined",
         _STUDIES + "best_of_n_models.py",
-        "((lower + masses) ** n - lower**n) / masses)",
-        "n * lower ** (n - 1))",
+        "levels, counts = np.unique(rewards, return_counts=True)",
+        "levels, counts = np.arange(len(rewards)), np.ones(len(rewards), int)",
         _STUDY_TESTS + "test_best_of_n_models.py::test_kl_from_a_pool_is_the_exact_one[True-16]",
+    ),
+    Bug(
+        "best-of-n on models: levels weighted alike in the jackknife",
+        _STUDIES + "best_of_n_models.py",
+        "(counts @ (without - counts @ without / size) ** 2)",
+        "np.sum((without - counts @ without / size) ** 2)",
+        _STUDY_TESTS
+        + "test_best_of_n_models.py::test_jackknife_of_tied_rewards_is_that_over_all_pools_without_one_text",
+    ),
+    Bug(
+        "best-of-n on models: estimate from the first sample instead of the selected one",
+        _STUDIES + "best_of_n_models.py",
+        "candidates.log_probability(BestOfN(n).select(candidates, begin))",
+        "candidates.log_probability(0)",
+        _STUDY_TESTS
+        + "test_best_of_n_models.py::test_estimate_reads_the_selected_text_of_each_group_and_no_text_twice",
+    ),
+    Bug(
+        "best-of-n on models: overlapping groups",
+        _STUDIES + "best_of_n_models.py",
+        "range(0, len(pool) - n + 1, n)",
+        "range(0, len(pool) - n + 1, 1)",
+        _STUDY_TESTS
+        + "test_best_of_n_models.py::test_estimate_reads_the_selected_text_of_each_group_and_no_text_twice",
     ),
     Bug(
         "inference-time study: single samples compared instead of best-of-n",

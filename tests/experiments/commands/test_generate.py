@@ -1,5 +1,6 @@
 import json
 import re
+import sys
 from typing import Any
 
 import numpy as np
@@ -222,6 +223,27 @@ def test_generate_ends_before_a_stop_text(path, capfd):
     assert code == 2 and out == "" and "--stop" in err and "must not be empty" in err
 
 
+@pytest.fixture
+def own_rewards(tmp_path, monkeypatch):
+    """A module of rewards in the working folder: of prompt and text, of few values, and one that fails later."""
+    (tmp_path / "own_rewards.py").write_text(
+        "from hashlib import sha256\n"
+        "calls = 0\n"
+        "def of_prompt(prompt, text):\n"
+        "    return int(sha256(f'{prompt}|{text}'.encode()).hexdigest()[:8], 16)\n"
+        "def zero(prompt, text):\n"
+        "    return 0\n"
+        "def fails(prompt, text):\n"
+        "    global calls\n"
+        "    calls += 1\n"
+        "    return calls if calls <= 8 else 1 / 0\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield
+    sys.modules.pop("own_rewards", None)
+
+
 def _best_of(path, tmp_path, capfd, *options):
     report = tmp_path / "report.json"
     draws = ("--prompt", "the", "--max-new-tokens", 8, "--seed", 4, "--best-of", 4, "--report", report)
@@ -233,14 +255,67 @@ def test_best_of_writes_the_text_with_the_largest_reward(path, tmp_path, capfd):
     code, out, err, report = _best_of(path, tmp_path, capfd, "--reward", "length", "--count", "3")
     assert code == 0, err
     total, texts = report["total"], report["texts"]
-    assert [f"the{row['text']}" for row in texts] == out.splitlines()
+    assert out == "".join(f"the{row['text']}\n" for row in texts)
     for row in texts:
         assert row["reward"] == max(row["rewards"]) == row["rewards"][row["selected"]]
         assert row["expected_rewards"][0] == pytest.approx(np.mean(row["rewards"]))
         assert row["expected_rewards"][3] == row["reward"]
         assert 0 <= row["kl"] <= total["kl_bound"] == pytest.approx(np.log(4) - 3 / 4)
     assert total["kl"] == pytest.approx(np.mean([row["kl"] for row in texts]))
+    assert all(row["kl_bound"] == total["kl_bound"] for row in texts)
+    assert total["kl_interval"] is None and "too few for an interval" in err
     assert "best of 4 by length" in err and "one after another; export with --best-of" in err
+
+
+def test_best_of_selects_among_the_texts_of_requests_of_its_own(path, tmp_path, capfd, own_rewards):
+    """The second of two texts is chosen among requests 4 to 7: no text is drawn for both."""
+    code, out, err, report = _best_of(path, tmp_path, capfd, "--reward", "own_rewards:of_prompt", "--count", "2")
+    assert code == 0, err
+    from own_rewards import of_prompt
+
+    loaded = device.load(path)
+    prompt = loaded.encode("the")
+    for number, row in enumerate(report["texts"]):
+        choices = Choices(8, seed=4, request=4 * number, stop=EOS)
+        drawn = loaded.draw_samples(prompt, choices, 4)
+        texts = ["".join(device.decode_stream(loaded.vocabulary, one["tokens"].tolist())) for one in drawn]
+        assert row["rewards"] == [of_prompt("the", text) for text in texts]
+        assert row["text"] == texts[row["selected"]] and f"the{row['text']}\n" in out
+
+
+def test_tied_texts_are_chosen_by_the_seed_and_the_line_says_so(path, tmp_path, capfd, own_rewards):
+    """With one reward for all, 12 of 12 selections are ties; 12 equal choices have a chance of 4e-7."""
+    options = "--reward", "own_rewards:zero", "--count", "12"
+    code, _, err, report = _best_of(path, tmp_path, capfd, *options)
+    assert code == 0, err
+    chosen = [row["selected"] for row in report["texts"]]
+    assert len(set(chosen)) > 1
+    assert all(row["tied"] == row["distinct"] for row in report["texts"])
+    tied = sum(row["distinct"] > 1 for row in report["texts"])
+    assert report["total"]["tied"] == tied > 0
+    assert f"since for {tied} of 12 selections several texts had the best reward" in err
+    for seed in (5, 6, 7):
+        other = _best_of(path, tmp_path, capfd, *options, "--seed", seed)[3]
+        if [row["selected"] for row in other["texts"]] != chosen:
+            return
+    raise AssertionError("no seed changes the choice among tied texts")
+
+
+def test_an_interval_is_that_of_the_estimates(path, tmp_path, capfd):
+    options = "--reward", "log-likelihood", "--count", "32", "--max-new-tokens", "2"
+    code, _, err, report = _best_of(path, tmp_path, capfd, *options)
+    assert code == 0, err
+    kls, total = [row["kl"] for row in report["texts"]], report["total"]
+    half = 1.959964 * np.std(kls, ddof=1) / np.sqrt(32)
+    expected = max(0.0, np.mean(kls) - half), min(total["kl_bound"], np.mean(kls) + half)
+    assert total["kl_interval"] == pytest.approx(expected)
+    assert f"[{expected[0]:.3f}, {expected[1]:.3f}]" in err
+
+
+def test_texts_selected_before_a_reward_fails_are_written(path, tmp_path, capfd, own_rewards):
+    code, out, err, report = _best_of(path, tmp_path, capfd, "--reward", "own_rewards:fails", "--count", "5")
+    assert (code, len(out.splitlines()), report) == (2, 2, None)
+    assert "reward = 'own_rewards:fails': raised ZeroDivisionError" in err and err.count("\n") == 1
 
 
 def test_best_of_takes_probabilities_of_the_processed_distribution(path, tmp_path, capfd):

@@ -94,6 +94,13 @@ def test_outcomes_of_the_user_have_their_own_limit():
     assert "| ∞ | | " in alignment.format_table(results)
 
 
+def test_default_tail_reward_is_within_the_range_of_rewards():
+    """All rewards are below 2.6 here, or the optimal policy's mean is above it."""
+    for rewards in ([0, 1], [3, 9]):
+        results = alignment.measure(Outcomes([0.9, 0.1], rewards), 0.5)
+        assert results["tail"]["mean_reward"] == pytest.approx((results["optimal"]["reward"] + rewards[1]) / 2)
+
+
 @pytest.mark.parametrize(
     ("log_n", "text"), [(0.4, "1.49"), (math.log(2981.4), "2981"), (1196.0, "2.6e519"), (math.log(99_999.9), "100000")]
 )

@@ -149,7 +149,7 @@ def test_draws_take_the_best_of_n():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--draws", "1"), "'--draws': 1 is not in the range 2<=x<=1000000"),
+        (("--draws", "31"), "'--draws': 31 is not in the range 32<=x<=1000000"),
         (("--seed", "-1"), "'--seed': -1 is not in the range"),
     ],
 )

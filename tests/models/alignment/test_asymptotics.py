@@ -126,6 +126,12 @@ def test_cross_entropy_of_order_one_is_shannons():
     q = np.array([0.1, 0.2, 0.3, 0.4])
     assert renyi_cross_entropy(P, q, 1) == pytest.approx(-P @ np.log(q))
     assert renyi_cross_entropy(P, q, 1 + 1e-7) == pytest.approx(-P @ np.log(q), rel=1e-6)
+    for order in (1 + 1e-15, 1 - 1e-15, 1 + 1e-12, 1 + 9e-5):
+        uniform = np.full(7, 1 / 7)
+        assert renyi_cross_entropy(uniform, uniform, order) == pytest.approx(math.log(7), rel=1e-12)
+    below, above = (renyi_cross_entropy(P, q, 1 + gap) for gap in (0.9999e-4, 1.0001e-4))
+    assert below == pytest.approx(above, abs=1e-7)
+    assert renyi_cross_entropy([0.5, 0.5], [1.0, 0.0], 1 - 1e-6) == math.inf
     assert renyi_cross_entropy([0.5, 0.5], [1.0, 0.0], 1) == math.inf
     assert renyi_cross_entropy([0.5, 0.5], [1.0, 0.0], 2) == pytest.approx(math.log(2))
 
@@ -138,6 +144,7 @@ def test_cross_entropy_of_order_one_is_shannons():
         (lambda: total_rewards(FOUR, 10**6), "tokens = 1000000: 1000000 × range 4 of rewards must be at most 1000000"),
         (lambda: best_of_exponentially_many(FOUR, 5, 3.0), "delta = 3.0: must be below 2.99573227, the largest KL"),
         (lambda: best_of_exponentially_many(FOUR, 5, -1.0), "delta = -1.0: must be a finite number >= 0"),
+        (lambda: best_of_exponentially_many(Outcomes([0.5, 0.5], [1, 1]), 3, 0.0), "rewards are all equal"),
         (lambda: rate_function(FOUR, math.nan), "mean_reward = nan: must be a finite number"),
         (lambda: renyi_cross_entropy(P, [0.5, 0.5], 2), r"other has shape \[2\]: must have shape \[4\]"),
         (lambda: scaled_cumulant(FOUR, math.inf), "rho = inf: must be a finite number"),

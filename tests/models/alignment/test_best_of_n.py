@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 
 from experiments.reproduce.best_of_n_theory import skewed
-from models.alignment import Outcomes, best_of_n
+from models.alignment import BestOfN, Outcomes, best_of_n
 from models.alignment.policy import kl_bound
 from tests.oracles.selection import enumerate_best, rewarded, spread_kl
 
@@ -45,6 +45,44 @@ def test_four_outcomes_have_the_values_of_the_oracle(n, distribution, kl, bound,
     assert best_of_n.expected_estimate(FOUR, n)[0] == pytest.approx(estimate, abs=1e-10)
     assert best_of_n.win_rate(FOUR, n) == pytest.approx(win_rate, abs=1e-10)
     assert best_of_n.kl_bounds(FOUR, n)[1] == pytest.approx(at_best, abs=1e-10)
+
+
+@pytest.mark.parametrize("n", [2, 3, 10])
+def test_bounds_of_four_outcomes_are_those_of_their_formulas(n):
+    hit = 1 - 0.6**n
+    least = hit * math.log(hit / 0.4) + (1 - hit) * math.log((1 - hit) / 0.6)
+    assert best_of_n.kl_bounds(FOUR, n)[0] == pytest.approx(least, rel=1e-12)
+    squares = 0.01 + 0.04 + 0.09 + 0.16
+    expected = max(0.5, n / (n + 1) - (n - 1) / 2 * squares), n / (n + 1)
+    assert best_of_n.win_rate_bounds(FOUR, n) == pytest.approx(expected, rel=1e-12)
+    assert best_of_n.kl_gap_bounds(FOUR, n)[1] == pytest.approx(2 * n * (n - 1) * squares, rel=1e-12)
+
+
+@pytest.mark.parametrize("size", [7, 8, 9, 40])
+def test_levels_computed_in_parts_have_the_same_distribution(size, monkeypatch):
+    outcomes = uniform(size)
+    whole = best_of_n.level_distribution(outcomes, 5)
+    monkeypatch.setattr(best_of_n, "_LEVELS_AT_ONCE", 8)
+    np.testing.assert_array_equal(best_of_n.level_distribution(outcomes, 5), whole)
+
+
+@pytest.mark.slow
+def test_many_levels_have_the_distribution_of_powers():
+    cumulative = np.arange(40_001) / 40_000
+    found = best_of_n.level_distribution(uniform(40_000), 6)
+    np.testing.assert_allclose(found, np.diff(cumulative**6), rtol=1e-7, atol=1e-20)
+
+
+@pytest.mark.parametrize("n", [2, 16, 1000])
+@pytest.mark.parametrize("rare", [1e-3, 1e-6, 1e-9, 1e-12, 1e-15, 1e-17, 1e-50])
+def test_kl_of_a_rare_best_outcome_keeps_its_digits(rare, n):
+    outcomes = Outcomes([1 - rare, rare], [0, 1])
+    with mpmath.workdps(200):
+        eps = mpmath.mpf(rare)
+        missed = (1 - eps) ** n
+        exact = float(missed * (n - 1) * mpmath.log(1 - eps) + (1 - missed) * mpmath.log((1 - missed) / eps))
+    assert best_of_n.kl(outcomes, n) == pytest.approx(exact, rel=1e-11)
+    assert BestOfN(n).report(outcomes).kl == pytest.approx(exact, rel=1e-11)
 
 
 def test_three_of_four_outcomes_by_enumeration():
@@ -206,6 +244,14 @@ def test_win_rate_of_two_samples_has_its_closed_form(case):
     assert best_of_n.win_rate(outcomes, 2) == pytest.approx(2 / 3 - np.sum(outcomes.masses**3) / 6, abs=1e-13)
 
 
+@pytest.mark.parametrize("n", [np.int64(5_000_000_000), np.uint8(200), 10**200, 1e200])
+def test_bounds_of_integers_of_every_kind_are_those_of_floats(n):
+    for function in (best_of_n.kl_gap_bounds, best_of_n.win_rate_bounds, best_of_n.kl_bounds):
+        assert function(FOUR, n) == function(FOUR, float(n))
+    assert 0 <= best_of_n.kl_gap_bounds(FOUR, n)[1]
+    assert best_of_n.kl_gap_expansion(FOUR, n) == pytest.approx(0.0)
+
+
 def test_gap_grows_with_the_logarithm_once_the_best_is_likely():
     gaps = [best_of_n.kl_gap_bounds(FOUR, n)[0] for n in (1e3, 1e6)]
     assert gaps[1] - gaps[0] == pytest.approx(math.log(1e3), abs=1e-2)
@@ -217,22 +263,52 @@ def test_estimate_is_the_mean_over_draws_with_its_standard_error():
     found = best_of_n.estimate_kl(logs, 3)
     assert found.kl == pytest.approx(each.mean())
     assert found.standard_error == pytest.approx(np.std(each, ddof=1) / 2)
-    assert found.interval[0] == pytest.approx(found.kl - 1.959964 * found.standard_error)
-    assert found.interval[1] <= found.bound == kl_bound(3) and found.draws == 4
-    alone = best_of_n.estimate_kl([-1.0], 3)
-    assert math.isnan(alone.standard_error) and math.isnan(alone.interval[0])
+    assert found.bound == kl_bound(3) and found.draws == 4
+    many = best_of_n.estimate_kl(np.tile(logs, 10), 3)
+    half = 1.959964 * many.standard_error
+    assert many.interval == pytest.approx((many.kl - half, many.kl + half))
+    assert math.isnan(best_of_n.estimate_kl([-1.0], 3).standard_error)
 
 
-def test_intervals_cover_the_expected_estimate_as_often_as_they_say():
-    """Of 400 intervals over 200 draws at least 360 cover; fewer have a probability below 1e-6 at 94 %."""
+@pytest.mark.parametrize(("draws", "is_given"), [(1, False), (4, False), (31, False), (32, True)])
+def test_few_draws_have_no_interval(draws, is_given):
+    """With probabilities 0.9, 0.07 and 0.03 and n = 16, a normal interval of four draws covers in half of all cases."""
+    assert (best_of_n.estimate_kl(np.full(draws, -1.0), 16).interval is not None) == is_given
+
+
+def test_interval_ends_at_zero_and_at_the_bound_and_holds_the_estimate():
+    bound = kl_bound(16)
+    low = best_of_n.estimate_kl([0.0] * 31 + [-50.0], 16)
+    assert low.interval[0] == 0.0 < low.kl < low.interval[1] < bound
+    high = best_of_n.estimate_kl([0.0] + [-50.0] * 31, 16)
+    assert 0.0 < high.interval[0] < high.kl < bound == high.interval[1]
+    for log_eps in (0.0, -0.3, -50.0):
+        for draws in (32, 39, 100):
+            found = best_of_n.estimate_kl([log_eps] * draws, 16)
+            assert found.interval[0] <= found.kl <= found.interval[1]
+
+
+@pytest.mark.parametrize(("draws", "least"), [(32, 330), (200, 360)])
+def test_intervals_cover_the_expected_estimate_as_often_as_they_say(draws, least):
+    """Of 400 intervals over 200 draws at least 360 cover; fewer have a probability below 1e-3 at 94 %.
+
+    Over 32 draws, the fewest with an interval, at least 330: fewer have a probability below 1e-5 at 90 %.
+    """
     outcomes, n = Outcomes([0.9, 0.07, 0.03], [0, 1, 2]), 16
     chosen, mean = best_of_n.level_distribution(outcomes, n), best_of_n.expected_estimate(outcomes, n)[0]
-    drawn = np.random.default_rng(2).choice(3, size=(400, 200), p=chosen)
+    drawn = np.random.default_rng(2).choice(3, size=(400, draws), p=chosen)
     covered = [
         low <= mean <= high
         for low, high in (best_of_n.estimate_kl(np.log(outcomes.masses[row]), n).interval for row in drawn)
     ]
-    assert sum(covered) >= 360
+    assert sum(covered) >= least
+
+
+def test_draws_needed_are_those_of_the_proof():
+    """Chernoff: for M values in [0, bound] of mean μ, a relative error e has chance at most 2 e^(-M e² μ / 3 bound)."""
+    draws = best_of_n.draws_needed(16, 1.0, 0.3, 0.1)
+    assert 2 * math.exp(-draws * 0.3**2 / (3 * kl_bound(16))) <= 0.1
+    assert 2 * math.exp(-(draws - 1) * 0.3**2 / (3 * kl_bound(16))) > 0.1
 
 
 def test_draws_needed_suffice_in_the_worst_case_and_grow_with_log_n():
@@ -278,6 +354,8 @@ def test_impossible_numbers_of_samples_are_refused(function, n):
         (lambda: best_of_n.estimate_kl([], 3), r"log_probability has shape \[0\]"),
         (lambda: best_of_n.draws_needed(1, 0.1, 0.1), "n = 1: must be a finite number > 1"),
         (lambda: best_of_n.draws_needed(4, 5.0, 0.1), "kl = 5.0: must be a finite number > 0 and <= 0.636"),
+        (lambda: best_of_n.draws_needed(4, 0.1, 1e-170), "relative_error = 1e-170: needs too many draws for kl = 0.1"),
+        (lambda: best_of_n.draws_needed(4, 1e-310, 0.1), "relative_error = 0.1: needs too many draws for kl = 1e-310"),
         (lambda: best_of_n.draws_needed(4, 0.5, 2.0), "relative_error = 2.0: must be a finite number > 0 and <= 1"),
     ],
 )

@@ -56,6 +56,17 @@ def test_candidates_refuse_what_is_no_reward_or_log_probability(rewards, logs, m
         Candidates(["a", "b"], rewards, logs)
 
 
+def test_no_samples_at_all_are_refused():
+    with pytest.raises(ValueError, match="samples is empty: give at least one sample"):
+        Candidates([], [])
+
+
+@pytest.mark.parametrize("index", [7, 2, -1, 0.5])
+def test_positions_without_a_candidate_are_refused(index):
+    with pytest.raises(ValueError, match=f"index = {index}: must be an integer from 0 to 1"):
+        Candidates("ab", [1, 2], [-1, -2]).log_probability(index)
+
+
 def test_samples_that_are_not_hashable_are_refused():
     with pytest.raises(ValueError, match=r"samples\[1\] has type list: must be hashable; pass tuple\(tokens\)"):
         Candidates([(1, 2), [1, 2]], [0.0, 1.0])

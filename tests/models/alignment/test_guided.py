@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.alignment import Outcomes, SoftBestOfN, approximate_guided_rewards
+from models.alignment import Candidates, Outcomes, SoftBestOfN, approximate_guided_rewards
 from models.alignment.guided import approximate_guided_kl_bound
 from models.alignment.outcomes import kl_divergence
 from tests.oracles.selection import rewarded
@@ -49,6 +49,21 @@ def test_bound_keeps_the_distance_of_the_models_where_rewards_do_not_matter():
     assert approximate_guided_kl_bound(1, chi_squared, 0.0, 1.0) == pytest.approx(math.log1p(chi_squared))
 
 
+def test_bound_of_one_sample_is_that_of_its_formula():
+    for n in (1, 2, 7):
+        expected = math.log(1 + (1.5 * math.exp(2 * 0.3 / 0.5) - 1) / n)
+        assert approximate_guided_kl_bound(n, 0.5, 0.3, 0.5) == pytest.approx(expected, rel=1e-13)
+
+
+def test_samples_that_the_target_cannot_produce_are_never_selected():
+    guided_rewards = approximate_guided_rewards([9.0, 1.0, 2.0], [-np.inf, -2.0, -1.0], [-0.1, -1.0, -1.0], 0.5)
+    np.testing.assert_allclose(guided_rewards[1:], [0.5, 2.0])
+    candidates, policy = Candidates("abc", guided_rewards), SoftBestOfN(3, 0.5)
+    assert {policy.select(candidates, seed) for seed in range(200)} == {1, 2}
+    chosen = policy.distribution(Outcomes([0.8, 0.1, 0.1], guided_rewards))
+    assert chosen[0] == pytest.approx(0.8**3)  # only where nothing else was drawn
+
+
 def test_bound_of_a_wide_range_of_rewards_is_finite():
     assert approximate_guided_kl_bound(4, 1.0, 1000.0, 1.0) == pytest.approx(2000 + math.log(2) - math.log(4))
 
@@ -58,6 +73,8 @@ def test_bound_of_a_wide_range_of_rewards_is_finite():
     [
         (lambda: approximate_guided_rewards([0], [-1, -1], [-1], 1.0), r"target_log_probabilities has shape \[2\]"),
         (lambda: approximate_guided_rewards([0], [-1], [1], 1.0), r"drafter_log_probabilities\[0\] = 1.0"),
+        (lambda: approximate_guided_rewards([0], [np.nan], [-1], 1.0), r"target_log_probabilities\[0\] = nan"),
+        (lambda: approximate_guided_rewards([0], [-np.inf], [-1], 1.0), "target_log_probabilities are all -inf"),
         (lambda: approximate_guided_rewards([np.nan], [-1], [-1], 1.0), r"rewards\[0\] = nan"),
         (lambda: approximate_guided_rewards([0], [-1], [-1], 0), "temperature = 0: must be a finite number > 0"),
         (lambda: approximate_guided_kl_bound(0, 1, 1, 1), "n = 0: must be an integer >= 1"),

@@ -93,6 +93,7 @@ def test_a_high_price_leaves_the_reference():
     ("n", "beta", "message"),
     [
         (0, 0.3, "n = 0: must be an integer >= 1"),
+        (10**400, 0.3, "n = 10+: must be a finite number"),
         (2, 0.0, "beta = 0.0: must be a finite number > 0"),
         (2, np.nan, "beta = nan: must be a finite number > 0"),
     ],

@@ -113,6 +113,17 @@ def test_rewind_takes_the_first_that_is_enough_and_says_how_many_it_draws():
     assert RewindAndRepeat(5, 0).expected_draws(outcomes) == 1
 
 
+@pytest.mark.parametrize("rare", [1e-10, 1e-17, 1e-300])
+def test_rewind_keeps_the_digits_of_rare_outcomes(rare):
+    for outcomes, good in ((Outcomes([1 - rare, rare], [0, 1]), 1), (Outcomes([0.5, 0.5 - rare, rare], [0, 0, 1]), 2)):
+        policy = RewindAndRepeat(10, 1)
+        assert policy.expected_draws(outcomes) == pytest.approx(10, rel=1e-8)
+        assert policy.distribution(outcomes)[good] == pytest.approx(10 * rare, rel=1e-8)
+        assert policy.report(outcomes).kl == pytest.approx(rare * (10 * np.log(10) - 9), rel=1e-7)
+    likely = Outcomes([rare, 1 - rare], [0, 1])
+    np.testing.assert_allclose(RewindAndRepeat(3, 1).distribution(likely), [rare**3, 1], atol=1e-310)
+
+
 def test_rewind_needs_no_samples_after_the_first_that_is_enough():
     policy = RewindAndRepeat(4, 0.5)
     complete = [policy.is_complete(Candidates(range(n), [0.0, 0.1, 0.9, 0.0][:n])) for n in (1, 2, 3, 4)]
@@ -131,6 +142,8 @@ def test_majority_vote_selects_an_answer_and_reads_no_reward():
 def test_majority_vote_among_two_answers_is_a_binomial_tail():
     found = MajorityVote(51).distribution(Outcomes([0.4, 0.6], [1, 1]))
     assert found[1] == pytest.approx(binom.sf(25, 51, 0.6), rel=1e-12)
+    found = MajorityVote(169).distribution(Outcomes([0.4, 0.6], [1, 1]))
+    assert found[1] == pytest.approx(binom.sf(84, 169, 0.6), rel=1e-12)
 
 
 @each_policy
@@ -140,9 +153,16 @@ def test_policies_refuse_an_impossible_number_of_samples(build, n):
         build(n)
 
 
+@each_policy
+def test_policies_refuse_a_number_of_samples_that_no_float_holds(build):
+    with pytest.raises(ValueError, match="n = 10+: must be a finite number"):
+        build(10**400)
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [
+        (lambda: MajorityVote(171).distribution(Outcomes([0.4, 0.6], [0, 1])), "n = 171: must be an integer from 1 to"),
         (lambda: SoftBestOfN(2, 0.0), "temperature = 0.0: must be a finite number > 0"),
         (lambda: SoftBestOfN(2, np.nan), "temperature = nan: must be a finite number > 0"),
         (lambda: RewindAndRepeat(2, np.inf), "threshold = inf: must be a finite number"),

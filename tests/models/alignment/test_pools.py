@@ -52,7 +52,8 @@ def test_pass_at_k_is_best_of_k_of_zeros_and_ones():
     [
         (lambda: best_of_n_rewards([]), r"rewards has shape \[0\]: must have shape \[K\], K >= 1"),
         (lambda: best_of_n_rewards([1, np.nan]), r"rewards\[1\] = nan: must be a finite number"),
-        (lambda: pass_at_k(0, 0), "samples = 0: must be an integer >= 1"),
+        (lambda: pass_at_k(0, 0), "samples = 0: must be an integer from 1 to 10000000"),
+        (lambda: pass_at_k(10**12, 1), "samples = 1000000000000: must be an integer from 1 to 10000000"),
         (lambda: pass_at_k(3, 4), "correct = 4: must be an integer from 0 to 3"),
         (lambda: pass_at_k(3, 1.0), "correct = 1.0: must be an integer from 0 to 3"),
     ],

@@ -37,12 +37,12 @@ def test_rejection_costs_at_most_one_minus_log_two_nats_more_than_best_of_n():
     assert math.log((1e6 + 1) / 2) - kl_bound(1e6) == pytest.approx(1 - math.log(2), abs=1e-5)
 
 
-@pytest.mark.parametrize("strength", [1e-9, 1e-3, 0.0199999, 0.02, 0.3, 5.0, 800.0])
+@pytest.mark.parametrize("strength", [1e-9, 1e-3, 0.0199999, 0.02, 0.3, 5.0, 39.9, 40.1, 800.0, 1e6, 1e12, 1e100])
 def test_win_rate_and_kl_are_those_of_the_density(strength):
-    with mpmath.workdps(60):
+    with mpmath.workdps(150):
         b = mpmath.mpf(strength)
         win_rate = 1 / (1 - mpmath.exp(-b)) - 1 / b
-        kl = b * win_rate - mpmath.log(mpmath.expm1(b) / b)
+        kl = b * win_rate - b - mpmath.log(-mpmath.expm1(-b)) + mpmath.log(b)
         found = tilted_quantile(strength)
     assert found[0] == pytest.approx(float(win_rate), rel=1e-13)
     assert found[1] == pytest.approx(float(kl), rel=1e-10)
@@ -57,7 +57,9 @@ def test_the_least_kl_inverts_the_best_win_rate(kl):
 
 def test_ends_of_the_curve():
     assert best_win_rate(0) == 0.5 and least_kl(0.5) == 0
-    assert best_win_rate(1000) == 1.0
+    for kl in (36.0, 40.0, 100.0, 699.0, 1000.0):
+        assert 1 - best_win_rate(kl) == pytest.approx(math.exp(-kl - 1), abs=1.2e-16)
+    assert best_win_rate(15.0) == pytest.approx(1 - math.exp(-16), abs=1e-15)
 
 
 @settings(max_examples=60)

@@ -51,8 +51,45 @@ def test_function_of_the_user_gets_prompt_and_text(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("def f(prompt, text) return 1", r"cannot be imported: SyntaxError \("),
+        ("raise RuntimeError('no\\nluck')", r"cannot be imported: RuntimeError \(no\)"),
+        ("import sys; sys.exit(7)", r"cannot be imported: SystemExit \(7\)"),
+        ("import no_such_package", r"cannot be imported: ModuleNotFoundError \(No module named 'no_such_package'\)"),
+        ("math = __import__('math').nothing", r"cannot be imported: AttributeError \("),
+    ],
+)
+def test_module_that_cannot_be_imported_is_named_in_one_line(source, message, tmp_path, monkeypatch):
+    (tmp_path / "broken_rewards.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ValueError, match=f"reward = 'broken_rewards:f': the module broken_rewards {message}") as error:
+        rewards.load("broken_rewards:f", DIGEST)
+    assert "\n" not in str(error.value)
+    sys.modules.pop("broken_rewards", None)
+
+
+@pytest.mark.parametrize("name", [".x:f", "..x:f"])
+def test_relative_module_is_refused_in_one_line(name):
+    with pytest.raises(ValueError, match="cannot be imported: TypeError") as error:
+        rewards.load(name, DIGEST)
+    assert "\n" not in str(error.value)
+
+
+def test_reward_that_exits_is_named_in_one_line():
+    with pytest.raises(ValueError, match=r"reward = 'own': raised SystemExit \(3\) for the text ' or not'"):
+        rewards.rate(lambda sample: sys.exit(3), [SAMPLE], "own")
+
+
+@pytest.mark.parametrize(
     ("value", "message"),
-    [(float("nan"), "gave nan"), (float("inf"), "gave inf"), (None, "gave NoneType"), ([1, 2], "gave list")],
+    [
+        (float("nan"), "gave nan"),
+        (10**400, "gave inf"),
+        (float("inf"), "gave inf"),
+        (None, "gave NoneType"),
+        ([1, 2], "gave list"),
+    ],
 )
 def test_reward_that_is_no_finite_number_is_refused(value, message):
     with pytest.raises(ValueError, match=message):
@@ -81,11 +118,14 @@ def _write_scorer(path, length, outputs=1):
 
 
 def test_tflite_scorer_reads_the_last_tokens_of_prompt_and_text(tmp_path):
-    for length, expected in ((4, 26.0), (10, 38.0)):  # 7 + 8 + 9 + 2; all of them, and zeros
+    for length, expected in ((4, 26.0), (10, 38.0), (None, 38.0)):  # 7 + 8 + 9 + 2; all of them, and zeros; all
         path = tmp_path / f"scorer{length}.tflite"
         _write_scorer(path, length)
         rewards.describe_scorer(path, DIGEST)
-        assert rewards.load(str(path), DIGEST)(SAMPLE) == expected
+        reward = rewards.load(str(path), DIGEST)
+        assert reward(SAMPLE) == expected
+        assert reward(SAMPLE._replace(tokens=[2], prompt_tokens=[1])) == 3.0
+        assert reward(SAMPLE) == expected
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from models.alignment import BestOfN, Outcomes, SoftBestOfN
+from models.alignment import BestOfN, Outcomes, SoftBestOfN, soft_best_of_n
 from models.alignment.outcomes import kl_divergence
 from tests.oracles.selection import enumerate_selection, rewarded
 
@@ -80,6 +80,13 @@ def test_limits_of_the_temperature_are_best_of_n_and_the_reference():
     np.testing.assert_allclose(SoftBestOfN(5, 1e-3).distribution(FOUR), best, atol=1e-11)
     np.testing.assert_allclose(SoftBestOfN(5, 1e12).distribution(FOUR), FOUR.probabilities, atol=1e-11)
     np.testing.assert_array_equal(SoftBestOfN(1, 1.0).distribution(FOUR), FOUR.probabilities)
+
+
+def test_nodes_computed_in_parts_give_the_same_distribution(monkeypatch):
+    outcomes = Outcomes(np.full(40, 1 / 40), np.arange(40) / 10)
+    whole = SoftBestOfN(6, 0.7).distribution(outcomes)
+    monkeypatch.setattr(soft_best_of_n, "_ELEMENTS_AT_ONCE", 40 * 7)
+    np.testing.assert_allclose(SoftBestOfN(6, 0.7).distribution(outcomes), whole, rtol=1e-13)
 
 
 def test_wide_gaps_between_rewards_keep_the_error():

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
-from models.alignment import BestOfN, Outcomes, optimality, tilt_to_kl, tilt_to_reward
+from models.alignment import BestOfN, Outcomes, RewindAndRepeat, SoftBestOfN, optimality, tilt_to_kl, tilt_to_reward
 from models.alignment.outcomes import kl_divergence
 from models.alignment.tilt import largest_kl, tilt, tilted_logits
 from tests.oracles.selection import rewarded
@@ -97,10 +97,11 @@ def test_ties_at_the_top_are_shared_as_under_the_reference():
     assert found.kl == pytest.approx(-math.log(0.4))
 
 
-@pytest.mark.parametrize("budget", [1e-14, 1e-10, 1e-6])
+@pytest.mark.parametrize("budget", [1e-200, 1e-60, 1e-30, 1e-14, 1e-10, 1e-6])
 def test_tiny_budgets_have_the_weight_of_the_quadratic(budget):
-    variance = P @ R**2 - (P @ R) ** 2
-    assert tilt_to_kl(FOUR, budget).reward_weight == pytest.approx(math.sqrt(2 * budget / variance), rel=2e-3)
+    variance, found = P @ R**2 - (P @ R) ** 2, tilt_to_kl(FOUR, budget)
+    assert found.reward_weight == pytest.approx(math.sqrt(2 * budget / variance), rel=2e-3 if budget > 1e-8 else 1e-4)
+    assert found.kl == pytest.approx(budget, rel=1e-6)
 
 
 def test_rewards_of_any_unit_have_the_same_policy():
@@ -130,6 +131,25 @@ def test_how_far_best_of_n_is_from_optimal():
     assert optimality(FOUR, 4.0, 3.0).divergence == math.inf
 
 
+@pytest.mark.parametrize("size", [1, 10, 1000])
+@pytest.mark.parametrize("unit", [1.0, 1e-12, 1e9])
+@pytest.mark.parametrize("policy", [BestOfN(4), SoftBestOfN(4, 0.5), RewindAndRepeat(4, 0.1), BestOfN(10**6)])
+def test_a_policys_own_report_is_accepted_whatever_rounding_made_of_it(size, unit, policy):
+    generator = np.random.default_rng(size)
+    for rewards in (np.full(size, 0.1), generator.integers(-2, 3, size) / 10, generator.normal(size=size)):
+        outcomes = Outcomes(generator.dirichlet(np.ones(size)), rewards)
+        report = policy.report(outcomes)
+        scaled = Outcomes(outcomes.probabilities, rewards * unit)
+        found = optimality(scaled, report.kl, report.reward * unit)
+        assert found.lost_reward >= 0 and found.wasted_kl >= 0 and found.divergence >= 0
+
+
+def test_rewards_beyond_the_range_by_more_than_rounding_are_refused():
+    for reward in (4 + 1e-8, -1e-8):
+        with pytest.raises(ValueError, match="must be a finite number >= 0 and <= 4"):
+            optimality(FOUR, 5.0, reward)
+
+
 def test_tilted_logits_are_the_optimal_policy_of_independent_tokens():
     """Two tokens: the tilt of the sum of rewards is the product of the tilts."""
     pairs = Outcomes(np.outer(P, P).ravel(), np.add.outer(R, R).ravel())
@@ -152,6 +172,10 @@ def test_tilted_logits_are_the_optimal_policy_of_independent_tokens():
         (lambda: optimality(FOUR, 0.4, 2.5), "reward = 2.5: must be at most 1.89559934 at kl = 0.4"),
         (lambda: tilted_logits([0.0, 1.0], [1.0], 1.0), r"token_rewards has shape \[1\]: must have shape \[2\]"),
         (lambda: tilted_logits(1.0, [1.0], 1.0), r"logits has shape \[\]"),
+        (lambda: tilt(Outcomes([0.5, 0.5], [0, 1e10]), 1e300), r"reward_weight = 1e\+300: times 1e\+10, the span"),
+        (lambda: tilted_logits([np.nan, 0.0], [1.0, 2.0], 1.0), "logits holds NaN or inf"),
+        (lambda: tilted_logits([np.inf, 0.0], [1.0, 2.0], 1.0), "logits holds NaN or inf"),
+        (lambda: tilted_logits(["a", "b"], [1.0, 2.0], 1.0), "logits is not an array of numbers"),
         (lambda: tilted_logits([0.0], [np.nan], 1.0), r"token_rewards\[0\] = nan"),
     ],
 )

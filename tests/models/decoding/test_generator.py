@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from models.alignment import Outcomes, tilt_to_kl
+from models.alignment.tilt import tilted_logits
 from models.decoding.choices import Choices, Costs, Processing
 from models.decoding.drafters import Drafter, ModelDrafter
 from models.decoding.generator import LONGEST_STOP, Generator
@@ -13,6 +15,7 @@ from models.presets import preset
 from models.transformer.decoder import TransformerLanguageModel
 from tests.models.decoding.runs import SIZE, TABLES, TARGET, Chooser
 from tests.models.decoding.table_model import TableModel
+from tests.oracles.distributions import assert_law
 from tests.oracles.speculation import Row
 
 TABLE: Any = TableModel(TABLES["near"])
@@ -125,6 +128,33 @@ def test_log_probs_are_processed_with_temperature_and_bias_and_unprocessed_ones_
             assert result.log_probs[row][i] == pytest.approx(expected, abs=1e-4)
             expected = logits[token] - np.logaddexp.reduce(logits)
             assert result.unprocessed_log_probs[row][i] == pytest.approx(expected, abs=1e-4)
+
+
+class MemorylessTable(TableModel):
+    """Draws each token independently; the optimal policy of whole texts then tilts each token alike."""
+
+    def __init__(self, p):
+        super().__init__(np.broadcast_to(np.log(p), [len(p)] * 3))
+
+    def fit(self, context):
+        return self
+
+    def shapes(self):
+        return {}
+
+
+def test_bias_of_weighted_rewards_draws_from_the_tilt_of_a_memoryless_model():
+    p, rewards = np.array([0.5, 0.3, 0.15, 0.05]), np.array([0.0, 1.0, 2.0, 4.0])
+    best = tilt_to_kl(Outcomes(p, rewards), 0.4)
+    memoryless: Any = MemorylessTable(p)
+    generator = Generator(memoryless, {}, max_prompt=1, max_new_tokens=20)
+    bias = {token: best.reward_weight * reward for token, reward in enumerate(rewards)}
+    result = generator([[0]], Choices(max_new_tokens=20, seed=3), num_samples=100, bias=bias)
+    tokens = np.array(result.tokens)
+    np.testing.assert_allclose(np.exp(result.log_probs), best.distribution[tokens], rtol=1e-5)
+    assert_law(tokens.ravel(), best.distribution)
+    logits = tilted_logits(np.log(p), rewards, best.reward_weight)
+    np.testing.assert_allclose(np.exp(logits - np.logaddexp.reduce(logits)), best.distribution, rtol=1e-12)
 
 
 class Narrow(Drafter):
