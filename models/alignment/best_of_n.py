@@ -18,12 +18,11 @@ from numpy.typing import ArrayLike
 
 from models.alignment.candidates import Candidates
 from models.alignment.checks import Array, require_log_probabilities, require_number
-from models.alignment.outcomes import Outcomes, sum_divergence
+from models.alignment.outcomes import AT_ONCE, Outcomes, sum_divergence
 from models.alignment.policy import Policy, kl_bound
 
 _NORMAL_95 = 1.959963984540054
-_LEAST_DRAWS = 32  # from here on a normal interval of a skewed D̂ covers in about 9 of 10 cases or more
-_LEVELS_AT_ONCE = 1 << 14  # temporary arrays of this size stay in the processor's cache
+_LEAST_DRAWS = 32  # of 32 draws of skewed outcomes, normal intervals cover in 94 % of cases; of 4 in half
 
 
 class BestOfN(Policy):
@@ -256,8 +255,8 @@ def _log_levels(outcomes: Outcomes, n: float) -> Array:
     """Returns log(F^n - (F⁻)^n) without the cancellation of the difference, and of F near 1."""
     n = require_number("n", n, 1)
     result = np.empty(len(outcomes.masses))
-    for first in range(0, len(result), _LEVELS_AT_ONCE):
-        some = slice(first, first + _LEVELS_AT_ONCE)
+    for first in range(0, len(result), AT_ONCE):
+        some = slice(first, first + AT_ONCE)
         above, at_most, masses = outcomes.above[some], outcomes.at_most[some], outcomes.masses[some]
         with np.errstate(divide="ignore"):
             log_at_most = np.where(above < 0.5, np.log1p(-above), np.log(at_most))

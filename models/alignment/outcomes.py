@@ -9,6 +9,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from models.alignment.checks import Array, require_distribution, require_vector
 
+AT_ONCE = 1 << 14
+"""Number of levels that are computed at once: temporary arrays of this size stay in the processor's cache."""
+
 
 @dataclass(frozen=True, eq=False)
 class Outcomes:
@@ -120,11 +123,15 @@ def sum_divergence(distribution: Array, reference: Array, log_ratios: Array) -> 
       reference: p, `[L]`, > 0.
       log_ratios: l = log q - log p, `[L]`; -inf where q is 0.
     """
-    ratios = np.maximum(log_ratios, -800.0)  # e^-800 is 0, and times 0 it stays a number
-    gains = np.where(ratios < 1, reference * np.expm1(np.minimum(ratios, 1.0)), distribution - reference)
-    terms = distribution * ratios - gains
-    small = np.abs(ratios) < 1e-3
-    if small.any():
-        near = ratios[small]
-        terms[small] = reference[small] * near**2 * (1 / 2 + near * (1 / 3 + near * (1 / 8 + near / 30)))
-    return max(0.0, float(np.sum(terms)))
+    total = 0.0
+    for first in range(0, len(log_ratios), AT_ONCE):
+        some = slice(first, first + AT_ONCE)
+        q, p = distribution[some], reference[some]
+        ratios = np.maximum(log_ratios[some], -800.0)  # e^-800 is 0, and times 0 it stays a number
+        terms = q * ratios - np.where(ratios < 1, p * np.expm1(np.minimum(ratios, 1.0)), q - p)
+        small = np.abs(ratios) < 1e-3
+        if small.any():
+            near = ratios[small]
+            terms[small] = p[small] * near**2 * (1 / 2 + near * (1 / 3 + near * (1 / 8 + near / 30)))
+        total += float(np.sum(terms))
+    return max(0.0, total)

@@ -1,5 +1,6 @@
 """The study of long texts prints the values of the specification; probabilities of high rewards are those of SciPy."""
 
+import contextlib
 import json
 import math
 import sys
@@ -9,7 +10,7 @@ import pytest
 from scipy.stats import binom
 
 from experiments.reproduce import alignment
-from models.alignment import Outcomes
+from models.alignment import Outcomes, tilt_to_kl
 from tests.experiments.processes import call
 
 COMMAND = "reproduce", "alignment"  # "reproduce alignment"
@@ -97,8 +98,10 @@ def test_outcomes_of_the_user_have_their_own_limit():
 def test_default_tail_reward_is_within_the_range_of_rewards():
     """All rewards are below 2.6 here, or the optimal policy's mean is above it."""
     for rewards in ([0, 1], [3, 9]):
-        results = alignment.measure(Outcomes([0.9, 0.1], rewards), 0.5)
-        assert results["tail"]["mean_reward"] == pytest.approx((results["optimal"]["reward"] + rewards[1]) / 2)
+        outcomes, found = Outcomes([0.9, 0.1], rewards), None
+        with contextlib.suppress(ValueError):
+            found = alignment.measure(outcomes, 0.5)["tail"]["mean_reward"]
+        assert found == pytest.approx((tilt_to_kl(outcomes, 0.5).reward + rewards[1]) / 2)
 
 
 @pytest.mark.parametrize(

@@ -61,12 +61,12 @@ def test_bounds_of_four_outcomes_are_those_of_their_formulas(n):
 @pytest.mark.parametrize("size", [7, 8, 9, 40])
 def test_levels_computed_in_parts_have_the_same_distribution(size, monkeypatch):
     outcomes = uniform(size)
-    whole = best_of_n.level_distribution(outcomes, 5)
-    monkeypatch.setattr(best_of_n, "_LEVELS_AT_ONCE", 8)
-    np.testing.assert_array_equal(best_of_n.level_distribution(outcomes, 5), whole)
+    monkeypatch.setattr(best_of_n, "AT_ONCE", 8)
+    with np.errstate(all="ignore"):  # a level that is left out holds any number
+        found = best_of_n.level_distribution(outcomes, 5)
+    np.testing.assert_allclose(found, np.diff((np.arange(size + 1) / size) ** 5), rtol=1e-10)
 
 
-@pytest.mark.slow
 def test_many_levels_have_the_distribution_of_powers():
     cumulative = np.arange(40_001) / 40_000
     found = best_of_n.level_distribution(uniform(40_000), 6)

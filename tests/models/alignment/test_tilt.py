@@ -131,6 +131,15 @@ def test_how_far_best_of_n_is_from_optimal():
     assert optimality(FOUR, 4.0, 3.0).divergence == math.inf
 
 
+def refusal(outcomes, kl, reward):
+    """Returns the message with which a policy is refused, or None."""
+    try:
+        optimality(outcomes, kl, reward)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
 @pytest.mark.parametrize("size", [1, 10, 1000])
 @pytest.mark.parametrize("unit", [1.0, 1e-12, 1e9])
 @pytest.mark.parametrize("policy", [BestOfN(4), SoftBestOfN(4, 0.5), RewindAndRepeat(4, 0.1), BestOfN(10**6)])
@@ -140,6 +149,7 @@ def test_a_policys_own_report_is_accepted_whatever_rounding_made_of_it(size, uni
         outcomes = Outcomes(generator.dirichlet(np.ones(size)), rewards)
         report = policy.report(outcomes)
         scaled = Outcomes(outcomes.probabilities, rewards * unit)
+        assert refusal(scaled, report.kl, report.reward * unit) is None
         found = optimality(scaled, report.kl, report.reward * unit)
         assert found.lost_reward >= 0 and found.wasted_kl >= 0 and found.divergence >= 0
 
