@@ -51,7 +51,8 @@ def naming(option: str, name: str, advice: str) -> Iterator[None]:
         reason = f"{error.filename} does not exist" if error.filename else str(error)
         raise FileNotFoundError(f"{option} {name!r}: {reason}; {advice}") from None
     except OSError as error:
-        raise OSError(f"{option} {name!r}: {error.filename} cannot be read ({error.strerror}); {advice}") from None
+        reason = f"{error.filename} cannot be read ({error.strerror})" if error.filename else str(error)
+        raise OSError(f"{option} {name!r}: {reason}; {advice}") from None
     except ValueError as error:
         raise ValueError(f"{option} {name!r}: {error}") from None
 

@@ -190,8 +190,9 @@ def test_heads_on_needs_a_number_of_heads(folder, base, frozen, tmp_path, refuse
     expected = "--heads-on {} needs --set model.prediction_heads=N, with N from 2 to 16"
     message = refuse("pretrain", "--heads-on", str(folder / "heads-run"), "--output", str(tmp_path / "run"))
     assert message.endswith(expected.format(folder / "heads-run"))
-    message = refuse("pretrain", str(folder / "config.toml"), "--heads-on", str(base), *options(*FROM))
-    assert message.endswith(expected.format(base))
+    shutil.copytree(base, tmp_path / "7")  # a name that could be taken for a number
+    message = refuse("pretrain", str(folder / "config.toml"), "--heads-on", "7", *options(*FROM))
+    assert message.endswith(expected.format("7"))
     assert not (tmp_path / "run").exists()
 
 
@@ -201,9 +202,9 @@ def test_heads_on_refuses_settings_that_it_sets(folder, base, refuse, setting):
     assert f"--set {setting} does not go with --heads-on {base}, which sets " in message and "drop one" in message
 
 
-def test_bad_number_of_heads_in_a_model_folder_names_the_file(frozen, tmp_path, refuse):
+def test_bad_number_of_heads_in_a_model_folder_names_the_file(folder, frozen, tmp_path, refuse):
     shutil.copytree(frozen[0], tmp_path / "run")
     config = json.loads((tmp_path / "run" / "model.json").read_text())
     (tmp_path / "run" / "model.json").write_text(json.dumps({**config, "prediction_heads": 99}))
-    message = refuse("evaluate", str(tmp_path / "run"), "--text", "text.txt")
+    message = refuse("evaluate", str(tmp_path / "run"), "--text", str(folder / "public.txt"))
     assert "run/model.json: prediction_heads: 99 is not an integer from 1 to 16; restore the file" in message

@@ -185,11 +185,15 @@ def study(lattices):
 
 def test_prompts_that_choose_the_weights_are_not_measured(study, lattices, monkeypatch):
     seen: dict[str, Any] = {}
-    alphas = {"2-gram": 1.0}
+
+    def keep(name, texts, result):
+        seen[name] = texts
+        return result
+
     monkeypatch.setattr(study, "_write_texts", lambda prompts: lattices)
-    monkeypatch.setattr(blockwise_study, "tune", lambda part, rescorers: seen.update(tune=part.tokens) or alphas)
-    monkeypatch.setattr(blockwise_study, "measure", lambda part, *_: seen.update(measure=part.tokens) or {"texts": 4})
-    monkeypatch.setattr(study, "_sample", lambda prompts, *_: seen.update(sample=prompts) or [])
+    monkeypatch.setattr(blockwise_study, "tune", lambda part, _: keep("tune", part.tokens, {"2-gram": 1.0}))
+    monkeypatch.setattr(blockwise_study, "measure", lambda part, *_: keep("measure", part.tokens, {"texts": 4}))
+    monkeypatch.setattr(study, "_sample", lambda prompts, *_: keep("sample", prompts, []))
     assert study.measure("name", PROMPTS, 0) == {"text": "name", "texts": 4, "sampled": []}
     np.testing.assert_array_equal(seen["tune"], lattices.tokens[:1])
     np.testing.assert_array_equal(seen["measure"], lattices.tokens[1:])
