@@ -73,7 +73,7 @@ def _format_alphas(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         "### Weight α of each rescorer",
         "",
         "The one with the most tokens per call of all heads at temperature 0, on a third of the prompts. Several paths "
-        "take that of the 2-gram model.",
+        "take that of the 2-gram model, which is tuned for one draft, for all numbers of heads and paths.",
         "",
         f"| text | {' | '.join(LINES[1:])} |",
         "|---" * len(LINES) + "|",

@@ -44,6 +44,9 @@ class HeadsDrafter(Drafter):
 
     Between blocks its state is the rescorer's.
 
+    With `alpha` = 0 the greedy drafts are those of the heads alone. Drawn drafts are not, unless `top_k` is the whole
+    vocabulary: they come from the `top_k` likeliest tokens of each head. The text has the model's distribution anyway.
+
     Args:
       rescorer: what refines the drafts; None for none.
       top_k: number of likeliest tokens of each head among which the rescorer chooses, >= 1; ties with the last one
