@@ -91,7 +91,11 @@ def pretrain(
 
         assert config is not None
         if heads_on is not None:
-            overrides = (*overrides, f"model.init={json.dumps(heads_on, ensure_ascii=False)}", "pretraining.freeze_base=false")
+            overrides = (
+                *overrides,
+                f"model.init={json.dumps(heads_on, ensure_ascii=False)}",
+                "pretraining.freeze_base=false",
+            )
             if config_file.load(config, overrides).model.prediction_heads == 1:
                 raise click.UsageError(
                     f"--heads-on {heads_on} needs --set model.prediction_heads=N, with N from 2 to {MAX_HEADS}"

@@ -131,7 +131,9 @@ def test_file_that_is_named_as_a_folder_and_folder_as_a_file_are_refused(tmp_pat
     with pytest.raises(ValueError, match="^drafter = 'model.npz': it is a file: give ngram:model.npz if it is an n-gr"):
         load("model.npz")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(OSError, match=r"^drafter = 'ngram:folder': folder cannot be read \(Is a directory\); a drafter"):
+    with pytest.raises(
+        OSError, match=r"^drafter = 'ngram:folder': folder cannot be read \(Is a directory\); a drafter"
+    ):
         load("ngram:folder")
 
 

@@ -329,7 +329,8 @@ ALIGNMENT = (
         _STUDIES + "best_of_n_models.py",
         "levels, counts = np.unique(rewards, return_counts=True)",
         "levels, counts = np.arange(len(rewards)), np.ones(len(rewards), int)",
-        _STUDY_TESTS + "test_best_of_n_models.py::test_jackknife_of_tied_rewards_is_that_over_all_pools_without_one_text",
+        _STUDY_TESTS
+        + "test_best_of_n_models.py::test_jackknife_of_tied_rewards_is_that_over_all_pools_without_one_text",
     ),
     Bug(
         "best-of-n on models: levels weighted alike in the jackknife",

@@ -115,7 +115,11 @@ def test_tree_that_is_deeper_than_the_heads_draft_ends_in_one_line(models):
 
 @pytest.mark.parametrize(
     ("rescore", "paths", "kind"),
-    [("lookup", None, HeadsDrafter), ("ngram:order-2.npz", None, HeadsDrafter), ("ngram:order-2.npz", 2, LatticeDrafter)],
+    [
+        ("lookup", None, HeadsDrafter),
+        ("ngram:order-2.npz", None, HeadsDrafter),
+        ("ngram:order-2.npz", 2, LatticeDrafter),
+    ],
 )
 def test_drafter_has_the_numbers_that_were_given(models, monkeypatch, rescore, paths, kind):
     monkeypatch.chdir(models)
