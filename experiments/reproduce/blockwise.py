@@ -242,7 +242,8 @@ class Study:
         from experiments.reproduce import blockwise_study
         from experiments.reproduce.blockwise_speed import time_files, time_generators
 
-        tuned = [prompt for rows in starts.values() for prompt in rows[: max(len(rows) // _TUNED, 1)]]
+        tuned = [prompt for rows in starts.values() for prompt in rows[: min(max(len(rows) // _TUNED, 1), _TIMED)]]
+        self._show.note("choosing α for the files to time …")
         alphas = blockwise_study.tune(self._write_texts(tuned), self._rescorers)
         target, ways = (self._model, self._weights), self._timed(alphas)
         chosen = {name: rows[-_TIMED:] for name, rows in starts.items()}

@@ -127,7 +127,7 @@ def _format_speed(found: dict[str, Any]) -> list[str]:
         "",
         "### Tokens per second beside plain decoding",
         "",
-        "float32, one text at a time: in a TFLite file on one thread, and in TensorFlow (T = 0). α is 1, or the best at "
+        "float32, one text at a time: in a TFLite file on one thread, and in TensorFlow (T = 0). α is 1, or best at "
         "temperature 0 for these texts. 95 % bootstrap intervals over prompts.",
         "",
         f"| decoding | {' | '.join(columns)} | in TensorFlow, T = 0 |",
