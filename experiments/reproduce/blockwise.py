@@ -179,6 +179,7 @@ class Study:
 
     def measure(self, name: str, prompts: Sequence[Sequence[int]], seed: int) -> dict[str, Any]:
         """Returns the results of one text: those of `blockwise_study.measure`, and "sampled" tokens per call."""
+        from experiments.display import no_notices
         from experiments.reproduce import blockwise_study
 
         self._show.note(f"{name}: greedy texts …")
@@ -187,7 +188,8 @@ class Study:
         alphas = blockwise_study.tune(lattices.take(slice(0, tuned)), self._rescorers)
         self._show.note(f"{name}: drafts, α = {', '.join(f'{value:g} ({key})' for key, value in alphas.items())} …")
         rest = lattices.take(slice(tuned, None))
-        row = {"text": name, **blockwise_study.measure(rest, self._rescorers, alphas, self._heads)}
+        with no_notices():  # of TensorFlow, that graphs are built for each text
+            row = {"text": name, **blockwise_study.measure(rest, self._rescorers, alphas, self._heads)}
         row["sampled"] = self._sample(np.array(prompts[tuned:], np.int32), alphas, seed)
         return row
 
