@@ -183,7 +183,8 @@ def test_host_may_mask_tokens_at_every_node(rule):
 
 def test_spectr_s_blocks_hold_the_distributions_of_their_first_token():
     model, tree, rows = TableModel(draw_table(0, 4)), TokenTree.chains(2, 2), 6
-    drafter: Any = ModelDrafter(TableModel(draw_table(1, 4)), {})
+    other: Any = TableModel(draw_table(1, 4))
+    drafter = ModelDrafter(other, {})
     target: Any = model
     last = tf.range(rows) % 4
     for rule in (SpecTr(), Traversal()):

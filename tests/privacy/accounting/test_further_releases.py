@@ -20,6 +20,7 @@ def test_further_releases_without_sampling_equal_one_gaussian_mechanism():
         whole = (10 / 4.0**2 + sum(z**-2 for z in releases)) ** -0.5
         found = accounting.epsilon(plan(Cyclic(3), 4.0, 30, 1e-5), None, releases)
         exact = training_noise.exact_delta(1e-5)
+        assert found.pld is not None
         assert found.pld == pytest.approx(composition.gaussian_epsilon(whole, exact), rel=1e-9)
         assert found.pld <= found.rdp < 1.2 * found.pld
 
