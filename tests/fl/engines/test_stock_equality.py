@@ -82,7 +82,7 @@ def middle_norm(name: str, sampler: str) -> float:
 
     @tf.function(reduce_retracing=True, autograph=False)
     def squares(batches: Batches) -> Any:
-        delta = client_update(net.task, net.weights, batches, net.local.learning_rate).delta
+        delta = client_update(net.task, net.weights, batches, net.local).delta
         return tf.add_n([tf.reduce_sum(tf.square(value)) for value in delta.values()])
 
     norms = [np.sqrt(squares(client)) for client in rounds(net, SAMPLERS[sampler])[0]]
