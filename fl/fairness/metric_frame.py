@@ -130,6 +130,8 @@ class FairnessFrame:
                     f"{name} has {len(column)} rows and sensitive_features {len(division.codes)}: give one of each for "
                     "every row"
                 )
+        if draw_codes is not None:
+            _require_one_group(draw_codes, division)
         cases = []
         for name, metric_values in values.items():
             for number, stratum in enumerate(strata.names):
@@ -381,6 +383,19 @@ def _naming(metric: str, stratum: Levels) -> Iterator[None]:
 def _number(draws: Any) -> NDArray[np.int64]:
     """Returns the number of each row's draw; draws may have names of any kind, and as many as there are."""
     return divide_rows({"draws": [str(draw) for draw in as_column("draws", draws)]}).codes
+
+
+def _require_one_group(draws: NDArray[np.int64], division: Groups) -> None:
+    """Refuses a draw of a group that has rows of several groups."""
+    first_row = np.unique(draws, return_index=True)[1]
+    differs = division.codes != division.codes[first_row][draws]
+    if differs.any():
+        row = int(np.flatnonzero(differs)[0])
+        places = (int(first_row[draws[row]]), row)
+        raise ValueError(
+            f"draws give rows {places[0]} and {places[1]}, counted from 0, the same draw, but they are of different "
+            "groups: number each draw of a group by itself"
+        )
 
 
 def _by_group(name: str, values: Any, names: list[Levels]) -> NDArray[np.float64] | None:

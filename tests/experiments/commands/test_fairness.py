@@ -21,6 +21,7 @@ COLUMNS = {
     "empty": np.where(np.arange(900) == 7, "", "1"),
     "visit": np.arange(900) // 10,
 }
+COLUMNS["draw"] = np.char.add(np.char.add(COLUMNS["sex"], COLUMNS["race"]), COLUMNS["year"].astype(str))
 COLUMNS["predicted"] = np.where(RNG.random(900) < 0.1 + 0.4 * (COLUMNS["race"] == "c"), 1, 0) ^ COLUMNS["label"]
 TEST = ("fairness", "test", "people.csv", "--groups", "sex,race", "--outcome", "label", "--prediction", "predicted")
 PLAN = ("fairness", "plan", "--alpha", "0.8", "--gap", "0.1")
@@ -61,8 +62,8 @@ def test_strata_scores_draws_and_json(folder):
     of_scores = ("fairness", "test", "people.csv", "--groups", "sex,race", "--outcome", "score", "--bounds", "-1,1")
     code, out, _ = call(*of_scores, "--alpha", "0.5", "--weights", "equal", folder=folder)
     assert code == 0 and f"overall               {np.mean([np.mean(g) for g in by_group('score')]):.4g}" in out
-    code, out, _ = call(*TEST, "--alpha", "0.8", "--draws", "visit", folder=folder)
-    assert code == 0 and "900 rows of 90 draws, sampling: attribute-specific" in out
+    code, out, _ = call(*TEST, "--alpha", "0.8", "--draws", "draw", folder=folder)
+    assert code == 0 and "900 rows of 12 draws, sampling: attribute-specific" in out
 
 
 def by_group(name: str) -> list[np.ndarray]:
@@ -158,6 +159,11 @@ def test_rows_that_were_drawn_by_a_plan_are_tested_by_it(folder):
         (
             (*TEST, "--alpha", "0.5", "--draws", "visit", "--weights", "equal"),
             "--weights equal goes with rows, and --draws",
+        ),
+        ((*TEST, "--alpha", "0.5", "--draws", "visit"), "--draws give rows 0 and "),
+        (
+            (*TEST, "--alpha", "0.5", "--prediction", "score"),
+            "which is none of the labels in y_true, such as 0: give predicted labels",
         ),
         ((*PLAN, "--groups", "1"), "--groups 1 are 1 groups: give 2 to 10,000,000"),
         (

@@ -100,8 +100,10 @@ def test_weights_and_probabilities_are_those_of_the_named_groups():
 
 
 def test_draws_of_groups_are_tested_as_such():
-    frame = FairnessFrame(metrics="zero_one_loss", draws=np.arange(600) // 20, **LABELS, **GROUPS)
-    assert (frame.test.sampling, frame.test.groups) == ("attribute-specific", 30)
+    # Each group twice, once with the rows of each year.
+    draws = [f"{s}{r}{y}" for s, r, y in zip(SEX, RACE, YEAR, strict=True)]
+    frame = FairnessFrame(metrics="zero_one_loss", draws=draws, **LABELS, **GROUPS)
+    assert (frame.test.sampling, frame.test.groups) == ("attribute-specific", 12)
 
 
 def test_metric_frame_with_counts():
@@ -197,6 +199,10 @@ def test_functions_of_scikit_learn_and_of_rows_are_metrics():
         ({"weights": {("f", "a"): 1}}, r"weights lacks the group \('f', 'b'\): give a number for each group"),
         ({"metrics": {}}, "metrics is empty: give at least one metric"),
         ({"draws": [1] * 600, "weights": "equal"}, "draws were made with the groups' weights: leave weights and"),
+        ({"draws": np.arange(600) // 20}, "draws give rows 0 and .*, the same draw, but they are of different groups"),
+        ({"y_pred": np.where(PREDICTED, 0.9, 0.0)}, "y_pred holds 0.9, which is none of the labels in y_true"),
+        ({"y_pred": np.where(PREDICTED, "yes", "no")}, "y_pred holds '(yes|no)', which is none of the labels"),
+        ({"y_pred": PREDICTED.astype(str), "metrics": "accuracy_score"}, "y_pred holds '[01]', which is none of the"),
         ({"alpha": 2}, r"alpha must lie in \[0, 1\), got 2"),
         ({"metrics": "selection_rate", "y_pred": np.full(600, 2)}, "the metric needs labels 0 and 1, got 2"),
         ({"metrics": "mean_prediction", "y_pred": SEX}, "the metric needs numbers, got .[fm]."),
