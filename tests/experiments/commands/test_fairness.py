@@ -128,6 +128,23 @@ def test_rows_that_were_drawn_by_a_plan_are_tested_by_it(folder):
     assert code == 2 and "--plan plan.json is for --groups sex,race: plan with --table and --groups sex" in err
 
 
+def test_plan_of_groups_of_which_one_combination_is_missing_and_some_get_no_row(folder):
+    """The population has no (m, c); the plan's few rows miss whole groups, and the value z altogether."""
+    people = [(s, r) for s in "fm" for r in "abc" for _ in range(40) if (s, r) != ("m", "c")] + [("f", "z")]
+    (folder / "population.csv").write_text("sex,race\n" + "".join(f"{s},{r}\n" for s, r in people))
+    plan = (*PLAN, "--groups", "sex,race", "--table", "population.csv", "--output", "missing.json")
+    assert call(*plan, folder=folder)[0] == 0
+    names = json.loads((folder / "missing.json").read_text())["groups"]
+    assert len(names) == 6 and ["m", "c"] not in names and ["f", "z"] in names
+    rows = [("f", "a", i % 3 == 0) for i in range(20)] + [("m", "b", i % 3 == 0) for i in range(20)]
+    rows += [("f", "b", 0)] * 18 + [("f", "c", 1)] * 19 + [("m", "a", 0)] * 21
+    lines = "".join(f"{s},{r},{int(loss)}\n" for s, r, loss in rows)
+    (folder / "few.csv").write_text("sex,race,loss\n" + lines)
+    test = ("fairness", "test", "few.csv", "--groups", "sex,race", "--outcome", "loss", "--plan", "missing.json")
+    code, out, err = call(*test, folder=folder)
+    assert (code, err) == (0, "") and "98 rows of 6 groups, sampling: weighted" in out
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [
