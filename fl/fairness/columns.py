@@ -69,6 +69,19 @@ def divide_rows(features: Mapping[str, Any]) -> Groups:
     return Groups(tuple(features), names, codes, combinations - len(names))
 
 
+def require_one_group(draws: NDArray[np.int64], division: Groups) -> None:
+    """Raises ValueError if the rows of a draw, int64 [rows] from 0 on, are of several groups."""
+    first_row = np.unique(draws, return_index=True)[1]
+    differs = division.codes != division.codes[first_row][draws]
+    if differs.any():
+        row = int(np.flatnonzero(differs)[0])
+        places = (int(first_row[draws[row]]), row)
+        raise ValueError(
+            f"draws give rows {places[0]} and {places[1]}, counted from 0, the same draw, but they are of different "
+            "groups: number each draw of a group by itself"
+        )
+
+
 def as_column(name: str, values: Any) -> NDArray[Any]:
     """Returns a column as an array [rows]; raises ValueError if it has another shape or is no sequence."""
     if hasattr(values, "to_numpy"):  # pandas, polars and Arrow

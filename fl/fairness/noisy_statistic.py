@@ -30,7 +30,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
 
 from fl.fairness import variance
 from fl.fairness.client_sums import NoisySums
@@ -42,6 +41,7 @@ from privacy import checks
 _LEAST_STDDEVS = 5.0
 _LEAST_CLIENTS = 2.0
 _ROW_VARIANCE = 0.25  # of a score, at most
+_COUNT_STDDEVS = 3.0  # of the noise of a number of clients, within which it is taken to lie
 
 _Array = NDArray[np.float64]
 
@@ -58,8 +58,8 @@ def noisy_test(
       alpha, level, gap: as for `fl.fairness.weighted_test`. The weights are the groups' shares of the clients.
 
     Returns:
-      The result, and the test of the largest gap with intervals that hold for all tested groups at once, by a normal
-      approximation; NaN for groups that are not tested.
+      The result, and the test of the largest gap with intervals that hold for all tested groups at once, by Hoeffding's
+      inequality; NaN for groups that are not tested.
 
     Raises:
       ValueError: an argument is out of range, or fewer than two groups have enough clients for the noise.
@@ -153,19 +153,35 @@ def _null_moments(
 
 
 def _max_gap(sums: NoisySums, tested: NDArray[np.bool_], center: float, level: float) -> MaxGapTest:
+    """Returns the test of the largest gap, by Hoeffding's inequality for the scores and the noise together.
+
+    D̃_g is the group's own deviation about m less its share of the deviations of all groups, because m is estimated. The
+    variance of a score is at most 1/4, whatever the noise says. Numbers of clients are taken from within
+    `_COUNT_STDDEVS` standard deviations of their noise, on the side that makes p-values and intervals larger.
+    """
     noise, _, _ = _noise(sums.noise_multiplier, center)
-    counts = np.where(tested & (sums.counts > 0), sums.counts, np.nan)
+    used = tested & (sums.counts > 0)
+    counts = np.where(used, np.maximum(sums.counts, 1.0), np.nan)
+    reach = _COUNT_STDDEVS * 2 * sums.noise_multiplier
+    most, least = counts + reach, np.maximum(counts - reach, 1.0)
+    own = _ROW_VARIANCE * most + noise
+    share = counts / np.nansum(counts)
+    spread = (1 - share) ** 2 * own + share**2 * (np.nansum(own) - own)
     deviations = sums.sums - center * sums.counts
-    stddevs = np.sqrt(np.maximum(centred_squares(sums, center), 0.0) + noise)
-    p_values = np.where(np.isnan(counts), np.nan, 2 * special.ndtr(-np.abs(deviations) / stddevs))
-    groups = int(np.isfinite(counts).sum())
-    gaps, half = deviations / counts, -special.ndtri(level / (2 * groups)) * stddevs / counts
+    p_values = np.minimum(2 * np.exp(-(deviations**2) / (2 * spread)), 1.0)
+    groups = int(used.sum())
+    half = np.sqrt(2 * spread * np.log(2 * groups / level))
+    low, high = deviations - half, deviations + half
+    gaps = np.clip(deviations / counts, -center, 1 - center)
+    # The interval is not clipped at -m, which is an estimate; it holds the clipped gap.
+    low = np.clip(np.minimum(low / most, low / least), -1.0, gaps)
+    high = np.clip(np.maximum(high / most, high / least), gaps, 1.0)
     return MaxGapTest(
         level=level,
         overall=center,
         p_value=float(min(np.nanmin(p_values) * groups, 1.0)),
         p_values=p_values,
         gaps=gaps,
-        low=np.maximum(gaps - half, -center),
-        high=np.minimum(gaps + half, 1 - center),
+        low=low,
+        high=high,
     )

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from fl.fairness import NoisySums, cvar_gap, noisy_test, variance
+from fl.fairness import FairnessFrame, NoisySums, cvar_gap, noisy_test, report, variance
 from fl.fairness.client_sums import contributions, noise_stddevs, noisy_sums
 from fl.fairness.noisy_statistic import _noise, _null_moments, _sizes, centred_squares, estimate
 from fl.fairness.variance import Form
@@ -152,3 +152,54 @@ def test_moments_without_noise_are_those_of_the_test_without_noise():
     plain = variance.null_moments(form, rows, 0.7)
     found = _null_moments(form, form.counts * rows, 0.7, 0.0, 0.0, 0.0)
     assert found == pytest.approx(plain)
+
+
+def draw_binary(generator: np.random.Generator, counts: np.ndarray, rates: np.ndarray, z: float) -> NoisySums:
+    """Draws clients with a score of 0 or 1, and the noise on their sums."""
+    right = generator.binomial(counts, rates)
+    exact = np.stack([right, np.zeros(len(counts)), counts - right], 1)
+    noise = generator.normal(size=exact.shape) * z * np.array([1, np.sqrt(0.5), 1])
+    return NoisySums(*list((exact + noise).T), noise_multiplier=z)
+
+
+@pytest.mark.parametrize(
+    ("counts", "rate", "z"),
+    [
+        ((1000, *[12] * 10), 0.25, 1.0),
+        ((100,) * 20, 0.02, 1.0),
+        ((1000, *[30] * 20), 0.25, 0.5),
+        ((40,) * 60, 0.5, 1.0),
+    ],
+)
+def test_level_and_coverage_of_the_largest_gap(counts, rate, z):
+    """Variances of groups taken from the noisy sums gave a level of 0.24 in the first two cases."""
+    sizes = np.array(counts)
+
+    def rejects(generator: np.random.Generator) -> bool:
+        return noisy_test(draw_binary(generator, sizes, np.full(len(sizes), rate), z), alpha=0.8)[1].rejects
+
+    assert_rate(rejects, 0.0, 0.05, 500, 1)
+    # Half of the groups lie above and below: intervals hold the gap to the overall rate of the tested groups.
+    rates = rate + min(rate, 0.2) * np.where(np.arange(len(sizes)) % 2 == 0, 1, -1)
+
+    def misses(generator: np.random.Generator) -> bool:
+        gaps = noisy_test(draw_binary(generator, sizes, rates, z), alpha=0.8)[1]
+        used = ~np.isnan(gaps.gaps)
+        true = rates[used] - sizes[used] @ rates[used] / sizes[used].sum()
+        return bool(((true < gaps.low[used]) | (true > gaps.high[used])).any())
+
+    assert_rate(misses, 0.0, 0.05, 300, 2)
+
+
+def test_largest_gap_is_found_where_it_is_clear():
+    rates = np.where(np.arange(20) == 7, 0.8, 0.3)
+    gaps = noisy_test(draw_binary(np.random.default_rng(1), np.full(20, 150), rates, 1.0), alpha=0.9)[1]
+    assert gaps.rejects and gaps.worst == 7 and gaps.low[7] > 0.2
+
+
+def test_estimates_lie_in_their_intervals_and_reports_are_drawn_at_a_low_accuracy():
+    sums = draw_binary(np.random.default_rng(2), np.full(20, 100), np.full(20, 0.02), 1.0)
+    frame = FairnessFrame.from_noisy_sums(sums, names=[(i,) for i in range(20)], metric="accuracy", alpha=0.8)
+    gaps = frame.tests[0].max_gap
+    assert (sums.sums < 0).any() and (gaps.low <= gaps.gaps).all() and (gaps.gaps <= gaps.high).all()
+    assert "<svg" in report.build(frame).to_html()
