@@ -186,9 +186,10 @@ def plan(
     checks.between("--rate", rate, 0, 1, "leave it out if it is not known")
     features, names, mass = _population(groups, table)
     setting: dict[str, float] = {"alpha": alpha, "gap": gap, "error": error, "rate": rate}
-    weighted = planner.plan_weighted(mass, **setting)
-    specific = planner.plan_attribute_specific(**setting)
-    largest = planner.plan_max_gap(mass, **setting)
+    with naming_options():
+        weighted = planner.plan_weighted(mass, **setting)
+        specific = planner.plan_attribute_specific(**setting)
+        largest = planner.plan_max_gap(mass, **setting)
     facts: dict[str, Any] = {
         **setting,
         "number_of_groups": len(mass),

@@ -114,6 +114,8 @@ class FairnessFrame:
             raise ValueError("draws were made with the groups' weights: leave weights and probabilities out")
         if isinstance(metrics, Mapping) and not metrics:
             raise ValueError("metrics is empty: give at least one metric")
+        if sample_params is not None and not isinstance(sample_params, Mapping):
+            raise ValueError(f"sample_params {sample_params!r} are no mapping: give the function's arguments by name")
         division = divide_rows(named_columns(sensitive_features, "sensitive_feature"))
         strata = Groups((), [()], np.zeros(len(division.codes), np.int64))
         if control_features is not None:

@@ -192,6 +192,7 @@ def test_plan_of_groups_of_which_one_combination_is_missing_and_some_get_no_row(
             (*PLAN, "--groups", "9", "--rate", "0"),
             "--rate must lie in (0, 1), got 0.0: leave it out if it is not known",
         ),
+        ((*PLAN[:-1], "1e-5", "--groups", "9"), "--gap 1e-05 is below 0.0001, for which no one has the rows: give"),
         ((*PLAN[:-1], "0", "--groups", "9"), "--gap must lie in (0, 1], got 0.0: give the smallest gap"),
     ],
 )
