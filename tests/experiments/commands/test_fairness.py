@@ -124,6 +124,11 @@ def test_rows_that_were_drawn_by_a_plan_are_tested_by_it(folder):
     drawn = ("fairness", "test", "drawn.csv", "--groups", "sex,race", "--outcome", "loss", "--plan", "plan.json")
     code, out, _ = call(*drawn, folder=folder)
     assert code == 0 and "alpha 0.8; level 0.05" in out and "sampling: weighted" in out and "power at the gap" in out
+    code, _, err = call(*drawn, "--strata", "sex", folder=folder)
+    assert code == 2 and "--plan says how the groups of all rows were drawn: leave --strata out, or --plan" in err
+    rate = (*TEST, "--metric", "false_positive_rate", "--plan", "plan.json")
+    code, _, err = call(*rate, folder=folder)
+    assert code == 2 and "metric 'false_positive_rate' leaves rows out, whose groups were drawn" in err
     code, _, err = call(*TEST, "--plan", "plan.json", "--groups", "sex", folder=folder)
     assert code == 2 and "--plan plan.json is for --groups sex,race: plan with --table and --groups sex" in err
 

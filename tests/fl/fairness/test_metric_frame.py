@@ -206,6 +206,14 @@ def test_functions_of_scikit_learn_and_of_rows_are_metrics():
         ({"bounds": None}, "bounds None are wrong: give the least and the largest possible value"),
         ({"bounds": (0, 1, 2)}, r"bounds \(0, 1, 2\) are wrong: give the least"),
         ({"sample_params": [1]}, r"sample_params \[1\] are no mapping: give the function's arguments by name"),
+        (
+            {"metrics": "false_positive_rate", "probabilities": {("f", "a"): 1}},
+            "metric 'false_positive_rate' leaves rows out, whose groups were drawn",
+        ),
+        (
+            {"control_features": YEAR, "probabilities": {("f", "a"): 1}},
+            "control_features divide rows that were drawn by group: leave them or probabilities out",
+        ),
         ({"alpha": 2}, r"alpha must lie in \[0, 1\), got 2"),
         ({"metrics": "selection_rate", "y_pred": np.full(600, 2)}, "the metric needs labels 0 and 1, got 2"),
         ({"metrics": "mean_prediction", "y_pred": SEX}, "the metric needs numbers, got .[fm]."),
