@@ -98,6 +98,8 @@ def test_table(
     if plan and (draws is not None or weights != "rows"):
         other = "--draws" if draws is not None else "--weights"
         raise ValueError(f"--plan says how rows were sampled: leave {other} out, or --plan")
+    if plan and strata is not None:
+        raise ValueError("--plan says how the groups of all rows were drawn: leave --strata out, or --plan")
     if draws is not None and weights != "rows":
         raise ValueError(f"--weights {weights} goes with rows, and --draws with draws by weight: leave one of them out")
     alpha, gap = plan.get("alpha") if alpha is None else alpha, plan.get("gap") if gap is None else gap
@@ -186,9 +188,10 @@ def plan(
     checks.between("--rate", rate, 0, 1, "leave it out if it is not known")
     features, names, mass = _population(groups, table)
     setting: dict[str, float] = {"alpha": alpha, "gap": gap, "error": error, "rate": rate}
-    weighted = planner.plan_weighted(mass, **setting)
-    specific = planner.plan_attribute_specific(**setting)
-    largest = planner.plan_max_gap(mass, **setting)
+    with naming_options():
+        weighted = planner.plan_weighted(mass, **setting)
+        specific = planner.plan_attribute_specific(**setting)
+        largest = planner.plan_max_gap(mass, **setting)
     facts: dict[str, Any] = {
         **setting,
         "number_of_groups": len(mass),

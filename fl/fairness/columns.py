@@ -140,12 +140,10 @@ def _order(value: Any) -> tuple[int, Any]:
 
 def _require_categories(name: str, levels: list[Any]) -> None:
     quantities = [value for value in levels if isinstance(value, int | float) and not isinstance(value, bool)]
-    fractions = (
-        [value for value in quantities if value != int(value)] if all(map(np.isfinite, quantities)) else quantities
-    )
+    fractions = [value for value in quantities if isinstance(value, float) and not value.is_integer()]
     if fractions or len(quantities) > MANY_VALUES:
         shown = (fractions or quantities)[0]
         raise ValueError(
-            f"column {name!r} is continuous ({len(quantities)} different numbers, such as {shown:g}): give bands, "
-            "as 18-29"
+            f"column {name!r} is continuous ({len(quantities)} different numbers, such as {shown}): give bands, "
+            "as 18-29, or texts if the numbers are names"
         )

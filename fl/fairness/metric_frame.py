@@ -112,8 +112,12 @@ class FairnessFrame:
     ) -> None:
         if draws is not None and (weights != "rows" or probabilities is not None):
             raise ValueError("draws were made with the groups' weights: leave weights and probabilities out")
+        if probabilities is not None and control_features is not None:
+            raise ValueError("control_features divide rows that were drawn by group: leave them or probabilities out")
         if isinstance(metrics, Mapping) and not metrics:
             raise ValueError("metrics is empty: give at least one metric")
+        if sample_params is not None and not isinstance(sample_params, Mapping):
+            raise ValueError(f"sample_params {sample_params!r} are no mapping: give the function's arguments by name")
         division = divide_rows(named_columns(sensitive_features, "sensitive_feature"))
         strata = Groups((), [()], np.zeros(len(division.codes), np.int64))
         if control_features is not None:
@@ -124,6 +128,11 @@ class FairnessFrame:
             str(name): row_values(metric, y_true, y_pred, params if single else params.get(name, {}))
             for name, metric in ({metric_name(metrics): metrics} if single else metrics).items()
         }
+        if probabilities is not None and (rate := next((n for n, v in values.items() if np.isnan(v).any()), None)):
+            raise ValueError(
+                f"metric {rate!r} leaves rows out, whose groups were drawn: the rest does not follow probabilities; "
+                "give a metric of all rows"
+            )
         draw_codes = _number(draws) if draws is not None else None
         lengths = {"control_features": strata.codes, "draws": draw_codes, "y_true": next(iter(values.values()))}
         for name, column in lengths.items():

@@ -124,6 +124,11 @@ def test_rows_that_were_drawn_by_a_plan_are_tested_by_it(folder):
     drawn = ("fairness", "test", "drawn.csv", "--groups", "sex,race", "--outcome", "loss", "--plan", "plan.json")
     code, out, _ = call(*drawn, folder=folder)
     assert code == 0 and "alpha 0.8; level 0.05" in out and "sampling: weighted" in out and "power at the gap" in out
+    code, _, err = call(*drawn, "--strata", "sex", folder=folder)
+    assert code == 2 and "--plan says how the groups of all rows were drawn: leave --strata out, or --plan" in err
+    rate = (*TEST, "--metric", "false_positive_rate", "--plan", "plan.json")
+    code, _, err = call(*rate, folder=folder)
+    assert code == 2 and "metric 'false_positive_rate' leaves rows out, whose groups were drawn" in err
     code, _, err = call(*TEST, "--plan", "plan.json", "--groups", "sex", folder=folder)
     assert code == 2 and "--plan plan.json is for --groups sex,race: plan with --table and --groups sex" in err
 
@@ -192,6 +197,7 @@ def test_plan_of_groups_of_which_one_combination_is_missing_and_some_get_no_row(
             (*PLAN, "--groups", "9", "--rate", "0"),
             "--rate must lie in (0, 1), got 0.0: leave it out if it is not known",
         ),
+        ((*PLAN[:-1], "1e-5", "--groups", "9"), "--gap 1e-05 is below 0.0001, for which no one has the rows: give"),
         ((*PLAN[:-1], "0", "--groups", "9"), "--gap must lie in (0, 1], got 0.0: give the smallest gap"),
     ],
 )

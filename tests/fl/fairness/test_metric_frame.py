@@ -203,6 +203,17 @@ def test_functions_of_scikit_learn_and_of_rows_are_metrics():
         ({"y_pred": np.where(PREDICTED, 0.9, 0.0)}, "y_pred holds 0.9, which is none of the labels in y_true"),
         ({"y_pred": np.where(PREDICTED, "yes", "no")}, "y_pred holds '(yes|no)', which is none of the labels"),
         ({"y_pred": PREDICTED.astype(str), "metrics": "accuracy_score"}, "y_pred holds '[01]', which is none of the"),
+        ({"bounds": None}, "bounds None are wrong: give the least and the largest possible value"),
+        ({"bounds": (0, 1, 2)}, r"bounds \(0, 1, 2\) are wrong: give the least"),
+        ({"sample_params": [1]}, r"sample_params \[1\] are no mapping: give the function's arguments by name"),
+        (
+            {"metrics": "false_positive_rate", "probabilities": {("f", "a"): 1}},
+            "metric 'false_positive_rate' leaves rows out, whose groups were drawn",
+        ),
+        (
+            {"control_features": YEAR, "probabilities": {("f", "a"): 1}},
+            "control_features divide rows that were drawn by group: leave them or probabilities out",
+        ),
         ({"alpha": 2}, r"alpha must lie in \[0, 1\), got 2"),
         ({"metrics": "selection_rate", "y_pred": np.full(600, 2)}, "the metric needs labels 0 and 1, got 2"),
         ({"metrics": "mean_prediction", "y_pred": SEX}, "the metric needs numbers, got .[fm]."),
