@@ -141,9 +141,9 @@ def test_plan_of_groups_of_which_one_combination_is_missing_and_some_get_no_row(
     assert call(*plan, folder=folder)[0] == 0
     names = json.loads((folder / "missing.json").read_text())["groups"]
     assert len(names) == 6 and ["m", "c"] not in names and ["f", "z"] in names
-    rows = [("f", "a", i % 3 == 0) for i in range(20)] + [("m", "b", i % 3 == 0) for i in range(20)]
+    rows = [("f", "a", int(i % 3 == 0)) for i in range(20)] + [("m", "b", int(i % 3 == 0)) for i in range(20)]
     rows += [("f", "b", 0)] * 18 + [("f", "c", 1)] * 19 + [("m", "a", 0)] * 21
-    lines = "".join(f"{s},{r},{int(loss)}\n" for s, r, loss in rows)
+    lines = "".join(f"{s},{r},{loss}\n" for s, r, loss in rows)
     (folder / "few.csv").write_text("sex,race,loss\n" + lines)
     test = ("fairness", "test", "few.csv", "--groups", "sex,race", "--outcome", "loss", "--plan", "missing.json")
     code, out, err = call(*test, folder=folder)

@@ -15,10 +15,15 @@ from tests.fl.fairness.simulation import assert_rate, shifted
 Z = 0.6
 
 
+def _noisy(totals: np.ndarray, z: float = Z) -> NoisySums:
+    squares, products, rests = totals
+    return NoisySums(squares, products, rests, z)
+
+
 def group_sums(scores: list[np.ndarray], noise: np.ndarray) -> NoisySums:
     """Returns the sums of scores by group with noise [groups, 3] in units of the scores."""
     exact = np.array([[(x**2).sum(), (x * (1 - x)).sum(), ((1 - x) ** 2).sum()] for x in scores])
-    return NoisySums(*list((exact + noise).T), noise_multiplier=Z)
+    return _noisy((exact + noise).T)
 
 
 def noises(nodes: int, groups: int) -> tuple[np.ndarray, np.ndarray]:
@@ -49,12 +54,7 @@ def test_mean_over_the_noise_is_the_statistic_without_noise(center):
 @pytest.mark.parametrize("center", [0.5, 0.3, 0.05])
 def test_noise_of_sizes_is_independent_of_that_of_the_statistic(center):
     def coefficients(value):
-        return np.array(
-            [
-                value(NoisySums(*list(unit[:, None]), noise_multiplier=Z))[0]
-                for unit in np.diag(Z * np.array([1, np.sqrt(0.5), 1]))
-            ]
-        )
+        return np.array([value(_noisy(unit[:, None]))[0] for unit in np.diag(Z * np.array([1, np.sqrt(0.5), 1]))])
 
     deviation = coefficients(lambda sums: sums.sums - center * sums.counts)
     squares = coefficients(lambda sums: centred_squares(sums, center))
@@ -77,7 +77,7 @@ def test_null_moments_are_those_of_all_outcomes(center):
         scores = np.split(np.array(outcome), [2])
         parts = [group_sums(scores, noise) for noise in points[:1]]
         exact = np.stack([parts[0].squares, parts[0].products, parts[0].rests], 1) - points[0]
-        sums = NoisySums(*list(np.moveaxis(exact + points, 2, 0)), noise_multiplier=Z)
+        sums = _noisy(np.moveaxis(exact + points, 2, 0))
         deviations = sums.sums - center * sums.counts
         pair_sums = deviations**2 - centred_squares(sums, center) - _noise(Z, center)[0]
         cross = ((deviations * form.per_row) ** 2).sum(1) - (deviations @ form.per_row) ** 2
@@ -159,7 +159,7 @@ def draw_binary(generator: np.random.Generator, counts: np.ndarray, rates: np.nd
     right = generator.binomial(counts, rates)
     exact = np.stack([right, np.zeros(len(counts)), counts - right], 1)
     noise = generator.normal(size=exact.shape) * z * np.array([1, np.sqrt(0.5), 1])
-    return NoisySums(*list((exact + noise).T), noise_multiplier=z)
+    return _noisy((exact + noise).T, z)
 
 
 @pytest.mark.parametrize(
