@@ -205,6 +205,12 @@ def _draw_noise(
         if not keys.match(ledger.rounds):
             raise ValueError(f"the keys are not those of the rounds in {run.ledger}: restore this run's own")
         relative = noise_multiplier / (client_sums.REPLACE_ONE if plan.relation == "replace-one" else 1.0)
+        charged = [each.noise_multiplier for each in ledger.releases]
+        spent, after = (accounting.epsilon(plan, len(ledger.rounds), each) for each in (charged, [*charged, relative]))
+        note(
+            f"privacy: this release raises ε from {format_epsilon(spent.value)} to {format_epsilon(after.value)}, "
+            "unless it is in the ledger already"
+        )
         seed = ledger.charge(keys, f"fairness by {', '.join(groups.features)}", content, relative)
         again = len(ledger.releases) == before
         spent = accounting.epsilon(plan, len(ledger.rounds), [each.noise_multiplier for each in ledger.releases])
@@ -226,6 +232,10 @@ def _draw_noise(
         "δ": f"{plan.target_delta:.3g}",
         "mechanism": f"Gaussian, noise multiplier {noise_multiplier:g}, rounded to integers exactly, on the sums of "
         f"x², x(1 − x) and (1 − x)² of all {len(totals):,} groups",
-        "public": f"the list of groups by {', '.join(groups.features)}; the group of a client is not",
+        "public": f"the list of groups by {', '.join(groups.features)}, that is, every value in the table of "
+        "attributes, also one that a single client has; the group of a client is not",
     }
+    planned = accounting.epsilon(plan).value
+    if spent.value > planned:
+        privacy["warning"] = f"ε is above the {format_epsilon(planned)} of the run's plan, by the releases after it"
     return np.stack([outer[:, 0], inner, outer[:, 1]], 1), privacy

@@ -15,6 +15,7 @@ import pytest
 from experiments import data, federated_fairness, results, training
 from experiments.board import Board
 from experiments.config import Config
+from experiments.display import ConsoleDisplay
 from experiments.runs import RunFolder
 from fl import checkpoints
 from fl.fairness.client_sums import STEPS
@@ -287,10 +288,13 @@ def test_federated_fairness_charges_noise_once_even_if_killed_before_it_is_drawn
     path = run / "ledger.jsonl"
 
     def kill(*_):
+        assert any("raises ε from" in line for line in notes), "the cost is not shown before"
         assert len(Ledger.read(path).releases) == 1, "noise is drawn before the ledger is written"
         raise ValueError("killed")
 
+    notes: list[str] = []
     with monkeypatch.context() as patch:
+        patch.setattr(ConsoleDisplay, "note", lambda _, text: notes.append(text))
         patch.setattr(federated_fairness, "rounded_gaussian", kill)
         patch.setattr(results, "write_reports", lambda *_: [])
         assert refuse(*noisy) == "fedspeak: error: killed"
@@ -304,6 +308,10 @@ def test_federated_fairness_charges_noise_once_even_if_killed_before_it_is_drawn
     spent = accounting.epsilon(ledger.plan, 5, (2.0,)).value
     stated = shown["privacy"]["ε of the run and its releases together"]
     assert stated == f"{format_epsilon(spent)}; it does not hold, because the key is fixed"
+    planned = accounting.epsilon(ledger.plan).value
+    warning = f"ε is above the {format_epsilon(planned)} of the run's plan, by the releases after it"
+    assert spent > planned and shown["privacy"]["warning"] == warning
+    assert "every value in the table of attributes, also one that a single client has" in shown["privacy"]["public"]
     assert shown["privacy"]["neighbouring relation"] == "add-or-remove-one"
     rows = shown["tests"][0]["groups"]["rows"]
     assert rows != [190, 200] and np.abs(np.subtract(rows, [190, 200])).max() < 5 * 2 * 2
