@@ -160,6 +160,19 @@ def divide(config: Config, clients: Sequence[str], features: Sequence[str], tabl
     return Groups(list(features), names, np.array(codes, np.int64))
 
 
+def relative_multiplier(noise_multiplier: float, relation: str) -> float:
+    """Returns the standard deviation of the noise / sensitivity of the sums under a neighbouring relation."""
+    return noise_multiplier / (client_sums.REPLACE_ONE if relation == "replace-one" else 1.0)
+
+
+def draw_noise(seed: bytes, noise_multiplier: float, groups: int) -> np.ndarray:
+    """Returns the noise on the three totals of each group, int64 [groups, 3], from two independent streams."""
+    sides, middle = client_sums.noise_stddevs(noise_multiplier)
+    outer = rounded_gaussian(seed + b"sides", sides, 2 * groups).reshape(-1, 2)
+    inner = rounded_gaussian(seed + b"middle", middle, groups)
+    return np.stack([outer[:, 0], inner, outer[:, 1]], 1)
+
+
 def _check_noise(plan: PrivacyPlan, noise_multiplier: float) -> None:
     checks.noise_multiplier(noise_multiplier, "1 is a usual start", "--noise-multiplier")
     if noise_multiplier > MAX_NOISE_MULTIPLIER:
@@ -204,7 +217,7 @@ def _draw_noise(
         plan, before = ledger.plan, len(ledger.releases)
         if not keys.match(ledger.rounds):
             raise ValueError(f"the keys are not those of the rounds in {run.ledger}: restore this run's own")
-        relative = noise_multiplier / (client_sums.REPLACE_ONE if plan.relation == "replace-one" else 1.0)
+        relative = relative_multiplier(noise_multiplier, str(plan.relation))
         charged = [each.noise_multiplier for each in ledger.releases]
         spent, after = (accounting.epsilon(plan, len(ledger.rounds), each) for each in (charged, [*charged, relative]))
         note(
@@ -219,9 +232,6 @@ def _draw_noise(
         note("this release is in the ledger already: the same noise is shown again, and costs nothing more")
     if keys.is_fixed:
         note(f"privacy: {FIXED_KEY}")
-    sides, middle = client_sums.noise_stddevs(noise_multiplier)
-    outer = rounded_gaussian(seed.tobytes() + b"sides", sides, 2 * len(totals)).reshape(-1, 2)
-    inner = rounded_gaussian(seed.tobytes() + b"middle", middle, len(totals))
     alone = composition.gaussian_epsilon(relative, exact_delta(plan.target_delta))
     holds = "; it does not hold, because the key is fixed" if keys.is_fixed else ""
     privacy = {
@@ -238,4 +248,4 @@ def _draw_noise(
     planned = accounting.epsilon(plan).value
     if spent.value > planned:
         privacy["warning"] = f"ε is above the {format_epsilon(planned)} of the run's plan, by the releases after it"
-    return np.stack([outer[:, 0], inner, outer[:, 1]], 1), privacy
+    return draw_noise(seed.tobytes(), noise_multiplier, len(totals)), privacy

@@ -302,7 +302,7 @@ class FairnessFrame:
             gap between a group's mean and the overall mean.
         """
         if method == "between_groups":
-            return self._by_stratum(lambda test: float(np.nanmax(test.sums.means) - np.nanmin(test.sums.means)))
+            return self._by_stratum(lambda test: float(np.nanmax(test.max_gap.gaps) - np.nanmin(test.max_gap.gaps)))
         if method == "to_overall":
             return self._by_stratum(lambda test: float(np.nanmax(np.abs(test.max_gap.gaps))))
         raise ValueError(f"method {method!r} is unknown: give 'between_groups' or 'to_overall'")

@@ -325,6 +325,21 @@ def test_federated_fairness_charges_noise_once_even_if_killed_before_it_is_drawn
     assert [entry.noise_multiplier for entry in Ledger.read(path).releases] == [2.0, 2.0]
 
 
+def test_noise_of_federated_fairness_has_three_independent_columns_of_their_own_size():
+    """All bounds are five standard errors of 2,000 groups."""
+    noise = federated_fairness.draw_noise(b"s" * 32, 1.5, 2000) / STEPS**2
+    np.testing.assert_allclose(noise.std(0), [1.5, 1.5 / np.sqrt(2), 1.5], rtol=5 / np.sqrt(2 * 2000))
+    assert np.abs(np.corrcoef(noise.T)[np.triu_indices(3, 1)]).max() < 5 / np.sqrt(2000)
+    # The middle stream is not a copy of the outer one, in the order in which that was drawn.
+    outer = noise[:, [0, 2]].ravel()[:2000]
+    assert abs(np.corrcoef(noise[:, 1], outer)[0, 1]) < 5 / np.sqrt(2000)
+
+
+def test_release_is_charged_for_the_sensitivity_of_the_relation():
+    assert federated_fairness.relative_multiplier(2.0, "add-or-remove-one") == 2.0
+    assert federated_fairness.relative_multiplier(2.0, "replace-one") == pytest.approx(np.sqrt(2))
+
+
 def test_federated_fairness_refuses_what_it_cannot_test(run, people, refuse, tmp_path):
     assert "--attributes is missing" in refuse("fairness", "federated", str(run), "--groups", "role", "--alpha", "0.5")
     assert "--alpha must lie in [0, 1), got 1.0" in refuse(*fairness(run, people, "--alpha", "1"))

@@ -112,7 +112,7 @@ def build(
 def _describe(frame: FairnessFrame, test: StratumTest) -> dict[str, Any]:
     """Returns one test for the templates, with the groups whose own p-values are smallest."""
     gaps = test.max_gap
-    order = [int(i) for i in np.argsort(gaps.p_values, kind="stable")[:SHOWN_GROUPS] if test.sums.counts[i] > 0]
+    order = [int(i) for i in np.argsort(gaps.p_values, kind="stable")[:SHOWN_GROUPS] if np.isfinite(gaps.gaps[i])]
     shown = [
         {
             "name": ", ".join(map(str, frame.groups[i])),
