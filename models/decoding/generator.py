@@ -123,6 +123,8 @@ class Generator:
         proposing = drafter.rescorer if isinstance(drafter, HeadsDrafter) else drafter
         known = proposing.model.context if isinstance(proposing, ModelDrafter) else None
         name = "drafter" if proposing is drafter else "rescorer"
+        if proposing is not None:
+            _require_vocabulary(name, proposing, model.vocabulary_size)
         for owner, context in (("model", model.context), (name, known)):
             if context is not None and room > context:
                 raise ValueError(
@@ -134,8 +136,6 @@ class Generator:
             # optimiser makes outputs without any row.
             weights = {name: tf.convert_to_tensor(weight) for name, weight in weights.items()}
         self._decoder = decoder = build_decoder(decoding, model.fit(room), weights, drafter, options)
-        if proposing is not None:
-            _require_vocabulary(name, proposing, model.vocabulary_size)
 
         def proceed(progress: Progress, request: Request, ends: Ends) -> Generated:
             words = decoder.words(request, progress.state.position, max_new_tokens)
