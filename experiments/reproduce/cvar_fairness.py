@@ -14,7 +14,6 @@ import click
 
 from experiments.display import ConsoleDisplay
 from experiments.provenance import command_line, versions
-from experiments.reproduce import cvar_format
 from experiments.runs import write_json
 from privacy.files import write_public
 
@@ -72,10 +71,12 @@ def cvar_fairness(draws: int, max_groups: int, tables: Path | None, seed: int, o
     else:  # if another library fails, the simulations are not lost
         results["tables"] = measure_tables(people, draws, seed, show)
         _write(output, results)
-    click.echo(cvar_format.format_table(results))
+    click.echo((output / "table.md").read_text(encoding="utf-8"))
 
 
 def _write(output: Path, results: Mapping[str, Any]) -> None:
+    from experiments.reproduce import cvar_format
+
     write_json(output / "metrics.json", {"command": command_line(), "versions": versions(), **results})
     write_public(output / "table.md", cvar_format.format_table(results).encode())
 
