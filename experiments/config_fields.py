@@ -21,6 +21,11 @@ def positive(description: str) -> Meta:
     return Meta(ge=SMALLEST, le=LARGEST, description=description)
 
 
+def non_negative(description: str) -> Meta:
+    """Describes a number of at least 0 that float32 can hold."""
+    return Meta(ge=0, le=LARGEST, description=description)
+
+
 def share(description: str) -> Meta:
     """Describes a number in [0, 1)."""
     return Meta(ge=0, lt=1, description=description)

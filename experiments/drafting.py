@@ -44,12 +44,15 @@ def load_drafter(
 
 @contextmanager
 def naming(option: str, name: str, advice: str) -> Iterator[None]:
-    """Puts what the user typed before the message of an error, and the advice after a file is not found."""
+    """Puts what the user typed before the message of an error, and the advice after that of a file."""
     try:
         yield
     except FileNotFoundError as error:
         reason = f"{error.filename} does not exist" if error.filename else str(error)
         raise FileNotFoundError(f"{option} {name!r}: {reason}; {advice}") from None
+    except OSError as error:
+        reason = f"{error.filename} cannot be read ({error.strerror})" if error.filename else str(error)
+        raise OSError(f"{option} {name!r}: {reason}; {advice}") from None
     except ValueError as error:
         raise ValueError(f"{option} {name!r}: {error}") from None
 
@@ -73,6 +76,8 @@ def read_drafter(
         return HeadsDrafter()
     if name.startswith(_NGRAM):
         return _load_ngram_drafter(ngram_file(name), vocabulary)
+    if Path(name).is_file():
+        raise ValueError(f"it is a file: give {_NGRAM}{name} if it is an n-gram model, or the folder of a model")
     from models.decoding.drafters import ModelDrafter
     from models.heads import without_heads
 

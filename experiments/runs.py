@@ -333,8 +333,12 @@ def load_trained(folder: Path | str) -> tuple[Any, dict[str, np.ndarray], Any]:
 
     run = RunFolder(Path(folder))
     run.require_trained()
+    config = read_json(run.model, "architecture")
     with no_notices():  # loads TensorFlow
-        model = from_config(read_json(run.model, "architecture"))
+        try:
+            model = from_config(config)
+        except ValueError as error:
+            raise ValueError(f"{run.model}: {error}; restore the file") from None
     vocabulary = vocabularies.load(run.vocabulary)
     if run.facts.exists() and read_json(run.facts).get("vocabulary", vocabulary.digest) != vocabulary.digest:
         raise ValueError(f"{run.vocabulary} is not the vocabulary that the run was trained with: restore it")

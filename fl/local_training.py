@@ -1,4 +1,4 @@
-"""Trains a client's copy of the model by plain SGD on the client's own examples.
+"""Trains a client's copy of the model by SGD on the client's own examples.
 
 The examples and their order are chosen on the host (`LocalSGD.batches`). So the TensorFlow part (`client_update`) sees
 dense tensors, and there is no `tf.data` inside a TFF computation.
@@ -29,6 +29,10 @@ class Batches(NamedTuple):
     rows: np.ndarray  # int32 [steps]: number of real rows, which come first: 1 to B (stacked clients: 0 after the last)
 
 
+OPTIMIZERS = ("sgd", "adam")
+_ADAM = 0.9, 0.999, 1e-7  # decay of the mean gradient and of the mean square, and what is added to the root
+
+
 @dataclass(frozen=True)
 class LocalSGD:
     """Describes a client's local training: passes of SGD over at most `max_sequences` of its sequences.
@@ -40,6 +44,11 @@ class LocalSGD:
       sequence_length: predicted tokens T of a sequence, >= 1 (sentences are packed back to back).
       max_sequences: maximum number of a client's sequences in a round, >= 1; if a client has more, each round chooses
         anew at random.
+      proximal: μ >= 0 of FedProx: μ/2 times the squared distance from the received weights is added to the loss.
+        Reference: Li et al. 2020, https://arxiv.org/abs/1812.06127.
+      weight_decay: λ >= 0: λ/2 times the squared norm of the weights is added to the loss.
+      optimizer: "sgd"; or "adam", which holds two more copies of the weights on the device, and begins anew with every
+        client. Reference: Kingma and Ba 2015, https://arxiv.org/abs/1412.6980, with β₁ = 0.9, β₂ = 0.999, ε = 1e-7.
 
     Raises:
       ValueError: a value is out of range.
@@ -50,11 +59,18 @@ class LocalSGD:
     epochs: int = 1
     sequence_length: int = 20
     max_sequences: int = 64
+    proximal: float = 0.0
+    weight_decay: float = 0.0
+    optimizer: str = "sgd"
 
     def __post_init__(self) -> None:
         checks.positive("learning_rate", self.learning_rate, "choose a step size such as 0.5")
         for name in ("batch_size", "epochs", "sequence_length", "max_sequences"):
             checks.whole(name, getattr(self, name), 1, "choose an integer")
+        for name in ("proximal", "weight_decay"):
+            checks.non_negative(name, getattr(self, name), "choose a number such as 0.01, or 0 for none")
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer is {self.optimizer!r}: choose {' or '.join(OPTIMIZERS)}")
 
     def batches(self, examples: Any, seed: int, client: int) -> Batches:
         """Returns the batches of one client in one round, shuffled anew for every epoch.
@@ -225,7 +241,7 @@ class ClientUpdate(NamedTuple):
 
 
 def client_update(
-    task: Task, weights: Weights, batches: Batches, learning_rate: float, steps: tuple[Any, Any] | None = None
+    task: Task, weights: Weights, batches: Batches, local: LocalSGD, steps: tuple[Any, Any] | None = None
 ) -> ClientUpdate:
     """Trains one client, or U clients at once, as a TensorFlow graph function of (weights, batches).
 
@@ -234,7 +250,7 @@ def client_update(
       weights: the weights as received, without a client axis.
       batches: examples [steps, B, ...] and rows int32 [steps], or [steps, U, B, ...] and [steps, U] for a task that
         stacks. The number of steps may be 0 and need not be known when the graph is built.
-      learning_rate: step size of SGD.
+      local: learning rate, penalties and optimizer.
       steps: int32 scalars (first, last + 1): the range of steps of `batches` to train on; None: all steps.
 
     Returns:
@@ -252,8 +268,9 @@ def client_update(
 
     @tf.function(autograph=False, experimental_attributes={"_noinline": True})
     def step(
-        index: Any, examples_seen: Any, tokens: Any, total: Any, computed: Any, correct: Any, *values: Any
+        index: Any, examples_seen: Any, tokens: Any, total: Any, computed: Any, correct: Any, *state: Any
     ) -> tuple[Any, ...]:
+        values, slots = state[: len(names)], state[len(names) :]
         real = rows[index]
         # Computes only as many rows as the fullest batch has, so that most padding costs nothing.
         row_count = tf.reduce_max(real)
@@ -271,17 +288,20 @@ def client_update(
                 tape.watch(values)
                 loss = task.loss(dict(zip(names, values, strict=True)), batch, real)
                 # No client's loss depends on another's weights, so the gradient of the sum holds each client's own
-                # gradient. The learning rate scales this one number, which is cheaper than scaling the gradients.
-                mean = tf.reduce_sum(learning_rate * loss.total / tf.maximum(loss.count, 1.0))
-            decrements = tape.gradient(mean, values, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-            return loss, [_subtract(value, decrement) for value, decrement in zip(values, decrements, strict=True)]
+                # gradient. SGD's learning rate scales this one number, which is cheaper than scaling the gradients.
+                scale = local.learning_rate if local.optimizer == "sgd" else 1.0
+                mean = tf.reduce_sum(scale * loss.total / tf.maximum(loss.count, 1.0))
+            gradients = tape.gradient(mean, values, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+            if local.optimizer == "sgd":
+                return loss, [_descend(local, *parts) for parts in zip(values, start, gradients, strict=True)]
+            return loss, _adam(local, values, start, gradients, slots, tf.cast(index - first + 1, tf.float32))
 
         which, forms = task.forms(batch)
         branches = [functools.partial(train, form) for form in forms]
         loss, updated = branches[0]() if len(branches) == 1 else tf.switch_case(which, branches)
         if client_axis.rank:
             active = real > 0
-            updated = _keep_inactive(active, updated, values)
+            updated = _keep_inactive(active, updated, state)
             loss = Loss(*(tf.where(active, part, 0.0) for part in loss))
         return (
             index + 1,
@@ -293,14 +313,14 @@ def client_update(
             *updated,
         )
 
-    zeros = [tf.zeros(client_axis)] * 5
+    zeros, slots = [tf.zeros(client_axis)] * 5, [] if local.optimizer == "sgd" else 2 * [*map(tf.zeros_like, start)]
     _, examples_seen, tokens, total, computed, correct, *trained = tf.while_loop(
         lambda index, *_: index < end,
         step,
-        [tf.convert_to_tensor(first, tf.int32), *zeros, *start],
+        [tf.convert_to_tensor(first, tf.int32), *zeros, *start, *slots],
         parallel_iterations=1,
     )
-    delta = {name: after - before for name, after, before in zip(names, trained, start, strict=True)}
+    delta = {name: after - before for name, after, before in zip(names, trained[: len(names)], start, strict=True)}
     return ClientUpdate(delta, examples_seen, tokens, total, computed, correct)
 
 
@@ -318,13 +338,34 @@ def _keep_inactive(active: Any, updated: Any, values: Any) -> Any:
     return tf.cond(tf.reduce_all(active), lambda: updated, select)
 
 
-def _subtract(value: Any, decrement: Any) -> Any:
-    """Returns value - decrement; if `decrement` is sparse, only the rows that were looked up change."""
+def _descend(local: LocalSGD, value: Any, start: Any, decrement: Any) -> Any:
+    """Returns the weights after a step of SGD, whose `decrement` is the learning rate times the loss' gradient.
+
+    If it is sparse and there are no penalties, only the rows that were looked up change.
+    """
     import tensorflow as tf
 
+    if local.proximal or local.weight_decay:
+        value -= local.learning_rate * (local.proximal * (value - start) + local.weight_decay * value)
     if isinstance(decrement, tf.IndexedSlices):
         return tf.tensor_scatter_nd_sub(value, decrement.indices[:, tf.newaxis], decrement.values)
     return value - decrement
+
+
+def _adam(local: LocalSGD, values: Any, start: Any, gradients: Any, slots: Any, count: Any) -> list[Any]:
+    """Returns the weights after a step of Adam, the step's number being `count`, and the new slots."""
+    import tensorflow as tf
+
+    first, second, epsilon = _ADAM
+    rate = local.learning_rate * tf.sqrt(1 - second**count) / (1 - first**count)
+    after, means, squares = [], [], []
+    half = len(values)
+    for value, begin, gradient, mean, square in zip(values, start, gradients, slots[:half], slots[half:], strict=True):
+        whole = tf.convert_to_tensor(gradient) + local.proximal * (value - begin) + local.weight_decay * value
+        means.append(first * mean + (1 - first) * whole)
+        squares.append(second * square + (1 - second) * tf.square(whole))
+        after.append(value - rate * means[-1] / (tf.sqrt(squares[-1]) + epsilon))
+    return [*after, *means, *squares]
 
 
 def column(per_client: Any, value: Any) -> Any:

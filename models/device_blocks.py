@@ -116,8 +116,10 @@ class BlockDraw(Iterator[int]):
             )
         self._blocks.append((int(outputs["drafted"][0]), count))
         if self._num_drafts and outputs["drafted"][0]:
-            pair = outputs["first_drafter"][0], outputs["first_target"][0]
-            self._by_k_seq += k_seq_acceptance(*pair, self._num_drafts)
-            self._by_best += optimal_acceptance(*pair, self._num_drafts)
+            # In float32, the sum of a large vocabulary's probabilities is 1 to a few millionths only.
+            exact = [outputs[name][0].astype(np.float64) for name in ("first_drafter", "first_target")]
+            drafter, target = (row / row.sum() for row in exact)
+            self._by_k_seq += k_seq_acceptance(drafter, target, self._num_drafts)
+            self._by_best += optimal_acceptance(drafter, target, self._num_drafts)
         fields = (outputs[name][0, :count].tolist() for name in ("tokens", "log_probs", "unprocessed_log_probs"))
         self._pending = list(zip(*fields, strict=True))

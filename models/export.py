@@ -54,6 +54,7 @@ from models.heads import without_heads
 from models.language_model import LanguageModel, Weights
 from models.signatures import Signatures
 from models.tflite_file import PRECISIONS
+from models.transformer.cache import writing_in_place
 from models.vocabularies import AnyVocabulary
 
 
@@ -153,7 +154,9 @@ def export(
 
     if drafter is not None:
         drafter = drafter.deploy(context, hold, is_int8)
-    signatures = Signatures(model, weights, max_prompt, max_new_tokens, decodings, drafter, held, options, int(best_of))
+    limits = max_prompt, max_new_tokens
+    with writing_in_place():
+        signatures = Signatures(model, weights, *limits, decodings, drafter, held, options, int(best_of))
     flatbuffer = convert(signatures, signatures.functions, precision)
     foreign = sorted(name for name in ops(flatbuffer) if name.startswith(("CUSTOM", "Flex")))
     if foreign:

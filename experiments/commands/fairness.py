@@ -2,39 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-if TYPE_CHECKING:
-    from fl.fairness import FairnessFrame
+from experiments.commands.fairness_federated import federated
+from experiments.commands.fairness_options import ALPHA, format_frame, naming_options, split_names
 
-_ALPHA = "Share of the weight that F_alpha leaves out, from 0 to below 1: 0.9 looks at the worst tenth."
 _GAP_FIX = "give the smallest gap that would matter"
-_OPTIONS = {
-    "y_true": "--outcome",
-    "y_pred": "--prediction",
-    "sensitive_features": "--groups",
-    "control_features": "--strata",
-    "draws": "--draws",
-    "bounds": "--bounds",
-    "alpha": "--alpha",
-    "level": "--level",
-    "gap": "--gap",
-    "rate": "--rate",
-    "weights": "--weights",
-    "probabilities": "the probabilities of --plan",
-}
 
 
 @click.group()
 def fairness() -> None:
     """Test whether a model treats many intersecting groups alike, or plan how many rows the test needs."""
+
+
+fairness.add_command(federated)
 
 
 @fairness.command("test")
@@ -52,7 +38,7 @@ def fairness() -> None:
     metavar="NAME",
     help="What is compared between groups, such as false_positive_rate; with --prediction.  [default: zero_one_loss]",
 )
-@click.option("--alpha", type=float, metavar="A", help=f"{_ALPHA} Required without --plan.")
+@click.option("--alpha", type=float, metavar="A", help=f"{ALPHA} Required without --plan.")
 @click.option("--level", type=float, metavar="P", help="Probability of a false alarm.  [default: 0.05]")
 @click.option("--gap", type=float, metavar="E", help="Gap for which to state the power of the test.")
 @click.option(
@@ -102,13 +88,18 @@ def test_table(
     from fl.fairness import FairnessFrame
     from privacy.json_values import plain
 
-    names, stratum_names = _columns("--groups", groups), _columns("--strata", strata) if strata is not None else []
+    names, stratum_names = (
+        split_names("--groups", groups),
+        split_names("--strata", strata) if strata is not None else [],
+    )
     if metric is not None and prediction is None:
         raise ValueError(f"--metric {metric} compares --outcome with predictions: give --prediction too")
     plan: dict[str, Any] = _read_plan(plan_path, names) if plan_path else {}
     if plan and (draws is not None or weights != "rows"):
         other = "--draws" if draws is not None else "--weights"
         raise ValueError(f"--plan says how rows were sampled: leave {other} out, or --plan")
+    if plan and strata is not None:
+        raise ValueError("--plan says how the groups of all rows were drawn: leave --strata out, or --plan")
     if draws is not None and weights != "rows":
         raise ValueError(f"--weights {weights} goes with rows, and --draws with draws by weight: leave one of them out")
     alpha, gap = plan.get("alpha") if alpha is None else alpha, plan.get("gap") if gap is None else gap
@@ -116,7 +107,7 @@ def test_table(
     if alpha is None:
         raise ValueError("--alpha is missing: give 0.9 to look at the worst tenth of the weight")
     optional = [column for column in (prediction, draws) if column is not None]
-    with _naming_options():
+    with naming_options():
         columns = read_columns(table, [*names, *stratum_names, outcome, *optional])
         frame = FairnessFrame(
             metrics={outcome: "mean_prediction"} if prediction is None else metric or "zero_one_loss",
@@ -135,7 +126,7 @@ def test_table(
     if as_json:
         click.echo(json.dumps(plain(frame.to_dict()), indent=1, ensure_ascii=False))
     else:
-        click.echo(_format(frame))
+        click.echo(format_frame(frame))
     if output is not None:
         from fl.fairness import report
 
@@ -150,7 +141,7 @@ def test_table(
     metavar="GROUPS",
     help="Number of equally weighted groups, as 70 or 2x5x7; with --table the columns that make the groups.",
 )
-@click.option("--alpha", type=float, required=True, metavar="A", help=_ALPHA)
+@click.option("--alpha", type=float, required=True, metavar="A", help=ALPHA)
 @click.option("--gap", type=float, required=True, metavar="E", help="Smallest F_alpha that must be found.")
 @click.option(
     "--error",
@@ -197,9 +188,10 @@ def plan(
     checks.between("--rate", rate, 0, 1, "leave it out if it is not known")
     features, names, mass = _population(groups, table)
     setting: dict[str, float] = {"alpha": alpha, "gap": gap, "error": error, "rate": rate}
-    weighted = planner.plan_weighted(mass, **setting)
-    specific = planner.plan_attribute_specific(**setting)
-    largest = planner.plan_max_gap(mass, **setting)
+    with naming_options():
+        weighted = planner.plan_weighted(mass, **setting)
+        specific = planner.plan_attribute_specific(**setting)
+        largest = planner.plan_max_gap(mass, **setting)
     facts: dict[str, Any] = {
         **setting,
         "number_of_groups": len(mass),
@@ -241,13 +233,6 @@ def plan(
         click.echo(f"wrote {output}", err=as_json)
 
 
-def _columns(option: str, text: str) -> list[str]:
-    names = [name.strip() for name in text.split(",")]
-    if not all(names) or len(set(names)) < len(names):
-        raise ValueError(f"{option} {text!r} must name different columns, separated by commas")
-    return names
-
-
 def _pair(text: str) -> tuple[float, float]:
     low, _, high = text.partition(",")
     try:
@@ -272,8 +257,8 @@ def _population(groups: str, table: Path | None) -> tuple[list[str], list[list[A
     from experiments.tables import read_columns
     from fl.fairness.columns import divide_rows
 
-    names = _columns("--groups", groups)
-    with _naming_options():
+    names = split_names("--groups", groups)
+    with naming_options():
         division = divide_rows(read_columns(table, names))
     counts = np.bincount(division.codes, minlength=len(division.names))
     has_rows = counts > 0
@@ -297,53 +282,3 @@ def _read_plan(path: Path, columns: list[str]) -> dict[str, Any]:
         planned = ",".join(plan["features"]) or "a number of groups"
         raise ValueError(f"--plan {path} is for --groups {planned}: plan with --table and --groups {','.join(columns)}")
     return plan
-
-
-@contextlib.contextmanager
-def _naming_options() -> Iterator[None]:
-    """Makes errors name the options as the user typed them."""
-    try:
-        yield
-    except ValueError as error:
-        message = str(error)
-        for name, option in _OPTIONS.items():
-            message = re.sub(rf"^(?:([^:]*: ))?{name} ", rf"\1{option} ", message)
-        raise ValueError(message.replace("the rows form", "--groups: the rows form")) from None
-
-
-def _format(frame: FairnessFrame) -> str:
-    first = frame.tests[0].result
-    several = len(frame.tests) > 1
-    lines = [
-        f"{len(frame.groups) + frame.unlisted_groups:,} groups by {', '.join(frame.sensitive_levels)}; "
-        f"alpha {first.alpha:g}; level {first.level:g}{' after Holm' if several else ''}"
-    ]
-    for test in frame.tests:
-        result = test.result
-        name = ", ".join(map(str, (test.metric, *test.stratum)))
-        verdict = "the groups are NOT ALIKE" if test.rejects else "no difference between groups is shown"
-        adjusted = f", by Holm {test.adjusted_p:.3g}" if several else ""
-        lines += [
-            "",
-            f"{name}: {verdict}",
-            f"  {'overall':<22}{result.overall:.4g}",
-            f"  {'p':<22}{result.p_value:.3g}{adjusted}",
-            f"  {'F_alpha at least':<22}{result.gap_low:.4g}",
-            f"  {'F_alpha at most':<22}{result.gap_high:.4g}  (each bound with probability {1 - result.level:g})",
-            f"  {'tested':<22}{result.rows:,} rows of {result.groups:,} "
-            f"{'draws' if result.sampling == 'attribute-specific' else 'groups'}, sampling: {result.sampling}",
-        ]
-        without = int((test.sums.counts == 0).sum()) + frame.unlisted_groups
-        if without or result.untested_groups:
-            lines.append(
-                f"  {'not tested':<22}{without:,} groups without rows; {result.untested_groups:,} groups with too few, "
-                f"weight {result.untested_weight:.2%}"
-            )
-        if result.power is not None:
-            lines.append(f"  {'power at the gap':<22}{result.power:.3g}")
-        worst = test.max_gap.worst
-        lines.append(
-            f"  {'largest gap alone':<22}{test.max_gap.gaps[worst]:+.4g} in {', '.join(map(str, frame.groups[worst]))}"
-            f", p {test.max_gap.p_value:.3g}"
-        )
-    return "\n".join(lines)

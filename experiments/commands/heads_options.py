@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
@@ -83,10 +84,12 @@ class HeadsOptions(NamedTuple):
             )
         for name in ("alpha",) if self.paths is not None else ("top_k_heads", "alpha"):
             if getattr(self, name) is not None and self.rescore in (None, "none"):
+                missing = "without --rescore" if self.rescore is None else "with --rescore none"
                 raise click.UsageError(
-                    f"--{name.replace('_', '-')} has no use without --rescore: drop it, or give both"
+                    f"--{name.replace('_', '-')} has no use {missing}: drop it, or name what refines the drafts"
                 )
-        if self.rescore in (FORM, "self", ""):
+        is_word = self.rescore in ("ngram", "neural") and not Path(self.rescore).exists()
+        if is_word or self.rescore in (FORM, "self", ""):
             raise click.UsageError(f"--rescore {self.rescore!r}: must be {_RESCORERS}")
         if self.alpha is not None and not self.alpha >= 0:
             raise click.UsageError(f"--alpha {self.alpha}: must be a number from 0 to 1000")

@@ -1,5 +1,6 @@
 """Defines the command `pretrain`, which trains a model centrally on the public text of a config."""
 
+import json
 from datetime import datetime
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from experiments.config_checks import RECURRENT_KEYS, TRANSFORMER_KEYS
 from experiments.display import ConsoleDisplay
 from experiments.provenance import command_line
 from experiments.runs import RunFolder
+from models.presets import MAX_HEADS
 
 
 def _settings_of(run: Path) -> tuple[str, tuple[str, ...]]:
@@ -26,6 +28,17 @@ def _settings_of(run: Path) -> tuple[str, tuple[str, ...]]:
     return str(config), tuple(f"{key}=none" for key in (*keys, "vocabulary.size"))
 
 
+def _check_heads_on(run: str, overrides: tuple[str, ...]) -> None:
+    """Raises a click.UsageError if there is no such folder, or a `--set` says what `--heads-on` says."""
+    if not run or not Path(run).is_dir():
+        raise click.UsageError(f"--heads-on {run!r}: does not exist: give the folder of a model")
+    for override in overrides:
+        section, _, rest = override.partition(".")
+        key = f"{section.strip()}.{rest.partition('=')[0].strip()}"
+        if key in ("model.init", "pretraining.freeze_base"):
+            raise click.UsageError(f"--set {override} does not go with --heads-on {run}, which sets {key}: drop one")
+
+
 @click.command()
 @click.argument("config", required=False)
 @SETTINGS
@@ -34,16 +47,16 @@ def _settings_of(run: Path) -> tuple[str, tuple[str, ...]]:
 )
 @click.option(
     "--heads-on",
-    type=click.Path(path_type=Path),
     metavar="RUN",
     help="Folder of a model, as for model.init, to train prediction heads on without changing it; short for --set "
-    "model.init=RUN --set pretraining.freeze_base=true. Without CONFIG, the other settings are those of RUN.",
+    "model.init=RUN --set pretraining.freeze_base=true. Their number is model.prediction_heads. Without CONFIG, the "
+    "other settings are those of RUN.",
 )
 @click.option(
     "--resume", type=click.Path(path_type=Path), metavar="RUN", help="Folder of an interrupted pretraining to resume."
 )
 def pretrain(
-    config: str | None, overrides: tuple[str, ...], output: Path | None, heads_on: Path | None, resume: Path | None
+    config: str | None, overrides: tuple[str, ...], output: Path | None, heads_on: str | None, resume: Path | None
 ) -> None:
     """Train a model centrally on the public text of a config, without any client.
 
@@ -51,13 +64,16 @@ def pretrain(
     the sections vocabulary, model and pretraining are used. The folder of the result is evaluated, exported and used by
     model.init like that of any model.
 
-    With model.prediction_heads above 1, prediction heads are trained too, or with --heads-on alone.
+    With model.prediction_heads from 2, prediction heads are trained together with the model. With --heads-on RUN too,
+    only they are trained, and RUN's model stays as it is.
     """
     extras.require("federated")
     name = None if config is None else Path(config).stem
+    if resume is None and heads_on is not None:
+        _check_heads_on(heads_on, overrides)
     if resume is None and config is None and heads_on is not None:
-        name = heads_on.name
-        config, own = _settings_of(heads_on)
+        name = Path(heads_on).name
+        config, own = _settings_of(Path(heads_on))
         overrides = (*own, *overrides)
     if (config is None) == (resume is None):
         raise click.UsageError("give either a config to start, or --resume RUN to continue")
@@ -75,7 +91,16 @@ def pretrain(
 
         assert config is not None
         if heads_on is not None:
-            overrides = (*overrides, f"model.init={heads_on}", "pretraining.freeze_base=true")
+            overrides = (
+                *overrides,
+                f"model.init={json.dumps(heads_on, ensure_ascii=False)}",
+                "pretraining.freeze_base=false",
+            )
+            if config_file.load(config, overrides).model.prediction_heads == 1:
+                raise click.UsageError(
+                    f"--heads-on {heads_on} needs --set model.prediction_heads=N, with N from 2 to {MAX_HEADS}"
+                )
+            overrides = (*overrides, "pretraining.freeze_base=true")
         settings = absolute(config_file.load(config, overrides))
         if settings.pretraining.epochs == 0:
             raise ValueError("pretraining.epochs = 0 trains nothing: set it to at least 1")

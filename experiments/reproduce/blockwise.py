@@ -15,7 +15,6 @@ import numpy as np
 
 from experiments import extras
 from experiments.display import ConsoleDisplay
-from experiments.intervals import format_interval
 from experiments.partial_results import digest, resume
 from experiments.provenance import command_line, versions
 from experiments.runs import RunFolder, load_trained, write_json
@@ -27,6 +26,7 @@ _MIN_COUNTS = {2: (1,), 4: (1, 2, 4)}
 _TUNED = 3
 """One in this number of prompts is for the choice of α."""
 _TEMPERATURES = (1.0, 0.6)
+_ALPHA_1 = {"2-gram": 1.0, "neural": 1.0}
 _TIMED_TEXTS, _TIMED = ("Macbeth", "Twelfth Night", "Python's manual", "Python source"), 4
 
 
@@ -50,7 +50,7 @@ _TIMED_TEXTS, _TIMED = ("Macbeth", "Twelfth Night", "Python's manual", "Python s
     "public",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     multiple=True,
-    help="Public text from which the n-gram models are learned. May be repeated. Default: that of the target.",
+    help="Public text from which the n-gram models are learned. May be repeated. Default: that of the small model.",
 )
 @click.option(
     "--text",
@@ -91,7 +91,7 @@ def blockwise(
         RunFolder(folder).require_trained()
     show = ConsoleDisplay()
     from experiments import plots
-    from experiments.reproduce import blockwise_study, blockwise_texts
+    from experiments.reproduce import blockwise_study, blockwise_tables, blockwise_texts
     from experiments.reproduce.drafters import write_bible
     from models.heads import HeadedLanguageModel
 
@@ -103,22 +103,29 @@ def blockwise(
     output.mkdir(parents=True, exist_ok=True)
     bible = None if texts else write_bible(output / "bible.txt", show)
     starts = blockwise_texts.choose(vocabulary, texts, bible, prompts, seed)
-    study, path = Study(target, (model, weights, vocabulary), rescorer, public, show), output / "metrics.json"
+    short = next((name for name, rows in starts.items() if len(rows) < _TUNED), None)
+    if short is not None:
+        raise ValueError(
+            f"--text {short}: has text for {len(starts[short])} prompts, and {_TUNED} are needed: give a longer one"
+        )
+    study, path = Study((model, weights, vocabulary), rescorer, public, show), output / "metrics.json"
     asked = {"versions": versions(), "seed": seed, "ngrams": study.ngram_sizes}
     small = digest(load_trained(rescorer)[1], None)
     asked["digest"] = digest(weights, {"rescorer": small, "vocabulary": vocabulary.digest, "prompts": starts})
     found = resume(path, asked, {"rows": []})
     found["command"] = command_line()
+    # First, so that the machine need be quiet at the beginning only.
+    if speed and "files" not in found:
+        found |= study.time({name: rows for name, rows in starts.items() if texts or name in _TIMED_TEXTS}, seed)
+        write_json(path, found)
     known = {row["text"] for row in found["rows"]}
     for name, rows in starts.items():
         if name not in known:
             found["rows"].append(study.measure(name, rows, seed))
             write_json(path, found)
-    if speed and "files" not in found:
-        found |= study.time({name: rows for name, rows in starts.items() if texts or name in _TIMED_TEXTS}, seed)
     write_json(path, found)
     plots.refinements(output / "plot", found["rows"], blockwise_study.PLAIN)
-    table = format_tables(found)
+    table = blockwise_tables.format_tables(found)
     write_public(output / "table.md", table.encode())
     click.echo(table, nl=False)
 
@@ -127,21 +134,21 @@ class Study:
     """Holds a target with heads and what refines their drafts.
 
     Args:
-      folder: folder of the target.
       target: model, weights and vocabulary.
       rescorer: folder of the small model.
-      public: public text for the n-gram models; empty for that of the target's config.
+      public: public text for the n-gram models; empty for that of the small model's config.
       show: display for progress.
 
     Raises:
       OSError, ValueError: a model or text cannot be read or does not fit; one line.
     """
 
-    def __init__(self, folder: Path, target: Any, rescorer: Path, public: Sequence[Path], show: Any) -> None:
+    def __init__(self, target: Any, rescorer: Path, public: Sequence[Path], show: Any) -> None:
         from experiments import ngram_learning
         from experiments.drafting import load_drafter
         from experiments.reproduce.blockwise_study import HEADS, Rescorers
         from models.decoding.katz_tables import KatzTables
+        from models.decoding.shared_vocabulary import SharedVocabularyDrafter
         from models.katz import KatzModel
         from models.ngram import MAX_ENTRIES
 
@@ -152,10 +159,14 @@ class Study:
         for order in (2, 4):
             show.note(f"learning the {order}-gram model …")
             limits = _MIN_COUNTS[order]
-            learned, _ = ngram_learning.learn(folder, tuple(public), order, MAX_ENTRIES, None, limits, "katz")
+            learned, _ = ngram_learning.learn(rescorer, tuple(public), order, MAX_ENTRIES, None, limits, "katz")
             assert isinstance(learned, KatzModel)
             self._katz[order] = learned
         drafter = load_drafter(str(rescorer), self._model, self._weights, vocabulary, _CONTEXT)
+        if isinstance(drafter, SharedVocabularyDrafter):
+            raise ValueError(
+                f"--rescorer {rescorer}: has another vocabulary than the target: give a model with the same"
+            )
         self._rescorers = Rescorers({order: KatzTables(model) for order, model in self._katz.items()}, drafter)
 
     @property
@@ -168,34 +179,46 @@ class Study:
 
     def measure(self, name: str, prompts: Sequence[Sequence[int]], seed: int) -> dict[str, Any]:
         """Returns the results of one text: those of `blockwise_study.measure`, and "sampled" tokens per call."""
-        from experiments.reproduce import blockwise_drafts, blockwise_study
-        from models.heads import HeadedLanguageModel
+        from experiments.display import no_notices
+        from experiments.reproduce import blockwise_study
 
         self._show.note(f"{name}: greedy texts …")
-        heads = self._heads[-1]
-        model = HeadedLanguageModel(self._model.base, heads)
-        lattices = blockwise_drafts.write_texts(
-            model, self._weights, prompts, _PLACES, blockwise_study.TOP_K, min(_ROWS, len(prompts))
-        )
+        lattices = self._write_texts(prompts)
         tuned = max(len(prompts) // _TUNED, 1)
         alphas = blockwise_study.tune(lattices.take(slice(0, tuned)), self._rescorers)
         self._show.note(f"{name}: drafts, α = {', '.join(f'{value:g} ({key})' for key, value in alphas.items())} …")
         rest = lattices.take(slice(tuned, None))
-        row = {"text": name, **blockwise_study.measure(rest, self._rescorers, alphas, self._heads)}
+        with no_notices():  # of TensorFlow, that graphs are built for each text
+            row = {"text": name, **blockwise_study.measure(rest, self._rescorers, alphas, self._heads)}
         row["sampled"] = self._sample(np.array(prompts[tuned:], np.int32), alphas, seed)
         return row
+
+    def _write_texts(self, prompts: Sequence[Sequence[int]]) -> Any:
+        from experiments.reproduce import blockwise_drafts, blockwise_study
+        from models.heads import HeadedLanguageModel
+
+        model = HeadedLanguageModel(self._model.base, self._heads[-1])
+        rows = min(_ROWS, len(prompts))
+        return blockwise_drafts.write_texts(model, self._weights, prompts, _PLACES, blockwise_study.TOP_K, rows)
 
     def _sample(self, prompts: Any, alphas: dict[str, float], seed: int) -> list[dict[str, Any]]:
         """Returns tokens per call above temperature 0, by the decoder itself."""
         from experiments.decoding_modes import Mode
         from experiments.display import no_notices
         from experiments.intervals import mean_interval
+        from experiments.reproduce.blockwise_study import PLAIN, TOP_K
         from experiments.reproduce.tree_efficiency import Decoder
         from models.decoding.draft_options import DraftOptions
+        from models.decoding.heads_drafter import HeadsDrafter
+        from models.decoding.katz_drafter import KatzDrafter
 
         mode = Mode("blockwise", DraftOptions(self._heads[-1] - 1))
         model, rows = self._model.fit(prompts.shape[1] + (_BLOCKS + 1) * (self._heads[-1] + 1)), []
-        for way, drafter in self._drafters(alphas).items():
+        ways = self._drafters(alphas) | {
+            "heads alone, top 16": HeadsDrafter(KatzDrafter(self._katz[2]), TOP_K, 0.0),
+            **{f"{name}, α = 1": drafter for name, drafter in self._drafters(_ALPHA_1).items() if name != PLAIN},
+        }
+        for way, drafter in ways.items():
             with no_notices():
                 decoder = Decoder(mode, model, self._weights, drafter, _BLOCKS)
                 for temperature in _TEMPERATURES:
@@ -218,17 +241,21 @@ class Study:
 
     def time(self, starts: dict[str, list[list[int]]], seed: int) -> dict[str, Any]:
         """Returns the speed of decodings, from prompts of some texts, in "files" and in "tensorflow"."""
+        from experiments.reproduce import blockwise_study
         from experiments.reproduce.blockwise_speed import time_files, time_generators
 
-        target, ways = (self._model, self._weights), self._timed()
+        tuned = [prompt for rows in starts.values() for prompt in rows[: min(max(len(rows) // _TUNED, 1), _TIMED)]]
+        self._show.note("choosing α for the files to time …")
+        alphas = blockwise_study.tune(self._write_texts(tuned), self._rescorers)
+        target, ways = (self._model, self._weights), self._timed(alphas)
         chosen = {name: rows[-_TIMED:] for name, rows in starts.items()}
         return {
             "files": time_files(*target, ways, chosen, (0.0, *_TEMPERATURES), seed, self._show),
             "tensorflow": time_generators(*target, ways, chosen, 0.0, seed, self._show),
         }
 
-    def _timed(self) -> list[Any]:
-        """Returns the decodings to time: heads alone, refined with α = 1, and the rescorers as drafters."""
+    def _timed(self, alphas: dict[str, float]) -> list[Any]:
+        """Returns the decodings to time: heads alone, refined with α = 1 and α, and the rescorers as drafters."""
         from experiments.decoding_modes import Mode, parse
         from experiments.reproduce.blockwise_speed import Timed
         from experiments.reproduce.blockwise_study import PATHS, PLAIN, TOP_K
@@ -236,119 +263,18 @@ class Study:
         from models.decoding.katz_drafter import KatzDrafter
         from models.decoding.lattice_drafter import LatticeDrafter
 
-        drafters = self._drafters({"2-gram": 1.0, "neural": 1.0})
+        drafters = self._drafters(alphas)
         middle = self._heads[len(self._heads) // 2]
         blocks = {heads: Mode("blockwise", DraftOptions(heads - 1)) for heads in self._heads}
         several = Mode("blockwise", DraftOptions(middle - 1, paths=PATHS[0]))
-        lattice = LatticeDrafter(self._rescorers.ngrams[2], TOP_K, 1.0)
+        lattice = LatticeDrafter(self._rescorers.ngrams[2], TOP_K, alphas["2-gram"])
+        refined = [
+            (f"{name}, α = {own[name]:g}", self._drafters(own)[name]) for own in (_ALPHA_1, alphas) for name in _ALPHA_1
+        ]
         return [
             *(Timed(f"{PLAIN}, h = {heads}", mode, drafters[PLAIN]) for heads, mode in blocks.items()),
-            *(Timed(f"{name}, h = {middle}", blocks[middle], drafters[name]) for name in ("2-gram", "neural")),
-            Timed(f"2-gram, {PATHS[0]} paths, h = {middle}", several, lattice),
+            *(Timed(f"{name}, h = {middle}", blocks[middle], drafter) for name, drafter in dict(refined).items()),
+            Timed(f"2-gram, α = {alphas['2-gram']:g}, {PATHS[0]} paths, h = {middle}", several, lattice),
             *(Timed(f"block:{n}, small model", parse(f"block:{n}"), self._rescorers.model) for n in (2, 4)),
             Timed("block:2, 4-gram", parse("block:2"), KatzDrafter(self._katz[4])),
         ]
-
-
-def format_tables(found: dict[str, Any]) -> str:
-    """Returns the results as Markdown."""
-    from experiments.reproduce.blockwise_study import WAYS
-
-    rows = found["rows"]
-    first = rows[0]
-    lines = []
-    for heads in first["tokens"]:
-        lines += [
-            f"### Tokens per call at temperature 0, {heads} heads",
-            "",
-            f"{first['texts']} prompts per text, blocks from {first['places']} tokens each. For refined drafts: gain "
-            "over the heads alone in percent. 95 % bootstrap intervals over prompts.",
-            "",
-            f"| text | h_max | {' | '.join(WAYS)} |",
-            "|---" * (2 + len(WAYS)) + "|",
-        ]
-        for row in rows:
-            cells = [_format(name, row["tokens"][heads][name]) for name in WAYS]
-            lines.append(f"| {row['text']} | {row['h_max']} | {' | '.join(cells)} |")
-        lines += ["", f"h_max and the tokens per call of the heads alone: {_correlate(rows, heads)}.", ""]
-    return "\n".join([*lines, *_format_repeats(rows), "", *_format_sampled(rows), *_format_speed(found)]) + "\n"
-
-
-def _format(name: str, entry: dict[str, Any]) -> str:
-    from experiments.reproduce.blockwise_study import PLAIN
-
-    if name == PLAIN or name.startswith("oracle"):
-        return format_interval(entry["tokens"], 2)
-    return format_interval(entry["gain"], 1, "+")
-
-
-def _correlate(rows: Sequence[Any], heads: str) -> str:
-    """Returns the correlation over texts with its 95 % interval by Fisher's transformation."""
-    from experiments.reproduce.blockwise_study import PLAIN
-
-    values = np.array([[row["h_max"], row["tokens"][heads][PLAIN]["tokens"]["estimate"]] for row in rows], float).T
-    if values.shape[1] < 4 or not values.std(axis=1).all():
-        return "no correlation can be computed"
-    correlation = float(np.corrcoef(values)[0, 1])
-    half = 1.96 / np.sqrt(values.shape[1] - 3)
-    low, high = np.tanh(np.arctanh(correlation) + np.array([-half, half]))
-    return f"R = {correlation:.2f} [{low:.2f}, {high:.2f}] over {values.shape[1]} texts"
-
-
-def _format_repeats(rows: Sequence[Any]) -> list[str]:
-    from experiments.reproduce.blockwise_study import LINES
-
-    lines = [
-        "### Repetition",
-        "",
-        "Neighbouring tokens of a draft that are equal, in percent, and the mean of the longest run of them. Last: "
-        "of all drafts, those with more right tokens after the 2-gram model, those with fewer, and how many of the "
-        "former repaired a repetition, in percent. At all places of the greedy texts.",
-        "",
-        f"| text | {' | '.join(LINES)} | improved | worse | repairs |",
-        "|---" * (4 + len(LINES)) + "|",
-    ]
-    for row in rows:
-        cells = [f"{100 * own['neighbours']:.1f} ({own['longest_run']:.2f})" for own in map(row["repeats"].get, LINES)]
-        cells += [f"{100 * row['repairs'][key]:.1f}" for key in ("improved", "worse", "repetitions")]
-        lines.append(f"| {row['text']} | {' | '.join(cells)} |")
-    return lines
-
-
-def _format_sampled(rows: Sequence[Any]) -> list[str]:
-    columns = [f"{own['drafts']}, T = {own['temperature']:g}" for own in rows[0]["sampled"]]
-    lines = [
-        f"### Tokens per call of sampled texts, {max(map(int, rows[0]['tokens']))} heads",
-        "",
-        f"| text | {' | '.join(columns)} |",
-        "|---" * (1 + len(columns)) + "|",
-    ]
-    for row in rows:
-        cells = [format_interval(own["tokens"], 2) for own in row["sampled"]]
-        lines.append(f"| {row['text']} | {' | '.join(cells)} |")
-    return lines
-
-
-def _format_speed(found: dict[str, Any]) -> list[str]:
-    if "files" not in found:
-        return []
-    from experiments.bench.table import QUIET
-
-    temperatures = list(dict.fromkeys(row["temperature"] for row in found["files"]))
-    columns = [f"{what}, T = {value:g}" for value in temperatures for what in ("speed", "tokens per call")]
-    lines = [
-        "",
-        "### Tokens per second beside plain decoding",
-        "",
-        "float32, one text at a time: in a TFLite file on one thread, and in TensorFlow (T = 0). 95 % bootstrap "
-        "intervals over prompts.",
-        "",
-        f"| decoding | {' | '.join(columns)} | in TensorFlow, T = 0 |",
-        "|---" * (2 + len(columns)) + "|",
-    ]
-    for graph in found["tensorflow"]:
-        own = {row["temperature"]: row for row in found["files"] if row["name"] == graph["name"]}
-        cells = [format_interval(own[value][key], 2) for value in temperatures for key in ("speed", "tokens")]
-        lines.append(f"| {graph['name']} | {' | '.join(cells)} | {format_interval(graph['speed'], 2)} |")
-    others = max(row["others"] for row in found["files"])
-    return [*lines, "", f"NOISY: other processes used up to {others:.1f} cores."] if others > QUIET else lines

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from experiments.bench.decoding_measurement import PROMPT, TOKENS, Measurement
 from experiments.decoding_modes import Mode
@@ -93,6 +94,19 @@ def time_generators(
                 generators[number]([prompt], choices)
                 seconds[number, place] = time.perf_counter() - begin
     return [
-        {"name": way.name, "speed": mean_interval(seconds[0], own)._asdict()}
-        for way, own in zip(ways, seconds[1:], strict=True)
+        {"name": way.name, "speed": compare_times(seconds[0], own)} for way, own in zip(ways, seconds[1:], strict=True)
     ]
+
+
+def compare_times(plain: NDArray[np.float64], own: NDArray[np.float64]) -> dict[str, float]:
+    """Returns how many times as fast as plain decoding another way writes the same texts.
+
+    Args:
+      plain: float64 `[texts]`, seconds of plain decoding for each text.
+      own: float64 `[texts]`, seconds of the other way.
+
+    Returns:
+      "estimate", "low" and "high" of the ratio of the sums, above 1 if the other way is faster, with a 95 % bootstrap
+      interval over texts.
+    """
+    return mean_interval(plain, own)._asdict()

@@ -19,7 +19,7 @@ HEADS = (3, 6, 9)
 PATHS = (4, 16)
 TOP_K = 16
 """Number of likeliest tokens of each head among which rescorers choose."""
-ALPHAS = (0.0, 0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0)
+ALPHAS = (0.0, 0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0)
 PLAIN = "heads alone"
 LINES = (PLAIN, "2-gram", "4-gram", "neural")
 """The ways to draft one line of tokens, in the order of the tables."""
@@ -125,8 +125,8 @@ def repairs(before: Ints, after: Ints, own: Ints) -> dict[str, float]:
       own: int32 `[..., n - 1]`, the text's own tokens in place of the drafted ones.
 
     Returns:
-      "improved" and "worse", shares of all drafts; and "repetitions", the share of the improved ones whose first wrong
-      token repeated the token before.
+      "improved" and "worse", shares of all drafts; "repetitions", the share of the improved ones whose first wrong
+      token repeated the token before; and "wrong_repetitions", that share of all drafts with a wrong token.
     """
     right, better = (block_lengths(drafts[..., 1:] == own) - 1 for drafts in (before, after))
     improved = better > right
@@ -135,8 +135,13 @@ def repairs(before: Ints, after: Ints, own: Ints) -> dict[str, float]:
     return {
         "improved": float(improved.mean()),
         "worse": float((better < right).mean()),
-        "repetitions": float(is_repeat[..., 0][improved].mean()) if improved.any() else 0.0,
+        "repetitions": _mean(is_repeat[..., 0][improved]),
+        "wrong_repetitions": _mean(is_repeat[..., 0][right < own.shape[-1]]),
     }
+
+
+def _mean(values: Any) -> float:
+    return float(values.mean()) if values.size else 0.0
 
 
 def _draft(lattices: Lattices, rescorers: Rescorers, name: str, alpha: float) -> Ints:

@@ -73,7 +73,7 @@ def build(
         batches, ends = Batches(shard["examples"], shard["rows"]), shard["ends"]
 
         def train(first: Any, end: Any) -> list[Any]:
-            update = client_update(task, weights, batches, local.learning_rate, (first, end))
+            update = client_update(task, weights, batches, local, (first, end))
             return tf.nest.flatten(aggregator.client(state, update))
 
         def group(index: Any, first: Any, *total: Any) -> tuple[Any, ...]:

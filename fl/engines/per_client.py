@@ -43,7 +43,7 @@ def build(
     averaging.check_accuracy(task, aggregator)
 
     def client_work(weights: Weights, state: dict[str, Any], value: Any) -> Contribution:
-        update = client_update(task, weights, Batches(**value), local.learning_rate)
+        update = client_update(task, weights, Batches(**value), local)
         return aggregator.client(state, update)
 
     value_type = averaging.batches_type(task, local.batch_size, client_axis=())

@@ -7,11 +7,13 @@ It needs NumPy and SciPy only, and none of `fl` besides. Reference: Paes, Suresh
 Multi-Group Fairness Evaluation via Conditional Value-at-Risk Testing, https://arxiv.org/abs/2312.03867.
 """
 
+from fl.fairness.client_sums import NoisySums
 from fl.fairness.gaps import cvar, cvar_gap
 from fl.fairness.groups import GroupSums, from_counts, from_rows
 from fl.fairness.hypothesis_test import FairnessTest, attribute_specific_test, holm, weighted_test
 from fl.fairness.max_gap import MaxGapTest, max_gap_test
 from fl.fairness.metric_frame import FairnessFrame, StratumTest
+from fl.fairness.noisy_statistic import noisy_test
 from fl.fairness.planner import plan_attribute_specific, plan_max_gap, plan_weighted, sampling_probabilities
 
 __all__ = [
@@ -19,6 +21,7 @@ __all__ = [
     "FairnessTest",
     "GroupSums",
     "MaxGapTest",
+    "NoisySums",
     "StratumTest",
     "attribute_specific_test",
     "cvar",
@@ -27,6 +30,7 @@ __all__ = [
     "from_rows",
     "holm",
     "max_gap_test",
+    "noisy_test",
     "plan_attribute_specific",
     "plan_max_gap",
     "plan_weighted",

@@ -69,6 +69,19 @@ def divide_rows(features: Mapping[str, Any]) -> Groups:
     return Groups(tuple(features), names, codes, combinations - len(names))
 
 
+def require_one_group(draws: NDArray[np.int64], division: Groups) -> None:
+    """Raises ValueError if the rows of a draw, int64 [rows] from 0 on, are of several groups."""
+    first_row = np.unique(draws, return_index=True)[1]
+    differs = division.codes != division.codes[first_row][draws]
+    if differs.any():
+        row = int(np.flatnonzero(differs)[0])
+        places = (int(first_row[draws[row]]), row)
+        raise ValueError(
+            f"draws give rows {places[0]} and {places[1]}, counted from 0, the same draw, but they are of different "
+            "groups: number each draw of a group by itself"
+        )
+
+
 def as_column(name: str, values: Any) -> NDArray[Any]:
     """Returns a column as an array [rows]; raises ValueError if it has another shape or is no sequence."""
     if hasattr(values, "to_numpy"):  # pandas, polars and Arrow
@@ -127,12 +140,10 @@ def _order(value: Any) -> tuple[int, Any]:
 
 def _require_categories(name: str, levels: list[Any]) -> None:
     quantities = [value for value in levels if isinstance(value, int | float) and not isinstance(value, bool)]
-    fractions = (
-        [value for value in quantities if value != int(value)] if all(map(np.isfinite, quantities)) else quantities
-    )
+    fractions = [value for value in quantities if isinstance(value, float) and not value.is_integer()]
     if fractions or len(quantities) > MANY_VALUES:
         shown = (fractions or quantities)[0]
         raise ValueError(
-            f"column {name!r} is continuous ({len(quantities)} different numbers, such as {shown:g}): give bands, "
-            "as 18-29"
+            f"column {name!r} is continuous ({len(quantities)} different numbers, such as {shown}): give bands, "
+            "as 18-29, or texts if the numbers are names"
         )

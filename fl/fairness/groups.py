@@ -140,7 +140,10 @@ def from_rows(
 
 def check_bounds(bounds: tuple[float, float]) -> tuple[float, float]:
     """Returns the bounds as floats; raises ValueError unless they are finite and the first is the smaller."""
-    low, high = (float(bound) for bound in bounds)
+    try:
+        low, high = (float(bound) for bound in bounds)
+    except (TypeError, ValueError):
+        raise ValueError(f"bounds {bounds!r} are wrong: give the least and the largest possible value") from None
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise ValueError(f"bounds ({low:g}, {high:g}) are wrong: give the least and the largest possible value")
     return low, high

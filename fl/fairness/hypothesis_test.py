@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,7 +18,7 @@ from scipy import special
 from fl.fairness import skewed, variance
 from fl.fairness.gaps import check_alpha, gap_bounds, normalized_weights
 from fl.fairness.groups import GroupSums
-from fl.fairness.variance import Form
+from fl.fairness.variance import Form, Moments
 from privacy import checks
 
 _MIN_ROWS = 2  # of a group: one row says nothing about the spread of rows
@@ -30,11 +31,11 @@ class FairnessTest:
     """Holds the result of a test of whether groups are alike. Gaps and variances are in the unit of the values.
 
     Attributes:
-      sampling: how rows were collected: "given counts", "weighted" or "attribute-specific".
+      sampling: how rows were collected: "given counts", "weighted" or "attribute-specific"; or "noisy counts".
       alpha: share of the weight that F_α leaves out.
       level: probability of a false rejection; each bound on F_α is wrong with at most this probability.
       groups: number of groups tested; with attribute-specific sampling, number of draws of a group.
-      rows: number of rows of these groups.
+      rows: number of rows of these groups; with noisy counts their noisy number.
       untested_groups: number of groups with a weight but with too few rows to be tested.
       untested_weight: share of the weight that these groups have. Nothing is said about them.
       overall: weighted overall value of the tested groups.
@@ -231,6 +232,32 @@ def _largest_gap(overall: float) -> float:
     return max(overall, 1 - overall)
 
 
+class Statistic(NamedTuple):
+    """Holds the statistic T of a test and what is known of its distribution, for values scaled to [0, 1].
+
+    Attributes:
+      value: T, the estimate of the variance V of the groups.
+      center: overall value.
+      null: moments of T if V = 0.
+      noise: part of the variance of T that does not vanish with V.
+      slope: b such that the variance of T is at most its value at V = 0, plus b V.
+      row_variance: mean variance of a row.
+      per_row: largest weight of a row.
+      drawn_groups: number of draws of groups, whose chance adds to the variance of T; None if the groups are fixed.
+      noise_per_row: largest variance of the noise on the sum of a group, divided by its number of rows.
+    """
+
+    value: float
+    center: float
+    null: Moments
+    noise: float
+    slope: float
+    row_variance: float
+    per_row: float
+    drawn_groups: int | None = None
+    noise_per_row: float = 0.0
+
+
 def _assess(
     form: Form,
     sums: GroupSums,
@@ -243,24 +270,64 @@ def _assess(
     slope: float,
     drawn_groups: int | None,
 ) -> FairnessTest:
-    """Returns the result for sums scaled to [0, 1].
+    """Returns the result for sums scaled to [0, 1]; `slope` and `drawn_groups` are those of `Statistic`."""
+    center = variance.overall_value(form, sums.sums)
+    row_variances = variance.row_variances(sums, center)
+    statistic = Statistic(
+        value=variance.estimate(form, sums, center),
+        center=center,
+        null=variance.null_moments(form, row_variances, variance.skew_bound(sums, center)),
+        noise=variance.noise_variance(form, sums, center),
+        slope=slope,
+        row_variance=float(row_variances @ sums.counts / sums.counts.sum()),
+        per_row=float(form.per_row.max()),
+        drawn_groups=drawn_groups,
+    )
+    return conclude(
+        statistic,
+        alpha=alpha,
+        level=level,
+        gap=gap,
+        sampling=sampling,
+        groups=len(sums.counts),
+        rows=int(sums.counts.sum()),
+        untested=untested,
+        bounds=(sums.low, sums.high),
+    )
+
+
+def conclude(
+    statistic: Statistic,
+    *,
+    alpha: float,
+    level: float,
+    gap: float | None,
+    sampling: str,
+    groups: int,
+    rows: int,
+    untested: tuple[int, float],
+    bounds: tuple[float, float] = (0.0, 1.0),
+) -> FairnessTest:
+    """Returns the result of a test from its statistic.
 
     Args:
-      slope: b such that the variance of T is at most its value at V = 0, plus b V.
-      drawn_groups: number of draws of groups, whose chance adds to the variance of T; None if the groups are fixed.
+      statistic: T and its distribution, for values scaled to [0, 1].
+      alpha, level, gap: as for `weighted_test`, in the unit of the values.
+      sampling, groups, rows: as in `FairnessTest`.
+      untested: number and weight of the groups that are not tested.
+      bounds: least and largest possible value.
+
+    Raises:
+      ValueError: alpha, level or gap is out of range.
     """
     alpha = check_alpha(alpha)
     level = checks.between("level", level, 0, 0.5, "0.05 is usual")
-    width = sums.high - sums.low
+    low_value, width = bounds[0], bounds[1] - bounds[0]
     if gap is not None:
         checks.between("gap", gap, 0, width, "give a gap that would matter", closed_high=True)
-    center = variance.overall_value(form, sums.sums)
-    value = variance.estimate(form, sums, center)
-    row_variances = variance.row_variances(sums, center)
-    null = variance.null_moments(form, row_variances, variance.skew_bound(sums, center))
+    value, center, null, noise, slope = statistic[:5]
     critical = skewed.quantile(level, null)
     p_value = skewed.tail_probability(value, null)
-    noise = variance.noise_variance(form, sums, center)
     largest = _largest_gap(center)
     low = 0.0
     if p_value <= level:
@@ -271,22 +338,21 @@ def _assess(
     power = None
     if gap is not None:
         scaled = gap / width
-        mean_variance = float(row_variances @ sums.counts / sums.counts.sum())
         # Of a row about m, in a group with the gap.
-        second = min(mean_variance + scaled * abs(1 - 2 * center), largest**2)
-        spread = null.variance + 4 * second * float(form.per_row.max()) * (1 - alpha) * scaled**2
-        if drawn_groups is not None:
-            spread += alpha * (1 - alpha) * scaled**4 / drawn_groups
+        second = min(statistic.row_variance + scaled * abs(1 - 2 * center), largest**2) + statistic.noise_per_row
+        spread = null.variance + 4 * second * statistic.per_row * (1 - alpha) * scaled**2
+        if statistic.drawn_groups is not None:
+            spread += alpha * (1 - alpha) * scaled**4 / statistic.drawn_groups
         power = float(special.ndtr(((1 - alpha) * scaled**2 - critical) / math.sqrt(spread))) if spread > 0 else 1.0
     return FairnessTest(
         sampling=sampling,
         alpha=alpha,
         level=level,
-        groups=len(sums.counts),
-        rows=int(sums.counts.sum()),
+        groups=groups,
+        rows=rows,
         untested_groups=untested[0],
         untested_weight=untested[1],
-        overall=sums.low + width * center,
+        overall=low_value + width * center,
         variance=value * width**2,
         null_stddev=math.sqrt(null.variance) * width**2,
         critical_value=critical * width**2,

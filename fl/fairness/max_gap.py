@@ -21,12 +21,12 @@ _Array = NDArray[np.float64]
 
 @dataclasses.dataclass(frozen=True)
 class MaxGapTest:
-    """Holds the result of the test of the largest gap. Gaps are in the unit of the values; without rows they are NaN.
+    """Holds the result of the test of the largest gap. Gaps are in the unit of the values; NaN without rows or weight.
 
     Attributes:
       level: probability of a false rejection, and that any interval misses its group.
       overall: weighted overall value of the groups with rows.
-      p_value: smallest p-value of a group times the number of groups with rows, at most 1.
+      p_value: smallest p-value of a group times the number of groups with rows and a weight, at most 1.
       p_values: float [groups], p-value of each group alone.
       gaps: float [groups], mean value of each group minus the overall value.
       low: float [groups], lower ends of intervals for the gaps that hold for all groups at once.
@@ -55,8 +55,14 @@ class MaxGapTest:
 def max_gap_test(sums: GroupSums, *, level: float = 0.05, weights: ArrayLike | None = None) -> MaxGapTest:
     """Tests each group's mean against the overall value, corrected for the number of groups.
 
-    For values of 0 or 1 it uses binomial tails and Clopper-Pearson intervals, otherwise Hoeffding's inequality. The
-    error of the overall value is neglected: it is small beside that of any group if there are many groups.
+    For values of 0 or 1 it uses binomial tails and Clopper-Pearson intervals, otherwise Hoeffding's inequality. The gap
+    of group g, (1 - w_g) x̄_g - Σ_{h≠g} w_h x̄_h, has the variance of a mean of r_g rows,
+
+        1 / r_g = (1 - w_g)² / N_g + Σ_{h≠g} w_h² / N_h
+
+    where all rows have the same variance. r_g is at least N_g if the weights are the shares of the rows. Where it is
+    less, because the weights count few rows of other groups for much, Hoeffding's inequality with r_g rows holds for
+    the gap. Groups of weight 0 are left out.
 
     Args:
       sums: sums of each group.
@@ -69,12 +75,20 @@ def max_gap_test(sums: GroupSums, *, level: float = 0.05, weights: ArrayLike | N
     level = checks.between("level", level, 0, 0.5, "0.05 is usual")
     n, s = sums.counts, sums.sums
     mass = normalized_weights(n if weights is None else weights, len(n))
-    has_rows = n > 0
-    if not mass[has_rows].sum() > 0:
+    used = (n > 0) & (mass > 0)
+    if not used.any():
         raise ValueError("no group that has a weight has a row: give at least two rows of each group")
-    means = np.divide(s, n, out=np.full(len(n), np.nan), where=has_rows)
-    overall = float(mass[has_rows] @ means[has_rows] / mass[has_rows].sum())
-    groups = int(has_rows.sum())
+    means = np.divide(s, n, out=np.full(len(n), np.nan), where=used)
+    mass = np.where(used, mass, 0.0) / mass[used].sum()
+    overall = float(mass[used] @ means[used])
+    groups = int(used.sum())
+    of_overall = np.divide(mass**2, n, out=np.zeros(len(n)), where=used)
+    error = np.divide((1 - mass) ** 2, n, out=np.zeros(len(n)), where=used) + of_overall.sum() - of_overall
+    rows = np.minimum(n, np.divide(1, error, out=np.full(len(n), np.inf), where=error > 0))
+    # Rounding must not take equal numbers for a smaller one.
+    is_safe = rows >= n * (1 - 1e-9)
+    by_hoeffding = np.minimum(2 * np.exp(-2 * rows * (means - overall) ** 2), 1.0)
+    half = np.sqrt(np.log(2 * groups / level) / (2 * np.where(used, rows, 1)))
     # For a sample of binary values both tails include the value itself; a two-sided p-value is twice the smaller one.
     if sums.is_binary:
         below = np.where(s < n, special.betainc(np.maximum(n - s, 1), s + 1, 1 - overall), 1.0)
@@ -84,10 +98,11 @@ def max_gap_test(sums: GroupSums, *, level: float = 0.05, weights: ArrayLike | N
         low = np.where(s > 0, special.betaincinv(np.maximum(s, 1), n - s + 1, tail), 0.0)
         high = np.where(s < n, special.betaincinv(s + 1, np.maximum(n - s, 1), 1 - tail), 1.0)
     else:
-        p_values = np.minimum(2 * np.exp(-2 * n * (means - overall) ** 2), 1.0)
-        half = np.sqrt(np.log(2 * groups / level) / (2 * np.maximum(n, 1)))
-        low, high = np.maximum(means - half, 0.0), np.minimum(means + half, 1.0)
-    p_values, low, high = (np.where(has_rows, values, np.nan) for values in (p_values, low, high))
+        p_values, low, high = by_hoeffding, np.maximum(means - half, 0.0), np.minimum(means + half, 1.0)
+    # Where the overall value is uncertain, 0 and 1 do not bound the gap at their distance to it.
+    p_values = np.where(is_safe, p_values, by_hoeffding)
+    low, high = np.where(is_safe, low, means - half), np.where(is_safe, high, means + half)
+    p_values, low, high = (np.where(used, values, np.nan) for values in (p_values, low, high))
     width = sums.high - sums.low
     return MaxGapTest(
         level=level,

@@ -13,11 +13,14 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fl.fairness.columns import Groups, as_column, divide_rows
+from fl.fairness.client_sums import NoisySums
+from fl.fairness.columns import Groups, as_column, divide_rows, require_one_group
 from fl.fairness.features import Table, is_pandas, named_columns, shaped
 from fl.fairness.groups import GroupSums, from_counts, from_rows
 from fl.fairness.hypothesis_test import FairnessTest, attribute_specific_test, holm, weighted_test
 from fl.fairness.max_gap import MaxGapTest, max_gap_test
+from fl.fairness.named_weights import by_group, with_named
+from fl.fairness.noisy_statistic import noisy_test
 from fl.fairness.rates import Levels, read_rates
 from fl.fairness.row_metrics import metric_name, row_values
 
@@ -66,7 +69,8 @@ class FairnessFrame:
       level: probability of a false rejection, in (0, 0.5).
       gap: gap for which to state the power of the test.
       weights: shares of the groups in the population: "rows" for their shares of the rows, "equal", or a mapping from
-        group (a value, or a tuple of values of several features) to weight.
+        group (a value, or a tuple of values of several features) to weight. The mapping may name groups that have no
+        row, and leave out combinations that have none, whose weight is 0.
       probabilities: probability with which a row is of each group, a mapping as for `weights`, if the rows' groups were
         drawn (`fl.fairness.plan_weighted`).
       draws: a column that numbers the draws of groups, if groups were drawn (`fl.fairness.plan_attribute_specific`).
@@ -108,8 +112,12 @@ class FairnessFrame:
     ) -> None:
         if draws is not None and (weights != "rows" or probabilities is not None):
             raise ValueError("draws were made with the groups' weights: leave weights and probabilities out")
+        if probabilities is not None and control_features is not None:
+            raise ValueError("control_features divide rows that were drawn by group: leave them or probabilities out")
         if isinstance(metrics, Mapping) and not metrics:
             raise ValueError("metrics is empty: give at least one metric")
+        if sample_params is not None and not isinstance(sample_params, Mapping):
+            raise ValueError(f"sample_params {sample_params!r} are no mapping: give the function's arguments by name")
         division = divide_rows(named_columns(sensitive_features, "sensitive_feature"))
         strata = Groups((), [()], np.zeros(len(division.codes), np.int64))
         if control_features is not None:
@@ -120,6 +128,11 @@ class FairnessFrame:
             str(name): row_values(metric, y_true, y_pred, params if single else params.get(name, {}))
             for name, metric in ({metric_name(metrics): metrics} if single else metrics).items()
         }
+        if probabilities is not None and (rate := next((n for n, v in values.items() if np.isnan(v).any()), None)):
+            raise ValueError(
+                f"metric {rate!r} leaves rows out, whose groups were drawn: the rest does not follow probabilities; "
+                "give a metric of all rows"
+            )
         draw_codes = _number(draws) if draws is not None else None
         lengths = {"control_features": strata.codes, "draws": draw_codes, "y_true": next(iter(values.values()))}
         for name, column in lengths.items():
@@ -128,6 +141,9 @@ class FairnessFrame:
                     f"{name} has {len(column)} rows and sensitive_features {len(division.codes)}: give one of each for "
                     "every row"
                 )
+        if draw_codes is not None:
+            require_one_group(draw_codes, division)
+        names = with_named(division.names, weights, probabilities)
         cases = []
         for name, metric_values in values.items():
             for number, stratum in enumerate(strata.names):
@@ -135,14 +151,15 @@ class FairnessFrame:
                 rows = inside & ~np.isnan(metric_values)
                 if inside.any():
                     with _naming(name, stratum):
-                        sums = from_rows(metric_values[rows], division.codes[rows], len(division.names), bounds=bounds)
+                        sums = from_rows(metric_values[rows], division.codes[rows], len(names), bounds=bounds)
                         drawn = None
                         if draw_codes is not None:
                             kinds, codes = np.unique(draw_codes[rows], return_inverse=True)
                             drawn = from_rows(metric_values[rows], codes, len(kinds), bounds=bounds)
                     cases.append(_Case(name, stratum, sums, drawn))
         self._single, self._pandas = single, is_pandas(y_true, y_pred, sensitive_features, control_features)
-        self.groups, self.unlisted_groups = division.names, division.unlisted
+        # A mapping of weights lists the groups of the population.
+        self.groups, self.unlisted_groups = names, 0 if isinstance(weights, Mapping) else division.unlisted
         self.sensitive_levels, self.control_levels = list(division.features), list(strata.features)
         self._run(cases, weights, probabilities, alpha=alpha, level=level, gap=gap)
 
@@ -184,6 +201,37 @@ class FairnessFrame:
         frame.control_levels = []
         frame._single, frame._pandas = True, is_pandas(counts, sums)
         frame._run([_Case(metric, (), group_sums, None)], weights, probabilities, alpha=alpha, level=level, gap=gap)
+        return frame
+
+    @classmethod
+    def from_noisy_sums(
+        cls,
+        sums: NoisySums,
+        *,
+        names: Sequence[Levels],
+        metric: str,
+        alpha: float,
+        level: float = 0.05,
+        gap: float | None = None,
+    ) -> FairnessFrame:
+        """Returns the frame of sums with Gaussian noise (`fl.fairness.noisy_statistic`).
+
+        The arguments that are not listed are those of `from_counts`. Numbers of rows are noisy, and 0 for groups that
+        are not tested.
+
+        Args:
+          sums: noisy sums of each group.
+          names: values of each group, in the order of the sums.
+        """
+        frame = cls.__new__(cls)
+        frame.groups, frame.unlisted_groups = list(names), 0
+        frame.sensitive_levels, frame.control_levels = [f"sensitive_feature_{i}" for i in range(len(names[0]))], []
+        frame._single, frame._pandas = True, False
+        result, max_gap = noisy_test(sums, alpha=alpha, level=level, gap=gap)
+        counts = np.where(np.isnan(max_gap.gaps), 0.0, np.maximum(np.rint(sums.counts), 1.0))
+        totals = np.where(counts > 0, counts * np.clip(max_gap.gaps + max_gap.overall, 0, 1), 0.0)
+        shown = GroupSums(counts, totals, totals)
+        frame.tests = [StratumTest(metric, (), shown, result, max_gap, result.p_value)]
         return frame
 
     @classmethod
@@ -254,7 +302,7 @@ class FairnessFrame:
             gap between a group's mean and the overall mean.
         """
         if method == "between_groups":
-            return self._by_stratum(lambda test: float(np.nanmax(test.sums.means) - np.nanmin(test.sums.means)))
+            return self._by_stratum(lambda test: float(np.nanmax(test.max_gap.gaps) - np.nanmin(test.max_gap.gaps)))
         if method == "to_overall":
             return self._by_stratum(lambda test: float(np.nanmax(np.abs(test.max_gap.gaps))))
         raise ValueError(f"method {method!r} is unknown: give 'between_groups' or 'to_overall'")
@@ -306,8 +354,9 @@ class FairnessFrame:
         """Tests every case, and corrects for the number of tests."""
         if isinstance(weights, str) and weights not in ("rows", "equal"):
             raise ValueError(f"weights {weights!r} are unknown: give 'rows', 'equal' or a mapping from group to weight")
-        mass = np.ones(len(self.groups)) if weights == "equal" else _by_group("weights", weights, self.groups)
-        rates = _by_group("probabilities", probabilities, self.groups)
+        has_rows = np.any([case.sums.counts > 0 for case in cases], axis=0)
+        mass = np.ones(len(self.groups)) if weights == "equal" else by_group("weights", weights, self.groups, has_rows)
+        rates = by_group("probabilities", probabilities, self.groups, has_rows)
         results = []
         for case in cases:
             with _naming(case.metric, case.stratum):
@@ -348,17 +397,3 @@ def _naming(metric: str, stratum: Levels) -> Iterator[None]:
 def _number(draws: Any) -> NDArray[np.int64]:
     """Returns the number of each row's draw; draws may have names of any kind, and as many as there are."""
     return divide_rows({"draws": [str(draw) for draw in as_column("draws", draws)]}).codes
-
-
-def _by_group(name: str, values: Any, names: list[Levels]) -> NDArray[np.float64] | None:
-    """Returns the numbers of a mapping in the order of the groups; None for a text or None."""
-    if values is None or isinstance(values, str):
-        return None
-    if not isinstance(values, Mapping):
-        raise ValueError(f"{name} has type {type(values).__name__}: give a mapping from group to number")
-    keyed = {key if isinstance(key, tuple) else (key,): value for key, value in values.items()}
-    if unknown := next((key for key in keyed if key not in set(names)), None):
-        raise ValueError(f"{name} names the group {unknown}, which is not in the data: leave it out or correct it")
-    if lacking := next((key for key in names if key not in keyed), None):
-        raise ValueError(f"{name} lacks the group {lacking}: give a number for each group, 0 to leave one out")
-    return np.array([keyed[key] for key in names], np.float64)

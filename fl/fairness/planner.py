@@ -27,6 +27,9 @@ from privacy import checks
 MAX_ROWS = 2**50
 """Largest number of rows that is planned."""
 
+MIN_GAP = 1e-4
+"""Smallest gap that is planned for: it takes some 10^10 rows, and below it rounding hides the threshold."""
+
 _SIZES = 48  # numbers of rows of a draw that are tried, from 2 up
 _SPREADS = 8  # standard deviations of a binomial number beyond which its probabilities are neglected
 
@@ -180,8 +183,9 @@ def plan_attribute_specific(
         log_choices = special.gammaln(draws + 1) - special.gammaln(bad + 1) - special.gammaln(draws - bad + 1)
         log_powers = special.xlogy(bad, 1 - case.alpha) + special.xlogy(draws - bad, case.alpha)
         share = bad / draws
-        noise = 2 * ((1 - share) * case.variance**2 + share * case.second**2) / (draws * size * (size - 1))
-        spread = noise + 4 * share * case.gap**2 * case.second / (draws * size)
+        # As a float: NumPy divides by no integer beyond 64 bits.
+        noise = 2 * ((1 - share) * case.variance**2 + share * case.second**2) / float(draws * size * (size - 1))
+        spread = noise + 4 * share * case.gap**2 * case.second / float(draws * size)
         below = special.ndtr((critical(draws, size) - share * case.gap**2) / np.sqrt(spread))
         return float(np.exp(log_choices + log_powers) @ below) <= error
 
@@ -238,6 +242,8 @@ class _Case(NamedTuple):
     def check(cls, alpha: float, gap: float, error: float, rate: float) -> _Case:
         alpha = check_alpha(alpha)
         gap = checks.between("gap", gap, 0, 1, "give the smallest gap that would matter", closed_high=True)
+        if gap < MIN_GAP:
+            raise ValueError(f"gap {gap:g} is below {MIN_GAP:g}, for which no one has the rows: give a larger gap")
         checks.between("error", error, 0, 0.5, "0.05 is usual")
         rate = checks.between("rate", rate, 0, 1, "leave it at 0.5 if it is not known")
         variance = rate * (1 - rate)

@@ -24,8 +24,8 @@ def _where(condition: _Array, values: _Array) -> _Array:
 
 
 ROW_METRICS: dict[str, Callable[[_Array, _Array], _Array]] = {
-    "accuracy_score": lambda true, predicted: (true == predicted).astype(np.float64),
-    "zero_one_loss": lambda true, predicted: (true != predicted).astype(np.float64),
+    "accuracy_score": lambda true, predicted: _agree(true, predicted),
+    "zero_one_loss": lambda true, predicted: 1 - _agree(true, predicted),
     "selection_rate": lambda true, predicted: _binary(predicted),
     "mean_prediction": lambda true, predicted: _numbers(predicted),
     "true_positive_rate": lambda true, predicted: _where(_binary(true) == 1, _binary(predicted)),
@@ -95,6 +95,19 @@ def _numbers(values: _Array) -> _Array:
         return values.astype(np.float64)
     except (TypeError, ValueError):
         raise ValueError(f"the metric needs numbers, got {values.tolist()[0]!r}") from None
+
+
+def _agree(true: _Array, predicted: _Array) -> _Array:
+    """Returns 1 where the prediction is the label and 0 elsewhere; refuses predictions that are no labels."""
+    labels, guesses = set(true.tolist()), set(predicted.tolist())
+    fraction = next((x for x in guesses - labels if isinstance(x, float) and not x.is_integer()), None)
+    if fraction is not None or (labels and guesses and labels.isdisjoint(guesses)):
+        shown = min(guesses, key=str) if fraction is None else fraction
+        raise ValueError(
+            f"y_pred holds {shown!r}, which is none of the labels in y_true, such as {min(labels, key=str)!r}: give "
+            "predicted labels in the form of the true ones"
+        )
+    return (true == predicted).astype(np.float64)
 
 
 def _binary(values: _Array) -> _Array:

@@ -110,7 +110,7 @@ def skew_bound(sums: GroupSums, center: float) -> float:
     return abs(1 - 2 * center) if sums.is_binary else max(center, 1 - center)
 
 
-def null_moments(form: Form, variances: _Array, skew: float) -> Moments:
+def null_moments(form: Form, variances: _Array, skew: float, noise: float = 0.0) -> Moments:
     """Returns the moments of T given the numbers of rows, if all groups are alike and m is known.
 
     For a symmetric M with zeros on the diagonal, and independent rows with variance σ² and third moment μ₃, the moments
@@ -121,18 +121,22 @@ def null_moments(form: Form, variances: _Array, skew: float) -> Moments:
       form: the quadratic form.
       variances: float64 [groups], variance of a row of each group.
       skew: bound c on |μ₃| / σ².
+      noise: variance of Gaussian noise on the sum of each group, whose own square less its mean then stands in T; it is
+        one more entry of each block, on whose diagonal M is not 0.
     """
     n = form.counts
+    spread = n * variances + noise
     block = form.within * variances
-    outer = n * form.per_row**2 * variances  # squared entries of the vector of groups
+    outer = form.per_row**2 * spread  # squared entries of the vector of groups
     total = outer.sum()
-    diagonal = n * block + outer
+    diagonal = form.within * spread + outer
+    of_rows = np.divide(n * variances, spread, out=np.zeros_like(spread), where=spread > 0)
     # K = diag(diagonal) - v vᵀ with v_g² = outer_g, and M = K spread over rows, minus `block` on the diagonal.
     trace_k2 = diagonal @ diagonal - 2 * diagonal @ outer + total**2
     trace_k3 = (diagonal**3).sum() - 3 * diagonal**2 @ outer + 3 * (diagonal @ outer) * total - total**3
     k2_diagonal = diagonal**2 - 2 * diagonal * outer + outer * total
     trace_m2 = trace_k2 - n @ block**2
-    trace_m3 = trace_k3 - 3 * block @ k2_diagonal + 2 * n @ block**3
+    trace_m3 = trace_k3 - 3 * (block * of_rows) @ k2_diagonal + 2 * n @ block**3
     # Products of rows of two groups enter with a negative sign, and are left out.
     cubes = (n * (n - 1)) @ (form.within**3 * variances**2)
     return Moments(float(2 * trace_m2), float(8 * trace_m3 + 4 * skew**2 * cubes))

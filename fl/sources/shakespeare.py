@@ -22,6 +22,7 @@ _SPEAKER = re.compile(r"\*\*(.+?)\*\*")
 _DIRECTION = re.compile(r"_+[^_]+_+|^\[[^\]_]*\]_")
 # The procession of the coronation in Henry VIII is a numbered list, "4\. Choristers, singing."
 _LISTED = re.compile(r"\d+\\\.")
+_SMALL, _LARGE, _VERSE = 10, 50, 0.75  # see `Shakespeare.attributes`
 _ESCAPED = re.compile(r"\\([^\w\s])")
 
 
@@ -57,6 +58,30 @@ class Shakespeare:
     def fingerprint(self) -> str:
         """Returns the SHA-256 (hex) of the names and contents of the files."""
         return fingerprint("shakespeare 1", self.files)
+
+    def attributes(self) -> dict[str, dict[str, str]]:
+        """Returns each client's attributes by name, each one of `attribute_values`.
+
+        They are the genre and the play; the size of the role, by the number of lines that it speaks (small: fewer than
+        10; large: more than 50; each band has about a third of the clients); and verse or prose. A line of verse begins
+        with a capital letter; where prose is broken into lines, most begin with a small one. A role is called verse if
+        three quarters of its lines begin with a capital letter, and prose otherwise, which includes mixed roles.
+        """
+        genres = self.genres
+        result = {}
+        for client, lines in self:
+            play = client.partition("/")[0]
+            capital = sum(line[:1].isupper() for line in lines)
+            size = "small" if len(lines) < _SMALL else "large" if len(lines) > _LARGE else "middle"
+            verse = "verse" if capital >= _VERSE * len(lines) else "prose"
+            result[client] = {"genre": genres[play], "play": play, "role": size, "verse": verse}
+        return result
+
+    def attribute_values(self) -> dict[str, list[str]]:
+        """Returns the values that each attribute can have, sorted; they follow from the names of the plays alone."""
+        genres = self.genres
+        fixed = {"role": ["large", "middle", "small"], "verse": ["prose", "verse"]}
+        return {"genre": sorted(set(genres.values())), "play": sorted(genres), **fixed}
 
     def divide(self, public: Collection[str]) -> tuple[Shakespeare, Shakespeare]:
         """Returns (public plays, all other plays), which have no client in common.

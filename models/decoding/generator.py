@@ -120,8 +120,12 @@ class Generator:
         # The last block of a row may give more tokens than were asked for, and while others are drawn one more is read.
         drafted = options.depth(decoding) + options.count(decoding)
         room = max_prompt + max_new_tokens + drafted
-        known = drafter.model.context if isinstance(drafter, ModelDrafter) else None
-        for owner, context in (("model", model.context), ("drafter", known)):
+        proposing = drafter.rescorer if isinstance(drafter, HeadsDrafter) else drafter
+        known = proposing.model.context if isinstance(proposing, ModelDrafter) else None
+        name = "drafter" if proposing is drafter else "rescorer"
+        if proposing is not None:
+            _require_vocabulary(name, proposing, model.vocabulary_size)
+        for owner, context in (("model", model.context), (name, known)):
             if context is not None and room > context:
                 raise ValueError(
                     f"max_prompt = {max_prompt}, max_new_tokens = {max_new_tokens} and {drafted} drafted tokens of two "
@@ -132,9 +136,6 @@ class Generator:
             # optimiser makes outputs without any row.
             weights = {name: tf.convert_to_tensor(weight) for name, weight in weights.items()}
         self._decoder = decoder = build_decoder(decoding, model.fit(room), weights, drafter, options)
-        proposing = drafter.rescorer if isinstance(drafter, HeadsDrafter) else drafter
-        if proposing is not None:
-            _require_vocabulary(proposing, model.vocabulary_size)
 
         def proceed(progress: Progress, request: Request, ends: Ends) -> Generated:
             words = decoder.words(request, progress.state.position, max_new_tokens)
@@ -329,11 +330,11 @@ class Generator:
         )
 
 
-def _require_vocabulary(drafter: Drafter, size: int) -> None:
+def _require_vocabulary(name: str, drafter: Drafter, size: int) -> None:
     logits, _ = drafter.step(tf.zeros([1], tf.int32), drafter.initial_state(1))
     if logits.shape[-1] != size:
         raise ValueError(
-            f"drafter proposes from {logits.shape[-1]:,} tokens, but the target's vocabulary has {size:,}: give a "
+            f"{name} proposes from {logits.shape[-1]:,} tokens, but the target's vocabulary has {size:,}: give a "
             "drafter with the target's vocabulary, or a SharedVocabularyDrafter"
         )
 

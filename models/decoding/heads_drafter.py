@@ -11,6 +11,7 @@ Reference: Stern et al. 2018, https://arxiv.org/abs/1811.03115; Kim et al. 2024,
 """
 
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -28,7 +29,7 @@ class _Block(NamedTuple):
     """Holds the state within a block.
 
     Attributes:
-      logits: float32 `[B, h - 1, V]`, the logits of the heads from 2.
+      logits: float32 `[B, D, V]`, the logits of the heads from 2, as many as a draft has tokens.
       place: int32 scalar, number of steps so far.
       rescorer: the rescorer's state or trail; () without one.
     """
@@ -43,6 +44,9 @@ class HeadsDrafter(Drafter):
 
     Between blocks its state is the rescorer's.
 
+    With `alpha` = 0 the greedy drafts are those of the heads alone. Drawn drafts are not, unless `top_k` is the whole
+    vocabulary: they come from the `top_k` likeliest tokens of each head. The text has the model's distribution anyway.
+
     Args:
       rescorer: what refines the drafts; None for none.
       top_k: number of likeliest tokens of each head among which the rescorer chooses, >= 1; ties with the last one
@@ -56,11 +60,13 @@ class HeadsDrafter(Drafter):
     def __init__(self, rescorer: Drafter | None = None, top_k: int = 16, alpha: float = 1.0) -> None:
         self.rescorer = rescorer
         self.top_k = require_integer("top_k_heads", top_k, 1)
-        if not 0 <= alpha < float("inf"):
+        is_number = isinstance(alpha, Real) and not isinstance(alpha, bool)
+        if not is_number or not 0 <= alpha < float("inf"):
             raise ValueError(f"alpha = {alpha!r}: must be a number >= 0")
         self.alpha = float(alpha)
         self._model: WithHidden | None = None
         self._weights: Weights = {}
+        self._heads = range(0)
 
     def bind(self, model: WithHidden, weights: Weights, depth: int) -> "HeadsDrafter":
         """Returns a drafter with the heads of a target.
@@ -84,7 +90,7 @@ class HeadsDrafter(Drafter):
                 f"draft_length = {depth}: the model's {heads} prediction heads draft at most {heads - 1} tokens; lower "
                 "it"
             )
-        self._model, self._weights = model, weights
+        self._model, self._weights, self._heads = model, weights, range(2, depth + 2)
 
     def initial_state(self, batch: int) -> Any:
         """Returns the rescorer's state before any token; see `Drafter.initial_state`."""
@@ -95,10 +101,10 @@ class HeadsDrafter(Drafter):
         return state if self.rescorer is None else self.rescorer.prefill(tokens, lengths, state)
 
     def begin(self, state: Any, target: Any) -> _Block:
-        """Computes the logits of all heads; see `Drafter.begin`."""
+        """Computes the logits of the heads that draft; see `Drafter.begin`."""
         if self._model is None or not isinstance(target, HiddenState):
             raise ValueError("HeadsDrafter: drafts for a model with prediction heads only; use it in a Generator")
-        logits = self._model.head_logits(self._weights, target.hidden)[:, 1:]
+        logits = self._model.head_logits(self._weights, target.hidden, self._heads)
         return _Block(logits, tf.constant(0), state)
 
     def step(self, tokens: tf.Tensor, state: _Block) -> tuple[tf.Tensor, _Block]:

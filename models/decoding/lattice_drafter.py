@@ -59,6 +59,11 @@ class LatticeDrafter(HeadsDrafter):
 
     def bind(self, model: WithHidden, weights: Weights, depth: int) -> "LatticeDrafter":
         """Returns a drafter with the heads of a target; see `HeadsDrafter.bind`."""
+        if self.tables is not None and self.tables.vocabulary_size != model.vocabulary_size:
+            raise ValueError(
+                f"tables: n-grams of {self.tables.vocabulary_size} tokens cannot rescore the drafts of a model of "
+                f"{model.vocabulary_size}: learn them with the model's vocabulary"
+            )
         bound = LatticeDrafter(self.tables, self.top_k, self.alpha)
         bound._hold(model, weights, depth)
         return bound

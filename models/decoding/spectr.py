@@ -66,7 +66,9 @@ class SpecTr(TreeRule):
             # The uniform number is used again for the next depth, from its place in the interval of this decision.
             bounds = tf.cumsum(tf.concat([none[:, tf.newaxis], first], axis=1), axis=1)
             uniform *= bounds[:, -1]
-            decision = tf.reduce_sum(tf.cast(bounds[:, :-1] <= uniform[:, tf.newaxis], tf.int32), axis=1)
+            # Rounding may take the number to the last bound. It is then in the last interval that is not empty.
+            is_passed = (bounds <= uniform[:, tf.newaxis]) & (bounds < bounds[:, -1:])
+            decision = tf.reduce_sum(tf.cast(is_passed, tf.int32), axis=1)
             begin = tf.gather(tf.pad(bounds, [[0, 0], [1, 0]]), decision, axis=1, batch_dims=1)
             width = tf.gather(bounds, decision, axis=1, batch_dims=1) - begin
             uniform = (uniform - begin) / tf.where(width > 0, width, tf.ones_like(width))

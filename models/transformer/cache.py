@@ -1,5 +1,8 @@
 """Implements the key-value cache of a transformer: fixed in size, with a length for each row."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,8 +18,21 @@ except ImportError:
     dynamic_update_slice = None
 
 
-_ROWS_IN_TURN = 64
-"""Maximum number of rows that are written one by one, in place. The other way copies the cache several times."""
+_ROWS_IN_TURN = ContextVar("rows in turn", default=4)
+"""Maximum number of rows that are written one by one. The other way copies the cache several times."""
+
+
+@contextmanager
+def writing_in_place() -> Iterator[None]:
+    """Within it, graphs are traced for a runtime that writes a row in place, as TFLite does: up to 64 rows in turn.
+
+    TensorFlow copies the whole cache for each row.
+    """
+    before = _ROWS_IN_TURN.set(64)
+    try:
+        yield
+    finally:
+        _ROWS_IN_TURN.reset(before)
 
 
 class Cache(NamedTuple):
@@ -48,7 +64,7 @@ def write(cached: tf.Tensor, new: tf.Tensor, length: tf.Tensor, axis: int) -> tf
       axis: the axis of positions, 2 or 3.
     """
     rows = cached.shape[0]
-    if rows is not None and rows <= _ROWS_IN_TURN and dynamic_update_slice is not None:
+    if rows is not None and rows <= _ROWS_IN_TURN.get() and dynamic_update_slice is not None:
         starts = [tf.range(rows), *[tf.zeros_like(length)] * 3]
         starts[axis] = length
         for row, start in enumerate(tf.unstack(tf.stack(starts, axis=1))):

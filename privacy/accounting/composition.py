@@ -14,6 +14,7 @@ import functools
 import logging
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -71,18 +72,27 @@ def any_participation(draws: Sequence[tuple[float, int]]) -> float:
     return -math.expm1(math.fsum(count * math.log1p(-probability) for probability, count in draws))
 
 
-def rdp_epsilon(sampling: Sampling, population: int, z: float, rounds: int, delta: float) -> tuple[float, float]:
+def rdp_epsilon(
+    sampling: Sampling, population: int, z: float, rounds: int, delta: float, further: float = 0.0
+) -> tuple[float, float]:
     """Returns ε by Rényi DP, under the neighbouring relation `sampling.relation`, and the Rényi order that gives it.
 
     Args:
       sampling: the sampler of the rounds.
       population: number of clients; only fixed-size sampling depends on it.
       z: noise multiplier, noise / clip norm, above 0.
-      rounds: number of rounds, at least 1.
+      rounds: number of rounds; at least 1, unless `further` is above 0.
       delta: δ that ε is stated at, in (0, 1).
+      further: sum of 1 / noise multiplier² of Gaussian releases about all clients beside the rounds, each multiplier
+        relative to the sensitivity under `sampling.relation`; together they equal one such release.
     """
     count = sampling.repetitions(rounds)
-    eps, order = least_by_renyi(lambda order: count * one_round_rdp(sampling, population, z, order), exact_delta(delta))
+
+    def renyi(order: float) -> float:
+        of_rounds = count * one_round_rdp(sampling, population, z, order) if count else 0.0
+        return of_rounds + order * further / 2
+
+    eps, order = least_by_renyi(renyi, exact_delta(delta))
     return with_failures(eps, delta, rounds), order
 
 
@@ -114,7 +124,9 @@ def least_by_renyi(renyi: Callable[[float], float], delta: float) -> tuple[float
     return min(found)
 
 
-def pld_epsilon(sampling: Sampling, z: float, rounds: int, delta: float, points: int = loss_grid.FINE) -> float | None:
+def pld_epsilon(
+    sampling: Sampling, z: float, rounds: int, delta: float, points: int = loss_grid.FINE, further: float = 0.0
+) -> float | None:
     """Returns ε by privacy loss distribution (PLD), or None if no PLD is available.
 
     No PLD is available for fixed-size sampling, or if `delta` is below the rounding errors of the composition. Without
@@ -122,29 +134,33 @@ def pld_epsilon(sampling: Sampling, z: float, rounds: int, delta: float, points:
     of the rounds with a probability of at most `exact_delta(delta)`, ε is 0 whatever the noise.
 
     Args:
-      sampling, z, rounds, delta: as for `rdp_epsilon`.
+      sampling, z, rounds, delta, further: as for `rdp_epsilon`.
       points: maximum number of grid points of one round's distribution; more points tighten this upper bound.
     """
     if isinstance(sampling, FixedSize):
         return None
     exact = exact_delta(delta)
-    if isinstance(sampling, Poisson) and any_participation([(sampling.sampling_probability, rounds)]) <= exact:
+    probability = sampling.sampling_probability if isinstance(sampling, Poisson) else 1.0
+    if not further and any_participation([(probability, rounds)]) <= exact:
         return with_failures(0.0, delta, rounds)
     # Sampling never increases ε, so the exact curve without it is an upper bound too, even where no grid works.
-    eps = gaussian_epsilon(z / math.sqrt(sampling.repetitions(rounds)), exact)
-    if isinstance(sampling, Poisson) and sampling.sampling_probability < 1:
+    eps = gaussian_epsilon((sampling.repetitions(rounds) / z**2 + further) ** -0.5, exact)
+    if probability < 1 and rounds:
         if delta < loss_grid.least_delta(rounds):
             return None
-        probability = sampling.sampling_probability
-        interval = loss_grid.choose_interval(
-            loss_grid.largest_loss(z, probability), lambda order: rounds * one_round_rdp(sampling, 0, z, order), points
-        )
-        eps = min(
-            eps,
-            loss_grid.read_epsilon(
-                lambda width: loss_grid.gaussian(z, probability, width).self_compose(rounds), interval, exact
-            ),
-        )
+        largest = loss_grid.largest_loss(z, probability)
+        if further:
+            largest = max(largest, loss_grid.largest_loss(further**-0.5, 1.0))
+
+        def renyi(order: float) -> float:
+            return rounds * one_round_rdp(sampling, 0, z, order) + order * further / 2
+
+        def compose(width: float) -> Any:
+            of_rounds = loss_grid.gaussian(z, probability, width).self_compose(rounds)
+            return of_rounds.compose(loss_grid.gaussian(further**-0.5, 1.0, width)) if further else of_rounds
+
+        interval = loss_grid.choose_interval(largest, renyi, points)
+        eps = min(eps, loss_grid.read_epsilon(compose, interval, exact))
     return with_failures(eps, delta, rounds)
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -61,17 +61,27 @@ class Epsilon(NamedTuple):
         return "RDP" if self.pld is None or self.rdp < self.pld else "PLD"
 
 
-def epsilon(plan: PrivacyPlan, rounds: int | None = None) -> Epsilon:
-    """Returns the ε of `plan` after `rounds` rounds (default: all planned), under the plan's relation and at its δ."""
+def epsilon(plan: PrivacyPlan, rounds: int | None = None, releases: Iterable[float] = ()) -> Epsilon:
+    """Returns the ε of `plan` after some rounds and further releases, under the plan's relation and at its δ.
+
+    Args:
+      plan: the plan.
+      rounds: number of rounds. None: all planned.
+      releases: noise multipliers of Gaussian releases about the clients beside the rounds, each the standard deviation
+        of the noise / sensitivity under the plan's relation (`Ledger.charge`). No amplification by sampling is counted.
+    """
     rounds = plan.rounds if rounds is None else checks.whole("rounds", rounds, 0, "count the rounds that ran")
     assert plan.relation is not None
-    if rounds == 0 or not plan.is_private:
-        value = 0.0 if rounds == 0 else math.inf
+    further = math.fsum(
+        checks.noise_multiplier(multiplier, "give that of the release") ** -2 for multiplier in releases
+    )
+    if (rounds == 0 and not further) or not plan.is_private:
+        value = math.inf if rounds else 0.0
         notes = () if plan.is_private else ("NOT PRIVATE: the noise multiplier is 0",)
         return Epsilon(value, value, 0.0, plan.relation, plan.target_delta, rounds, notes)
     z, delta = float(plan.noise_multiplier), plan.target_delta
-    rdp, order = composition.rdp_epsilon(plan.sampling, plan.population, z, rounds, delta)
-    pld = composition.pld_epsilon(plan.sampling, z, rounds, delta)
+    rdp, order = composition.rdp_epsilon(plan.sampling, plan.population, z, rounds, delta, further)
+    pld = composition.pld_epsilon(plan.sampling, z, rounds, delta, further=further)
     spent = Epsilon(pld, rdp, order, plan.relation, delta, rounds, _list_notes(plan, rounds))
     return spent._replace(notes=(NOT_STATED, *spent.notes)) if math.isinf(spent.value) else spent
 

@@ -1,15 +1,17 @@
 """Keeps the ledger of a run, which records each round before anything of the round is released.
 
-The file consists of JSON lines. The first line is a header with the whole plan; each further line is one round or one
-stream of noise. Every line carries a SHA-256 over the previous line's digest and its own content. A line that was
-altered, removed or moved causes an error that names it. The ledger adds nothing that depends on the clock or the
-machine, so a run that was killed and resumed leaves the same bytes as one that was not. The ledger names the clients of
-each round and is for the operator only. Reports for publication are computed from it and name no client.
+The file consists of JSON lines. The first line is a header with the whole plan; each further line is one round, one
+further release that ε covers, or one stream of noise. Every line carries a SHA-256 over the previous line's digest and
+its own content. A line that was altered, removed or moved causes an error that names it. The ledger adds nothing that
+depends on the clock or the machine, so a run that was killed and resumed leaves the same bytes as one that was not. The
+ledger names the clients of each round and is for the operator only. Reports for publication are computed from it and
+name no client.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import operator
 import pathlib
@@ -17,11 +19,12 @@ import reprlib
 import sys
 from collections.abc import Iterator, Sequence
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from privacy import checks
 from privacy.ledger import compliance
 from privacy.ledger import hash_chain as chain
 from privacy.ledger.append_only_file import ChainedFile
@@ -31,8 +34,24 @@ from privacy.plan import PrivacyPlan
 if TYPE_CHECKING:
     from privacy.keys import RunKeys
 
-FORMAT = 2
+FORMAT = 2  # version 0.1 refuses a ledger with a further release, whose kind it does not know
 _TRUNCATED_NOISE = 1  # format of version 0.1, whose training noise had bounded tails
+
+
+class Release(NamedTuple):
+    """Describes one Gaussian release beside the rounds.
+
+    Attributes:
+      purpose: what was released.
+      noise_multiplier: standard deviation of the noise / sensitivity under the plan's relation.
+      noise_id: name that identifies the noise and reveals nothing about it.
+      facts: further JSON-able facts, for the operator only.
+    """
+
+    purpose: str
+    noise_multiplier: float
+    noise_id: str
+    facts: dict[str, Any]
 
 
 class Ledger:
@@ -43,6 +62,7 @@ class Ledger:
       plan: the plan in the header.
       version: version of fedspeak that began the ledger.
       rounds: recorded rounds in order; `len(ledger.rounds)` is the index of the next round.
+      releases: releases beside the rounds (`charge`) in order; ε covers them.
       streams: for each named stream of noise (`noise_stream`), the facts recorded about it.
     """
 
@@ -51,6 +71,7 @@ class Ledger:
         self.plan = plan
         self.version = version
         self.rounds: list[Round] = []
+        self.releases: list[Release] = []
         self.streams: dict[str, dict[str, Any]] = {}
         self._file = file
         self._history = compliance.History()
@@ -189,6 +210,45 @@ class Ledger:
             self._file.append(line)
             self._add_round(entry)
 
+    def charge(
+        self, keys: RunKeys, purpose: str, values: bytes, noise_multiplier: float, **facts: Any
+    ) -> npt.NDArray[np.int64]:
+        """Charges one Gaussian release beside the rounds, and returns the seed of its noise once that is on the disk.
+
+        The seed follows from the key, the purpose, the noise multiplier and the values. So a release that is repeated,
+        because the process was killed before it showed the result, gets the same noise on the same values and is not
+        charged again; and two different sets of values never get the same noise.
+
+        Args:
+          keys: keys of the run.
+          purpose: what is released, for the report, which may be published: one line without data.
+          values: the exact values to which the noise is added, and whatever else the release depends on.
+          noise_multiplier: standard deviation of the noise / L2 sensitivity under the plan's relation, 1e-6 to 1e8.
+          **facts: JSON-able facts for the operator only.
+
+        Returns:
+          The seed, int64 [2].
+
+        Raises:
+          ValueError: the plan is not private, or an argument is out of range.
+          OSError: the line could not be written; nothing may be released.
+        """
+        if not self.plan.is_private:
+            raise ValueError(
+                "the plan adds no noise to the rounds, so that no epsilon holds for them and a further release: plan "
+                "noise, or release without it"
+            )
+        if not isinstance(purpose, str) or not purpose:
+            raise ValueError(f"purpose of the release is {purpose!r}: give a str that is not empty")
+        multiplier = checks.noise_multiplier(noise_multiplier, "give noise / sensitivity")
+        name = f"release {purpose} {multiplier!r} {hashlib.sha256(values).hexdigest()}"
+        release = Release(purpose, multiplier, keys.stream_id(name), _as_json(facts))
+        with self._file.writing():
+            if all(earlier.noise_id != release.noise_id for earlier in self.releases):
+                self._file.append({"kind": "release", **release._asdict()})
+                self.releases.append(release)
+        return keys.stream_seed(name)
+
     def noise_stream(self, keys: RunKeys, name: str, *, resume: bool = False, **facts: Any) -> npt.NDArray[np.int64]:
         """Returns the seed of a stream of noise for releases other than the rounds, and records that it was issued.
 
@@ -242,6 +302,9 @@ class Ledger:
         ledger = Ledger(file, _read_plan(header, file.path), header["version"])
         for number, line in lines:
             try:
+                if line["kind"] == "release":
+                    ledger.releases.append(_read_release(line))
+                    continue
                 if line["kind"] == "stream":
                     ledger.streams[line["name"]] = line["facts"]
                     continue
@@ -268,6 +331,12 @@ def _from_line(line: dict[str, Any]) -> Round:
     # Ids recur in many rounds: interning keeps one copy of each.
     cohort = tuple(sys.intern(client) for client in line["cohort"])
     return Round(**{**fields, "cohort": cohort, "facts": MappingProxyType(line["facts"])})
+
+
+def _read_release(line: dict[str, Any]) -> Release:
+    release = Release(**{name: line[name] for name in Release._fields})
+    checks.noise_multiplier(release.noise_multiplier, "restore the file")
+    return release
 
 
 def _as_json(facts: dict[str, Any]) -> dict[str, Any]:

@@ -85,7 +85,8 @@ def compose(plan: PrivacyPlan, ledger: Ledger, facts: Mapping[str, Any], *, rele
       release: True for the report for publication, without what only the operator may see.
     """
     rounds = len(ledger.rounds)
-    spent = accounting.epsilon(plan, rounds)
+    of_rounds = accounting.epsilon(plan, rounds)
+    spent = _add_releases(plan, ledger, of_rounds)
     data: dict[str, Any] = {
         "schema": SCHEMA,
         "release": release,
@@ -94,8 +95,12 @@ def compose(plan: PrivacyPlan, ledger: Ledger, facts: Mapping[str, Any], *, rele
         "guarantee": _describe_guarantee(plan, spent),
         "planned": _describe_plan(plan),
         "happened": _describe_rounds(ledger),
+        "releases": [
+            {"purpose": release.purpose, "noise_multiplier": release.noise_multiplier} for release in ledger.releases
+        ],
+        "epsilon_of_rounds": _finite_or_none(of_rounds.value),
         "epsilon_by_round": _compute_curve(plan, rounds),
-        "adaptive_clipping": _compute_clipping_cost(plan, ledger, spent),
+        "adaptive_clipping": _compute_clipping_cost(plan, ledger, of_rounds),
         "what_if": _compute_what_if(plan),
         "public": _list_public(plan),
         "warnings": _list_warnings(plan, ledger),
@@ -149,7 +154,8 @@ def _find_status(plan: PrivacyPlan, ledger: Ledger) -> str:
 
 
 def _has_fixed_key(ledger: Ledger) -> bool:
-    noise_ids = [entry.noise_id for entry in ledger.rounds] + [facts["noise_id"] for facts in ledger.streams.values()]
+    noise_ids = [entry.noise_id for entry in ledger.rounds] + [release.noise_id for release in ledger.releases]
+    noise_ids += [facts["noise_id"] for facts in ledger.streams.values()]
     return any(name.startswith(FIXED_PREFIX) for name in noise_ids)
 
 
@@ -164,6 +170,13 @@ def _list_not_covered(plan: PrivacyPlan) -> list[str]:
     count_line = [COUNT.format(population=plan.population)] if is_counted else []
     noise_line = [NOISE[plan.noise]] if plan.is_private else []
     return [*count_line, *noise_line, *NOT_COVERED]
+
+
+def _add_releases(plan: PrivacyPlan, ledger: Ledger, of_rounds: Epsilon) -> Epsilon:
+    """Returns the ε of the rounds together with the releases that the ledger charged."""
+    if not ledger.releases:
+        return of_rounds
+    return accounting.epsilon(plan, of_rounds.rounds, [release.noise_multiplier for release in ledger.releases])
 
 
 def _describe_guarantee(plan: PrivacyPlan, spent: Epsilon) -> dict[str, Any]:

@@ -125,6 +125,18 @@ def test_what_does_not_exist_is_refused(tmp_path, monkeypatch):
         load("ngram:")
 
 
+def test_file_that_is_named_as_a_folder_and_folder_as_a_file_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    katz.learn([[1, 5, 6]], WORDS.size, 2, vocabulary_digest=WORDS.digest).save(tmp_path / "model.npz")
+    with pytest.raises(ValueError, match="^drafter = 'model.npz': it is a file: give ngram:model.npz if it is an n-gr"):
+        load("model.npz")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(
+        OSError, match=r"^drafter = 'ngram:folder': folder cannot be read \(Is a directory\); a drafter"
+    ):
+        load("ngram:folder")
+
+
 def test_damaged_ngram_file_is_refused(tmp_path):
     (tmp_path / "model.npz").write_bytes(b"PK")
     with pytest.raises(ValueError, match=r"^drafter = .*: not an n-gram model, or damaged"):

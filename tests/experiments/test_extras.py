@@ -89,6 +89,7 @@ def test_only_modules_that_need_an_extra_fail_to_import_without_it():
         "fl.engines.averaging",
         "fl.engines.cohort",
         "fl.engines.per_client",
+        "fl.group_sums",
         "fl.private_mean",
         "fl.runtime.remote_executor",
     }

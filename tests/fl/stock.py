@@ -153,7 +153,7 @@ def datasets(net: Net, clients: list[Batches]) -> list[tf.data.Dataset]:
 
 
 class Stock:
-    """Stock federated averaging that starts from `net.weights`, with plain SGD clients."""
+    """Stock federated averaging that starts from `net.weights`: FedAvg or FedProx, with SGD or Adam clients."""
 
     def __init__(
         self, net: Net, server_optimizer: Any, aggregator: Any, weighted: bool = False, own_loss: bool = False
@@ -165,7 +165,7 @@ class Stock:
         Keras's.
         """
         arguments = {
-            "client_optimizer_fn": tff.learning.optimizers.build_sgdm(net.local.learning_rate),
+            "client_optimizer_fn": _client_optimizer(net.local),
             "server_optimizer_fn": server_optimizer,
             "model_aggregator": aggregator,
         }
@@ -175,11 +175,15 @@ class Stock:
             return tff.learning.models.from_keras_model(net.keras_model(), net.loss(), net.spec)
 
         model_fn = _functional(net) if own_loss else keras_model
-        if isinstance(aggregator, tff.aggregators.WeightedAggregationFactory):
-            by = weighting.NUM_EXAMPLES if weighted else weighting.UNIFORM
-            self._process = algorithms.build_weighted_fed_avg(model_fn, client_weighting=by, **arguments)
+        is_weighted = isinstance(aggregator, tff.aggregators.WeightedAggregationFactory)
+        if is_weighted:
+            arguments["client_weighting"] = weighting.NUM_EXAMPLES if weighted else weighting.UNIFORM
+        if net.local.proximal:
+            arguments["proximal_strength"] = -net.local.proximal  # see `test_stock_equality`
+            build = algorithms.build_weighted_fed_prox if is_weighted else algorithms.build_unweighted_fed_prox
         else:
-            self._process = algorithms.build_unweighted_fed_avg(model_fn, **arguments)
+            build = algorithms.build_weighted_fed_avg if is_weighted else algorithms.build_unweighted_fed_avg
+        self._process = build(model_fn, **arguments)
         self._net = net
         self._own_loss = own_loss
 
@@ -198,6 +202,11 @@ class Stock:
             state = self._process.next(state, datasets(net, clients)).state
         trained = list(self._process.get_model_weights(state).trainable)
         return dict(zip(sorted(net.weights), trained, strict=True)) if self._own_loss else net.named(trained)
+
+
+def _client_optimizer(local: LocalSGD) -> Any:
+    kinds = tff.learning.optimizers
+    return (kinds.build_adam if local.optimizer == "adam" else kinds.build_sgdm)(local.learning_rate)
 
 
 def _functional(net: Net) -> tff.learning.models.FunctionalModel:

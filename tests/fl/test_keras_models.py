@@ -133,10 +133,10 @@ def test_client_update_ignores_zero_rows_without_finite_gradient():
     x, y = data(model, 6)
     x, y = x.reshape(1, 2, 3, *x.shape[1:]), y.reshape(1, 2, 3)
     x[0, 0, 2] = 0
-    together = client_update(task, weights, Batches((x, y), np.array([[2, 3]], np.int32)), 0.1)
+    together = client_update(task, weights, Batches((x, y), np.array([[2, 3]], np.int32)), LocalSGD(0.1))
 
     def alone(values):
-        update = client_update(task, values, Batches((x[:, 0], y[:, 0]), np.array([2], np.int32)), 0.1)
+        update = client_update(task, values, Batches((x[:, 0], y[:, 0]), np.array([2], np.int32)), LocalSGD(0.1))
         return [update.loss, *update.delta.values()]
 
     # 2 rows, and a subtraction of the weights that were received.

@@ -82,12 +82,61 @@ def test_client_update_equals_numpy_loop(rows, epochs):
     local = LocalSGD(0.7, 3, epochs, LENGTH, 64)
     batches = local.batches(bigram.random_sequences(np.random.default_rng(rows), rows, LENGTH), 1, 1)
     weights = bigram.initial_weights()
-    update = client_update(TASK, weights, batches, 0.7)
+    update = client_update(TASK, weights, batches, LocalSGD(0.7))
     want = fedavg.client_delta(weights["table"].astype(np.float64), batches.examples, 0.7)
     within = bigram.table_rounding(len(batches.rows), 0.7, 3 * LENGTH)
     np.testing.assert_allclose(update.delta["table"], want, atol=within)
     assert float(update.examples) == epochs * rows == fedavg.examples(batches.examples)
     assert float(update.tokens) == np.count_nonzero(batches.examples[:, :, 1:])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"proximal": 0.4},
+        {"weight_decay": 0.3},
+        {"proximal": 0.4, "weight_decay": 0.3},
+        {"optimizer": "adam"},
+        {"optimizer": "adam", "proximal": 0.4, "weight_decay": 0.3},
+    ],
+    ids=str,
+)
+def test_penalties_and_adam_equal_a_numpy_loop(options):
+    """Also for clients trained together, and for clients that follow each other in a shard."""
+    local = LocalSGD(0.05, 3, 2, LENGTH, 64, **options)
+    generator = np.random.default_rng(2)
+    clients = [local.batches(bigram.random_sequences(generator, n, LENGTH), 1, i) for i, n in enumerate((7, 2, 11))]
+    weights = bigram.initial_weights()
+    exact = weights["table"].astype(np.float64)
+    want = [fedavg.client_delta(exact, client.examples, 0.05, **options) for client in clients]
+    steps = max(len(client.rows) for client in clients)
+    stacked = Batches(
+        np.stack([np.pad(u.examples, ((0, steps - len(u.rows)), (0, 0), (0, 0))) for u in clients], 1),
+        np.stack([np.pad(u.rows, (0, steps - len(u.rows))) for u in clients], 1),
+    )
+    together = client_update(TASK, weights, stacked, local).delta["table"]
+    joined = Batches(*(np.concatenate(parts) for parts in zip(*clients, strict=True)))
+    ends = np.cumsum([0, *(len(client.rows) for client in clients)])
+    # Adam's step has the size of the learning rate whatever the gradient, so that rounding of a small one counts fully.
+    within = 1e-4 if "optimizer" in options else 1e-6
+    for index, expected in enumerate(want):
+        assert np.abs(expected).max() > 0.01
+        alone = client_update(TASK, weights, joined, local, (ends[index], ends[index + 1])).delta["table"]
+        np.testing.assert_allclose(alone, expected, atol=within)
+        np.testing.assert_allclose(together[index], expected, atol=within)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"proximal": -1.0}, "proximal must be a finite number of at least 0, got -1"),
+        ({"weight_decay": float("nan")}, "weight_decay must be a finite number of at least 0, got nan"),
+        ({"optimizer": "adagrad"}, "optimizer is 'adagrad': choose sgd or adam"),
+    ],
+)
+def test_penalties_and_optimizers_out_of_range_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        LocalSGD(0.1, **options)
 
 
 def test_client_update_takes_loss_before_each_step():
@@ -98,7 +147,7 @@ def test_client_update_takes_loss_before_each_step():
     for batch in batches.examples:
         want += (fedavg.losses(table, batch) * (batch[:, 1:] != 0)).sum()
         table = fedavg.sgd_step(table, batch, 0.7)
-    update = client_update(TASK, bigram.initial_weights(), batches, 0.7)
+    update = client_update(TASK, bigram.initial_weights(), batches, LocalSGD(0.7))
     within = bigram.loss_rounding(5 * LENGTH, bigram.table_rounding(len(batches.rows), 0.7, 2 * LENGTH))
     assert float(update.loss) == pytest.approx(want, abs=within)
 
@@ -113,10 +162,10 @@ def test_client_update_of_stacked_clients_equals_single_clients(rows):
         np.stack([np.pad(u.examples, ((0, steps - len(u.rows)), (0, 0), (0, 0))) for u in clients], 1),
         np.stack([np.pad(u.rows, (0, steps - len(u.rows))) for u in clients], 1),
     )
-    together = client_update(TASK, bigram.initial_weights(), stacked, 0.7)
+    together = client_update(TASK, bigram.initial_weights(), stacked, LocalSGD(0.7))
     within = bigram.table_rounding(steps, 0.7, 3 * LENGTH)
     for index, client in enumerate(clients):
-        alone = client_update(TASK, bigram.initial_weights(), client, 0.7)
+        alone = client_update(TASK, bigram.initial_weights(), client, LocalSGD(0.7))
         np.testing.assert_allclose(together.delta["table"][index], alone.delta["table"], atol=within)
         of_loss = bigram.loss_rounding(2 * rows[index] * LENGTH, within)
         for name, atol in (("examples", 0), ("tokens", 0), ("loss", of_loss)):
@@ -141,10 +190,10 @@ def test_client_update_does_not_depend_on_steps_of_other_clients():
         np.stack([np.pad(short.examples, ((0, 2), (0, 0), (0, 0))), long.examples], 1),
         np.stack([np.pad(short.rows, (0, 2)), long.rows], 1),
     )
-    together = client_update(task, bigram.initial_weights(), stacked, 0.7)
+    together = client_update(task, bigram.initial_weights(), stacked, LocalSGD(0.7))
     within = bigram.table_rounding(len(long.rows), 0.7, 3 * LENGTH)
     for index, client in enumerate((short, long)):
-        alone = client_update(task, bigram.initial_weights(), client, 0.7)
+        alone = client_update(task, bigram.initial_weights(), client, LocalSGD(0.7))
         np.testing.assert_allclose(together.delta["table"][index], alone.delta["table"], atol=within)
         of_loss = bigram.loss_rounding(client.rows.sum() * LENGTH, within)
         assert float(together.loss[index]) == pytest.approx(float(alone.loss), abs=of_loss)
@@ -172,7 +221,7 @@ def test_client_update_does_not_depend_on_line_lengths_of_other_clients():
             task,
             bigram.initial_weights(),
             Batches(np.stack(clients)[np.newaxis], np.full((1, len(clients)), 2, np.int32)),
-            0.7,
+            LocalSGD(0.7),
         ).delta["table"][0]
 
     np.testing.assert_array_equal(update(short, short), update(short, long))
@@ -184,7 +233,7 @@ def test_client_update_with_cut_batches_equals_whole_batches(clients):
     clients = [local.batches(lines(generator, generator.integers(1, LENGTH + 1, 8)), 1, i) for i in range(clients)]
     batches = clients[0] if clients == 1 else Batches(*(np.stack(parts, 1) for parts in zip(*clients, strict=True)))
     cut = LanguageModelling(bigram.token_losses, LENGTH, stacks=True, lengths=(1, 2, 4))
-    whole, shorter = (client_update(task, bigram.initial_weights(), batches, 0.7) for task in (TASK, cut))
+    whole, shorter = (client_update(task, bigram.initial_weights(), batches, LocalSGD(0.7)) for task in (TASK, cut))
     # Four steps on two rows each; the loss, the coarsest of what is compared, is over all their tokens.
     of_table = bigram.table_rounding(4, 0.7, 2 * LENGTH)
     np.testing.assert_allclose(whole.delta["table"], shorter.delta["table"], atol=of_table)
@@ -214,8 +263,10 @@ def test_language_modelling_refuses_lengths_out_of_order_or_range(lengths):
 def test_client_update_trains_only_given_steps():
     local = LocalSGD(0.7, 2, 1, LENGTH, 64)
     batches = local.batches(bigram.random_sequences(np.random.default_rng(5), 9, LENGTH), 1, 1)
-    part = client_update(TASK, bigram.initial_weights(), batches, 0.7, steps=(1, 4))
-    alone = client_update(TASK, bigram.initial_weights(), Batches(batches.examples[1:4], batches.rows[1:4]), 0.7)
+    part = client_update(TASK, bigram.initial_weights(), batches, LocalSGD(0.7), steps=(1, 4))
+    alone = client_update(
+        TASK, bigram.initial_weights(), Batches(batches.examples[1:4], batches.rows[1:4]), LocalSGD(0.7)
+    )
     np.testing.assert_array_equal(part.delta["table"], alone.delta["table"])
 
 
@@ -256,8 +307,8 @@ def test_client_update_ignores_nan_on_own_padding():
     generator = np.random.default_rng(1)
     short, long = (local.batches(bigram.random_sequences(generator, n, LENGTH), 1, n) for n in (2, 4))
     stacked = Batches(np.stack([short.examples, long.examples], 1), np.stack([short.rows, long.rows], 1))
-    together = client_update(task, bigram.initial_weights(), stacked, 0.7)
-    alone = client_update(task, bigram.initial_weights(), short, 0.7)
+    together = client_update(task, bigram.initial_weights(), stacked, LocalSGD(0.7))
+    alone = client_update(task, bigram.initial_weights(), short, LocalSGD(0.7))
     within = bigram.table_rounding(1, 0.7, 4 * LENGTH)
     np.testing.assert_allclose(together.delta["table"][0], alone.delta["table"], atol=within)
     assert float(together.loss[0]) == pytest.approx(float(alone.loss), abs=bigram.loss_rounding(2 * LENGTH))

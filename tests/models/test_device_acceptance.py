@@ -16,7 +16,7 @@ def test_acceptance_of_independent_drafts_is_compared_with_the_best_rule():
     parts = {"tokens": np.ones([1, 3], np.int32), "log_probs": row, "unprocessed_log_probs": row}
     # The second block drafts nothing, and does not count.
     blocks = [
-        {**parts, "count": [2], "drafted": [2], "first_target": [q], "first_drafter": [p]},
+        {**parts, "count": [2], "drafted": [2], "first_target": [1.00001 * q], "first_drafter": [p]},
         {**parts, "count": [1], "drafted": [0], "first_target": [q], "first_drafter": [np.zeros(3)]},
     ]
     signatures: Any = (lambda **inputs: blocks.pop(0), None)

@@ -15,9 +15,9 @@ def losses(table: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     return log_norm - np.take_along_axis(rows, tokens[:, 1:, None], -1)[..., 0]
 
 
-def sgd_step(table: np.ndarray, batch: np.ndarray, learning_rate: float) -> np.ndarray:
-    """Takes one step on the mean loss over tokens that are not padding, token by token."""
-    gradient = np.zeros_like(table)
+def gradient(table: np.ndarray, batch: np.ndarray) -> np.ndarray:
+    """Returns the gradient of the mean loss over tokens that are not padding, token by token."""
+    total = np.zeros_like(table)
     count = 0
     for row in batch:
         for context, target in zip(row[:-1], row[1:], strict=True):
@@ -26,15 +26,34 @@ def sgd_step(table: np.ndarray, batch: np.ndarray, learning_rate: float) -> np.n
             probabilities = np.exp(table[context] - table[context].max())
             probabilities /= probabilities.sum()
             probabilities[target] -= 1
-            gradient[context] += probabilities
+            total[context] += probabilities
             count += 1
-    return table - learning_rate * gradient / max(count, 1)
+    return total / max(count, 1)
 
 
-def client_delta(table: np.ndarray, batches: np.ndarray, learning_rate: float) -> np.ndarray:
+def sgd_step(table: np.ndarray, batch: np.ndarray, learning_rate: float) -> np.ndarray:
+    """Takes one step on the mean loss."""
+    return table - learning_rate * gradient(table, batch)
+
+
+def client_delta(
+    table: np.ndarray,
+    batches: np.ndarray,
+    learning_rate: float,
+    proximal: float = 0.0,
+    weight_decay: float = 0.0,
+    optimizer: str = "sgd",
+) -> np.ndarray:
     trained = table.copy()
-    for batch in batches:
-        trained = sgd_step(trained, batch, learning_rate)
+    mean, square = np.zeros_like(table), np.zeros_like(table)
+    for count, batch in enumerate(batches, 1):
+        slope = gradient(trained, batch) + proximal * (trained - table) + weight_decay * trained
+        if optimizer == "adam":
+            mean, square = 0.9 * mean + 0.1 * slope, 0.999 * square + 0.001 * slope**2
+            # Kingma and Ba's second form, in which ε is added before the correction of the root.
+            rate = learning_rate * np.sqrt(1 - 0.999**count) / (1 - 0.9**count)
+            slope = mean / (np.sqrt(square) + 1e-7) * rate / learning_rate
+        trained = trained - learning_rate * slope
     return trained - table
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import numpy as np
 
@@ -23,6 +24,10 @@ _TEMPLATES = pathlib.Path(__file__).parent / "templates"
 _SAMPLING = {
     "given counts": "the numbers of rows of the groups are taken as given; rows are independent given their groups",
     "weighted": "the group of each row was drawn with the planned probability, independently of all other rows",
+    "noisy counts": (
+        "each client belongs to one group; a group counts with its noisy share of the clients, and is not tested if "
+        "its noisy number of clients is below 5 standard deviations of the noise"
+    ),
     "attribute-specific": "groups were drawn with their weights as probabilities, and rows collected for each draw",
 }
 
@@ -41,7 +46,7 @@ class FairnessReport:
 
     def to_json(self) -> str:
         """Returns settings, tests and all groups as indented JSON; groups without rows have null."""
-        head = {key: self.data[key] for key in ("schema", "title", "verdict", "source")}
+        head = {key: self.data[key] for key in ("schema", "title", "verdict", "source", "unit", "privacy")}
         return json.dumps(plain({**head, **self.frame}), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
     def to_markdown(self) -> str:
@@ -65,13 +70,22 @@ class FairnessReport:
         return write_formats(folder, stem, files.write_private, **texts)
 
 
-def build(frame: FairnessFrame, *, title: str = "", source: str = "") -> FairnessReport:
+def build(
+    frame: FairnessFrame,
+    *,
+    title: str = "",
+    source: str = "",
+    unit: Literal["row", "client"] = "row",
+    privacy: Mapping[str, Any] | None = None,
+) -> FairnessReport:
     """Returns the report of a frame.
 
     Args:
       frame: the tests and the groups.
       title: what was tested, for the heading.
       source: where the rows come from, such as the name of a file.
+      unit: what one observation is: a row, or a client with all its text.
+      privacy: facts about the noise in the sums, by name, for a table of the report; None if they are exact.
     """
     first = frame.tests[0].result
     rejected = sum(test.rejects for test in frame.tests)
@@ -79,6 +93,8 @@ def build(frame: FairnessFrame, *, title: str = "", source: str = "") -> Fairnes
         "schema": SCHEMA,
         "title": title,
         "source": source,
+        "unit": unit,
+        "privacy": None if privacy is None else dict(privacy),
         "verdict": "not alike" if rejected else "no difference shown",
         "rejected": rejected,
         "alpha": first.alpha,
@@ -96,7 +112,7 @@ def build(frame: FairnessFrame, *, title: str = "", source: str = "") -> Fairnes
 def _describe(frame: FairnessFrame, test: StratumTest) -> dict[str, Any]:
     """Returns one test for the templates, with the groups whose own p-values are smallest."""
     gaps = test.max_gap
-    order = [int(i) for i in np.argsort(gaps.p_values, kind="stable")[:SHOWN_GROUPS] if test.sums.counts[i] > 0]
+    order = [int(i) for i in np.argsort(gaps.p_values, kind="stable")[:SHOWN_GROUPS] if np.isfinite(gaps.gaps[i])]
     shown = [
         {
             "name": ", ".join(map(str, frame.groups[i])),

@@ -129,20 +129,6 @@ def test_results_of_another_question_are_refused_and_stay(tmp_path, asked, draft
     assert json.loads(path.read_text())["rows"] == [1]
 
 
-def test_a_target_or_drafter_of_other_weights_is_another(tmp_path):
-    weights = {"a": np.ones(3, np.float32)}
-    assert decoding._digest(weights, 1) == decoding._digest({"a": np.ones(3, np.float32)}, 1)
-    assert decoding._digest(weights, 1) not in (
-        decoding._digest({"a": np.zeros(3, np.float32)}, 1),
-        decoding._digest(weights, 2),
-    )
-    (tmp_path / "n.npz").write_bytes(b"one")
-    first = decoding._identify(f"ngram:{tmp_path / 'n.npz'}")
-    (tmp_path / "n.npz").write_bytes(b"two")
-    assert first != decoding._identify(f"ngram:{tmp_path / 'n.npz'}")
-    assert decoding._identify("lookup") == "lookup"
-
-
 class _Runner:
     """Stands for a loop in the runtime: a block gives three tokens and takes a second, reading the prompt ten."""
 

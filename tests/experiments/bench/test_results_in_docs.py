@@ -11,8 +11,9 @@ from experiments.reproduce import (
     alignment,
     best_of_n,
     block_verification,
-    blockwise,
+    blockwise_tables,
     coupling,
+    cvar_format,
     drafters,
     inference_time,
     spectr,
@@ -103,7 +104,7 @@ def test_tables_of_several_drafts_are_those_of_their_results():
 def test_tables_of_blockwise_decoding_are_those_of_their_results():
     page = (ROOT / "docs" / "systems" / "blockwise.md").read_text()
     results = json.loads((RESULTS / "blockwise.json").read_text())
-    assert section("blockwise", page) == blockwise.format_tables(results)
+    assert section("blockwise", page) == blockwise_tables.format_tables(results)
 
 
 def test_tables_of_alignment_are_those_of_their_results():
@@ -114,3 +115,9 @@ def test_tables_of_alignment_are_those_of_their_results():
         ("inference-time", "best-of-n", inference_time),
     ):
         assert section(name, pages[page]) == study.format_table(json.loads((RESULTS / f"{name}.json").read_text()))
+
+
+def test_tables_of_fairness_over_many_groups_are_those_of_their_results():
+    page = (ROOT / "docs" / "systems" / "fairness.md").read_text()
+    results = json.loads((RESULTS / "cvar-fairness.json").read_text())
+    assert section("cvar-fairness", page) == cvar_format.format_table(results)

@@ -21,6 +21,7 @@ COLUMNS = {
     "empty": np.where(np.arange(900) == 7, "", "1"),
     "visit": np.arange(900) // 10,
 }
+COLUMNS["draw"] = np.char.add(np.char.add(COLUMNS["sex"], COLUMNS["race"]), COLUMNS["year"].astype(str))
 COLUMNS["predicted"] = np.where(RNG.random(900) < 0.1 + 0.4 * (COLUMNS["race"] == "c"), 1, 0) ^ COLUMNS["label"]
 TEST = ("fairness", "test", "people.csv", "--groups", "sex,race", "--outcome", "label", "--prediction", "predicted")
 PLAN = ("fairness", "plan", "--alpha", "0.8", "--gap", "0.1")
@@ -61,8 +62,8 @@ def test_strata_scores_draws_and_json(folder):
     of_scores = ("fairness", "test", "people.csv", "--groups", "sex,race", "--outcome", "score", "--bounds", "-1,1")
     code, out, _ = call(*of_scores, "--alpha", "0.5", "--weights", "equal", folder=folder)
     assert code == 0 and f"overall               {np.mean([np.mean(g) for g in by_group('score')]):.4g}" in out
-    code, out, _ = call(*TEST, "--alpha", "0.8", "--draws", "visit", folder=folder)
-    assert code == 0 and "900 rows of 90 draws, sampling: attribute-specific" in out
+    code, out, _ = call(*TEST, "--alpha", "0.8", "--draws", "draw", folder=folder)
+    assert code == 0 and "900 rows of 12 draws, sampling: attribute-specific" in out
 
 
 def by_group(name: str) -> list[np.ndarray]:
@@ -123,8 +124,30 @@ def test_rows_that_were_drawn_by_a_plan_are_tested_by_it(folder):
     drawn = ("fairness", "test", "drawn.csv", "--groups", "sex,race", "--outcome", "loss", "--plan", "plan.json")
     code, out, _ = call(*drawn, folder=folder)
     assert code == 0 and "alpha 0.8; level 0.05" in out and "sampling: weighted" in out and "power at the gap" in out
+    code, _, err = call(*drawn, "--strata", "sex", folder=folder)
+    assert code == 2 and "--plan says how the groups of all rows were drawn: leave --strata out, or --plan" in err
+    rate = (*TEST, "--metric", "false_positive_rate", "--plan", "plan.json")
+    code, _, err = call(*rate, folder=folder)
+    assert code == 2 and "metric 'false_positive_rate' leaves rows out, whose groups were drawn" in err
     code, _, err = call(*TEST, "--plan", "plan.json", "--groups", "sex", folder=folder)
     assert code == 2 and "--plan plan.json is for --groups sex,race: plan with --table and --groups sex" in err
+
+
+def test_plan_of_groups_of_which_one_combination_is_missing_and_some_get_no_row(folder):
+    """The population has no (m, c); the plan's few rows miss whole groups, and the value z altogether."""
+    people = [(s, r) for s in "fm" for r in "abc" for _ in range(40) if (s, r) != ("m", "c")] + [("f", "z")]
+    (folder / "population.csv").write_text("sex,race\n" + "".join(f"{s},{r}\n" for s, r in people))
+    plan = (*PLAN, "--groups", "sex,race", "--table", "population.csv", "--output", "missing.json")
+    assert call(*plan, folder=folder)[0] == 0
+    names = json.loads((folder / "missing.json").read_text())["groups"]
+    assert len(names) == 6 and ["m", "c"] not in names and ["f", "z"] in names
+    rows = [("f", "a", int(i % 3 == 0)) for i in range(20)] + [("m", "b", int(i % 3 == 0)) for i in range(20)]
+    rows += [("f", "b", 0)] * 18 + [("f", "c", 1)] * 19 + [("m", "a", 0)] * 21
+    lines = "".join(f"{s},{r},{loss}\n" for s, r, loss in rows)
+    (folder / "few.csv").write_text("sex,race,loss\n" + lines)
+    test = ("fairness", "test", "few.csv", "--groups", "sex,race", "--outcome", "loss", "--plan", "missing.json")
+    code, out, err = call(*test, folder=folder)
+    assert (code, err) == (0, "") and "98 rows of 6 groups, sampling: weighted" in out
 
 
 @pytest.mark.parametrize(
@@ -159,6 +182,11 @@ def test_rows_that_were_drawn_by_a_plan_are_tested_by_it(folder):
             (*TEST, "--alpha", "0.5", "--draws", "visit", "--weights", "equal"),
             "--weights equal goes with rows, and --draws",
         ),
+        ((*TEST, "--alpha", "0.5", "--draws", "visit"), "--draws give rows 0 and "),
+        (
+            (*TEST, "--alpha", "0.5", "--prediction", "score"),
+            "which is none of the labels in y_true, such as 0: give predicted labels",
+        ),
         ((*PLAN, "--groups", "1"), "--groups 1 are 1 groups: give 2 to 10,000,000"),
         (
             (*PLAN, "--groups", "sex"),
@@ -169,6 +197,7 @@ def test_rows_that_were_drawn_by_a_plan_are_tested_by_it(folder):
             (*PLAN, "--groups", "9", "--rate", "0"),
             "--rate must lie in (0, 1), got 0.0: leave it out if it is not known",
         ),
+        ((*PLAN[:-1], "1e-5", "--groups", "9"), "--gap 1e-05 is below 0.0001, for which no one has the rows: give"),
         ((*PLAN[:-1], "0", "--groups", "9"), "--gap must lie in (0, 1], got 0.0: give the smallest gap"),
     ],
 )

@@ -1,3 +1,4 @@
+import importlib
 import json
 import re
 import sys
@@ -271,7 +272,7 @@ def test_best_of_selects_among_the_texts_of_requests_of_its_own(path, tmp_path, 
     """The second of two texts is chosen among requests 4 to 7: no text is drawn for both."""
     code, out, err, report = _best_of(path, tmp_path, capfd, "--reward", "own_rewards:of_prompt", "--count", "2")
     assert code == 0, err
-    from own_rewards import of_prompt
+    of_prompt = importlib.import_module("own_rewards").of_prompt
 
     loaded = device.load(path)
     prompt = loaded.encode("the")

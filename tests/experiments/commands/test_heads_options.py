@@ -7,6 +7,7 @@ import pytest
 from experiments.cli import main
 from experiments.commands.heads_options import HeadsOptions
 from models import katz, ngram
+from models.decoding.heads_drafter import HeadsDrafter
 from models.decoding.lattice_drafter import LatticeDrafter
 from models.heads import HeadedLanguageModel
 from models.recurrent_lm import RecurrentLanguageModel
@@ -23,6 +24,10 @@ from tests.models import exported
         (["--heads", "3"], "--heads has no use without --decoding blockwise or --drafter heads: drop it"),
         (["--drafter", "lookup", "--rescore", "lookup"], "--rescore has no use without --decoding blockwise or"),
         (["--decoding", "blockwise", "--alpha", "2"], "--alpha has no use without --rescore: drop it"),
+        (
+            ["--decoding", "blockwise", "--rescore", "none", "--alpha", "2"],
+            "--alpha has no use with --rescore none: drop it, or name what refines the drafts",
+        ),
         (["--decoding", "blockwise", "--heads", "3", "--draft-length", "2"], "--heads and --draft-length say the same"),
         (["--decoding", "blockwise", "--paths", "2", "--rescore", "lookup"], "--rescore lookup drafts one path: drop"),
         (["--decoding", "blockwise", "--decoding", "tree", "--paths", "2"], "--paths is for --decoding blockwise only"),
@@ -37,6 +42,8 @@ from tests.models import exported
         ),
         (["--decoding", "blockwise", "--rescore", ""], "--rescore '': must be none, ngram:FILE, lookup or the folder"),
         (["--decoding", "blockwise", "--rescore", "heads"], "--rescore 'heads': must be none, ngram:FILE, lookup or"),
+        (["--decoding", "blockwise", "--rescore", "ngram"], "--rescore 'ngram': must be none, ngram:FILE, lookup or"),
+        (["--decoding", "blockwise", "--rescore", "neural"], "--rescore 'neural': must be none, ngram:FILE, lookup or"),
         (["--decoding", "blockwise", "--draft-length", "auto"], "does not go with --decoding blockwise"),
         (["--decoding", "blockwise"], "nowhere"),
     ],
@@ -78,6 +85,9 @@ def models(tmp_path_factory):
         (["heads", "--rescore", "ngram:none", "--paths", "2"], "--rescore 'ngram:none': none does not exist; give"),
         (["heads", "--rescore", "ngram:", "--paths", "2"], "--rescore 'ngram:': it names no file: give ngram:FILE"),
         (["heads", "--rescore", "folder"], "--rescore 'folder': folder does not exist: train one"),
+        (["heads", "--rescore", "order-2.npz"], "--rescore 'order-2.npz': it is a file: give ngram:order-2.npz if it"),
+        (["heads", "--rescore", "ngram:base"], "--rescore 'ngram:base': base cannot be read (Is a directory); give"),
+        (["heads", "--rescore", "ngram:base", "--paths", "2"], "--rescore 'ngram:base': base cannot be read (Is a"),
         (
             ["heads", "--rescore", "ngram:order-4.npz", "--paths", "2", "--top-k-heads", "41"],
             "--top-k-heads 41: with --paths and an n-gram model of order 4, a position of a draft has 68,921 n-grams, "
@@ -101,6 +111,21 @@ def test_tree_that_is_deeper_than_the_heads_draft_ends_in_one_line(models):
     code, out, err = call("export", "heads", *arguments, folder=models)
     assert (code, out, len(err.splitlines())) == (2, "", 1)
     assert "--tree 2,2,1,1: the model's 4 heads draft at most 3 tokens one after another; give at most 3 numbers" in err
+
+
+@pytest.mark.parametrize(
+    ("rescore", "paths", "kind"),
+    [
+        ("lookup", None, HeadsDrafter),
+        ("ngram:order-2.npz", None, HeadsDrafter),
+        ("ngram:order-2.npz", 2, LatticeDrafter),
+    ],
+)
+def test_drafter_has_the_numbers_that_were_given(models, monkeypatch, rescore, paths, kind):
+    monkeypatch.chdir(models)
+    for top_k, alpha, expected in ((7, 2.5, (7, 2.5)), (None, None, (16, 1.0)), (3, 0.0, (3, 0.0))):
+        own = HeadsOptions(None, rescore, top_k, paths, alpha).drafter(None, None, exported.vocabulary(), 16, 3)
+        assert type(own) is kind and (own.top_k, own.alpha) == expected
 
 
 @pytest.mark.parametrize(("top_k", "heads", "warns"), [(16, 4, False), (17, 4, True), (64, 3, False)])

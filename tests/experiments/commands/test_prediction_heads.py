@@ -15,6 +15,7 @@ from tests.experiments.model_folders import write_model
 from tests.experiments.processes import call
 
 HEADS = ("model.prediction_heads=3",)
+NO_NOISE = ("privacy.noise_multiplier=0", "privacy.clip_quantile=none", "privacy.clip_count_stddev=none")
 FROM = ("model.embedding=none", "model.units=none", "vocabulary.size=none")
 
 
@@ -125,6 +126,15 @@ def test_federated_training_under_differential_privacy_moves_the_heads(folder, j
 
 
 @pytest.mark.slow
+def test_federated_training_without_noise_moves_the_heads_by_their_gradients(folder, joint):
+    """Noise would move weights without a gradient too."""
+    settings = options(*HEADS, *FROM, f"model.init={joint[0]}", "pretraining.epochs=0", "run.rounds=1", *NO_NOISE)
+    path, _ = run("train", folder, "heads-without-noise", *settings)
+    before = load(joint[0])[1]
+    assert all(not np.array_equal(weight, before[name]) for name, weight in load(path)[1].items())
+
+
+@pytest.mark.slow
 def test_export_writes_the_base_model(folder, joint):
     arguments = ("--precision", "int8", "--max-prompt", "4", "--max-new-tokens", "4", "--drafter", "self")
     code, out, err = call("export", str(joint[0]), *arguments, folder=folder)
@@ -166,9 +176,35 @@ def test_federated_training_refuses_a_frozen_base_and_leaves_no_folder(folder, b
 
 def test_wrong_base_of_heads_is_refused(folder, base, tmp_path, joint, refuse):
     arguments = ["pretrain", str(folder / "config.toml"), "--output", str(tmp_path / "run"), *options(*HEADS)]
-    message = refuse(*arguments, "--heads-on", f"{folder}/none", *options(*FROM))
-    assert f"model.init = '{folder}/none': {folder}/none does not exist" in message
+    for nowhere in (f"{folder}/none", ""):
+        for config in (arguments, ["pretrain"]):
+            message = refuse(*config, "--heads-on", nowhere, *options(*FROM))
+            assert f"--heads-on {nowhere!r}: does not exist: give the folder of a model" in message
     assert "model.embedding has no effect with model.init" in refuse(*arguments, "--heads-on", str(joint[0]))
     nameless = refuse("pretrain", "--heads-on", str(base), "--output", str(tmp_path / "run"), *options(*HEADS))
     assert f"--heads-on {base}: names no public text (no config.toml): give a config before it" in nameless
     assert "drop --set and --output and --heads-on" in refuse("pretrain", "--resume", "x", "--heads-on", "y")
+
+
+def test_heads_on_needs_a_number_of_heads(folder, base, frozen, tmp_path, refuse):
+    expected = "--heads-on {} needs --set model.prediction_heads=N, with N from 2 to 16"
+    message = refuse("pretrain", "--heads-on", str(folder / "heads-run"), "--output", str(tmp_path / "run"))
+    assert message.endswith(expected.format(folder / "heads-run"))
+    shutil.copytree(base, tmp_path / "7")  # a name that could be taken for a number
+    message = refuse("pretrain", str(folder / "config.toml"), "--heads-on", "7", *options(*FROM))
+    assert message.endswith(expected.format("7"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("setting", ["model.init=elsewhere", "pretraining.freeze_base=false", "model . init = x"])
+def test_heads_on_refuses_settings_that_it_sets(folder, base, refuse, setting):
+    message = refuse("pretrain", str(folder / "config.toml"), "--heads-on", str(base), *options(*HEADS, *FROM, setting))
+    assert f"--set {setting} does not go with --heads-on {base}, which sets " in message and "drop one" in message
+
+
+def test_bad_number_of_heads_in_a_model_folder_names_the_file(folder, frozen, tmp_path, refuse):
+    shutil.copytree(frozen[0], tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "model.json").read_text())
+    (tmp_path / "run" / "model.json").write_text(json.dumps({**config, "prediction_heads": 99}))
+    message = refuse("evaluate", str(tmp_path / "run"), "--text", str(folder / "public.txt"))
+    assert "run/model.json: prediction_heads: 99 is not an integer from 1 to 16; restore the file" in message

@@ -148,6 +148,20 @@ def test_generate_answers_a_chat_message_without_repeating_it(place, exported):
     assert out[: len(out) // 2] == out[len(out) // 2 :] and "assistant" not in out
 
 
+@pytest.mark.slow
+def test_heads_on_an_imported_model_draft_its_own_greedy_text(place, exported):
+    (place / "public.txt").write_text(TEXT * 10)
+    sections = ('[data]\npublic = ["public.txt"]', "[clients]\nsequence_length = 8", "[model]\nprediction_heads = 3")
+    (place / "heads.toml").write_text("\n".join([*sections, "[pretraining]\nepochs = 1", ""]))
+    out, _ = run("pretrain", "heads.toml", "--heads-on", "small.q8", "--output", "heads", folder=place)
+    assert "Prediction heads on held-out public text" in out and "\n| 3 | " in out
+    run("export", "heads", "--precision", "float32", "--decoding", "blockwise", *LIMITS, folder=place)
+    arguments = ("--prompt", "the and", "--max-new-tokens", "12", "--temperature", "0")
+    plain, _ = run("generate", "small.q8/model.tflite", *arguments, folder=place)
+    own, _ = run("generate", "heads/model.tflite", *arguments, folder=place)
+    assert own == plain
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

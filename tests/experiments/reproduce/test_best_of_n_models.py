@@ -62,7 +62,7 @@ def test_interval_from_a_pool_covers_the_kl_of_lengths():
 
 def test_jackknife_of_tied_rewards_is_that_over_all_pools_without_one_text():
     rewards, n = np.array([0.0, 1.0, 1.0, 2.0, 2.0, 2.0, 5.0]), 3
-    without = [theory.kl(Outcomes(np.full(6, 1 / 6), np.delete(rewards, i)), n) for i in range(7)]
+    without = np.array([theory.kl(Outcomes(np.full(6, 1 / 6), np.delete(rewards, i)), n) for i in range(7)])
     half = 1.959964 * np.sqrt(6 / 7 * np.sum((without - np.mean(without)) ** 2))
     found = best_of_n_models.pool_kl(rewards, n)
     assert found["estimate"] == pytest.approx(theory.kl(Outcomes(np.full(7, 1 / 7), rewards), n))

@@ -1,12 +1,14 @@
 """The study of blockwise decoding counts what the decoder does, and its numbers are those of plain programs."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from experiments import data
-from experiments.reproduce import blockwise, blockwise_drafts, blockwise_study, blockwise_texts
+from experiments.reproduce import blockwise, blockwise_drafts, blockwise_speed, blockwise_study, blockwise_texts
 from experiments.reproduce.blockwise_drafts import Lattices
 from experiments.runs import RunFolder, save_weights, write_json
 from models.decoding.choices import Choices
@@ -77,6 +79,18 @@ def test_blocks_are_those_of_the_decoder(target, lattices, way):
     assert tokens.sum() > calls.sum()  # something is accepted
 
 
+def test_entropies_are_means_over_all_places_of_all_texts(target, lattices):
+    model, weights = target
+    tokens = tf.constant(lattices.tokens)
+    _, hidden, _ = model.extend_with_hidden(weights, tokens, model.initial_state(len(PROMPTS)))
+    read = hidden[:, lattices.prompt - 2 :][:, :PLACES]
+    logits = model.head_logits(weights, tf.reshape(read, [-1, read.shape[-1]])).numpy().astype(np.float64)
+    probabilities = np.exp(logits - logits.max(-1, keepdims=True))
+    probabilities /= probabilities.sum(-1, keepdims=True)
+    entropies = -(probabilities * np.log(probabilities)).sum(-1)
+    np.testing.assert_allclose(lattices.entropies, entropies.mean(0), rtol=1e-4)
+
+
 def test_texts_are_the_bases_greedy_ones(target, lattices):
     model, weights = target
     found = [likeliest(model, weights, prompt, PLACES + 3) for prompt in PROMPTS]
@@ -125,7 +139,9 @@ def test_repairs_are_counted_by_hand():
         "improved": 0.75,
         "worse": 0.25,
         "repetitions": pytest.approx(2 / 3),
+        "wrong_repetitions": pytest.approx(2 / 3),
     }
+    assert blockwise_study.repairs(before[3:], after[3:], own[3:])["wrong_repetitions"] == 0
 
 
 def test_gain_is_the_ratio_of_tokens_per_call(study_of, lattices):
@@ -139,6 +155,60 @@ def test_gain_is_the_ratio_of_tokens_per_call(study_of, lattices):
     assert study_of["tokens"]["2"][blockwise_study.PLAIN]["tokens"]["estimate"] == tokens.sum() / calls.sum()
 
 
+def test_gain_that_is_the_same_for_every_text_has_an_interval_without_width():
+    """Whole texts are resampled, so that refined and plain drafts are always those of the same ones."""
+    plain_tokens, calls = np.array([30.0, 64.0, 500.0, 9.0]), np.array([20.0, 30.0, 90.0, 9.0])
+    gain = blockwise_study._gain_interval(1.25 * plain_tokens, calls, plain_tokens, calls)
+    assert gain == pytest.approx({"estimate": 25, "low": 25, "high": 25})
+
+
+def test_speed_is_the_time_of_plain_decoding_by_that_of_the_other_way():
+    plain = np.array([2.0, 4.0, 6.0])
+    assert blockwise_speed.compare_times(plain, plain / 4) == pytest.approx({"estimate": 4, "low": 4, "high": 4})
+    found = blockwise_speed.compare_times(plain, np.array([1.0, 4.0, 3.0]))
+    assert found["estimate"] == pytest.approx(12 / 8) and 1 <= found["low"] < 1.5 < found["high"] <= 2
+
+
+class Silent:
+    def note(self, text):
+        pass
+
+
+@pytest.fixture
+def study(lattices):
+    """The study of some texts, with n-gram models and a small model."""
+    own = blockwise.Study.__new__(blockwise.Study)
+    own._katz, own._heads, own._show = {order: katz_model(order) for order in (2, 4)}, [4], Silent()
+    own._rescorers = blockwise_study.Rescorers({2: katz_tables(2), 4: katz_tables(4)}, rescorer())
+    return own
+
+
+def test_prompts_that_choose_the_weights_are_not_measured(study, lattices, monkeypatch):
+    seen: dict[str, Any] = {}
+
+    def keep(name, texts, result):
+        seen[name] = texts
+        return result
+
+    monkeypatch.setattr(study, "_write_texts", lambda prompts: lattices)
+    monkeypatch.setattr(blockwise_study, "tune", lambda part, _: keep("tune", part.tokens, {"2-gram": 1.0}))
+    monkeypatch.setattr(blockwise_study, "measure", lambda part, *_: keep("measure", part.tokens, {"texts": 4}))
+    monkeypatch.setattr(study, "_sample", lambda prompts, *_: keep("sample", prompts, []))
+    assert study.measure("name", PROMPTS, 0) == {"text": "name", "texts": 4, "sampled": []}
+    np.testing.assert_array_equal(seen["tune"], lattices.tokens[:1])
+    np.testing.assert_array_equal(seen["measure"], lattices.tokens[1:])
+    np.testing.assert_array_equal(seen["sample"], PROMPTS[1:])
+
+
+def test_drafters_of_sampled_and_timed_texts_are_those_of_their_names(study):
+    found = study._drafters({"2-gram": 0.25, "4-gram": 3.0, "neural": 7.0})
+    assert list(found) == ["heads alone", "2-gram", "neural"] and found["heads alone"].rescorer is None
+    bigram, neural = found["2-gram"], found["neural"]
+    assert isinstance(bigram.rescorer, KatzDrafter) and bigram.rescorer.tables.order == 2
+    assert neural.rescorer is study._rescorers.model
+    assert [(own.alpha, own.top_k) for own in (bigram, neural)] == [(0.25, 16), (7.0, 16)]
+
+
 def test_tuning_takes_the_weight_with_the_most_tokens_per_call(lattices):
     """A rescorer that knows the text is best with a large weight, and one that denies it with none."""
 
@@ -149,8 +219,6 @@ def test_tuning_takes_the_weight_with_the_most_tokens_per_call(lattices):
             self.sign = sign
 
         def log_probs(self, histories, tokens):
-            import tensorflow as tf
-
             followers = {(a, b) for row in lattices.tokens.tolist() for a, b in zip(row, row[1:], strict=False)}
             pairs = np.broadcast_arrays(histories[..., -1:], tokens)
             is_known = [(int(a), int(b)) in followers for a, b in zip(*(p.ravel() for p in pairs), strict=True)]
@@ -207,6 +275,7 @@ def test_study_writes_tables_results_and_plot(tmp_path, monkeypatch):
     assert code == 0, err
     results = json.loads((tmp_path / "study" / "metrics.json").read_text())
     assert [row["text"] for row in results["rows"]] == [f"text{number}.txt" for number in range(4)]
+    assert {row["texts"] for row in results["rows"]} == {2}  # of 3 prompts, one chooses the weights
     assert (tmp_path / "study" / "plot.png").is_file()
     assert (tmp_path / "study" / "table.md").read_text() == out
     assert "| text0.txt | " in out and "| heads alone, h = 3 | " in out

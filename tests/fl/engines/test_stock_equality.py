@@ -5,6 +5,7 @@ they agree up to what rounding may do (tests/tolerance.py) in three rounds: `all
 compared with stock TFF twice: with Keras's gradient, and with their own loss and gradient.
 """
 
+import dataclasses
 import itertools
 from collections.abc import Callable
 from functools import cache, partial
@@ -43,6 +44,8 @@ NETS: dict[str, Callable[[], Net]] = {
     "cnn": lambda: stock.of_keras(stock.CNN),
     "transformer": partial(stock.transformer, False),
     "si-transformer": partial(stock.transformer, True),
+    "fedprox": lambda: _with_local(stock.of_keras(stock.DENSE), proximal=-0.8),
+    "client adam": lambda: _with_local(stock.of_keras(stock.DENSE), optimizer="adam", learning_rate=0.02),
     **{
         f"{cell}{' norm' * norm}{' bias' * bias}": partial(stock.recurrent, cell, norm, bias)
         for cell in ("cifg", "si-cifg")
@@ -55,8 +58,22 @@ SPANNING = [
     ("cnn", "examples", "cyclic"),
     ("si-cifg", "adaptive clip", "fixed size"),
     ("si-transformer", "uniform", "poisson"),
+    ("fedprox", "uniform", "fixed size"),
+    ("client adam", "examples", "cyclic"),
 ]
 OPTIMIZER = tff.learning.optimizers.build_sgdm(0.9, 0.5)
+
+
+def _with_local(net: Net, **changes: Any) -> Net:
+    """Returns a net with other local training.
+
+    TFF 0.87 adds FedProx' term with the wrong sign: its clients are driven away from the received weights. So the
+    comparison takes a negative strength, which `LocalSGD` refuses; tests/fl/test_local_training.py holds the sign.
+    """
+    local = dataclasses.replace(net.local)
+    for name, value in changes.items():
+        object.__setattr__(local, name, value)
+    return net._replace(local=local)
 
 
 def rounds(net: Net, sampling: Sampling) -> list[list[Batches]]:
@@ -82,7 +99,7 @@ def middle_norm(name: str, sampler: str) -> float:
 
     @tf.function(reduce_retracing=True, autograph=False)
     def squares(batches: Batches) -> Any:
-        delta = client_update(net.task, net.weights, batches, net.local.learning_rate).delta
+        delta = client_update(net.task, net.weights, batches, net.local).delta
         return tf.add_n([tf.reduce_sum(tf.square(value)) for value in delta.values()])
 
     norms = [np.sqrt(squares(client)) for client in rounds(net, SAMPLERS[sampler])[0]]

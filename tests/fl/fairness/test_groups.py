@@ -50,6 +50,10 @@ def test_bad_column_is_refused(features, message):
         divide_rows(features)
 
 
+def test_large_integers_are_names_of_groups():
+    assert divide_rows({"a": [10**30, 10**400, 10**30]}).names == [(10**30,), (10**400,)]
+
+
 def test_sums_of_rows_are_those_of_each_group():
     sums = from_rows([1.0, 3.0, 5.0, 2.0], np.array([0, 2, 2, 0]), 3, bounds=(1, 5))
     assert sums.counts.tolist() == [2, 0, 2]

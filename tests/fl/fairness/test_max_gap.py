@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fl.fairness import from_counts, max_gap_test, weighted_test
+from fl.fairness import FairnessFrame, from_counts, max_gap_test, weighted_test
 from tests.fl.fairness.simulation import assert_rate, binary_sums, shifted
 
 
@@ -34,6 +34,31 @@ def test_scores_are_bounded_by_hoeffding():
 
 def test_level_is_kept():
     assert_rate(lambda rng: max_gap_test(binary_sums(rng, np.full(50, 20), 0.3)).rejects, 0.0, 0.05, 500, 1)
+
+
+@pytest.mark.parametrize(
+    ("counts", "weights"),
+    [([100_000, 2], [1, 1]), ([1000] * 20 + [2] * 3, [1] * 23), ([5] + [1000] * 10, [9] + [0.1] * 10)],
+)
+def test_level_and_coverage_hold_where_few_rows_make_the_overall_value(counts, weights):
+    """With the error of the overall value neglected, false alarms were 1.0, 0.39 and 1.0."""
+    sizes, shares = np.array(counts), np.array(weights) / np.sum(weights)
+
+    def fails(generator: np.random.Generator) -> bool:
+        result = max_gap_test(binary_sums(generator, sizes, 0.37), weights=weights)
+        assert result.overall == pytest.approx(shares @ (result.gaps + result.overall))
+        return result.rejects or bool(((result.low > 0) | (result.high < 0)).any())
+
+    assert_rate(fails, 0.0, 0.05, 500, 3)
+
+
+def test_groups_of_weight_zero_are_left_out():
+    sums = from_counts([40, 40, 40], [10, 11, 40])
+    result, without = max_gap_test(sums, weights=[1, 1, 0]), max_gap_test(from_counts([40, 40], [10, 11]))
+    assert np.isnan([result.gaps[2], result.p_values[2], result.low[2]]).all() and result.worst < 2
+    assert result.p_value == without.p_value and result.low[:2].tolist() == without.low.tolist()
+    frame = FairnessFrame.from_counts([40, 40, 40], [10, 11, 40], weights={0: 1, 1: 1, 2: 0}, alpha=0.5)
+    assert frame.difference() == pytest.approx(1 / 40)
 
 
 def test_many_groups_hide_a_gap_that_the_variance_shows():

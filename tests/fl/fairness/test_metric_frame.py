@@ -100,8 +100,10 @@ def test_weights_and_probabilities_are_those_of_the_named_groups():
 
 
 def test_draws_of_groups_are_tested_as_such():
-    frame = FairnessFrame(metrics="zero_one_loss", draws=np.arange(600) // 20, **LABELS, **GROUPS)
-    assert (frame.test.sampling, frame.test.groups) == ("attribute-specific", 30)
+    # Each group twice, once with the rows of each year.
+    draws = [f"{s}{r}{y}" for s, r, y in zip(SEX, RACE, YEAR, strict=True)]
+    frame = FairnessFrame(metrics="zero_one_loss", draws=draws, **LABELS, **GROUPS)
+    assert (frame.test.sampling, frame.test.groups) == ("attribute-specific", 12)
 
 
 def test_metric_frame_with_counts():
@@ -193,10 +195,25 @@ def test_functions_of_scikit_learn_and_of_rows_are_metrics():
         ({"sensitive_features": RNG.random(600)}, "column 'sensitive_feature_0' is continuous"),
         ({"weights": "sqrt"}, "weights 'sqrt' are unknown: give 'rows', 'equal' or a mapping from group to weight"),
         ({"weights": [1, 2]}, "weights has type list: give a mapping from group to number"),
-        ({"weights": {("f", "z"): 1}}, r"weights names the group \('f', 'z'\), which is not in the data"),
+        ({"weights": {"f": 1}}, r"weights names the group \('f',\): give one value for each of 2 features"),
         ({"weights": {("f", "a"): 1}}, r"weights lacks the group \('f', 'b'\): give a number for each group"),
         ({"metrics": {}}, "metrics is empty: give at least one metric"),
         ({"draws": [1] * 600, "weights": "equal"}, "draws were made with the groups' weights: leave weights and"),
+        ({"draws": np.arange(600) // 20}, "draws give rows 0 and .*, the same draw, but they are of different groups"),
+        ({"y_pred": np.where(PREDICTED, 0.9, 0.0)}, "y_pred holds 0.9, which is none of the labels in y_true"),
+        ({"y_pred": np.where(PREDICTED, "yes", "no")}, "y_pred holds '(yes|no)', which is none of the labels"),
+        ({"y_pred": PREDICTED.astype(str), "metrics": "accuracy_score"}, "y_pred holds '[01]', which is none of the"),
+        ({"bounds": None}, "bounds None are wrong: give the least and the largest possible value"),
+        ({"bounds": (0, 1, 2)}, r"bounds \(0, 1, 2\) are wrong: give the least"),
+        ({"sample_params": [1]}, r"sample_params \[1\] are no mapping: give the function's arguments by name"),
+        (
+            {"metrics": "false_positive_rate", "probabilities": {("f", "a"): 1}},
+            "metric 'false_positive_rate' leaves rows out, whose groups were drawn",
+        ),
+        (
+            {"control_features": YEAR, "probabilities": {("f", "a"): 1}},
+            "control_features divide rows that were drawn by group: leave them or probabilities out",
+        ),
         ({"alpha": 2}, r"alpha must lie in \[0, 1\), got 2"),
         ({"metrics": "selection_rate", "y_pred": np.full(600, 2)}, "the metric needs labels 0 and 1, got 2"),
         ({"metrics": "mean_prediction", "y_pred": SEX}, "the metric needs numbers, got .[fm]."),
@@ -225,3 +242,19 @@ def test_plan_of_named_groups_is_tested_with_its_probabilities():
         probabilities=dict(zip(names, plan.probabilities, strict=True)),
     )
     assert frame.test.sampling == "weighted" and not frame.test.rejects
+
+
+def test_weights_name_the_groups_of_the_population_with_and_without_rows():
+    values, groups = [0, 1, 0, 0, 1, 1], np.array([["f", "a"]] * 3 + [["m", "b"]] * 3)
+    case: dict[str, Any] = {"metrics": "mean_prediction", "y_true": values, "y_pred": values, "alpha": 0.5}
+    weights = {("f", "a"): 1, ("m", "b"): 2, ("x", "a"): 3}
+    frame = FairnessFrame(sensitive_features=groups, weights=weights, **case)
+    assert frame.groups == [("f", "a"), ("f", "b"), ("m", "a"), ("m", "b"), ("x", "a")]
+    assert frame.test.untested_groups == 1 and frame.test.untested_weight == 0.5
+    assert frame.test == weighted_test(from_counts([3, 3, 0], [1, 2, 0]), alpha=0.5, weights=[1, 2, 3])
+    drawn = FairnessFrame(sensitive_features=groups, weights=weights, probabilities=weights, **case)
+    assert drawn.test == weighted_test(
+        from_counts([3, 3, 0], [1, 2, 0]), alpha=0.5, weights=[1, 2, 3], probabilities=[1, 2, 3]
+    )
+    with pytest.raises(ValueError, match=r"weights names the group \('z',\), which is not in the data"):
+        FairnessFrame.from_counts([3, 3], [1, 2], names=["a", "b"], weights={"a": 1, "b": 1, "z": 1}, alpha=0.5)

@@ -107,7 +107,11 @@ def test_max_gap_plan_finds_the_same_alternative():
         ({"error": 0.5}, r"error must lie in \(0, 0.5\), got 0.5: 0.05 is usual"),
         ({"rate": 1}, r"rate must lie in \(0, 1\), got 1: leave it at 0.5 if it is not known"),
         ({"weights": [1, 0]}, "1 group has a weight: at least two are needed"),
-        ({"gap": 1e-9}, r"more than 1.1e\+15 rows would be needed: plan for a larger gap or a larger error"),
+        ({"gap": 1e-9}, "gap 1e-09 is below 0.0001, for which no one has the rows: give a larger gap"),
+        (
+            {"gap": 1e-4, "alpha": 1 - 1e-9},
+            r"more than 1.1e\+15 rows would be needed: plan for a larger gap or a larger error",
+        ),
     ],
 )
 def test_bad_argument_is_refused(case, message):

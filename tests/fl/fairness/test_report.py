@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
-from fl.fairness import FairnessFrame, report
+from fl.fairness import FairnessFrame, NoisySums, report
 
 EVIL = "<script>alert('x')</script>|`*"
 
@@ -72,3 +72,22 @@ def test_files_are_closed_to_others(one, tmp_path):
     paths = one.write(tmp_path / "new")
     assert [path.name for path in paths] == ["fairness.html", "fairness.md", "fairness.json"]
     assert [path.stat().st_mode & 0o777 for path in paths] == [0o600] * 3
+
+
+def test_report_on_noisy_sums_names_unit_and_privacy_and_no_group_that_was_not_tested():
+    counts = np.array([60.0, 80.0, 0.2])
+    sums = NoisySums(counts * 0.09, counts * 0.21, counts * 0.49, 1.0)
+    frame = FairnessFrame.from_noisy_sums(sums, names=[("a",), ("b",), (EVIL,)], metric="accuracy", alpha=0.5, gap=0.1)
+    built = report.build(frame, unit="client", privacy={"unit": "one client", "δ": "1e-6"})
+    text = built.to_markdown()
+    for part in ("The unit is the client", "| unit | one client |\n| δ | 1e-6 |", "| 1 | a | 60 | 0.3 | 0 |"):
+        assert part in text
+    assert "nothing is said about 1 groups without clearly more clients than the noise, with about 0.1427 %" in text
+    assert "exact" not in text and "script" not in text
+    for heading in re.findall(r".*\n.*\n## ", text):
+        assert "\n\n## " in heading
+    page = built.to_html()
+    assert "<th>δ</th><td>1e-6</td>" in page and '<th class="n">clients</th>' in page
+    content = json.loads(built.to_json())
+    assert content["unit"] == "client" and content["tests"][0]["groups"]["rows"] == [60, 80, 0]
+    assert frame.test.power is not None and not frame.test.rejects

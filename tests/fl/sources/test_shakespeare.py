@@ -110,6 +110,26 @@ def test_genres_are_folder_names(root):
     assert shakespeare.load(root).genres == {"one": "farces", "two": "farces", "three": "sad"}
 
 
+def test_attributes_follow_from_play_size_of_role_and_starts_of_lines(root):
+    lines = ["A line of verse.", "and of prose,", "which goes on", "in small letters."]
+    (root / "sad" / "four.md").write_text(
+        "**PROSE**\n"
+        + "\n".join(lines * 13)
+        + "\n\n**VERSE**\n"
+        + "\n".join([*["Verse it is."] * 9, *lines[1:]])
+        + "\n"
+    )
+    source = shakespeare.load(root)
+    found, values = source.attributes(), source.attribute_values()
+    assert found["four/PROSE"] == {"genre": "sad", "play": "four", "role": "large", "verse": "prose"}
+    assert found["four/VERSE"] == {"genre": "sad", "play": "four", "role": "middle", "verse": "verse"}
+    assert found["one/ANNA"] == {"genre": "farces", "play": "one", "role": "small", "verse": "prose"}
+    assert found["three/D"] == {"genre": "sad", "play": "three", "role": "small", "verse": "verse"}
+    assert found.keys() == dict(source).keys()
+    assert values["genre"] == ["farces", "sad"] and values["play"] == ["four", "one", "three", "two"]
+    assert all(value in values[name] for each in found.values() for name, value in each.items())
+
+
 def test_shakespeare_fingerprint_changes_with_text_and_plays(root):
     before = shakespeare.load(root)
     first = before.fingerprint()
@@ -160,6 +180,8 @@ def test_installed_plays_have_1426_speakers(plays):
         "problems": 142,
     }
     assert not plays.bad_rows
+    bands = Counter(each["role"] for each in plays.attributes().values())
+    assert min(bands.values()) > 0.25 * 1426
 
 
 def test_installed_plays_have_speech_without_directions_or_markup(plays):

@@ -1,5 +1,6 @@
 """Drafts of prediction heads: the text is the base model's, whatever heads and rescorer."""
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -11,29 +12,39 @@ from models.decoding.block_decoder import Request
 from models.decoding.choices import Choices, Processing
 from models.decoding.decoders import build_decoder
 from models.decoding.draft_options import DraftOptions
-from models.decoding.drafters import ModelDrafter
+from models.decoding.drafters import Drafter, ModelDrafter
 from models.decoding.generator import Generator
 from models.decoding.heads_drafter import HeadsDrafter
+from models.decoding.hidden_state import HiddenState, WithHidden
 from models.decoding.katz_tables import KatzTables
 from models.decoding.lattice_drafter import LatticeDrafter
 from models.heads import HeadedLanguageModel
 from models.recurrent_lm import RecurrentLanguageModel
 from models.transformer.decoder import TransformerLanguageModel
+from tests.models.decoding.drafter_tests import SLOW_BATCHES, DrafterTests
 
 SIZE, HEADS = 23, 4
 BASES: dict[str, Any] = {
-    "recurrent": RecurrentLanguageModel("si-cifg", SIZE, embedding=6, units=8),
+    "recurrent": RecurrentLanguageModel("si-cifg", SIZE, embedding=16, units=8),
     "transformer": TransformerLanguageModel(SIZE, embedding=8, blocks=2, heads=2, feed_forward=8, context=64),
 }
-PROMPTS = [[3, 1, 4], [5], [2, 2]]
+PROMPTS, NEW = [[3, 1, 4], [5], [2, 2]], 16
 
 
+@functools.cache
 def draw_model(family, seed=1):
-    model, generator = HeadedLanguageModel(BASES[family], HEADS), np.random.default_rng(seed)
+    """Draws a base model, and fits heads that often draft its greedy texts after the prompts."""
+    model = HeadedLanguageModel(BASES[family], HEADS)
     weights: dict[str, Any] = {name: 2 * np.asarray(value) for name, value in model.init(seed).items()}
-    for name in weights:
-        if name.endswith("outer"):
-            weights[name] = generator.standard_normal(weights[name].shape).astype(np.float32) * 0.3
+    base, _ = model.split(weights)
+    texts = [[*prompt, *likeliest(model, weights, prompt, NEW)] for prompt in PROMPTS]
+    read = [model.base.extend_with_hidden(base, tf.constant([text]), model.base.initial_state(1))[1] for text in texts]
+    for head in range(2, HEADS + 1):
+        hidden = np.concatenate([row[0, : 1 - head] for row in read])
+        ahead = np.concatenate([row[0, head - 1 :] for row in read])
+        inner = hidden @ weights[f"head_{head}.inner"]
+        fitted, *_ = np.linalg.lstsq(inner / (1 + np.exp(-inner)), ahead - hidden, rcond=None)
+        weights[f"head_{head}.outer"] = fitted.astype(np.float32)
     return model, weights
 
 
@@ -69,9 +80,105 @@ GREEDY: list[Any] = [
 @pytest.mark.parametrize(("family", "decoding", "drafter", "sizes"), GREEDY)
 def test_greedy_text_is_the_base_models(family, decoding, drafter, sizes):
     model, weights = draw_model(family)
-    generator = Generator(model, weights, decoding, drafter, max_prompt=3, max_new_tokens=16, **sizes)
-    found = generator(PROMPTS, Choices(16, temperature=0.0))
-    assert found.tokens == [likeliest(model, weights, prompt, 16) for prompt in PROMPTS]
+    generator = Generator(model, weights, decoding, drafter, max_prompt=3, max_new_tokens=NEW, **sizes)
+    found = generator(PROMPTS, Choices(NEW, temperature=0.0))
+    assert found.tokens == [likeliest(model, weights, prompt, NEW) for prompt in PROMPTS]
+    assert_some_drafts_are_accepted(found)
+
+
+def assert_some_drafts_are_accepted(found):
+    """So many that states which are taken back to the wrong place would show in the text."""
+    assert found.total.block_efficiency > 1.2
+
+
+@pytest.mark.parametrize("family", ["recurrent", pytest.param("transformer", marks=pytest.mark.slow)])
+def test_text_ends_at_a_stop_token_or_sequence_wherever_it_lies_in_a_block(family):
+    model, weights = draw_model(family)
+    generator = Generator(model, weights, "blockwise", HeadsDrafter(), 3, max_prompt=3, max_new_tokens=NEW)
+    whole = generator(PROMPTS, Choices(NEW, temperature=0.0))
+    inside = 0  # number of texts that end before the end of a block
+    for stop in sorted(set(sum(whole.tokens, []))):
+        found = generator(PROMPTS, Choices(NEW, temperature=0.0, stop=stop))
+        for text, own, is_ended in zip(whole.tokens, found.tokens, found.is_ended, strict=True):
+            end = text.index(stop) + 1 if stop in text else NEW
+            assert own == text[:end] and is_ended == (stop in text)
+        inside += count_inside(found)
+    assert inside > 0
+    inside = 0
+    for begin in range(NEW - 2):
+        sequence = whole.tokens[0][begin : begin + 3]
+        found = generator(PROMPTS, Choices(NEW, temperature=0.0), stop_sequences=[sequence])
+        for text, own in zip(whole.tokens, found.tokens, strict=True):
+            ends = [end for end in range(3, NEW + 1) if text[end - 3 : end] == sequence]
+            assert own == text[: min(ends, default=NEW)]
+        inside += count_inside(found)
+    assert inside > 0
+
+
+def count_inside(found):
+    """Returns how many texts end before the end of their last block, whose tokens all count as decided."""
+    parts = zip(found.tokens, found.is_ended, found.acceptance, strict=True)
+    return sum(is_ended and part.decided > len(tokens) for tokens, is_ended, part in parts)
+
+
+class Begun(Drafter):
+    """Drafts with heads after a fixed hidden state; its state is that within a block, which begins after each rewind.
+
+    Args:
+      drafter: a `HeadsDrafter` that is bound to a model.
+      hidden: float32 `[1, E]`, the hidden state.
+    """
+
+    def __init__(self, drafter, hidden):
+        self.drafter, self.hidden = drafter, hidden
+
+    def begun(self, state, batch):
+        return self.drafter.begin(state, HiddenState((), tf.repeat(self.hidden, batch, axis=0)))
+
+    def initial_state(self, batch):
+        return self.begun(self.drafter.initial_state(batch), batch)
+
+    def prefill(self, tokens, lengths, state):
+        return self.begun(self.drafter.prefill(tokens, lengths, state.rescorer), tokens.shape[0])
+
+    def step(self, tokens, state):
+        return self.drafter.step(tokens, state)
+
+    def rewind(self, states, kept):
+        return self.begun(self.drafter.rewind(states, kept), states[0].logits.shape[0])
+
+    def step_level(self, tokens, trail, tree, level):
+        return self.drafter.step_level(tokens, trail, tree, level)
+
+    def rewind_tree(self, trail, kept, tree):
+        return self.begun(self.drafter.rewind_tree(trail, kept, tree), trail.logits.shape[0])
+
+
+class TestHeads(DrafterTests):
+    """What is compared begins a block, because the heads' logits depend on the place in it."""
+
+    size = SIZE
+
+    @pytest.fixture(params=SLOW_BATCHES)
+    def batch(self, request):
+        return request.param
+
+    @pytest.fixture
+    def drafter(self):
+        model, weights = draw_model("recurrent")
+        hidden = np.random.default_rng(0).normal(size=(1, BASES["recurrent"].embedding)).astype(np.float32)
+        own = HeadsDrafter(rescorer(), top_k=5, alpha=0.7)
+        return Begun(own.bind(WithHidden.of(model), weights, HEADS - 1), tf.constant(hidden))
+
+    def rows(self, state):
+        parts = super().rows(state._replace(place=()))
+        return [part._replace(place=state.place) for part in parts]
+
+    def probe(self, drafter, states, seed=9):
+        return super().probe(drafter, [drafter.begun(state.rescorer, 1) for state in states], seed)
+
+    def gone_on(self, drafter, state):
+        return super().gone_on(drafter, drafter.begun(state.rescorer, state.logits.shape[0]))
 
 
 def check_laws(model, weights, drafter, expected_scores):
@@ -148,6 +255,22 @@ def test_without_weight_the_rescorer_changes_no_greedy_draft():
         ),
         (lambda model, weights: HeadsDrafter(top_k=0), "^top_k_heads = 0: must be an integer >= 1"),
         (lambda model, weights: HeadsDrafter(alpha=float("nan")), "^alpha = nan: must be a number >= 0"),
+        (lambda model, weights: HeadsDrafter(alpha=True), "^alpha = True: must be a number >= 0"),
+        (lambda model, weights: LatticeDrafter(alpha="1"), "^alpha = '1': must be a number >= 0"),  # type: ignore[arg-type]
+        (
+            lambda model, weights: Generator(model, weights, "blockwise", HeadsDrafter(other_drafter(11)), 2),
+            "^rescorer proposes from 11 tokens, but the target's vocabulary has 23: give a drafter with the target's",
+        ),
+        (
+            lambda model, weights: Generator(model, weights, "blockwise", LatticeDrafter(katz_tables(2, SIZE + 1)), 2),
+            "^tables: n-grams of 24 tokens cannot rescore the drafts of a model of 23: learn them with the model's",
+        ),
+        (
+            lambda model, weights: Generator(
+                model, weights, "blockwise", HeadsDrafter(other_drafter(SIZE)), 2, max_prompt=4, max_new_tokens=8
+            ),
+            "8 and 4 drafted tokens of two blocks do not fit together in the rescorer's context of 12 tokens",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(make, message):
@@ -156,14 +279,20 @@ def test_what_does_not_fit_is_refused_in_one_line(make, message):
         make(model, weights)
 
 
-def katz_model(order):
+def other_drafter(size):
+    """Returns a drafter with few token ids, or with room for few tokens."""
+    model: Any = TransformerLanguageModel(size, embedding=4, blocks=1, heads=1, feed_forward=4, context=12)
+    return ModelDrafter(model, model.init(0))
+
+
+def katz_model(order, size=SIZE):
     generator = np.random.default_rng(4)
     texts = [generator.integers(3, SIZE, 40).tolist() for _ in range(30)]
-    return katz.learn(texts, SIZE, order)
+    return katz.learn(texts, size, order)
 
 
-def katz_tables(order):
-    return KatzTables(katz_model(order))
+def katz_tables(order, size=SIZE):
+    return KatzTables(katz_model(order, size))
 
 
 @pytest.mark.parametrize(
@@ -177,9 +306,10 @@ def katz_tables(order):
 def test_greedy_text_of_best_paths_is_the_base_models(family, order, paths):
     model, weights = draw_model(family)
     drafter = LatticeDrafter(katz_tables(order) if order else None, top_k=4, alpha=0.8)
-    own = Generator(model, weights, "blockwise", drafter, 3, paths=paths, max_prompt=3, max_new_tokens=16)
-    found = own(PROMPTS, Choices(16, temperature=0.0))
-    assert found.tokens == [likeliest(model, weights, prompt, 16) for prompt in PROMPTS]
+    own = Generator(model, weights, "blockwise", drafter, 3, paths=paths, max_prompt=3, max_new_tokens=NEW)
+    found = own(PROMPTS, Choices(NEW, temperature=0.0))
+    assert found.tokens == [likeliest(model, weights, prompt, NEW) for prompt in PROMPTS]
+    assert_some_drafts_are_accepted(found)
 
 
 def test_heads_that_are_not_trained_draft_what_the_base_would():

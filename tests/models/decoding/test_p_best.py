@@ -129,6 +129,17 @@ def test_first_path_without_the_model_is_the_argmax_of_every_head_also_where_sco
         np.testing.assert_array_equal(found, dense.argmax(axis=2))
 
 
+@pytest.mark.parametrize("find", [find_in_graph, p_best_paths])
+def test_paths_with_several_hopeless_candidates_are_the_last_ones(find):
+    """Each of these lacks more than can be added up in 32 bits."""
+    tokens, scores, history = make_lattice(4, 5, 2, 1, 2)
+    scores[:] = [0, -1e9]
+    found = find(tokens, scores, history, 0, None, 2**5)
+    for row in range(BATCH):
+        best, _ = rank(tokens[row], scores[row], [], 0, None, 2**5)
+        np.testing.assert_array_equal(found.tokens[row], best)
+
+
 def test_scores_are_those_of_the_models_float64_probabilities():
     rows = np.minimum(1 + np.random.default_rng(3).geometric(0.4, (20, 12)), SIZE - 1)
     model = learn(rows, SIZE, 3)

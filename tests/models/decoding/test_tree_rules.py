@@ -291,3 +291,12 @@ def test_enumeration_shows_a_planted_bug(bug, name, size, shape, monkeypatch):
 def test_drafting_of_another_name_is_refused(drafting):
     with pytest.raises(ValueError, match="^drafting = .*: must be one of greedy, independent, without-replacement$"):
         Traversal(drafting)
+
+
+def test_spectr_never_draws_a_node_that_was_not_drafted():
+    """At the largest random number, whatever rounding does."""
+    is_real = tf.constant([[True, False, True, False, False]])
+    drafts = Drafts(tf.constant([[0, 1, 2, 3, 0]]), is_real, tf.fill([1, 1, 4], 0.25))
+    target = tf.constant([[[0.1, 0.2, 0.3, 0.4]] * 5])
+    node, _ = SpecTr().draw(target, drafts, TokenTree.chains(4, 1), tf.constant([1 - 2.0**-24]))
+    assert int(node[0]) == 2

@@ -183,7 +183,8 @@ def test_host_may_mask_tokens_at_every_node(rule):
 
 def test_spectr_s_blocks_hold_the_distributions_of_their_first_token():
     model, tree, rows = TableModel(draw_table(0, 4)), TokenTree.chains(2, 2), 6
-    drafter: Any = ModelDrafter(TableModel(draw_table(1, 4)), {})
+    other: Any = TableModel(draw_table(1, 4))
+    drafter = ModelDrafter(other, {})
     target: Any = model
     last = tf.range(rows) % 4
     for rule in (SpecTr(), Traversal()):
@@ -195,7 +196,7 @@ def test_spectr_s_blocks_hold_the_distributions_of_their_first_token():
         if rule.drafting != "independent":
             assert block.first == ()
             continue
-        for found, own_model in zip(block.first, (model, drafter.model), strict=True):
+        for found, own_model in zip(block.first, (target, other), strict=True):
             logits, _ = own_model.extend({}, last[:, tf.newaxis], own_model.initial_state(rows))
             np.testing.assert_allclose(found, tf.nn.softmax(logits[:, 0]), atol=1e-6)
 

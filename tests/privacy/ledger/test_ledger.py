@@ -1,5 +1,6 @@
 """Tests of the ledger: it keeps what happened, refuses rounds that break the plan, and names damaged lines."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -80,6 +81,39 @@ def test_noise_stream_is_issued_once_and_again_to_resumed_run(tmp_path):
     read = Ledger.read(tmp_path / "ledger").streams
     assert {name: facts.pop("noise_id") for name, facts in read.items()} == {n: keys.stream_id(n) for n in read}
     assert read == {"accuracy": {"noise_multiplier": 2.0, "bounds": [0, 1]}, "loss": {"noise_multiplier": 2.0}}
+
+
+def test_a_release_is_charged_before_its_noise_and_once_for_the_same_values(tmp_path):
+    keys, path = RunKeys.fixed(1), tmp_path / "ledger"
+    with Ledger.open(path, PLAN) as ledger:
+        ledger.record(**round_of(0, COHORTS[0]))
+        seed = ledger.charge(keys, "groups", b"values", 2.0, clients=7)
+        charged = path.read_bytes()
+        assert [entry.purpose for entry in Ledger.read(path).releases] == ["groups"]
+        # As after a kill between the line and the release: the same noise for the same values, and no further cost.
+        np.testing.assert_array_equal(ledger.charge(keys, "groups", b"values", 2.0, clients=7), seed)
+        assert path.read_bytes() == charged
+        others = [
+            ledger.charge(keys, *arguments)
+            for arguments in (("groups", b"other", 2.0), ("groups", b"values", 2.5), ("sizes", b"values", 2.0))
+        ]
+        ledger.record(**round_of(1, COHORTS[1]))
+        with pytest.raises(ValueError, match="noise_multiplier must be a finite number above 0"):
+            ledger.charge(keys, "groups", b"values", 0.0)
+        with pytest.raises(ValueError, match="purpose of the release is ''"):
+            ledger.charge(keys, "", b"values", 1.0)
+    assert len({each.tobytes() for each in (seed, *others, keys.noise_seed(0))}) == 5
+    with Ledger.open(path, PLAN) as ledger:
+        np.testing.assert_array_equal(ledger.charge(keys, "groups", b"values", 2.0), seed)
+        assert [entry.noise_multiplier for entry in ledger.releases] == [2.0, 2.0, 2.5, 2.0]
+        assert ledger.releases[0].facts == {"clients": 7} and len(ledger.rounds) == 2
+    assert b"values" not in path.read_bytes()
+
+
+def test_a_release_is_refused_under_a_plan_without_noise(tmp_path):
+    plan = dataclasses.replace(PLAN, noise_multiplier=0.0)
+    with Ledger.open(tmp_path / "ledger", plan) as ledger, pytest.raises(ValueError, match="the plan adds no noise"):
+        ledger.charge(RunKeys.fixed(1), "groups", b"values", 1.0)
 
 
 def test_ledger_of_version_0_1_is_refused_with_the_reason(tmp_path):

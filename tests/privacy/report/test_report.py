@@ -21,6 +21,7 @@ from privacy import (
     Poisson,
     PrivacyPlan,
     Releases,
+    RunKeys,
     accounting,
     report,
 )
@@ -151,6 +152,26 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "unfinished": {"done": 3},
     "not begun": {"done": 0},
 }
+
+
+@pytest.mark.parametrize("release", [False, True])
+def test_epsilon_covers_charged_releases_and_the_report_names_them(tmp_path, release):
+    plan, ledger = run(tmp_path)
+    with Ledger.open(ledger.path, plan) as open_ledger:
+        open_ledger.charge(
+            RunKeys(bytes(32), is_fixed=False), f"fairness {EVIL}", b"secret-totals", 2.0, clients="secret-client"
+        )
+    built = report.build(plan, Ledger.read(ledger.path), FACTS, release=release)
+    check_schema(built.data, json.loads(report.SCHEMA_FILE.read_text()))
+    of_rounds, both = accounting.epsilon(plan).value, accounting.epsilon(plan, None, (2.0,)).value
+    assert built.data["guarantee"]["epsilon"] == both > of_rounds == built.data["epsilon_of_rounds"]
+    assert built.data["releases"] == [{"purpose": f"fairness {EVIL}", "noise_multiplier": 2.0}]
+    assert built.data["status"] == "private"
+    page, html, markdown = Page(), built.to_html(), built.to_markdown()
+    page.feed(html)
+    for text in (html, markdown):
+        assert "further release, covered by ε" in text.lower() and "1 further release" in text.lower()
+        assert "noise multiplier 2" in text and EVIL not in text and "secret-" not in text
 
 
 @pytest.mark.parametrize("name", SETTINGS)
