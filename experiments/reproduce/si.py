@@ -181,11 +181,11 @@ class Training:
             except MissingError:
                 if trainer is None:
                     raise
-            if self._end is not None and time.monotonic() > self._end:
-                raise OutOfTimeError
             is_final = cell.seed in self._scale.seeds and rounds == self._config.run.rounds
             row = trainer(by_name[cell.arm], cell, rounds, is_final)
             self._keep(row, cell)
+            if self._end is not None and time.monotonic() > self._end:
+                raise OutOfTimeError
             return row
 
         return train
