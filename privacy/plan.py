@@ -357,7 +357,7 @@ class PrivacyPlan:
         Raises:
           ValueError: a field is missing, unknown or out of range.
         """
-        fields = {"mechanism": None, **data}
+        fields: dict[str, Any] = {"mechanism": None, **data}
         names = {f.name for f in dataclasses.fields(PrivacyPlan)}
         if set(fields) != names:
             raise ValueError(

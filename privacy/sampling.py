@@ -238,8 +238,8 @@ class CyclicPoisson:
     def describe(self) -> str:
         """Returns a description of the sampler in one phrase, for reports."""
         return (
-            f"cyclic Poisson: a fixed partition into {self.cohorts} cohorts that take turns, of which each client joins "
-            f"independently with probability {self.sampling_probability:.6g}"
+            f"cyclic Poisson: a fixed partition into {self.cohorts} cohorts that take turns; each client of the cohort "
+            f"joins independently with probability {self.sampling_probability:.6g}"
         )
 
 
@@ -302,7 +302,13 @@ class CheckIn:
 
 
 Sampling = Poisson | FixedSize | Cyclic | CyclicPoisson | CheckIn
-_KINDS: dict[Any, Any] = {each.kind: each for each in (Poisson, FixedSize, Cyclic, CyclicPoisson, CheckIn)}
+_KINDS: dict[Any, Any] = {
+    Poisson.kind: Poisson,
+    FixedSize.kind: FixedSize,
+    Cyclic.kind: Cyclic,
+    CyclicPoisson.kind: CyclicPoisson,
+    CheckIn.kind: CheckIn,
+}
 
 
 def to_dict(sampling: Sampling) -> dict[str, Any]:

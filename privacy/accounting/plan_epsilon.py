@@ -7,9 +7,10 @@
   with little noise the grid of the PLD is coarse, and Rényi DP gives the smaller bound.
 * Cyclic cohorts, and Poisson cohorts with probability 1: nothing is sampled, so the PLD is replaced by the exact curve
   of one Gaussian (Balle and Wang, arXiv:1805.06530).
-* Correlated noise (DP-FTRL), zero-out: the rounds so far are together one Gaussian whose noise multiplier is that of the
-  plan times the sensitivity of all rounds / that of the rounds so far. With cyclic Poisson cohorts and banded noise of
-  at most as many bands as cohorts, each turn of a client's cohort is instead a sampled Gaussian, as in the first case.
+* Correlated noise (DP-FTRL), zero-out: the rounds so far are together one Gaussian whose noise multiplier is that of
+  the plan times the sensitivity of all rounds / that of the rounds so far. With cyclic Poisson cohorts and banded noise
+  of at most as many bands as cohorts, each turn of a client's cohort is instead a sampled Gaussian, as in the first
+  case.
 * Fixed-size cohorts, replace-one: `dp_accounting` has no PLD, so ε is the Rényi bound (Wang, Balle, Kasiviswanathan,
   arXiv:1808.00087) and `Epsilon.pld` is None.
 """
@@ -90,8 +91,8 @@ def epsilon(plan: PrivacyPlan, rounds: int | None = None, releases: Iterable[flo
     rdp, order = composition.rdp_epsilon(same.sampling, plan.population, same.z, same.rounds, delta, further)
     pld = composition.pld_epsilon(same.sampling, same.z, same.rounds, delta, further=further)
     if plan.mechanism is not None:
-        releases = _DRAWS * rounds
-        rdp, pld = with_failures(rdp, delta, releases), None if pld is None else with_failures(pld, delta, releases)
+        draws = _DRAWS * rounds
+        rdp, pld = with_failures(rdp, delta, draws), None if pld is None else with_failures(pld, delta, draws)
     spent = Epsilon(pld, rdp, order, plan.relation, delta, rounds, _list_notes(plan, rounds))
     return spent._replace(notes=(NOT_STATED, *spent.notes)) if math.isinf(spent.value) else spent
 

@@ -195,7 +195,7 @@ _KINDS: dict[Any, Any] = {Tree.kind: Tree, Banded.kind: Banded, BLT.kind: BLT}
 
 def check_fits(mechanism: Mechanism, plan: PrivacyPlan) -> None:
     """Raises ValueError, with the reason, if a plan cannot have this mechanism."""
-    if not isinstance(mechanism, Mechanism):
+    if not isinstance(mechanism, (Tree, Banded, BLT)):
         raise ValueError(f"mechanism is {mechanism!r}: give one of privacy.correlated, or None")
     kind = mechanism.kind
     if not plan.is_private:

@@ -94,7 +94,7 @@ def of_matrix(matrix: npt.NDArray[np.float64], participation: Participation) -> 
 
 
 def sum_earliest(column: npt.NDArray[np.float64], rounds: int, participation: Participation) -> npt.NDArray[np.float64]:
-    """Returns the sum of the columns 0, b, 2 b, ... of a Toeplitz matrix, for b = `min_separation`, float64 [rounds]."""
+    """Returns the sum of columns 0, b, 2 b, ... of a Toeplitz matrix, for b = `min_separation`, float64 [rounds]."""
     separation, count = participation.within(rounds)
     total = np.zeros(rounds)
     for start in range(0, count * separation, separation):

@@ -78,8 +78,8 @@ class _Error:
 def _schedule_form(workload: Workload) -> _Array:
     """Returns Q, [n, n], with ||A C^-1||_F² = h' Q h, for h the first column of velocities times C^-1.
 
-    Let D be the diagonal of learning rates and S the sums that weight decay shrinks. Then A C^-1 = S D H with H Toeplitz,
-    and Q[k, k - d] = shrink^d sum_{u >= k} rate_u rate_{u-d} sum_{j < n - u} shrink^(2 j).
+    Let D be the diagonal of learning rates and S the sums that weight decay shrinks. Then A C^-1 = S D H with H
+    Toeplitz, and Q[k, k - d] = shrink^d sum_{u >= k} rate_u rate_{u-d} sum_{j < n - u} shrink^(2 j).
     """
     rounds, shrink = workload.rounds, 1 - workload.weight_decay
     rates = np.array(workload.learning_rates)

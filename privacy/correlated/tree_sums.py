@@ -62,7 +62,7 @@ def tree_sensitivity(rounds: int, restart_every: int | None, participation: Part
 @functools.lru_cache(maxsize=64)
 def _subtree(height: int, count: int, gap: int) -> _Values:
     """Returns the values of a subtree of this height, from those of its halves."""
-    free = np.arange(gap + 1)
+    free = np.arange(gap + 1, dtype=np.float64)
     # One participation is in height + 1 nodes.
     joined = {1: np.where(free[:, None] + free[None, :] < 2**height, height + 1.0, _NEVER)}
     if height == 0:

@@ -1,4 +1,4 @@
-"""Enumerates all patterns of rounds that one client may be in, as an oracle of sensitivities under participation limits."""
+"""Enumerates all patterns of rounds that one client may be in, as an oracle of sensitivities."""
 
 from __future__ import annotations
 
