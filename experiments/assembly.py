@@ -227,7 +227,8 @@ def build_server_optimizer(config: Config) -> Any:
     def rate_of_round(number: Any) -> Any:
         import tensorflow as tf
 
-        return tf.gather(tf.constant(rates, tf.float32), number)
+        # The optimizer asks for the rate of the round after the last one, too.
+        return tf.gather(tf.constant(rates, tf.float32), tf.minimum(number, len(rates) - 1))
 
     return kinds.schedule_learning_rate(optimizer, rate_of_round)
 

@@ -9,10 +9,11 @@ from typing import Annotated, Literal
 from experiments import config_checks
 from experiments.config_fields import INTEGERS, Section, at_least, non_negative, positive, share, text
 from experiments.config_model import ModelConfig, PretrainingConfig, VocabularyConfig
-from experiments.config_privacy import CohortConfig, PrivacyConfig
+from experiments.config_privacy import SAMPLING_PROBABILITY, CohortConfig, PrivacyConfig
 from privacy.plan import MAX_ROUNDS
 
 __all__ = [
+    "SAMPLING_PROBABILITY",
     "ClientConfig",
     "CohortConfig",
     "Config",

@@ -90,10 +90,11 @@ def check_cohort(section: CohortConfig, default_probability: float) -> None:
         ("min_separation", ("check-in",)),
         ("max_participations", ("check-in",)),
     ):
-        value = getattr(section, key)
-        require_only_for(f"cohort.{key}", value, section.sampler, samplers)
-        is_needed = key in ("size", "cohorts", "min_separation") and section.sampler in samplers
-        if is_needed and value is None:
+        require_only_for(f"cohort.{key}", getattr(section, key), section.sampler, samplers)
+    needed = {"fixed-size": ("size",), "check-in": ("size", "min_separation")}
+    needed |= {"cyclic": ("cohorts",), "cyclic-poisson": ("cohorts",)}
+    for key in needed.get(section.sampler, ()):
+        if getattr(section, key) is None:
             raise ValueError(f'cohort.{key} is missing: cohort.sampler = "{section.sampler}" needs it')
     if section.sampler == "poisson" and section.population is not None:
         probability = default_probability if section.sampling_probability is None else section.sampling_probability

@@ -5,7 +5,6 @@ import math
 from typing import Any
 
 import tensorflow_federated as tff
-import dp_accounting
 import numpy as np
 import tensorflow as tf
 import tensorflow_privacy as tfp
@@ -84,7 +83,7 @@ class CorrelatedMeanQuery(tfp.SumAggregationDPQuery):
         ]
         ordered: History = collections.OrderedDict((name, history[name]) for name in global_state.history)
         state = self._State(global_state.seed, global_state.round + 1, ordered)
-        return tf.nest.pack_sequence_as(sample_state, noised), state, dp_accounting.UnsupportedDpEvent()
+        return tf.nest.pack_sequence_as(sample_state, noised), state, self._plan.dp_event()
 
 
 def correlated_mean_factory(plan: PrivacyPlan, specs: Any, seed: Any) -> tff.aggregators.UnweightedAggregationFactory:

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from privacy import checks
 from privacy import sampling as samplers
-from privacy.correlated import mechanisms
-from privacy.correlated.mechanisms import Mechanism
-from privacy.correlated.participation import Participation
-from privacy.correlated.sensitivity import Sensitivity
 from privacy.sampling import Relation, Sampling
 
 if TYPE_CHECKING:
     import dp_accounting
+
+    from privacy.correlated.mechanisms import Mechanism
+    from privacy.correlated.participation import Participation
+    from privacy.correlated.sensitivity import Sensitivity
 
 
 Noise = Literal["floating-point", "exact"]
@@ -214,7 +214,9 @@ class PrivacyPlan:
         if not isinstance(self.population_declared, bool):
             raise ValueError(f"population_declared is {self.population_declared!r}: give True or False")
         if self.mechanism is not None:
-            mechanisms.check_fits(self.mechanism, self)
+            from privacy.correlated.mechanisms import check_fits
+
+            check_fits(self.mechanism, self)
         least = least_count_stddev(self.noise_multiplier, self.metrics_share)
         if isinstance(self.clip, AdaptiveClip) and self.is_private and not self.count_stddev > least:
             raise ValueError(
@@ -260,12 +262,16 @@ class PrivacyPlan:
     @property
     def participation(self) -> Participation:
         """Returns the limits on the rounds of one client, which the sampler keeps and the ledger enforces."""
+        from privacy.correlated.participation import Participation
+
         return Participation(self.sampling.min_separation, self.max_participations)
 
     def sensitivity(self, rounds: int) -> Sensitivity:
         """Returns the sensitivity of the mechanism's first `rounds` rounds, in clip norms; it needs a mechanism."""
+        from privacy.correlated.mechanisms import cached_sensitivity
+
         assert self.mechanism is not None
-        return mechanisms.cached_sensitivity(self.mechanism, rounds, self.participation)
+        return cached_sensitivity(self.mechanism, rounds, self.participation)
 
     @property
     def count_stddev(self) -> float:
@@ -316,7 +322,7 @@ class PrivacyPlan:
         The event's noise multipliers are relative to the sensitivity under the plan's relation. Adding a client moves
         the sum by up to C and replacing one by up to 2 C, so the multiplier is halved for fixed-size sampling. Give the
         event to an accountant for the plan's relation: dp-accounting's ADD_OR_REMOVE_ONE, REPLACE_ONE, or for zero-out
-        REPLACE_SPECIAL.
+        REPLACE_SPECIAL. No event describes correlated noise; with a mechanism the event is one that accountants refuse.
         """
         import dp_accounting as dp
 
@@ -326,14 +332,14 @@ class PrivacyPlan:
         if not self.is_private:
             return dp.NonPrivateDpEvent()
         if self.mechanism is not None:
-            raise ValueError("no event of dp-accounting describes correlated noise: use privacy.accounting.epsilon")
+            return dp.UnsupportedDpEvent()
         one = self.sampling.dp_event(self.population, self.noise_multiplier)
         return dp.SelfComposedDpEvent(one, self.sampling.repetitions(count))
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the plan as a JSON-able dict, which `from_dict` turns back into the plan."""
         clip = None if self.clip is None else {"kind": self.clip.kind, **dataclasses.asdict(self.clip)}
-        mechanism = {} if self.mechanism is None else {"mechanism": mechanisms.to_dict(self.mechanism)}
+        mechanism = {} if self.mechanism is None else {"mechanism": self.mechanism.to_dict()}
         return {
             "unit": self.unit,
             "relation": self.relation,
@@ -377,17 +383,15 @@ class PrivacyPlan:
                 raise ValueError(
                     f"clip fields {sorted(clip)} do not fit kind {kind!r}: give those of {kinds[kind].__name__}"
                 ) from None
-        metrics = fields.pop("metrics")
-        if metrics is not None:
+        if (metrics := fields.pop("metrics")) is not None:
             try:
                 metrics = PrivateMetrics(**metrics)
             except TypeError:
-                raise ValueError(
-                    f"metrics {metrics!r} do not fit: give the fields of privacy.plan.PrivateMetrics"
-                ) from None
+                raise ValueError(f"metrics {metrics!r} do not fit: give the fields of PrivateMetrics") from None
         sampling = samplers.from_dict(fields.pop("sampling"))
         public = tuple(fields.pop("public"))
-        mechanism = fields.pop("mechanism")
-        if mechanism is not None:
-            mechanism = mechanisms.from_dict(mechanism)
+        if (mechanism := fields.pop("mechanism")) is not None:
+            from privacy.correlated.mechanisms import from_dict
+
+            mechanism = from_dict(mechanism)
         return PrivacyPlan(sampling=sampling, clip=clip, metrics=metrics, public=public, mechanism=mechanism, **fields)

@@ -39,8 +39,19 @@ MAX_BANDS = 4096
 MAX_BUFFERS = 16
 
 
+class _AsDict:
+    """Provides the JSON form of a mechanism."""
+
+    kind: ClassVar[str]
+
+    def to_dict(self: Any) -> dict[str, Any]:
+        """Returns the mechanism as a JSON-able dict, with its name under `kind`."""
+        fields = {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(self).items()}
+        return {"kind": self.kind, **fields}
+
+
 @dataclasses.dataclass(frozen=True)
-class Tree:
+class Tree(_AsDict):
     """Describes tree aggregation with Honaker's variance reduction.
 
     Attributes:
@@ -75,7 +86,7 @@ class Tree:
 
 
 @dataclasses.dataclass(frozen=True)
-class Banded:
+class Banded(_AsDict):
     """Describes a Toeplitz matrix C with few bands (Choquette-Choo et al. 2023, https://arxiv.org/abs/2306.08153).
 
     Attributes:
@@ -126,7 +137,7 @@ class Banded:
 
 
 @dataclasses.dataclass(frozen=True)
-class BLT:
+class BLT(_AsDict):
     """Describes a buffered linear Toeplitz matrix C: c_0 = 1 and c_i = sum_j weights_j decays_j^(i-1).
 
     References: Dvijotham et al. 2024, https://arxiv.org/abs/2404.16706; McMahan et al. 2024, "A hassle-free algorithm
@@ -225,14 +236,8 @@ def cached_sensitivity(mechanism: Mechanism, rounds: int, participation: Partici
     return mechanism.sensitivity(rounds, participation)
 
 
-def to_dict(mechanism: Mechanism) -> dict[str, Any]:
-    """Returns the mechanism as a JSON-able dict, with its name under `kind`."""
-    fields = {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(mechanism).items()}
-    return {"kind": mechanism.kind, **fields}
-
-
 def from_dict(data: dict[str, Any]) -> Mechanism:
-    """Returns the mechanism that `to_dict` wrote; raises ValueError for an unknown kind or field."""
+    """Returns the mechanism that its `to_dict` wrote; raises ValueError for an unknown kind or field."""
     fields = dict(data)
     kind = fields.pop("kind", None)
     if kind not in _KINDS:
