@@ -217,14 +217,16 @@ class Training:
         )
 
     def describe(self) -> None:
-        """Adds what the tables state beside the rows: guarantees, the unigram's loss, numbers of clients."""
+        """Adds what the tables state beside the rows: guarantees, the unigram's loss, gradients, numbers of clients."""
         from experiments.reproduce.si_arms import Cell, configure
         from experiments.reproduce.si_cells import describe_guarantee, unigram_loss
+        from experiments.reproduce.si_gradients import initial_gradients
 
         clients = self._data.splits
         self._found["clients"] = {name: len(ids) for name, ids in clients._asdict().items()}
         self._found["vocabulary"] = self._data.vocabulary.size
         self._found["unigram"] = unigram_loss(self._config, self._data)
+        self._found["gradients"] = initial_gradients(self._config, self._scale, self._data)
         for arm in self._arms:
             if arm.is_private and arm.name not in self._found["guarantees"]:
                 config = configure(self._config, self._scale, arm, Cell(arm.name, arm.models[0], 1.0, 1.0))
