@@ -178,7 +178,7 @@ def plan(
     import numpy as np
 
     from fl.fairness import planner
-    from fl.fairness.gaps import check_alpha
+    from fl.fairness.gaps import check_alpha, least_equal_alpha
     from privacy import checks
     from privacy.files import write_private
 
@@ -190,7 +190,8 @@ def plan(
     setting: dict[str, float] = {"alpha": alpha, "gap": gap, "error": error, "rate": rate}
     with naming_options():
         weighted = planner.plan_weighted(mass, **setting)
-        specific = planner.plan_attribute_specific(**setting)
+        reached = least_equal_alpha(alpha, float(mass.min() / mass.sum()))
+        specific = planner.plan_attribute_specific(**{**setting, "alpha": reached})
         largest = planner.plan_max_gap(mass, **setting)
     facts: dict[str, Any] = {
         **setting,

@@ -15,9 +15,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from fl.fairness.client_sums import NoisySums
 from fl.fairness.columns import Groups, as_column, divide_rows, require_one_group
+from fl.fairness.conclusion import FairnessTest
 from fl.fairness.features import Table, is_pandas, named_columns, shaped
 from fl.fairness.groups import GroupSums, from_counts, from_rows
-from fl.fairness.hypothesis_test import FairnessTest, attribute_specific_test, holm, weighted_test
+from fl.fairness.hypothesis_test import attribute_specific_test, holm, weighted_test
 from fl.fairness.max_gap import MaxGapTest, max_gap_test
 from fl.fairness.named_weights import by_group, with_named
 from fl.fairness.noisy_statistic import noisy_test

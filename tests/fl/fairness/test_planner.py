@@ -118,3 +118,11 @@ def test_bad_argument_is_refused(case, message):
     arguments = {"weights": [1, 1], "alpha": 0.5, "gap": 0.1, **case}
     with pytest.raises(ValueError, match=message):
         plan_weighted(arguments.pop("weights"), **arguments)
+
+
+@pytest.mark.parametrize("planner", [plan_weighted, plan_max_gap])
+def test_plan_for_alpha_beyond_every_weight_is_that_for_the_largest_gap(planner):
+    """With 1 - α below every weight, F_α is the largest gap, as for 1 - α equal to the least weight."""
+    weights = [0.5, 0.3, 0.2]
+    near, least = (planner(weights, alpha=alpha, gap=0.1).rows for alpha in (0.999, 0.8))
+    assert near == least
