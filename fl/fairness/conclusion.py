@@ -31,7 +31,7 @@ class FairnessTest:
       rows: number of rows of these groups; with noisy counts their noisy number.
       untested_groups: number of groups with a weight but with too few rows to be tested.
       untested_weight: share of the weight that these groups have. Nothing is said about them.
-      overall: weighted overall value of the tested groups.
+      overall: weighted overall value of the tested groups, to which the gaps of F_α are measured.
       variance: T, the unbiased estimate of the variance of the groups' expected values; may be negative.
       null_stddev: standard deviation of T if all groups are alike.
       critical_value: T above this value rejects.
@@ -41,6 +41,8 @@ class FairnessTest:
       gap: gap that the test should find, if it was given.
       threshold: (1 - α) gap² / 2, halfway between equal groups and that gap, if it was given.
       power: probability that the test rejects if F_α is that gap, if it was given.
+      p_value_by: where the p-value comes from: "gamma distribution", an approximation for many rows; "random divisions"
+        or "Cantelli's inequality", which hold for few (`fl.fairness.few_rows`).
     """
 
     sampling: str
@@ -60,6 +62,7 @@ class FairnessTest:
     gap: float | None = None
     threshold: float | None = None
     power: float | None = None
+    p_value_by: str = "gamma distribution"
 
     @property
     def rejects(self) -> bool:
@@ -159,6 +162,7 @@ def conclude(
         gap=gap,
         threshold=None if gap is None else (1 - reached) * gap**2 / 2,
         power=power,
+        p_value_by="gamma distribution" if statistic.few is None else statistic.few.p_value_by,
     )
 
 

@@ -63,6 +63,11 @@ class FewRows(NamedTuple):
     variance: float
     outcomes: _Array | None
 
+    @property
+    def p_value_by(self) -> str:
+        """Returns where p-values come from."""
+        return "random divisions" if self.outcomes is not None else "Cantelli's inequality"
+
     def p_value(self, value: float) -> float:
         """Returns a p-value of T: if all groups are alike, it is at most p with probability at most p."""
         if self.outcomes is None:

@@ -292,7 +292,7 @@ class FairnessFrame:
 
     @property
     def overall(self) -> Any:
-        """Returns the metric's weighted overall mean in each stratum."""
+        """Returns the metric's weighted mean over all groups with rows, tested or not, in each stratum."""
         return self._by_stratum(lambda test: test.max_gap.overall)
 
     def difference(self, method: Literal["between_groups", "to_overall"] = "between_groups") -> Any:

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import json
+import math
 import os
 import re
 import resource
@@ -24,6 +25,7 @@ from models import tflite_file
 from models.vocabulary import Vocabulary
 from privacy import accounting
 from privacy.accounting.guarantee import format_epsilon
+from privacy.keys import RunKeys
 from privacy.ledger import Ledger
 from tests.disks import read_only
 from tests.experiments.processes import call
@@ -284,7 +286,7 @@ def test_federated_fairness_charges_noise_once_even_if_killed_before_it_is_drawn
 ):
     totals = np.array([[30, 60, 40], [20, 50, 80]]) * STEPS**2
     monkeypatch.setattr(federated_fairness, "_compute_totals", lambda *_: totals)
-    noisy = fairness(run, people, "--noise-multiplier", "2", "--json")
+    noisy = fairness(run, people, "--noise-multiplier", "2", "--epsilon", "1e6", "--json")
     path = run / "ledger.jsonl"
 
     def kill(*_):
@@ -337,7 +339,63 @@ def test_noise_of_federated_fairness_has_three_independent_columns_of_their_own_
 
 def test_release_is_charged_for_the_sensitivity_of_the_relation():
     assert federated_fairness.relative_multiplier(2.0, "add-or-remove-one") == 2.0
+    assert federated_fairness.relative_multiplier(2.0, "zero-out") == 2.0
     assert federated_fairness.relative_multiplier(2.0, "replace-one") == pytest.approx(np.sqrt(2))
+    with pytest.raises(KeyError):  # a relation for which no one has worked out the sensitivity
+        federated_fairness.relative_multiplier(2.0, "another")
+
+
+def test_a_release_above_the_epsilon_of_the_plan_is_refused_unless_it_is_accepted(
+    run, folder, people, refuse, monkeypatch
+):
+    totals = np.array([[30, 60, 40], [20, 50, 80]]) * STEPS**2
+    monkeypatch.setattr(federated_fairness, "_compute_totals", lambda *_: totals)
+    monkeypatch.setattr(results, "write_reports", lambda *_: [])
+    path = run / "ledger.jsonl"
+    plan, before = Ledger.read(path).plan, path.read_bytes()
+    planned, after = (accounting.epsilon(plan, 5, releases).value for releases in ((), (2.0,)))
+    shown = [format_epsilon(value) for value in (planned, after)]
+    refusal = refuse(*fairness(run, people, "--noise-multiplier", "2"))
+    accepted = f"{math.ceil(after * 100) / 100:g}"
+    assert f"--noise-multiplier 2 raises ε from {shown[0]} to {shown[1]}, above the {shown[0]} of the plan" in refusal
+    assert refusal.endswith(f"add more noise, or accept it by --epsilon {accepted}\n".rstrip())
+    less = f"{after * 0.999:g}"
+    assert f"above --epsilon {less}" in refuse(*fairness(run, people, "--noise-multiplier", "2", "--epsilon", less))
+    assert path.read_bytes() == before
+    code, out, err = call(*fairness(run, people, "--noise-multiplier", "2", "--epsilon", accepted), folder=folder)
+    assert code == 0, err
+    # The exact numbers of clients are not published beside noisy sums.
+    assert "test clients, of whom" not in out and "exact sums" not in out
+    # What is charged already costs nothing more, and needs no acceptance.
+    again = call(*fairness(run, people, "--noise-multiplier", "2"), folder=folder)
+    assert again[:2] == (0, out)
+
+
+def test_noise_is_computed_from_the_epsilon_that_is_to_hold(run, folder, people, refuse, monkeypatch):
+    totals = np.array([[30, 60, 40], [20, 50, 80]]) * STEPS**2
+    monkeypatch.setattr(federated_fairness, "_compute_totals", lambda *_: totals)
+    monkeypatch.setattr(results, "write_reports", lambda *_: [])
+    path = run / "ledger.jsonl"
+    plan = Ledger.read(path).plan
+    target = accounting.epsilon(plan, 5, (1.5,)).value
+    code, _, err = call(*fairness(run, people, "--epsilon", f"{target!r}"), folder=folder)
+    assert code == 0, err
+    (release,) = Ledger.read(path).releases
+    assert 1.5 * 0.9999 <= release.noise_multiplier <= 1.5 * 1.003
+    assert accounting.epsilon(plan, 5, (release.noise_multiplier,)).value <= target
+    assert f"takes --noise-multiplier {release.noise_multiplier!r}; repeat it with that" in err
+    assert "leaves no room for a release" in refuse(*fairness(run, people, "--epsilon", f"{0.99 * target!r}"))
+    assert "--epsilon must be" in refuse(*fairness(run, people, "--epsilon", "nan"))
+
+
+def test_keys_of_another_run_draw_no_noise(run, people, refuse, monkeypatch):
+    monkeypatch.setattr(federated_fairness, "_compute_totals", lambda *_: np.ones((2, 3), np.int64))
+    before = (run / "ledger.jsonl").read_bytes()
+    monkeypatch.setattr(federated_fairness.assembly, "load_keys", lambda *_, **__: RunKeys(b"x" * 32, is_fixed=False))
+    assert "the keys are not those of the rounds in" in refuse(
+        *fairness(run, people, "--noise-multiplier", "2", "--epsilon", "1e6")
+    )
+    assert (run / "ledger.jsonl").read_bytes() == before
 
 
 def test_federated_fairness_refuses_what_it_cannot_test(run, people, refuse, tmp_path):

@@ -209,7 +209,7 @@ def test_alpha_beyond_every_weight_costs_nothing():
 
 
 def test_level_of_the_test_of_many_groups_is_close_to_the_stated_one():
-    """60 groups of 40 rows, 20,000 tests: it excludes true levels below 0.038 and above 0.063, with the error probability 1e-6.
+    """60 groups of 40 rows, 20,000 tests. True levels below 0.038 and above 0.063 are excluded, each but for 1e-6.
 
     The critical value depends on the total alone, so that it is computed once for each total.
     """
