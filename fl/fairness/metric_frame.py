@@ -196,8 +196,7 @@ class FairnessFrame:
         listed = list(range(len(group_sums.counts)) if names is None else names)
         if len(listed) != len(group_sums.counts) or len(set(listed)) < len(listed):
             raise ValueError(f"names has {len(set(listed))} different names for {len(group_sums.counts)} groups")
-        frame.groups = [name if isinstance(name, tuple) else (name,) for name in listed]
-        frame.unlisted_groups = 0
+        frame.groups, frame.unlisted_groups = [name if isinstance(name, tuple) else (name,) for name in listed], 0
         frame.sensitive_levels = [f"sensitive_feature_{i}" for i in range(len(frame.groups[0]))]
         frame.control_levels = []
         frame._single, frame._pandas = True, is_pandas(counts, sums)

@@ -238,3 +238,25 @@ def test_scores_near_0_and_1_are_found_as_losses_of_0_and_1_are():
 
     assert_rate(lambda rng: rejects(rng, 0.0), 0.8, 1.0, 200, 1)
     assert_rate(lambda rng: rejects(rng, 0.01), 0.8, 1.0, 200, 1)
+
+
+def test_power_of_drawn_groups_counts_the_chance_of_their_draw():
+    """50 draws of 80 rows, half of them ones: the normal power by hand, with the spread of each of its three parts."""
+    result = attribute_specific_test(from_counts(np.full(50, 80), np.full(50, 40)), alpha=0.9, gap=0.2)
+    variance_of_gap = 0.1 * 0.2**2
+    rows = 4 * 0.25 * np.sqrt(50 / 49) / (50 * 80) * variance_of_gap
+    draws = 0.9 * 0.1 * 0.2**4 / 50
+    spread = result.null_stddev**2 + rows + draws
+    expected = stats.norm.cdf((variance_of_gap - result.critical_value) / np.sqrt(spread))
+    assert result.power == pytest.approx(expected, rel=1e-9) and expected < 0.95
+
+
+def test_scores_without_0_and_1_are_found_by_their_fourth_powers():
+    """300 groups of 2 rows of 0.2, or 1 in one row of twenty: the spread of each group alone said ten times as much."""
+    rates, codes = np.where(np.arange(300) < 30, 0.5, 0.05), np.repeat(np.arange(300), 2)
+
+    def rejects(rng: np.random.Generator) -> bool:
+        rows = np.where(rng.random(600) < rates[codes], 1.0, 0.2)
+        return weighted_test(from_rows(rows, codes, 300), alpha=0.9).rejects
+
+    assert_rate(rejects, 0.8, 1.0, 200, 1)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from fl.fairness import (
     attribute_specific_test,
@@ -126,3 +127,14 @@ def test_plan_for_alpha_beyond_every_weight_is_that_for_the_largest_gap(planner)
     weights = [0.5, 0.3, 0.2]
     near, least = (planner(weights, alpha=alpha, gap=0.1).rows for alpha in (0.999, 0.8))
     assert near == least
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.5])
+def test_weighted_plan_counts_the_larger_spread_of_rows_in_the_worst_groups(rate):
+    """400 equal weights, where Σ w^(2/3) = 400^(1/3) and all w / π are 1: the miss is the error, by hand."""
+    plan = plan_weighted(np.ones(400), alpha=0.9, gap=0.2, error=0.05, rate=rate)
+    spread, target = rate * (1 - rate), 0.1 * 0.2**2
+    second = spread + 0.2 * abs(1 - 2 * rate)
+    noise = 0.9 * spread**2 + 0.1 * second**2
+    stddev = np.sqrt(2 * noise * 400 / plan.rows**2 + 4 * second * target / plan.rows)
+    assert stats.norm.cdf((plan.threshold - target) / stddev) == pytest.approx(0.05, rel=0.01)
