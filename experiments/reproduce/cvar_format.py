@@ -24,7 +24,6 @@ def format_table(results: Mapping[str, Any]) -> str:
     parts = [
         *_identities(results["identities"]),
         *_errors(results["errors"]),
-        *_few_rows(results["few_rows"]),
         *_rows(results["rows"]),
         *_exponents(results["exponents"]),
         *_samplings(results["samplings"]),
@@ -91,41 +90,6 @@ def _errors(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             "",
         ]
     return lines
-
-
-def _few_rows(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    cells = []
-    for row in rows:
-        power = row.get("power")
-        cells.append(
-            (
-                row["table"],
-                f"losses, {row['rate']:g}" if row["values"] == "losses" else f"{row['values']} scores",
-                f"{row['few']:.2f}",
-                format_interval(row["level"]["gamma"], 4),
-                format_interval(row["level"]["test"], 4),
-                format_interval(power["gamma"], 3) if power else "",
-                format_interval(power["test"], 3) if power else "",
-            )
-        )
-    header = (
-        "equally weighted groups of",
-        "values",
-        "few",
-        "gamma: level",
-        "test: level",
-        "gamma: power",
-        "test: power",
-    )
-    return [
-        "### Few rows",
-        "",
-        "Shares of tests that reject at the level 0.05: by the gamma distribution alone, and by the test, which",
-        'replaces it where few rows decide; "few" is the share of tests in which they do. For the power, the rate of the',
-        "first group is larger by 0.3.",
-        "",
-        *_table(header, cells),
-    ]
 
 
 def _rows(rows: Sequence[Mapping[str, Any]]) -> list[str]:
