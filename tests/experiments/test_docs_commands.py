@@ -48,6 +48,7 @@ STEPS = [
     "generate run/model.tflite --prompt 'the king' --temperature 0.8 --top-k 40 --seed 7 --count 3",
     "reproduce noise-seeds run --seeds 2",
     "train long --set run.rounds=1 --set vocabulary.size=300 --output long",
+    "train production --set run.rounds=2 --set vocabulary.size=300 --output production",
     "privacy report ages.jsonl",
     "fairness plan --groups sex,race --table people.csv --alpha 0.8 --gap 0.2 --output plan.json",
     "fairness test people.csv --groups sex,race --outcome label --prediction predicted --alpha 0.8 --output fairness",
@@ -83,6 +84,7 @@ ELSEWHERE = {
     "reproduce drafters": "tests/experiments/reproduce/test_drafters.py",
     "reproduce inference-time": "tests/experiments/reproduce/test_inference_time.py",
     "reproduce invariance": "tests/experiments/reproduce/test_invariance.py",
+    "reproduce si": "tests/experiments/reproduce/test_si.py",
     "reproduce spectr": "tests/experiments/reproduce/test_spectr.py",
     "worker": "tests/experiments/commands/test_workers.py",
 }
