@@ -110,7 +110,7 @@ def test_max_gap_plan_finds_the_same_alternative():
         ({"weights": [1, 0]}, "1 group has a weight: at least two are needed"),
         ({"gap": 1e-9}, "gap 1e-09 is below 0.0001, for which no one has the rows: give a larger gap"),
         (
-            {"gap": 1e-4, "alpha": 1 - 1e-9},
+            {"gap": 1e-4, "alpha": 1 - 1e-9, "weights": [1, 1e-9]},
             r"more than 1.1e\+15 rows would be needed: plan for a larger gap or a larger error",
         ),
     ],
