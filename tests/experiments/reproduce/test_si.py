@@ -252,6 +252,13 @@ def test_tables_follow_the_results_and_notice_a_swap(trained):
     )
 
 
+def test_results_are_of_the_keys_that_are_set_wherever_the_data_stands():
+    text = '[data]\nsource = "jsonl"\npath = "{}"\npublic = ["{}"]\nmin_tokens = 5\n[run]\nrounds = 20\n'
+    one, other = (config_file.parse(text.format(*paths), "x") for paths in (("/a", "/b"), ("/c", "/d")))
+    assert si._identity(one) == si._identity(other) == '[data]\nsource = "jsonl"\nmin_tokens = 5\n'  # 20 is the default
+    assert si._identity(config_file.parse("[run]\nrounds = 21", "x")) == "[run]\nrounds = 21\n"
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
