@@ -22,6 +22,7 @@ from experiments.reproduce import dp_ftrl_tables
 from experiments.reproduce.dp_ftrl_errors import BANDS, LONG, Setting, compute_errors, measure_rounds
 from experiments.reproduce.dp_ftrl_tables import DPSGD
 from experiments.runs import RunFolder, write_json
+from privacy.correlated import Participation
 from privacy.files import make_private_folder, write_private
 
 # Fewer sequences of a client than in `production`, and more rounds, so that 6 arms, 2 ε and 3 seeds train in hours.
@@ -99,22 +100,20 @@ def dp_ftrl(
     An interrupted study continues where it stopped when the command is given again.
     """
     extras.require("federated")
-    from experiments import config_file
+    from experiments import assembly, config_file
+    from experiments.bench.table import machine
 
     make_private_folder(output)
     base = config_file.load("production", (*SETTINGS, *overrides))
     section = base.cohort
     assert section.min_separation is not None and section.size is not None  # `production` has them
-    from experiments import assembly
-
     limits = assembly.build_sampling(base).max_participations(base.run.rounds)
-    setting = Setting(
-        base.run.rounds, LONG.participation._replace(min_separation=section.min_separation, max_participations=limits)
-    )
+    setting = Setting(base.run.rounds, Participation(section.min_separation, limits))
     show = ConsoleDisplay()
     content: dict[str, Any] = {
         "command": command_line(),
         "versions": versions(),
+        "machine": machine(),
         "weights": weights,
         "errors": {"trained": compute_errors(setting), "long": compute_errors(LONG)},
         "rounds": {"trained": setting.rounds, "long": LONG.rounds},

@@ -81,7 +81,7 @@ def test_command_trains_all_arms_and_continues_where_it_stopped(tmp_path):
     small = ["vocabulary.size=300", "model.embedding=4", "model.units=6", "pretraining.epochs=1", "run.rounds=2"]
     small += ["clients.max_sequences=1", "cohort.size=5", "run.clients_at_once=4"]
     settings = [part for each in small for part in ("--set", each)]
-    arguments = ["reproduce", "dp-ftrl", "--epsilons", "8", "--seeds", "1", "--weights", "1000", *settings]
+    arguments = [*"reproduce dp-ftrl".split(), "--epsilons", "8", "--seeds", "1", "--weights", "1000", *settings]
     for _ in range(2):
         code, out, err = call(*arguments, "--output", "out", folder=tmp_path)
         assert code == 0, err
