@@ -98,10 +98,20 @@ def si(scale: str, config: str | None, earlier: Path | None, minutes: float | No
 
 
 def _identity(config: Any) -> str:
-    """Returns the config as TOML without the path of the data, which may stand elsewhere on another machine."""
-    from experiments.reproduce.si_arms import change
+    """Returns the keys of a config that are not the defaults, as TOML, so that results stay when keys are added.
 
-    return config_file.dump(change(config, {"data.path": "", "data.public": ()}))
+    The paths of the data are left out: it may stand elsewhere on another machine, and has a digest.
+    """
+    import msgspec
+    import tomli_w
+
+    plain, tree = type(config)(), {}
+    for section, keys in msgspec.structs.asdict(config).items():
+        default = msgspec.structs.asdict(getattr(plain, section))
+        tree[section] = {key: value for key, value in msgspec.structs.asdict(keys).items() if value != default[key]}
+    for key in ("path", "public"):
+        tree["data"].pop(key, None)
+    return tomli_w.dumps({section: keys for section, keys in tree.items() if keys})
 
 
 class OutOfTimeError(Exception):
@@ -181,11 +191,11 @@ class Training:
             except MissingError:
                 if trainer is None:
                     raise
-            if self._end is not None and time.monotonic() > self._end:
-                raise OutOfTimeError
             is_final = cell.seed in self._scale.seeds and rounds == self._config.run.rounds
             row = trainer(by_name[cell.arm], cell, rounds, is_final)
             self._keep(row, cell)
+            if self._end is not None and time.monotonic() > self._end:
+                raise OutOfTimeError
             return row
 
         return train

@@ -90,9 +90,13 @@ def _recurrent_weights(size: int, units: int) -> int:
 
 
 def initial_weights(model: Any, seed: int, scale: float, embedding_scale: float) -> dict[str, np.ndarray]:
-    """Returns a model's initial weights, the embedding times `embedding_scale` and all others times `scale`."""
+    """Returns a model's initial weights: the embedding times `embedding_scale`, those of gates or blocks times `scale`.
+
+    The projection of a cell stays as it is: like the embedding, it multiplies the logits whatever the activations are.
+    """
+    factors = {"embedding": embedding_scale, "projection": 1.0}
     return {
-        name: (value * np.float32(embedding_scale if name == "embedding" else scale)).astype(np.float32)
+        name: (value * np.float32(factors.get(name, scale))).astype(np.float32)
         for name, value in model.init(seed).items()
     }
 

@@ -163,8 +163,8 @@ def _by_rate(study: Study, model: str) -> list[str]:
 def _scales(study: Study) -> list[str]:
     scales = sorted((1.0, *SCALES_OF_WEIGHTS))
     lines = [
-        "FedAvg with server momentum, loss on test clients with all initial weights but the embedding times a factor, "
-        "at the rates that were chosen for 1.",
+        "FedAvg with server momentum, loss on test clients with the initial weights of the cell's gates, or of the "
+        "transformer's blocks, times a factor, at the rates that were chosen for 1.",
         "",
         f"| | {' | '.join(f'x {scale:g}' for scale in scales)} |",
         "|---" * (1 + len(scales)) + "|",

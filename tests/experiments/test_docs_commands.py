@@ -73,7 +73,7 @@ ELSEWHERE = {
     "demo": "tests/experiments/commands/test_demo.py",
     "bench pretrained": "tests/experiments/bench/test_pretrained.py",
     "pretrain": "tests/experiments/commands/test_pretraining.py",
-    "fairness federated": "tests/experiments/test_run_files.py",
+    "fairness federated": "tests/experiments/test_federated_fairness.py",
     "couple": "tests/experiments/commands/test_couple.py",
     "reproduce alignment": "tests/experiments/reproduce/test_alignment.py",
     "reproduce best-of-n": "tests/experiments/reproduce/test_best_of_n.py",
