@@ -20,6 +20,7 @@ from experiments.display import ConsoleDisplay
 from experiments.partial_results import resume
 from experiments.provenance import command_line, versions
 from experiments.runs import read_json, write_json
+from fl.runtime.kernels import describe_kernels
 from privacy.files import write_public
 
 
@@ -79,10 +80,11 @@ def si(scale: str, config: str | None, earlier: Path | None, minutes: float | No
     path = output / "metrics.json"
     if earlier is not None and not path.exists():
         write_json(path, read_json(earlier))
-    found = resume(path, asked, {"rows": [], "guarantees": {}, "versions": []})
+    found = resume(path, asked, {"rows": [], "guarantees": {}, "versions": [], "kernels": []})
     found["command"] = command_line()
-    if versions() not in found["versions"]:
-        found["versions"].append(versions())
+    for name, own in (("versions", versions()), ("kernels", describe_kernels())):
+        if own not in found[name]:
+            found[name].append(own)
     study = Training(settings, chosen, arms, prepared, found, path, show, minutes)
     study.describe()
     try:

@@ -219,7 +219,8 @@ def _guarantees(guarantees: Mapping[str, Any]) -> list[str]:
 
 def _costs(found: Mapping[str, Any], study: Study) -> list[str]:
     lines = [
-        "Processor seconds per round, evaluations during training included, and weights of each model.",
+        f"Weights of each model, and processor seconds per round ({'; '.join(found['kernels'])}), evaluations during "
+        "training included.",
         "",
         "| | weights | not private | private |",
         "|---|---|---|---|",
