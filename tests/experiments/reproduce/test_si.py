@@ -95,6 +95,7 @@ def trained(tmp_path_factory):
         "unigram": 5.5,
         "guarantees": {},
         "gradients": {},
+        "kernels": ["oneDNN on"],
     }
     found["clients"] = {"train": 988, "validation": 118, "test": 134}
     return found, trainer
