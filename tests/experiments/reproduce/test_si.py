@@ -159,6 +159,9 @@ def test_every_arm_trains_each_model_as_it_says():
     assert (proximal.clients.proximal, proximal.clients.learning_rate, proximal.server.learning_rate) == (0.1, 0.3, 0.1)
     assert proximal.privacy.clip_norm is None and proximal.clients.max_sequences == 32
     assert si_arms.configure(CONFIG, SMALL, ARMS["adam"], Cell("", "cifg", 0.3, 0.1)).server.optimizer == "adam"
+    own = si_arms.change(CONFIG, {"clients.optimizer": "adam", "clients.proximal": 1.0})
+    plain = si_arms.configure(own, SMALL, ARMS[MOMENTUM], Cell("", "cifg", 0.3, 0.1))
+    assert (plain.clients.optimizer, plain.clients.proximal, plain.privacy.is_private) == ("sgd", 0.0, False)
     decayed = si_arms.configure(CONFIG, SMALL, ARMS["variants"], Cell("", "si-cifg, weight decay", 0.3, 0.1))
     assert decayed.clients.weight_decay == 0.01
     assert ROUNDS == CONFIG.run.rounds and ARMS[PUBLIC].models == ("cifg", "si-cifg")
