@@ -81,6 +81,7 @@ ELSEWHERE = {
     "reproduce blockwise": "tests/experiments/reproduce/test_blockwise.py",
     "reproduce coupling": "tests/experiments/reproduce/test_coupling.py",
     "reproduce cvar-fairness": "tests/experiments/reproduce/test_cvar_fairness.py",
+    "reproduce dp-ftrl": "tests/experiments/reproduce/test_dp_ftrl.py",
     "reproduce drafters": "tests/experiments/reproduce/test_drafters.py",
     "reproduce inference-time": "tests/experiments/reproduce/test_inference_time.py",
     "reproduce invariance": "tests/experiments/reproduce/test_invariance.py",

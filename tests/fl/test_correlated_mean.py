@@ -198,6 +198,16 @@ def test_query_has_the_noise_distribution_of_tensorflow_privacys_tree(restart_ev
     assert np.sum(covariances[0][:2, :2]) == pytest.approx(2 / 3, abs=0.05)
 
 
+def test_query_draws_fresh_noise_in_a_restarted_tree():
+    query = CorrelatedMeanQuery(plan_of(Tree(4)), tf.TensorSpec([5]), SEED)
+    state, rows = query.initial_global_state(), []
+    for _ in range(5):
+        noise, state, _ = query.get_noised_result(tf.zeros([5]), state)
+        rows.append(noise.numpy())
+    # The first round of each tree has one leaf's noise.
+    assert np.all(rows[0] != rows[4])
+
+
 def test_query_refuses_plans_and_seeds_that_do_not_fit():
     query = functools.partial(CorrelatedMeanQuery, specs=SPECS)
     with pytest.raises(ValueError, match="give a plan with a mechanism and without metrics"):
