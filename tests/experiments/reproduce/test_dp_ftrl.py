@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import config_file
-from experiments.reproduce import dp_ftrl, dp_ftrl_errors, dp_ftrl_tables
+from experiments.reproduce import dp_ftrl, dp_ftrl_errors, dp_ftrl_memory, dp_ftrl_tables
 from privacy.correlated import Participation
 from tests.experiments.processes import call
 
@@ -77,7 +77,15 @@ def test_wrong_epsilons_are_refused_in_one_line(tmp_path):
 
 
 @pytest.mark.slow
-def test_command_trains_all_arms_and_continues_where_it_stopped(folder, tmp_path):
+def test_memory_of_rounds_is_measured_in_a_process_of_its_own(tmp_path):
+    peak = dp_ftrl_memory.measure_memory("BLT", 1000, tmp_path / "log")
+    assert peak is not None and peak > 1e8, (tmp_path / "log").read_text()  # TensorFlow alone takes more
+    assert dp_ftrl_memory.measure_memory("no such mechanism", 1000, tmp_path / "log") is None
+
+
+@pytest.mark.slow
+def test_command_trains_all_arms_and_continues_where_it_stopped(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(dp_ftrl_memory, "measure_memory", lambda *_: None)
     public = json.dumps([str(folder / "public.txt")])
     settings = ["data.source=jsonl", f"data.path={folder}/users.jsonl", f"data.public={public}", "data.test=0.2"]
     settings += ["vocabulary.size=300", "model.embedding=4", "model.units=6", "pretraining.epochs=1", "run.rounds=2"]
