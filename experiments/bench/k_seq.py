@@ -2,7 +2,7 @@
 
 K-SEQ runs as the float32 graph that decoding uses, on one thread of the LiteRT runtime; it solves for the factor and
 computes the residual. The optimum for independent drafts is computed in float64 NumPy by sorting and cumulative sums.
-The linear programme, with a variable for each pair of a set of drafts and a token, is solved by SciPy's HiGHS.
+The linear programme, with a variable for each set of drafts and each token of it, is solved by SciPy's HiGHS.
 
 Times are CPU times of the process, so that other programs hardly change them.
 """
@@ -22,8 +22,8 @@ import numpy as np
 from experiments import extras
 from experiments.bench import options
 
-SIZES = (8, 16, 32, 64, 128, 1024, *(1 << power for power in range(12, 17)), 98_304, 1 << 17, 196_608, 1 << 18)
-_LARGEST_PROGRAMME = 128
+SIZES = (8, 16, 32, 64, 128, 256, 1024, *(1 << power for power in range(12, 17)), 98_304, 1 << 17, 196_608, 1 << 18)
+_LARGEST_PROGRAMME = 256
 # Below the first, what does not depend on the size takes most of the time, and much of it below the second.
 _FITS = {
     "k_seq": (1 << 12, 1 << 16),
@@ -158,7 +158,8 @@ def _graph(size: int, num_drafts: int) -> Callable[[Any, Any], Callable[[], Any]
 def solve_programme(drafter: Any, target: Any) -> float:
     """Returns the largest acceptance of two independent drafts, by a linear programme over all verifiers.
 
-    Its variables are the probabilities of each pair of a set of drafts and an emitted token, V²(V + 1) / 2 of them.
+    Its variables are the probabilities of drafting a set and emitting one of its tokens, V² of them. What else a
+    verifier emits follows from them.
 
     Args:
       drafter: distribution of the drafts, `[V]`.
@@ -173,13 +174,12 @@ def solve_programme(drafter: Any, target: Any) -> float:
     size = len(drafter)
     first, second = np.triu_indices(size)
     probability = drafter[first] * drafter[second] * np.where(first == second, 1, 2)
-    sets, tokens = (part.ravel() for part in np.indices([len(first), size]))
-    variables = np.arange(len(sets))
+    both = first != second
+    sets = np.concatenate([np.arange(len(first)), np.flatnonzero(both)])
+    tokens = np.concatenate([first, second[both]])
     rows = np.concatenate([sets, len(first) + tokens])
-    equal = csr_array((np.ones(2 * len(sets)), (rows, np.tile(variables, 2))))
-    is_drafted = (first[sets] == tokens) | (second[sets] == tokens)
-    # The last equality follows from the others, but for rounding.
-    found = linprog(-is_drafted.astype(float), A_eq=equal[:-1], b_eq=[*probability, *target[:-1]], method="highs")
+    used = csr_array((np.ones(len(rows)), (rows, np.tile(np.arange(len(sets)), 2))))
+    found = linprog(-np.ones(len(sets)), A_ub=used, b_ub=[*probability, *target], method="highs")
     if not found.success:
         raise ValueError(f"the linear programme for {size} tokens was not solved: {found.message}")
     return float(-found.fun)

@@ -16,7 +16,7 @@ from models.token_tree import TokenTree
 from tests.oracles import tree_decoding as oracle
 
 CASES = [(3, 2, 2), (2, 3, 2), (2, 2, 3), (4, 3, 1), (3, 1, 3)]  # V, K, G
-# Distance from the ends of an interval, above the rounding of its ends. Narrower intervals are tried in the middle only.
+# Distance from the ends of an interval, above the rounding of its ends. Narrow ones are tried in the middle only.
 _INSIDE = {np.float64: 2.0**-38, np.float32: 2.0**-20}
 
 
