@@ -15,6 +15,7 @@ from experiments.reproduce import (
     inference_time,
     invariance,
     noise_seeds,
+    si,
     spectr,
 )
 
@@ -37,6 +38,7 @@ for command in (
     inference_time.inference_time,
     invariance.invariance,
     noise_seeds.noise_seeds,
+    si.si,
     spectr.spectr,
 ):
     reproduce.add_command(command)

@@ -24,7 +24,7 @@ REWARDS = ("total-log-likelihood", "brevity")
 NUMBERS = (2, 4, 8, 16, 32, 64)
 PROMPTS = ("My lord, ", "The king ")
 MESSAGES = ("What is the capital of France?", "Write the first line of a poem.")
-_ROWS = 128
+_ROWS = 32
 _NORMAL_95 = 1.959963984540054
 
 Floats = NDArray[np.float64]

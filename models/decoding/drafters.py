@@ -13,6 +13,7 @@ comes again:
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from copy import copy
 from typing import Any
 
 import tensorflow as tf
@@ -114,11 +115,12 @@ class Drafter(ABC):
         return tf.nest.map_structure(lambda part: tf.gather(part, row), states)
 
     def deploy(self, context: int | None, hold: Callable[[Any], Any], is_int8: bool) -> "Drafter":
-        """Returns this drafter for an exported file.
+        """Returns this drafter for an exported file, or for a `Generator`, which holds arrays as tensors.
 
         Args:
           context: maximum number of tokens of a row; None leaves it as it is.
-          hold: function from an array to a variable. A variable is stored once, whatever number of signatures read it.
+          hold: function from an array to a variable or tensor. A variable is stored once, whatever number of signatures
+            read it.
           is_int8: whether the file's weights will be quantised to int8, a tensor at a time.
         """
         return self
@@ -164,8 +166,10 @@ class ModelDrafter(Drafter):
     def deploy(self, context: int | None, hold: Callable[[Any], Any], is_int8: bool) -> Drafter:
         """Returns a drafter whose weights are variables; see `Drafter.deploy`."""
         weights = self.model.equalized(self.weights) if is_int8 else self.weights
-        model = self.model if context is None else self.model.fit(context)
-        return ModelDrafter(model, {name: hold(weight) for name, weight in weights.items()})
+        deployed = copy(self)  # of a subclass too
+        deployed.model = self.model if context is None else self.model.fit(context)
+        deployed.weights = {name: hold(weight) for name, weight in weights.items()}
+        return deployed
 
 
 def widen(mask: tf.Tensor, like: tf.Tensor) -> tf.Tensor:

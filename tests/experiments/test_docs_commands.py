@@ -84,6 +84,7 @@ ELSEWHERE = {
     "reproduce drafters": "tests/experiments/reproduce/test_drafters.py",
     "reproduce inference-time": "tests/experiments/reproduce/test_inference_time.py",
     "reproduce invariance": "tests/experiments/reproduce/test_invariance.py",
+    "reproduce si": "tests/experiments/reproduce/test_si.py",
     "reproduce spectr": "tests/experiments/reproduce/test_spectr.py",
     "worker": "tests/experiments/commands/test_workers.py",
 }

@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from experiments import assembly, config_file
 from experiments.bench import cohort_size, decoding, k_seq, measure, population, pretrained, samplers, table, verifiers
 from experiments.bench.simulation import _PEERS, OURS
 from experiments.reproduce import (
@@ -16,6 +17,8 @@ from experiments.reproduce import (
     cvar_format,
     drafters,
     inference_time,
+    si_analysis,
+    si_tables,
     spectr,
 )
 from tests.test_docs import ROOT
@@ -122,3 +125,13 @@ def test_tables_of_fairness_over_many_groups_are_those_of_their_results():
     page = (ROOT / "docs" / "systems" / "fairness.md").read_text()
     results = json.loads((RESULTS / "cvar-fairness.json").read_text())
     assert section("cvar-fairness", page) == cvar_format.format_table(results)
+
+
+def test_tables_of_the_study_of_scale_invariance_are_those_of_its_results():
+    page = (ROOT / "docs" / "systems" / "si-study.md").read_text()
+    results = json.loads((RESULTS / "si.json").read_text())
+    assert section("si", page) == si_tables.format_tables(results)
+    assert results["scale"] == "small"
+    # The demo's cell is the one that follows, as soon as it is known.
+    cell = assembly.build_model(config_file.load("demo"), 300).config()["cell"]
+    assert si_analysis.choose_cell(si_tables.read(results)) in (cell, si_analysis.NOT_MEASURED)

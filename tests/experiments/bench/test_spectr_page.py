@@ -13,7 +13,9 @@ from tests.test_docs import ROOT
 
 PAGE = re.sub(r"\s+", " ", (ROOT / "docs" / "systems" / "spectr.md").read_text())
 STUDY = json.loads((RESULTS / "spectr.json").read_text())["rows"]
-BENCH, SMOLLM2 = (json.loads((RESULTS / f"{name}.json").read_text()) for name in ("decoding", "decoding-smollm2"))
+BENCH, SMOLLM2, K_SEQ = (
+    json.loads((RESULTS / f"{name}.json").read_text()) for name in ("decoding", "decoding-smollm2", "k-seq")
+)
 COLUMNS = [
     {mode["mode"]: mode for mode in row["modes"]} | {"drafter": row["drafter"], "T": row["temperature"]}
     for row in STUDY
@@ -166,6 +168,17 @@ def bench_sentences():
     yield f"Plain decoding reads {BENCH['weights'] * 4e-6:.0f} MB of weights at each step"
 
 
+def k_seq_sentences():
+    two, eight = ([f"{value:.2f}" for value in K_SEQ["exponents"][name][1]] for name in ("k_seq", "k_seq_8"))
+    yield (
+        f"as V to the power {two[0]} ({two[1]} to {two[2]}) for two drafts and {eight[0]} ({eight[1]} to {eight[2]}) for "
+        "eight"
+    )
+    times = {row["vocabulary"]: row["milliseconds"] for row in K_SEQ["rows"]}
+    programme, k_seq = np.median(times[256]["programme"]), np.median(times[1 << 18]["k_seq"])
+    yield f"The programme takes {programme:.0f} ms for 256 tokens, K-SEQ {k_seq:.2f} ms for 262,144."
+
+
 def smollm2_sentences():
     costs = {
         precision: {count: value[1] for count, value in SMOLLM2["cost"][precision].items()}
@@ -194,7 +207,7 @@ def smollm2_sentences():
     yield f"({SMOLLM2['weights'] / 1e6:.1f} M weights, 49,152 tokens)"
 
 
-@pytest.mark.parametrize("sentences", [study_sentences, bench_sentences, smollm2_sentences])
+@pytest.mark.parametrize("sentences", [study_sentences, k_seq_sentences, bench_sentences, smollm2_sentences])
 def test_numbers_of_the_page_are_those_of_the_results(sentences):
     for sentence in sentences():
         assert sentence in PAGE

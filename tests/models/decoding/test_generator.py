@@ -294,3 +294,12 @@ def test_a_row_that_is_done_goes_beyond_no_cache_while_others_are_drawn(sizes):
     found = generator(prompts, Choices(11, temperature=0.0))
     assert found.tokens == plain(prompts, Choices(11, temperature=0.0)).tokens
     assert found.acceptance[0].calls < 5 and found.acceptance[1].calls == 11
+
+
+def test_graphs_hold_no_copy_of_the_weights_of_target_and_drafter():
+    model = preset("tiny", 3000)
+    weights = model.init(0)
+    generator = Generator(model, weights, "block", ModelDrafter(model, weights), draft_length=2, max_prompt=4)
+    inputs = generator._prepare([[1, 2]], Choices(max_new_tokens=4))
+    graph = generator._start.get_concrete_function(*inputs).graph.as_graph_def()
+    assert graph.ByteSize() < weights["embedding"].nbytes

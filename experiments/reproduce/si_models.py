@@ -1,0 +1,111 @@
+"""Builds the models that `fedspeak reproduce si` compares, all with the same number of weights."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments import assembly
+from experiments.config import Config, ModelConfig
+
+PAIRS = {"cifg": "si-cifg", "transformer": "si-transformer"}
+"""Maps each standard model to its scale-invariant form."""
+
+
+class Model(NamedTuple):
+    """Describes a model of the study.
+
+    Attributes:
+      kind: a key or a value of `PAIRS`.
+      layer_norm: whether the cell normalises its hidden state.
+      embedding_scale: factor of the initial embedding, which is the output layer too.
+      weight_decay: weight decay of the clients' training.
+      blocks: number of blocks of a transformer; None: that of the study's scale.
+    """
+
+    kind: str
+    layer_norm: bool = False
+    embedding_scale: float = 1.0
+    weight_decay: float = 0.0
+    blocks: int | None = None
+
+
+STANDARD = {name: Model(name) for pair in PAIRS.items() for name in pair}
+VARIANTS = {
+    **{f"{name}, layer norm": Model(name, layer_norm=True) for name in ("cifg", "si-cifg")},
+    **{f"{name}, embedding x 3": Model(name, embedding_scale=3.0) for name in ("cifg", "si-cifg")},
+    **{f"{name}, weight decay": Model(name, weight_decay=0.01) for name in ("si-cifg", "si-transformer")},
+    **{f"{name}, 1 block": Model(name, blocks=1) for name in ("transformer", "si-transformer")},
+}
+"""Changes of the models that may explain why one of them is better."""
+MODELS = STANDARD | VARIANTS
+
+
+def model_section(config: Config, model: Model, blocks: int) -> ModelConfig:
+    """Returns the section `model` of a model's config.
+
+    A transformer has the embedding size E of the recurrent models, and feed-forward layers of the size F with which the
+    number of weights is that of a cell of H units: blocks · (4E² + 2EF) = 3(2E + 1)H + HE. The scale-invariant
+    transformer has a matrix of E² weights more, and F smaller by that. F is rounded to an integer.
+
+    Args:
+      config: the study's config; its `model.embedding` is E and its `model.units` is H.
+      model: the model.
+      blocks: number of blocks of a transformer, unless the model has its own.
+
+    Raises:
+      ValueError: the config describes no recurrent model, or one that is too small.
+    """
+    size, units = _sizes(config.model)
+    if "transformer" not in model.kind:
+        cell: Any = model.kind
+        return ModelConfig(preset="tiny", cell=cell, embedding=size, units=units, layer_norm=model.layer_norm)
+    blocks = model.blocks or blocks
+    others = 4 * size**2 * blocks + (size**2 if model.kind == "si-transformer" else 0)
+    feed_forward = round((_recurrent_weights(size, units) - others) / (2 * size * blocks))
+    if feed_forward < 1:
+        raise ValueError(
+            f"model.units = {units} with model.embedding = {size}: a transformer of {blocks} blocks and as many "
+            "weights has no room for feed-forward layers, raise model.units"
+        )
+    return ModelConfig(
+        preset="si-transformer-4m" if model.kind == "si-transformer" else "transformer-4m",
+        embedding=size,
+        blocks=blocks,
+        heads=4 if size % 8 == 0 else 1,
+        feed_forward=feed_forward,
+        context=config.clients.sequence_length,
+    )
+
+
+def count_weights(config: Config, vocabulary_size: int) -> int:
+    """Returns the number of weights of every model: V·E + 3(2E + 1)H + HE."""
+    size, units = _sizes(config.model)
+    return vocabulary_size * size + _recurrent_weights(size, units)
+
+
+def _recurrent_weights(size: int, units: int) -> int:
+    return 3 * (2 * size + 1) * units + units * size
+
+
+def initial_weights(model: Any, seed: int, scale: float, embedding_scale: float) -> dict[str, np.ndarray]:
+    """Returns a model's initial weights, the embedding times `embedding_scale` and all others times `scale`."""
+    return {
+        name: (value * np.float32(embedding_scale if name == "embedding" else scale)).astype(np.float32)
+        for name, value in model.init(seed).items()
+    }
+
+
+def _sizes(section: ModelConfig) -> tuple[int, int]:
+    for key in ("init", "layer_norm", "output_bias", "blocks", "heads", "feed_forward", "context"):
+        if getattr(section, key) is not None:
+            raise ValueError(f"model.{key} has no effect: the study builds its own models of model.embedding and units")
+    if section.prediction_heads != 1:
+        raise ValueError(f"model.prediction_heads = {section.prediction_heads}: the study trains one head, remove it")
+    if section.preset not in (None, "tiny"):
+        raise ValueError(
+            f"model.preset = {section.preset!r}: the study builds its own models, give model.embedding and model.units"
+        )
+    model: Any = assembly.build_model(Config(model=section), 1)
+    return model.embedding, model.units
