@@ -171,8 +171,8 @@ def bench_sentences():
 def k_seq_sentences():
     two, eight = ([f"{value:.2f}" for value in K_SEQ["exponents"][name][1]] for name in ("k_seq", "k_seq_8"))
     yield (
-        f"as V to the power {two[0]} ({two[1]} to {two[2]}) for two drafts and {eight[0]} ({eight[1]} to {eight[2]}) for "
-        "eight"
+        f"as V to the power {two[0]} ({two[1]} to {two[2]}) for two drafts and {eight[0]} ({eight[1]} to {eight[2]}) "
+        "for eight"
     )
     times = {row["vocabulary"]: row["milliseconds"] for row in K_SEQ["rows"]}
     programme, k_seq = np.median(times[256]["programme"]), np.median(times[1 << 18]["k_seq"])

@@ -15,7 +15,7 @@ from models.decoding.tree_rules import Drafts, residual_at
 from models.token_tree import TokenTree
 from tests.oracles import tree_decoding as oracle
 
-CASES = [(3, 2, 2), (2, 3, 2), (2, 2, 3), (4, 3, 1), (3, 1, 3)]  # V, K, G
+CASES = [(3, 2, 2), (2, 3, 2), (2, 2, 3), (4, 3, 1), (3, 1, 3)]  # V, K, G; in models 3 and 4 all depths decide
 # Distance from the ends of an interval, above the rounding of its ends. Narrow ones are tried in the middle only.
 _INSIDE = {np.float64: 2.0**-38, np.float32: 2.0**-20}
 
@@ -47,7 +47,7 @@ def decisions(target, drafter, drafts, passes):
     return follow((), list(drafts), 0.0, 1.0)
 
 
-def integrate(size, num_drafts, length, seed=0, dtype=np.float64, passes=False):
+def integrate(size, num_drafts, length, seed=3, dtype=np.float64, passes=False):
     """Returns the largest error of a probability of the output, and of how many numbers the accepted text is wrong."""
     target, drafter = oracle.draw_models(np.random.default_rng(seed), size, length)
     tree = TokenTree.chains(num_drafts, length)
@@ -101,7 +101,7 @@ def test_draw_at_the_ends_of_all_numbers_takes_no_draft_that_was_not_made_or_is_
 @pytest.mark.parametrize("passes", [False, True])
 @pytest.mark.parametrize(("size", "num_drafts", "length"), CASES)
 def test_output_of_draw_over_all_random_numbers_has_the_distribution_of_the_target(size, num_drafts, length, passes):
-    error, wrong = integrate(size, num_drafts, length, seed=passes, passes=passes)
+    error, wrong = integrate(size, num_drafts, length, seed=4 if passes else 3, passes=passes)
     assert error < 1e-12 and wrong == 0
 
 
