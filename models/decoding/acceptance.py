@@ -45,7 +45,8 @@ class Acceptance:
         places: dict[str, Any] = {
             name: tuple(int(n) for n in np.sum(counts[name], axis=0)) for name in ("drafted", "reached", "accepted")
         }
-        by_k_seq, by_best = np.sum(counts["compared"], axis=0).tolist() if "compared" in counts else (0.0, 0.0)
+        compared = counts.get("compared", ())
+        by_k_seq, by_best = np.sum(compared, axis=0).tolist() if len(compared) else (0.0, 0.0)
         calls, decided = int(np.sum(counts["calls"])), int(np.sum(counts["decided"]))
         return cls(calls, decided, **places, by_k_seq=by_k_seq, by_best=by_best, is_best=is_best)
 
@@ -119,6 +120,7 @@ class Acceptance:
             "unconditional_rates": [_or_none(rate) for rate in self.unconditional_rates],
             "acceptance_rate": _or_none(self.acceptance_rate),
             "of_optimum": _or_none(self.of_optimum),
+            "is_best": self.is_best,
         }
 
     def __str__(self) -> str:
