@@ -52,7 +52,7 @@ test: $(STAMP)  ## Run the tests
 test-slow: $(STAMP)  ## Run the tests that take long
 	@$(PY) -m pytest -m slow --durations 25
 
-mutation: $(STAMP)  ## Plant known bugs of decoding, alignment and fairness, and check that a test catches each
+mutation: $(STAMP)  ## Plant known bugs of decoding, alignment, fairness and DP-FTRL, and check that a test catches each
 	@$(PY) tests/mutation/run.py
 
 test-kernels: $(STAMP)  ## Run the numerical tests on the kernels that a processor with AVX2 and no AVX-512 uses

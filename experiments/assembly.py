@@ -9,11 +9,14 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from experiments.config import ADAPTIVITY, MOMENTUM, SAMPLING_PROBABILITY, Config
+from experiments import mechanism
+from experiments.config import ADAPTIVITY, Config
 from experiments.config_checks import RECURRENT_KEYS, TRANSFORMER_KEYS, require_expected_client
 from experiments.config_model import DEFAULT_PRESET
+from experiments.config_privacy import SAMPLING_PROBABILITY
 from experiments.data import Data
 from fl.aggregation import Aggregator, DPMean, ExampleWeightedMean, UniformMean
+from fl.correlated_mean import CorrelatedDPMean
 from fl.exact_mean import ExactDPMean
 from fl.local_training import LanguageModelling, LocalSGD
 from fl.rounds import Federation
@@ -22,7 +25,7 @@ from models.presets import preset, with_heads
 from privacy import accounting
 from privacy.keys import RunKeys
 from privacy.plan import AdaptiveClip, FixedClip, PrivacyPlan, PrivateMetrics
-from privacy.sampling import Cyclic, FixedSize, Poisson, Sampling
+from privacy.sampling import CheckIn, Cyclic, CyclicPoisson, FixedSize, Poisson, Sampling
 
 
 def build_model(config: Config, vocabulary_size: int, initial: LanguageModel | None = None) -> LanguageModel:
@@ -83,17 +86,23 @@ def build_local_sgd(config: Config) -> LocalSGD:
 def build_sampling(config: Config) -> Sampling:
     """Builds the rule by which cohorts are drawn."""
     section = config.cohort
+    probability = SAMPLING_PROBABILITY if section.sampling_probability is None else section.sampling_probability
+    # CohortConfig requires the keys that the chosen sampler needs.
     match section.sampler:
         case "poisson":
-            return Poisson(
-                SAMPLING_PROBABILITY if section.sampling_probability is None else section.sampling_probability
-            )
+            return Poisson(probability)
         case "fixed-size":
-            assert section.size is not None  # CohortConfig requires it
+            assert section.size is not None
             return FixedSize(section.size)
         case "cyclic":
-            assert section.cohorts is not None  # CohortConfig requires it
+            assert section.cohorts is not None
             return Cyclic(section.cohorts)
+        case "cyclic-poisson":
+            assert section.cohorts is not None
+            return CyclicPoisson(section.cohorts, probability)
+        case "check-in":
+            assert section.size is not None and section.min_separation is not None
+            return CheckIn(section.size, section.min_separation, section.max_participations)
 
 
 def check_clients(config: Config, data: Data) -> None:
@@ -116,15 +125,17 @@ def _check_cohort(sampling: Sampling, population: int) -> None:
 
 
 def build_plan(
-    config: Config, population: int, public: tuple[str, ...], noise_multiplier: float | None = None
+    config: Config, population: int, public: tuple[str, ...], begun: PrivacyPlan | None = None
 ) -> PrivacyPlan:
     """Builds the run's privacy plan. With `privacy.epsilon` the noise is calibrated to it.
+
+    With a banded or BLT mechanism, the matrix with the least error is computed.
 
     Args:
       config: the run's config.
       population: number of training clients counted in the data; `cohort.population` takes precedence.
       public: what the plan declares public.
-      noise_multiplier: the calibrated noise multiplier of a resumed run, from its ledger; None: calibrate.
+      begun: plan of a resumed run, from its ledger, whose noise multiplier and matrix are kept; None for a new run.
 
     Raises:
       ValueError: the settings do not fit the number of clients; the message names them.
@@ -141,15 +152,19 @@ def build_plan(
         sampling=build_sampling(config),
         population=population if config.cohort.population is None else config.cohort.population,
         rounds=config.run.rounds,
-        noise_multiplier=section.noise_multiplier or 0.0,
+        # With a budget, the noise is calibrated below.
+        noise_multiplier=section.noise_multiplier or float(section.epsilon is not None),
         clip=clip,
         delta=section.delta,
         public=public,
         population_declared=config.cohort.population is not None,
     )
     _check_cohort(plan.sampling, plan.population)
+    if section.mechanism != "gaussian":
+        kept = None if begun is None else begun.mechanism
+        plan = dataclasses.replace(plan, mechanism=mechanism.build_mechanism(config, plan.participation, kept))
     if section.epsilon is not None:
-        plan = _with_noise_for(section.epsilon, plan, noise_multiplier)
+        plan = _with_noise_for(section.epsilon, plan, None if begun is None else begun.noise_multiplier)
     return dataclasses.replace(plan, metrics=_metrics(config), noise=section.noise)
 
 
@@ -181,6 +196,8 @@ def build_aggregator(config: Config, plan: PrivacyPlan) -> Aggregator:
     """Builds the aggregator that clips and adds noise as the plan says; without a clip norm, a plain mean."""
     if plan.noise == "exact":
         return ExactDPMean(plan)
+    if plan.mechanism is not None:
+        return CorrelatedDPMean(plan)
     if plan.clip is not None:
         return DPMean(plan)
     if config.server.weighting == "examples":
@@ -196,13 +213,24 @@ def build_server_optimizer(config: Config) -> Any:
     epsilon = ADAPTIVITY if section.epsilon is None else section.epsilon
     match section.optimizer:
         case "momentum":
-            return kinds.build_sgdm(section.learning_rate, MOMENTUM if section.momentum is None else section.momentum)
+            optimizer = kinds.build_sgdm(section.learning_rate, mechanism.server_momentum(config))
         case "adam":
-            return kinds.build_adam(section.learning_rate, epsilon=epsilon)
+            optimizer = kinds.build_adam(section.learning_rate, epsilon=epsilon)
         case "yogi":
-            return kinds.build_yogi(section.learning_rate, epsilon=epsilon)
+            optimizer = kinds.build_yogi(section.learning_rate, epsilon=epsilon)
         case "adagrad":
-            return kinds.build_adagrad(section.learning_rate, epsilon=epsilon)
+            optimizer = kinds.build_adagrad(section.learning_rate, epsilon=epsilon)
+    if not section.cooldown:
+        return optimizer
+    rates = np.array(mechanism.relative_learning_rates(config)) * section.learning_rate
+
+    def rate_of_round(number: Any) -> Any:
+        import tensorflow as tf
+
+        # The optimizer asks for the rate of the round after the last one, too.
+        return tf.gather(tf.constant(rates, tf.float32), tf.minimum(number, len(rates) - 1))
+
+    return kinds.schedule_learning_rate(optimizer, rate_of_round)
 
 
 def load_keys(config: Config, path: Path, begun: bool) -> RunKeys:

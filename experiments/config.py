@@ -6,21 +6,14 @@ errors. `experiments.config_reference` writes docs/config.md and the JSON Schema
 
 from typing import Annotated, Literal
 
-from msgspec import Meta
-
 from experiments import config_checks
-from experiments.config_fields import INTEGERS, Section, at_least, non_negative, open_share, positive, share, text
+from experiments.config_fields import INTEGERS, Section, at_least, non_negative, positive, share, text
 from experiments.config_model import ModelConfig, PretrainingConfig, VocabularyConfig
-from privacy.plan import (
-    DELTA_EXPONENT,
-    LOSS_BOUNDS,
-    MAX_ROUNDS,
-    NOISE_MULTIPLIERS,
-    AdaptiveClip,
-    PrivateMetrics,
-)
+from experiments.config_privacy import SAMPLING_PROBABILITY, CohortConfig, PrivacyConfig
+from privacy.plan import MAX_ROUNDS
 
 __all__ = [
+    "SAMPLING_PROBABILITY",
     "ClientConfig",
     "CohortConfig",
     "Config",
@@ -35,7 +28,6 @@ __all__ = [
 
 MAX_CLIENTS_AT_ONCE = 4096
 USER_COLUMN, TEXT_COLUMN = "user", "text"
-SAMPLING_PROBABILITY = 0.1
 MOMENTUM = 0.9
 ADAPTIVITY = 0.001
 
@@ -145,6 +137,10 @@ class ServerConfig(Section, frozen=True):
             "weights. The average is the trained model; with 0 it is the weights of the last round."
         ),
     ] = 0.0
+    cooldown: Annotated[
+        float,
+        share("Share of the rounds, the last ones, in which the learning rate falls linearly to a twentieth."),
+    ] = 0.0
     weighting: Annotated[
         Literal["uniform", "examples"],
         text("Weight of a client in the mean; with a clip norm it must be `uniform`."),
@@ -152,149 +148,6 @@ class ServerConfig(Section, frozen=True):
 
     def __post_init__(self) -> None:
         config_checks.check_server(self)
-
-
-class CohortConfig(Section, frozen=True):
-    """Who takes part in a round."""
-
-    sampler: Annotated[Literal["poisson", "fixed-size", "cyclic"], text("How cohorts are drawn.")] = "poisson"
-    sampling_probability: (
-        Annotated[
-            float,
-            Meta(
-                gt=0,
-                le=1,
-                description="`poisson`: probability with which each client joins each round. "
-                f"Default: {SAMPLING_PROBABILITY}.",
-            ),
-        ]
-        | None
-    ) = None
-    size: Annotated[int, at_least(1, "`fixed-size`: clients per round.")] | None = None
-    cohorts: (
-        Annotated[
-            int,
-            at_least(
-                1,
-                "`cyclic`: number of cohorts that take turns; two rounds in which the same client takes part are at "
-                "least this many rounds apart.",
-            ),
-        ]
-        | None
-    ) = None
-    population: (
-        Annotated[
-            int,
-            at_least(
-                2,
-                "`poisson`: number of clients N as a public number, declared without looking at the data, near "
-                "the true one. δ and the denominator of the mean follow from it, and ε covers how "
-                "many clients there really are. Default: the clients are counted, and the report says that ε does not "
-                "cover the count.",
-            ),
-        ]
-        | None
-    ) = None
-
-    def __post_init__(self) -> None:
-        config_checks.check_cohort(self, SAMPLING_PROBABILITY)
-
-
-class PrivacyConfig(Section, frozen=True):
-    """The privacy of a client. With neither `noise_multiplier` nor `epsilon` the run is NOT PRIVATE, and says so."""
-
-    noise_multiplier: (
-        Annotated[
-            float,
-            Meta(
-                ge=0,
-                le=NOISE_MULTIPLIERS[1],
-                description="Total noise multiplier z: a round costs as much privacy as one release of the sum of "
-                "clipped updates with Gaussian noise of standard deviation z times the clip norm. With `metrics_share` "
-                "= 0 and a fixed clip norm, that is the noise on the sum; otherwise the noise on the sum is larger.",
-            ),
-        ]
-        | None
-    ) = None
-    epsilon: (
-        Annotated[
-            float, positive("Budget ε, instead of `noise_multiplier`: the least noise that keeps it is computed.")
-        ]
-        | None
-    ) = None
-    delta: Annotated[float, open_share(f"δ of the guarantee. Default: N^{DELTA_EXPONENT} for N clients.")] | None = None
-    clip_norm: (
-        Annotated[
-            float,
-            positive("Maximum L2 norm of a client's update; with `clip_quantile`, that of the first round."),
-        ]
-        | None
-    ) = None
-    clip_quantile: (
-        Annotated[
-            float,
-            open_share("Quantile of the update norms that the clip norm follows privately. Default: it is fixed."),
-        ]
-        | None
-    ) = None
-    clip_learning_rate: (
-        Annotated[
-            float,
-            positive(
-                f"With `clip_quantile`: step size of the clip norm's logarithm. Default: {AdaptiveClip.learning_rate}."
-            ),
-        ]
-        | None
-    ) = None
-    clip_count_stddev: (
-        Annotated[
-            float,
-            positive(
-                "With `clip_quantile`: standard deviation of the noise on the number of clients whose update norm is "
-                "at most the clip norm. Default: a twentieth of the expected number of clients in a round."
-            ),
-        ]
-        | None
-    ) = None
-    metrics_share: (
-        Annotated[
-            float,
-            share(
-                "Share of a round's privacy budget, measured as 1 / `noise_multiplier`², that is spent on releasing "
-                "the round's [training loss, accuracy and number of clients](privacy.md#the-metrics-of-a-round) with "
-                "noise; 0 releases none of them. "
-                f"Default: {PrivateMetrics.share} in a private run."
-            ),
-        ]
-        | None
-    ) = None
-    loss_bound: (
-        Annotated[
-            float,
-            Meta(
-                gt=LOSS_BOUNDS[0],
-                lt=LOSS_BOUNDS[1],
-                description="Maximum of a client's mean loss in those metrics, in nats per token; public. "
-                f"Default: {PrivateMetrics.loss_bound:g} for each of `model.prediction_heads`.",
-            ),
-        ]
-        | None
-    ) = None
-    noise: Annotated[
-        Literal["floating-point", "exact"],
-        text(
-            "`exact` takes [integer sums and rounded exact Gaussian noise](privacy.md#noise), hardened against "
-            "floating-point attacks; clients are then trained one after another (`run.clients_at_once` is 1)."
-        ),
-    ] = "floating-point"
-
-    def __post_init__(self) -> None:
-        config_checks.check_privacy(self)
-
-    @property
-    def is_private(self) -> bool:
-        """Returns whether the run adds noise."""
-        return self.epsilon is not None or (self.noise_multiplier or 0) > 0
 
 
 class RunConfig(Section, frozen=True):

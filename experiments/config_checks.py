@@ -82,13 +82,20 @@ def check_cohort(section: CohortConfig, default_probability: float) -> None:
       section: the keys.
       default_probability: sampling probability where the section has none.
     """
-    require_only_for("cohort.sampling_probability", section.sampling_probability, section.sampler, ("poisson",))
-    require_only_for("cohort.size", section.size, section.sampler, ("fixed-size",))
-    require_only_for("cohort.population", section.population, section.sampler, ("poisson",))
-    require_only_for("cohort.cohorts", section.cohorts, section.sampler, ("cyclic",))
-    for sampler, key, value in (("fixed-size", "size", section.size), ("cyclic", "cohorts", section.cohorts)):
-        if section.sampler == sampler and value is None:
-            raise ValueError(f'cohort.{key} is missing: cohort.sampler = "{sampler}" needs it')
+    for key, samplers in (
+        ("sampling_probability", ("poisson", "cyclic-poisson")),
+        ("size", ("fixed-size", "check-in")),
+        ("population", ("poisson",)),
+        ("cohorts", ("cyclic", "cyclic-poisson")),
+        ("min_separation", ("check-in",)),
+        ("max_participations", ("check-in",)),
+    ):
+        require_only_for(f"cohort.{key}", getattr(section, key), section.sampler, samplers)
+    needed = {"fixed-size": ("size",), "check-in": ("size", "min_separation")}
+    needed |= {"cyclic": ("cohorts",), "cyclic-poisson": ("cohorts",)}
+    for key in needed.get(section.sampler, ()):
+        if getattr(section, key) is None:
+            raise ValueError(f'cohort.{key} is missing: cohort.sampler = "{section.sampler}" needs it')
     if section.sampler == "poisson" and section.population is not None:
         probability = default_probability if section.sampling_probability is None else section.sampling_probability
         require_expected_client(probability * section.population)
@@ -122,6 +129,31 @@ def check_privacy(section: PrivacyConfig) -> None:
     if section.noise == "exact" and not section.is_private:
         raise ValueError('privacy.noise is "exact" in a run that adds none: leave it out, or set privacy.epsilon')
     _check_metrics(section)
+    _check_mechanism(section)
+
+
+def _check_mechanism(section: PrivacyConfig) -> None:
+    for key, mechanisms in (
+        ("restart_every", ("tree",)),
+        ("bands", ("banded",)),
+        ("buffers", ("blt",)),
+        ("optimize_for", ("banded", "blt")),
+        ("horizon", ("banded", "blt")),
+    ):
+        require_only_for(f"privacy.{key}", getattr(section, key), section.mechanism, mechanisms)
+    if section.mechanism == "gaussian":
+        return
+    shown = f'privacy.mechanism = "{section.mechanism}"'
+    if not section.is_private:
+        raise ValueError(f"{shown} in a run that adds no noise: leave it out, or set privacy.epsilon")
+    if section.clip_quantile is not None:
+        raise ValueError(
+            f"privacy.clip_quantile = {section.clip_quantile:g} with {shown}: correlated noise is fixed before the "
+            "run, and in the units of a changed clip norm that of earlier rounds would not cancel; remove "
+            "privacy.clip_quantile"
+        )
+    if section.noise == "exact":
+        raise ValueError(f'privacy.noise = "exact" with {shown}: correlated noise is no integer; remove privacy.noise')
 
 
 def _check_metrics(section: PrivacyConfig) -> None:
@@ -147,6 +179,16 @@ def _check_metrics(section: PrivacyConfig) -> None:
 
 def check_together(config: Config) -> None:
     """Checks keys of different sections."""
+    if config.privacy.mechanism != "gaussian" and config.cohort.sampler in ("poisson", "fixed-size"):
+        raise ValueError(
+            f'privacy.mechanism = "{config.privacy.mechanism}" with cohort.sampler = "{config.cohort.sampler}", which '
+            'does not limit a client\'s rounds: use "cyclic", "cyclic-poisson" or "check-in"'
+        )
+    if config.privacy.optimize_for == "optimizer" and config.server.optimizer != "momentum":
+        raise ValueError(
+            f'privacy.optimize_for = "optimizer" with server.optimizer = "{config.server.optimizer}", which is not '
+            'linear in the updates: use "prefix-sums", or the optimizer "momentum"'
+        )
     if config.pretraining.freeze_base and (config.model.init is None or config.model.prediction_heads == 1):
         raise ValueError(
             "pretraining.freeze_base = true trains prediction heads on the model of model.init: set model.init, and "

@@ -28,13 +28,14 @@ rounds = 100
 ```
 
 `fedspeak train run.toml` runs it. A key that is left out has its default. A key that is unknown or has the wrong type
-is an error, and so is a key that belongs to another `data.source`, `cohort.sampler`, `server.optimizer` or kind of
-clipping than the chosen one; the message names the fix. On the command line, `--set section.key=value` goes on top of
-the file, and `--set section.key=none` removes a key. Paths are relative to the working folder; the copy in the run's
-folder has them absolute. `fedspeak config schema` prints a JSON Schema, with which editors complete and check keys.
+is an error, and so is a key that belongs to another `data.source`, `cohort.sampler`, `server.optimizer`,
+`privacy.mechanism` or kind of clipping than the chosen one; the message names the fix. On the command line, `--set
+section.key=value` goes on top of the file, and `--set section.key=none` removes a key. Paths are relative to the
+working folder; the copy in the run's folder has them absolute. `fedspeak config schema` prints a JSON Schema, with
+which editors complete and check keys.
 
-This page is written by `fedspeak config reference` from the descriptions in `experiments/config.py` and
-`experiments/config_model.py`.
+This page is written by `fedspeak config reference` from the descriptions in `experiments/config.py`,
+`experiments/config_model.py` and `experiments/config_privacy.py`.
 """
 
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 CLIENT_COLUMN = "client"
 MAX_GROUPS = 100_000
+MIN_NOISE_MULTIPLIER = 0.01
 MAX_NOISE_MULTIPLIER = 1000.0
 METRIC = "accuracy"
 
@@ -73,6 +74,7 @@ def evaluate(
     table: Path | None,
     *,
     noise_multiplier: float | None,
+    epsilon: float | None = None,
     note: Callable[[str], None],
     **setting: Any,
 ) -> Result:
@@ -82,7 +84,9 @@ def evaluate(
       run: folder of a finished run.
       features: names of the attributes whose combinations are the groups.
       table: table with a column `client` and the attributes; None: the attributes of Shakespeare's characters.
-      noise_multiplier: standard deviation of the noise / sensitivity of the sums to one client; None: no noise.
+      noise_multiplier: standard deviation of the noise / sensitivity of the sums to one client; None: no noise, or the
+        least that keeps `epsilon`.
+      epsilon: largest ε of the run and its releases together, for a release with noise. None: the ε of the run's plan.
       note: called with each line that the user must see.
       **setting: alpha, level and gap of the test.
 
@@ -94,9 +98,16 @@ def evaluate(
     config = run.read_config()
     run.require_trained()
     run.close_to_others()
-    plan = Ledger.read(run.ledger).plan
+    ledger = Ledger.read(run.ledger)
+    if epsilon is not None:
+        checks.positive("--epsilon", epsilon, "give the largest ε of the run and its releases together")
+    if noise_multiplier is not None or epsilon is not None:
+        _require_private(ledger.plan)
     if noise_multiplier is not None:
-        _check_noise(plan, noise_multiplier)
+        _check_noise(noise_multiplier)
+    elif epsilon is not None:
+        noise_multiplier = calibrate(ledger, epsilon)
+        note(f"privacy: --epsilon {epsilon:g} takes --noise-multiplier {noise_multiplier:g}; repeat it with that")
     prepared = data.prepare(config, run.vocabulary)
     run.check_data(prepared.store.digest)
     groups = divide(config, prepared.splits.test, features, table)
@@ -109,7 +120,7 @@ def evaluate(
         privacy, counted = None, len(groups.codes)
         clients = (counted, counted - int(sums.counts.sum()))
     else:
-        noise, privacy = _draw_noise(run, config, groups, totals, noise_multiplier, note)
+        noise, privacy = _draw_noise(run, config, groups, totals, noise_multiplier, epsilon, note)
         noisy = client_sums.noisy_sums(totals, noise, noise_multiplier)
         try:
             frame = FairnessFrame.from_noisy_sums(noisy, names=groups.names, metric=METRIC, **setting)
@@ -162,7 +173,41 @@ def divide(config: Config, clients: Sequence[str], features: Sequence[str], tabl
 
 def relative_multiplier(noise_multiplier: float, relation: str) -> float:
     """Returns the standard deviation of the noise / sensitivity of the sums under a neighbouring relation."""
-    return noise_multiplier / (client_sums.REPLACE_ONE if relation == "replace-one" else 1.0)
+    # A client who is zeroed out leaves the sums, as one who is removed.
+    factors = {"add-or-remove-one": 1.0, "zero-out": 1.0, "replace-one": client_sums.REPLACE_ONE}
+    return noise_multiplier / factors[relation]
+
+
+def calibrate(ledger: Ledger, target: float) -> float:
+    """Returns the least noise multiplier, to 0.2 %, of a release after which a run and all its releases have `target`.
+
+    Raises:
+      ValueError: the run and its releases before have this ε already, or nearly; one line.
+    """
+
+    def after(noise_multiplier: float) -> float:
+        return _epsilon(ledger, relative_multiplier(noise_multiplier, str(ledger.plan.relation)))
+
+    low, high = MIN_NOISE_MULTIPLIER, MAX_NOISE_MULTIPLIER
+    if after(high) > target:
+        raise ValueError(
+            f"--epsilon {target:g} leaves no room for a release: the run and its releases have ε "
+            f"{format_epsilon(_epsilon(ledger))} already; give more"
+        )
+    if after(low) <= target:
+        return low
+    while high / low > 1.001:
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if after(middle) <= target else (middle, high)
+    # Rounded up to four digits, so that the number that is printed is the number that is used.
+    unit = 10.0 ** (math.floor(math.log10(high)) - 3)
+    return float(f"{math.ceil(high / unit) * unit:.4g}")
+
+
+def _epsilon(ledger: Ledger, *further: float) -> float:
+    """Returns the ε of the rounds and releases in a ledger and of further releases together."""
+    charged = [release.noise_multiplier for release in ledger.releases]
+    return accounting.epsilon(ledger.plan, len(ledger.rounds), [*charged, *further]).value
 
 
 def draw_noise(seed: bytes, noise_multiplier: float, groups: int) -> np.ndarray:
@@ -173,16 +218,31 @@ def draw_noise(seed: bytes, noise_multiplier: float, groups: int) -> np.ndarray:
     return np.stack([outer[:, 0], inner, outer[:, 1]], 1)
 
 
-def _check_noise(plan: PrivacyPlan, noise_multiplier: float) -> None:
+def _check_noise(noise_multiplier: float) -> None:
     checks.noise_multiplier(noise_multiplier, "1 is a usual start", "--noise-multiplier")
     if noise_multiplier > MAX_NOISE_MULTIPLIER:
         raise ValueError(
             f"--noise-multiplier {noise_multiplier:g} hides all clients: give at most {MAX_NOISE_MULTIPLIER:g}"
         )
+
+
+def _require_private(plan: PrivacyPlan) -> None:
     if not plan.is_private:
         raise ValueError(
-            f"--noise-multiplier {noise_multiplier:g}: the run itself is not private, so that no epsilon holds for it "
-            "and the evaluation together: leave it out"
+            "--noise-multiplier and --epsilon: the run itself is not private, so that no epsilon holds for it and the "
+            "evaluation together: leave them out"
+        )
+
+
+def _require_budget(ledger: Ledger, noise_multiplier: float, after: float, limit: float | None) -> None:
+    """Raises ValueError if a release would take ε above the limit that the user gave, or else above the plan's ε."""
+    most = accounting.epsilon(ledger.plan).value if limit is None else limit
+    if after > most:
+        named = f"the {format_epsilon(most)} of the plan" if limit is None else f"--epsilon {limit:g}"
+        raise ValueError(
+            f"--noise-multiplier {noise_multiplier:g} raises ε from {format_epsilon(_epsilon(ledger))} to "
+            f"{format_epsilon(after)}, above {named}: "
+            f"add more noise, or accept it by --epsilon {math.ceil(after * 100) / 100:g}"
         )
 
 
@@ -204,6 +264,7 @@ def _draw_noise(
     groups: Groups,
     totals: np.ndarray,
     noise_multiplier: float,
+    limit: float | None,
     note: Callable[[str], None],
 ) -> tuple[np.ndarray, dict[str, str]]:
     """Charges the release to the ledger, writes the privacy reports, and then draws the noise.
@@ -214,19 +275,19 @@ def _draw_noise(
     keys = assembly.load_keys(config, run.keys, begun=True)
     content = json.dumps([groups.features, groups.names, totals.tolist()]).encode()
     with Ledger.open(run.ledger, Ledger.read(run.ledger).plan) as ledger:
-        plan, before = ledger.plan, len(ledger.releases)
+        plan = ledger.plan
         if not keys.match(ledger.rounds):
             raise ValueError(f"the keys are not those of the rounds in {run.ledger}: restore this run's own")
         relative = relative_multiplier(noise_multiplier, str(plan.relation))
-        charged = [each.noise_multiplier for each in ledger.releases]
-        spent, after = (accounting.epsilon(plan, len(ledger.rounds), each) for each in (charged, [*charged, relative]))
-        note(
-            f"privacy: this release raises ε from {format_epsilon(spent.value)} to {format_epsilon(after.value)}, "
-            "unless it is in the ledger already"
-        )
-        seed = ledger.charge(keys, f"fairness by {', '.join(groups.features)}", content, relative)
-        again = len(ledger.releases) == before
-        spent = accounting.epsilon(plan, len(ledger.rounds), [each.noise_multiplier for each in ledger.releases])
+        purpose = f"fairness by {', '.join(groups.features)}"
+        again = ledger.has_charged(keys, purpose, content, relative)
+        if not again:
+            after = _epsilon(ledger, relative)
+            _require_budget(ledger, noise_multiplier, after, limit)
+            before = format_epsilon(_epsilon(ledger))
+            note(f"privacy: this release raises ε from {before} to {format_epsilon(after)}")
+        seed = ledger.charge(keys, purpose, content, relative)
+        spent = _epsilon(ledger)
     results.write_reports(run, note)
     if again:
         note("this release is in the ledger already: the same noise is shown again, and costs nothing more")
@@ -237,7 +298,7 @@ def _draw_noise(
     privacy = {
         "unit": "one client, with all its text and its group",
         "neighbouring relation": str(plan.relation),
-        "ε of the run and its releases together": f"{format_epsilon(spent.value)}{holds}",
+        "ε of the run and its releases together": f"{format_epsilon(spent)}{holds}",
         "ε of this release alone": f"{format_epsilon(alone)}{holds}",
         "δ": f"{plan.target_delta:.3g}",
         "mechanism": f"Gaussian, noise multiplier {noise_multiplier:g}, rounded to integers exactly, on the sums of "
@@ -246,6 +307,6 @@ def _draw_noise(
         "attributes, also one that a single client has; the group of a client is not",
     }
     planned = accounting.epsilon(plan).value
-    if spent.value > planned:
+    if spent > planned:
         privacy["warning"] = f"ε is above the {format_epsilon(planned)} of the run's plan, by the releases after it"
     return draw_noise(seed.tobytes(), noise_multiplier, len(totals)), privacy

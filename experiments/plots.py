@@ -315,3 +315,23 @@ def refinements(path: Path, rows: Sequence[Mapping[str, Any]], plain: str) -> li
     axes.set_ylabel("gain in percent")
     axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1))
     return _save(figure, path)
+
+
+def losses_by_epsilon(path: Path, arms: Sequence[Mapping[str, Any]], public: float) -> list[Path]:
+    """Plots the test losses of private runs against ε, one line for each kind of noise.
+
+    Args:
+      path: path of the files, without suffix.
+      arms: results as `fedspeak reproduce dp-ftrl` writes them.
+      public: loss of the public model, in nats per token.
+    """
+    figure, axes = _figure()
+    for name in dict.fromkeys(arm["name"] for arm in arms):
+        rows = [arm for arm in arms if arm["name"] == name]
+        axes.plot([row["epsilon"] for row in rows], [row["nats"]["estimate"] for row in rows], marker="o", label=name)
+    axes.axhline(public, color="grey", linewidth=0.8, label="public model")
+    axes.set_xscale("log")
+    axes.set_xlabel("ε")
+    axes.set_ylabel("test loss, nats per token")
+    axes.legend()
+    return _save(figure, path)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from experiments import extras
 
 
-def read_columns(path: Path, columns: Sequence[str]) -> dict[str, NDArray[Any]]:
+def read_columns(path: Path, columns: Sequence[str], texts: Sequence[str] = ()) -> dict[str, NDArray[Any]]:
     """Returns columns by name, each an array [rows] of integers, floats or Python objects.
 
     In a CSV file a column whose every value is a number becomes integers or floats. An empty value becomes NaN among
@@ -23,6 +23,7 @@ def read_columns(path: Path, columns: Sequence[str]) -> dict[str, NDArray[Any]]:
     Args:
       path: a CSV file in UTF-8 with the names of its columns in the first row, or a file whose name ends in .parquet.
       columns: names of the columns to read.
+      texts: those of them whose values are texts, also if they look like numbers: 007 stays 007 in a CSV file.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -33,8 +34,12 @@ def read_columns(path: Path, columns: Sequence[str]) -> dict[str, NDArray[Any]]:
         raise FileNotFoundError(f"{path}: no such file")
     if not path.is_file():
         raise ValueError(f"{path} is not a file: give a CSV or Parquet file")
-    read = _read_parquet if path.suffix == ".parquet" else _read_csv
-    table = read(path, list(dict.fromkeys(columns)))
+    names = list(dict.fromkeys(columns))
+    if path.suffix == ".parquet":
+        table = _read_parquet(path, names)
+        table |= {column: _as_texts(table[column]) for column in texts}
+    else:
+        table = _read_csv(path, names, texts)
     if not len(next(iter(table.values()))):
         raise ValueError(f"{path} has no row: give a table with at least two rows of each group")
     return table
@@ -47,7 +52,7 @@ def _require(path: Path, header: Sequence[str], columns: Sequence[str]) -> None:
             raise ValueError(f"{path} has {problem} {column!r}; it has {', '.join(map(repr, header))}")
 
 
-def _read_csv(path: Path, columns: list[str]) -> dict[str, NDArray[Any]]:
+def _read_csv(path: Path, columns: list[str], texts: Sequence[str]) -> dict[str, NDArray[Any]]:
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
@@ -70,7 +75,17 @@ def _read_csv(path: Path, columns: list[str]) -> dict[str, NDArray[Any]]:
     except csv.Error as error:
         raise ValueError(f"{path}:{reader.line_num}: not CSV ({error}): repair the line") from None
     values = zip(*rows, strict=True) if rows else [()] * len(columns)
-    return {column: _parse(texts) for column, texts in zip(columns, values, strict=True)}
+    return {
+        column: _as_texts(cells) if column in texts else _parse(cells)
+        for column, cells in zip(columns, values, strict=True)
+    }
+
+
+def _as_texts(values: Sequence[Any] | NDArray[Any]) -> NDArray[Any]:
+    """Returns the values of a column as texts; an empty value and one that is missing are None."""
+    cells = values.tolist() if isinstance(values, np.ndarray) else values
+    missing = (cell is None or cell == "" or cell != cell for cell in cells)  # NaN differs from itself
+    return np.array([None if gone else str(cell) for cell, gone in zip(cells, missing, strict=True)], object)
 
 
 def _parse(texts: Sequence[str]) -> NDArray[Any]:

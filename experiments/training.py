@@ -58,10 +58,10 @@ def train(run: RunFolder, command: str, show: ConsoleDisplay, hosts: Any = None)
     show.note(summary)
     model = assembly.build_model(config, prepared.vocabulary.size, None if initial is None else initial.model)
     ledger = Ledger.read(run.ledger) if _has_header(run.ledger) else None
-    noise = None if ledger is None else ledger.plan.noise_multiplier
+    begun = None if ledger is None else ledger.plan
     assembly.check_clients(config, prepared)
     uses = _describe_public_uses(config, prepared, initial)
-    plan = assembly.build_plan(config, len(prepared.splits.train), uses, noise)
+    plan = assembly.build_plan(config, len(prepared.splits.train), uses, begun)
     if plan.noise_multiplier:
         _require_other_texts(config, initial, prepared, show)
     if warning := _check_population(plan, len(prepared.splits.train)):

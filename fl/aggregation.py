@@ -17,7 +17,7 @@ from privacy.keys import RunKeys
 from privacy.plan import AdaptiveClip, FixedClip, Noise, PrivacyPlan, PrivateMetrics
 
 State = dict[str, Any]
-"""Named float32 scalars kept by the server between rounds."""
+"""Named tensors kept by the server between rounds: float32 scalars, and what `Aggregator.initial_history` returns."""
 
 _MARGIN = 2.0**-21
 """Relative margin by which updates are clipped below the clip norm, so that rounding cannot lift them above it.
@@ -59,6 +59,7 @@ class Noised(NamedTuple):
     update: Weights
     within_clip: Any
     pairs: Any
+    history: State = {}  # what noise of later rounds depends on
 
 
 class Aggregator(Protocol):
@@ -69,13 +70,23 @@ class Aggregator(Protocol):
         """Returns whether the task must measure the accuracy."""
 
     def initial_state(self) -> State:
-        """Returns the state before the first round."""
+        """Returns the state before the first round: float32 scalars, which clients receive."""
+
+    def initial_history(self, weights: int) -> State:
+        """Returns what later noise depends on, before the first round, which only `server` receives and returns.
+
+        Args:
+          weights: number of weights of the model.
+        """
 
     def client(self, state: State, update: ClientUpdate) -> Contribution:
         """Returns one client's contribution; for stacked clients, the sum of what each would contribute alone."""
 
     def server(self, state: State, total: Contribution, noise: Any) -> Mean:
-        """Returns the mean to release; `noise`, int64 [`noise_size`], comes from the method `noise`."""
+        """Returns the mean to release; `noise`, int64 [`noise_size`], comes from the method `noise`.
+
+        `state` holds the tensors of `initial_state` and of `initial_history`, and so does the state that is returned.
+        """
 
     def noise_size(self, weights: int) -> int:
         """Returns the length of `noise` for a model with `weights` weights."""
@@ -86,6 +97,10 @@ class Aggregator(Protocol):
 
 class SeededNoise:
     """Provides the noise methods of aggregators whose argument `noise` is a seed, int64 [2]."""
+
+    def initial_history(self, weights: int) -> State:
+        """Returns no history: the noise of a round does not depend on earlier rounds."""
+        return {}
 
     def noise_size(self, weights: int) -> int:
         """Returns 2, the length of the seed."""
@@ -156,6 +171,7 @@ class DPMean(SeededNoise):
 
     plan: PrivacyPlan
     _NOISE: ClassVar[Noise] = "floating-point"
+    _CORRELATED: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.plan.clip is None:
@@ -164,6 +180,11 @@ class DPMean(SeededNoise):
             raise ValueError(
                 f"the plan's noise is {self.plan.noise!r} and this aggregator's is {self._NOISE!r}: use "
                 "fl.aggregation.DPMean for 'floating-point', fl.exact_mean.ExactDPMean for 'exact'"
+            )
+        if (self.plan.mechanism is not None) != self._CORRELATED:
+            raise ValueError(
+                f"the plan's mechanism is {self.plan.mechanism!r}: use fl.correlated_mean.CorrelatedDPMean for plans "
+                "with a mechanism, and only for them"
             )
 
     @property
@@ -224,7 +245,8 @@ class DPMean(SeededNoise):
             released["fraction_within_clip"] = fraction
         if self.plan.metrics is not None:
             released |= self._decode_metrics(self.plan.metrics, noised.pairs)
-        return Mean({name: value / cohort for name, value in noised.update.items()}, {"clip": clip}, released)
+        update = {name: value / cohort for name, value in noised.update.items()}
+        return Mean(update, {"clip": clip, **noised.history}, released)
 
     def _add_noise(self, state: State, total: Contribution, noise_seed: Any) -> Noised:
         """Adds floating-point noise from streams of the seed, one for each kind of sum."""
@@ -233,7 +255,8 @@ class DPMean(SeededNoise):
         def draw_normal(size: int, name: str) -> Any:
             return gaussian.standard_normal(size, gaussian.stream(noise_seed, name))
 
-        parts = split(draw_normal(count_weights(total.update), "update"), total.update)
+        vector, history = self._draw_update_noise(state, count_weights(total.update), noise_seed)
+        parts = split(vector, total.update)
         stddev = self.plan.value_noise_multiplier * state["clip"]
         update = {name: value + stddev * parts[name] for name, value in total.update.items()}
         within_clip, pairs = total.within_clip, total.pairs
@@ -244,7 +267,11 @@ class DPMean(SeededNoise):
 
             pair_noise = tf.reshape(draw_normal(2 * self.plan.metrics.count, "metrics"), [self.plan.metrics.count, 2])
             pairs += metric_pairs.in_steps(pair_noise, self.plan.metric_noise_multiplier)
-        return Noised(update, within_clip, pairs)
+        return Noised(update, within_clip, pairs, history)
+
+    def _draw_update_noise(self, state: State, size: int, noise_seed: Any) -> tuple[Any, State]:
+        """Returns the update's noise in `value_noise_multiplier` clip norms, float32 [size], and its history."""
+        return gaussian.standard_normal(size, gaussian.stream(noise_seed, "update")), {}
 
     def _decode_metrics(self, metrics: PrivateMetrics, noised_pairs: Any) -> dict[str, Any]:
         """Reads the metrics for publication off the noisy pairs."""

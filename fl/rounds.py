@@ -6,6 +6,7 @@ a run that is killed at any moment and resumed with the same number of shards gi
 metrics, bit for bit, and the noise of a round never takes two different values.
 """
 
+import functools
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -16,13 +17,14 @@ from typing import Any
 import numpy as np
 
 from fl import checkpoints, divergence, round_metrics
-from fl.cohorts import draw_cohort
+from fl.cohorts import CheckIns, draw_cohort
 from fl.local_training import Batches, LocalSGD
 from privacy import files
 from privacy.json_values import plain
 from privacy.keys import RunKeys
 from privacy.ledger import Ledger
 from privacy.plan import PrivacyPlan
+from privacy.sampling import CheckIn
 
 log = logging.getLogger(__name__)
 
@@ -155,8 +157,9 @@ def run_rounds(
         if saved is None and ledger.rounds:
             log.info("replaying %d rounds of the ledger: there is no checkpoint yet", len(ledger.rounds))
         metrics = round_metrics.restore(run.metrics, start, None if saved is None else saved.document)
+        draw = _build_sampler(plan, len(federation.clients), keys)
         for number in range(start, plan.rounds):
-            cohort = draw_cohort(plan.sampling, len(federation.clients), number, keys.sampler_seed)
+            cohort = draw(number)
             clip = float(state["aggregator"]["clip"]) if plan.clip is not None else None
             ledger.record(
                 round=number,
@@ -184,6 +187,13 @@ def run_rounds(
             checkpoints.save(run.checkpoints, checkpoint, keep=run.keep_checkpoints)
             files.append_private(run.metrics, round_metrics.line(row))
             yield row
+
+
+def _build_sampler(plan: PrivacyPlan, clients: int, keys: RunKeys) -> Callable[[int], np.ndarray]:
+    """Returns the function from a round to its cohort."""
+    if isinstance(plan.sampling, CheckIn):
+        return CheckIns(plan.sampling, clients, keys.sampler_seed).cohort
+    return functools.partial(draw_cohort, plan.sampling, clients, seed_of_round=keys.sampler_seed)
 
 
 def require_ledger(run: RoundLog) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from privacy.ledger import Ledger
     from privacy.linear.classifier import DPLinearClassifier
     from privacy.plan import AdaptiveClip, FixedClip, PrivacyPlan, PrivateMetrics
-    from privacy.sampling import Cyclic, FixedSize, Poisson
+    from privacy.sampling import CheckIn, Cyclic, CyclicPoisson, FixedSize, Poisson
     from privacy.statistics.mean import BoundedMean, dp_mean
     from privacy.statistics.mean_in_ball import mean_in_ball
     from privacy.statistics.quantile import dp_quantile
@@ -29,7 +29,9 @@ _HOME = {
     "AdaptiveClip": "privacy.plan",
     "BoundedMean": "privacy.statistics.mean",
     "Budget": "privacy.budget",
+    "CheckIn": "privacy.sampling",
     "Cyclic": "privacy.sampling",
+    "CyclicPoisson": "privacy.sampling",
     "DPLinearClassifier": "privacy.linear.classifier",
     "FixedClip": "privacy.plan",
     "FixedSize": "privacy.sampling",
@@ -48,7 +50,9 @@ __all__ = [
     "AdaptiveClip",
     "BoundedMean",
     "Budget",
+    "CheckIn",
     "Cyclic",
+    "CyclicPoisson",
     "DPLinearClassifier",
     "FixedClip",
     "FixedSize",

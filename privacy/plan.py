@@ -16,6 +16,10 @@ from privacy.sampling import Relation, Sampling
 if TYPE_CHECKING:
     import dp_accounting
 
+    from privacy.correlated.mechanisms import Mechanism
+    from privacy.correlated.participation import Participation
+    from privacy.correlated.sensitivity import Sensitivity
+
 
 Noise = Literal["floating-point", "exact"]
 
@@ -129,7 +133,8 @@ class PrivacyPlan:
     The mechanism is the Gaussian mechanism on sums of clipped updates. Each round releases the sum plus N(0, (z_v C)²
     I), divided by the fixed `expected_cohort` (never by the size of the realised cohort). Here C is the clip norm and
     z_v is `value_noise_multiplier`. With adaptive clipping, a round also releases the noised count, and with `metrics`
-    the noised sums of their pairs.
+    the noised sums of their pairs. With `mechanism`, the noise of the rounds is correlated (DP-FTRL), and the
+    guarantee follows from the limits on participation that the sampler keeps.
 
     Attributes:
       sampling: how cohorts are drawn; it determines `relation`.
@@ -138,7 +143,8 @@ class PrivacyPlan:
       rounds: number T of planned rounds, 1 to 1,000,000.
       noise_multiplier: total z = standard deviation of the noise / clip norm, 1e-6 to 1e8, or 0 for no privacy. With
         adaptive clipping or metrics, z covers everything that a round releases, and the noise on the update has the
-        larger multiplier `value_noise_multiplier`.
+        larger multiplier `value_noise_multiplier`. With `mechanism`, z is relative to the sensitivity of all rounds
+        together: the whole run costs as much as one Gaussian release with noise multiplier z.
       clip: fixed or adaptive clip norm; None (no clipping) only together with noise_multiplier 0.
       delta: δ of the guarantee, in (0, 1); None is replaced by population**-1.1.
       public: what was declared public and is not accounted for, for instance the text from which a vocabulary was
@@ -153,6 +159,8 @@ class PrivacyPlan:
       relation: neighbouring relation of the guarantee; None takes the sampler's. A relation other than the sampler's
         is refused, never converted.
       unit: what is protected; only "client" is supported, a client with all its text.
+      mechanism: correlated noise of `privacy.correlated`, for cyclic, cyclic Poisson and check-in sampling; None for
+        noise that is independent in each round.
     """
 
     sampling: Sampling
@@ -167,6 +175,7 @@ class PrivacyPlan:
     population_declared: bool = False
     relation: Relation | None = None
     unit: Literal["client"] = "client"
+    mechanism: Mechanism | None = None
 
     def __post_init__(self) -> None:
         checks.plain_numbers(self)
@@ -204,7 +213,11 @@ class PrivacyPlan:
             raise ValueError("noise is 'exact' but noise_multiplier is 0: leave out noise, or raise noise_multiplier")
         if not isinstance(self.population_declared, bool):
             raise ValueError(f"population_declared is {self.population_declared!r}: give True or False")
-        least = least_count_stddev(self.noise_multiplier, self._metrics_share)
+        if self.mechanism is not None:
+            from privacy.correlated.mechanisms import check_fits
+
+            check_fits(self.mechanism, self)
+        least = least_count_stddev(self.noise_multiplier, self.metrics_share)
         if isinstance(self.clip, AdaptiveClip) and self.is_private and not self.count_stddev > least:
             raise ValueError(
                 f"count_stddev {self.count_stddev:g} of the clip leaves none of the privacy budget (noise_multiplier "
@@ -247,6 +260,20 @@ class PrivacyPlan:
         return self.sampling.max_participations(self.rounds)
 
     @property
+    def participation(self) -> Participation:
+        """Returns the limits on the rounds of one client, which the sampler keeps and the ledger enforces."""
+        from privacy.correlated.participation import Participation
+
+        return Participation(self.sampling.min_separation, self.max_participations)
+
+    def sensitivity(self, rounds: int) -> Sensitivity:
+        """Returns the sensitivity of the mechanism's first `rounds` rounds, in clip norms; it needs a mechanism."""
+        from privacy.correlated.mechanisms import cached_sensitivity
+
+        assert self.mechanism is not None
+        return cached_sensitivity(self.mechanism, rounds, self.participation)
+
+    @property
     def count_stddev(self) -> float:
         """Returns the standard deviation s_b of the noise on the count of adaptive clipping.
 
@@ -263,24 +290,30 @@ class PrivacyPlan:
 
         It is ((1 - share) z^-2 - (2 s_b)^-2)^-1/2, which is z with a fixed clip norm and without metrics. All releases
         of a round together then cost exactly as much as one Gaussian release with noise multiplier z
-        (arXiv:1905.03871, theorem 1).
+        (arXiv:1905.03871, theorem 1). With a mechanism it is (1 - share)^-1/2 z times the sensitivity of all rounds,
+        and the standard deviation is that of the independent noise before it is correlated.
         """
         if not self.is_private:
             return 0.0
+        if self.mechanism is not None:
+            return self.noise_multiplier * self.sensitivity(self.rounds).value / math.sqrt(1 - self.metrics_share)
         if not isinstance(self.clip, AdaptiveClip) and self.metrics is None:
             return float(self.noise_multiplier)
         count = (2 * self.count_stddev) ** -2 if self.count_stddev else 0.0
-        return ((1 - self._metrics_share) * self.noise_multiplier**-2 - count) ** -0.5
+        return ((1 - self.metrics_share) * self.noise_multiplier**-2 - count) ** -0.5
 
     @property
     def metric_noise_multiplier(self) -> float:
         """Returns the standard deviation of the noise on each number of each pair of `metrics`; 0 without metrics."""
         if self.metrics is None:
             return 0.0
-        return self.noise_multiplier * math.sqrt(self.metrics.count / self.metrics.share)
+        # With a mechanism, z covers all rounds of a client. Its metrics have independent noise in each.
+        rounds = 1 if self.mechanism is None else self.max_participations
+        return self.noise_multiplier * math.sqrt(rounds * self.metrics.count / self.metrics.share)
 
     @property
-    def _metrics_share(self) -> float:
+    def metrics_share(self) -> float:
+        """Returns the share of the privacy budget that the metrics take; 0 without metrics."""
         return 0.0 if self.metrics is None else self.metrics.share
 
     def dp_event(self, rounds: int | None = None) -> dp_accounting.DpEvent:
@@ -289,7 +322,7 @@ class PrivacyPlan:
         The event's noise multipliers are relative to the sensitivity under the plan's relation. Adding a client moves
         the sum by up to C and replacing one by up to 2 C, so the multiplier is halved for fixed-size sampling. Give the
         event to an accountant for the plan's relation: dp-accounting's ADD_OR_REMOVE_ONE, REPLACE_ONE, or for zero-out
-        REPLACE_SPECIAL.
+        REPLACE_SPECIAL. No event describes correlated noise; with a mechanism the event is one that accountants refuse.
         """
         import dp_accounting as dp
 
@@ -298,12 +331,15 @@ class PrivacyPlan:
             return dp.NoOpDpEvent()
         if not self.is_private:
             return dp.NonPrivateDpEvent()
+        if self.mechanism is not None:
+            return dp.UnsupportedDpEvent()
         one = self.sampling.dp_event(self.population, self.noise_multiplier)
         return dp.SelfComposedDpEvent(one, self.sampling.repetitions(count))
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the plan as a JSON-able dict, which `from_dict` turns back into the plan."""
         clip = None if self.clip is None else {"kind": self.clip.kind, **dataclasses.asdict(self.clip)}
+        mechanism = {} if self.mechanism is None else {"mechanism": self.mechanism.to_dict()}
         return {
             "unit": self.unit,
             "relation": self.relation,
@@ -317,6 +353,7 @@ class PrivacyPlan:
             "metrics": None if self.metrics is None else dataclasses.asdict(self.metrics),
             "noise": self.noise,
             "population_declared": self.population_declared,
+            **mechanism,
         }
 
     @staticmethod
@@ -326,7 +363,7 @@ class PrivacyPlan:
         Raises:
           ValueError: a field is missing, unknown or out of range.
         """
-        fields = dict(data)
+        fields: dict[str, Any] = {"mechanism": None, **data}
         names = {f.name for f in dataclasses.fields(PrivacyPlan)}
         if set(fields) != names:
             raise ValueError(
@@ -346,14 +383,15 @@ class PrivacyPlan:
                 raise ValueError(
                     f"clip fields {sorted(clip)} do not fit kind {kind!r}: give those of {kinds[kind].__name__}"
                 ) from None
-        metrics = fields.pop("metrics")
-        if metrics is not None:
+        if (metrics := fields.pop("metrics")) is not None:
             try:
                 metrics = PrivateMetrics(**metrics)
             except TypeError:
-                raise ValueError(
-                    f"metrics {metrics!r} do not fit: give the fields of privacy.plan.PrivateMetrics"
-                ) from None
+                raise ValueError(f"metrics {metrics!r} do not fit: give the fields of PrivateMetrics") from None
         sampling = samplers.from_dict(fields.pop("sampling"))
         public = tuple(fields.pop("public"))
-        return PrivacyPlan(sampling=sampling, clip=clip, metrics=metrics, public=public, **fields)
+        if (mechanism := fields.pop("mechanism")) is not None:
+            from privacy.correlated.mechanisms import from_dict
+
+            mechanism = from_dict(mechanism)
+        return PrivacyPlan(sampling=sampling, clip=clip, metrics=metrics, public=public, mechanism=mechanism, **fields)

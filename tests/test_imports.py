@@ -25,6 +25,7 @@ TFF = frozenset({"tensorflow_federated", "tensorflow_privacy", "grpc", "portpick
 # name allows what is below it and nothing above it. None: anything.
 MAY_IMPORT: dict[str, frozenset[str] | None] = {
     "privacy": NUMERIC | {"privacy", "dp_accounting"},
+    "privacy/correlated": NUMERIC | {"privacy"},
     "privacy/dpsgd": frozenset({"numpy", "privacy", "tensorflow", "keras"}),
     "privacy/linear": NUMERIC | {"privacy", "sklearn"},
     "privacy/report": NUMERIC | {"privacy", "jinja2", "markupsafe", "matplotlib"},

@@ -10,7 +10,14 @@ from typing import Any
 import click
 
 from experiments.commands.fairness_federated import federated
-from experiments.commands.fairness_options import ALPHA, format_frame, naming_options, split_names
+from experiments.commands.fairness_options import (
+    ALPHA,
+    CATEGORICAL,
+    format_frame,
+    naming_options,
+    split_categorical,
+    split_names,
+)
 
 _GAP_FIX = "give the smallest gap that would matter"
 
@@ -44,6 +51,7 @@ fairness.add_command(federated)
 @click.option(
     "--strata", metavar="COLUMNS", help="Columns, separated by commas, within whose values groups are compared."
 )
+@click.option("--categorical", metavar="COLUMNS", help=CATEGORICAL)
 @click.option(
     "--weights",
     type=click.Choice(["rows", "equal"]),
@@ -72,6 +80,7 @@ def test_table(
     level: float | None,
     gap: float | None,
     strata: str | None,
+    categorical: str | None,
     weights: str,
     bounds: str | None,
     draws: str | None,
@@ -107,8 +116,9 @@ def test_table(
     if alpha is None:
         raise ValueError("--alpha is missing: give 0.9 to look at the worst tenth of the weight")
     optional = [column for column in (prediction, draws) if column is not None]
+    texts = split_categorical(categorical, [*names, *stratum_names])
     with naming_options():
-        columns = read_columns(table, [*names, *stratum_names, outcome, *optional])
+        columns = read_columns(table, [*names, *stratum_names, outcome, *optional], texts=texts)
         frame = FairnessFrame(
             metrics={outcome: "mean_prediction"} if prediction is None else metric or "zero_one_loss",
             y_true=columns[outcome],
@@ -160,6 +170,7 @@ def test_table(
     metavar="TABLE",
     help="CSV or Parquet table of the population, whose rows give the weights of the groups.",
 )
+@click.option("--categorical", metavar="COLUMNS", help=f"{CATEGORICAL} With --table.")
 @click.option(
     "--output", type=click.Path(path_type=Path), metavar="FILE", help="JSON file for the plan, with each group's rows."
 )
@@ -171,6 +182,7 @@ def plan(
     error: float,
     rate: float,
     table: Path | None,
+    categorical: str | None,
     output: Path | None,
     as_json: bool,
 ) -> None:
@@ -178,7 +190,7 @@ def plan(
     import numpy as np
 
     from fl.fairness import planner
-    from fl.fairness.gaps import check_alpha
+    from fl.fairness.gaps import check_alpha, least_equal_alpha
     from privacy import checks
     from privacy.files import write_private
 
@@ -186,11 +198,12 @@ def plan(
     checks.between("--gap", gap, 0, 1, _GAP_FIX, closed_high=True)
     checks.between("--error", error, 0, 0.5, "0.05 is usual")
     checks.between("--rate", rate, 0, 1, "leave it out if it is not known")
-    features, names, mass = _population(groups, table)
+    features, names, mass = _population(groups, table, categorical)
     setting: dict[str, float] = {"alpha": alpha, "gap": gap, "error": error, "rate": rate}
     with naming_options():
         weighted = planner.plan_weighted(mass, **setting)
-        specific = planner.plan_attribute_specific(**setting)
+        reached = least_equal_alpha(alpha, float(mass.min() / mass.sum()))
+        specific = planner.plan_attribute_specific(**{**setting, "alpha": reached})
         largest = planner.plan_max_gap(mass, **setting)
     facts: dict[str, Any] = {
         **setting,
@@ -241,11 +254,13 @@ def _pair(text: str) -> tuple[float, float]:
         raise ValueError(f"--bounds {text!r} must be two numbers, such as -1,1") from None
 
 
-def _population(groups: str, table: Path | None) -> tuple[list[str], list[list[Any]], Any]:
+def _population(groups: str, table: Path | None, categorical: str | None) -> tuple[list[str], list[list[Any]], Any]:
     """Returns the names of the features, the names of the groups and their weights; without a table no names."""
     import numpy as np
 
     if table is None:
+        if categorical is not None:
+            raise ValueError(f"--categorical {categorical} names columns of a table: give --table too")
         if not re.fullmatch(r"[0-9]+(x[0-9]+)*", groups):
             raise ValueError(
                 f"--groups {groups}: must be a number of groups, as 70 or 2x5x7; or give --table with these columns"
@@ -258,8 +273,9 @@ def _population(groups: str, table: Path | None) -> tuple[list[str], list[list[A
     from fl.fairness.columns import divide_rows
 
     names = split_names("--groups", groups)
+    texts = split_categorical(categorical, names)
     with naming_options():
-        division = divide_rows(read_columns(table, names))
+        division = divide_rows(read_columns(table, names, texts=texts))
     counts = np.bincount(division.codes, minlength=len(division.names))
     has_rows = counts > 0
     if has_rows.sum() < 2:

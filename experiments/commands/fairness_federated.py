@@ -36,6 +36,13 @@ from experiments.commands.fairness_options import ALPHA, format_frame, naming_op
     metavar="Z",
     help="Release the sums with Gaussian noise of Z sensitivities, charged to the run's ledger.  [default: no noise]",
 )
+@click.option(
+    "--epsilon",
+    type=float,
+    metavar="E",
+    help="Largest epsilon of the run and its releases together; without --noise-multiplier, also the noise is computed "
+    "from it.  [default: epsilon of the run's plan]",
+)
 @click.option("--output", type=click.Path(path_type=Path), metavar="FOLDER", help="Folder for the report.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def federated(
@@ -46,6 +53,7 @@ def federated(
     level: float,
     gap: float | None,
     noise_multiplier: float | None,
+    epsilon: float | None,
     output: Path | None,
     as_json: bool,
 ) -> None:
@@ -74,6 +82,7 @@ def federated(
             names,
             table,
             noise_multiplier=noise_multiplier,
+            epsilon=epsilon,
             note=ConsoleDisplay().note,
             alpha=alpha,
             level=level,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -45,7 +45,19 @@ def naming_options() -> Iterator[None]:
         message = str(error)
         for name, option in _OPTIONS.items():
             message = re.sub(rf"^(?:([^:]*: ))?{name} ", rf"\1{option} ", message)
+        message = message.replace("or texts if the numbers are names", "or name it in --categorical")
         raise ValueError(message.replace("the rows form", "--groups: the rows form")) from None
+
+
+CATEGORICAL = "Columns of groups, separated by commas, whose numbers are names, such as postal codes."
+
+
+def split_categorical(text: str | None, columns: Sequence[str]) -> list[str]:
+    """Returns the names in the value of --categorical; raises ValueError unless all are among `columns`."""
+    names = [] if text is None else split_names("--categorical", text)
+    if unknown := [name for name in names if name not in columns]:
+        raise ValueError(f"--categorical {unknown[0]} is no column of groups: it must be one of {', '.join(columns)}")
+    return names
 
 
 def format_frame(frame: FairnessFrame, unit: str = "row") -> str:
@@ -64,8 +76,8 @@ def format_frame(frame: FairnessFrame, unit: str = "row") -> str:
         lines += [
             "",
             f"{name}: {verdict}",
-            f"  {'overall':<22}{result.overall:.4g}",
-            f"  {'p':<22}{result.p_value:.3g}{adjusted}",
+            f"  {'overall of tested':<22}{result.overall:.4g}",
+            f"  {'p':<22}{result.p_value:.3g}{adjusted}, by {result.p_value_by}",
             f"  {'F_alpha at least':<22}{result.gap_low:.4g}",
             f"  {'F_alpha at most':<22}{result.gap_high:.4g}  (each bound with probability {1 - result.level:g})",
             f"  {'tested':<22}{result.rows:,} {unit}s of {result.groups:,} "
@@ -87,6 +99,6 @@ def format_frame(frame: FairnessFrame, unit: str = "row") -> str:
         worst = test.max_gap.worst
         lines.append(
             f"  {'largest gap alone':<22}{test.max_gap.gaps[worst]:+.4g} in {', '.join(map(str, frame.groups[worst]))}"
-            f", p {test.max_gap.p_value:.3g}"
+            f", to the overall {test.max_gap.overall:.4g} of all groups with {unit}s; p {test.max_gap.p_value:.3g}"
         )
     return "\n".join(lines)

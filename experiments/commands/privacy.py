@@ -116,8 +116,8 @@ def _audit_mechanisms(claimed: float, delta: float, trials: int) -> Iterator[_Au
 def _audit_training(claimed: float, delta: float, trials: int) -> Iterator[_AuditResult]:
     """Yields the results for federated training and for a step of KerasDPSGD.
 
-    The first result is of a run with a canary in every client. The others are of one or two rounds, or of one step,
-    with many outcomes each. The noise is drawn with a fresh secret key.
+    The first two results are of runs with a canary in every client, without and with correlated noise. The others are
+    of one or two rounds, or of one step, with many outcomes each. The noise is drawn with a fresh secret key.
     """
     import secrets
 
@@ -126,17 +126,22 @@ def _audit_training(claimed: float, delta: float, trials: int) -> Iterator[_Audi
     from fl.aggregation import DPMean
     from fl.audit import training_run as canary_run
     from fl.audit.aggregation import TAIL_RELEASES, cases, dusty, tail, tail_plan, two_rounds
+    from fl.correlated_mean import CorrelatedDPMean
     from fl.runtime import local_runtime
     from privacy import RunKeys, accounting
+    from privacy.correlated import Workload, optimize_blt
     from privacy.dpsgd.audit_case import cancelling_record
 
     keys = RunKeys(secrets.token_bytes(32), is_fixed=False)
     plan = canary_run.four_rounds(claimed)
+    correlated = canary_run.four_rounds(claimed, optimize_blt(1, Workload(plan.rounds), plan.participation))
     assert plan.relation is not None
     with local_runtime():
-        run = canary_run.train(DPMean(plan), keys, np.random.default_rng(secrets.randbits(128)))
-    bound = run.bound(plan.target_delta, _AUDIT_CONFIDENCE)
-    yield f"training, {plan.rounds} rounds, all canaries", plan.relation, accounting.epsilon(plan).value, bound
+        for name, aggregator in (("training", DPMean(plan)), ("DP-FTRL (BLT)", CorrelatedDPMean(correlated))):
+            run = canary_run.train(aggregator, keys, np.random.default_rng(secrets.randbits(128)))
+            bound = run.bound(plan.target_delta, _AUDIT_CONFIDENCE)
+            claim = accounting.epsilon(aggregator.plan).value
+            yield f"{name}, {plan.rounds} rounds, all canaries", plan.relation, claim, bound
     yield from _bound_cases([*cases(claimed, delta, keys), cancelling_record(claimed, delta)], trials)
     yield (
         "DPMean, canary with many tiny weights",

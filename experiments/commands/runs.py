@@ -60,7 +60,7 @@ def train(
 ) -> None:
     """Train a model on clients' text.
 
-    CONFIG is a TOML file, or the name of a shipped one (demo, scratch, long).
+    CONFIG is a TOML file, or the name of a shipped one (demo, production, scratch, long).
     """
     extras.require("federated")
     if (config is None) == (resume is None):
@@ -238,8 +238,8 @@ def report(run: Path) -> None:
 def data(config: str, overrides: tuple[str, ...], strict: bool) -> None:
     """Build the token store of a config and describe its contents.
 
-    CONFIG is a TOML file, or the name of a shipped one (demo, scratch, long). Runs of the same config use the store
-    again.
+    CONFIG is a TOML file, or the name of a shipped one (demo, production, scratch, long). Runs of the same config use
+    the store again.
     """
     extras.require("models")
     from experiments.data import describe, prepare

@@ -13,9 +13,10 @@ from experiments.reproduce.si_models import MODELS, STANDARD, VARIANTS, model_se
 CLIENT_RATES = (0.03, 0.1, 0.3, 1.0, 3.0)
 _CLIENT_ADAM_RATES = (0.0003, 0.001, 0.003, 0.01, 0.03)
 _MOMENTUM_RATES = (0.1, 0.3, 1.0)
+_PRIVATE_RATES = (0.3, 1.0, 3.0)  # larger, because clipped updates are smaller
 _ADAM_RATES = (0.003, 0.01, 0.03)
 SCALES_OF_WEIGHTS = (0.1, 10.0)
-"""Factors of the initial weights, besides 1."""
+"""Factors of the initial weights of gates or blocks, besides 1."""
 NOISE_MULTIPLIERS = (1.0, 2.0)
 _CLIP_NORM, _QUANTILE = 0.5, 0.5
 _MORE_CLIENTS, _LESS_TEXT = 4, 2
@@ -100,7 +101,7 @@ SCALES = {
 class Cell(NamedTuple):
     """Names one training: an arm and a model with the learning rates of clients and server.
 
-    `scale` is the factor of the initial weights other than the embedding. Weights, cohorts and noise have the `seed`.
+    `scale` is the factor of the initial weights of gates or blocks. Weights, cohorts and noise have the `seed`.
     """
 
     arm: str
@@ -128,10 +129,10 @@ def arms(config: Config, scale: Scale) -> list[Arm]:
         for noise in NOISE_MULTIPLIERS
         for clip in ("fixed", "adaptive")
     }
-    found += [Arm(name, changes, CLIENT_RATES, _MOMENTUM_RATES, others) for name, changes in private.items()]
+    found += [Arm(name, changes, CLIENT_RATES, _PRIVATE_RATES, others) for name, changes in private.items()]
     if config.pretraining.epochs:
         changes = private[f"z = {NOISE_MULTIPLIERS[0]:g}, fixed clip"]
-        found.append(Arm(PUBLIC, changes, CLIENT_RATES, _MOMENTUM_RATES, ("cifg", "si-cifg"), starts_public=True))
+        found.append(Arm(PUBLIC, changes, CLIENT_RATES, _PRIVATE_RATES, ("cifg", "si-cifg"), starts_public=True))
     found.append(Arm("variants", momentum, CLIENT_RATES, (), tuple(VARIANTS)))
     return [_thin(arm) for arm in found] if scale.thin else found
 

@@ -22,6 +22,7 @@ from fl.local_training import LocalSGD, Loss
 from fl.rounds import Federation, RoundLog, run_rounds
 from privacy import accounting
 from privacy.audit.bounds import Bound, in_one_run
+from privacy.correlated.mechanisms import BLT, Banded
 from privacy.keys import RunKeys
 from privacy.plan import FixedClip, PrivacyPlan
 from privacy.sampling import Cyclic
@@ -78,21 +79,27 @@ class CanaryRun(NamedTuple):
         this, since the accounting does not assume that cyclic cohorts are secret.
       released: float64 [rounds, canaries], the change of each canary's weight in each round, read off the released
         models.
+      encoder: float64 [rounds, rounds], the matrix C of the plan's mechanism; the identity if the rounds' noise is
+        independent. C times the changes has independent noise.
     """
 
     included: npt.NDArray[np.bool_]
     turns: npt.NDArray[np.bool_]
     released: npt.NDArray[np.float64]
+    encoder: npt.NDArray[np.float64]
 
     def bound(self, delta: float, confidence: float) -> Bound:
         """Returns the better lower bound of two attacks, each computed with half of the allowed failure probability.
 
-        The first attack scores a canary by the sum of its changes in its own rounds. The second scores it by the
-        smallest difference between its change in one of its own rounds and in another round: if those two rounds have
-        the same noise, the difference is zero for a canary that was left out.
+        Both look at the encoded changes, C times the changes. The first attack scores a canary by their inner product
+        with what an included canary adds to them; with independent noise that is the sum of its changes in its own
+        rounds. The second scores it by the smallest difference between its encoded change in one of its own rounds and
+        in another round: if those two rounds have the same noise, the difference is zero for a canary that was left
+        out.
         """
-        own = np.where(self.turns, self.released, 0).sum(axis=0)
-        differences = np.abs(self.released[:, np.newaxis] - self.released)
+        encoded = self.encoder @ self.released
+        own = np.sum((self.encoder @ self.turns) * encoded, axis=0)
+        differences = np.abs(encoded[:, np.newaxis] - encoded)
         apart = self.turns[:, np.newaxis] & ~self.turns
         nearest = np.where(apart, differences, np.inf).min(axis=(0, 1))
         halved = 1 - (1 - confidence) / 2
@@ -100,13 +107,17 @@ class CanaryRun(NamedTuple):
         return Bound(best, delta, confidence, len(self.included))
 
 
-def four_rounds(epsilon: float) -> PrivacyPlan:
+def four_rounds(epsilon: float, mechanism: Banded | BLT | None = None) -> PrivacyPlan:
     """Returns a plan of four rounds: two cohorts in turn, `CANARIES` clients, and the noise for `epsilon` at `DELTA`.
+
+    Args:
+      epsilon: ε of the plan.
+      mechanism: correlated noise; None for independent noise.
 
     Raises:
       ValueError: epsilon is out of range.
     """
-    plan = PrivacyPlan(Cyclic(2), CANARIES, _ROUNDS, 1.0, FixedClip(_CLIP), DELTA)
+    plan = PrivacyPlan(Cyclic(2), CANARIES, _ROUNDS, 1.0, FixedClip(_CLIP), DELTA, mechanism=mechanism)
     return accounting.calibrate_noise(plan, epsilon)
 
 
@@ -116,7 +127,8 @@ def train(aggregator: DPMean, keys: RunKeys, coins: np.random.Generator) -> Cana
     It needs a TFF runtime (`fl.runtime.local_runtime`).
 
     Args:
-      aggregator: a `DPMean` or a variant of it, with a plan of cyclic cohorts.
+      aggregator: a `DPMean` or a variant of it, with a plan of cyclic cohorts; its mechanism, if any, is a Toeplitz
+        matrix.
       keys: keys of cohorts and noise.
       coins: generator of the canaries' coins, independent of the keys.
     """
@@ -156,4 +168,11 @@ def train(aggregator: DPMean, keys: RunKeys, coins: np.random.Generator) -> Cana
     with tempfile.TemporaryDirectory() as folder:
         for number, _ in enumerate(run_rounds(federation, RoundLog(Path(folder)), record_model)):
             turns[number, draw_cohort(plan.sampling, plan.population, number, keys.sampler_seed)] = True
-    return CanaryRun(included, turns, np.diff(models, axis=0))
+    return CanaryRun(included, turns, np.diff(models, axis=0), _build_encoder(plan))
+
+
+def _build_encoder(plan: PrivacyPlan) -> npt.NDArray[np.float64]:
+    if not isinstance(plan.mechanism, (Banded, BLT)):
+        return np.eye(plan.rounds)
+    lag = np.subtract.outer(np.arange(plan.rounds), np.arange(plan.rounds))
+    return np.where(lag >= 0, plan.mechanism.column(plan.rounds)[np.maximum(lag, 0)], 0.0)

@@ -19,10 +19,11 @@ from privacy.keys import RunKeys
 class Engine(NamedTuple):
     """Holds the TFF computations and functions that run rounds of federated averaging.
 
-    In the types below, S = <weights, average, optimizer, aggregator> is the state, V is one client value of the engine,
-    and M = <released, operator> are the metrics. `released` is differentially private if the aggregator is. `operator`
-    (loss, tokens, clients, non-finite updates, share of padding among the rows computed and so on) is exact up to the
-    rounding of 32-bit sums; only the operator may see it.
+    In the types below, S = <weights, average, optimizer, aggregator, history> is the state, V is one client value of
+    the engine, and M = <released, operator> are the metrics. `history` is what later noise depends on, which no client
+    receives. `released` is differentially private if the aggregator is. `operator` (loss, tokens, clients, non-finite
+    updates, share of padding among the rows computed and so on) is exact up to the rounding of 32-bit sums; only the
+    operator may see it.
 
     Attributes:
       process: `initialize`: `( -> S@SERVER)` and `next`: `(<S@SERVER, {V}@CLIENTS, int64[K]@SERVER> -> <S@SERVER,
@@ -93,6 +94,7 @@ def build(
             average=weights,
             optimizer=server_optimizer.initialize(specs),
             aggregator=OrderedDict((name, tf.constant(value, tf.float32)) for name, value in start),
+            history=OrderedDict(sorted(aggregator.initial_history(size).items())),
         )
 
     state_type = initial_state.type_signature.result
@@ -110,7 +112,7 @@ def build(
     @tff.tensorflow.computation(state_type, contribution_type, noise_type)
     def step(state: Any, total: Any, noise: Any) -> Any:
         summed = Contribution(**{**total, "update": dict(total["update"])})
-        mean = aggregator.server(dict(state["aggregator"]), summed, noise)
+        mean = aggregator.server({**state["aggregator"], **state["history"]}, summed, noise)
         gradient = OrderedDict((name, -mean.update[name]) for name in sorted(mean.update))
         optimizer, weights = server_optimizer.next(state["optimizer"], state["weights"], gradient)
         finite_weights = tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for value in weights.values()])
@@ -122,7 +124,8 @@ def build(
             weights=weights,
             average=average,
             optimizer=optimizer,
-            aggregator=OrderedDict(sorted(mean.state.items())),
+            aggregator=OrderedDict((name, mean.state[name]) for name in state["aggregator"]),
+            history=OrderedDict((name, mean.state[name]) for name in state["history"]),
         )
         released = OrderedDict(sorted(mean.released.items()), finite=finite_weights)
         operator = OrderedDict(

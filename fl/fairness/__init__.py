@@ -8,9 +8,10 @@ Multi-Group Fairness Evaluation via Conditional Value-at-Risk Testing, https://a
 """
 
 from fl.fairness.client_sums import NoisySums
+from fl.fairness.conclusion import FairnessTest
 from fl.fairness.gaps import cvar, cvar_gap
 from fl.fairness.groups import GroupSums, from_counts, from_rows
-from fl.fairness.hypothesis_test import FairnessTest, attribute_specific_test, holm, weighted_test
+from fl.fairness.hypothesis_test import attribute_specific_test, holm, weighted_test
 from fl.fairness.max_gap import MaxGapTest, max_gap_test
 from fl.fairness.metric_frame import FairnessFrame, StratumTest
 from fl.fairness.noisy_statistic import noisy_test

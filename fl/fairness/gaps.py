@@ -92,6 +92,19 @@ def cvar_gap(values: ArrayLike, weights: ArrayLike, alpha: float) -> float:
     return cvar(np.abs(array - mass @ array), weights, alpha)
 
 
+def least_equal_alpha(alpha: float, least_weight: float) -> float:
+    """Returns the least α' for which F_α' = F_α, whatever the gaps: min(α, 1 - `least_weight`).
+
+    If 1 - α is at most the weight of every group, F_α is the largest gap, and so is F_α' with 1 - α' equal to the least
+    of these weights. Bounds with the weight 1 - α' of the worst groups are the closer ones.
+
+    Args:
+      alpha: share of the weight that is left out, in [0, 1).
+      least_weight: least weight above 0 of a group, in [0, 1]; 0 if it is not known.
+    """
+    return min(alpha, 1 - least_weight)
+
+
 def gap_bounds(low_variance: float, high_variance: float, alpha: float, largest_gap: float) -> tuple[float, float]:
     """Returns a lower and an upper bound on F_α, from bounds on the variance V = Σ w_g Δ_g² of the groups.
 

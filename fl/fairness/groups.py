@@ -24,6 +24,8 @@ class GroupSums:
       squares: float64 [groups], Q_g, the sum of the squares of the scaled values.
       low: least possible value.
       high: largest possible value.
+      cubes: float64 [groups], the sum of the third powers of the scaled values; None if it is not known.
+      fourths: float64 [groups], the sum of the fourth powers; None if it is not known.
     """
 
     counts: NDArray[np.float64]
@@ -31,6 +33,8 @@ class GroupSums:
     squares: NDArray[np.float64]
     low: float = 0.0
     high: float = 1.0
+    cubes: NDArray[np.float64] | None = None
+    fourths: NDArray[np.float64] | None = None
 
     @property
     def is_binary(self) -> bool:
@@ -45,9 +49,12 @@ class GroupSums:
 
     def select(self, groups: NDArray[Any]) -> GroupSums:
         """Returns the sums of the groups that a mask or index array [groups] selects."""
-        return dataclasses.replace(
-            self, counts=self.counts[groups], sums=self.sums[groups], squares=self.squares[groups]
-        )
+        chosen = {
+            name: values[groups]
+            for name in ("counts", "sums", "squares", "cubes", "fourths")
+            if (values := getattr(self, name)) is not None
+        }
+        return dataclasses.replace(self, **chosen)
 
 
 def from_counts(
@@ -132,10 +139,8 @@ def from_rows(
             "the least and the largest possible value as bounds"
         )
     scaled = (array - low) / (high - low)
-    counts, sums, squares = (
-        np.bincount(codes, weights, minlength=groups).astype(np.float64) for weights in (None, scaled, scaled**2)
-    )
-    return GroupSums(counts, sums, squares, low, high)
+    counts, *powers = (np.bincount(codes, scaled**power, minlength=groups).astype(np.float64) for power in range(5))
+    return GroupSums(counts, powers[0], powers[1], low, high, *powers[2:])
 
 
 def check_bounds(bounds: tuple[float, float]) -> tuple[float, float]:

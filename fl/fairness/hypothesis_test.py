@@ -7,71 +7,21 @@ of groups; that of a test of the largest gap (`fl.fairness.max_gap`) grows with 
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special
 
-from fl.fairness import skewed, variance
-from fl.fairness.gaps import check_alpha, gap_bounds, normalized_weights
+from fl.fairness import few_rows, variance
+from fl.fairness.conclusion import FairnessTest, Statistic, conclude, largest_gap
+from fl.fairness.few_rows import FewRows
+from fl.fairness.gaps import normalized_weights
 from fl.fairness.groups import GroupSums
 from fl.fairness.variance import Form, Moments
-from privacy import checks
 
 _MIN_ROWS = 2  # of a group: one row says nothing about the spread of rows
 
 _MISFIT = 10  # standard deviations of Pearson's chi-square statistic
-
-
-@dataclasses.dataclass(frozen=True)
-class FairnessTest:
-    """Holds the result of a test of whether groups are alike. Gaps and variances are in the unit of the values.
-
-    Attributes:
-      sampling: how rows were collected: "given counts", "weighted" or "attribute-specific"; or "noisy counts".
-      alpha: share of the weight that F_α leaves out.
-      level: probability of a false rejection; each bound on F_α is wrong with at most this probability.
-      groups: number of groups tested; with attribute-specific sampling, number of draws of a group.
-      rows: number of rows of these groups; with noisy counts their noisy number.
-      untested_groups: number of groups with a weight but with too few rows to be tested.
-      untested_weight: share of the weight that these groups have. Nothing is said about them.
-      overall: weighted overall value of the tested groups.
-      variance: T, the unbiased estimate of the variance of the groups' expected values; may be negative.
-      null_stddev: standard deviation of T if all groups are alike.
-      critical_value: T above this value rejects.
-      p_value: probability of at least this T if all groups are alike.
-      gap_low: lower confidence bound on F_α; 0 unless the test rejects.
-      gap_high: upper confidence bound on F_α.
-      gap: gap that the test should find, if it was given.
-      threshold: (1 - α) gap² / 2, halfway between equal groups and that gap, if it was given.
-      power: probability that the test rejects if F_α is that gap, if it was given.
-    """
-
-    sampling: str
-    alpha: float
-    level: float
-    groups: int
-    rows: int
-    untested_groups: int
-    untested_weight: float
-    overall: float
-    variance: float
-    null_stddev: float
-    critical_value: float
-    p_value: float
-    gap_low: float
-    gap_high: float
-    gap: float | None = None
-    threshold: float | None = None
-    power: float | None = None
-
-    @property
-    def rejects(self) -> bool:
-        """Returns whether the groups are shown not to be alike."""
-        return self.p_value <= self.level
 
 
 def weighted_test(
@@ -104,9 +54,9 @@ def weighted_test(
         come from `probabilities`.
 
     >>> from fl.fairness import from_counts
-    >>> result = weighted_test(from_counts([50, 50, 50], [5, 6, 19]), alpha=0.5)
+    >>> result = weighted_test(from_counts([200, 200, 200], [20, 24, 45]), alpha=0.5)
     >>> result.rejects, round(result.p_value, 4)
-    (True, 0.0005)
+    (True, 0.0008)
     """
     groups = len(sums.counts)
     if weights is None and probabilities is not None:
@@ -128,9 +78,11 @@ def weighted_test(
     form = variance.build_form(kept.counts, mass_kept, expected)
     if not form.per_row @ kept.counts > 0:
         raise ValueError("no group that has a weight has a row: give at least two rows of each group")
-    largest = _largest_gap(variance.overall_value(form, kept.sums))
-    # A row's second moment about m, which a given number of rows of the group replaces by its variance.
-    second = 0.25 if expected is None else largest**2
+    largest = largest_gap(variance.overall_value(form, kept.sums))
+    is_few = few_rows.is_few(form, kept)
+    # A row's second moment about m, which a given number of rows of the group replaces by its variance. Few rows say
+    # little about m.
+    second = 0.25 if expected is None else 1.0 if is_few else largest**2
     return _assess(
         form,
         kept,
@@ -138,6 +90,8 @@ def weighted_test(
         level=level,
         gap=gap,
         sampling="given counts" if expected is None else "weighted",
+        few=few_rows.describe(form, kept, second) if is_few else None,
+        least_weight=float(mass_kept.min()),
         untested=(int(untested.sum()), float(mass[untested].sum())),
         slope=4 * second * float(form.per_row.max()),
         drawn_groups=None,
@@ -171,7 +125,8 @@ def attribute_specific_test(
     # The draws' variance about their own mean is on average (K - 1) / K of the variance of all groups.
     scale = count / (count - 1)
     form = Form(form.counts, form.within * scale, form.per_row * math.sqrt(scale))
-    largest = _largest_gap(variance.overall_value(form, draws.sums))
+    is_few = few_rows.is_few(form, draws)
+    largest = 1.0 if is_few else largest_gap(variance.overall_value(form, draws.sums))
     return _assess(
         form,
         draws,
@@ -179,6 +134,8 @@ def attribute_specific_test(
         level=level,
         gap=gap,
         sampling="attribute-specific",
+        few=few_rows.describe(form, draws, 0.25) if is_few else None,
+        least_weight=0.0,
         untested=(0, 0.0),
         slope=math.sqrt(scale) * float(form.per_row.max()) + largest**2 / count,
         drawn_groups=count,
@@ -228,36 +185,6 @@ def _expected_rows(
     return counts.sum() * shares
 
 
-def _largest_gap(overall: float) -> float:
-    return max(overall, 1 - overall)
-
-
-class Statistic(NamedTuple):
-    """Holds the statistic T of a test and what is known of its distribution, for values scaled to [0, 1].
-
-    Attributes:
-      value: T, the estimate of the variance V of the groups.
-      center: overall value.
-      null: moments of T if V = 0.
-      noise: part of the variance of T that does not vanish with V.
-      slope: b such that the variance of T is at most its value at V = 0, plus b V.
-      row_variance: mean variance of a row.
-      per_row: largest weight of a row.
-      drawn_groups: number of draws of groups, whose chance adds to the variance of T; None if the groups are fixed.
-      noise_per_row: largest variance of the noise on the sum of a group, divided by its number of rows.
-    """
-
-    value: float
-    center: float
-    null: Moments
-    noise: float
-    slope: float
-    row_variance: float
-    per_row: float
-    drawn_groups: int | None = None
-    noise_per_row: float = 0.0
-
-
 def _assess(
     form: Form,
     sums: GroupSums,
@@ -266,22 +193,26 @@ def _assess(
     level: float,
     gap: float | None,
     sampling: str,
+    few: FewRows | None,
+    least_weight: float,
     untested: tuple[int, float],
     slope: float,
     drawn_groups: int | None,
 ) -> FairnessTest:
-    """Returns the result for sums scaled to [0, 1]; `slope` and `drawn_groups` are those of `Statistic`."""
+    """Returns the result for sums scaled to [0, 1]; the last arguments but `untested` are those of `Statistic`."""
     center = variance.overall_value(form, sums.sums)
     row_variances = variance.row_variances(sums, center)
     statistic = Statistic(
         value=variance.estimate(form, sums, center),
         center=center,
-        null=variance.null_moments(form, row_variances, variance.skew_bound(sums, center)),
+        null=_null_moments(form, sums, center, row_variances),
         noise=variance.noise_variance(form, sums, center),
         slope=slope,
         row_variance=float(row_variances @ sums.counts / sums.counts.sum()),
         per_row=float(form.per_row.max()),
+        least_weight=least_weight,
         drawn_groups=drawn_groups,
+        few=few,
     )
     return conclude(
         statistic,
@@ -296,76 +227,15 @@ def _assess(
     )
 
 
-def conclude(
-    statistic: Statistic,
-    *,
-    alpha: float,
-    level: float,
-    gap: float | None,
-    sampling: str,
-    groups: int,
-    rows: int,
-    untested: tuple[int, float],
-    bounds: tuple[float, float] = (0.0, 1.0),
-) -> FairnessTest:
-    """Returns the result of a test from its statistic.
+def _null_moments(form: Form, sums: GroupSums, center: float, row_variances: NDArray[np.float64]) -> Moments:
+    """Returns the moments of T if all groups are alike; for scores the smaller of two that are on average no too small.
 
-    Args:
-      statistic: T and its distribution, for values scaled to [0, 1].
-      alpha, level, gap: as for `weighted_test`, in the unit of the values.
-      sampling, groups, rows: as in `FairnessTest`.
-      untested: number and weight of the groups that are not tested.
-      bounds: least and largest possible value.
-
-    Raises:
-      ValueError: alpha, level or gap is out of range.
+    One is from each group's own rows. The other is for the largest variance of values from 0 to 1 with the mean m,
+    m (1 - m), so that scores near 0 and 1 are tested as losses of 0 or 1 are.
     """
-    alpha = check_alpha(alpha)
-    level = checks.between("level", level, 0, 0.5, "0.05 is usual")
-    low_value, width = bounds[0], bounds[1] - bounds[0]
-    if gap is not None:
-        checks.between("gap", gap, 0, width, "give a gap that would matter", closed_high=True)
-    value, center, null, noise, slope = statistic[:5]
-    critical = skewed.quantile(level, null)
-    p_value = skewed.tail_probability(value, null)
-    largest = _largest_gap(center)
-    low = 0.0
-    if p_value <= level:
-        # T leans to the right less the larger V is, so that the quantile at V = 0 is on the safe side.
-        low = max(_solve(value, -critical / math.sqrt(null.variance), noise, slope), 0.0)
-    high = max(_solve(value, -float(special.ndtri(level)), noise, slope), 0.0)
-    low_gap, high_gap = gap_bounds(low, min(high, largest**2), alpha, largest)
-    power = None
-    if gap is not None:
-        scaled = gap / width
-        # Of a row about m, in a group with the gap.
-        second = min(statistic.row_variance + scaled * abs(1 - 2 * center), largest**2) + statistic.noise_per_row
-        spread = null.variance + 4 * second * statistic.per_row * (1 - alpha) * scaled**2
-        if statistic.drawn_groups is not None:
-            spread += alpha * (1 - alpha) * scaled**4 / statistic.drawn_groups
-        power = float(special.ndtr(((1 - alpha) * scaled**2 - critical) / math.sqrt(spread))) if spread > 0 else 1.0
-    return FairnessTest(
-        sampling=sampling,
-        alpha=alpha,
-        level=level,
-        groups=groups,
-        rows=rows,
-        untested_groups=untested[0],
-        untested_weight=untested[1],
-        overall=low_value + width * center,
-        variance=value * width**2,
-        null_stddev=math.sqrt(null.variance) * width**2,
-        critical_value=critical * width**2,
-        p_value=p_value,
-        gap_low=low_gap * width,
-        gap_high=high_gap * width,
-        gap=gap,
-        threshold=None if gap is None else (1 - alpha) * gap**2 / 2,
-        power=power,
-    )
-
-
-def _solve(value: float, z: float, noise: float, slope: float) -> float:
-    """Returns the V at which `value` lies -z standard deviations from V, if T has the variance `noise` + `slope` V."""
-    half = z * slope / 2
-    return value + z * half + z * math.sqrt(max(noise + slope * value + half**2, 0.0))
+    skew = variance.skew_bound(sums, center)
+    if sums.is_binary:
+        return variance.null_moments(form, row_variances, skew)
+    own = variance.null_moments(form, row_variances, skew, pairs=variance.pair_squares(sums, center))
+    largest = variance.null_moments(form, np.full_like(row_variances, center * (1 - center)), skew)
+    return min(own, largest, key=lambda moments: moments.variance)

@@ -15,9 +15,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from fl.fairness.client_sums import NoisySums
 from fl.fairness.columns import Groups, as_column, divide_rows, require_one_group
+from fl.fairness.conclusion import FairnessTest
 from fl.fairness.features import Table, is_pandas, named_columns, shaped
 from fl.fairness.groups import GroupSums, from_counts, from_rows
-from fl.fairness.hypothesis_test import FairnessTest, attribute_specific_test, holm, weighted_test
+from fl.fairness.hypothesis_test import attribute_specific_test, holm, weighted_test
 from fl.fairness.max_gap import MaxGapTest, max_gap_test
 from fl.fairness.named_weights import by_group, with_named
 from fl.fairness.noisy_statistic import noisy_test
@@ -195,8 +196,7 @@ class FairnessFrame:
         listed = list(range(len(group_sums.counts)) if names is None else names)
         if len(listed) != len(group_sums.counts) or len(set(listed)) < len(listed):
             raise ValueError(f"names has {len(set(listed))} different names for {len(group_sums.counts)} groups")
-        frame.groups = [name if isinstance(name, tuple) else (name,) for name in listed]
-        frame.unlisted_groups = 0
+        frame.groups, frame.unlisted_groups = [name if isinstance(name, tuple) else (name,) for name in listed], 0
         frame.sensitive_levels = [f"sensitive_feature_{i}" for i in range(len(frame.groups[0]))]
         frame.control_levels = []
         frame._single, frame._pandas = True, is_pandas(counts, sums)
@@ -291,7 +291,7 @@ class FairnessFrame:
 
     @property
     def overall(self) -> Any:
-        """Returns the metric's weighted overall mean in each stratum."""
+        """Returns the metric's weighted mean over all groups with rows, tested or not, in each stratum."""
         return self._by_stratum(lambda test: test.max_gap.overall)
 
     def difference(self, method: Literal["between_groups", "to_overall"] = "between_groups") -> Any:

@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from fl.fairness import variance
 from fl.fairness.client_sums import NoisySums
-from fl.fairness.hypothesis_test import FairnessTest, Statistic, conclude
+from fl.fairness.conclusion import FairnessTest, Statistic, conclude
 from fl.fairness.max_gap import MaxGapTest
 from fl.fairness.variance import Form, Moments
 from privacy import checks

@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
 from fl.fairness import skewed
-from fl.fairness.gaps import check_alpha, normalized_weights
+from fl.fairness.gaps import check_alpha, least_equal_alpha, normalized_weights
 from fl.fairness.variance import Moments
 from privacy import checks
 
@@ -125,8 +125,8 @@ def plan_weighted(
     >>> plan_weighted(np.ones(1600), alpha=0.9, gap=0.2, error=0.05).rows
     12382
     """
-    case = _Case.check(alpha, gap, error, rate)
     mass = _two_groups(weights)
+    case = _Case.check(alpha, gap, error, rate, float(mass.min()))
     probabilities = sampling_probabilities(mass)
     z = float((mass ** (2 / 3)).sum())
     small_first = np.sort(mass)
@@ -215,8 +215,8 @@ def plan_max_gap(weights: ArrayLike, *, alpha: float, gap: float, error: float =
       error: bound on both probabilities of an error, in (0, 0.5).
       rate: overall value, in (0, 1); 0.5 if it is not known.
     """
-    case = _Case.check(alpha, gap, error, rate)
     mass = _two_groups(weights)
+    case = _Case.check(alpha, gap, error, rate, float(mass.min()))
     worst = max(1, int(np.searchsorted(np.cumsum(np.sort(mass)[::-1]), (1 - case.alpha) * (1 + 1e-9), side="right")))
     group_stddev = math.sqrt(min(case.second, 0.25))
     critical = -float(special.ndtri(error / (2 * len(mass)))) * math.sqrt(case.variance)
@@ -239,8 +239,8 @@ class _Case(NamedTuple):
         return (1 - self.alpha) * self.gap**2
 
     @classmethod
-    def check(cls, alpha: float, gap: float, error: float, rate: float) -> _Case:
-        alpha = check_alpha(alpha)
+    def check(cls, alpha: float, gap: float, error: float, rate: float, least_weight: float = 0.0) -> _Case:
+        alpha = least_equal_alpha(check_alpha(alpha), least_weight)
         gap = checks.between("gap", gap, 0, 1, "give the smallest gap that would matter", closed_high=True)
         if gap < MIN_GAP:
             raise ValueError(f"gap {gap:g} is below {MIN_GAP:g}, for which no one has the rows: give a larger gap")

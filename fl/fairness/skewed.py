@@ -29,7 +29,7 @@ def tail_probability(value: float, moments: Moments) -> float:
         return 1.0
     skewness, standard = moments.third / stddev**3, value / stddev
     if skewness > _MAX_SKEWNESS:
-        return 1.0 if standard <= 0 else 1 / (1 + standard**2)
+        return cantelli_tail(value, moments.variance)
     if skewness < _ALMOST_SYMMETRIC:
         return float(special.ndtr(-standard))
     shape = 4 / skewness**2
@@ -43,8 +43,18 @@ def quantile(probability: float, moments: Moments) -> float:
         return 0.0
     skewness = moments.third / stddev**3
     if skewness > _MAX_SKEWNESS:
-        return stddev * math.sqrt(1 / probability - 1)
+        return stddev * cantelli_stddevs(probability)
     if skewness < _ALMOST_SYMMETRIC:
         return float(-special.ndtri(probability)) * stddev
     shape = 4 / skewness**2
     return float(special.gammainccinv(shape, probability) - shape) / math.sqrt(shape) * stddev
+
+
+def cantelli_tail(value: float, variance: float) -> float:
+    """Returns a bound on the probability that any variable with mean 0 and this variance is at least `value`."""
+    return 1.0 if value <= 0 else variance / (variance + value**2)
+
+
+def cantelli_stddevs(probability: float) -> float:
+    """Returns the number of standard deviations that no variable exceeds with more than this probability."""
+    return math.sqrt(1 / probability - 1)

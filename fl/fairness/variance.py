@@ -86,6 +86,27 @@ def centred_squares(sums: GroupSums, center: float) -> _Array:
     return np.maximum(squares, 0.0)
 
 
+def centred_fourths(sums: GroupSums, center: float) -> _Array:
+    """Returns Σ (X - center)⁴ over the rows of each group, float64 [groups]; its least value if it is not known."""
+    squares = centred_squares(sums, center)
+    least = np.divide(squares**2, sums.counts, out=np.zeros_like(squares), where=sums.counts > 0)
+    if sums.is_binary:
+        return np.asarray(sums.sums * (1 - center) ** 4 + (sums.counts - sums.sums) * center**4)
+    if sums.cubes is None or sums.fourths is None:
+        return least
+    fourths = sums.fourths - 4 * center * sums.cubes + 6 * center**2 * sums.squares - 4 * center**3 * sums.sums
+    return np.maximum(fourths + center**4 * sums.counts, least)
+
+
+def pair_squares(sums: GroupSums, center: float) -> _Array:
+    """Returns Σ (X_i - center)² (X_j - center)² over pairs i ≠ j of rows of each group, float64 [groups].
+
+    It is on average the product of the variances of two rows, if these have the mean `center`. If fourth powers are not
+    known, it is too large.
+    """
+    return np.maximum(centred_squares(sums, center) ** 2 - centred_fourths(sums, center), 0.0)
+
+
 def estimate(form: Form, sums: GroupSums, center: float) -> float:
     """Returns T, the unbiased estimate of V."""
     deviations = sums.sums - sums.counts * center
@@ -97,7 +118,7 @@ def row_variances(sums: GroupSums, center: float) -> _Array:
     """Returns the variance of a row of each group if all groups are alike, float64 [groups].
 
     Values of 0 or 1 with equal means have equal variances. The variances of scores may differ between groups; they are
-    estimated from each group's own rows, so that their squares are on average too large.
+    estimated from each group's own rows.
     """
     if sums.is_binary:
         return np.full(len(sums.counts), center * (1 - center))
@@ -110,7 +131,9 @@ def skew_bound(sums: GroupSums, center: float) -> float:
     return abs(1 - 2 * center) if sums.is_binary else max(center, 1 - center)
 
 
-def null_moments(form: Form, variances: _Array, skew: float, noise: float = 0.0) -> Moments:
+def null_moments(
+    form: Form, variances: _Array, skew: float, noise: float = 0.0, pairs: _Array | None = None
+) -> Moments:
     """Returns the moments of T given the numbers of rows, if all groups are alike and m is known.
 
     For a symmetric M with zeros on the diagonal, and independent rows with variance σ² and third moment μ₃, the moments
@@ -123,6 +146,8 @@ def null_moments(form: Form, variances: _Array, skew: float, noise: float = 0.0)
       skew: bound c on |μ₃| / σ².
       noise: variance of Gaussian noise on the sum of each group, whose own square less its mean then stands in T; it is
         one more entry of each block, on whose diagonal M is not 0.
+      pairs: float64 [groups], `pair_squares`, an estimate of n (n - 1) σ⁴; None: the `variances` are known, and not
+        estimates, whose squares are on average too large.
     """
     n = form.counts
     spread = n * variances + noise
@@ -135,10 +160,12 @@ def null_moments(form: Form, variances: _Array, skew: float, noise: float = 0.0)
     trace_k2 = diagonal @ diagonal - 2 * diagonal @ outer + total**2
     trace_k3 = (diagonal**3).sum() - 3 * diagonal**2 @ outer + 3 * (diagonal @ outer) * total - total**3
     k2_diagonal = diagonal**2 - 2 * diagonal * outer + outer * total
-    trace_m2 = trace_k2 - n @ block**2
+    products = n * (n - 1) * variances**2
+    pairs = products if pairs is None else pairs
+    trace_m2 = trace_k2 - n @ block**2 + form.within**2 @ (pairs - products)
     trace_m3 = trace_k3 - 3 * (block * of_rows) @ k2_diagonal + 2 * n @ block**3
     # Products of rows of two groups enter with a negative sign, and are left out.
-    cubes = (n * (n - 1)) @ (form.within**3 * variances**2)
+    cubes = form.within**3 @ pairs
     return Moments(float(2 * trace_m2), float(8 * trace_m3 + 4 * skew**2 * cubes))
 
 
@@ -146,13 +173,8 @@ def noise_variance(form: Form, sums: GroupSums, center: float) -> float:
     """Returns an estimate of the part of T's variance that does not vanish with V, whether groups are alike or not.
 
     It is 2 Σ M_ij² E(X_i - m)² E(X_j - m)², with each product of second moments estimated by the rows' own squares. For
-    scores, whose fourth powers are not summed, it is on average too large.
+    scores whose fourth powers are not known it is on average too large.
     """
-    squares = centred_squares(sums, center)
-    if sums.is_binary:
-        fourths = sums.sums * (1 - center) ** 4 + (sums.counts - sums.sums) * center**4
-    else:
-        fourths = np.divide(squares**2, sums.counts, out=np.zeros_like(squares), where=sums.counts > 0)
-    outer = form.per_row**2 * squares
+    outer = form.per_row**2 * centred_squares(sums, center)
     between = outer.sum() ** 2 - outer @ outer
-    return float(2 * (form.within**2 @ np.maximum(squares**2 - fourths, 0.0) + max(between, 0.0)))
+    return float(2 * (form.within**2 @ pair_squares(sums, center) + max(between, 0.0)))

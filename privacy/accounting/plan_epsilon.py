@@ -7,6 +7,10 @@
   with little noise the grid of the PLD is coarse, and Rényi DP gives the smaller bound.
 * Cyclic cohorts, and Poisson cohorts with probability 1: nothing is sampled, so the PLD is replaced by the exact curve
   of one Gaussian (Balle and Wang, arXiv:1805.06530).
+* Correlated noise (DP-FTRL), zero-out: the rounds so far are together one Gaussian whose noise multiplier is that of
+  the plan times the sensitivity of all rounds / that of the rounds so far. With cyclic Poisson cohorts and banded noise
+  of at most as many bands as cohorts, each turn of a client's cohort is instead a sampled Gaussian, as in the first
+  case.
 * Fixed-size cohorts, replace-one: `dp_accounting` has no PLD, so ε is the Rényi bound (Wang, Balle, Kasiviswanathan,
   arXiv:1808.00087) and `Epsilon.pld` is None.
 """
@@ -23,10 +27,12 @@ import numpy.typing as npt
 
 from privacy import checks, sampling
 from privacy.accounting import composition, loss_grid
-from privacy.noise.training import MAX_EPSILON, NOT_STATED
+from privacy.correlated.mechanisms import Banded
+from privacy.noise.training import MAX_EPSILON, NOT_STATED, with_failures
 from privacy.plan import MAX_ROUNDS, PrivacyPlan
 
 MIN_NOISE, MAX_NOISE = 1e-2, 1e7
+_DRAWS = 16  # maximum number of noise vectors that a round with correlated noise draws: one for each level of a tree
 
 
 class Epsilon(NamedTuple):
@@ -79,9 +85,14 @@ def epsilon(plan: PrivacyPlan, rounds: int | None = None, releases: Iterable[flo
         value = math.inf if rounds else 0.0
         notes = () if plan.is_private else ("NOT PRIVATE: the noise multiplier is 0",)
         return Epsilon(value, value, 0.0, plan.relation, plan.target_delta, rounds, notes)
-    z, delta = float(plan.noise_multiplier), plan.target_delta
-    rdp, order = composition.rdp_epsilon(plan.sampling, plan.population, z, rounds, delta, further)
-    pld = composition.pld_epsilon(plan.sampling, z, rounds, delta, further=further)
+    delta = plan.target_delta
+    same = _equivalent(plan, rounds, float(plan.noise_multiplier))
+    further += same.further
+    rdp, order = composition.rdp_epsilon(same.sampling, plan.population, same.z, same.rounds, delta, further)
+    pld = composition.pld_epsilon(same.sampling, same.z, same.rounds, delta, further=further)
+    if plan.mechanism is not None:
+        draws = _DRAWS * rounds
+        rdp, pld = with_failures(rdp, delta, draws), None if pld is None else with_failures(pld, delta, draws)
     spent = Epsilon(pld, rdp, order, plan.relation, delta, rounds, _list_notes(plan, rounds))
     return spent._replace(notes=(NOT_STATED, *spent.notes)) if math.isinf(spent.value) else spent
 
@@ -174,10 +185,13 @@ def calibrate_rounds(plan: PrivacyPlan, target: float) -> PrivacyPlan:
     z, delta = float(plan.noise_multiplier), plan.target_delta
     if not plan.is_private:
         raise ValueError("noise_multiplier 0 fits no finite epsilon: give one above 0")
+    if plan.mechanism is not None:
+        raise ValueError(
+            f"mechanism {plan.mechanism.kind!r} has no number of rounds to find: its noise multiplier covers the whole "
+            "run, however long it is; give rounds, and calibrate the noise"
+        )
     # Each search starts from the result of the one before, which was cheaper. The last one uses the ε that users see.
-    rounds = _largest_fitting(
-        lambda n: composition.rdp_epsilon(plan.sampling, plan.population, z, n, delta)[0] <= target, 1
-    )
+    rounds = _largest_fitting(lambda n: _renyi_epsilon(plan, n, z, delta) <= target, 1)
     rounds = _largest_fitting(lambda n: _coarse_epsilon(plan, n) <= target, rounds)
     rounds = _largest_fitting(lambda n: epsilon(plan, n).value <= target, rounds)
     if rounds == 0:
@@ -185,10 +199,71 @@ def calibrate_rounds(plan: PrivacyPlan, target: float) -> PrivacyPlan:
     return dataclasses.replace(plan, rounds=rounds)
 
 
+class _Equivalent(NamedTuple):
+    """Holds what costs as much as the first rounds of a plan: rounds of a sampler and one more Gaussian release.
+
+    Attributes:
+      sampling, z, rounds: sampler, noise multiplier and number of the rounds.
+      further: 1 / noise multiplier² of the further release.
+    """
+
+    sampling: sampling.Sampling
+    z: float
+    rounds: int
+    further: float = 0.0
+
+
+def _equivalent(plan: PrivacyPlan, rounds: int, z: float) -> _Equivalent:
+    """Returns what costs as much as the first `rounds` rounds of `plan`, at most all, with noise multiplier `z`."""
+    mechanism, cyclic = plan.mechanism, plan.sampling
+    if mechanism is None:
+        if isinstance(cyclic, sampling.CyclicPoisson):
+            return _Equivalent(sampling.Poisson(cyclic.sampling_probability), z, cyclic.repetitions(rounds))
+        return _Equivalent(cyclic, z, rounds)
+    if rounds > plan.rounds:
+        raise ValueError(
+            f"rounds is {rounds}, but the noise of mechanism {mechanism.kind!r} is planned for {plan.rounds}"
+        )
+    if rounds == 0:
+        return _Equivalent(cyclic, z, 0)
+    whole, share = plan.sensitivity(plan.rounds).value, plan.metrics_share
+    if is_amplified(plan):
+        assert isinstance(mechanism, Banded) and isinstance(cyclic, sampling.CyclicPoisson)
+        # The columns of C in which a client may be are disjoint, so each turn is a sampled Gaussian of its own.
+        largest = float(np.linalg.norm(mechanism.column(plan.rounds)))
+        cost = (1 - share) * (largest / whole) ** 2 + share / plan.max_participations
+        turns = cyclic.repetitions(rounds)
+        return _Equivalent(sampling.Poisson(cyclic.sampling_probability), z / math.sqrt(cost), turns)
+    part = (plan.sensitivity(rounds).value / whole) ** 2
+    turns_share = cyclic.max_participations(rounds) / plan.max_participations
+    return _Equivalent(cyclic, z, 0, ((1 - share) * part + share * turns_share) / z**2)
+
+
+def is_amplified(plan: PrivacyPlan) -> bool:
+    """Returns whether the accounting of a plan with cyclic Poisson cohorts counts amplification by sampling.
+
+    It does for independent noise, and for banded noise with at most as many bands as cohorts. For every other mechanism
+    no bound is proved here, and ε is that of the whole cohorts.
+    """
+    if not isinstance(plan.sampling, sampling.CyclicPoisson):
+        return False
+    return plan.mechanism is None or (
+        isinstance(plan.mechanism, Banded) and plan.mechanism.bands <= plan.sampling.cohorts
+    )
+
+
+def _renyi_epsilon(plan: PrivacyPlan, rounds: int, z: float, delta: float) -> float:
+    same = _equivalent(plan, rounds, z)
+    return composition.rdp_epsilon(same.sampling, plan.population, same.z, same.rounds, delta, same.further)[0]
+
+
 def _coarse_epsilon(plan: PrivacyPlan, rounds: int, z: float | None = None) -> float:
     """Returns ε on the coarse grid, which is cheap and hardly ever below the ε on the fine grid."""
-    z = float(plan.noise_multiplier) if z is None else z
-    return composition.least_epsilon(plan.sampling, plan.population, z, rounds, plan.target_delta, loss_grid.COARSE)
+    z, delta = float(plan.noise_multiplier) if z is None else z, plan.target_delta
+    same = _equivalent(plan, rounds, z)
+    pld = composition.pld_epsilon(same.sampling, same.z, same.rounds, delta, loss_grid.COARSE, same.further)
+    rdp = _renyi_epsilon(plan, rounds, z, delta)
+    return rdp if pld is None else min(pld, rdp)
 
 
 def _largest_fitting(fits: Callable[[int], bool], start: int) -> int:
@@ -236,14 +311,22 @@ def _list_notes(plan: PrivacyPlan, rounds: int) -> tuple[str, ...]:
                 "replacing a client moves the sum by up to twice the clip norm: ε is computed at half the noise "
                 "multiplier"
             )
-        case sampling.Cyclic():
-            participations = plan.sampling.max_participations(plan.rounds)
+        case sampling.Cyclic() | sampling.CyclicPoisson() | sampling.CheckIn():
+            amplified = is_amplified(plan)
+            separation, participations = plan.participation
             notes.append(
-                f"no amplification by sampling; a client is in at most {participations} of {plan.rounds} rounds"
+                f"{'holds if who is drawn stays secret' if amplified else 'no amplification by sampling'}; a client is "
+                f"in at most {participations} of {plan.rounds} rounds, at least {separation} rounds apart"
             )
             notes.append(
                 "zero-out: one client's data become empty, every other client keeps its place in the partition"
+                if plan.sampling.kind != "check-in"
+                else "zero-out: one client's data become empty, and who takes part in which round stays the same"
             )
+    if plan.mechanism is not None:
+        sensitivity = plan.sensitivity(plan.rounds)
+        exact = "exact" if sensitivity.is_exact else "an upper bound"
+        notes.append(f"correlated noise; sensitivity {sensitivity.value:.6g} clip norms, {exact}: {sensitivity.method}")
     if plan.target_delta > 1 / plan.population:
         notes.append(
             f"delta {plan.target_delta:g} is above 1/population: it would allow publishing the data of one client"

@@ -87,8 +87,7 @@ def _check_cohort(plan: PrivacyPlan, history: History, entry: Round) -> Iterator
     size = len(entry.cohort)
     if isinstance(plan.sampling, FixedSize) and size != plan.sampling.size:
         yield f"cohort of {size} clients, the plan's fixed size is {plan.sampling.size}: draw that many"
-    # Within the planned rounds, the separation alone keeps every client at or below plan.max_participations.
-    separation = plan.sampling.min_separation
+    separation, limit = plan.participation
     for client in entry.cohort:
         last = history.last_seen.get(client, entry.round - separation)
         if entry.round - last < separation:
@@ -96,6 +95,8 @@ def _check_cohort(plan: PrivacyPlan, history: History, entry: Round) -> Iterator
                 f"client {client!r} took part in round {last}, the plan allows it again from round "
                 f"{last + separation}: cohorts must take turns"
             )
+        if history.participations[client] >= limit:
+            yield f"client {client!r} took part in {limit} rounds, the plan allows no more: leave it out"
     new = sum(client not in history.last_seen for client in entry.cohort)
     seen = len(history.last_seen) + new
     if seen > plan.population and not plan.any_population:

@@ -241,13 +241,18 @@ class Ledger:
         if not isinstance(purpose, str) or not purpose:
             raise ValueError(f"purpose of the release is {purpose!r}: give a str that is not empty")
         multiplier = checks.noise_multiplier(noise_multiplier, "give noise / sensitivity")
-        name = f"release {purpose} {multiplier!r} {hashlib.sha256(values).hexdigest()}"
+        name = _release_name(purpose, values, multiplier)
         release = Release(purpose, multiplier, keys.stream_id(name), _as_json(facts))
         with self._file.writing():
             if all(earlier.noise_id != release.noise_id for earlier in self.releases):
                 self._file.append({"kind": "release", **release._asdict()})
                 self.releases.append(release)
         return keys.stream_seed(name)
+
+    def has_charged(self, keys: RunKeys, purpose: str, values: bytes, noise_multiplier: float) -> bool:
+        """Returns whether `charge` with these arguments has charged this release before, and would cost nothing."""
+        noise_id = keys.stream_id(_release_name(purpose, values, noise_multiplier))
+        return any(release.noise_id == noise_id for release in self.releases)
 
     def noise_stream(self, keys: RunKeys, name: str, *, resume: bool = False, **facts: Any) -> npt.NDArray[np.int64]:
         """Returns the seed of a stream of noise for releases other than the rounds, and records that it was issued.
@@ -319,6 +324,10 @@ class Ledger:
         self.rounds.append(entry)
         self._history.add(entry)
         self._ends.append(len(self._file.digests) - 1)
+
+
+def _release_name(purpose: str, values: bytes, multiplier: float) -> str:
+    return f"release {purpose} {multiplier!r} {hashlib.sha256(values).hexdigest()}"
 
 
 def _to_line(entry: Round) -> dict[str, Any]:

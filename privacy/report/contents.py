@@ -17,7 +17,8 @@ from privacy.budget import Releases
 from privacy.keys import FIXED_PREFIX
 from privacy.ledger import Ledger
 from privacy.plan import DELTA_EXPONENT, AdaptiveClip, FixedClip, PrivacyPlan
-from privacy.sampling import Cyclic, FixedSize, Poisson, Sampling
+from privacy.report import correlated
+from privacy.sampling import CheckIn, Cyclic, CyclicPoisson, FixedSize, Poisson, Sampling
 
 SCHEMA = "fedspeak-privacy-report/2"
 CURVE_POINTS = 40
@@ -100,6 +101,7 @@ def compose(plan: PrivacyPlan, ledger: Ledger, facts: Mapping[str, Any], *, rele
         ],
         "epsilon_of_rounds": _finite_or_none(of_rounds.value),
         "epsilon_by_round": _compute_curve(plan, rounds),
+        "correlated_noise": correlated.describe(plan),
         "adaptive_clipping": _compute_clipping_cost(plan, ledger, of_rounds),
         "what_if": _compute_what_if(plan),
         "public": _list_public(plan),
@@ -200,7 +202,9 @@ def _describe_plan(plan: PrivacyPlan) -> dict[str, Any]:
     whole = accounting.epsilon(plan)
     return {
         **{
-            name: value for name, value in plan.to_dict().items() if name not in ("unit", "relation", "delta", "public")
+            name: value
+            for name, value in plan.to_dict().items()
+            if name not in ("unit", "relation", "delta", "public", "mechanism")
         },
         "sampling_in_words": plan.sampling.describe(),
         "expected_cohort": plan.expected_cohort,
@@ -275,8 +279,8 @@ def _compute_what_if(plan: PrivacyPlan) -> list[dict[str, Any]]:
     The noise multiplier z then grows with the cohort, as in McMahan et al. 2018 (arXiv:1710.06963) and Kairouz et al.
     2021 (arXiv:2103.00039), who train small cohorts and report what large ones would cost.
     """
-    if not plan.is_private:
-        return []
+    if not plan.is_private or plan.mechanism is not None or isinstance(plan.sampling, (CheckIn, CyclicPoisson)):
+        return []  # how their limits on participation would change with the population is not known
     rows = []
     for population in WHAT_IF_POPULATIONS:
         for factor in WHAT_IF_COHORTS:
@@ -306,6 +310,7 @@ def _rescale(sampling: Sampling, cohort: float, population: int) -> Sampling:
             return FixedSize(round(cohort))
         case Cyclic():
             return Cyclic(max(1, int(population / cohort)))
+    raise ValueError(f"{sampling.kind} sampling cannot be rescaled")
 
 
 def _list_warnings(plan: PrivacyPlan, ledger: Ledger) -> list[str]:

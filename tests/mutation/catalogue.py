@@ -1,7 +1,11 @@
-"""Lists bugs of decoding, alignment and fairness, many of other implementations, with the test that must catch each."""
+"""Lists bugs, many of other implementations, with the test that must catch each.
+
+They are bugs of decoding, alignment, fairness and correlated noise.
+"""
 
 from tests.mutation.alignment import ALIGNMENT
 from tests.mutation.bug import Bug
+from tests.mutation.correlated import CORRELATED
 from tests.mutation.fairness import FAIRNESS
 from tests.mutation.refinement import REFINEMENT
 from tests.mutation.several_drafts import SEVERAL_DRAFTS
@@ -366,4 +370,5 @@ CATALOGUE = (
     *REFINEMENT,
     *ALIGNMENT,
     *FAIRNESS,
+    *CORRELATED,
 )

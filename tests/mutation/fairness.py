@@ -6,6 +6,7 @@ _VARIANCE = "fl/fairness/variance.py"
 _NOISY = "fl/fairness/noisy_statistic.py"
 _GAPS = "fl/fairness/gaps.py"
 _TESTS = "tests/fl/fairness/"
+_FEDERATED, _FEDERATED_TESTS = "experiments/federated_fairness.py", "tests/experiments/test_federated_fairness.py::"
 _STUDY, _STUDY_TESTS = "experiments/reproduce/", "tests/experiments/reproduce/"
 _CVAR = _TESTS + "test_gaps.py::test_cvar_is_the_minimum_of_rockafellar_and_uryasev_also_with_equal_gaps"
 
@@ -78,7 +79,7 @@ FAIRNESS = (
         "fl/fairness/skewed.py",
         "_MAX_SKEWNESS = 4.0",
         "_MAX_SKEWNESS = 1e9",
-        _TESTS + "test_hypothesis_test.py::test_level_of_the_test_where_rare_losses_hardly_ever_meet_in_a_group",
+        _TESTS + "test_skewed.py::test_no_skewness_is_normal_and_much_skewness_is_bounded_by_cantelli",
     ),
     Bug(
         "clients counted as their tokens",
@@ -135,6 +136,97 @@ FAIRNESS = (
         "{multiplier!r} {hashlib.sha256(values).hexdigest()}",
         "{multiplier!r}",
         "tests/privacy/ledger/test_ledger.py::test_a_release_is_charged_before_its_noise_and_once_for_the_same_values",
+    ),
+    Bug(
+        "few rows: gamma distribution where the statistic has few values",
+        "fl/fairness/few_rows.py",
+        "FEW = 30.0",
+        "FEW = 0.0",
+        _TESTS + "test_few_rows.py::test_level_holds_if_a_group_of_few_rows_dominates[5-1-0.35]",
+    ),
+    Bug(
+        "few rows: ones drawn in each group by itself",
+        "fl/fairness/few_rows.py",
+        "        if rows < _MAX_ROWS:",
+        "        if rows < 0:",
+        _TESTS + "test_few_rows.py::test_divisions_have_the_mean_and_the_variance_of_the_enumeration[shuffled]",
+    ),
+    Bug(
+        "few rows: the observed division not counted",
+        "fl/fairness/few_rows.py",
+        "float((as_large + 1) / (len(self.outcomes) + 1))",
+        "float(as_large / len(self.outcomes))",
+        _TESTS + "test_few_rows.py::test_smallest_p_value_is_one_over_the_divisions_and_a_level_below_never_rejects",
+    ),
+    Bug(
+        "few rows: lower bound on the gap by the quantile of equal groups",
+        "fl/fairness/conclusion.py",
+        "few.noise, stddevs, stddevs, 1.0)",
+        "statistic.noise, critical / stddev, stddevs, 1.0)",
+        _TESTS + "test_few_rows.py::test_bounds_hold_if_a_group_of_two_rows_differs[0.4]",
+    ),
+    Bug(
+        "alpha beyond every weight not used",
+        _GAPS,
+        "return min(alpha, 1 - least_weight)",
+        "return alpha",
+        _TESTS + "test_hypothesis_test.py::test_alpha_beyond_every_weight_costs_nothing",
+    ),
+    Bug(
+        "scores: squares of estimated variances taken for products",
+        "fl/fairness/hypothesis_test.py",
+        "skew, pairs=variance.pair_squares(sums, center))",
+        "skew)",
+        _TESTS + "test_hypothesis_test.py::test_scores_without_0_and_1_are_found_by_their_fourth_powers",
+    ),
+    Bug(
+        "power: chance of the draw of groups left out",
+        "fl/fairness/conclusion.py",
+        "    if statistic.drawn_groups is not None:",
+        "    if False:",
+        _TESTS + "test_hypothesis_test.py::test_power_of_drawn_groups_counts_the_chance_of_their_draw",
+    ),
+    Bug(
+        "power: noise on the sums left out",
+        "fl/fairness/conclusion.py",
+        "4 * (second + statistic.noise_per_row)",
+        "4 * second",
+        _TESTS + "test_noisy_statistic.py::test_power_counts_the_noise_on_the_sum_of_a_group",
+    ),
+    Bug(
+        "plan: rows of the worst groups spread like the others",
+        "fl/fairness/planner.py",
+        "noise = case.variance**2 * (1 - tail) + case.second**2 * tail",
+        "noise = case.variance**2",
+        _TESTS + "test_planner.py::test_weighted_plan_counts_the_larger_spread_of_rows_in_the_worst_groups[0.05]",
+    ),
+    Bug(
+        "noise drawn with the keys of another run",
+        _FEDERATED,
+        "if not keys.match(ledger.rounds):",
+        "if False:",
+        _FEDERATED_TESTS + "test_keys_of_another_run_draw_no_noise",
+    ),
+    Bug(
+        "exact numbers of clients published beside noisy sums",
+        _FEDERATED,
+        "        clients = None\n",
+        "        clients = (len(groups.codes), 0)\n",
+        _FEDERATED_TESTS + "test_a_release_above_the_epsilon_of_the_plan_is_refused_unless_it_is_accepted",
+    ),
+    Bug(
+        "replace-one charged as add-or-remove-one",
+        _FEDERATED,
+        '"replace-one": client_sums.REPLACE_ONE',
+        '"replace-one": 1.0',
+        _FEDERATED_TESTS + "test_release_is_charged_for_the_sensitivity_of_the_relation",
+    ),
+    Bug(
+        "release above the plan's epsilon not refused",
+        _FEDERATED,
+        "    if after > most:",
+        "    if False:",
+        _FEDERATED_TESTS + "test_a_release_above_the_epsilon_of_the_plan_is_refused_unless_it_is_accepted",
     ),
     Bug(
         "study: the gap is not scaled after the overall rate has moved",

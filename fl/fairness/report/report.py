@@ -130,6 +130,7 @@ def _describe(frame: FairnessFrame, test: StratumTest) -> dict[str, Any]:
         "rejects": test.rejects,
         "adjusted_p": test.adjusted_p,
         "max_gap_p": gaps.p_value,
+        "overall_of_all": gaps.overall,
         "without_rows": int((test.sums.counts == 0).sum()) + frame.unlisted_groups,
         "with_rows": int((test.sums.counts > 0).sum()),
         "groups_tested": test.result.groups,

@@ -20,6 +20,7 @@ COLUMNS = {
     "score": RNG.random(900).round(4),
     "empty": np.where(np.arange(900) == 7, "", "1"),
     "visit": np.arange(900) // 10,
+    "visit2": np.arange(900) // 2,
 }
 COLUMNS["draw"] = np.char.add(np.char.add(COLUMNS["sex"], COLUMNS["race"]), COLUMNS["year"].astype(str))
 COLUMNS["predicted"] = np.where(RNG.random(900) < 0.1 + 0.4 * (COLUMNS["race"] == "c"), 1, 0) ^ COLUMNS["label"]
@@ -61,7 +62,7 @@ def test_strata_scores_draws_and_json(folder):
     assert code == 0 and [test["adjusted_p"] for test in tests] == [test.adjusted_p for test in expected]
     of_scores = ("fairness", "test", "people.csv", "--groups", "sex,race", "--outcome", "score", "--bounds", "-1,1")
     code, out, _ = call(*of_scores, "--alpha", "0.5", "--weights", "equal", folder=folder)
-    assert code == 0 and f"overall               {np.mean([np.mean(g) for g in by_group('score')]):.4g}" in out
+    assert code == 0 and f"overall of tested     {np.mean([np.mean(g) for g in by_group('score')]):.4g}" in out
     code, out, _ = call(*TEST, "--alpha", "0.8", "--draws", "draw", folder=folder)
     assert code == 0 and "900 rows of 12 draws, sampling: attribute-specific" in out
 
@@ -187,6 +188,23 @@ def test_plan_of_groups_of_which_one_combination_is_missing_and_some_get_no_row(
             (*TEST, "--alpha", "0.5", "--prediction", "score"),
             "which is none of the labels in y_true, such as 0: give predicted labels",
         ),
+        (
+            (*TEST, "--alpha", "0.5", "--groups", "visit2"),
+            "column 'visit2' is continuous (450 different numbers, such as 0): "
+            "give bands, as 18-29, or name it in --categorical",
+        ),
+        (
+            (*TEST, "--alpha", "0.5", "--categorical", "label"),
+            "--categorical label is no column of groups: it must be one of sex, race",
+        ),
+        (
+            (*TEST, "--alpha", "0.5", "--groups", "empty", "--categorical", "empty"),
+            "column 'empty' has no value in 1 of 900 rows",
+        ),
+        (
+            (*PLAN, "--groups", "9", "--categorical", "sex"),
+            "--categorical sex names columns of a table: give --table too",
+        ),
         ((*PLAN, "--groups", "1"), "--groups 1 are 1 groups: give 2 to 10,000,000"),
         (
             (*PLAN, "--groups", "sex"),
@@ -205,6 +223,62 @@ def test_bad_input_gets_one_line(folder, command, message):
     code, out, err = call(*command, folder=folder)
     assert (code, out) == (2, "")
     assert err.count("\n") == 1 and err.startswith("fedspeak: error: ") and message in err
+
+
+def test_numbers_that_are_names_make_groups(folder):
+    """450 codes of two rows each; with leading zeros, which a number would lose."""
+    of_codes = ("--groups", "visit2", "--outcome", "label", "--alpha", "0.5", "--categorical", "visit2")
+    code, out, _ = call("fairness", "test", "people.csv", *of_codes, folder=folder)
+    expected = FairnessFrame(
+        metrics="mean_prediction",
+        y_true=COLUMNS["label"],
+        y_pred=COLUMNS["label"],
+        sensitive_features={"visit2": COLUMNS["visit2"].astype(str)},
+        alpha=0.5,
+    )
+    assert code == 0 and "450 groups by visit2" in out and f"{expected.test.p_value:.3g}" in out
+    (folder / "codes.csv").write_text("code,loss\n" + "007,0\n007,1\n7,0\n7,0\n" * 9)
+    table = ("fairness", "test", "codes.csv", "--groups", "code", "--outcome", "loss", "--alpha", "0.5")
+    code, out, _ = call(*table, "--categorical", "code", "--json", folder=folder)
+    assert code == 0 and json.loads(out)["groups"] == [["007"], ["7"]]
+    assert call(*table, folder=folder)[0] == 2
+    plan = (*PLAN, "--groups", "code", "--table", "codes.csv", "--categorical", "code", "--output", "codes.json")
+    assert call(*plan, folder=folder)[0] == 0
+    assert json.loads((folder / "codes.json").read_text())["groups"] == [["007"], ["7"]]
+
+
+def test_codes_in_parquet_become_texts_too(folder):
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    parquet.write_table(pa.table({"code": [1, 2] * 150, "loss": [0, 1, 1] * 100}), folder / "codes.parquet")
+    table = ("fairness", "test", "codes.parquet", "--groups", "code", "--outcome", "loss", "--alpha", "0.5", "--json")
+    code, out, _ = call(*table, "--categorical", "code", folder=folder)
+    assert code == 0 and json.loads(out)["groups"] == [["1"], ["2"]]
+
+
+def test_each_of_two_overall_values_is_named(folder):
+    """The group of one row is not tested, and is one of the groups with rows."""
+    rows = [("a", i % 2) for i in range(60)] + [("b", i % 2) for i in range(60)] + [("c", 1)]
+    (folder / "single.csv").write_text("group,loss\n" + "".join(f"{g},{loss}\n" for g, loss in rows))
+    table = (
+        "fairness",
+        "test",
+        "single.csv",
+        "--groups",
+        "group",
+        "--outcome",
+        "loss",
+        "--alpha",
+        "0",
+        "--output",
+        "one",
+    )
+    code, out, _ = call(*table, folder=folder)
+    assert code == 0 and "overall of tested     0.5\n" in out
+    assert "to the overall 0.5041 of all groups with rows" in out
+    text = (folder / "one" / "fairness.md").read_text()
+    assert "overall of tested groups" in text and "the overall value of all groups with rows, 0.5041" in text
 
 
 def test_one_group_is_refused(folder):

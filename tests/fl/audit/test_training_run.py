@@ -12,9 +12,12 @@ import tensorflow as tf
 
 from fl.aggregation import DPMean
 from fl.audit import training_run as canary_run
-from fl.audit.training_run import CanaryTask
+from fl.audit.training_run import DELTA, CanaryTask
+from fl.correlated_mean import CorrelatedDPMean
 from privacy import accounting
+from privacy.correlated import BLT
 from privacy.keys import RunKeys
+from tests.oracles import participation as oracle
 
 pytestmark = pytest.mark.usefixtures("worker")
 
@@ -73,6 +76,36 @@ class ATwelfthOfTheNoise(DPMean):
 @pytest.mark.parametrize("fault", [Unclipped, ATwelfthOfTheNoise])
 def test_planted_fault_in_run_is_refuted(fault):
     assert train(fault(PLAN)).bound(PLAN.target_delta, CONFIDENCE).refutes(CLAIMED)
+
+
+CORRELATED = canary_run.four_rounds(2.0, BLT((0.8,), (0.5,)))
+
+
+def test_correct_run_with_correlated_noise_is_not_refuted_and_bound_is_positive():
+    run = train(CorrelatedDPMean(CORRELATED))
+    np.testing.assert_allclose(run.encoder, oracle.toeplitz(np.array([1, 0.5, 0.4, 0.32]), 4))
+    bound = run.bound(DELTA, CONFIDENCE)
+    assert 0.05 * CLAIMED < bound.epsilon < CLAIMED
+
+
+class ATwelfthOfTheCorrelatedNoise(CorrelatedDPMean):
+    """Adds a twelfth of the noise, but reports the plan's noise."""
+
+    def _draw_update_noise(self, state, size, noise_seed):
+        noise, history = super()._draw_update_noise(state, size, noise_seed)
+        return noise / 12, history
+
+
+class OneSeedForAllRounds(CorrelatedDPMean):
+    """Draws the fresh noise of every round from one seed."""
+
+    def _draw_update_noise(self, state, size, noise_seed):
+        return super()._draw_update_noise(state, size, tf.zeros_like(noise_seed))
+
+
+@pytest.mark.parametrize("fault", [ATwelfthOfTheCorrelatedNoise, OneSeedForAllRounds])
+def test_planted_fault_in_correlated_noise_is_refuted(fault):
+    assert train(fault(CORRELATED)).bound(DELTA, CONFIDENCE).refutes(CLAIMED)
 
 
 def test_canary_task_gradient_moves_only_indexed_weight():

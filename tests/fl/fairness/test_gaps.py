@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl.fairness.gaps import cvar, cvar_gap, gap_bounds
+from fl.fairness.gaps import cvar, cvar_gap, gap_bounds, least_equal_alpha
 from tests.oracles import fairness as oracle
 
 GAPS, WEIGHTS = [0.3, 0.1, 0.0, 0.05], [0.1, 0.2, 0.4, 0.3]
@@ -70,3 +70,21 @@ def test_bounds_are_reached():
 def test_bad_argument_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         cvar(*arguments)
+
+
+@given(CASES)
+def test_alpha_beyond_every_weight_is_that_of_the_least_weight(case):
+    """Whatever the gaps: F_α is the same number, and the bounds for the smaller α hold it."""
+    groups, _ = case
+    gaps, weights = (np.array(column, float) for column in zip(*groups, strict=True))
+    mass = weights / weights.sum()
+    for alpha in (1 - mass.min() / 2, 1 - mass.min() / 50):
+        reached = least_equal_alpha(alpha, float(mass.min()))
+        assert reached == pytest.approx(1 - mass.min(), rel=1e-12) and reached <= alpha
+        value = cvar(gaps, weights, alpha)
+        assert value == pytest.approx(cvar(gaps, weights, reached), rel=1e-9) == gaps.max()
+        variance = float(mass @ gaps**2)
+        low, high = gap_bounds(variance, variance, reached, largest_gap=1.0)
+        assert low - 1e-12 <= value <= high + 1e-12
+    assert least_equal_alpha(0.3, float(mass.min()) / 2) == min(0.3, 1 - mass.min() / 2)
+    assert least_equal_alpha(0.3, 0.0) == 0.3

@@ -5,6 +5,7 @@ import types
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from fl.fairness import FairnessFrame, holm, plan_weighted, row_metrics, weighted_test
@@ -131,7 +132,6 @@ def test_metric_frame_with_counts():
 
 
 def test_pandas_in_and_out(frame, strata):
-    pd = pytest.importorskip("pandas")
     people, labels = pd.DataFrame({"sex": SEX, "race": RACE}), {name: pd.Series(x) for name, x in LABELS.items()}
     of_pandas = FairnessFrame(metrics="zero_one_loss", sensitive_features=people, alpha=0.8, **labels)
     assert of_pandas.by_group.index.names == ["sex", "race"]

@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from fl.fairness import FairnessFrame, NoisySums, cvar_gap, noisy_test, report, variance
 from fl.fairness.client_sums import contributions, noise_stddevs, noisy_sums
@@ -203,3 +204,13 @@ def test_estimates_lie_in_their_intervals_and_reports_are_drawn_at_a_low_accurac
     gaps = frame.tests[0].max_gap
     assert (sums.sums < 0).any() and (gaps.low <= gaps.gaps).all() and (gaps.gaps <= gaps.high).all()
     assert "<svg" in report.build(frame).to_html()
+
+
+def test_power_counts_the_noise_on_the_sum_of_a_group():
+    """20 groups of 40 clients with the score 0.5, without any spread: only the noise is left, z² / 2 on each sum."""
+    z, counts = 2.0, np.full(20, 40.0)
+    result, _ = noisy_test(_noisy(np.stack([counts / 4] * 3), z), alpha=0.5, gap=0.12)
+    variance_of_gap = 0.5 * 0.12**2
+    spread = result.null_stddev**2 + 4 * (z**2 / 2 / 40) / (20 * 40) * variance_of_gap
+    expected = stats.norm.cdf((variance_of_gap - result.critical_value) / np.sqrt(spread))
+    assert result.power == pytest.approx(expected, rel=1e-9) and 0.5 < expected < 1 - 1e-6

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from fl.fairness import (
     attribute_specific_test,
@@ -109,7 +110,7 @@ def test_max_gap_plan_finds_the_same_alternative():
         ({"weights": [1, 0]}, "1 group has a weight: at least two are needed"),
         ({"gap": 1e-9}, "gap 1e-09 is below 0.0001, for which no one has the rows: give a larger gap"),
         (
-            {"gap": 1e-4, "alpha": 1 - 1e-9},
+            {"gap": 1e-4, "alpha": 1 - 1e-9, "weights": [1, 1e-9]},
             r"more than 1.1e\+15 rows would be needed: plan for a larger gap or a larger error",
         ),
     ],
@@ -118,3 +119,22 @@ def test_bad_argument_is_refused(case, message):
     arguments = {"weights": [1, 1], "alpha": 0.5, "gap": 0.1, **case}
     with pytest.raises(ValueError, match=message):
         plan_weighted(arguments.pop("weights"), **arguments)
+
+
+@pytest.mark.parametrize("planner", [plan_weighted, plan_max_gap])
+def test_plan_for_alpha_beyond_every_weight_is_that_for_the_largest_gap(planner):
+    """With 1 - α below every weight, F_α is the largest gap, as for 1 - α equal to the least weight."""
+    weights = [0.5, 0.3, 0.2]
+    near, least = (planner(weights, alpha=alpha, gap=0.1).rows for alpha in (0.999, 0.8))
+    assert near == least
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.5])
+def test_weighted_plan_counts_the_larger_spread_of_rows_in_the_worst_groups(rate):
+    """400 equal weights, where Σ w^(2/3) = 400^(1/3) and all w / π are 1: the miss is the error, by hand."""
+    plan = plan_weighted(np.ones(400), alpha=0.9, gap=0.2, error=0.05, rate=rate)
+    spread, target = rate * (1 - rate), 0.1 * 0.2**2
+    second = spread + 0.2 * abs(1 - 2 * rate)
+    noise = 0.9 * spread**2 + 0.1 * second**2
+    stddev = np.sqrt(2 * noise * 400 / plan.rows**2 + 4 * second * target / plan.rows)
+    assert stats.norm.cdf((plan.threshold - target) / stddev) == pytest.approx(0.05, rel=0.01)

@@ -101,3 +101,18 @@ def test_noise_variance_of_binary_rows_is_right_on_average():
         mean += probability * variance.noise_variance(form, from_counts(COUNTS, sums), center)
     seconds = np.repeat(rates * (1 - rates) + (rates - center) ** 2, COUNTS)
     assert mean == pytest.approx(2 * seconds @ oracle.form_matrix(COUNTS, WEIGHTS) ** 2 @ seconds, rel=1e-12)
+
+
+def test_pair_squares_of_scores_are_on_average_the_products_of_variances():
+    """Three rows with the values 0, 0.3 and 1, by enumeration; without fourth powers they are too large."""
+    values, chances = np.array([0.0, 0.3, 1.0]), np.array([0.5, 0.3, 0.2])
+    center = float(values @ chances)
+    spread = float((values - center) ** 2 @ chances)
+    exact = rough = 0.0
+    for rows in itertools.product(range(3), repeat=3):
+        chance = float(chances[list(rows)].prod())
+        sums = from_rows(values[list(rows)], np.zeros(3, np.int64), 2)
+        exact += chance * variance.pair_squares(sums, center)[0]
+        rough += chance * variance.pair_squares(GroupSums(sums.counts, sums.sums, sums.squares), center)[0]
+    assert exact == pytest.approx(6 * spread**2, rel=1e-12)
+    assert rough > 1.3 * exact

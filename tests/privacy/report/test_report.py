@@ -14,7 +14,9 @@ import pytest
 from privacy import (
     AdaptiveClip,
     Budget,
+    CheckIn,
     Cyclic,
+    CyclicPoisson,
     FixedClip,
     FixedSize,
     Ledger,
@@ -58,8 +60,11 @@ def run(
     done=None,
     public=(f"vocabulary of {EVIL}",),
     noise="secret-noise",
+    mechanism=None,
 ):
-    plan = PrivacyPlan(sampling or Poisson(0.1), N, rounds, z, clip or FixedClip(0.5), public=public)
+    plan = PrivacyPlan(
+        sampling or Poisson(0.1), N, rounds, z, clip or FixedClip(0.5), public=public, mechanism=mechanism
+    )
     generator = np.random.default_rng(4)
     norm = 0.5
     with Ledger.open(folder / "ledger.jsonl", plan) as ledger:
@@ -69,8 +74,10 @@ def run(
                     cohort = np.flatnonzero(generator.random(N) < rate)
                 case FixedSize(size=size):
                     cohort = generator.choice(N, size, replace=False)
-                case _:
-                    cohort = np.arange(number % plan.sampling.cohorts, N, plan.sampling.cohorts)
+                case Cyclic(cohorts=cohorts) | CyclicPoisson(cohorts=cohorts):
+                    cohort = np.arange(number % cohorts, N, cohorts)
+                case CheckIn(size=size, min_separation=separation):
+                    cohort = np.arange(size) + size * (number % separation)
             ledger.record(
                 round=number,
                 cohort=[f"secret-client-{client}" for client in cohort],

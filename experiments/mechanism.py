@@ -1,0 +1,68 @@
+"""Builds the correlated noise of a run from its config, for the server's optimizer if the config asks for it."""
+
+from experiments.config import MOMENTUM, Config
+from experiments.config_privacy import BANDS
+from privacy.correlated.factorisation import BUFFERS, MAX_HORIZON, optimize_banded, optimize_blt
+from privacy.correlated.mechanisms import BLT, Banded, Mechanism, Tree
+from privacy.correlated.participation import Participation
+from privacy.correlated.workload import Workload
+
+LAST_RATE = 0.05
+"""Learning rate of the last round of a cooldown, as a share of `server.learning_rate`."""
+
+
+def server_momentum(config: Config) -> float:
+    """Returns the server's momentum, for the optimizer "momentum"."""
+    return MOMENTUM if config.server.momentum is None else config.server.momentum
+
+
+def relative_learning_rates(config: Config) -> list[float]:
+    """Returns the learning rate of each round as a share of `server.learning_rate`.
+
+    It is 1 up to the cooldown, which is linear and ends at `LAST_RATE`, as in the experiments of Choquette-Choo et al.
+    2022 (arXiv:2211.06530).
+    """
+    rounds = config.run.rounds
+    falling = round(config.server.cooldown * rounds)
+    steps = range(1, falling + 1)
+    return [1.0] * (rounds - falling) + [1 - (1 - LAST_RATE) * step / falling for step in steps]
+
+
+def build_mechanism(config: Config, participation: Participation, begun: Mechanism | None) -> Mechanism:
+    """Returns the mechanism of a config whose `privacy.mechanism` is not "gaussian".
+
+    Args:
+      config: the run's config.
+      participation: limits on a client's rounds.
+      begun: mechanism of a resumed run, which is returned if the config asks for one of its kind and size; the search
+        for the least error may end at other last digits on another machine.
+
+    Raises:
+      ValueError: the number of rounds is too large for the mechanism.
+    """
+    section = config.privacy
+    bands, buffers = section.bands or BANDS, section.buffers or BUFFERS
+    if section.mechanism == "tree":
+        return Tree(section.restart_every)
+    workload = _build_workload(config)
+    match begun:
+        case Banded() if section.mechanism == "banded" and begun.optimized_for == workload.describe():
+            if begun.bands == min(bands, workload.rounds):
+                return begun
+        case BLT() if section.mechanism == "blt" and begun.optimized_for == workload.describe():
+            if len(begun.decays) <= buffers:
+                return begun
+    if section.mechanism == "banded":
+        return optimize_banded(bands, workload, participation)
+    return optimize_blt(buffers, workload, participation)
+
+
+def _build_workload(config: Config) -> Workload:
+    rounds = config.privacy.horizon or min(config.run.rounds, MAX_HORIZON)
+    if config.privacy.optimize_for != "optimizer":
+        return Workload(rounds)
+    rates = None
+    if config.server.cooldown:
+        known = relative_learning_rates(config)[:rounds]
+        rates = tuple(known + known[-1:] * (rounds - len(known)))
+    return Workload(rounds, momentum=server_momentum(config), learning_rates=rates)

@@ -1,0 +1,85 @@
+"""Formats the results of `fedspeak reproduce dp-ftrl`, and compares their order with that of the literature."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from experiments.intervals import format_interval
+
+DPSGD = "DP-SGD, Poisson"
+"""Name of the arm with hypothetical Poisson cohorts."""
+
+
+def format_errors(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Returns errors and memory of the mechanisms as a Markdown table."""
+    lines = [
+        "| mechanism | error of prefix sums, clip norms | over the least possible | sensitivity | history vectors |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        exact = "" if row["is_exact"] else " (upper bound)"
+        lines.append(
+            f"| {row['mechanism']} | {row['error']:.2f} | {row['over_least']:.2f} | {row['sensitivity']:.3f}{exact} | "
+            f"{row['vectors']} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def format_rounds(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Returns time and memory of a round's noise as a Markdown table."""
+    lines = ["| mechanism | seconds per round, median (range) | history, MB |", "|---|---|---|"]
+    for row in rows:
+        seconds = f"{row['seconds']:.2f} ({row['least_seconds']:.2f}–{row['largest_seconds']:.2f})"
+        lines.append(f"| {row['mechanism']} | {seconds} | {row['history_bytes'] / 1e6:.0f} |")
+    return "\n".join(lines) + "\n"
+
+
+def format_training(arms: Sequence[Mapping[str, Any]]) -> str:
+    """Returns the test losses as a Markdown table, one row for each arm and ε."""
+    lines = [
+        "| ε | noise | nats per token | more than the public model | smallest and largest seed |",
+        "|---|---|---|---|---|",
+    ]
+    for arm in arms:
+        low, high = min(arm["by_seed"]), max(arm["by_seed"])
+        lines.append(
+            f"| {arm['epsilon']:g} | {arm['name']} | {format_interval(arm['nats'], 3)} | "
+            f"{format_interval(arm['over_public'], 3, '+')} | {low:.3f}, {high:.3f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def expected_orders(epsilons: Sequence[float]) -> list[tuple[str, float, str, str, bool]]:
+    """Returns the orders that the literature reports, as (claim, ε, arm a, arm b, whether they may be equal).
+
+    Arm a should have the smaller loss. Sources: Choquette-Choo et al. 2022 (arXiv:2211.06530), figure on Stack
+    Overflow, and McMahan et al. 2024 (arXiv:2408.08868).
+    """
+    low, high = min(epsilons), max(epsilons)
+    claims = [(f"BLT is better than the tree at ε = {each:g}", each, "BLT", "tree", False) for each in epsilons]
+    claims.append((f"DP-SGD with Poisson cohorts is better than the tree at ε = {low:g}", low, DPSGD, "tree", False))
+    claims.append((f"BLT is no worse than DP-SGD with Poisson cohorts at ε = {high:g}", high, "BLT", DPSGD, True))
+    return claims
+
+
+def judge(difference: Mapping[str, float], may_be_equal: bool) -> str:
+    """Returns whether an order holds: "holds", "fails" or "undecided".
+
+    Args:
+      difference: interval of the loss of arm a minus that of arm b.
+      may_be_equal: whether the order also holds if the arms are equal.
+    """
+    if difference["high"] < 0 or (may_be_equal and difference["high"] <= 0):
+        return "holds"
+    if difference["low"] > 0:
+        return "fails"
+    return "holds (no difference seen)" if may_be_equal else "undecided"
+
+
+def format_orders(orders: Sequence[Mapping[str, Any]]) -> str:
+    """Returns the comparison with the literature as a Markdown table."""
+    lines = ["| order that the literature reports | difference, nats per token | here |", "|---|---|---|"]
+    for order in orders:
+        lines.append(f"| {order['claim']} | {format_interval(order['difference'], 3, '+')} | {order['verdict']} |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,65 @@
+"""Describes in which rounds one client may take part, and finds the worst of all such patterns."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from privacy import checks
+
+
+class Participation(NamedTuple):
+    """Describes the limits on one client's rounds, which the sampler keeps and the ledger enforces.
+
+    A pattern is a set of rounds that keeps both limits. Which rounds a client is in is public and does not depend on
+    any client's text.
+
+    Attributes:
+      min_separation: smallest |i - j| of two rounds i and j of one client, at least 1. TensorFlow Privacy counts the
+        rounds in between instead, one fewer (`by_rounds_between`).
+      max_participations: maximum number of rounds of one client, at least 1.
+    """
+
+    min_separation: int
+    max_participations: int
+
+    @classmethod
+    def by_round_distance(cls, distance: int, max_participations: int) -> Participation:
+        """Returns the limits for a separation counted as |i - j| >= distance, at least 1, as in jax-privacy."""
+        checks.whole("max_participations", max_participations, 1, "a client takes part at least once")
+        return cls(checks.whole("distance", distance, 1, "two rounds differ by at least 1"), max_participations)
+
+    @classmethod
+    def by_rounds_between(cls, between: int, max_participations: int) -> Participation:
+        """Returns the limits for a separation counted as j - i - 1 >= between, at least 0, as in TensorFlow Privacy."""
+        return cls.by_round_distance(
+            checks.whole("between", between, 0, "0 allows consecutive rounds") + 1, max_participations
+        )
+
+    def within(self, rounds: int) -> Participation:
+        """Returns the limits that hold in `rounds` rounds, where a client cannot take part more often than they fit."""
+        return self._replace(max_participations=min(self.max_participations, math.ceil(rounds / self.min_separation)))
+
+
+def worst_sum(values: npt.NDArray[Any], participation: Participation) -> npt.NDArray[np.float64]:
+    """Returns the largest sum of `values` over the rounds of one pattern, by dynamic programming over rounds.
+
+    Args:
+      values: float64 [..., n], at least 0; the last axis are the rounds.
+      participation: the limits that define the patterns.
+
+    Returns:
+      float64 [...].
+    """
+    separation, count = participation.within(values.shape[-1])
+    later = max(values.shape[-1] - separation, 0)
+    # best[..., t]: largest sum over patterns of up to c rounds, all at or before t.
+    best = np.zeros(values.shape)
+    for _ in range(count):
+        candidate = values.astype(np.float64)
+        candidate[..., separation:] += best[..., :later]
+        best = np.maximum.accumulate(candidate, axis=-1)
+    return best[..., -1]
