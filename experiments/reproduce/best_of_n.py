@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from experiments import extras
-from experiments.display import ConsoleDisplay, no_notices
+from experiments.display import ConsoleDisplay
 from experiments.intervals import format_interval
 from experiments.provenance import command_line, versions
 from experiments.reproduce import best_of_n_theory
@@ -78,8 +78,7 @@ def best_of_n(draws: int, models: tuple[Path, ...], samples: int, new_tokens: in
         from experiments.reproduce.best_of_n_models import measure_model
 
         show = ConsoleDisplay()
-        with no_notices():
-            rows = [measure_model(folder, samples, new_tokens, seed, show) for folder in models]
+        rows = [measure_model(folder, samples, new_tokens, seed, show) for folder in models]
         results["models"] = [row for own in rows for row in own]
         alignment_plots.reward_by_kl(output / "models", results["models"])
     write_json(output / "metrics.json", {"command": command_line(), "versions": versions(), **results})

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from experiments.display import no_notices
 from experiments.intervals import format_interval
 from experiments.runs import load_trained
 from models.alignment import BestOfN, Candidates, Outcomes, SoftBestOfN, best_of_n_rewards, tilt_to_kl
@@ -66,7 +67,8 @@ def measure_model(folder: Path, samples: int, new_tokens: int, seed: int, show: 
         while len(pool) < samples:
             show.note(f"{folder.name}, {text!r}: text {len(pool)} of {samples} …")
             choices = Choices(new_tokens, seed=seed, request=len(pool), stop=EOS)
-            drawn = generator([tokens], choices, num_samples=min(_ROWS, samples))
+            with no_notices():  # of TensorFlow, when the graph is built
+                drawn = generator([tokens], choices, num_samples=min(_ROWS, samples))
             sums = (
                 np.array([min(sum(row), 0.0) for row in part])
                 for part in (drawn.log_probs, drawn.unprocessed_log_probs)

@@ -20,6 +20,7 @@ from experiments.display import ConsoleDisplay
 from experiments.partial_results import resume
 from experiments.provenance import command_line, versions
 from experiments.runs import read_json, write_json
+from fl.runtime.kernels import describe_kernels
 from privacy.files import write_public
 
 
@@ -79,10 +80,11 @@ def si(scale: str, config: str | None, earlier: Path | None, minutes: float | No
     path = output / "metrics.json"
     if earlier is not None and not path.exists():
         write_json(path, read_json(earlier))
-    found = resume(path, asked, {"rows": [], "guarantees": {}, "versions": []})
+    found = resume(path, asked, {"rows": [], "guarantees": {}, "versions": [], "kernels": []})
     found["command"] = command_line()
-    if versions() not in found["versions"]:
-        found["versions"].append(versions())
+    for name, own in (("versions", versions()), ("kernels", describe_kernels())):
+        if own not in found[name]:
+            found[name].append(own)
     study = Training(settings, chosen, arms, prepared, found, path, show, minutes)
     study.describe()
     try:
@@ -217,14 +219,16 @@ class Training:
         )
 
     def describe(self) -> None:
-        """Adds what the tables state beside the rows: guarantees, the unigram's loss, numbers of clients."""
+        """Adds what the tables state beside the rows: guarantees, the unigram's loss, gradients, numbers of clients."""
         from experiments.reproduce.si_arms import Cell, configure
         from experiments.reproduce.si_cells import describe_guarantee, unigram_loss
+        from experiments.reproduce.si_gradients import initial_gradients
 
         clients = self._data.splits
         self._found["clients"] = {name: len(ids) for name, ids in clients._asdict().items()}
         self._found["vocabulary"] = self._data.vocabulary.size
         self._found["unigram"] = unigram_loss(self._config, self._data)
+        self._found["gradients"] = initial_gradients(self._config, self._scale, self._data)
         for arm in self._arms:
             if arm.is_private and arm.name not in self._found["guarantees"]:
                 config = configure(self._config, self._scale, arm, Cell(arm.name, arm.models[0], 1.0, 1.0))

@@ -119,7 +119,7 @@ class Trainer:
 
     def _initial(self, arm: Arm, cell: Cell, config: Config, model: Any) -> dict[str, np.ndarray]:
         if not arm.starts_public:
-            return initial_weights(model, cell.seed, cell.scale, MODELS[cell.model].embedding_scale)
+            return initial_weights(MODELS[cell.model], model, cell.seed, cell.scale)
         from experiments.public_run import train_public
 
         path = self._folder / f"public-{cell.model}.npz"

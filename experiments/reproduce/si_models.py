@@ -8,6 +8,7 @@ import numpy as np
 
 from experiments import assembly
 from experiments.config import Config, ModelConfig
+from experiments.display import no_notices
 
 PAIRS = {"cifg": "si-cifg", "transformer": "si-transformer"}
 """Maps each standard model to its scale-invariant form."""
@@ -19,14 +20,18 @@ class Model(NamedTuple):
     Attributes:
       kind: a key or a value of `PAIRS`.
       layer_norm: whether the cell normalises its hidden state.
-      embedding_scale: factor of the initial embedding, which is the output layer too.
+      embedding: factor of the initial embedding, which is the output layer too.
+      projection: factor of the initial projection of a cell.
+      others: factor of the other initial weights, those of the cell's gates or of the transformer's blocks.
       weight_decay: weight decay of the clients' training.
       blocks: number of blocks of a transformer; None: that of the study's scale.
     """
 
     kind: str
     layer_norm: bool = False
-    embedding_scale: float = 1.0
+    embedding: float = 1.0
+    projection: float = 1.0
+    others: float = 1.0
     weight_decay: float = 0.0
     blocks: int | None = None
 
@@ -34,7 +39,10 @@ class Model(NamedTuple):
 STANDARD = {name: Model(name) for pair in PAIRS.items() for name in pair}
 VARIANTS = {
     **{f"{name}, layer norm": Model(name, layer_norm=True) for name in ("cifg", "si-cifg")},
-    **{f"{name}, embedding x 3": Model(name, embedding_scale=3.0) for name in ("cifg", "si-cifg")},
+    **{f"{name}, embedding x 3": Model(name, embedding=3.0) for name in ("cifg", "si-cifg")},
+    "si-cifg, gates x 3": Model("si-cifg", others=3.0),
+    "si-cifg, projection x 0.3": Model("si-cifg", projection=0.3),
+    "si-transformer, blocks x 3": Model("si-transformer", others=3.0),
     **{f"{name}, weight decay": Model(name, weight_decay=0.01) for name in ("si-cifg", "si-transformer")},
     **{f"{name}, 1 block": Model(name, blocks=1) for name in ("transformer", "si-transformer")},
 }
@@ -66,8 +74,8 @@ def model_section(config: Config, model: Model, blocks: int) -> ModelConfig:
     feed_forward = round((_recurrent_weights(size, units) - others) / (2 * size * blocks))
     if feed_forward < 1:
         raise ValueError(
-            f"model.units = {units} with model.embedding = {size}: a transformer of {blocks} blocks and as many "
-            "weights has no room for feed-forward layers, raise model.units"
+            f"model.units = {units} with model.embedding = {size}: a transformer of {blocks} block"
+            f"{'s' * (blocks > 1)} and as many weights has no room for feed-forward layers, raise model.units"
         )
     return ModelConfig(
         preset="si-transformer-4m" if model.kind == "si-transformer" else "transformer-4m",
@@ -89,15 +97,16 @@ def _recurrent_weights(size: int, units: int) -> int:
     return 3 * (2 * size + 1) * units + units * size
 
 
-def initial_weights(model: Any, seed: int, scale: float, embedding_scale: float) -> dict[str, np.ndarray]:
-    """Returns a model's initial weights: the embedding times `embedding_scale`, those of gates or blocks times `scale`.
+def initial_weights(model: Model, language_model: Any, seed: int, scale: float) -> dict[str, np.ndarray]:
+    """Returns the initial weights of a model, with its factors; those of gates or blocks are multiplied by `scale` too.
 
-    The projection of a cell stays as it is: like the embedding, it multiplies the logits whatever the activations are.
+    The factor of a cell's projection is one of its own: like the embedding, it multiplies the logits whatever the
+    activations are.
     """
-    factors = {"embedding": embedding_scale, "projection": 1.0}
+    factors = {"embedding": model.embedding, "projection": model.projection}
     return {
-        name: (value * np.float32(factors.get(name, scale))).astype(np.float32)
-        for name, value in model.init(seed).items()
+        name: (value * np.float32(factors.get(name, model.others * scale))).astype(np.float32)
+        for name, value in language_model.init(seed).items()
     }
 
 
@@ -111,5 +120,6 @@ def _sizes(section: ModelConfig) -> tuple[int, int]:
         raise ValueError(
             f"model.preset = {section.preset!r}: the study builds its own models, give model.embedding and model.units"
         )
-    model: Any = assembly.build_model(Config(model=section), 1)
+    with no_notices():  # loads TensorFlow
+        model: Any = assembly.build_model(Config(model=section), 1)
     return model.embedding, model.units

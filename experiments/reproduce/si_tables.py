@@ -22,6 +22,7 @@ from experiments.reproduce.si_analysis import (
 )
 from experiments.reproduce.si_arms import MOMENTUM, PUBLIC, SCALES, SCALES_OF_WEIGHTS, arms, change
 from experiments.reproduce.si_choice import MissingError, Rows, count_all
+from experiments.reproduce.si_gradients import PARTS
 from experiments.reproduce.si_models import PAIRS, STANDARD, count_weights
 from privacy.accounting.guarantee import format_epsilon
 
@@ -65,6 +66,7 @@ def format_tables(found: Mapping[str, Any]) -> str:
         ],
         ["### Learning rates of the clients", "", *_rates(study)],
         ["### Initial weights", "", *_scales(study)],
+        ["### Gradients of the initial weights", "", *_gradients(found["gradients"])],
         ["### Privacy", "", *_guarantees(found["guarantees"])],
         ["### Cost", "", *_costs(found, study)],
     ]
@@ -179,6 +181,21 @@ def _scaled(study: Study, model: str, scale: float) -> list[str]:
     return [_plus_minus(study.losses(MOMENTUM, model, scale), 3)]
 
 
+def _gradients(gradients: Mapping[str, Mapping[str, float]]) -> list[str]:
+    lines = [
+        "Norm of the gradient relative to that of the weights, and root mean square of what the output layer reads, of "
+        "untrained models (seed 0) on sequences of validation clients. The larger a relative gradient, the smaller the "
+        "learning rates at which plain SGD trains, and diverges.",
+        "",
+        "| | embedding | projection | gates or blocks | output layer reads |",
+        "|---" * 5 + "|",
+    ]
+    for model, own in gradients.items():
+        cells = [f"{own[part]:.2g}" if part in own else "" for part in (*PARTS, "hidden")]
+        lines.append(f"| {model} | {' | '.join(cells)} |")
+    return lines
+
+
 def _guarantees(guarantees: Mapping[str, Any]) -> list[str]:
     lines = [
         "Guarantees for one client (add or remove one), with secret keys, Poisson sampling and the Gaussian mechanism "
@@ -202,7 +219,8 @@ def _guarantees(guarantees: Mapping[str, Any]) -> list[str]:
 
 def _costs(found: Mapping[str, Any], study: Study) -> list[str]:
     lines = [
-        "Processor seconds per round, evaluations during training included, and weights of each model.",
+        f"Weights of each model, and processor seconds per round ({'; '.join(found['kernels'])}), evaluations during "
+        "training included.",
         "",
         "| | weights | not private | private |",
         "|---|---|---|---|",

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from experiments import assembly, config_file
-from experiments.bench import cohort_size, decoding, measure, population, pretrained, samplers, table, verifiers
+from experiments.bench import cohort_size, decoding, k_seq, measure, population, pretrained, samplers, table, verifiers
 from experiments.bench.simulation import _PEERS, OURS
 from experiments.reproduce import (
     alignment,
@@ -101,6 +101,7 @@ def test_table_of_verifiers_is_that_of_its_results():
 def test_tables_of_several_drafts_are_those_of_their_results():
     page = (ROOT / "docs" / "systems" / "spectr.md").read_text()
     assert section("spectr", page) == spectr.format_table(json.loads((RESULTS / "spectr.json").read_text())["rows"])
+    assert section("k-seq", page) == k_seq.format_table(json.loads((RESULTS / "k-seq.json").read_text()))
     for name in ("decoding", "decoding-smollm2"):
         assert section(name, page) == decoding.format_results(json.loads((RESULTS / f"{name}.json").read_text()))
 

@@ -2,13 +2,15 @@
 
 import json
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from experiments import config_file
 from experiments.display import ConsoleDisplay
-from experiments.reproduce import si, si_analysis, si_arms, si_choice, si_models, si_tables
+from experiments.reproduce import si, si_analysis, si_arms, si_choice, si_gradients, si_models, si_tables
 from experiments.reproduce.si_arms import MOMENTUM, PUBLIC, SCALES, Cell
 from experiments.reproduce.si_choice import MissingError, Rows
 from tests.experiments.processes import call
@@ -86,7 +88,15 @@ def trained(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(si, "write_json", lambda path, content: None)  # hundreds of times
         found = train(tmp_path_factory.mktemp("si"), trainer)
-    found |= {"scale": "small", "config": si._identity(CONFIG), "vocabulary": 512, "unigram": 5.5, "guarantees": {}}
+    found |= {
+        "scale": "small",
+        "config": si._identity(CONFIG),
+        "vocabulary": 512,
+        "unigram": 5.5,
+        "guarantees": {},
+        "gradients": {},
+        "kernels": ["oneDNN on"],
+    }
     found["clients"] = {"train": 988, "validation": 118, "test": 134}
     return found, trainer
 
@@ -103,15 +113,42 @@ def test_models_have_equal_numbers_of_weights():
         assert sum(math.prod(shape) for shape in model.shapes().values()) == expected, name
 
 
-def test_initial_scale_leaves_embedding_and_projection():
+def test_initial_weights_have_the_factors_of_the_model_and_of_the_cell():
     from models.presets import preset
 
     model = preset("tiny", 300, embedding=8, units=4)
-    plain, scaled = model.init(3), si_models.initial_weights(model, 3, 10.0, 3.0)
+    changed = si_models.Model("si-cifg", embedding=3.0, others=2.0)
+    plain, scaled = model.init(3), si_models.initial_weights(changed, model, 3, 5.0)
     for name, weight in plain.items():
         np.testing.assert_array_equal(
             scaled[name], weight * np.float32({"embedding": 3, "projection": 1}.get(name, 10))
         )
+
+
+def test_gradients_of_initial_weights_are_those_of_finite_differences():
+    text = "[vocabulary]\nsize = 300\n[model]\nembedding = 8\nunits = 8\n[clients]\nsequence_length = 4"
+    config, rows = config_file.parse(text, "x"), np.random.default_rng(0).integers(1, 300, (5, 5), np.int32)
+    prepared: Any = SimpleNamespace(
+        splits=SimpleNamespace(validation=["a"]),
+        vocabulary=SimpleNamespace(size=300),
+        whole=lambda client: rows,
+    )
+    found = si_gradients.initial_gradients(config, SCALES["smoke"], prepared)
+    assert found.keys() == si_models.STANDARD.keys() and "projection" not in found["transformer"]
+    from models.presets import preset
+
+    model = preset("tiny", 300, cell="cifg", embedding=8, units=8)
+    weights = {name: value.astype(np.float64) for name, value in model.init(0).items()}
+    squares, step = 0.0, 1e-5
+    for place in np.ndindex(weights["projection"].shape):
+        sides = []
+        for sign in (1, -1):
+            moved = weights["projection"].copy()
+            moved[place] += sign * step
+            sides.append(float(np.mean(model.token_losses({**weights, "projection": moved}, rows[:4]))))
+        squares += ((sides[0] - sides[1]) / (2 * step)) ** 2
+    expected = math.sqrt(squares) / np.linalg.norm(weights["projection"])
+    assert found["cifg"]["projection"] == pytest.approx(expected, rel=1e-3)
 
 
 def test_every_arm_trains_each_model_as_it_says():
@@ -265,7 +302,10 @@ def test_results_are_of_the_keys_that_are_set_wherever_the_data_stands():
         ("[cohort]\nsampler = 'fixed-size'\nsize = 5", 'cohort.sampler = "fixed-size": the study draws Poisson'),
         ("[model]\npreset = 'transformer-4m'", "model.preset = 'transformer-4m': the study builds its own"),
         ("[model]\nlayer_norm = true", "model.layer_norm has no effect"),
-        ("[model]\nembedding = 64\nunits = 8", "model.units = 8 with model.embedding = 64: a transformer of 1 blocks"),
+        (
+            "[model]\nembedding = 64\nunits = 8",
+            "model.units = 8 with model.embedding = 64: a transformer of 1 block and",
+        ),
         ("[modell]\nunits = 8", "unknown section"),
     ],
 )
