@@ -50,6 +50,13 @@ class Mode(NamedTuple):
         return self.options.count(kind)
 
     @property
+    def first_drafts(self) -> int:
+        """Returns the number of drafts of a block's first token."""
+        if self.decoding in LINES:
+            return 1
+        return self.options.num_drafts if self.decoding in _CHAINS else self.options.tree[0]
+
+    @property
     def flags(self) -> str:
         """Returns the options of `fedspeak export` for the mode; empty if a file cannot have it."""
         if self.decoding not in DECODINGS:

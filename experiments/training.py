@@ -357,8 +357,11 @@ def _describe_privacy(plan: PrivacyPlan, has_fixed_key: bool) -> str:
         return "privacy: NOT PRIVATE (no noise)"
     epsilon = accounting.epsilon(plan)
     unstated = f" ({NOT_STATED})" if math.isinf(epsilon.value) else ""
+    noise = f"noise multiplier {plan.noise_multiplier:.4g}"
+    if plan.mechanism is not None:
+        noise += f", {plan.mechanism.describe()}"
     return (
         f"privacy: epsilon {format_epsilon(epsilon.value)}{unstated} at delta {plan.target_delta:.3g} "
         f"({plan.delta_rule}), unit {plan.unit}, {plan.relation}, {plan.sampling.describe()}, {plan.rounds} rounds, "
-        f"noise multiplier {plan.noise_multiplier:.4g}{f'; {FIXED_KEY}' if has_fixed_key else ''}"
+        f"{noise}{f'; {FIXED_KEY}' if has_fixed_key else ''}"
     )

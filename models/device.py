@@ -205,8 +205,8 @@ class DeviceModel:
         """Returns an iterator for each of `choices`, at least one, as `draw` does; arguments as there.
 
         Args:
-          compare: whether acceptances of decoding "spectr" say what share of the best rule's acceptance K-SEQ reaches,
-            which takes NumPy some milliseconds a block.
+          compare: whether acceptances of decoding "spectr" say what share of the best rule's acceptance K-SEQ reaches.
+            NumPy takes some milliseconds a block for it, not while drawing (`BlockDraw.compare`).
 
         Raises:
           ValueError: as for `draw`.
@@ -240,7 +240,7 @@ class DeviceModel:
             state = read(**self._padded(part), **places, **state)
         num_drafts = self.facts.num_drafts if compare and decoding == "spectr" else 0
         return [
-            BlockDraw((block, plain), state, len(prompt), one_inputs, one, context, num_drafts)
+            BlockDraw((block, plain), state, len(prompt), one_inputs, one, context, num_drafts, decoding == "tree")
             for one_inputs, one in zip(inputs, choices, strict=True)
         ]
 

@@ -32,6 +32,7 @@ class BlockDraw(Iterator[int]):
       choices: the same choices; those of the end are applied here.
       context: maximum number of tokens of prompt and text; None for none.
       num_drafts: number of independent drafts of each block, to compare K-SEQ with the best rule; 0 does not compare.
+      is_best: as in `models.decoding.acceptance.Acceptance`.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class BlockDraw(Iterator[int]):
         choices: Choices,
         context: int | None,
         num_drafts: int = 0,
+        is_best: bool = False,
     ) -> None:
         self._signatures, self._inputs, self._stop = blocks, inputs, choices.stop
         self._drafts = True
@@ -51,7 +53,9 @@ class BlockDraw(Iterator[int]):
         self._pending: list[tuple[int, float, float]] = []
         self._blocks: list[tuple[int, int]] = []
         self._width = 0
-        self._num_drafts, self._by_k_seq, self._by_best = num_drafts, 0.0, 0.0
+        self._num_drafts, self._is_best = num_drafts, is_best
+        self._firsts: list[list[NDArray[np.float32]]] = []
+        self._by_k_seq = self._by_best = 0.0
         self.log_probs: list[float] = []
         self.unprocessed_log_probs: list[float] = []
 
@@ -100,7 +104,22 @@ class BlockDraw(Iterator[int]):
             "reached": is_drafted & (at < count[:, np.newaxis]),
             "accepted": is_drafted & (at < count[:, np.newaxis] - 1),
         }
-        return replace(Acceptance.from_counts(counts), by_k_seq=self._by_k_seq, by_best=self._by_best)
+        self.compare()
+        found = Acceptance.from_counts(counts, self._is_best)
+        return replace(found, by_k_seq=self._by_k_seq, by_best=self._by_best)
+
+    def compare(self) -> None:
+        """Compares K-SEQ with the best rule in the blocks that were drawn since the last comparison.
+
+        Drawing leaves it to this method and to `acceptance`, so that it takes no longer. Until then two arrays `[V]` of
+        each block are kept.
+        """
+        for first in self._firsts:
+            # In float32, the sum of a large vocabulary's probabilities is 1 to a few millionths only.
+            drafter, target = (row / row.sum() for row in (part.astype(np.float64) for part in first))
+            self._by_k_seq += k_seq_acceptance(drafter, target, self._num_drafts)
+            self._by_best += optimal_acceptance(drafter, target, self._num_drafts)
+        self._firsts.clear()
 
     def _draw_block(self) -> None:
         draw, draw_plain = self._signatures
@@ -116,10 +135,6 @@ class BlockDraw(Iterator[int]):
             )
         self._blocks.append((int(outputs["drafted"][0]), count))
         if self._num_drafts and outputs["drafted"][0]:
-            # In float32, the sum of a large vocabulary's probabilities is 1 to a few millionths only.
-            exact = [outputs[name][0].astype(np.float64) for name in ("first_drafter", "first_target")]
-            drafter, target = (row / row.sum() for row in exact)
-            self._by_k_seq += k_seq_acceptance(drafter, target, self._num_drafts)
-            self._by_best += optimal_acceptance(drafter, target, self._num_drafts)
+            self._firsts.append([outputs[name][0] for name in ("first_drafter", "first_target")])
         fields = (outputs[name][0, :count].tolist() for name in ("tokens", "log_probs", "unprocessed_log_probs"))
         self._pending = list(zip(*fields, strict=True))

@@ -15,6 +15,7 @@ from models.decoding import numpy_loop, numpy_ops
 from models.decoding.acceptance import Acceptance
 from models.decoding.choices import Choices, Costs
 from models.decoding.numpy_ops import Stream
+from models.device_blocks import BlockDraw
 from models.language_model import LanguageModel, Weights
 
 SEQUENCES = 50
@@ -265,24 +266,25 @@ def _compare_drafting(
     file: device.DeviceModel, decoding: str, requests: list[tuple[list[int], Choices]], spread: float
 ) -> DraftingParity:
     costs = _costs(file)
-    equal, error, outputs = 0, 0.0, []
+    equal, error, parts = 0, 0.0, []
     for prompt, choices in requests:
         output = file.draw_in_graph(prompt, choices, decoding=decoding, costs=costs)
-        outputs.append(output)
         text = output["tokens"].tolist()
-        equal += list(file.draw(prompt, choices, decoding=decoding, costs=costs)) == text
+        (drawn,) = file.draws(prompt, [choices], decoding=decoding, costs=costs, compare=True)
+        equal += list(drawn) == text
+        assert isinstance(drawn, BlockDraw)
+        parts.append(drawn.acceptance)
         rows = np.stack([logits for logits, _ in file.read([*prompt, *text][:-1], len(prompt) - 1)][-len(text) :])
         rows = rows.astype(np.float64)
         stated = rows[np.arange(len(text)), text] - np.logaddexp.reduce(rows, axis=1)
         error = max(error, float(np.abs(output["unprocessed_log_probs"] - stated).max()))
-    counts = [Acceptance.from_counts({name: output[name][np.newaxis] for name in _COUNTS}) for output in outputs]
     speeds = _measure_tokens_per_second(file, decoding, costs)
     return DraftingParity(
         decoding=decoding,
         sequences=len(requests),
         equal_to_blocks=equal,
         max_log_prob_error=error,
-        acceptance=Acceptance.total(counts),
+        acceptance=Acceptance.total(parts),
         tokens_per_second=float(np.median(speeds)),
         tokens_per_second_range=(min(speeds), max(speeds)),
         passed=equal == len(requests) and error <= _TOLERANCE[file.facts.precision] * spread,
@@ -317,9 +319,6 @@ def _compare_samples(file: device.DeviceModel, decoding: str, prompt: list[int],
 def _costs(file: device.DeviceModel) -> Costs | None:
     """Returns costs with which a file always drafts as many tokens as it can; None if it does not take costs."""
     return Costs(nothing=1e9, verify=1.0, draft=0.0) if file.facts.automatic else None
-
-
-_COUNTS = ("calls", "decided", "drafted", "reached", "accepted")
 
 
 def _has_equal_bits(output: dict[str, NDArray[Any]], position: int, choices: Choices) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from models.decoding.block_decoder import BlockDecoder, Request, State, is_plain
+from models.decoding.block_decoder import Block, BlockDecoder, Request, State, is_plain
 from models.decoding.choices import Costs, Processing
 from models.decoding.decoders import build_decoder
 from models.decoding.draft_options import DraftOptions
@@ -15,6 +15,7 @@ from models.decoding.loop import Ends, Generated, begin, generate, repeat_rows
 from models.language_model import LanguageModel, Weights
 
 _INTEGERS = ("top_k",)
+_COUNTS = ("calls", "decided", "drafted", "reached", "accepted")
 
 
 class Signatures(tf.Module):
@@ -90,10 +91,8 @@ class Signatures(tf.Module):
             request = _build_request(arguments[: len(choices)])
             words = tf.nest.map_structure(lambda part: part[:, 0], decoder.words(request, state.position, 1))
             found, state = getattr(decoder, name)(state, request, words, tf.ones([1], tf.bool))
-            outputs = found._asdict()
-            first = zip(("first_target", "first_drafter"), outputs.pop("first"), strict=False)
             drafts = {"drafts": decoder.drafts(state, request)} if decoder.automatic else {}
-            return {**outputs, **dict(first), **drafts, **_name_states(state)}
+            return {**_name_block(found), **drafts, **_name_states(state)}
 
         self.functions[f"read{suffix}"] = tf.function(read, autograph=False).get_concrete_function(
             *prompt, _spec("begins_here"), _spec("ends_here"), *states
@@ -188,8 +187,16 @@ def _build_request(choices: Sequence[tf.Tensor]) -> Request:
 
 def _name_outputs(drawn: Generated) -> dict[str, tf.Tensor]:
     names = ("tokens", "lengths", "log_probs", "unprocessed_log_probs", "is_ended", "is_finite")
-    counts = {name: value for name, value in drawn.counts._asdict().items() if value.shape.num_elements()}
+    counts = {
+        name: value for name, value in drawn.counts._asdict().items() if name in _COUNTS and value.shape.num_elements()
+    }
     return {**{name: getattr(drawn, name) for name in names}, **counts}
+
+
+def _name_block(block: Block) -> dict[str, tf.Tensor]:
+    outputs = block._asdict()
+    first = zip(("first_target", "first_drafter"), outputs.pop("first"), strict=False)
+    return {**outputs, **dict(first)}
 
 
 def _name_states(state: Any) -> dict[str, tf.Tensor]:

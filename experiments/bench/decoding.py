@@ -7,7 +7,6 @@ prompt both draw their tokens in turn, so that what else the machine does slows 
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from experiments.decoding_modes import LINES, Mode, parse
 from experiments.drafting import FORMS, short_name
 from experiments.intervals import format_interval
 from experiments.partial_results import digest, resume
+from models.decoding.choices import MIN_TEMPERATURE
 
 MODES = (
     *(f"{name}:{length}" for name in LINES for length in (2, 4, 6, 8)),
@@ -28,7 +28,26 @@ MODES = (
     *(f"tree:{shape}" for shape in ("4", "2,1", "3,1", "2,2", "2,1,1", "2,1,1,1", "2,2,1", "3,1,1,1", "2,2,2,1")),
     *("distinct-tree:2,1,1", "multi-path:2x4"),
 )
+_RULES = {
+    "spectr": "SpecTr's rule",
+    "multi-path": "The rule of multi-path",
+    "distinct-tree": "The rule of distinct-tree",
+}
 _LARGEST_PROPOSAL = 16
+_MAX_TEMPERATURE = 100.0
+
+
+def _check_temperatures(
+    context: click.Context, option: click.Parameter, values: tuple[float, ...]
+) -> tuple[float, ...]:
+    """Returns the temperatures as they are, or raises click.BadParameter."""
+    for value in values:
+        # Written so that NaN, for which every comparison is False, is refused.
+        if not (value == 0 or MIN_TEMPERATURE <= value <= _MAX_TEMPERATURE):
+            raise click.BadParameter(
+                f"{value!r}: must be 0 (greedy) or from {MIN_TEMPERATURE:g} to {_MAX_TEMPERATURE:g}"
+            )
+    return values
 
 
 @click.command("decoding")
@@ -53,11 +72,12 @@ _LARGEST_PROPOSAL = 16
 @click.option(
     "--temperature",
     "temperatures",
-    type=click.FloatRange(0, 100),
+    type=float,
+    callback=_check_temperatures,
     multiple=True,
     default=(0.0, 0.6, 1.0),
     show_default=True,
-    help="Temperature to measure at. May be repeated.",
+    help="Temperature to measure at: 0, or from 1e-6 to 100. May be repeated.",
 )
 @click.option(
     "--text",
@@ -106,8 +126,6 @@ def decoding(
     from privacy.files import write_public
 
     RunFolder(run).require_trained()
-    if not all(map(math.isfinite, temperatures)):
-        raise ValueError("--temperature: nan is not a number from 0 to 100")
     temperatures = tuple(dict.fromkeys(temperatures))
     show = ConsoleDisplay()
     output.mkdir(parents=True, exist_ok=True)
@@ -219,10 +237,24 @@ def _format_pair(
         cells = [format_interval(of_mode[value][key], 2) for value in temperatures for key in ("speed", "tokens")]
         spent = np.mean([row["milliseconds"] for row in of_mode.values()])
         lines.append(f"| {mode} | {parse(mode).drafted} | {' | '.join(cells)} | {spent:.2f} |")
-    shares = [row["of_optimum"] for row in rows if "of_optimum" in row]
-    if shares:
-        low, high = (f"{100 * share:.1f}" for share in (min(shares), max(shares)))
-        lines += ["", f"SpecTr's rule accepts {low} to {high} % of what the best rule for its drafts accepts."]
+    return [*lines, *_format_shares(rows)]
+
+
+def _format_shares(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Returns what the rules for several drafts accept beside the best rules for their drafts, a line for each."""
+    lines = []
+    for decoding, name in _RULES.items():
+        of_rule = [row for row in rows if parse(row["mode"]).decoding == decoding]
+        shares = [row["of_optimum"] for row in of_rule if "of_optimum" in row]
+        if shares:
+            low, high = (f"{100 * share:.1f}" for share in (min(shares), max(shares)))
+            lines += ["", f"{name} accepts {low} to {high} % of what the best rule for its drafts accepts."]
+        known = {row["mode"] for row in of_rule if "of_optimum" in row}
+        missing = [mode for mode in dict.fromkeys(row["mode"] for row in of_rule) if mode not in known]
+        if missing:
+            lines += ["", f"{name}: what it accepts beside the best rule was not computed for {', '.join(missing)}."]
+    if any(parse(row["mode"]).decoding == "tree" for row in rows):
+        lines += ["", "The rule of tree accepts 100 % of what the best rule for its drafts accepts, as is proved."]
     return lines
 
 

@@ -14,6 +14,12 @@ from experiments.intervals import mean_interval
 PROMPT, TOKENS = 32, 64
 """Number of tokens of each prompt, and of those that are drawn after it."""
 _ROWS = (1, 2, 3, 5, 7, 9, 13, 17)
+# The rule and the optimum of decodings with several drafts, in `experiments.reproduce.tree_efficiency.first_level`.
+SHARES = {
+    "spectr": ("k_seq", "independent"),
+    "multi-path": ("multi_path", "independent"),
+    "distinct-tree": ("distinct_tree", "distinct"),
+}
 
 
 class Measurement:
@@ -52,8 +58,9 @@ class Measurement:
     def rows(self, mode: Mode, drafter: Any, precision: str) -> list[dict[str, Any]]:
         """Returns the results of a mode at each temperature, as `summarise` gives them.
 
-        "others" is the number of processor cores that other programs used meanwhile; "of_optimum", for SpecTr above
-        temperature 0, what its rule accepts after the prompts as a share of what the best rule for its drafts accepts.
+        "others" is the number of processor cores that other programs used meanwhile; "of_optimum", above temperature 0,
+        what a rule for several drafts accepts after the prompts as a share of what the best rule for its drafts
+        accepts. It is left out where it is not known: for three and more children without replacement.
 
         Args:
           mode: the mode.
@@ -83,19 +90,21 @@ class Measurement:
                 drawn.append([both[0], both[1]])
             row = {"temperature": temperature, **summarise([name for name, _ in self._prompts], drawn)}
             row["others"] = others()
-            if mode.decoding == "spectr" and temperature > 0:
-                row |= self._of_optimum(drafter, mode.options.num_drafts, temperature)
+            if mode.decoding in SHARES and temperature > 0:
+                row |= self._of_optimum(drafter, mode, temperature)
             found.append(row)
         return found
 
-    def _of_optimum(self, drafter: Any, num_drafts: int, temperature: float) -> dict[str, float]:
+    def _of_optimum(self, drafter: Any, mode: Mode, temperature: float) -> dict[str, float]:
         """Returns the entry "of_optimum" of a row, with weights in float32; nothing if no rule accepts anything."""
         from experiments.reproduce.tree_efficiency import first_level
 
         model, weights = self._target
         prompts = np.array([prompt for _, prompt in self._prompts], np.int32)
-        level = first_level(model.fit(prompts.shape[1]), weights, drafter, prompts, temperature, [num_drafts])[0]
-        return {"of_optimum": level["k_seq"] / level["independent"]} if level["independent"] else {}
+        own, best = SHARES[mode.decoding]
+        options = model.fit(prompts.shape[1]), weights, drafter, prompts, temperature
+        level = first_level(*options, [mode.first_drafts])[0]
+        return {"of_optimum": level[own] / level[best]} if own in level and level[best] else {}
 
 
 def summarise(texts: Sequence[str], drawn: Sequence[Sequence[Any]]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from experiments.bench.cohort_size import cohort_size
 from experiments.bench.decoding import decoding
 from experiments.bench.dp_step import dp_step
 from experiments.bench.exact_noise import exact_noise
+from experiments.bench.k_seq import k_seq
 from experiments.bench.kernels import kernels
 from experiments.bench.population import population
 from experiments.bench.pretrained import pretrained
@@ -28,6 +29,7 @@ _COMMANDS = (
     exact_noise,
     pretrained,
     verifiers,
+    k_seq,
     decoding,
     samplers,
 )

@@ -101,8 +101,9 @@ from privacy.files import require_writable_file, write_public
     "report_path",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="JSON file to write with the acceptance of drafts, for each text and in total; for spectr also as a share of "
-    "the best rule's, which takes some time for each block. With --best-of, with rewards and KL.",
+    help="JSON file to write with the acceptance of drafts, for each text and in total; of several drafts also as a "
+    "share of the best rule's, for which spectr takes time after drawing. With --best-of, with rewards and KL; the "
+    "texts of spectr are then drawn twice.",
 )
 @renamed("--max-tokens", "--max-new-tokens")
 def generate(
@@ -166,6 +167,7 @@ def generate(
                 reward,
                 text,
                 lambda one: _write(f"{prompt or ''}{one}\n"),
+                report_path is not None,
                 decoding=decoding,
                 costs=measured,
             )
@@ -183,6 +185,8 @@ def generate(
         _write(prompt or "")
         for piece in stop_before(device.decode_stream(loaded.vocabulary, timed), stop_texts):
             _write(piece)
+            if isinstance(draw, BlockDraw):
+                draw.compare()  # here it is not timed
         _write("\n")
         seconds, count = seconds + timed.seconds, count + timed.count
         if isinstance(draw, BlockDraw):

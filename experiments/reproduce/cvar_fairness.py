@@ -91,10 +91,10 @@ def measure_simulations(draws: int, max_groups: int, seed: int, show: Any) -> di
       show: display for progress.
 
     Returns:
-      "identities" and "faults" of `cvar_checks`, "errors" of `cvar_errors`, and "rows", "exponents" and "samplings" of
-      `cvar_samples`.
+      "identities" and "faults" of `cvar_checks`, "errors" of `cvar_errors`, "few_rows" of `cvar_few_rows`, and "rows",
+      "exponents" and "samplings" of `cvar_samples`.
     """
-    from experiments.reproduce import cvar_checks, cvar_errors, cvar_samples
+    from experiments.reproduce import cvar_checks, cvar_errors, cvar_few_rows, cvar_samples
 
     runs = _ERROR_RUNS * draws
     show.note("checking identities and planted faults …")
@@ -104,6 +104,12 @@ def measure_simulations(draws: int, max_groups: int, seed: int, show: Any) -> di
     with show.task("error probabilities", len(samplings)) as advance:
         for done, sampling in enumerate(samplings, 1):
             errors.append(cvar_errors.measure_errors(sampling, runs, seed + done))
+            advance(done, {})
+    tables = list(cvar_few_rows.tables())
+    few_rows = []
+    with show.task("few rows", len(tables)) as advance:
+        for done, table in enumerate(tables, 1):
+            few_rows.append(cvar_few_rows.measure_few_rows(table, runs // 2, seed + done))
             advance(done, {})
     cases = list(cvar_samples.cases([size for size in _SIZES if size <= max_groups]))
     rows = []
@@ -115,6 +121,7 @@ def measure_simulations(draws: int, max_groups: int, seed: int, show: Any) -> di
         "identities": identities,
         "faults": faults,
         "errors": errors,
+        "few_rows": few_rows,
         "rows": rows,
         "exponents": cvar_samples.fit_exponents(rows),
         "samplings": cvar_samples.rows_by_exponent(min(_ZIPF_GROUPS, max_groups), _EXPONENTS, draws, seed),

@@ -18,7 +18,7 @@ import numpy as np
 from experiments import extras
 from experiments.display import ConsoleDisplay
 from experiments.provenance import command_line, versions
-from experiments.reproduce import dp_ftrl_tables
+from experiments.reproduce import dp_ftrl_memory, dp_ftrl_tables
 from experiments.reproduce.dp_ftrl_errors import BANDS, LONG, Setting, compute_errors, measure_rounds
 from experiments.reproduce.dp_ftrl_tables import DPSGD
 from experiments.runs import RunFolder, write_json
@@ -121,6 +121,9 @@ def dp_ftrl(
     }
     show.note(f"timing a round's noise of {weights:,} weights …")
     content["timing"] = measure_rounds(LONG, weights)
+    for row in content["timing"]:
+        show.note(f"measuring the memory of rounds with {row['mechanism']} …")
+        row["peak_bytes"] = dp_ftrl_memory.measure_memory(row["mechanism"], weights, output / "memory.log")
     if not no_training:
         content |= _train(base, epsilons, range(1, seeds + 1), output, show)
     write_json(output / "metrics.json", content)

@@ -28,10 +28,14 @@ def format_errors(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def format_rounds(rows: Sequence[Mapping[str, Any]]) -> str:
     """Returns time and memory of a round's noise as a Markdown table."""
-    lines = ["| mechanism | seconds per round, median (range) | history, MB |", "|---|---|---|"]
+    lines = [
+        "| mechanism | seconds for the noise of a round, median (range) | history, MB | peak memory of rounds, GB |",
+        "|---|---|---|---|",
+    ]
     for row in rows:
         seconds = f"{row['seconds']:.2f} ({row['least_seconds']:.2f}–{row['largest_seconds']:.2f})"
-        lines.append(f"| {row['mechanism']} | {seconds} | {row['history_bytes'] / 1e6:.0f} |")
+        peak = "does not run" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e9:.1f}"
+        lines.append(f"| {row['mechanism']} | {seconds} | {row['history_bytes'] / 1e6:.0f} | {peak} |")
     return "\n".join(lines) + "\n"
 
 

@@ -38,6 +38,16 @@ MODES = (
     "tree:8,1,1,1",
 )
 _FIRST = (2, 3, 4, 8)
+_COLUMNS = {
+    "one": "one draft",
+    "k_seq": "K-SEQ",
+    "multi_path": "multi-path",
+    "independent": "best, independent",
+    "distinct_tree": "tree without replacement",
+    "distinct": "best, without replacement",
+    "greedy": "greedy drafting",
+}
+_OPTIMA = {"k_seq": "independent", "multi_path": "independent", "distinct_tree": "distinct"}
 _PROMPT, _BLOCKS = 24, 12
 
 
@@ -168,17 +178,26 @@ def format_table(rows: list[dict[str, Any]]) -> str:
         "",
         "### Acceptance of one level, K drafts of one token",
         "",
-        "Exact probabilities, the mean over the prompts. In brackets: percent of the optimum for independent drafts.",
+        "Exact probabilities, the mean over the prompts. In brackets: percent of the optimum for the rule's drafts. "
+        "Greedy drafting reaches the optimum for its own.",
         "",
-        "| drafter | T | K | one draft | K-SEQ | best, independent | best, without replacement | greedy drafting |",
-        "|---" * 8 + "|",
     ]
+    # Results of before fedspeak computed the acceptance of a rule lack it.
+    known = {name for row in rows for entry in row["first"] for name in entry}
+    columns = {name: title for name, title in _COLUMNS.items() if name in known}
+    lines += [f"| drafter | T | K | {' | '.join(columns.values())} |", "|---" * (3 + len(columns)) + "|"]
     for row in rows:
         for entry in row["first"]:
-            share = 100 * entry["k_seq"] / entry["independent"]
-            lines.append(
-                f"| {row['drafter']} | {row['temperature']:g} | {entry['num_drafts']} | {entry['one']:.3f} "
-                f"| {entry['k_seq']:.3f} ({share:.1f} %) | {entry['independent']:.3f} | {entry['distinct']:.3f} "
-                f"| {entry['greedy']:.3f} |"
-            )
+            cells = [_format_acceptance(entry, name) for name in columns]
+            lines.append(f"| {row['drafter']} | {row['temperature']:g} | {entry['num_drafts']} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _format_acceptance(entry: dict[str, Any], name: str) -> str:
+    """Returns an acceptance, with its share of the optimum for the same drafts; a dash for what is not known."""
+    if name not in entry:
+        return "–"
+    if name not in _OPTIMA:
+        return f"{entry[name]:.3f}"
+    best = entry[_OPTIMA[name]]
+    return f"{entry[name]:.3f} ({f'{100 * entry[name] / best:.1f} %' if best else '–'})"

@@ -14,7 +14,13 @@ from experiments.intervals import mean_interval
 from models.decoding.block_decoder import Request
 from models.decoding.choices import Processing
 from models.decoding.drafters import Drafter
-from models.decoding.transport import greedy_acceptance, k_seq_acceptance, optimal_acceptance
+from models.decoding.transport import (
+    greedy_acceptance,
+    k_seq_acceptance,
+    multi_path_acceptance,
+    optimal_acceptance,
+    recursive_acceptance,
+)
 from models.language_model import LanguageModel, Weights
 from models.tensors import to_tensors
 
@@ -107,8 +113,9 @@ def first_level(
     Contexts in which the drafter proposes nothing count as acceptance 0.
 
     Returns:
-      For each K: "one" draft, "k_seq", the optimum for "independent" drafts and for "distinct" ones (without
-      replacement), and "greedy" drafting.
+      For each K: "one" draft; "k_seq", "multi_path" and the optimum for "independent" drafts; for drafts without
+      replacement the rule of a "distinct_tree", for K <= 2 only, and the optimum for "distinct" ones; and "greedy"
+      drafting, of which the rule of a tree is the best.
     """
     tokens = tf.constant(prompts)
     batch, length = tokens.shape
@@ -123,7 +130,9 @@ def first_level(
         functions: dict[str, Any] = {
             "one": lambda p, q, k: optimal_acceptance(p, q, 1),
             "k_seq": k_seq_acceptance,
+            "multi_path": multi_path_acceptance,
             "independent": optimal_acceptance,
+            **({"distinct_tree": recursive_acceptance} if count <= 2 else {}),
             "distinct": lambda p, q, k: optimal_acceptance(p, q, k, replacement=False),
             "greedy": greedy_acceptance,
         }

@@ -28,7 +28,7 @@ from fl.fairness import skewed, variance
 from fl.fairness.groups import GroupSums
 from fl.fairness.variance import Form
 
-FEW = 30.0
+FEW = 20.0
 """Number of rows with the rarer value below which the gamma distribution is not used."""
 
 FEW_SCORES = 10.0

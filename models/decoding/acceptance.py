@@ -22,6 +22,7 @@ class Acceptance:
       by_k_seq: sum over the calls of the probability with which K-SEQ accepts one of the drafts' first tokens; 0 where
         it was not measured.
       by_best: the same for the best rule for these drafts (`models.decoding.transport.optimal_acceptance`).
+      is_best: whether the rule is proved to accept a first token as often as the best rule for its drafts.
     """
 
     calls: int
@@ -31,14 +32,23 @@ class Acceptance:
     accepted: tuple[int, ...]
     by_k_seq: float = 0.0
     by_best: float = 0.0
+    is_best: bool = False
 
     @classmethod
-    def from_counts(cls, counts: Mapping[str, Any]) -> "Acceptance":
-        """Sums counts over rows: arrays by the names of `models.decoding.loop.Counts`, with the row axis first."""
+    def from_counts(cls, counts: Mapping[str, Any], is_best: bool = False) -> "Acceptance":
+        """Sums counts over rows.
+
+        Args:
+          counts: arrays by the names of `models.decoding.loop.Counts`, with the row axis first.
+          is_best: as in `Acceptance`.
+        """
         places: dict[str, Any] = {
             name: tuple(int(n) for n in np.sum(counts[name], axis=0)) for name in ("drafted", "reached", "accepted")
         }
-        return cls(int(np.sum(counts["calls"])), int(np.sum(counts["decided"])), **places)
+        compared = counts.get("compared", ())
+        by_k_seq, by_best = np.sum(compared, axis=0).tolist() if len(compared) else (0.0, 0.0)
+        calls, decided = int(np.sum(counts["calls"])), int(np.sum(counts["decided"]))
+        return cls(calls, decided, **places, by_k_seq=by_k_seq, by_best=by_best, is_best=is_best)
 
     @classmethod
     def total(cls, parts: Iterable["Acceptance"]) -> "Acceptance":
@@ -49,7 +59,8 @@ class Acceptance:
             for name in ("drafted", "reached", "accepted")
         }
         names = ("calls", "decided", "by_k_seq", "by_best")
-        return cls(**{name: sum(getattr(part, name) for part in parts) for name in names}, **places)
+        sums: dict[str, Any] = {name: sum(getattr(part, name) for part in parts) for name in names}
+        return cls(**sums, **places, is_best=all(part.is_best for part in parts))
 
     @property
     def block_efficiency(self) -> float:
@@ -89,7 +100,9 @@ class Acceptance:
 
     @property
     def of_optimum(self) -> float:
-        """Returns K-SEQ's acceptance of first tokens as a share of the best rule's; NaN where it was not measured."""
+        """Returns the acceptance of first tokens as a share of the best rule's; NaN where it is not known."""
+        if self.is_best and any(self.drafted):
+            return 1.0
         return self.by_k_seq / self.by_best if self.by_best else float("nan")
 
     def to_dict(self) -> dict[str, Any]:
@@ -107,6 +120,7 @@ class Acceptance:
             "unconditional_rates": [_or_none(rate) for rate in self.unconditional_rates],
             "acceptance_rate": _or_none(self.acceptance_rate),
             "of_optimum": _or_none(self.of_optimum),
+            "is_best": self.is_best,
         }
 
     def __str__(self) -> str:
@@ -117,6 +131,8 @@ class Acceptance:
             return f"{text}, nothing drafted"
         rates = ", ".join("-" if rate != rate else f"{rate:.0%}" for rate in self.conditional_rates)
         text = f"{text}; accepted {self.acceptance_rate:.0%} of the drafted tokens, by place once reached: {rates}"
+        if self.is_best:
+            return f"{text}; the rule accepts {self.of_optimum:.0%} of the optimum for its drafts, as is proved"
         return f"{text}; K-SEQ accepts {self.of_optimum:.1%} of the optimum" if self.by_best else text
 
 

@@ -32,7 +32,9 @@ class Request(NamedTuple):
       processing: the options for logits, scalars.
       bias: float32 `[V]` or `[B, V]`, added to the target's and the drafter's logits; -inf bans a token. () for none.
       costs: the times of a block, for automatic draft lengths; () for draft lengths that are all G.
-      is_plain: bool scalar, from `is_plain`; requests that are plain take less time. () is never plain.
+      is_plain: bool scalar, from `is_plain`; requests that are plain take less time. () is never plain. The tokens of
+        a plain request do not enter the history, which no penalty of it reads: a text that a plain request has begun
+        must go on with plain requests, as that of `models.decoding.generator.Generator.resume` does.
     """
 
     seed: Any

@@ -18,6 +18,7 @@ class CertainPaths(TreeRule):
 
     drafting = "certain"
     separate_chains = True
+    is_best = True
 
     def stops(self, target: tf.Tensor, drafts: Drafts, tree: TokenTree) -> tuple[tf.Tensor, Any]:
         """Returns probabilities, and for each chain the token that it offers at a node, -1 for none.

@@ -10,21 +10,24 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from models.decoding.acceptance import Acceptance
-from models.decoding.block_decoder import Request, is_plain
+from models.decoding.block_decoder import Block, Request, is_plain
 from models.decoding.choices import LONGEST_TEXT, Choices, Costs, Processing, check_costs, check_ids, require_integer
 from models.decoding.decoders import build_decoder
 from models.decoding.draft_options import DraftOptions
 from models.decoding.drafters import Drafter, ModelDrafter
+from models.decoding.first_acceptance import first_acceptance
 from models.decoding.heads_drafter import HeadsDrafter
 from models.decoding.loop import Ends, Generated, Progress, begin, generate, repeat_rows
 from models.decoding.numpy_ops import seed_words
 from models.decoding.numpy_processing import make_bias
+from models.decoding.tree_speculation import TreeSpeculation
 from models.language_model import LanguageModel, Weights
 
 LONGEST_STOP = 16
@@ -136,9 +139,13 @@ class Generator:
         drafter = None if drafter is None else drafter.deploy(None, tf.convert_to_tensor, is_int8=False)
         self._decoder = decoder = build_decoder(decoding, model.fit(room), weights, drafter, options)
 
+        rule = decoder.rule if isinstance(decoder, TreeSpeculation) else None
+        self._is_best = rule is not None and rule.is_best
+        compare = partial(_compare, num_drafts=options.num_drafts) if decoding == "spectr" else None
+
         def proceed(progress: Progress, request: Request, ends: Ends) -> Generated:
             words = decoder.words(request, progress.state.position, max_new_tokens)
-            return generate(decoder, progress, request, ends, words)
+            return generate(decoder, progress, request, ends, words, compare)
 
         def start(tokens: tf.Tensor, lengths: tf.Tensor, request: Request, ends: Ends) -> Generated:
             state = decoder.read(tokens, lengths - 1, decoder.initial_state(tokens.shape[0]))
@@ -311,7 +318,7 @@ class Generator:
                 f"logits of row {row} after {lengths[row]} new tokens are not finite, or bias and banned leave no "
                 "token: the model is damaged or diverged, or allow at least one token"
             )
-        counts = {name: value.numpy() for name, value in generated.counts._asdict().items()}
+        counts = {name: value.numpy() for name, value in generated.counts._asdict().items() if len(value)}
         rows = range(len(lengths))
 
         def cut(values: tf.Tensor) -> list[list[Any]]:
@@ -322,11 +329,20 @@ class Generator:
             cut(generated.log_probs),
             cut(generated.unprocessed_log_probs),
             generated.is_ended.numpy().tolist(),
-            [Acceptance.from_counts({name: values[row : row + 1] for name, values in counts.items()}) for row in rows],
+            [
+                Acceptance.from_counts({name: values[row : row + 1] for name, values in counts.items()}, self._is_best)
+                for row in rows
+            ],
             generated.progress,
             request,
             self,
         )
+
+
+def _compare(block: Block, num_drafts: int) -> tf.Tensor:
+    """Returns the acceptance of a first token by K-SEQ and by the best rule, float64 `[B, 2]`."""
+    target, drafter = block.first
+    return first_acceptance(target, drafter, num_drafts)
 
 
 def _require_vocabulary(name: str, drafter: Drafter, size: int) -> None:

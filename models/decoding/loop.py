@@ -68,6 +68,7 @@ class Counts(NamedTuple):
       drafted: int32 `[B, G]`, in how many blocks the token at each place was drafted.
       reached: int32 `[B, G]`, in how many of these all tokens before it were accepted.
       accepted: int32 `[B, G]`, in how many of these it was accepted too.
+      compared: float64 `[B, 2]`, the sums of what `compare` of `generate` returned; () without it.
     """
 
     calls: Any
@@ -75,6 +76,7 @@ class Counts(NamedTuple):
     drafted: Any
     reached: Any
     accepted: Any
+    compared: Any = ()
 
 
 class Generated(NamedTuple):
@@ -127,7 +129,14 @@ def repeat_rows(state: State, count: int) -> State:
     return state if count == 1 else tf.nest.map_structure(repeat, state)
 
 
-def generate(decoder: BlockDecoder, progress: Progress, request: Request, ends: Ends, words: Any) -> Generated:
+def generate(
+    decoder: BlockDecoder,
+    progress: Progress,
+    request: Request,
+    ends: Ends,
+    words: Any,
+    compare: Callable[[Block], tf.Tensor] | None = None,
+) -> Generated:
     """Gives out up to min(max_new, N) tokens per row, with static shapes and builtin TFLite ops only.
 
     The loop itself only records the blocks, since every op of it is paid for in every block. What the records amount
@@ -140,6 +149,7 @@ def generate(decoder: BlockDecoder, progress: Progress, request: Request, ends: 
       ends: where rows end.
       words: the random words of all blocks, from `BlockDecoder.words` with `progress.state.position` and N. They are
         computed by one call, so that its 200 or so small ops run once, not per block.
+      compare: function from each block to float64 `[B, 2]`, which is summed over the blocks that drafted something.
     """
     start, pending = progress.state.position, progress.pending
     batch, longest = start.shape[0], tf.nest.flatten(words)[0].shape[1]
@@ -150,10 +160,14 @@ def generate(decoder: BlockDecoder, progress: Progress, request: Request, ends: 
         of_block = tf.nest.map_structure(lambda part: tf.gather(part, now, axis=1, batch_dims=1), words)
         block, state = draw(state, request, of_block, ~rows.done)
         records = _record(rows.records, step, block, ~rows.done)
+        compared = rows.compared
+        if compare is not None:
+            counts = ~rows.done & (block.drafted > 0) & (block.count > 0)
+            compared += tf.where(counts[:, tf.newaxis], compare(block), tf.zeros_like(compared))
         is_end, tail = _find_ends(block.tokens, block.count, rows.tail, ends)
         given = rows.given + block.count
         done = rows.done | tf.reduce_any(is_end, axis=1) | (given >= limit) | tf.equal(block.count, 0)
-        return step + 1, _Rows(done, given, tail, records), state
+        return step + 1, _Rows(done, given, tail, records, compared), state
 
     def drafts(step: tf.Tensor, rows: _Rows, state: State) -> tf.Tensor:
         return tf.reduce_any(~rows.done & decoder.drafts(state, request))
@@ -165,7 +179,8 @@ def generate(decoder: BlockDecoder, progress: Progress, request: Request, ends: 
     done = tf.reduce_any(is_end, axis=1) | (pending.count >= limit)
     width = decoder.draft_length + 1
     records = _Records(tf.zeros([batch, longest, width + 3], tf.int32), tf.zeros([batch, longest, 2 * width]))
-    variables = (tf.constant(0), _Rows(done, pending.count, tail, records), progress.state)
+    compared = () if compare is None else tf.zeros([batch, 2], tf.float64)
+    variables = (tf.constant(0), _Rows(done, pending.count, tail, records, compared), progress.state)
     if decoder.automatic:
         variables = tf.while_loop(drafts, partial(add_block, decoder.block), variables)
         # No row that is left drafts any more.
@@ -173,7 +188,8 @@ def generate(decoder: BlockDecoder, progress: Progress, request: Request, ends: 
     else:
         variables = tf.while_loop(unfinished, partial(add_block, decoder.block), variables)
     _, rows, state = variables
-    return _sum_up(rows.records, pending, state, ends, limit)
+    found = _sum_up(rows.records, pending, state, ends, limit)
+    return found._replace(counts=found.counts._replace(compared=rows.compared))
 
 
 _Draw = Callable[[State, Request, Any, tf.Tensor], tuple[Block, State]]
@@ -187,12 +203,14 @@ class _Rows(NamedTuple):
       given: int32 `[B]`, number of tokens, those pending from the call before included.
       tail: int32 `[B, S]`, as in `Pending`.
       records: what the blocks gave.
+      compared: as in `Counts`, so far.
     """
 
     done: Any
     given: Any
     tail: Any
     records: "_Records"
+    compared: Any
 
 
 class _Records(NamedTuple):

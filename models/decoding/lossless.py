@@ -83,6 +83,9 @@ def check_lossless(
 ) -> Losslessness:
     """Enumerates the output of a verifier on random pairs of models.
 
+    It examines the probabilities and residuals that the rule computes, of a rule for trees `TreeRule.stops`. A rule
+    that draws in another way than from these, as `SpecTr.draw` does, needs a test of its draws beside it.
+
     Args:
       verifier: a rule like `models.decoding.verification.token_rule`, or a `Verifier` like
         `models.decoding.greedy_block.GREEDY_BLOCK` if something is carried from block to block; or a rule for trees,

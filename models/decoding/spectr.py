@@ -17,6 +17,11 @@ class SpecTr(TreeRule):
     Lossless. It needs K separate chains of drafts, each drawn independently. The factor of K-SEQ is solved anew after
     every token, for the number of drafts that are left. `stops` solves it at all nodes, `draw` at one of each depth.
 
+    One uniform number u serves all decisions of a block. A decision takes the interval [a, b) that holds u. The next
+    one uses (u - a) / (b - a), which is uniform and independent of the decision. So the decisions have the distribution
+    that numbers of their own would give them, up to the rounding of u. `check_lossless` enumerates `stops`. A test
+    integrates the output of `draw` over u.
+
     Reference: Sun et al. 2023, https://arxiv.org/abs/2310.15141.
     """
 
@@ -65,8 +70,7 @@ class SpecTr(TreeRule):
             first, none = _first_success(choose(base, of_target, tokens, alive).accept)
             # The uniform number is used again for the next depth, from its place in the interval of this decision.
             bounds = tf.cumsum(tf.concat([none[:, tf.newaxis], first], axis=1), axis=1)
-            uniform *= bounds[:, -1]
-            # Rounding may take the number to the last bound. It is then in the last interval that is not empty.
+            # Rounding may leave the last bound below the number, which is then in the last interval that is not empty.
             is_passed = (bounds <= uniform[:, tf.newaxis]) & (bounds < bounds[:, -1:])
             decision = tf.reduce_sum(tf.cast(is_passed, tf.int32), axis=1)
             begin = tf.gather(tf.pad(bounds, [[0, 0], [1, 0]]), decision, axis=1, batch_dims=1)

@@ -1,4 +1,4 @@
-"""Computes how often a target's token can be among K drafts: for the best verifier there is, and for two rules.
+"""Computes how often a target's token can be among K drafts: for the best verifier there is, and for four rules.
 
 A verifier sees K drafts of one token from a drafter's distribution p and emits one token of the target's distribution
 q. Its acceptance is the probability that this token is one of the drafts. Over all verifiers the largest acceptance is
@@ -26,6 +26,7 @@ from models.decoding.choices import require_integer
 Probabilities = NDArray[np.float64]
 _QUADRATURE_ERROR = 1e-13
 _TOKENS_AT_ONCE = 512
+_MOST_DRAFTS = 4096
 
 
 def optimal_acceptance(drafter: ArrayLike, target: ArrayLike, num_drafts: int, *, replacement: bool = True) -> float:
@@ -34,7 +35,7 @@ def optimal_acceptance(drafter: ArrayLike, target: ArrayLike, num_drafts: int, *
     Args:
       drafter: distribution p of the drafts, `[V]`.
       target: distribution q of the emitted token, `[V]`.
-      num_drafts: number K of drafts, >= 1.
+      num_drafts: number K of drafts, 1 to 4,096.
       replacement: whether the drafts are independent. Otherwise each is drawn from p without the tokens drawn before
         it, and they end when no token of p is left.
 
@@ -46,11 +47,7 @@ def optimal_acceptance(drafter: ArrayLike, target: ArrayLike, num_drafts: int, *
       ValueError: a distribution or `num_drafts` is outside its range.
     """
     p, q, count = _checked(drafter, target, num_drafts)
-    held = p > 0
-    p, q = p[held], q[held]
-    with np.errstate(over="ignore"):
-        order = np.argsort(q / p, kind="stable")
-    p, q = p[order], q[order]
+    p, q = _ascending(p, q)
     all_inside: Probabilities = np.cumsum(p) ** count
     if not replacement:
         all_inside = _distinct_inside(p, min(count, len(p)))
@@ -62,22 +59,25 @@ def greedy_acceptance(drafter: ArrayLike, target: ArrayLike, num_drafts: int) ->
     """Returns the largest acceptance with one random draft and the drafter's K - 1 likeliest tokens.
 
     With T these tokens, the lowest ids first among equals, the random draft is from p without T, renormalised to p̃.
-    There is none if p has no mass outside T. The acceptance is q(T) + Σ min(q, p̃) over the other tokens.
+    If p has no mass outside T, the next likeliest token takes its place, for certain, as in
+    `models.decoding.child_drafting.split`. The acceptance is q(T) + Σ min(q, p̃) over the other tokens.
 
     Args:
       drafter: as for `optimal_acceptance`.
       target: as for `optimal_acceptance`.
-      num_drafts: number K of drafts, >= 1, the random one included.
+      num_drafts: number K of drafts, 1 to 4,096, the random one included. More than V draft all tokens.
 
     Raises:
       ValueError: a distribution or `num_drafts` is outside its range.
     """
     p, q, count = _checked(drafter, target, num_drafts)
-    likeliest = np.argsort(-p, kind="stable")[: count - 1]
+    order = np.argsort(-p, kind="stable")
+    likeliest, following = order[: count - 1], order[count - 1 : count]
     rest = p.copy()
     rest[likeliest] = 0
-    if (mass := rest.sum()) > 0:
-        rest /= mass
+    if not rest.any():
+        rest[following] = 1
+    rest /= rest.sum() or 1.0
     return float(min(1.0, q[likeliest].sum() + np.minimum(q, rest).sum()))
 
 
@@ -90,7 +90,7 @@ def k_seq_acceptance(drafter: ArrayLike, target: ArrayLike, num_drafts: int) -> 
     Args:
       drafter: as for `optimal_acceptance`.
       target: as for `optimal_acceptance`.
-      num_drafts: number K of drafts, >= 1.
+      num_drafts: number K of drafts, 1 to 4,096.
 
     Raises:
       ValueError: a distribution or `num_drafts` is outside its range.
@@ -106,17 +106,79 @@ def k_seq_acceptance(drafter: ArrayLike, target: ArrayLike, num_drafts: int) -> 
     return 1 - _missed(p, q, high) ** count
 
 
+def multi_path_acceptance(drafter: ArrayLike, target: ArrayLike, num_drafts: int) -> float:
+    """Returns how often `models.decoding.multi_path.MultiPath` accepts a first token of K independent drafts.
+
+    It takes the last of the first k drafts in the order of ascending q / p, with the k ≤ K that accepts the most. That
+    draft has a distribution r, and is accepted with probability Σ min(q, r).
+
+    Args:
+      drafter: as for `optimal_acceptance`.
+      target: as for `optimal_acceptance`.
+      num_drafts: number K of drafts, 1 to 4,096.
+
+    Raises:
+      ValueError: a distribution or `num_drafts` is outside its range.
+    """
+    p, q, count = _checked(drafter, target, num_drafts)
+    p, q = _ascending(p, q)
+    inside = np.minimum(np.cumsum(p), 1)
+    inside[-1] = 1
+    return max(float(np.minimum(q, np.diff(inside**k, prepend=0)).sum()) for k in range(1, count + 1))
+
+
+def recursive_acceptance(drafter: ArrayLike, target: ArrayLike, num_drafts: int) -> float:
+    """Returns how often one or two distinct drafts are accepted one after another, as in a tree without replacement.
+
+    The first is accepted with probability min(1, q / p). After its rejection the second is verified by the same rule
+    for q' in place of q, which is proportional to max(q - p, 0), and p without the first token, renormalised.
+
+    Args:
+      drafter: as for `optimal_acceptance`.
+      target: as for `optimal_acceptance`.
+      num_drafts: number K of drafts, 1 or 2. For more, the sum over their V^(K - 1) sequences has no short form.
+
+    Raises:
+      ValueError: a distribution or `num_drafts` is outside its range.
+    """
+    require_integer("num_drafts", num_drafts, 1, 2)
+    p, q, count = _checked(drafter, target, num_drafts)
+    first, left = float(np.minimum(p, q).sum()), np.maximum(q - p, 0)
+    if count == 1 or not left.any():
+        return first
+    held = p > 0
+    left = left[held] / left.sum()
+    p, q = p[held], q[held]
+    heaviest, others = int(np.argmax(p)), 1 - p
+    others[heaviest] = np.delete(p, heaviest).sum()
+    # Σ min(left, c p) for each c = 1 / others: tokens in ascending order of left / p give `left` up to c.
+    order = np.argsort(left / p, kind="stable")
+    factor = np.divide(1, others, out=np.zeros_like(others), where=others > 0)
+    place = np.searchsorted((left / p)[order], factor, side="right")
+    of_left, of_drafter = (np.append(0, np.cumsum(part[order])) for part in (left, p))
+    second = of_left[place] + factor * (of_drafter[-1] - of_drafter[place])
+    return min(1.0, first + float(np.sum(np.maximum(p - q, 0) * second)))
+
+
 def k_seq_guarantee(num_drafts: int) -> float:
     """Returns 1 - (1 - 1/K)^K, the share of the optimum that K-SEQ reaches on every pair; it is above 1 - 1/e.
 
     Args:
-      num_drafts: number K of drafts, >= 1.
+      num_drafts: number K of drafts, 1 to 4,096.
 
     Raises:
       ValueError: `num_drafts` is outside its range.
     """
-    count = require_integer("num_drafts", num_drafts, 1)
+    count = require_integer("num_drafts", num_drafts, 1, _MOST_DRAFTS)
     return 1 - (1 - 1 / count) ** count
+
+
+def _ascending(p: Probabilities, q: Probabilities) -> tuple[Probabilities, Probabilities]:
+    """Returns the entries of the tokens with p > 0 in ascending order of q / p."""
+    p, q = p[p > 0], q[p > 0]
+    with np.errstate(over="ignore"):
+        order = np.argsort(q / p, kind="stable")
+    return p[order], q[order]
 
 
 def _missed(p: Probabilities, q: Probabilities, rho: float) -> float:
@@ -181,7 +243,7 @@ def _many_inside(p: Probabilities, count: int) -> Probabilities:
 
 def _checked(drafter: ArrayLike, target: ArrayLike, num_drafts: int) -> tuple[Probabilities, Probabilities, int]:
     """Returns both distributions, normalised in float64, and the number of drafts."""
-    count = require_integer("num_drafts", num_drafts, 1)
+    count = require_integer("num_drafts", num_drafts, 1, _MOST_DRAFTS)
     p, q = _distribution("drafter", drafter), _distribution("target", target)
     if p.shape != q.shape:
         raise ValueError(f"drafter has {len(p)} tokens and target {len(q)}: must have one vocabulary")

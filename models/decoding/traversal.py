@@ -1,6 +1,6 @@
 """Implements the verification of draft trees from the leaves to the root, for children of any distributions."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -16,8 +16,8 @@ from models.token_tree import TokenTree
 class Traversal(TreeRule):
     """Visits the children of each node before the node itself, and stops at the first node that it accepts.
 
-    Lossless. On a chain it is block verification. For one level of greedy drafting its acceptance is the largest
-    possible.
+    Lossless. On a chain it is block verification. Of greedy drafting, in a tree of any depth, it accepts a first token
+    with the largest probability that is possible.
 
     Every node carries the weight p of what is left of the target there, 1 at the root. With M the target's distribution
     after the node, its children X come in drafting order, each with the distribution D that it was drawn from given the
@@ -35,10 +35,12 @@ class Traversal(TreeRule):
     """
 
     drafting: str = "greedy"
+    is_best: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         if self.drafting not in DRAFTINGS:
             raise ValueError(f"drafting = {self.drafting!r}: must be one of {', '.join(DRAFTINGS)}")
+        object.__setattr__(self, "is_best", self.drafting == "greedy")
 
     def stops(self, target: tf.Tensor, drafts: Drafts, tree: TokenTree) -> tuple[tf.Tensor, Any]:
         """Returns probabilities and the weight p of each node, `[B, N]`; see `TreeRule.stops`."""

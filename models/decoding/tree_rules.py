@@ -43,10 +43,12 @@ class TreeRule(ABC):
     Attributes:
       drafting: how the children of a node are drafted, one of `models.decoding.child_drafting.DRAFTINGS`.
       separate_chains: whether only the root may have more than one child.
+      is_best: whether a first token is accepted with the largest probability that any rule has for such drafts.
     """
 
     drafting: str
     separate_chains = False
+    is_best: bool = False
 
     @abstractmethod
     def stops(self, target: tf.Tensor, drafts: Drafts, tree: TokenTree) -> tuple[tf.Tensor, Any]:
@@ -60,6 +62,9 @@ class TreeRule(ABC):
 
     def draw(self, target: tf.Tensor, drafts: Drafts, tree: TokenTree, uniform: tf.Tensor) -> tuple[tf.Tensor, Any]:
         """Draws a node with the probabilities of `stops`; returns its number, int32 `[B]`, and `stops`' entries there.
+
+        This one draws from what `stops` computes, which `check_lossless` enumerates. A rule with a `draw` of its own
+        needs a test that this has the same distribution.
 
         Args:
           target: as for `stops`.

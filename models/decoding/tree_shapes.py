@@ -54,10 +54,11 @@ def best_shape(
     max_nodes = require_integer("max_nodes", max_nodes, 0, MAX_NODES - 1)
     if not isinstance(acceptance, Iterable):
         raise ValueError(f"acceptance = {acceptance!r}: must be a sequence of numbers from 0 to 1 for each depth")
-    for depth, shares in enumerate(acceptance):
-        _require_numbers(f"acceptance[{depth}]", shares, 0.0, 1.0, "from 0 to 1")
-    _require_numbers("target_times", target_times, 1e-300, 1e300, "> 0")
-    _require_numbers("draft_times", draft_times, 0.0, 1e300, ">= 0")
+    acceptance = [
+        _to_numbers(f"acceptance[{depth}]", shares, 0.0, 1.0, "from 0 to 1") for depth, shares in enumerate(acceptance)
+    ]
+    target_times = _to_numbers("target_times", target_times, 1e-300, 1e300, "> 0")
+    draft_times = _to_numbers("draft_times", draft_times, 0.0, 1e300, ">= 0")
     if len(target_times) <= max_nodes:
         raise ValueError(
             f"target_times: {len(target_times)} times are too few for max_nodes = {max_nodes}; give {max_nodes + 1}"
@@ -78,15 +79,17 @@ def best_shape(
     return best
 
 
-def _require_numbers(name: str, values: Any, least: float, most: float, allowed: str) -> None:
-    """Raises ValueError unless all values are numbers from `least` to `most`."""
+def _to_numbers(name: str, values: Any, least: float, most: float, allowed: str) -> list[float]:
+    """Returns values as a list; raises ValueError unless all are numbers from `least` to `most`."""
     if not isinstance(values, Iterable):
         raise ValueError(f"{name} = {values!r}: must be a sequence of numbers {allowed}")
-    for value in values:
+    numbers = list(values)
+    for value in numbers:
         is_number = isinstance(value, Real) and not isinstance(value, bool)
         # Written so that NaN, for which every comparison is False, is refused.
         if not is_number or not least <= value <= most:
             raise ValueError(f"{name}: {value!r} must be a number {allowed}")
+    return numbers
 
 
 def _shapes(acceptance: Sequence[Sequence[float]], max_nodes: int, max_width: int) -> Iterator[tuple[int, ...]]:

@@ -327,6 +327,9 @@ def _list_notes(plan: PrivacyPlan, rounds: int) -> tuple[str, ...]:
         sensitivity = plan.sensitivity(plan.rounds)
         exact = "exact" if sensitivity.is_exact else "an upper bound"
         notes.append(f"correlated noise; sensitivity {sensitivity.value:.6g} clip norms, {exact}: {sensitivity.method}")
+        if not is_amplified(plan):
+            rho = _equivalent(plan, rounds, float(plan.noise_multiplier)).further / 2
+            notes.append(f"the rounds have rho {rho:.6g} of zero-concentrated differential privacy (zCDP)")
     if plan.target_delta > 1 / plan.population:
         notes.append(
             f"delta {plan.target_delta:g} is above 1/population: it would allow publishing the data of one client"

@@ -62,6 +62,7 @@ STEPS = [
     "bench cohort --max-clients 100",
     "bench exact-noise --rounds 2 --clients 3",
     "bench verifiers --repetitions 3 --vocabulary 4096",
+    "bench k-seq --repetitions 3 --vocabulary 8 --vocabulary 512",
     "bench decoding run --drafter lookup --mode block:2 --mode tree:2,1 --mode spectr:2x2 --mode distinct-tree:2,1 "
     "--mode multi-path:2x2 --prompts 2 --temperature 1",
     "bench samplers --peer fedspeak --texts 500 --timings 3",

@@ -79,6 +79,29 @@ def test_terminated_killed_and_resumed_equals_undisturbed(disturbed, whole):
     assert_run_wrote_all_documented_files_and_ended_its_worker(run, out, err)
 
 
+@pytest.mark.slow
+def test_killed_run_with_correlated_noise_equals_undisturbed_and_reports_and_exports(folder, tmp_path):
+    settings = ["privacy.mechanism=blt", "privacy.clip_quantile=none", "privacy.clip_count_stddev=none"]
+    settings += ["cohort.sampling_probability=none", "cohort.sampler=check-in", "cohort.size=4"]
+    settings += ["cohort.min_separation=3", "cohort.max_participations=2", "server.cooldown=0.4"]
+    options = [part for each in settings for part in ("--set", each)]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    train = ["train", str(folder / "config.toml"), *options, "--output"]
+    code, _, err = call(*train, str(whole), folder=folder)
+    assert code == 0, err
+    process = start(*train, str(killed), folder=folder)
+    wait_for_rounds(killed, process, 2)
+    process.send_signal(signal.SIGKILL)
+    assert finish(process)[0] == -signal.SIGKILL
+    code, _, err = call("train", "--resume", str(killed), folder=folder)
+    assert code == 0, err
+    assert outcome(killed) == outcome(whole)
+    noise = json.loads((killed / "report.json").read_text())["correlated_noise"]
+    assert (noise["min_separation"], noise["max_participations"]) == (3, 2)
+    code, _, err = call("export", str(killed), folder=folder)
+    assert code == 0 and list(killed.glob("model*.tflite")), err
+
+
 def test_run_prints_no_warning(disturbed):
     """The first process shows how a run begins, the last how it ends."""
     for _, _, err in disturbed[1]:

@@ -147,7 +147,8 @@ def compare(file, decoding, seeds, costs=None):
             np.testing.assert_array_equal(host.log_probs, graph["log_probs"])
             np.testing.assert_array_equal(host.unprocessed_log_probs, graph["unprocessed_log_probs"])
             names = ("calls", "decided", "drafted", "reached", "accepted")
-            assert host.acceptance == Acceptance.from_counts({name: graph[name][np.newaxis] for name in names})
+            counts = {name: graph[name][np.newaxis] for name in names}
+            assert host.acceptance == Acceptance.from_counts(counts, is_best=decoding == "tree")
     return equal
 
 

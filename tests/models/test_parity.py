@@ -8,6 +8,7 @@ import pytest
 
 from models import parity
 from models.decoding.choices import Choices
+from models.device_blocks import BlockDraw
 
 LOGITS = np.array([0.0, 1.0, -1.0, 2.0], np.float32)
 TEXT = [3, 1, 2]
@@ -23,17 +24,14 @@ class FakeFile:
     def draw_in_graph(self, prompt, choices, *, decoding, costs):
         log_probs = (LOGITS - np.logaddexp.reduce(LOGITS))[TEXT]
         log_probs[-1] += self.shift
-        places = np.array([1, 1])
-        counts = {"calls": np.array(2), "decided": np.array(3)}
-        return {
-            "tokens": np.array(TEXT),
-            "unprocessed_log_probs": log_probs,
-            **counts,
-            **dict.fromkeys(("drafted", "reached", "accepted"), places),
-        }
+        return {"tokens": np.array(TEXT), "unprocessed_log_probs": log_probs}
 
-    def draw(self, prompt, choices, *, decoding, costs):
-        return iter(self.by_host)
+    def draws(self, prompt, choices, *, decoding, costs, compare):
+        row = np.zeros([1, 3], np.float32)
+        block = {"tokens": np.array([self.by_host]), "log_probs": row, "unprocessed_log_probs": row}
+        counts = {"count": np.array([3]), "drafted": np.array([2])}
+        signatures: Any = (lambda **inputs: block | counts, None)
+        return [BlockDraw(signatures, {}, len(prompt), {}, one, context=None) for one in choices]
 
     def read(self, tokens, by_prefill):
         return [(LOGITS, None)] * (len(tokens) - by_prefill + 1)
@@ -48,6 +46,7 @@ def compare(monkeypatch, **changes):
 def test_drafting_passes_if_tokens_and_log_probs_are_right(monkeypatch):
     found = compare(monkeypatch)
     assert found.passed and found.equal_to_blocks == 2 and found.max_log_prob_error < 1e-6
+    assert (found.acceptance.calls, found.acceptance.accepted) == (2, (2, 2))
 
 
 @pytest.mark.parametrize(("precision", "shift"), [("float32", 0.001), ("float16", 0.1), ("int8", -1.0)])

@@ -8,6 +8,7 @@ from tests.mutation.bug import Bug
 from tests.mutation.correlated import CORRELATED
 from tests.mutation.fairness import FAIRNESS
 from tests.mutation.refinement import REFINEMENT
+from tests.mutation.several_drafts import SEVERAL_DRAFTS
 
 __all__ = ["CATALOGUE", "Bug"]
 
@@ -168,8 +169,8 @@ CATALOGUE = (
     Bug(
         "stop sequence that begins in pending tokens is not found by the next call",
         "models/decoding/loop.py",
-        "_Rows(done, pending.count, tail, records)",
-        "_Rows(done, pending.count, pending.tail, records)",
+        "_Rows(done, pending.count, tail, records, compared)",
+        "_Rows(done, pending.count, pending.tail, records, compared)",
         _TESTS + "test_loop.py::test_a_stop_sequence_of_a_pending_and_a_new_token_ends_the_text_there[block]",
     ),
     Bug(
@@ -365,6 +366,7 @@ CATALOGUE = (
         "    rho = tf.maximum(0.9 * rho, 1.0)\n    of_drafter = rho[:, tf.newaxis]",
         _K_SEQ_LAW + "[3-float64-1e-12-1e-09]",
     ),
+    *SEVERAL_DRAFTS,
     *REFINEMENT,
     *ALIGNMENT,
     *FAIRNESS,

@@ -140,7 +140,7 @@ FAIRNESS = (
     Bug(
         "few rows: gamma distribution where the statistic has few values",
         "fl/fairness/few_rows.py",
-        "FEW = 30.0",
+        "FEW = 20.0",
         "FEW = 0.0",
         _TESTS + "test_few_rows.py::test_level_holds_if_a_group_of_few_rows_dominates[5-1-0.35]",
     ),

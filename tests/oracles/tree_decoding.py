@@ -74,16 +74,16 @@ def complete(target: Models, depth: int, emitted: Iterator[tuple[float, tuple[in
 
 
 def greedy_children(p: Law, count: int) -> Iterator[tuple[float, list[tuple[int, Law]]]]:
-    """Drafts one random token outside the count - 1 likeliest, then these."""
-    likeliest = sorted(range(len(p)), key=lambda token: (-p[token], token))[: count - 1]
+    """Drafts one random token outside the count - 1 likeliest, or else the next likeliest, then these."""
+    order = sorted(range(len(p)), key=lambda token: (-p[token], token))
+    likeliest = order[: count - 1]
     certain = [(token, np.eye(len(p))[token]) for token in likeliest]
     rest = np.array([0.0 if token in likeliest else p[token] for token in range(len(p))])
     if not rest.any():
-        yield 1.0, certain
-    else:
-        rest /= rest.sum()
-        for token in np.flatnonzero(rest):
-            yield rest[token], [(int(token), rest), *certain]
+        rest[order[count - 1]] = 1
+    rest /= rest.sum()
+    for token in np.flatnonzero(rest):
+        yield rest[token], [(int(token), rest), *certain]
 
 
 def independent_children(p: Law, count: int) -> Iterator[tuple[float, list[tuple[int, Law]]]]:
@@ -168,6 +168,8 @@ def chains(drafter: Models, num_drafts: int, length: int) -> Iterator[tuple[floa
 
 def k_seq_rho(p: Law, q: Law, count: int) -> float:
     """Returns the least ρ whose residual is nowhere negative, from above, by halving [1, count]."""
+    if np.array_equal(p, q):
+        return 1.0  # a root of order `count`, of which halving finds the first digits only
     low, high = 1.0, float(count)
     for _ in range(60):
         middle = (low + high) / 2

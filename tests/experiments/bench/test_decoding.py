@@ -9,6 +9,7 @@ import pytest
 from experiments.bench import decoding, decoding_loop, decoding_measurement
 from experiments.bench.decoding_loop import Drawn
 from experiments.bench.decoding_texts import choose_prompts, read_texts
+from experiments.decoding_modes import parse
 from experiments.reproduce import tree_efficiency
 from models.vocabulary import Vocabulary
 from tests.experiments.processes import call
@@ -70,6 +71,9 @@ def test_best_modes_are_named_with_the_options_of_export_or_plain_decoding_where
     )
     assert lines[-1] == "NOISY: other processes used up to 0.6 cores during a measurement."
     assert "SpecTr's rule accepts 97.0 to 97.0 % of what the best rule for its drafts accepts." in lines
+    assert "The rule of tree accepts 100 % of what the best rule for its drafts accepts, as is proved." in lines
+    missing = "The rule of distinct-tree: what it accepts beside the best rule was not computed for distinct-tree:2."
+    assert missing in lines and "multi-path" not in "".join(lines)
 
 
 def test_prompts_are_from_random_lines_of_each_text():
@@ -100,6 +104,10 @@ def test_four_texts_of_different_kinds_are_there_without_files(tmp_path):
         (["--drafter", "lookup", "--drafter", "lookup"], "--drafter: two drafters have the same name"),
         (["--drafter", "lookup"], "does not exist"),
         (["--drafter", "lookup", "--prompts", "1"], "--prompts"),
+        (["--drafter", "lookup", "--temperature", "1e-9"], "1e-09: must be 0 (greedy) or from 1e-06 to 100"),
+        (["--drafter", "lookup", "--temperature", "nan"], "nan: must be 0 (greedy) or from 1e-06 to 100"),
+        (["--drafter", "lookup", "--temperature", "-1"], "-1.0: must be 0 (greedy) or from 1e-06 to 100"),
+        (["--drafter", "lookup", "--temperature", "101"], "101.0: must be 0 (greedy) or from 1e-06 to 100"),
     ],
 )
 def test_bad_options_end_in_one_line(tmp_path, options, message):
@@ -151,12 +159,22 @@ def test_time_and_tokens_of_a_draw_are_without_prompt_and_first_block(monkeypatc
     assert drawn.reached.tolist() == drawn.accepted.tolist() == [2, 2]
 
 
-def test_share_of_the_optimum_is_that_of_k_seq(monkeypatch):
-    found = {"one": 0.1, "k_seq": 0.3, "independent": 0.4, "distinct": 0.5, "greedy": 0.6}
-    monkeypatch.setattr(tree_efficiency, "first_level", lambda *arguments: [found])
+def test_share_of_the_optimum_is_that_of_the_rule_of_each_decoding_for_its_drafts(monkeypatch):
+    found = {"k_seq": 0.3, "multi_path": 0.35, "independent": 0.4, "distinct_tree": 0.3, "distinct": 0.5, "greedy": 0.6}
+    asked: list[Any] = []
+
+    def first_level(*arguments):
+        asked.append(arguments[-1])
+        return [found]
+
+    monkeypatch.setattr(tree_efficiency, "first_level", first_level)
     model: Any = TableModel(draw_table(0, 4))
     measurement = decoding_measurement.Measurement(model, {}, {"text": [[1, 2], [0, 3]]}, (1.0,), 0)
     model.fit = lambda context: model
-    assert measurement._of_optimum(None, 2, 1.0) == {"of_optimum": pytest.approx(0.75)}
+    for name, share in (("spectr:3x4", 0.75), ("multi-path:3x2", 0.875), ("distinct-tree:3,2", 0.6)):
+        assert measurement._of_optimum(None, parse(name), 1.0) == {"of_optimum": pytest.approx(share)}
+    assert asked == [[3]] * 3
+    del found["distinct_tree"]
+    assert measurement._of_optimum(None, parse("distinct-tree:3,2"), 1.0) == {}
     monkeypatch.setattr(tree_efficiency, "first_level", lambda *arguments: [dict.fromkeys(found, 0.0)])
-    assert measurement._of_optimum(None, 2, 1.0) == {}
+    assert measurement._of_optimum(None, parse("spectr:3x4"), 1.0) == {}

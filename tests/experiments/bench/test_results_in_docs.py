@@ -6,7 +6,7 @@ import re
 import pytest
 
 from experiments import assembly, config_file
-from experiments.bench import cohort_size, decoding, measure, population, pretrained, samplers, table, verifiers
+from experiments.bench import cohort_size, decoding, k_seq, measure, population, pretrained, samplers, table, verifiers
 from experiments.bench.simulation import _PEERS, OURS
 from experiments.reproduce import (
     alignment,
@@ -101,6 +101,7 @@ def test_table_of_verifiers_is_that_of_its_results():
 def test_tables_of_several_drafts_are_those_of_their_results():
     page = (ROOT / "docs" / "systems" / "spectr.md").read_text()
     assert section("spectr", page) == spectr.format_table(json.loads((RESULTS / "spectr.json").read_text())["rows"])
+    assert section("k-seq", page) == k_seq.format_table(json.loads((RESULTS / "k-seq.json").read_text()))
     for name in ("decoding", "decoding-smollm2"):
         assert section(name, page) == decoding.format_results(json.loads((RESULTS / f"{name}.json").read_text()))
 
@@ -115,6 +116,10 @@ def test_tables_of_correlated_noise_are_those_of_their_results():
     page = (ROOT / "docs" / "systems" / "dp-ftrl.md").read_text()
     results = json.loads((RESULTS / "dp-ftrl.json").read_text())
     assert section("dp-ftrl", page) == dp_ftrl.format_study(results)
+    # The page says how the peak memory grows with the history.
+    by_name = {row["mechanism"]: row for row in results["timing"]}
+    plain = by_name["independent noise"]["peak_bytes"]
+    assert all(row["peak_bytes"] <= plain + 11 * row["history_bytes"] for row in by_name.values())
     # The page says that a tree of 2000 rounds has 1.7 times the error of a BLT, and few bands more than a tree.
     errors = {row["mechanism"]: row["error"] for row in results["errors"]["long"]}
     assert f"{errors['tree'] / errors['BLT']:.1f}" == "1.7" and errors["banded, 16 bands"] > errors["tree"]

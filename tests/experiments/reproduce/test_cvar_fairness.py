@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from experiments.reproduce import cvar_checks, cvar_errors, cvar_format, cvar_samples
+from experiments.reproduce import cvar_checks, cvar_errors, cvar_few_rows, cvar_format, cvar_samples
 from experiments.reproduce.cvar_instances import (
     draw_rows,
     equal_weights,
@@ -24,7 +24,7 @@ from experiments.reproduce.cvar_instances import (
     zipf_weights,
 )
 from experiments.reproduce.cvar_samples import Case
-from fl.fairness import cvar, cvar_gap, from_counts, max_gap_test
+from fl.fairness import cvar, cvar_gap, few_rows, from_counts, max_gap_test
 from fl.fairness.planner import renyi_entropy
 from tests.experiments.processes import call
 
@@ -37,6 +37,9 @@ def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cvar-fairness")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "tensorflow", None)
+        tables = list(cvar_few_rows.tables())
+        patch.setattr(cvar_few_rows, "tables", lambda: [tables[1], tables[7], tables[8]])
+        patch.setattr(few_rows, "DIVISIONS", 199)
         code, out, err = call(*COMMAND, "--draws", "100", "--max-groups", "100", "--output", "study", folder=folder)
     assert code == 0, err
     assert "tables of people are left out: give --tables FOLDER" in err
@@ -63,6 +66,20 @@ def test_error_probabilities_are_those_of_the_independent_program(results):
         if row["level"] and row["name"] != "largest gap":
             assert stats.binom.ppf(1e-4, row["runs"], 0.03) <= row["level"]["false_alarm"]["estimate"] * row["runs"]
             assert row["level"]["false_alarm"]["estimate"] * row["runs"] <= stats.binom.isf(1e-4, row["runs"], 0.065)
+
+
+def test_level_holds_where_the_gamma_distribution_rejects_too_often(results):
+    """A group of 5 rows beside one of 100,000 whose rate is 0.35: by hand, the gamma distribution rejects 4 ones, too.
+
+    P(4 or 5 ones of 5) = 0.054, and with P(0 ones) = 0.116 it rejects in 0.170; 200 rows are many.
+    """
+    few, many, simulated = results[0]["few_rows"]
+    assert few["few"] == 1 and few["level"]["gamma"]["estimate"] == pytest.approx(0.35**4 * (0.35 + 5 * 0.65) + 0.65**5)
+    assert few["level"]["test"]["estimate"] <= 0.05
+    assert many["few"] < 1e-6 and many["level"]["gamma"]["estimate"] == pytest.approx(many["level"]["test"]["estimate"])
+    assert many["power"]["test"]["estimate"] > 0.95
+    assert "| 5 and 100,000 rows | losses, 0.35 | 1.00 | 0.170 |" in results[1]
+    assert simulated["runs"] == 500 and simulated["level"]["test"]["low"] <= 0.05
 
 
 def test_rows_needed_grow_with_the_exponents_of_the_tests(results):
@@ -188,7 +205,7 @@ def test_error_probabilities_count_decisions():
     assert cvar_errors.smallest_p([row]) == (row["expected"]["miss"]["p_value"], 2)
     assert "by Bonferroni" in cvar_format.format_table(
         {"errors": [row], "identities": [], "rows": [], "exponents": [], "samplings": SAMPLINGS, "faults": []}
-        | {"tables": []}
+        | {"few_rows": [], "tables": []}
     )
 
 

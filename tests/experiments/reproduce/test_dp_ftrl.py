@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import config_file
-from experiments.reproduce import dp_ftrl, dp_ftrl_errors, dp_ftrl_tables
+from experiments.reproduce import dp_ftrl, dp_ftrl_errors, dp_ftrl_memory, dp_ftrl_tables
 from privacy.correlated import Participation
 from tests.experiments.processes import call
 
@@ -77,18 +77,27 @@ def test_wrong_epsilons_are_refused_in_one_line(tmp_path):
 
 
 @pytest.mark.slow
-def test_command_trains_all_arms_and_continues_where_it_stopped(tmp_path):
-    small = ["vocabulary.size=300", "model.embedding=4", "model.units=6", "pretraining.epochs=1", "run.rounds=2"]
-    small += ["clients.max_sequences=1", "cohort.size=5", "run.clients_at_once=4"]
-    settings = [part for each in small for part in ("--set", each)]
-    arguments = [*"reproduce dp-ftrl".split(), "--epsilons", "8", "--seeds", "1", "--weights", "1000", *settings]
+def test_memory_of_rounds_is_measured_in_a_process_of_its_own(tmp_path):
+    peak = dp_ftrl_memory.measure_memory("BLT", 1000, tmp_path / "log")
+    assert peak is not None and peak > 1e8, (tmp_path / "log").read_text()  # TensorFlow alone takes more
+    assert dp_ftrl_memory.measure_memory("no such mechanism", 1000, tmp_path / "log") is None
+
+
+@pytest.mark.slow
+def test_command_trains_all_arms_and_continues_where_it_stopped(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(dp_ftrl_memory, "measure_memory", lambda *_: None)
+    public = json.dumps([str(folder / "public.txt")])
+    settings = ["data.source=jsonl", f"data.path={folder}/users.jsonl", f"data.public={public}", "data.test=0.2"]
+    settings += ["vocabulary.size=300", "model.embedding=4", "model.units=6", "pretraining.epochs=1", "run.rounds=2"]
+    settings += ["cohort.size=5", "run.clients_at_once=2", "clients.sequence_length=8"]
+    options = [part for each in settings for part in ("--set", each)]
+    arguments = [*"reproduce dp-ftrl".split(), "--epsilons", "8", "--seeds", "1", "--weights", "1000", *options]
     for _ in range(2):
-        code, out, err = call(*arguments, "--output", "out", folder=tmp_path)
+        code, _, err = call(*arguments, "--output", "out", folder=tmp_path)
         assert code == 0, err
-    assert "nothing is trained" not in out
+    assert "run 1 of 6" not in err  # the second time, all runs are there
     content = json.loads((tmp_path / "out/metrics.json").read_text())
-    assert {arm["name"] for arm in content["arms"]} == {*(f"banded, {b} bands" for b in (4, 16, 64)), "tree", "BLT"} | {
-        dp_ftrl_tables.DPSGD
-    }
+    banded = {f"banded, {bands} bands" for bands in (4, 16, 64)}
+    assert {arm["name"] for arm in content["arms"]} == {dp_ftrl_tables.DPSGD, "tree", "BLT", *banded}
     assert (tmp_path / "out/table.md").read_text() == dp_ftrl.format_study(content)
     assert (tmp_path / "out/plot.png").exists()

@@ -69,6 +69,24 @@ def test_first_level_is_the_mean_of_exact_acceptances():
     assert found["k_seq"] == pytest.approx(np.mean([k_seq_acceptance(p, q, 2) for p, q in pairs]), abs=1e-6)
     assert found["independent"] == pytest.approx(np.mean([optimal_acceptance(p, q, 2) for p, q in pairs]), abs=1e-6)
     assert found["one"] < found["k_seq"] <= found["independent"] <= found["distinct"]
+    assert found["one"] < found["multi_path"] <= found["independent"]
+    assert found["one"] < found["distinct_tree"] <= found["distinct"]
+
+
+def test_share_of_the_optimum_is_a_dash_where_the_drafter_proposes_nothing():
+    zero = {"num_drafts": 2, **dict.fromkeys(("one", "k_seq", "independent", "distinct", "greedy"), 0.0)}
+    row = {"drafter": "silent", "temperature": 1.0, "prompts": 3, "blocks": 2, "modes": [], "first": [zero]}
+    table = spectr.format_table([row])
+    assert table.splitlines()[-1] == "| silent | 1 | 2 | 0.000 | 0.000 (–) | 0.000 | 0.000 | 0.000 |"
+
+
+def test_acceptances_stand_beside_their_share_of_the_optimum_for_the_same_drafts():
+    entry = {"one": 0.5, "k_seq": 0.6, "multi_path": 0.7, "independent": 0.8, "distinct": 0.9, "greedy": 0.85}
+    first = [{"num_drafts": 2, **entry, "distinct_tree": 0.72}, {"num_drafts": 3, **entry}]
+    row = {"drafter": "d", "temperature": 1.0, "prompts": 3, "blocks": 2, "modes": [], "first": first}
+    two, three = spectr.format_table([row]).splitlines()[-2:]
+    assert two == "| d | 1 | 2 | 0.500 | 0.600 (75.0 %) | 0.700 (87.5 %) | 0.800 | 0.720 (80.0 %) | 0.900 | 0.850 |"
+    assert three == "| d | 1 | 3 | 0.500 | 0.600 (75.0 %) | 0.700 (87.5 %) | 0.800 | – | 0.900 | 0.850 |"
 
 
 def test_every_prompt_has_random_numbers_of_its_own(monkeypatch):

@@ -92,6 +92,14 @@ def test_share_of_the_optimum_is_that_of_the_sums():
     assert COUNTS.to_dict()["of_optimum"] is None and "K-SEQ" not in str(COUNTS)
 
 
+def test_share_of_a_rule_that_is_proved_to_be_the_best_is_one_where_anything_was_drafted():
+    best, none = (replace(counts, is_best=True) for counts in (COUNTS, NONE))
+    total = Acceptance.total([best, none])
+    assert total.of_optimum == total.to_dict()["of_optimum"] == 1
+    assert str(total).endswith("50%; the rule accepts 100% of the optimum for its drafts, as is proved")
+    assert none.to_dict()["of_optimum"] is None and not Acceptance.total([best, COUNTS]).is_best
+
+
 @pytest.mark.parametrize(
     ("counts", "end"),
     [

@@ -322,12 +322,27 @@ def test_the_path_for_plain_requests_changes_nothing(kind):
         ({"temperature": 0.0, "repetition_penalty": 1.1}, False),
         ({"temperature": 0.0, "presence_penalty": 0.1}, False),
         ({"temperature": 0.0, "frequency_penalty": 0.1}, False),
+        ({"temperature": 0.8, "repetition_penalty": 0.5}, False),
+        ({"temperature": 0.8, "presence_penalty": -0.1}, False),
+        ({"temperature": 0.8, "frequency_penalty": -0.1}, False),
     ],
 )
 def test_requests_are_plain_if_the_temperature_alone_changes_logits(options, expected):
     assert bool(request(0, [0, 1], Processing(**options)).is_plain) == expected
-    biased = request(0, [0, 1], Processing(**options), [np.eye(SIZE)[0]] * 2)
-    assert not biased.is_plain
+    none, last, banned = np.zeros(SIZE), np.eye(SIZE)[-1], np.where(np.eye(SIZE)[0] > 0, -np.inf, 0.0)
+    for shifts in ([last, last], [none, last], [last, none], [none, -last], [none, banned]):
+        assert not request(0, [0, 1], Processing(**options), shifts).is_plain
+
+
+@pytest.mark.parametrize(("presence", "is_kept"), [(0.0, True), (0.5, False)])
+def test_tokens_of_a_plain_request_do_not_enter_the_history(presence, is_kept):
+    """No penalty of the request reads it; a request with a penalty counts every token."""
+    before = start(PROMPTS, speculation(**BLOCK)).state.history
+    found = run(PROMPTS, request(3, [1, 2], Processing(presence_penalty=presence)), ends(), **BLOCK)
+    after = found.progress.state.history
+    np.testing.assert_array_equal(after.prompt, before.prompt)
+    generated = found.counts.decided.numpy()
+    np.testing.assert_array_equal(tf.reduce_sum(after.counts, axis=1), np.zeros(2) if is_kept else generated)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -5,17 +5,21 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
+from models.decoding.child_drafting import normalized, split
 from models.decoding.transport import (
     _many_inside,
     _two_inside,
     greedy_acceptance,
     k_seq_acceptance,
     k_seq_guarantee,
+    multi_path_acceptance,
     optimal_acceptance,
+    recursive_acceptance,
 )
 from tests.oracles.distributions import pairs
 
@@ -45,10 +49,11 @@ def distinct(p, count, drawn=frozenset()):
 
 def greedy(p, count):
     """The same for one random draft and the likeliest tokens."""
-    likeliest = sorted(range(len(p)), key=lambda x: (-p[x], x))[: count - 1]
+    order = sorted(range(len(p)), key=lambda x: (-p[x], x))
+    likeliest = order[: count - 1]
     rest = [x for x in range(len(p)) if x not in likeliest and p[x] > 0]
     if not rest:
-        return {frozenset(likeliest): 1.0}
+        return {frozenset(order[:count]): 1.0}
     return {frozenset([x, *likeliest]): p[x] / sum(p[rest]) for x in rest}
 
 
@@ -166,14 +171,61 @@ def test_more_distinct_drafts_than_tokens_are_all_tokens_of_the_drafter():
     assert optimal_acceptance([0, 1, 0], q, 5, replacement=False) == pytest.approx(0.3, abs=1e-14)
 
 
-def test_greedy_acceptance_has_no_random_draft_where_the_likeliest_tokens_hold_all_mass():
-    p, q = np.array([0.6, 0.4, 0.0]), np.array([0.2, 0.3, 0.5])
-    assert greedy_acceptance(p, q, 3) == pytest.approx(0.5)
+def test_greedy_acceptance_drafts_the_next_likeliest_token_where_the_likeliest_hold_all_mass():
+    p, q = np.array([0.6, 0.4, 0.0, 0.0]), np.array([0.2, 0.3, 0.4, 0.1])
+    assert greedy_acceptance(p, q, 3) == pytest.approx(0.2 + 0.3 + 0.4)  # the lower id of equals
     assert greedy_acceptance(p, q, 2) == pytest.approx(0.2 + 0.3)
-    assert greedy_acceptance([0.5, 0.5, 0], [0.9, 0, 0.1], 2) == pytest.approx(0.9)  # the lower id of equals
+    assert greedy_acceptance([0.5, 0.5, 0], [0.9, 0, 0.1], 2) == pytest.approx(0.9)
+    for count in (4, 5, 9):  # all tokens
+        assert greedy_acceptance(p, q, count) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+@pytest.mark.parametrize("p", [[1.0, 0, 0, 0], [0.6, 0.4, 0, 0], [0, 0.5, 0, 0.5], [0.1, 0.2, 0.3, 0.4]])
+def test_greedy_acceptance_is_that_of_the_children_that_are_drafted(p, count):
+    """Also where the drafter's probability outside the certain children is 0."""
+    q = np.array([0.2, 0.3, 0.4, 0.1])
+    base, certain = split("greedy", tf.constant([p], tf.float64), tf.constant([p], tf.float64), count)
+    drawn, likeliest = normalized(base).numpy()[0], certain.numpy()[0]
+    others = [token for token in range(4) if token not in likeliest]
+    expected = q[likeliest].sum() + np.minimum(q, drawn)[others].sum()
+    assert greedy_acceptance(p, q, count) == pytest.approx(expected, abs=1e-12)
+    assert drawn[others].sum() == pytest.approx(1)
+
+
+@given(pair=pairs(5), count=st.integers(1, 5))
+@settings(max_examples=60)
+def test_rules_accept_at_least_one_draft_and_at_most_the_optimum_for_their_drafts(pair, count):
+    p, q = pair
+    one = np.minimum(p, q).sum() - 1e-12
+    assert one <= multi_path_acceptance(p, q, count) <= optimal_acceptance(p, q, count) + 1e-12
+    two = min(count, 2)
+    assert one <= recursive_acceptance(p, q, two) <= optimal_acceptance(p, q, two, replacement=False) + 1e-12
+
+
+def test_recursive_rejection_of_two_distinct_drafts_is_the_sum_over_the_first():
+    generator = np.random.default_rng(6)
+    for _ in range(40):
+        p, q = (generator.dirichlet(np.full(7, generator.choice([0.2, 1]))) for _ in range(2))
+        left = np.maximum(q - p, 0) / np.maximum(q - p, 0).sum()
+        expected = np.minimum(p, q).sum()
+        for token in range(7):
+            second = np.where(np.arange(7) == token, 0, p)
+            expected += max(p[token] - q[token], 0) * np.minimum(left, second / second.sum()).sum()
+        assert recursive_acceptance(p, q, 2) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("count", [0, 3, True])
+def test_recursive_rejection_of_more_than_two_drafts_is_refused(count):
+    with pytest.raises(ValueError, match=f"^num_drafts = {count!r}: must be an integer from 1 to 2$"):
+        recursive_acceptance(P, Q, count)
 
 
 def test_worked_examples_have_their_known_values():
+    p, q = [0.4108, 0.5892], [0.2748, 0.7252]
+    assert multi_path_acceptance(p, q, 1) == pytest.approx(0.864, abs=5e-4)
+    for count in (2, 8):
+        assert multi_path_acceptance(p, q, count) == pytest.approx(0.894, abs=5e-4)
     assert optimal_acceptance(P, Q, 3) == pytest.approx(0.888, abs=1e-12)
     assert k_seq_acceptance(P, Q, 3) == pytest.approx(0.789674, abs=5e-7)
     assert optimal_acceptance(P, Q, 1) == pytest.approx(0.6, abs=1e-12)
@@ -183,18 +235,19 @@ def test_worked_examples_have_their_known_values():
     assert k_seq_guarantee(2) == pytest.approx(0.75)
 
 
-@pytest.mark.parametrize("count", [0, -1, 1.5, True, "2"])
+@pytest.mark.parametrize("count", [0, -1, 1.5, True, "2", 4097])
 def test_guarantee_for_no_positive_integer_of_drafts_is_refused(count):
-    with pytest.raises(ValueError, match=f"^num_drafts = {count!r}: must be an integer >= 1$"):
+    with pytest.raises(ValueError, match=f"^num_drafts = {count!r}: must be an integer from 1 to 4096$"):
         k_seq_guarantee(count)
 
 
 @pytest.mark.parametrize(
     ("drafter", "target", "count", "message"),
     [
-        (P, Q, 0, "num_drafts = 0: must be an integer >= 1"),
-        (P, Q, True, "num_drafts = True: must be an integer >= 1"),
-        (P, Q, 2.0, "num_drafts = 2.0: must be an integer >= 1"),
+        (P, Q, 0, "num_drafts = 0: must be an integer from 1 to 4096"),
+        (P, Q, True, "num_drafts = True: must be an integer from 1 to 4096"),
+        (P, Q, 2.0, "num_drafts = 2.0: must be an integer from 1 to 4096"),
+        (P, Q, 10**12, "num_drafts = 1000000000000: must be an integer from 1 to 4096"),
         (P, Q[:2] / 0.4, 1, "drafter has 3 tokens and target 2: must have one vocabulary"),
         ([P, P], Q, 1, r"drafter has shape \(2, 3\): must be one distribution, \[V\]; call once per row"),
         ([], [], 1, "drafter sums to 0: must sum to 1 within 1e-6; divide it by its sum"),

@@ -8,12 +8,18 @@ import pytest
 import tensorflow as tf
 
 from models.decoding import k_seq, traversal
-from models.decoding.enumeration import joint_law
+from models.decoding.enumeration import Chain, joint_law
+from models.decoding.multi_path import MultiPath
 from models.decoding.prng import block_words
 from models.decoding.spectr import SpecTr
-from models.decoding.transport import greedy_acceptance, k_seq_acceptance
+from models.decoding.transport import (
+    greedy_acceptance,
+    k_seq_acceptance,
+    multi_path_acceptance,
+    recursive_acceptance,
+)
 from models.decoding.traversal import Traversal
-from models.decoding.tree_enumeration import enumerate_tree
+from models.decoding.tree_enumeration import _draft, enumerate_tree
 from models.decoding.tree_rules import Drafts, TreeRule, verify_tree
 from models.decoding.verification import block_rule
 from models.token_tree import TokenTree
@@ -118,6 +124,36 @@ def test_acceptance_of_one_level_is_the_known_one():
         for rule, acceptance in ((GREEDY, greedy_acceptance), (RULES["spectr"], k_seq_acceptance)):
             found = enumerate_tree(rule, target, drafter, 5, tree).accepted[0]
             assert found == pytest.approx(acceptance(drafter[()], target[()], 3), abs=1e-9)
+
+
+def first_acceptance(rule, target, drafter, size, shape):
+    """Returns the probability of accepting a token, over all drafts."""
+    tree = TokenTree.from_shape(shape)
+    chain = Chain(target, drafter, size)
+    tokens, weight, nodes, is_real, base = _draft(rule.drafting, chain, size, tree)
+    drafts = Drafts(tf.constant(tokens), tf.constant(is_real), tf.constant(base))
+    stops, _ = rule.stops(tf.constant(chain.target[nodes]), drafts, tree)
+    return float(np.sum(weight * (1 - stops[:, 0].numpy())))
+
+
+@pytest.mark.parametrize(
+    ("rule", "acceptance", "size", "shape"),
+    [
+        (GREEDY, greedy_acceptance, 3, (2, 2)),
+        (GREEDY, greedy_acceptance, 4, (3, 1)),
+        (DISTINCT, recursive_acceptance, 3, (2, 1)),
+        (DISTINCT, recursive_acceptance, 6, (2,)),
+        (MultiPath(), multi_path_acceptance, 3, (3, 1)),
+        (SpecTr(), k_seq_acceptance, 3, (2, 1)),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_first_tokens_of_a_tree_of_any_depth_are_accepted_as_those_of_one_level(rule, acceptance, size, shape):
+    for seed in range(4):
+        target, drafter = draw_models(seed, size, len(shape))
+        found = first_acceptance(rule, target, drafter, size, shape)
+        assert found == pytest.approx(acceptance(drafter[()], target[()], shape[0]), abs=1e-9)
+    assert rule.is_best == (rule is GREEDY)
 
 
 class Fixed(TreeRule):

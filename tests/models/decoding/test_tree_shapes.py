@@ -50,6 +50,14 @@ def test_a_depth_has_as_many_nodes_as_there_are_times_of_the_drafter():
     assert best_shape([[0.5, 0.9]] * 2, [1.0] * 17, [0.0] * 2).shape == (2, 1)
 
 
+def test_measurements_may_be_iterators_and_arrays():
+    acceptance, target_times, draft_times = [[0.5, 0.9]] * 2, [1.0] * 17, [0.0] * 8
+    expected = best_shape(acceptance, target_times, draft_times)
+    iterators: Any = ((iter(row) for row in acceptance), iter(target_times), (time for time in draft_times))
+    arrays: Any = map(np.array, (acceptance, target_times, draft_times))
+    assert best_shape(*iterators) == best_shape(*arrays) == expected and expected.shape == (2, 2)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

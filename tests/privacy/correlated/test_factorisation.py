@@ -138,6 +138,16 @@ def test_blt_of_one_buffer_equals_that_of_jax_privacy():
     assert loss == pytest.approx(10.200276325993771, rel=1e-10, abs=0)
 
 
+def test_banded_optimum_equals_that_of_jax_privacy():
+    # jax-privacy 2.0.0, toeplitz.optimize_banded_toeplitz(100, 8): mean squared error at sensitivity 1, coefficients
+    # up to a factor.
+    limits = Participation(100, 1)
+    found = optimize_banded(8, Workload(100), limits)
+    assert (found.sensitivity(100, limits).value * found.error(100)) ** 2 == pytest.approx(9.76766273499948, rel=1e-8)
+    theirs = [0.64414165, 0.39714823, 0.33192623, 0.29569514, 0.26975202, 0.24832728, 0.22852924, 0.20757161]
+    assert found.coefficients == pytest.approx(np.array(theirs) / theirs[0], rel=1e-4, abs=0)
+
+
 def test_more_buffers_and_more_bands_never_raise_the_loss():
     workload, limits = Workload(150), Participation(30, 5)
 

@@ -67,6 +67,7 @@ def test_whole_run_costs_one_gaussian_release_of_the_plans_noise_multiplier(mech
     # δ is reduced by a share of 1e-9 for noise that is not near a Gaussian.
     assert spent.pld == pytest.approx(gaussian_epsilon(2.0, 1e-6), rel=1e-8, abs=0)
     assert spent.pld is not None and spent.rdp > spent.pld and spent.relation == "zero-out"
+    assert "the rounds have rho 0.125 of zero-concentrated differential privacy (zCDP)" in spent.notes  # 1 / (2 z²)
     # 12 rounds, separation 4: 3 rounds for each client.
     sensitivity = mechanism.sensitivity(12, Participation(4, 3)).value
     assert plan(mechanism).value_noise_multiplier == pytest.approx(2.0 * sensitivity, rel=1e-12, abs=0)
