@@ -227,6 +227,8 @@ def check_fits(mechanism: Mechanism, plan: PrivacyPlan) -> None:
         )
     if plan.rounds > mechanism.max_rounds:
         raise ValueError(f"rounds must be at most {mechanism.max_rounds:,} with mechanism {kind!r}: plan fewer")
+    if isinstance(mechanism, Banded):
+        cached_sensitivity(mechanism, plan.rounds, plan.participation)  # refuses coefficients without a proved one
 
 
 @functools.lru_cache(maxsize=1024)
