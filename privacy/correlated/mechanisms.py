@@ -195,9 +195,8 @@ class BLT(_AsDict):
 
     def describe(self) -> str:
         """Returns the mechanism in one phrase, for reports."""
-        return (
-            f"buffered linear Toeplitz matrix (BLT) with {len(self.decays)} buffers, optimised for {self.optimized_for}"
-        )
+        buffers = f"{len(self.decays)} buffer{'s' * (len(self.decays) > 1)}"
+        return f"buffered linear Toeplitz matrix (BLT) with {buffers}, optimised for {self.optimized_for}"
 
 
 Mechanism = Tree | Banded | BLT
