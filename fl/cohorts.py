@@ -67,7 +67,12 @@ class CheckIns:
     population; any other round begins again at round 0.
 
     Args:
-      sampling, population, seed_of_round: as for `draw_cohort`.
+      sampling: size of a cohort, separation and limit.
+      population: number of clients, at least `sampling.size`.
+      seed_of_round: returns the secret seed of a round, as for `draw_cohort`.
+
+    Raises:
+      ValueError: the cohort is larger than the population.
     """
 
     def __init__(self, sampling: CheckIn, population: int, seed_of_round: SeedOfRound) -> None:

@@ -195,9 +195,8 @@ class BLT(_AsDict):
 
     def describe(self) -> str:
         """Returns the mechanism in one phrase, for reports."""
-        return (
-            f"buffered linear Toeplitz matrix (BLT) with {len(self.decays)} buffers, optimised for {self.optimized_for}"
-        )
+        buffers = f"{len(self.decays)} buffer{'s' * (len(self.decays) > 1)}"
+        return f"buffered linear Toeplitz matrix (BLT) with {buffers}, optimised for {self.optimized_for}"
 
 
 Mechanism = Tree | Banded | BLT
@@ -228,6 +227,8 @@ def check_fits(mechanism: Mechanism, plan: PrivacyPlan) -> None:
         )
     if plan.rounds > mechanism.max_rounds:
         raise ValueError(f"rounds must be at most {mechanism.max_rounds:,} with mechanism {kind!r}: plan fewer")
+    if isinstance(mechanism, Banded):
+        cached_sensitivity(mechanism, plan.rounds, plan.participation)  # refuses coefficients without a proved one
 
 
 @functools.lru_cache(maxsize=1024)

@@ -13,6 +13,7 @@ from typing import Any
 
 from privacy import accounting
 from privacy.accounting import Epsilon, composition, loss_grid
+from privacy.accounting.plan_epsilon import is_amplified
 from privacy.budget import Releases
 from privacy.keys import FIXED_PREFIX
 from privacy.ledger import Ledger
@@ -48,9 +49,11 @@ STATISTICS_NOT_COVERED = (
 NOT_COVERED = (
     "Hyper-parameter search is not accounted for: each further run on the same clients costs ε of its own.",
     "Losses on validation and test clients, and the number of these clients, are exact: ε does not cover them.",
-    "ε holds against anyone who sees every released model but neither the cohorts, the keys nor the ledger. The server "
-    "is trusted to clip, to add the noise and to forget the updates.",
+    "ε holds against anyone who sees every released model{secret}. The server is trusted to clip, to add the noise and "
+    "to forget the updates.",
 )
+SECRET_COHORTS = " but neither the cohorts, the keys nor the ledger"
+PUBLIC_COHORTS = " and who took part in which round, but neither the keys nor the ledger"
 NOISE = {
     "floating-point": (
         "Noise is floating-point, not hardened: each value of fedspeak's aggregators is within 2^-20 (1 + R) standard "
@@ -171,7 +174,8 @@ def _list_not_covered(plan: PrivacyPlan) -> list[str]:
     is_counted = isinstance(plan.sampling, Poisson) and not plan.population_declared
     count_line = [COUNT.format(population=plan.population)] if is_counted else []
     noise_line = [NOISE[plan.noise]] if plan.is_private else []
-    return [*count_line, *noise_line, *NOT_COVERED]
+    secret = PUBLIC_COHORTS if plan.mechanism is not None and not is_amplified(plan) else SECRET_COHORTS
+    return [*count_line, *noise_line, *(line.format(secret=secret) for line in NOT_COVERED)]
 
 
 def _add_releases(plan: PrivacyPlan, ledger: Ledger, of_rounds: Epsilon) -> Epsilon:

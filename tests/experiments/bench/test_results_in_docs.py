@@ -11,6 +11,7 @@ from experiments.bench.simulation import _PEERS, OURS
 from experiments.reproduce import (
     alignment,
     best_of_n,
+    best_of_n_models,
     block_verification,
     blockwise_tables,
     coupling,
@@ -133,6 +134,13 @@ def test_tables_of_alignment_are_those_of_their_results():
         ("inference-time", "best-of-n", inference_time),
     ):
         assert section(name, pages[page]) == study.format_table(json.loads((RESULTS / f"{name}.json").read_text()))
+    rows = json.loads((RESULTS / "best-of-n-smollm2.json").read_text())["models"]
+    table = "\n".join(best_of_n_models.format_rows(rows)[2:]) + "\n"
+    assert section("best-of-n-smollm2", pages["best-of-n"]) == table
+    # The page says that D̂ follows the KL of 64 texts where the formula does not.
+    last = rows[0]["numbers"][-1]
+    assert (f"{last['estimate']['estimate']:.2f}", f"{last['formula']:.2f}") == ("2.76", "3.17")
+    assert f"{1 - rows[0]['distinct'] / rows[0]['samples']:.0%}" == "8%"
 
 
 def test_tables_of_fairness_over_many_groups_are_those_of_their_results():

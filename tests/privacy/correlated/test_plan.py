@@ -50,6 +50,7 @@ def plan(mechanism: Any = BLT_1, sampling: Any = None, **changes: Any) -> Privac
         ({"noise_multiplier": 0.0}, "mechanism is 'blt' but noise_multiplier is 0"),
         ({"rounds": 20_001}, "rounds must be at most 20,000 with mechanism 'blt'"),
         ({"rounds": 4097, "mechanism": Tree()}, "rounds must be at most 4,096 with mechanism 'tree'"),
+        ({"rounds": 5000, "mechanism": Banded((1.0, 0, 0, 0, 2.0))}, "no sensitivity is proved for 5000 rounds"),
         ({"mechanism": "blt"}, "mechanism is 'blt': give one of privacy.correlated"),
         ({"sampling": CheckIn(101, 4)}, "cohort size 101 is larger than the population 100"),
         ({"sampling": CyclicPoisson(101, 0.5)}, "cyclic cohorts 101 are more than the population 100"),

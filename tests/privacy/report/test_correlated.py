@@ -22,6 +22,7 @@ def test_report_says_in_words_what_correlated_noise_assumes_and_what_not(tmp_pat
     assert any(f"more than {participations} of the 12 rounds" in line for line in part["assumed"])
     assert any(f"at least {separation} apart" in line for line in part["assumed"])
     assert any("Secrecy of sampling" in line for line in part["not_assumed"])
+    assert any("every released model and who took part in which round" in line for line in made.data["not_covered"])
     assert part["least_error"] < part["error"] and part["history_vectors"] == 1 and part["sensitivity_is_exact"]
     # Independent noise of the same ε has standard deviation sqrt(participations) in each of (12 + 1) / 2 summed rounds.
     assert part["error"] < math.sqrt(participations * 6.5)
@@ -39,4 +40,6 @@ def test_report_on_amplified_banded_noise_assumes_secrecy_of_sampling(tmp_path):
 
 
 def test_report_on_independent_noise_has_no_part_on_correlated_noise(tmp_path):
-    assert build_report(FACTS, tmp_path).data["correlated_noise"] is None
+    data = build_report(FACTS, tmp_path).data
+    assert data["correlated_noise"] is None
+    assert any("model but neither the cohorts" in line for line in data["not_covered"])
