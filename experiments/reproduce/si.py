@@ -176,7 +176,7 @@ class Training:
         for arm in self._arms:
             for model in arm.models:
                 train = self._trainer(trainer, by_name)
-                chosen = choose(arm, model, by_name, rounds, train)
+                chosen = choose(arm, model, by_name, self._scale, rounds, train)
                 for cell, count in final_cells(arm, chosen, self._scale, rounds):
                     train(cell, count)
                 if trainer is not None:
@@ -213,7 +213,7 @@ class Training:
         left = time_left(self._arms, self._scale, self._config.run.rounds, rows) or 0.0
         loss = row["curve"]["loss"][-1] if row["curve"]["loss"] else None
         self._show.note(
-            f"{len(rows)}/{cells} cells, about {left / 3600:.1f} h left: {cell.arm}, {cell.model}, rates "
+            f"{len(rows)} of about {cells} cells, about {left / 3600:.1f} h left: {cell.arm}, {cell.model}, rates "
             f"{cell.client_rate:g} and {cell.server_rate:g}, initial weights x {cell.scale:g}, seed {cell.seed}: loss "
             f"{'not finite' if loss is None else format(loss, '.3f')} after {row['rounds']} rounds"
         )

@@ -10,7 +10,7 @@ import numpy as np
 
 from experiments.reproduce import seeds
 from experiments.reproduce.si_arms import MOMENTUM, PUBLIC, SCALES_OF_WEIGHTS, Arm, Cell, Scale
-from experiments.reproduce.si_choice import MissingError, Row, Rows, choose, final_cells
+from experiments.reproduce.si_choice import MissingError, Row, Rows, choose, final_cells, rank
 from experiments.reproduce.si_models import PAIRS
 
 NOT_MEASURED = "not measured yet"
@@ -40,7 +40,12 @@ class Study(NamedTuple):
 
     def chosen(self, arm: str, model: str) -> Cell:
         """Returns the cell with the chosen rates; raises MissingError if the choice is not made yet."""
-        return choose(self.arms[arm], model, self.arms, self.rounds, self.rows)
+        return choose(self.arms[arm], model, self.arms, self.scale, self.rounds, self.rows)
+
+    def passed_over(self, arm: str, model: str) -> list[Cell]:
+        """Returns the cells that were better in the choice than the chosen one, but do not train with every seed."""
+        order = rank(self.arms[arm], model, self.arms, self.scale, self.rounds, self.rows)
+        return order[: order.index(self.chosen(arm, model))]
 
     def final(self, arm: str, model: str, scale: float = 1.0) -> list[Row]:
         """Returns the rows with the chosen rates, one for each seed; raises MissingError if one is missing."""

@@ -184,5 +184,5 @@ def configure(config: Config, scale: Scale, arm: Arm, cell: Cell) -> Config:
         config, privacy=PrivacyConfig(), server=ServerConfig(), model=model_section(config, model, scale.blocks)
     )
     rates = {"clients.learning_rate": cell.client_rate, "server.learning_rate": cell.server_rate}
-    fixed = {"clients.weight_decay": model.weight_decay, "run.fixed_key": cell.seed}
-    return change(bare, {**fixed, **rates, **arm.changes})
+    plain = {"clients.optimizer": "sgd", "clients.proximal": 0.0, "clients.weight_decay": model.weight_decay}
+    return change(bare, {**plain, "run.fixed_key": cell.seed, **rates, **arm.changes})

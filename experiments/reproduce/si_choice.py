@@ -65,16 +65,28 @@ def loss_after(row: Row, rounds: int) -> float:
     return math.inf if found is None else float(found)
 
 
-def halve(candidates: Sequence[Cell], rounds: int, train: Train) -> Cell:
-    """Returns the best of some cells; at each of `rungs`, the best third goes on.
+def halve(candidates: Sequence[Cell], rounds: int, train: Train) -> list[Cell]:
+    """Returns some cells in order, the best first; at each of `rungs`, the best third goes on.
 
-    The candidates are trained in turn, and the losses on validation clients decide. Of equal ones the first is better.
+    The candidates are trained in turn, and the losses on validation clients decide. Of equal ones the first is better,
+    and one that went on further is better than one that did not.
     """
+    order = list(candidates)
+    going = len(order)
     for rung in rungs(rounds):
-        if len(candidates) > 1:
-            losses = {cell: loss_after(train(cell, rung), rung) for cell in candidates}
-            candidates = sorted(candidates, key=losses.__getitem__)[: -(-len(candidates) // _KEPT)]
-    return candidates[0]
+        if going > 1:
+            losses = {cell: loss_after(train(cell, rung), rung) for cell in order[:going]}
+            order[:going] = sorted(order[:going], key=losses.__getitem__)
+            going = -(-going // _KEPT)
+    return order
+
+
+def trains(row: Row) -> bool:
+    """Returns whether a training ended with a lower validation loss than at its first evaluation, if it had several."""
+    losses = row["curve"]["loss"]
+    if row["diverged"] or losses[-1] is None:
+        return False
+    return len(losses) == 1 or losses[0] is None or bool(losses[-1] < losses[0])
 
 
 def rounds_of_halving(candidates: int, rounds: int) -> int:
@@ -86,21 +98,33 @@ def rounds_of_halving(candidates: int, rounds: int) -> int:
     return total
 
 
-def choose(arm: Arm, model: str, by_name: Mapping[str, Arm], rounds: int, train: Train) -> Cell:
+def rank(arm: Arm, model: str, by_name: Mapping[str, Arm], scale: Scale, rounds: int, train: Train) -> list[Cell]:
+    """Returns the candidates of an arm for a model as `halve` orders them; for the arguments see `choose`."""
+    rates = arm.server_rates
+    if not rates:
+        rates = (choose(by_name[MOMENTUM], MODELS[model].kind, by_name, scale, rounds, train).server_rate,)
+    candidates = [Cell(arm.name, model, client, server) for server in rates for client in arm.client_rates]
+    return halve(candidates, rounds, train)
+
+
+def choose(arm: Arm, model: str, by_name: Mapping[str, Arm], scale: Scale, rounds: int, train: Train) -> Cell:
     """Returns the cell of seed 0 with the chosen learning rates.
+
+    It is the first of `rank` that trains with every seed of the scale; if there is none, the first.
 
     Args:
       arm: the arm.
       model: name of the model.
       by_name: all arms by name.
+      scale: the study's scale.
       rounds: rounds of a whole training.
       train: trains candidates, or finds their rows.
     """
-    rates = arm.server_rates
-    if not rates:
-        rates = (choose(by_name[MOMENTUM], MODELS[model].kind, by_name, rounds, train).server_rate,)
-    candidates = [Cell(arm.name, model, client, server) for server in rates for client in arm.client_rates]
-    return halve(candidates, rounds, train)
+    order = rank(arm, model, by_name, scale, rounds, train)
+    for cell in order:
+        if all(trains(train(cell._replace(seed=seed), rounds)) for seed in scale.seeds):
+            return cell
+    return order[0]
 
 
 def final_cells(arm: Arm, chosen: Cell, scale: Scale, rounds: int) -> list[tuple[Cell, int]]:
@@ -120,7 +144,10 @@ def final_cells(arm: Arm, chosen: Cell, scale: Scale, rounds: int) -> list[tuple
 
 
 def count(arm: Arm, scale: Scale, rounds: int) -> tuple[int, int]:
-    """Returns how many cells of one model an arm trains, candidates included, and for how many rounds in all."""
+    """Returns how many cells of one model an arm trains, candidates included, and for how many rounds in all.
+
+    Those of rates that are passed over, because they do not train with every seed, come in addition.
+    """
     candidates = len(arm.client_rates) * max(len(arm.server_rates), 1)
     final = final_cells(arm, Cell(arm.name, next(iter(STANDARD)), arm.client_rates[0], 0.0), scale, rounds)
     halving = rounds_of_halving(candidates, rounds)

@@ -113,7 +113,9 @@ def initial_weights(model: Model, language_model: Any, seed: int, scale: float) 
 def _sizes(section: ModelConfig) -> tuple[int, int]:
     for key in ("init", "layer_norm", "output_bias", "blocks", "heads", "feed_forward", "context"):
         if getattr(section, key) is not None:
-            raise ValueError(f"model.{key} has no effect: the study builds its own models of model.embedding and units")
+            raise ValueError(
+                f"model.{key} has no effect: the study builds its models of model.embedding and model.units, remove it"
+            )
     if section.prediction_heads != 1:
         raise ValueError(f"model.prediction_heads = {section.prediction_heads}: the study trains one head, remove it")
     if section.preset not in (None, "tiny"):

@@ -50,14 +50,15 @@ def format_tables(found: Mapping[str, Any]) -> str:
     done = sum(row["rounds"] for row in found["rows"])
     clients = found["clients"]
     parts = [
-        [f"{len(found['rows'])} of {cells} cells and {done:,} of {rounds:,} rounds are trained."],
+        [f"{len(found['rows'])} of about {cells} cells and {done:,} of {rounds:,} rounds are trained."],
         ["### Verdicts", "", *_verdicts(study, found["guarantees"])],
         [
             "### Final results",
             "",
             f"Test clients ({clients['test']}) after {study.rounds} rounds with the rates chosen on validation clients "
             f"({clients['validation']}): mean over {len(study.scale.seeds)} seeds ± half of the 95 % Student's t "
-            "interval. A loss above that of a uniform guess, or not finite, counts as that of a uniform guess. "
+            "interval. A loss above that of a uniform guess, or not finite, counts as that of a uniform guess. After "
+            "*not* stand rates that were better in the choice, but did not train with one of the seeds. "
             f"*Rounds*: until the loss on validation clients is that of a unigram, {found['unigram']:.3f}. *Moved*: "
             "distance of embedding and of all other weights from the initial ones, relative to their norm. *Within*: "
             "clients whose update is within the clip norm.",
@@ -126,14 +127,14 @@ def _finals(study: Study, unigram: float) -> list[str]:
 
 
 def _final(study: Study, arm: str, model: str, unigram: float) -> list[str]:
-    rows, chosen = study.final(arm, model), study.chosen(arm, model)
+    rows, chosen, over = study.final(arm, model), study.chosen(arm, model), study.passed_over(arm, model)
     reached = [rounds_to(row, unigram) for row in rows]
     done = [each for each in reached if each is not None]
     moved = [np.mean([row["moved"][part] or np.nan for row in rows]) for part in ("embedding", "others")]
     within = [row["within_clip"] for row in rows if row["within_clip"] is not None]
     accuracy = [100 * (row["test"]["accuracy"] or 0.0) for row in rows]
     return [
-        f"{chosen.client_rate:g}, {chosen.server_rate:g}",
+        "; not ".join(f"{cell.client_rate:g}, {cell.server_rate:g}" for cell in (chosen, *over)),
         _plus_minus(study.losses(arm, model), 3),
         _plus_minus(accuracy, 1),
         f"{np.mean(done):.0f}" if len(done) == len(rows) else f"{len(done)} of {len(rows)} seeds",

@@ -159,6 +159,9 @@ def test_every_arm_trains_each_model_as_it_says():
     assert (proximal.clients.proximal, proximal.clients.learning_rate, proximal.server.learning_rate) == (0.1, 0.3, 0.1)
     assert proximal.privacy.clip_norm is None and proximal.clients.max_sequences == 32
     assert si_arms.configure(CONFIG, SMALL, ARMS["adam"], Cell("", "cifg", 0.3, 0.1)).server.optimizer == "adam"
+    own = si_arms.change(CONFIG, {"clients.optimizer": "adam", "clients.proximal": 1.0})
+    plain = si_arms.configure(own, SMALL, ARMS[MOMENTUM], Cell("", "cifg", 0.3, 0.1))
+    assert (plain.clients.optimizer, plain.clients.proximal, plain.privacy.is_private) == ("sgd", 0.0, False)
     decayed = si_arms.configure(CONFIG, SMALL, ARMS["variants"], Cell("", "si-cifg, weight decay", 0.3, 0.1))
     assert decayed.clients.weight_decay == 0.01
     assert ROUNDS == CONFIG.run.rounds and ARMS[PUBLIC].models == ("cifg", "si-cifg")
@@ -172,7 +175,7 @@ def test_halving_trains_thirds_and_finds_the_best(tmp_path):
         trained.append(rounds)
         return row_of(cell, rounds, float(losses[candidates.index(cell)]))
 
-    assert candidates.index(si_choice.halve(candidates, ROUNDS, train)) == losses.argmin()
+    assert candidates.index(si_choice.halve(candidates, ROUNDS, train)[0]) == losses.argmin()
     # An eighth, a quarter and a half of 40 rounds, by 15, 5 and 2 candidates.
     assert trained == [5] * 15 + [10] * 5 + [20] * 2
     assert si_choice.rounds_of_halving(15, ROUNDS) == 15 * 5 + 5 * 5 + 2 * 10
@@ -182,7 +185,30 @@ def test_halving_trains_thirds_and_finds_the_best(tmp_path):
 def test_a_candidate_that_diverged_is_never_chosen():
     candidates = [Cell(MOMENTUM, "cifg", rate, 0.1) for rate in (0.1, 0.3, 1.0)]
     rows = Rows([row_of(cell, 5, 1.0 + i, diverged=i < 2) for i, cell in enumerate(candidates)])
-    assert si_choice.halve(candidates, ROUNDS, rows) == candidates[2]
+    assert si_choice.halve(candidates, ROUNDS, rows)[0] == candidates[2]
+
+
+def test_rates_that_fail_with_a_seed_are_passed_over(tmp_path):
+    """The two best rates diverge with seed 3, or end above their first loss; the third best are chosen."""
+
+    class Failing(FakeTrainer):
+        def __call__(self, arm, cell, rounds, is_final):
+            row = super().__call__(arm, cell, rounds, is_final)
+            if (cell.client_rate, cell.seed) == (0.003, 2):
+                return {**row, "diverged": True}
+            if (cell.client_rate, cell.seed) == (0.001, 3) and is_final:
+                return {**row, "curve": {**row["curve"], "loss": [*row["curve"]["loss"][:-1], 7.0]}}
+            return row
+
+    trainer = Failing(lambda cell: 5.0 + abs(math.log(cell.client_rate / 0.0025)) / 9 + cell.server_rate)
+    found = {**train(tmp_path, trainer, arms=("client adam",)), "scale": "small", "config": si._identity(CONFIG)}
+    study = si_tables.read({**found, "vocabulary": 512})
+    assert study.chosen("client adam", "cifg") == Cell("client adam", "cifg", 0.01, 0.1)
+    assert [cell.client_rate for cell in study.passed_over("client adam", "cifg")] == [0.003, 0.001]
+    # 15 candidates, 2 seeds of the best, 3 of the next and 3 of the chosen
+    assert len(found["rows"]) == 15 + 2 + 3 + 3
+    assert si_choice.trains({"diverged": False, "curve": {"loss": [None, 5.0]}})
+    assert not si_choice.trains({"diverged": False, "curve": {"loss": [5.0, None]}})
 
 
 def test_all_cells_are_trained_once_and_counted(trained):
