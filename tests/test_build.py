@@ -15,7 +15,7 @@ from tests.test_house import PACKAGES, ROOT, tracked
 
 DATA = {
     *(f"{package}/py.typed" for package in PACKAGES),
-    *(f"experiments/configs/{name}.toml" for name in ("demo", "long", "scratch", "target")),
+    *(f"experiments/configs/{name}.toml" for name in ("demo", "long", "production", "scratch", "si", "target")),
     "fl/runtime/loopback.c",
     *(
         f"{folder}/{path.name}"
