@@ -186,3 +186,10 @@ def test_ledger_refuses_a_client_within_its_separation_and_above_its_limit(tmp_p
         assert too_often.startswith("round 6: client 'a' took part in 2 rounds, the plan allows no more")
         record(ledger, 6, ["b"])
     assert len(Ledger.read(tmp_path / "ledger").rounds) == 7
+
+
+@pytest.mark.parametrize(("begun", "given"), [(None, BLT_1), (BLT_1, None), (BLT_1, Tree())])
+def test_ledger_of_another_mechanism_is_refused_by_name(begun, given, tmp_path):
+    Ledger.open(tmp_path / "ledger", plan(begun)).close()
+    with pytest.raises(ValueError, match="another plan [(]differs in mechanism[)]: resume with that plan"):
+        Ledger.open(tmp_path / "ledger", plan(given))
