@@ -156,6 +156,11 @@ def test_damaged_mechanism_is_refused():
         PrivacyPlan.from_dict({**written, "mechanism": {"kind": "dense"}})
     with pytest.raises(ValueError, match="mechanism fields .* do not fit kind 'tree'"):
         PrivacyPlan.from_dict({**written, "mechanism": {"kind": "tree", "bands": 3}})
+    for field in ("mechanism", "sampling", "clip"):
+        with pytest.raises(ValueError, match=f"{field} is 5: give a dict"):
+            PrivacyPlan.from_dict({**written, field: 5})
+        with pytest.raises(ValueError, match=rf"{field} kind \['x'\] is unknown"):
+            PrivacyPlan.from_dict({**written, field: {"kind": ["x"]}})
 
 
 def record(ledger: Ledger, number: int, cohort: list[str]) -> None:
