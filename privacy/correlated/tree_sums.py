@@ -21,9 +21,10 @@ from privacy.correlated.participation import Participation
 from privacy.correlated.sensitivity import Sensitivity
 
 _NEVER = -np.inf
-_Values = dict[int, npt.NDArray[np.float64]]
-"""By number of participations: the largest sum of squares, [d, d], with at least i rounds without the client at the
-beginning and at least j of them at the end of the block. `_NEVER` if there is no such pattern."""
+_Array = npt.NDArray[np.float64]
+_Values = npt.NDArray[np.float64]
+"""The largest sum of squares, [m, d, d], by number of participations, from 1, with at least i rounds without the client
+at the beginning and at least j of them at the end of the block. `_NEVER` if there is no such pattern."""
 
 
 def complete_subtrees(rounds: int, restart_every: int | None) -> list[int]:
@@ -54,10 +55,10 @@ def tree_sensitivity(rounds: int, restart_every: int | None, participation: Part
     separation, count = participation
     gap = min(separation, rounds) - 1  # rounds without the client between two of its rounds
     heights = complete_subtrees(rounds, restart_every)
-    best: _Values = {}
+    best = np.empty((0, gap + 1))
     for height in heights:
         best = _append(best, _subtree(height, count, gap), 2**height, count)
-    value = math.sqrt(max(ends[0] for ends in best.values()))
+    value = math.sqrt(best[:, 0].max())
     return Sensitivity(value, True, "largest sum of squared node counts (max-plus programme)")
 
 
@@ -66,39 +67,38 @@ def _subtree(height: int, count: int, gap: int) -> _Values:
     """Returns the values of a subtree of this height, from those of its halves."""
     free = np.arange(gap + 1, dtype=np.float64)
     # One participation is in height + 1 nodes.
-    joined = {1: np.where(free[:, None] + free[None, :] < 2**height, height + 1.0, _NEVER)}
+    single = np.where(free[:, None] + free[None, :] < 2**height, height + 1.0, _NEVER)[None]
     if height == 0:
-        return joined
+        return single
     half = _subtree(height - 1, count, gap)
     length = 2 ** (height - 1)
     shifted = np.maximum(0, np.arange(gap + 1) - length)
     # Only so many rounds without the client fit into the left half, and what is left of the gap into the right one.
     splits = range(max(0, gap - length + 1), min(gap, length - 1) + 1)
-    for total in range(2, min(count, 2 * max(half)) + 1):
-        best = np.full((gap + 1, gap + 1), _NEVER)
-        if total in half:
-            best = np.maximum(half[total][:, shifted], half[total][shifted, :])
-        for left in range(max(1, total - max(half)), min(total - 1, max(half)) + 1):
-            for end in splits:
-                pair = half[left][:, end, None] + half[total - left][None, gap - end, :]
-                np.maximum(best, pair, out=best)
-        if np.isfinite(best[0, 0]):
-            joined[total] = best + total**2
-    return joined
+    joined = np.full((min(count, 2 * len(half)), gap + 1, gap + 1), _NEVER)
+    joined[: len(half)] = np.maximum(half[:, :, shifted], half[:, shifted, :])
+    for left, values in enumerate(half, 1):
+        right = half[: len(joined) - left]
+        both = joined[left : left + len(right)]
+        for end in splits:
+            np.maximum(both, values[:, end, None] + right[:, None, gap - end, :], out=both)
+    joined += np.arange(1, len(joined) + 1)[:, None, None] ** 2
+    joined[0] = single
+    return joined[np.isfinite(joined[:, 0, 0])]
 
 
-def _append(before: _Values, block: _Values, length: int, count: int) -> _Values:
-    """Returns the values of the rounds so far plus one more subtree; [d], by rounds without the client at the end."""
-    gap = next(iter(block.values())).shape[0] - 1
+def _append(before: _Array, block: _Values, length: int, count: int) -> _Array:
+    """Returns the values of the rounds so far, [m, d], by rounds without the client at the end, plus one subtree."""
+    gap = block.shape[-1] - 1
     shifted = np.maximum(0, np.arange(gap + 1) - length)
-    after = {total: ends[shifted] for total, ends in before.items()}
-    for right, values in block.items():
-        after[right] = np.maximum(after.get(right, _NEVER), values[0])
-        for left, ends in before.items():
-            if left + right <= count:
-                best = (ends[:, None] + values[::-1]).max(axis=0)
-                after[left + right] = np.maximum(after.get(left + right, _NEVER), best)
-    return after
+    after = np.full((min(count, len(before) + len(block)), gap + 1), _NEVER)
+    after[: len(before)] = before[:, shifted]
+    np.maximum(after[: len(block)], block[:, 0], out=after[: len(block)])
+    for left, ends in enumerate(before, 1):
+        right = block[: len(after) - left]
+        both = after[left : left + len(right)]
+        np.maximum(both, (ends[:, None] + right[:, ::-1]).max(axis=1), out=both)
+    return after[np.isfinite(after[:, 0])]
 
 
 def tree_error(rounds: int, restart_every: int | None) -> float:

@@ -121,6 +121,14 @@ def test_tree_sensitivity_of_thousands_of_rounds(rounds, count, between, squared
     assert Tree().sensitivity(rounds, limits).value ** 2 == pytest.approx(squared, rel=1e-12, abs=0)
 
 
+@pytest.mark.parametrize(("rounds", "squared"), [(4096, 4096 * 8191), (4095, 2 * (4**12 - 1) // 3 - 4095)])
+def test_tree_sensitivity_of_a_client_in_all_rounds_is_that_of_full_nodes(rounds, squared):
+    # A complete tree over n rounds has n / c nodes of c rounds for c = 1, 2, 4, ..., n: the sum of squares is
+    # n (2 n - 1). 4095 rounds are complete trees over 2048, 1024, ..., 1.
+    limits = Participation(1, rounds)
+    assert Tree().sensitivity(rounds, limits).value ** 2 == pytest.approx(squared, rel=1e-12, abs=0)
+
+
 def zcdp_epsilon(rho: float, delta: float) -> float:
     """Returns ε of ρ-zCDP by the conversion of Canonne, Kamath and Steinke 2020 (arXiv:2004.00010), on a grid."""
     orders = 1 + np.geomspace(1e-3, 1e4, 200_001)
