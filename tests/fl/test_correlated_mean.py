@@ -138,7 +138,7 @@ def test_aggregator_refuses_a_round_after_the_planned_ones(mechanism):
 
     @tf.function
     def server(state, number):
-        total = Contribution({"weights": tf.zeros([5])}, *[tf.constant(0.0)] * 8, tf.zeros([0, 2], tf.int64))
+        total = Contribution({"weights": tf.zeros([5])}, *[tf.constant(0.0)] * 8 + [tf.zeros([0, 2], tf.int64)])
         mean = aggregator.server(state, total, tf.stack([number, number]))
         return mean.update, mean.state
 
