@@ -105,18 +105,43 @@ def build_sampling(config: Config) -> Sampling:
             return CheckIn(section.size, section.min_separation, section.max_participations)
 
 
-def check_clients(config: Config, data: Data) -> None:
+def check_clients(config: Config, data: Data) -> str | None:
     """Checks that the cohorts fit the number of training clients, if that number is the plan's population.
+
+    Returns:
+      A warning if clients who check in cannot fill all rounds, otherwise None.
 
     Raises:
       ValueError: there are too few clients; one line, which also says what was left out of the data.
     """
-    sampling = build_sampling(config)
-    if config.cohort.population is None:
-        try:
-            _check_cohort(sampling, len(data.splits.train))
-        except ValueError as error:
-            raise ValueError(f"{error}{data.store.statistics.left_out}") from None
+    if config.cohort.population is not None:
+        return None
+    sampling, population = build_sampling(config), len(data.splits.train)
+    try:
+        _check_cohort(sampling, population)
+    except ValueError as error:
+        raise ValueError(f"{error}{data.store.statistics.left_out}") from None
+    return _check_enough(sampling, population, config.run.rounds) if isinstance(sampling, CheckIn) else None
+
+
+def _check_enough(sampling: CheckIn, population: int, rounds: int) -> str | None:
+    """Returns a warning if the population is too small for full cohorts in all rounds."""
+    # Within one separation, no client takes part twice.
+    largest = min(
+        population * sampling.max_participations(rounds) // rounds,
+        population // min(sampling.min_separation, rounds),
+    )
+    if sampling.size <= largest:
+        return None
+    limit, fix = "", "cohort.size, run.rounds or cohort.min_separation"
+    if sampling.participation_limit is not None:
+        limit = f" and cohort.max_participations = {sampling.participation_limit}"
+        fix += ", or raise cohort.max_participations"
+    return (
+        f"warning: cohort.size = {sampling.size:,}, but with cohort.min_separation = {sampling.min_separation}{limit}, "
+        f"{population:,} clients fill run.rounds = {rounds:,} with at most {largest:,} each: later rounds have fewer "
+        f"clients than planned, or noise alone; lower {fix}"
+    )
 
 
 def _check_cohort(sampling: Sampling, population: int) -> None:

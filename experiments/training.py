@@ -59,7 +59,8 @@ def train(run: RunFolder, command: str, show: ConsoleDisplay, hosts: Any = None)
     model = assembly.build_model(config, prepared.vocabulary.size, None if initial is None else initial.model)
     ledger = Ledger.read(run.ledger) if _has_header(run.ledger) else None
     begun = None if ledger is None else ledger.plan
-    assembly.check_clients(config, prepared)
+    if warning := assembly.check_clients(config, prepared):
+        show.note(warning)
     uses = _describe_public_uses(config, prepared, initial)
     plan = assembly.build_plan(config, len(prepared.splits.train), uses, begun)
     if plan.noise_multiplier:

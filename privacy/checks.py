@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import math
 import numbers
+from collections.abc import Iterable
 from typing import Any
 
 NOISE_MULTIPLIERS = (1e-6, 1e8)
@@ -81,6 +82,15 @@ def whole(name: str, value: int, low: int, fix: str) -> int:
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not value >= low:
         raise ValueError(f"{name} must be an integer of at least {low}, got {value!r}: {fix}")
     return int(value)
+
+
+def reals(name: str, values: Iterable[float], fix: str) -> tuple[float, ...]:
+    """Returns `values` as a tuple of floats; raises ValueError unless it is a sequence of numbers."""
+    try:
+        entries = tuple(values)
+    except TypeError:
+        raise ValueError(f"{name} must be a list of numbers, got {values!r}: {fix}") from None
+    return tuple(_number(name, value, fix) for value in entries)
 
 
 def _number(name: str, value: float, fix: str) -> float:

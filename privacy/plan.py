@@ -9,7 +9,7 @@ import dataclasses
 import math
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
-from privacy import checks
+from privacy import checks, kinds
 from privacy import sampling as samplers
 from privacy.sampling import Relation, Sampling
 
@@ -372,17 +372,7 @@ class PrivacyPlan:
             )
         clip = fields.pop("clip")
         if clip is not None:
-            clip = dict(clip)
-            kinds: dict[Any, Any] = {FixedClip.kind: FixedClip, AdaptiveClip.kind: AdaptiveClip}
-            kind = clip.pop("kind", None)
-            if kind not in kinds:
-                raise ValueError(f"clip kind {kind!r} is unknown: use one of {', '.join(kinds)}")
-            try:
-                clip = kinds[kind](**clip)
-            except TypeError:
-                raise ValueError(
-                    f"clip fields {sorted(clip)} do not fit kind {kind!r}: give those of {kinds[kind].__name__}"
-                ) from None
+            clip = kinds.from_dict("clip", clip, {FixedClip.kind: FixedClip, AdaptiveClip.kind: AdaptiveClip})
         if (metrics := fields.pop("metrics")) is not None:
             try:
                 metrics = PrivateMetrics(**metrics)

@@ -13,7 +13,7 @@ import dataclasses
 import math
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from privacy import checks
+from privacy import checks, kinds
 
 if TYPE_CHECKING:
     import dp_accounting
@@ -318,13 +318,5 @@ def to_dict(sampling: Sampling) -> dict[str, Any]:
 
 def from_dict(data: dict[str, Any]) -> Sampling:
     """Returns the sampler that `to_dict` wrote; raises ValueError for an unknown kind or field."""
-    fields = dict(data)
-    kind = fields.pop("kind", None)
-    if kind not in _KINDS:
-        raise ValueError(f"sampling kind {kind!r} is unknown: use one of {', '.join(_KINDS)}")
-    try:
-        return _KINDS[kind](**fields)
-    except TypeError:
-        raise ValueError(
-            f"sampling fields {sorted(fields)} do not fit kind {kind!r}: give those of {_KINDS[kind].__name__}"
-        ) from None
+    sampling: Sampling = kinds.from_dict("sampling", data, _KINDS)
+    return sampling

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from privacy import checks
 from privacy.correlated.participation import Participation
 
 
@@ -23,6 +24,7 @@ def least_loss(rounds: int, participation: Participation) -> float:
       rounds: number n of rounds, at least 1.
       participation: limits on one client's rounds.
     """
+    checks.whole("rounds", rounds, 1, "count the rounds")
     count = max(1, min(participation.max_participations, rounds // participation.min_separation))
     nuclear = np.sum(0.5 / np.sin((2 * np.arange(1, rounds + 1) - 1) * math.pi / (4 * rounds + 2)))
     return math.sqrt(count) * float(nuclear) / rounds

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from privacy import checks
+from privacy import checks, kinds
 from privacy.correlated.participation import Participation
 from privacy.correlated.sensitivity import Sensitivity, of_toeplitz
 from privacy.correlated.toeplitz import divide, root_mean_square_error
@@ -36,6 +36,8 @@ MAX_ROUNDS = 20_000
 MAX_TREE_ROUNDS = 4096
 """Maximum number of rounds of the tree, whose sensitivity takes time and memory that grow with the separation."""
 MAX_BANDS = 4096
+MAX_COEFFICIENT = 1e6
+"""Maximum absolute value of a band's coefficient. Far larger ones would make the noise infinite."""
 MAX_BUFFERS = 16
 MAX_ENTRY = 16
 """Maximum absolute entry of a banded matrix C and of C^-1. Then a row of C^-1 has a norm of at most 16 sqrt(20,000)
@@ -104,14 +106,16 @@ class Banded(_AsDict):
     max_rounds: ClassVar[int] = MAX_ROUNDS
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "coefficients", tuple(map(float, self.coefficients)))
+        fix = "use privacy.correlated.optimize_banded"
+        object.__setattr__(self, "coefficients", checks.reals("coefficients", self.coefficients, fix))
         if not 1 <= len(self.coefficients) <= MAX_BANDS or self.coefficients[0] != 1:
             raise ValueError(
                 f"coefficients has {len(self.coefficients)} entries, the first {self.coefficients[:1]}: give 1 to "
                 f"{MAX_BANDS:,}, the first 1"
             )
-        if not all(math.isfinite(value) for value in self.coefficients):
-            raise ValueError("coefficients must be finite: use privacy.correlated.optimize_banded")
+        for value in self.coefficients:
+            if not abs(value) <= MAX_COEFFICIENT:
+                raise ValueError(f"coefficients must be finite and in [-1e6, 1e6], got {value!r}: {fix}")
 
     @property
     def bands(self) -> int:
@@ -161,7 +165,8 @@ class BLT(_AsDict):
 
     def __post_init__(self) -> None:
         for name in ("decays", "weights"):
-            object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
+            numbers = checks.reals(name, getattr(self, name), "use privacy.correlated.optimize_blt")
+            object.__setattr__(self, name, numbers)
         if not 1 <= len(self.decays) == len(self.weights) <= MAX_BUFFERS:
             raise ValueError(
                 f"{len(self.decays)} decays and {len(self.weights)} weights: give as many of each, 1 to {MAX_BUFFERS}"
@@ -256,13 +261,5 @@ def cached_sensitivity(mechanism: Mechanism, rounds: int, participation: Partici
 
 def from_dict(data: dict[str, Any]) -> Mechanism:
     """Returns the mechanism that its `to_dict` wrote; raises ValueError for an unknown kind or field."""
-    fields = dict(data)
-    kind = fields.pop("kind", None)
-    if kind not in _KINDS:
-        raise ValueError(f"mechanism kind {kind!r} is unknown: use one of {', '.join(_KINDS)}")
-    try:
-        return _KINDS[kind](**fields)
-    except TypeError:
-        raise ValueError(
-            f"mechanism fields {sorted(fields)} do not fit kind {kind!r}: give those of {_KINDS[kind].__name__}"
-        ) from None
+    mechanism: Mechanism = kinds.from_dict("mechanism", data, _KINDS)
+    return mechanism

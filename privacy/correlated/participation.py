@@ -11,7 +11,12 @@ import numpy.typing as npt
 from privacy import checks
 
 
-class Participation(NamedTuple):
+class _Limits(NamedTuple):
+    min_separation: int
+    max_participations: int
+
+
+class Participation(_Limits):
     """Describes the limits on one client's rounds, which the sampler keeps and the ledger enforces.
 
     A pattern is a set of rounds that keeps both limits. Which rounds a client is in is public and does not depend on
@@ -23,13 +28,19 @@ class Participation(NamedTuple):
       max_participations: maximum number of rounds of one client, at least 1.
     """
 
-    min_separation: int
-    max_participations: int
+    __slots__ = ()
+
+    def __new__(cls, min_separation: int, max_participations: int) -> Participation:
+        """Returns the limits; raises ValueError unless both are integers of at least 1."""
+        return super().__new__(
+            cls,
+            checks.whole("min_separation", min_separation, 1, "two rounds of one client differ by at least 1"),
+            checks.whole("max_participations", max_participations, 1, "a client takes part at least once"),
+        )
 
     @classmethod
     def by_round_distance(cls, distance: int, max_participations: int) -> Participation:
         """Returns the limits for a separation counted as |i - j| >= distance, at least 1, as in jax-privacy."""
-        checks.whole("max_participations", max_participations, 1, "a client takes part at least once")
         return cls(checks.whole("distance", distance, 1, "two rounds differ by at least 1"), max_participations)
 
     @classmethod
@@ -41,7 +52,8 @@ class Participation(NamedTuple):
 
     def within(self, rounds: int) -> Participation:
         """Returns the limits that hold in `rounds` rounds, where a client cannot take part more often than they fit."""
-        return self._replace(max_participations=min(self.max_participations, math.ceil(rounds / self.min_separation)))
+        possible = math.ceil(checks.whole("rounds", rounds, 1, "count the rounds") / self.min_separation)
+        return Participation(self.min_separation, min(self.max_participations, possible))
 
 
 def worst_sum(values: npt.NDArray[Any], participation: Participation) -> npt.NDArray[np.float64]:

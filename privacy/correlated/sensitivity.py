@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from privacy import checks
 from privacy.correlated.participation import Participation, worst_sum
 
 MAX_DENSE = 4096
@@ -57,8 +58,9 @@ def of_toeplitz(coefficients: npt.NDArray[np.float64], rounds: int, participatio
       participation: limits on one client's rounds.
 
     Raises:
-      ValueError: neither theorem holds, and there are more than 4,096 rounds.
+      ValueError: neither theorem holds, and there are more than 4,096 rounds; or `rounds` is out of range.
     """
+    checks.whole("rounds", rounds, 1, "count the rounds")
     column = np.trim_zeros(np.asarray(coefficients, np.float64)[:rounds], "b")
     if len(column) <= participation.min_separation:
         squares = np.concatenate([np.cumsum(column**2), np.full(rounds - len(column), np.sum(column**2))])

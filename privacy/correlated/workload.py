@@ -42,7 +42,8 @@ class Workload:
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)!r}: 0 leaves it out")
         if self.learning_rates is not None:
-            object.__setattr__(self, "learning_rates", tuple(map(float, self.learning_rates)))
+            fix = "give the server's learning rate of each round"
+            object.__setattr__(self, "learning_rates", checks.reals("learning_rates", self.learning_rates, fix))
             if len(self.learning_rates) != self.rounds:
                 raise ValueError(
                     f"{len(self.learning_rates)} learning_rates for {self.rounds} rounds: give one a round"
@@ -50,7 +51,7 @@ class Workload:
             if self.rounds > MAX_SCHEDULED:
                 raise ValueError(f"rounds is {self.rounds}: with learning_rates give at most {MAX_SCHEDULED:,}")
             for rate in self.learning_rates:
-                checks.positive("learning_rates", rate, "give the server's learning rate of each round")
+                checks.positive("learning_rates", rate, fix)
 
     @property
     def velocity(self) -> npt.NDArray[np.float64]:

@@ -117,7 +117,8 @@ class Ledger:
                 return ledger
             ledger = Ledger._replay(file, first[1], lines)
             if ledger.plan != plan:
-                names = [k for k, v in plan.to_dict().items() if ledger.plan.to_dict()[k] != v]
+                begun, given = ledger.plan.to_dict(), plan.to_dict()  # `mechanism` is left out of one without it
+                names = [name for name in {**given, **begun} if begun.get(name) != given.get(name)]
                 raise ValueError(
                     f"ledger {path} was begun under another plan (differs in {', '.join(names)}): "
                     "resume with that plan or begin a new run"

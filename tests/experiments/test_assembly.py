@@ -25,6 +25,33 @@ def test_private_plan_splits_noise_between_update_and_metrics():
     assert with_metrics.value_noise_multiplier == pytest.approx(without.noise_multiplier / 0.9**0.5)
 
 
+@pytest.mark.parametrize(
+    ("clients", "size", "rounds", "separation", "limit", "largest"),
+    [
+        (988, 700, 5, 1, 1, 197),  # 988 participations in all: rounds 2 to 4 would have no client
+        (988, 197, 5, 1, 1, None),
+        (988, 198, 5, 1, 1, 197),
+        (100, 26, 12, 4, None, 25),  # 4 consecutive rounds have no client in common
+        (100, 25, 12, 4, None, None),
+        (100, 26, 12, 4, 3, 25),
+        (100, 25, 12, 4, 2, 16),
+        (100, 50, 2, 4, None, None),  # the run is shorter than the separation
+        (100, 51, 2, 4, None, 50),
+    ],
+)
+def test_check_in_that_runs_out_of_clients_is_warned_of(clients, size, rounds, separation, limit, largest):
+    settings = ["cohort.sampler=check-in", f"cohort.size={size}", f"cohort.min_separation={separation}"]
+    settings += [f"run.rounds={rounds}", *([] if limit is None else [f"cohort.max_participations={limit}"])]
+    data: Any = SimpleNamespace(splits=SimpleNamespace(train=range(clients)))
+    warning = assembly.check_clients(config_file.parse("", "test", settings), data)
+    if largest is None:
+        assert warning is None
+        return
+    assert warning is not None and "\n" not in warning
+    assert f"{clients} clients fill run.rounds = {rounds} with at most {largest} each" in warning
+    assert ("raise cohort.max_participations" in warning) == (limit is not None)
+
+
 def test_private_plan_releases_metrics_by_default():
     assert plan("privacy.noise_multiplier=1.0", "privacy.clip_norm=0.5").metrics == PrivateMetrics(0.02, 10.0)
     assert plan().metrics is None

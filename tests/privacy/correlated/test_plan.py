@@ -168,6 +168,11 @@ def test_damaged_mechanism_is_refused():
         PrivacyPlan.from_dict({**written, "mechanism": {"kind": "dense"}})
     with pytest.raises(ValueError, match="mechanism fields .* do not fit kind 'tree'"):
         PrivacyPlan.from_dict({**written, "mechanism": {"kind": "tree", "bands": 3}})
+    for field in ("mechanism", "sampling", "clip"):
+        with pytest.raises(ValueError, match=f"{field} is 5: give a dict"):
+            PrivacyPlan.from_dict({**written, field: 5})
+        with pytest.raises(ValueError, match=rf"{field} kind \['x'\] is unknown"):
+            PrivacyPlan.from_dict({**written, field: {"kind": ["x"]}})
 
 
 def record(ledger: Ledger, number: int, cohort: list[str]) -> None:
@@ -210,3 +215,10 @@ def test_ledger_refuses_a_client_that_changes_its_cohort(tmp_path, sampling):
         for number, cohort in enumerate((["b"], [], ["a"]), 4):
             record(ledger, number, cohort)
     assert len(Ledger.read(tmp_path / "ledger").rounds) == 7
+
+
+@pytest.mark.parametrize(("begun", "given"), [(None, BLT_1), (BLT_1, None), (BLT_1, Tree())])
+def test_ledger_of_another_mechanism_is_refused_by_name(begun, given, tmp_path):
+    Ledger.open(tmp_path / "ledger", plan(begun)).close()
+    with pytest.raises(ValueError, match="another plan [(]differs in mechanism[)]: resume with that plan"):
+        Ledger.open(tmp_path / "ledger", plan(given))

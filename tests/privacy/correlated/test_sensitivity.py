@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from privacy.accounting.composition import gaussian_epsilon
-from privacy.correlated import BLT, Banded, Mechanism, Participation, Tree
+from privacy.correlated import BLT, Banded, Mechanism, Participation, Tree, Workload, least_loss
 from privacy.correlated.participation import worst_sum
 from privacy.correlated.sensitivity import COLUMN_NORMS, EARLIEST, ROW_SUMS, of_matrix, of_toeplitz
 from tests.oracles import participation as oracle
@@ -179,6 +179,20 @@ def test_later_rounds_never_lower_the_sensitivity():
         (lambda: Banded((2.0, 0.5)), "coefficients has 2 entries, the first .*2.0.*: give 1 to"),
         (lambda: Banded((1.0, math.inf)), "coefficients must be finite"),
         (lambda: Tree(0), "restart_every must be an integer of at least 1, got 0"),
+        (lambda: Banded("123"), "coefficients must be a number, got '1': use privacy.correlated.optimize_banded"),  # type: ignore[arg-type]
+        (lambda: Banded(1.0), "coefficients must be a list of numbers, got 1.0"),  # type: ignore[arg-type]
+        (lambda: Banded((1.0, 1e200)), r"coefficients must be finite and in \[-1e6, 1e6\], got 1e\+200"),
+        (lambda: BLT(0.5, 0.5), "decays must be a list of numbers, got 0.5"),  # type: ignore[arg-type]
+        (lambda: Workload(3, learning_rates=5), "learning_rates must be a list of numbers, got 5"),  # type: ignore[arg-type]
+        (lambda: Participation(5, 0), "max_participations must be an integer of at least 1, got 0"),
+        (lambda: Participation(0, 3), "min_separation must be an integer of at least 1, got 0"),
+        (lambda: Participation(2, 1.5), "max_participations must be an integer of at least 1, got 1.5"),  # type: ignore[arg-type]
+        (lambda: Participation(2, 3).within(0), "rounds must be an integer of at least 1, got 0"),
+        (lambda: least_loss(0, Participation(2, 3)), "rounds must be an integer of at least 1, got 0"),
+        (lambda: Tree().sensitivity(0, Participation(2, 3)), "rounds must be an integer of at least 1, got 0"),
+        (lambda: Banded((1.0, 0.5)).sensitivity(-1, Participation(2, 3)), "rounds must be an integer of at least 1"),
+        (lambda: BLT((0.9,), (0.5,)).sensitivity(0, Participation(2, 3)), "rounds must be an integer of at least 1"),
+        (lambda: Tree().error(0), "rounds must be an integer of at least 1, got 0"),
         (lambda: Participation.by_rounds_between(-1, 2), "between must be an integer of at least 0"),
     ],
 )
