@@ -20,8 +20,10 @@ class CorrelatedMeanQuery(tfp.SumAggregationDPQuery):
     Each client's update is clipped to the plan's clip norm, over all its tensors together. The sum over the clients,
     plus the round's row of C^-1 Z, is divided by the plan's expected cohort. The guarantee is that of the plan,
     zero-out: it holds if the caller's cohorts keep the plan's separation and participation limit (`privacy.Ledger`
-    refuses those that do not) and if the query is used for at most the plan's rounds. The noise is floating-point and
-    follows from the seed and the number of the round.
+    refuses those that do not). Under an amplified plan (`CyclicPoisson`, and `Banded` with at most as many bands as
+    cohorts) it also assumes a fixed partition of the clients into cohorts, and that each client of the round's cohort
+    takes part independently with probability `sampling_probability`. The noise is floating-point and follows from the
+    seed and the number of the round. A round after the plan's last is refused with `tf.errors.InvalidArgumentError`.
 
     Args:
       plan: a plan with a mechanism and without metrics.

@@ -27,6 +27,7 @@ class CorrelatedDPMean(DPMean):
 
     Raises:
       ValueError: the plan has no mechanism.
+      tf.errors.InvalidArgumentError: `server` is called for a round after the plan's last one.
     """
 
     _CORRELATED: ClassVar[bool] = True

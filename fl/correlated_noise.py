@@ -32,14 +32,33 @@ class NoiseStream(NamedTuple):
 
 
 def build_stream(mechanism: Mechanism, rounds: int) -> NoiseStream:
-    """Builds the noise of a mechanism over `rounds` rounds."""
+    """Builds the noise of a mechanism over `rounds` rounds; any further round is a `tf.errors.InvalidArgumentError`."""
     match mechanism:
         case BLT():
-            return _buffered(mechanism)
+            stream = _buffered(mechanism)
         case Banded():
-            return _banded(mechanism)
+            stream = _banded(mechanism)
         case Tree():
-            return _tree(mechanism, mechanism.vectors(rounds))
+            stream = _tree(mechanism, mechanism.vectors(rounds))
+    return _refuse_more(stream, rounds)
+
+
+def _refuse_more(stream: NoiseStream, rounds: int) -> NoiseStream:
+    """Counts the rounds in the history and refuses those not planned: their noise, as of a full tree, may be none."""
+    import tensorflow as tf
+
+    def initial(size: int) -> History:
+        return {"done": tf.constant(0, tf.int32), **stream.initial(size)}
+
+    def following(history: History, draw: Draw) -> tuple[Any, History]:
+        message = f"the plan has {rounds} rounds and all are done: plan more rounds in a new run"
+        check = tf.debugging.assert_less(history["done"], rounds, message=message)
+        # A graph without automatic control dependencies would leave out an assertion on which no noise depends.
+        with tf.control_dependencies([check]):
+            noise, after = stream.following(history, draw)
+            return noise, {"done": history["done"] + 1, **after}
+
+    return NoiseStream(initial, following)
 
 
 def _buffered(mechanism: BLT) -> NoiseStream:
@@ -108,12 +127,9 @@ def _tree(mechanism: Tree, levels: int) -> NoiseStream:
                     lambda estimate=estimate: estimate,
                 )
             is_open = joins
-        return tf.add_n(after) - before, {"done": history["done"] + 1, "nodes": tf.stack(after)}
+        return tf.add_n(after) - before, {"nodes": tf.stack(after)}
 
-    def initial(size: int) -> History:
-        return {"done": tf.constant(0, tf.int32), "nodes": tf.zeros([levels, size])}
-
-    return NoiseStream(initial, following)
+    return NoiseStream(lambda size: {"nodes": tf.zeros([levels, size])}, following)
 
 
 def _join(level: int, below: Any, draw: Draw) -> Any:

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from privacy import checks, kinds
 from privacy.correlated.participation import Participation
 from privacy.correlated.sensitivity import Sensitivity, of_toeplitz
-from privacy.correlated.toeplitz import root_mean_square_error
+from privacy.correlated.toeplitz import divide, root_mean_square_error
 from privacy.correlated.tree_sums import tree_error, tree_sensitivity
 from privacy.correlated.workload import Workload
 
@@ -39,6 +39,9 @@ MAX_BANDS = 4096
 MAX_COEFFICIENT = 1e6
 """Maximum absolute value of a band's coefficient. Far larger ones would make the noise infinite."""
 MAX_BUFFERS = 16
+MAX_ENTRY = 16
+"""Maximum absolute entry of a banded matrix C and of C^-1. Then a row of C^-1 has a norm of at most 16 sqrt(20,000)
+< 2^12, and rounding the noise to float32, with relative error 2^-24, changes it by below 2^-12 of the fresh noise."""
 
 
 class _AsDict:
@@ -234,6 +237,20 @@ def check_fits(mechanism: Mechanism, plan: PrivacyPlan) -> None:
         raise ValueError(f"rounds must be at most {mechanism.max_rounds:,} with mechanism {kind!r}: plan fewer")
     if isinstance(mechanism, Banded):
         cached_sensitivity(mechanism, plan.rounds, plan.participation)  # refuses coefficients without a proved one
+        _check_stable(mechanism, plan.rounds)
+
+
+def _check_stable(mechanism: Banded, rounds: int) -> None:
+    """Raises ValueError if rounding to float32 could take the fresh noise out of the noise of a late round."""
+    column = mechanism.column(rounds)
+    with np.errstate(over="ignore", invalid="ignore"):
+        inverse = divide(np.eye(1, rounds)[0], column[: mechanism.bands])
+    largest = float(np.max(np.abs([column, inverse])))
+    if not largest <= MAX_ENTRY:  # NaN after an overflow
+        raise ValueError(
+            f"coefficients of mechanism 'banded' give entries of C or C^-1 up to {largest:g} in {rounds} rounds, above "
+            f"{MAX_ENTRY}, so that float32 would round fresh noise away: use privacy.correlated.optimize_banded"
+        )
 
 
 @functools.lru_cache(maxsize=1024)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from privacy.plan import FixedClip, PrivacyPlan
-from privacy.sampling import FixedSize
+from privacy.sampling import Cyclic, CyclicPoisson, FixedSize
 
 # The ledger holds noise and clip norm as 64-bit floats; the training loop may have computed them in 32 bits.
 TOLERANCE = 1e-6
@@ -94,6 +94,11 @@ def _check_cohort(plan: PrivacyPlan, history: History, entry: Round) -> Iterator
             yield (
                 f"client {client!r} took part in round {last}, the plan allows it again from round "
                 f"{last + separation}: cohorts must take turns"
+            )
+        elif isinstance(plan.sampling, (Cyclic, CyclicPoisson)) and (entry.round - last) % separation:
+            yield (
+                f"client {client!r} took part in round {last}, which is the turn of another of the {separation} "
+                "cohorts: keep one fixed partition of the clients into cohorts"
             )
         if history.participations[client] >= limit:
             yield f"client {client!r} took part in {limit} rounds, the plan allows no more: leave it out"

@@ -332,7 +332,7 @@ def _list_warnings(plan: PrivacyPlan, ledger: Ledger) -> list[str]:
         )
     if len(ledger.rounds) < plan.rounds:
         warnings.append(f"The run has done {len(ledger.rounds)} of {plan.rounds} rounds: ε is what was spent so far.")
-    if isinstance(plan.sampling, Poisson) and not _looks_poisson(plan, ledger):
+    if (isinstance(plan.sampling, Poisson) or is_amplified(plan)) and not _looks_poisson(plan, ledger):
         warnings.append(
             "The cohort sizes do not look like Poisson sampling: if cohorts were drawn otherwise, ε does not hold."
         )
@@ -348,18 +348,24 @@ def _list_warnings(plan: PrivacyPlan, ledger: Ledger) -> list[str]:
 def _looks_poisson(plan: PrivacyPlan, ledger: Ledger) -> bool:
     """Returns False if Poisson sampling would give such cohort sizes with probability below about 1e-6.
 
-    There are two tests. The total must not be far from rounds * N * q (unless the number of clients is unknown). And
-    over 30 rounds or more, the sizes must not be far too equal, as they are in a loop with cohorts of fixed size.
+    There are two tests. The total must not be far from rounds * N * q, or rounds * N / cohorts * q in cyclic cohorts
+    (unless the number of clients is unknown). And over 30 rounds or more, the sizes must not be far too equal, as they
+    are in a loop with cohorts of fixed size.
     """
     from scipy.stats import binom
 
-    assert isinstance(plan.sampling, Poisson)
+    assert isinstance(plan.sampling, (Poisson, CyclicPoisson))
+    cohorts = plan.sampling.cohorts if isinstance(plan.sampling, CyclicPoisson) else 1
     sizes, rate = [len(entry.cohort) for entry in ledger.rounds], plan.sampling.sampling_probability
-    total, trials = sum(sizes), len(sizes) * plan.population
+    cycles, rest = divmod(len(sizes), cohorts)
+    # Cohorts of a last, unfinished cycle may be one client smaller or larger than the others.
+    smallest = cycles * plan.population + rest * (plan.population // cohorts)
+    largest = cycles * plan.population + rest * math.ceil(plan.population / cohorts)
+    total = sum(sizes)
     mean = plan.expected_cohort
     if plan.any_population:
         mean = total / max(len(sizes), 1)  # the number of clients is not known here
-    elif min(binom.cdf(total, trials, rate), binom.sf(total - 1, trials, rate)) < 5e-7:
+    elif min(binom.cdf(total, smallest, rate), binom.sf(total - 1, largest, rate)) < 5e-7:
         return False
     variance = mean * (1 - rate)
     spread = sum((size - mean) ** 2 for size in sizes) / max(len(sizes), 1)

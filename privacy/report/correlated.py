@@ -47,6 +47,11 @@ def _list_assumed(plan: PrivacyPlan) -> list[str]:
         "The independent noise and its history, which is in the server's state and its checkpoints, stay secret.",
     ]
     if is_amplified(plan):
+        assumed.append(
+            "Cohorts: a fixed partition of the clients into cohorts, and each client of the round's cohort takes part "
+            "independently with probability q. The ledger refused every client that changed its cohort. It cannot know "
+            "how a cohort was sampled."
+        )
         assumed.append("Secrecy of sampling: who of a cohort was drawn in its turn is random and stays secret.")
     return assumed
 

@@ -12,7 +12,7 @@ import tensorflow as tf
 import tensorflow_privacy as tfp
 
 from fl import gaussian
-from fl.aggregation import DPMean
+from fl.aggregation import Contribution, DPMean
 from fl.audit.training_run import CanaryTask
 from fl.correlated_factory import CorrelatedMeanQuery, correlated_mean_factory
 from fl.correlated_mean import CorrelatedDPMean
@@ -129,7 +129,25 @@ def test_aggregator_fits_plans_with_a_mechanism_alone():
 
 def test_clients_receive_nothing_of_the_history():
     aggregator = CorrelatedDPMean(plan_of(MECHANISMS[0]))
-    assert set(aggregator.initial_state()) == {"clip"} and set(aggregator.initial_history(5)) == {"buffers"}
+    assert set(aggregator.initial_state()) == {"clip"} and set(aggregator.initial_history(5)) == {"buffers", "done"}
+
+
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+def test_aggregator_refuses_a_round_after_the_planned_ones(mechanism):
+    aggregator = CorrelatedDPMean(plan_of(mechanism))
+
+    @tf.function
+    def server(state, number):
+        total = Contribution({"weights": tf.zeros([5])}, *[tf.constant(0.0)] * 8 + [tf.zeros([0, 2], tf.int64)])
+        mean = aggregator.server(state, total, tf.stack([number, number]))
+        return mean.update, mean.state
+
+    state = {**aggregator.initial_state(), **aggregator.initial_history(5)}
+    for number in range(ROUNDS):
+        update, state = server(state, tf.constant(number, tf.int64))
+        assert np.all(update["weights"] != 0)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="the plan has 7 rounds and all are done"):
+        server(state, tf.constant(ROUNDS, tf.int64))
 
 
 SPECS = OrderedDict(a=tf.TensorSpec([3]), b=tf.TensorSpec([2, 2]))
@@ -158,6 +176,25 @@ def test_factorys_means_are_clipped_updates_plus_the_noise_of_the_mechanism(mech
         clipped = sum(flat(u) / np.linalg.norm(flat(u)) * CLIP for u in updates(10.0))
         # Differences of sums below 16, and the margin of the clip, 2^-21 of the clip norm for each client.
         assert difference == pytest.approx(clipped, rel=0, abs=16 * 4 * 2.0**-23 + 3 * CLIP * 2.0**-21)
+
+
+@pytest.mark.usefixtures("worker")
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+def test_query_and_factory_refuse_a_round_after_the_planned_ones(mechanism):
+    plan = plan_of(mechanism, 3)
+    query = CorrelatedMeanQuery(plan, tf.TensorSpec([5]), SEED)
+    state = query.initial_global_state()
+    process = correlated_mean_factory(plan, tf.TensorSpec([5]), SEED).create(tff.TensorType(np.float32, (5,)))
+    factory_state, zeros = process.initialize(), np.zeros(5, np.float32)
+    for _ in range(3):
+        noise, state, _ = query.get_noised_result(tf.zeros([5]), state)
+        output = process.next(factory_state, [zeros])
+        factory_state = output.state
+        assert np.all(noise != 0) and np.all(output.result != 0)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="the plan has 3 rounds and all are done"):
+        query.get_noised_result(tf.zeros([5]), state)
+    with pytest.raises(Exception, match="the plan has 3 rounds and all are done"):  # as TFF's runtime passes it on
+        process.next(factory_state, [zeros])
 
 
 def flat(update):

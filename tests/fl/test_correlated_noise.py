@@ -65,6 +65,23 @@ def test_noise_after_a_resume_is_the_same_to_the_bit(mechanism):
         np.testing.assert_array_equal(noise, whole[number])
 
 
+@pytest.mark.parametrize("mechanism", [*TOEPLITZ, Tree(), Tree(4)])
+@pytest.mark.parametrize("rounds", [7, 8])  # 2^m - 1 rounds fill a tree
+def test_round_after_the_planned_ones_is_refused_in_every_graph(mechanism, rounds):
+    stream = build_stream(mechanism, rounds)
+    _, history = run(mechanism, rounds)
+    message = f"the plan has {rounds} rounds and all are done: plan more rounds in a new run"
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+        stream.following(history, seeded(rounds))
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+        tf.function(lambda history: stream.following(history, seeded(rounds))[0])(history)
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        given = {name: tf.compat.v1.placeholder(value.dtype, value.shape) for name, value in history.items()}
+        noise, _ = stream.following(given, seeded(rounds))
+        with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+            session.run(noise, {given[name]: value.numpy() for name, value in history.items()})
+
+
 class Listed(tfp.tree_aggregation.ValueGenerator):
     """Returns the rows of a table one after another; the state is the number of the next row."""
 

@@ -55,6 +55,13 @@ CORRELATED = (
         _OF_SENSITIVITY + "test_tree_sensitivity_is_the_largest_over_all_patterns[11-0-11-None]",
     ),
     Bug(
+        "tree: one free round too few between the halves of a subtree",
+        _TREE_SUMS,
+        "half[total - left][None, gap - end, :]",
+        "half[total - left][None, max(gap - end - 1, 0), :]",
+        _OF_SENSITIVITY + "test_tree_sensitivity_is_the_largest_over_all_patterns[8-2-4-None]",
+    ),
+    Bug(
         "restarted tree uses the old tree's nodes again",
         _NOISE,
         "nodes = [tf.where(begins, tf.zeros_like(node), node) for node in nodes]",

@@ -51,6 +51,12 @@ def plan(mechanism: Any = BLT_1, sampling: Any = None, **changes: Any) -> Privac
         ({"rounds": 20_001}, "rounds must be at most 20,000 with mechanism 'blt'"),
         ({"rounds": 4097, "mechanism": Tree()}, "rounds must be at most 4,096 with mechanism 'tree'"),
         ({"rounds": 5000, "mechanism": Banded((1.0, 0, 0, 0, 2.0))}, "no sensitivity is proved for 5000 rounds"),
+        # The first column of C^-1 is (-c)^t: 2^11 = 2048, 1.5^11 = 86.5, and beyond float64 after 1,024 rounds.
+        ({"mechanism": Banded((1.0, 2.0))}, r"entries of C or C\^-1 up to 2048 in 12 rounds, above 16"),
+        ({"mechanism": Banded((1.0, -1.5))}, r"entries of C or C\^-1 up to 86.49.* in 12 rounds, above 16"),
+        ({"mechanism": Banded((1.0, 2.0, 2.0)), "rounds": 4000}, "so that float32 would round fresh noise away"),
+        # C^-1 is 1, -16 and 0, but the noise is then a difference of terms 256 times as large.
+        ({"mechanism": Banded((1.0, 16.0, 256.0)), "rounds": 3}, r"entries of C or C\^-1 up to 256 in 3 rounds"),
         ({"mechanism": "blt"}, "mechanism is 'blt': give one of privacy.correlated"),
         ({"sampling": CheckIn(101, 4)}, "cohort size 101 is larger than the population 100"),
         ({"sampling": CyclicPoisson(101, 0.5)}, "cyclic cohorts 101 are more than the population 100"),
@@ -60,6 +66,12 @@ def test_plan_refuses_what_the_mechanism_does_not_cover_in_one_line(changes, mes
     with pytest.raises(ValueError, match=message) as caught:
         plan(**changes)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("coefficients", "rounds"), [((1.0, 2.0), 5), ((1.0, -1.5), 7), ((1.0, -1.0), 4000)])
+def test_plan_takes_a_matrix_whose_inverse_is_at_most_16(coefficients, rounds):
+    # 2^4 = 16, 1.5^6 = 11.4, and 1: within the bound over these rounds.
+    assert plan(Banded(coefficients), rounds=rounds).value_noise_multiplier > 0
 
 
 @pytest.mark.parametrize("mechanism", MECHANISMS)
@@ -190,6 +202,18 @@ def test_ledger_refuses_a_client_within_its_separation_and_above_its_limit(tmp_p
         too_often = refusal(ledger, 6, ["a"])
         assert too_often.startswith("round 6: client 'a' took part in 2 rounds, the plan allows no more")
         record(ledger, 6, ["b"])
+    assert len(Ledger.read(tmp_path / "ledger").rounds) == 7
+
+
+@pytest.mark.parametrize("sampling", [Cyclic(3), CyclicPoisson(3, 0.5)])
+def test_ledger_refuses_a_client_that_changes_its_cohort(tmp_path, sampling):
+    with Ledger.open(tmp_path / "ledger", plan(BANDED, sampling)) as ledger:
+        for number, cohort in enumerate((["a"], ["b"], [], [])):
+            record(ledger, number, cohort)
+        message = refusal(ledger, 4, ["a"])
+        assert message.startswith("round 4: client 'a' took part in round 0, which is the turn of another of the 3")
+        for number, cohort in enumerate((["b"], [], ["a"]), 4):
+            record(ledger, number, cohort)
     assert len(Ledger.read(tmp_path / "ledger").rounds) == 7
 
 

@@ -102,7 +102,8 @@ def test_square_root_matrix_equals_jax_privacy(rounds, count, separation, value)
 @pytest.mark.parametrize("restart_every", [None, 1, 4, 5])
 @pytest.mark.parametrize(
     ("rounds", "between", "count"),
-    [(12, 7, 2), (16, 8, 2), (13, 2, 3), (11, 3, 3), (11, 0, 11), (12, 1, 4), (9, 20, 2), (15, 4, 3)],
+    [(12, 7, 2), (16, 8, 2), (13, 2, 3), (11, 3, 3), (11, 0, 11), (12, 1, 4), (9, 20, 2), (15, 4, 3), (8, 2, 4)]
+    + [(16, 2, 6)],
 )
 def test_tree_sensitivity_is_the_largest_over_all_patterns(rounds, between, count, restart_every):
     limits = Participation.by_rounds_between(between, count)
