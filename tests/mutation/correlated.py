@@ -57,8 +57,8 @@ CORRELATED = (
     Bug(
         "tree: one free round too few between the halves of a subtree",
         _TREE_SUMS,
-        "half[total - left][None, gap - end, :]",
-        "half[total - left][None, max(gap - end - 1, 0), :]",
+        "right[:, None, gap - end, :]",
+        "right[:, None, max(gap - end - 1, 0), :]",
         _OF_SENSITIVITY + "test_tree_sensitivity_is_the_largest_over_all_patterns[8-2-4-None]",
     ),
     Bug(
