@@ -120,7 +120,7 @@ def test_tables_of_correlated_noise_are_those_of_their_results():
     # The page says how the peak memory grows with the history.
     by_name = {row["mechanism"]: row for row in results["timing"]}
     plain = by_name["independent noise"]["peak_bytes"]
-    assert all(row["peak_bytes"] <= plain + 11 * row["history_bytes"] for row in by_name.values())
+    assert all(row["peak_bytes"] <= plain + 13 * row["history_bytes"] for row in by_name.values())
     # The page says that a tree of 2000 rounds has 1.7 times the error of a BLT, and few bands more than a tree.
     errors = {row["mechanism"]: row["error"] for row in results["errors"]["long"]}
     assert f"{errors['tree'] / errors['BLT']:.1f}" == "1.7" and errors["banded, 16 bands"] > errors["tree"]
