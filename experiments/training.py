@@ -62,6 +62,8 @@ def train(run: RunFolder, command: str, show: ConsoleDisplay, hosts: Any = None)
     if warning := assembly.check_clients(config, prepared):
         show.note(warning)
     uses = _describe_public_uses(config, prepared, initial)
+    if begun is None and config.privacy.mechanism in ("banded", "blt"):
+        show.note("searching for the matrix with the least error …")
     plan = assembly.build_plan(config, len(prepared.splits.train), uses, begun)
     if plan.noise_multiplier:
         _require_other_texts(config, initial, prepared, show)

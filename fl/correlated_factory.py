@@ -28,7 +28,9 @@ class CorrelatedMeanQuery(tfp.SumAggregationDPQuery):
     Args:
       plan: a plan with a mechanism and without metrics.
       specs: structure of `tf.TensorSpec`, float32, of an update.
-      seed: int64 [2], derived from a secret and used for nothing else, such as `privacy.Ledger.noise_stream` returns.
+      seed: int64 [2], derived from a secret and used for nothing else, such as `RunKeys.create(path).noise_seed(0)`. A
+        run that is begun anew with the same seed would repeat its noise: record every round in a `privacy.Ledger`,
+        which refuses that.
 
     Raises:
       ValueError: the plan has no mechanism, or has metrics, or the seed has another shape.
@@ -48,7 +50,7 @@ class CorrelatedMeanQuery(tfp.SumAggregationDPQuery):
         self._size = sum(math.prod(spec.shape) for spec in tf.nest.flatten(specs))
         self._seed = np.asarray(seed, np.int64)
         if self._seed.shape != (2,):
-            raise ValueError(f"seed has shape {list(self._seed.shape)}: give int64 [2], such as Ledger.noise_stream's")
+            raise ValueError(f"seed has shape {list(self._seed.shape)}: give int64 [2], such as RunKeys.noise_seed(0)")
 
     def initial_global_state(self) -> Any:
         """Returns the seed, round 0 and the history of the noise before it."""

@@ -379,9 +379,12 @@ class PrivacyPlan:
             except TypeError:
                 raise ValueError(f"metrics {metrics!r} do not fit: give the fields of PrivateMetrics") from None
         sampling = samplers.from_dict(fields.pop("sampling"))
-        public = tuple(fields.pop("public"))
+        if not isinstance(public := fields.pop("public"), (list, tuple)):
+            raise ValueError(f"public is {public!r}: give a list of what is declared public")
         if (mechanism := fields.pop("mechanism")) is not None:
             from privacy.correlated.mechanisms import from_dict
 
             mechanism = from_dict(mechanism)
-        return PrivacyPlan(sampling=sampling, clip=clip, metrics=metrics, public=public, mechanism=mechanism, **fields)
+        return PrivacyPlan(
+            sampling=sampling, clip=clip, metrics=metrics, public=tuple(public), mechanism=mechanism, **fields
+        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from collections.abc import Iterator
@@ -12,14 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from experiments import extras
-from experiments.commands.plan_options import (
-    EPSILON,
-    NOISE,
-    ROUNDS,
-    add_plan_options,
-    build_plan,
-    naming_options,
-)
+from experiments.commands.plan_of_options import build_plan, naming_options
+from experiments.commands.plan_options import EPSILON, NOISE, ROUNDS, add_plan_options
 from privacy.json_values import plain
 
 if TYPE_CHECKING:
@@ -187,11 +180,11 @@ def epsilon(rounds: int, noise_multiplier: float, as_json: bool, **setting: Any)
 @EPSILON
 def noise(rounds: int, target: float, as_json: bool, **setting: Any) -> None:
     """Print the least noise multiplier that keeps ε within the budget over this number of rounds."""
-    from privacy import FixedClip, accounting, checks
+    from privacy import accounting, checks
 
     checks.positive("--epsilon", target, "give the largest epsilon that the run may reach")
     # ε does not depend on the clip, and --clip-count-stddev can be checked only when the noise multiplier is known.
-    plan = dataclasses.replace(build_plan(rounds=rounds, noise_multiplier=0.0, **setting), clip=FixedClip(1.0))
+    plan = build_plan(rounds=rounds, noise_multiplier=1.0, **{**setting, "clip_count_stddev": None})
     with naming_options("epsilon"):
         multiplier = accounting.calibrate_noise(plan, target).noise_multiplier
     _print_result(build_plan(rounds=rounds, noise_multiplier=multiplier, **setting), as_json)
@@ -213,8 +206,9 @@ def rounds(target: float, noise_multiplier: float, as_json: bool, **setting: Any
 
 
 def _print_result(plan: PrivacyPlan, as_json: bool) -> None:
-    from privacy import Cyclic, Poisson, accounting
+    from privacy import CheckIn, Cyclic, Poisson, accounting
     from privacy.accounting.guarantee import format_epsilon
+    from privacy.accounting.plan_epsilon import is_amplified
 
     spent = accounting.epsilon(plan)
     if as_json:
@@ -223,7 +217,8 @@ def _print_result(plan: PrivacyPlan, as_json: bool) -> None:
     stated = {name: "stated" if name == spent.accountant else "another upper bound" for name in ("PLD", "RDP")}
     pld = "not available" if spent.pld is None else f"{format_epsilon(spent.pld)}  ({stated['PLD']})"
     rdp = f"{format_epsilon(spent.rdp)}  ({stated['RDP']})"
-    is_exact = isinstance(plan.sampling, Cyclic) or plan.sampling == Poisson(1.0)
+    is_exact = isinstance(plan.sampling, (Cyclic, CheckIn)) or plan.sampling == Poisson(1.0)
+    is_exact = is_exact or (plan.mechanism is not None and not is_amplified(plan))
     rows = [
         (
             "epsilon",
@@ -240,9 +235,17 @@ def _print_result(plan: PrivacyPlan, as_json: bool) -> None:
         ("noise multiplier", f"{plan.noise_multiplier:g}"),
         ("noise", "floating-point Gaussian, not hardened, the default of fedspeak's training"),
     ]
-    if plan.value_noise_multiplier != plan.noise_multiplier:
+    if plan.mechanism is None and plan.value_noise_multiplier != plan.noise_multiplier:
         split = f"{plan.value_noise_multiplier:.6g} on the update, {plan.count_stddev:g} on the clip's count"
         rows.append(("  split", split))
+    if plan.mechanism is not None:
+        sensitivity = plan.sensitivity(plan.rounds)
+        error = plan.noise_multiplier * sensitivity.value * plan.mechanism.error(plan.rounds)
+        rows += [
+            ("mechanism", plan.mechanism.describe()),
+            ("sensitivity", f"{sensitivity.value:.6g} clip norms: {sensitivity.method}"),
+            ("error of sums", f"{error:.6g} clip norms, root mean square over the sums of all rounds so far"),
+        ]
     for name, value in rows:
         click.echo(f"{name:<18}{value}")
     for note in spent.notes:
@@ -265,6 +268,8 @@ def _result_as_json(plan: PrivacyPlan, spent: Any) -> dict[str, Any]:
         "expected_cohort": plan.expected_cohort,
         "value_noise_multiplier": plan.value_noise_multiplier,
         "count_stddev": plan.count_stddev,
+        "sensitivity": None if plan.mechanism is None else plan.sensitivity(plan.rounds)._asdict(),
+        "prefix_sum_error": None if plan.mechanism is None else plan.mechanism.error(plan.rounds),
         "plan": plan.to_dict(),
         "notes": list(spent.notes),
     }

@@ -23,8 +23,9 @@ from privacy.correlated.sensitivity import Sensitivity
 _NEVER = -np.inf
 _Array = npt.NDArray[np.float64]
 _Values = npt.NDArray[np.float64]
-"""The largest sum of squares, [m, d, d], by number of participations, from 1, with at least i rounds without the client
-at the beginning and at least j of them at the end of the block. `_NEVER` if there is no such pattern."""
+"""The largest sum of squares, [m, i, j], by number of participations, from 1, with at least i rounds without the client
+at the beginning and at least j of them at the end of the block. `_NEVER` if there is no such pattern; i and j are below
+the length of the block, and go up to the gap between two rounds of a client."""
 
 
 def complete_subtrees(rounds: int, restart_every: int | None) -> list[int]:
@@ -57,7 +58,7 @@ def tree_sensitivity(rounds: int, restart_every: int | None, participation: Part
     heights = complete_subtrees(rounds, restart_every)
     best = np.empty((0, gap + 1))
     for height in heights:
-        best = _append(best, _subtree(height, count, gap), 2**height, count)
+        best = _append(best, _subtree(height, count, gap), 2**height, count, gap)
     value = math.sqrt(best[:, 0].max())
     return Sensitivity(value, True, "largest sum of squared node counts (max-plus programme)")
 
@@ -65,40 +66,58 @@ def tree_sensitivity(rounds: int, restart_every: int | None, participation: Part
 @functools.lru_cache(maxsize=64)
 def _subtree(height: int, count: int, gap: int) -> _Values:
     """Returns the values of a subtree of this height, from those of its halves."""
-    free = np.arange(gap + 1, dtype=np.float64)
+    size = min(gap + 1, 2**height)
+    free = np.arange(size)
     # One participation is in height + 1 nodes.
     single = np.where(free[:, None] + free[None, :] < 2**height, height + 1.0, _NEVER)[None]
     if height == 0:
         return single
     half = _subtree(height - 1, count, gap)
-    length = 2 ** (height - 1)
-    shifted = np.maximum(0, np.arange(gap + 1) - length)
-    # Only so many rounds without the client fit into the left half, and what is left of the gap into the right one.
-    splits = range(max(0, gap - length + 1), min(gap, length - 1) + 1)
-    joined = np.full((min(count, 2 * len(half)), gap + 1, gap + 1), _NEVER)
-    joined[: len(half)] = np.maximum(half[:, :, shifted], half[:, shifted, :])
-    for left, values in enumerate(half, 1):
-        right = half[: len(joined) - left]
-        both = joined[left : left + len(right)]
-        for end in splits:
-            np.maximum(both, values[:, end, None] + right[:, None, gap - end, :], out=both)
+    few, part = half.shape[:2]
+    shifted = np.maximum(0, free - 2 ** (height - 1))
+    joined = np.full((min(count, 2 * few), size, size), _NEVER)
+    joined[:few, :part] = half[:, :, shifted]
+    joined[:few, :, :part] = np.maximum(joined[:few, :, :part], half[:, shifted])
+    _join(joined[:, :part, :part], half, half, gap)
     joined += np.arange(1, len(joined) + 1)[:, None, None] ** 2
     joined[0] = single
     return joined[np.isfinite(joined[:, 0, 0])]
 
 
-def _append(before: _Array, block: _Values, length: int, count: int) -> _Array:
-    """Returns the values of the rounds so far, [m, d], by rounds without the client at the end, plus one subtree."""
-    gap = block.shape[-1] - 1
+def _append(before: _Array, block: _Values, length: int, count: int, gap: int) -> _Array:
+    """Returns the values of the rounds so far, [m, gap + 1], by rounds without the client at the end, plus a subtree.
+
+    `length` is the number of rounds in the subtree.
+    """
+    few, size = block.shape[:2]
     shifted = np.maximum(0, np.arange(gap + 1) - length)
-    after = np.full((min(count, len(before) + len(block)), gap + 1), _NEVER)
+    after = np.full((min(count, len(before) + few), gap + 1), _NEVER)
     after[: len(before)] = before[:, shifted]
-    np.maximum(after[: len(block)], block[:, 0], out=after[: len(block)])
-    for left, ends in enumerate(before, 1):
-        right = block[: len(after) - left]
-        both = after[left : left + len(right)]
-        np.maximum(both, (ends[:, None] + right[:, ::-1]).max(axis=1), out=both)
+    after[:few, :size] = np.maximum(after[:few, :size], block[:, 0])
+    _join(after[:, None, :size], before[:, None], block, gap)
     return after[np.isfinite(after[:, 0])]
+
+
+def _join(total: _Values, left: _Values, right: _Values, gap: int) -> None:
+    """Raises `total` to the values of patterns with rounds in both of two neighbouring blocks.
+
+    `left` is [m, i, e] with e rounds without the client at the end, and `right` [m', gap - e, j] has what is left of
+    the gap at its beginning. In a row of `left`, only the e after which the value falls need a look: those before have
+    the same value and leave more of the gap to `right`.
+    """
+    begin = gap + 1 - right.shape[1]  # more of the gap than that does not fit into the right block
+    for number, values in enumerate(left[:, :, begin:], 1):
+        others = right[: max(len(total) - number, 0)]
+        if not (values.size and others.size):
+            return
+        falls = values > np.append(values[:, 1:], np.full((len(values), 1), _NEVER), axis=1)
+        # Rows with fewer falls than others look at other positions too, which is no harm.
+        ends = np.argsort(~falls, axis=1, kind="stable")[:, : falls.sum(axis=1).max()]
+        both = total[number : number + len(others)]
+        for end in ends.T:
+            sums = others[:, gap - begin - end]
+            sums += values[np.arange(len(values)), end, None]
+            np.maximum(both, sums, out=both)
 
 
 def tree_error(rounds: int, restart_every: int | None) -> float:

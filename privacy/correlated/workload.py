@@ -39,7 +39,7 @@ class Workload:
         checks.plain_numbers(self)
         checks.whole("rounds", self.rounds, 1, "count the rounds")
         for name in ("momentum", "weight_decay"):
-            if not 0 <= getattr(self, name) < 1:
+            if checks.non_negative(name, getattr(self, name), "0 leaves it out") >= 1:
                 raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)!r}: 0 leaves it out")
         if self.learning_rates is not None:
             fix = "give the server's learning rate of each round"

@@ -174,7 +174,8 @@ def _list_not_covered(plan: PrivacyPlan) -> list[str]:
     is_counted = isinstance(plan.sampling, Poisson) and not plan.population_declared
     count_line = [COUNT.format(population=plan.population)] if is_counted else []
     noise_line = [NOISE[plan.noise]] if plan.is_private else []
-    secret = PUBLIC_COHORTS if plan.mechanism is not None and not is_amplified(plan) else SECRET_COHORTS
+    is_sampled = isinstance(plan.sampling, (Poisson, FixedSize)) or is_amplified(plan)
+    secret = SECRET_COHORTS if is_sampled else PUBLIC_COHORTS
     return [*count_line, *noise_line, *(line.format(secret=secret) for line in NOT_COVERED)]
 
 

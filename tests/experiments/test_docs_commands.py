@@ -19,6 +19,8 @@ STEPS = [
     "config schema",
     "privacy epsilon --population 1200 --cohort-size 72 --rounds 40 --noise-multiplier 1.1",
     "privacy noise --population 1200 --cohort-size 72 --rounds 40 --epsilon 4",
+    "privacy noise --sampler check-in --population 1000000 --cohort-size 1000 --min-separation 100 "
+    "--max-participations 5 --mechanism blt --rounds 500 --epsilon 4",
     "privacy rounds --population 1200 --cohort-size 72 --noise-multiplier 1.1 --epsilon 4",
     "data config.toml",
     "train config.toml --output run",

@@ -71,15 +71,21 @@ def test_round_after_the_planned_ones_is_refused_in_every_graph(mechanism, round
     stream = build_stream(mechanism, rounds)
     _, history = run(mechanism, rounds)
     message = f"the plan has {rounds} rounds and all are done: plan more rounds in a new run"
-    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
-        stream.following(history, seeded(rounds))
-    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
-        tf.function(lambda history: stream.following(history, seeded(rounds))[0])(history)
+
+    def is_refused(call):
+        try:
+            call()
+        except tf.errors.InvalidArgumentError as error:
+            return message in str(error)
+        return False
+
+    assert is_refused(lambda: stream.following(history, seeded(rounds)))
+    assert is_refused(lambda: tf.function(lambda history: stream.following(history, seeded(rounds))[0])(history))
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
         given = {name: tf.compat.v1.placeholder(value.dtype, value.shape) for name, value in history.items()}
         noise, _ = stream.following(given, seeded(rounds))
-        with pytest.raises(tf.errors.InvalidArgumentError, match=message):
-            session.run(noise, {given[name]: value.numpy() for name, value in history.items()})
+        values = {given[name]: value.numpy() for name, value in history.items()}
+        assert is_refused(lambda: session.run(noise, values))
 
 
 class Listed(tfp.tree_aggregation.ValueGenerator):
@@ -125,8 +131,7 @@ def test_tree_with_the_same_node_noise_equals_tensorflow_privacys(restart_every)
         return lambda name: tf.constant(next(rows))
 
     noises, _ = run(Tree(restart_every), draws=draws)
-    # Sums of up to 8 float32 numbers of at most 10.
-    assert noises == pytest.approx(expected, rel=0, abs=1e-5)
+    assert noises == pytest.approx(expected, rel=0, abs=1e-6 * np.abs(expected).max())
 
 
 def draw_wide(seed, name):

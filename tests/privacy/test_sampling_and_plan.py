@@ -229,6 +229,7 @@ def test_from_dict_refuses_unknown_fields_and_kinds():
         {"clip": {"kind": "odd"}},
         {"clip": {"kind": "fixed", "nrm": 1}},
         {"sampling": {"kind": "odd"}},
+        {"public": 5},
     )
     for change in changes:
         with pytest.raises(ValueError, match=": "):

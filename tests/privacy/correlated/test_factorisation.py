@@ -208,7 +208,7 @@ def test_what_cannot_be_optimised_is_refused():
         optimize_blt(2, Workload(5000), limits)
     with pytest.raises(ValueError, match="2 learning_rates for 3 rounds"):
         Workload(3, learning_rates=(1.0, 1.0))
-    changes: list[tuple[str, Any]] = [("momentum", 1.0), ("weight_decay", math.nan), ("rounds", 0)]
+    changes: list[tuple[str, Any]] = [("momentum", 1.0), ("momentum", "x"), ("weight_decay", math.nan), ("rounds", 0)]
     for name, value in changes:
         with pytest.raises(ValueError, match=name):
             dataclasses.replace(Workload(3), **{name: value})

@@ -112,6 +112,11 @@ def test_tree_sensitivity_is_the_largest_over_all_patterns(rounds, between, coun
     assert Tree(restart_every).sensitivity(rounds, limits).value ** 2 == pytest.approx(expected, rel=1e-12, abs=0)
 
 
+def test_tree_sensitivity_of_many_participations():
+    # The largest over all 85,625 patterns, by enumeration, which takes a minute.
+    assert Tree().sensitivity(29, Participation.by_rounds_between(2, 10)).value ** 2 == pytest.approx(94, rel=1e-12)
+
+
 # dp_findings §5: squared sensitivity of the tree; separation counted in rounds between, as in TensorFlow Privacy.
 @pytest.mark.parametrize(
     ("rounds", "count", "between", "squared"),

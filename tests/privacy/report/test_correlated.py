@@ -73,6 +73,12 @@ def test_report_accepts_whole_cyclic_cohorts_of_unequal_size_at_probability_1(tm
     assert not any("look like Poisson" in line for line in report.build(plan, ledger, {}).data["warnings"])
 
 
+@pytest.mark.parametrize("sampling", [CheckIn(20, 5, 3), Cyclic(4)])
+def test_independent_noise_without_amplification_needs_no_secret_cohorts(tmp_path, sampling):
+    made = build_report(FACTS, tmp_path, sampling=sampling, rounds=12)
+    assert any("every released model and who took part in which round" in line for line in made.data["not_covered"])
+
+
 def test_report_on_independent_noise_has_no_part_on_correlated_noise(tmp_path):
     data = build_report(FACTS, tmp_path).data
     assert data["correlated_noise"] is None
