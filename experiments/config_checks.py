@@ -195,9 +195,10 @@ def check_together(config: Config) -> None:
             "model.prediction_heads to at least 2"
         )
     if config.model.init is not None and config.vocabulary != type(config.vocabulary)():
+        key = "size" if config.vocabulary.of is None else "of"
         raise ValueError(
-            f"vocabulary.size = {config.vocabulary.size} has no effect with model.init, whose vocabulary is used: "
-            "remove the key"
+            f"vocabulary.{key} = {as_toml(getattr(config.vocabulary, key))} has no effect with model.init, whose "
+            "vocabulary is used: remove the key"
         )
     if (config.privacy.is_private or config.privacy.clip_norm is not None) and config.server.weighting != "uniform":
         raise ValueError(

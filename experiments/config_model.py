@@ -17,12 +17,31 @@ else:
 DEFAULT_PRESET = "tiny"
 
 
+VOCABULARY_SIZE = 1024
+
+
 class VocabularyConfig(Section, frozen=True):
     """The sub-words, learned from the public text only."""
 
     size: Annotated[
         int, at_least(LEAST_SIZE, "Number of token ids: padding, begin, end, the 256 bytes, and merged pieces.")
-    ] = 1024
+    ] = VOCABULARY_SIZE
+    of: (
+        Annotated[
+            str,
+            text(
+                "`fedspeak pretrain`: folder of a pretrained, trained or imported model whose vocabulary is used "
+                "instead, so that the new model can draft for that model or refine its drafts; without `size`."
+            ),
+        ]
+        | None
+    ) = None
+
+    def __post_init__(self) -> None:
+        if self.of is not None and self.size != VOCABULARY_SIZE:
+            raise ValueError(
+                f"vocabulary.size = {self.size} has no effect with vocabulary.of, whose vocabulary is used: remove it"
+            )
 
 
 class ModelConfig(Section, frozen=True):

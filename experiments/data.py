@@ -77,6 +77,11 @@ def prepare(config: Config, vocabulary_path: Path | None) -> Data:
     Raises:
       OSError, ValueError: the data cannot be used; one line that names the file, row or option.
     """
+    if config.vocabulary.of is not None:
+        raise ValueError(
+            f"vocabulary.of = {config.vocabulary.of!r} is for fedspeak pretrain: remove it, or begin from the "
+            "pretrained model with model.init"
+        )
     source, public, declared = sources(config)
     words = _load_or_learn_vocabulary(config, public, vocabulary_path)
     name = hashlib.sha256(f"{config.data} {words.digest}".encode()).hexdigest()[:16]
@@ -123,12 +128,14 @@ def prepare_public(config: Config, vocabulary_path: Path) -> tuple[AnyVocabulary
 def _load_or_learn_vocabulary(config: Config, public: Iterable[str], path: Path | None) -> AnyVocabulary:
     if path is not None and path.exists():
         return vocabularies.load(path)
-    if config.model.init is not None:
-        file = Path(config.model.init) / "vocabulary.json"
+    for key, model in (("model.init", config.model.init), ("vocabulary.of", config.vocabulary.of)):
+        if model is None:
+            continue
+        file = Path(model) / "vocabulary.json"
         if not file.is_file():
             raise FileNotFoundError(
-                f"model.init = {config.model.init!r} holds no model (no vocabulary.json): give the folder of a "
-                "pretrained, trained or imported model"
+                f"{key} = {model!r} holds no model (no vocabulary.json): give the folder of a pretrained, trained or "
+                "imported model"
             )
         words = vocabularies.load(file)
         if path is not None:
@@ -227,6 +234,9 @@ def absolute(config: Config) -> Config:
     if config.model.init is not None:
         model = msgspec.structs.replace(config.model, init=str(Path(config.model.init).absolute()))
         config = msgspec.structs.replace(config, model=model)
+    if config.vocabulary.of is not None:
+        words = msgspec.structs.replace(config.vocabulary, of=str(Path(config.vocabulary.of).absolute()))
+        config = msgspec.structs.replace(config, vocabulary=words)
     is_plays = data.source == "shakespeare"
     public = tuple(name if is_plays and not _is_path(name) else str(Path(name).absolute()) for name in data.public)
     path = str(Path(data.path).absolute()) if data.path else ""

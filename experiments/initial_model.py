@@ -46,19 +46,19 @@ class InitialModel:
     description: str
 
 
-def load(folder: Path) -> InitialModel:
-    """Loads a model from the folder of a finished run, pretraining or import.
+def load(folder: Path, key: str = "model.init") -> InitialModel:
+    """Loads a model from the folder of a finished run, pretraining or import, which a config names by `key`.
 
     Raises:
-      OSError, ValueError: the folder holds no finished model, or it is damaged; one line that names `model.init`.
+      OSError, ValueError: the folder holds no finished model, or it is damaged; one line that names the key.
     """
     try:
         model, weights, vocabulary = load_trained(folder)
         source = _describe_source(RunFolder(folder))
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"model.init = {str(folder)!r}: {error}") from None
+        raise FileNotFoundError(f"{key} = {str(folder)!r}: {error}") from None
     except ValueError as error:
-        raise ValueError(f"model.init = {str(folder)!r}: {error}") from None
+        raise ValueError(f"{key} = {str(folder)!r}: {error}") from None
     total = hashlib.sha256(f"{model.config()} {vocabulary.digest}".encode())
     for name in sorted(weights):
         total.update(name.encode())
@@ -148,7 +148,8 @@ def _find_overlap(folder: Path, prepared: data.Data) -> str | None:
         overlap = describe_overlap(_load_text_digests(run), _clients_text(prepared))
     else:
         overlap = _compare_with_run(run, facts, prepared)
-    if overlap or (earlier := run.read_config().model.init) is None:
+    config = run.read_config()
+    if overlap or (earlier := config.model.init or config.vocabulary.of) is None:
         return overlap
     try:
         begun_from = load(Path(earlier))

@@ -45,17 +45,21 @@ def train(run: RunFolder, command: str, show: ConsoleDisplay) -> str:
         raise ValueError(f"{run.path} is a federated run: resume it with fedspeak train --resume {run.path}")
     show.note(f"run: {run.path}")
     initial = load_initial(config)
+    origin = initial
+    if config.vocabulary.of is not None:
+        origin = initial_model.load(Path(config.vocabulary.of), "vocabulary.of")
     words, sequences, declared = data.prepare_public(config, run.vocabulary)
     show.note(f"public: {'; '.join(declared)}")
     show.note(f"vocabulary: {words.size} sub-words ({words.digest[:12]}); {len(sequences):,} sequences")
     model = assembly.build_model(config, words.size, None if initial is None else initial.model)
-    if initial is not None:
-        show.note(initial.description)
-        declared = (*declared, initial.description)
+    if origin is not None:
+        description = origin.description if initial is not None else f"vocabulary of {origin.description}"
+        show.note(description)
+        declared = (*declared, description)
     if not run.facts.exists():
         # Without facts, digests that are there may be those of another text, which is then not compared below.
         run.text_digests.unlink(missing_ok=True)
-    _record_facts(run, command, declared, words.digest, sequences, initial, show)
+    _record_facts(run, command, declared, words.digest, sequences, origin, show)
     if not run.text_digests.exists():
         initial_model.write_text_digests(run.text_digests, data.public_text(config)[0])
     show.note("loading TensorFlow Federated …")
@@ -76,7 +80,7 @@ def _record_facts(
     declared: tuple[str, ...],
     vocabulary: str,
     sequences: np.ndarray,
-    initial: InitialModel | None,
+    origin: InitialModel | None,
     show: ConsoleDisplay,
 ) -> None:
     """Records what the training begins with, or checks that it goes on with the same.
@@ -86,7 +90,7 @@ def _record_facts(
     """
     inputs = {
         "sequences": hashlib.sha256(np.ascontiguousarray(sequences).tobytes()).hexdigest(),
-        "initial": None if initial is None else initial.digest,
+        "initial": None if origin is None else origin.digest,
     }
     kernels = describe_kernels()
     if not run.facts.exists():
@@ -94,7 +98,10 @@ def _record_facts(
         write_json(run.facts, {**facts, **inputs, "kernels": [kernels]})
         return
     facts = read_json(run.facts, "kernels", *inputs)
-    for name, what in (("sequences", "the public text"), ("initial", "the model that model.init names")):
+    for name, what in (
+        ("sequences", "the public text"),
+        ("initial", "the model that model.init or vocabulary.of names"),
+    ):
         if facts[name] != inputs[name]:
             raise ValueError(
                 f"{what} differs from what {run.path} began with: restore it, or start a new model with fedspeak "

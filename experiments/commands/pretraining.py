@@ -25,7 +25,7 @@ def _settings_of(run: Path) -> tuple[str, tuple[str, ...]]:
     if not config.is_file():
         raise click.UsageError(f"--heads-on {run}: names no public text (no config.toml): give a config before it")
     keys = (f"model.{name}" for name in ("preset", "embedding", *RECURRENT_KEYS, *TRANSFORMER_KEYS))
-    return str(config), tuple(f"{key}=none" for key in (*keys, "vocabulary.size"))
+    return str(config), tuple(f"{key}=none" for key in (*keys, "vocabulary.size", "vocabulary.of"))
 
 
 def _check_heads_on(run: str, overrides: tuple[str, ...]) -> None:

@@ -11,6 +11,7 @@ import pytest
 from experiments import assembly, config_reference, data
 from experiments.config import TEXT_COLUMN, USER_COLUMN, Config
 from experiments.config_file import parse
+from experiments.config_model import VocabularyConfig
 from fl.sources.table import Table
 
 
@@ -57,6 +58,12 @@ def test_vocabulary_is_learned_from_public_text_only_and_kept_by_the_run(config,
     assert data.prepare(config, None).vocabulary == first
     (tmp_path / "public.txt").write_text("other words entirely\n" * 60)
     assert data.prepare(config, path).vocabulary == first  # a run keeps its own
+
+
+def test_clients_data_never_take_the_vocabulary_of_another_model(config, tmp_path):
+    other = msgspec.structs.replace(config, vocabulary=VocabularyConfig(of=str(tmp_path)))
+    with pytest.raises(ValueError, match="^vocabulary.of = '.*' is for fedspeak pretrain: remove it, or begin from"):
+        data.prepare(other, None)
 
 
 def test_public_text_inside_clients_folder_is_refused(config, tmp_path):

@@ -252,11 +252,13 @@ def test_public_text_of_a_run_without_noise_is_not_compared(folder, elsewhere, t
     assert code == 0, err
 
 
-def test_model_that_began_from_a_refused_one_is_refused_too(folder, whole, elsewhere, tmp_path):
+@pytest.mark.parametrize("settings", [("model.init={}", *FROM), ("vocabulary.of={}", "vocabulary.size=none")])
+def test_model_that_began_from_a_refused_one_is_refused_too(folder, whole, elsewhere, tmp_path, settings):
+    """With `vocabulary.of` it began from the vocabulary alone."""
     first = tmp_path / "first"
     shutil.copytree(whole[0], first)
-    settings = (f"model.init={first}", *FROM, "pretraining.epochs=1")
-    code, _, err = run_command("pretrain", folder, tmp_path / "second", *settings)
+    changes = (*(setting.format(first) for setting in settings), "pretraining.epochs=1")
+    code, _, err = run_command("pretrain", folder, tmp_path / "second", *changes)
     assert code == 0, err
     with pytest.raises(ValueError, match=f"through {first}, from which it began: it has the same clients"):
         check(folder, tmp_path / "second")

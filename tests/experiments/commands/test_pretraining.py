@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 
 from experiments import initial_model, public_run
+from experiments.drafting import load_drafter
 from experiments.runs import RunFolder, load_trained
 from experiments.text_overlap import digest_text
 from fl.evaluation import Evaluator
 from fl.runtime.kernels import describe_kernels
+from models.decoding.drafters import ModelDrafter
 from models.vocabulary import Vocabulary
 from tests.disks import read_only
 from tests.experiments.processes import call, finish, start
@@ -118,6 +120,20 @@ def test_transformer_pretrains(folder):
     assert all(np.isfinite(value).all() for value in weights.values())
 
 
+def test_model_with_the_vocabulary_of_another_drafts_for_it(folder, pretrained):
+    changes = (f"vocabulary.of={pretrained[0]}", "vocabulary.size=none", "model.units=5")
+    code, _, err = pretrain(folder, "small", *changes)
+    assert code == 0, err
+    model, weights, words = load_trained(folder / "small")
+    target, target_weights, own = load_trained(pretrained[0])
+    assert (model.config()["units"], words.digest) == (5, own.digest)
+    facts = json.loads((folder / "small" / "facts.json").read_text())
+    assert facts["initial"] == initial_model.load(pretrained[0]).digest
+    assert facts["public"][1].startswith("vocabulary of initial model ")
+    drafter = load_drafter(str(folder / "small"), target, target_weights, own, 16)
+    assert isinstance(drafter, ModelDrafter)  # and not one for another vocabulary
+
+
 def test_sequences_longer_than_the_context_are_refused(folder, refuse):
     message = refuse(
         "pretrain", str(folder / "config.toml"), "--output", "long", *options((*SETTINGS, *TRANSFORMER)),
@@ -205,6 +221,12 @@ def test_kill_while_digests_or_facts_are_written_leaves_a_folder_that_is_resumed
         (["pretraining.accumulate=33"], "pretraining.accumulate = 33 is more than pretraining.batch_size = 32: lower"),
         (["model.heads=2"], 'model.heads has no effect: model.preset = "tiny" is recurrent; remove the key'),
         (["model.init={folder}/none", *NO_MODEL], "model.init = '{folder}/none': {folder}/none does not exist"),
+        (["vocabulary.of={folder}"], "vocabulary.size = 300 has no effect with vocabulary.of, whose"),
+        (["vocabulary.of={folder}", "vocabulary.size=none"], "vocabulary.of = '{folder}': {folder} holds no trained"),
+        (
+            ["model.init={folder}", "vocabulary.of={folder}", *NO_MODEL],
+            'vocabulary.of = "{folder}" has no effect with model.init, whose vocabulary is used: remove the key',
+        ),
         (["model.init={folder}", *NO_MODEL], "model.init = '{folder}': {folder} holds no trained model"),
     ],
 )  # fmt: skip
