@@ -55,7 +55,9 @@ def noisy_test(
 
     Args:
       sums: noisy sums of each group over independent clients.
-      alpha, level, gap: as for `fl.fairness.weighted_test`. The weights are the groups' shares of the clients.
+      alpha: as for `fl.fairness.weighted_test`. The weights are the groups' shares of the clients.
+      level: as there.
+      gap: as there.
 
     Returns:
       The result, and the test of the largest gap with intervals that hold for all tested groups at once, by Hoeffding's
