@@ -8,6 +8,7 @@ import msgspec
 
 from experiments.config import Config
 from experiments.config_file import describe_field, describe_type, fields, sections
+from experiments.markdown import markdown_table
 
 _INTRODUCTION = """# A run's configuration
 
@@ -44,14 +45,13 @@ def markdown() -> str:
     parts = [_INTRODUCTION]
     for name, section in sections().items():
         parts.append(f"## {name}\n\n{inspect.getdoc(section)}\n")
-        parts.append("| Key | Default | Value | Meaning |\n|---|---|---|---|")
-        defaults = section()
+        defaults, rows = section(), []
         for key, field in fields(section).items():
             default = getattr(defaults, key)
             shown = "" if default is None else f"`{json.dumps(default)}`"
             values = describe_type(field.type).replace("|", "\\|")
-            parts.append(f"| `{name}.{key}` | {shown} | {values} | {describe_field(field)} |")
-        parts.append("")
+            rows.append((f"`{name}.{key}`", shown, values, describe_field(field)))
+        parts += [*markdown_table(("Key", "Default", "Value", "Meaning"), rows), ""]
     return "\n".join(parts)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.intervals import format_interval, mean_interval
+from experiments.markdown import markdown_table
 from fl.clients import PAD
 from fl.evaluation import JoinedRows
 
@@ -137,14 +138,13 @@ def table(found: dict[str, Any], source: str) -> str:
       found: the results.
       source: the text that they are of, and what the intervals are over, for the line above the table.
     """
-    lines = [
+    about = (
         f"Prediction heads on {source}; 95 % bootstrap intervals. h_max = {found['h_max']}: up to this head the mean "
-        "entropy does not fall.",
-        "",
-        "| head | tokens | accuracy | mean entropy (nats) | nats per token |",
-        "|---|---|---|---|---|",
-    ]
+        "entropy does not fall."
+    )
+    cells = []
     for row in found["heads"]:
         means = ["" if row[name] is None else format_interval(row[name], 3) for name in ("accuracy", "entropy", "loss")]
-        lines.append(f"| {row['head']} | {row['tokens']:,} | {' | '.join(means)} |")
-    return "\n".join([*lines, ""])
+        cells.append([row["head"], f"{row['tokens']:,}", *means])
+    header = ("head", "tokens", "accuracy", "mean entropy (nats)", "nats per token")
+    return "\n".join([about, "", *markdown_table(header, cells), ""])

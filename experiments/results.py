@@ -11,7 +11,8 @@ from experiments import data, head_evaluation, plots
 from experiments.baselines import KneserNeyBigram, Unigram
 from experiments.display import FIXED_KEY
 from experiments.head_evaluation import HeadEvaluator
-from experiments.intervals import Interval, bits_per_character, mean_interval, paired_interval
+from experiments.intervals import Interval, bits_per_character, format_interval, mean_interval, paired_interval
+from experiments.markdown import markdown_table
 from experiments.provenance import versions
 from experiments.runs import RunFolder, load_trained, load_weights, read_json, write_json
 from fl import checkpoints
@@ -98,17 +99,17 @@ def table(rows: list[Row], clients: int) -> str:
       rows: one result per model.
       clients: number of test clients.
     """
-    lines = [
-        f"Test clients ({clients}), measured without noise, outside ε; 95 % bootstrap intervals over clients.",
-        "",
-        "| | nats per token | bits per character | worse than the trained model by (nats per token, paired) |",
-        "|---|---|---|---|",
+    about = f"Test clients ({clients}), measured without noise, outside ε; 95 % bootstrap intervals over clients."
+    header = ("", "nats per token", "bits per character", "worse than the trained model by (nats per token, paired)")
+    cells = [
+        (_marked(row.name), _format(row.nats), f"{row.bits:.3f}", "" if row.gain is None else _format(row.gain))
+        for row in rows
     ]
-    for row in rows:
-        gain = "" if row.gain is None else f"{row.gain.estimate:.3f} [{row.gain.low:.3f}, {row.gain.high:.3f}]"
-        nats = f"{row.nats.estimate:.3f} [{row.nats.low:.3f}, {row.nats.high:.3f}]"
-        lines.append(f"| {_marked(row.name)} | {nats} | {row.bits:.3f} | {gain} |")
-    return "\n".join([*lines, "", NGRAM_FOOTNOTE]) + "\n"
+    return "\n".join([about, "", *markdown_table(header, cells), "", NGRAM_FOOTNOTE]) + "\n"
+
+
+def _format(interval: Interval) -> str:
+    return format_interval(interval._asdict(), 3)
 
 
 def _marked(name: str) -> str:
@@ -256,18 +257,16 @@ def seeds_table(evaluations: list[list[Row]]) -> str:
     """
     compared = [row.name for row in evaluations[0] if row.gain is not None]
     header = ["repetition", "nats per token", "bits per character", *(f"{_marked(name)} worse by" for name in compared)]
-    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
-    columns = []
+    cells, columns = [], []
     for number, rows in enumerate(evaluations, 1):
         by_name = {row.name: row for row in rows}
-        gains = [by_name[name].gain for name in compared]
+        gains = [gain for name in compared if (gain := by_name[name].gain)]
         trained = by_name[TRAINED]
-        columns.append([trained.nats.estimate, trained.bits, *(gain.estimate for gain in gains if gain)])
-        cells = "".join(f" {g.estimate:.3f} [{g.low:.3f}, {g.high:.3f}] |" for g in gains if g)
-        lines.append(f"| {number} | {trained.nats.estimate:.3f} | {trained.bits:.3f} |{cells}")
-    mean, deviation = np.mean(columns, 0), np.std(columns, 0, ddof=1)
-    summary = "".join(f" {m:.3f} ± {d:.3f} |" for m, d in zip(mean, deviation, strict=True))
-    return "\n".join([*lines, f"| mean ± standard deviation |{summary}", "", NGRAM_FOOTNOTE]) + "\n"
+        columns.append([trained.nats.estimate, trained.bits, *(gain.estimate for gain in gains)])
+        cells.append([number, f"{trained.nats.estimate:.3f}", f"{trained.bits:.3f}", *map(_format, gains)])
+    summary = zip(np.mean(columns, 0), np.std(columns, 0, ddof=1), strict=True)
+    cells.append(["mean ± standard deviation", *(f"{mean:.3f} ± {deviation:.3f}" for mean, deviation in summary)])
+    return "\n".join([*markdown_table(header, cells), "", NGRAM_FOOTNOTE]) + "\n"
 
 
 def _read_evaluation(path: Path) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from experiments.head_evaluation import HeadEvaluator, table
-from experiments.intervals import bits_per_character, mean_interval
+from experiments.intervals import bits_per_character, format_interval, mean_interval
+from experiments.markdown import markdown_table
 from experiments.runs import load_trained
 
 _LENGTH = 256
@@ -49,18 +50,11 @@ def evaluate_text(folder: Path, files: tuple[Path, ...]) -> str:
     heads = ""
     if isinstance(model, HeadedLanguageModel):
         heads = "\n" + table(HeadEvaluator(model, pieces)(weights).to_dict(), "the same text (sequences)")
-    text = "\n".join(
-        [
-            f"{names}: {found.tokens.sum():,} tokens in sequences of up to {length}, with a 95 % interval over these.",
-            "",
-            "| nats per token | bits per character | perplexity | accuracy |",
-            "|---|---|---|---|",
-            f"| {nats.estimate:.3f} [{nats.low:.3f}, {nats.high:.3f}] | {bits:.3f} | {np.exp(nats.estimate):,.1f} "
-            f"| {found.accuracy:.1%} |",
-            "",
-        ]
-    )
-    return text + heads
+    about = f"{names}: {found.tokens.sum():,} tokens in sequences of up to {length}, with a 95 % interval over these."
+    header = ("nats per token", "bits per character", "perplexity", "accuracy")
+    perplexity = f"{np.exp(nats.estimate):,.1f}"
+    cells = (format_interval(nats._asdict(), 3), f"{bits:.3f}", perplexity, f"{found.accuracy:.1%}")
+    return "\n".join([about, "", *markdown_table(header, [cells]), heads])
 
 
 def read_text(file: Path) -> str:

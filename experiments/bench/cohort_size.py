@@ -12,6 +12,7 @@ import numpy as np
 
 from experiments import extras
 from experiments.commands.renamed import renamed
+from experiments.markdown import markdown_table
 
 COHORTS = (10, 100, 1000, 10_000)
 """Expected cohort sizes at which a round is timed."""
@@ -113,10 +114,10 @@ def _measure(folder: Path, max_clients: int) -> list[dict[str, float]]:
 
 
 def _format_table(rows: list[dict[str, Any]]) -> str:
-    lines = ["| clients | sequences | draw and read, s | pack, s | train, s | padding |", "|---|---|---|---|---|---|"]
+    cells = []
     for row in rows:
-        lines.append(
-            f"| {row['clients']:,.0f} | {row['examples']:,.0f} | {row['reading_seconds']:.3f} | "
-            f"{row['packing_seconds']:.3f} | {row['training_seconds']:.2f} | {row['padding']:.1%} |"
-        )
-    return "\n".join(lines) + "\n"
+        counts = (f"{row['clients']:,.0f}", f"{row['examples']:,.0f}")
+        seconds = (f"{row['reading_seconds']:.3f}", f"{row['packing_seconds']:.3f}", f"{row['training_seconds']:.2f}")
+        cells.append((*counts, *seconds, f"{row['padding']:.1%}"))
+    header = ("clients", "sequences", "draw and read, s", "pack, s", "train, s", "padding")
+    return "\n".join(markdown_table(header, cells)) + "\n"

@@ -19,6 +19,7 @@ from experiments.bench import options
 from experiments.decoding_modes import LINES, Mode, parse
 from experiments.drafting import FORMS, short_name
 from experiments.intervals import format_interval
+from experiments.markdown import markdown_table
 from experiments.partial_results import digest, resume
 from models.decoding.choices import MIN_TEMPERATURE
 
@@ -210,11 +211,10 @@ def format_results(found: Mapping[str, Any]) -> str:
     """Returns the results as Markdown: cost of a call, a table for each precision and drafter, and the best modes."""
     from experiments.bench.table import QUIET
 
-    lines = ["Milliseconds of a call of the target that reads 1, 2, … tokens; median.", ""]
     counts = sorted(next(iter(found["cost"].values())), key=int)
-    lines += [f"| tokens | {' | '.join(counts)} |", "|---" * (1 + len(counts)) + "|"]
-    for precision, costs in found["cost"].items():
-        lines.append(f"| {precision} | " + " | ".join(f"{costs[count][1]:.2f}" for count in counts) + " |")
+    cells = [(precision, *(f"{costs[count][1]:.2f}" for count in counts)) for precision, costs in found["cost"].items()]
+    lines = ["Milliseconds of a call of the target that reads 1, 2, … tokens; median.", ""]
+    lines += markdown_table(("tokens", *counts), cells)
     rows = found["rows"]
     for precision, drafter in dict.fromkeys((row["precision"], row["drafter"]) for row in rows):
         of_pair = [row for row in rows if (row["precision"], row["drafter"]) == (precision, drafter)]
@@ -230,14 +230,14 @@ def _format_pair(
     precision: str, drafter: str, rows: Sequence[Mapping[str, Any]], temperatures: Sequence[float]
 ) -> list[str]:
     heads = [f"{what}, T = {value:g}" for value in temperatures for what in ("speed", "tokens per call")]
-    lines = [f"{precision}, drafter {drafter}:", "", f"| mode | drafted | {' | '.join(heads)} | ms per call |"]
-    lines.append("|---" * (3 + len(heads)) + "|")
+    cells = []
     for mode in dict.fromkeys(row["mode"] for row in rows):
         of_mode = {row["temperature"]: row for row in rows if row["mode"] == mode}
-        cells = [format_interval(of_mode[value][key], 2) for value in temperatures for key in ("speed", "tokens")]
+        gains = [format_interval(of_mode[value][key], 2) for value in temperatures for key in ("speed", "tokens")]
         spent = np.mean([row["milliseconds"] for row in of_mode.values()])
-        lines.append(f"| {mode} | {parse(mode).drafted} | {' | '.join(cells)} | {spent:.2f} |")
-    return [*lines, *_format_shares(rows)]
+        cells.append((mode, parse(mode).drafted, *gains, f"{spent:.2f}"))
+    table = markdown_table(("mode", "drafted", *heads, "ms per call"), cells)
+    return [f"{precision}, drafter {drafter}:", "", *table, *_format_shares(rows)]
 
 
 def _format_shares(rows: Sequence[Mapping[str, Any]]) -> list[str]:

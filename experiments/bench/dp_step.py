@@ -18,6 +18,7 @@ from experiments.bench.processes import watch
 from experiments.bench.ratios import paired_ratio
 from experiments.bench.table import QUIET, machine, ratio
 from experiments.commands.renamed import renamed
+from experiments.markdown import markdown_table
 from experiments.runs import write_json
 
 OURS = "fedspeak"
@@ -200,12 +201,7 @@ def task_table(task: str, results: Sequence[Timings]) -> str:
       task: key of `TASKS`.
       results: timings of each library.
     """
-    lines = [
-        f"### {task}: {TASKS[task]}\n",
-        f"| library | private step, ms: median (minimum) | plain step, ms: median (minimum) | private / plain | "
-        f"private step / {OURS}'s |",
-        "|---|---|---|---|---|",
-    ]
+    rows = []
     ours = next((timings for timings in results if timings.peer == OURS and timings.lines), None)
     for timings in results:
         if timings.lines:
@@ -223,8 +219,10 @@ def task_table(task: str, results: Sequence[Timings]) -> str:
                 ratio(paired_ratio(private, plain)),
                 over,
             ]
-            lines.append("| " + " | ".join(cells) + " |")
-    text = "\n".join(lines) + "\n"
+            rows.append(cells)
+    steps = [f"{loop} step, ms: median (minimum)" for loop in ("private", "plain")]
+    header = ("library", *steps, "private / plain", f"private step / {OURS}'s")
+    text = "\n".join([f"### {task}: {TASKS[task]}", "", *markdown_table(header, rows)]) + "\n"
     if absent := [f"{f.peer}: {f.missing or f.failed}." for f in results if f.missing or f.failed]:
         text += "\nMissing or incomplete: " + " ".join(absent) + "\n"
     others = max((timings.others for timings in results), default=0.0)

@@ -16,6 +16,7 @@ import numpy as np
 from experiments import extras
 from experiments.bench import options
 from experiments.commands.renamed import renamed
+from experiments.markdown import markdown_table
 
 CASES = (("tiny", 1024, 50, 8), ("tiny", 1024, 400, 8), ("si-cifg-4.7m", 4000, 16, 1))
 """Preset, vocabulary size, clients per round, and clients trained at once with floating-point noise (exact noise
@@ -94,14 +95,10 @@ def _measure(preset_name: str, vocabulary: int, clients: int, clients_at_once: i
 
 
 def _format_table(rows: list[dict[str, Any]]) -> str:
-    lines = [
-        "| model | weights | clients | round with floating-point noise, s | exact / floating-point (quartiles) |",
-        "|---|---|---|---|---|",
-    ]
+    cells = []
     for row in rows:
         low, high = row["ratio_quartiles"]
-        lines.append(
-            f"| {row['preset']} | {row['weights']:,} | {row['clients']} | {row['floating_point_seconds']:.2f} | "
-            f"{row['ratio']:.2f} ({low:.2f}–{high:.2f}) |"
-        )
-    return "\n".join(lines) + "\n"
+        times = (f"{row['floating_point_seconds']:.2f}", f"{row['ratio']:.2f} ({low:.2f}–{high:.2f})")
+        cells.append((row["preset"], f"{row['weights']:,}", row["clients"], *times))
+    columns = ("round with floating-point noise, s", "exact / floating-point (quartiles)")
+    return "\n".join(markdown_table(("model", "weights", "clients", *columns), cells)) + "\n"

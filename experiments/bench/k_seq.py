@@ -21,6 +21,7 @@ import numpy as np
 
 from experiments import extras
 from experiments.bench import options
+from experiments.markdown import markdown_table
 
 SIZES = (8, 16, 32, 64, 128, 256, 1024, *(1 << power for power in range(12, 17)), 98_304, 1 << 17, 196_608, 1 << 18)
 _LARGEST_PROGRAMME = 256
@@ -215,14 +216,13 @@ def format_table(found: dict[str, Any]) -> str:
     """Returns the results as Markdown: the times by vocabulary, and the exponents."""
     from experiments.bench.table import QUIET
 
-    lines = [f"| V | {' | '.join(f'{title}, ms' for title in _METHODS.values())} |", "|---" * (1 + len(_METHODS)) + "|"]
-    for row in found["rows"]:
-        cells = [_format_times(row["milliseconds"][name]) for name in _METHODS]
-        lines.append(f"| {row['vocabulary']:,} | {' | '.join(cells)} |")
+    cells = [
+        (f"{row['vocabulary']:,}", *(_format_times(row["milliseconds"][name]) for name in _METHODS))
+        for row in found["rows"]
+    ]
     for place, title in enumerate(("exponent of V", "exponent, largest V")):
-        exponents = [_format_exponent(found["exponents"][name][place]) for name in _METHODS]
-        lines.append(f"| {title} | {' | '.join(exponents)} |")
-    lines.append("")
+        cells.append((title, *(_format_exponent(found["exponents"][name][place]) for name in _METHODS)))
+    lines = [*markdown_table(("V", *(f"{title}, ms" for title in _METHODS.values())), cells), ""]
     largest = max((row["difference"] for row in found["rows"] if "difference" in row), default=None)
     equal = "" if largest is None else f" The programme and the sorting differ by at most {largest:.0e}."
     lines.append(

@@ -16,6 +16,7 @@ import numpy as np
 
 from experiments.bench.table import machine
 from experiments.commands.renamed import renamed
+from experiments.markdown import markdown_table
 from experiments.runs import write_json
 
 _REPEATS = 5
@@ -306,15 +307,12 @@ def _milliseconds(function: Callable[..., Any], *arguments: Any) -> float:
 
 def table(measurements: dict[str, Measured]) -> str:
     """Returns the measurements by shape as Markdown."""
-    lines = [
-        "| model | GFLOP per step | its products alone, ms | update of the weights, ms | step, ms | products / step |",
-        "|---|---|---|---|---|---|",
+    cells = [
+        (name, *(f"{value:.2f}" for value in (m.gigaflop, m.products, m.update, m.step)), f"{m.share:.0%}")
+        for name, m in measurements.items()
     ]
-    for name, m in measurements.items():
-        lines.append(
-            f"| {name} | {m.gigaflop:.2f} | {m.products:.2f} | {m.update:.2f} | {m.step:.2f} | {m.share:.0%} |"
-        )
-    return "\n".join(lines)
+    columns = ("GFLOP per step", "its products alone, ms", "update of the weights, ms", "step, ms", "products / step")
+    return "\n".join(markdown_table(("model", *columns), cells))
 
 
 @click.command()

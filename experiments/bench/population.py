@@ -20,6 +20,7 @@ import numpy as np
 
 from experiments import extras
 from experiments.commands.renamed import renamed
+from experiments.markdown import markdown_table
 from experiments.memory import resident
 from fl.sources.base import BadRows
 
@@ -219,6 +220,6 @@ def _format_table(building: dict[str, float], use: dict[str, Any], drawing: list
         f"| draw and read {row['expected']:,} clients | {row['median_seconds']:.4f} | |" for row in use["cohorts"]
     ]
     lines.append(f"| peak of opening, drawing and reading | | {use['peak_megabytes']:.0f} |")
-    lines += ["", "| population | milliseconds to draw 1,000 of its clients |", "|---|---|"]
-    lines += [f"| {row['population']:,} | {1000 * row['seconds']:.3f} |" for row in drawing]
+    cells = [(f"{row['population']:,}", f"{1000 * row['seconds']:.3f}") for row in drawing]
+    lines += ["", *markdown_table(("population", "milliseconds to draw 1,000 of its clients"), cells)]
     return "\n".join(lines) + "\n"

@@ -17,6 +17,7 @@ from experiments.bench import options
 from experiments.bench.measure import environment
 from experiments.bench.processes import watch
 from experiments.bench.table import machine
+from experiments.markdown import markdown_table
 from experiments.memory import resident
 from experiments.runs import write_json
 
@@ -52,22 +53,20 @@ def pretrained(checkpoint: Path, timeout: int, output: Path) -> None:
 
 def format_table(found: dict[str, Any]) -> str:
     """Returns the results as Markdown."""
+    engines = {"transformers, float32": found["transformers"]}
+    for name in ("float32", "float16", "int8"):
+        measured = found["exported"][name]
+        engines[f"exported file, {name} ({measured['megabytes']:.0f} MB)"] = measured
+    cells = [
+        (name, f"{own['tokens_per_second']:.0f}", f"{own['peak_megabytes']:,.0f}") for name, own in engines.items()
+    ]
     lines = [
         f"Token ids equal on {found['texts_with_equal_ids']} of {_TEXTS} texts; largest difference of a logit "
         f"{found['largest_difference']:.1e} of the logits' spread; the same {_GREEDY} greedy tokens on "
         f"{found['texts_with_equal_greedy']} of {_TEXTS} texts.",
         "",
-        "| one thread | tokens per second | peak memory, MB |",
-        "|---|---|---|",
-        f"| transformers, float32 | {found['transformers']['tokens_per_second']:.0f} | "
-        f"{found['transformers']['peak_megabytes']:,.0f} |",
+        *markdown_table(("one thread", "tokens per second", "peak memory, MB"), cells),
     ]
-    for name in ("float32", "float16", "int8"):
-        measured = found["exported"][name]
-        lines.append(
-            f"| exported file, {name} ({measured['megabytes']:.0f} MB) | {measured['tokens_per_second']:.0f} | "
-            f"{measured['peak_megabytes']:,.0f} |"
-        )
     return "\n".join(lines) + "\n"
 
 

@@ -28,6 +28,7 @@ from experiments.bench.sampler_statistics import (
 )
 from experiments.bench.table import QUIET
 from experiments.intervals import format_interval, mean_interval
+from experiments.markdown import markdown_table
 
 PEERS = (
     Peer("fedspeak", "samplers_fedspeak", None),
@@ -213,15 +214,13 @@ def format_table(found: dict[str, Any]) -> str:
     Args:
       found: the content of the results file.
     """
-    lines = [
-        "| pair | library: method | total variation | of a correct sampler: mean (99.9 %) | tokens per target call "
-        "| µs per target call | µs, XLA |",
-        "|---" * 7 + "|",
-    ]
+    rows = []
     for pair in found["pairs"]:
         about = f"{pair['pair']}, V = {pair['vocabulary']:,}, {pair['tokens']} token{'s' * (pair['tokens'] > 1)}"
-        lines += [_format_row(about, pair["floor"], method) for method in pair.get("methods", [])]
-    parts = ["\n".join(lines), _describe_settings(found), _explain(found)]
+        rows += [_format_row(about, pair["floor"], method) for method in pair.get("methods", [])]
+    distances = ("total variation", "of a correct sampler: mean (99.9 %)")
+    header = ("pair", "library: method", *distances, "tokens per target call", "µs per target call", "µs, XLA")
+    parts = ["\n".join(markdown_table(header, rows)), _describe_settings(found), _explain(found)]
     if absent := [f"{peer['peer']}: {peer['problem']}." for peer in found["libraries"] if "problem" in peer]:
         parts.append("Missing: " + " ".join(absent))
     others = max((library.get("others", 0.0) for library in found["libraries"]), default=0.0)
@@ -230,12 +229,12 @@ def format_table(found: dict[str, Any]) -> str:
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def _format_row(about: str, floor: dict[str, float], method: dict[str, Any]) -> str:
+def _format_row(about: str, floor: dict[str, float], method: dict[str, Any]) -> list[str]:
     times = dict(method["microseconds"])
     compiled = _format_time(times.pop("XLA")) if "XLA" in times else "–"
     (uncompiled,) = times.values()
     mark = "**" if _is_above(method, floor) else ""
-    cells = [
+    return [
         about,
         f"{method['library']}: `{method['method']}`",
         f"{mark}{method['total_variation']:.4f}{mark}",
@@ -244,7 +243,6 @@ def _format_row(about: str, floor: dict[str, float], method: dict[str, Any]) -> 
         _format_time(uncompiled),
         compiled,
     ]
-    return "| " + " | ".join(cells) + " |"
 
 
 def _describe_settings(found: dict[str, Any]) -> str:

@@ -15,16 +15,11 @@ from experiments.bench.measure import Case, Peer, Run
 from experiments.bench.ratios import paired_ratio, paired_time_ratio
 from experiments.bench.workloads import RECIPES
 from experiments.intervals import Interval
+from experiments.markdown import markdown_table
 from fl.runtime.kernels import describe_kernels
 
 QUIET = 0.1
 """Processor cores in use by other programs above which a table is marked as noisy."""
-
-_HEADER = (
-    "| framework | s per round: median (quartiles) | {unit}/s | memory, MB | first round, s "
-    "| {ours} is faster by | {ours}'s memory / this | weight difference |\n"
-    "|---|---|---|---|---|---|---|---|\n"
-)
 
 
 def case_table(case: Case, peers: Sequence[Peer], ours: str) -> str:
@@ -37,15 +32,24 @@ def case_table(case: Case, peers: Sequence[Peer], ours: str) -> str:
     """
     recipe = RECIPES[case.workload]
     about = recipe.about + ("; uniform mean, clip and noise" if case.private else "; mean weighted by examples")
-    lines = [f"### {case.name}\n", f"{about}.\n", _HEADER.format(unit=recipe.unit, ours=ours).rstrip()]
-    absent = []
+    rows, absent = [], []
     for peer in peers:
         runs = case.timed(peer.name)
         if problem := case.problem(peer.name):
             absent.append(f"{peer.name}: {problem}.")
         if runs:
-            lines.append(_format_row(peer.name, runs, case, ours))
-    text = "\n".join(lines) + "\n"
+            rows.append(_format_row(peer.name, runs, case, ours))
+    header = (
+        "framework",
+        "s per round: median (quartiles)",
+        f"{recipe.unit}/s",
+        "memory, MB",
+        "first round, s",
+        f"{ours} is faster by",
+        f"{ours}'s memory / this",
+        "weight difference",
+    )
+    text = "\n".join([f"### {case.name}", "", f"{about}.", "", *markdown_table(header, rows)]) + "\n"
     if absent:
         text += "\nMissing or incomplete: " + " ".join(absent) + "\n"
     others = max((run.others for run in case.runs), default=0.0)
@@ -63,18 +67,16 @@ def overview(cases: Sequence[Case], peers: Sequence[Peer], ours: str) -> str:
       ours: name of the peer that all others are compared with.
     """
     others = [peer.name for peer in peers if peer.name != ours and any(case.timed(peer.name) for case in cases)]
-    lines = [
-        f"| case | {ours}, s per round | " + " | ".join(f"faster than {name} by" for name in others) + " |",
-        "|---" * (2 + len(others)) + "|",
-    ]
+    rows = []
     for case in cases:
         rounds = [run.seconds[1:] for run in case.timed(ours)]
         cells = [case.name, f"{np.median(np.concatenate(rounds)):.3g}" if rounds else "–"]
         for name in others:
             pairs = _pairs(case.timed(name), case, ours)
             cells.append(_time_ratio(pairs) if pairs else "–")
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        rows.append(cells)
+    header = ("case", f"{ours}, s per round", *(f"faster than {name} by" for name in others))
+    return "\n".join(markdown_table(header, rows)) + "\n"
 
 
 def machine() -> str:
@@ -88,7 +90,7 @@ def machine() -> str:
     return f"{name}, {cores} cores, {platform.system()} {platform.machine()}; {describe_kernels()}"
 
 
-def _format_row(peer: str, runs: Sequence[Run], case: Case, ours: str) -> str:
+def _format_row(peer: str, runs: Sequence[Run], case: Case, ours: str) -> list[str]:
     rounds = np.concatenate([run.seconds[1:] for run in runs])
     low, median, high = np.quantile(rounds, [0.25, 0.5, 0.75])
     speeds = [sum(case.examples[1 : len(run.seconds)]) / sum(run.seconds[1:]) for run in runs]
@@ -103,7 +105,7 @@ def _format_row(peer: str, runs: Sequence[Run], case: Case, ours: str) -> str:
         if memories:
             lighter = ratio(paired_ratio(*zip(*memories, strict=True)))
     differences = [run.difference for run in case.runs if run.peer == peer and run.difference is not None]
-    cells = [
+    return [
         f"{peer} ({runs[0].framework} {runs[0].version})",
         f"{median:.3g} ({low:.3g}–{high:.3g})",
         f"{np.median(speeds):.0f}",
@@ -113,7 +115,6 @@ def _format_row(peer: str, runs: Sequence[Run], case: Case, ours: str) -> str:
         lighter,
         "reference" if peer == case.reference else f"{max(differences):.0e}" if differences else "–",
     ]
-    return "| " + " | ".join(cells) + " |"
 
 
 def _pairs(runs: Sequence[Run], case: Case, ours: str) -> list[tuple[Run, Run]]:

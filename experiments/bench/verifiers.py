@@ -18,6 +18,7 @@ import numpy as np
 from experiments import extras
 from experiments.bench import options
 from experiments.bench.decoding_loop import load
+from experiments.markdown import markdown_table
 
 DRAFT_LENGTH = 4
 # Vocabulary size → options of the transformer that is the target.
@@ -173,15 +174,13 @@ def _quartiles(values: Any) -> list[float]:
 
 def format_table(rows: list[dict[str, Any]]) -> str:
     """Returns the results as a Markdown table: the target's time, and the shares of the other parts."""
-    lines = [
-        f"| V | weights | target, {DRAFT_LENGTH + 1} tokens, ms | " + " | ".join(_COLUMNS[1:]) + " |",
-        "|---" * (len(_COLUMNS) + 2) + "|",
-    ]
+    body = []
     for row in rows:
         middle, low, high = row["milliseconds"]["target"]
         cells = [f"{row['vocabulary']:,}", f"{row['weights'] / 1e6:.0f} M", f"{middle:.2f} ({low:.2f}–{high:.2f})"]
         for name in _COLUMNS[1:]:
             middle, low, high = (100 * share for share in row["shares"][name])
             cells.append(f"{middle:.1f} % ({low:.1f}–{high:.1f})")
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        body.append(cells)
+    header = ("V", "weights", f"target, {DRAFT_LENGTH + 1} tokens, ms", *_COLUMNS[1:])
+    return "\n".join(markdown_table(header, body)) + "\n"

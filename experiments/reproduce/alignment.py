@@ -15,6 +15,7 @@ from typing import Any
 import click
 import numpy as np
 
+from experiments.markdown import markdown_table
 from experiments.provenance import command_line, versions
 from experiments.runs import write_json
 from models.alignment.asymptotics import best_of_exponentially_many, rate_function, total_rewards
@@ -145,8 +146,18 @@ def rates(outcomes: Outcomes, tokens: int, mean_rewards: list[float]) -> list[fl
 
 def format_table(results: dict[str, Any]) -> str:
     """Returns the results as Markdown."""
-    best = results["optimal"]
+    best, tail = results["optimal"], results["tail"]
     pairs = zip(results["probabilities"], best["distribution"], results["rewards"], strict=True)
+    policy = [(f"{reward:g}", f"{p:.6g}", f"{tilted:.8f}") for p, tilted, reward in pairs]
+    cells = []
+    for row in results["rows"]:
+        values = [f"{row[key]:.5f}" for key in ("reward", "kl", "kl_bound")]
+        distance = row["kl_to_tilt"]
+        cells.append(
+            (row["tokens"], _count(row["log_n"]), *values, f"{distance:.4f}", f"{distance / row['tokens']:.5f}")
+        )
+    columns = ("reward / m", "KL / m", "(log N - (N - 1)/N) / m", "KL(best-of-N ‖ optimal)", "the same / m")
+    rates = [*((row["tokens"], f"{row['rate']:.5f}") for row in tail["rows"]), ("∞", f"{tail['limit']:.7f}")]
     lines = [
         f"### The optimal policy with {best['kl']:.6g} nats per token",
         "",
@@ -154,30 +165,16 @@ def format_table(results: dict[str, Any]) -> str:
         f"{best['reward']:.10f}. A little more KL gains",
         f"1/λ = {1 / best['reward_weight']:.8f} in reward for each nat.",
         "",
-        "| reward | reference | optimal policy |",
-        "|---" * 3 + "|",
-        *(f"| {reward:g} | {p:.6g} | {tilted:.8f} |" for p, tilted, reward in pairs),
+        *markdown_table(("reward", "reference", "optimal policy"), policy),
         "",
         "### Best-of-N with N = e^(m KL) for texts of m tokens",
         "",
-        "| m | N | reward / m | KL / m | (log N - (N - 1)/N) / m | KL(best-of-N ‖ optimal) | the same / m |",
-        "|---" * 7 + "|",
-    ]
-    for row in results["rows"]:
-        lines.append(
-            f"| {row['tokens']} | {_count(row['log_n'])} | {row['reward']:.5f} | {row['kl']:.5f} "
-            f"| {row['kl_bound']:.5f} | {row['kl_to_tilt']:.4f} | {row['kl_to_tilt'] / row['tokens']:.5f} |"
-        )
-    tail = results["tail"]
-    lines += [
+        *markdown_table(("m", "N", *columns), cells),
         f"| ∞ | | {best['reward']:.5f} | {best['kl']:.5f} | {best['kl']:.5f} | ½ log m + O(1) | 0 |",
         "",
         f"### Probability of a mean reward of {tail['mean_reward']:.6g} or more under the optimal policy",
         "",
-        "| m | -log P / m |",
-        "|---" * 2 + "|",
-        *(f"| {row['tokens']} | {row['rate']:.5f} |" for row in tail["rows"]),
-        f"| ∞ | {tail['limit']:.7f} |",
+        *markdown_table(("m", "-log P / m"), rates),
     ]
     return "\n".join(lines) + "\n"
 

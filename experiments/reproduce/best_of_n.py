@@ -14,6 +14,7 @@ import click
 from experiments import extras
 from experiments.display import ConsoleDisplay
 from experiments.intervals import format_interval
+from experiments.markdown import markdown_table
 from experiments.provenance import command_line, versions
 from experiments.reproduce import best_of_n_theory
 from experiments.runs import RunFolder, write_json
@@ -110,49 +111,40 @@ def _uniform_lines(rows: list[dict[str, Any]]) -> list[str]:
         "",
         "In nats. The bounds need the best outcome's probability only. D̂ estimates the KL from one draw.",
         "",
-        f"| outcomes | {' | '.join(_COLUMNS)} |",
-        "|---" * (1 + len(_COLUMNS)) + "|",
-        *(f"| {row['outcomes']} | {_kl_cells(row)} |" for row in rows),
+        *markdown_table(("outcomes", *_COLUMNS), [(row["outcomes"], *_kl_cells(row)) for row in rows]),
     ]
 
 
 def _kl_lines(title: str, rows: list[dict[str, Any]]) -> list[str]:
-    header = [f"### {title}", "", f"| {' | '.join(_COLUMNS)} |", "|---" * len(_COLUMNS) + "|"]
-    return header + [f"| {_kl_cells(row)} |" for row in rows]
+    return [f"### {title}", "", *markdown_table(_COLUMNS, map(_kl_cells, rows))]
 
 
-def _kl_cells(row: dict[str, Any]) -> str:
-    values = (row[key] for key in ("kl", "least", "most", "estimate", "formula"))
-    return " | ".join([f"{row['n']}", *(f"{value:.6f}" for value in values)])
+def _kl_cells(row: dict[str, Any]) -> list[str]:
+    return [str(row["n"]), *(f"{row[key]:.6f}" for key in ("kl", "least", "most", "estimate", "formula"))]
 
 
 def _win_rate_lines(rows: list[dict[str, Any]]) -> list[str]:
-    lines = [
+    header = ("n", "win rate", "KL of best-of-n", "least KL of any policy", "KL of rejection")
+    keys = ("win_rate", "best_of_n", "optimum", "rejection")
+    return [
         "### KL for a win rate, if no outcome is likely",
         "",
         "Rejection draws until the reward is good enough.",
         "",
-        "| n | win rate | KL of best-of-n | least KL of any policy | KL of rejection |",
-        "|---" * 5 + "|",
+        *markdown_table(header, [(row["n"], *(f"{row[key]:.5f}" for key in keys)) for row in rows]),
     ]
-    for row in rows:
-        kls = " | ".join(f"{row[key]:.5f}" for key in ("best_of_n", "optimum", "rejection"))
-        lines.append(f"| {row['n']} | {row['win_rate']:.5f} | {kls} |")
-    return lines
 
 
 def _spread_lines(rows: list[dict[str, Any]]) -> list[str]:
-    lines = [
+    cells = []
+    for row in rows:
+        kls = (f"{row['kl']:.5f}", f"{row['estimate']:.5f}", f"{row['deviation']:.4f}")
+        cells.append((row["n"], *kls, format_interval(row["drawn"], 4), f"{row['formula']:.5f}"))
+    header = ("n", "KL", "mean of D̂", "deviation of D̂", "D̂, drawn", "log n - (n - 1)/n")
+    return [
         f"### The estimate by {rows[0]['draws']} draws, 50 outcomes of very different probabilities",
         "",
         "Exact KL, mean and standard deviation of D̂ for one draw, and the mean over the draws with its 95 % interval.",
         "",
-        "| n | KL | mean of D̂ | deviation of D̂ | D̂, drawn | log n - (n - 1)/n |",
-        "|---" * 6 + "|",
+        *markdown_table(header, cells),
     ]
-    for row in rows:
-        lines.append(
-            f"| {row['n']} | {row['kl']:.5f} | {row['estimate']:.5f} | {row['deviation']:.4f} "
-            f"| {format_interval(row['drawn'], 4)} | {row['formula']:.5f} |"
-        )
-    return lines

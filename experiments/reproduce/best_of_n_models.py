@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from experiments.display import no_notices
 from experiments.intervals import format_interval
+from experiments.markdown import markdown_table
 from experiments.runs import load_trained
 from models.alignment import BestOfN, Candidates, Outcomes, SoftBestOfN, best_of_n_rewards, tilt_to_kl
 from models.alignment import best_of_n as theory
@@ -157,24 +158,22 @@ def _compare(pool: Sequence[Sample], rewards: Floats, n: int) -> dict[str, Any]:
 def format_rows(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Returns the lines of a Markdown table."""
     first = rows[0]
-    lines = [
+    cells = []
+    for row in rows:
+        pool = (row["model"], row["prompt"].strip(), row["reward"], f"{row['distinct']:,}")
+        for own in row["numbers"]:
+            if own["n"] in (4, 16, 64):
+                kls = (_format(own["kl"]), _format(own["estimate"]), f"{own['formula']:.3f}")
+                cells.append((*pool, own["n"], f"{own['reward']:.2f}", *kls))
+    columns = ("distinct texts", "n", "expected reward", "KL", "mean of D̂", "log n - (n - 1)/n")
+    return [
         "### On language models",
         "",
         f"In nats, {first['samples']:,} texts per prompt. The KL is computed from all texts; D̂ from groups of n, as a "
         "user has them. 95 % intervals.",
         "",
-        "| model | prompt | reward | distinct texts | n | expected reward | KL | mean of D̂ | log n - (n - 1)/n |",
-        "|---" * 9 + "|",
+        *markdown_table(("model", "prompt", "reward", *columns), cells),
     ]
-    for row in rows:
-        for own in row["numbers"]:
-            if own["n"] in (4, 16, 64):
-                lines.append(
-                    f"| {row['model']} | {row['prompt'].strip()} | {row['reward']} | {row['distinct']:,} | {own['n']} "
-                    f"| {own['reward']:.2f} | {_format(own['kl'])} | {_format(own['estimate'])} "
-                    f"| {own['formula']:.3f} |"
-                )
-    return lines
 
 
 def _format(value: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ import click
 
 from experiments.display import ConsoleDisplay, no_notices
 from experiments.intervals import format_interval
+from experiments.markdown import markdown_table
 from experiments.provenance import command_line, versions
 from experiments.reproduce.study_models import choose_models, learn_ngram, model_options
 from experiments.runs import load_trained, write_json
@@ -151,6 +152,17 @@ def format_table(rows: list[dict[str, Any]]) -> str:
     first = rows[0]
     apart = max(abs(row[name]["standard_errors_apart"]) for row in rows for name in _VERIFIED)
     calls = first["prompts"] * first["texts"] * first["blocks"]
+    after = sorted(first["greedy_ahead"], key=int)
+    tokens, gains, ahead = [], [], []
+    for row in rows:
+        setting = (row["drafter"], f"{row['temperature']:g}", row["draft_length"])
+        counts = [*(row[name]["expected"] for name in _VERIFIED), row["invariant"]["sampled"]]
+        percents = [row["gain"][key] for key in ("sampled", "expected", "same_drafts")]
+        tokens.append((*setting, *(format_interval(count, 2) for count in counts)))
+        gains.append((*setting, *(format_interval(percent, 1, "+") for percent in percents)))
+        ahead.append((*setting, *(format_interval(row["greedy_ahead"][count], 2, "+") for count in after)))
+    published = [(length, f"{token:.2f}", f"{block:.2f}", f"+{gain:.1f}") for length, token, block, gain in _PUBLISHED]
+    columns = ("drafter", "T", "draft length")
     lines = [
         f"### Tokens per target call ({first['prompts']} prompts from held-out plays, {calls:,} calls in each cell)",
         "",
@@ -159,55 +171,28 @@ def format_table(rows: list[dict[str, Any]]) -> str:
         f"{len(_VERIFIED) * len(rows)} cells.",
         "Invariant decoding: sampled tokens.",
         "",
-        "| drafter | T | draft length | token | block | greedy block | invariant |",
-        "|---" * 7 + "|",
-    ]
-    for row in rows:
-        cells = [format_interval(row[name]["expected"], 2) for name in _VERIFIED] + [
-            format_interval(row["invariant"]["sampled"], 2)
-        ]
-        lines.append(f"{_name(row)} | {' | '.join(cells)} |")
-    lines += [
+        *markdown_table((*columns, "token", "block", "greedy block", "invariant"), tokens),
         "",
         "### Gain of block over token verification",
         "",
         "In percent of the tokens per call. Prompts are resampled in pairs. In the last column the two decide about",
         "the same drafts, those of the texts of block verification.",
         "",
-        "| drafter | T | draft length | sampled | expected | expected, same drafts |",
-        "|---" * 6 + "|",
-    ]
-    for row in rows:
-        cells = [format_interval(row["gain"][key], 1, "+") for key in ("sampled", "expected", "same_drafts")]
-        lines.append(f"{_name(row)} | {' | '.join(cells)} |")
-    lines += [
+        *markdown_table((*columns, "sampled", "expected", "expected, same drafts"), gains),
         "",
         "Published for PaLM-2-S with the drafter PaLM-2-XXS, the mean over eight data sets (Sun et al. 2024,",
         "[arXiv:2403.10444](https://arxiv.org/abs/2403.10444)):",
         "",
-        "| draft length | token | block | gain |",
-        "|---" * 4 + "|",
-        *(f"| {length} | {token:.2f} | {block:.2f} | +{gain:.1f} |" for length, token, block, gain in _PUBLISHED),
+        *markdown_table(("draft length", "token", "block", "gain"), published),
         "",
         "### Tokens by which greedy block is ahead of block verification",
         "",
         "Expected tokens since the prompt, after the first blocks. Greedy block gains in the first block and pays in",
         "the next ones.",
         "",
+        *markdown_table((*columns, *(f"after {count}" for count in after)), ahead),
     ]
-    after = sorted(first["greedy_ahead"], key=int)
-    lines += [
-        "| drafter | T | draft length | " + " | ".join(f"after {count}" for count in after) + " |",
-        "|---" * (3 + len(after)) + "|",
-    ]
-    for row in rows:
-        cells = [format_interval(row["greedy_ahead"][count], 2, "+") for count in after]
-        lines.append(f"{_name(row)} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
 _VERIFIED = ("speculative", "block", "greedy-block")
-
-
-def _name(row: dict[str, Any]) -> str:
-    return f"| {row['drafter']} | {row['temperature']:g} | {row['draft_length']}"

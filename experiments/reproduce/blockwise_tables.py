@@ -9,6 +9,7 @@ import numpy as np
 
 from experiments.bench.table import QUIET
 from experiments.intervals import format_interval
+from experiments.markdown import markdown_table
 from experiments.reproduce.blockwise_study import LINES, PLAIN, WAYS
 
 
@@ -18,19 +19,20 @@ def format_tables(found: dict[str, Any]) -> str:
     first = rows[0]
     lines = []
     for heads in first["tokens"]:
+        cells = [
+            (row["text"], row["h_max"], *(_format(name, row["tokens"][heads][name]) for name in WAYS)) for row in rows
+        ]
         lines += [
             f"### Tokens per call at temperature 0, {heads} heads",
             "",
             f"{first['texts']} prompts per text, blocks from {first['places']} tokens each. For refined drafts: gain "
             "over the heads alone in percent. 95 % bootstrap intervals over prompts.",
             "",
-            f"| text | h_max | {' | '.join(WAYS)} |",
-            "|---" * (2 + len(WAYS)) + "|",
+            *markdown_table(("text", "h_max", *WAYS), cells),
+            "",
+            *_format_correlations(rows, heads),
+            "",
         ]
-        for row in rows:
-            cells = [_format(name, row["tokens"][heads][name]) for name in WAYS]
-            lines.append(f"| {row['text']} | {row['h_max']} | {' | '.join(cells)} |")
-        lines += ["", *_format_correlations(rows, heads), ""]
     more = [*_format_alphas(rows), "", *_format_repeats(rows), "", *_format_sampled(rows), *_format_speed(found)]
     return "\n".join([*lines, *more]) + "\n"
 
@@ -46,15 +48,12 @@ def _format_correlations(rows: Sequence[Mapping[str, Any]], heads: str) -> list[
     others = {"h_max": [row["h_max"] for row in rows]} | {
         f"gain by {name}": [row["tokens"][heads][name]["gain"]["estimate"] for row in rows] for name in LINES[1:]
     }
-    lines = [
+    return [
         f"Correlation over the {len(rows)} texts with the tokens per call of the heads alone, and a 95 % interval that "
         "takes the texts as independent:",
         "",
-        f"| {' | '.join(others)} |",
-        "|---" * len(others) + "|",
-        f"| {' | '.join(correlate(plain, values) for values in others.values())} |",
+        *markdown_table(tuple(others), [[correlate(plain, values) for values in others.values()]]),
     ]
-    return lines
 
 
 def correlate(first: Sequence[float], second: Sequence[float]) -> str:
@@ -69,22 +68,28 @@ def correlate(first: Sequence[float], second: Sequence[float]) -> str:
 
 
 def _format_alphas(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    lines = [
+    cells = [(row["text"], *(format(row["alphas"][name], "g") for name in LINES[1:])) for row in rows]
+    return [
         "### Weight α of each rescorer",
         "",
         "The one with the most tokens per call of all heads at temperature 0, on a third of the prompts. Several paths "
         "take that of the 2-gram model, which is tuned for one draft, for all numbers of heads and paths.",
         "",
-        f"| text | {' | '.join(LINES[1:])} |",
-        "|---" * len(LINES) + "|",
+        *markdown_table(("text", *LINES[1:]), cells),
     ]
-    for row in rows:
-        lines.append(f"| {row['text']} | {' | '.join(format(row['alphas'][name], 'g') for name in LINES[1:])} |")
-    return lines
 
 
 def _format_repeats(rows: Sequence[Any]) -> list[str]:
-    lines = [
+    repairs = ("improved", "worse", "repetitions", "wrong_repetitions")
+    cells = [
+        (
+            row["text"],
+            *(f"{100 * own['neighbours']:.1f} ({own['longest_run']:.2f})" for own in map(row["repeats"].get, LINES)),
+            *(f"{100 * row['repairs'][key]:.1f}" for key in repairs),
+        )
+        for row in rows
+    ]
+    return [
         "### Repetition",
         "",
         "Neighbouring tokens of a draft that are equal, in percent, and the mean of the longest run of them. Last: "
@@ -92,30 +97,18 @@ def _format_repeats(rows: Sequence[Any]) -> list[str]:
         "repaired a repetition, and how many of all first wrong tokens are repetitions, in percent. At all places of "
         "the greedy texts.",
         "",
-        f"| text | {' | '.join(LINES)} | improved | worse | repairs | of all wrong |",
-        "|---" * (5 + len(LINES)) + "|",
+        *markdown_table(("text", *LINES, "improved", "worse", "repairs", "of all wrong"), cells),
     ]
-    for row in rows:
-        cells = [f"{100 * own['neighbours']:.1f} ({own['longest_run']:.2f})" for own in map(row["repeats"].get, LINES)]
-        cells += [
-            f"{100 * row['repairs'][key]:.1f}" for key in ("improved", "worse", "repetitions", "wrong_repetitions")
-        ]
-        lines.append(f"| {row['text']} | {' | '.join(cells)} |")
-    return lines
 
 
 def _format_sampled(rows: Sequence[Any]) -> list[str]:
     columns = [f"{own['drafts']}, T = {own['temperature']:g}" for own in rows[0]["sampled"]]
-    lines = [
+    cells = [(row["text"], *(format_interval(own["tokens"], 2) for own in row["sampled"])) for row in rows]
+    return [
         f"### Tokens per call of sampled texts, {max(map(int, rows[0]['tokens']))} heads",
         "",
-        f"| text | {' | '.join(columns)} |",
-        "|---" * (1 + len(columns)) + "|",
+        *markdown_table(("text", *columns), cells),
     ]
-    for row in rows:
-        cells = [format_interval(own["tokens"], 2) for own in row["sampled"]]
-        lines.append(f"| {row['text']} | {' | '.join(cells)} |")
-    return lines
 
 
 def _format_speed(found: dict[str, Any]) -> list[str]:
@@ -123,6 +116,11 @@ def _format_speed(found: dict[str, Any]) -> list[str]:
         return []
     temperatures = list(dict.fromkeys(row["temperature"] for row in found["files"]))
     columns = [f"{what}, T = {value:g}" for value in temperatures for what in ("speed", "tokens per call")]
+    cells = []
+    for graph in found["tensorflow"]:
+        own = {row["temperature"]: row for row in found["files"] if row["name"] == graph["name"]}
+        intervals = [*(own[value][key] for value in temperatures for key in ("speed", "tokens")), graph["speed"]]
+        cells.append((graph["name"], *(format_interval(interval, 2) for interval in intervals)))
     lines = [
         "",
         "### Tokens per second beside plain decoding",
@@ -130,12 +128,7 @@ def _format_speed(found: dict[str, Any]) -> list[str]:
         "float32, one text at a time: in a TFLite file on one thread, and in TensorFlow (T = 0). α is 1, or best at "
         "temperature 0 for these texts. 95 % bootstrap intervals over prompts.",
         "",
-        f"| decoding | {' | '.join(columns)} | in TensorFlow, T = 0 |",
-        "|---" * (2 + len(columns)) + "|",
+        *markdown_table(("decoding", *columns, "in TensorFlow, T = 0"), cells),
     ]
-    for graph in found["tensorflow"]:
-        own = {row["temperature"]: row for row in found["files"] if row["name"] == graph["name"]}
-        cells = [format_interval(own[value][key], 2) for value in temperatures for key in ("speed", "tokens")]
-        lines.append(f"| {graph['name']} | {' | '.join(cells)} | {format_interval(graph['speed'], 2)} |")
     others = max(row["others"] for row in found["files"])
     return [*lines, "", f"NOISY: other processes used up to {others:.1f} cores."] if others > QUIET else lines

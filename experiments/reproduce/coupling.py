@@ -14,11 +14,21 @@ import click
 from experiments import config_file, extras
 from experiments.display import ConsoleDisplay
 from experiments.drafting import short_name
+from experiments.intervals import format_interval
+from experiments.markdown import markdown_table
 from experiments.provenance import command_line, versions
 from experiments.runs import RunFolder, write_json
 from privacy.files import write_public
 
 _PAIRS, _DRAWS = 200, 20_000
+# Entry of the results → title of its column.
+_COLUMNS = {
+    "total_variation": "total variation",
+    "bound": "bound",
+    "minhash": "weighted MinHash",
+    "gumbel": "Gumbel race",
+    "maximal": "maximal coupling",
+}
 
 
 @click.command("coupling")
@@ -115,66 +125,53 @@ def format_models(rows: list[dict[str, Any]]) -> str:
 
 
 def _model_lines(rows: list[dict[str, Any]]) -> list[str]:
-    lines = [
+    cells = []
+    for row in rows:
+        agreements = [format_interval(row[key], 3) for key in (*_COLUMNS, "drawn")]
+        cells.append((row["drafter"], f"{row['temperature']:g}", *agreements))
+    return [
         f"### Target and drafters ({rows[0]['contexts']} contexts from held-out plays)",
         "",
         "Means of exact agreements; 95 % bootstrap intervals over speakers. The last column is the share of equal",
         "tokens in one race at each context, with its 95 % interval for these contexts.",
         "",
-        "| drafter | T | total variation | bound | weighted MinHash | Gumbel race | maximal coupling | race, drawn |",
-        "|---" * 8 + "|",
+        *markdown_table(("drafter", "T", *_COLUMNS.values(), "race, drawn"), cells),
     ]
-    for row in rows:
-        cells = [_interval(row[key]) for key in ("total_variation", "bound", "minhash", "gumbel", "maximal", "drawn")]
-        lines.append(f"| {row['drafter']} | {row['temperature']:g} | {' | '.join(cells)} |")
-    return lines
 
 
 def _theory_lines(results: dict[str, Any]) -> list[str]:
-    lines = [
+    made_up = [
+        (row["tokens"], f"{row['noise']:g}", *(f"{row[key]:.3f}" for key in _COLUMNS)) for row in results["made_up"]
+    ]
+    keys = ("best", "bound", "gumbel", "maximal")
+    worst = [(row["tokens"], row["maps"], *(f"{row[key]:.4f}" for key in keys)) for row in results["worst"]]
+    few = results["few_messages"]
+    slope, intercept = few["fit"]["slope"], few["fit"]["intercept"]
+    messages = []
+    for row in few["rows"]:
+        promised = (f"{row['maximal'] - row['error']:.4f}", f"{row['agreement']:.4f}")
+        drawn, bits = format_interval(row["drawn"], 3), f"{row['bits']:.1f} ± {row['half']:.1f}"
+        messages.append(
+            (row["tokens"], f"{row['error']:g}", *promised, drawn, f"{row['maximal']:.4f}", bits, row["largest"])
+        )
+    columns = ("1 - TV - ε", "agreement", "drawn", "1 - TV", "mean bits", "largest")
+    return [
         "### Made-up pairs: normal logits of standard deviation 2, and noise on them",
         "",
-        "| tokens | noise | total variation | bound | weighted MinHash | Gumbel race | maximal coupling |",
-        "|---" * 7 + "|",
-    ]
-    for row in results["made_up"]:
-        numbers = [f"{row[key]:.3f}" for key in ("total_variation", "bound", "minhash", "gumbel", "maximal")]
-        lines.append(f"| {row['tokens']} | {row['noise']:g} | {' | '.join(numbers)} |")
-    lines += [
+        *markdown_table(("tokens", "noise", *_COLUMNS.values()), made_up),
         "",
         "### The worst pairs: uniform on all tokens but one",
         "",
         "The best protocol without messages, by exhaustive search, agrees as often as the bound says.",
         "",
-        "| tokens | maps tried | best protocol | bound | Gumbel race | maximal coupling |",
-        "|---" * 6 + "|",
-    ]
-    for row in results["worst"]:
-        numbers = [f"{row[key]:.4f}" for key in ("best", "bound", "gumbel", "maximal")]
-        lines.append(f"| {row['tokens']} | {row['maps']} | {' | '.join(numbers)} |")
-    few = results["few_messages"]
-    slope, intercept = few["fit"]["slope"], few["fit"]["intercept"]
-    lines += [
+        *markdown_table(("tokens", "maps tried", "best protocol", "bound", "Gumbel race", "maximal coupling"), worst),
         "",
         f"### Few messages ({_DRAWS} pairs of tokens for each row)",
         "",
-        "| tokens n | error ε | 1 - TV - ε | agreement | drawn | 1 - TV | mean bits | largest |",
-        "|---" * 8 + "|",
-    ]
-    for row in few["rows"]:
-        lines.append(
-            f"| {row['tokens']} | {row['error']:g} | {row['maximal'] - row['error']:.4f} | {row['agreement']:.4f} "
-            f"| {_interval(row['drawn'])} | {row['maximal']:.4f} | {row['bits']:.1f} ± {row['half']:.1f} "
-            f"| {row['largest']} |"
-        )
-    lines += [
+        *markdown_table(("tokens n", "error ε", *columns), messages),
         "",
-        f"Mean bits ≈ {_interval(intercept)} + {_interval(slope)} · log₂(n / ε), by least squares with 95 % intervals;",
+        f"Mean bits ≈ {format_interval(intercept, 3)} + {format_interval(slope, 3)} · log₂(n / ε), by least squares "
+        "with 95 % intervals;",
         f"no row is further from the line than {few['fit']['largest_residual']:.1f} bits. Messages of log₂ n and "
         "log₂(n / ε) bits are sent twice on average: the slope is 2 where only ε varies, and 4 where only n does.",
     ]
-    return lines
-
-
-def _interval(interval: dict[str, float]) -> str:
-    return f"{interval['estimate']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}]"

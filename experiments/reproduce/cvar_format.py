@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.intervals import format_interval
+from experiments.markdown import markdown_table
 from experiments.reproduce.cvar_errors import EXPECTED_RUNS, smallest_p
 
 _TESTS = {
@@ -34,13 +35,9 @@ def format_table(results: Mapping[str, Any]) -> str:
     return "\n".join(parts).rstrip("\n") + "\n"
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return [f"| {' | '.join(header)} |", "|---" * len(header) + "|", *(f"| {' | '.join(row)} |" for row in rows), ""]
-
-
 def _identities(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     cells = [(row["name"], row["found"], row["wanted"], "yes" if row["holds"] else "NO") for row in rows]
-    return ["### Identities", "", *_table(("what", "found", "wanted", "holds"), cells)]
+    return ["### Identities", "", *markdown_table(("what", "found", "wanted", "holds"), cells), ""]
 
 
 def _errors(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -68,7 +65,7 @@ def _errors(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         f"{EXPECTED_RUNS:,}",
         "simulations; and of the test at the level 0.05. In brackets: 95 % intervals.",
         "",
-        *_table(
+        *markdown_table(
             (
                 "rows",
                 "groups",
@@ -82,6 +79,7 @@ def _errors(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             ),
             cells,
         ),
+        "",
     ]
     if any(row["expected"] and row["threshold"] for row in rows):
         p_value, number = smallest_p(rows)
@@ -117,7 +115,8 @@ def _few_rows(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         'replaces it where few rows decide; "few" is the share of tests in which they do. For the power, the rate of',
         "the first group is larger by 0.3. Without an interval: by enumeration, with the large group's rate as known.",
         "",
-        *_table(("equally weighted groups of", "values", "few", *columns), cells),
+        *markdown_table(("equally weighted groups of", "values", "few", *columns), cells),
+        "",
     ]
 
 
@@ -139,7 +138,7 @@ def _rows(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         )
     cells.sort(key=lambda cell: list(_TESTS.values()).index(cell[0]))
     header = ("test", "groups", "e^(H/2)", "rows needed", "95 % interval", "planned", "false alarms", "power")
-    return ["### Rows needed to find the gap 0.2, each error at most 0.05", "", *_table(header, cells)]
+    return ["### Rows needed to find the gap 0.2, each error at most 0.05", "", *markdown_table(header, cells), ""]
 
 
 def _exponents(fits: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -154,7 +153,7 @@ def _exponents(fits: Sequence[Mapping[str, Any]]) -> list[str]:
         for fit in fits
     ]
     header = ("test", "rows grow with", "exponent", "from 1,000 groups on", "exponent of the plan")
-    return ["### Exponents of the rows needed", "", *_table(header, cells)]
+    return ["### Exponents of the rows needed", "", *markdown_table(header, cells), ""]
 
 
 def _samplings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -171,7 +170,7 @@ def _samplings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         for row in rows
     ]
     header = ("groups drawn by", "Σ w²/π² over e^H", "rows needed", "95 % interval", "over the least", "false alarms")
-    return [f"### Sampling of {rows[0]['groups']:,} groups with Zipf weights", "", *_table(header, cells)]
+    return [f"### Sampling of {rows[0]['groups']:,} groups with Zipf weights", "", *markdown_table(header, cells), ""]
 
 
 def _faults(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -184,7 +183,7 @@ def _faults(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         )
         for row in rows
     ]
-    return ["### Planted faults", "", *_table(("fault", "check", "without it", "with it"), cells)]
+    return ["### Planted faults", "", *markdown_table(("fault", "check", "without it", "with it"), cells), ""]
 
 
 def _people(tables: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -203,15 +202,17 @@ def _people(tables: Sequence[Mapping[str, Any]]) -> list[str]:
         "",
         "The last column counts groups whose interval, corrected for their number, excludes the overall rate.",
         "",
-        *_table(("table", *columns), metrics),
+        *markdown_table(("table", *columns), metrics),
+        "",
         "Shares of tests of the errors that reject at the level 0.05: of all people with the errors in random order,",
         "and of random parts of the table.",
         "",
-        *_table(("table", "rows", "test of F_0.8", "test of the largest gap"), parts),
+        *markdown_table(("table", "rows", "test of F_0.8", "test of the largest gap"), parts),
+        "",
     ]
     if libraries:
         lines += ["### The same errors in other libraries", ""]
-        lines += _table(("table", "library", "finds", "finds if groups are permuted", "seconds"), libraries)
+        lines += markdown_table(("table", "library", "finds", "finds if groups are permuted", "seconds"), libraries)
     return lines
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.intervals import format_interval
+from experiments.markdown import markdown_table
 
 DPSGD = "DP-SGD, Poisson"
 """Name of the arm with hypothetical Poisson cohorts."""
@@ -13,45 +14,34 @@ DPSGD = "DP-SGD, Poisson"
 
 def format_errors(rows: Sequence[Mapping[str, Any]]) -> str:
     """Returns errors and memory of the mechanisms as a Markdown table."""
-    lines = [
-        "| mechanism | error of prefix sums, clip norms | over the least possible | sensitivity | history vectors |",
-        "|---|---|---|---|---|",
-    ]
+    cells = []
     for row in rows:
-        exact = "" if row["is_exact"] else " (upper bound)"
-        lines.append(
-            f"| {row['mechanism']} | {row['error']:.2f} | {row['over_least']:.2f} | {row['sensitivity']:.3f}{exact} | "
-            f"{row['vectors']} |"
-        )
-    return "\n".join(lines) + "\n"
+        sensitivity = f"{row['sensitivity']:.3f}{'' if row['is_exact'] else ' (upper bound)'}"
+        cells.append((row["mechanism"], f"{row['error']:.2f}", f"{row['over_least']:.2f}", sensitivity, row["vectors"]))
+    columns = ("error of prefix sums, clip norms", "over the least possible", "sensitivity", "history vectors")
+    return "\n".join(markdown_table(("mechanism", *columns), cells)) + "\n"
 
 
 def format_rounds(rows: Sequence[Mapping[str, Any]]) -> str:
     """Returns time and memory of a round's noise as a Markdown table."""
-    lines = [
-        "| mechanism | seconds for the noise of a round, median (range) | history, MB | peak memory of rounds, GB |",
-        "|---|---|---|---|",
-    ]
+    cells = []
     for row in rows:
         seconds = f"{row['seconds']:.2f} ({row['least_seconds']:.2f}–{row['largest_seconds']:.2f})"
         peak = "does not run" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e9:.1f}"
-        lines.append(f"| {row['mechanism']} | {seconds} | {row['history_bytes'] / 1e6:.0f} | {peak} |")
-    return "\n".join(lines) + "\n"
+        cells.append((row["mechanism"], seconds, f"{row['history_bytes'] / 1e6:.0f}", peak))
+    columns = ("seconds for the noise of a round, median (range)", "history, MB", "peak memory of rounds, GB")
+    return "\n".join(markdown_table(("mechanism", *columns), cells)) + "\n"
 
 
 def format_training(arms: Sequence[Mapping[str, Any]]) -> str:
     """Returns the test losses as a Markdown table, one row for each arm and ε."""
-    lines = [
-        "| ε | noise | nats per token | more than the public model | smallest and largest seed |",
-        "|---|---|---|---|---|",
-    ]
+    cells = []
     for arm in arms:
-        low, high = min(arm["by_seed"]), max(arm["by_seed"])
-        lines.append(
-            f"| {arm['epsilon']:g} | {arm['name']} | {format_interval(arm['nats'], 3)} | "
-            f"{format_interval(arm['over_public'], 3, '+')} | {low:.3f}, {high:.3f} |"
-        )
-    return "\n".join(lines) + "\n"
+        losses = (format_interval(arm["nats"], 3), format_interval(arm["over_public"], 3, "+"))
+        ends = f"{min(arm['by_seed']):.3f}, {max(arm['by_seed']):.3f}"
+        cells.append((f"{arm['epsilon']:g}", arm["name"], *losses, ends))
+    header = ("ε", "noise", "nats per token", "more than the public model", "smallest and largest seed")
+    return "\n".join(markdown_table(header, cells)) + "\n"
 
 
 def expected_orders(epsilons: Sequence[float]) -> list[tuple[str, float, str, str, bool]]:
@@ -83,7 +73,6 @@ def judge(difference: Mapping[str, float], may_be_equal: bool) -> str:
 
 def format_orders(orders: Sequence[Mapping[str, Any]]) -> str:
     """Returns the comparison with the literature as a Markdown table."""
-    lines = ["| order that the literature reports | difference, nats per token | here |", "|---|---|---|"]
-    for order in orders:
-        lines.append(f"| {order['claim']} | {format_interval(order['difference'], 3, '+')} | {order['verdict']} |")
-    return "\n".join(lines) + "\n"
+    cells = [(order["claim"], format_interval(order["difference"], 3, "+"), order["verdict"]) for order in orders]
+    header = ("order that the literature reports", "difference, nats per token", "here")
+    return "\n".join(markdown_table(header, cells)) + "\n"

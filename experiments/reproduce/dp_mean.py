@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from experiments.display import ConsoleDisplay
+from experiments.markdown import markdown_table
 from experiments.provenance import command_line, versions
 from experiments.runs import write_json
 from privacy.files import write_public
@@ -240,41 +241,33 @@ def _format_table(
         "only a record's value is hidden, so that ε promises less.",
     ]
     for n in sorted({row["n"] for row in rows}):
-        lines += [
-            "",
-            f"### n = {n}",
-            "",
-            "| mechanism | relation | ε | " + " | ".join(f"μ = {mu:g}" for mu in _MEANS) + " |",
-        ]
-        lines.append("|---" * (3 + len(_MEANS)) + "|")
+        cells = []
         for epsilon in _EPSILONS:
             selected = [row for row in rows if row["n"] == n and row["epsilon"] == epsilon]
             for name in dict.fromkeys(row["name"] for row in selected):
                 by_mean = {row["mu"]: row for row in selected if row["name"] == name}
-                cells = " | ".join(f"{by_mean[mu]['error']:.3g} ± {by_mean[mu]['half']:.1g}" for mu in _MEANS)
-                lines.append(f"| {name} | {by_mean[_MEANS[0]]['relation']} | {epsilon:g} | {cells} |")
-    lines += ["", "### The worst case over μ (n = 1,000,000)", ""]
-    lines += [
-        "| ε | bound V* | hourglass | transformed-laplace | midpoint | hourglass, replace-one | midpoint / hourglass |",
-        "|---" * 7 + "|",
-    ]
+                errors = [f"{by_mean[mu]['error']:.3g} ± {by_mean[mu]['half']:.1g}" for mu in _MEANS]
+                cells.append((name, by_mean[_MEANS[0]]["relation"], f"{epsilon:g}", *errors))
+        header = ("mechanism", "relation", "ε", *(f"μ = {mu:g}" for mu in _MEANS))
+        lines += ["", f"### n = {n}", "", *markdown_table(header, cells)]
+    compared = ("hourglass", "transformed-laplace", "midpoint", "replace-one")
+    cells = []
     for entry in worst:
-        cells = " | ".join(
-            f"{entry[m]['error']:.4g} ± {entry[m]['half']:.1g}"
-            for m in ("hourglass", "transformed-laplace", "midpoint", "replace-one")
-        )
+        errors = [f"{entry[name]['error']:.4g} ± {entry[name]['half']:.1g}" for name in compared]
         ratio = entry["midpoint"]["error"] / entry["hourglass"]["error"]
-        lines.append(f"| {entry['epsilon']:g} | {entry['bound']:.4g} | {cells} | {ratio:.2f} |")
-    lines += ["", f"### Gaussian noise at ρ = {_RHO:g} (zCDP): no gain over a sum and a count with half of ρ each", ""]
-    lines += ["| μ | pair of sums | sum around the middle, and count | formula |", "|---" * 4 + "|"]
+        cells.append((f"{entry['epsilon']:g}", f"{entry['bound']:.4g}", *errors, f"{ratio:.2f}"))
+    header = ("ε", "bound V*", *compared[:3], "hourglass, replace-one", "midpoint / hourglass")
+    lines += ["", "### The worst case over μ (n = 1,000,000)", "", *markdown_table(header, cells)]
+    cells = []
     for entry in gaussian:
+        errors = [f"{entry[way]:.3f} ± {entry['half']:.1g}" for way in ("pair", "split")]
         formula = (entry["mu"] ** 2 + (1 - entry["mu"]) ** 2) / (2 * _RHO)
-        lines.append(
-            f"| {entry['mu']:g} | {entry['pair']:.3f} ± {entry['half']:.1g} "
-            f"| {entry['split']:.3f} ± {entry['half']:.1g} | {formula:.3f} |"
-        )
-    lines += ["", "### Time of one call on 1000 numbers", "", "| | ms |", "|---|---|"]
-    lines += [f"| {name} | {1000 * seconds:.2f} |" for name, seconds in _time_mechanisms().items()]
-    timed = {row["name"]: row for row in rows if "seconds" in row}
-    lines += [f"| {name} ({row['version']}) | {1000 * row['seconds']:.2f} |" for name, row in timed.items()]
+        cells.append((f"{entry['mu']:g}", *errors, f"{formula:.3f}"))
+    header = ("μ", "pair of sums", "sum around the middle, and count", "formula")
+    lines += ["", f"### Gaussian noise at ρ = {_RHO:g} (zCDP): no gain over a sum and a count with half of ρ each", ""]
+    lines += markdown_table(header, cells)
+    times = _time_mechanisms()
+    times |= {f"{row['name']} ({row['version']})": row["seconds"] for row in rows if "seconds" in row}
+    cells = [(name, f"{1000 * seconds:.2f}") for name, seconds in times.items()]
+    lines += ["", "### Time of one call on 1000 numbers", "", *markdown_table(("", "ms"), cells)]
     return "\n".join(lines) + "\n"

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from experiments.display import ConsoleDisplay
+from experiments.markdown import markdown_table
 from experiments.provenance import command_line, versions
 from experiments.reproduce import excess_loss, images
 from experiments.reproduce.excess_loss import METHODS
@@ -251,6 +252,14 @@ def _counter_table(rows: list[dict[str, Any]]) -> str:
 def _accuracy_table(name: str, rows: list[dict[str, Any]], seeds: int) -> str:
     grid = " or ".join(f"{steps} at {rate:g}" for steps, rate in _GRIDS[name])
     rates = ", ".join(f"{learning_rate:g}" for learning_rate in _RATES)
+    body = []
+    for row in rows[:-1]:
+        cells = [f"{row['epsilon']:g}"]
+        for method in METHODS:
+            own = row[method]["settings"]
+            cells += [_cell(row[method]), f"{own['steps']}, {own['rate']:g}, {own['learning_rate']:g}"]
+        body.append(cells)
+    columns = [title for method in METHODS for title in (method, "steps, sampling probability, learning rate")]
     lines = [
         f"### {name}, test accuracy in %, δ = 1e-5",
         "",
@@ -260,16 +269,10 @@ def _accuracy_table(name: str, rows: list[dict[str, Any]], seeds: int) -> str:
         "clip norm 1, momentum 0.9. DPSGD-F spends a tenth of ε on preprocessing, DP-SGD a thirtieth on the number of",
         "records.",
         "",
-        "| ε | " + " | ".join(f"{m} | steps, sampling probability, learning rate" for m in METHODS) + " |",
-        "|---" * (1 + 2 * len(METHODS)) + "|",
+        *markdown_table(("ε", *columns), body),
+        "",
+        f"Not private (scikit-learn's logistic regression): {100 * rows[-1]['plain']:.1f}.",
     ]
-    for row in rows[:-1]:
-        cells = []
-        for method in METHODS:
-            settings = row[method]["settings"]
-            cells += [_cell(row[method]), f"{settings['steps']}, {settings['rate']:g}, {settings['learning_rate']:g}"]
-        lines.append(f"| {row['epsilon']:g} | {' | '.join(cells)} |")
-    lines += ["", f"Not private (scikit-learn's logistic regression): {100 * rows[-1]['plain']:.1f}."]
     return "\n".join(lines) + "\n"
 
 
@@ -280,7 +283,5 @@ def _offset_table(rows: list[dict[str, Any]]) -> str:
 
 
 def _method_table(title: str, text: str, name: str, rows: list[tuple[float, dict[str, Any]]]) -> str:
-    lines = [f"### {title}", "", text, "", f"| {name} | " + " | ".join(METHODS) + " |"]
-    lines.append("|---" * (1 + len(METHODS)) + "|")
-    lines += [f"| {value:g} | {' | '.join(_cell(row[m]) for m in METHODS)} |" for value, row in rows]
-    return "\n".join(lines) + "\n"
+    cells = [(f"{value:g}", *(_cell(row[method]) for method in METHODS)) for value, row in rows]
+    return "\n".join([f"### {title}", "", text, "", *markdown_table((name, *METHODS), cells)]) + "\n"

@@ -16,7 +16,8 @@ import numpy as np
 
 from experiments import config_file, extras
 from experiments.display import ConsoleDisplay
-from experiments.intervals import Interval, mean_interval
+from experiments.intervals import Interval, format_interval, mean_interval
+from experiments.markdown import markdown_table
 from experiments.provenance import command_line, versions
 from experiments.runs import RunFolder, load_trained, write_json
 from privacy.files import write_public
@@ -177,23 +178,14 @@ def compare(folder: Path) -> dict[str, Any]:
 
 def format_table(results: dict[str, Any]) -> str:
     """Returns the results as Markdown."""
-    lines = [
-        "Held-out plays (Macbeth, Twelfth Night); 95 % bootstrap intervals over speakers.",
-        "",
-        "| model | weights | nats per token | "
-        + " | ".join(f"total variation from the target, T = {t:g}" for t in TEMPERATURES)
-        + " |",
-        "|---|---|---|---|---|",
-    ]
+    about = "Held-out plays (Macbeth, Twelfth Night); 95 % bootstrap intervals over speakers."
+    columns = [f"total variation from the target, T = {t:g}" for t in TEMPERATURES]
+    cells = []
     for name, row in results.items():
-        cells = [f"{row['weights'] / 1e6:.2f} M", _format(row["nats"])]
-        cells += [_format(row["total_variation"][f"{t:g}"]) if row["total_variation"] else "" for t in TEMPERATURES]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
-
-
-def _format(interval: dict[str, float]) -> str:
-    return f"{interval['estimate']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}]"
+        distances = row["total_variation"]
+        shown = [format_interval(distances[f"{t:g}"], 3) if distances else "" for t in TEMPERATURES]
+        cells.append((name, f"{row['weights'] / 1e6:.2f} M", format_interval(row["nats"], 3), *shown))
+    return "\n".join([about, "", *markdown_table(("model", "weights", "nats per token", *columns), cells)]) + "\n"
 
 
 def write_bible(path: Path, show: ConsoleDisplay) -> Path | None:

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from experiments.display import ConsoleDisplay
+from experiments.markdown import markdown_table
 from experiments.reproduce.seeds import interval
 
 Floats = npt.NDArray[np.float64]
@@ -208,18 +209,21 @@ def table(study: dict[str, Any]) -> str:
     ]
     for name, key in (("diameter", "by_diameter"), ("distance", "by_distance")):
         head = f"diameter, R = {FAR:g}" if name == "diameter" else f"R, diameter {WIDE:g}"
-        lines += ["", f"| {head} | zero weights | " + " | ".join(f"{m} | s, learning rate" for m in METHODS) + " |"]
-        lines.append("|---" * (2 + 2 * len(METHODS)) + "|")
+        header = [head, "zero weights", *(title for method in METHODS for title in (method, "s, learning rate"))]
+        body = []
         for row in study[key]:
             cells = [f"{row[name]:g}", f"{row['nothing']:.2g}"]
             for method in METHODS:
                 entry = row[method]
                 cells += [f"{entry['mean']:.2g} ± {entry['half']:.1g}"]
                 cells += [f"{entry['signal']:g}, {entry['learning_rate']:g}"]
-            lines.append("| " + " | ".join(cells) + " |")
+            body.append(cells)
         labels = {"all": "slope, all rows", "learned": "slope, rows below half of zero weights' excess loss"}
         for part, label in labels.items():
-            slopes = [study["slopes"][method][name][part] for method in METHODS]
-            cells = [f"{entry['mean']:.3f} ± {entry['half']:.3f} | –" if entry else "– | –" for entry in slopes]
-            lines.append(f"| {label} | – | " + " | ".join(cells) + " |")
+            cells = [label, "–"]
+            for method in METHODS:
+                entry = study["slopes"][method][name][part]
+                cells += [f"{entry['mean']:.3f} ± {entry['half']:.3f}" if entry else "–", "–"]
+            body.append(cells)
+        lines += ["", *markdown_table(header, body)]
     return "\n".join(lines) + "\n"

@@ -13,6 +13,7 @@ from typing import Any
 import click
 import numpy as np
 
+from experiments.markdown import markdown_table
 from experiments.provenance import command_line, versions
 from experiments.runs import write_json
 from models.alignment.checks import Array
@@ -161,6 +162,12 @@ def perturb(policy: Array, count: int, generator: np.random.Generator) -> Array:
 
 def format_table(results: dict[str, Any]) -> str:
     """Returns the results as Markdown."""
+    cells = []
+    for row in results["rows"]:
+        others = (f"{row['usual']:.4f}", f"{row['tilt']:.4f}", f"{row['strength']:.3g}")
+        best = [f"{row[key]:.4f}" for key in ("optimum", "win_rate", "kl")]
+        cells.append((f"{row['beta']:g}", row["n"], *others, *best, f"{row['largest_gain']:.1e}"))
+    policies = ("usual alignment e^(u/β)", "best tilt e^(b u)", "its b", "optimum", "its win rate", "its KL")
     lines = [
         "### Win rate of best-of-N over best-of-N of the reference, less β KL",
         "",
@@ -168,12 +175,6 @@ def format_table(results: dict[str, Any]) -> str:
         f"{results['perturbations']} random",
         "perturbations of the optimum.",
         "",
-        "| β | N | usual alignment e^(u/β) | best tilt e^(b u) | its b | optimum | its win rate | its KL | perturbed |",
-        "|---" * 9 + "|",
+        *markdown_table(("β", "N", *policies, "perturbed"), cells),
     ]
-    for row in results["rows"]:
-        lines.append(
-            f"| {row['beta']:g} | {row['n']} | {row['usual']:.4f} | {row['tilt']:.4f} | {row['strength']:.3g} "
-            f"| {row['optimum']:.4f} | {row['win_rate']:.4f} | {row['kl']:.4f} | {row['largest_gain']:.1e} |"
-        )
     return "\n".join(lines) + "\n"

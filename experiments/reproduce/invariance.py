@@ -15,6 +15,7 @@ import click
 from experiments import extras
 from experiments.display import ConsoleDisplay
 from experiments.invariance_runs import VARIANTS, Family, compare
+from experiments.markdown import markdown_table
 from experiments.provenance import command_line, versions
 from experiments.runs import RunFolder, load_trained, write_json
 from privacy.files import write_public
@@ -94,17 +95,13 @@ def load_families(folder: Path) -> list[Family]:
 
 def format_table(results: dict[str, Any], texts: int, tokens: int) -> str:
     """Returns the results as Markdown."""
-    lines = [
-        f"{texts} texts of {tokens} tokens; share equal to those drawn without a draft, one row at a time.",
-        "",
-        "| model | " + " | ".join(str(variant) for variant in VARIANTS) + " | largest difference of a logit | "
-        "smallest margin of a token | largest margin of a changed token |",
-        "|---|" + "---|" * (len(VARIANTS) + 3),
-    ]
+    about = f"{texts} texts of {tokens} tokens; share equal to those drawn without a draft, one row at a time."
+    columns = ("largest difference of a logit", "smallest margin of a token", "largest margin of a changed token")
+    cells = []
     for name, row in results.items():
         shares = [f"{row['equal'][str(variant)] / texts:.2%}" for variant in VARIANTS]
         margins = [found["margin"] for found in row["changed"]]
         worst = f"{max(margins):.1e}" if margins else "none changed"
         numbers = [f"{row['logit_difference']:.1e}", f"{row['smallest_margin']:.1e}", worst]
-        lines.append(f"| {' | '.join([name, *shares, *numbers])} |")
-    return "\n".join(lines) + "\n"
+        cells.append((name, *shares, *numbers))
+    return "\n".join([about, "", *markdown_table(("model", *map(str, VARIANTS), *columns), cells)]) + "\n"

@@ -9,6 +9,7 @@ import numpy as np
 
 from experiments import config_file
 from experiments.config import SAMPLING_PROBABILITY
+from experiments.markdown import markdown_table
 from experiments.reproduce import seeds
 from experiments.reproduce.si_analysis import (
     NOT_MEASURED,
@@ -91,20 +92,19 @@ def _verdicts(study: Study, guarantees: Mapping[str, Any]) -> list[str]:
     }
     claims |= {f"scale {scale:g}": f"initial weights x {scale:g}: rise of the loss" for scale in SCALES_OF_WEIGHTS}
     claims |= {name: f"loss: {title(name, guarantees)}" for name in study.arms if name not in claims}
-    lines = [
+    cells = [
+        (claim, *(_verdict(found[name, each], name) if (name, each) in found else "" for each in PAIRS))
+        for name, claim in claims.items()
+        if any((name, each) in found for each in PAIRS)
+    ]
+    return [
         "Scale-invariant minus standard model, paired by seed, with 95 % Student's t intervals; below 0 the "
         "scale-invariant model is better. Losses in nats per token, one interval each, not corrected for their number.",
         "",
-        f"| | {' | '.join(f'{invariant} against {standard}' for standard, invariant in PAIRS.items())} |",
-        "|---" * (1 + len(PAIRS)) + "|",
+        *markdown_table(("", *(f"{invariant} against {standard}" for standard, invariant in PAIRS.items())), cells),
+        "",
+        f"Cell that follows for private training from a public model, as in the demo: {choose_cell(study)}.",
     ]
-    for name, claim in claims.items():
-        if not any((name, each) in found for each in PAIRS):
-            continue
-        cells = [_verdict(found[name, each], name) if (name, each) in found else "" for each in PAIRS]
-        lines.append(f"| {claim} | {' | '.join(cells)} |")
-    cell = choose_cell(study)
-    return [*lines, "", f"Cell that follows for private training from a public model, as in the demo: {cell}."]
 
 
 def _verdict(comparison: Comparison | None, name: str) -> str:
@@ -118,12 +118,12 @@ def _verdict(comparison: Comparison | None, name: str) -> str:
 
 def _finals(study: Study, unigram: float) -> list[str]:
     header = ("rates of client and server", "nats per token", "accuracy, %", "rounds", "moved", "within")
-    lines = [f"| | | {' | '.join(header)} |", "|---" * (2 + len(header)) + "|"]
-    for name, arm in study.arms.items():
-        for model in arm.models:
-            cells = _or_not_measured(len(header), _final, study, name, model, unigram)
-            lines.append(f"| {_TITLES.get(name, name)} | {model} | {' | '.join(cells)} |")
-    return lines
+    cells = [
+        (_TITLES.get(name, name), model, *_or_not_measured(len(header), _final, study, name, model, unigram))
+        for name, arm in study.arms.items()
+        for model in arm.models
+    ]
+    return markdown_table(("", "", *header), cells)
 
 
 def _final(study: Study, arm: str, model: str, unigram: float) -> list[str]:
@@ -145,18 +145,14 @@ def _final(study: Study, arm: str, model: str, unigram: float) -> list[str]:
 
 def _rates(study: Study) -> list[str]:
     rates = study.arms[MOMENTUM].client_rates
-    lines = [
+    cells = [(model, *_or_not_measured(len(rates) + 1, _by_rate, study, model)) for model in STANDARD]
+    return [
         f"FedAvg with server momentum, loss on validation clients after {study.rounds // 2} rounds, by the clients' "
         "learning rate, with the server's rate as chosen. *Near*: number of rates within 0.2 nats of the best, mean "
         "over the seeds.",
         "",
-        f"| | {' | '.join(f'{rate:g}' for rate in rates)} | near |",
-        "|---" * (2 + len(rates)) + "|",
+        *markdown_table(("", *(f"{rate:g}" for rate in rates), "near"), cells),
     ]
-    for model in STANDARD:
-        cells = _or_not_measured(len(rates) + 1, _by_rate, study, model)
-        lines.append(f"| {model} | {' | '.join(cells)} |")
-    return lines
 
 
 def _by_rate(study: Study, model: str) -> list[str]:
@@ -165,17 +161,16 @@ def _by_rate(study: Study, model: str) -> list[str]:
 
 def _scales(study: Study) -> list[str]:
     scales = sorted((1.0, *SCALES_OF_WEIGHTS))
-    lines = [
+    cells = [
+        (model, *(cell for scale in scales for cell in _or_not_measured(1, _scaled, study, model, scale)))
+        for model in STANDARD
+    ]
+    return [
         "FedAvg with server momentum, loss on test clients with the initial weights of the cell's gates, or of the "
         "transformer's blocks, times a factor, at the rates that were chosen for 1.",
         "",
-        f"| | {' | '.join(f'x {scale:g}' for scale in scales)} |",
-        "|---" * (1 + len(scales)) + "|",
+        *markdown_table(("", *(f"x {scale:g}" for scale in scales)), cells),
     ]
-    for model in STANDARD:
-        cells = [cell for scale in scales for cell in _or_not_measured(1, _scaled, study, model, scale)]
-        lines.append(f"| {model} | {' | '.join(cells)} |")
-    return lines
 
 
 def _scaled(study: Study, model: str, scale: float) -> list[str]:
@@ -183,30 +178,23 @@ def _scaled(study: Study, model: str, scale: float) -> list[str]:
 
 
 def _gradients(gradients: Mapping[str, Mapping[str, float]]) -> list[str]:
-    lines = [
+    cells = [
+        (model, *(f"{own[part]:.2g}" if part in own else "" for part in (*PARTS, "hidden")))
+        for model, own in gradients.items()
+    ]
+    return [
         "Norm of the gradient relative to that of the weights, and root mean square of what the output layer reads, of "
         "untrained models (seed 0) on sequences of validation clients. The larger a relative gradient, the smaller the "
         "learning rates at which plain SGD trains, and diverges.",
         "",
-        "| | embedding | projection | gates or blocks | output layer reads |",
-        "|---" * 5 + "|",
+        *markdown_table(("", "embedding", "projection", "gates or blocks", "output layer reads"), cells),
     ]
-    for model, own in gradients.items():
-        cells = [f"{own[part]:.2g}" if part in own else "" for part in (*PARTS, "hidden")]
-        lines.append(f"| {model} | {' | '.join(cells)} |")
-    return lines
 
 
 def _guarantees(guarantees: Mapping[str, Any]) -> list[str]:
-    lines = [
-        "Guarantees for one client (add or remove one), with secret keys, Poisson sampling and the Gaussian mechanism "
-        "on sums of clipped updates, each for one training; the choice of rates is not accounted.",
-        "",
-        "| | ε | δ | sampling probability | declared clients | rounds | noise multiplier |",
-        "|---" * 7 + "|",
-    ]
-    for name, own in guarantees.items():
-        cells = (
+    cells = [
+        (
+            name,
             format_epsilon(own["epsilon"]),
             f"{own['delta']:.2g}",
             f"{own['sampling_probability']:g}",
@@ -214,18 +202,19 @@ def _guarantees(guarantees: Mapping[str, Any]) -> list[str]:
             own["rounds"],
             f"{own['noise_multiplier']:g}",
         )
-        lines.append(f"| {name} | {' | '.join(map(str, cells))} |")
-    return lines
+        for name, own in guarantees.items()
+    ]
+    header = ("", "ε", "δ", "sampling probability", "declared clients", "rounds", "noise multiplier")
+    return [
+        "Guarantees for one client (add or remove one), with secret keys, Poisson sampling and the Gaussian mechanism "
+        "on sums of clipped updates, each for one training; the choice of rates is not accounted.",
+        "",
+        *markdown_table(header, cells),
+    ]
 
 
 def _costs(found: Mapping[str, Any], study: Study) -> list[str]:
-    lines = [
-        f"Weights of each model, and processor seconds per round ({'; '.join(found['kernels'])}), evaluations during "
-        "training included.",
-        "",
-        "| | weights | not private | private |",
-        "|---|---|---|---|",
-    ]
+    cells = []
     for model in STANDARD:
         rows = [row for row in found["rows"] if row["model"] == model]
         own = [[row for row in rows if study.arms[row["arm"]].is_private == private] for private in (False, True)]
@@ -236,7 +225,13 @@ def _costs(found: Mapping[str, Any], study: Study) -> list[str]:
             for each in own
         ]
         parameters = f"{rows[0]['parameters']:,}" if rows else NOT_MEASURED
-        lines.append(f"| {model} | {parameters} | {' | '.join(seconds)} |")
+        cells.append((model, parameters, *seconds))
+    lines = [
+        f"Weights of each model, and processor seconds per round ({'; '.join(found['kernels'])}), evaluations during "
+        "training included.",
+        "",
+        *markdown_table(("", "weights", "not private", "private"), cells),
+    ]
     return lines if found["scale"] == "full" else [*lines, "", _describe_full(found, study)]
 
 

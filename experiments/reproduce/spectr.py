@@ -14,6 +14,7 @@ import click
 from experiments.decoding_modes import parse
 from experiments.display import ConsoleDisplay, no_notices
 from experiments.intervals import format_interval
+from experiments.markdown import markdown_table
 from experiments.provenance import command_line, versions
 from experiments.reproduce.study_models import choose_models, learn_ngram, model_options
 from experiments.runs import load_trained, write_json
@@ -147,49 +148,42 @@ def measure(
 def format_table(rows: list[dict[str, Any]]) -> str:
     """Returns the results as Markdown."""
     first = rows[0]
-    pairs = [f"{row['drafter']}, T = {row['temperature']:g}" for row in rows]
+    header = ("mode", "drafted", *(f"{row['drafter']}, T = {row['temperature']:g}" for row in rows))
+    tokens, gains = [], []
+    for entries in zip(*(row["modes"] for row in rows), strict=True):
+        mode = (entries[0]["mode"], entries[0]["drafted"])
+        tokens.append((*mode, *(format_interval(entry["tokens"], 2) for entry in entries)))
+        if "gain_over_spectr" in entries[0]:
+            gains.append((*mode, *(format_interval(entry["gain_over_spectr"], 1, "+") for entry in entries)))
+    # Results of before fedspeak computed the acceptance of a rule lack it.
+    known = {name for row in rows for entry in row["first"] for name in entry}
+    columns = {name: title for name, title in _COLUMNS.items() if name in known}
+    acceptances = []
+    for row in rows:
+        for entry in row["first"]:
+            cells = [_format_acceptance(entry, name) for name in columns]
+            acceptances.append((row["drafter"], f"{row['temperature']:g}", entry["num_drafts"], *cells))
     lines = [
         f"### Tokens per target call ({first['prompts']} prompts from held-out plays, "
         f"{first['prompts'] * first['blocks']:,} calls in each cell)",
         "",
         "95 % bootstrap intervals over prompts.",
         "",
-        f"| mode | drafted | {' | '.join(pairs)} |",
-        "|---" * (2 + len(rows)) + "|",
-    ]
-    by_mode = list(zip(*(row["modes"] for row in rows), strict=True))
-    for entries in by_mode:
-        cells = [format_interval(entry["tokens"], 2) for entry in entries]
-        lines.append(f"| {entries[0]['mode']} | {entries[0]['drafted']} | {' | '.join(cells)} |")
-    lines += [
+        *markdown_table(header, tokens),
         "",
         "### Gain over SpecTr with as many drafted tokens",
         "",
         "In percent of the tokens per call. Prompts are resampled in pairs.",
         "",
-        f"| mode | drafted | {' | '.join(pairs)} |",
-        "|---" * (2 + len(rows)) + "|",
-    ]
-    for entries in by_mode:
-        if "gain_over_spectr" in entries[0]:
-            cells = [format_interval(entry["gain_over_spectr"], 1, "+") for entry in entries]
-            lines.append(f"| {entries[0]['mode']} | {entries[0]['drafted']} | {' | '.join(cells)} |")
-    lines += [
+        *markdown_table(header, gains),
         "",
         "### Acceptance of one level, K drafts of one token",
         "",
         "Exact probabilities, the mean over the prompts. In brackets: percent of the optimum for the rule's drafts. "
         "Greedy drafting reaches the optimum for its own.",
         "",
+        *markdown_table(("drafter", "T", "K", *columns.values()), acceptances),
     ]
-    # Results of before fedspeak computed the acceptance of a rule lack it.
-    known = {name for row in rows for entry in row["first"] for name in entry}
-    columns = {name: title for name, title in _COLUMNS.items() if name in known}
-    lines += [f"| drafter | T | K | {' | '.join(columns.values())} |", "|---" * (3 + len(columns)) + "|"]
-    for row in rows:
-        for entry in row["first"]:
-            cells = [_format_acceptance(entry, name) for name in columns]
-            lines.append(f"| {row['drafter']} | {row['temperature']:g} | {entry['num_drafts']} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
