@@ -80,11 +80,15 @@ def _ratio_gradient(upstream: tf.Tensor, y: tf.Tensor, largest: tf.Tensor, scale
     return tf.math.divide_no_nan(upstream - largest * along, scale)
 
 
+_TANH = Differentiable(lambda x: (tf.tanh(x), None), lambda dy, y, scale: tf.raw_ops.TanhGrad(y=y, dy=dy))
+_GATE, _SQUASH = Differentiable(_gate_value, _gate_gradient), Differentiable(_squash_value, _squash_gradient)
 DIFFERENTIABLE: dict[str, tuple[Differentiable, Differentiable]] = {
     "cifg": (
         Differentiable(lambda x: (tf.sigmoid(x), None), lambda dy, y, scale: tf.raw_ops.SigmoidGrad(y=y, dy=dy)),
-        Differentiable(lambda x: (tf.tanh(x), None), lambda dy, y, scale: tf.raw_ops.TanhGrad(y=y, dy=dy)),
+        _TANH,
     ),
-    "si-cifg": (Differentiable(_gate_value, _gate_gradient), Differentiable(_squash_value, _squash_gradient)),
+    "si-cifg": (_GATE, _SQUASH),
+    "si-cifg-tanh": (_GATE, _TANH),
+    "si-cifg-gates": (_GATE, _GATE),
 }
 """Maps each kind of cell to two activations: that of the gates, and that of the update and the cell state."""

@@ -32,7 +32,10 @@ Activation = Callable[[tf.Tensor], tf.Tensor]
 ACTIVATIONS: dict[str, tuple[Activation, Activation]] = {
     "cifg": (tf.sigmoid, tf.tanh),
     "si-cifg": (scale_invariant_sigmoid, scale_invariant_tanh),
+    "si-cifg-tanh": (scale_invariant_sigmoid, tf.tanh),
+    "si-cifg-gates": (scale_invariant_sigmoid, scale_invariant_sigmoid),
 }
+"""The activations (s, t) of each kind of cell. The last two are ablations of SI-CIFG, which no Keras layer has."""
 # Sequences of more steps run in a while loop. Unrolled graphs run faster, but take time to build: 20 ops per step.
 LONGEST_UNROLLED = 64
 
@@ -59,7 +62,7 @@ class Recurrence:
     """Computes the recurrence of one kind of cell, as pure functions of the weights (see the module's docstring).
 
     Attributes:
-      kind: "cifg" or "si-cifg".
+      kind: one of `ACTIVATIONS`.
       layer_norm: whether h is normalised (without scale and offset) before the projection.
 
     Raises:

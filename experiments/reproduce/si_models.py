@@ -19,6 +19,7 @@ class Model(NamedTuple):
 
     Attributes:
       kind: a key or a value of `PAIRS`.
+      cell: kind of cell, if it is not `kind`.
       layer_norm: whether the cell normalises its hidden state.
       embedding: factor of the initial embedding, which is the output layer too.
       projection: factor of the initial projection of a cell.
@@ -28,6 +29,7 @@ class Model(NamedTuple):
     """
 
     kind: str
+    cell: str | None = None
     layer_norm: bool = False
     embedding: float = 1.0
     projection: float = 1.0
@@ -40,6 +42,8 @@ STANDARD = {name: Model(name) for pair in PAIRS.items() for name in pair}
 VARIANTS = {
     **{f"{name}, layer norm": Model(name, layer_norm=True) for name in ("cifg", "si-cifg")},
     **{f"{name}, embedding x 3": Model(name, embedding=3.0) for name in ("cifg", "si-cifg")},
+    "si-cifg, tanh": Model("si-cifg", "si-cifg-tanh"),
+    "si-cifg, gates' activation only": Model("si-cifg", "si-cifg-gates"),
     "si-cifg, gates x 3": Model("si-cifg", others=3.0),
     "si-cifg, projection x 0.3": Model("si-cifg", projection=0.3),
     "si-transformer, blocks x 3": Model("si-transformer", others=3.0),
@@ -67,7 +71,7 @@ def model_section(config: Config, model: Model, blocks: int) -> ModelConfig:
     """
     size, units = _sizes(config.model)
     if "transformer" not in model.kind:
-        cell: Any = model.kind
+        cell: Any = model.cell or model.kind
         return ModelConfig(preset="tiny", cell=cell, embedding=size, units=units, layer_norm=model.layer_norm)
     blocks = model.blocks or blocks
     others = 4 * size**2 * blocks + (size**2 if model.kind == "si-transformer" else 0)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from models import cifg_gradient
 from models.activations import DIFFERENTIABLE, Differentiable
-from models.cifg import Recurrence
+from models.cifg import ACTIVATIONS, Recurrence
 
 pytestmark = pytest.mark.numerical
 
@@ -73,6 +73,11 @@ def error(by_hand, by_autodiff):
 def test_outputs_equal_autodiff_in_values_and_gradients(kind, layer_norm, projection, clients):
     weights, inputs = make_weights(0, projection, clients), make_inputs(0, 6, 3, clients)
     assert error(*both(Recurrence(kind, layer_norm), weights, inputs)) < 1e-10
+
+
+@pytest.mark.parametrize("kind", sorted(set(ACTIVATIONS) - set(KINDS)))
+def test_outputs_of_ablations_equal_autodiff(kind):
+    assert error(*both(Recurrence(kind), make_weights(0), make_inputs(0, 6, 3))) < 1e-10
 
 
 @given(
