@@ -165,7 +165,7 @@ def _build_mechanism(mechanism: str, sizes: dict[str, int | None], plan: Privacy
     for name, value in sizes.items():
         if value is not None and checks.whole(name, value, 1, "leave it out for the default") > largest[name]:
             raise ValueError(f"{name} must be at most {largest[name]:,}, got {value:,}: lower it")
-    most = {"tree": Tree, "banded": Banded, "blt": BLT}[mechanism].max_rounds
+    most = {"tree": Tree.max_rounds, "banded": Banded.max_rounds, "blt": BLT.max_rounds}[mechanism]
     if plan.rounds > most:
         raise ValueError(f"--rounds {plan.rounds} with --mechanism {mechanism}: give at most {most:,}")
     if mechanism == "tree":

@@ -99,10 +99,12 @@ def expected_noise(mechanism):
         return np.linalg.solve(oracle.toeplitz(mechanism.column(ROUNDS), ROUNDS), np.array(fresh))
     stream = build_stream(mechanism, ROUNDS)
     history, rows = stream.initial(CLIENTS), []
-    for t in range(ROUNDS):
-        noise, history = stream.following(
-            history, lambda name, t=t: gaussian.standard_normal(CLIENTS, gaussian.stream(KEYS.noise_seed(t), name))
-        )
+
+    def draw(number, name):
+        return gaussian.standard_normal(CLIENTS, gaussian.stream(KEYS.noise_seed(number), name))
+
+    for number in range(ROUNDS):
+        noise, history = stream.following(history, functools.partial(draw, number))
         rows.append(noise)
     return np.array(rows)
 
