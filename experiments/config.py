@@ -200,7 +200,12 @@ class RunConfig(Section, frozen=True):
     ) = None
     fixed_key: (
         Annotated[
-            int, at_least(0, "Seed of cohorts and noise, for tests only: every ε shown is marked as not holding.")
+            int,
+            at_least(
+                0,
+                "Seed of cohorts and noise, for tests only: every ε shown is marked as not holding. Two runs are equal "
+                "to the bit if `run.clients_at_once` is the same too.",
+            ),
         ]
         | None
     ) = None

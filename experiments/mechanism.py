@@ -47,7 +47,7 @@ def build_mechanism(config: Config, participation: Participation, begun: Mechani
     workload = _build_workload(config)
     match begun:
         case Banded() if section.mechanism == "banded" and begun.optimized_for == workload.describe():
-            if begun.bands == min(bands, workload.rounds):
+            if begun.bands <= bands:
                 return begun
         case BLT() if section.mechanism == "blt" and begun.optimized_for == workload.describe():
             if len(begun.decays) <= buffers:

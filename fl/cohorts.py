@@ -9,7 +9,10 @@ from collections.abc import Callable
 
 import numpy as np
 
+from privacy import checks
 from privacy.sampling import CheckIn, Cyclic, CyclicPoisson, FixedSize, Poisson, Sampling
+
+_NEVER = 2**62  # a round that no run reaches
 
 SeedOfRound = Callable[[int], int]
 """A function from a round to its 128-bit seed, for instance `privacy.keys.RunKeys.sampler_seed`."""
@@ -37,8 +40,7 @@ def draw_cohort(sampling: Sampling, population: int, round_number: int, seed_of_
     """
     if population < 1:
         raise ValueError(f"population is {population}: give at least one client")
-    if round_number < 0:
-        raise ValueError(f"round_number is {round_number}: rounds count from 0")
+    checks.whole("round_number", round_number, 0, "rounds count from 0")
     match sampling:
         case Poisson(sampling_probability=rate):
             return _draw_independently(_make_generator(seed_of_round(round_number)), rate, population)
@@ -90,6 +92,7 @@ class CheckIns:
 
     def cohort(self, round_number: int) -> np.ndarray:
         """Returns the cohort of a round, as `draw_cohort` does."""
+        checks.whole("round_number", round_number, 0, "rounds count from 0")
         if round_number < self._next:
             self._begin()
         while self._next <= round_number:
@@ -104,7 +107,7 @@ class CheckIns:
         generator = _make_generator(self._seed_of_round(self._next))
         size = min(self._sampling.size, len(eligible))
         cohort = np.sort(generator.choice(eligible, size, replace=False, shuffle=False))
-        self._free_from[cohort] = self._next + self._sampling.min_separation
+        self._free_from[cohort] = min(self._next + self._sampling.min_separation, _NEVER)
         self._participations[cohort] += 1
         self._next += 1
         return cohort

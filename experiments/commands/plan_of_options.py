@@ -92,6 +92,8 @@ def build_plan(
             f"--mechanism {mechanism} with --sampler {sampler}, which does not limit a client's rounds: use cyclic, "
             "cyclic-poisson or check-in"
         )
+    if noise_multiplier == 0:
+        raise ValueError(f"--noise-multiplier 0 with --mechanism {mechanism}, which adds noise: raise it")
     if clip_count_stddev is not None:
         raise ValueError(
             f"--clip-count-stddev with --mechanism {mechanism}, which needs a fixed clip norm: leave it out"
@@ -156,12 +158,16 @@ def _build_mechanism(mechanism: str, sizes: dict[str, int | None], plan: Privacy
     """Returns the mechanism for the plan's rounds and participation limits, with the least error of prefix sums."""
     from experiments.config_privacy import BANDS
     from privacy.correlated.factorisation import BUFFERS, MAX_HORIZON, optimize_banded, optimize_blt
-    from privacy.correlated.mechanisms import Tree
+    from privacy.correlated.mechanisms import BLT, MAX_BANDS, MAX_BUFFERS, Banded, Tree
     from privacy.correlated.workload import Workload
 
+    largest = {"--restart-every": MAX_ROUNDS, "--bands": MAX_BANDS, "--buffers": MAX_BUFFERS}
     for name, value in sizes.items():
-        if value is not None:
-            checks.whole(name, value, 1, "leave it out for the default")
+        if value is not None and checks.whole(name, value, 1, "leave it out for the default") > largest[name]:
+            raise ValueError(f"{name} must be at most {largest[name]:,}, got {value:,}: lower it")
+    most = {"tree": Tree.max_rounds, "banded": Banded.max_rounds, "blt": BLT.max_rounds}[mechanism]
+    if plan.rounds > most:
+        raise ValueError(f"--rounds {plan.rounds} with --mechanism {mechanism}: give at most {most:,}")
     if mechanism == "tree":
         return Tree(sizes["--restart-every"])
     workload = Workload(min(plan.rounds, MAX_HORIZON))

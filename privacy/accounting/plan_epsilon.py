@@ -86,10 +86,13 @@ def epsilon(plan: PrivacyPlan, rounds: int | None = None, releases: Iterable[flo
         notes = () if plan.is_private else ("NOT PRIVATE: the noise multiplier is 0",)
         return Epsilon(value, value, 0.0, plan.relation, plan.target_delta, rounds, notes)
     delta = plan.target_delta
-    same = _equivalent(plan, rounds, float(plan.noise_multiplier))
-    further += same.further
-    rdp, order = composition.rdp_epsilon(same.sampling, plan.population, same.z, same.rounds, delta, further)
-    pld = composition.pld_epsilon(same.sampling, same.z, same.rounds, delta, further=further)
+    bounds = []
+    for same in _list_equivalents(plan, rounds, float(plan.noise_multiplier)):
+        cost = further + same.further
+        by_order = composition.rdp_epsilon(same.sampling, plan.population, same.z, same.rounds, delta, cost)
+        bounds.append((composition.pld_epsilon(same.sampling, same.z, same.rounds, delta, further=cost), by_order))
+    pld = min((bound for bound, _ in bounds if bound is not None), default=None)
+    rdp, order = min(by_order for _, by_order in bounds)
     if plan.mechanism is not None:
         draws = _DRAWS * rounds
         rdp, pld = with_failures(rdp, delta, draws), None if pld is None else with_failures(pld, delta, draws)
@@ -213,39 +216,43 @@ class _Equivalent(NamedTuple):
     further: float = 0.0
 
 
-def _equivalent(plan: PrivacyPlan, rounds: int, z: float) -> _Equivalent:
-    """Returns what costs as much as the first `rounds` rounds of `plan`, at most all, with noise multiplier `z`."""
+def _list_equivalents(plan: PrivacyPlan, rounds: int, z: float) -> list[_Equivalent]:
+    """Returns what costs at least as much as the first `rounds` rounds of `plan`, at most all, at noise multiplier `z`.
+
+    Each is a bound on the plan's cost.
+    """
     mechanism, cyclic = plan.mechanism, plan.sampling
     if mechanism is None:
         if isinstance(cyclic, sampling.CyclicPoisson):
-            return _Equivalent(sampling.Poisson(cyclic.sampling_probability), z, cyclic.repetitions(rounds))
-        return _Equivalent(cyclic, z, rounds)
+            return [_Equivalent(sampling.Poisson(cyclic.sampling_probability), z, cyclic.repetitions(rounds))]
+        return [_Equivalent(cyclic, z, rounds)]
     if rounds > plan.rounds:
         raise ValueError(
             f"rounds is {rounds}, but the noise of mechanism {mechanism.kind!r} is planned for {plan.rounds}"
         )
     if rounds == 0:
-        return _Equivalent(cyclic, z, 0)
+        return [_Equivalent(cyclic, z, 0)]
     whole, share = plan.sensitivity(plan.rounds).value, plan.metrics_share
+    part = (plan.sensitivity(rounds).value / whole) ** 2
+    turns_share = cyclic.max_participations(rounds) / plan.max_participations
+    found = [_Equivalent(cyclic, z, 0, ((1 - share) * part + share * turns_share) / z**2)]
     if is_amplified(plan):
         assert isinstance(mechanism, Banded) and isinstance(cyclic, sampling.CyclicPoisson)
         # The columns of C in which a client may be are disjoint, so each turn is a sampled Gaussian of its own.
         largest = float(np.linalg.norm(mechanism.column(plan.rounds)))
         cost = (1 - share) * (largest / whole) ** 2 + share / plan.max_participations
-        turns = cyclic.repetitions(rounds)
-        return _Equivalent(sampling.Poisson(cyclic.sampling_probability), z / math.sqrt(cost), turns)
-    part = (plan.sensitivity(rounds).value / whole) ** 2
-    turns_share = cyclic.max_participations(rounds) / plan.max_participations
-    return _Equivalent(cyclic, z, 0, ((1 - share) * part + share * turns_share) / z**2)
+        sampled = sampling.Poisson(cyclic.sampling_probability)
+        found.append(_Equivalent(sampled, z / math.sqrt(cost), cyclic.repetitions(rounds)))
+    return found
 
 
 def is_amplified(plan: PrivacyPlan) -> bool:
     """Returns whether the accounting of a plan with cyclic Poisson cohorts counts amplification by sampling.
 
-    It does for independent noise, and for banded noise with at most as many bands as cohorts. For every other mechanism
-    no bound is proved here, and ε is that of the whole cohorts.
+    It does for independent noise, and for banded noise with at most as many bands as cohorts, of which ε is the smaller
+    one of both bounds. For every other mechanism no bound is proved here, and ε is that of the whole cohorts.
     """
-    if not isinstance(plan.sampling, sampling.CyclicPoisson):
+    if not isinstance(plan.sampling, sampling.CyclicPoisson) or plan.sampling.sampling_probability == 1:
         return False
     return plan.mechanism is None or (
         isinstance(plan.mechanism, Banded) and plan.mechanism.bands <= plan.sampling.cohorts
@@ -253,17 +260,20 @@ def is_amplified(plan: PrivacyPlan) -> bool:
 
 
 def _renyi_epsilon(plan: PrivacyPlan, rounds: int, z: float, delta: float) -> float:
-    same = _equivalent(plan, rounds, z)
-    return composition.rdp_epsilon(same.sampling, plan.population, same.z, same.rounds, delta, same.further)[0]
+    return min(
+        composition.rdp_epsilon(same.sampling, plan.population, same.z, same.rounds, delta, same.further)[0]
+        for same in _list_equivalents(plan, rounds, z)
+    )
 
 
 def _coarse_epsilon(plan: PrivacyPlan, rounds: int, z: float | None = None) -> float:
     """Returns ε on the coarse grid, which is cheap and hardly ever below the ε on the fine grid."""
     z, delta = float(plan.noise_multiplier) if z is None else z, plan.target_delta
-    same = _equivalent(plan, rounds, z)
-    pld = composition.pld_epsilon(same.sampling, same.z, same.rounds, delta, loss_grid.COARSE, same.further)
-    rdp = _renyi_epsilon(plan, rounds, z, delta)
-    return rdp if pld is None else min(pld, rdp)
+    bounds = [
+        composition.pld_epsilon(same.sampling, same.z, same.rounds, delta, loss_grid.COARSE, same.further)
+        for same in _list_equivalents(plan, rounds, z)
+    ]
+    return min(_renyi_epsilon(plan, rounds, z, delta), *(bound for bound in bounds if bound is not None))
 
 
 def _largest_fitting(fits: Callable[[int], bool], start: int) -> int:
@@ -328,7 +338,7 @@ def _list_notes(plan: PrivacyPlan, rounds: int) -> tuple[str, ...]:
         exact = "exact" if sensitivity.is_exact else "an upper bound"
         notes.append(f"correlated noise; sensitivity {sensitivity.value:.6g} clip norms, {exact}: {sensitivity.method}")
         if not is_amplified(plan):
-            rho = _equivalent(plan, rounds, float(plan.noise_multiplier)).further / 2
+            rho = _list_equivalents(plan, rounds, float(plan.noise_multiplier))[0].further / 2
             notes.append(f"the rounds have rho {rho:.6g} of zero-concentrated differential privacy (zCDP)")
     if plan.target_delta > 1 / plan.population:
         notes.append(

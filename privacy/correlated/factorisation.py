@@ -24,11 +24,10 @@ MAX_HORIZON = 4096
 BUFFERS = 4
 """Default maximum number of buffers of a BLT."""
 _STARTS = 4  # number of time constants at which the search for one more buffer begins
-_WORTHWHILE = 2e-4  # least decrease of the logarithm of the squared error for which a further buffer is kept
+_WORTHWHILE = 2e-4  # least decrease of the logarithm of the squared error for which more buffers or bands are kept
 _SUM = 1 - 1e-9  # largest sum of a BLT's weights, so that rounding cannot lift it above 1
 
 
-@functools.lru_cache(maxsize=32)
 def optimize_banded(bands: int, workload: Workload, participation: Participation) -> Banded:
     """Returns the Toeplitz matrix with at most `bands` bands that has the least error for a workload.
 
@@ -38,8 +37,9 @@ def optimize_banded(bands: int, workload: Workload, participation: Participation
     Args:
       bands: maximum number of bands, 1 to 4,096.
       workload: what the server computes.
-      participation: limits on one client's rounds. With more bands than `min_separation`, the coefficients are kept
-        non-negative and non-increasing, so that the sensitivity is known exactly.
+      participation: limits on one client's rounds. More bands than `min_separation` are used only if they lower the
+        error by at least 0.01 %; the coefficients are then non-negative and non-increasing, so that the sensitivity is
+        known exactly.
 
     Raises:
       ValueError: the number of bands or of the workload's rounds is out of range.
@@ -47,22 +47,43 @@ def optimize_banded(bands: int, workload: Workload, participation: Participation
     _check_horizon(workload)
     if checks.whole("bands", bands, 1, "1 band is independent noise") > MAX_BANDS:
         raise ValueError(f"bands must be at most {MAX_BANDS:,}, got {bands:,}: use a BLT")
-    bands = min(bands, workload.rounds)
-    if bands == 1:
-        return Banded((1.0,), workload.describe())
+    return _optimize_banded(min(int(bands), workload.rounds), workload, participation)
+
+
+@functools.lru_cache(maxsize=32)
+def _optimize_banded(bands: int, workload: Workload, participation: Participation) -> Banded:
     loss = Loss(workload, participation)
-    if bands <= participation.min_separation:
+    found = _search_free(loss, workload, min(bands, participation.min_separation))
+    if bands > participation.min_separation:
+        longer = _search_falling(loss, workload, bands)
+        if longer[0] < found[0] - _WORTHWHILE:
+            found = longer
+    return Banded(tuple(found[1]), workload.describe())
 
-        def free(rest: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
-            value, gradient = loss(np.concatenate([[1.0], rest]))
-            return value, gradient[1:]
 
-        starts = [_square_root(workload)[1:bands], np.zeros(bands - 1)]
-        _, rest = min((minimise(free, start) for start in starts), key=lambda found: found[0])
-        return Banded((1.0, *rest), workload.describe())
+_Found = tuple[float, npt.NDArray[np.float64]]
+"""The logarithm of the squared error, and the coefficients."""
+
+
+def _search_free(loss: Loss, workload: Workload, bands: int) -> _Found:
+    """Searches coefficients of any sign, for at most as many bands as the separation."""
+    if bands == 1:
+        return loss(np.ones(1))[0], np.ones(1)
+
+    def free(rest: npt.NDArray[np.float64]) -> _Found:
+        value, gradient = loss(np.concatenate([[1.0], rest]))
+        return value, gradient[1:]
+
+    starts = [_square_root(workload)[1:bands], np.zeros(bands - 1)]
+    value, rest = min((minimise(free, start) for start in starts), key=lambda found: found[0])
+    return value, np.concatenate([[1.0], rest])
+
+
+def _search_falling(loss: Loss, workload: Workload, bands: int) -> _Found:
+    """Searches non-negative, non-increasing coefficients."""
 
     # Coefficient i is 1 minus the sum of the first i drops; each drop is a share of what is left.
-    def falling(shares: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
+    def falling(shares: npt.NDArray[np.float64]) -> _Found:
         column = np.concatenate([[1.0], np.cumprod(shares)])
         value, gradient = loss(column)
         tail = np.cumsum((gradient * column)[::-1])[::-1]
@@ -71,11 +92,10 @@ def optimize_banded(bands: int, workload: Workload, participation: Participation
     root = np.maximum(_square_root(workload)[:bands], 1e-6)
     starts = [np.clip(root[1:] / root[:-1], 1e-3, 1.0), np.full(bands - 1, 0.5)]
     limits = [(1e-9, 1.0)] * (bands - 1)
-    _, shares = min((minimise(falling, start, limits) for start in starts), key=lambda found: found[0])
-    return Banded((1.0, *np.cumprod(shares)), workload.describe())
+    value, shares = min((minimise(falling, start, limits) for start in starts), key=lambda found: found[0])
+    return value, np.concatenate([[1.0], np.cumprod(shares)])
 
 
-@functools.lru_cache(maxsize=32)
 def optimize_blt(max_buffers: int, workload: Workload, participation: Participation) -> BLT:
     """Returns the BLT with up to `max_buffers` buffers that has the least error for a workload.
 
@@ -94,6 +114,11 @@ def optimize_blt(max_buffers: int, workload: Workload, participation: Participat
     _check_horizon(workload)
     if checks.whole("max_buffers", max_buffers, 1, f"{BUFFERS} are usual") > MAX_BUFFERS:
         raise ValueError(f"max_buffers must be at most {MAX_BUFFERS}, got {max_buffers}: {BUFFERS} are usual")
+    return _optimize_blt(int(max_buffers), workload, participation)
+
+
+@functools.lru_cache(maxsize=32)
+def _optimize_blt(max_buffers: int, workload: Workload, participation: Participation) -> BLT:
     loss = Loss(workload, participation)
     exponents = np.arange(max(workload.rounds - 1, 0))
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from privacy.plan import PrivacyPlan
 
 MAX_ROUNDS = 20_000
-"""Maximum number of rounds with correlated noise, whose error takes time quadratic in it."""
+"""Maximum number of rounds with correlated noise, for which rounding of the noise is bounded (`MAX_ENTRY`)."""
 MAX_TREE_ROUNDS = 4096
 """Maximum number of rounds of the tree, whose sensitivity takes time and memory that grow with the separation."""
 MAX_BANDS = 4096
@@ -124,6 +124,7 @@ class Banded(_AsDict):
 
     def column(self, rounds: int) -> npt.NDArray[np.float64]:
         """Returns the first column of C, float64 [rounds]."""
+        rounds = checks.whole("rounds", rounds, 1, "count the rounds")
         return np.pad(np.array(self.coefficients[:rounds]), (0, max(0, rounds - self.bands)))
 
     def sensitivity(self, rounds: int, participation: Participation) -> Sensitivity:
@@ -184,6 +185,7 @@ class BLT(_AsDict):
 
     def column(self, rounds: int) -> npt.NDArray[np.float64]:
         """Returns the first column of C, float64 [rounds]."""
+        rounds = checks.whole("rounds", rounds, 1, "count the rounds")
         powers = np.array(self.decays)[:, None] ** np.arange(max(rounds - 1, 0))
         column = np.concatenate([[1.0], np.array(self.weights) @ powers])
         # The exact coefficients never grow; rounding may lift one by its last bit.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,6 +40,11 @@ class Participation(_Limits):
         )
 
     @classmethod
+    def _make(cls, iterable: Iterable[int]) -> Participation:
+        """Returns the limits in a sequence, checked; `_replace` calls it."""
+        return cls(*iterable)
+
+    @classmethod
     def by_round_distance(cls, distance: int, max_participations: int) -> Participation:
         """Returns the limits for a separation counted as |i - j| >= distance, at least 1, as in jax-privacy."""
         return cls(checks.whole("distance", distance, 1, "two rounds differ by at least 1"), max_participations)
@@ -66,8 +72,14 @@ def worst_sum(values: npt.NDArray[Any], participation: Participation) -> npt.NDA
     Returns:
       float64 [...].
     """
-    separation, count = participation.within(values.shape[-1])
-    later = max(values.shape[-1] - separation, 0)
+    rounds = values.shape[-1]
+    separation, count = participation.within(rounds)
+    if count * separation >= rounds:  # as many as fit: their number is no limit
+        best = np.zeros((rounds + separation, *values.shape[:-1]))  # best[t]: over patterns in the last t rounds
+        for t in range(rounds):
+            best[t + separation] = np.maximum(best[t + separation - 1], values[..., rounds - 1 - t] + best[t])
+        return best[-1]
+    later = max(rounds - separation, 0)
     # best[..., t]: largest sum over patterns of up to c rounds, all at or before t.
     best = np.zeros(values.shape)
     for _ in range(count):

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from privacy import checks
 from privacy.correlated.participation import Participation, worst_sum
 
-MAX_DENSE = 4096
+MAX_DENSE = 2048
 """Maximum number of rounds for `of_matrix`, which needs a matrix of that size."""
 
 
@@ -58,9 +58,12 @@ def of_toeplitz(coefficients: npt.NDArray[np.float64], rounds: int, participatio
       participation: limits on one client's rounds.
 
     Raises:
-      ValueError: neither theorem holds, and there are more than 4,096 rounds; or `rounds` is out of range.
+      ValueError: neither theorem holds, and there are more than 2,048 rounds; `rounds` is out of range, or a
+        coefficient is not finite.
     """
-    checks.whole("rounds", rounds, 1, "count the rounds")
+    rounds = checks.whole("rounds", rounds, 1, "count the rounds")
+    if not np.isfinite(coefficients).all():
+        raise ValueError("a coefficient is infinite or NaN: give finite numbers")
     column = np.trim_zeros(np.asarray(coefficients, np.float64)[:rounds], "b")
     if len(column) <= participation.min_separation:
         squares = np.concatenate([np.cumsum(column**2), np.full(rounds - len(column), np.sum(column**2))])
@@ -82,17 +85,22 @@ def of_matrix(matrix: npt.NDArray[np.float64], participation: Participation) -> 
 
     It is exact if columns that are at least `min_separation` apart are orthogonal. Otherwise, for changes u_i of norm
     at most 1, ||C u||² = sum_ij <c_i, c_j> <u_i, u_j> <= sum_i max_pattern sum_j |<c_i, c_j>|, and the outer sum is
-    taken over the worst pattern, too.
+    taken over the worst pattern, too. The inner sum is bounded by that over patterns with any number of rounds, and by
+    that of the largest entries wherever they are.
 
     Args:
-      matrix: C, float64 [m, n], with n at most 4,096 rounds.
+      matrix: C, float64 [m, n], with n at most 2,048 rounds.
       participation: limits on one client's rounds.
     """
     gram = np.abs(matrix.T @ matrix)
     lag = np.abs(np.subtract.outer(np.arange(len(gram)), np.arange(len(gram))))
     if not np.any(gram[lag >= participation.min_separation]):
         return Sensitivity(math.sqrt(worst_sum(np.diagonal(gram), participation)), True, COLUMN_NORMS)
-    return Sensitivity(math.sqrt(worst_sum(worst_sum(gram, participation), participation)), False, ROW_SUMS)
+    separation, count = participation.within(len(gram))
+    of_any_number = worst_sum(gram, Participation(separation, len(gram)))
+    of_largest = np.partition(gram, len(gram) - count, axis=1)[:, len(gram) - count :].sum(axis=1)
+    bound = worst_sum(np.minimum(of_any_number, of_largest), participation)
+    return Sensitivity(math.sqrt(bound), False, ROW_SUMS)
 
 
 def sum_earliest(column: npt.NDArray[np.float64], rounds: int, participation: Participation) -> npt.NDArray[np.float64]:

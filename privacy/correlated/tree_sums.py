@@ -52,7 +52,7 @@ def tree_sensitivity(rounds: int, restart_every: int | None, participation: Part
       restart_every: number of rounds after which a new tree begins; None for one tree.
       participation: limits on one client's rounds.
     """
-    checks.whole("rounds", rounds, 1, "count the rounds")
+    rounds = checks.whole("rounds", rounds, 1, "count the rounds")
     separation, count = participation
     gap = min(separation, rounds) - 1  # rounds without the client between two of its rounds
     heights = complete_subtrees(rounds, restart_every)
@@ -126,7 +126,7 @@ def tree_error(rounds: int, restart_every: int | None) -> float:
     A node at height m, estimated together with those below it, has variance 1 / (2 - 2^-m) (Honaker 2015). A restart
     leaves the error of the finished tree's total in all later prefix sums.
     """
-    checks.whole("rounds", rounds, 1, "count the rounds")
+    rounds = checks.whole("rounds", rounds, 1, "count the rounds")
     length = rounds if restart_every is None else min(restart_every, rounds)
     position = np.arange(rounds) % length + 1
     variance = np.zeros(rounds)

@@ -51,7 +51,8 @@ class Workload:
             if self.rounds > MAX_SCHEDULED:
                 raise ValueError(f"rounds is {self.rounds}: with learning_rates give at most {MAX_SCHEDULED:,}")
             for rate in self.learning_rates:
-                checks.positive("learning_rates", rate, fix)
+                if not 1e-50 <= checks.positive("learning_rates", rate, fix) <= 1e50:
+                    raise ValueError(f"learning_rates must lie in [1e-50, 1e50], got {rate!r}: {fix}")
 
     @property
     def velocity(self) -> npt.NDArray[np.float64]:
@@ -72,4 +73,6 @@ class Workload:
         parts = [f"momentum {self.momentum:g}"] if self.momentum else []
         parts += [f"weight decay {self.weight_decay:g}"] if self.weight_decay else []
         parts += ["a learning-rate schedule"] if self.learning_rates is not None else []
-        return f"prefix sums over {self.rounds} rounds" + (f" with {', '.join(parts)}" if parts else "")
+        return f"prefix sums over {self.rounds} round{'s' * (self.rounds > 1)}" + (
+            f" with {', '.join(parts)}" if parts else ""
+        )

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from privacy.plan import FixedClip, PrivacyPlan
-from privacy.sampling import Cyclic, CyclicPoisson, FixedSize
+from privacy.sampling import CheckIn, Cyclic, CyclicPoisson, FixedSize
 
 # The ledger holds noise and clip norm as 64-bit floats; the training loop may have computed them in 32 bits.
 TOLERANCE = 1e-6
@@ -87,6 +87,8 @@ def _check_cohort(plan: PrivacyPlan, history: History, entry: Round) -> Iterator
     size = len(entry.cohort)
     if isinstance(plan.sampling, FixedSize) and size != plan.sampling.size:
         yield f"cohort of {size} clients, the plan's fixed size is {plan.sampling.size}: draw that many"
+    if isinstance(plan.sampling, CheckIn) and size > plan.sampling.size:
+        yield f"cohort of {size} clients, the plan has at most {plan.sampling.size}: take fewer"
     separation, limit = plan.participation
     for client in entry.cohort:
         last = history.last_seen.get(client, entry.round - separation)

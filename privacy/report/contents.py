@@ -60,6 +60,12 @@ NOISE = {
         "deviations of exact Gaussian noise (R: L2 norm of its pair), except with a probability that δ includes. "
         "That distance, the rounding of sums to 32 bits, pseudo-random bits (Philox) and timing are not covered."
     ),
+    "correlated": (
+        "Noise is floating-point, not hardened: the fresh noise of a round is within 2^-20 (1 + R) standard deviations "
+        "of exact Gaussian noise (R: L2 norm of its pair), except with a probability that δ includes, and rounding of "
+        "what earlier rounds left moves it by less than 2^-12 standard deviations. Those distances, the rounding of "
+        "sums to 32 bits, pseudo-random bits (Philox) and timing are not covered."
+    ),
     "exact": (
         "Updates, sums and noise are integers, hardened against floating-point attacks: rounded exact Gaussian noise, "
         "clients trained one by one. Pseudo-random bits (SHAKE-128 of a secret key) and timing are not covered."
@@ -173,7 +179,7 @@ def _list_public(plan: PrivacyPlan) -> list[str]:
 def _list_not_covered(plan: PrivacyPlan) -> list[str]:
     is_counted = isinstance(plan.sampling, Poisson) and not plan.population_declared
     count_line = [COUNT.format(population=plan.population)] if is_counted else []
-    noise_line = [NOISE[plan.noise]] if plan.is_private else []
+    noise_line = [NOISE[plan.noise if plan.mechanism is None else "correlated"]] if plan.is_private else []
     is_sampled = isinstance(plan.sampling, (Poisson, FixedSize)) or is_amplified(plan)
     secret = SECRET_COHORTS if is_sampled else PUBLIC_COHORTS
     return [*count_line, *noise_line, *(line.format(secret=secret) for line in NOT_COVERED)]

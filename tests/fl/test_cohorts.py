@@ -1,4 +1,5 @@
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Callable
 
@@ -72,6 +73,30 @@ def test_check_in_keeps_separation_and_limit_and_fills_cohorts_as_far_as_they_al
     np.testing.assert_array_equal(
         CheckIns(CheckIn(size, separation, limit), population, seed_of_round).cohort(39), cohort
     )
+    # So does one that goes back to the beginning.
+    assert set(drawing.cohort(0)) == {client for client, numbers in rounds.items() if 0 in numbers}
+    np.testing.assert_array_equal(drawing.cohort(39), cohort)
+
+
+def test_check_in_takes_any_separation_and_no_round_but_those_from_0():
+    drawing = CheckIns(CheckIn(2, 2**63 - 1), 5, seed_of_round)
+    assert [len(drawing.cohort(number)) for number in range(4)] == [2, 2, 1, 0]
+    for number in (-1, 1.5, math.nan):
+        with pytest.raises(ValueError, match="round_number must be an integer of at least 0"):
+            drawing.cohort(number)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("sampling", [CyclicPoisson(4, 0.3), Cyclic(4), Poisson(0.3), FixedSize(4)])
+def test_no_stream_of_random_numbers_is_used_twice(sampling, monkeypatch):
+    make, used = cohorts._make_generator, []
+
+    def record(seed, stream=0):
+        used.append((seed, stream))
+        return make(seed, stream)
+
+    monkeypatch.setattr(cohorts, "_make_generator", record)
+    draw_cohort(sampling, 40, 0, seed_of_round)
+    assert len(set(used)) == len(used) > 0
 
 
 def test_cyclic_poisson_samples_the_cohort_whose_turn_it_is_independently_of_the_partition():
@@ -235,7 +260,7 @@ def test_poisson_cohort_may_be_empty():
         (FixedSize(6), 5, 0, "cohort size 6 is larger than the population of 5"),
         (Cyclic(6), 5, 0, "6 cyclic cohorts for 5 clients"),
         (Poisson(0.5), 0, 0, "population is 0"),
-        (Poisson(0.5), 5, -1, "round_number is -1"),
+        (Poisson(0.5), 5, -1, "round_number must be an integer of at least 0, got -1"),
         ("poisson", 5, 0, "unknown sampling 'poisson'"),
     ],
 )

@@ -16,6 +16,7 @@ from fl.aggregation import Contribution, DPMean
 from fl.audit.training_run import CanaryTask
 from fl.correlated_factory import CorrelatedMeanQuery, correlated_mean_factory
 from fl.correlated_mean import CorrelatedDPMean
+from fl.correlated_noise import build_stream
 from fl.engines import cohort
 from fl.local_training import LocalSGD
 from fl.rounds import Federation, RoundLog, final_state, run_rounds
@@ -89,17 +90,32 @@ def test_killed_and_resumed_run_is_the_same_to_the_bit(mechanism, tmp_path):
     assert content(trained, whole) == content(trained, parts)
 
 
+def expected_noise(mechanism):
+    """Returns C^-1 Z with the fresh noise of the rounds' seeds; of a tree, each level has a stream of its own."""
+    if not isinstance(mechanism, Tree):
+        fresh = [
+            gaussian.standard_normal(CLIENTS, gaussian.stream(KEYS.noise_seed(t), "update")) for t in range(ROUNDS)
+        ]
+        return np.linalg.solve(oracle.toeplitz(mechanism.column(ROUNDS), ROUNDS), np.array(fresh))
+    stream = build_stream(mechanism, ROUNDS)
+    history, rows = stream.initial(CLIENTS), []
+
+    def draw(number, name):
+        return gaussian.standard_normal(CLIENTS, gaussian.stream(KEYS.noise_seed(number), name))
+
+    for number in range(ROUNDS):
+        noise, history = stream.following(history, functools.partial(draw, number))
+        rows.append(noise)
+    return np.array(rows)
+
+
 @pytest.mark.usefixtures("worker")
-@pytest.mark.parametrize("mechanism", MECHANISMS[:2])
+@pytest.mark.parametrize("mechanism", [*MECHANISMS[:2], MECHANISMS[3]])
 def test_encoded_models_hold_the_updates_and_independent_noise(mechanism, tmp_path):
     plan = plan_of(mechanism)
     models = train(federation(plan), tmp_path)
     sums = np.diff(models, axis=0, prepend=0) * plan.expected_cohort
-    fresh = np.array(
-        [gaussian.standard_normal(CLIENTS, gaussian.stream(KEYS.noise_seed(t), "update")) for t in range(ROUNDS)]
-    )
-    encoder = oracle.toeplitz(mechanism.column(ROUNDS), ROUNDS)
-    exact = sums - np.linalg.solve(encoder, plan.value_noise_multiplier * CLIP * fresh)
+    exact = sums - plan.value_noise_multiplier * CLIP * expected_noise(mechanism)
     # What is left are the clipped updates: the clip norm where a client took part (4 a round), else 0. Sums and noise
     # are below 64 in float32, and there are up to 7 roundings.
     assert np.abs(exact - CLIP * np.round(exact / CLIP)).max() < 64 * 7 * 2.0**-23

@@ -43,8 +43,8 @@ CORRELATED = (
     Bug(
         "sampler takes clients one round too early",
         "fl/cohorts.py",
-        "self._free_from[cohort] = self._next + self._sampling.min_separation",
-        "self._free_from[cohort] = self._next + self._sampling.min_separation - 1",
+        "min(self._next + self._sampling.min_separation, _NEVER)",
+        "min(self._next + self._sampling.min_separation - 1, _NEVER)",
         "tests/fl/test_cohorts.py::test_check_in_keeps_separation_and_limit_and_fills_cohorts_as_far_as_they_allow",
     ),
     Bug(
@@ -81,6 +81,41 @@ CORRELATED = (
         "nodes = [tf.where(begins, tf.zeros_like(node), node) for node in nodes]",
         "nodes = list(nodes)",
         "tests/fl/test_correlated_noise.py::test_tree_with_the_same_node_noise_equals_tensorflow_privacys[4]",
+    ),
+    Bug(
+        "metrics of a part of a run charged by the share of its rounds",
+        _PLAN_EPSILON,
+        "turns_share = cyclic.max_participations(rounds) / plan.max_participations",
+        "turns_share = rounds / plan.rounds",
+        _OF_PLANS + "test_part_of_a_run_with_metrics_costs_the_metrics_of_its_rounds",
+    ),
+    Bug(
+        "metrics of amplified rounds charged once for all rounds of the plan",
+        _PLAN_EPSILON,
+        "+ share / plan.max_participations",
+        "+ share / plan.rounds",
+        _OF_PLANS + "test_amplified_rounds_with_metrics_cost_both_in_every_turn",
+    ),
+    Bug(
+        "all levels of a tree have the same noise in the engine",
+        "fl/correlated_mean.py",
+        "gaussian.stream(noise_seed, name)",
+        'gaussian.stream(noise_seed, "update")',
+        "tests/fl/test_correlated_mean.py::test_encoded_models_hold_the_updates_and_independent_noise[mechanism2]",
+    ),
+    Bug(
+        "clients who check in keep their participations when the run begins again",
+        "fl/cohorts.py",
+        "        self._participations = np.zeros(self._population, np.int64)",
+        '        self._participations = getattr(self, "_participations", np.zeros(self._population, np.int64))',
+        "tests/fl/test_cohorts.py::test_check_in_keeps_separation_and_limit_and_fills_cohorts_as_far_as_they_allow",
+    ),
+    Bug(
+        "partition and draw of a cyclic Poisson round have the same random numbers",
+        "fl/cohorts.py",
+        "stream=1",
+        "stream=0",
+        "tests/fl/test_cohorts.py::test_no_stream_of_random_numbers_is_used_twice[sampling0]",
     ),
     Bug(
         "restart that repeats the first tree's noise",

@@ -110,6 +110,18 @@ def test_help_names_the_defaults():
         ),
         (["--sampler", "cyclic", "--cohorts", 9, "--mechanism", "blt", "--buffers", 0], "--buffers must be an integer"),
         (
+            ["--sampler", "cyclic", "--cohorts", 9, "--mechanism", "banded", "--bands", 5000],
+            "--bands must be at most 4,096, got 5,000: lower it",
+        ),
+        (
+            ["--sampler", "cyclic", "--cohorts", 9, "--mechanism", "tree", "--rounds", 30_000],
+            "--rounds 30000 with --mechanism tree: give at most 4,096",
+        ),
+        (
+            ["--sampler", "cyclic", "--cohorts", 9, "--mechanism", "tree", "--noise-multiplier", 0],
+            "--noise-multiplier 0 with --mechanism tree, which adds noise: raise it",
+        ),
+        (
             ["--sampler", "cyclic", "--cohorts", 9, "--mechanism", "tree", "--clip-count-stddev", 2],
             "--clip-count-stddev with --mechanism tree, which needs a fixed clip norm",
         ),

@@ -198,6 +198,21 @@ def test_momentum_within_the_objective_lowers_the_error_of_the_weights_with_mome
     assert inside.optimized_for == "prefix sums over 40 rounds with momentum 0.9"
 
 
+@pytest.mark.parametrize(("rounds", "separation", "participations"), [(20, 5, 4), (32, 8, 4), (24, 6, 4)])
+def test_bands_beyond_the_separation_are_left_out_where_they_gain_nothing(rounds, separation, participations):
+    limits = Participation(separation, participations)
+    found = optimize_banded(16, Workload(rounds), limits)
+    assert found == optimize_banded(separation, Workload(rounds), limits) and found.bands == separation
+
+
+def test_bands_beyond_the_separation_are_kept_where_they_lower_the_error():
+    limits = Participation(2, 2)
+    found, short = optimize_banded(8, Workload(30), limits), optimize_banded(2, Workload(30), limits)
+    assert found.bands == 8
+    errors = [each.sensitivity(30, limits).value * each.error(30) for each in (found, short)]
+    assert errors[0] < 0.9 * errors[1]
+
+
 def test_what_cannot_be_optimised_is_refused():
     limits = Participation(10, 4)
     with pytest.raises(ValueError, match="bands must be an integer of at least 1, got 0"):

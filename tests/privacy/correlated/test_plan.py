@@ -114,6 +114,41 @@ def test_metrics_and_update_share_the_budget_of_the_run():
     assert accounting.epsilon(with_metrics).pld == pytest.approx(accounting.epsilon(plan()).pld, rel=1e-12, abs=0)
 
 
+def test_part_of_a_run_with_metrics_costs_the_metrics_of_its_rounds():
+    with_metrics = plan(metrics=PrivateMetrics(share=0.2, accuracy=False))
+    # Of the first 5 of 12 rounds, one client is in 2 of its 3: 0 and 4.
+    update = (plan().sensitivity(5).value / with_metrics.value_noise_multiplier) ** 2
+    cost = update + 2 / with_metrics.metric_noise_multiplier**2
+    assert accounting.epsilon(with_metrics, 5).pld == pytest.approx(gaussian_epsilon(cost**-0.5, 1e-6), rel=1e-8)
+
+
+def test_amplified_rounds_with_metrics_cost_both_in_every_turn():
+    with_metrics = plan(
+        BANDED,
+        CyclicPoisson(4, 0.1),
+        rounds=40,
+        metrics=PrivateMetrics(share=0.2, accuracy=False),
+        noise_multiplier=2.0,
+    )
+    norm = math.sqrt(1 + 0.5**2 + 0.25**2)
+    cost = (norm / with_metrics.value_noise_multiplier) ** 2 + with_metrics.metric_noise_multiplier**-2
+    turns = PrivacyPlan(Poisson(0.1), 100, 10, cost**-0.5, FixedClip(0.5), 1e-6)
+    assert accounting.epsilon(with_metrics).value == pytest.approx(accounting.epsilon(turns).value, rel=1e-9, abs=0)
+
+
+@pytest.mark.parametrize("probability", [0.9, 1.0])
+def test_sampling_within_cohorts_never_costs_more_than_whole_cohorts(probability):
+    # Square roots of prefix sums: the columns of later rounds are shorter than that of round 0, which every turn of an
+    # amplified bound is charged for.
+    root = Banded(tuple(np.cumprod([1.0, *(1 - 0.5 / np.arange(1, 100))])), "a test")
+    both = [
+        accounting.epsilon(plan(root, sampling, population=10_000, rounds=101, noise_multiplier=1.0))
+        for sampling in (CyclicPoisson(100, probability), Cyclic(100))
+    ]
+    assert both[0].value <= both[1].value
+    assert (both[0].notes[0] == both[1].notes[0]) == (probability == 1.0)  # "no amplification by sampling"
+
+
 def test_band_within_the_cohorts_is_amplified_by_cyclic_poisson_and_no_other_mechanism_is():
     sampling = CyclicPoisson(4, 0.1)
     amplified = accounting.epsilon(plan(BANDED, sampling, rounds=40))
@@ -201,6 +236,8 @@ def test_ledger_refuses_a_client_within_its_separation_and_above_its_limit(tmp_p
             record(ledger, number, [])
         too_often = refusal(ledger, 6, ["a"])
         assert too_often.startswith("round 6: client 'a' took part in 2 rounds, the plan allows no more")
+        too_many = refusal(ledger, 6, [f"client {number}" for number in range(11)])
+        assert too_many == "round 6: cohort of 11 clients, the plan has at most 10: take fewer"
         record(ledger, 6, ["b"])
     assert len(Ledger.read(tmp_path / "ledger").rounds) == 7
 

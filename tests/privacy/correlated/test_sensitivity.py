@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 
 from privacy.accounting.composition import gaussian_epsilon
-from privacy.correlated import BLT, Banded, Mechanism, Participation, Tree, Workload, least_loss
+from privacy.correlated import (
+    BLT,
+    Banded,
+    Mechanism,
+    Participation,
+    Tree,
+    Workload,
+    least_loss,
+    optimize_banded,
+    optimize_blt,
+)
 from privacy.correlated.participation import worst_sum
 from privacy.correlated.sensitivity import COLUMN_NORMS, EARLIEST, ROW_SUMS, of_matrix, of_toeplitz
 from tests.oracles import participation as oracle
@@ -180,6 +190,13 @@ def test_later_rounds_never_lower_the_sensitivity():
         assert np.all(np.diff(values) >= -1e-12)
 
 
+@pytest.mark.parametrize("mechanism", [Tree(), Tree(4), Banded((1.0, 0.5)), BLT((0.9,), (0.5,))])
+def test_number_of_rounds_may_be_numpys(mechanism):
+    rounds, limits = np.int64(13), Participation(3, 2)
+    assert mechanism.sensitivity(rounds, limits) == mechanism.sensitivity(13, limits)
+    assert mechanism.error(rounds) == mechanism.error(13)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -206,6 +223,16 @@ def test_later_rounds_never_lower_the_sensitivity():
         (lambda: Banded((1.0, 0.5)).sensitivity(-1, Participation(2, 3)), "rounds must be an integer of at least 1"),
         (lambda: BLT((0.9,), (0.5,)).sensitivity(0, Participation(2, 3)), "rounds must be an integer of at least 1"),
         (lambda: Tree().error(0), "rounds must be an integer of at least 1, got 0"),
+        (lambda: BLT((0.9,), (0.5,)).error("3"), "rounds must be an integer of at least 1, got '3'"),  # type: ignore[arg-type]
+        (lambda: BLT((0.9,), (0.5,)).column(-1), "rounds must be an integer of at least 1, got -1"),
+        (lambda: Participation(2, 3)._replace(min_separation=0), "min_separation must be an integer of at least 1"),
+        (lambda: Workload(3, learning_rates=(1.0, 1e-300, 1.0)), r"learning_rates must lie in \[1e-50, 1e50\], got"),
+        (lambda: optimize_blt([3], Workload(9), Participation(2, 3)), r"max_buffers must be an integer .* got \[3\]"),  # type: ignore[arg-type]
+        (lambda: optimize_banded(3.0, Workload(9), Participation(2, 3)), "bands must be an integer .* got 3.0"),  # type: ignore[arg-type]
+        (
+            lambda: of_toeplitz(np.array([1.0, math.inf]), 9, Participation(2, 3)),
+            "a coefficient is infinite or NaN: give finite numbers",
+        ),
         (lambda: Participation.by_rounds_between(-1, 2), "between must be an integer of at least 0"),
     ],
 )
