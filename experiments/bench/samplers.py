@@ -79,11 +79,9 @@ def samplers(names: tuple[str, ...], texts: int, timings: int, turns: int, timeo
     and to standard output, all numbers to OUTPUT/results.json. `make bench-peers` installs the other libraries.
     """
     extras.require("models")
+    from experiments.bench.results import write_results
     from experiments.bench.table import machine
     from experiments.display import ConsoleDisplay
-    from experiments.provenance import command_line, versions
-    from experiments.runs import write_json
-    from privacy import files
 
     output.mkdir(parents=True, exist_ok=True)
     note = ConsoleDisplay().note
@@ -101,18 +99,13 @@ def samplers(names: tuple[str, ...], texts: int, timings: int, turns: int, timeo
                 note(f"turn {turn + 1}: {peer.name}: {results[peer.name].get('problem', 'measured')}")
     found = {
         "machine": machine(),
-        "command": command_line(),
-        "versions": versions(),
         "texts": texts // turns * turns,
         "long_texts": _LONG_TEXTS // turns * turns,
         "timings": timings * turns,
         "libraries": [{name: value for name, value in result.items() if name != "rows"} for result in results.values()],
         "pairs": summarise(pairs, list(results.values())),
     }
-    table = format_table(found)
-    write_json(output / "results.json", found)
-    files.write_public(output / "table.md", table.encode())
-    click.echo(table, nl=False)
+    write_results(output, found, format_table(found))
     failed = [f"{result['peer']}: {result['problem']}" for result in results.values() if result["failed"]]
     if failed:
         raise click.ClickException("; ".join(failed))
