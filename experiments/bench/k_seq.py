@@ -19,8 +19,7 @@ from typing import Any
 import click
 import numpy as np
 
-from experiments import extras
-from experiments.bench import options
+from experiments import extras, options
 from experiments.markdown import markdown_table
 
 SIZES = (8, 16, 32, 64, 128, 256, 1024, *(1 << power for power in range(12, 17)), 98_304, 1 << 17, 196_608, 1 << 18)

@@ -14,8 +14,7 @@ from typing import Any
 import click
 import numpy as np
 
-from experiments import extras
-from experiments.bench import options
+from experiments import extras, options
 from experiments.bench.measure import Peer, environment
 from experiments.bench.peers.samplers_common import DRAFT_LENGTH, LONG_TEXT, Pair, Sizes, save_pairs
 from experiments.bench.processes import watch
@@ -64,13 +63,7 @@ _ONE_THREAD = {
     "--timings", type=click.IntRange(3), default=10, show_default=True, help="Number of timed texts in each turn."
 )
 @click.option("--turns", type=click.IntRange(1), default=3, show_default=True, help="Processes per library.")
-@click.option(
-    "--timeout",
-    type=click.IntRange(1),
-    default=3600,
-    show_default=True,
-    help="Seconds after which a process is ended and counted as failed.",
-)
+@options.timeout(3600)
 @options.output("runs/bench/samplers")
 def samplers(names: tuple[str, ...], texts: int, timings: int, turns: int, timeout: int, output: Path) -> None:
     """Compare the distribution and the speed of speculative decoding in fedspeak, KerasHub and transformers.

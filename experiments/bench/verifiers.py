@@ -15,8 +15,7 @@ from typing import Any
 import click
 import numpy as np
 
-from experiments import extras
-from experiments.bench import options
+from experiments import extras, options
 from experiments.bench.decoding_loop import load
 from experiments.markdown import markdown_table
 
