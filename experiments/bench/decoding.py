@@ -14,8 +14,7 @@ from typing import Any
 import click
 import numpy as np
 
-from experiments import extras
-from experiments.bench import options
+from experiments import extras, options
 from experiments.decoding_modes import LINES, Mode, parse
 from experiments.drafting import FORMS, short_name
 from experiments.intervals import format_interval

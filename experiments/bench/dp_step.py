@@ -11,8 +11,7 @@ from typing import Any
 import click
 import numpy as np
 
-from experiments import extras
-from experiments.bench import options
+from experiments import extras, options
 from experiments.bench.measure import Peer, environment
 from experiments.bench.processes import watch
 from experiments.bench.ratios import paired_ratio
@@ -62,7 +61,7 @@ TOLERANCE = 1e-3
 @click.option(
     "--repetitions", type=click.IntRange(1, 100), default=3, show_default=True, help="Timings within each process."
 )
-@options.timeout
+@options.timeout()
 @options.output("runs/bench")
 @renamed("--out", "--output")
 def dp_step(

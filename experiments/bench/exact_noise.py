@@ -13,8 +13,7 @@ from typing import Any
 import click
 import numpy as np
 
-from experiments import extras
-from experiments.bench import options
+from experiments import extras, options
 from experiments.commands.renamed import renamed
 from experiments.markdown import markdown_table
 

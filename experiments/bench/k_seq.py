@@ -19,8 +19,7 @@ from typing import Any
 import click
 import numpy as np
 
-from experiments import extras
-from experiments.bench import options
+from experiments import extras, options
 from experiments.markdown import markdown_table
 
 SIZES = (8, 16, 32, 64, 128, 256, 1024, *(1 << power for power in range(12, 17)), 98_304, 1 << 17, 196_608, 1 << 18)
@@ -61,11 +60,9 @@ def k_seq(repetitions: int, sizes: tuple[int, ...], output: Path) -> None:
     """
     extras.require("models")
     from experiments.bench.processes import watch_others
+    from experiments.bench.results import write_results
     from experiments.bench.table import machine
     from experiments.display import no_notices
-    from experiments.provenance import command_line, versions
-    from experiments.runs import write_json
-    from privacy import files
 
     output.mkdir(parents=True, exist_ok=True)
     others = watch_others()
@@ -73,18 +70,13 @@ def k_seq(repetitions: int, sizes: tuple[int, ...], output: Path) -> None:
         rows = [_measure(size, repetitions) for size in sorted(set(sizes or SIZES))]
     found = {
         "machine": machine(),
-        "command": command_line(),
-        "versions": versions(),
         "repetitions": repetitions,
         "pairs": _PAIRS,
         "others": others(),
         "rows": rows,
         "exponents": {name: [fit_exponent(rows, name, least) for least in fits] for name, fits in _FITS.items()},
     }
-    table = format_table(found)
-    write_json(output / "results.json", found)
-    files.write_public(output / "table.md", table.encode())
-    click.echo(table, nl=False)
+    write_results(output, found, format_table(found))
 
 
 def draw_pair(size: int, number: int) -> tuple[Any, Any]:

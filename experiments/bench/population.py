@@ -18,7 +18,7 @@ from typing import Any
 import click
 import numpy as np
 
-from experiments import extras
+from experiments import extras, options
 from experiments.commands.renamed import renamed
 from experiments.markdown import markdown_table
 from experiments.memory import resident
@@ -72,13 +72,7 @@ class SyntheticClients:
 
 
 @click.command()
-@click.option(
-    "--output",
-    default="runs/bench/population",
-    show_default=True,
-    type=click.Path(path_type=Path),
-    help="Folder for the store, the table and the results.",
-)
+@options.output("runs/bench/population", "the store, the table and the results")
 @click.option(
     "--clients",
     default=1_000_000,

@@ -12,8 +12,7 @@ from typing import Any
 import click
 import numpy as np
 
-from experiments import extras
-from experiments.bench import options
+from experiments import extras, options
 from experiments.bench.measure import environment
 from experiments.bench.processes import watch
 from experiments.bench.table import machine
@@ -28,7 +27,7 @@ _CHARACTERS = slice(4000, 5500)  # after a play's list of persons
 
 @click.command()
 @click.argument("checkpoint", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@options.timeout
+@options.timeout()
 @options.output("runs/bench/pretrained")
 def pretrained(checkpoint: Path, timeout: int, output: Path) -> None:
     """Compare the logits and the speed of a GGUF file with those of Hugging Face transformers.

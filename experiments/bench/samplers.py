@@ -14,8 +14,7 @@ from typing import Any
 import click
 import numpy as np
 
-from experiments import extras
-from experiments.bench import options
+from experiments import extras, options
 from experiments.bench.measure import Peer, environment
 from experiments.bench.peers.samplers_common import DRAFT_LENGTH, LONG_TEXT, Pair, Sizes, save_pairs
 from experiments.bench.processes import watch
@@ -64,13 +63,7 @@ _ONE_THREAD = {
     "--timings", type=click.IntRange(3), default=10, show_default=True, help="Number of timed texts in each turn."
 )
 @click.option("--turns", type=click.IntRange(1), default=3, show_default=True, help="Processes per library.")
-@click.option(
-    "--timeout",
-    type=click.IntRange(1),
-    default=3600,
-    show_default=True,
-    help="Seconds after which a process is ended and counted as failed.",
-)
+@options.timeout(3600)
 @options.output("runs/bench/samplers")
 def samplers(names: tuple[str, ...], texts: int, timings: int, turns: int, timeout: int, output: Path) -> None:
     """Compare the distribution and the speed of speculative decoding in fedspeak, KerasHub and transformers.
@@ -79,11 +72,9 @@ def samplers(names: tuple[str, ...], texts: int, timings: int, turns: int, timeo
     and to standard output, all numbers to OUTPUT/results.json. `make bench-peers` installs the other libraries.
     """
     extras.require("models")
+    from experiments.bench.results import write_results
     from experiments.bench.table import machine
     from experiments.display import ConsoleDisplay
-    from experiments.provenance import command_line, versions
-    from experiments.runs import write_json
-    from privacy import files
 
     output.mkdir(parents=True, exist_ok=True)
     note = ConsoleDisplay().note
@@ -101,18 +92,13 @@ def samplers(names: tuple[str, ...], texts: int, timings: int, turns: int, timeo
                 note(f"turn {turn + 1}: {peer.name}: {results[peer.name].get('problem', 'measured')}")
     found = {
         "machine": machine(),
-        "command": command_line(),
-        "versions": versions(),
         "texts": texts // turns * turns,
         "long_texts": _LONG_TEXTS // turns * turns,
         "timings": timings * turns,
         "libraries": [{name: value for name, value in result.items() if name != "rows"} for result in results.values()],
         "pairs": summarise(pairs, list(results.values())),
     }
-    table = format_table(found)
-    write_json(output / "results.json", found)
-    files.write_public(output / "table.md", table.encode())
-    click.echo(table, nl=False)
+    write_results(output, found, format_table(found))
     failed = [f"{result['peer']}: {result['problem']}" for result in results.values() if result["failed"]]
     if failed:
         raise click.ClickException("; ".join(failed))

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import click
 
-from experiments import extras
-from experiments.bench import options
+from experiments import extras, options
 from experiments.commands.renamed import renamed
 from experiments.display import ConsoleDisplay
 from privacy.json_values import plain
@@ -44,7 +43,7 @@ CASES = tuple(workload + suffix for workload in _WORKLOADS for suffix in ("", "-
 @click.option(
     "--repetitions", type=click.IntRange(1, 100), default=5, show_default=True, help="Processes per framework and case."
 )
-@options.timeout
+@options.timeout()
 @options.output("runs/bench")
 @renamed("--out", "--output")
 def simulation(

@@ -15,8 +15,7 @@ from typing import Any
 import click
 import numpy as np
 
-from experiments import extras
-from experiments.bench import options
+from experiments import extras, options
 from experiments.bench.decoding_loop import load
 from experiments.markdown import markdown_table
 
@@ -48,18 +47,12 @@ _COLUMNS = ("target", *VERIFIERS, "one drafted token", "noise of the race")
 def verifiers(repetitions: int, vocabularies: tuple[int, ...], output: Path) -> None:
     """Time verifiers, draws and noise of speculative decoding beside the target's call for a block, on one thread."""
     extras.require("models")
+    from experiments.bench.results import write_results
     from experiments.bench.table import machine
-    from experiments.provenance import command_line, versions
-    from experiments.runs import write_json
-    from privacy import files
 
     output.mkdir(parents=True, exist_ok=True)
     rows = [_measure(size, repetitions) for size in vocabularies or TARGETS]
-    table = format_table(rows)
-    found = {"machine": machine(), "command": command_line(), "versions": versions(), "rows": rows}
-    write_json(output / "results.json", found)
-    files.write_public(output / "table.md", table.encode())
-    click.echo(table, nl=False)
+    write_results(output, {"machine": machine(), "rows": rows}, format_table(rows))
 
 
 def _measure(size: int, repetitions: int) -> dict[str, Any]:

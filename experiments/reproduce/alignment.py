@@ -15,6 +15,7 @@ from typing import Any
 import click
 import numpy as np
 
+from experiments import options
 from experiments.markdown import markdown_table
 from experiments.provenance import command_line, versions
 from experiments.runs import write_json
@@ -55,13 +56,7 @@ _WIDEST = 1000
     help="Mean reward per token whose probability under the optimal policy is computed: above the policy's mean, and "
     f"at most the highest reward.  [default: {_TAIL_REWARD} if that is in this range, otherwise its middle]",
 )
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path),
-    default=Path("runs/alignment"),
-    show_default=True,
-    help="Folder for the table, the plot and the results.",
-)
+@options.output("runs/alignment", "the table, the plot and the results")
 def alignment(probabilities: str, rewards: str, kl: float, tail_reward: float | None, output: Path) -> None:
     """Compute best-of-N for texts of m tokens and N = e^(m KL), beside the optimal policy with the same KL.
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from experiments import extras
+from experiments import extras, options
 from experiments.display import ConsoleDisplay
 from experiments.intervals import format_interval
 from experiments.markdown import markdown_table
@@ -53,13 +53,7 @@ _COLUMNS = ("n", "KL", "KL at least", "KL at most", "mean of D̂", "log n - (n -
     help="Maximum number of tokens of a text of --model.",
 )
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of the draws.")
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path),
-    default=Path("runs/best-of-n"),
-    show_default=True,
-    help="Folder for the table, the plot and the results.",
-)
+@options.output("runs/best-of-n", "the table, the plot and the results")
 def best_of_n(draws: int, models: tuple[Path, ...], samples: int, new_tokens: int, seed: int, output: Path) -> None:
     """Compute the KL of best-of-n exactly, beside its bounds, its estimate D̂ and the formula log n - (n - 1)/n.
 

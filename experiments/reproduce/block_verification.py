@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from experiments import options
 from experiments.display import ConsoleDisplay, no_notices
 from experiments.intervals import format_interval
 from experiments.markdown import markdown_table
@@ -43,14 +44,8 @@ _PUBLISHED = ((4, 2.89, 2.99, 3.46), (6, 3.23, 3.43, 6.19), (8, 3.41, 3.70, 8.30
     show_default=True,
     help=f"Number of continuations of each prompt, of {_BLOCKS} blocks each.",
 )
-@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of the study.")
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path),
-    default=Path("runs/block-verification"),
-    show_default=True,
-    help="Folder for the table, the plot and the results.",
-)
+@options.seed
+@options.output("runs/block-verification", "the table, the plot and the results")
 def block_verification(
     models: Path,
     target: Path | None,

@@ -13,7 +13,7 @@ from typing import Any
 import click
 import numpy as np
 
-from experiments import extras
+from experiments import extras, options
 from experiments.display import ConsoleDisplay
 from experiments.partial_results import digest, resume
 from experiments.provenance import command_line, versions
@@ -63,14 +63,8 @@ _TIMED_TEXTS, _TIMED = ("Macbeth", "Twelfth Night", "Python's manual", "Python s
     "--prompts", type=click.IntRange(_TUNED), default=48, show_default=True, help="Number of prompts from each text."
 )
 @click.option("--speed/--no-speed", default=True, show_default=True, help="Whether to measure the times too.")
-@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of the study.")
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path),
-    default=Path("runs/blockwise"),
-    show_default=True,
-    help="Folder for the tables, the plot and the results.",
-)
+@options.seed
+@options.output("runs/blockwise", "the tables, the plot and the results")
 def blockwise(
     target: Path,
     rescorer: Path,

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from experiments import config_file, extras
+from experiments import config_file, extras, options
 from experiments.display import ConsoleDisplay
 from experiments.drafting import short_name
 from experiments.intervals import format_interval
@@ -57,14 +57,8 @@ _COLUMNS = {
     show_default=True,
     help="Number of contexts from the held-out plays, drawn at random.",
 )
-@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of the study.")
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path),
-    default=Path("runs/coupling"),
-    show_default=True,
-    help="Folder for the table, the plots and the results.",
-)
+@options.seed
+@options.output("runs/coupling", "the table, the plots and the results")
 def coupling(
     models: Path, target: Path | None, drafters: tuple[str, ...], contexts: int, seed: int, output: Path
 ) -> None:

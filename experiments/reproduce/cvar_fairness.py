@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from experiments import options
 from experiments.display import ConsoleDisplay
 from experiments.provenance import command_line, versions
 from experiments.runs import write_json
@@ -44,13 +45,7 @@ _PERMUTATIONS = 19
     help="Folder that `make fairness-tables` prints, for the part on tables of people, which is otherwise left out.",
 )
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Seed of the study.")
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path),
-    default=Path("runs/cvar-fairness"),
-    show_default=True,
-    help="Folder for the tables, the plot and the results.",
-)
+@options.output("runs/cvar-fairness", "the tables, the plot and the results")
 def cvar_fairness(draws: int, max_groups: int, tables: Path | None, seed: int, output: Path) -> None:
     """Simulate tests of many groups: their error probabilities, and the rows they need by the number of groups.
 

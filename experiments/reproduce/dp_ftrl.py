@@ -15,7 +15,7 @@ import click
 import msgspec
 import numpy as np
 
-from experiments import extras
+from experiments import extras, options
 from experiments.display import ConsoleDisplay
 from experiments.provenance import command_line, versions
 from experiments.reproduce import dp_ftrl_memory, dp_ftrl_tables
@@ -80,13 +80,7 @@ def _parse_epsilons(context: click.Context, option: click.Parameter, value: str)
 )
 @click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Change a key of all runs.")
 @click.option("--no-training", is_flag=True, help="Compute errors, time and memory only.")
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path),
-    default=Path("runs/dp-ftrl"),
-    show_default=True,
-    help="Folder for the runs, the tables and the plot.",
-)
+@options.output("runs/dp-ftrl", "the runs, the tables and the plot")
 def dp_ftrl(
     epsilons: tuple[float, ...],
     seeds: int,

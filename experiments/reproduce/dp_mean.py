@@ -17,6 +17,7 @@ import click
 import numpy as np
 import numpy.typing as npt
 
+from experiments import options
 from experiments.display import ConsoleDisplay
 from experiments.markdown import markdown_table
 from experiments.provenance import command_line, versions
@@ -48,13 +49,7 @@ _MANY = 1_000_000  # so many records that only the leading term of the error mat
     type=click.IntRange(min=100),
     help="Number of private means to release for each measured error of the other libraries.",
 )
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path),
-    default=Path("runs/dp-mean"),
-    show_default=True,
-    help="Folder for the table, the plot and the results.",
-)
+@options.output("runs/dp-mean", "the table, the plot and the results")
 def dp_mean(trials: int, library_trials: int, output: Path) -> None:
     """Measure the errors of private means for many numbers of records n, ε and true means μ.
 

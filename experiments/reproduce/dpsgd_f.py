@@ -14,6 +14,7 @@ import click
 import numpy as np
 import numpy.typing as npt
 
+from experiments import options
 from experiments.display import ConsoleDisplay
 from experiments.markdown import markdown_table
 from experiments.provenance import command_line, versions
@@ -58,13 +59,7 @@ _MEANS = (1.0, 10.0, 100.0, 1e3, 1e4, 1e5)
     show_default=True,
     help="Number of runs per estimate of an accuracy.",
 )
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path),
-    default=Path("runs/dpsgd-f"),
-    show_default=True,
-    help="Folder for the table, the plots and the results.",
-)
+@options.output("runs/dpsgd-f", "the table, the plots and the results")
 def dpsgd_f(folder: Path, data: str, seeds: str, output: Path) -> None:
     """Compare DPSGD-F with DP-SGD on linear models.
 

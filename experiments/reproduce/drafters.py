@@ -14,7 +14,7 @@ from typing import Any
 import click
 import numpy as np
 
-from experiments import config_file, extras
+from experiments import config_file, extras, options
 from experiments.display import ConsoleDisplay
 from experiments.intervals import Interval, format_interval, mean_interval
 from experiments.markdown import markdown_table
@@ -55,13 +55,7 @@ _BATCH = 16
     metavar="SECTION.KEY=VALUE",
     help="Change a key of the config target for all models. May be repeated.",
 )
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path),
-    default=Path("runs/drafters"),
-    show_default=True,
-    help="Folder for the models, the table and the results; finished models in it are used again.",
-)
+@options.output("runs/drafters", "the models, the table and the results; finished models in it are used again")
 def drafters(overrides: tuple[str, ...], output: Path) -> None:
     """Train a target of 8 million weights and three drafters with its vocabulary, and compare their distributions.
 

@@ -13,6 +13,7 @@ from typing import Any
 import click
 import numpy as np
 
+from experiments import options
 from experiments.markdown import markdown_table
 from experiments.provenance import command_line, versions
 from experiments.runs import write_json
@@ -38,14 +39,8 @@ _SMALLEST, _LARGEST = 0.05, 10.0
     show_default=True,
     help=f"Price of KL, in units of win rate per nat, from {_SMALLEST:g} to {_LARGEST:g}. May be repeated.",
 )
-@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of the study.")
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path),
-    default=Path("runs/inference-time"),
-    show_default=True,
-    help="Folder for the table, the plot and the results.",
-)
+@options.seed
+@options.output("runs/inference-time", "the table, the plot and the results")
 def inference_time(betas: tuple[float, ...], seed: int, output: Path) -> None:
     """Compare policies for use with best-of-N: the optimum, the best exponential tilt, and the usual alignment.
 

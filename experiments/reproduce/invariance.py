@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from experiments import extras
+from experiments import extras, options
 from experiments.display import ConsoleDisplay
 from experiments.invariance_runs import VARIANTS, Family, compare
 from experiments.markdown import markdown_table
@@ -39,13 +39,7 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
 )
 @click.option("--texts", type=click.IntRange(1, 100_000), default=300, show_default=True, help="Number of texts.")
 @click.option("--tokens", type=click.IntRange(1, 1000), default=32, show_default=True, help="Tokens per text.")
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path),
-    default=Path("runs/invariance"),
-    show_default=True,
-    help="Folder for the table and the results.",
-)
+@options.output("runs/invariance")
 def invariance(models: Path | None, texts: int, tokens: int, output: Path) -> None:
     """Measure how often texts of the decoding "invariant" stay the same for other drafts, drafters and batches."""
     extras.require("models")

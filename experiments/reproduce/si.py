@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from experiments import config_file, extras
+from experiments import config_file, extras, options
 from experiments.display import ConsoleDisplay
 from experiments.partial_results import resume
 from experiments.provenance import command_line, versions
@@ -48,13 +48,7 @@ from privacy.files import write_public
     type=click.FloatRange(0),
     help="Stop after the cell in which so many minutes have passed; 0 trains nothing and writes what there is.",
 )
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path),
-    default=Path("runs/si"),
-    show_default=True,
-    help="Folder for the tables, the plots and the results.",
-)
+@options.output("runs/si", "the tables, the plots and the results")
 def si(scale: str, config: str | None, earlier: Path | None, minutes: float | None, output: Path) -> None:
     """Compare CIFG and transformer with their scale-invariant forms in federated training.
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from experiments import options
 from experiments.decoding_modes import parse
 from experiments.display import ConsoleDisplay, no_notices
 from experiments.intervals import format_interval
@@ -61,14 +62,8 @@ _PROMPT, _BLOCKS = 24, 12
     show_default=True,
     help=f"Number of prompts of {_PROMPT} tokens from the held-out plays, drawn at random.",
 )
-@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of the study.")
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path),
-    default=Path("runs/spectr"),
-    show_default=True,
-    help="Folder for the table, the plot and the results.",
-)
+@options.seed
+@options.output("runs/spectr", "the table, the plot and the results")
 def spectr(models: Path, target: Path | None, drafters: tuple[str, ...], prompts: int, seed: int, output: Path) -> None:
     """Measure the tokens per target call of block verification, SpecTr and trees, and the acceptance of one level.
 
