@@ -15,8 +15,6 @@ else:
     Preset = Literal[NAMES]
 
 DEFAULT_PRESET = "tiny"
-
-
 VOCABULARY_SIZE = 1024
 
 

@@ -42,8 +42,6 @@ def build_mechanism(config: Config, participation: Participation, begun: Mechani
     """
     section = config.privacy
     bands, buffers = section.bands or BANDS, section.buffers or BUFFERS
-    if section.mechanism == "tree":
-        return Tree(section.restart_every)
     workload = _build_workload(config)
     match begun:
         case Banded() if section.mechanism == "banded" and begun.optimized_for == workload.describe():
@@ -52,9 +50,37 @@ def build_mechanism(config: Config, participation: Participation, begun: Mechani
         case BLT() if section.mechanism == "blt" and begun.optimized_for == workload.describe():
             if len(begun.decays) <= buffers:
                 return begun
-    if section.mechanism == "banded":
-        return optimize_banded(bands, workload, participation)
-    return optimize_blt(buffers, workload, participation)
+    sizes = (section.restart_every, section.bands, section.buffers)
+    return choose_mechanism(section.mechanism, workload, participation, *sizes)
+
+
+def choose_mechanism(
+    kind: str,
+    workload: Workload,
+    participation: Participation,
+    restart_every: int | None,
+    bands: int | None,
+    buffers: int | None,
+) -> Mechanism:
+    """Returns the mechanism "tree", "banded" or "blt", the latter two with the least error for a workload.
+
+    Args:
+      kind: name of the mechanism.
+      workload: what the server computes.
+      participation: limits on a client's rounds.
+      restart_every: of a tree, the number of rounds after which a new one begins; None for one tree.
+      bands: maximum number of bands; None for the default.
+      buffers: maximum number of buffers of a BLT; None for the default.
+
+    Raises:
+      ValueError: a number is out of range.
+    """
+    match kind:
+        case "tree":
+            return Tree(restart_every)
+        case "banded":
+            return optimize_banded(bands or BANDS, workload, participation)
+    return optimize_blt(buffers or BUFFERS, workload, participation)
 
 
 def _build_workload(config: Config) -> Workload:

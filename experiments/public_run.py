@@ -45,15 +45,12 @@ def train(run: RunFolder, command: str, show: ConsoleDisplay) -> str:
         raise ValueError(f"{run.path} is a federated run: resume it with fedspeak train --resume {run.path}")
     show.note(f"run: {run.path}")
     initial = load_initial(config)
-    origin = initial
-    if config.vocabulary.of is not None:
-        origin = initial_model.load(Path(config.vocabulary.of), "vocabulary.of")
+    origin, description = _find_origin(config, initial)
     words, sequences, declared = data.prepare_public(config, run.vocabulary)
     show.note(f"public: {'; '.join(declared)}")
     show.note(f"vocabulary: {words.size} sub-words ({words.digest[:12]}); {len(sequences):,} sequences")
     model = assembly.build_model(config, words.size, None if initial is None else initial.model)
     if origin is not None:
-        description = origin.description if initial is not None else f"vocabulary of {origin.description}"
         show.note(description)
         declared = (*declared, description)
     if not run.facts.exists():
@@ -74,13 +71,21 @@ def train(run: RunFolder, command: str, show: ConsoleDisplay) -> str:
     return text
 
 
+def _find_origin(config: Config, initial: InitialModel | None) -> tuple[str | None, str]:
+    """Returns digest and description of the model whose weights or vocabulary the new one begins with; None if none."""
+    if config.vocabulary.of is not None:
+        found = initial_model.load(Path(config.vocabulary.of), "vocabulary.of")
+        return found.digest, f"vocabulary of {found.description}"
+    return (None, "") if initial is None else (initial.digest, initial.description)
+
+
 def _record_facts(
     run: RunFolder,
     command: str,
     declared: tuple[str, ...],
     vocabulary: str,
     sequences: np.ndarray,
-    origin: InitialModel | None,
+    origin: str | None,
     show: ConsoleDisplay,
 ) -> None:
     """Records what the training begins with, or checks that it goes on with the same.
@@ -90,7 +95,7 @@ def _record_facts(
     """
     inputs = {
         "sequences": hashlib.sha256(np.ascontiguousarray(sequences).tobytes()).hexdigest(),
-        "initial": None if origin is None else origin.digest,
+        "initial": origin,
     }
     kernels = describe_kernels()
     if not run.facts.exists():

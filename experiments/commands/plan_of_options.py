@@ -156,8 +156,8 @@ def _build_sampling(sampler: str, sizes: dict[str, Any], max_participations: int
 
 def _build_mechanism(mechanism: str, sizes: dict[str, int | None], plan: PrivacyPlan) -> Mechanism:
     """Returns the mechanism for the plan's rounds and participation limits, with the least error of prefix sums."""
-    from experiments.config_privacy import BANDS
-    from privacy.correlated.factorisation import BUFFERS, MAX_HORIZON, optimize_banded, optimize_blt
+    from experiments.mechanism import choose_mechanism
+    from privacy.correlated.factorisation import MAX_HORIZON
     from privacy.correlated.mechanisms import BLT, MAX_BANDS, MAX_BUFFERS, Banded, Tree
     from privacy.correlated.workload import Workload
 
@@ -168,12 +168,8 @@ def _build_mechanism(mechanism: str, sizes: dict[str, int | None], plan: Privacy
     most = {"tree": Tree.max_rounds, "banded": Banded.max_rounds, "blt": BLT.max_rounds}[mechanism]
     if plan.rounds > most:
         raise ValueError(f"--rounds {plan.rounds} with --mechanism {mechanism}: give at most {most:,}")
-    if mechanism == "tree":
-        return Tree(sizes["--restart-every"])
     workload = Workload(min(plan.rounds, MAX_HORIZON))
-    if mechanism == "banded":
-        return optimize_banded(sizes["--bands"] or BANDS, workload, plan.participation)
-    return optimize_blt(sizes["--buffers"] or BUFFERS, workload, plan.participation)
+    return choose_mechanism(mechanism, workload, plan.participation, *sizes.values())
 
 
 @contextlib.contextmanager

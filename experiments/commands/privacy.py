@@ -206,9 +206,9 @@ def rounds(target: float, noise_multiplier: float, as_json: bool, **setting: Any
 
 
 def _print_result(plan: PrivacyPlan, as_json: bool) -> None:
-    from privacy import CheckIn, Cyclic, Poisson, accounting
+    from privacy import Poisson, accounting
     from privacy.accounting.guarantee import format_epsilon
-    from privacy.accounting.plan_epsilon import is_amplified
+    from privacy.accounting.plan_epsilon import needs_secret_cohorts
 
     spent = accounting.epsilon(plan)
     if as_json:
@@ -217,8 +217,7 @@ def _print_result(plan: PrivacyPlan, as_json: bool) -> None:
     stated = {name: "stated" if name == spent.accountant else "another upper bound" for name in ("PLD", "RDP")}
     pld = "not available" if spent.pld is None else f"{format_epsilon(spent.pld)}  ({stated['PLD']})"
     rdp = f"{format_epsilon(spent.rdp)}  ({stated['RDP']})"
-    is_exact = isinstance(plan.sampling, (Cyclic, CheckIn)) or plan.sampling == Poisson(1.0)
-    is_exact = is_exact or (plan.mechanism is not None and not is_amplified(plan))
+    is_exact = not needs_secret_cohorts(plan) or plan.sampling == Poisson(1.0)
     rows = [
         (
             "epsilon",

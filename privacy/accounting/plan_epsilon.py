@@ -86,13 +86,7 @@ def epsilon(plan: PrivacyPlan, rounds: int | None = None, releases: Iterable[flo
         notes = () if plan.is_private else ("NOT PRIVATE: the noise multiplier is 0",)
         return Epsilon(value, value, 0.0, plan.relation, plan.target_delta, rounds, notes)
     delta = plan.target_delta
-    bounds = []
-    for same in _list_equivalents(plan, rounds, float(plan.noise_multiplier)):
-        cost = further + same.further
-        by_order = composition.rdp_epsilon(same.sampling, plan.population, same.z, same.rounds, delta, cost)
-        bounds.append((composition.pld_epsilon(same.sampling, same.z, same.rounds, delta, further=cost), by_order))
-    pld = min((bound for bound, _ in bounds if bound is not None), default=None)
-    rdp, order = min(by_order for _, by_order in bounds)
+    pld, rdp, order = _least(plan, rounds, float(plan.noise_multiplier), loss_grid.FINE, further)
     if plan.mechanism is not None:
         draws = _DRAWS * rounds
         rdp, pld = with_failures(rdp, delta, draws), None if pld is None else with_failures(pld, delta, draws)
@@ -246,6 +240,23 @@ def _list_equivalents(plan: PrivacyPlan, rounds: int, z: float) -> list[_Equival
     return found
 
 
+def _least(
+    plan: PrivacyPlan, rounds: int, z: float, points: int, further: float = 0.0
+) -> tuple[float | None, float, float]:
+    """Returns the least ε by PLD and by RDP, and the order of the latter, of all bounds of `_list_equivalents`."""
+    plds, rdps = [], []
+    for same in _list_equivalents(plan, rounds, z):
+        cost, delta = further + same.further, plan.target_delta
+        plds.append(composition.pld_epsilon(same.sampling, same.z, same.rounds, delta, points, cost))
+        rdps.append(composition.rdp_epsilon(same.sampling, plan.population, same.z, same.rounds, delta, cost))
+    return min((pld for pld in plds if pld is not None), default=None), *min(rdps)
+
+
+def needs_secret_cohorts(plan: PrivacyPlan) -> bool:
+    """Returns whether ε of a plan assumes that nobody knows who took part in which round."""
+    return isinstance(plan.sampling, (sampling.Poisson, sampling.FixedSize)) or is_amplified(plan)
+
+
 def is_amplified(plan: PrivacyPlan) -> bool:
     """Returns whether the accounting of a plan with cyclic Poisson cohorts counts amplification by sampling.
 
@@ -268,12 +279,9 @@ def _renyi_epsilon(plan: PrivacyPlan, rounds: int, z: float, delta: float) -> fl
 
 def _coarse_epsilon(plan: PrivacyPlan, rounds: int, z: float | None = None) -> float:
     """Returns ε on the coarse grid, which is cheap and hardly ever below the ε on the fine grid."""
-    z, delta = float(plan.noise_multiplier) if z is None else z, plan.target_delta
-    bounds = [
-        composition.pld_epsilon(same.sampling, same.z, same.rounds, delta, loss_grid.COARSE, same.further)
-        for same in _list_equivalents(plan, rounds, z)
-    ]
-    return min(_renyi_epsilon(plan, rounds, z, delta), *(bound for bound in bounds if bound is not None))
+    z = float(plan.noise_multiplier) if z is None else z
+    pld, rdp, _ = _least(plan, rounds, z, loss_grid.COARSE)
+    return rdp if pld is None else min(pld, rdp)
 
 
 def _largest_fitting(fits: Callable[[int], bool], start: int) -> int:

@@ -45,9 +45,10 @@ def optimize_banded(bands: int, workload: Workload, participation: Participation
       ValueError: the number of bands or of the workload's rounds is out of range.
     """
     _check_horizon(workload)
-    if checks.whole("bands", bands, 1, "1 band is independent noise") > MAX_BANDS:
+    bands = checks.whole("bands", bands, 1, "1 band is independent noise")
+    if bands > MAX_BANDS:
         raise ValueError(f"bands must be at most {MAX_BANDS:,}, got {bands:,}: use a BLT")
-    return _optimize_banded(min(int(bands), workload.rounds), workload, participation)
+    return _optimize_banded(min(bands, workload.rounds), workload, participation)
 
 
 @functools.lru_cache(maxsize=32)
@@ -112,9 +113,10 @@ def optimize_blt(max_buffers: int, workload: Workload, participation: Participat
       ValueError: the number of buffers or of the workload's rounds is out of range.
     """
     _check_horizon(workload)
-    if checks.whole("max_buffers", max_buffers, 1, f"{BUFFERS} are usual") > MAX_BUFFERS:
+    max_buffers = checks.whole("max_buffers", max_buffers, 1, f"{BUFFERS} are usual")
+    if max_buffers > MAX_BUFFERS:
         raise ValueError(f"max_buffers must be at most {MAX_BUFFERS}, got {max_buffers}: {BUFFERS} are usual")
-    return _optimize_blt(int(max_buffers), workload, participation)
+    return _optimize_blt(max_buffers, workload, participation)
 
 
 @functools.lru_cache(maxsize=32)

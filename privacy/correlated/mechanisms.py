@@ -186,7 +186,7 @@ class BLT(_AsDict):
     def column(self, rounds: int) -> npt.NDArray[np.float64]:
         """Returns the first column of C, float64 [rounds]."""
         rounds = checks.whole("rounds", rounds, 1, "count the rounds")
-        powers = np.array(self.decays)[:, None] ** np.arange(max(rounds - 1, 0))
+        powers = np.array(self.decays)[:, None] ** np.arange(rounds - 1)
         column = np.concatenate([[1.0], np.array(self.weights) @ powers])
         # The exact coefficients never grow; rounding may lift one by its last bit.
         return np.minimum.accumulate(column)

@@ -73,6 +73,5 @@ class Workload:
         parts = [f"momentum {self.momentum:g}"] if self.momentum else []
         parts += [f"weight decay {self.weight_decay:g}"] if self.weight_decay else []
         parts += ["a learning-rate schedule"] if self.learning_rates is not None else []
-        return f"prefix sums over {self.rounds} round{'s' * (self.rounds > 1)}" + (
-            f" with {', '.join(parts)}" if parts else ""
-        )
+        sums = f"prefix sums over {self.rounds} round{'s' * (self.rounds > 1)}"
+        return f"{sums} with {', '.join(parts)}" if parts else sums

@@ -13,7 +13,7 @@ from typing import Any
 
 from privacy import accounting
 from privacy.accounting import Epsilon, composition, loss_grid
-from privacy.accounting.plan_epsilon import is_amplified
+from privacy.accounting.plan_epsilon import is_amplified, needs_secret_cohorts
 from privacy.budget import Releases
 from privacy.keys import FIXED_PREFIX
 from privacy.ledger import Ledger
@@ -180,8 +180,7 @@ def _list_not_covered(plan: PrivacyPlan) -> list[str]:
     is_counted = isinstance(plan.sampling, Poisson) and not plan.population_declared
     count_line = [COUNT.format(population=plan.population)] if is_counted else []
     noise_line = [NOISE[plan.noise if plan.mechanism is None else "correlated"]] if plan.is_private else []
-    is_sampled = isinstance(plan.sampling, (Poisson, FixedSize)) or is_amplified(plan)
-    secret = SECRET_COHORTS if is_sampled else PUBLIC_COHORTS
+    secret = SECRET_COHORTS if needs_secret_cohorts(plan) else PUBLIC_COHORTS
     return [*count_line, *noise_line, *(line.format(secret=secret) for line in NOT_COVERED)]
 
 

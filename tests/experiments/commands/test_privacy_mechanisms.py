@@ -1,29 +1,17 @@
 """Tests of `fedspeak privacy epsilon` and `noise` with limits on participation and with correlated noise."""
 
-import json
 import math
 
 import pytest
-from click.testing import CliRunner
 
-from experiments.commands.privacy import privacy
 from experiments.config_privacy import BANDS
 from privacy import CyclicPoisson, FixedClip, PrivacyPlan, accounting
 from privacy.correlated import Workload, optimize_banded
 from privacy.correlated.factorisation import BUFFERS
+from tests.experiments.commands.test_privacy import call, facts
 
 pytestmark = pytest.mark.filterwarnings("ignore:np.find_common_type is deprecated:DeprecationWarning")
 CHECK_IN = ("--sampler", "check-in", "--population", 10**6, "--cohort-size", 1000, "--delta", 1e-10)
-
-
-def call(*arguments):
-    done = CliRunner().invoke(privacy, [str(a) for a in arguments], catch_exceptions=False)
-    assert done.exit_code == 0, done.output
-    return done.output
-
-
-def facts(*arguments):
-    return json.loads(call(*arguments, "--json"))
 
 
 def test_published_tree_has_its_epsilon():
