@@ -103,10 +103,8 @@ def _record_facts(
         write_json(run.facts, {**facts, **inputs, "kernels": [kernels]})
         return
     facts = read_json(run.facts, "kernels", *inputs)
-    for name, what in (
-        ("sequences", "the public text"),
-        ("initial", "the model that model.init or vocabulary.of names"),
-    ):
+    key = "model.init" if run.read_config().vocabulary.of is None else "vocabulary.of"
+    for name, what in (("sequences", "the public text"), ("initial", f"the model that {key} names")):
         if facts[name] != inputs[name]:
             raise ValueError(
                 f"{what} differs from what {run.path} began with: restore it, or start a new model with fedspeak "
